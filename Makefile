@@ -1,0 +1,37 @@
+# make setup   a virtual environment in .venv with all that is needed; the other targets call it
+# make demo    the whole job on the embedded model and corpus, about ten minutes on two CPU cores
+# make test    everything that must hold
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: setup demo test lint format docs clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt tools/setup_environment.py
+	$(PYTHON) tools/setup_environment.py $(VENV)
+
+demo: setup
+	$(BIN)/spantune demo
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+test: lint
+	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term --cov-fail-under=90
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

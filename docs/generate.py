@@ -1,0 +1,189 @@
+"""Writes the two reference pages that cannot rot: `cli.md` from the command line, `recipe.md` from the config.
+
+The pages are made from the names, help texts and docstrings in the code and from nothing that depends on the
+terminal or on typer's own layout. `--check` writes nothing and exits with 1 when a page is not what it should be.
+
+    python docs/generate.py
+    python docs/generate.py --check
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from spantune.cli import app
+from spantune.config import Config
+from spantune.task import Label
+
+HERE = Path(__file__).parent
+MADE = "<!-- Made by docs/generate.py from the code; do not edit. -->"
+TYPES = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path", types.NoneType: "none"}
+
+
+def main() -> int:
+    """Write the pages, or with `--check` only compare them; returns the exit code."""
+    if sys.argv[1:] not in ([], ["--check"]):
+        print("usage: python docs/generate.py [--check]", file=sys.stderr)
+        return 2
+    wrong = 0
+    for name, make in PAGES.items():
+        page, made = HERE / name, make()
+        if page.is_file() and page.read_text(encoding="utf-8") == made:
+            continue
+        if sys.argv[1:]:
+            wrong = 1
+            print(f"docs/{name} is not what the code says; run python docs/generate.py", file=sys.stderr)
+        else:
+            page.write_text(made, encoding="utf-8")
+            print(f"docs/{name} written", file=sys.stderr)
+    return wrong
+
+
+def cli_page() -> str:
+    """Every command with its help text, arguments and options."""
+    root = typer.main.get_command(app)
+    lines = [
+        MADE,
+        "# Commands",
+        "",
+        _prose(root.help),
+        "",
+        "Tables and JSON go to stdout, everything for people to stderr. Exit codes: 0 done, 1 found wanting, 2 wrong",
+        "use. `spantune --version` prints the version; `--help` works everywhere.",
+    ]
+    for name, command in _commands(root, "spantune"):
+        lines += ["", f"## {name}", "", "```", _usage(name, command), "```", "", _help(command.help)]
+        rows = [_parameter(command, parameter) for parameter in command.params if parameter.name != "help"]
+        if rows:
+            lines += ["", "| | value | default | |", "|---|---|---|---|", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def recipe_page() -> str:
+    """Every section and key of a recipe."""
+    lines = [
+        MADE,
+        "# Recipe",
+        "",
+        "A recipe is a YAML file with the sections below. Every key can be set on the command line, after the recipe:",
+        "`section.key=value`, the value in YAML (`train.max_steps=24`, `'lora.targets=[q_proj,v_proj]'`). An unknown",
+        "key is an error that names the nearest valid one. The resolved recipe is saved as `config.yaml`.",
+    ]
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        assert isinstance(section, type) and issubclass(section, BaseModel)
+        need = " Required." if field.is_required() else ""
+        lines += ["", f"## {name}", "", _prose(section.__doc__) + need, "", *_fields(name, section)]
+    lines += ["", "## A label", "", _prose(Label.__doc__), "", *_fields("", Label)]
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "recipe.md": recipe_page}
+
+
+def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
+    for child, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{name} {child}")
+        else:
+            yield f"{name} {child}", command
+
+
+def _usage(name: str, command: Any) -> str:
+    parts = [name]
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            many = "…" if parameter.nargs == -1 else ""
+            shown = parameter.name.upper() + many
+            parts.append(shown if parameter.required else f"[{shown}]")
+        elif parameter.required:
+            parts.append(f"{parameter.opts[0]} {parameter.name.upper()}")
+    return " ".join([*parts, "[OPTIONS]"])
+
+
+def _parameter(command: Any, parameter: Any) -> str:
+    hint = get_type_hints(command.callback)[parameter.name]
+    if parameter.param_type_name == "argument":
+        shown = f"`{parameter.name.upper()}`"
+    else:
+        shown = " / ".join(f"`{option}`" for option in [*parameter.opts, *parameter.secondary_opts])
+    kind = "" if hint is bool else _type(hint)
+    default = "" if parameter.default in (None, False, True) else f"`{parameter.default}`"
+    if hint is bool and parameter.secondary_opts:
+        default = f"`{(parameter.opts if parameter.default else parameter.secondary_opts)[0]}`"
+    return _row(shown, kind, "required" if parameter.required else default, parameter.help or "")
+
+
+def _help(text: str | None) -> str:
+    """A command's docstring, its example lines as code blocks."""
+    blocks: list[str] = []
+    for paragraph in inspect.cleandoc(text or "").split("\n\n"):
+        head, _, example = paragraph.partition("Example: ")
+        if not head and example:
+            blocks.append(f"```bash\n{example}\n```")
+        elif paragraph.startswith("    "):
+            blocks.append(f"```bash\n{paragraph.strip()}\n```")
+        else:
+            blocks.append(" ".join(paragraph.split()))
+    return "\n\n".join(blocks).replace("```\n\n```bash\n", "")
+
+
+def _fields(prefix: str, section: type[BaseModel]) -> list[str]:
+    rows = ["| key | value | default | |", "|---|---|---|---|"]
+    for name, field in section.model_fields.items():
+        key = f"`{prefix}.{name}`" if prefix else f"`{name}`"
+        rows.append(_row(key, _type(field.annotation) + _limits(field), _default(field), field.description or ""))
+    return rows
+
+
+def _type(hint: Any) -> str:
+    """A type in words: choices as code, alternatives with "or", None left out."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return ", ".join(f"`{part}`" for part in parts)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type(part) for part in parts if part is not types.NoneType)
+    if origin in (list, tuple):
+        return f"list of {_type(parts[0])}"
+    return TYPES.get(hint) or f"{hint.__name__.lower()}"
+
+
+def _limits(field: FieldInfo) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    found: list[str] = []
+    for part in field.metadata:
+        found += [f"{sign} {getattr(part, key):g}" for key, sign in signs.items() if hasattr(part, key)]
+        found += [f"`{part.pattern}`"] if getattr(part, "pattern", None) else []
+        found += ["not empty"] if getattr(part, "min_length", None) else []
+    return f", {', '.join(found)}" if found else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required() or field.default is PydanticUndefined:
+        return "required"
+    if field.default is None or field.default == "":
+        return ""
+    value = {True: "true", False: "false"}.get(field.default) if isinstance(field.default, bool) else field.default
+    return f"`{value}`"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _prose(text: str | None) -> str:
+    return " ".join(inspect.cleandoc(text or "").split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

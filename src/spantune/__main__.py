@@ -1,0 +1,5 @@
+"""`python -m spantune`."""
+
+from spantune.cli import main
+
+main()

@@ -1,0 +1,111 @@
+"""Who may see whom, as additive float masks for scaled-dot-product attention.
+
+Training packs and the decoding batch are laid out alike: every token has an owner and a position, and
+a query sees a key of the prefix or of its own owner at a position not after its own, within the window
+of a sliding layer. The window is counted in positions inside the example, never in pack indices. A
+mask is always given: `attention_mask=None` never means packed, and a bool mask is wrong in eager. In
+training, each example's queries are run against the prefix's and their own keys only, so that a pack's
+attention costs what its examples cost, not the square of its length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from spantune.errors import ModelError
+from spantune.pack import PREFIX
+
+NAME = "spantune"  # the attention implementation to load models with
+Mask = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Owner and position of each token, two long tensors of one length."""
+
+    owner: Tensor
+    position: Tensor
+
+
+def check_attention(config: Any) -> None:
+    """Refuse models with layers that a pack cannot isolate.
+
+    Raises:
+        ModelError: names the kind of layer.
+    """
+    unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ModelError(
+            f"model type {config.model_type!r} has layers of kind {', '.join(sorted(unknown))}, in which examples of a "
+            "pack would mix; use a model with full or sliding-window attention"
+        )
+
+
+def attention_mask(config: Any, query: Places, key: Places, dtype: torch.dtype) -> Mask:
+    """The mask [1, 1, queries, keys] that the model's `forward` takes, one a layer kind where it has kinds."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return {
+            kind: _mask(query, key, window if kind == "sliding_attention" else None, dtype)
+            for kind in sorted(set(kinds))
+        }
+    if window is not None and getattr(config, "use_sliding_window", True) is False:
+        window = None
+    return _mask(query, key, window, dtype)
+
+
+def segment_lengths(owner: Tensor) -> list[int]:
+    """Lengths of the runs of one owner in a pack, the prefix first where there is one."""
+    lengths: list[int] = torch.unique_consecutive(owner, return_counts=True)[1].tolist()
+    if owner[0] != PREFIX:
+        lengths.insert(0, 0)
+    return lengths
+
+
+def segmented_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention of transformers' interface; with `segments` (lengths, prefix first) it skips what a pack's mask hides.
+
+    Shapes: query [1, heads, tokens, size], key and value [1, kv heads, tokens, size], mask [1, 1, tokens, tokens];
+    returns [1, tokens, heads, size].
+    """
+    segments = options.pop("segments", None)
+    if segments is None:
+        attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return attended
+    prefix, outputs, start = segments[0], [], 0
+    for length in segments:
+        own = slice(start, start + length)
+        if start == 0:
+            keys, values, mask = key[:, :, own], value[:, :, own], attention_mask[:, :, own, own]
+        else:
+            keys = torch.cat([key[:, :, :prefix], key[:, :, own]], dim=2)
+            values = torch.cat([value[:, :, :prefix], value[:, :, own]], dim=2)
+            mask = torch.cat([attention_mask[:, :, own, :prefix], attention_mask[:, :, own, own]], dim=3)
+        if length:
+            outputs.append(sdpa_attention_forward(module, query[:, :, own], keys, values, mask, **options)[0])
+        start += length
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(NAME, segmented_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _mask(query: Places, key: Places, window: int | None, dtype: torch.dtype) -> Tensor:
+    distance = query.position[:, None] - key.position[None, :]
+    visible = (key.owner[None, :] == PREFIX) | (key.owner[None, :] == query.owner[:, None])
+    visible &= distance >= 0
+    if window is not None:
+        visible &= distance < window
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[None, None]

@@ -1,0 +1,414 @@
+"""The command line: parse, call, print, exit code. No logic lives here, and no torch is imported for --help.
+
+Tables and JSON go to stdout, everything for people to stderr. Exit codes: 0 done, 1 found wanting, 2
+wrong use.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from spantune import __version__
+from spantune.errors import ConfigError, SpantuneError
+
+if TYPE_CHECKING:
+    from spantune.document import Document
+    from spantune.train import Result
+
+app = typer.Typer(
+    name="spantune",
+    help="Fine-tune open LLMs into entity extractors whose every entity is in the text.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Look at annotated corpora and convert them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
+
+
+def main() -> NoReturn:
+    """Run the command line; an error of the user's making is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except SpantuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Fine-tune open LLMs into entity extractors whose every entity is in the text."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    folder: Annotated[Path, typer.Option(help="Where the run is written.")] = Path("runs"),
+) -> None:
+    """Run the whole job on the embedded model and corpus: fine-tune, track, measure, extract.
+
+    Takes about ten minutes on two CPU cores and ends with one JSON line.
+
+    Example: spantune demo
+    """
+    from spantune.config import load_config
+    from spantune.runs import free_name
+
+    name = free_name(folder, "demo")
+    recipe = load_config(_recipes() / "demo.yaml", [f"run.folder={folder}", f"run.name={name}", *(overrides or [])])
+    _run(recipe, None)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe.")], overrides: Overrides = None, as_json: Json = False
+) -> None:
+    """Audit a recipe and predict its memory and time before anything is spent; exit 1 on a failed audit.
+
+    Example: spantune plan recipes/phi4-cmeee.yaml data.train=cmeee.jsonl
+    """
+    from spantune.config import load_config
+
+    settings = load_config(recipe, overrides or [])
+    _quiet()
+    from spantune.plan import make_plan
+    from spantune.prepare import prepare
+
+    found = make_plan(prepare(settings))
+    if as_json:
+        print(json.dumps(found.as_dict(), ensure_ascii=False))
+    else:
+        _print_plan(found)
+    raise typer.Exit(1 if found.failed else 0)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe; not needed with --resume.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with from its last checkpoint.")] = None,
+) -> None:
+    """Fine-tune by a recipe; ends with one JSON line of the run and its F1.
+
+    Examples:
+
+        spantune train recipes/cmeee-small.yaml data.train=cmeee.jsonl train.max_steps=24
+
+        spantune train --resume runs/cmeee-small
+    """
+    if (recipe is None) == (resume is None):
+        raise ConfigError("give either a recipe, or --resume with a run folder (whose recipe is kept)")
+    if recipe is not None:
+        from spantune.config import load_config
+
+        settings = load_config(recipe, overrides or [])
+    else:
+        assert resume is not None
+        from spantune.runs import resume_recipe
+
+        settings = resume_recipe(resume)
+    _run(settings, resume)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[str, typer.Option(help="An annotated corpus, or bundled:NAME.")],
+    format: Format = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first N documents only.")] = None,
+    grounded: Annotated[
+        bool, typer.Option("--grounded/--free", help="Decode under the grammar, or without it.")
+    ] = True,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Extract with a run's adapter and score against gold: strict F1 with 95 % intervals.
+
+    Example: spantune evaluate runs/demo --data bundled:clinical-zh-test
+    """
+    from spantune import formats
+    from spantune.runs import read_config
+
+    settings = read_config(run).extract.model_copy(update={"grounded": grounded})
+    documents = formats.read(data, format).documents[:limit]
+    _quiet()
+    from spantune.corpus import check_labels
+    from spantune.evaluate import evaluate as measure
+    from spantune.evaluate import save_predictions
+    from spantune.extract import load_run
+
+    extractor = load_run(run, device, settings)
+    check_labels(documents, extractor.task.codes)
+    evaluation = measure(extractor, documents)
+    save_predictions(run / "predictions" / f"{Path(data.replace(':', '-')).stem}.jsonl", evaluation.extractions)
+    if as_json:
+        print(json.dumps(evaluation.as_dict(), ensure_ascii=False))
+    else:
+        _print_scores(evaluation.as_dict())
+
+
+@app.command()
+def extract(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    file: Annotated[str, typer.Argument(help="A text file (one document a line), a corpus file, or - for stdin.")],
+    out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
+    to: Annotated[str, typer.Option(help="Format of the output, with --out.")] = "native",
+    format: Format = None,
+    batch_size: Annotated[int | None, typer.Option(help="Documents decoded together.", min=1)] = None,
+    device: Device = "auto",
+) -> None:
+    """Extract entities: native JSONL to stdout, in order; exit 1 when an answer was cut, invalid or ungrounded.
+
+    Examples:
+
+        spantune extract runs/demo notes.txt > entities.jsonl
+
+        echo 患者因急性阑尾炎行腹腔镜手术。 | spantune extract runs/demo -
+    """
+    from spantune import formats
+    from spantune.document import to_record
+    from spantune.runs import read_config
+
+    if to != "native" and out is None:
+        raise ConfigError(f"--to {to} needs --out FILE; only native JSONL is written to stdout")
+    settings = read_config(run).extract
+    if batch_size:
+        settings = settings.model_copy(update={"batch_size": batch_size})
+    documents = list(_documents(file, format))
+    _quiet()
+    from spantune.evaluate import annotated
+    from spantune.extract import load_run
+    from spantune.progress import console, track
+
+    extractor = load_run(run, device, settings)
+    wanting = 0
+
+    def results() -> Iterator[Document]:
+        nonlocal wanting
+        for extraction in track(extractor.stream(documents), "extract", len(documents)):
+            document = annotated(extraction)
+            wanting += document is not extraction.document
+            yield document
+
+    if out:
+        formats.write(out, results(), to)
+    else:
+        for document in results():
+            print(json.dumps(to_record(document), ensure_ascii=False), flush=True)
+    if wanting:
+        console().print(f"{wanting} of {len(documents)} answers were wanting; see meta.problems of each", markup=False)
+    raise typer.Exit(1 if wanting else 0)
+
+
+@data_app.command()
+def inspect(
+    file: Annotated[str | None, typer.Argument(help="A corpus file, or bundled:NAME.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Show tokens, loss mask and shared prefix under this recipe.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for the recipe.")] = None,
+    format: Format = None,
+    examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a corpus, or how a recipe turns it into tokens.
+
+    Examples:
+
+        spantune data inspect cmeee.jsonl
+
+        spantune data inspect --recipe recipes/demo.yaml
+    """
+    if (file is None) == (recipe is None):
+        raise ConfigError("give either a corpus file, or --recipe with a recipe")
+    if recipe is not None:
+        _inspect_recipe(recipe, overrides or [], examples, as_json)
+    else:
+        assert file is not None
+        _inspect_file(file, format, as_json)
+
+
+@data_app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A corpus file, or bundled:NAME.")],
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    to: Annotated[str, typer.Option(help="Format to write.")],
+    source_format: Annotated[str | None, typer.Option("--from", help="Format to read; recognised when absent.")] = None,
+) -> None:
+    """Convert a corpus; what reading mended and what the target cannot hold is said on stderr.
+
+    Example: spantune data convert cmeee.jsonl corpus.jsonl --to native
+    """
+    from spantune import formats
+
+    corpus = formats.read(source, source_format)
+    lost = formats.write(target, corpus.documents, to)
+    for note, count in {**corpus.notes, **lost}.items():
+        print(f"{count} × {note}", file=sys.stderr)
+    print(f"{len(corpus.documents)} documents, {corpus.format} → {to}: {target}", file=sys.stderr)
+
+
+def _run(recipe: Any, resume: Path | None) -> None:
+    _quiet()
+    from spantune.train import train as job
+
+    result: Result = job(recipe, resume)
+    _print_scores(result.after.as_dict(), sys.stderr)
+    lines = [f"report: {result.folder / 'report.html'}", f"extract: spantune extract {result.folder} FILE"]
+    if recipe.track.swanlab != "off":
+        lines.insert(1, f"dashboard: swanlab watch {result.folder / 'swanlab'}")
+    print("\n".join(lines), file=sys.stderr)
+    print(json.dumps(result.as_dict(), ensure_ascii=False))
+
+
+def _documents(file: str, format: str | None) -> Iterator[Document]:
+    """The documents to extract from: a corpus file, or plain text, one document a line."""
+    from collections import Counter
+
+    from spantune import formats
+    from spantune.document import Document
+    from spantune.errors import DataError
+
+    if file != "-" and (format or not file.endswith(".txt")):
+        yield from formats.stream(file, format, Counter())
+        return
+    try:
+        lines = sys.stdin if file == "-" else Path(file).open(encoding="utf-8")  # noqa: SIM115  closed at exit
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror}); give a text file, a corpus file or -", path=file) from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield Document(str(number), line.rstrip("\n"))
+
+
+def _inspect_file(file: str, format: str | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from spantune import formats
+    from spantune.corpus import statistics
+
+    corpus = formats.read(file, format)
+    found = asdict(statistics(corpus.documents))
+    if as_json:
+        print(json.dumps({"format": corpus.format, "notes": dict(corpus.notes), **found}, ensure_ascii=False))
+        return
+    rows = [("format", corpus.format), *((f"mended: {note}", str(count)) for note, count in corpus.notes.items())]
+    for key, value in found.items():
+        if isinstance(value, dict):
+            rows += [(f"entities: {label}", str(count)) for label, count in sorted(value.items())]
+        else:
+            rows.append((key.replace("_", " "), str(value)))
+    _table(["", file], rows)
+
+
+def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: bool) -> None:
+    from spantune.config import load_config
+
+    settings = load_config(recipe, overrides)
+    _quiet()
+    from rich.console import Console
+
+    from spantune.encode import coloured
+    from spantune.prepare import prepare
+
+    prepared = prepare(settings)
+    prefix = len(prepared.prefix)
+    total = sum(len(example.ids) for example in prepared.examples)
+    answers = sum(len(example.ids) - example.answer_start for example in prepared.examples)
+    figures: dict[str, Any] = {
+        "examples": len(prepared.examples),
+        "shared_prefix_tokens": prefix,
+        "tokens": total,
+        "tokens_with_loss": answers,
+        "shared_prefix_share": round(prefix * len(prepared.examples) / total, 4),
+        "longest": max(len(example.ids) for example in prepared.examples),
+        "stop_token": prepared.tokenizer.convert_ids_to_tokens(prepared.encoder.stop_id),
+    }
+    if as_json:
+        print(json.dumps(figures, ensure_ascii=False))
+        return
+    _table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
+    console = Console(highlight=False)
+    console.print("[dim]shared prefix[/dim] [cyan]prompt[/cyan] [bold green]answer and stop: with loss[/bold green]")
+    for example in prepared.examples[:count]:
+        console.print(f"\n{example.id}", style="bold", markup=False)
+        console.print(coloured(example, prepared.tokenizer, prefix))
+
+
+def _print_plan(found: Any) -> None:
+    marks = {True: "ok", False: "FAILED"}
+    rows = [
+        (
+            f"waived by {a.waived}" if a.waived and not a.ok else marks[a.ok],
+            a.name,
+            a.found if a.ok else f"{a.found} → {a.remedy}",
+        )
+        for a in found.audits
+    ]
+    _table(["", "audit", "found"], rows)
+    _table(["predicted", ""], [(key.replace("_", " "), str(value)) for key, value in found.estimate.as_dict().items()])
+
+
+def _print_scores(scores: dict[str, Any], stream: Any = None) -> None:
+    strict = scores["strict"]
+
+    def row(name: str, figure: dict[str, Any]) -> tuple[str, ...]:
+        interval = f"{figure['f1_low']:.3f}–{figure['f1_high']:.3f}" if figure["f1_low"] is not None else ""
+        values = [f"{figure[key]:.3f}" for key in ("precision", "recall", "f1")]
+        return (name, *values, interval, str(figure["gold"]))
+
+    rows = [row("all (micro)", strict["micro"]), *(row(label, figure) for label, figure in strict["labels"].items())]
+    _table(["strict", "P", "R", "F1", "95 %", "gold"], rows, stream)
+
+
+def _table(header: list[str], rows: Sequence[tuple[str, ...]], stream: Any = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(file=stream or sys.stdout, highlight=False, markup=False).print(table)
+
+
+def _recipes() -> Path:
+    """The recipes of an installed package, else of the checkout."""
+    installed = Path(__file__).parent / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def _quiet() -> None:
+    """Keep the libraries' banners and bars off the terminal; ours say what is going on."""
+    import os
+    import warnings
+
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # libraries talking to each other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost ten times the speed beside a neighbour
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

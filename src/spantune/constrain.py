@@ -1,0 +1,96 @@
+"""Grammars at work: llguidance matchers over the model's tokenizer, one a document.
+
+A matcher says which tokens may come next and which must: what is decoded under it is an answer of the
+format whose mentions are substrings of the document. llguidance never raises by itself; its errors are
+turned into ours here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spantune.errors import ModelError
+
+
+class Constraint:
+    """The tokenizer of a model as llguidance wants it; makes matchers and applies their masks.
+
+    Args:
+        tokenizer: the fast tokenizer.
+        vocabulary: size of the model's logits, which may be padded beyond the tokenizer's.
+        stop: id of the token that ends an answer.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: int, stop: int):
+        import llguidance.hf
+
+        self.stop, self.vocabulary = stop, vocabulary
+        self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=stop)
+
+    def matcher(self, grammar: str) -> Any:
+        """A fresh matcher for a Lark grammar."""
+        from llguidance import LLMatcher
+
+        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(grammar))
+        self._check(matcher)
+        return matcher
+
+    def apply(self, matchers: list[Any], logits: Tensor) -> None:
+        """Set the logits [matchers, vocabulary] of forbidden tokens to minus infinity, in place."""
+        # not by llguidance.torch, whose kernel torch compiles: that takes seconds and needs a C++ compiler
+        import llguidance.numpy as masks
+
+        mask = masks.allocate_token_bitmask(len(matchers), self.vocabulary)
+        for row, matcher in enumerate(matchers):
+            masks.fill_next_token_bitmask(matcher, mask, row)
+        bits = np.unpackbits(mask.view(np.uint8), axis=1, count=self.vocabulary, bitorder="little")
+        logits.masked_fill_(torch.from_numpy(bits).to(logits.device) == 0, float("-inf"))
+
+    def advance(self, matcher: Any, token: int) -> list[int]:
+        """Consume a chosen token; returns the tokens that the grammar forces after it, consumed too."""
+        matcher.consume_token(token)
+        forced: list[int] = matcher.compute_ff_tokens()
+        if forced:
+            matcher.consume_tokens(forced)
+        self._check(matcher)
+        return forced
+
+    def forced(self, grammar: str, answer: list[int]) -> list[int]:
+        """Indices into the ids of an answer (stop token included) at which the grammar leaves no choice.
+
+        Raises:
+            ModelError: the answer does not follow the grammar, or its tokens are not those that would be forced.
+        """
+        matcher = self.matcher(grammar)
+        found: list[int] = []
+        index = 0
+        while index < len(answer):
+            index += 1
+            if answer[index - 1] == self.stop:
+                break
+            tokens = self.advance(matcher, answer[index - 1])
+            if answer[index : index + len(tokens)] != tokens:
+                raise ModelError("the grammar forces other tokens than the tokenizer gives for a gold answer")
+            found.extend(range(index, index + len(tokens)))
+            index += len(tokens)
+        return found
+
+    def _check(self, matcher: Any) -> None:
+        error = matcher.get_error()
+        if error:
+            raise ModelError(f"the grammar cannot be followed with this tokenizer: {error}")
+
+
+def stop_only(matcher: Any) -> bool:
+    """Whether nothing but the stop token may come next."""
+    return bool(matcher.is_stopped())
+
+
+def vocabulary_size(model: Any) -> int:
+    """Width of the model's logits."""
+    weight: Tensor = model.get_output_embeddings().weight
+    return int(torch.Size(weight.shape)[0])

@@ -1,0 +1,215 @@
+"""What is done to documents before a model sees them: splits, counts, checks, and cutting long ones.
+
+Nothing here changes a text or loses an entity: a cut document's pieces carry their offset and join to exactly what
+they were. It refuses a label that the task does not have and a document that cannot be cut to fit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from spantune.document import Document, Entity
+from spantune.errors import ConfigError, DataError, nearest
+
+# A sentence ends after its stops, the quotes and brackets that they close, and the space that follows.
+_SENTENCE_END = re.compile(r"(?:[。！？；!?;\n]+[”’」』）】)\]\"']*|\.(?=[^\s\d]|\s))\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts over documents; lengths are in characters, percentiles by nearest rank.
+
+    `nested` counts entities that lie within a longer one, `crossing` the pairs that overlap otherwise, `shared_spans`
+    the spans with several labels, `duplicates` the documents whose text an earlier one has.
+    """
+
+    documents: int
+    entities: Mapping[str, int]
+    nested: int
+    crossing: int
+    shared_spans: int
+    without_entities: int
+    length_p50: int
+    length_p90: int
+    length_max: int
+    duplicates: int
+
+
+def holdout(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:
+    """Split into (train, held): the first `int(len * share)` documents are held out, as in the tutorial.
+
+    Raises:
+        ConfigError: `share` is not in [0, 1), or holds out nothing of so few documents.
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"data.holdout is {share}; expected a share from 0 up to, but not including, 1")
+    count = int(len(documents) * share)
+    if share and not count:
+        raise ConfigError(
+            f"data.holdout={share} of {len(documents)} documents holds out none; raise it, name a dev corpus with "
+            "data.dev, or set data.holdout=0"
+        )
+    return list(documents[count:]), list(documents[:count])
+
+
+def limit(documents: Sequence[Document], count: int | None) -> list[Document]:
+    """The first `count` documents; all of them when `count` is None."""
+    return list(documents[:count])
+
+
+def statistics(documents: Iterable[Document]) -> Statistics:
+    """Count `documents`.
+
+    Raises:
+        DataError: there are none.
+    """
+    documents = list(documents)
+    if not documents:
+        raise DataError("there are no documents to count; expected at least one")
+    lengths = sorted(len(document.text) for document in documents)
+    labels = Counter(entity.label for document in documents for entity in document.entities)
+    return Statistics(
+        documents=len(documents),
+        entities=dict(labels.most_common()),
+        nested=sum(map(_nested, documents)),
+        crossing=sum(map(_crossing, documents)),
+        shared_spans=sum(map(_shared_spans, documents)),
+        without_entities=sum(not document.entities for document in documents),
+        length_p50=_percentile(lengths, 0.5),
+        length_p90=_percentile(lengths, 0.9),
+        length_max=lengths[-1],
+        duplicates=len(documents) - len({document.text for document in documents}),
+    )
+
+
+def shared_texts(first: Iterable[Document], second: Iterable[Document]) -> list[str]:
+    """The texts that are in both, each once, in the order of `first`."""
+    texts = {document.text for document in second}
+    return list(dict.fromkeys(document.text for document in first if document.text in texts))
+
+
+def check_labels(documents: Iterable[Document], codes: Collection[str]) -> None:
+    """Check that every entity's label is one of `codes`.
+
+    Raises:
+        DataError: one is not.
+    """
+    for document in documents:
+        for entity in document.entities:
+            if entity.label not in codes:
+                raise DataError(
+                    f"document {document.id!r}: the label {entity.label!r} of {document.surface(entity)!r} "
+                    f"[{entity.start}, {entity.end}) is not one of the task's; {nearest(entity.label, codes)}. Add it "
+                    "to task.labels, or mend the data",
+                    field="entities",
+                )
+
+
+def split_long(document: Document, fits: Callable[[Document], bool]) -> list[Document]:
+    """Cut `document` at sentence ends into the fewest pieces that `fits` accepts; `[document]` when it fits whole.
+
+    A piece is called `<id>#<k>` and has meta `parent` and `offset` (in characters). No entity is cut: a sentence end
+    inside one is passed over.
+
+    Raises:
+        DataError: what stands between two sentence ends does not fit.
+    """
+    if fits(document):
+        return [document]
+    pieces: list[Document] = []
+    start, end = 0, 0
+    for cut in _cuts(document):
+        if not fits(_piece(document, len(pieces), start, cut)):
+            if end > start:
+                pieces.append(_piece(document, len(pieces), start, end))
+                start = end
+            if not fits(_piece(document, len(pieces), start, cut)):
+                raise _unsplittable(document, start, cut)
+        end = cut
+    return [*pieces, _piece(document, len(pieces), start, end)]
+
+
+def merge_pieces(parent: Document, pieces: Iterable[Document]) -> Document:
+    """`parent` with the entities of its `pieces`, brought back to its offsets.
+
+    Raises:
+        DataError: the pieces are not those of `parent`, in order and complete.
+    """
+    entities: list[Entity] = []
+    end = 0
+    for piece in pieces:
+        offset = 0 if piece.id == parent.id else piece.meta.get("offset")
+        is_next = offset == end and piece.text == parent.text[end : end + len(piece.text)]
+        if not is_next or (piece.id != parent.id and piece.meta.get("parent") != parent.id):
+            raise DataError(
+                f"document {piece.id!r} (offset {offset}) is not the piece of {parent.id!r} at {end}; expected all "
+                "pieces of split_long, in order"
+            )
+        entities.extend(entity.shifted(end) for entity in piece.entities)
+        end += len(piece.text)
+    if end != len(parent.text):
+        raise DataError(
+            f"document {parent.id!r}: its pieces end at {end} of {len(parent.text)} characters; one is missing"
+        )
+    return parent.with_entities(entities)
+
+
+def _cuts(document: Document) -> list[int]:
+    """The ends of sentences that lie in no entity, and the end of the text."""
+    size = len(document.text)
+    ends = {match.end() for match in _SENTENCE_END.finditer(document.text)} - {size}
+    inside = {end for end in ends for entity in document.entities if entity.start < end < entity.end}
+    return [*sorted(ends - inside), size]
+
+
+def _piece(document: Document, number: int, start: int, end: int) -> Document:
+    entities = tuple(
+        entity.shifted(-start) for entity in document.entities if start <= entity.start and entity.end <= end
+    )
+    meta = {**document.meta, "parent": document.id, "offset": start}
+    return Document(f"{document.id}#{number}", document.text[start:end], entities, meta)
+
+
+def _unsplittable(document: Document, start: int, end: int) -> DataError:
+    passage = document.text[start:end]
+    spanned = any(match.end() < len(passage) for match in _SENTENCE_END.finditer(passage))
+    why = "entities span the sentence ends inside it" if spanned else "no sentence ends inside it"
+    return DataError(
+        f"document {document.id!r} ({len(document.text)} characters): the {end - start} characters "
+        f"[{start}, {end}) {passage[:20]!r}… are too long and {why}; raise train.max_tokens, or shorten the text",
+        field="text",
+    )
+
+
+def _nested(document: Document) -> int:
+    return sum(
+        any(
+            outer.start <= inner.start and inner.end <= outer.end and outer.end - outer.start > inner.end - inner.start
+            for outer in document.entities
+        )
+        for inner in document.entities
+    )
+
+
+def _crossing(document: Document) -> int:
+    entities = document.entities
+    return sum(
+        first.start < second.start < first.end < second.end
+        for index, first in enumerate(entities)
+        for second in entities[index + 1 :]
+    )
+
+
+def _shared_spans(document: Document) -> int:
+    labels: dict[tuple[int, int], set[str]] = {}
+    for entity in document.entities:
+        labels.setdefault((entity.start, entity.end), set()).add(entity.label)
+    return sum(len(names) > 1 for names in labels.values())
+
+
+def _percentile(ordered: Sequence[int], share: float) -> int:
+    return ordered[math.ceil(share * len(ordered)) - 1]

@@ -1,0 +1,297 @@
+"""Extraction: batched greedy decoding under each document's grammar, with forced tokens for free.
+
+The batch is one flat sequence (see `cache`): the instruction is computed once and shared, rows join and
+leave as they finish, and the tokens that a grammar forces are fed together with the chosen one. Every
+entity is a substring of its text at its offsets. What an answer says that cannot be anchored, an answer
+that repeats itself or reaches its limit is reported with the document, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spantune import config
+from spantune.answer import Problem
+from spantune.attention import attention_mask
+from spantune.cache import FlatCache
+from spantune.constrain import Constraint, stop_only, vocabulary_size
+from spantune.corpus import merge_pieces, split_long
+from spantune.document import Document
+from spantune.encode import Encoder
+from spantune.errors import DataError, RunError
+from spantune.load import Loaded, load
+from spantune.lora import load_adapter
+from spantune.pack import PREFIX, common_prefix
+from spantune.runs import read_config
+from spantune.task import TaskSpec
+
+WINDOW = 1024  # documents that are tokenised ahead
+_PROBES = ("文本", "text", "\n", "1")  # texts whose prompts bound the shared prefix
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What the model said of one document.
+
+    `status` is `stopped`, `length` (the answer reached `extract.max_new_tokens`) or `repeated` (it began to
+    say what it had said). Entities carry as score the probability of their unforced tokens.
+    """
+
+    document: Document
+    answer: str
+    status: str
+    problems: tuple[Problem, ...]
+
+
+@dataclass
+class Effort:
+    """What decoding took: forward passes, tokens written, and how many of them the grammar forced."""
+
+    passes: int = 0
+    tokens: int = 0
+    forced: int = 0
+
+
+@dataclass
+class _Row:
+    """A document that is being decoded; `owner` marks its slots."""
+
+    index: int
+    owner: int
+    document: Document
+    matcher: Any
+    pending: list[int]
+    position: int
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
+
+
+class Extractor:
+    """A model that extracts the entities of a task from texts.
+
+    Args:
+        model: a causal LM of transformers, with or without PEFT adapters.
+        encoder: its tokenizer under the task.
+        settings: batch size, limit and whether to decode under the grammar.
+    """
+
+    def __init__(self, model: Any, encoder: Encoder, settings: config.Extract | None = None):
+        self.model, self.encoder = model, encoder
+        self.settings = settings or config.Extract()
+        self.effort = Effort()
+        self._device = next(model.parameters()).device
+        self._dtype = model.get_input_embeddings().weight.dtype
+        self._constraint = (
+            Constraint(encoder.tokenizer, vocabulary_size(model), encoder.stop_id) if self.settings.grounded else None
+        )
+        self._ends = _closing_tokens(encoder.tokenizer)
+
+    @property
+    def task(self) -> TaskSpec:
+        """The task that the answers follow."""
+        return self.encoder.task
+
+    def extract(self, texts: Iterable[str | Document]) -> list[Document]:
+        """The given texts with the entities found in them, in the same order."""
+        documents = (Document(str(i), text) if isinstance(text, str) else text for i, text in enumerate(texts))
+        return [extraction.document for extraction in self.stream(documents)]
+
+    def stream(self, documents: Iterable[Document]) -> Iterator[Extraction]:
+        """Yield an Extraction for each document, in order; a text over the model's window is taken in pieces.
+
+        Raises:
+            DataError: a text without a sentence end to split it at is over the window.
+        """
+        window: list[Document] = []
+        for document in documents:
+            window.append(document)
+            if len(window) == WINDOW:
+                yield from self._stream(window)
+                window = []
+        yield from self._stream(window)
+
+    def _stream(self, documents: Sequence[Document]) -> Iterator[Extraction]:
+        pieces = [self._pieces(document) for document in documents]
+        parts = iter(self._decode([part for group in pieces for part in group]))
+        for document, group in zip(documents, pieces, strict=True):
+            yield _joined(document, [next(parts) for _ in group])
+
+    def _pieces(self, document: Document) -> list[Document]:
+        bare = document.with_entities(())
+        limit = self.model.config.max_position_embeddings - self.settings.max_new_tokens
+        if self.encoder.max_tokens is not None:
+            limit = min(limit, self.encoder.max_tokens)
+
+        def fits(piece: Document) -> bool:
+            return bool(len(self.encoder.prompt_ids(piece.text)) <= limit)
+
+        if limit < 1:
+            raise DataError(
+                f"extract.max_new_tokens={self.settings.max_new_tokens} leaves no room for a text in the model's "
+                f"window of {self.model.config.max_position_embeddings} tokens; lower it"
+            )
+        return [bare] if fits(bare) else split_long(bare, fits)
+
+    @torch.inference_mode()
+    def _decode(self, documents: Sequence[Document]) -> Iterator[Extraction]:
+        """Decode all documents, `batch_size` at a time; yields in order."""
+        prompts = [self.encoder.prompt_ids(document.text) for document in documents]
+        every = prompts + [self.encoder.prompt_ids(text) for text in _PROBES]
+        prefix = every[0][: min(common_prefix(every), min(map(len, every)) - 1)]
+        cache = FlatCache(self._device)
+        if prefix:
+            self._forward(cache, [(PREFIX, 0, prefix)])
+        rows: list[_Row] = []
+        done: dict[int, Extraction] = {}
+        upcoming, yielded = 0, 0
+        while rows or upcoming < len(documents):
+            while len(rows) < self.settings.batch_size and upcoming < len(documents):
+                rows.append(self._row(upcoming, documents[upcoming], prompts[upcoming], len(prefix)))
+                upcoming += 1
+            logits = self._forward(cache, [(row.owner, row.position, row.pending) for row in rows])
+            tokens, logprobs = self._choose(rows, logits)
+            for row, token, logprob in zip(list(rows), tokens, logprobs, strict=True):
+                status = self._advance(row, token, logprob)
+                if status:
+                    done[row.index] = self._finish(row, status)
+                    cache.release(row.owner)
+                    rows.remove(row)
+            while yielded in done:
+                yield done.pop(yielded)
+                yielded += 1
+
+    def _row(self, index: int, document: Document, prompt: list[int], shared: int) -> _Row:
+        matcher = None
+        if self._constraint:
+            matcher = self._constraint.matcher(self.encoder.format.grammar(document.text, self.task))
+        return _Row(index, index + 1, document, matcher, prompt[shared:], shared)
+
+    def _forward(self, cache: FlatCache, parts: list[tuple[int, int, list[int]]]) -> Tensor:
+        """Feed (owner, first position, ids) of each part; returns the logits [parts, vocabulary] of the next one."""
+        ids = [token for _, _, part in parts for token in part]
+        owners = [owner for owner, _, part in parts for _ in part]
+        positions = [first + i for _, first, part in parts for i in range(len(part))]
+        query = cache.place(owners, positions)
+        last = torch.tensor([len(part) for _, _, part in parts], device=self._device).cumsum(0) - 1
+        self.effort.passes += 1
+        logits: Tensor = self.model(
+            input_ids=torch.tensor([ids], device=self._device),
+            position_ids=query.position[None],
+            attention_mask=attention_mask(self.model.config, query, cache.places(), self._dtype),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=last,
+        ).logits[0]
+        return logits
+
+    def _choose(self, rows: list[_Row], logits: Tensor) -> tuple[list[int], list[float]]:
+        """The most probable allowed token of each row and its log-probability in the unmasked distribution."""
+        logits = logits.float()
+        total = logits.logsumexp(-1)
+        masked = logits
+        if self._constraint:
+            masked = logits.clone()
+            self._constraint.apply([row.matcher for row in rows], masked)
+        tokens = masked.argmax(-1)
+        logprobs = logits.gather(-1, tokens[:, None])[:, 0] - total
+        return tokens.tolist(), logprobs.tolist()
+
+    def _advance(self, row: _Row, token: int, logprob: float) -> str | None:
+        """Take a token into a row; returns the status when that ends it."""
+        row.position += len(row.pending)
+        if token == self.encoder.stop_id:
+            return "stopped"
+        forced = self._constraint.advance(row.matcher, token) if self._constraint else []
+        ended = bool(forced) and forced[-1] == self.encoder.stop_id
+        forced = forced[:-1] if ended else forced
+        row.pending = [token, *forced]
+        row.ids.extend(row.pending)
+        row.logprobs.extend([logprob, *([None] * len(forced))])
+        self.effort.tokens += len(row.pending)
+        self.effort.forced += len(forced)
+        if ended or (row.matcher is not None and stop_only(row.matcher)):
+            return "stopped"
+        if not self._ends.isdisjoint(row.pending) and self._repeats(row):
+            return "repeated"
+        return "length" if len(row.ids) >= self.settings.max_new_tokens else None
+
+    def _repeats(self, row: _Row) -> bool:
+        parsed = self.encoder.format.parse(self._text(row.ids), row.document.text, self.task)
+        return any(problem.kind == "repeated" for problem in parsed.problems)
+
+    def _text(self, ids: list[int]) -> str:
+        # clean-up, where a tokenizer asks for it, takes spaces away, and a mention is no longer in its text
+        text: str = self.encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return text
+
+    def _finish(self, row: _Row, status: str) -> Extraction:
+        answer = self._text(row.ids)
+        parsed = self.encoder.format.parse(answer, row.document.text, self.task)
+        begins = [len(self._text(row.ids[:i])) for i in range(len(row.ids))] if parsed.resolved else []
+        entities = []
+        for item in parsed.resolved:
+            logprobs = [
+                logprob
+                for begin, logprob in zip(begins, row.logprobs, strict=True)
+                if logprob is not None and item.span[0] <= begin < item.span[1]
+            ]
+            entities.append(replace(item.entity, score=math.exp(sum(logprobs))))
+        problems = parsed.problems
+        if status == "length" and problems and problems[-1].kind == "invalid":
+            problems = (*problems[:-1], Problem("truncated", problems[-1].found))
+        return Extraction(row.document.with_entities(entities), answer, status, problems)
+
+
+def rates(extractions: Sequence[Extraction]) -> dict[str, float]:
+    """Shares of documents whose answer was invalid, named something not in the text, or did not stop."""
+    total = max(1, len(extractions))
+
+    def share(*kinds: str) -> float:
+        return sum(any(problem.kind in kinds for problem in item.problems) for item in extractions) / total
+
+    return {
+        "invalid_rate": share("invalid", "label"),
+        "ungrounded_rate": share("ungrounded"),
+        "non_stop_rate": sum(item.status != "stopped" for item in extractions) / total,
+    }
+
+
+def load_run(run: str | Path, device: str = "auto", settings: config.Extract | None = None) -> Extractor:
+    """The Extractor of a finished run, its adapter merged into the base model.
+
+    Raises:
+        RunError: the folder is no run, or has no adapter yet.
+        ModelError: the base model cannot be had.
+    """
+    folder = Path(run)
+    recipe = read_config(folder)
+    adapter = folder / "adapter"
+    if not adapter.is_dir():
+        raise RunError(f"{folder}: no adapter here yet; finish the run with spantune train --resume {folder}")
+    task = TaskSpec.load(adapter)
+    loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
+    model = load_adapter(loaded.model, adapter, merge=True)
+    encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
+    return Extractor(model, encoder, settings or recipe.extract)
+
+
+def _joined(document: Document, parts: list[Extraction]) -> Extraction:
+    """The Extraction of a document from those of its pieces, at offsets of the whole text."""
+    if len(parts) == 1:
+        return replace(parts[0], document=document.with_entities(parts[0].document.entities))
+    merged = merge_pieces(document.with_entities(()), [part.document for part in parts])
+    status = next((part.status for part in parts if part.status != "stopped"), "stopped")
+    problems = tuple(problem for part in parts for problem in part.problems)
+    return Extraction(merged, "".join(part.answer for part in parts), status, problems)
+
+
+def _closing_tokens(tokenizer: Any) -> set[int]:
+    """Ids whose text holds a closing brace, after which an answer may have repeated itself."""
+    return {index for token, index in tokenizer.get_vocab().items() if "}" in token}

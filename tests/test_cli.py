@@ -1,0 +1,325 @@
+"""What the command line prints, where, and with which exit code; an error is one sentence, never a traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fakes import write_jsonl
+from spantune import __version__, formats
+from spantune.document import Document, Entity
+
+Command = Callable[..., Any]
+RecipeFile = Callable[..., Path]
+GOLD = {"id": "a", "text": "肺炎患者", "entities": [{"start": 0, "end": 2, "label": "dis", "text": "肺炎"}]}
+
+
+@pytest.fixture
+def run(trained: Any, tmp_path: Path) -> Path:
+    """A copy of the trained run that may be written to."""
+    return Path(
+        shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("swanlab", "checkpoints"))
+    )
+
+
+def one_line_error(outcome: Any, *parts: str) -> None:
+    assert outcome.code == 2 and outcome.out == "", outcome
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    for part in parts:
+        assert part in outcome.err
+
+
+def last_object(outcome: Any) -> dict[str, Any]:
+    """The last line of stdout as the one JSON object that scripts read."""
+    found: dict[str, Any] = json.loads(outcome.out.splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+def fresh(*arguments: object, **changes: Any) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, as users have it."""
+    return subprocess.run(
+        [sys.executable, "-m", "spantune", *map(str, arguments)], capture_output=True, text=True, check=False, **changes
+    )
+
+
+# --- in a process of its own -------------------------------------------------------------------------------------
+
+
+def test_version_and_help_start_without_torch() -> None:
+    code = (
+        "import sys; from spantune.cli import main; sys.argv = ['spantune', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not {'torch', 'transformers', 'numpy', 'swanlab'} & set(sys.modules); raise"
+    )
+    for arguments, words in ((["--version"], [__version__]), (["--help"], ["train", "extract", "data", "plan"])):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and all(word in done.stdout for word in words), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["nothing"], "nothing"),
+        (["train", "--nothing"], "--nothing"),
+        (["extract"], "RUN"),
+        (["data", "convert"], "SOURCE"),
+    ],
+)
+def test_wrong_use_of_the_command_line_is_2(arguments: list[str], word: str) -> None:
+    done = fresh(*arguments)
+    assert done.returncode == 2 and word in done.stderr and done.stdout == "" and "Traceback" not in done.stderr
+
+
+def test_extract_reads_stdin_and_writes_native_jsonl(run: Path) -> None:
+    done = fresh("extract", run, "-", "--device", "cpu", input="疹\n\n肺炎患者咳嗽 <|im_end|>\n")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [("1", "疹"), ("3", "肺炎患者咳嗽 <|im_end|>")], done.stderr
+    assert "Traceback" not in done.stderr
+    wanting = [row for row in rows if "problems" in row.get("meta", {})]
+    assert done.returncode == (1 if wanting else 0)
+    assert rows[0]["entities"] and all(
+        row["text"][e["start"] : e["end"]] == e["text"] for row in rows for e in row["entities"]
+    )
+    assert all(0 <= e["score"] <= 1 for row in rows for e in row["entities"])
+
+
+def test_a_reader_that_leaves_is_no_error(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("疹\n" * 400)
+    command = f"{sys.executable} -m spantune extract {run} {tmp_path / 'in.txt'} | head -n 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout)["text"] == "疹" and "Traceback" not in done.stderr
+    assert done.returncode in (0, 1), done.stderr
+
+
+# --- recipes that cannot be right ----------------------------------------------------------------------------------
+
+
+def test_a_misspelt_key_names_the_nearest(command: Command, recipe_file: RecipeFile) -> None:
+    one_line_error(
+        command("train", recipe_file(train={"max_step": 3})),
+        "unknown key 'train.max_step'",
+        "did you mean 'max_steps'?",
+    )
+    one_line_error(
+        command("train", recipe_file(), "train.learning_rat=1"), "train.learning_rat", "did you mean 'learning_rate'?"
+    )
+    one_line_error(
+        command("plan", recipe_file(), "trian.max_steps=1"), "unknown section 'trian'", "did you mean 'train'?"
+    )
+    one_line_error(command("train", recipe_file(), "train.max_steps"), "expected section.key=value")
+    one_line_error(command("train", recipe_file(), "train.max_steps=few"), "train.max_steps", "found 'few'")
+
+
+def test_a_recipe_that_is_not_there(command: Command, tmp_path: Path) -> None:
+    one_line_error(command("train", tmp_path / "none.yaml"), "none.yaml: no such recipe")
+    one_line_error(command("train"), "either a recipe, or --resume")
+
+
+def test_a_label_outside_the_task(command: Command, recipe_file: RecipeFile, tmp_path: Path) -> None:
+    entity = {**GOLD["entities"][0], "label": "diss"}  # type: ignore[index, dict-item]
+    data = write_jsonl(tmp_path / "bad.jsonl", [{**GOLD, "entities": [entity]}])
+    one_line_error(command("train", recipe_file(data={"train": str(data)})), "'a'", "'diss'", "did you mean 'dis'?")
+
+
+def test_a_file_that_is_not_jsonl(command: Command, recipe_file: RecipeFile, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text(json.dumps(GOLD) + "\n{not json\n")
+    one_line_error(command("train", recipe_file(data={"train": str(tmp_path / "bad.jsonl")})), "bad.jsonl:2")
+    one_line_error(command("data", "inspect", tmp_path / "bad.jsonl"), "bad.jsonl:2")
+
+
+def test_a_model_without_its_tokenizer(
+    command: Command, recipe_file: RecipeFile, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*")))
+    for name in ("train", "plan"):
+        one_line_error(command(name, recipe_file(model={"source": str(folder)})), str(folder), "tokenizer")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there(
+    command: Command, recipe_file: RecipeFile, run: Path, corpus: Path, tmp_path: Path
+) -> None:
+    one_line_error(command("train", recipe_file(), "model.device=cuda"), "model.device=cuda", "no CUDA GPU")
+    one_line_error(command("extract", run, corpus / "test.jsonl", "--device", "cuda"), "no CUDA GPU")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_device_that_does_not_exist_is_not_taken_for_another(command: Command, run: Path, corpus: Path) -> None:
+    outcome = command("extract", run, corpus / "test.jsonl", "--device", "cud")
+    assert outcome.code == 2 and "cud" in outcome.err and outcome.out == ""
+
+
+def test_a_run_folder_that_exists(command: Command, recipe_file: RecipeFile, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    one_line_error(command("train", recipe_file()), "exists", "--resume")
+    assert list((tmp_path / "runs" / "tiny").iterdir()) == []
+
+
+def test_a_folder_that_is_no_run(command: Command, corpus: Path, tmp_path: Path) -> None:
+    one_line_error(command("extract", tmp_path, corpus / "test.jsonl"), "no config.yaml here")
+    one_line_error(command("evaluate", tmp_path, "--data", corpus / "test.jsonl"), "no config.yaml here")
+    one_line_error(command("train", "--resume", tmp_path), "no config.yaml here")
+
+
+def test_a_damaged_run(command: Command, run: Path, corpus: Path) -> None:
+    (run / "config.yaml").write_text("a: [")
+    outcome = command("extract", run, corpus / "test.jsonl")
+    assert outcome.code == 2 and "config.yaml is damaged" in outcome.err and "Traceback" not in outcome.err
+
+
+def test_texts_that_cannot_be_read(command: Command, run: Path, tmp_path: Path) -> None:
+    one_line_error(command("extract", run, tmp_path / "none.txt"), "none.txt")
+    (tmp_path / "gbk.txt").write_bytes("患者\n".encode("gbk"))
+    one_line_error(command("extract", run, tmp_path / "gbk.txt"), "gbk.txt:1", "not UTF-8")
+    (tmp_path / "odd.jsonl").write_text('{"a": 1}\n')
+    one_line_error(command("extract", run, tmp_path / "odd.jsonl"), "odd.jsonl")
+    one_line_error(command("extract", run, tmp_path / "odd.jsonl", "--to", "cmeee"), "--to cmeee needs --out")
+
+
+# --- what they do ------------------------------------------------------------------------------------------------
+
+
+def test_train_ends_with_one_json_line(command: Command, recipe_file: RecipeFile, tmp_path: Path) -> None:
+    outcome = command("train", recipe_file(), "train.max_steps=2", "train.eval_steps=2", "track.swanlab=off")
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.out.splitlines()) == 1
+    assert set(last_object(outcome)) == {"run", "f1_before", "f1", "f1_low", "f1_high", "seconds"}
+    assert last_object(outcome)["run"] == str(tmp_path / "runs" / "tiny")
+    assert "report: " in outcome.err and "all (micro)" in outcome.err and "dashboard" not in outcome.err
+
+
+def test_plan_prints_every_audit_and_exits_with_1_on_a_leak(
+    command: Command, recipe_file: RecipeFile, corpus: Path, tmp_path: Path
+) -> None:
+    outcome = command("plan", recipe_file())
+    assert outcome.code == 0, outcome.err
+    assert "every LoRA target matches" in outcome.out and "FAILED" not in outcome.out and "total gib" in outcome.out
+    leak = formats.read(corpus / "train.jsonl").documents
+    formats.write(tmp_path / "leak.jsonl", leak[:2])
+    sections = {"data": {"test": str(tmp_path / "leak.jsonl")}}
+    failed = command("plan", recipe_file(**sections), "--json")
+    assert failed.code == 1
+    found = last_object(failed)
+    assert found["ok"] is False
+    assert [audit["name"] for audit in found["audits"] if not audit["ok"]] == ["test shares no text with train"]
+    assert "FAILED" in command("plan", recipe_file(**sections)).out
+    one = command("train", recipe_file(**sections))
+    one_line_error(one, "audit failed: test shares no text with train")
+
+
+def test_extract_keeps_order_and_takes_corpora_and_texts(
+    command: Command, run: Path, corpus: Path, tmp_path: Path
+) -> None:
+    gold = formats.read(corpus / "test.jsonl").documents
+    outcome = command("extract", run, corpus / "test.jsonl", "--batch-size", 2)
+    rows = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [(document.id, document.text) for document in gold]
+    (tmp_path / "in.txt").write_text("".join(f"{document.text}\r\n" for document in gold), encoding="utf-8")
+    out = tmp_path / "out.jsonl"
+    again = command("extract", run, tmp_path / "in.txt", "--out", out)
+    assert again.out == "" and again.code == outcome.code
+    written = formats.read(out).documents
+    assert [document.text for document in written] == [document.text for document in gold]
+    assert [[e["text"] for e in row["entities"]] for row in rows] == [
+        [d.surface(e) for e in d.entities] for d in written
+    ]
+    marked = command("extract", run, corpus / "test.jsonl", "--out", tmp_path / "out.json", "--to", "cmeee")
+    assert marked.code == outcome.code and formats.detect(tmp_path / "out.json") == "cmeee"
+
+
+def test_an_answer_that_was_cut_is_found_wanting(command: Command, run: Path, tmp_path: Path) -> None:
+    text = (run / "config.yaml").read_text().replace("max_new_tokens: 96", "max_new_tokens: 5")
+    (run / "config.yaml").write_text(text)
+    (tmp_path / "in.txt").write_text("疹\n", encoding="utf-8")
+    outcome = command("extract", run, tmp_path / "in.txt")
+    assert outcome.code == 1
+    meta = last_object(outcome)["meta"]
+    assert meta["status"] == "length" and meta["problems"]
+    assert "1 of 1 answers were wanting" in outcome.err
+
+
+def test_extract_from_stdin_that_is_not_utf8(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("患者\n".encode("gbk")), encoding="utf-8"))
+    one_line_error(command("extract", run, "-"), "stdin", "not UTF-8")
+
+
+def test_evaluate_agrees_with_the_runs_own_figures(command: Command, run: Path, trained: Any, corpus: Path) -> None:
+    outcome = command("evaluate", run, "--data", corpus / "test.jsonl", "--json")
+    assert outcome.code == 0, outcome.err
+    found = last_object(outcome)
+    assert found["strict"] == trained.after.scores.as_dict()["strict"] and found["documents"] == 8
+    assert {"invalid_rate", "ungrounded_rate", "non_stop_rate"} <= found.keys()
+    assert (run / "predictions" / "test.jsonl").is_file()
+    table = command("evaluate", run, "--data", corpus / "test.jsonl", "--limit", 2)
+    assert table.code == 0 and "all (micro)" in table.out and "dis" in table.out
+    free = last_object(command("evaluate", run, "--data", corpus / "test.jsonl", "--free", "--limit", 2, "--json"))
+    assert free["documents"] == 2 and free["invalid_rate"] + free["non_stop_rate"] > 0
+
+
+def test_evaluate_refuses_labels_of_another_task(command: Command, run: Path, tmp_path: Path) -> None:
+    formats.write(tmp_path / "other.jsonl", [Document("a", "肺炎", (Entity(0, 2, "disease"),))])
+    one_line_error(command("evaluate", run, "--data", tmp_path / "other.jsonl"), "'disease'")
+
+
+def test_data_inspect_a_file(command: Command, corpus: Path) -> None:
+    outcome = command("data", "inspect", corpus / "train.jsonl", "--json")
+    found = last_object(outcome)
+    assert (
+        outcome.code == 0
+        and found["documents"] == 24
+        and found["format"] == "native"
+        and found["entities"]["dis"] >= 12
+    )
+    table = command("data", "inspect", corpus / "train.jsonl")
+    assert "entities: dis" in table.out and "24" in table.out
+    assert last_object(command("data", "inspect", "bundled:clinical-zh-test", "--json"))["format"] == "marked"
+    one_line_error(command("data", "inspect"), "either a corpus file, or --recipe")
+
+
+def test_data_inspect_a_recipe_shows_tokens_and_shared_prefix(command: Command, recipe_file: RecipeFile) -> None:
+    outcome = command("data", "inspect", "--recipe", recipe_file(), "--set", "data.limit=3", "--json")
+    found = last_object(outcome)
+    assert outcome.code == 0 and found["examples"] == 3 and found["stop_token"] == "<|im_end|>"
+    assert 0 < found["tokens_with_loss"] < found["tokens"] and found["shared_prefix_tokens"] > 10
+    shown = command("data", "inspect", "--recipe", recipe_file(), "--examples", 1)
+    assert "shared prefix" in shown.out and "Find·" not in shown.out and "entity_label" in shown.out.replace("·", "")
+
+
+def test_data_convert_says_what_it_did_on_stderr(command: Command, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [GOLD])
+    outcome = command("data", "convert", source, tmp_path / "out.json", "--to", "cmeee")
+    assert outcome.code == 0 and outcome.out == "" and "1 documents, native → cmeee" in outcome.err
+    assert formats.read(tmp_path / "out.json").documents[0].entities == (Entity(0, 2, "dis"),)
+    back = command(
+        "data", "convert", tmp_path / "out.json", tmp_path / "back.jsonl", "--to", "native", "--from", "cmeee"
+    )
+    assert back.code == 0
+    one_line_error(command("data", "convert", source, tmp_path / "x", "--to", "nothing"), "unknown format 'nothing'")
+
+
+def test_a_hub_that_cannot_be_reached(recipe_file: RecipeFile) -> None:
+    """Proxies that nobody listens on: an error within seconds, and no folder."""
+    path = recipe_file(model={"source": "hf:nobody/nothing"})
+    nowhere = "http://127.0.0.1:9"
+    environment = {
+        **os.environ,
+        "HTTPS_PROXY": nowhere,
+        "HTTP_PROXY": nowhere,
+        "https_proxy": nowhere,
+        "http_proxy": nowhere,
+    }
+    done = fresh("train", path, env=environment, timeout=60)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and "nobody/nothing" in done.stderr

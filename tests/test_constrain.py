@@ -1,0 +1,164 @@
+"""Under a grammar only answers of the format can be written, and what is forced is fed at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import MERGES
+from fakes import byte_tokenizer, tiny_model
+from spantune.answer import jsonl, jsonl_seed
+from spantune.constrain import Constraint, stop_only, vocabulary_size
+from spantune.document import Document, Entity
+from spantune.errors import ModelError
+from spantune.task import Label, TaskSpec
+
+TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find.")
+TEXT = "肺炎 a"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return byte_tokenizer(MERGES)
+
+
+@pytest.fixture(scope="module")
+def constraint(tokenizer: Any) -> Constraint:
+    return Constraint(tokenizer, len(tokenizer) + 7, tokenizer.eos_token_id)  # the logits are wider than the tokenizer
+
+
+def allowed(constraint: Constraint, matcher: Any) -> set[int]:
+    logits = torch.zeros(1, constraint.vocabulary)
+    constraint.apply([matcher], logits)
+    return set(torch.isfinite(logits[0]).nonzero()[:, 0].tolist())
+
+
+def write(constraint: Constraint, matcher: Any, tokenizer: Any, text: str) -> bool:
+    """Whether `text` can be written, token by token, from where the matcher is."""
+    for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        if token not in allowed(constraint, matcher) or not matcher.consume_token(token):
+            return False
+    return True
+
+
+def test_a_fresh_answer_begins_an_object_or_stops(constraint: Constraint, tokenizer: Any) -> None:
+    matcher = constraint.matcher(jsonl.grammar(TEXT, TASK))
+    found = allowed(constraint, matcher)
+    assert found == {tokenizer.convert_tokens_to_ids("{"), tokenizer.eos_token_id}
+    assert not stop_only(matcher)
+
+
+def test_forced_tokens_follow_a_choice_and_are_consumed(constraint: Constraint, tokenizer: Any) -> None:
+    matcher = constraint.matcher(jsonl.grammar(TEXT, TASK))
+    (brace,) = tokenizer("{", add_special_tokens=False)["input_ids"]
+    forced = constraint.advance(matcher, brace)
+    assert tokenizer.decode([brace, *forced]) == '{"entity_text": "'
+    first_bytes = {tokenizer(sign)["input_ids"][0] for sign in TEXT}
+    assert allowed(constraint, matcher) == first_bytes
+
+
+@pytest.mark.parametrize("mention", ["肺", "肺炎", "炎 ", "肺炎 a", " ", "a"])
+@pytest.mark.parametrize("label", ["dis", "sym"])
+def test_substrings_with_a_label_can_be_written(
+    constraint: Constraint, tokenizer: Any, mention: str, label: str
+) -> None:
+    matcher = constraint.matcher(jsonl.grammar(TEXT, TASK))
+    assert write(constraint, matcher, tokenizer, f'{{"entity_text": "{mention}", "entity_label": "{label}"}}\n')
+    assert tokenizer.eos_token_id in allowed(constraint, matcher)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"entity_text": "", "entity_label": "dis"}\n',  # empty
+        '{"entity_text": "肺a", "entity_label": "dis"}\n',  # not in the text
+        '{"entity_text": "炎肺", "entity_label": "dis"}\n',
+        '{"entity_text": "肺", "entity_label": "pro"}\n',  # not a label
+        '{"entity_text": "肺", "entity_label": "dis"} \n',
+        '{"entity_label": "dis"}\n',
+        " ",
+        "<|im_end|>x",
+    ],
+)
+def test_nothing_else_can_be_written(constraint: Constraint, tokenizer: Any, answer: str) -> None:
+    assert not write(constraint, constraint.matcher(jsonl.grammar(TEXT, TASK)), tokenizer, answer)
+
+
+def test_an_empty_text_has_nothing_to_write(constraint: Constraint, tokenizer: Any) -> None:
+    matcher = constraint.matcher(jsonl.grammar("", TASK))
+    assert allowed(constraint, matcher) == {tokenizer.eos_token_id}
+
+
+def test_with_an_empty_answer_stopping_at_once_is_not_one(constraint: Constraint, tokenizer: Any) -> None:
+    task = TASK.model_copy(update={"empty_answer": "none", "answer": "jsonl_seed"})
+    matcher = constraint.matcher(jsonl_seed.grammar(TEXT, task))
+    assert tokenizer.eos_token_id not in allowed(constraint, matcher)
+    assert write(constraint, matcher, tokenizer, "none")
+    assert allowed(constraint, matcher) == {tokenizer.eos_token_id} and stop_only(matcher)
+
+
+def test_rows_of_a_batch_get_their_own_masks(constraint: Constraint, tokenizer: Any) -> None:
+    fresh, begun = (constraint.matcher(jsonl.grammar(text, TASK)) for text in (TEXT, "b"))
+    forced = constraint.advance(begun, tokenizer("{")["input_ids"][0])
+    assert (
+        tokenizer.decode(forced) == '"entity_text": "b", "entity_label": "'
+    )  # one letter leaves no choice but the label
+    logits = torch.zeros(2, constraint.vocabulary)
+    constraint.apply([fresh, begun], logits)
+    found = [tokenizer.decode(row.isfinite().nonzero()[:, 0]) for row in logits]
+    assert found == ["{<|im_end|>", "ds"]
+
+
+@pytest.mark.parametrize("text", ["肺炎 a", "abcab", 'a "b" \\ c', "肺"])
+def test_the_forced_tokens_of_a_gold_answer_are_those_that_decoding_would_feed(
+    constraint: Constraint, tokenizer: Any, text: str
+) -> None:
+    document = Document("a", text, (Entity(0, 1, "dis"), Entity(0, len(text), "sym")))
+    answer = [*tokenizer(jsonl.render(document, TASK), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    forced = constraint.forced(jsonl.grammar(text, TASK), answer)
+    assert forced and forced == sorted(set(forced)) and len(answer) - 1 not in forced and 0 not in forced
+    matcher = constraint.matcher(jsonl.grammar(text, TASK))
+    for index, token in enumerate(answer[:-1]):
+        if index in forced:
+            assert bytes_agree(tokenizer, allowed(constraint, matcher), token)
+        matcher.consume_token(token)
+
+
+def bytes_agree(tokenizer: Any, tokens: set[int], chosen: int) -> bool:
+    """Whether all that may come is a beginning of the chosen token's text: no choice but of cutting."""
+    text = tokenizer.convert_ids_to_tokens(chosen)
+    return all(text.startswith(tokenizer.convert_ids_to_tokens(token)) for token in tokens)
+
+
+def test_an_answer_that_is_no_answer_has_no_forced_tokens(constraint: Constraint, tokenizer: Any) -> None:
+    with pytest.raises(ModelError):
+        constraint.forced(jsonl.grammar("b", TASK), tokenizer('{"entity_text": "c"')["input_ids"])
+
+
+def test_errors_of_the_grammar_are_ours(constraint: Constraint, tokenizer: Any) -> None:
+    with pytest.raises(ModelError, match="the grammar cannot be followed"):
+        constraint.matcher("start: nothing_of_the_kind")
+    with pytest.raises(ModelError, match="the grammar cannot be followed"):
+        constraint.advance(constraint.matcher(jsonl.grammar(TEXT, TASK)), tokenizer("x")["input_ids"][0])
+
+
+def test_the_vocabulary_is_as_wide_as_the_logits() -> None:
+    assert vocabulary_size(tiny_model("phi3", vocabulary=301)) == 301
+
+
+def test_masks_need_no_compiler() -> None:
+    """llguidance's own torch kernel is compiled by torch, which takes seconds and a C++ compiler."""
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); from fakes import byte_tokenizer\n"
+        "from spantune.constrain import Constraint; t = byte_tokenizer()\n"
+        "c = Constraint(t, len(t), t.eos_token_id); l = torch.zeros(1, len(t))\n"
+        "c.apply([c.matcher('start: \"a\"')], l); assert l.isfinite().sum() == 1\n"
+        "assert 'torch._inductor.codecache' not in sys.modules"
+    )
+    here = str(__file__).rpartition("/")[0]
+    done = subprocess.run([sys.executable, "-c", code, here], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,180 @@
+"""Splits, counts, label checks and the cutting of long documents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spantune import corpus, formats
+from spantune.document import Document, Entity
+from spantune.errors import ConfigError, DataError
+
+SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+LONG = "入院后测血压。夜间诉头痛！“睡不好。”家属陪护；次日复查 CT. No change. Stable"
+
+
+def numbered(count: int) -> list[Document]:
+    return [Document(str(number), f"第{number}句。") for number in range(count)]
+
+
+def at_most(size: int) -> Callable[[Document], bool]:
+    return lambda document: len(document.text) <= size
+
+
+def test_holdout_takes_the_first_tenth_and_limit_the_first_of_the_rest() -> None:
+    train, held = corpus.holdout(numbered(29), 0.1)
+    assert [document.id for document in held] == ["0", "1"]
+    assert [document.id for document in train] == [str(number) for number in range(2, 29)]
+    assert [document.id for document in corpus.limit(train, 3)] == ["2", "3", "4"]
+    assert corpus.limit(train, None) == corpus.limit(train, 99) == train
+    assert corpus.holdout(numbered(3), 0) == (numbered(3), [])
+
+
+@pytest.mark.parametrize("share", [1, -0.1, 0.1])
+def test_holdout_refuses_a_share_that_holds_out_all_or_nothing(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"data\.holdout"):
+        corpus.holdout(numbered(5), share)
+
+
+def test_statistics_count_what_is_there() -> None:
+    nested = Document("a", "右膝关节肿痛", (Entity(0, 4, "bod"), Entity(0, 6, "sym"), Entity(2, 4, "bod")))
+    crossing = Document("b", "abcd", (Entity(0, 3, "x"), Entity(1, 4, "y"), Entity(1, 4, "z")))
+    found = corpus.statistics([nested, crossing, Document("c", "abcd"), Document("d", "x" * 40)])
+    assert found == corpus.Statistics(
+        documents=4,
+        entities={"bod": 2, "sym": 1, "x": 1, "y": 1, "z": 1},
+        nested=2,
+        crossing=2,
+        shared_spans=1,
+        without_entities=2,
+        length_p50=4,
+        length_p90=40,
+        length_max=40,
+        duplicates=1,
+    )
+
+
+def test_statistics_refuse_nothing() -> None:
+    with pytest.raises(DataError, match="no documents"):
+        corpus.statistics([])
+
+
+def test_shared_texts_are_listed_once_in_order() -> None:
+    first = [Document(str(n), text) for n, text in enumerate("dabca")]
+    assert corpus.shared_texts(first, [Document("x", "a"), Document("y", "d"), Document("z", "q")]) == ["d", "a"]
+
+
+def test_check_labels_names_document_label_and_nearest() -> None:
+    documents = [Document("a", "肺炎", (Entity(0, 2, "dis"),)), Document("b/7", "肺炎", (Entity(0, 2, "diss"),))]
+    corpus.check_labels(documents, ("dis", "diss"))
+    with pytest.raises(DataError, match=r"'b/7'.*'diss' of '肺炎' \[0, 2\).*did you mean 'dis'\? valid: bod, dis"):
+        corpus.check_labels(documents, ("bod", "dis"))
+
+
+def test_split_cuts_at_sentence_ends_with_offsets() -> None:
+    document = Document("n", LONG, (Entity(10, 12, "sym"),), {"group": "g"})
+    pieces = corpus.split_long(document, at_most(13))
+    assert [piece.text for piece in pieces] == [
+        "入院后测血压。夜间诉头痛！",
+        "“睡不好。”家属陪护；",
+        "次日复查 CT. ",
+        "No change. ",
+        "Stable",
+    ]
+    assert [piece.id for piece in pieces] == ["n#0", "n#1", "n#2", "n#3", "n#4"]
+    assert pieces[1].meta == {"group": "g", "parent": "n", "offset": 13}
+    assert pieces[0].surface(pieces[0].entities[0]) == "头痛"
+
+
+def test_a_document_that_fits_is_left_alone() -> None:
+    document = Document("n", LONG, meta={"offset": 40})
+    assert corpus.split_long(document, at_most(len(LONG))) == [document]
+    assert corpus.merge_pieces(document, [document]) == document
+
+
+def test_a_sentence_end_inside_an_entity_is_passed_over() -> None:
+    document = Document("n", "甲。乙。丙。", (Entity(0, 3, "x"),))
+    assert [piece.text for piece in corpus.split_long(document, at_most(4))] == ["甲。乙。", "丙。"]
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        (Document("n/1", "短。" + "长" * 30 + "。短。"), r"\[2, 33\) .*no sentence ends inside"),
+        (Document("n/1", "甲。乙。丙。丁。", (Entity(0, 3, "x"), Entity(2, 7, "y"))), r"\[0, 8\) .*entities span"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(document: Document, why: str) -> None:
+    with pytest.raises(DataError, match=rf"'n/1' \({len(document.text)} characters\).*{why}.*max_tokens"):
+        corpus.split_long(document, at_most(5))
+
+
+@settings(deadline=None)
+@given(
+    st.text(st.sampled_from('甲乙a。！;.\n "”😀\u0301'), min_size=1, max_size=60),
+    st.lists(st.tuples(st.integers(0, 59), st.integers(1, 8), st.sampled_from("xyz")), max_size=6),
+    st.integers(8, 30),
+)
+def test_pieces_join_to_exactly_the_document(text: str, spans: list[tuple[int, int, str]], size: int) -> None:
+    entities = tuple(Entity(a, a + n, label) for a, n, label in spans if a + n <= len(text))
+    document = Document("d", text, entities)
+    try:
+        pieces = corpus.split_long(document, at_most(size))
+    except DataError:
+        return
+    assert "".join(piece.text for piece in pieces) == text
+    assert all(len(piece.text) <= size for piece in pieces)
+    assert corpus.merge_pieces(document.with_entities(()), pieces) == document
+
+
+def test_pieces_of_a_piece_join_again() -> None:
+    document = Document("n", LONG, (Entity(0, 2, "x"), Entity(10, 12, "sym")))
+    first = corpus.split_long(document, at_most(25))[0]
+    smaller = corpus.split_long(first, at_most(13))
+    assert [piece.id for piece in smaller] == ["n#0#0", "n#0#1"]
+    assert corpus.merge_pieces(first, smaller) == first
+
+
+def test_merging_refuses_missing_foreign_and_disordered_pieces() -> None:
+    document = Document("n", LONG)
+    pieces = corpus.split_long(document, at_most(13))
+    foreign = corpus.split_long(Document("m", LONG), at_most(13))
+    for wrong in (pieces[:-1], pieces[1:], pieces[::-1], foreign, [pieces[0], pieces[0]]):
+        with pytest.raises(DataError, match="'n'"):
+            corpus.merge_pieces(document, wrong)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
+def test_real_corpus_has_the_known_traps() -> None:
+    train = formats.read(SHARED / "cmeee_v1/train.jsonl").documents
+    found = corpus.statistics(train)
+    assert (found.duplicates, found.shared_spans, found.length_max, found.without_entities) == (43, 33, 4870, 0)
+    dev = formats.read(SHARED / "cmeee_v1/dev.jsonl").documents
+    assert corpus.shared_texts(train, dev) == []
+    assert corpus.shared_texts(dev, formats.read(SHARED / "cmeee_v2_few_shot/cmeee.jsonl").documents) != []
+    rest, held = corpus.holdout(train, 0.1)
+    assert (len(held), len(rest), len(corpus.limit(rest, 2000))) == (1500, 13500, 2000)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
+def test_long_real_documents_are_cut_and_joined_exactly_or_refused_by_name() -> None:
+    """Nearly all of CMeEE's long texts are lists of references, in which no sentence ends."""
+    size, cut, refused = 1000, 0, 0
+    for document in formats.read(SHARED / "cmeee_v1/train.jsonl").documents:
+        if len(document.text) <= size:
+            continue
+        try:
+            pieces = corpus.split_long(document, at_most(size))
+        except DataError as error:
+            assert f"'{document.id}'" in str(error)
+            refused += 1
+            continue
+        assert all(len(piece.text) <= size for piece in pieces)
+        assert corpus.merge_pieces(document.with_entities(()), pieces) == document
+        cut += 1
+    assert (cut, refused) == (15, 0)

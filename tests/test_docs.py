@@ -1,0 +1,220 @@
+"""The documents against the code: links, commands, recipes, the two READMEs, and the generated pages."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import typer
+
+import spantune
+from spantune.cli import app
+from spantune.config import load_config
+
+ROOT = Path(__file__).parents[1]
+READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+HOSTS = {"ai.google.dev", "keepachangelog.com", "semver.org"}
+MARKS = {"FIGURES:demo", "FIGURES:cmeee-small", "FIGURES:h100"}
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"`[^`\n]+`")
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _prose(text: str) -> str:
+    return _BLOCK.sub("", text)
+
+
+def _blocks(text: str, language: str) -> list[str]:
+    return [content for name, content in _BLOCK.findall(text) if name == language]
+
+
+def _lines(text: str) -> list[str]:
+    """The command lines of a page, without comments."""
+    lines = [line for block in _blocks(text, "bash") for line in block.splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _spantune_arguments(line: str) -> Iterator[list[str]]:
+    """The arguments of each `spantune` in a shell line, pipes and redirections taken off."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|><;&")
+    lexer.whitespace_split = True
+    part: list[str] = []
+    for token in [*lexer, ";"]:
+        if not set(token) <= set("|><;&"):
+            part.append(token)
+            continue
+        if part and part[0] == "spantune":
+            yield part[1:]
+        part = []
+
+
+def _parse(arguments: list[str]) -> Any:
+    """The context of the command that `arguments` name; nothing is run."""
+    command: Any = typer.main.get_command(app)
+    context = None
+    while hasattr(command, "commands"):
+        assert arguments, "a group needs a command"
+        assert arguments[0] in command.commands, f"no command {arguments[0]!r}"
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    context = command.make_context("spantune", list(arguments))
+    return context
+
+
+def _check_command(arguments: list[str]) -> None:
+    values = _parse(arguments).params
+    recipe = values.get("recipe")
+    if recipe is not None:
+        assert (ROOT / recipe).is_file(), f"no recipe {recipe}"
+        load_config(ROOT / recipe, list(values.get("overrides") or ()))
+    elif values.get("overrides"):
+        load_config(ROOT / "recipes" / "demo.yaml", list(values["overrides"]))
+
+
+def _headings(text: str) -> list[int]:
+    return [len(marks) for marks in re.findall(r"^(#+) ", _prose(text), re.MULTILINE)]
+
+
+def _tables(text: str) -> list[list[list[str]]]:
+    """The tables of a page as rows of cells, without the rule below the head."""
+    tables: list[list[list[str]]] = [[]]
+    for line in _prose(text).splitlines():
+        if line.startswith("|"):
+            tables[-1].append([cell.strip() for cell in line.strip().strip("|").split("|")])
+        elif tables[-1]:
+            tables.append([])
+    return [[row for row in table if set("".join(row)) - set("-")] for table in tables if table]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for target in _LINK.findall(_prose(_read(page))):
+        if not target.startswith("http"):
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_foreign_address_and_no_path_of_a_machine(page: Path) -> None:
+    text = _read(page)
+    for address in re.findall(r"https?://[^\s)>\"'`]+", text):
+        assert urlsplit(address).hostname in HOSTS, address
+    assert not re.search(r"(?<![\w.])/(work|tmp|root|home)\b", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_parse(page: Path) -> None:
+    for line in _lines(_read(page)):
+        for arguments in _spantune_arguments(line):
+            _check_command(arguments)
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda page: page.name)
+def test_readme_has_commands_of_every_kind(readme: Path) -> None:
+    parsed = [arguments for line in _lines(_read(readme)) for arguments in _spantune_arguments(line)]
+    assert {arguments[0] for arguments in parsed} == {"demo", "data", "plan", "train", "evaluate", "extract"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "spantune serve runs/demo",
+        "spantune train recipes/demo.yaml --rsume runs/demo",
+        "spantune train recipes/no-such.yaml",
+        "spantune train recipes/demo.yaml train.max_step=24",
+        "spantune data convert one.jsonl two.jsonl",
+    ],
+)
+def test_a_wrong_command_is_noticed(line: str) -> None:
+    (arguments,) = _spantune_arguments(line)
+    with pytest.raises(Exception, match=r"serve|rsume|no-such|max_step|to"):
+        _check_command(arguments)
+
+
+def test_commands_are_found_behind_pipes() -> None:
+    line = "echo 患者。 | spantune extract runs/demo - > out.jsonl"
+    assert list(_spantune_arguments(line)) == [["extract", "runs/demo", "-"]]
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda page: page.name)
+def test_command_table_is_whole(readme: Path) -> None:
+    root: Any = typer.main.get_command(app)
+    names = {f"`spantune {name}`" for name, command in root.commands.items() if not hasattr(command, "commands")}
+    names |= {f"`spantune data {name}`" for name in root.commands["data"].commands}
+    rows = [row[0] for table in _tables(_read(readme)) for row in table]
+    assert {row for row in rows if row.startswith("`spantune ")} == names
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda page: page.name)
+def test_python_examples_use_public_names(readme: Path) -> None:
+    examples = _blocks(_read(readme), "python")
+    assert examples
+    for example in examples:
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "spantune":
+                assert node.attr in spantune.__all__
+
+
+def test_readmes_are_equal() -> None:
+    english, chinese = map(_read, READMES)
+    assert _headings(english) == _headings(chinese)
+    for language in ("bash", "json"):
+        assert _blocks(english, language) == _blocks(chinese, language)
+    spans = [set(_CODE.findall(_prose(text))) for text in (english, chinese)]
+    assert spans[0] == spans[1]
+    codes = [[ast.dump(ast.parse(block)) for block in _blocks(text, "python")] for text in (english, chinese)]
+    assert codes[0] == codes[1]
+
+
+def test_readme_tables_are_equal() -> None:
+    english, chinese = (_tables(_read(readme)) for readme in READMES)
+    assert [len(table) for table in english] == [len(table) for table in chinese]
+    for one, other in zip(english, chinese, strict=True):
+        for row, its in zip(one, other, strict=True):
+            assert len(row) == len(its) == len(one[0])
+            assert [sorted(_CODE.findall(cell)) for cell in row] == [sorted(_CODE.findall(cell)) for cell in its]
+            assert [cell == "–" for cell in row] == [cell == "–" for cell in its]
+            assert [cell.count("**") for cell in row] == [cell.count("**") for cell in its]
+    names = [next(table for table in tables if len(table[0]) == 7)[0] for tables in (english, chinese)]
+    assert names[0] == names[1]
+
+
+def test_readmes_mark_or_hold_the_figures() -> None:
+    english, chinese = (set(re.findall(r"<!-- (FIGURES:[\w-]+) -->", _read(readme))) for readme in READMES)
+    assert english == chinese == MARKS
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_generated_pages_do_not_depend_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import sys; sys.path.insert(0, 'docs'); import generate; print(generate.cli_page(), generate.recipe_page())"
+    )
+    pages = set()
+    for columns in ("40", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        pages.add(subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True).stdout)
+    assert len(pages) == 1
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_commands_in_recipes_parse(recipe: Path) -> None:
+    for line in _read(recipe).splitlines():
+        for command in re.findall(r"spantune [a-z]+ recipes/[^)]*", line if line.startswith("#") else ""):
+            _check_command(command.split()[1:])

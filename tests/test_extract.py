@@ -1,0 +1,349 @@
+"""The batched, cached, fast-forwarding extractor writes what a plain loop writes, and reports what went wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import MERGES
+from fakes import byte_tokenizer, tiny_model
+from spantune import config, extract
+from spantune.corpus import split_long
+from spantune.document import Document, Entity
+from spantune.encode import Encoder
+from spantune.errors import DataError, RunError
+from spantune.extract import Extraction, Extractor, load_run, rates
+from spantune.task import Label, TaskSpec
+
+TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
+TEXTS = [
+    "肺炎患者咳嗽",
+    "no entity here",
+    'a "quote" \\ and\nline <|im_end|> 肺',
+    "",
+    "abcab 👩‍⚕️ it",
+    "肺",
+    "糖尿病 (diabetes) 患者，ab abc",
+    "x" * 30,
+]
+DOCUMENTS = [Document(f"d{number}", text) for number, text in enumerate(TEXTS)]
+LIVELY = [("phi3", 2), ("phi3", 5), ("gemma3_text", 1), ("gemma3_text", 3), ("qwen2", 5), ("qwen2", 2)]
+LIMIT = 120
+
+
+def lively_model(family: str, seed: int) -> Any:
+    """A random model that does not stop at once: the seeds were looked for."""
+    model = tiny_model(family, vocabulary=280)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+    model.tie_weights()
+    return model
+
+
+def encoder(task: TaskSpec = TASK, max_tokens: int | None = None) -> Encoder:
+    return Encoder(byte_tokenizer(MERGES), task, max_tokens)
+
+
+def extractor(model: Any, task: TaskSpec = TASK, max_tokens: int | None = None, **changes: Any) -> Extractor:
+    return Extractor(model, encoder(task, max_tokens), config.Extract(**{"max_new_tokens": LIMIT, **changes}))
+
+
+@dataclass
+class Plain:
+    """What the reference loop wrote: ids, and the log-probability of each id that it chose itself."""
+
+    ids: list[int] = field(default_factory=list)
+    chosen: list[float | None] = field(default_factory=list)
+    status: str = "length"
+
+
+def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT) -> Plain:
+    """One document, no cache, all ids at every step; what the matcher forces is appended to the chosen token."""
+    import llguidance.hf
+    from llguidance import LLMatcher
+
+    known = llguidance.hf.from_tokenizer(coder.tokenizer, n_vocab=280, eos_token=coder.stop_id)
+    matcher = LLMatcher(known, LLMatcher.grammar_from_lark(coder.format.grammar(text, coder.task)))
+    prompt, plain = coder.prompt_ids(text), Plain()
+    while len(plain.ids) < limit:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + plain.ids]), use_cache=False).logits[0, -1].float()
+        biases = torch.tensor(list(matcher.compute_logit_bias()))  # 0 for what is forbidden
+        token = int(logits.masked_fill(biases[: len(logits)] == 0, -math.inf).argmax())
+        if token == coder.stop_id:
+            plain.status = "stopped"
+            break
+        matcher.consume_token(token)
+        forced = matcher.compute_ff_tokens()
+        matcher.consume_tokens(forced)
+        plain.ids += [token, *forced]
+        plain.chosen += [float(logits.log_softmax(-1)[token]), *([None] * len(forced))]
+        if matcher.is_stopped():
+            plain.status = "stopped"
+            break
+        answer = coder.tokenizer.decode(plain.ids)
+        if any(problem.kind == "repeated" for problem in coder.format.parse(answer, text, coder.task).problems):
+            plain.status = "repeated"
+            break
+    return plain
+
+
+def line_scores(coder: Encoder, plain: Plain) -> list[float]:
+    """The probability of each line of an answer, over the tokens that begin in it and were chosen."""
+    alphabet = byte_alphabet()
+    sums: list[float] = []
+    line = 0
+    for token, logprob in zip(plain.ids, plain.chosen, strict=True):
+        sums += [0.0] * (line + 1 - len(sums))
+        sums[line] += logprob or 0.0
+        line += sum(alphabet[sign] == 10 for sign in coder.tokenizer.convert_ids_to_tokens(token))
+    return [math.exp(value) for value in sums]
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's byte-level alphabet: printable bytes stand for themselves, the others from U+0100 on."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [value for value in range(256) if value not in kept]
+    return {chr(value): value for value in kept} | {chr(256 + index): value for index, value in enumerate(rest)}
+
+
+@pytest.mark.parametrize(("family", "seed"), LIVELY)
+def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int) -> None:
+    model, coder = lively_model(family, seed), encoder()
+    wanted = [plain_loop(model, coder, text) for text in TEXTS]
+    assert sum(len(plain.ids) for plain in wanted) > 200 and wanted[3] == Plain([], [], "stopped")
+    for batch_size in (1, 3, 8):
+        tool = extractor(model, batch_size=batch_size)
+        for document, plain, got in zip(DOCUMENTS, wanted, tool.stream(DOCUMENTS), strict=True):
+            assert (got.document.id, got.status) == (document.id, plain.status)
+            assert got.answer == coder.tokenizer.decode(plain.ids)
+            check_scores(coder, plain, got)
+        assert tool.effort.tokens == sum(len(plain.ids) for plain in wanted)
+        assert tool.effort.forced == sum(plain.chosen.count(None) for plain in wanted)
+        longest = max(len(plain.chosen) - plain.chosen.count(None) for plain in wanted)
+        assert longest <= tool.effort.passes < tool.effort.tokens
+    assert tool.effort.passes <= longest + 2  # a batch of all: as many passes as the longest, one for the prefix
+
+
+def check_scores(coder: Encoder, plain: Plain, got: Extraction) -> None:
+    parsed = coder.format.parse(coder.tokenizer.decode(plain.ids), got.document.text, coder.task)
+    scores = line_scores(coder, plain)
+    expected = dict(zip(parsed.entities, scores, strict=False))
+    assert set(got.document.entities) == set(expected)
+    for entity in got.document.entities:
+        assert entity.score is not None and 0 <= entity.score <= 1
+        assert entity.score == pytest.approx(expected[entity], rel=1e-3)
+
+
+def test_the_random_models_end_in_every_way() -> None:
+    """What the parity above is worth: answers that stop, that repeat themselves and that are too long."""
+    statuses = {item.status for seed in (2, 5) for item in extractor(lively_model("phi3", seed)).stream(DOCUMENTS)}
+    assert statuses == {"stopped", "repeated", "length"}
+
+
+def test_one_token_a_byte_needs_no_forcing_to_say_the_same() -> None:
+    """Without merges a forced token is the only one allowed, so that plain masking gives the same answer."""
+    model = lively_model("phi3", 2)
+    coder = Encoder(byte_tokenizer(), TASK)
+    tool = Extractor(model, coder, config.Extract(max_new_tokens=LIMIT, batch_size=3))
+    import llguidance.hf
+    from llguidance import LLMatcher
+
+    known = llguidance.hf.from_tokenizer(coder.tokenizer, n_vocab=280, eos_token=coder.stop_id)
+    lengths = []
+    for got, text in zip(tool.stream(DOCUMENTS), TEXTS, strict=True):
+        matcher = LLMatcher(known, LLMatcher.grammar_from_lark(coder.format.grammar(text, TASK)))
+        ids = coder.prompt_ids(text)
+        start = len(ids)
+        answer = coder.tokenizer(got.answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        while len(ids) - start < len(answer):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            biases = torch.tensor(list(matcher.compute_logit_bias()))[: len(logits)]
+            ids.append(int(logits.masked_fill(biases == 0, -math.inf).argmax()))
+            matcher.consume_token(ids[-1])
+        assert ids[start:] == answer
+        lengths.append(len(answer))
+    assert max(lengths) > 60
+
+
+messy = st.text(
+    st.sampled_from('ab肺"\\\n\t{}:, é👩‍⚕️\u2028\u2029\x85\x1c\r\x7f\u0301') | st.characters(exclude_categories=("Cs",)),
+    max_size=12,
+)
+texts = st.builds(
+    lambda left, middle, right: left + middle + right, messy, st.sampled_from(["", "<|im_end|>", '"}\n']), messy
+)
+
+
+@pytest.fixture(scope="module")
+def tools() -> list[Extractor]:
+    task = TASK.model_copy(update={"answer": "jsonl_seed", "empty_answer": "none"})
+    model = lively_model("phi3", 2)
+    return [extractor(model, max_new_tokens=80, batch_size=2), extractor(model, task, max_new_tokens=80, batch_size=2)]
+
+
+@given(batch=st.lists(texts, min_size=1, max_size=3))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_written_is_a_substring_at_its_offsets_with_a_label_of_the_task(
+    tools: list[Extractor], batch: list[str]
+) -> None:
+    documents = [Document(str(number), text) for number, text in enumerate(batch)]
+    for got, document in zip(tools[0].stream(documents), documents, strict=True):
+        assert got.document.text == document.text and got.document.id == document.id
+        assert {problem.kind for problem in got.problems} <= {"repeated", "truncated"}
+        written = [json.loads(line) for line in got.answer.split("\n")[:-1]]
+        said = sorted((line["entity_text"], line["entity_label"]) for line in written)
+        found = sorted((got.document.surface(entity), entity.label) for entity in got.document.entities)
+        repeated = [problem.found for problem in got.problems if problem.kind == "repeated"]
+        assert len(said) == len(found) + len(repeated) and set(found) <= set(said)
+        assert all(surface and surface in document.text and label in TASK.codes for surface, label in found)
+    for got, document in zip(tools[1].stream(documents), documents, strict=True):
+        for entity in got.document.entities:
+            assert got.document.surface(entity) in document.text and entity.label in TASK.codes
+        assert all(problem.kind != "ungrounded" for problem in got.problems) or '"' in document.text
+
+
+def test_answers_that_repeat_or_run_out_are_reported() -> None:
+    found = [item for seed in (2, 5) for item in extractor(lively_model("phi3", seed)).stream(DOCUMENTS)]
+    repeated = [item for item in found if item.status == "repeated"]
+    cut = [item for item in found if item.status == "length"]
+    assert repeated and all(item.problems[-1].kind == "repeated" for item in repeated)
+    for item in repeated:  # it was stopped there and then: the line that repeats is the last
+        assert json.loads(item.answer.splitlines()[-1])["entity_text"] == item.problems[-1].found
+    begun = [item for item in cut if not item.answer.endswith("\n")]
+    assert begun and all(item.problems[-1].kind == "truncated" for item in begun)
+    assert all(item.answer.endswith(item.problems[-1].found) for item in begun)
+    shares = rates(found)
+    assert shares["non_stop_rate"] == (len(repeated) + len(cut)) / len(found)
+    assert shares["invalid_rate"] == shares["ungrounded_rate"] == 0
+
+
+def test_order_is_kept_over_windows_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively_model("phi3", 2)
+    documents = [Document(f"n{number}", TEXTS[number % 8] + str(number)) for number in range(11)]
+    whole = list(extractor(model, max_new_tokens=40).stream(documents))
+    monkeypatch.setattr(extract, "WINDOW", 3)
+    taken: list[str] = []
+
+    def source() -> Any:
+        for document in documents:
+            taken.append(document.id)
+            yield document
+
+    stream = extractor(model, max_new_tokens=40, batch_size=2).stream(source())
+    first = next(stream)
+    assert len(taken) == 3  # no more is read than a window
+    again = [first, *stream]
+    assert [item.document.id for item in again] == [document.id for document in documents] == taken
+    assert [item.answer for item in again] == [item.answer for item in whole]
+
+
+def test_bare_strings_are_numbered_and_gold_is_not_passed_on() -> None:
+    tool = extractor(lively_model("phi3", 7))  # this one says nothing
+    gold = Document("g", "肺炎", (Entity(0, 2, "dis"),), {"group": "x"})
+    assert tool.extract(["a", "b"]) == [Document("0", "a"), Document("1", "b")]
+    (found,) = tool.extract([gold])
+    assert found == Document("g", "肺炎", (), {"group": "x"})
+
+
+def test_a_long_text_is_taken_in_pieces_with_offsets_of_the_whole() -> None:
+    text = "".join(f"第{number}句说肺炎 ab。" for number in range(12))
+    model, short = lively_model("phi3", 2), 100
+    tool = extractor(model, max_tokens=short, max_new_tokens=60)
+    (got,) = tool.stream([Document("long", text, meta={"k": 1})])
+    coder = encoder()
+    pieces = split_long(Document("long", text), lambda piece: len(coder.prompt_ids(piece.text)) <= short)
+    assert len(pieces) > 3
+    alone = list(extractor(model, max_new_tokens=60).stream(pieces))
+    wanted: Sequence[Entity] = [e.shifted(one.document.meta["offset"]) for one in alone for e in one.document.entities]
+    assert len(wanted) > 3 and sorted(got.document.entities) == sorted(wanted)
+    assert got.document.text == text and got.document.id == "long" and got.document.meta == {"k": 1}
+    assert got.answer == "".join(one.answer for one in alone)
+    assert got.problems == tuple(problem for one in alone for problem in one.problems)
+    assert got.status == next((one.status for one in alone if one.status != "stopped"), "stopped")
+
+
+def test_a_text_that_cannot_be_split_and_a_limit_without_room_are_refused() -> None:
+    model = lively_model("phi3", 2)
+    with pytest.raises(DataError, match=r"'0'.*no sentence ends inside it"):
+        extractor(model, max_tokens=60).extract(["x" * 200])
+    with pytest.raises(DataError, match=r"extract\.max_new_tokens=2048 leaves no room.*2048"):
+        extractor(model, max_new_tokens=2048).extract(["x"])
+
+
+def test_free_mode_is_plain_greedy_decoding() -> None:
+    model, coder = lively_model("phi3", 5), encoder()
+    tool = extractor(model, grounded=False, max_new_tokens=30, batch_size=3)
+    for got, text in zip(tool.stream(DOCUMENTS), TEXTS, strict=True):
+        ids = coder.prompt_ids(text)
+        start = len(ids)
+        while len(ids) - start < 30:
+            with torch.no_grad():
+                token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+            if token == coder.stop_id:
+                break
+            ids.append(token)
+        assert got.answer == coder.tokenizer.decode(ids[start:])
+        assert got.status == ("length" if len(ids) - start == 30 else "stopped")
+        if got.answer.strip():  # noise, and said to be
+            assert got.problems and not got.document.entities
+    assert tool.effort.forced == 0
+
+
+def test_no_documents_give_no_extractions() -> None:
+    assert list(extractor(lively_model("phi3", 2)).stream([])) == []
+
+
+def test_spaces_before_punctuation_are_not_cleaned_away() -> None:
+    """Some tokenizers drop them when they decode, and a mention would no longer be in its text."""
+    tokenizer = byte_tokenizer(MERGES)
+    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    assert tokenizer.decode(tokenizer("a , b")["input_ids"]) == "a, b"
+    tool = Extractor(lively_model("phi3", 2), Encoder(tokenizer, TASK), config.Extract(max_new_tokens=LIMIT))
+    plain = extractor(lively_model("phi3", 2))
+    texts = [f"{left} {sign}" for left in ("a", "肺", "", "x ") for sign in ",.!?"]
+    found = plain.extract(texts)
+    assert any(
+        " " in document.surface(entity).strip() or document.surface(entity)[:1] == " "
+        for document in found
+        for entity in document.entities
+    )
+    assert tool.extract(texts) == found
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, trained: Any) -> None:
+    with pytest.raises(RunError, match=r"no config\.yaml here"):
+        load_run(tmp_path)
+    (tmp_path / "config.yaml").write_bytes((trained.folder / "config.yaml").read_bytes())
+    with pytest.raises(RunError, match="no adapter here yet"):
+        load_run(tmp_path)
+
+
+def test_a_damaged_recipe_is_a_damaged_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {source: [", encoding="utf-8")
+    with pytest.raises(RunError, match=r"config\.yaml"):
+        load_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("model: 3", encoding="utf-8")
+    with pytest.raises(RunError, match=r"config\.yaml"):
+        load_run(tmp_path)
+
+
+def test_a_run_extracts_as_it_did_when_it_was_measured(trained: Any) -> None:
+    gold = list(trained.after.gold)
+    again = list(load_run(trained.folder).stream(gold))
+    assert [item.answer for item in again] == [item.answer for item in trained.after.extractions]
+    assert any(item.document.entities for item in again)

@@ -1,0 +1,260 @@
+"""The strict scorer against its definition, nervaluate on flat data, its intervals and its errors."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spantune.document import Document, Entity
+from spantune.errors import DataError
+from spantune.metrics import Error, Figure, Scores, errors, pair, score
+
+LABELS = ("dis", "bod", "sym")
+TEXT = "abcdefghij"
+
+
+def entities_of(text: str) -> st.SearchStrategy[tuple[Entity, ...]]:
+    """Any entities in `text`: nested, crossing, of two labels, and repeated."""
+    span = st.tuples(st.integers(0, len(text) - 1), st.integers(1, len(text))).filter(lambda both: both[0] < both[1])
+    entity = st.builds(lambda both, label: Entity(*both, label), span, st.sampled_from(LABELS))
+    return st.lists(entity, max_size=8).map(tuple)
+
+
+corpora = st.lists(st.tuples(entities_of(TEXT), entities_of(TEXT)), max_size=5)
+
+
+def documents(sides: list[tuple[Entity, ...]]) -> list[Document]:
+    return [Document(f"d{index}", TEXT, entities) for index, entities in enumerate(sides)]
+
+
+def by_definition(gold: list[Document], predicted: list[Document], label: str | None) -> Figure:
+    """Count by walking over every possible entity of every document."""
+    correct = guessed = true = 0
+    for one, other in zip(gold, predicted, strict=True):
+        for start in range(len(TEXT)):
+            for end in range(start + 1, len(TEXT) + 1):
+                for code in LABELS if label is None else (label,):
+                    in_gold = any((e.start, e.end, e.label) == (start, end, code) for e in one.entities)
+                    in_predicted = any((e.start, e.end, e.label) == (start, end, code) for e in other.entities)
+                    true += in_gold
+                    guessed += in_predicted
+                    correct += in_gold and in_predicted
+    return Figure(correct, guessed, true)
+
+
+@settings(max_examples=200, deadline=None)
+@given(corpora)
+def test_score_is_the_definition_on_nested_documents(corpus: list[tuple[tuple[Entity, ...], tuple[Entity, ...]]]):
+    gold, predicted = (documents([sides[index] for sides in corpus]) for index in (0, 1))
+    scores = score(gold, predicted, LABELS, resamples=0)
+    assert scores.micro == by_definition(gold, predicted, None)
+    assert scores.labels == {label: by_definition(gold, predicted, label) for label in LABELS}
+    assert scores.documents == len(corpus)
+
+
+def flat(rng: random.Random, size: int) -> tuple[Entity, ...]:
+    entities, place = [], rng.randrange(3)
+    while place < size - 3:
+        end = place + rng.randint(1, 3)
+        entities.append(Entity(place, end, rng.choice(LABELS)))
+        place = end + rng.randrange(3)
+    return tuple(entities)
+
+
+def test_score_agrees_with_nervaluate_on_flat_documents():
+    nervaluate = pytest.importorskip("nervaluate")
+    rng = random.Random(1)
+    for _ in range(30):
+        gold = [Document(f"{index}", "x" * 20, flat(rng, 20)) for index in range(8)]
+        predicted = [
+            one.with_entities([e for e in flat(rng, 20) if e in one.entities or rng.random() < 0.4])
+            if rng.random() < 0.5
+            else one
+            for one in gold
+        ]
+        sides = [
+            [[{"label": e.label, "start": e.start, "end": e.end - 1} for e in one.entities] for one in side]
+            for side in (gold, predicted)
+        ]
+        theirs = nervaluate.Evaluator(*sides, tags=list(LABELS), loader="dict").evaluate()["overall"]["strict"]
+        ours = score(gold, predicted, LABELS, resamples=0).micro
+        assert (ours.correct, ours.predicted, ours.gold) == (theirs.correct, theirs.actual, theirs.possible)
+        assert ours.f1 == pytest.approx(theirs.f1)
+
+
+def test_nested_entity_is_found_where_nervaluate_finds_none():
+    """extraction facts, section 3: gold {(0,4,a), (0,2,b)}, predicted {(0,1,b), (0,4,a)}: one is correct."""
+    gold = [Document("1", TEXT, (Entity(0, 4, "a"), Entity(0, 2, "b")))]
+    predicted = [Document("1", TEXT, (Entity(0, 1, "b"), Entity(0, 4, "a")))]
+    scores = score(gold, predicted, ("a", "b"), resamples=0)
+    assert scores.micro == Figure(correct=1, predicted=2, gold=2)
+    assert scores.micro.precision == scores.micro.recall == scores.micro.f1 == 0.5
+    assert [scores.labels["a"].f1, scores.labels["b"].f1, scores.macro_f1] == [1.0, 0.0, 0.5]
+
+
+def test_order_and_scores_of_entities_do_not_matter():
+    gold = [Document("1", TEXT, (Entity(0, 4, "a"), Entity(0, 2, "a"))), Document("2", TEXT, (Entity(5, 6, "a"),))]
+    predicted = [gold[1].with_entities([Entity(5, 6, "a", 0.3)]), gold[0].with_entities(reversed(gold[0].entities))]
+    assert score(gold, predicted, ("a",), resamples=0).micro == Figure(3, 3, 3)
+
+
+def test_undefined_figures_are_zero_and_have_no_interval():
+    scores = score([Document("1", TEXT)], [Document("1", TEXT)], LABELS)
+    assert (scores.micro.precision, scores.micro.recall, scores.micro.f1, scores.macro_f1) == (0.0, 0.0, 0.0, 0.0)
+    assert scores.micro.f1_low is None and scores.labels["dis"].f1_high is None
+    assert score([], [], LABELS).documents == 0
+
+
+def test_macro_leaves_out_labels_that_never_occur():
+    gold = [Document("1", TEXT, (Entity(0, 1, "dis"), Entity(1, 2, "bod")))]
+    predicted = [gold[0].with_entities([Entity(0, 1, "dis")])]
+    assert score(gold, predicted, LABELS, resamples=0).macro_f1 == 0.5
+
+
+def noisy(count: int, seed: int = 0) -> tuple[list[Document], list[Document]]:
+    rng = random.Random(seed)
+    gold = [Document(str(index), "x" * 30, flat(rng, 30)) for index in range(count)]
+    return gold, [one.with_entities([e for e in one.entities if rng.random() < 0.7]) for one in gold]
+
+
+def width(figure: Figure) -> float:
+    assert figure.f1_low is not None and figure.f1_high is not None
+    assert 0 <= figure.f1_low <= figure.f1 <= figure.f1_high <= 1
+    return figure.f1_high - figure.f1_low
+
+
+def test_interval_holds_the_point_and_shrinks_with_documents():
+    few, many = score(*noisy(40), LABELS), score(*noisy(640), LABELS)
+    assert all(width(figure) > 0 for figure in (few.micro, *few.labels.values()))
+    assert width(few.micro) / width(many.micro) == pytest.approx(4, rel=0.4)
+    assert width(few.labels["dis"]) > width(few.micro)
+
+
+def test_interval_is_determined_by_the_seed():
+    corpus = noisy(30)
+    assert score(*corpus, LABELS) == score(*corpus, LABELS)
+    assert score(*corpus, LABELS, seed=1) != score(*corpus, LABELS, seed=2)
+
+
+def test_interval_covers_the_true_f1_about_as_often_as_it_says():
+    """Each entity is found with probability 0.7 and nothing else: the true F1 is 1.4 / 1.7."""
+    hits = 0
+    for seed in range(100):
+        micro = score(*noisy(60, seed), LABELS, resamples=400).micro
+        assert micro.f1_low is not None and micro.f1_high is not None
+        hits += micro.f1_low <= 1.4 / 1.7 <= micro.f1_high
+    assert 87 <= hits <= 100
+
+
+def test_perfect_predictions_have_an_interval_of_one_point():
+    gold, _ = noisy(20)
+    micro = score(gold, gold, LABELS).micro
+    assert (micro.f1_low, micro.f1, micro.f1_high) == (1.0, 1.0, 1.0)
+
+
+def test_as_dict_is_the_json_of_the_design():
+    scores = Scores(Figure(1, 2, 3, 0.1, 0.9), {"dis": Figure(1, 2, 3)}, 7)
+    tree = json.loads(json.dumps(scores.as_dict()))
+    assert tree["documents"] == 7
+    assert tree["strict"]["macro"] == {"f1": pytest.approx(0.4)}
+    assert tree["strict"]["labels"]["dis"]["f1_low"] is None
+    assert tree["strict"]["micro"] == {
+        "precision": 0.5,
+        "recall": pytest.approx(1 / 3),
+        "f1": pytest.approx(0.4),
+        "f1_low": 0.1,
+        "f1_high": 0.9,
+        "correct": 1,
+        "predicted": 2,
+        "gold": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "message"),
+    [
+        ([Document("one", TEXT)], [], "document 'one' is gold only"),
+        ([], [Document("two", TEXT)], "document 'two' is predicted only"),
+        ([Document("one", TEXT)] * 2, [Document("one", TEXT)], "document 'one' occurs twice among the gold"),
+        ([Document("one", TEXT)], [Document("one", TEXT)] * 2, "document 'one' occurs twice among the predicted"),
+        ([Document("one", TEXT)], [Document("one", TEXT + " ")], "document 'one': the gold text"),
+        ([Document("one", TEXT, (Entity(0, 1, "dss"),))], [Document("one", TEXT)], "'one': gold label 'dss'.*'dis'"),
+        ([Document("one", TEXT)], [Document("one", TEXT, (Entity(0, 1, "x"),))], "'one': predicted label 'x'"),
+    ],
+)
+def test_documents_that_do_not_pair_are_refused(gold: list[Document], predicted: list[Document], message: str):
+    with pytest.raises(DataError, match=message):
+        score(gold, predicted, LABELS)
+
+
+def test_pair_keeps_the_order_of_gold():
+    gold = [Document("b", TEXT), Document("a", TEXT)]
+    assert [one.id for one, _ in pair(gold, gold[::-1])] == ["b", "a"]
+
+
+A, B = "dis", "bod"
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "kinds"),
+    [
+        ([(0, 2, A)], [(0, 2, A)], ["correct"]),
+        ([(0, 2, A)], [(0, 2, B)], ["type"]),
+        ([(0, 2, A)], [(0, 3, A)], ["boundary"]),
+        ([(0, 2, A)], [(1, 3, B)], ["boundary+type"]),
+        ([(0, 2, A)], [], ["missed"]),
+        ([], [(0, 2, A)], ["spurious"]),
+        ([(0, 2, A)], [(2, 4, A)], ["missed", "spurious"]),
+        # an exact match is not taken by an overlap, and a nested prediction is left over
+        ([(0, 4, A)], [(0, 2, A), (0, 4, A)], ["correct", "spurious"]),
+        # the same span is paired before an overlap of the same label
+        ([(0, 4, A)], [(0, 4, B), (0, 5, A)], ["type", "spurious"]),
+        # the same label is paired before a larger overlap of another label
+        ([(0, 6, A)], [(0, 5, B), (5, 7, A)], ["boundary", "spurious"]),
+        # the larger overlap is paired first
+        ([(0, 6, A)], [(0, 2, A), (2, 7, A)], ["boundary", "spurious"]),
+        # two labels on one span
+        ([(0, 2, A), (0, 2, B)], [(0, 2, B), (0, 2, "sym")], ["correct", "type"]),
+    ],
+)
+def test_every_kind_of_error(gold: list[tuple], predicted: list[tuple], kinds: list[str]):
+    one, other = (Document("1", TEXT, tuple(Entity(*item) for item in side)) for side in (gold, predicted))
+    assert sorted(error.kind for error in errors(one, other)) == sorted(kinds)
+
+
+def test_larger_overlap_is_the_one_that_is_paired():
+    gold = Document("1", TEXT, (Entity(0, 6, A),))
+    near, far = Entity(2, 7, A), Entity(0, 2, A)
+    assert errors(gold, gold.with_entities([far, near])) == [
+        Error("spurious", None, far),
+        Error("boundary", gold.entities[0], near),
+    ]
+
+
+def test_errors_of_different_texts_are_refused():
+    with pytest.raises(DataError, match="document '1'"):
+        errors(Document("1", "a"), Document("1", "b"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(entities_of(TEXT), entities_of(TEXT))
+def test_errors_name_every_entity_once(true: tuple[Entity, ...], guessed: tuple[Entity, ...]):
+    gold, predicted = Document("1", TEXT, true), Document("1", TEXT, guessed)
+    found = errors(gold, predicted)
+    assert sorted(error.gold for error in found if error.gold) == sorted(set(true))
+    assert sorted(error.predicted for error in found if error.predicted) == sorted(set(guessed))
+    assert sum(error.kind == "correct" for error in found) == len(set(true) & set(guessed))
+    missed = [error.gold for error in found if error.kind == "missed" and error.gold]
+    spurious = [error.predicted for error in found if error.kind == "spurious" and error.predicted]
+    assert not any(max(m.start, s.start) < min(m.end, s.end) for m in missed for s in spurious)
+
+
+def test_import_is_free_of_numpy_and_torch():
+    code = "import sys, spantune.metrics; sys.exit(any(name in sys.modules for name in ('numpy', 'torch')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

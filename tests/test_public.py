@@ -1,0 +1,114 @@
+"""The public surface, and what importing it costs: no torch before a model is needed."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spantune
+
+SOURCE = Path(spantune.__file__).parent
+HEAVY = ("torch", "transformers", "peft", "accelerate", "swanlab", "modelscope", "llguidance")
+# Everything from `text` down, that is all that must run without torch.
+LIGHT = ("errors", "document", "task", "config", "prompt", "encode", "pack", "corpus", "metrics", "progress", "cli")
+
+
+def loaded_after(code: str, *arguments: str) -> tuple[set[str], str]:
+    """The heavy packages in `sys.modules` after `code` in a fresh interpreter, and what it printed."""
+    script = (
+        "import atexit, sys\n"
+        f"loaded = lambda: sorted(set(sys.modules) & set({HEAVY!r}))\n"
+        f"atexit.register(lambda: print('loaded:', *loaded(), file=sys.stderr))\n{code}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE.parent), "PYTHONIOENCODING": "utf-8"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stderr.strip().split("\n")
+    assert last.startswith("loaded:"), done.stderr
+    return set(last.split()[1:]), done.stdout
+
+
+def type_checkers_names() -> list[str]:
+    """The names that the `if TYPE_CHECKING` block imports."""
+    tree = ast.parse(inspect.getsource(spantune))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    return [
+        alias.asname or alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+
+
+def test_all_is_the_sorted_public_names() -> None:
+    assert spantune.__all__ == sorted(set(spantune.__all__)) == dir(spantune)
+    assert spantune.__all__ == sorted(type_checkers_names()) == sorted(spantune._HOMES)
+    assert not any(name.startswith("_") for name in spantune.__all__)
+
+
+@pytest.mark.parametrize("name", spantune.__all__)
+def test_every_public_name_is_a_class_or_function_with_a_docstring(name: str) -> None:
+    value = getattr(spantune, name)
+    assert (inspect.isclass(value) or inspect.isfunction(value)) and value.__doc__
+    assert value.__module__ == f"spantune.{spantune._HOMES[name]}"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'spantune' has no attribute 'tarin'"):
+        spantune.tarin  # noqa: B018
+
+
+def test_a_submodule_never_hides_the_function_of_its_name() -> None:
+    for first in ("load", "train", "extract"):
+        importlib.import_module(f"spantune.{first}")
+        assert inspect.isfunction(spantune.load) and inspect.isfunction(spantune.train)
+
+
+def test_version_is_the_projects() -> None:
+    project = (SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{spantune.__version__}"\n' in project
+
+
+def test_importing_spantune_loads_nothing_heavy() -> None:
+    assert loaded_after("import spantune")[0] == set()
+
+
+def test_help_loads_nothing_heavy() -> None:
+    run = "import runpy\nrunpy.run_module('spantune', run_name='__main__', alter_sys=True)"
+    loaded, printed = loaded_after(run, "--help")
+    assert loaded == set()
+    for command in ("demo", "plan", "train", "evaluate", "extract", "data"):
+        assert f"  {command}" in printed
+
+
+def test_core_formats_and_text_load_nothing_heavy() -> None:
+    folders = ("answer", "formats")
+    names = [
+        *LIGHT,
+        *folders,
+        *(f"{folder}.{p.stem}" for folder in folders for p in (SOURCE / folder).glob("[!_]*.py")),
+    ]
+    assert len(names) > 18
+    code = f"import importlib\nfor name in {names!r}: importlib.import_module('spantune.' + name)"
+    assert loaded_after(code)[0] == set()
+
+
+def test_reading_a_recipe_and_a_corpus_loads_nothing_heavy() -> None:
+    code = (
+        "import spantune\nfrom spantune.prompt import PRESETS\n"
+        "assert len(spantune.read('bundled:clinical-zh-test').documents) == 120\nspantune.score, spantune.load_config"
+    )
+    assert loaded_after(code)[0] == set()
+
+
+def test_the_probe_sees_a_heavy_package() -> None:
+    assert "llguidance" in loaded_after("import llguidance")[0]

@@ -1,0 +1,220 @@
+"""A step is the same step however it is packed, the schedule ends low, and a broken loss ends the run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from spantune import config
+from spantune.encode import Example
+from spantune.errors import RunError
+from spantune.pack import NO_TARGET, shared_prefix
+from spantune.trainer import CLOCK_FILE, Clock, Collator, PackTrainer, Schedule, read_clock
+from test_loss import adapted, examples
+
+PAD = 269
+
+
+def train_settings(**changes: Any) -> config.Train:
+    return config.Train(**changes)
+
+
+class Hand(Clock):
+    """A clock that is set by hand."""
+
+    def __init__(self, seconds: float = 0.0):
+        super().__init__()
+        self.now = seconds
+
+    @property
+    def seconds(self) -> float:
+        return self.now
+
+
+def factors(total: int = 10, **changes: Any) -> list[float]:
+    schedule = Schedule(train_settings(**changes), total, Hand())
+    return [schedule.factor(step) for step in range(total + 1)]
+
+
+def test_cosine_and_linear_fall_to_nothing_and_constant_does_not() -> None:
+    assert factors(warmup=0) == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 10)) for step in range(11)])
+    assert factors(warmup=0, schedule="linear") == pytest.approx([1 - step / 10 for step in range(11)])
+    assert factors(warmup=0, schedule="constant") == [1.0] * 11
+    assert factors(warmup=0)[0] == 1.0 and factors(warmup=0)[-1] == pytest.approx(0.0)
+
+
+def test_warm_up_is_a_share_below_one_and_steps_from_one_on() -> None:
+    for warmup in (0.3, 3):
+        found = factors(warmup=warmup, schedule="constant")
+        assert found[:3] == pytest.approx([1 / 4, 2 / 4, 3 / 4]) and found[3:] == [1.0] * 8
+    assert factors(warmup=3)[3:] == pytest.approx(factors(warmup=0)[3:])
+
+
+def test_the_schedule_follows_whichever_is_further_steps_or_clock() -> None:
+    clock = Hand()
+    schedule = Schedule(train_settings(warmup=0, schedule="linear", max_minutes=2.0), 100, clock)
+    assert schedule.progress(10) == pytest.approx(0.1)
+    clock.now = 60.0
+    assert schedule.progress(10) == pytest.approx(0.5) and schedule.factor(10) == pytest.approx(0.5)
+    assert schedule.progress(80) == pytest.approx(0.8)
+    clock.now = 500.0
+    assert schedule.progress(10) == 1.0 and schedule.factor(10) == 0.0
+    assert Schedule(train_settings(), 100, clock).progress(10) == pytest.approx(0.1)  # no minutes, no clock
+
+
+def test_a_run_that_the_clock_ends_is_not_all_warm_up() -> None:
+    clock = Hand()
+    schedule = Schedule(train_settings(warmup=0.1, max_minutes=1.0), 10**6, clock)
+    assert schedule.factor(0) < 1e-4
+    for now, factor in ((3.0, 0.5), (6.0, 0.5 * (1 + math.cos(math.pi * 0.1))), (60.0, 0.0)):
+        clock.now = now
+        assert schedule.factor(5) == pytest.approx(factor, abs=1e-4)
+
+
+def test_a_clock_goes_on_where_the_checkpoint_left_it(tmp_path: Path) -> None:
+    assert read_clock(None) == 0.0 and read_clock(tmp_path) == 0.0
+    (tmp_path / CLOCK_FILE).write_text("12.5\n")
+    clock = Clock(read_clock(tmp_path))
+    assert 12.5 <= clock.seconds < 13.5
+    time.sleep(0.01)
+    assert clock.seconds > 12.505
+
+
+def collator(budget: int = 4096, **changes: Any) -> Collator:
+    chosen = examples()
+    return Collator(train_settings(**changes), chosen[0].ids[: shared_prefix(chosen)], budget, PAD)
+
+
+def answer_tokens(chosen: list[Example]) -> int:
+    return sum(len(example.ids) - example.answer_start for example in chosen)
+
+
+def test_shared_packs_hold_every_answer_token_once() -> None:
+    chosen = examples()
+    for budget, packs in ((4096, 1), (200, 2), (1, 4)):
+        batch = collator(budget)(chosen)
+        assert batch["examples"] == 4 and batch["answer_tokens"] == answer_tokens(chosen)
+        assert len(batch["packs"]) == packs
+        assert sum(len(pack["index"]) for pack in batch["packs"]) == answer_tokens(chosen)
+        assert all(len(pack["ids"]) <= budget or packs == 4 for pack in batch["packs"])
+
+
+def test_padded_rows_hold_the_examples_as_they_are() -> None:
+    chosen = examples()
+    batch = collator(pack="none", micro_batch=3)(chosen)
+    assert [len(row["input_ids"]) for row in batch["rows"]] == [3, 1]
+    assert batch["answer_tokens"] == answer_tokens(chosen) and batch["examples"] == 4
+    rows = [(row, number) for row in batch["rows"] for number in range(len(row["input_ids"]))]
+    for (row, number), example in zip(rows, chosen, strict=True):
+        size, width = len(example.ids), row["input_ids"].shape[1]
+        assert row["input_ids"][number].tolist() == [*example.ids, *[PAD] * (width - size)]
+        assert row["attention_mask"][number].tolist() == [1] * size + [0] * (width - size)
+        labels = row["labels"][number].tolist()
+        assert labels == [NO_TARGET] * example.answer_start + list(example.ids[example.answer_start :]) + [
+            NO_TARGET
+        ] * (width - size)
+
+
+def trainer(tmp_path: Path, settings: config.Train, model: Any = None, **changes: Any) -> PackTrainer:
+    """A trainer of the four examples, evaluated by a figure that tells the step."""
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, remove_unused_columns=False, **changes
+    )
+
+    def evaluation(step: int) -> Mapping[str, float]:
+        return {"f1": step / 10}
+
+    return PackTrainer(
+        model=model or adapted("phi3"),
+        args=arguments,
+        train_dataset=examples(),
+        eval_dataset=examples(),
+        data_collator=collator(),
+        evaluation=evaluation,
+        settings=settings,
+        clock=Clock(),
+    )
+
+
+def step(tmp_path: Path, batch: dict[str, Any], model: Any = None) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one training step from the same start."""
+    made = trainer(tmp_path, train_settings(), model)
+    loss = made.training_step(made.model, batch)
+    return loss.item(), {name: p.grad for name, p in made.model.named_parameters() if p.grad is not None}
+
+
+Batch = Callable[[], dict[str, Any]]
+BATCHES: dict[str, Batch] = {
+    "two packs": lambda: collator(200)(examples()),
+    "alone": lambda: collator(1)(examples()),
+    "another order": lambda: collator()(examples()[::-1]),
+    "padded": lambda: collator(pack="none", micro_batch=3)(examples()),
+    "padded alone": lambda: collator(pack="none", micro_batch=1)(examples()),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_step_is_the_same_however_its_examples_are_packed(tmp_path: Path, name: str) -> None:
+    loss, gradients = step(tmp_path, collator()(examples()))
+    other_loss, other = step(tmp_path, BATCHES[name]())
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    assert gradients.keys() == other.keys() and gradients
+    for key, gradient in gradients.items():
+        assert (other[key] - gradient).norm() <= 2e-5 * gradient.norm(), key
+
+
+def test_recomputed_activations_give_the_same_step(tmp_path: Path) -> None:
+    loss, gradients = step(tmp_path, collator()(examples()))
+    model = adapted("phi3")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    again, other = step(tmp_path, collator()(examples()), model)
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert all((other[key] - gradient).norm() <= 1e-5 * gradient.norm() for key, gradient in gradients.items())
+
+
+def test_a_bf16_base_trains_fp32_adapters_to_about_the_same_loss(tmp_path: Path) -> None:
+    loss, _ = step(tmp_path, collator()(examples()))
+    model = adapted("phi3")
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    for pack in ("shared", "none"):
+        rough, gradients = step(tmp_path, collator(pack=pack)(examples()), model)
+        assert rough == pytest.approx(loss, rel=0.05)
+        assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
+
+
+def test_a_step_without_answer_tokens_is_no_division_by_nothing(tmp_path: Path) -> None:
+    cut = [Example(example.id, example.ids[:16], example.answer_start) for example in examples()[:2]]
+    loss, _ = step(tmp_path, collator(pack="none", micro_batch=2)(cut))
+    assert loss == 0.0
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    model = adapted("phi3")
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(math.nan)
+    with pytest.raises(RunError, match=r"the loss became nan at step 1; lower train\.learning_rate"):
+        step(tmp_path, collator()(examples()), model)
+
+
+def test_the_loop_uses_our_schedule_and_evaluates_by_calling_back(tmp_path: Path) -> None:
+    settings = train_settings(schedule="linear", warmup=0)
+    changes = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
+    made = trainer(tmp_path, settings, eval_strategy="steps", eval_steps=2, save_strategy="no", **changes)
+    made.train()
+    history = made.state.log_history
+    assert [entry["learning_rate"] for entry in history if "loss" in entry] == pytest.approx(
+        [1e-3, 7.5e-4, 5e-4, 2.5e-4]
+    )
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert made.evaluate() == {"eval_f1": 0.4}
