@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from fakes import tiny_model
-from spantune.attention import Places, attention_mask, check_attention
+from spantune.attention import Places, attention_mask, check_attention, segment_lengths
 from spantune.encode import Example
 from spantune.errors import ModelError
 from spantune.pack import PADDING, PREFIX
@@ -111,6 +111,23 @@ def test_a_window_counted_by_pack_index_would_give_other_states(family: str) -> 
     assert (states[0] - states[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_by_segments_is_attention_under_the_mask(family: str) -> None:
+    """What the mask hides is skipped, and nothing else: with a shared prefix, and without one."""
+    model = tiny_model(family, vocabulary=280)
+    for prefix in (None, ()):
+        pack = packed(examples(), prefix)
+        inputs = {"input_ids": pack.ids[None], "position_ids": pack.positions[None], "use_cache": False}
+        counted = Places(pack.owner, pack.positions)
+        inputs["attention_mask"] = attention_mask(model.config, counted, counted, torch.float32)
+        lengths = segment_lengths(pack.owner)
+        assert sum(lengths) == len(pack.ids) and len(lengths) == 5 and (lengths[0] == 0) == (prefix is not None)
+        with torch.no_grad():
+            masked = model.base_model(**inputs).last_hidden_state
+            skipped = model.base_model(**inputs, segments=lengths).last_hidden_state
+        torch.testing.assert_close(skipped, masked, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("family", "kind"),
     [("qwen3_next", "linear_attention"), ("llama4_text", "chunked_attention"), ("mamba", "linear_attention")],
@@ -126,3 +143,9 @@ def test_layers_that_would_mix_examples_are_refused(family: str, kind: str) -> N
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_and_sliding_attention_are_taken(family: str) -> None:
     check_attention(tiny_model(family).config)
+
+
+def test_soft_capped_attention_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"gemma2.*caps its attention logits"):
+        check_attention(AutoConfig.for_model("gemma2"))
+    check_attention(AutoConfig.for_model("gemma2", attn_logit_softcapping=None))

@@ -73,13 +73,12 @@ def test_version_and_help_start_without_torch() -> None:
     [
         (["nothing"], "nothing"),
         (["train", "--nothing"], "--nothing"),
-        (["extract"], "RUN"),
-        (["data", "convert"], "SOURCE"),
+        (["data", "convert"], "source"),
     ],
 )
 def test_wrong_use_of_the_command_line_is_2(arguments: list[str], word: str) -> None:
     done = fresh(*arguments)
-    assert done.returncode == 2 and word in done.stderr and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.returncode == 2 and word in done.stderr.lower() and done.stdout == "" and "Traceback" not in done.stderr
 
 
 def test_extract_reads_stdin_and_writes_native_jsonl(run: Path) -> None:
@@ -265,7 +264,7 @@ def test_evaluate_agrees_with_the_runs_own_figures(command: Command, run: Path, 
     table = command("evaluate", run, "--data", corpus / "test.jsonl", "--limit", 2)
     assert table.code == 0 and "all (micro)" in table.out and "dis" in table.out
     free = last_object(command("evaluate", run, "--data", corpus / "test.jsonl", "--free", "--limit", 2, "--json"))
-    assert free["documents"] == 2 and free["invalid_rate"] + free["non_stop_rate"] > 0
+    assert free["documents"] == 2 and free["invalid_rate"] > 0  # which the grammar rules out
 
 
 def test_evaluate_refuses_labels_of_another_task(command: Command, run: Path, tmp_path: Path) -> None:

@@ -193,3 +193,10 @@ def test_what_is_saved_is_read_back(tmp_path: Path, overrides: list[str]) -> Non
     config = load_config(recipe(tmp_path), overrides)
     config.save(tmp_path)
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("model: {source: here}\nlora: {rank: 4}\nlora: {alpha: 8}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"(?s)'lora' is given twice.*line 3"):
+        load_config(path)

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conftest import MERGES
 from fakes import byte_tokenizer, tiny_model
-from spantune.answer import jsonl, jsonl_seed
-from spantune.constrain import Constraint, stop_only, vocabulary_size
+from spantune.answer import FORMATS, jsonl, jsonl_seed
+from spantune.constrain import Constraint, Guide, vocabulary_size
 from spantune.document import Document, Entity
+from spantune.encode import Encoder
 from spantune.errors import ModelError
 from spantune.task import Label, TaskSpec
 
@@ -49,7 +52,7 @@ def test_a_fresh_answer_begins_an_object_or_stops(constraint: Constraint, tokeni
     matcher = constraint.matcher(jsonl.grammar(TEXT, TASK))
     found = allowed(constraint, matcher)
     assert found == {tokenizer.convert_tokens_to_ids("{"), tokenizer.eos_token_id}
-    assert not stop_only(matcher)
+    assert not matcher.is_stopped()
 
 
 def test_forced_tokens_follow_a_choice_and_are_consumed(constraint: Constraint, tokenizer: Any) -> None:
@@ -98,7 +101,7 @@ def test_with_an_empty_answer_stopping_at_once_is_not_one(constraint: Constraint
     matcher = constraint.matcher(jsonl_seed.grammar(TEXT, task))
     assert tokenizer.eos_token_id not in allowed(constraint, matcher)
     assert write(constraint, matcher, tokenizer, "none")
-    assert allowed(constraint, matcher) == {tokenizer.eos_token_id} and stop_only(matcher)
+    assert allowed(constraint, matcher) == {tokenizer.eos_token_id} and matcher.is_stopped()
 
 
 def test_rows_of_a_batch_get_their_own_masks(constraint: Constraint, tokenizer: Any) -> None:
@@ -113,30 +116,65 @@ def test_rows_of_a_batch_get_their_own_masks(constraint: Constraint, tokenizer: 
     assert found == ["{<|im_end|>", "ds"]
 
 
-@pytest.mark.parametrize("text", ["肺炎 a", "abcab", 'a "b" \\ c', "肺"])
+@pytest.mark.parametrize("text", ["肺炎 a", "abcab", 'a "b" \\ c', "肺", "肺肺"])
 def test_the_forced_tokens_of_a_gold_answer_are_those_that_decoding_would_feed(
     constraint: Constraint, tokenizer: Any, text: str
 ) -> None:
     document = Document("a", text, (Entity(0, 1, "dis"), Entity(0, len(text), "sym")))
     answer = [*tokenizer(jsonl.render(document, TASK), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    forced = constraint.forced(jsonl.grammar(text, TASK), answer)
+    coder = Encoder(tokenizer, TASK)
+    forced = Guide(constraint, coder, text).forced(answer)
     assert forced and forced == sorted(set(forced)) and len(answer) - 1 not in forced and 0 not in forced
-    matcher = constraint.matcher(jsonl.grammar(text, TASK))
-    for index, token in enumerate(answer[:-1]):
-        if index in forced:
-            assert bytes_agree(tokenizer, allowed(constraint, matcher), token)
-        matcher.consume_token(token)
+    guide, index = Guide(constraint, coder, text), 0
+    while index < len(answer) - 1:
+        assert index not in forced and answer[index] in allowed(constraint, guide.matcher)
+        follow = guide.advance(answer[index])
+        assert answer[index + 1 : index + 1 + len(follow)] == follow
+        assert set(range(index + 1, index + 1 + len(follow))) <= set(forced)
+        index += 1 + len(follow)
+    assert tokenizer.eos_token_id in allowed(constraint, guide.matcher)
 
 
-def bytes_agree(tokenizer: Any, tokens: set[int], chosen: int) -> bool:
-    """Whether all that may come is a beginning of the chosen token's text: no choice but of cutting."""
-    text = tokenizer.convert_ids_to_tokens(chosen)
-    return all(text.startswith(tokenizer.convert_ids_to_tokens(token)) for token in tokens)
+@given(
+    text=st.text(st.sampled_from('ab肺"'), min_size=1, max_size=5),
+    span=st.tuples(st.integers(0, 4), st.integers(1, 5)),
+    label=st.sampled_from(TASK.codes),
+    answer=st.sampled_from(sorted(FORMATS)),
+)
+@settings(max_examples=40, deadline=None)
+def test_after_an_entity_exactly_the_later_ones_can_be_stated(
+    text: str, span: tuple[int, int], label: str, answer: str
+) -> None:
+    """Later in the order of (start, end, label): so no answer goes back, repeats itself or states one twice."""
+    tokenizer = byte_tokenizer()
+    if answer == "jsonl_seed":
+        text = text.replace('"', "c")  # which that format cannot say for certain
+    start = span[0] % len(text)
+    end = start + 1 + span[1] % (len(text) - start)
+    task = TASK.model_copy(update={"answer": answer})
+    constraint, format = Constraint(tokenizer, len(tokenizer), tokenizer.eos_token_id), FORMATS[answer]
+    last = Entity(start, end, label)
+    spans = [(i, j) for i in range(len(text)) for j in range(i + 1, len(text) + 1)]
+    for mention in {text[i:j] for i, j in spans}:
+        for code in task.codes:
+            later = [Entity(i, j, code) > last for i, j in spans if text[i:j] == mention]
+            written = format.render(Document("x", mention, (Entity(0, len(mention), code),)), task)
+            matcher = constraint.matcher(format.grammar(text, task, last))
+            assert write(constraint, matcher, tokenizer, written) == any(later), (text, last, mention, code)
+
+
+def test_a_guide_renews_its_grammar_when_an_entity_is_stated(constraint: Constraint, tokenizer: Any) -> None:
+    guide = Guide(constraint, Encoder(tokenizer, TASK), "ab")
+    line = '{"entity_text": "b", "entity_label": "sym"}\n'
+    index, ids = 0, tokenizer(line, add_special_tokens=False)["input_ids"]
+    while index < len(ids):
+        index += 1 + len(guide.advance(ids[index]))
+    assert guide.finished or allowed(constraint, guide.matcher) == {tokenizer.eos_token_id}  # nothing is later
 
 
 def test_an_answer_that_is_no_answer_has_no_forced_tokens(constraint: Constraint, tokenizer: Any) -> None:
     with pytest.raises(ModelError):
-        constraint.forced(jsonl.grammar("b", TASK), tokenizer('{"entity_text": "c"')["input_ids"])
+        Guide(constraint, Encoder(tokenizer, TASK), "b").forced(tokenizer('{"entity_text": "c"')["input_ids"])
 
 
 def test_errors_of_the_grammar_are_ours(constraint: Constraint, tokenizer: Any) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from fakes import CHATML, byte_tokenizer
 from spantune import config
+from spantune.attention import NAME
 from spantune.errors import ConfigError, ModelError
 from spantune.load import (
     PHI4_IDS,
@@ -53,6 +54,7 @@ def test_a_whole_folder_loads(tiny_folder: Path, base: Any, dtype: torch.dtype) 
     loaded = load(config.Model(source=str(tiny_folder), base=base, device="cpu"))
     assert {p.dtype for p in loaded.model.parameters()} == {dtype} and loaded.dtype == dtype
     assert not loaded.model.training and loaded.path == tiny_folder
+    assert loaded.model.config._attn_implementation == NAME
     assert loaded.tokenizer.decode(loaded.tokenizer("肺 abc")["input_ids"]) == "肺 abc"
 
 
@@ -75,6 +77,23 @@ def test_a_model_of_unknown_layers_is_refused_before_its_weights(folder: Path) -
     settings.layer_types = ["full_attention", "linear_attention"]
     settings.save_pretrained(folder)
     with pytest.raises(ModelError, match="linear_attention"):
+        load(config.Model(source=str(folder), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}),  # attention sinks
+        ("rwkv", {}),  # no attention at all
+    ],
+)
+def test_attention_that_ours_cannot_compute_is_refused(folder: Path, family: str, changes: dict[str, int]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 280, "pad_token_id": 2, **changes}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape)).save_pretrained(folder)
+    with pytest.raises(ModelError, match=f"{folder}: the model cannot be loaded"):
         load(config.Model(source=str(folder), device="cpu"))
 
 

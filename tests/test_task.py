@@ -90,3 +90,9 @@ def test_a_damaged_task_is_a_run_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / TASK_FILE).write_bytes(content)
     with pytest.raises(RunError, match=r"task\.json: not a task: .*; restore it"):
         TaskSpec.load(tmp_path)
+
+
+@pytest.mark.parametrize("answer", [" none", "none ", "no\nentity"])
+def test_an_empty_answer_that_reading_would_not_recognise_is_refused(answer: str) -> None:
+    with pytest.raises(ValidationError, match="one line without spaces"):
+        TaskSpec(labels=(Label(code="dis"),), instruction="find", empty_answer=answer)

@@ -35,16 +35,22 @@ class Places:
 
 
 def check_attention(config: Any) -> None:
-    """Refuse models with layers that a pack cannot isolate.
+    """Refuse models with layers that a pack cannot isolate, or attention that ours does not compute.
 
     Raises:
-        ModelError: names the kind of layer.
+        ModelError: names the kind of layer, or the soft cap.
     """
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
         raise ModelError(
             f"model type {config.model_type!r} has layers of kind {', '.join(sorted(unknown))}, in which examples of a "
             "pack would mix; use a model with full or sliding-window attention"
+        )
+    # transformers 5.17 drops the cap in silence, 5.23 refuses
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise ModelError(
+            f"model type {config.model_type!r} caps its attention logits, which our attention cannot do; "
+            "use another model"
         )
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -33,7 +33,7 @@ data_app = typer.Typer(help="Look at annotated corpora and convert them.", no_ar
 app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
 
@@ -288,18 +288,25 @@ def _documents(file: str, format: str | None) -> Iterator[Document]:
 
     from spantune import formats
     from spantune.document import Document
-    from spantune.errors import DataError
+    from spantune.formats.files import read_lines
 
     if file != "-" and (format or not file.endswith(".txt")):
         yield from formats.stream(file, format, Counter())
         return
-    try:
-        lines = sys.stdin if file == "-" else Path(file).open(encoding="utf-8")  # noqa: SIM115  closed at exit
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror}); give a text file, a corpus file or -", path=file) from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in _stdin() if file == "-" else read_lines(Path(file), Counter()):
         if line.strip():
-            yield Document(str(number), line.rstrip("\n"))
+            yield Document(str(number), line)
+
+
+def _stdin() -> Iterator[tuple[int, str]]:
+    from spantune.errors import DataError
+
+    try:
+        for number, line in enumerate(sys.stdin, start=1):
+            yield number, line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        found = error.object[error.start]
+        raise DataError(f"not UTF-8: byte 0x{found:02X}; convert it, for example with iconv", path="stdin") from None
 
 
 def _inspect_file(file: str, format: str | None, as_json: bool) -> None:

@@ -237,7 +237,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         ConfigError: unreadable file, unknown key (with the nearest valid one) or a value out of range.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe; give the path of a YAML file such as recipes/demo.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -259,6 +259,21 @@ def parse_config(tree: dict[str, Any], where: str = "recipe") -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{where}: {_describe(item)}" for item in error.errors())) from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, but a key that is given twice is an error: YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -1,4 +1,4 @@
-"""Grammars at work: llguidance matchers over the model's tokenizer, one a document.
+"""Grammars at work: llguidance matchers over the model's tokenizer, one a document at a time.
 
 A matcher says which tokens may come next and which must: what is decoded under it is an answer of the
 format whose mentions are substrings of the document. llguidance never raises by itself; its errors are
@@ -7,12 +7,14 @@ turned into ours here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spantune.encode import Encoder
 from spantune.errors import ModelError
 
 
@@ -29,6 +31,7 @@ class Constraint:
         import llguidance.hf
 
         self.stop, self.vocabulary = stop, vocabulary
+        self.closing = {index for token, index in tokenizer.get_vocab().items() if "}" in token}
         self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=stop)
 
     def matcher(self, grammar: str) -> Any:
@@ -59,35 +62,72 @@ class Constraint:
         self._check(matcher)
         return forced
 
-    def forced(self, grammar: str, answer: list[int]) -> list[int]:
-        """Indices into the ids of an answer (stop token included) at which the grammar leaves no choice.
-
-        Raises:
-            ModelError: the answer does not follow the grammar, or its tokens are not those that would be forced.
-        """
-        matcher = self.matcher(grammar)
-        found: list[int] = []
-        index = 0
-        while index < len(answer):
-            index += 1
-            if answer[index - 1] == self.stop:
-                break
-            tokens = self.advance(matcher, answer[index - 1])
-            if answer[index : index + len(tokens)] != tokens:
-                raise ModelError("the grammar forces other tokens than the tokenizer gives for a gold answer")
-            found.extend(range(index, index + len(tokens)))
-            index += len(tokens)
-        return found
-
     def _check(self, matcher: Any) -> None:
         error = matcher.get_error()
         if error:
             raise ModelError(f"the grammar cannot be followed with this tokenizer: {error}")
 
 
-def stop_only(matcher: Any) -> bool:
-    """Whether nothing but the stop token may come next."""
-    return bool(matcher.is_stopped())
+class Guide:
+    """Follows the answer for one text under its grammar, renewed after each entity to keep the answer in order.
+
+    Args:
+        constraint: the tokenizer's side.
+        encoder: the task's side.
+        text: the text that is extracted from.
+    """
+
+    def __init__(self, constraint: Constraint, encoder: Encoder, text: str):
+        self._constraint, self._encoder, self._text = constraint, encoder, text
+        self._ids: list[int] = []
+        self._stated = 0
+        self.matcher = constraint.matcher(encoder.format.grammar(text, encoder.task, None))
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but the stop token may come next."""
+        return bool(self.matcher.is_stopped())
+
+    def advance(self, token: int) -> list[int]:
+        """Take a chosen token; returns the tokens that the grammar forces after it, taken too."""
+        forced = self._constraint.advance(self.matcher, token)
+        self._ids += [token, *forced]
+        if not self._constraint.closing.isdisjoint((token, *forced)):
+            self._renew()
+        return forced
+
+    def forced(self, answer: Sequence[int]) -> list[int]:
+        """Indices into the ids of a gold answer (stop token included) at which the grammar leaves no choice.
+
+        Raises:
+            ModelError: the answer does not follow the grammar, or its tokens are not those that would be forced.
+        """
+        found: list[int] = []
+        index = 0
+        while index < len(answer) and answer[index] != self._encoder.stop_id:
+            tokens = self.advance(answer[index])
+            index += 1
+            if list(answer[index : index + len(tokens)]) != tokens:
+                raise ModelError(
+                    f"the grammar forces other tokens than the tokenizer gives for the gold answer of {self._text!r}; "
+                    "set train.loss_on=answer"
+                )
+            found.extend(range(index, index + len(tokens)))
+            index += len(tokens)
+        return found
+
+    def _renew(self) -> None:
+        """Where an object has just ended, go on with the grammar of what may follow it."""
+        encoder = self._encoder
+        answer = encoder.decode(self._ids)
+        if not answer.endswith(encoder.format.end):
+            return
+        resolved = encoder.format.parse(answer, self._text, encoder.task).resolved
+        if len(resolved) > self._stated:
+            self._stated = len(resolved)
+            self.matcher = self._constraint.matcher(
+                encoder.format.grammar(self._text, encoder.task, resolved[-1].entity)
+            )
 
 
 def vocabulary_size(model: Any) -> int:

@@ -7,6 +7,7 @@ Nothing is cut: what is too long is an error that names the document.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,12 @@ class Encoder:
         """Whether prompt and answer of `document` stay within `max_tokens`."""
         size = len(self.prompt_ids(document.text)) + len(self.answer_ids(document))
         return self.max_tokens is None or size <= self.max_tokens
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer's ids, as it was written."""
+        # clean-up, where a tokenizer asks for it, takes spaces away, and a mention is no longer in its text
+        text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return text
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -21,7 +21,7 @@ from spantune import config
 from spantune.answer import Problem
 from spantune.attention import attention_mask
 from spantune.cache import FlatCache
-from spantune.constrain import Constraint, stop_only, vocabulary_size
+from spantune.constrain import Constraint, Guide, vocabulary_size
 from spantune.corpus import merge_pieces, split_long
 from spantune.document import Document
 from spantune.encode import Encoder
@@ -66,7 +66,7 @@ class _Row:
     index: int
     owner: int
     document: Document
-    matcher: Any
+    guide: Guide | None
     pending: list[int]
     position: int
     ids: list[int] = field(default_factory=list)
@@ -91,7 +91,6 @@ class Extractor:
         self._constraint = (
             Constraint(encoder.tokenizer, vocabulary_size(model), encoder.stop_id) if self.settings.grounded else None
         )
-        self._ends = _closing_tokens(encoder.tokenizer)
 
     @property
     def task(self) -> TaskSpec:
@@ -168,10 +167,8 @@ class Extractor:
                 yielded += 1
 
     def _row(self, index: int, document: Document, prompt: list[int], shared: int) -> _Row:
-        matcher = None
-        if self._constraint:
-            matcher = self._constraint.matcher(self.encoder.format.grammar(document.text, self.task))
-        return _Row(index, index + 1, document, matcher, prompt[shared:], shared)
+        guide = Guide(self._constraint, self.encoder, document.text) if self._constraint else None
+        return _Row(index, index + 1, document, guide, prompt[shared:], shared)
 
     def _forward(self, cache: FlatCache, parts: list[tuple[int, int, list[int]]]) -> Tensor:
         """Feed (owner, first position, ids) of each part; returns the logits [parts, vocabulary] of the next one."""
@@ -198,7 +195,7 @@ class Extractor:
         masked = logits
         if self._constraint:
             masked = logits.clone()
-            self._constraint.apply([row.matcher for row in rows], masked)
+            self._constraint.apply([row.guide.matcher for row in rows if row.guide], masked)
         tokens = masked.argmax(-1)
         logprobs = logits.gather(-1, tokens[:, None])[:, 0] - total
         return tokens.tolist(), logprobs.tolist()
@@ -208,7 +205,7 @@ class Extractor:
         row.position += len(row.pending)
         if token == self.encoder.stop_id:
             return "stopped"
-        forced = self._constraint.advance(row.matcher, token) if self._constraint else []
+        forced = row.guide.advance(token) if row.guide else []
         ended = bool(forced) and forced[-1] == self.encoder.stop_id
         forced = forced[:-1] if ended else forced
         row.pending = [token, *forced]
@@ -216,25 +213,23 @@ class Extractor:
         row.logprobs.extend([logprob, *([None] * len(forced))])
         self.effort.tokens += len(row.pending)
         self.effort.forced += len(forced)
-        if ended or (row.matcher is not None and stop_only(row.matcher)):
+        if ended or (row.guide and row.guide.finished):
             return "stopped"
-        if not self._ends.isdisjoint(row.pending) and self._repeats(row):
+        if row.guide is None and self._repeats(row):
             return "repeated"
         return "length" if len(row.ids) >= self.settings.max_new_tokens else None
 
     def _repeats(self, row: _Row) -> bool:
-        parsed = self.encoder.format.parse(self._text(row.ids), row.document.text, self.task)
+        answer = self.encoder.decode(row.ids)
+        if not answer.endswith(self.encoder.format.end):
+            return False
+        parsed = self.encoder.format.parse(answer, row.document.text, self.task)
         return any(problem.kind == "repeated" for problem in parsed.problems)
 
-    def _text(self, ids: list[int]) -> str:
-        # clean-up, where a tokenizer asks for it, takes spaces away, and a mention is no longer in its text
-        text: str = self.encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        return text
-
     def _finish(self, row: _Row, status: str) -> Extraction:
-        answer = self._text(row.ids)
+        answer = self.encoder.decode(row.ids)
         parsed = self.encoder.format.parse(answer, row.document.text, self.task)
-        begins = [len(self._text(row.ids[:i])) for i in range(len(row.ids))] if parsed.resolved else []
+        begins = [len(self.encoder.decode(row.ids[:i])) for i in range(len(row.ids))] if parsed.resolved else []
         entities = []
         for item in parsed.resolved:
             logprobs = [
@@ -290,8 +285,3 @@ def _joined(document: Document, parts: list[Extraction]) -> Extraction:
     status = next((part.status for part in parts if part.status != "stopped"), "stopped")
     problems = tuple(problem for part in parts for problem in part.problems)
     return Extraction(merged, "".join(part.answer for part in parts), status, problems)
-
-
-def _closing_tokens(tokenizer: Any) -> set[int]:
-    """Ids whose text holds a closing brace, after which an answer may have repeated itself."""
-    return {index for token, index in tokenizer.get_vocab().items() if "}" in token}

@@ -15,6 +15,7 @@ import torch
 
 from spantune import config
 from spantune.attention import NAME, check_attention
+from spantune.bundled import BUNDLED
 from spantune.errors import ConfigError, ModelError
 from spantune.hub import resolve
 
@@ -64,8 +65,12 @@ def pick_dtype(base: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[base]
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of a model folder."""
+def load_tokenizer(folder: Path, source: str = "") -> Any:
+    """The fast tokenizer of a model folder; a `bundled:` base model that came from a hub gets the bundled template.
+
+    Raises:
+        ModelError: there is none, or only a slow one.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -76,6 +81,8 @@ def load_tokenizer(folder: Path) -> Any:
         ) from None
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: only a slow tokenizer is here; the grammar needs tokenizer.json")
+    if not tokenizer.chat_template and source.startswith("bundled:"):
+        tokenizer.chat_template = BUNDLED[source.removeprefix("bundled:")].chat_template
     return tokenizer
 
 
@@ -103,14 +110,18 @@ def load(settings: config.Model, tokenizer_folder: Path | None = None) -> Loaded
     folder = resolve(settings.source)
     model_config = load_config_of(folder)
     check_attention(model_config)
-    tokenizer = load_tokenizer(tokenizer_folder or folder)
+    tokenizer = load_tokenizer(tokenizer_folder or folder, settings.source)
     if settings.verify:
         problems = card_problems(model_config, tokenizer)
         if problems:
             raise ModelError(f"{folder}: {'; '.join(problems)}")
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=NAME, use_safetensors=True, device_map={"": device}
-    )
+    try:  # as sdpa first, so that transformers refuses models with sinks, soft caps or ALiBi: ours would drop them
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, device_map={"": device}
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: the model cannot be loaded ({str(error).splitlines()[0]}); use another") from None
+    model.set_attn_implementation(NAME)
     model.config.use_cache = False
     return Loaded(model.eval(), tokenizer, folder, device, dtype)
 

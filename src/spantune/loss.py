@@ -87,7 +87,8 @@ def check_head(model: Any, pack: PackTensors, dtype: torch.dtype) -> None:
             use_cache=False,
             logits_to_keep=few,
         ).logits[0]
-    if not torch.allclose(ours.float(), theirs.float(), rtol=0.05, atol=0.05):
+    difference = torch.linalg.norm(ours.float() - theirs.float()) / torch.linalg.norm(theirs.float())
+    if not difference < 0.05:  # bf16 rounding stays under 0.02; any scaling is far above
         raise ModelError(
             f"model type {base.config.model_type!r} scales its logits in a way that spantune does not know; "
             "train with train.pack=none, which uses the model's own loss"

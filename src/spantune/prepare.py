@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spantune import config, formats
-from spantune.constrain import Constraint
+from spantune.constrain import Constraint, Guide
 from spantune.corpus import check_labels, holdout, limit, split_long
 from spantune.document import Document
 from spantune.encode import Encoder, Example
@@ -82,7 +82,7 @@ def prepare(recipe: config.Config) -> Prepared:
     for documents in (splits.train, splits.dev, splits.test):
         check_labels(documents, task.codes)
     folder = resolve(recipe.model.source)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, recipe.model.source)
     settings = recipe.train
     unlimited = settings.cut_tokens is not None
     encoder = Encoder(tokenizer, task, None if unlimited else settings.max_tokens)
@@ -134,9 +134,8 @@ def _choices(
     constraint = Constraint(encoder.tokenizer, vocabulary, encoder.stop_id)
     marked = []
     for example, document in zip(examples, documents, strict=True):
-        grammar = encoder.format.grammar(document.text, encoder.task)
         start = example.answer_start
-        forced = constraint.forced(grammar, list(example.ids[start:]))
+        forced = Guide(constraint, encoder, document.text).forced(example.ids[start:])
         marked.append(replace(example, forced=tuple(start + index for index in forced)))
     return tuple(marked)
 

@@ -54,6 +54,13 @@ class TaskSpec(BaseModel):
             raise ValueError(f"label codes must be unique; repeated: {', '.join(repeated)}")
         return labels
 
+    @field_validator("empty_answer")
+    @classmethod
+    def _is_one_bare_line(cls, answer: str) -> str:
+        if answer != answer.strip() or "\n" in answer:
+            raise ValueError("empty_answer must be one line without spaces at its ends")
+        return answer
+
     @property
     def codes(self) -> tuple[str, ...]:
         """The label codes, in the order of the label set."""

@@ -7,12 +7,32 @@ and without it forced decoding leaves the tokenisation that training used.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from spantune.answer.resolve import Mention, Parsed, Problem, resolve
-from spantune.document import Document
+from spantune.document import Document, Entity
 from spantune.task import TaskSpec
+
+_OPEN = json.dumps('{"entity_text": "')
+_MIDDLE = json.dumps('", "entity_label": ')
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a format of JSON objects writes a character of a mention and a label, and what ends an object."""
+
+    character: Callable[[str], str]
+    label: Callable[[str], str]
+    terminator: str
+
+
+JSON = Writing(
+    character=lambda character: json.dumps(character, ensure_ascii=False)[1:-1],
+    label=lambda code: json.dumps(code, ensure_ascii=False),
+    terminator="\n",
+)
 
 
 def render(document: Document, task: TaskSpec) -> str:
@@ -31,27 +51,57 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
     return resolve(_mentions(answer, task), text, task)
 
 
-def grammar(text: str, task: TaskSpec) -> str:
-    """A Lark grammar of llguidance: entities are non-empty substrings of `text`, labels the task's."""
-    escaped = [json.dumps(character, ensure_ascii=False)[1:-1] for character in text]
-    labels = [json.dumps(code, ensure_ascii=False) for code in task.codes]
-    return lark(escaped, labels, task.empty_answer, terminator="\n")
+def grammar(text: str, task: TaskSpec, after: Entity | None = None) -> str:
+    """A Lark grammar of llguidance for an answer, or for the rest of one that has stated `after` last.
+
+    Entities are non-empty substrings of `text`, labels the task's. After an entity only a later one in the order of
+    (start, end, label) may come: no answer can go back, repeat itself without end or state an entity twice.
+    """
+    return lark(text, task, JSON, after)
 
 
-def lark(characters: list[str], labels: list[str], empty_answer: str, terminator: str) -> str:
-    """The grammar over `characters` and `labels` as the format writes them, each object followed by `terminator`."""
-    quoted = " | ".join(_literal(label + "}" + terminator) for label in labels)
-    entities = "ent*" if not empty_answer else f"ent+ | {_literal(empty_answer + terminator)}"
-    if not characters:
-        return f"start: {_literal(empty_answer + terminator) if empty_answer else _literal('')}"
+def lark(text: str, task: TaskSpec, writing: Writing, after: Entity | None) -> str:
+    """The grammar for a way of `writing` the objects."""
+    characters = [writing.character(character) for character in text]
+    empty = _literal(task.empty_answer + writing.terminator) if task.empty_answer else _literal("")
+    if not text:
+        return f"start: {empty}"
+    labels = {code: _literal(writing.label(code) + "}" + writing.terminator) for code in task.codes}
+    rules = [
+        f"ent: {_OPEN} MENTION {_MIDDLE} label",
+        f"label: {' | '.join(labels.values())}",
+        *_substring("MENTION", characters),
+    ]
+    if after is None:
+        return "\n".join([f"start: {'ent*' if not task.empty_answer else f'ent+ | {empty}'}", *rules])
+    following = []
+    if after.start + 1 < len(text) or after.end < len(text):
+        following.append(f"{_OPEN} LATER {_MIDDLE} label")
+        rules += _substring("LATER", characters[after.start :], _behind(text, after, characters))
+    greater = [literal for code, literal in labels.items() if code > after.label]
+    if greater and text.find(text[after.start : after.end], after.start + 1) < 0:
+        same = _literal("".join(characters[after.start : after.end]))
+        following.append(f"{_OPEN} {same} {_MIDDLE} ({' | '.join(greater)})")
+    if not following:
+        return f"start: {_literal('')}"
+    return "\n".join(["start: rest?", "rest: next ent*", f"next: {' | '.join(following)}", *rules])
+
+
+def _substring(name: str, characters: list[str], excluded: list[str] | None = None) -> list[str]:
+    """Terminals for a non-empty substring of `characters` that is none of `excluded`."""
+    without = f" & ~({' | '.join(map(_literal, excluded))})" if excluded else ""
     chunks = json.dumps(characters, ensure_ascii=False)
-    return (
-        f"start: {entities}\n"
-        f'ent: "{{\\"entity_text\\": \\"" MENTION "\\", \\"entity_label\\": " label\n'
-        f"label: {quoted}\n"
-        "MENTION: SUBSTRING & /(?s:.)+/\n"
-        f'SUBSTRING: %regex {{"substring_chunks": {chunks}}}\n'
-    )
+    return [f"{name}: {name}_RAW & /(?s:.)+/{without}", f'{name}_RAW: %regex {{"substring_chunks": {chunks}}}']
+
+
+def _behind(text: str, after: Entity, characters: list[str]) -> list[str]:
+    """What begins where `after` does, is not longer, and does not occur later: it could only be anchored too early."""
+    ends = range(after.start + 1, after.end + 1)
+    return [
+        "".join(characters[after.start : end])
+        for end in ends
+        if text.find(text[after.start : end], after.start + 1) < 0
+    ]
 
 
 def _mentions(answer: str, task: TaskSpec) -> Iterator[Mention | Problem]:

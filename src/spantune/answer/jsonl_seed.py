@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spantune.answer.jsonl import lark
+from spantune.answer.jsonl import Writing, lark
 from spantune.answer.resolve import Mention, Parsed, Problem, resolve
-from spantune.document import Document
+from spantune.document import Document, Entity
 from spantune.task import TaskSpec
 
+PLAIN = Writing(character=str, label=lambda code: f'"{code}"', terminator="")
 _OBJECT = re.compile(r'\{"entity_text": "(.*?)", "entity_label": "(.*?)"\}', re.DOTALL)
 
 
@@ -31,12 +32,12 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
     return resolve(_mentions(answer, task), text, task)
 
 
-def grammar(text: str, task: TaskSpec) -> str:
+def grammar(text: str, task: TaskSpec, after: Entity | None = None) -> str:
     """As `jsonl.grammar`, without escaping and line breaks.
 
     A mention that `text` goes on from with a double quote cannot be ended: the quote is taken into it.
     """
-    return lark(list(text), [f'"{code}"' for code in task.codes], task.empty_answer, terminator="")
+    return lark(text, task, PLAIN, after)
 
 
 def _mentions(answer: str, task: TaskSpec) -> Iterator[Mention | Problem]:

@@ -1,13 +1,13 @@
 """From mentions back to spans, by a cursor that never moves backwards unless it must.
 
-Entities are rendered sorted by (start, end), so a mention is looked for from the start of the one
-before it. On gold CMeEE answers this recovers 98 % of the entities exactly, against 93 % for the first
-occurrence and 96 % for k-th mention to k-th occurrence.
+Entities are rendered sorted by (start, end, label), so a mention is the first occurrence that comes later
+in this order than the entity before it. On gold CMeEE answers this recovers 98 % of the entities exactly,
+against 93 % for the first occurrence and 96 % for k-th mention to k-th occurrence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from spantune.document import Entity
@@ -58,7 +58,7 @@ class Parsed:
 
 def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec) -> Parsed:
     """Anchor mentions to `text`; problems found by the parser pass through."""
-    cursor, taken = 0, set[tuple[int, str, str]]()
+    last, taken = Entity(0, 0, ""), set[Entity]()
     resolved: list[Resolved] = []
     problems: list[Problem] = []
     for mention in mentions:
@@ -69,21 +69,22 @@ def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec) ->
         elif not mention.text or mention.text not in text:
             problems.append(Problem("ungrounded", mention.text))
         else:
-            start = _free(mention, text, cursor, taken)
-            if start < 0:  # an answer out of order: look again from the front
-                start = _free(mention, text, 0, taken)
-            if start < 0:
+            later = (entity for entity in _occurrences(mention, text, last.start) if entity > last)
+            # an answer out of order: look again from the front
+            other = (entity for entity in _occurrences(mention, text, 0) if entity not in taken)
+            found = next(later, None) or next(other, None)
+            if found is None:
                 problems.append(Problem("repeated", mention.text))
                 continue
-            cursor = start
-            taken.add((start, mention.text, mention.label))
-            resolved.append(Resolved(Entity(start, start + len(mention.text), mention.label), mention.span))
+            last = found
+            taken.add(found)
+            resolved.append(Resolved(found, mention.span))
     return Parsed(tuple(resolved), tuple(problems))
 
 
-def _free(mention: Mention, text: str, start: int, taken: set[tuple[int, str, str]]) -> int:
-    """The first occurrence from `start` on that does not carry this mention and label yet, or -1."""
+def _occurrences(mention: Mention, text: str, start: int) -> Iterator[Entity]:
+    """The entities that a mention could be, in the order of the text."""
     found = text.find(mention.text, start)
-    while found >= 0 and (found, mention.text, mention.label) in taken:
+    while found >= 0:
+        yield Entity(found, found + len(mention.text), mention.label)
         found = text.find(mention.text, found + 1)
-    return found
