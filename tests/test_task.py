@@ -22,7 +22,7 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
     codes=st.lists(words.filter(bool), min_size=1, max_size=4, unique=True),
     instruction=words.filter(bool),
     name=words,
-    empty=words,
+    empty=words.map(lambda word: " ".join(word.split())),
     answer=st.sampled_from(["jsonl", "jsonl_seed"]),
 )
 def test_what_is_saved_is_read_back(codes: list[str], instruction: str, name: str, empty: str, answer: str) -> None:

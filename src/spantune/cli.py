@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from spantune import __version__
+from spantune import __version__, tables
 from spantune.errors import ConfigError, SpantuneError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def plan(
     if as_json:
         print(json.dumps(found.as_dict(), ensure_ascii=False))
     else:
-        _print_plan(found)
+        tables.print_plan(found)
     raise typer.Exit(1 if found.failed else 0)
 
 
@@ -136,7 +136,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[str, typer.Option(help="An annotated corpus, or bundled:NAME.")],
     format: Format = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first N documents only.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first N documents only.", min=1)] = None,
     grounded: Annotated[
         bool, typer.Option("--grounded/--free", help="Decode under the grammar, or without it.")
     ] = True,
@@ -165,7 +165,7 @@ def evaluate(
     if as_json:
         print(json.dumps(evaluation.as_dict(), ensure_ascii=False))
     else:
-        _print_scores(evaluation.as_dict())
+        tables.print_scores(evaluation.as_dict())
 
 
 @app.command()
@@ -274,7 +274,7 @@ def _run(recipe: Any, resume: Path | None) -> None:
     from spantune.train import train as job
 
     result: Result = job(recipe, resume)
-    _print_scores(result.after.as_dict(), sys.stderr)
+    tables.print_scores(result.after.as_dict(), sys.stderr)
     lines = [f"report: {result.folder / 'report.html'}", f"extract: spantune extract {result.folder} FILE"]
     if recipe.track.swanlab != "off":
         lines.insert(1, f"dashboard: swanlab watch {result.folder / 'swanlab'}")
@@ -326,7 +326,7 @@ def _inspect_file(file: str, format: str | None, as_json: bool) -> None:
             rows += [(f"entities: {label}", str(count)) for label, count in sorted(value.items())]
         else:
             rows.append((key.replace("_", " "), str(value)))
-    _table(["", file], rows)
+    tables.table(["", file], rows)
 
 
 def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: bool) -> None:
@@ -355,48 +355,12 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
     if as_json:
         print(json.dumps(figures, ensure_ascii=False))
         return
-    _table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
+    tables.table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
     console = Console(highlight=False)
     console.print("[dim]shared prefix[/dim] [cyan]prompt[/cyan] [bold green]answer and stop: with loss[/bold green]")
     for example in prepared.examples[:count]:
         console.print(f"\n{example.id}", style="bold", markup=False)
         console.print(coloured(example, prepared.tokenizer, prefix))
-
-
-def _print_plan(found: Any) -> None:
-    marks = {True: "ok", False: "FAILED"}
-    rows = [
-        (
-            f"waived by {a.waived}" if a.waived and not a.ok else marks[a.ok],
-            a.name,
-            a.found if a.ok else f"{a.found} → {a.remedy}",
-        )
-        for a in found.audits
-    ]
-    _table(["", "audit", "found"], rows)
-    _table(["predicted", ""], [(key.replace("_", " "), str(value)) for key, value in found.estimate.as_dict().items()])
-
-
-def _print_scores(scores: dict[str, Any], stream: Any = None) -> None:
-    strict = scores["strict"]
-
-    def row(name: str, figure: dict[str, Any]) -> tuple[str, ...]:
-        interval = f"{figure['f1_low']:.3f}–{figure['f1_high']:.3f}" if figure["f1_low"] is not None else ""
-        values = [f"{figure[key]:.3f}" for key in ("precision", "recall", "f1")]
-        return (name, *values, interval, str(figure["gold"]))
-
-    rows = [row("all (micro)", strict["micro"]), *(row(label, figure) for label, figure in strict["labels"].items())]
-    _table(["strict", "P", "R", "F1", "95 %", "gold"], rows, stream)
-
-
-def _table(header: list[str], rows: Sequence[tuple[str, ...]], stream: Any = None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*header, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    Console(file=stream or sys.stdout, highlight=False, markup=False).print(table)
 
 
 def _recipes() -> Path:

@@ -215,7 +215,7 @@ class Extractor:
         self.effort.forced += len(forced)
         if ended or (row.guide and row.guide.finished):
             return "stopped"
-        if row.guide is None and self._repeats(row):
+        if self._repeats(row):
             return "repeated"
         return "length" if len(row.ids) >= self.settings.max_new_tokens else None
 

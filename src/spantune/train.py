@@ -179,8 +179,12 @@ class _Job:
         self.loaded.model.save_pretrained(str(fresh))
         self.loaded.tokenizer.save_pretrained(str(fresh))
         self.prepared.task.save(fresh)
-        shutil.rmtree(final, ignore_errors=True)
+        old = self.folder / "adapter.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
         fresh.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _trainer(self, checkpoint: Path | None, progress: Any) -> PackTrainer:
         settings, model = self.recipe.train, self.loaded.model

