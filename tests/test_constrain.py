@@ -200,3 +200,21 @@ def test_masks_need_no_compiler() -> None:
     here = str(__file__).rpartition("/")[0]
     done = subprocess.run([sys.executable, "-c", code, here], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_grammar_after_a_very_long_mention_is_no_larger_than_the_text() -> None:
+    text = "".join(chr(0x4E00 + i) for i in range(400)) + "。"
+    tokenizer = byte_tokenizer()
+    encoder = Encoder(tokenizer, TASK)
+    constraint = Constraint(tokenizer, len(tokenizer), encoder.stop_id)
+    label = TASK.codes[0]
+    grammar = encoder.format.grammar(text, TASK, Entity(0, 390, label))
+    assert len(grammar) < 20 * len(text)
+    answers = [text[0:390], text[0:5], text[0:395], text[3:9]]
+    taken = []
+    for mention in answers:
+        matcher = constraint.matcher(grammar)
+        line = f'{{"entity_text": "{mention}", "entity_label": "{label}"}}\n'
+        ids = tokenizer(line, add_special_tokens=False)["input_ids"]
+        taken.append(matcher.try_consume_tokens(ids) == len(ids))
+    assert taken == [False, False, True, True]

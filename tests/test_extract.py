@@ -18,11 +18,11 @@ from conftest import MERGES
 from fakes import byte_tokenizer, tiny_model
 from spantune import config, extract
 from spantune.cache import FlatCache
-from spantune.constrain import Constraint
+from spantune.constrain import Constraint, Guide
 from spantune.corpus import split_long
 from spantune.document import Document, Entity
 from spantune.encode import Encoder
-from spantune.errors import DataError, RunError
+from spantune.errors import DataError, ModelError, RunError
 from spantune.extract import Extraction, Extractor, load_run, rates
 from spantune.task import Label, TaskSpec
 
@@ -384,3 +384,25 @@ def test_a_run_extracts_as_it_did_when_it_was_measured(trained: Any) -> None:
     again = list(load_run(trained.folder).stream(gold))
     assert [item.answer for item in again] == [item.answer for item in trained.after.extractions]
     assert any(item.document.entities for item in again)
+
+
+def test_a_text_whose_grammar_fails_is_reported_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, encoder = tiny_model("phi3"), Encoder(byte_tokenizer(), TASK)
+    extractor = Extractor(model, encoder, config.Extract(batch_size=2, max_new_tokens=40))
+    advance = Guide.advance
+
+    def poisoned(guide: Guide, token: int) -> list[int]:
+        if "poison" in guide._text:
+            raise ModelError("too many expressions constructed")
+        return advance(guide, token)
+
+    def never_stops(rows: Any, logits: torch.Tensor) -> Any:
+        logits[:, encoder.stop_id] = float("-inf")
+        return choose(rows, logits)
+
+    choose = extractor._choose
+    monkeypatch.setattr(Guide, "advance", poisoned)
+    monkeypatch.setattr(extractor, "_choose", never_stops)
+    bad, good = extractor.stream([Document("bad", "poison here"), Document("good", "all is well")])
+    assert bad.status == "failed" and [problem.kind for problem in bad.problems] == ["grammar"]
+    assert good.status != "failed" and good.answer

@@ -25,7 +25,7 @@ from spantune.constrain import Constraint, Guide, vocabulary_size
 from spantune.corpus import merge_pieces, split_long
 from spantune.document import Document
 from spantune.encode import Encoder
-from spantune.errors import DataError, RunError
+from spantune.errors import DataError, ModelError, RunError
 from spantune.load import Loaded, load
 from spantune.lora import load_adapter
 from spantune.pack import PREFIX, common_prefix
@@ -40,8 +40,9 @@ _PROBES = ("文本", "text", "\n", "1")  # texts whose prompts bound the shared 
 class Extraction:
     """What the model said of one document.
 
-    `status` is `stopped`, `length` (the answer reached `extract.max_new_tokens`) or `repeated` (it began to
-    say what it had said). Entities carry as score the probability of their unforced tokens.
+    `status` is `stopped`, `length` (the answer reached `extract.max_new_tokens`), `repeated` (it began to
+    say what it had said) or `failed` (the grammar of this text could not be followed to the end).
+    Entities carry as score the probability of their unforced tokens.
     """
 
     document: Document
@@ -71,6 +72,7 @@ class _Row:
     position: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float | None] = field(default_factory=list)
+    failure: str = ""
 
 
 class Extractor:
@@ -205,7 +207,11 @@ class Extractor:
         row.position += len(row.pending)
         if token == self.encoder.stop_id:
             return "stopped"
-        forced = row.guide.advance(token) if row.guide else []
+        try:
+            forced = row.guide.advance(token) if row.guide else []
+        except ModelError as error:  # one text's grammar is too much for the engine: the others go on
+            row.failure = str(error).splitlines()[0]
+            return "failed"
         ended = bool(forced) and forced[-1] == self.encoder.stop_id
         forced = forced[:-1] if ended else forced
         row.pending = [token, *forced]
@@ -239,6 +245,8 @@ class Extractor:
             ]
             entities.append(replace(item.entity, score=math.exp(sum(logprobs))))
         problems = parsed.problems
+        if row.failure:
+            problems = (*problems, Problem("grammar", row.failure))
         if status == "length" and problems and problems[-1].kind == "invalid":
             problems = (*problems[:-1], Problem("truncated", problems[-1].found))
         return Extraction(row.document.with_entities(entities), answer, status, problems)

@@ -77,7 +77,7 @@ def lark(text: str, task: TaskSpec, writing: Writing, after: Entity | None) -> s
     following = []
     if after.start + 1 < len(text) or after.end < len(text):
         following.append(f"{_OPEN} LATER {_MIDDLE} label")
-        rules += _substring("LATER", characters[after.start :], _behind(text, after, characters))
+        rules += _later(text, after, characters)
     greater = [literal for code, literal in labels.items() if code > after.label]
     if greater and text.find(text[after.start : after.end], after.start + 1) < 0:
         same = _literal("".join(characters[after.start : after.end]))
@@ -87,20 +87,30 @@ def lark(text: str, task: TaskSpec, writing: Writing, after: Entity | None) -> s
     return "\n".join(["start: rest?", "rest: next ent*", f"next: {' | '.join(following)}", *rules])
 
 
-def _substring(name: str, characters: list[str], excluded: list[str] | None = None) -> list[str]:
-    """Terminals for a non-empty substring of `characters` that is none of `excluded`."""
-    without = f" & ~({' | '.join(map(_literal, excluded))})" if excluded else ""
+def _substring(name: str, characters: list[str], without: str = "") -> list[str]:
+    """Terminals for a non-empty substring of `characters`, `without` the strings of another terminal."""
     chunks = json.dumps(characters, ensure_ascii=False)
-    return [f"{name}: {name}_RAW & /(?s:.)+/{without}", f'{name}_RAW: %regex {{"substring_chunks": {chunks}}}']
+    excluded = f" & ~{without}" if without else ""
+    return [f"{name}: {name}_RAW & /(?s:.)+/{excluded}", f'{name}_RAW: %regex {{"substring_chunks": {chunks}}}']
 
 
-def _behind(text: str, after: Entity, characters: list[str]) -> list[str]:
-    """What begins where `after` does, is not longer, and does not occur later: it could only be anchored too early."""
+def _later(text: str, after: Entity, characters: list[str]) -> list[str]:
+    """Terminals for LATER: a substring from the start of `after` on that can be anchored behind it.
+
+    What begins where `after` does, is not longer and does not occur later is left out. These are the substrings of
+    `after` that begin with its shortest beginning that does not occur later, so that the grammar grows with the
+    mention's length and not with its square.
+    """
     ends = range(after.start + 1, after.end + 1)
+    unique = next((end for end in ends if text.find(text[after.start : end], after.start + 1) < 0), None)
+    if unique is None:
+        return _substring("LATER", characters[after.start :])
+    beginning = _literal("".join(characters[after.start : unique]))
+    chunks = json.dumps(characters[after.start : after.end], ensure_ascii=False)
     return [
-        "".join(characters[after.start : end])
-        for end in ends
-        if text.find(text[after.start : end], after.start + 1) < 0
+        *_substring("LATER", characters[after.start :], without="BEHIND"),
+        f"BEHIND: BEHIND_RAW & BEHIND_BEGINS\nBEHIND_BEGINS: {beginning} /(?s:.*)/",
+        f'BEHIND_RAW: %regex {{"substring_chunks": {chunks}}}',
     ]
 
 

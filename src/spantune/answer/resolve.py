@@ -28,7 +28,8 @@ class Problem:
     """Why a part of an answer gave no entity.
 
     Kinds: `invalid` (not an object of the format), `label` (not the task's), `ungrounded` (not in the
-    text), `repeated` (written more often than the text holds it), `truncated` (begun when the answer's limit came).
+    text), `repeated` (written more often than the text holds it), `truncated` (begun when the answer's limit came),
+    `grammar` (the grammar could not be followed).
     """
 
     kind: str
