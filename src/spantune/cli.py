@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+# A command has as many parameters as options: typer reads them from the signature.
 data_app = typer.Typer(help="Look at annotated corpora and convert them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
