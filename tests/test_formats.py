@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from spantune import formats
 from spantune.document import Document, Entity
 from spantune.errors import DataError
-from spantune.formats import few_shot
-from spantune.formats.files import BOM_NOTE
+from spantune.formats import few_shot, files, record
+from spantune.formats.files import BOM_NOTE, CRLF_NOTE
+from strategies import annotated
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -40,32 +41,6 @@ FILES = {
     "cmeee/lines.jsonl": "cmeee",
     "marked/clinic.txt": "marked",
 }
-
-characters = st.one_of(
-    st.sampled_from("肺炎a \"'\\{}|#\r\n\t\u2028\u0085\ufeff\u0301e\u200d😀𠮷👩🏽"),
-    st.characters(exclude_categories=["Cs"]),
-)
-texts = st.text(characters, max_size=24)
-labels = st.text(characters, min_size=1, max_size=4)
-
-
-@st.composite
-def annotated(draw: st.DrawFn, *, crossing: bool = True, on_a_line: bool = False) -> Document:
-    text = draw(texts)
-    if on_a_line:
-        text = (text.replace("\n", "") + ".").rstrip("\r")
-    entities: list[Entity] = []
-    for _ in range(draw(st.integers(0, 6)) if text else 0):
-        start = draw(st.integers(0, len(text) - 1))
-        label = draw(labels.map(lambda name: name.replace("\n", "") + "x") if on_a_line else labels)
-        entity = Entity(start, draw(st.integers(start + 1, len(text))), label)
-        if crossing or not any(crosses(entity, other) for other in entities):
-            entities.append(entity)
-    return Document("?", text, tuple(entities))
-
-
-def crosses(a: Entity, b: Entity) -> bool:
-    return a.start < b.start < a.end < b.end or b.start < a.start < b.end < a.end
 
 
 def round_trip(documents: list[Document], format: str, suffix: str = ".jsonl") -> tuple[Document, ...]:
@@ -104,10 +79,10 @@ def test_ids_are_kept_or_made_from_stem_and_line() -> None:
 @pytest.mark.parametrize(
     ("name", "notes"),
     [
-        ("inclusive", {few_shot.INCLUSIVE: 6}),
-        ("one_too_small", {few_shot.OFF_BY_ONE: 6}),
-        ("half_open", {few_shot.HALF_OPEN: 6}),
-        ("mixed", {few_shot.OFF_BY_ONE: 2, few_shot.INCLUSIVE: 4, few_shot.MIXED: 2}),
+        ("inclusive", {}),
+        ("one_too_small", {few_shot.OFF_BY_ONE.message: 6}),
+        ("half_open", {few_shot.HALF_OPEN.message: 6}),
+        ("mixed", {few_shot.OFF_BY_ONE.message: 2}),
     ],
 )
 def test_few_shot_names_the_rule_of_end_idx(name: str, notes: dict[str, int]) -> None:
@@ -120,7 +95,7 @@ def test_few_shot_is_written_with_inclusive_ends(tmp_path: Path) -> None:
     documents = formats.read(FIXTURES / "few_shot/one_too_small.jsonl").documents
     formats.write(tmp_path / "mended.jsonl", documents, "few_shot")
     mended = formats.read(tmp_path / "mended.jsonl")
-    assert mended.notes == {few_shot.INCLUSIVE: 6}
+    assert mended.notes == {}
     assert [(d.text, d.entities, d.meta) for d in mended.documents] == [(d.text, d.entities, d.meta) for d in documents]
 
 
@@ -299,7 +274,7 @@ BAD = {
     "cmeee end": (
         None,
         b"[" + FEW % b'{"start_idx": 0, "end_idx": 4, "entity": "lung", "type": "b"}' + b"]",
-        ["entities[0].end_idx", "found 4", "expected 3", "inclusive"],
+        ["entities[0].entity", "ends 5 characters", "'lung' has 4", "mend the end"],
     ),
     "cmeee surface": (
         None,
@@ -328,23 +303,48 @@ def test_bad_input_is_refused_by_name(format: str | None, content: bytes, fragme
     assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
 
 
+def test_an_array_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With chunks of every small size, so that values, escapes and characters are cut everywhere."""
+    expected = formats.read(FIXTURES / "cmeee/array.json").documents
+    for size in (1, 2, 3, 7, 64):
+        monkeypatch.setattr(files, "CHUNK", size)
+        assert formats.read(FIXTURES / "cmeee/array.json").documents == expected
+    (tmp_path / "bad.json").write_text('[\n{"text": "肺", "entities": []},\n{"text": 1.5e}]', encoding="utf-8")
+    with pytest.raises(DataError, match=r"bad\.json:3: not JSON at column 13"):
+        formats.read(tmp_path / "bad.json", "cmeee")
+
+
+def test_a_line_or_object_that_no_document_has_is_refused_without_reading_it_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(record, "LINE_LIMIT", 1 << 20)
+    for name, content in {"line.jsonl": '{"id": "a", "text": "%s', "array.json": '[{"text": "%s'}.items():
+        (tmp_path / name).write_text(content % ("x" * (3 << 20)), encoding="utf-8")
+        with pytest.raises(DataError, match=f"{name}:1: over 1 MiB in one piece.*--format"):
+            formats.read(tmp_path / name)
+
+
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         formats.read(tmp_path / "absent.jsonl")
-    with pytest.raises(DataError, match="this is a folder"):
+    with pytest.raises(DataError, match="a folder with nothing in it, which is of no known format"):
         formats.read(tmp_path)
+    with pytest.raises(DataError, match="this is a folder"):
+        formats.read(tmp_path, "native")
     with pytest.raises(DataError, match="no such file"):
         formats.read(tmp_path / "absent.json", "cmeee")
 
 
 @pytest.mark.parametrize("name", ["native/clinic.jsonl", "cmeee/array.json", "marked/clinic.txt"])
-def test_bom_and_crlf_are_accepted_and_the_bom_is_noted(name: str, tmp_path: Path) -> None:
+def test_bom_and_crlf_are_accepted_and_noted(name: str, tmp_path: Path) -> None:
     source = FIXTURES / name
     copy = tmp_path / source.name
-    copy.write_bytes(b"\xef\xbb\xbf" + source.read_bytes().replace(b"\n", b"\r\n"))
+    content = source.read_bytes()
+    copy.write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
     corpus, original = formats.read(copy), formats.read(source)
     assert corpus.documents == original.documents
-    assert corpus.notes == {BOM_NOTE: 1, **original.notes}
+    assert corpus.notes == {BOM_NOTE: 1, CRLF_NOTE: content.count(b"\n"), **original.notes}
 
 
 def test_a_text_without_entities_first_does_not_mislead_recognition(tmp_path: Path) -> None:
@@ -429,9 +429,9 @@ def test_formats_import_neither_torch_nor_transformers() -> None:
 @pytest.mark.parametrize(
     ("name", "format", "documents", "entities", "notes"),
     [
-        ("cmeee_v2_few_shot/cmeee.jsonl", "few_shot", 2500, 13086, {few_shot.OFF_BY_ONE: 13086}),
-        ("cmeee_v1/train.jsonl", "few_shot", 15000, 61794, {few_shot.INCLUSIVE: 61794}),
-        ("cmeee_v1/dev.jsonl", "few_shot", 2500, 10263, {few_shot.INCLUSIVE: 10263}),
+        ("cmeee_v2_few_shot/cmeee.jsonl", "few_shot", 2500, 13086, {few_shot.OFF_BY_ONE.message: 13086}),
+        ("cmeee_v1/train.jsonl", "few_shot", 15000, 61794, {}),
+        ("cmeee_v1/dev.jsonl", "few_shot", 2500, 10263, {}),
         ("cmeee_v1/CMeEE_dev_sample.json", "cmeee", 500, 2128, {}),
     ],
 )

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from spantune import __version__, tables
+from spantune import __version__, cli_data, tables
+from spantune.cli_data import Format, Json, quiet
 from spantune.errors import ConfigError, SpantuneError
 
 if TYPE_CHECKING:
@@ -29,13 +30,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# A command has as many parameters as options: typer reads them from the signature.
-data_app = typer.Typer(help="Look at annotated corpora and convert them.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+# A command has as many parameters as options: typer reads them from the signature.
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
-Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
 
 
@@ -92,7 +90,7 @@ def plan(
     from spantune.config import load_config
 
     settings = load_config(recipe, overrides or [])
-    _quiet()
+    quiet()
     from spantune.plan import make_plan
     from spantune.prepare import prepare
 
@@ -153,7 +151,7 @@ def evaluate(
 
     settings = read_config(run).extract.model_copy(update={"grounded": grounded})
     documents = formats.read(data, format).documents[:limit]
-    _quiet()
+    quiet()
     from spantune.corpus import check_labels
     from spantune.evaluate import evaluate as measure
     from spantune.evaluate import save_predictions
@@ -197,7 +195,7 @@ def extract(
     if batch_size:
         settings = settings.model_copy(update={"batch_size": batch_size})
     documents = list(_documents(file, format))
-    _quiet()
+    quiet()
     from spantune.evaluate import annotated
     from spantune.extract import load_run
     from spantune.progress import console, track
@@ -222,56 +220,8 @@ def extract(
     raise typer.Exit(1 if wanting else 0)
 
 
-@data_app.command()
-def inspect(
-    file: Annotated[str | None, typer.Argument(help="A corpus file, or bundled:NAME.")] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="Show tokens, loss mask and shared prefix under this recipe.")
-    ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for the recipe.")] = None,
-    format: Format = None,
-    examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
-    as_json: Json = False,
-) -> None:
-    """Show what is in a corpus, or how a recipe turns it into tokens.
-
-    Examples:
-
-        spantune data inspect cmeee.jsonl
-
-        spantune data inspect --recipe recipes/demo.yaml
-    """
-    if (file is None) == (recipe is None):
-        raise ConfigError("give either a corpus file, or --recipe with a recipe")
-    if recipe is not None:
-        _inspect_recipe(recipe, overrides or [], examples, as_json)
-    else:
-        assert file is not None
-        _inspect_file(file, format, as_json)
-
-
-@data_app.command()
-def convert(
-    source: Annotated[str, typer.Argument(help="A corpus file, or bundled:NAME.")],
-    target: Annotated[Path, typer.Argument(help="The file to write.")],
-    to: Annotated[str, typer.Option(help="Format to write.")],
-    source_format: Annotated[str | None, typer.Option("--from", help="Format to read; recognised when absent.")] = None,
-) -> None:
-    """Convert a corpus; what reading mended and what the target cannot hold is said on stderr.
-
-    Example: spantune data convert cmeee.jsonl corpus.jsonl --to native
-    """
-    from spantune import formats
-
-    corpus = formats.read(source, source_format)
-    lost = formats.write(target, corpus.documents, to)
-    for note, count in {**corpus.notes, **lost}.items():
-        print(f"{count} × {note}", file=sys.stderr)
-    print(f"{len(corpus.documents)} documents, {corpus.format} → {to}: {target}", file=sys.stderr)
-
-
 def _run(recipe: Any, resume: Path | None) -> None:
-    _quiet()
+    quiet()
     from spantune.train import train as job
 
     result: Result = job(recipe, resume)
@@ -310,77 +260,7 @@ def _stdin() -> Iterator[tuple[int, str]]:
         raise DataError(f"not UTF-8: byte 0x{found:02X}; convert it, for example with iconv", path="stdin") from None
 
 
-def _inspect_file(file: str, format: str | None, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from spantune import formats
-    from spantune.corpus import statistics
-
-    corpus = formats.read(file, format)
-    found = asdict(statistics(corpus.documents))
-    if as_json:
-        print(json.dumps({"format": corpus.format, "notes": dict(corpus.notes), **found}, ensure_ascii=False))
-        return
-    rows = [("format", corpus.format), *((f"mended: {note}", str(count)) for note, count in corpus.notes.items())]
-    for key, value in found.items():
-        if isinstance(value, dict):
-            rows += [(f"entities: {label}", str(count)) for label, count in sorted(value.items())]
-        else:
-            rows.append((key.replace("_", " "), str(value)))
-    tables.table(["", file], rows)
-
-
-def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: bool) -> None:
-    from spantune.config import load_config
-
-    settings = load_config(recipe, overrides)
-    _quiet()
-    from rich.console import Console
-
-    from spantune.encode import coloured
-    from spantune.prepare import prepare
-
-    prepared = prepare(settings)
-    prefix = len(prepared.prefix)
-    total = sum(len(example.ids) for example in prepared.examples)
-    answers = sum(len(example.ids) - example.answer_start for example in prepared.examples)
-    figures: dict[str, Any] = {
-        "examples": len(prepared.examples),
-        "shared_prefix_tokens": prefix,
-        "tokens": total,
-        "tokens_with_loss": answers,
-        "shared_prefix_share": round(prefix * len(prepared.examples) / total, 4),
-        "longest": max(len(example.ids) for example in prepared.examples),
-        "stop_token": prepared.tokenizer.convert_ids_to_tokens(prepared.encoder.stop_id),
-    }
-    if as_json:
-        print(json.dumps(figures, ensure_ascii=False))
-        return
-    tables.table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
-    console = Console(highlight=False)
-    console.print("[dim]shared prefix[/dim] [cyan]prompt[/cyan] [bold green]answer and stop: with loss[/bold green]")
-    for example in prepared.examples[:count]:
-        console.print(f"\n{example.id}", style="bold", markup=False)
-        console.print(coloured(example, prepared.tokenizer, prefix))
-
-
 def _recipes() -> Path:
     """The recipes of an installed package, else of the checkout."""
     installed = Path(__file__).parent / "recipes"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
-
-
-def _quiet() -> None:
-    """Keep the libraries' banners and bars off the terminal; ours say what is going on."""
-    import os
-    import warnings
-
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore", FutureWarning)  # libraries talking to each other
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost ten times the speed beside a neighbour
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()

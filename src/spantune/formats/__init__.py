@@ -1,38 +1,41 @@
 """Annotated files in and out: the table of formats, recognising one by its content, and `bundled:` corpora.
 
 A format is a module with `claims`, `read` and `write` that knows no other format; adding one is a module and a line
-here. What a reader mends and a writer leaves out is counted in notes; what it cannot read faithfully it refuses.
+here. Readers say what a file states (see `raw`), and what they mend and a writer leaves out is counted in notes; what
+cannot be read faithfully is refused.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from spantune.document import Document
 from spantune.errors import DataError, nearest
 from spantune.formats import cmeee, few_shot, marked, native
-from spantune.formats.files import read_lines
+from spantune.formats.files import read_bytes, read_lines
+from spantune.formats.raw import Item, Options, Sample, unique, verified
 from spantune.formats.record import read_json_array, read_json_lines
 
 BUNDLED = ("biomedical-en-test", "biomedical-en-train", "clinical-zh-test", "clinical-zh-train")
 
 _BUNDLED_PREFIX = "bundled:"
 _SAMPLE_LINES = 200
+_SAMPLE_BYTES = 1 << 16
+DEFAULTS = Options()
 
 
 class Format(NamedTuple):
     """What a format module offers."""
 
-    read: Callable[[Path, Counter[str]], Iterator[Document]]
-    write: Callable[[Path, Iterable[Document], Counter[str]], None]
-    claims: Callable[[dict[str, Any] | str], bool]
+    read: Callable[[Path, Counter[str], Options], Iterator[Item]]
+    write: Callable[[Path, Iterable[Document], Counter[str], Options], None]
+    claims: Callable[[Sample], bool]
 
 
 FORMATS = {
@@ -53,8 +56,8 @@ class Corpus:
     notes: Mapping[str, int] = field(default_factory=dict)
 
 
-def read(path: str | Path, format: str | None = None) -> Corpus:
-    """Read the corpus `path`, a file or `bundled:NAME`, recognising its format when none is given.
+def read(path: str | Path, format: str | None = None, options: Options = DEFAULTS) -> Corpus:
+    """Read the corpus `path`, a file, a folder or `bundled:NAME`, recognising its format when none is given.
 
     Raises:
         DataError: the file cannot be read as what it claims to be.
@@ -62,30 +65,43 @@ def read(path: str | Path, format: str | None = None) -> Corpus:
     file = resolve(path)
     name = format or detect(file)
     notes: Counter[str] = Counter()
-    documents = tuple(_format(name).read(file, notes))
+    documents = tuple(verified(unique(_format(name).read(file, notes, options)), notes))
     if not documents:
         raise DataError(f"no document was found, read as {name}; expected at least one: check the path", path=file)
-    return Corpus(documents, name, file, dict(notes))
+    return Corpus(documents, name, file, dict(+notes))
 
 
-def stream(path: str | Path, format: str | None, notes: Counter[str]) -> Iterator[Document]:
+def stream(
+    path: str | Path, format: str | None, notes: Counter[str], options: Options = DEFAULTS
+) -> Iterator[Document]:
     """Yield the documents of `path` as they are read; `notes` is complete when the last one is out.
 
     Raises:
-        DataError: as `read`, when the place is reached.
+        DataError: as `read`, when the place is reached; a repeated id is not noticed, since none are kept.
+    """
+    return verified(items(path, format, notes, options), notes)
+
+
+def items(path: str | Path, format: str | None, notes: Counter[str], options: Options = DEFAULTS) -> Iterator[Item]:
+    """Yield what `path` states, unverified: a RawDocument, or a DataError where there is none to be had.
+
+    Raises:
+        DataError: the file cannot be read any further.
     """
     file = resolve(path)
-    return _format(format or detect(file)).read(file, notes)
+    return _format(format or detect(file)).read(file, notes, options)
 
 
-def write(path: str | Path, documents: Iterable[Document], format: str = "native") -> dict[str, int]:
+def write(
+    path: str | Path, documents: Iterable[Document], format: str = "native", options: Options = DEFAULTS
+) -> dict[str, int]:
     """Write `documents` to `path` and return what the format had no place for, how often.
 
     Raises:
         DataError: the format cannot hold a document, or the file cannot be written.
     """
     notes: Counter[str] = Counter()
-    _format(format).write(Path(path), documents, notes)
+    _format(format).write(Path(path), documents, notes, options)
     return dict(+notes)
 
 
@@ -96,12 +112,18 @@ def detect(path: str | Path) -> str:
         DataError: no format claims the content.
     """
     file = resolve(path)
-    lines = [line for _, line in islice(read_lines(file, Counter()), _SAMPLE_LINES)]
-    if re.match(r"\s*\[\s*(\{\s*[\"}]|\]|$)", lines[0]):
-        return _claimed(file, (record.values for record in read_json_array(file, Counter())), "cmeee")
-    if re.match(r"\s*\{\s*([\"}]|$)", lines[0]):
-        return _claimed(file, (record.values for record in read_json_lines(file, Counter())), "native")
-    return _claimed(file, ["\n".join(lines)], None)
+    if file.is_dir():
+        sample = Sample(file, files=tuple(sorted(entry.name for entry in file.iterdir())))
+        return _claimant(sample) or _unclaimed(file, f"a folder with {', '.join(sample.files[:5]) or 'nothing in it'}")
+    head = read_bytes(file, _SAMPLE_BYTES)
+    if name := _claimant(Sample(file, head)):  # a binary file
+        return name
+    lines = [line for _, line in islice(read_lines(file, Counter(), blank=True), _SAMPLE_LINES)]
+    first = next(line for line in lines if line.strip())
+    sample = Sample(file, head, "\n".join(lines))
+    if first.lstrip()[0] in "[{" and (name := _of_records(sample, first.lstrip())):
+        return name
+    return _claimant(sample) or _unclaimed(file, f"text beginning {first[:40]!r}")
 
 
 def resolve(path: str | Path) -> Path:
@@ -124,21 +146,36 @@ def _format(name: str) -> Format:
     return FORMATS[name]
 
 
-def _claimed(path: Path, samples: Iterable[dict[str, Any] | str], unannotated: str | None) -> str:
-    """The format that claims the first telling sample; `unannotated` when every text has an empty entity list."""
-    sample: dict[str, Any] | str = ""
-    for sample in samples:
-        for name, format in FORMATS.items():
-            if format.claims(sample):
+def _claimant(sample: Sample) -> str | None:
+    return next((name for name, format in FORMATS.items() if format.claims(sample)), None)
+
+
+def _of_records(sample: Sample, first: str) -> str | None:
+    """The format that claims the first telling object of a JSON file; None when the file is no JSON.
+
+    A file whose texts all have an empty entity list could be of several; an array is then CBLUE's, JSONL ours.
+    """
+    is_array = first.startswith("[")
+    read_any = False
+    try:
+        for record in (read_json_array if is_array else read_json_lines)(sample.path, Counter()):
+            if isinstance(record, DataError):
+                raise record
+            read_any = True
+            if name := _claimant(replace(sample, record=record.values)):
                 return name
-        if unannotated is None or isinstance(sample, str) or sample.get("entities") != [] or "text" not in sample:
-            break
-    else:
-        assert unannotated is not None
-        return unannotated
-    found = f"text beginning {sample[:40]!r}" if isinstance(sample, str) else f"an object with {', '.join(sample)[:80]}"
+            if record.values.get("entities") != [] or "text" not in record.values:
+                return _unclaimed(sample.path, f"an object with {', '.join(record.values)[:80]}")
+    except DataError:
+        if not read_any and _claimant(sample):  # marked text, say, that begins with a bracket
+            return None
+        raise
+    return "cmeee" if is_array else "native"
+
+
+def _unclaimed(path: Path, found: str) -> str:
     raise DataError(
         f"found {found}, which is of no known format; known: {', '.join(FORMATS)}. Name the one it is "
-        "(data.format=NAME, or --from NAME), or convert it",
+        "(data.format=NAME, --format or --from NAME), or convert it",
         path=path,
     )

@@ -1,7 +1,7 @@
 """CBLUE's CMeEE: a JSON array, or JSONL, of `{"text", "entities": [{"start_idx", "end_idx", "type", "entity"}]}`.
 
 `end_idx` is inclusive and counts from 0, and `entity` must be what stands there; anything else is refused. Fields
-beside text and entities are the document's meta, both ways. An array is held in memory while it is read.
+beside text and entities are the document's meta, both ways.
 """
 
 from __future__ import annotations
@@ -12,39 +12,43 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spantune.document import Document, Entity
+from spantune.document import Document
 from spantune.errors import DataError
 from spantune.formats.files import read_lines, replacing
-from spantune.formats.record import Record, misplaced, read_json_array, read_json_lines
+from spantune.formats.raw import Item, Options, RawDocument, RawEntity, Sample, each
+from spantune.formats.record import Record, read_json_array, read_json_lines
 
 _FIELDS = ("text", "entities")
 _ENTITY_FIELDS = ("start_idx", "end_idx", "type", "entity")
 
 
-def claims(sample: dict[str, Any] | str) -> bool:
-    """Whether `sample`, an object of the file or its first lines, can only be this format."""
-    rows = sample.get("entities") if isinstance(sample, dict) else None
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format."""
+    rows = sample.record.get("entities") if sample.record else None
     if not (isinstance(rows, list) and rows and isinstance(rows[0], dict)):
         return False
     return "start_idx" in rows[0] and ("entity" in rows[0] or "type" in rows[0])
 
 
-def read(path: Path, notes: Counter[str]) -> Iterator[Document]:
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """Yield the documents of `path`, called `<stem>-<number>`, counted from 1 (`<stem>-<line>` in JSONL).
 
     Raises:
-        DataError: a field is missing or of the wrong type, or an entity is not where it claims to be.
+        DataError: the file is neither JSONL nor an array of objects.
     """
     _, first = next(read_lines(path, Counter()))
     is_array = first.lstrip().startswith("[")
-    for record in (read_json_array if is_array else read_json_lines)(path, notes):
+
+    def parse(record: Record) -> RawDocument:
+        entities = tuple(_entity(row, notes) for row in record.rows("entities"))
         text = record.text("text", blank=True)
-        entities = tuple(_entity(row, text, notes) for row in record.rows("entities"))
         number = record.number if is_array else record.line
-        yield Document(f"{path.stem}-{number}", text, entities, record.others(_FIELDS))
+        return RawDocument(f"{path.stem}-{number}", text, entities, path, record.line, record.others(_FIELDS))
+
+    return each((read_json_array if is_array else read_json_lines)(path, notes), parse)
 
 
-def write(path: Path, documents: Iterable[Document], notes: Counter[str]) -> None:
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
     """Write `documents` to `path`: JSONL when its name ends so, else an array; `notes` counts what has no place.
 
     Raises:
@@ -71,17 +75,7 @@ def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
     return {"text": document.text, "entities": rows, **document.meta}
 
 
-def _entity(row: Record, text: str, notes: Counter[str]) -> Entity:
+def _entity(row: Record, notes: Counter[str]) -> RawEntity:
     start, end = row.integer("start_idx"), row.integer("end_idx")
-    label, surface = row.text("type"), row.text("entity")
-    if start < 0 or text[start : start + len(surface)] != surface:
-        raise row.error(misplaced(text, start, surface), "entity")
-    if end != start + len(surface) - 1:
-        raise row.error(
-            f"found {end} for {len(surface)} characters from {start}; expected {start + len(surface) - 1} (the last "
-            "character, inclusive): mend it",
-            "end_idx",
-        )
-    for field in row.others(_ENTITY_FIELDS):
-        notes[f"entity field {field!r} not read"] += 1
-    return Entity(start, end + 1, label)
+    row.note_others(_ENTITY_FIELDS, notes)
+    return RawEntity(start, end + 1, row.text("type"), row.text("entity"), field=row.place("entity"))

@@ -1,8 +1,8 @@
 """`few_shot_ner_sft`'s JSONL: `{"text", "entities": [{"start_idx", "end_idx", "entity_text", "entity_label"}], …}`.
 
 In the published data every `end_idx` is one too small, so an entity is anchored on `start_idx` and the length of its
-text, which must be what stands there; `end_idx` only has to fit one of three rules, and which one is noted. What
-fits none is refused. Fields beside text and entities are the document's meta, both ways.
+text, which must be what stands there; `end_idx` only has to fit one of three rules, and where it is not the layout's
+own, that is noted. What fits none is refused. Fields beside text and entities are the document's meta, both ways.
 """
 
 from __future__ import annotations
@@ -13,46 +13,40 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spantune.document import Document, Entity
+from spantune.document import Document
 from spantune.errors import DataError
 from spantune.formats.files import replacing
-from spantune.formats.record import Record, misplaced, read_json_lines
+from spantune.formats.raw import Defect, Item, Options, RawDocument, RawEntity, Sample, each
+from spantune.formats.record import Record, read_json_lines
 
-INCLUSIVE = "end_idx inclusive"
-HALF_OPEN = "end_idx half-open, mended"
-OFF_BY_ONE = "end_idx one too small, mended"
-MIXED = "end_idx against the file's main rule"
+HALF_OPEN = Defect("end-half-open", "end_idx half-open, mended", tolerated=True)
+OFF_BY_ONE = Defect("end-one-too-small", "end_idx one too small, mended", tolerated=True)
 
-_RULES = {-1: INCLUSIVE, 0: HALF_OPEN, -2: OFF_BY_ONE}
+_RULES = {-1: None, 0: HALF_OPEN, -2: OFF_BY_ONE}
 _FIELDS = ("text", "entities")
 _ENTITY_FIELDS = ("start_idx", "end_idx", "entity_text", "entity_label")
 
 
-def claims(sample: dict[str, Any] | str) -> bool:
-    """Whether `sample`, an object of the file or its first lines, can only be this format."""
-    rows = sample.get("entities") if isinstance(sample, dict) else None
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format."""
+    rows = sample.record.get("entities") if sample.record else None
     if not (isinstance(rows, list) and rows and isinstance(rows[0], dict)):
         return False
     return "entity_text" in rows[0] or "entity_label" in rows[0]
 
 
-def read(path: Path, notes: Counter[str]) -> Iterator[Document]:
-    """Yield the documents of `path`, called `<stem>-<line>`; at the end `notes` says which rule `end_idx` follows.
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the documents of `path`, called `<stem>-<line>`."""
 
-    Raises:
-        DataError: a field is missing or of the wrong type, or an entity is not where it claims to be.
-    """
-    rules: Counter[str] = Counter()
-    for record in read_json_lines(path, notes):
+    def parse(record: Record) -> RawDocument:
+        entities = tuple(_entity(row, notes) for row in record.rows("entities"))
         text = record.text("text", blank=True)
-        entities = tuple(_entity(row, text, rules, notes) for row in record.rows("entities"))
-        yield Document(f"{path.stem}-{record.line}", text, entities, record.others(_FIELDS))
-    notes.update(rules)
-    if len(rules) > 1:
-        notes[MIXED] = rules.total() - max(rules.values())
+        return RawDocument(f"{path.stem}-{record.line}", text, entities, path, record.line, record.others(_FIELDS))
+
+    return each(read_json_lines(path, notes), parse)
 
 
-def write(path: Path, documents: Iterable[Document], notes: Counter[str]) -> None:
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
     """Write `documents` to `path` with inclusive `end_idx`; `notes` counts what the layout has no place for.
 
     Raises:
@@ -80,20 +74,16 @@ def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
     return {"text": document.text, "entities": rows, **document.meta}
 
 
-def _entity(row: Record, text: str, rules: Counter[str], notes: Counter[str]) -> Entity:
+def _entity(row: Record, notes: Counter[str]) -> RawEntity:
     start, end = row.integer("start_idx"), row.integer("end_idx")
     surface, label = row.text("entity_text"), row.text("entity_label")
     length = len(surface)
-    if start < 0 or text[start : start + length] != surface:
-        raise row.error(misplaced(text, start, surface), "entity_text")
-    rule = _RULES.get(end - start - length)
-    if rule is None:
+    if end - start - length not in _RULES:
         raise row.error(
             f"found {end} for {length} characters from {start}; expected {start + length - 1} (inclusive), "
             f"{start + length} (half-open) or {start + length - 2} (the published data's): mend it",
             "end_idx",
         )
-    rules[rule] += 1
-    for field in row.others(_ENTITY_FIELDS):
-        notes[f"entity field {field!r} not read"] += 1
-    return Entity(start, start + length, label)
+    row.note_others(_ENTITY_FIELDS, notes)
+    defect = _RULES[end - start - length]
+    return RawEntity(start, start + length, label, surface, field=row.place("entity_text"), defect=defect)

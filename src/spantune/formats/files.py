@@ -1,13 +1,15 @@
 """Text files as the formats see them: UTF-8 lines on the way in, a temporary name and a rename on the way out.
 
-Lines end at LF or CRLF and at nothing else, so that U+2028 and its like stay in the text; a byte-order mark is
-taken off and noted. It refuses what is missing, a folder, without content or not UTF-8, and says at which byte.
+Lines end at LF or CRLF and at nothing else, so that U+2028 and its like stay in the text; a byte-order mark and CRLF
+are taken off and noted. Nothing holds a whole file: what is read at once is a line or a chunk. It refuses what is
+missing, a folder, without content, not UTF-8 (it says at which byte) or of a line that no document has.
 """
 
 from __future__ import annotations
 
 import codecs
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,42 +19,90 @@ from typing import TextIO
 from spantune.errors import DataError
 
 BOM_NOTE = "byte-order mark taken off"
+CRLF_NOTE = "CRLF line end"
+LINE_LIMIT = 64 << 20  # bytes
+CHUNK = 1 << 20
 
 
-def read_lines(path: Path, notes: Counter[str]) -> Iterator[tuple[int, str]]:
-    """Yield (1-based number, text without its line end) of every line that is not blank.
+def read_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield (1-based number, text without its line end) of every line that is not blank; of `blank` ones if asked.
 
     Raises:
-        DataError: the file is missing, a folder, unreadable, blank or not UTF-8.
+        DataError: the file is missing, a folder, unreadable, blank, not UTF-8 or has a line over `LINE_LIMIT`.
     """
-    offset, blank = 0, True
+    offset, number, empty = 0, 0, True
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                text = _decode(line, path, number, offset, notes).removesuffix("\n").removesuffix("\r")
+            while line := file.readline(LINE_LIMIT + 1):
+                number += 1
+                if len(line) > LINE_LIMIT:
+                    raise oversized(path, number)
+                text = _decode(line, path, number, offset, notes).removesuffix("\n")
                 offset += len(line)
-                if text.strip():
-                    blank = False
+                if text.endswith("\r"):
+                    text = text[:-1]
+                    notes[CRLF_NOTE] += 1
+                filled = bool(text.strip())
+                empty = empty and not filled
+                if filled or blank:
                     yield number, text
     except OSError as error:
         raise _unreadable(path, error) from None
-    if blank:
+    if empty:
         raise _empty(path)
 
 
-def read_whole(path: Path, notes: Counter[str]) -> str:
-    """The file as one string, line ends as they are, without a byte-order mark.
+def read_chunks(path: Path, notes: Counter[str]) -> Iterator[str]:
+    """Yield the file as strings of about a megabyte, line ends as they are, without a byte-order mark.
 
     Raises:
         DataError: as `read_lines`.
     """
+    offset, line, rest, empty, split = 0, 1, b"", True, False
     try:
-        text = _decode(path.read_bytes(), path, 1, 0, notes)
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                content = rest + chunk
+                rest = _cut_character(content)
+                content = content[: len(content) - len(rest)]
+                notes[CRLF_NOTE] += content.count(b"\r\n") + (split and content.startswith(b"\n"))
+                split = content.endswith(b"\r")
+                text = _decode(content, path, line, offset, notes)
+                offset, line = offset + len(content), line + content.count(b"\n")
+                empty = empty and not text.strip()
+                yield text
+        if rest:
+            yield _decode(rest, path, line, offset, notes)
     except OSError as error:
         raise _unreadable(path, error) from None
-    if not text.strip():
+    if empty:
         raise _empty(path)
-    return text
+
+
+def read_bytes(path: Path, size: int = -1) -> bytes:
+    """The first `size` bytes of the file, or all of it.
+
+    Raises:
+        DataError: it is missing, a folder, unreadable or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(size)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not content:
+        raise _empty(path)
+    return content
+
+
+def oversized(path: Path, line: int) -> DataError:
+    """The error for a line, or an object, that is longer than any document."""
+    return DataError(
+        f"over {LINE_LIMIT >> 20} MiB in one piece, which is no document; is a line break or a bracket missing, or is "
+        "the file of another format? Name it with --format, or split the text",
+        path=path,
+        line=line,
+    )
 
 
 @contextmanager
@@ -62,14 +112,22 @@ def replacing(path: Path) -> Iterator[TextIO]:
     Raises:
         DataError: the folder is missing or not writable, or a text cannot be encoded.
     """
+    with replacing_path(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing_path(path: Path) -> Iterator[Path]:
+    """As `replacing`, for a writer that opens the file, or makes the folder, at the given temporary path itself."""
     if not path.parent.is_dir():
         raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        if partial.is_dir() and path.is_dir() and any(path.iterdir()):
+            raise DataError("the folder exists and is not empty; name another, or remove it", path=path)
         partial.replace(path)
     except UnicodeEncodeError as error:
         found = ord(error.object[error.start])
@@ -77,7 +135,10 @@ def replacing(path: Path) -> Iterator[TextIO]:
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 def _decode(content: bytes, path: Path, line: int, offset: int, notes: Counter[str]) -> str:
@@ -94,6 +155,16 @@ def _decode(content: bytes, path: Path, line: int, offset: int, notes: Counter[s
             path=path,
             line=line + content.count(b"\n", 0, error.start),
         ) from None
+
+
+def _cut_character(content: bytes) -> bytes:
+    """The bytes at the end that begin a UTF-8 character and do not finish it."""
+    for size in range(1, min(4, len(content)) + 1):
+        byte = content[-size]
+        if byte & 0xC0 != 0x80:  # a first byte: of 1 character byte, or of 2, 3 or 4
+            wanted = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+            return content[-size:] if wanted > size else b""
+    return b""
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spantune.document import Document, Entity
 from spantune.errors import DataError
 from spantune.formats.files import read_lines, replacing
+from spantune.formats.raw import Item, Options, RawDocument, RawEntity, Sample
 
 _HEADING = re.compile(r"#\s*group\s*[:：](.*)")
 _MARK = re.compile(r"(?<!\\)\{[^{}|\\\"\n]+\|")
@@ -25,19 +25,13 @@ _SPECIAL = "{}|\\"
 _SPECIAL_FIRST = "#\ufeff"
 
 
-def claims(sample: dict[str, Any] | str) -> bool:
-    """Whether `sample`, an object of the file or its first lines, can only be this format."""
-    if not isinstance(sample, str):
-        return False
-    return any(_HEADING.match(line) or _MARK.search(line) for line in sample.split("\n"))
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format."""
+    return any(_HEADING.match(line) or _MARK.search(line) for line in sample.text.split("\n"))
 
 
-def read(path: Path, notes: Counter[str]) -> Iterator[Document]:
-    """Yield the sentences of `path`, called `<stem>-<line>`; `notes` counts the comment lines.
-
-    Raises:
-        DataError: a mark is not closed, never opened, empty or without a label, or an escape is unknown.
-    """
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the sentences of `path`, called `<stem>-<line>`; `notes` counts the comment lines."""
     group = ""
     for number, line in read_lines(path, notes):
         if heading := _HEADING.match(line):
@@ -45,11 +39,16 @@ def read(path: Path, notes: Counter[str]) -> Iterator[Document]:
         elif line.startswith("#"):
             notes["comment line"] += 1
         else:
-            text, entities = _Line(line, path, number).parse()
-            yield Document(f"{path.stem}-{number}", text, entities, {"group": group} if group else {})
+            try:
+                text, entities = _Line(line, path, number).parse()
+            except DataError as error:
+                yield error
+                continue
+            meta = {"group": group} if group else {}
+            yield RawDocument(f"{path.stem}-{number}", text, entities, path, number, meta)
 
 
-def write(path: Path, documents: Iterable[Document], notes: Counter[str]) -> None:
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
     """Write `documents` to `path`, a heading before each group; `notes` counts what the layout has no place for.
 
     Raises:
@@ -76,9 +75,9 @@ class _Line:
     number: int
     place: int = 0
 
-    def parse(self) -> tuple[str, tuple[Entity, ...]]:
+    def parse(self) -> tuple[str, tuple[RawEntity, ...]]:
         text: list[str] = []
-        entities: list[Entity] = []
+        entities: list[RawEntity] = []
         marks: list[tuple[str, int, int]] = []
         while self.place < len(self.line):
             opened, character = self.place, self.line[self.place]
@@ -92,7 +91,8 @@ class _Line:
                 label, start, opening = marks.pop()
                 if start == len(text):
                     raise self._error(opening, f"the mark {label!r} covers no text; fill or remove it")
-                entities.append(Entity(start, len(text), label))
+                covered = "".join(text[start:])
+                entities.append(RawEntity(start, len(text), label, covered, field=f"column {opening + 1}"))
             elif character == "|":
                 raise self._error(opened, "| stands outside the head of a mark; write \\|, or the mark as {label|text}")
             else:

@@ -10,50 +10,44 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from spantune.document import Document, Entity, to_record
+from spantune.document import Document, to_record
 from spantune.formats.files import replacing
-from spantune.formats.record import Record, misplaced, read_json_lines
+from spantune.formats.raw import Item, Options, RawDocument, RawEntity, Sample, each
+from spantune.formats.record import Record, read_json_lines
 
 _FIELDS = ("id", "text", "entities", "meta")
 _ENTITY_FIELDS = ("start", "end", "label", "text", "score")
 
 
-def claims(sample: dict[str, Any] | str) -> bool:
-    """Whether `sample`, an object of the file or its first lines, can only be this format."""
-    if isinstance(sample, str):
-        return False
-    rows = sample.get("entities")
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format."""
+    record = sample.record or {}
+    rows = record.get("entities")
     if isinstance(rows, list) and rows:
         return isinstance(rows[0], dict) and "start" in rows[0]
-    return isinstance(rows, list) and "id" in sample and "text" in sample
+    return isinstance(rows, list) and "id" in record and "text" in record
 
 
-def read(path: Path, notes: Counter[str]) -> Iterator[Document]:
-    """Yield the documents of `path`; `notes` counts what was made, ignored or could not be verified.
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the documents of `path`; `notes` counts what was made or ignored."""
 
-    Raises:
-        DataError: a field is missing, of the wrong type or at odds with the text, or an id is repeated.
-    """
-    lines: dict[str, int] = {}
-    for record in read_json_lines(path, notes):
+    def parse(record: Record) -> RawDocument:
         if "id" in record.values:
             name = record.text("id")
         else:
             name = f"{path.stem}-{record.line}"
             notes["id made from the line number"] += 1
-        if name in lines:
-            raise record.error(f"the id {name!r} is repeated; line {lines[name]} has it too: make ids unique", "id")
-        lines[name] = record.line
-        text = record.text("text", blank=True)
-        entities = tuple(_entity(row, text, notes) for row in record.rows("entities"))
+        entities = tuple(_entity(row, notes) for row in record.rows("entities"))
         for field in record.others(_FIELDS):
             notes[f"field {field!r} not read; put it under meta"] += 1
-        yield Document(name, text, entities, record.object("meta"))
+        text = record.text("text", blank=True)
+        return RawDocument(name, text, entities, path, record.line, record.object("meta"))
+
+    return each(read_json_lines(path, notes), parse)
 
 
-def write(path: Path, documents: Iterable[Document], notes: Counter[str]) -> None:
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
     """Write `documents` to `path`, one a line; nothing is left out.
 
     Raises:
@@ -64,21 +58,11 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str]) -> Non
             file.write(json.dumps(to_record(document), ensure_ascii=False) + "\n")
 
 
-def _entity(row: Record, text: str, notes: Counter[str]) -> Entity:
-    start, end = row.integer("start"), row.integer("end")
-    if not 0 <= start < end <= len(text):
-        raise row.error(
-            f"[{start}, {end}) is empty or outside the text of {len(text)} characters; expected half-open offsets in "
-            "code points: mend them",
-            "end",
-        )
-    if "text" not in row.values:
-        notes["entity without its text: offsets not verified"] += 1
-    elif (surface := row.text("text")) != text[start:end]:
-        raise row.error(f"{misplaced(text, start, surface)}; the offsets say {text[start:end]!r}", "text")
-    for field in row.others(_ENTITY_FIELDS):
-        notes[f"entity field {field!r} not read"] += 1
-    return Entity(start, end, row.text("label"), _score(row))
+def _entity(row: Record, notes: Counter[str]) -> RawEntity:
+    start, end, label = row.integer("start"), row.integer("end"), row.text("label")
+    surface = row.text("text") if "text" in row.values else None
+    row.note_others(_ENTITY_FIELDS, notes)
+    return RawEntity(start, end, label, surface, _score(row), row.place("end" if surface is None else "text"))
 
 
 def _score(row: Record) -> float | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spantune.errors import DataError
-from spantune.formats.files import read_lines, read_whole
+from spantune.formats.files import LINE_LIMIT, oversized, read_chunks, read_lines
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -77,6 +77,15 @@ class Record:
         known = set(known)
         return {name: value for name, value in self.values.items() if name not in known}
 
+    def note_others(self, known: Iterable[str], notes: Counter[str]) -> None:
+        """Count in `notes` the fields of this entity that are not in `known`."""
+        for field in self.others(known):
+            notes[f"entity field {field!r} not read"] += 1
+
+    def place(self, field: str) -> str:
+        """Where `field` stands in the object of the file."""
+        return self.inside + field
+
     def _take(self, field: str, kind: type, wanted: str) -> Any:
         if field not in self.values:
             found = ", ".join(self.values) or "none"
@@ -87,56 +96,101 @@ class Record:
         return value
 
 
-def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record]:
-    """Yield the object on each line of `path`.
-
-    Raises:
-        DataError: a line is not JSON, or not an object.
-    """
+def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+    """Yield the object on each line of `path`, or the DataError that says why the line holds none."""
     for number, (line, text) in enumerate(read_lines(path, notes), start=1):
-        value, end = _parse(text, _skip(text, 0), path, line)
-        if (rest := _skip(text, end)) != len(text):
-            raise _not_json("more follows the value", text, rest, path, line)
-        yield _as_record(value, path, line, number)
+        try:
+            value, end = _parse(text, _skip(text, 0), path, line)
+            if (rest := _skip(text, end)) != len(text):
+                raise _not_json("more follows the value", text, rest, path, line)
+            yield _as_record(value, path, line, number)
+        except DataError as error:
+            yield error
 
 
-def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record]:
-    """Yield the objects of the JSON array in `path`; the whole file is held in memory.
+def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+    """Yield the objects of the JSON array in `path`, an element that is none as a DataError; one is held at a time.
 
     Raises:
-        DataError: the file is not a JSON array of objects, or an empty one.
+        DataError: the file is not a JSON array, or an empty one.
     """
-    text = read_whole(path, notes)
-    place = _skip(text, 0)
-    if text[place] != "[":
-        raise _not_json("expected [, which begins an array", text, place, path)
-    place, line, counted, number = _skip(text, place + 1), 1, 0, 0
-    if text[place : place + 1] == "]":
+    text = _Window(path, notes)
+    if text.next() != "[":
+        raise text.not_json("expected [, which begins an array")
+    text.place += 1
+    if text.next() == "]":
         raise DataError("the array is empty; expected at least one document: check the path", path=path)
+    number = 0
     while True:
-        line, counted, number = line + text.count("\n", counted, place), place, number + 1
-        value, place = _parse(text, place, path)
-        yield _as_record(value, path, line, number)
-        place = _skip(text, place)
-        mark, place = text[place : place + 1], place + 1
+        text.next()
+        line, number = text.line_here(), number + 1
+        value = text.value()
+        try:
+            yield _as_record(value, path, line, number)
+        except DataError as error:
+            yield error
+        mark = text.next()
+        text.place += 1
         if mark == "]":
             break
         if mark != ",":
-            raise _not_json("expected , or ] after a value", text, place - 1, path)
-        place = _skip(text, place)
-    if (rest := _skip(text, place)) != len(text):
-        raise _not_json("more follows the array", text, rest, path)
+            text.place -= 1
+            raise text.not_json("expected , or ] after a value")
+    if text.next():
+        raise text.not_json("more follows the array")
 
 
-def misplaced(text: str, start: int, surface: str) -> str:
-    """The message for an entity whose `surface` is not what `text` holds at `start`: found, expected, remedy."""
-    found = text[max(start, 0) : max(start, 0) + len(surface)]
-    places = [match.start() for match in re.finditer(f"(?={re.escape(surface)})", text)]
-    where = f"it occurs at {', '.join(map(str, places[:5]))}" if places else "it does not occur in the text"
-    return (
-        f"the entity's text is {surface!r}, but the document holds {found!r} at {start}; {where}. Offsets count "
-        "Unicode code points from 0: mend the start or the text"
-    )
+class _Window:
+    """The part of a file that is being parsed, moved along chunk by chunk."""
+
+    def __init__(self, path: Path, notes: Counter[str]):
+        self.path, self.text, self.place = path, "", 0
+        self._line, self._counted = 1, 0  # the line at that place
+        self._chunks = read_chunks(path, notes)
+
+    def more(self) -> bool:
+        """Drop what is behind and take in the next chunk; False at the end of the file."""
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            return False
+        self.line_here()
+        self.text, self.place, self._counted = self.text[self.place :] + chunk, 0, 0
+        return True
+
+    def next(self) -> str:
+        """The next character that is no white space, "" at the end; it is not passed."""
+        while True:
+            self.place = _skip(self.text, self.place)
+            if self.place < len(self.text) or not self.more():
+                return self.text[self.place : self.place + 1]
+
+    def value(self) -> Any:
+        """The JSON value here; it is passed."""
+        wanted = 0
+        while True:
+            try:
+                value, end = _parse(self.text, self.place, self.path, self.line_here(), self.place)
+                if end < len(self.text) or not self.more():  # a number could go on
+                    self.place = end
+                    return value
+            except DataError:
+                if len(self.text) - self.place > LINE_LIMIT:
+                    raise oversized(self.path, self.line_here()) from None
+                wanted = 2 * max(wanted, len(self.text) - self.place)  # doubled, so that no object is parsed too often
+                if not self.more():
+                    raise
+                while len(self.text) < wanted and self.more():
+                    pass
+
+    def line_here(self) -> int:
+        """The line that `place` is on."""
+        self._line += self.text.count("\n", self._counted, self.place)
+        self._counted = self.place
+        return self._line
+
+    def not_json(self, what: str) -> DataError:
+        """The error for what stands here."""
+        return _not_json(what, self.text, self.place, self.path, self.line_here(), self.place)
 
 
 def _as_record(value: Any, path: Path, line: int, number: int) -> Record:
@@ -145,14 +199,14 @@ def _as_record(value: Any, path: Path, line: int, number: int) -> Record:
     return Record(value, path, line, number)
 
 
-def _parse(text: str, place: int, path: Path, first_line: int = 1) -> tuple[Any, int]:
-    """The JSON value at `place` and where it ends; `text` begins at `first_line` of the file."""
+def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tuple[Any, int]:
+    """The JSON value at `place` and where it ends; `line` is that of the character `line_at`."""
     try:
         value, end = _DECODER.raw_decode(text, place)
     except json.JSONDecodeError as error:
-        raise _not_json(error.msg, text, error.pos, path, first_line) from None
+        raise _not_json(error.msg, text, error.pos, path, line, line_at) from None
     except (ValueError, RecursionError) as error:
-        raise _not_json(str(error), text, place, path, first_line) from None
+        raise _not_json(str(error), text, place, path, line, line_at) from None
     return value, end
 
 
@@ -163,13 +217,13 @@ def _skip(text: str, place: int) -> int:
     return blank.end()
 
 
-def _not_json(what: str, text: str, place: int, path: Path, first_line: int = 1) -> DataError:
+def _not_json(what: str, text: str, place: int, path: Path, line: int, line_at: int = 0) -> DataError:
     column = place - text.rfind("\n", 0, place)
     return DataError(
         f"not JSON at column {column}: {what}; mend it there (strings and names stand in double quotes, and in JSONL "
         "each line is one whole object), or name the file's format if it is another",
         path=path,
-        line=first_line + text.count("\n", 0, place),
+        line=line + text.count("\n", line_at, place),
     )
 
 

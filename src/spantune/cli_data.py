@@ -1,0 +1,139 @@
+"""The command line's `spantune data`: look at annotated corpora, check, split and convert them.
+
+As in `cli`, no logic lives here: tables and JSON go to stdout, everything for people to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spantune import tables
+from spantune.errors import ConfigError
+
+app = typer.Typer(help="Look at annotated corpora and convert them.", no_args_is_help=True, rich_markup_mode=None)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
+
+
+@app.command()
+def inspect(
+    file: Annotated[str | None, typer.Argument(help="A corpus file, or bundled:NAME.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Show tokens, loss mask and shared prefix under this recipe.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for the recipe.")] = None,
+    format: Format = None,
+    examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a corpus, or how a recipe turns it into tokens.
+
+    Examples:
+
+        spantune data inspect cmeee.jsonl
+
+        spantune data inspect --recipe recipes/demo.yaml
+    """
+    if (file is None) == (recipe is None):
+        raise ConfigError("give either a corpus file, or --recipe with a recipe")
+    if recipe is not None:
+        _inspect_recipe(recipe, overrides or [], examples, as_json)
+    else:
+        assert file is not None
+        _inspect_file(file, format, as_json)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A corpus file, or bundled:NAME.")],
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    to: Annotated[str, typer.Option(help="Format to write.")],
+    source_format: Annotated[str | None, typer.Option("--from", help="Format to read; recognised when absent.")] = None,
+) -> None:
+    """Convert a corpus; what reading mended and what the target cannot hold is said on stderr.
+
+    Example: spantune data convert cmeee.jsonl corpus.jsonl --to native
+    """
+    from spantune import formats
+
+    corpus = formats.read(source, source_format)
+    lost = formats.write(target, corpus.documents, to)
+    for note, count in {**corpus.notes, **lost}.items():
+        print(f"{count} × {note}", file=sys.stderr)
+    print(f"{len(corpus.documents)} documents, {corpus.format} → {to}: {target}", file=sys.stderr)
+
+
+def _inspect_file(file: str, format: str | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from spantune import formats
+    from spantune.corpus import statistics
+
+    corpus = formats.read(file, format)
+    found = asdict(statistics(corpus.documents))
+    if as_json:
+        print(json.dumps({"format": corpus.format, "notes": dict(corpus.notes), **found}, ensure_ascii=False))
+        return
+    rows = [("format", corpus.format), *((f"mended: {note}", str(count)) for note, count in corpus.notes.items())]
+    for key, value in found.items():
+        if isinstance(value, dict):
+            rows += [(f"entities: {label}", str(count)) for label, count in sorted(value.items())]
+        else:
+            rows.append((key.replace("_", " "), str(value)))
+    tables.table(["", file], rows)
+
+
+def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: bool) -> None:
+    from spantune.config import load_config
+
+    settings = load_config(recipe, overrides)
+    quiet()
+    from rich.console import Console
+
+    from spantune.encode import coloured
+    from spantune.prepare import prepare
+
+    prepared = prepare(settings)
+    prefix = len(prepared.prefix)
+    total = sum(len(example.ids) for example in prepared.examples)
+    answers = sum(len(example.ids) - example.answer_start for example in prepared.examples)
+    figures: dict[str, Any] = {
+        "examples": len(prepared.examples),
+        "shared_prefix_tokens": prefix,
+        "tokens": total,
+        "tokens_with_loss": answers,
+        "shared_prefix_share": round(prefix * len(prepared.examples) / total, 4),
+        "longest": max(len(example.ids) for example in prepared.examples),
+        "stop_token": prepared.tokenizer.convert_ids_to_tokens(prepared.encoder.stop_id),
+    }
+    if as_json:
+        print(json.dumps(figures, ensure_ascii=False))
+        return
+    tables.table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
+    console = Console(highlight=False)
+    console.print("[dim]shared prefix[/dim] [cyan]prompt[/cyan] [bold green]answer and stop: with loss[/bold green]")
+    for example in prepared.examples[:count]:
+        console.print(f"\n{example.id}", style="bold", markup=False)
+        console.print(coloured(example, prepared.tokenizer, prefix))
+
+
+def quiet() -> None:
+    """Keep the libraries' banners and bars off the terminal; ours say what is going on."""
+    import os
+    import warnings
+
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # libraries talking to each other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost ten times the speed beside a neighbour
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
