@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from fakes import tiny_model
-from spantune.attention import Places, attention_mask, check_attention, segment_lengths
+from spantune.attention import Places, attention_mask, check_attention, segments
 from spantune.encode import Example
 from spantune.errors import ModelError
 from spantune.pack import PADDING, PREFIX
@@ -120,11 +120,12 @@ def test_attention_by_segments_is_attention_under_the_mask(family: str) -> None:
         inputs = {"input_ids": pack.ids[None], "position_ids": pack.positions[None], "use_cache": False}
         counted = Places(pack.owner, pack.positions)
         inputs["attention_mask"] = attention_mask(model.config, counted, counted, torch.float32)
-        lengths = segment_lengths(pack.owner)
-        assert sum(lengths) == len(pack.ids) and len(lengths) == 5 and (lengths[0] == 0) == (prefix is not None)
+        parts = segments(counted, counted)
+        assert parts is not None and len(parts) == (5 if prefix is None else 4)
+        assert sum(len(part.keys) * (part.queries.stop - part.queries.start) for part in parts) < len(pack.ids) ** 2
         with torch.no_grad():
             masked = model.base_model(**inputs).last_hidden_state
-            skipped = model.base_model(**inputs, segments=lengths).last_hidden_state
+            skipped = model.base_model(**inputs, segments=parts).last_hidden_state
         torch.testing.assert_close(skipped, masked, rtol=1e-5, atol=1e-5)
 
 

@@ -81,6 +81,7 @@ class Guide:
         self._constraint, self._encoder, self._text = constraint, encoder, text
         self._ids: list[int] = []
         self._stated = 0
+        self.closed = False  # whether the answer ends with a whole object
         self.matcher = constraint.matcher(encoder.format.grammar(text, encoder.task, None))
 
     @property
@@ -92,6 +93,7 @@ class Guide:
         """Take a chosen token; returns the tokens that the grammar forces after it, taken too."""
         forced = self._constraint.advance(self.matcher, token)
         self._ids += [token, *forced]
+        self.closed = False
         if not self._constraint.closing.isdisjoint((token, *forced)):
             self._renew()
         return forced
@@ -122,6 +124,7 @@ class Guide:
         answer = encoder.decode(self._ids)
         if not answer.endswith(encoder.format.end):
             return
+        self.closed = True
         resolved = encoder.format.parse(answer, self._text, encoder.task).resolved
         if len(resolved) > self._stated:
             self._stated = len(resolved)

@@ -9,6 +9,7 @@ that repeats itself or reaches its limit is reported with the document, never dr
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from spantune import config
 from spantune.answer import Problem
-from spantune.attention import attention_mask
+from spantune.attention import attention_mask, segments
 from spantune.cache import FlatCache
 from spantune.constrain import Constraint, Guide, vocabulary_size
 from spantune.corpus import merge_pieces, split_long
@@ -178,12 +179,14 @@ class Extractor:
         owners = [owner for owner, _, part in parts for _ in part]
         positions = [first + i for _, first, part in parts for i in range(len(part))]
         query = cache.place(owners, positions)
+        key = cache.places()
         last = torch.tensor([len(part) for _, _, part in parts], device=self._device).cumsum(0) - 1
         self.effort.passes += 1
         logits: Tensor = self.model(
             input_ids=torch.tensor([ids], device=self._device),
             position_ids=query.position[None],
-            attention_mask=attention_mask(self.model.config, query, cache.places(), self._dtype),
+            attention_mask=attention_mask(self.model.config, query, key, self._dtype),
+            segments=segments(query, key),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=last,
@@ -221,11 +224,12 @@ class Extractor:
         self.effort.forced += len(forced)
         if ended or (row.guide and row.guide.finished):
             return "stopped"
-        if self._repeats(row):
+        if (row.guide is None or row.guide.closed) and self._repeats(row):
             return "repeated"
         return "length" if len(row.ids) >= self.settings.max_new_tokens else None
 
     def _repeats(self, row: _Row) -> bool:
+        """Whether the answer has just said what it had said."""
         answer = self.encoder.decode(row.ids)
         if not answer.endswith(self.encoder.format.end):
             return False
@@ -235,14 +239,14 @@ class Extractor:
     def _finish(self, row: _Row, status: str) -> Extraction:
         answer = self.encoder.decode(row.ids)
         parsed = self.encoder.format.parse(answer, row.document.text, self.task)
-        begins = [len(self.encoder.decode(row.ids[:i])) for i in range(len(row.ids))] if parsed.resolved else []
-        entities = []
-        for item in parsed.resolved:
-            logprobs = [
-                logprob
-                for begin, logprob in zip(begins, row.logprobs, strict=True)
-                if logprob is not None and item.span[0] <= begin < item.span[1]
-            ]
+
+        def begin(index: int) -> int:
+            return len(self.encoder.decode(row.ids[:index]))
+
+        entities, tokens = [], range(len(row.ids))
+        for item in parsed.resolved:  # an object begins and ends in ASCII, where `begin` rises
+            first, end = (bisect_left(tokens, place, key=begin) for place in item.span)
+            logprobs = [logprob for logprob in row.logprobs[first:end] if logprob is not None]
             entities.append(replace(item.entity, score=math.exp(sum(logprobs))))
         problems = parsed.problems
         if row.failure:

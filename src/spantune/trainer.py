@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ CLOCK_FILE = "clock.json"
 
 
 class Clock:
-    """Seconds that a run has trained for, across resumes."""
+    """Seconds that a run has trained for, across resumes; evaluations do not count."""
 
     def __init__(self, before: float = 0.0):
         self._before, self._started = before, time.monotonic()
@@ -39,6 +40,15 @@ class Clock:
     def seconds(self) -> float:
         """Elapsed training time."""
         return self._before + time.monotonic() - self._started
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What runs inside takes no time."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started += time.monotonic() - began
 
 
 class Schedule:
@@ -156,7 +166,8 @@ class PackTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Extract from the dev documents; the figures of the job under the Trainer's prefix."""
         self.model.eval()
-        values = self.evaluation(self.state.global_step)
+        with self.clock.stopped():
+            values = self.evaluation(self.state.global_step)
         self.model.train()
         metrics = {f"eval_{key}": value for key, value in values.items()}
         control: Any = self.control  # type: ignore[has-type]
