@@ -1,7 +1,7 @@
 """CoNLL: a token and its tag a line, a blank line between sentences; BIO (IOB2), IOB1, BIOES, BMES and BIOUL tags.
 
 A first pass over the file tells what it does not say of itself: separator, number of columns, scheme, and whether the
-tokens are characters (WeiboNER's carry a digit, which is taken off). The text is joined from the tokens (see `tokens`),
+tokens are characters (WeiboNER's carry a number, which is taken off). The text is joined from the tokens, see `tokens`,
 unless a `# text = …` line states it. The trade-off is to read a file twice to hold none of it. Tags without a type,
 lines with other columns than most, and, in writing, overlapping entities and labels with white space are refused.
 """
@@ -11,53 +11,28 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from spantune.document import Document, Entity
-from spantune.errors import ConfigError, DataError
-from spantune.formats.files import read_lines, replacing
+from spantune.errors import DataError
+from spantune.formats.columns import DOCSTART, Layout, Sentence, columns, is_comment, sentences, survey, tag_column
+from spantune.formats.files import replacing
 from spantune.formats.raw import Defect, Item, Options, RawDocument, RawEntity, Sample
-from spantune.formats.tags import OUTSIDE, Chunk, Scheme, SchemeCensus, Tag, decode, encode, flat, parse_tag
-from spantune.formats.tokens import Span, TokenCensus, cut, join, locate, split
+from spantune.formats.tags import Chunk, Tag, decode, encode, flat, parse_tag
+from spantune.formats.tokens import Span, TokenCensus, cut, join, locate, split, unnumbered
 
-_DOCSTART = "-DOCSTART-"
-_COMMENT = re.compile(r"#(?:[ \t]|$)")
-_FIELD = re.compile(r"# *([\w.:-]+) *= ?(.*)")
-_STATED = ("id", "sent_id", "text")
-_BLANKS = re.compile(r"[ \t]+")
 _BOM = "\ufeff"
 _LIKELY = 0.9  # of the lines have to look right for a file to be claimed; a bad one is then found in its place
 
 
-@dataclass(slots=True)
-class _Sentence:
-    """Lines with tokens, each with its number, what comments state, and the number of the `-DOCSTART-` above."""
-
-    rows: list[tuple[int, str]] = field(default_factory=list)
-    stated: dict[str, str] = field(default_factory=dict)
-    group: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """What a whole file shows: `token` and `tag` are columns from 0, `joiner` None decides at each boundary."""
-
-    is_tabbed: bool
-    width: int
-    token: int
-    tag: int
-    scheme: Scheme
-    is_segmented: bool
-    joiner: str | None
-
-
 def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
-    lines = [line for line in sample.text.split("\n") if line.strip() and not line.startswith(("#", _DOCSTART))]
-    rows = [_columns(line, "\t" in line) for line in lines]
-    good = sum(len(row) > 1 and parse_tag(row[-1]) is not None for row in rows)
-    return good >= max(1, _LIKELY * len(rows)) and (len(rows) > 1 or "\t" in lines[0])
+    lines = [line for line in sample.text.split("\n") if line.strip() and not line.startswith(DOCSTART)]
+    lines = [line for line in lines if not is_comment(line, -1)]
+    rows = [columns(line, "\t" in line) for line in lines]
+    widths = Counter(len(row) for row in rows if len(row) > 1 and parse_tag(row[-1]))
+    count = max(widths.values(), default=0)
+    return count > 0 and count >= _LIKELY * len(rows) and (count > 1 or "\t" in lines[0])
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
@@ -66,9 +41,9 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         ConfigError: `options.column` is no column of the file.
     """
-    layout = _survey(path, options)
+    layout = survey(path, options)
     notes["tags read as IOB1"] += layout.scheme == "IOB1"
-    for sentence in _sentences(path, notes, _column(options)):
+    for sentence in sentences(path, notes, tag_column(options)):
         try:
             yield _document(sentence, path, layout, notes)
         except DataError as error:
@@ -100,71 +75,14 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
             notes["score left out"] += sum(entity.score is not None for entity in kept)
         if census.is_segmented:
             raise DataError(
-                "every token ends in a digit, 0 at the beginning of a text, as WeiboNER's do: reading would take it "
+                "every token ends in a number, 0 at the beginning of a text, as WeiboNER's do: reading would take it "
                 "off; remove the meta `tokens`, or write another format",
                 path=path,
             )
     notes["white space that reading does not restore"] += changed[census.joiner(options.joiner)]
 
 
-def _survey(path: Path, options: Options) -> _Layout:
-    """The first pass: what every line of `path` taken together shows."""
-    column = _column(options)
-    shapes: Counter[tuple[bool, int]] = Counter()
-    scheme, censuses, counted = SchemeCensus(), (TokenCensus(), TokenCensus()), True
-    for sentence in _sentences(path, Counter(), column):
-        before = OUTSIDE
-        for index, (_, line) in enumerate(sentence.rows):
-            row = _columns(line, "\t" in line)
-            shapes["\t" in line, len(row)] += 1
-            counted = counted and row[0] == str(index + 1)
-            for census, token in zip(censuses, row, strict=False):
-                census.add(token, index == 0)
-            tag = _tag_in(row, column) or OUTSIDE
-            scheme.add(tag, before)
-            before = tag
-        scheme.add(OUTSIDE, before)
-    if not shapes or shapes.most_common(1)[0][0][1] < 2:
-        raise DataError(
-            "most lines have one column; expected a token and a tag on each, with a tab or blanks between, and a blank "
-            "line between sentences",
-            path=path,
-        )
-    (is_tabbed, width), _ = shapes.most_common(1)[0]
-    place = 1 if counted and width > 2 else 0
-    if not -width <= column < width or column % width == place:
-        raise ConfigError(
-            f"{path}: column {column} cannot hold the tags; the lines have {width} columns, from 0, and {place} holds "
-            "the tokens: choose another"
-        )
-    tokens = censuses[place]
-    joiner = tokens.joiner(options.joiner)
-    return _Layout(is_tabbed, width, place, column % width, scheme.scheme, tokens.is_segmented, joiner)
-
-
-def _sentences(path: Path, notes: Counter[str], column: int) -> Iterator[_Sentence]:
-    """Yield the sentences of `path`; comment lines stand before the first token of one."""
-    sentence = _Sentence()
-    for number, line in read_lines(path, notes, blank=True):
-        is_start = line.startswith(_DOCSTART)
-        if is_start or not line.strip(" \t"):
-            if sentence.rows:
-                yield sentence
-                sentence = _Sentence(group=sentence.group)
-            sentence.group += is_start
-        elif not sentence.rows and _is_comment(line, column):
-            stated = _FIELD.match(line)
-            if stated and stated[1] in _STATED and stated[1] not in sentence.stated:
-                sentence.stated[stated[1]] = stated[2]
-            else:
-                notes["comment line"] += 1
-        else:
-            sentence.rows.append((number, line))
-    if sentence.rows:
-        yield sentence
-
-
-def _document(sentence: _Sentence, path: Path, layout: _Layout, notes: Counter[str]) -> RawDocument:
+def _document(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str]) -> RawDocument:
     tokens: list[str] = []
     tags: list[Tag] = []
     for number, line in sentence.rows:
@@ -179,16 +97,16 @@ def _document(sentence: _Sentence, path: Path, layout: _Layout, notes: Counter[s
     if [text[start:end] for start, end in split(text)] != tokens:
         meta["tokens"] = tokens  # what `write` needs to make the same lines again
     notes["text joined from tokens"] += "text" not in sentence.stated
-    notes["segmentation digit taken off a token"] += len(tokens) * layout.is_segmented
+    notes["segmentation number taken off a token"] += len(tokens) * layout.is_segmented
     notes["other columns not read"] += layout.width > 2
     first = sentence.rows[0][0]
     name = sentence.stated.get("id") or sentence.stated.get("sent_id") or f"{path.stem}-{first}"
     return RawDocument(name, text, entities, path, first, meta)
 
 
-def _row(line: str, layout: _Layout, path: Path, number: int) -> tuple[str, Tag]:
+def _row(line: str, layout: Layout, path: Path, number: int) -> tuple[str, Tag]:
     """The token and the tag on a line."""
-    row = _columns(line, layout.is_tabbed)
+    row = columns(line, layout.is_tabbed)
     if len(row) != layout.width:
         between = "a tab" if layout.is_tabbed else "blanks"
         raise DataError(
@@ -208,10 +126,10 @@ def _row(line: str, layout: _Layout, path: Path, number: int) -> tuple[str, Tag]
             line=number,
             field=f"column {layout.tag + 1}",
         )
-    return token[:-1] if layout.is_segmented else token, tag
+    return unnumbered(token) if layout.is_segmented else token, tag
 
 
-def _text(sentence: _Sentence, tokens: list[str], path: Path, layout: _Layout) -> tuple[str, list[Span]]:
+def _text(sentence: Sentence, tokens: list[str], path: Path, layout: Layout) -> tuple[str, list[Span]]:
     """The text of a sentence, as stated or else joined, and where its tokens stand in it."""
     if (text := sentence.stated.get("text")) is None:
         return join(tokens, layout.joiner)
@@ -284,27 +202,5 @@ def _is_token(token: str) -> bool:
     """Whether `token` can stand on a line and be read as one."""
     line = f"{token}\tO"
     return (
-        bool(token) and not re.search(r"[\t\n]", token) and not line.startswith(_DOCSTART) and not _is_comment(line, -1)
+        bool(token) and not re.search(r"[\t\n]", token) and not line.startswith(DOCSTART) and not is_comment(line, -1)
     )
-
-
-def _is_comment(line: str, column: int) -> bool:
-    """Whether a line is a comment; a token `#` has a tag on its line, a comment `# key = value` may end like one."""
-    if not _COMMENT.match(line):
-        return False
-    return bool(_FIELD.match(line)) or _tag_in(_columns(line, "\t" in line), column) is None
-
-
-def _tag_in(row: list[str], column: int) -> Tag | None:
-    return parse_tag(row[column]) if -len(row) <= column < len(row) else None
-
-
-def _columns(line: str, is_tabbed: bool) -> list[str]:
-    return line.split("\t") if is_tabbed else _BLANKS.split(line.strip(" \t"))
-
-
-def _column(options: Options) -> int:
-    """The column of the tags that the user names, or the last."""
-    if isinstance(options.column, str):
-        raise ConfigError(f"column {options.column!r}: token lines have no header; give the column's number, from 0")
-    return -1 if options.column is None else options.column
