@@ -42,6 +42,12 @@ def test_it_is_written_with_four_spaces_and_what_has_no_place_is_counted(tmp_pat
     assert notes == {"id left out": 2, "meta left out": 1, "score left out": 1}
 
 
+def test_a_byte_order_mark_is_kept_as_text(tmp_path: Path) -> None:
+    document = Document("d", "\ufeff肺", (Entity(0, 2, "x"),))
+    formats.write(tmp_path / "x", [document], "chip")
+    assert [(d.text, d.entities) for d in formats.read(tmp_path / "x").documents] == [("\ufeff肺", document.entities)]
+
+
 @settings(deadline=None)
 @given(st.lists(annotated(), min_size=1, max_size=4))
 def test_round_trip_keeps_texts_and_entities(documents: list[Document]) -> None:

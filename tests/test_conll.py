@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from spantune import formats
 from spantune.document import Document, Entity
 from spantune.errors import ConfigError, DataError
+from spantune.formats.files import BOM_NOTE, CRLF_NOTE
 from spantune.formats.raw import Options, RawDocument
 from spantune.formats.tags import decode, encode, parse_tag
 from spantune.formats.tokens import split
@@ -216,6 +217,20 @@ def test_fixtures_come_back_from_writing(name: str, scheme: str, tmp_path: Path)
     assert SPACES not in notes
     assert found(back.documents) == found(corpus.documents)
     assert [d.meta.get("tokens") for d in back.documents] == [d.meta.get("tokens") for d in corpus.documents]
+
+
+def test_a_byte_order_mark_is_kept_as_text_and_taken_off_as_a_mark(tmp_path: Path) -> None:
+    document = Document("d", "\ufeff肺", (Entity(0, 2, "x"),))
+    assert formats.write(tmp_path / "x", [document, document], "conll") == {"id left out": 2}
+    assert [(d.text, d.entities) for d in formats.read(tmp_path / "x").documents] == [
+        ("\ufeff肺", document.entities)
+    ] * 2
+
+    content = (FIXTURES / "characters.conll").read_bytes()
+    (tmp_path / "y").write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    corpus = formats.read(tmp_path / "y")
+    assert found(corpus.documents) == WARD
+    assert corpus.notes == {JOINED: 3, BOM_NOTE: 1, CRLF_NOTE: content.count(b"\n")}
 
 
 def test_meta_tokens_that_do_not_fit_are_noted_and_not_used(tmp_path: Path) -> None:
@@ -429,16 +444,17 @@ def test_sentences_come_out_before_a_later_line_fails(tmp_path: Path) -> None:
 )
 def test_real_files_are_recovered_whole(name: str, documents: int, entities: int, broken: int, tmp_path: Path) -> None:
     path = SHARED / name
-    assert formats.detect(path) == "conll"
-    items = [item for item in formats.items(path, None, Counter()) if isinstance(item, RawDocument)]
-    stated = [entity for item in items for entity in item.entities]
-    assert (len(items), len(stated)) == (documents, entities)
-    assert sum(entity.defect is not None for entity in stated) == broken
     if broken:
+        items = [item for item in formats.items(path, None, Counter()) if isinstance(item, RawDocument)]
+        stated = [entity for item in items for entity in item.entities]
+        assert (len(items), len(stated)) == (documents, entities)
+        assert sum(entity.defect is not None for entity in stated) == broken
         with pytest.raises(DataError, match="I-PER"):
             formats.read(path)
         return
     corpus = formats.read(path)
+    assert corpus.format == "conll"
+    assert (len(corpus.documents), sum(len(d.entities) for d in corpus.documents)) == (documents, entities)
     tokens = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line.strip()]
     notes = formats.write(tmp_path / "again", corpus.documents, "conll")
     again = [line.split("\t") for line in (tmp_path / "again").read_text("utf-8").splitlines() if line]
