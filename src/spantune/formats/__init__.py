@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from spantune.document import Document
 from spantune.errors import DataError, nearest
-from spantune.formats import cmeee, few_shot, marked, native
+from spantune.formats import brat, cmeee, doccano, few_shot, label_studio, marked, native
 from spantune.formats.files import read_bytes, read_lines
 from spantune.formats.raw import Item, Options, Sample, unique, verified
 from spantune.formats.record import read_json_array, read_json_lines
@@ -43,6 +43,9 @@ FORMATS = {
     "few_shot": Format(few_shot.read, few_shot.write, few_shot.claims),
     "cmeee": Format(cmeee.read, cmeee.write, cmeee.claims),
     "marked": Format(marked.read, marked.write, marked.claims),
+    "brat": Format(brat.read, brat.write, brat.claims),
+    "label_studio": Format(label_studio.read, label_studio.write, label_studio.claims),
+    "doccano": Format(doccano.read, doccano.write, doccano.claims),
 }
 
 
