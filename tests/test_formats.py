@@ -206,8 +206,8 @@ BAD = {
     "plain text": (None, b"nothing is marked here\n", ["'nothing is marked", "native, few_shot, cmeee, marked"]),
     "other objects": (
         None,
-        b'{"text": "a", "label": [[0, 1, "X"]]}',
-        ["text, label", "native, few_shot, cmeee, marked"],
+        b'{"text": "a", "sentiment": 3}',
+        ["text, sentiment", "native, few_shot, cmeee, marked"],
     ),
     "array not closed": (None, b'[\n{"text": "a", "entities": []}', ["bad.txt:2:", "expected , or ]"]),
     "array trailing comma": (None, b'[{"text": "a", "entities": []},\n]', ["bad.txt:2:", "column 1"]),
@@ -290,7 +290,7 @@ BAD = {
     "bare bar": (None, b"{bod|lung|pain}", ["column 10", "outside the head"]),
     "unknown escape": (None, b"{bod|lung}\\n", ["column 11", "unknown escape \\n", "\\{ \\} \\| \\\\ \\#"]),
     "headings only": (None, b"# group: lungs\n", ["no document was found"]),
-    "unknown format": ("nativ", NATIVE % b"", ["did you mean 'native'", "cmeee, few_shot, marked, native"]),
+    "unknown format": ("nativ", NATIVE % b"", ["did you mean 'native'", "valid: ", "cmeee, doccano, few_shot"]),
 }
 
 

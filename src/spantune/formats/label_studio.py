@@ -99,7 +99,8 @@ def _expanded(record: Record) -> Record:
             data[name] = value
     names = {"annotation_id": "id", "annotator": "completed_by"}
     fields = {names.get(name, name): record.values[name] for name in _MIN_FIELDS[1:] if name in record.values}
-    values = {"id": record.values.get("id"), "data": data, "annotations": [{**fields, "result": results}]}
+    id = {"id": record.values["id"]} if "id" in record.values else {}
+    values = {**id, "data": data, "annotations": [{**fields, "result": results}]}
     return Record(values, record.path, record.line, record.number)
 
 
@@ -156,7 +157,8 @@ class _Task:
             if result.values.get("type") == "labels":
                 of_result = self._entities(result, text, kind)
                 entities += of_result
-                rows += [_row(result, entity, kind) for entity in of_result]
+                if isinstance(result.values.get("id"), str):
+                    rows += [_row(result, entity, kind) for entity in of_result]
             else:
                 others.append(result.values)
         self._judge_others(completion, others, bool(entities))
@@ -166,36 +168,33 @@ class _Task:
             "data": {name: value for name, value in data.items() if name != self.key},
             "task": frame,
             kind: fields,
-            "entities": [row for row in rows if "id" in row and (others or not _is_made(row))],
+            "entities": [row for row in rows if others or not _is_made(row)],
             "results": others,
         }
         details = {name: value for name, value in details.items() if value}
         id = own.get("id") if not self.several else None
-        meta = {**_derived(frame, fields), **own.get("meta", {}), **({NAME: details} if details else {})}
+        meta = {**_derived(frame, fields), **own["meta"], **({NAME: details} if details else {})}
         return RawDocument(id or self._id(fields, number), text, tuple(entities), task.path, task.line, meta)
 
     def _frame(self) -> dict[str, Any]:
         """The task's fields but for its data, its completions and what our writer put into its meta."""
         frame = self.record.others(("data", "annotations", "predictions", "completions"))
-        if _OWN in (meta := self.record.values.get("meta") or {}):
-            frame["meta"] = {name: value for name, value in meta.items() if name != _OWN}
-        return {name: value for name, value in frame.items() if name != "meta" or value}
+        frame["meta"] = {name: value for name, value in self._meta().items() if name != _OWN} or None
+        return {name: value for name, value in frame.items() if value is not None or name not in ("id", "meta")}
+
+    def _meta(self) -> dict[str, Any]:
+        return self.record.object("meta") if self.record.values.get("meta") else {}
 
     def _own(self) -> dict[str, Any]:
         """What our writer put into the task's meta."""
-        meta = self.record.values.get("meta")
-        own = meta.get(_OWN) if isinstance(meta, dict) else None
-        if own is None:
-            return {}
-        record = Record(
-            own if isinstance(own, dict) else {}, self.record.path, self.record.line, inside=f"meta.{_OWN}."
-        )
-        return {**({"id": record.text("id")} if "id" in record.values else {}), "meta": record.object("meta")}
+        meta = Record(self._meta(), self.record.path, self.record.line, inside="meta.")
+        own = Record(meta.object(_OWN), meta.path, meta.line, inside=f"meta.{_OWN}.")
+        return {**({"id": own.text("id")} if "id" in own.values else {}), "meta": own.object("meta")}
 
     def _id(self, fields: Mapping[str, Any], number: int) -> str:
-        task = self.record.values.get("id")
+        task = self._own().get("id", self.record.values.get("id"))
         if task is None:
-            task = self._own().get("id") or f"{self.record.path.stem}-{self.record.number}"
+            task = f"{self.record.path.stem}-{self.record.number}"
         completion = fields.get("id")
         if completion is None and self.several:
             completion = number
@@ -300,7 +299,7 @@ def _with_kind(documents: Iterable[Document]) -> Iterator[tuple[Document, Kind]]
     for document in documents:
         if any(entity.score is not None for entity in document.entities) or "predictions" in kept(document, NAME):
             kind = "predictions"
-        elif document.entities or "annotations" in kept(document, NAME):
+        elif document.entities:
             kind = "annotations"
         waiting.append(document)
         if kind is not None:
@@ -312,24 +311,29 @@ def _with_kind(documents: Iterable[Document]) -> Iterator[tuple[Document, Kind]]
 def _task(document: Document, kind: Kind, notes: Counter[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The task of `document` without completions, and the completion of it that the document is."""
     values = kept(document, NAME)
-    frame, fields, data = (_object(document, name) for name in ("task", kind, "data"))
-    if values.keys() & {"annotations", "predictions"} > {kind}:
-        notes["fields of the annotation left out: its entities are predicted"] += 1
+    frame, fields, data = (_object(document, name, values.get(name)) for name in ("task", kind, "data"))
+    rows, gone = reunited(document, NAME)
+    stale = kind == "predictions" and (bool(gone) or not all(rows))
+    if values.keys() & {"annotations", "predictions"} - {kind} or (stale and fields):
+        notes["fields of the annotation left out: its entities are predicted anew"] += 1
+        fields = {}
     derived = _derived(frame, fields)
-    meta = {name: value for name, value in document.meta.items() if name != NAME and derived.get(name) != value}
+    meta = {name: value for name, value in document.meta.items() if name != NAME and derived.get(name, NAME) != value}
     own: dict[str, Any] = {} if document.id == _joined(frame.get("id"), fields.get("id")) else {"id": document.id}
     own |= {"meta": meta} if meta else {}
     task = {**frame, "data": {str(values.get("key", "text")): document.text, **data}}
     if own:
-        task["meta"] = {**frame.get("meta", {}), _OWN: own}
+        task["meta"] = {**_object(document, "task.meta", frame.get("meta")), _OWN: own}
     scores = [entity.score for entity in document.entities if entity.score is not None]
     if kind == "predictions":
-        fields = {"model_version": _OWN, **fields, **({"score": min(scores)} if scores else {})}
+        fields = {"model_version": _OWN, **({"score": min(scores)} if scores else {}), **fields}
     return task, {**fields, "result": _results(document, notes)}
 
 
-def _object(document: Document, name: str) -> dict[str, Any]:
-    value = kept(document, NAME).get(name, {})
+def _object(document: Document, name: str, value: Any) -> dict[str, Any]:
+    """`value`, which is `name` of the kept meta, if it is an object; an empty one for None."""
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         raise strange(document, NAME, f"found {value!r:.40} for {name}; expected an object")
     return value
@@ -338,7 +342,7 @@ def _object(document: Document, name: str) -> dict[str, Any]:
 def _results(document: Document, notes: Counter[str]) -> list[dict[str, Any]]:
     """The regions, labels of one region together, and the kept results whose regions are still there."""
     rows, gone = reunited(document, NAME)
-    names = next(({name: row[name] for name in _NAMES if name in row} for row in rows if row), _NAMES)
+    names = _NAMES | next(({name: row[name] for name in _NAMES if name in row} for row in rows if row), {})
     used = {row["id"] for row in (*rows, *gone) if row}
     fresh = (id for number in count(1) if (id := f"spantune-{number}") not in used)
     regions: dict[tuple[object, ...], dict[str, Any]] = {}
