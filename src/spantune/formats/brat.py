@@ -164,14 +164,14 @@ def _text_bound(line: str, text: str, path: Path, number: int) -> tuple[Row, Raw
     if len(parts) > 1 and parts != _parts(text, start, end):
         row["parts"] = parts
     surface, defect = stated if tab else None, None
-    if impossible := [part for part in parts if not 0 <= part[0] < part[1] <= len(text)]:
+    impossible = [part for part in parts if not 0 <= part[0] < part[1] <= len(text)]
+    pieces = [text[first:last] for first, last in parts]
+    if len(parts) > 1 and impossible:
         (start, end), surface = impossible[0], None
-    else:
-        pieces = [text[first:last] for first, last in parts]
-        if len(parts) > 1 and stated in (" ".join(pieces), "".join(pieces)):  # "": brat before 1.3
-            surface = text[start:end]
-        elif stated != text[start:end] and stated == re.sub(_BREAK, " ", " ".join(pieces)):
-            surface, defect = text[start:end], SPACES
+    elif len(parts) > 1 and stated in (" ".join(pieces), "".join(pieces)):  # "": brat before 1.3
+        surface = text[start:end]
+    elif stated != text[start:end] and stated == re.sub(_BREAK, " ", " ".join(pieces)):
+        surface, defect = text[start:end], SPACES
     return row, RawEntity(start, end, found[1], surface, field=id, line=number, defect=defect)
 
 
@@ -203,15 +203,19 @@ def _file_name(id: str) -> str:
 def _lines(document: Document, notes: Counter[str]) -> list[str]:
     """The lines of the `.ann` file."""
     rows, gone = reunited(document, NAME)
-    numbers = [re.fullmatch("T([0-9]{1,18})", str(row["id"])) for row in (*rows, *gone) if row]
-    fresh = count(max((int(number[1]) for number in numbers if number), default=0) + 1)
-    lines = [
-        _text_bound_line(document, entity, row if row else {"id": f"T{next(fresh)}"})
-        for entity, row in zip(document.entities, rows, strict=True)
-    ]
+    fresh = count(max((_number(row) for row in (*rows, *gone) if row), default=0) + 1)
+    named = [(entity, row or {"id": f"T{next(fresh)}"}) for entity, row in zip(document.entities, rows, strict=True)]
+    named.sort(key=lambda pair: _number(pair[1]))
+    lines = [_text_bound_line(document, entity, row) for entity, row in named]
     notes["meta left out"] += bool(set(document.meta) - {NAME})
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
     return lines + _other_lines(document, {str(row["id"]) for row in gone}, notes)
+
+
+def _number(row: Row) -> int:
+    """The number in an id, by which brat's lines are in order."""
+    found = re.match("T([0-9]{1,18})", str(row["id"]))
+    return int(found[1]) if found else 0
 
 
 def _text_bound_line(document: Document, entity: Entity, row: Row) -> str:
