@@ -118,6 +118,7 @@ def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
     entities: list[RawEntity] = []
     rows: list[Row] = []
     others: list[str] = []
+    ids: set[str] = set()
     for number, line in _numbered(annotation, notes):
         if not _KIND.match(line) or "\t" not in line:
             raise DataError(
@@ -127,8 +128,9 @@ def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
             )
         if line.startswith("T"):
             row, entity = _text_bound(line, text, annotation, number)
-            if any(row["id"] == other["id"] for other in rows):
+            if row["id"] in ids:
                 raise DataError(f"the id {row['id']} is repeated; make ids unique", path=annotation, line=number)
+            ids.add(row["id"])
             rows.append(row)
             entities.append(entity)
         else:
@@ -202,20 +204,13 @@ def _file_name(id: str) -> str:
 
 def _lines(document: Document, notes: Counter[str]) -> list[str]:
     """The lines of the `.ann` file."""
-    rows, gone = reunited(document, NAME)
-    fresh = count(max((_number(row) for row in (*rows, *gone) if row), default=0) + 1)
-    named = [(entity, row or {"id": f"T{next(fresh)}"}) for entity, row in zip(document.entities, rows, strict=True)]
-    named.sort(key=lambda pair: _number(pair[1]))
-    lines = [_text_bound_line(document, entity, row) for entity, row in named]
+    pairs, gone = reunited(document, NAME)
+    numbers = [re.fullmatch("T([0-9]{1,18})", str(row["id"])) for row in (*(row for _, row in pairs if row), *gone)]
+    fresh = count(max((int(number[1]) for number in numbers if number), default=0) + 1)
+    lines = [_text_bound_line(document, entity, row or {"id": f"T{next(fresh)}"}) for entity, row in pairs]
     notes["meta left out"] += bool(set(document.meta) - {NAME})
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
     return lines + _other_lines(document, {str(row["id"]) for row in gone}, notes)
-
-
-def _number(row: Row) -> int:
-    """The number in an id, by which brat's lines are in order."""
-    found = re.match("T([0-9]{1,18})", str(row["id"]))
-    return int(found[1]) if found else 0
 
 
 def _text_bound_line(document: Document, entity: Entity, row: Row) -> str:
@@ -244,8 +239,8 @@ def _other_lines(document: Document, gone: set[str], notes: Counter[str]) -> lis
         raise strange(document, NAME, f"found {lines!r:.60} for lines; expected a list of brat's lines")
     before = len(lines)
     while dangling := [line for line in lines if _named(line) & gone]:
+        lines = [line for line in lines if not _named(line) & gone]
         gone = gone | {line.partition("\t")[0] for line in dangling} - {"*"}
-        lines = [line for line in lines if line not in dangling]
     notes["line left out: its entity is gone"] += before - len(lines)
     return lines
 

@@ -158,8 +158,8 @@ def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
 
 def _entities(document: Document) -> list[dict[str, Any]]:
     """The entities as objects, under the ids that they had; others get the numbers after those."""
-    rows, gone = reunited(document, NAME)
-    used = [row["id"] for row in (*rows, *gone) if row]
+    pairs, gone = reunited(document, NAME)
+    used = [row["id"] for row in (*(row for _, row in pairs if row), *gone)]
     fresh = count(max((id for id in used if isinstance(id, int)), default=-1) + 1)
     return [
         {
@@ -168,7 +168,7 @@ def _entities(document: Document) -> list[dict[str, Any]]:
             "start_offset": entity.start,
             "end_offset": entity.end,
         }
-        for entity, row in zip(document.entities, rows, strict=True)
+        for entity, row in pairs
     ]
 
 

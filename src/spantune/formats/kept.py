@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spantune.document import Document
+from spantune.document import Document, Entity
 from spantune.errors import DataError
 
 Row = dict[str, Any]
@@ -30,8 +30,8 @@ def kept(document: Document, format: str) -> Mapping[str, Any]:
     return values
 
 
-def reunited(document: Document, format: str) -> tuple[list[Row], list[Row]]:
-    """The row of each entity of the document, an empty one where none was kept, and the rows of entities now gone.
+def reunited(document: Document, format: str) -> tuple[list[tuple[Entity, Row]], list[Row]]:
+    """Each entity with its row, in the order of the rows, those without one last; and the rows of entities now gone.
 
     Raises:
         DataError: the rows are not what the reader keeps.
@@ -39,16 +39,19 @@ def reunited(document: Document, format: str) -> tuple[list[Row], list[Row]]:
     rows = kept(document, format).get("entities", [])
     if not isinstance(rows, list):
         raise strange(document, format, f"found {rows!r:.40} for entities; expected a list")
-    waiting: dict[tuple[int, int, str], list[Row]] = {}
+    waiting: dict[tuple[int, int, str], list[Entity]] = {}
+    for entity in document.entities:
+        waiting.setdefault((entity.start, entity.end, entity.label), []).append(entity)
+    pairs: list[tuple[Entity, Row]] = []
+    gone: list[Row] = []
     for row in rows:
         if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in _ROW.items()):
             raise strange(document, format, f"found {row!r:.60} in entities; expected an object with {', '.join(_ROW)}")
-        waiting.setdefault((row["start"], row["end"], row["label"]), []).append(row)
-    found: list[Row] = []
-    for entity in document.entities:
-        same = waiting.get((entity.start, entity.end, entity.label))
-        found.append(same.pop(0) if same else {})
-    return found, [row for rows in waiting.values() for row in rows]
+        if same := waiting.get((row["start"], row["end"], row["label"])):
+            pairs.append((same.pop(0), row))
+        else:
+            gone.append(row)
+    return pairs + [(entity, {}) for entities in waiting.values() for entity in entities], gone
 
 
 def strange(document: Document, format: str, found: str) -> DataError:

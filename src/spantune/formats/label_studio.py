@@ -168,7 +168,7 @@ class _Task:
             "data": {name: value for name, value in data.items() if name != self.key},
             "task": frame,
             kind: fields,
-            "entities": [row for row in rows if others or not _is_made(row)],
+            "entities": [row for row in rows if fields or others or not _is_made(row)],
             "results": others,
         }
         details = {name: value for name, value in details.items() if value}
@@ -312,8 +312,8 @@ def _task(document: Document, kind: Kind, notes: Counter[str]) -> tuple[dict[str
     """The task of `document` without completions, and the completion of it that the document is."""
     values = kept(document, NAME)
     frame, fields, data = (_object(document, name, values.get(name)) for name in ("task", kind, "data"))
-    rows, gone = reunited(document, NAME)
-    stale = kind == "predictions" and (bool(gone) or not all(rows))
+    pairs, gone = reunited(document, NAME)
+    stale = kind == "predictions" and (bool(gone) or not all(row for _, row in pairs))
     if values.keys() & {"annotations", "predictions"} - {kind} or (stale and fields):
         notes["fields of the annotation left out: its entities are predicted anew"] += 1
         fields = {}
@@ -341,12 +341,13 @@ def _object(document: Document, name: str, value: Any) -> dict[str, Any]:
 
 def _results(document: Document, notes: Counter[str]) -> list[dict[str, Any]]:
     """The regions, labels of one region together, and the kept results whose regions are still there."""
-    rows, gone = reunited(document, NAME)
-    names = _NAMES | next(({name: row[name] for name in _NAMES if name in row} for row in rows if row), {})
-    used = {row["id"] for row in (*rows, *gone) if row}
+    pairs, gone = reunited(document, NAME)
+    rows = [row for _, row in pairs if row]
+    names = _NAMES | next(({name: row[name] for name in _NAMES if name in row} for row in rows), {})
+    used = {row["id"] for row in (*rows, *gone)}
     fresh = (id for number in count(1) if (id := f"spantune-{number}") not in used)
     regions: dict[tuple[object, ...], dict[str, Any]] = {}
-    for entity, row in zip(document.entities, rows, strict=True):
+    for entity, row in pairs:
         row = row or {"id": next(fresh), **names}
         region = regions.setdefault(
             (row["id"], entity.start, entity.end, entity.score),
@@ -361,7 +362,7 @@ def _results(document: Document, notes: Counter[str]) -> list[dict[str, Any]]:
     others = kept(document, NAME).get("results", [])
     if not isinstance(others, list) or not all(isinstance(other, dict) for other in others):
         raise strange(document, NAME, f"found {others!r:.60} for results; expected a list of objects")
-    lost = {str(row["id"]) for row in gone} - {str(row["id"]) for row in rows if row}
+    lost = {str(row["id"]) for row in gone} - {str(row["id"]) for row in rows}
     left = [other for other in others if not {str(other.get(end)) for end in ("id", "from_id", "to_id")} & lost]
     notes["result left out: its entity is gone"] += len(others) - len(left)
     return [*regions.values(), *left]
