@@ -91,6 +91,13 @@ def test_lines_that_hang_on_an_entity_now_gone_are_left_out_and_counted(tmp_path
     )
 
 
+def test_only_what_an_attribute_is_of_counts_not_its_value(tmp_path: Path) -> None:
+    annotation = "T1\tL 0 1\ta\nT2\tL 1 2\tb\nA1\tLevel T2 T1\nA2\tLevel T1 T2\n"
+    document = formats.read(pair(tmp_path / "in", "ab", annotation)).documents[0]
+    formats.write(tmp_path / "out", [document.with_entities([Entity(1, 2, "L")])], "brat")
+    assert (tmp_path / "out" / "a.ann").read_text("utf-8") == "T2\tL 1 2\tb\nA1\tLevel T2 T1\n"
+
+
 def test_offsets_count_line_ends_and_byte_order_mark_as_they_are(tmp_path: Path) -> None:
     text = "\ufeffone\r\ntwo\rthree\n"
     annotation = "T1\tN 6 9\ttwo\r\nT2\tN 10 15\tthree\r\n"

@@ -66,6 +66,12 @@ def test_relations_keep_the_ids_that_they_name(tmp_path: Path) -> None:
     assert formats.read(tmp_path / "back.jsonl").documents == corpus.documents
 
 
+def test_relation_export_without_any_entity_is_not_taken_for_ours(tmp_path: Path) -> None:
+    first = (FIXTURES / "relations.jsonl").read_text("utf-8").splitlines()[0]
+    (tmp_path / "empty.jsonl").write_text(first, encoding="utf-8")
+    assert formats.detect(tmp_path / "empty.jsonl") == "doccano"
+
+
 def test_a_relation_whose_entity_is_gone_is_left_out_and_counted(tmp_path: Path) -> None:
     document = formats.read(FIXTURES / "relations.jsonl").documents[1]
     changed = document.with_entities([*document.entities[1:], Entity(0, 1, "new")])

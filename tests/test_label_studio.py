@@ -94,6 +94,27 @@ def test_offsets_in_utf16_units_are_named_and_their_code_points_found() -> None:
     ]
 
 
+def test_a_negative_start_is_no_utf16_offset(tmp_path: Path) -> None:
+    region = {"type": "labels", "value": {"start": -6, "end": 6, "text": "lung", "labels": ["b"]}}
+    task = {"data": {"text": "🙂lung🙂"}, "annotations": [{"result": [region]}]}
+    (tmp_path / "in.json").write_text(json.dumps([task]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"value\.text: the entity's text is 'lung', but .* at -6; it occurs at 1"):
+        formats.read(tmp_path / "in.json")
+
+
+def test_a_region_with_two_labels_outlives_one_of_them(tmp_path: Path) -> None:
+    document = formats.read(FIXTURES / "export.json").documents[0]
+    left = document.with_entities(entity for entity in document.entities if entity.label != "main")
+    assert formats.write(tmp_path / "out.json", [left], "label_studio") == {}
+    results = tasks(tmp_path / "out.json")[0]["annotations"][0]["result"]
+    assert [result.get("value", {}).get("labels", "relation") for result in results] == [["bod"], ["sym"], "relation"]
+
+
+def test_only_annotations_of_one_task_share_it(tmp_path: Path) -> None:
+    formats.write(tmp_path / "out.json", [Document("a", "x"), Document("a", "x")], "label_studio")
+    assert len(tasks(tmp_path / "out.json")) == 2
+
+
 def test_predictions_are_read_with_scores_where_nobody_annotated(tmp_path: Path) -> None:
     corpus = formats.read(FIXTURES / "predictions.json")
     assert corpus.notes == {"prediction read: its task is not annotated": 1}

@@ -240,7 +240,7 @@ def _other_lines(document: Document, gone: set[str], notes: Counter[str]) -> lis
     before = len(lines)
     while dangling := [line for line in lines if _named(line) & gone]:
         lines = [line for line in lines if not _named(line) & gone]
-        gone = gone | {line.partition("\t")[0] for line in dangling} - {"*"}
+        gone = gone | {line.partition("\t")[0] for line in dangling}
     notes["line left out: its entity is gone"] += before - len(lines)
     return lines
 
