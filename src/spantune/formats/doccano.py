@@ -18,10 +18,10 @@ from typing import Any
 
 from spantune.document import Document
 from spantune.errors import DataError
-from spantune.formats.files import read_lines, replacing
+from spantune.formats.files import replacing
 from spantune.formats.kept import reunited, strange
 from spantune.formats.raw import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.formats.record import Record, read_json_array, read_json_lines
+from spantune.formats.record import Record, read_json
 
 NAME = "doccano"
 
@@ -51,9 +51,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
     """
-    _, first = next(read_lines(path, Counter()))
-    records = read_json_array if first.lstrip().startswith("[") else read_json_lines
-    return each(records(path, notes), lambda record: _document(record, notes))
+    return each(read_json(path, notes), lambda record: _document(record, notes))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

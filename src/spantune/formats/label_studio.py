@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from spantune.document import Document
 from spantune.errors import DataError
-from spantune.formats.files import read_lines, replacing
+from spantune.formats.files import replacing
 from spantune.formats.kept import Row, kept, reunited, strange
 from spantune.formats.raw import Defect, Item, Options, RawDocument, RawEntity, Sample
-from spantune.formats.record import Record, read_json_array, read_json_lines
+from spantune.formats.record import Record, read_json
 
 NAME = "label_studio"
 UTF16 = Defect("utf16-offsets", "offsets count UTF-16 units, not code points", tolerated=False)
@@ -51,8 +51,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         DataError: the file is neither an array nor JSONL of tasks.
     """
-    _, first = next(read_lines(path, Counter()))
-    for record in (read_json_array if first.lstrip().startswith("[") else read_json_lines)(path, notes):
+    for record in read_json(path, notes):
         if isinstance(record, DataError):
             yield record
             continue
