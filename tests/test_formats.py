@@ -206,8 +206,8 @@ BAD = {
     "plain text": (None, b"nothing is marked here\n", ["'nothing is marked", ", ".join(formats.FORMATS)]),
     "other objects": (
         None,
-        b'{"text": "a", "label": [[0, 1, "X"]]}',
-        ["text, label", ", ".join(formats.FORMATS)],
+        b'{"text": "a", "sentiment": 3}',
+        ["text, sentiment", ", ".join(formats.FORMATS)],
     ),
     "array not closed": (None, b'[\n{"text": "a", "entities": []}', ["bad.txt:2:", "expected , or ]"]),
     "array trailing comma": (None, b'[{"text": "a", "entities": []},\n]', ["bad.txt:2:", "column 1"]),
@@ -345,6 +345,19 @@ def test_bom_and_crlf_are_accepted_and_noted(name: str, tmp_path: Path) -> None:
     corpus, original = formats.read(copy), formats.read(source)
     assert corpus.documents == original.documents
     assert corpus.notes == {BOM_NOTE: 1, CRLF_NOTE: content.count(b"\n"), **original.notes}
+
+
+def test_an_array_on_one_line_may_be_longer_than_any_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = '{"text": "lung", "entities": [{"start_idx": 0, "end_idx": 3, "type": "bod", "entity": "lung"}]}'
+    (tmp_path / "long.json").write_text("[" + ",".join(500 * [row]) + "]", encoding="utf-8")
+    for module in (files, record):
+        monkeypatch.setattr(module, "LINE_LIMIT", 1 << 10)
+    assert formats.detect(tmp_path / "long.json") == "cmeee"
+
+
+def test_blank_lines_first_do_not_mislead_recognition(tmp_path: Path) -> None:
+    (tmp_path / "blank.txt").write_text(500 * "\r\n" + "{bod|lung}\n", encoding="utf-8")
+    assert formats.detect(tmp_path / "blank.txt") == "marked"
 
 
 def test_a_text_without_entities_first_does_not_mislead_recognition(tmp_path: Path) -> None:

@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from spantune.document import Document
 from spantune.errors import DataError, nearest
-from spantune.formats import chip, cmeee, conll, few_shot, marked, native
-from spantune.formats.files import read_bytes, read_lines
+from spantune.formats import brat, chip, cmeee, conll, doccano, few_shot, label_studio, marked, native
+from spantune.formats.files import read_bytes, read_chunks, read_lines
 from spantune.formats.raw import Item, Options, Sample, unique, verified
 from spantune.formats.record import read_json_array, read_json_lines
 
@@ -44,6 +43,9 @@ FORMATS = {
     "cmeee": Format(cmeee.read, cmeee.write, cmeee.claims),
     "chip": Format(chip.read, chip.write, chip.claims),
     "conll": Format(conll.read, conll.write, conll.claims),
+    "brat": Format(brat.read, brat.write, brat.claims),
+    "label_studio": Format(label_studio.read, label_studio.write, label_studio.claims),
+    "doccano": Format(doccano.read, doccano.write, doccano.claims),
     "marked": Format(marked.read, marked.write, marked.claims),
 }
 
@@ -120,7 +122,8 @@ def detect(path: str | Path) -> str:
     head = read_bytes(file, _SAMPLE_BYTES)
     if name := _claimant(Sample(file, head)):  # a binary file
         return name
-    lines = [line for _, line in islice(read_lines(file, Counter(), blank=True), _SAMPLE_LINES)]
+    text = next(chunk for chunk in read_chunks(file, Counter()) if chunk.strip()).lstrip("\r\n")
+    lines = [line.removesuffix("\r") for line in text.split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES]]
     first = next(line for line in lines if line.strip())
     sample = Sample(file, head, "\n".join(lines))
     if first.lstrip()[0] in "[{" and (name := _of_records(sample, first.lstrip())):

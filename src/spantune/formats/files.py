@@ -95,6 +95,23 @@ def read_bytes(path: Path, size: int = -1) -> bytes:
     return content
 
 
+def read_text(path: Path) -> str:
+    """The whole file exactly as it is, which may be nothing: line ends and a byte-order mark are kept.
+
+    Raises:
+        DataError: it is missing, a folder, unreadable, not UTF-8 or over `LINE_LIMIT`.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LINE_LIMIT + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if len(content) > LINE_LIMIT:
+        raise oversized(path, 1)
+    marked = content.startswith(codecs.BOM_UTF8)
+    return ("\ufeff" if marked else "") + _decode(content, path, 1, 0, Counter())
+
+
 def oversized(path: Path, line: int) -> DataError:
     """The error for a line, or an object, that is longer than any document."""
     return DataError(

@@ -26,7 +26,7 @@ def claims(sample: Sample) -> bool:
     rows = record.get("entities")
     if isinstance(rows, list) and rows:
         return isinstance(rows[0], dict) and "start" in rows[0]
-    return isinstance(rows, list) and "id" in record and "text" in record
+    return isinstance(rows, list) and "id" in record and "text" in record and "relations" not in record  # doccano's
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:

@@ -108,6 +108,16 @@ def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
             yield error
 
 
+def read_json(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+    """Yield the objects of `path`, which is a JSON array or JSONL, as its first character says.
+
+    Raises:
+        DataError: as `read_json_array`, for an array.
+    """
+    first = next(chunk for chunk in read_chunks(path, Counter()) if chunk.strip())  # a line may be the whole file
+    return (read_json_array if first.lstrip().startswith("[") else read_json_lines)(path, notes)
+
+
 def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
     """Yield the objects of the JSON array in `path`, an element that is none as a DataError; one is held at a time.
 
