@@ -203,11 +203,11 @@ BAD = {
     "nan": (None, NATIVE % b'{"start": 0, "end": 1, "label": "x", "score": NaN}', ["NaN is not a JSON number"]),
     "too deep": (None, b'{"a":' * 100_000, ["bad.txt:1:", "not JSON"]),
     "endless number": (None, b'{"a": ' + b"1" * 5000 + b"}", ["bad.txt:1:", "not JSON"]),
-    "plain text": (None, b"nothing is marked here\n", ["'nothing is marked", "native, few_shot, cmeee, marked"]),
+    "plain text": (None, b"nothing is marked here\n", ["'nothing is marked", ", ".join(formats.FORMATS)]),
     "other objects": (
         None,
         b'{"text": "a", "label": [[0, 1, "X"]]}',
-        ["text, label", "native, few_shot, cmeee, marked"],
+        ["text, label", ", ".join(formats.FORMATS)],
     ),
     "array not closed": (None, b'[\n{"text": "a", "entities": []}', ["bad.txt:2:", "expected , or ]"]),
     "array trailing comma": (None, b'[{"text": "a", "entities": []},\n]', ["bad.txt:2:", "column 1"]),
@@ -290,7 +290,7 @@ BAD = {
     "bare bar": (None, b"{bod|lung|pain}", ["column 10", "outside the head"]),
     "unknown escape": (None, b"{bod|lung}\\n", ["column 11", "unknown escape \\n", "\\{ \\} \\| \\\\ \\#"]),
     "headings only": (None, b"# group: lungs\n", ["no document was found"]),
-    "unknown format": ("nativ", NATIVE % b"", ["did you mean 'native'", "cmeee, few_shot, marked, native"]),
+    "unknown format": ("nativ", NATIVE % b"", ["did you mean 'native'", ", ".join(sorted(formats.FORMATS))]),
 }
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from spantune.document import Document
 from spantune.errors import DataError, nearest
-from spantune.formats import cmeee, few_shot, marked, native
+from spantune.formats import cmeee, datasets, few_shot, marked, native, spacy, table
 from spantune.formats.files import read_bytes, read_lines
 from spantune.formats.raw import Item, Options, Sample, unique, verified
 from spantune.formats.record import read_json_array, read_json_lines
@@ -42,6 +42,9 @@ FORMATS = {
     "native": Format(native.read, native.write, native.claims),
     "few_shot": Format(few_shot.read, few_shot.write, few_shot.claims),
     "cmeee": Format(cmeee.read, cmeee.write, cmeee.claims),
+    "spacy": Format(spacy.read, spacy.write, spacy.claims),
+    "table": Format(table.read, table.write, table.claims),
+    "datasets": Format(datasets.read, datasets.write, datasets.claims),
     "marked": Format(marked.read, marked.write, marked.claims),
 }
 
