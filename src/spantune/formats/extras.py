@@ -17,8 +17,9 @@ def need(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+        library = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != library:
             raise  # the library is there and lacks something itself
         raise ConfigError(
-            f"this format needs {error.name}, which is not installed: pip install 'spantune[{extra}]'"
+            f"this kind of file needs {library}, which is not installed; run pip install 'spantune[{extra}]'"
         ) from None

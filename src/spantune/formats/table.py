@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -25,6 +26,7 @@ from spantune.formats.record import Record
 
 _PARQUET = b"PAR1"
 _DELIMITERS = (",", "\t", ";")
+_HEADER_LINES = 100
 _BY_SUFFIX = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 
 
@@ -32,8 +34,8 @@ def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
     if sample.head.startswith(_PARQUET):
         return True
-    first = next((line for line in sample.text.split("\n") if line.strip()), "")
-    return any({"text", rows.ENTITIES} <= set(_cells(first, delimiter)) for delimiter in _DELIMITERS)
+    lines = [line + "\n" for line in sample.text.split("\n")]
+    return any({"text", rows.ENTITIES} <= set(_header(lines, delimiter)) for delimiter in _DELIMITERS)
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
@@ -70,9 +72,9 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 
 def _read_csv(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    _, first = next(read_lines(path, Counter()))
+    first = list(islice(_lines(path, Counter()), _HEADER_LINES))
     wanted = {"text", options.column if isinstance(options.column, str) else rows.ENTITIES}
-    fitting = (delimiter for delimiter in _DELIMITERS if wanted <= set(_cells(first, delimiter)))
+    fitting = (delimiter for delimiter in _DELIMITERS if wanted <= set(_header(first, delimiter)))
     delimiter = next(fitting, _BY_SUFFIX.get(path.suffix.lower(), ","))
     table = _rows(path, delimiter, notes)
     header = next(table)
@@ -139,10 +141,10 @@ def _lines(path: Path, notes: Counter[str]) -> Iterator[str]:
         before = notes[CRLF_NOTE]
 
 
-def _cells(line: str, delimiter: str) -> list[str]:
-    """The cells of a single line; none where it is no CSV."""
+def _header(lines: Iterable[str], delimiter: str) -> list[str]:
+    """The cells of the first row of `lines`; none where they are no CSV."""
     try:
-        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+        return next(filter(None, csv.reader(lines, delimiter=delimiter, strict=True)), [])
     except csv.Error:
         return []
 
