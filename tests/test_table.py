@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refusal import assert_refused
 from spantune import formats
 from spantune.document import Document, Entity
 from spantune.errors import ConfigError, DataError
@@ -172,6 +173,12 @@ def test_a_long_cell_is_read(tmp_path: Path) -> None:
     assert formats.read(tmp_path / "x.csv").documents == documents
 
 
+def test_a_header_alone_holds_no_document(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(HEAD)
+    with pytest.raises(DataError, match=r"x\.csv: no document was found.*check the path"):
+        formats.read(tmp_path / "x.csv")
+
+
 ROW = HEAD + b'ok,a,[]\nbad,lung pain,"%b"\n'
 BAD_CSV = {
     "no text column": (b"id,body,entities\n", ["'text'", "columns found: 'id', 'body', 'entities'", "rename"]),
@@ -205,7 +212,6 @@ BAD_CSV = {
     ),
     "id twice": (HEAD + b"a,x,[]\na,y,[]\n", ["bad.csv:3, field id", "'a' is repeated", "line 2"]),
     "not utf-8": (HEAD + "a,肺,[]\n".encode("gb18030"), ["bad.csv:2:", "not UTF-8", "iconv"]),
-    "header only": (HEAD, ["no document was found", "check the path"]),
     "empty": (b"\n\n", ["is empty", "check the path"]),
 }
 
@@ -214,7 +220,8 @@ BAD_CSV = {
 def test_bad_csv_is_refused_by_place_and_leaves_nothing(content: bytes, fragments: list[str], tmp_path: Path) -> None:
     path = tmp_path / "bad.csv"
     path.write_bytes(content)
-    _refused(path, fragments)
+    for target in ("out.csv", "out.tsv"):
+        assert_refused(path, "table", fragments, target)
 
 
 ENTITY = {"start": 0, "end": 4, "label": "x"}
@@ -244,7 +251,6 @@ BAD_PARQUET: dict[str, tuple[dict[str, list[Any]], list[str]]] = {
     ),
     "outside": ({"text": ["pus"], "entities": [[ENTITY]]}, [":1, field entities[0].end", "[0, 4)", "mend"]),
     "id twice": ({"id": [1, 1], "text": ["a"] * 2, "entities": ["[]"] * 2}, [":2, field id", "repeated", "unique"]),
-    "no row": ({"text": [], "entities": []}, ["no document was found", "check the path"]),
 }
 
 
@@ -255,7 +261,7 @@ def test_bad_parquet_is_refused_by_row_and_leaves_nothing(
 ) -> None:
     path = tmp_path / "bad.parquet"
     parquet.write_table(pyarrow.table(columns), path)
-    _refused(path, fragments)
+    assert_refused(path, "table", fragments, "out.parquet")
 
 
 @needs_parquet
@@ -263,20 +269,13 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     content = (FIXTURES / "table/structs.parquet").read_bytes()
     path = tmp_path / "bad.parquet"
     path.write_bytes(content[:-20])
-    _refused(path, ["bad.parquet: not readable as Parquet after row 0", "downloaded whole"])
+    assert_refused(
+        path, "table", ["bad.parquet: not readable as Parquet after row 0", "downloaded whole"], "out.parquet"
+    )
     path.write_bytes(content.replace("家属".encode(), b"\xff" * 6))
-    _refused(path, ["bad.parquet: rows 1 to 6 hold a value that cannot be read", "write them anew"])
-
-
-def _refused(path: Path, fragments: list[str]) -> None:
-    """Reading `path` fails in these words, and converting it leaves no file."""
-    with pytest.raises(DataError) as caught:
-        formats.read(path, "table")
-    assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
-    for name in ("out.csv", "out.tsv", *(["out.parquet"] if pyarrow else [])):
-        with pytest.raises(DataError):
-            formats.write(path.with_name(name), formats.read(path, "table").documents, "table")
-    assert list(path.parent.iterdir()) == [path]
+    assert_refused(
+        path, "table", ["bad.parquet: rows 1 to 6 hold a value that cannot be read", "write them anew"], "out.parquet"
+    )
 
 
 @pytest.mark.parametrize(
