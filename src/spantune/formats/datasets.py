@@ -160,7 +160,7 @@ def _parser(table: Any, path: Path, notes: Counter[str], options: Options) -> Ca
     names = list(features)
     wanted = options.column if options.column is not None else _TAGS
     tag_column = names[wanted] if isinstance(wanted, int) and -len(names) <= wanted < len(names) else wanted
-    is_tagged = _TOKENS in names and tag_column in names
+    is_tagged = _TOKENS in names and tag_column in names and _holds_tags(features[tag_column])
     if is_tagged and (options.column is not None or not {"text", rows.ENTITIES} <= set(names)):
         assert isinstance(tag_column, str)
         tagged = _Tagged(tag_column, _class_names(features[tag_column]), notes, options.joiner)
@@ -168,8 +168,8 @@ def _parser(table: Any, path: Path, notes: Counter[str], options: Options) -> Ca
         return tagged.after(_records(columns, path, Counter())).parse
     if _TOKENS in names and "text" not in names:
         raise DataError(
-            f"there is no column {tag_column!r} beside {_TOKENS}; columns found: {', '.join(map(repr, names))}; name "
-            "the column of tags (column=NAME)",
+            f"there is no column of tags {tag_column!r} beside {_TOKENS}; columns found: "
+            f"{', '.join(map(repr, names))}; name the column of tags (column=NAME)",
             path=path,
         )
     column = rows.entities_column(names, options, path)
@@ -185,6 +185,11 @@ def _records(table: Any, path: Path, notes: Counter[str]) -> Iterator[Record]:
             before += batch.num_rows
     except (need("pyarrow", "datasets").ArrowException, OSError) as error:
         raise _unreadable(path, error) from None
+
+
+def _holds_tags(feature: dict[str, Any]) -> bool:
+    """Whether a column is one of lists of strings, numbers or class labels."""
+    return feature.get("feature", {}).get("_type") in ("Value", "ClassLabel")
 
 
 def _class_names(feature: dict[str, Any]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from spantune.document import Document, Entity
@@ -43,6 +44,7 @@ class Chunk(NamedTuple):
 OUTSIDE = Tag("O", "O", "")
 
 
+@lru_cache(maxsize=1 << 12)
 def parse_tag(text: str) -> Tag | None:
     """The tag that `text` is; None when it is none."""
     if text == "O":

@@ -8,6 +8,7 @@ trade-off: white space that the tokens never held is guessed, by a rule that can
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ Span = tuple[int, int]
 
 # Radicals to bopomofo, then past Hangul's letters the ideographs; compatibility and full-width forms; planes 2 and 3.
 _CJK = ((0x2E80, 0x312F), (0x31A0, 0x9FFF), (0xF900, 0xFAFF), (0xFE30, 0xFE4F), (0xFF00, 0xFFEF), (0x20000, 0x3FFFF))
+_NUMBERED = re.compile(r"(.[^0-9]*)(0|[1-9][0-9]*)", re.DOTALL)
 _ZERO_WIDTH_JOINER = "\u200d"
+_REPLACEMENT = "\ufffd"
 
 
 @dataclass(slots=True)
@@ -33,13 +36,13 @@ class TokenCensus:
     def add(self, token: str, is_first: bool) -> None:
         """Count `token`, the first of its sentence or not."""
         self.characters = self.characters and is_character(token)
-        number = token[-1] if len(token) > 1 else ""
-        self.numbered = self.numbered and number.isascii() and number.isdigit() and (number == "0" or not is_first)
-        self.cjk = self.cjk or any(map(is_cjk, token))
+        match = _NUMBERED.fullmatch(token) if self.numbered else None
+        self.numbered = match is not None and is_character(match[1]) and (match[2] == "0" or not is_first)
+        self.cjk = self.cjk or (not token.isascii() and any(map(is_cjk, token)))
 
     @property
     def is_segmented(self) -> bool:
-        """Whether every token ends in WeiboNER's digit: its place in the word, 0 at the beginning of a sentence."""
+        """Whether every token ends in WeiboNER's number: its place in the word, 0 at the beginning of a sentence."""
         return self.cjk and self.numbered
 
     def joiner(self, stated: str | None) -> str | None:
@@ -47,14 +50,24 @@ class TokenCensus:
         return "" if stated is None and self.cjk and (self.characters or self.numbered) else stated
 
 
+def unnumbered(token: str) -> str:
+    """The character of a WeiboNER token: `3` of `310`, the eleventh of its word."""
+    match = _NUMBERED.fullmatch(token)
+    assert match is not None, "the census has seen every token"
+    return match[1]
+
+
 def is_cjk(character: str) -> bool:
     """Whether `character` is of a script written without spaces: Han, kana, bopomofo, their punctuation, full width."""
-    return any(first <= ord(character) <= last for first, last in _CJK)
+    code = ord(character)
+    return code >= _CJK[0][0] and any(first <= code <= last for first, last in _CJK)
 
 
 def is_character(token: str) -> bool:
-    """Whether `token` is one character with the marks on it."""
-    return all(_kind(after) == "mark" or before == _ZERO_WIDTH_JOINER for before, after in pairwise(token))
+    """Whether `token` is one character with the marks on it, or what a bad conversion left of one."""
+    return not token.strip(_REPLACEMENT) or all(
+        _kind(after) == "mark" or before == _ZERO_WIDTH_JOINER for before, after in pairwise(token)
+    )
 
 
 def split(text: str) -> list[Span]:
