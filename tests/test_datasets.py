@@ -132,6 +132,12 @@ def test_schemes_are_told_from_the_whole_table(rows: list[str], tmp_path: Path) 
 
 
 @needs_datasets
+def test_a_table_of_characters_is_joined_by_nothing(tmp_path: Path) -> None:
+    Dataset.from_dict({"tokens": [list("mg12片")], "ner_tags": [["O"] * 5]}).save_to_disk(tmp_path / "x")
+    assert formats.read(tmp_path / "x").documents[0].text == "mg12片"
+
+
+@needs_datasets
 def test_a_broken_transition_is_refused_and_carried_for_mending(tmp_path: Path) -> None:
     rows = [["B-x", "O"], ["O", "I-x"]]
     Dataset.from_dict({"tokens": [["a", "b"]] * 2, "ner_tags": rows}).save_to_disk(tmp_path / "x")

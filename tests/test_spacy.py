@@ -88,8 +88,9 @@ def test_round_trip_is_the_identity(suffix: str, documents: list[Document]) -> N
 
 @needs_spacy
 def test_tokens_are_words_characters_and_white_space_split_at_entities(tmp_path: Path) -> None:
-    text = "Kidney disease肾病 3  mg\n"
-    entities = (Entity(0, 6, "bod"), Entity(6, 10, "odd"), Entity(15, 16, "bod"), Entity(16, 18, "odd"))
+    text = "Kidney disease肾病 3  mg \n"
+    spans = {(0, 6): "bod", (6, 10): "odd", (15, 16): "bod", (16, 18): "odd", (20, 23): "odd"}
+    entities = tuple(Entity(start, end, label) for (start, end), label in spans.items())
     notes = formats.write(tmp_path / "x.spacy", [Document("a", text, entities)], "spacy")
     (doc,) = to_docs(tmp_path / "x.spacy")
     assert notes == {}
@@ -105,9 +106,12 @@ def test_tokens_are_words_characters_and_white_space_split_at_entities(tmp_path:
         ("3", True),
         (" ", False),
         ("mg", False),
+        (" ", False),  # an entity ends with it
         ("\n", False),
     ]
-    assert [(e.text, e.label_) for e in doc.ents] == [("Kidney", "bod"), (" dis", "odd"), ("病", "bod"), (" 3", "odd")]
+    assert [(e.text, e.start_char, e.label_) for e in doc.ents] == [
+        (text[start:end], start, label) for (start, end), label in spans.items()
+    ]
 
 
 @needs_spacy

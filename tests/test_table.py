@@ -94,13 +94,21 @@ def _meta(value: str | None) -> dict[str, Any]:
     [
         (
             ".csv",
-            {"n": "3", "x": "1.5", "b": "true", "mixed": "3", "list": '[1, {"肺": null}]', "big": str(1 << 70)},
-            7,
+            {
+                "n": "3",
+                "x": "1.5",
+                "b": "true",
+                "mixed": "3",
+                "list": '[1, {"肺": null}]',
+                "big": str(1 << 70),
+                "late": "a",
+            },
+            8,
         ),
         pytest.param(
             ".parquet",
-            {"n": 3, "x": 1.5, "b": True, "mixed": "3", "list": '[1, {"肺": null}]', "big": str(1 << 70)},
-            3,
+            {"n": 3, "x": 1.5, "b": True, "mixed": "3", "list": '[1, {"肺": null}]', "big": str(1 << 70), "late": "a"},
+            4,
             marks=needs_parquet,
         ),
     ],
@@ -108,8 +116,17 @@ def _meta(value: str | None) -> dict[str, Any]:
 def test_meta_that_a_column_cannot_hold_is_noted(
     suffix: str, back: dict[str, Any], json_texts: int, tmp_path: Path
 ) -> None:
-    meta = {"n": 3, "x": 1.5, "b": True, "mixed": 3, "list": [1, {"肺": None}], "big": 1 << 70, "none": None}
-    documents = [Document("a", "肺", (), meta), Document("b", "肺", (), {"mixed": "three", "n": 4})]
+    meta = {
+        "n": 3,
+        "x": 1.5,
+        "b": True,
+        "mixed": 3,
+        "list": [1, {"肺": None}],
+        "big": 1 << 70,
+        "none": None,
+        "late": "a",
+    }
+    documents = [Document("a", "肺", (), meta), Document("b", "肺", (), {"mixed": "three", "n": 4, "late": 5})]
     notes = formats.write(tmp_path / f"x{suffix}", documents, "table")
     assert notes == {"null meta value left out": 1, "meta value written as JSON text": json_texts}
     assert formats.read(tmp_path / f"x{suffix}").documents[0].meta == back
