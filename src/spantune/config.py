@@ -141,7 +141,7 @@ class Train(Section):
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; overrides `epochs`."""
     max_minutes: float | None = Field(None, gt=0)
-    """Stop after training for this time, evaluations not counted; the schedule follows the clock, so it still ends low."""
+    """Stop after training for this time, evaluations not counted; the schedule follows the clock, so it ends low."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning-rate schedule after the warm-up."""
     warmup: float = Field(0.05, ge=0)

@@ -16,8 +16,21 @@ from typing import NamedTuple
 
 from spantune.document import Document
 from spantune.errors import DataError, nearest
-from spantune.formats import brat, chip, cmeee, conll, doccano, few_shot, label_studio, marked, native
-from spantune.formats.files import read_bytes, read_chunks, read_lines
+from spantune.formats import (
+    brat,
+    chip,
+    cmeee,
+    conll,
+    datasets,
+    doccano,
+    few_shot,
+    label_studio,
+    marked,
+    native,
+    spacy,
+    table,
+)
+from spantune.formats.files import read_bytes, read_chunks
 from spantune.formats.raw import Item, Options, Sample, unique, verified
 from spantune.formats.record import read_json_array, read_json_lines
 
@@ -46,6 +59,9 @@ FORMATS = {
     "brat": Format(brat.read, brat.write, brat.claims),
     "label_studio": Format(label_studio.read, label_studio.write, label_studio.claims),
     "doccano": Format(doccano.read, doccano.write, doccano.claims),
+    "spacy": Format(spacy.read, spacy.write, spacy.claims),
+    "table": Format(table.read, table.write, table.claims),
+    "datasets": Format(datasets.read, datasets.write, datasets.claims),
     "marked": Format(marked.read, marked.write, marked.claims),
 }
 

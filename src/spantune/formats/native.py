@@ -62,13 +62,5 @@ def _entity(row: Record, notes: Counter[str]) -> RawEntity:
     start, end, label = row.integer("start"), row.integer("end"), row.text("label")
     surface = row.text("text") if "text" in row.values else None
     row.note_others(_ENTITY_FIELDS, notes)
-    return RawEntity(start, end, label, surface, _score(row), row.place("end" if surface is None else "text"))
-
-
-def _score(row: Record) -> float | None:
-    if "score" not in row.values:
-        return None
-    score = row.values["score"]
-    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-        raise row.error(f"found {score!r}; expected a probability from 0 to 1: mend or remove it", "score")
-    return float(score)
+    score = row.score("score") if "score" in row.values else None
+    return RawEntity(start, end, label, surface, score, row.place("end" if surface is None else "text"))

@@ -57,6 +57,22 @@ class Record:
         assert isinstance(value, int)
         return value
 
+    def score(self, field: str) -> float:
+        """The probability in `field`."""
+        score = self.values[field]
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise self.error(f"found {score!r}; expected a probability from 0 to 1: mend or remove it", field)
+        return float(score)
+
+    def json(self, field: str) -> Any:
+        """The value of the JSON text in `field`."""
+        try:
+            return _DECODER.decode(self.text(field))
+        except (ValueError, RecursionError) as error:
+            raise self.error(
+                f"not JSON: {error}; mend it there (strings and names stand in double quotes)", field
+            ) from None
+
     def rows(self, field: str) -> list[Record]:
         """The list of objects in `field`."""
         rows = self._take(field, list, "a list of objects ([] for a text without entities)")

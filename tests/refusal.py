@@ -1,0 +1,26 @@
+"""What every format owes a user whose file is bad: one error in plain words, and no output left behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from spantune import formats
+from spantune.errors import DataError
+from spantune.formats.raw import unique, verified
+
+
+def assert_refused(path: Path, format: str, fragments: Iterable[str], target: str) -> None:
+    """Reading `path` fails in words that hold `fragments`; so does writing it to `target`, which leaves nothing."""
+    before = set(path.parent.iterdir())
+    with pytest.raises(DataError) as caught:
+        formats.read(path, format)
+    assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
+    with pytest.raises(DataError):
+        formats.write(
+            path.with_name(target), verified(unique(formats.items(path, format, Counter())), Counter()), format
+        )
+    assert set(path.parent.iterdir()) == before
