@@ -69,6 +69,62 @@ def convert(
     print(f"{len(corpus.documents)} documents, {corpus.format} → {to}: {target}", file=sys.stderr)
 
 
+@app.command()
+def split(
+    file: Annotated[str, typer.Argument(help="A corpus file, or bundled:NAME.")],
+    to: Annotated[Path, typer.Option(help="The folder to make.")],
+    shares: Annotated[str, typer.Option(help="Share of each split, with commas between.")] = "0.8,0.1,0.1",
+    names: Annotated[str | None, typer.Option(help="Their names; train,dev,test when absent.")] = None,
+    by: Annotated[str | None, typer.Option(help="Meta key whose values are groups, kept together.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed is another split.")] = 0,
+    threshold: Annotated[float, typer.Option(help="Likeness from which texts stay together.")] = 0.9,
+    k_shot: Annotated[
+        int | None, typer.Option(help="Keep K entities of every label in the first split.", min=1)
+    ] = None,
+    allow_fewer: Annotated[bool, typer.Option("--allow-fewer", help="Labels may have fewer than K.")] = False,
+    sample: Annotated[int | None, typer.Option(help="Keep N documents of the first split.", min=1)] = None,
+    format: Format = None,
+    write_format: Annotated[str, typer.Option(help="Format of the splits.")] = "native",
+    as_json: Json = False,
+) -> None:
+    """Split a corpus by label, with no text or near-duplicate in two splits; appended documents move no earlier one.
+
+    Writes train.jsonl, dev.jsonl, test.jsonl and split.json, the record, into a new folder.
+
+    Examples:
+
+        spantune data split cmeee.jsonl --to splits
+
+        spantune data split notes.jsonl --to splits --shares 0.9,0.1 --by patient
+
+        spantune data split cmeee.jsonl --to five-shot --k-shot 5
+    """
+    from spantune import formats, splits
+
+    if k_shot and sample:
+        raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
+    rule = splits.Rule(splits.parse_shares(shares, names), seed, by, threshold)
+    corpus = formats.read(file, format)
+    division = splits.split(corpus.documents, rule)
+    first = next(iter(division.parts.values()))
+    if k_shot:
+        division = division.with_first(splits.few_shot(first, k_shot, seed, allow_fewer))
+    if sample:
+        division = division.with_first(splits.sample(first, sample, seed))
+    facts = {"source": file, "k_shot": k_shot, "sample": sample, "left_out": len(corpus.documents) - division.size}
+    lost = splits.write_splits(to, division, write_format, facts)
+    for note, count in {**corpus.notes, **lost}.items():
+        print(f"{count} × {note}", file=sys.stderr)
+    if by is None and any("group" in document.meta for document in corpus.documents):
+        print("documents have a group in their meta; --by group would keep each in one split", file=sys.stderr)
+    record = {**facts, **division.as_dict()}
+    if as_json:
+        print(json.dumps(record, ensure_ascii=False))
+    else:
+        tables.print_split(record)
+    print(f"{', '.join(division.parts)} and {splits.RECORD}: {to}", file=sys.stderr)
+
+
 def _inspect_file(file: str, format: str | None, as_json: bool) -> None:
     from dataclasses import asdict
 

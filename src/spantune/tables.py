@@ -38,6 +38,20 @@ def print_scores(scores: dict[str, Any], stream: Any = None) -> None:
     table(["strict", "P", "R", "F1", "95 %", "gold"], rows, stream)
 
 
+def print_split(record: dict[str, Any]) -> None:
+    """Print how many documents and entities, by label, each split has, and with which share."""
+
+    def row(name: str, counts: dict[str, int]) -> tuple[str, ...]:
+        total = sum(counts.values())
+        return (name, str(total), *(f"{count} ({count / (total or 1):.1%})" for count in counts.values()))
+
+    rows = [row("documents", record["documents"]), row("entities", record["entities"])]
+    rows += [row(f"  {label}", counts) for label, counts in record["labels"].items()]
+    table(["", "all", *record["documents"]], rows)
+    held = f"{len(record['near_duplicates'])} duplicates and near-duplicates, {len(record['groups'])} groups, "
+    table([f"{held}{record['left_out']} documents left out, seed {record['seed']}"], [])
+
+
 def table(header: list[str], rows: Sequence[tuple[str, ...]], stream: Any = None) -> None:
     """Print rows under a header, to stdout unless `stream` is given."""
     from rich.console import Console
