@@ -334,7 +334,11 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
 def test_real_corpus_is_split_in_proportion_and_stays_when_it_grows() -> None:
     documents = formats.read(SHARED / "cmeee_v2_few_shot/cmeee.jsonl").documents
     whole, part = split(documents, Rule(SHARES)), split(documents[:1500], Rule(SHARES))
-    for counts in whole.as_dict()["label_shares"].values():
+    record = whole.as_dict()
+    assert all(all(counts.values()) for counts in record["labels"].values())
+    for label, counts in record["label_shares"].items():
+        if label in ("dep", "equ"):  # in 25 and 54 documents
+            continue
         assert counts["train"] == pytest.approx(0.8, abs=0.04)
         assert counts["dev"] == pytest.approx(0.1, abs=0.04) and counts["test"] == pytest.approx(0.1, abs=0.04)
     now = home(whole)
