@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spantune import tables
 from spantune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from spantune.document import Document
+    from spantune.task import TaskSpec
+    from spantune.tokens import Tokens
 
 app = typer.Typer(help="Look at annotated corpora and convert them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,9 +32,12 @@ Format = Annotated[str | None, typer.Option("--format", help="Format of the inpu
 def inspect(
     file: Annotated[str | None, typer.Argument(help="A corpus file, or bundled:NAME.")] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="Show tokens, loss mask and shared prefix under this recipe.")
+        Path | None, typer.Option(help="Show tokens, loss mask and shared prefix; with a file: its task and tokenizer.")
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for the recipe.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Count tokens too: a model source, or a folder.")] = None,
+    task: Annotated[str | None, typer.Option(help="Preset for the instruction's share of the tokens.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to look through the documents.")] = None,
     format: Format = None,
     examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
     as_json: Json = False,
@@ -36,17 +46,22 @@ def inspect(
 
     Examples:
 
-        spantune data inspect cmeee.jsonl
+        spantune data inspect cmeee.jsonl --html cmeee.html
+
+        spantune data inspect cmeee.jsonl --tokenizer bundled:gemma3-270m --task cmeee
 
         spantune data inspect --recipe recipes/demo.yaml
     """
-    if (file is None) == (recipe is None):
-        raise ConfigError("give either a corpus file, or --recipe with a recipe")
-    if recipe is not None:
+    if file is None:
+        if recipe is None or tokenizer or task or html:
+            raise ConfigError(
+                "give a corpus file, or --recipe with a recipe and no --tokenizer, --task or --html, which need a file"
+            )
         _inspect_recipe(recipe, overrides or [], examples, as_json)
-    else:
-        assert file is not None
-        _inspect_file(file, format, as_json)
+        return
+    if task and not (tokenizer or recipe):
+        raise ConfigError("--task needs --tokenizer, whose tokens are to be counted")
+    _inspect_file(file, format, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
 
 
 @app.command()
@@ -125,24 +140,66 @@ def split(
     print(f"{', '.join(division.parts)} and {splits.RECORD}: {to}", file=sys.stderr)
 
 
-def _inspect_file(file: str, format: str | None, as_json: bool) -> None:
-    from dataclasses import asdict
+@dataclass(frozen=True)
+class _Counter:
+    """What tokens are counted under."""
 
+    source: str
+    task: TaskSpec | None
+
+
+def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, preset: str | None) -> _Counter | None:
+    """The tokenizer and task that the options of `inspect` name: an option goes before the recipe."""
+    from spantune import config
+    from spantune.errors import nearest
+    from spantune.prompt import PRESETS, make_task
+
+    if recipe is None and tokenizer is None:
+        return None
+    if preset and preset not in PRESETS:
+        raise ConfigError(f"unknown task {preset!r}; {nearest(preset, PRESETS)}")
+    settings = config.load_config(recipe, overrides) if recipe else None
+    named = config.Task.model_validate({"preset": preset}) if preset else settings and settings.task
+    source = tokenizer or (settings.model.source if settings else "")
+    return _Counter(source, make_task(named) if named else None)
+
+
+def _inspect_file(
+    file: str, format: str | None, html: Path | None, examples: int, as_json: bool, counter: _Counter | None
+) -> None:
     from spantune import formats
     from spantune.corpus import statistics
 
     corpus = formats.read(file, format)
-    found = asdict(statistics(corpus.documents))
+    found = statistics(corpus.documents)
+    tokens = _tokens(counter, corpus.documents) if counter else None
+    if html:
+        from spantune.browse import write_page
+
+        write_page(html, corpus.documents, Path(file).name)
+        print(f"page: {html}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"format": corpus.format, "notes": dict(corpus.notes), **found}, ensure_ascii=False))
+        record = {"format": corpus.format, "notes": dict(corpus.notes), **asdict(found)}
+        print(json.dumps(record | ({"tokens": asdict(tokens)} if tokens else {}), ensure_ascii=False))
         return
-    rows = [("format", corpus.format), *((f"mended: {note}", str(count)) for note, count in corpus.notes.items())]
-    for key, value in found.items():
-        if isinstance(value, dict):
-            rows += [(f"entities: {label}", str(count)) for label, count in sorted(value.items())]
-        else:
-            rows.append((key.replace("_", " "), str(value)))
-    tables.table(["", file], rows)
+    notes = {"format": corpus.format, **{f"mended: {note}": str(count) for note, count in corpus.notes.items()}}
+    tables.print_statistics(found, file, notes)
+    if tokens and counter:
+        tables.print_tokens(tokens, counter.source)
+    annotated = [document for document in corpus.documents if document.entities] or corpus.documents
+    tables.print_examples(annotated[:examples], list(found.entities))
+
+
+def _tokens(counter: _Counter, documents: Sequence[Document]) -> Tokens:
+    quiet()
+    from spantune.corpus import check_labels
+    from spantune.hub import resolve
+    from spantune.load import load_tokenizer
+    from spantune.tokens import count_tokens
+
+    if counter.task:
+        check_labels(documents, counter.task.codes)
+    return count_tokens(documents, load_tokenizer(resolve(counter.source), counter.source), counter.task)
 
 
 def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: bool) -> None:
