@@ -9,9 +9,10 @@ The trade-off: where a document goes depends on what came before and on nothing 
 no earlier one, and a label soon reaches every split in which a document of it is expected. Stratifying over the whole
 corpus would come a little closer to the shares and move documents with every new line. The hash alone would also bear
 lines taken out or put in another order, but leave a label of 25 documents out of a tenth every fourteenth time; here
-such a change moves some documents in a hundred. One case moves earlier documents: a new one that joins clusters of two
-splits takes the later cluster to the earlier one's split, since a leak would be worse; `moved` names them. A group is
-placed by its first document, whatever size it will have. Refused are shares that leave a split without documents.
+such a change moves up to fifteen documents in a hundred. One case moves earlier documents: a new one that joins
+clusters of two splits takes the later cluster to the earlier one's split, since a leak would be worse; `moved` names
+them. A group is placed by its first document, whatever size it will have. Refused are shares that leave a split without
+documents.
 """
 
 from __future__ import annotations
