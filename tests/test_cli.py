@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -281,10 +282,120 @@ def test_data_inspect_a_file(command: Command, corpus: Path) -> None:
         and found["format"] == "native"
         and found["entities"]["dis"] >= 12
     )
+    assert found["sentences"] >= 24 and sum(one["count"] for one in found["characters"]) == 24
     table = command("data", "inspect", corpus / "train.jsonl")
-    assert "entities: dis" in table.out and "24" in table.out
+    assert table.code == 0 and "nested in a longer one" in table.out and "characters of a document" in table.out
+    assert re.search(r"^dis +█+.* 1[2-9] ", table.out, re.MULTILINE)
     assert last_object(command("data", "inspect", "bundled:clinical-zh-test", "--json"))["format"] == "marked"
-    one_line_error(command("data", "inspect"), "either a corpus file, or --recipe")
+    one_line_error(command("data", "inspect"), "a corpus file, or --recipe")
+
+
+def test_data_inspect_shows_examples_with_nested_entities_and_no_control_characters(
+    command: Command, tmp_path: Path
+) -> None:
+    nested = Document(
+        "a\x1b[2J", "腹部胀痛\x1b[31m\n三天", (Entity(0, 4, "sym"), Entity(0, 2, "bod"), Entity(3, 6, "x"))
+    )
+    formats.write(
+        tmp_path / "in.jsonl", [Document("none", "没有实体"), nested, Document("b", "甲", (Entity(0, 1, "x"),))]
+    )
+    shown = command("data", "inspect", tmp_path / "in.jsonl", "--examples", 1).out
+    assert "[[腹部|bod]胀[痛|sym]␛[|x]31m␊三天" in shown and "\x1b" not in shown
+    assert "没有实体" not in shown and "甲" not in shown
+    assert "腹部" not in command("data", "inspect", tmp_path / "in.jsonl", "--examples", 0).out.split("characters")[-1]
+
+
+def test_data_inspect_counts_tokens_and_the_share_of_the_instruction(
+    command: Command, corpus: Path, tiny_folder: Path, recipe_file: RecipeFile
+) -> None:
+    file = corpus / "train.jsonl"
+    plain = last_object(command("data", "inspect", file, "--tokenizer", tiny_folder, "--json"))["tokens"]
+    assert plain["total"] > 24 and plain["instruction_share"] is None
+    preset = last_object(command("data", "inspect", file, "--tokenizer", tiny_folder, "--task", "cmeee", "--json"))
+    recipe = last_object(command("data", "inspect", file, "--recipe", recipe_file(), "--json"))
+    assert preset["tokens"]["total"] == recipe["tokens"]["total"] == plain["total"]
+    assert 0 < recipe["tokens"]["instruction_share"] < preset["tokens"]["instruction_share"] < 1
+    table = command("data", "inspect", file, "--tokenizer", tiny_folder, "--task", "cmeee").out
+    assert "instruction, of all tokens" in table and "tokens of an example" in table
+
+
+def test_data_inspect_refuses_options_that_do_not_go_together(
+    command: Command, corpus: Path, tiny_folder: Path, recipe_file: RecipeFile, tmp_path: Path
+) -> None:
+    file = corpus / "train.jsonl"
+    one_line_error(command("data", "inspect", file, "--task", "cmeee"), "--task needs --tokenizer")
+    one_line_error(command("data", "inspect", "--recipe", recipe_file(), "--html", "x"), "need a file")
+    one_line_error(
+        command("data", "inspect", file, "--tokenizer", tiny_folder, "--task", "cmee"), "did you mean 'cmeee'?"
+    )
+    one_line_error(
+        command("data", "inspect", file, "--tokenizer", tiny_folder, "--task", "biomedical"), "label", "chemical"
+    )
+    one_line_error(command("data", "inspect", file, "--tokenizer", tmp_path), str(tmp_path))
+
+
+def test_data_inspect_writes_a_page(command: Command, corpus: Path, tmp_path: Path) -> None:
+    outcome = command("data", "inspect", corpus / "train.jsonl", "--html", tmp_path / "page.html", "--json")
+    assert outcome.code == 0 and f"page: {tmp_path / 'page.html'}" in outcome.err
+    assert last_object(outcome)["documents"] == 24
+    assert "<title>train.jsonl" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    one_line_error(command("data", "inspect", corpus / "train.jsonl", "--html", tmp_path / "no" / "x"), "no folder")
+
+
+def test_data_split_writes_splits_and_a_record(command: Command, tmp_path: Path) -> None:
+    outcome = command("data", "split", "bundled:clinical-zh-train", "--to", tmp_path / "out", "--seed", 3, "--json")
+    assert outcome.code == 0 and "--by group would keep each in one split" in outcome.err
+    found = last_object(outcome)
+    assert found == json.loads((tmp_path / "out" / "split.json").read_text(encoding="utf-8"))
+    assert found["seed"] == 3 and sum(found["documents"].values()) == 480 and found["left_out"] == 0
+    for name, count in found["documents"].items():
+        assert len(formats.read(tmp_path / "out" / f"{name}.jsonl").documents) == count
+    by = ("--by", "group", "--shares", "0.9,0.1", "--write-format", "marked")
+    grouped = command("data", "split", "bundled:clinical-zh-train", "--to", tmp_path / "by", *by)
+    assert grouped.code == 0 and "--by group" not in grouped.err and "96 groups" in grouped.out
+    assert re.search(r"^ +dis +413 .*\(\d+\.\d%\)", grouped.out, re.MULTILINE)
+    assert sorted(file.name for file in (tmp_path / "by").iterdir()) == ["split.json", "test.txt", "train.txt"]
+
+
+def test_data_split_takes_few_shots_and_samples_of_the_first_split_only(command: Command, tmp_path: Path) -> None:
+    def made(name: str, *options: object) -> tuple[dict[str, Any], list[list[str]]]:
+        outcome = command("data", "split", "bundled:clinical-zh-train", "--to", tmp_path / name, *options, "--json")
+        files = [formats.read(tmp_path / name / f"{part}.jsonl") for part in ("train", "dev", "test")]
+        return last_object(outcome), [[document.id for document in file.documents] for file in files]
+
+    _, whole = made("whole")
+    shots, few = made("few", "--k-shot", 5)
+    _, fifty = made("fifty", "--sample", 50)
+    hundred_record, hundred = made("hundred", "--sample", 100)
+    assert whole[1:] == few[1:] == fifty[1:] == hundred[1:]
+    assert min(counts["train"] for counts in shots["labels"].values()) >= 5 and len(few[0]) < 20
+    assert len(fifty[0]) == 50 and set(fifty[0]) < set(hundred[0]) < set(whole[0])
+    assert hundred_record["left_out"] == len(whole[0]) - 100 and hundred_record["sample"] == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--shares", "0.8,0.1"], ["sum to 0.9"]),
+        (["--shares", "80%"], ["'80%'", "numbers"]),
+        (["--names", "a,b"], ["3 shares", "'a,b'"]),
+        (["--names", "a,b,../c"], ["'../c'"]),
+        (["--by", "grop"], ["'grop'", "did you mean 'group'?"]),
+        (["--threshold", "2"], ["likeness is 2"]),
+        (["--k-shot", "5", "--sample", "5"], ["one of them"]),
+        (["--k-shot", "5000"], ["'dep' has", "of 5000 entities", "--allow-fewer"]),
+        (["--sample", "5000"], ["sample of 5000 of"]),
+        (["--write-format", "xml"], ["unknown format 'xml'"]),
+        (["--format", "cmeee"], ["clinical-zh-test"]),
+        (["--shares", "0.998,0.001,0.001"], ["no document", "larger share"]),
+    ],
+)
+def test_data_split_refuses_in_one_line_and_leaves_nothing(
+    command: Command, tmp_path: Path, options: list[str], words: list[str]
+) -> None:
+    outcome = command("data", "split", "bundled:clinical-zh-test", "--to", tmp_path / "out", *options)
+    one_line_error(outcome, *words)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_data_inspect_a_recipe_shows_tokens_and_shared_prefix(command: Command, recipe_file: RecipeFile) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,8 +140,43 @@ def luminance(colour: str) -> float:
 def test_every_colour_is_readable_on_its_paper():
     papers = re.findall(r"--paper:(#\w{6})", style())
     others = re.findall(r"--entity-other:(#\w{6})", style())
-    assert len(PALETTE) >= 9 and len(papers) == 2
+    assert len(PALETTE) == 12 and len(papers) == 2
     for mode, paper in enumerate(papers):
         for colour in [both[mode] for both in PALETTE] + [others[mode]]:
             low, high = sorted((luminance(colour), luminance(paper)))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (colour, paper)
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1; in linear RGB
+SIGHT = {
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+TO_CONES = [
+    [0.4122214708, 0.5363325363, 0.0514459929],
+    [0.2119034982, 0.6806995451, 0.1073969566],
+    [0.0883024619, 0.2817188376, 0.6299787005],
+]
+TO_LAB = [
+    [0.2104542553, 0.7936177850, -0.0040720468],
+    [1.9779984951, -2.4285922050, 0.4505937099],
+    [0.0259040371, 0.7827717662, -0.8086757660],
+]
+
+
+def seen(colours: Sequence[str], sight: str) -> np.ndarray:
+    """OKLab coordinates, 0 to 100, of what one with this sight sees."""
+    channels = np.array([[int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)] for colour in colours])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    simulated = np.clip(linear @ np.array(SIGHT[sight]).T, 0, 1)
+    return 100 * np.cbrt(simulated @ np.array(TO_CONES).T) @ np.array(TO_LAB).T
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("mode", [0, 1])
+def test_a_dozen_colours_are_told_apart_by_every_sight(mode: int, sight: str):
+    places = seen([both[mode] for both in PALETTE], sight)
+    distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    assert distances[~np.eye(len(PALETTE), dtype=bool)].min() > 5.9

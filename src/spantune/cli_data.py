@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spantune import tables
 from spantune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from spantune.document import Document
+    from spantune.task import TaskSpec
+    from spantune.tokens import Tokens
 
 app = typer.Typer(help="Look at annotated corpora and convert them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,9 +32,12 @@ Format = Annotated[str | None, typer.Option("--format", help="Format of the inpu
 def inspect(
     file: Annotated[str | None, typer.Argument(help="A corpus file, or bundled:NAME.")] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="Show tokens, loss mask and shared prefix under this recipe.")
+        Path | None, typer.Option(help="Show tokens, loss mask and shared prefix; with a file: its task and tokenizer.")
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for the recipe.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Count tokens too: a model source, or a folder.")] = None,
+    task: Annotated[str | None, typer.Option(help="Preset for the instruction's share of the tokens.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to look through the documents.")] = None,
     format: Format = None,
     examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
     as_json: Json = False,
@@ -36,17 +46,22 @@ def inspect(
 
     Examples:
 
-        spantune data inspect cmeee.jsonl
+        spantune data inspect cmeee.jsonl --html cmeee.html
+
+        spantune data inspect cmeee.jsonl --tokenizer bundled:gemma3-270m --task cmeee
 
         spantune data inspect --recipe recipes/demo.yaml
     """
-    if (file is None) == (recipe is None):
-        raise ConfigError("give either a corpus file, or --recipe with a recipe")
-    if recipe is not None:
+    if file is None:
+        if recipe is None or tokenizer or task or html:
+            raise ConfigError(
+                "give a corpus file, or --recipe with a recipe and no --tokenizer, --task or --html, which need a file"
+            )
         _inspect_recipe(recipe, overrides or [], examples, as_json)
-    else:
-        assert file is not None
-        _inspect_file(file, format, as_json)
+        return
+    if task and not (tokenizer or recipe):
+        raise ConfigError("--task needs --tokenizer, whose tokens are to be counted")
+    _inspect_file(file, format, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
 
 
 @app.command()
@@ -69,24 +84,122 @@ def convert(
     print(f"{len(corpus.documents)} documents, {corpus.format} → {to}: {target}", file=sys.stderr)
 
 
-def _inspect_file(file: str, format: str | None, as_json: bool) -> None:
-    from dataclasses import asdict
+@app.command()
+def split(
+    file: Annotated[str, typer.Argument(help="A corpus file, or bundled:NAME.")],
+    to: Annotated[Path, typer.Option(help="The folder to make.")],
+    shares: Annotated[str, typer.Option(help="Share of each split, with commas between.")] = "0.8,0.1,0.1",
+    names: Annotated[str | None, typer.Option(help="Their names; train,dev,test when absent.")] = None,
+    by: Annotated[str | None, typer.Option(help="Meta key whose values are groups, kept together.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed is another split.")] = 0,
+    threshold: Annotated[float, typer.Option(help="Likeness from which texts stay together.")] = 0.9,
+    k_shot: Annotated[
+        int | None, typer.Option(help="Keep K entities of every label in the first split.", min=1)
+    ] = None,
+    allow_fewer: Annotated[bool, typer.Option("--allow-fewer", help="Labels may have fewer than K.")] = False,
+    sample: Annotated[int | None, typer.Option(help="Keep N documents of the first split.", min=1)] = None,
+    format: Format = None,
+    write_format: Annotated[str, typer.Option(help="Format of the splits.")] = "native",
+    as_json: Json = False,
+) -> None:
+    """Split a corpus by label, with no text or near-duplicate in two splits; appended documents move no earlier one.
 
+    Writes train.jsonl, dev.jsonl, test.jsonl and split.json, the record, into a new folder.
+
+    Examples:
+
+        spantune data split cmeee.jsonl --to splits
+
+        spantune data split notes.jsonl --to splits --shares 0.9,0.1 --by patient
+
+        spantune data split cmeee.jsonl --to five-shot --k-shot 5
+    """
+    from spantune import formats, splits
+
+    if k_shot and sample:
+        raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
+    rule = splits.Rule(splits.parse_shares(shares, names), seed, by, threshold)
+    corpus = formats.read(file, format)
+    division = splits.split(corpus.documents, rule)
+    first = next(iter(division.parts.values()))
+    if k_shot:
+        division = division.with_first(splits.few_shot(first, k_shot, seed, allow_fewer))
+    if sample:
+        division = division.with_first(splits.sample(first, sample, seed))
+    facts = {"source": file, "k_shot": k_shot, "sample": sample, "left_out": len(corpus.documents) - division.size}
+    lost = splits.write_splits(to, division, write_format, facts)
+    for note, count in {**corpus.notes, **lost}.items():
+        print(f"{count} × {note}", file=sys.stderr)
+    if by is None and any("group" in document.meta for document in corpus.documents):
+        print("documents have a group in their meta; --by group would keep each in one split", file=sys.stderr)
+    record = {**facts, **division.as_dict()}
+    if as_json:
+        print(json.dumps(record, ensure_ascii=False))
+    else:
+        tables.print_split(record)
+    print(f"{', '.join(division.parts)} and {splits.RECORD}: {to}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class _Counter:
+    """What tokens are counted under."""
+
+    source: str
+    task: TaskSpec | None
+
+
+def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, preset: str | None) -> _Counter | None:
+    """The tokenizer and task that the options of `inspect` name: an option goes before the recipe."""
+    from spantune import config
+    from spantune.errors import nearest
+    from spantune.prompt import PRESETS, make_task
+
+    if recipe is None and tokenizer is None:
+        return None
+    if preset and preset not in PRESETS:
+        raise ConfigError(f"unknown task {preset!r}; {nearest(preset, PRESETS)}")
+    settings = config.load_config(recipe, overrides) if recipe else None
+    named = config.Task.model_validate({"preset": preset}) if preset else settings and settings.task
+    source = tokenizer or (settings.model.source if settings else "")
+    return _Counter(source, make_task(named) if named else None)
+
+
+def _inspect_file(
+    file: str, format: str | None, html: Path | None, examples: int, as_json: bool, counter: _Counter | None
+) -> None:
     from spantune import formats
     from spantune.corpus import statistics
 
     corpus = formats.read(file, format)
-    found = asdict(statistics(corpus.documents))
+    found = statistics(corpus.documents)
+    tokens = _tokens(counter, corpus.documents) if counter else None
+    if html:
+        from spantune.browse import write_page
+
+        write_page(html, corpus.documents, Path(file).name)
+        print(f"page: {html}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"format": corpus.format, "notes": dict(corpus.notes), **found}, ensure_ascii=False))
+        record = {"format": corpus.format, "notes": dict(corpus.notes), **asdict(found)}
+        print(json.dumps(record | ({"tokens": asdict(tokens)} if tokens else {}), ensure_ascii=False))
         return
-    rows = [("format", corpus.format), *((f"mended: {note}", str(count)) for note, count in corpus.notes.items())]
-    for key, value in found.items():
-        if isinstance(value, dict):
-            rows += [(f"entities: {label}", str(count)) for label, count in sorted(value.items())]
-        else:
-            rows.append((key.replace("_", " "), str(value)))
-    tables.table(["", file], rows)
+    notes = {"format": corpus.format, **{f"mended: {note}": str(count) for note, count in corpus.notes.items()}}
+    tables.print_statistics(found, file, notes)
+    if tokens and counter:
+        tables.print_tokens(tokens, counter.source)
+    annotated = [document for document in corpus.documents if document.entities] or corpus.documents
+    tables.print_examples(annotated[:examples], list(found.entities))
+
+
+def _tokens(counter: _Counter, documents: Sequence[Document]) -> Tokens:
+    quiet()
+    from spantune.corpus import check_labels
+    from spantune.hub import resolve
+    from spantune.load import load_tokenizer
+    from spantune.tokens import count_tokens
+
+    if counter.task:
+        check_labels(documents, counter.task.codes)
+    return count_tokens(documents, load_tokenizer(resolve(counter.source), counter.source), counter.task)
 
 
 def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: bool) -> None:

@@ -38,6 +38,8 @@ PALETTE = (
     ("#880a4d", "#fec2fe"),
     ("#084e72", "#c2fdd9"),
     ("#391d90", "#f9b125"),
+    ("#55055a", "#c869c3"),
+    ("#4100f5", "#b4af6e"),
 )
 """(light, dark) colours, by search: contrast at least 4.6 on white and 5 on #1b1d22, and at least 6 apart
 (OKLab, 0 to 100) in normal, protan, deutan and tritan vision (Machado 2009). Further labels begin again."""

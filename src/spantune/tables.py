@@ -6,8 +6,20 @@ What a script reads is printed as JSON by `cli`; these may change their looks at
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from spantune.corpus import Bin, Statistics
+    from spantune.document import Document
+    from spantune.tokens import Tokens
+
+# Named colours, so that they follow the terminal's theme; the label's name stands beside each.
+_NAMES = ("blue", "red", "green", "magenta", "yellow", "cyan")
+COLOURS = (*_NAMES, *(f"bright_{name}" for name in _NAMES))
+_BAR = 40
 
 
 def print_plan(found: Any) -> None:
@@ -36,6 +48,122 @@ def print_scores(scores: dict[str, Any], stream: Any = None) -> None:
 
     rows = [row("all (micro)", strict["micro"]), *(row(label, figure) for label, figure in strict["labels"].items())]
     table(["strict", "P", "R", "F1", "95 %", "gold"], rows, stream)
+
+
+def print_statistics(found: Statistics, title: str, notes: Mapping[str, str]) -> None:
+    """Print counts, entities by label, ambiguous surfaces and histograms of lengths; `notes` come first."""
+    entities = sum(found.entities.values())
+    figures = {
+        **notes,
+        "documents": str(found.documents),
+        "sentences": str(found.sentences),
+        "without entities": str(found.without_entities),
+        "texts that an earlier document has": str(found.duplicates),
+        "entities": str(entities),
+        "nested in a longer one": f"{found.nested} ({found.nested / (entities or 1):.1%})",
+        "by depth": ", ".join(f"{depth}: {count}" for depth, count in found.depths.items()) or "none",
+        "crossing pairs": str(found.crossing),
+        "spans with several labels": str(found.shared_spans),
+        "surface occurs twice in its text": f"{found.repeated_surfaces:.1%}",
+        "surfaces with several labels": f"{found.ambiguous_surfaces} of {found.surfaces}",
+    }
+    table(["", title], list(figures.items()))
+    _bars("entities of type", found.entities, list(found.entities))
+    ambiguous = [
+        (visible(surface), ", ".join(f"{count} {label}" for label, count in counts.items()))
+        for surface, counts in found.ambiguous.items()
+    ]
+    if ambiguous:
+        print()
+        table(["surface", "labels"], ambiguous)
+    _histogram("characters of a document", found.characters)
+    _histogram("characters of an entity", found.entity_characters)
+
+
+def print_tokens(found: Tokens, tokenizer: str) -> None:
+    """Print the tokens of a corpus, and the shares of an example where a task was given."""
+    figures = [("tokens of all texts", str(found.total)), ("longest text", str(found.longest))]
+    shares = {"instruction": found.instruction_share, "text": found.text_share, "answer": found.answer_share}
+    figures += [(f"{name}, of all tokens", f"{share:.1%}") for name, share in shares.items() if share is not None]
+    table(["", tokenizer], figures)
+    _histogram("tokens of a text", found.texts)
+    _histogram("tokens of an example", found.examples)
+
+
+def print_examples(documents: Iterable[Document], labels: Sequence[str]) -> None:
+    """Print documents with every entity in brackets that end in its label, all in the label's colour."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
+    for document in documents:
+        console.print(f"\n{visible(document.id)}", style="bold")
+        console.print(drawn(document, labels))
+
+
+def drawn(document: Document, labels: Sequence[str]) -> Text:
+    """`document` for a terminal; a crossing entity's brackets cross those of the other."""
+    from rich.text import Text
+
+    def style(label: str) -> str:
+        return COLOURS[labels.index(label) % len(COLOURS)] if label in labels else "none"
+
+    text = Text()
+    places = {0, len(document.text)} | {place for e in document.entities for place in (e.start, e.end)}
+    ordered = sorted(places)
+    for place, end in zip(ordered, [*ordered[1:], len(document.text)], strict=True):
+        for entity in sorted((e for e in document.entities if e.end == place), reverse=True):
+            text.append(f"|{visible(entity.label)}]", style=f"bold {style(entity.label)}")
+        for entity in sorted((e for e in document.entities if e.start == place), key=lambda e: (-e.end, e.label)):
+            text.append("[", style=f"bold {style(entity.label)}")
+        inner = min(
+            (e for e in document.entities if e.start <= place < e.end), key=lambda e: e.end - e.start, default=None
+        )
+        text.append(visible(document.text[place:end]), style=style(inner.label) if inner else "none")
+    return text
+
+
+def visible(text: str) -> str:
+    """`text` with pictures for its control characters, which would otherwise command the terminal."""
+    return "".join(
+        chr(0x2400 + ord(sign)) if sign < " " else "\u2421" if "\x7f" <= sign < "\xa0" else sign for sign in text
+    )
+
+
+def _histogram(title: str, bins: Sequence[Bin]) -> None:
+    _bars(title, {one.name: one.count for one in bins})
+
+
+def _bars(title: str, counts: Mapping[str, int], labels: Sequence[str] = ()) -> None:
+    """Print a bar, a count and a share for each name; nothing where there are none."""
+    from rich.bar import Bar
+    from rich.console import Console
+    from rich.table import Table
+
+    if not counts:
+        return
+    most, total = max(counts.values()) or 1, sum(counts.values()) or 1
+    rows = Table(title, "", "", "", box=None, pad_edge=False)
+    rows.columns[2].justify = rows.columns[3].justify = "right"
+    for name, count in counts.items():
+        colour = COLOURS[labels.index(name) % len(COLOURS)] if name in labels else "default"
+        rows.add_row(visible(name), Bar(most, 0, count, width=_BAR, color=colour), str(count), f"{count / total:.1%}")
+    console = Console(file=sys.stdout, highlight=False, markup=False)
+    console.print()
+    console.print(rows)
+
+
+def print_split(record: dict[str, Any]) -> None:
+    """Print how many documents and entities, by label, each split has, and with which share."""
+
+    def row(name: str, counts: dict[str, int]) -> tuple[str, ...]:
+        total = sum(counts.values())
+        return (name, str(total), *(f"{count} ({count / (total or 1):.1%})" for count in counts.values()))
+
+    rows = [row("documents", record["documents"]), row("entities", record["entities"])]
+    rows += [row(f"  {label}", counts) for label, counts in record["labels"].items()]
+    table(["", "all", *record["documents"]], rows)
+    held = f"{len(record['near_duplicates'])} duplicates and near-duplicates, {len(record['groups'])} groups, "
+    table([f"{held}{record['left_out']} documents left out, seed {record['seed']}"], [])
 
 
 def table(header: list[str], rows: Sequence[tuple[str, ...]], stream: Any = None) -> None:
