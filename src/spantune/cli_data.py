@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +20,7 @@ from spantune.errors import ConfigError
 
 if TYPE_CHECKING:
     from spantune.document import Document
+    from spantune.formats import Corpus, Options
     from spantune.task import TaskSpec
     from spantune.tokens import Tokens
 
@@ -26,6 +28,10 @@ app = typer.Typer(help="Look at annotated corpora and convert them.", no_args_is
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
+Column = Annotated[
+    str | None, typer.Option(help="Name, or number from 0, of the column or field of tags, entities or text.")
+]
+Joiner = Annotated[str | None, typer.Option(help="What stands between tokens; told from them when absent.")]
 
 
 @app.command()
@@ -39,6 +45,8 @@ def inspect(
     task: Annotated[str | None, typer.Option(help="Preset for the instruction's share of the tokens.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page to look through the documents.")] = None,
     format: Format = None,
+    column: Column = None,
+    joiner: Joiner = None,
     examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
     as_json: Json = False,
 ) -> None:
@@ -52,6 +60,8 @@ def inspect(
 
         spantune data inspect --recipe recipes/demo.yaml
     """
+    from spantune import formats
+
     if file is None:
         if recipe is None or tokenizer or task or html:
             raise ConfigError(
@@ -61,27 +71,50 @@ def inspect(
         return
     if task and not (tokenizer or recipe):
         raise ConfigError("--task needs --tokenizer, whose tokens are to be counted")
-    _inspect_file(file, format, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
+    corpus = formats.read(file, format, _options(column, joiner))
+    _inspect_corpus(corpus, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
 
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="A corpus file, or bundled:NAME.")],
-    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    source: Annotated[str, typer.Argument(help="A corpus file or folder, or bundled:NAME.")],
+    target: Annotated[Path, typer.Argument(help="The file or folder to write.")],
     to: Annotated[str, typer.Option(help="Format to write.")],
     source_format: Annotated[str | None, typer.Option("--from", help="Format to read; recognised when absent.")] = None,
+    column: Column = None,
+    joiner: Joiner = None,
+    nested: Annotated[
+        Literal["error", "outermost", "innermost"],
+        typer.Option(help="What flat tags keep of entities that overlap; error refuses them."),
+    ] = "error",
+    scheme: Annotated[Literal["bio", "bioes"], typer.Option(help="Tags to write.")] = "bio",
 ) -> None:
     """Convert a corpus; what reading mended and what the target cannot hold is said on stderr.
 
-    Example: spantune data convert cmeee.jsonl corpus.jsonl --to native
+    Examples:
+
+        spantune data convert cmeee.jsonl corpus.jsonl --to native
+
+        spantune data convert cmeee.jsonl corpus.bio --to conll --nested outermost
     """
     from spantune import formats
+    from spantune.progress import track
 
-    corpus = formats.read(source, source_format)
-    lost = formats.write(target, corpus.documents, to)
-    for note, count in {**corpus.notes, **lost}.items():
-        print(f"{count} × {note}", file=sys.stderr)
-    print(f"{len(corpus.documents)} documents, {corpus.format} → {to}: {target}", file=sys.stderr)
+    name = source_format or formats.detect(source)
+    options = replace(_options(column, joiner), nested=nested, scheme=scheme)
+    notes: Counter[str] = Counter()
+    count = 0
+
+    def counted() -> Iterator[Document]:
+        nonlocal count
+        for document in formats.stream(source, name, notes, options):
+            count += 1
+            yield document
+
+    lost = formats.write(target, track(counted(), "convert"), to, options)
+    for note, number in {**+notes, **lost}.items():
+        print(f"{number} × {note}", file=sys.stderr)
+    print(f"{count} documents, {name} → {to}: {target}", file=sys.stderr)
 
 
 @app.command()
@@ -99,6 +132,8 @@ def split(
     allow_fewer: Annotated[bool, typer.Option("--allow-fewer", help="Labels may have fewer than K.")] = False,
     sample: Annotated[int | None, typer.Option(help="Keep N documents of the first split.", min=1)] = None,
     format: Format = None,
+    column: Column = None,
+    joiner: Joiner = None,
     write_format: Annotated[str, typer.Option(help="Format of the splits.")] = "native",
     as_json: Json = False,
 ) -> None:
@@ -119,7 +154,7 @@ def split(
     if k_shot and sample:
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
     rule = splits.Rule(splits.parse_shares(shares, names), seed, by, threshold)
-    corpus = formats.read(file, format)
+    corpus = formats.read(file, format, _options(column, joiner))
     division = splits.split(corpus.documents, rule)
     first = next(iter(division.parts.values()))
     if k_shot:
@@ -164,19 +199,23 @@ def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, p
     return _Counter(source, make_task(named) if named else None)
 
 
-def _inspect_file(
-    file: str, format: str | None, html: Path | None, examples: int, as_json: bool, counter: _Counter | None
-) -> None:
-    from spantune import formats
+def _options(column: str | None, joiner: str | None) -> Options:
+    from spantune.formats import Options
+
+    number = column is not None and column.removeprefix("-").isdecimal()
+    return Options(column=int(column) if column and number else column, joiner=joiner)
+
+
+def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: bool, counter: _Counter | None) -> None:
     from spantune.corpus import statistics
 
-    corpus = formats.read(file, format)
+    file = str(corpus.path)
     found = statistics(corpus.documents)
     tokens = _tokens(counter, corpus.documents) if counter else None
     if html:
         from spantune.browse import write_page
 
-        write_page(html, corpus.documents, Path(file).name)
+        write_page(html, corpus.documents, corpus.path.name)
         print(f"page: {html}", file=sys.stderr)
     if as_json:
         record = {"format": corpus.format, "notes": dict(corpus.notes), **asdict(found)}

@@ -102,6 +102,10 @@ class Data(Section):
     """Corpus for the final figures; the dev set when absent."""
     format: str | None = None
     """Format of the files; recognised from their content when absent."""
+    column: int | str | None = None
+    """The column or field of tags, entities or text, where a format asks for one; see the page on formats."""
+    joiner: str | None = None
+    """What stands between tokens, where a format has tokens; told from the tokens when absent."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many documents of `train` (after the holdout is taken)."""
     dev_limit: int | None = Field(None, ge=1)

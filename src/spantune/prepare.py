@@ -104,12 +104,12 @@ def read_splits(data: config.Data) -> Splits:
         DataError: a file is not what it should be, or nothing is left to train on.
     """
     notes: list[str] = []
-    train = list(_read(data.train, data.format, notes))
+    train = list(_read(data.train, data, notes))
     if data.dev:
-        dev = list(_read(data.dev, data.format, notes))
+        dev = list(_read(data.dev, data, notes))
     else:
         train, dev = holdout(train, data.holdout)
-    test = list(_read(data.test, data.format, notes)) if data.test else dev
+    test = list(_read(data.test, data, notes)) if data.test else dev
     train = limit(train, data.limit)
     if not train or not dev:
         raise DataError(
@@ -120,8 +120,8 @@ def read_splits(data: config.Data) -> Splits:
     return Splits(tuple(train), tuple(limit(dev, data.dev_limit)), tuple(limit(test, data.test_limit)), tuple(notes))
 
 
-def _read(path: str, format: str | None, notes: list[str]) -> Sequence[Document]:
-    corpus = formats.read(path, format)
+def _read(path: str, data: config.Data, notes: list[str]) -> Sequence[Document]:
+    corpus = formats.read(path, data.format, formats.Options(column=data.column, joiner=data.joiner))
     notes.extend(f"{path}: {count} × {note}" for note, count in corpus.notes.items())
     notes.append(f"{path}: {len(corpus.documents)} documents, format {corpus.format}")
     return corpus.documents

@@ -44,8 +44,8 @@ def bar() -> Any:
     )
 
 
-def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Yield `items` under a progress bar."""
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Yield `items` under a progress bar, one without an end where no `total` is known."""
     with bar() as progress:
         task = progress.add_task(description, total=total, note="")
         for item in items:

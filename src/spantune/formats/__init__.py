@@ -34,6 +34,10 @@ from spantune.formats.files import read_bytes, read_chunks
 from spantune.formats.raw import Item, Options, Sample, unique, verified
 from spantune.formats.record import read_json_array, read_json_lines
 
+__all__ = [
+    "BUNDLED", "FORMATS", "Corpus", "Format", "Item", "Options", "detect", "items", "read", "resolve", "stream", "write"
+]  # fmt: skip
+
 BUNDLED = ("biomedical-en-test", "biomedical-en-train", "clinical-zh-test", "clinical-zh-train")
 
 _BUNDLED_PREFIX = "bundled:"

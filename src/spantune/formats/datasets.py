@@ -131,7 +131,7 @@ class _Tagged:
         valid = f"a number below {len(self.names)}" if self.names else "a string"
         raise record.error(
             f"found {name!r}; expected {valid} for a tag such as O, B-dis, I-dis: map the tags of the column, or name "
-            "another (column=NAME)",
+            "another (--column NAME)",
             f"{self.column}[{index}]",
         )
 
@@ -169,7 +169,7 @@ def _parser(table: Any, path: Path, notes: Counter[str], options: Options) -> Ca
     if _TOKENS in names and "text" not in names:
         raise DataError(
             f"there is no column of tags {tag_column!r} beside {_TOKENS}; columns found: "
-            f"{', '.join(map(repr, names))}; name the column of tags (column=NAME)",
+            f"{', '.join(map(repr, names))}; name the column of tags (--column NAME)",
             path=path,
         )
     column = rows.entities_column(names, options, path)

@@ -41,7 +41,7 @@ def entities_column(names: Sequence[str], options: Options, path: Path) -> str:
     if missing := next((name for name in ("text", column) if name not in names), None):
         raise DataError(
             f"there is no column {missing!r}; columns found: {listed}; expected text and {column}: rename them, or "
-            "name the column of entities (column=NAME)",
+            "name the column of entities (--column NAME)",
             path=path,
         )
     assert isinstance(column, str)

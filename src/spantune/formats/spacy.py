@@ -131,7 +131,7 @@ def _annotated(document: RawDocument, stated: Mapping[str, tuple[RawEntity, ...]
     held = {name: entities for name, entities in stated.items() if entities}
     if len({frozenset((e.start, e.end, e.label) for e in entities) for entities in held.values()}) > 1:
         raise document.error(
-            f"entities stand under {', '.join(held)} and differ; expected one annotation: name it (column=NAME)"
+            f"entities stand under {', '.join(held)} and differ; expected one annotation: name it (--column NAME)"
         )
     return replace(document, entities=next(iter(held.values()), ()))
 
