@@ -58,14 +58,19 @@ def inconsistencies(documents: Iterable[RawDocument]) -> list[Inconsistency]:
 def _wider(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """The spans with a word more on the left, and those with one more on the right."""
     for left in range(start - 1, max(start - _LONGEST, 0) - 1, -1):
-        if text[left] < _WIDE:
+        if not _is_ideograph(text[left]):
             break
         yield left, end
     for right in range(end + 1, min(end + _LONGEST, len(text)) + 1):
-        if text[right - 1] < _WIDE:
+        if not _is_ideograph(text[right - 1]):
             break
         yield start, right
     if start and text[start - 1] < _WIDE and (word := _BEFORE.search(text[max(start - _REACH, 0) : start])):
         yield start - len(word[0]), end
     if end < len(text) and text[end] < _WIDE and (word := _AFTER.match(text, end, end + _REACH)):
         yield start, end + len(word[0])
+
+
+def _is_ideograph(sign: str) -> bool:
+    """Whether `sign` is of a script without spaces, and no punctuation."""
+    return sign >= _WIDE and sign.isalnum()

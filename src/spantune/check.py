@@ -20,7 +20,7 @@ from spantune.errors import DataError
 from spantune.findings import LONG, RARE, Report, Tally, excerpt, place, place_of, shown
 from spantune.formats.files import BOM_NOTE, CRLF_NOTE
 from spantune.formats.raw import Item, RawDocument, RawEntity
-from spantune.offsets import ENOUGH, fault, mended, shared_shift
+from spantune.offsets import ENOUGH, Shift, fault, mended, shared_shift
 from spantune.repetition import check_repetition
 
 _SIGNS = {
@@ -29,7 +29,7 @@ _SIGNS = {
 }
 _MANY = 100  # documents, from which on it is no chance that all have entities
 
-Fault = tuple[RawDocument, RawEntity, str]
+Fault = tuple[str, RawEntity, bool]  # its name, the entity, whether it can be mended
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,24 +111,28 @@ def _check_items(source: Source, tally: Tally) -> None:
 
 
 def _sound(documents: Sequence[RawDocument], file: str, tally: Tally) -> list[RawDocument]:
-    """The documents with only the entities that stand where they say; the others are counted."""
+    """The documents with every wrong entity counted and moved to where it belongs, or left out where that is open."""
+    shift = shared_shift(documents)
     faults: list[Fault] = []
     sound = []
     for document in documents:
         good = []
         for entity in document.entities:
+            where = place_of(document, entity)
             if name := fault(document, entity):
-                faults.append((document, entity, name))
-                found = f"{shown(document, entity)}, but {_standing(document, entity)}"
-                tally.add(name, place_of(document, entity), found)
-                continue
+                span = mended(document.text, entity, shift)
+                faults.append((name, entity, span is not None))
+                tally.add(name, where, f"{shown(document, entity)}, but {_standing(document, entity)}")
+                if span is None:
+                    continue
+                entity = replace(entity, start=span[0], end=span[1])
             good.append(entity)
             if entity.surface is None:
-                tally.add("unverified", place_of(document, entity), shown(document, entity))
+                tally.add("unverified", where, shown(document, entity))
             if entity.defect is not None:
-                tally.add_defect(entity.defect, place_of(document, entity), shown(document, entity))
-        sound.append(document if len(good) == len(document.entities) else replace(document, entities=tuple(good)))
-    _explain(documents, faults, file, tally)
+                tally.add_defect(entity.defect, where, shown(document, entity))
+        sound.append(replace(document, entities=tuple(good)))
+    _explain(documents, faults, shift, file, tally)
     return sound
 
 
@@ -139,7 +143,9 @@ def _standing(document: RawDocument, entity: RawEntity) -> str:
     return f"{excerpt(document.text[entity.start : entity.end])} stands there"
 
 
-def _explain(documents: Sequence[RawDocument], faults: Sequence[Fault], file: str, tally: Tally) -> None:
+def _explain(
+    documents: Sequence[RawDocument], faults: Sequence[Fault], shift: Shift | None, file: str, tally: Tally
+) -> None:
     """Say of how many entities a fault or defect is, what the faults have in common and how many can be mended."""
     entities = [entity for document in documents for entity in document.entities]
 
@@ -148,21 +154,18 @@ def _explain(documents: Sequence[RawDocument], faults: Sequence[Fault], file: st
 
     for code, count in Counter(entity.defect.code for entity in entities if entity.defect).items():
         tally.explain(code, share(count))
-    if not faults:
-        return
-    shift = shared_shift(documents)
-    ends = Counter(entity.end - entity.start - len(entity.surface or "") for _, entity, _ in faults)
-    by, agreeing = ends.most_common(1)[0]
-    for name, count in Counter(name for _, _, name in faults).items():
-        mendable = sum(
-            mended(document.text, entity, shift) is not None for document, entity, its in faults if its == name
-        )
-        rule = f" ({shift})" if shift else ""
-        if name == "end-mismatch":
-            rule = (
-                f" (each end is {abs(by)} too {'small' if by < 0 else 'large'})" if agreeing >= ENOUGH * count else ""
-            )
-        tally.explain(name, f"{share(count)}{rule}, --fix mends {mendable}")
+    for name, count in Counter(name for name, _, _ in faults).items():
+        its = [(entity, mendable) for other, entity, mendable in faults if other == name]
+        rule = _shared_end([entity for entity, _ in its]) if name == "end-mismatch" else str(shift or "")
+        mendable = sum(mendable for _, mendable in its)
+        tally.explain(name, f"{share(count)}{rule and f' ({rule})'}, --fix mends {mendable}")
+
+
+def _shared_end(entities: Sequence[RawEntity]) -> str:
+    """How the ends of `entities`, which have a text, are wrong; "" when they have nothing in common."""
+    distances = Counter(entity.end - entity.start - len(entity.surface or "") for entity in entities)
+    by, count = distances.most_common(1)[0]
+    return f"each end is {abs(by)} too {'small' if by < 0 else 'large'}" if count >= ENOUGH * len(entities) else ""
 
 
 def _check_texts(documents: Sequence[RawDocument], tally: Tally) -> None:
@@ -245,5 +248,5 @@ def _check_labels(documents: Sequence[RawDocument], schema: Collection[str], tal
             if schema and entity.label not in schema:
                 tally.add("label-outside", place_of(document, entity), shown(document, entity))
     for label, count in counts.items():
-        if count < RARE:
-            tally.add("rare-label", first.get(label, ""), f"{label}: {count}")
+        if count < RARE and documents:
+            tally.add("rare-label", first.get(label, str(documents[0].path)), f"{label}: {count}")

@@ -63,9 +63,10 @@ def repair_all(sources: Sequence[Source], out: Path) -> list[Repaired]:
     targets = [out] if len(sources) == 1 else [out / source.path.name for source in sources]
     if len(set(targets)) < len(targets):
         raise ConfigError(f"two inputs have the same name, and both would be written to {out}: rename one")
-    for target in [out, *targets, *map(_log_of, targets)]:
-        if any(target.exists() and target.samefile(source.path) for source in sources):
-            raise ConfigError(f"--fix {out} would write over the input {target}; name another file")
+    for target in [*targets, *map(_log_of, targets)]:
+        place_and_above = {target.resolve(), *target.resolve().parents}
+        if touched := next((source.path for source in sources if source.path.resolve() in place_and_above), None):
+            raise ConfigError(f"--fix {out} would write over or into the input {touched}; name another place")
     if len(sources) == 1:
         return [repair(sources[0], out)]
     with replacing_path(out) as partial:
