@@ -45,7 +45,8 @@ def test_repetitions_are_paired_with_the_first_only() -> None:
     assert near_duplicates([LONG, LONG, changed, LONG, changed]) == [(0, 1), (0, 2), (0, 3), (2, 4)]
 
 
-def test_texts_of_signs_only_are_compared_as_they_are() -> None:
+def test_texts_of_signs_and_numbers_only_are_compared_as_they_are() -> None:
+    assert near_duplicates(["1.", "2.", "3。4", "1."]) == [(0, 3)]
     assert near_duplicates(["", "。", "！", "", "。", "a"]) == [(0, 3), (1, 4)]
     assert near_duplicates([]) == []
 

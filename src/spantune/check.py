@@ -65,7 +65,8 @@ def read_source(file: str | Path, format: str | None = None) -> Source:
     notes: Counter[str] = Counter()
     path = formats.resolve(file)
     name = format or formats.detect(path)
-    return Source(path, name, tuple(formats.items(path, name, notes)), notes)
+    items = tuple(formats.items(path, name, notes))
+    return Source(path, name, items, dict(+notes))
 
 
 def check(sources: Sequence[Source], demands: Demands, tally: Tally | None = None) -> Report:

@@ -91,4 +91,4 @@ def _lacking(one: RawDocument, other: RawDocument) -> str:
 
 
 def _both(document: RawDocument, other: RawDocument) -> str:
-    return f"{excerpt(document.text)}, as at {place_of(other)}"
+    return f"{excerpt(document.text)}, as {other.id!r} at {place_of(other)}"
