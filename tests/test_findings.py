@@ -167,6 +167,25 @@ def test_the_rule_of_a_whole_file_is_named(tmp_path: Path) -> None:
     assert found.message.endswith("; 2 of the 3 entities of open.jsonl, --fix mends 0")
 
 
+@pytest.mark.parametrize(("starts", "ends"), [(1, 1), (1, 2), (0, 1), (0, -1)])
+def test_ways_to_count_in_cmeee(tmp_path: Path, starts: int, ends: int) -> None:
+    """1-based inclusive, 1-based half-open, 0-based half-open and ends one too small: found in all, and mendable."""
+    names = ("start_idx", "end_idx", "type", "entity")
+    spans = [(3, 4, f"{sign}痛") for sign in "头腹胸背"] + [(0, 0, "患")]
+    rows = [
+        {
+            "text": f"患者诉{surface}。",
+            "entities": [dict(zip(names, (start + starts, end + ends, "sym", surface), strict=True))],
+        }
+        for start, end, surface in spans
+    ]
+    found = checked(write(tmp_path / "a.jsonl", *rows))
+    wrong = {name: one for name, one in found.items() if one.severity == "error"}
+    assert sum(one.count for one in wrong.values()) == 5
+    rule = "1-based" if starts else f"each end is 1 too {'large' if ends == 1 else 'small'}"
+    assert all(rule in one.message and f"--fix mends {one.count}" in one.message for one in wrong.values())
+
+
 def test_labels_of_a_schema(tmp_path: Path) -> None:
     found = checked(write(tmp_path / "a.jsonl", FEVER), demands=Demands(labels=("dis", "bod")))
     assert (found["label-outside"].count, found["label-outside"].example) == (1, "'发热' (sym) [0, 2)")

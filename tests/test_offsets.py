@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spantune.formats.raw import RawDocument, RawEntity
-from spantune.offsets import Shift, fault, mended, places, shared_shift
+from spantune.offsets import Shift, fault, mended, shared_shift
 
 TEXTS = ["患者😀腹痛三天，🏥查血钾", "𠮷先生咳嗽", "头痛伴恶心"]
 TRUE = [[("腹痛", 3), ("三天", 5), ("血钾", 10)], [("咳嗽", 3)], [("头痛", 0), ("恶心", 3)]]
@@ -116,6 +116,7 @@ def test_where_an_entity_is_moved_to() -> None:
     assert mended(text, RawEntity(1, 2, "x", "哈"), Shift(-1, whole=False)) == (1, 2)
 
 
-def test_places_overlap() -> None:
-    assert places("aaa.", "aa") == [0, 1]
-    assert places("aaa.", ".") == [3]
+def test_occurrences_overlap() -> None:
+    assert mended("aaa.", RawEntity(5, 7, "x", "aa"), None) is None
+    assert shared_shift([document("aaa.", ("aa", 4, 6))] * 3) == Shift(-3)  # both places agree as often; the nearer
+    assert mended("aaa.", RawEntity(5, 6, "x", "."), None) == (3, 4)

@@ -119,8 +119,12 @@ def _sound(documents: Sequence[RawDocument], file: str, tally: Tally) -> list[Ra
     for document in documents:
         good = []
         for entity in document.entities:
+            name = fault(document, entity)
+            if not name and entity.surface is not None and entity.defect is None:
+                good.append(entity)
+                continue
             where = place_of(document, entity)
-            if name := fault(document, entity):
+            if name:
                 span = mended(document.text, entity, shift)
                 faults.append((name, entity, span is not None))
                 tally.add(name, where, f"{shown(document, entity)}, but {_standing(document, entity)}")

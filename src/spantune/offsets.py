@@ -17,6 +17,7 @@ from spantune.formats.raw import RawDocument, RawEntity
 UNITS = {"UTF-16 code units": ("utf-16-le", 2), "UTF-8 bytes": ("utf-8", 1)}
 
 ENOUGH = 0.9  # of the wrong entities, which a rule must put right
+_REACH = 1000  # characters, further than which no way of counting is off
 _FEW = 3  # wrong entities of an otherwise right file: too few to speak of a rule
 
 
@@ -81,7 +82,7 @@ def shared_shift(documents: Iterable[RawDocument]) -> Shift | None:
             return shift
     distances: Counter[int] = Counter()
     for text, entity in wrong:
-        distances.update({place - entity.start for place in places(text, entity.surface or "")})
+        distances.update(_distances(text, entity))
     by, count = min(distances.items(), key=lambda found: (-found[1], abs(found[0])), default=(0, 0))
     return Shift(by, whole=count >= ENOUGH * (len(wrong) + len(right))) if count >= ENOUGH * len(wrong) else None
 
@@ -95,14 +96,17 @@ def mended(text: str, entity: RawEntity, shift: Shift | None) -> tuple[int, int]
         candidates.insert(0 if shift.whole else 1, shifted)
     found = next((start for start in candidates if _stands(text, start, entity)), None)
     if found is None:
-        occurrences = places(text, entity.surface)
-        found = occurrences[0] if len(occurrences) == 1 else None
+        first = text.find(entity.surface)
+        found = first if first >= 0 and text.find(entity.surface, first + 1) < 0 else None
     return None if found is None else (found, found + len(entity.surface))
 
 
-def places(text: str, surface: str) -> list[int]:
-    """Where `surface` begins in `text`, overlapping occurrences too."""
-    return [match.start() for match in re.finditer(f"(?={re.escape(surface)})", text)]
+def _distances(text: str, entity: RawEntity) -> set[int]:
+    """How far before (negative) or behind its start the text of `entity` stands, within `_REACH` characters."""
+    surface = re.escape(entity.surface or "")
+    begin = max(entity.start - _REACH, 0)
+    around = text[begin : max(entity.start + _REACH, 0)]
+    return {begin + match.start() - entity.start for match in re.finditer(f"(?={surface})", around)}
 
 
 def _still(shift: Shift, right: list[tuple[str, RawEntity]]) -> int:

@@ -27,8 +27,8 @@ def near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[
     """Find the pairs (i, j), i < j, of positions in `texts` whose Jaccard similarity is `threshold` or more, in order.
 
     Of texts that are equal when folded, each is paired with the first only, and only the first with others: the
-    connected pairs are the groups of near-duplicates, and many repetitions stay few pairs. Texts of which folding leaves
-    nothing but numbers are compared as they are.
+    connected pairs are the groups of near-duplicates, and many repetitions stay few pairs. Texts that folding leaves
+    nothing of but numbers are compared as they are.
 
     Raises:
         ConfigError: `threshold` is not a share above 0.
