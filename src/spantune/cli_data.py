@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,11 +20,14 @@ from spantune.errors import ConfigError
 
 if TYPE_CHECKING:
     from spantune.document import Document
+    from spantune.findings import Report
     from spantune.formats import Corpus, Options
     from spantune.task import TaskSpec
     from spantune.tokens import Tokens
 
-app = typer.Typer(help="Look at annotated corpora and convert them.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Look at annotated corpora, check, split and convert them.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
@@ -118,6 +121,61 @@ def convert(
 
 
 @app.command()
+def check(
+    files: Annotated[list[str], typer.Argument(help="Corpus files; several are the splits of one corpus.")],
+    fix: Annotated[
+        Path | None,
+        typer.Option(help="Write the corpus here with all that has one right answer mended; a folder for several."),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="The label set, separated by commas.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Take the label set from this recipe.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a text, with --tokenizer.", min=1)] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A folder with a tokenizer, or a model source.")] = None,
+    format: Format = None,
+    column: Column = None,
+    joiner: Joiner = None,
+    as_json: Json = False,
+) -> None:
+    """Check annotated files and say what is wrong, how often and where; exit 1 when an error is, or remains.
+
+    With --fix, what is checked in the end is what was written; the changes are logged beside it.
+
+    Examples:
+
+        spantune data check train.jsonl dev.jsonl --labels dis,sym,bod
+
+        spantune data check cmeee.jsonl --fix mended.jsonl
+    """
+    from spantune.check import Demands, read_source
+    from spantune.check import check as examine
+    from spantune.findings import Tally
+    from spantune.repair import count_left_out, repair_all
+
+    count_tokens = _token_counter(max_tokens, tokenizer)
+    demands = Demands(_label_set(labels, recipe), max_tokens or 0, count_tokens)
+    sources = [read_source(file, format, _options(column, joiner)) for file in files]
+    tally = Tally()
+    if fix is None:
+        report = examine(sources, demands)
+    else:
+        repaired = repair_all(sources, fix)
+        count_left_out(repaired, tally)
+        written = [read_source(one.path, source.format) for one, source in zip(repaired, sources, strict=True)]
+        report = examine(written, demands, tally)
+        for one, source in zip(repaired, sources, strict=True):
+            for note, count in {**source.notes, **one.notes}.items():
+                print(f"{source.path}: {count} × {note}", file=sys.stderr)
+            print(f"{one.path}: {len(one.changes)} changes, logged in {one.log}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(report.as_dict(), ensure_ascii=False))
+    else:
+        tables.table(["", "finding", "count", "what, and the first"], _finding_rows(report))
+        counted = f"{report.documents} documents, {report.entities} entities"
+        print(f"{counted}: {report.errors} errors, {report.warnings} warnings", file=sys.stderr)
+    raise typer.Exit(1 if report.errors else 0)
+
+
+@app.command()
 def split(
     file: Annotated[str, typer.Argument(help="A corpus file, or bundled:NAME.")],
     to: Annotated[Path, typer.Option(help="The folder to make.")],
@@ -173,6 +231,46 @@ def split(
     else:
         tables.print_split(record)
     print(f"{', '.join(division.parts)} and {splits.RECORD}: {to}", file=sys.stderr)
+
+
+def _finding_rows(report: Report) -> list[tuple[str, ...]]:
+    return [
+        (one.severity, one.name, str(one.count), f"{one.message}\n{one.where}: {one.example}")
+        for one in report.findings
+    ]
+
+
+def _label_set(labels: str | None, recipe: Path | None) -> tuple[str, ...]:
+    """The label set that is asked for; () for none."""
+    if labels is not None and recipe is not None:
+        raise ConfigError("give either --labels or --recipe; both say what the labels are")
+    if recipe is not None:
+        from spantune.config import load_config
+        from spantune.prompt import make_task
+
+        return make_task(load_config(recipe, []).task).codes
+    codes = tuple(code.strip() for code in (labels or "").split(",") if code.strip())
+    if labels is not None and not codes:
+        raise ConfigError(f"--labels {labels!r} names no label; expected codes separated by commas: dis,sym,bod")
+    return codes
+
+
+def _token_counter(budget: int | None, source: str | None) -> Callable[[Sequence[str]], list[int]] | None:
+    """What counts the tokens of texts under the tokenizer `source`; None without a budget."""
+    if (budget is None) != (source is None):
+        raise ConfigError("--max-tokens and --tokenizer go together: a budget counts under one tokenizer")
+    if source is None:
+        return None
+    quiet()
+    from spantune import hub
+    from spantune.load import load_tokenizer
+
+    tokenizer = load_tokenizer(Path(source) if Path(source).is_dir() else hub.resolve(source), source)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+    return count
 
 
 @dataclass(frozen=True)
