@@ -313,3 +313,15 @@ def test_cmeee_v1_dev_and_v2_share_their_texts() -> None:
 def test_cmeee_v1_train_and_dev_share_none() -> None:
     _, counts = real("cmeee_v1/train.jsonl", "cmeee_v1/dev.jsonl")
     assert "shared-text" not in counts
+
+
+def test_label_studio_exports_with_repeated_texts_and_annotations() -> None:
+    report, counts = real("label_studio_zh/label_studio_full.json")
+    assert (report.documents, report.entities, counts["duplicate-text"]) == (160, 514, 120)
+    report, counts = real("label_studio_zh/label_studio_slim.json")
+    assert (report.documents, report.entities, counts["duplicate-annotation"]) == (121, 484, 3)
+
+
+def test_weibo_train_and_test_share_texts_and_have_broken_tags() -> None:
+    _, counts = real(*(f"weibo_ner/{path.name}" for path in sorted((SHARED / "weibo_ner").glob("*conll*t*"))))
+    assert (counts["shared-text"], counts["broken-transition"]) == (38, 14)

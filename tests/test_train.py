@@ -205,6 +205,13 @@ def test_the_last_step_is_measured_whatever_the_interval(
     assert result.as_dict()["f1_before"] is None
 
 
+def test_the_slice_that_steers_is_sized_to_its_share_of_the_time_and_stays(recipe: Callable[..., Config]) -> None:
+    settings = {"max_steps": 4, "eval_steps": 1, "eval_documents": 12, "eval_share": 1e-6}
+    records = read_metrics(train(recipe(train=settings, data={"dev": "bundled:clinical-zh-test"})).folder)
+    assert [record["documents"] for record in of(records, "dev")] == [8] * 4
+    assert all(record["evaluation_seconds"] > 0 for record in of(records, "dev"))
+
+
 def test_a_run_ends_when_its_minutes_are_over(recipe: Callable[..., Config]) -> None:
     result = train(recipe(train={"max_steps": 100000, "max_minutes": 0.02, "eval_steps": 100000, "save_steps": 100000}))
     records = read_metrics(result.folder)

@@ -96,6 +96,14 @@ def answer_tokens(chosen: list[Example]) -> int:
     return sum(len(example.ids) - example.answer_start for example in chosen)
 
 
+def test_what_runs_while_the_clock_is_stopped_takes_no_time() -> None:
+    clock = Clock(10.0)
+    with clock.stopped():
+        time.sleep(0.05)
+    assert 10.0 <= clock.seconds < 10.04
+    assert clock.expected(0.5) == pytest.approx(20.0, abs=0.1) and clock.expected(0.0) == math.inf
+
+
 def test_shared_packs_hold_every_answer_token_once() -> None:
     chosen = examples()
     for budget, packs in ((4096, 1), (200, 2), (1, 4)):
@@ -141,6 +149,18 @@ def trainer(tmp_path: Path, settings: config.Train, model: Any = None, **changes
         settings=settings,
         clock=Clock(),
     )
+
+
+@pytest.mark.parametrize(("before", "steps"), [((), 6), ((0.3,), 4)])
+def test_patience_counts_evaluations_without_a_better_f1_across_a_resume(
+    tmp_path: Path, before: tuple[float, ...], steps: int
+) -> None:
+    changes = {"max_steps": 20, "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 2}
+    made = trainer(tmp_path, train_settings(patience=2), save_strategy="no", **changes)
+    made.evaluation = lambda step: {"f1": 0.3}
+    made.f1s = list(before)
+    made.train()
+    assert made.state.global_step == steps
 
 
 def step(tmp_path: Path, batch: dict[str, Any], model: Any = None) -> tuple[float, dict[str, torch.Tensor]]:

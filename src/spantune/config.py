@@ -173,6 +173,10 @@ class Train(Section):
     """Steps between evaluations by extraction; about four a run when absent."""
     eval_documents: int = Field(200, ge=1)
     """Most dev documents in such an evaluation."""
+    eval_share: float = Field(0.15, gt=0, le=1)
+    """Most of the training time that these evaluations may take; it sizes the slice, 8 documents at least."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many evaluations in a row without a better F1; never when absent."""
     eval_before: bool = True
     """Measure the untrained model too."""
     save_steps: int | None = Field(None, ge=1)

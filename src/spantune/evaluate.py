@@ -38,7 +38,8 @@ class Evaluation:
         flat = {"f1": micro.f1, "precision": micro.precision, "recall": micro.recall, "macro_f1": self.scores.macro_f1}
         flat |= {"f1_low": micro.f1_low or 0.0, "f1_high": micro.f1_high or 0.0}
         flat |= {f"f1/{label}": figure.f1 for label, figure in self.scores.labels.items()}
-        return flat | rates(self.extractions) | {"evaluation_seconds": round(self.seconds, 2)}
+        cost = {"documents": len(self.gold), "evaluation_seconds": round(self.seconds, 2)}
+        return flat | rates(self.extractions) | cost
 
     def as_dict(self) -> dict[str, object]:
         """The scores and rates as one JSON object."""

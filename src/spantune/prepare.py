@@ -63,12 +63,12 @@ class Prepared:
         chosen = self.recipe.train.pack_tokens or DEFAULT_PACK_TOKENS[device]
         return max(chosen, max(len(example.ids) for example in self.examples))
 
-    def steering(self) -> list[Document]:
-        """The fixed dev documents that are extracted during training."""
-        documents = list(self.splits.dev)
-        count = min(self.recipe.train.eval_documents, len(documents))
-        chosen = sorted(random.Random(self.recipe.run.seed).sample(range(len(documents)), count))
-        return [documents[index] for index in chosen]
+    def steering(self, count: int | None = None) -> list[Document]:
+        """The fixed dev documents that are extracted during training, `count` of them; fewer are among the more."""
+        places = list(range(len(self.splits.dev)))
+        random.Random(self.recipe.run.seed).shuffle(places)
+        chosen = sorted(places[: self.recipe.train.eval_documents if count is None else count])
+        return [self.splits.dev[place] for place in chosen]
 
 
 def prepare(recipe: config.Config) -> Prepared:

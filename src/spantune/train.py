@@ -20,6 +20,7 @@ from transformers import TrainingArguments, set_seed
 
 from spantune import formats, runs
 from spantune.config import Config
+from spantune.document import Document
 from spantune.evaluate import Evaluation, evaluate, save_predictions
 from spantune.extract import Extractor
 from spantune.load import Loaded, load
@@ -33,6 +34,9 @@ from spantune.progress import bar, console
 from spantune.report import Report, write_report
 from spantune.tracking import Trackers, open_trackers, read_metrics, require_key, rewind
 from spantune.trainer import Clock, Collator, PackTrainer, StepCallback, read_clock
+
+SLICE = 8
+"""Fewest dev documents that steer."""
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +104,12 @@ class _Job:
     def __init__(self, recipe: Config, prepared: Prepared, loaded: Loaded, folder: Path):
         self.recipe, self.prepared, self.loaded, self.folder = recipe, prepared, loaded, folder
         self.trackers: Trackers = open_trackers(recipe, folder)
-        self.steering = prepared.steering()
         self.extractor = Extractor(loaded.model, prepared.encoder, recipe.extract)
         self.before: Scores | None = None
+        self.steering: list[Document] = []
+        self.per_document = 0.0  # seconds that extraction takes
+        self.trainer: PackTrainer | None = None
         self.callback: StepCallback | None = None
-        f1s = [record["f1"] for record in read_metrics(folder) if record.get("split") == "dev"]
-        self.best = max((f1 for f1 in f1s if f1 is not None), default=-1.0)
 
     def run(self, checkpoint: Path | None) -> Evaluation:
         """Train from the start or from a checkpoint, then measure; a signal or an error closes the trackers."""
@@ -115,8 +119,8 @@ class _Job:
                 if self.recipe.train.eval_before:
                     self.before = self._recorded() if checkpoint else self._measure_test(0).scores
                 with bar() as progress:
-                    trainer = self._trainer(checkpoint, progress)
-                    if not trainer.over(runs.step_of(checkpoint) if checkpoint else 0):
+                    self.trainer = trainer = self._trainer(checkpoint, progress)
+                    if trainer.progress(runs.step_of(checkpoint) if checkpoint else 0) < 1.0:
                         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
                 after = self._finish()
                 state = "success"
@@ -131,15 +135,30 @@ class _Job:
 
     def steer(self, step: int) -> Mapping[str, float]:
         """Extract the dev slice, record it, and keep the adapter when it is the best so far."""
+        assert self.trainer is not None and self.callback is not None
         began = time.perf_counter()
+        self.steering = self.steering or self.prepared.steering(self._slice_size(self.trainer, step))
         evaluation = self._measure(self.steering, "dev", step)
-        f1 = evaluation.scores.micro.f1
-        if f1 >= self.best:
-            self.best = f1
+        if evaluation.scores.micro.f1 >= max(self.trainer.f1s, default=0.0):
             self._save_adapter()
-        if self.callback:
-            self.callback.idle += time.perf_counter() - began
+        self.callback.idle += time.perf_counter() - began
         return evaluation.values()
+
+    def _slice_size(self, trainer: PackTrainer, step: int) -> int:
+        """How many dev documents steer: those that did before a resume, or what `eval_share` of the time allows."""
+        settings, wanted = self.recipe.train, min(self.recipe.train.eval_documents, len(self.prepared.splits.dev))
+        before = [record["documents"] for record in self._steered()]
+        if before or not self.per_document:
+            return before[-1] if before else wanted
+        evaluations = -(-trainer.args.max_steps // int(trainer.args.eval_steps))
+        seconds = settings.eval_share * trainer.clock.expected(trainer.progress(step)) / evaluations
+        size = max(min(SLICE, wanted), min(wanted, int(seconds / self.per_document)))
+        if size < wanted:
+            log.info("%d of %d dev documents steer: train.eval_share=%g of the time", size, wanted, settings.eval_share)
+        return size
+
+    def _steered(self) -> list[dict[str, Any]]:
+        return [record for record in read_metrics(self.folder) if record.get("split") == "dev"]
 
     def _finish(self) -> Evaluation:
         """Measure the best adapter on the test documents and write the report."""
@@ -166,6 +185,7 @@ class _Job:
 
     def _measure(self, documents: list[Any], split: str, step: int) -> Evaluation:
         evaluation = evaluate(self.extractor, documents, f"extract {split}")
+        self.per_document = evaluation.seconds / len(documents)
         save_predictions(self.folder / "predictions" / f"{split}-{step}.jsonl", evaluation.extractions)
         self.trackers.metrics(step, evaluation.values(), split)
         shown = list(zip(evaluation.gold, evaluation.predicted, strict=True))[: self.recipe.track.predictions]
@@ -222,11 +242,12 @@ class _Job:
             model=model,
             args=arguments,
             train_dataset=list(self.prepared.examples),
-            eval_dataset=self.steering,
+            eval_dataset=list(self.prepared.splits.dev),
             data_collator=Collator(settings, self.prepared.prefix, budget, padding),
             evaluation=self.steer,
             settings=settings,
             clock=Clock(read_clock(checkpoint)),
+            f1s=[record["f1"] for record in self._steered() if record["f1"] is not None],
         )
         self.callback = StepCallback(trainer, self.trackers.metrics, progress)
         trainer.add_callback(self.callback)
@@ -234,11 +255,14 @@ class _Job:
 
     def _report(self, after: Evaluation) -> Report:
         records = read_metrics(self.folder)
-        dev = [record for record in records if record.get("split") == "dev"]
+        dev = self._steered()
         speed = [record["examples_per_s"] for record in records if "examples_per_s" in record]
         facts = {
             name.replace("_", " "): f"{value:.1%}" for name, value in after.values().items() if name.endswith("_rate")
         }
+        if dev and self.trainer is not None:
+            share = sum(record["evaluation_seconds"] for record in dev) / max(1e-9, self.trainer.clock.seconds)
+            facts["evaluations, share of training time"] = f"{share:.1%}"
         if speed:
             facts["training examples/s (median)"] = f"{sorted(speed)[len(speed) // 2]:.2f}"
         return Report(

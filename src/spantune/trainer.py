@@ -7,6 +7,7 @@ into the job. The Trainer keeps what it is good at: loop, optimizer, checkpoints
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from spantune.loss import PackTensors, pack_loss, tensors
 from spantune.pack import NO_TARGET, pack_examples
 
 CLOCK_FILE = "clock.json"
+log = logging.getLogger(__name__)
 
 
 class Clock:
@@ -40,6 +42,10 @@ class Clock:
     def seconds(self) -> float:
         """Elapsed training time."""
         return self._before + time.monotonic() - self._started
+
+    def expected(self, progress: float) -> float:
+        """Seconds that the whole run will take when `progress`, a share of it, is over."""
+        return self.seconds / progress if progress > 0 else math.inf
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -118,7 +124,9 @@ class PackTrainer(Trainer):
 
     Args:
         evaluation: called with the step; extracts, records and returns the figures.
-        schedule: made from the total number of steps.
+        settings: the recipe's section.
+        clock: what counts the minutes.
+        f1s: those of the evaluations before a resume.
     """
 
     def __init__(
@@ -127,17 +135,19 @@ class PackTrainer(Trainer):
         evaluation: Callable[[int], Mapping[str, float]],
         settings: config.Train,
         clock: Clock,
+        f1s: Sequence[float] = (),
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.evaluation, self.settings, self.clock = evaluation, settings, clock
         self.schedule: Schedule | None = None
+        self.f1s = list(f1s)
         self.remove_callback(PrinterCallback)
         self._autocast = self.model.get_input_embeddings().weight.dtype == torch.bfloat16
 
-    def over(self, step: int) -> bool:
-        """Whether nothing is left to train after `step`; the Trainer would take one step more when resumed there."""
-        return Schedule(self.settings, self.args.max_steps, self.clock).progress(step) >= 1.0
+    def progress(self, step: int) -> float:
+        """Share of the run that is over after `step`; at 1 the Trainer would take one step more when resumed there."""
+        return Schedule(self.settings, self.args.max_steps, self.clock).progress(step)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Run every pack of the step forward and backward; returns the loss a token of the step."""
@@ -172,7 +182,16 @@ class PackTrainer(Trainer):
         metrics = {f"eval_{key}": value for key, value in values.items()}
         control: Any = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        self._follow(values["f1"])
         return metrics
+
+    def _follow(self, f1: float) -> None:
+        """Stop the run when as many evaluations as `patience` says have brought no better F1."""
+        self.f1s.append(f1)
+        waited = len(self.f1s) - 1 - self.f1s.index(max(self.f1s))
+        if self.settings.patience is not None and waited >= self.settings.patience:
+            log.info("no better F1 in %d evaluations; the run stops", waited)
+            self.control.should_training_stop = True
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the Trainer's estimate knows nothing of packs."""

@@ -181,20 +181,26 @@ def _of_records(sample: Sample, first: str) -> str | None:
     A file whose texts all have an empty entity list could be of several; an array is then CBLUE's, JSONL ours.
     """
     is_array = first.startswith("[")
+    broken: DataError | None = None
     read_any = False
     try:
         for record in (read_json_array if is_array else read_json_lines)(sample.path, Counter()):
-            if isinstance(record, DataError):
-                raise record
+            if isinstance(record, DataError):  # said when it is read; a line further on may tell the format
+                broken = broken or record
+                if record.line is not None and record.line > _SAMPLE_LINES:
+                    break
+                continue
             read_any = True
             if name := _claimant(replace(sample, record=record.values)):
                 return name
             if record.values.get("entities") != [] or "text" not in record.values:
                 return _unclaimed(sample.path, f"an object with {', '.join(record.values)[:80]}")
-    except DataError:
-        if not read_any and _claimant(sample):  # marked text, say, that begins with a bracket
-            return None
-        raise
+    except DataError as error:
+        broken = broken or error
+    if not read_any and _claimant(sample):  # marked text, say, that begins with a bracket
+        return None
+    if broken is not None:
+        raise broken
     return "cmeee" if is_array else "native"
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from spantune.document import Document
 from spantune.errors import DataError
-from spantune.formats.files import read_lines, replacing
+from spantune.formats.files import replacing
 from spantune.formats.raw import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.formats.record import Record, read_json_array, read_json_lines
+from spantune.formats.record import Record, read_json
 
 _FIELDS = ("text", "entities")
 _ENTITY_FIELDS = ("start_idx", "end_idx", "type", "entity")
@@ -31,21 +31,18 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<number>`, counted from 1 (`<stem>-<line>` in JSONL).
+    """Yield the documents of `path`, called `<stem>-<number>`, counted from 1.
 
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
     """
-    _, first = next(read_lines(path, Counter()))
-    is_array = first.lstrip().startswith("[")
 
     def parse(record: Record) -> RawDocument:
         entities = tuple(_entity(row, notes) for row in record.rows("entities"))
         text = record.text("text", blank=True)
-        number = record.number if is_array else record.line
-        return RawDocument(f"{path.stem}-{number}", text, entities, path, record.line, record.others(_FIELDS))
+        return RawDocument(f"{path.stem}-{record.number}", text, entities, path, record.line, record.others(_FIELDS))
 
-    return each((read_json_array if is_array else read_json_lines)(path, notes), parse)
+    return each(read_json(path, notes), parse)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

@@ -2,7 +2,7 @@
 
 In the published data every `end_idx` is one too small, so an entity is anchored on `start_idx` and the length of its
 text, which must be what stands there; `end_idx` only has to fit one of three rules, and where it is not the layout's
-own, that is noted. What fits none is refused. Fields beside text and entities are the document's meta, both ways.
+own, that is noted. Fields beside text and entities are the document's meta, both ways.
 """
 
 from __future__ import annotations
@@ -77,13 +77,9 @@ def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
 def _entity(row: Record, notes: Counter[str]) -> RawEntity:
     start, end = row.integer("start_idx"), row.integer("end_idx")
     surface, label = row.text("entity_text"), row.text("entity_label")
-    length = len(surface)
-    if end - start - length not in _RULES:
-        raise row.error(
-            f"found {end} for {length} characters from {start}; expected {start + length - 1} (inclusive), "
-            f"{start + length} (half-open) or {start + length - 2} (the published data's): mend it",
-            "end_idx",
-        )
     row.note_others(_ENTITY_FIELDS, notes)
-    defect = _RULES[end - start - length]
-    return RawEntity(start, start + length, label, surface, field=row.place("entity_text"), defect=defect)
+    length = len(surface)
+    rule = end - start - length
+    if rule in _RULES:
+        end = start + length - 1
+    return RawEntity(start, end + 1, label, surface, field=row.place("entity_text"), defect=_RULES.get(rule))
