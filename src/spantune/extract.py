@@ -83,10 +83,14 @@ class Extractor:
         model: a causal LM of transformers, with or without PEFT adapters.
         encoder: its tokenizer under the task.
         settings: batch size, limit and whether to decode under the grammar.
+        among_allowed: whether scores are probabilities among what the grammar allows, which a model knows that was
+            trained on choices; else they are those of the whole vocabulary.
     """
 
-    def __init__(self, model: Any, encoder: Encoder, settings: config.Extract | None = None):
-        self.model, self.encoder = model, encoder
+    def __init__(
+        self, model: Any, encoder: Encoder, settings: config.Extract | None = None, *, among_allowed: bool = False
+    ):
+        self.model, self.encoder, self.among_allowed = model, encoder, among_allowed
         self.settings = settings or config.Extract()
         self.effort = Effort()
         self._device = next(model.parameters()).device
@@ -194,14 +198,14 @@ class Extractor:
         return logits
 
     def _choose(self, rows: list[_Row], logits: Tensor) -> tuple[list[int], list[float]]:
-        """The most probable allowed token of each row and its log-probability in the unmasked distribution."""
+        """The most probable allowed token of each row and its log-probability."""
         logits = logits.float()
-        total = logits.logsumexp(-1)
         masked = logits
         if self._constraint:
             masked = logits.clone()
             self._constraint.apply([row.guide.matcher for row in rows if row.guide], masked)
         tokens = masked.argmax(-1)
+        total = (masked if self.among_allowed else logits).logsumexp(-1)
         logprobs = logits.gather(-1, tokens[:, None])[:, 0] - total
         return tokens.tolist(), logprobs.tolist()
 
@@ -286,7 +290,7 @@ def load_run(run: str | Path, device: str = "auto", settings: config.Extract | N
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=True)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
-    return Extractor(model, encoder, settings or recipe.extract)
+    return Extractor(model, encoder, settings or recipe.extract, among_allowed=recipe.train.loss_on == "choices")
 
 
 def _joined(document: Document, parts: list[Extraction]) -> Extraction:
