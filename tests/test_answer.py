@@ -6,8 +6,6 @@ before it and its own start. The ceilings on CMeEE follow from how often that ha
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import llguidance.hf
@@ -17,13 +15,13 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from fakes import byte_tokenizer
+from real import SHARED
 from spantune import formats
 from spantune.answer import FORMATS, Parsed, Problem, answer_format, jsonl, jsonl_seed
 from spantune.answer.resolve import Mention, resolve
 from spantune.document import Document, Entity
 from spantune.task import Label, TaskSpec
 
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TASK = TaskSpec(labels=(Label(code="sym"), Label(code="疾病"), Label(code='b"\\\x7f')), instruction="x")
 SEED = TASK.model_copy(update={"answer": "jsonl_seed"})
 WITH_EMPTY = TASK.model_copy(update={"empty_answer": "没有"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real import SHARED
 from spantune import formats
 from spantune.document import Document, Entity
 from spantune.errors import DataError
@@ -19,7 +19,6 @@ from spantune.formats.files import CRLF_NOTE
 from strategies import annotated, texts
 
 WARD = Path(__file__).parent / "fixtures" / "brat" / "ward"
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 NO_ANN = "text without .ann file: no entities"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from real import SHARED
 from spantune import formats
 from spantune.browse import PAGE, write_page
 from spantune.document import Document, Entity
 from spantune.errors import DataError
 
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 EVIL = (
     "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"

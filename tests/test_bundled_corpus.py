@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from real import SHARED
 from spantune import formats
 from spantune.corpus import statistics
 from spantune.document import Document
 from spantune.prompt import BIOMEDICAL_LABELS, CMEEE_LABELS
 
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SIZES = {
     "clinical-zh-train": 480,
     "clinical-zh-test": 120,

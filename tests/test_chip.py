@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections import Counter
@@ -13,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real import SHARED
+from refusal import assert_unwritable
 from spantune import formats
 from spantune.document import Document, Entity
 from spantune.errors import DataError
 from strategies import annotated
 
 FIXTURE = Path(__file__).parent / "fixtures" / "chip" / "clinic.txt"
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 UNVERIFIED = "entity without its text: offsets not verified"
 
 
@@ -124,13 +124,7 @@ def test_a_bad_line_does_not_end_the_reading_of_the_others(tmp_path: Path) -> No
 def test_what_cannot_be_written_is_refused_and_leaves_the_old_file(
     document: Document, fragments: list[str], tmp_path: Path
 ) -> None:
-    path = tmp_path / "kept.txt"
-    path.write_text("old", encoding="utf-8")
-    with pytest.raises(DataError) as caught:
-        formats.write(path, [Document("first", "fine"), document], "chip")
-    assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
-    assert path.read_text("utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert_unwritable(tmp_path, document, "chip", fragments)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real import SHARED
+from refusal import assert_unwritable
 from spantune import formats
 from spantune.document import Document, Entity
 from spantune.errors import ConfigError, DataError
@@ -21,7 +22,6 @@ from spantune.formats.tokens import split
 from strategies import annotated, characters
 
 FIXTURES = Path(__file__).parent / "fixtures" / "conll"
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 JOINED = "text joined from tokens"
 NUMBER = "segmentation number taken off a token"
@@ -401,13 +401,7 @@ def test_a_bad_sentence_does_not_end_the_reading_of_the_others(tmp_path: Path) -
 def test_what_cannot_be_written_is_refused_and_leaves_the_old_file(
     document: Document, fragments: list[str], tmp_path: Path
 ) -> None:
-    path = tmp_path / "kept.txt"
-    path.write_text("old", encoding="utf-8")
-    with pytest.raises(DataError) as caught:
-        formats.write(path, [Document("first", "fine"), document], "conll")
-    assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
-    assert path.read_text("utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert_unwritable(tmp_path, document, "conll", fragments)
 
 
 def test_tokens_that_would_be_read_as_segmented_are_refused(tmp_path: Path) -> None:

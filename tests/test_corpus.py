@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real import SHARED
 from spantune import corpus, formats
 from spantune.document import Document, Entity
 from spantune.errors import ConfigError, DataError
 
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 LONG = "入院后测血压。夜间诉头痛！“睡不好。”家属陪护；次日复查 CT. No change. Stable"
 
 

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real import SHARED
 from refusal import assert_refused
 from spantune import formats
 from spantune.document import Document, Entity
 from spantune.errors import ConfigError, DataError
 from spantune.formats.raw import Options, RawDocument
 from strategies import annotated
-from test_formats import CLINIC, FIXTURES, SHARED
+from test_formats import CLINIC, FIXTURES
 
 try:
     import datasets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from real import SHARED
 from spantune.check import Demands, check, read_source
 from spantune.findings import RULES, Finding, Report, Tally
 from spantune.formats.raw import Defect
 
 Command = Callable[..., Any]
 ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FEVER = {"text": "发热", "entities": [{"start": 0, "end": 2, "label": "sym", "text": "发热"}]}
 
 

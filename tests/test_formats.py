@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real import SHARED
 from spantune import formats
 from spantune.document import Document, Entity
 from spantune.errors import DataError
@@ -22,7 +22,6 @@ from spantune.formats.files import BOM_NOTE, CRLF_NOTE
 from strategies import annotated
 
 FIXTURES = Path(__file__).parent / "fixtures"
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 # What the first four sentences of every fixture hold.
 CLINIC = [

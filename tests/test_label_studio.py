@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real import SHARED
+from refusal import assert_unreadable
 from spantune import formats
 from spantune.document import Document, Entity
 from spantune.errors import DataError
@@ -21,7 +22,6 @@ from spantune.formats.raw import Options, RawDocument
 from strategies import annotated
 
 FIXTURES = Path(__file__).parent / "fixtures" / "label_studio"
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 NOTE = "𠮷先生右肩疼痛，血钾低。"
 
 
@@ -296,9 +296,7 @@ BAD = {
 def test_bad_input_is_refused_by_name(format: str | None, content: str, fragments: list[str], tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(DataError) as caught:
-        formats.read(path, format)
-    assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
+    assert_unreadable(path, format, fragments)
 
 
 def test_what_is_wrong_with_one_annotation_does_not_hide_the_others(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real import SHARED
 from spantune import formats
 from spantune.check import Source, read_source
 from spantune.document import Document, Entity
@@ -22,7 +22,6 @@ from spantune.repair import repair, repair_all
 from strategies import annotated
 
 Command = Callable[..., Any]
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 HEAD = {"start": 0, "end": 2, "label": "sym", "text": "头痛"}
 
 

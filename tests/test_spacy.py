@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real import SHARED
 from refusal import assert_refused
 from spantune import formats
 from spantune.document import Document, Entity
 from spantune.errors import ConfigError, DataError
 from spantune.formats.raw import Options
 from strategies import annotated
-from test_formats import CLINIC, FIXTURES, SHARED
+from test_formats import CLINIC, FIXTURES
 
 needs_spacy = pytest.mark.skipif(
     importlib.util.find_spec("spacy") is None, reason="spaCy, of the extra `spacy`, is not installed"

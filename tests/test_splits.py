@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -14,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real import SHARED
 from spantune import formats
 from spantune.document import Document, Entity
 from spantune.errors import ConfigError, DataError
 from spantune.splits import Division, Rule, few_shot, parse_shares, sample, split, write_splits
 
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
 LONG = "患者三天前受凉后出现咳嗽咳痰，痰为白色黏痰，不易咳出，伴发热，体温最高三十九度，自行口服退热药后体温可降至正常"
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real import SHARED
 from refusal import assert_refused
 from spantune import formats
 from spantune.document import Document, Entity
@@ -21,7 +22,7 @@ from spantune.errors import ConfigError, DataError
 from spantune.formats.files import BOM_NOTE, CRLF_NOTE
 from spantune.formats.raw import Options
 from strategies import annotated
-from test_formats import CLINIC, FIXTURES, SHARED
+from test_formats import CLINIC, FIXTURES
 
 try:
     import pyarrow

@@ -19,6 +19,7 @@ from spantune.corpus import Bin, Statistics, nesting, statistics
 from spantune.document import Document
 from spantune.drawing import PALETTE, draw, style
 from spantune.formats.files import replacing
+from spantune.page import engine
 
 PAGE = 50
 """Documents that are shown at once."""
@@ -30,21 +31,13 @@ def write_page(path: Path, documents: Sequence[Document], title: str) -> None:
     Raises:
         DataError: there are no documents, or the file cannot be written.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     found = statistics(documents)
     labels = list(found.entities)
-    engine = Environment(
-        loader=PackageLoader("spantune", "web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    engine.filters.update(number=_number, bars=_bars)
-    script = engine.get_template("browse.js.j2").render(size=PAGE)
-    page = engine.get_template("browse.html.j2").render(
+    templates = engine(number=_number, bars=_bars)
+    script = templates.get_template("browse.js.j2").render(size=PAGE)
+    page = templates.get_template("browse.html.j2").render(
         title=title,
         found=found,
         key_figures=_key_figures(found),

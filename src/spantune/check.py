@@ -27,6 +27,9 @@ _SIGNS = {
     "control-character": re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]"),
     "zero-width-character": re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"),
 }
+FILE_NOTES = {BOM_NOTE: "byte-order-mark", CRLF_NOTE: "crlf"}
+"""A reader's note of a whole file to the name of the finding."""
+
 _MANY = 100  # documents, from which on it is no chance that all have entities
 
 Fault = tuple[str, RawEntity, bool]  # its name, the entity, whether it can be mended
@@ -106,7 +109,7 @@ def _check_items(source: Source, tally: Tally) -> None:
         if item.id in ids:
             tally.add("repeated-id", place_of(item), excerpt(item.id))
         ids.add(item.id)
-    for note, name in ((BOM_NOTE, "byte-order-mark"), (CRLF_NOTE, "crlf")):
+    for note, name in FILE_NOTES.items():
         if count := source.notes.get(note, 0):
             tally.add(name, str(source.path), note, count)
 

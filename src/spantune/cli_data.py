@@ -29,6 +29,7 @@ app = typer.Typer(
     help="Look at annotated corpora, check, split and convert them.", no_args_is_help=True, rich_markup_mode=None
 )
 
+# A command has as many parameters as options: typer reads them from the signature.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
 Column = Annotated[
@@ -261,11 +262,7 @@ def _token_counter(budget: int | None, source: str | None) -> Callable[[Sequence
         raise ConfigError("--max-tokens and --tokenizer go together: a budget counts under one tokenizer")
     if source is None:
         return None
-    quiet()
-    from spantune import hub
-    from spantune.load import load_tokenizer
-
-    tokenizer = load_tokenizer(Path(source) if Path(source).is_dir() else hub.resolve(source), source)
+    tokenizer = _tokenizer(source)
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
@@ -328,15 +325,21 @@ def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: b
 
 
 def _tokens(counter: _Counter, documents: Sequence[Document]) -> Tokens:
-    quiet()
     from spantune.corpus import check_labels
-    from spantune.hub import resolve
-    from spantune.load import load_tokenizer
     from spantune.tokens import count_tokens
 
     if counter.task:
         check_labels(documents, counter.task.codes)
-    return count_tokens(documents, load_tokenizer(resolve(counter.source), counter.source), counter.task)
+    return count_tokens(documents, _tokenizer(counter.source), counter.task)
+
+
+def _tokenizer(source: str) -> Any:
+    """The tokenizer of a model source, or of a folder, which need hold no more than that."""
+    quiet()
+    from spantune.hub import resolve
+    from spantune.load import load_tokenizer
+
+    return load_tokenizer(Path(source) if Path(source).is_dir() else resolve(source), source)
 
 
 def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: bool) -> None:

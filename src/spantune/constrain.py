@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spantune.encode import Encoder
@@ -44,23 +45,11 @@ class Constraint:
 
     def apply(self, matchers: list[Any], logits: Tensor) -> None:
         """Set the logits [matchers, vocabulary] of forbidden tokens to minus infinity, in place."""
-        # not by llguidance.torch, whose kernel torch compiles: that takes seconds and needs a C++ compiler
-        import llguidance.numpy as masks
-
-        mask = masks.allocate_token_bitmask(len(matchers), self.vocabulary)
-        for row, matcher in enumerate(matchers):
-            masks.fill_next_token_bitmask(matcher, mask, row)
-        bits = np.unpackbits(mask.view(np.uint8), axis=1, count=self.vocabulary, bitorder="little")
-        logits.masked_fill_(torch.from_numpy(bits).to(logits.device) == 0, float("-inf"))
+        logits.masked_fill_(torch.from_numpy(self._bits(matchers)).to(logits.device) == 0, float("-inf"))
 
     def allowed(self, matcher: Any) -> tuple[int, ...]:
         """The ids that may come next, in ascending order."""
-        import llguidance.numpy as masks
-
-        mask = masks.allocate_token_bitmask(1, self.vocabulary)
-        masks.fill_next_token_bitmask(matcher, mask, 0)
-        bits = np.unpackbits(mask.view(np.uint8), axis=1, count=self.vocabulary, bitorder="little")
-        return tuple(bits[0].nonzero()[0].tolist())
+        return tuple(self._bits([matcher])[0].nonzero()[0].tolist())
 
     def advance(self, matcher: Any, token: int) -> list[int]:
         """Consume a chosen token; returns the tokens that the grammar forces after it, consumed too."""
@@ -70,6 +59,16 @@ class Constraint:
             matcher.consume_tokens(forced)
         self._check(matcher)
         return forced
+
+    def _bits(self, matchers: list[Any]) -> NDArray[np.uint8]:
+        """1 where a token may come next, else 0: [matchers, vocabulary]."""
+        # not by llguidance.torch, whose kernel torch compiles: that takes seconds and needs a C++ compiler
+        import llguidance.numpy as masks
+
+        mask = masks.allocate_token_bitmask(len(matchers), self.vocabulary)
+        for row, matcher in enumerate(matchers):
+            masks.fill_next_token_bitmask(matcher, mask, row)
+        return np.unpackbits(mask.view(np.uint8), axis=1, count=self.vocabulary, bitorder="little")
 
     def _check(self, matcher: Any) -> None:
         error = matcher.get_error()
@@ -90,7 +89,7 @@ class Guide:
         self._constraint, self._encoder, self._text = constraint, encoder, text
         self._ids: list[int] = []
         self._stated = 0
-        self.closed = False  # whether the answer ends with a whole object
+        self.repeated = False  # whether the object that has just ended says what was said
         self.matcher = constraint.matcher(encoder.format.grammar(text, encoder.task, None))
 
     @property
@@ -102,7 +101,7 @@ class Guide:
         """Take a chosen token; returns the tokens that the grammar forces after it, taken too."""
         forced = self._constraint.advance(self.matcher, token)
         self._ids += [token, *forced]
-        self.closed = False
+        self.repeated = False
         if not self._constraint.closing.isdisjoint((token, *forced)):
             self._renew()
         return forced
@@ -140,8 +139,8 @@ class Guide:
         answer = encoder.decode(self._ids)
         if not answer.endswith(encoder.format.end):
             return
-        self.closed = True
-        resolved = encoder.format.parse(answer, self._text, encoder.task).resolved
+        parsed = encoder.format.parse(answer, self._text, encoder.task)
+        self.repeated, resolved = parsed.is_repeating, parsed.resolved
         if len(resolved) > self._stated:
             self._stated = len(resolved)
             self.matcher = self._constraint.matcher(

@@ -228,17 +228,16 @@ class Extractor:
         self.effort.forced += len(forced)
         if ended or (row.guide and row.guide.finished):
             return "stopped"
-        if (row.guide is None or row.guide.closed) and self._repeats(row):
+        if row.guide.repeated if row.guide else self._repeats(row):
             return "repeated"
         return "length" if len(row.ids) >= self.settings.max_new_tokens else None
 
     def _repeats(self, row: _Row) -> bool:
-        """Whether the answer has just said what it had said."""
+        """Whether a free answer has just said what it had said."""
         answer = self.encoder.decode(row.ids)
         if not answer.endswith(self.encoder.format.end):
             return False
-        parsed = self.encoder.format.parse(answer, row.document.text, self.task)
-        return any(problem.kind == "repeated" for problem in parsed.problems)
+        return self.encoder.format.parse(answer, row.document.text, self.task).is_repeating
 
     def _finish(self, row: _Row, status: str) -> Extraction:
         answer = self.encoder.decode(row.ids)

@@ -77,7 +77,7 @@ def load_tokenizer(folder: Path, source: str = "") -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{folder}: no tokenizer can be read here ({error}); add tokenizer.json and its config"
+            f"{folder}: no tokenizer can be read here ({str(error).splitlines()[0]}); add tokenizer.json and its config"
         ) from None
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: only a slow tokenizer is here; the grammar needs tokenizer.json")

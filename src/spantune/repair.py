@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from spantune import formats
-from spantune.check import Source
+from spantune.check import FILE_NOTES, Source
 from spantune.document import Document, Entity
 from spantune.errors import ConfigError, DataError
 from spantune.findings import Tally, place
-from spantune.formats.files import BOM_NOTE, CRLF_NOTE, replacing, replacing_path
+from spantune.formats.files import replacing, replacing_path
 from spantune.formats.raw import RawDocument, RawEntity
 from spantune.offsets import Shift, fault, mended, shared_shift
 
@@ -84,7 +84,7 @@ def repair(source: Source, out: Path) -> Repaired:
         DataError: no document could be read, or the format cannot hold one.
     """
     changes: list[Change] = []
-    for note, what in ((BOM_NOTE, "byte-order-mark"), (CRLF_NOTE, "crlf")):
+    for note, what in FILE_NOTES.items():
         if count := source.notes.get(note):
             changes.append(Change(str(source.path), None, None, what, count, 0))
     shift = shared_shift(source.documents)

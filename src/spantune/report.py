@@ -18,6 +18,7 @@ from pathlib import Path
 from spantune.document import Document
 from spantune.drawing import PALETTE, SIGNS, draw, style
 from spantune.metrics import KINDS, Error, Figure, Kind, Scores, errors, pair
+from spantune.page import engine
 
 SHOWN = 20
 """Most predictions that are drawn."""
@@ -88,28 +89,23 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         DataError: the gold and predicted documents do not pair.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    engine = Environment(
-        loader=PackageLoader("spantune", "web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    engine.filters.update(points=_points, interval=_interval)
     pairs = [(gold, predicted, errors(gold, predicted)) for gold, predicted in pair(report.gold, report.predicted)]
-    page = engine.get_template("report.html.j2").render(
-        report=report,
-        style=Markup(style()),
-        colours={code: index % len(PALETTE) for index, code in enumerate(report.labels)},
-        signs=SIGNS,
-        kinds=_kind_counts([error for _, _, found in pairs for error in found]),
-        drawn=[_drawn(*item, list(report.labels)) for item in _select(pairs)],
-        markup=Markup,
-        charts=[chart for chart in (_loss_chart(report.curve), _f1_chart(report.evaluations)) if chart],
-        plot={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+    page = (
+        engine(points=_points, interval=_interval)
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            style=Markup(style()),
+            colours={code: index % len(PALETTE) for index, code in enumerate(report.labels)},
+            signs=SIGNS,
+            kinds=_kind_counts([error for _, _, found in pairs for error in found]),
+            drawn=[_drawn(*item, list(report.labels)) for item in _select(pairs)],
+            markup=Markup,
+            charts=[chart for chart in (_loss_chart(report.curve), _f1_chart(report.evaluations)) if chart],
+            plot={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+        )
     )
     part = path.with_name(f".{path.name}.part")
     part.write_text(page, encoding="utf-8")

@@ -109,7 +109,6 @@ class _Job:
         self.steering: list[Document] = []
         self.per_document = 0.0  # seconds that extraction takes
         self.trainer: PackTrainer | None = None
-        self.callback: StepCallback | None = None
 
     def run(self, checkpoint: Path | None) -> Evaluation:
         """Train from the start or from a checkpoint, then measure; a signal or an error closes the trackers."""
@@ -135,19 +134,17 @@ class _Job:
 
     def steer(self, step: int) -> Mapping[str, float]:
         """Extract the dev slice, record it, and keep the adapter when it is the best so far."""
-        assert self.trainer is not None and self.callback is not None
-        began = time.perf_counter()
+        assert self.trainer is not None
         self.steering = self.steering or self.prepared.steering(self._slice_size(self.trainer, step))
         evaluation = self._measure(self.steering, "dev", step)
         if evaluation.scores.micro.f1 >= max(self.trainer.f1s, default=0.0):
             self._save_adapter()
-        self.callback.idle += time.perf_counter() - began
         return evaluation.values()
 
     def _slice_size(self, trainer: PackTrainer, step: int) -> int:
         """How many dev documents steer: those that did before a resume, or what `eval_share` of the time allows."""
         settings, wanted = self.recipe.train, min(self.recipe.train.eval_documents, len(self.prepared.splits.dev))
-        before = [record["documents"] for record in self._steered()]
+        before = [record["documents"] for record in _of_dev(read_metrics(self.folder))]
         if before or not self.per_document:
             return before[-1] if before else wanted
         evaluations = -(-trainer.args.max_steps // int(trainer.args.eval_steps))
@@ -156,9 +153,6 @@ class _Job:
         if size < wanted:
             log.info("%d of %d dev documents steer: train.eval_share=%g of the time", size, wanted, settings.eval_share)
         return size
-
-    def _steered(self) -> list[dict[str, Any]]:
-        return [record for record in read_metrics(self.folder) if record.get("split") == "dev"]
 
     def _extractor(self, model: Any) -> Extractor:
         among_allowed = self.recipe.train.loss_on == "choices"
@@ -251,15 +245,14 @@ class _Job:
             evaluation=self.steer,
             settings=settings,
             clock=Clock(read_clock(checkpoint)),
-            f1s=[record["f1"] for record in self._steered() if record["f1"] is not None],
+            f1s=[record["f1"] for record in _of_dev(read_metrics(self.folder)) if record["f1"] is not None],
         )
-        self.callback = StepCallback(trainer, self.trackers.metrics, progress)
-        trainer.add_callback(self.callback)
+        trainer.add_callback(StepCallback(trainer, self.trackers.metrics, progress))
         return trainer
 
     def _report(self, after: Evaluation) -> Report:
         records = read_metrics(self.folder)
-        dev = self._steered()
+        dev = _of_dev(records)
         speed = [record["examples_per_s"] for record in records if "examples_per_s" in record]
         facts = {
             name.replace("_", " "): f"{value:.1%}" for name, value in after.values().items() if name.endswith("_rate")
@@ -289,6 +282,11 @@ def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:
     pack = layout(prepared.prefix, prepared.examples[:2])
     moved = {name: tensor.to(loaded.device) for name, tensor in tensors(pack).items()}
     check_head(model.eval(), PackTensors(**moved), loaded.dtype)
+
+
+def _of_dev(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of the evaluations that steer."""
+    return [record for record in records if record.get("split") == "dev"]
 
 
 def _panel(gold: Any, predicted: Any) -> str:

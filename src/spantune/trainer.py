@@ -214,12 +214,11 @@ class StepCallback(TrainerCallback):
         self.trainer, self.record, self.progress = trainer, record, progress
         self.task: Any = None
         self._mark = (0, 0.0)
-        self.idle = 0.0  # seconds spent in evaluations since the last mark
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar."""
         self.task = self.progress.add_task("train", total=state.max_steps, completed=state.global_step, note="")
-        self._mark = (state.global_step, time.perf_counter())
+        self._mark = (state.global_step, self.trainer.clock.seconds)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop, evaluate and save once the clock is past `max_minutes`."""
@@ -235,8 +234,8 @@ class StepCallback(TrainerCallback):
         if "loss" not in logs:
             return
         step, since = self._mark
-        now = time.perf_counter()
-        seconds = max(1e-9, now - since - self.idle)
+        now = self.trainer.clock.seconds
+        seconds = max(1e-9, now - since)
         examples = (state.global_step - step) * args.per_device_train_batch_size
         values: dict[str, float] = {
             key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm", "epoch") if key in logs
@@ -247,7 +246,7 @@ class StepCallback(TrainerCallback):
             values["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         self.record(state.global_step, values)
         self.progress.update(self.task, note=f"loss {values['loss']:.3f}")
-        self._mark, self.idle = (state.global_step, now), 0.0
+        self._mark = (state.global_step, now)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Keep the clock beside the checkpoint, so that a resumed run has the minutes it has left."""

@@ -56,6 +56,11 @@ class Parsed:
         """The anchored entities."""
         return tuple(item.entity for item in self.resolved)
 
+    @property
+    def is_repeating(self) -> bool:
+        """Whether something was said more often than the text holds it."""
+        return any(problem.kind == "repeated" for problem in self.problems)
+
 
 def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec) -> Parsed:
     """Anchor mentions to `text`; problems found by the parser pass through."""

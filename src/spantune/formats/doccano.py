@@ -18,10 +18,9 @@ from typing import Any
 
 from spantune.document import Document
 from spantune.errors import DataError
-from spantune.formats.files import replacing
 from spantune.formats.kept import reunited, strange
 from spantune.formats.raw import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.formats.record import Record, read_json
+from spantune.formats.record import Record, read_json, write_json_lines
 
 NAME = "doccano"
 
@@ -60,9 +59,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     Raises:
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.
     """
-    with replacing(path) as file:
-        for document in documents:
-            file.write(json.dumps(_record(document, notes), ensure_ascii=False) + "\n")
+    write_json_lines(path, (_record(document, notes) for document in documents))
 
 
 def _document(record: Record, notes: Counter[str]) -> RawDocument:

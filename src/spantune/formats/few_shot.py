@@ -7,7 +7,6 @@ own, that is noted. Fields beside text and entities are the document's meta, bot
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import Any
 
 from spantune.document import Document
 from spantune.errors import DataError
-from spantune.formats.files import replacing
 from spantune.formats.raw import Defect, Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.formats.record import Record, read_json_lines
+from spantune.formats.record import Record, read_json_lines, write_json_lines
 
 HALF_OPEN = Defect("end-half-open", "end_idx half-open, mended", tolerated=True)
 OFF_BY_ONE = Defect("end-one-too-small", "end_idx one too small, mended", tolerated=True)
@@ -52,9 +50,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     Raises:
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.
     """
-    with replacing(path) as file:
-        for document in documents:
-            file.write(json.dumps(_record(document, notes), ensure_ascii=False) + "\n")
+    write_json_lines(path, (_record(document, notes) for document in documents))
 
 
 def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:

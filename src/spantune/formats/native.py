@@ -6,15 +6,13 @@ another kind is refused instead of trained on. Ids are unique; a record without 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spantune.document import Document, to_record
-from spantune.formats.files import replacing
 from spantune.formats.raw import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.formats.record import Record, read_json_lines
+from spantune.formats.record import Record, read_json_lines, write_json_lines
 
 _FIELDS = ("id", "text", "entities", "meta")
 _ENTITY_FIELDS = ("start", "end", "label", "text", "score")
@@ -53,9 +51,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     Raises:
         DataError: the file cannot be written.
     """
-    with replacing(path) as file:
-        for document in documents:
-            file.write(json.dumps(to_record(document), ensure_ascii=False) + "\n")
+    write_json_lines(path, map(to_record, documents))
 
 
 def _entity(row: Record, notes: Counter[str]) -> RawEntity:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spantune.errors import DataError
-from spantune.formats.files import LINE_LIMIT, oversized, read_chunks, read_lines
+from spantune.formats.files import LINE_LIMIT, oversized, read_chunks, read_lines, replacing
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -126,6 +126,17 @@ def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
             yield _as_record(value, path, line, number)
         except DataError as error:
             yield error
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write `records` to `path`, one a line.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:

@@ -9,7 +9,6 @@ the line. It refuses documents that state two annotations that differ: `options.
 from __future__ import annotations
 
 import gc
-import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,9 +21,9 @@ from spantune.document import Document, Entity, to_record
 from spantune.errors import DataError
 from spantune.formats import rows, tokens
 from spantune.formats.extras import need
-from spantune.formats.files import read_bytes, replacing, replacing_path
+from spantune.formats.files import read_bytes, replacing_path
 from spantune.formats.raw import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.formats.record import Record, read_json_lines
+from spantune.formats.record import Record, read_json_lines, write_json_lines
 
 _ZLIB = b"\x78"
 _KEYS = (b"\xa7version", b"\xa5attrs")  # how a DocBin begins, in MessagePack
@@ -70,16 +69,19 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     """
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        with replacing(path) as file:
-            for document in documents:
-                record = to_record(document)
-                record["spans"] = record.pop("entities")
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        write_json_lines(path, map(_record, documents))
     elif suffix == ".spacy":
         with replacing_path(path) as partial:
             _write_docs(partial, list(documents), notes)
     else:
         raise DataError("the name tells no kind; expected one that ends in .spacy or .jsonl: rename it", path=path)
+
+
+def _record(document: Document) -> dict[str, Any]:
+    """`document` as Prodigy's object."""
+    record = to_record(document)
+    record["spans"] = record.pop("entities")
+    return record
 
 
 def _are_spans(stated: list[Any]) -> bool:
