@@ -7,6 +7,7 @@ the best F1 of real extraction on the dev documents. A killed run resumes from i
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import signal
 import time
@@ -108,6 +109,7 @@ class _Job:
         self.before: Scores | None = None
         self.steering: list[Document] = []
         self.per_document = 0.0  # seconds that extraction takes
+        self.trained = 0.0  # seconds
         self.trainer: PackTrainer | None = None
 
     def run(self, checkpoint: Path | None) -> Evaluation:
@@ -121,6 +123,7 @@ class _Job:
                     self.trainer = trainer = self._trainer(checkpoint, progress)
                     if trainer.progress(runs.step_of(checkpoint) if checkpoint else 0) < 1.0:
                         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                    self.trained = trainer.clock.seconds
                 after = self._finish()
                 state = "success"
             except KeyboardInterrupt:
@@ -147,8 +150,9 @@ class _Job:
         before = [record["documents"] for record in _of_dev(read_metrics(self.folder))]
         if before or not self.per_document:
             return before[-1] if before else wanted
-        evaluations = -(-trainer.args.max_steps // int(trainer.args.eval_steps))
-        seconds = settings.eval_share * trainer.clock.expected(trainer.progress(step)) / evaluations
+        progress = trainer.progress(step)  # by the clock where that ends the run before its last step does
+        evaluations = math.ceil(step / progress / trainer.args.eval_steps)
+        seconds = settings.eval_share * trainer.clock.expected(progress) / evaluations
         size = max(min(SLICE, wanted), min(wanted, int(seconds / self.per_document)))
         if size < wanted:
             log.info("%d of %d dev documents steer: train.eval_share=%g of the time", size, wanted, settings.eval_share)
@@ -257,8 +261,8 @@ class _Job:
         facts = {
             name.replace("_", " "): f"{value:.1%}" for name, value in after.values().items() if name.endswith("_rate")
         }
-        if dev and self.trainer is not None:
-            share = sum(record["evaluation_seconds"] for record in dev) / max(1e-9, self.trainer.clock.seconds)
+        if dev and self.trained:
+            share = sum(record["evaluation_seconds"] for record in dev) / self.trained
             facts["evaluations, share of training time"] = f"{share:.1%}"
         if speed:
             facts["training examples/s (median)"] = f"{sorted(speed)[len(speed) // 2]:.2f}"
