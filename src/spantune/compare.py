@@ -95,13 +95,14 @@ class Comparison:
 
     systems: Mapping[str, Scores]
     differences: tuple[Difference, ...]
+    protocol: Protocol
+    documents: int
 
     def as_dict(self) -> dict[str, Any]:
         """The comparison as a JSON object."""
-        first = next(iter(self.systems.values()))
         return {
-            "protocol": first.protocol,
-            "documents": first.documents,
+            "protocol": self.protocol,
+            "documents": self.documents,
             "systems": {name: scores.as_dict() for name, scores in self.systems.items()},
             "differences": [difference.as_dict() for difference in self.differences],
         }
@@ -134,7 +135,7 @@ def compare(
         labelled = {code: replace(by_label[code], p_holm=its) for code, its in zip(by_label, adjusted, strict=True)}
         micro = replace(gaps[-1], p_holm=p)
         differences.append(Difference(systems[0].name, system.name, micro, labelled, len(found)))
-    return Comparison(scores, tuple(differences))
+    return Comparison(scores, tuple(differences), systems[0].protocol, len(systems[0].gold))
 
 
 def require_comparable(systems: Sequence[System]) -> None:
