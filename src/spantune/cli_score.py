@@ -67,7 +67,7 @@ def evaluate(
         found = _score_files(gold, predicted, how).as_dict()
     else:
         raise ConfigError(
-            "give either a run folder with --data FILE, whose labels are the task's, or --gold FILE with --predicted FILE"
+            "give a run folder with --data FILE (the labels are its task's), or --gold FILE with --predicted FILE"
         )
     for note, count in found["notes"].items():
         print(f"{count} × {note}", file=sys.stderr)
