@@ -169,11 +169,13 @@ def _require_same_gold(first: System, other: System) -> None:
                 f"{both} were measured on different texts: document {moved[0]!r} and {len(moved) - 1} more differ; "
                 "measure both on one corpus"
             )
-        shared = [(document, theirs[name]) for name, document in ours.items()]
+        shared = [(document, [theirs[name]]) for name, document in ours.items()]
     else:
-        by_text = {document.text: document for document in other.gold}
+        by_text: dict[str, list[Document]] = {}
+        for document in other.gold:
+            by_text.setdefault(document.text, []).append(document)
         shared = [(document, by_text[document.text]) for document in first.gold if document.text in by_text]
-    changed = [one.id for one, its in shared if set(one.entities) != set(its.entities)]
+    changed = [one.id for one, its in shared if set(one.entities) not in [set(that.entities) for that in its]]
     if changed:
         raise DataError(
             f"the gold annotations of {both} differ in {len(changed)} of {len(shared)} texts that both have, first in "
