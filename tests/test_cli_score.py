@@ -101,7 +101,7 @@ def test_predictions_that_do_not_fit_are_one_line(command: Command, files: dict[
     bad.write_text(
         json.dumps({"id": "1", "text": "ab", "entities": [{"start": 0, "end": 1, "label": "x", "score": float("nan")}]})
     )
-    one_line_error(command("evaluate", "--gold", files["gold"], "--predicted", bad), "score")
+    one_line_error(command("evaluate", "--gold", files["gold"], "--predicted", bad), "bad.jsonl:1", "NaN")
 
 
 @pytest.mark.parametrize(

@@ -162,19 +162,18 @@ def _require_same_gold(first: System, other: System) -> None:
     """Refuse gold documents that are others, or that are annotated in another way."""
     ours, theirs = ({document.id: document for document in system.gold} for system in (first, other))
     both = f"{first.name} and {other.name}"
-    if ours.keys() == theirs.keys():
-        moved = [name for name, document in ours.items() if theirs[name].text != document.text]
-        if moved:
-            raise DataError(
-                f"{both} were measured on different texts: document {moved[0]!r} and {len(moved) - 1} more differ; "
-                "measure both on one corpus"
-            )
-        shared = [(document, [theirs[name]]) for name, document in ours.items()]
-    else:
-        by_text: dict[str, list[Document]] = {}
-        for document in other.gold:
+    same = [(document, [theirs[name]]) for name, document in ours.items() if name in theirs]
+    if moved := [one.id for one, (its,) in same if one.text != its.text]:
+        raise DataError(
+            f"{both} were measured on different texts: document {moved[0]!r} differs, as do {len(moved) - 1} more; "
+            "measure both on one corpus"
+        )
+    by_text: dict[str, list[Document]] = {}
+    for name, document in theirs.items():
+        if name not in ours:
             by_text.setdefault(document.text, []).append(document)
-        shared = [(document, by_text[document.text]) for document in first.gold if document.text in by_text]
+    renamed = [document for name, document in ours.items() if name not in theirs and document.text in by_text]
+    shared = same + [(document, by_text[document.text]) for document in renamed]
     changed = [one.id for one, its in shared if set(one.entities) not in [set(that.entities) for that in its]]
     if changed:
         raise DataError(
