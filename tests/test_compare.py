@@ -78,6 +78,14 @@ def test_the_same_predictions_do_not_differ() -> None:
     assert difference.sentence.startswith("b and a have the same F1")
 
 
+def test_the_order_of_documents_does_not_matter() -> None:
+    gold = gold_of(40)
+    first, second = found(gold, 0.7, 0), found(gold, 0.7, 1)
+    (one,) = compare([System("a", gold, first), System("b", gold, second)], LABELS, resamples=300).differences
+    (other,) = compare([System("a", gold, first), System("b", gold[::-1], second)], LABELS, resamples=300).differences
+    assert one == other
+
+
 def test_several_systems_are_compared_with_the_first_and_corrected() -> None:
     gold = gold_of(60)
     systems = [System(str(seed), gold, found(gold, share, seed)) for seed, share in enumerate((0.7, 0.75, 0.8))]

@@ -113,7 +113,10 @@ def test_promptcblue_compares_sets_of_mention_and_label(texts: list[tuple[str, r
     scores = score(gold, predicted, ("x", "y"), protocol="promptcblue", resamples=0)
     assert scores.micro == Figure(correct, sum(map(len, sets[1])), sum(map(len, sets[0])))
     assert scores.protocol == "promptcblue"
-    assert sum(figure.correct for figure in scores.labels.values()) == correct
+    for label, figure in scores.labels.items():
+        true, guessed = ([{key for key in one if key[1] == label} for one in side] for side in sets)
+        both = sum(len(a & b) for a, b in zip(true, guessed, strict=True))
+        assert figure == Figure(both, sum(map(len, guessed)), sum(map(len, true)))
 
 
 def test_protocols_differ_where_a_mention_occurs_twice():
