@@ -111,3 +111,13 @@ def test_two_runs_in_a_process_do_not_say_everything_twice(tmp_path: Path, capsy
         handler.close()
     logging.getLogger("spantune").warning("once")
     assert capsys.readouterr().err.count("once") == 1
+
+
+def test_the_newest_predictions_are_those_of_the_largest_step(tmp_path: Path) -> None:
+    (tmp_path / "predictions").mkdir()
+    for name in ("test-9", "test-10", "test", "dev-99", "test-late", "other-test-11"):
+        (tmp_path / "predictions" / f"{name}.jsonl").touch()
+    assert runs.last_predictions(tmp_path, "test").name == "test-10.jsonl"
+    assert runs.last_predictions(tmp_path, "dev").name == "dev-99.jsonl"
+    with pytest.raises(RunError, match=r"no predictions/train-<step>\.jsonl here"):
+        runs.last_predictions(tmp_path, "train")

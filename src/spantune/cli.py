@@ -10,12 +10,13 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from spantune import __version__, cli_data, tables
+from spantune import __version__, cli_data, cli_score, tables
 from spantune.cli_data import Format, Json, quiet
+from spantune.cli_score import Device
 from spantune.errors import ConfigError, SpantuneError
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 
 # A command has as many parameters as options: typer reads them from the signature.
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
 
 
@@ -130,41 +130,8 @@ def train(
     _run(settings, resume)
 
 
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[str, typer.Option(help="An annotated corpus, or bundled:NAME.")],
-    format: Format = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first N documents only.", min=1)] = None,
-    grounded: Annotated[
-        bool, typer.Option("--grounded/--free", help="Decode under the grammar, or without it.")
-    ] = True,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Extract with a run's adapter and score against gold: strict F1 with 95 % intervals.
-
-    Example: spantune evaluate runs/demo --data bundled:clinical-zh-test
-    """
-    from spantune import formats
-    from spantune.runs import read_config
-
-    settings = read_config(run).extract.model_copy(update={"grounded": grounded})
-    documents = formats.read(data, format).documents[:limit]
-    quiet()
-    from spantune.corpus import check_labels
-    from spantune.evaluate import evaluate as measure
-    from spantune.evaluate import save_predictions
-    from spantune.extract import load_run
-
-    extractor = load_run(run, device, settings)
-    check_labels(documents, extractor.task.codes)
-    evaluation = measure(extractor, documents)
-    save_predictions(run / "predictions" / f"{Path(data.replace(':', '-')).stem}.jsonl", evaluation.extractions)
-    if as_json:
-        print(json.dumps(evaluation.as_dict(), ensure_ascii=False))
-    else:
-        tables.print_scores(evaluation.as_dict())
+app.command()(cli_score.evaluate)
+app.command()(cli_score.compare)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Measuring what users deploy: a model's real extractions against gold documents.
 
-The figures are strict span-and-type F1 with 95 % intervals over documents, and the rates of answers
-that were invalid, named something not in the text or did not stop. Predictions are kept as files.
+The figures are those of `metrics.score`, and the rates of answers that were invalid, named something not in the text
+or did not stop. Predictions are kept as files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from spantune import formats
 from spantune.document import Document
 from spantune.extract import Extraction, Extractor, rates
-from spantune.metrics import Scores, score
+from spantune.metrics import Protocol, Scores, score
 from spantune.progress import track
 
 
@@ -46,12 +46,20 @@ class Evaluation:
         return {**self.scores.as_dict(), **rates(self.extractions), "seconds": round(self.seconds, 2)}
 
 
-def evaluate(extractor: Extractor, gold: Sequence[Document], description: str = "evaluate") -> Evaluation:
-    """Extract from the texts of `gold` and score against it."""
+def evaluate(
+    extractor: Extractor,
+    gold: Sequence[Document],
+    description: str = "evaluate",
+    *,
+    protocol: Protocol = "cblue",
+    train: Sequence[Document] | None = None,
+) -> Evaluation:
+    """Extract from the texts of `gold` and score against it; `protocol` and `train` as in `metrics.score`."""
     started = time.perf_counter()
     extractions = tuple(track(extractor.stream(gold), description, len(gold)))
     seconds = time.perf_counter() - started
-    scores = score(gold, [item.document for item in extractions], extractor.task.codes)
+    predicted = [item.document for item in extractions]
+    scores = score(gold, predicted, extractor.task.codes, protocol=protocol, train=train)
     return Evaluation(tuple(gold), extractions, scores, seconds)
 
 

@@ -1,92 +1,43 @@
-"""Strict entity scores of predicted documents against gold ones, and their errors sorted by kind.
+"""Entity scores of predicted documents against gold ones, and their errors sorted by kind.
 
-A prediction is correct when its (start, end, label) is in the gold set of the same document, however
-entities nest or cross; every F1 has a 95 % bootstrap interval over documents. Documents are paired by
-id, and a pair whose texts differ or that holds a label outside the label set is refused, not skipped.
+An entity is correct when its (start, end, label) is in the gold set of the same document, however entities nest or
+cross; protocol `promptcblue` compares (mention, label) instead. Beside these strict figures stand those that forgive a
+boundary or a label, slices of the corpus, and false alarms; all have 95 % intervals, by the bootstrap over documents.
+Documents are paired by id, and a pair whose texts differ or that holds a label outside the label set is refused, not
+skipped. What each figure counts is written in docs/measuring.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 from spantune.document import Document, Entity
-from spantune.errors import DataError, nearest
+from spantune.errors import ConfigError, nearest
+from spantune.figures import PROTOCOLS, Average, FalseAlarms, Figure, Protocol, Scores
+from spantune.pairing import pair, require_same_text
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from spantune.counts import Side
+
+    Floats = NDArray[np.float64]
+    Sides = tuple[Side, Side]
+    Key = tuple[str, str]
+
+__all__ = [
+    "KINDS", "PROTOCOLS", "RESAMPLES", "Average", "Error", "FalseAlarms", "Figure", "Kind", "Protocol", "Scores",
+    "errors", "pair", "require_protocol", "score",
+]  # fmt: skip
+
 Kind = Literal["correct", "type", "boundary", "boundary+type", "missed", "spurious"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the interval: 95 %."""
-BLOCK = 250
-"""Resamples at a time: 10 MB of weights for 5,000 documents."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Counts of entities, what follows from them, and the 95 % interval of F1 where there is one.
-
-    A quotient without a denominator is 0.0.
-    """
-
-    correct: int
-    predicted: int
-    gold: int
-    f1_low: float | None = None
-    f1_high: float | None = None
-
-    @property
-    def precision(self) -> float:
-        """Share of the predicted entities that are correct."""
-        return self.correct / self.predicted if self.predicted else 0.0
-
-    @property
-    def recall(self) -> float:
-        """Share of the gold entities that were found."""
-        return self.correct / self.gold if self.gold else 0.0
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall."""
-        return 2 * self.correct / (self.predicted + self.gold) if self.predicted + self.gold else 0.0
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """The figure as a JSON object."""
-        return {
-            "precision": self.precision,
-            "recall": self.recall,
-            "f1": self.f1,
-            "f1_low": self.f1_low,
-            "f1_high": self.f1_high,
-            "correct": self.correct,
-            "predicted": self.predicted,
-            "gold": self.gold,
-        }
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Strict scores of a corpus: over all entities, and by label code in the order of the label set."""
-
-    micro: Figure
-    labels: Mapping[str, Figure]
-    documents: int
-
-    @property
-    def macro_f1(self) -> float:
-        """Mean F1 of the labels that occur in gold or in predictions; a label in neither was not measured."""
-        measured = [figure.f1 for figure in self.labels.values() if figure.gold or figure.predicted]
-        return sum(measured) / len(measured) if measured else 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """The scores as a JSON object."""
-        labels = {code: figure.as_dict() for code, figure in self.labels.items()}
-        strict = {"micro": self.micro.as_dict(), "macro": {"f1": self.macro_f1}, "labels": labels}
-        return {"strict": strict, "documents": self.documents}
+RESAMPLES = 10_000
+"""Corpora drawn for an interval."""
+MACRO, ALARMS = ("strict", "macro"), ("alarms", "per_1000")
 
 
 @dataclass(frozen=True)
@@ -98,51 +49,151 @@ class Error:
     predicted: Entity | None
 
 
-def pair(gold: Sequence[Document], predicted: Sequence[Document]) -> list[tuple[Document, Document]]:
-    """Pair gold and predicted documents by id, in the order of `gold`.
-
-    Raises:
-        DataError: an id is repeated or on one side only, or the texts of a pair differ.
-    """
-    by_id = _by_id(predicted, "predicted")
-    alone = sorted(_by_id(gold, "gold").keys() ^ by_id.keys())
-    if alone:
-        side = "predicted" if alone[0] in by_id else "gold"
-        raise DataError(
-            f"document {alone[0]!r} is {side} only ({len(alone)} such of {len(gold)} gold and {len(predicted)} "
-            "predicted); every document needs its counterpart: score the predictions of this very corpus"
-        )
-    pairs = [(document, by_id[document.id]) for document in gold]
-    for one, other in pairs:
-        _require_same_text(one, other)
-    return pairs
-
-
 def score(
     gold: Sequence[Document],
     predicted: Sequence[Document],
     labels: Sequence[str],
-    resamples: int = 2000,
+    *,
+    protocol: Protocol = "cblue",
+    train: Sequence[Document] | None = None,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Scores:
-    """Score `predicted` against `gold` by exact (start, end, label), with 95 % intervals of F1.
+    """Score `predicted` against `gold`; `train` adds the slices of surfaces that are, or are not, annotated in it.
 
-    The interval is the percentile bootstrap over documents; a figure without any entity has none, nor has
-    any with `resamples=0`. A resample that lacks a label altogether counts as F1 0, so that the interval of
-    a label seen in very few documents is wide.
+    The intervals are those of the percentile bootstrap over documents; a figure without any entity has none, nor has
+    any with `resamples=0`. A resample that lacks a label altogether counts as F1 0, so that the interval of a label
+    seen in very few documents is wide; a macro average leaves such a label out.
 
     Raises:
-        DataError: the documents do not pair (see `pair`), or a label is not in `labels`.
+        ConfigError: there is no such protocol.
+        DataError: the documents do not pair (see `pair`), a label is not in `labels`, or a score is no probability.
     """
-    pairs = pair(gold, predicted)
-    codes = list(dict.fromkeys(labels))
-    counts = _count(pairs, codes)
-    totals = counts.sum(axis=0)
-    figures = [Figure(int(correct), int(guessed), int(true)) for correct, guessed, true in totals]
-    if pairs and resamples:
-        f1s = _resample(counts, resamples, seed)
-        figures = [_with_interval(figure, drawn) for figure, drawn in zip(figures, f1s, strict=True)]
-    return Scores(figures[-1], dict(zip(codes, figures[:-1], strict=True)), len(pairs))
+    require_protocol(protocol)
+    pairs, codes = pair(gold, predicted), list(dict.fromkeys(labels))
+    from spantune import counts
+
+    size = len(pairs)
+    placed = counts.sides(pairs, codes)
+    units = placed if protocol == "cblue" else counts.mentions(*placed)
+    tables = _tables(placed, units, gold, codes, train)
+    alarms = counts.unannotated(*units, gold)
+    bounds = _bounds(tables, alarms, resamples, seed) if pairs and resamples else {}
+    figures = {key: _figure(key, table.sum(axis=0), bounds.get(key)) for key, table in tables.items()}
+    by_kind: dict[str, dict[str, Figure]] = {}
+    for (kind, name), figure in figures.items():
+        by_kind.setdefault(kind, {})[name] = figure
+    strict, places, by_label = by_kind.pop("strict"), by_kind.pop("places"), by_kind.pop("label", {})
+    return Scores(
+        micro=strict["micro"],
+        labels=by_label,
+        documents=size,
+        protocol=protocol,
+        boundary=places["boundary"],
+        relaxed=places["relaxed"],
+        partial=places["partial"],
+        slices=by_kind,
+        alarms=_alarms(alarms, bounds.get(ALARMS)),
+        macro=_average(list(by_label.values()), bounds.get(MACRO)),
+        notes=_notes(placed, by_label),
+    )
+
+
+def require_protocol(name: str) -> None:
+    """Check that `name` is a protocol.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if name not in PROTOCOLS:
+        raise ConfigError(f"unknown protocol {name!r}; {nearest(name, PROTOCOLS)}")
+
+
+def _tables(
+    placed: Sides, units: Sides, gold: Sequence[Document], codes: Sequence[str], train: Sequence[Document] | None
+) -> dict[Key, Floats]:
+    """Counts [documents, 4] by kind and name of figure; empty slices are left out."""
+    from spantune import counts
+    from spantune.slices import slices
+
+    size = len(gold)
+    strict = counts.strict(*units, size, len(codes))
+    tables: dict[Key, Floats] = {("strict", "micro"): strict[:, -1]}
+    tables |= {("label", code): strict[:, row] for row, code in enumerate(codes)}
+    tables["places", "boundary"] = counts.boundary(*placed, size)
+    tables["places", "relaxed"] = counts.relaxed(*placed, size)
+    tables["places", "partial"] = counts.partial(*placed, size)
+    for part in slices(units, gold, codes, train):
+        if part.gold.any() or part.predicted.any():
+            tables[part.kind, part.name] = counts.tally(*units, (part.gold, part.predicted), size)
+    return tables
+
+
+def _bounds(tables: Mapping[Key, Floats], alarms: Floats, resamples: int, seed: int) -> dict[Key, Floats]:
+    """Intervals [2, precision + recall + F1] of every figure and of the macro average, and [2] of the false alarms."""
+    import numpy as np
+
+    from spantune.bootstrap import average, interval, quotients, resample
+
+    size = len(alarms)
+    counted = np.stack(list(tables.values()), axis=1)
+    drawn = resample(np.concatenate((counted.reshape(size, -1), alarms), axis=1), resamples, seed)
+    figures = drawn[:, : -alarms.shape[1]].reshape(resamples, *counted.shape[1:])
+    by_label = [row for row, (kind, _) in enumerate(tables) if kind == "label"]
+    bounds = dict(zip(tables, np.moveaxis(interval(quotients(figures)), 1, 0), strict=True))
+    bounds[MACRO] = interval(average(figures[:, by_label]))
+    bounds[ALARMS] = interval(1000 * drawn[:, -1] / np.maximum(drawn[:, -2], 1))
+    return bounds
+
+
+def _figure(key: Key, total: Floats, bounds: Floats | None) -> Figure:
+    from spantune.counts import CORRECT, FOUND, GOLD, PREDICTED
+
+    correct = float(total[CORRECT])
+    predicted, gold = int(total[PREDICTED]), int(total[GOLD])
+    return Figure(
+        int(correct) if correct.is_integer() else correct,
+        predicted,
+        gold,
+        found=int(total[FOUND]) if key[0] == "nesting" else None,
+        **(_named(bounds) if predicted or gold else {}),
+    )
+
+
+def _average(figures: Sequence[Figure], bounds: Floats | None) -> Average:
+    measured = [figure for figure in figures if figure.gold or figure.predicted]
+    if not measured:
+        return Average(0.0, 0.0, 0.0)
+    means = (
+        sum(values) / len(measured) for values in zip(*((f.precision, f.recall, f.f1) for f in measured), strict=True)
+    )
+    return Average(*means, **_named(bounds))
+
+
+def _named(bounds: Floats | None) -> dict[str, float]:
+    """Bounds [2, precision + recall + F1] by the names of their fields."""
+    if bounds is None:
+        return {}
+    names = [f"{name}_{end}" for end in ("low", "high") for name in ("precision", "recall", "f1")]
+    return dict(zip(names, bounds.ravel().tolist(), strict=True))
+
+
+def _alarms(counted: Floats, bounds: Floats | None) -> FalseAlarms | None:
+    documents, characters, predicted = (int(number) for number in counted.sum(axis=0))
+    low, high = (None, None) if bounds is None or not characters else bounds.tolist()
+    return FalseAlarms(documents, characters, predicted, low, high) if documents else None
+
+
+def _notes(placed: Sides, by_label: Mapping[str, Figure]) -> dict[str, int]:
+    """What was met and is no error: repeated entities, and labels that no gold entity has."""
+    notes = {
+        f"{name} entity repeated in its document, counted once": side.repeated
+        for name, side in zip(("gold", "predicted"), placed, strict=True)
+    }
+    for code, figure in by_label.items():
+        if not figure.gold:
+            notes[f"predicted entity of label {code!r}, which no gold entity has"] = figure.predicted
+    return {note: count for note, count in notes.items() if count}
 
 
 def errors(gold: Document, predicted: Document) -> list[Error]:
@@ -154,7 +205,7 @@ def errors(gold: Document, predicted: Document) -> list[Error]:
     Raises:
         DataError: the texts differ.
     """
-    _require_same_text(gold, predicted)
+    require_same_text(gold, predicted)
     true, guessed = set(gold.entities), set(predicted.entities)
     found = [Error("correct", entity, entity) for entity in true & guessed]
     true, guessed = true - guessed, guessed - true
@@ -166,71 +217,6 @@ def errors(gold: Document, predicted: Document) -> list[Error]:
     found += [Error("missed", entity, None) for entity in true]
     found += [Error("spurious", None, entity) for entity in guessed]
     return sorted(found, key=_position)
-
-
-def _by_id(documents: Sequence[Document], side: str) -> dict[str, Document]:
-    by_id = {document.id: document for document in documents}
-    if len(by_id) < len(documents):
-        ids = [document.id for document in documents]
-        repeated = next(name for position, name in enumerate(ids) if name in ids[:position])
-        raise DataError(f"document {repeated!r} occurs twice among the {side} ones; ids must be unique: rename one")
-    return by_id
-
-
-def _require_same_text(gold: Document, predicted: Document) -> None:
-    if gold.text != predicted.text:
-        raise DataError(
-            f"document {gold.id!r}: the gold text ({len(gold.text)} characters) and the predicted one "
-            f"({len(predicted.text)}) differ, so that offsets cannot be compared; extract from this corpus again",
-            field="text",
-        )
-
-
-def _count(pairs: Sequence[tuple[Document, Document]], codes: list[str]) -> NDArray[np.float64]:
-    """Counts [documents, labels + 1, (correct, predicted, gold)]; the last row of a document is its sum."""
-    import numpy as np
-
-    row = {code: index for index, code in enumerate(codes)}
-    counts = np.zeros((len(pairs), len(codes) + 1, 3))
-    for table, (gold, predicted) in zip(counts, pairs, strict=True):
-        true, guessed = set(gold.entities), set(predicted.entities)
-        for column, entities in enumerate((true & guessed, guessed, true)):
-            for entity in entities:
-                if entity.label not in row:
-                    side = "predicted" if entity in guessed else "gold"
-                    raise DataError(
-                        f"document {gold.id!r}: {side} label {entity.label!r} is not in the label set; "
-                        f"{nearest(entity.label, codes)}. Mend the annotation or add the label",
-                        field="entities",
-                    )
-                table[row[entity.label], column] += 1
-        table[-1] = table[:-1].sum(axis=0)
-    return counts
-
-
-def _resample(counts: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """F1 [labels + 1, resamples] of corpora drawn with replacement from the documents of `counts`."""
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    documents = len(counts)
-    flat = counts.reshape(documents, -1)
-    blocks = []
-    for begin in range(0, resamples, BLOCK):
-        size = min(BLOCK, resamples - begin)
-        weights = random.multinomial(documents, np.full(documents, 1 / documents), size=size)
-        correct, guessed, true = np.moveaxis((weights.astype(float) @ flat).reshape(size, -1, 3), 2, 0)
-        blocks.append(2 * correct / np.maximum(guessed + true, 1))
-    return np.concatenate(blocks).T
-
-
-def _with_interval(figure: Figure, f1s: NDArray[np.float64]) -> Figure:
-    import numpy as np
-
-    if not figure.gold and not figure.predicted:
-        return figure
-    low, high = np.percentile(f1s, INTERVAL)
-    return replace(figure, f1_low=float(low), f1_high=float(high))
 
 
 def _candidates(true: Iterable[Entity], guessed: Iterable[Entity]) -> list[tuple[Entity, Entity]]:

@@ -92,6 +92,21 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def last_predictions(folder: Path, split: str) -> Path:
+    """The newest `predictions/<split>-<step>.jsonl` of a run.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = {path: path.stem.removeprefix(f"{split}-") for path in (folder / "predictions").glob("*.jsonl")}
+    steps = {path: int(step) for path, step in found.items() if step.isdecimal() and step != path.stem}
+    if not steps:
+        raise RunError(
+            f"{folder}: no predictions/{split}-<step>.jsonl here; is the run finished, and the split its own?"
+        )
+    return max(steps, key=steps.__getitem__)
+
+
 def environment() -> dict[str, str]:
     """Versions and machine, without names of hosts or users."""
     import torch

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from spantune.compare import Comparison
     from spantune.corpus import Bin, Statistics
     from spantune.document import Document
     from spantune.tokens import Tokens
@@ -40,14 +41,60 @@ def print_plan(found: Any) -> None:
 def print_scores(scores: dict[str, Any], stream: Any = None) -> None:
     """Print strict scores, overall and by label, with their intervals."""
     strict = scores["strict"]
+    macro = ("mean of labels (macro)", *_quotients(strict["macro"]), "")
+    rows = [_figure("all (micro)", strict["micro"]), macro]
+    rows += [_figure(label, figure) for label, figure in strict["labels"].items()]
+    name = "strict" if scores["protocol"] == "cblue" else f"strict, {scores['protocol']}"
+    table([name, "P", "R", "F1", "95 %", "gold"], rows, stream)
 
-    def row(name: str, figure: dict[str, Any]) -> tuple[str, ...]:
-        interval = f"{figure['f1_low']:.3f}–{figure['f1_high']:.3f}" if figure["f1_low"] is not None else ""
-        values = [f"{figure[key]:.3f}" for key in ("precision", "recall", "f1")]
-        return (name, *values, interval, str(figure["gold"]))
 
-    rows = [row("all (micro)", strict["micro"]), *(row(label, figure) for label, figure in strict["labels"].items())]
-    table(["strict", "P", "R", "F1", "95 %", "gold"], rows, stream)
+def print_slices(scores: dict[str, Any], stream: Any = None) -> None:
+    """Print the figures that forgive something, those of slices, and false alarms."""
+    kinds = {
+        "boundary": "right place, any label",
+        "relaxed": "overlap, right label",
+        "partial": "overlap is half, any label",
+    }
+    rows = [_figure(name, scores[kind]) for kind, name in kinds.items()]
+    table(["forgiving", "P", "R", "F1", "95 %", "gold"], rows, stream)
+    rows = [
+        _figure(f"{kind} {name}", figure)
+        for kind, figures in scores["slices"].items()
+        for name, figure in figures.items()
+    ]
+    if rows:
+        table(["slice", "P", "R", "F1", "95 %", "gold"], rows, stream)
+    if alarms := scores["alarms"]:
+        found = f"{alarms['predicted']} entities in {alarms['documents']} documents without any"
+        low, high = alarms["per_1000_low"], alarms["per_1000_high"]
+        interval = f", 95 % {low:.2f}–{high:.2f}" if low is not None else ""
+        table(["false alarms", found], [("per 1,000 characters", f"{alarms['per_1000']:.2f}{interval}")], stream)
+
+
+def print_comparison(found: Comparison) -> None:
+    """Print every system's F1, then each difference in all and by label, and what it means in words."""
+    rows = [(visible(name), *_quotients(scores.micro.as_dict())) for name, scores in found.systems.items()]
+    table([f"strict, {found.protocol}", "P", "R", "F1", "95 %"], rows)
+    for difference in found.differences:
+        gaps = {"all (micro)": difference.micro, **difference.labels}
+        rows = [
+            (name, f"{gap.f1:+.3f}", f"{gap.f1_low:+.3f} to {gap.f1_high:+.3f}", f"{gap.p:.4f}", f"{gap.p_holm:.4f}",
+             "real" if gap.real else "")
+            for name, gap in gaps.items()
+        ]  # fmt: skip
+        print()
+        table([visible(f"{difference.second} less {difference.first}"), "F1", "95 %", "p", "p (Holm)", ""], rows)
+        print(visible(difference.sentence))
+
+
+def _figure(name: str, figure: dict[str, Any]) -> tuple[str, ...]:
+    return (name, *_quotients(figure), str(figure["gold"]))
+
+
+def _quotients(figure: dict[str, Any]) -> tuple[str, ...]:
+    """Precision, recall, F1 and the interval of F1."""
+    interval = f"{figure['f1_low']:.3f}–{figure['f1_high']:.3f}" if figure["f1_low"] is not None else ""
+    return (*(f"{figure[key]:.3f}" for key in ("precision", "recall", "f1")), interval)
 
 
 def print_statistics(found: Statistics, title: str, notes: Mapping[str, str]) -> None:
