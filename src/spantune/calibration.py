@@ -112,7 +112,8 @@ class Calibration(Value):
 
     def apply(self, document: Document) -> tuple[Document, tuple[Entity, ...]]:
         """`document` with calibrated scores, and the entities that were left out of it; one without a score is kept."""
-        kept, left_out = [], []
+        kept: list[Entity] = []
+        left_out: list[Entity] = []
         for entity in document.entities:
             if entity.score is None:
                 kept.append(entity)
@@ -139,12 +140,14 @@ class Calibration(Value):
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (ValidationError, OSError) as error:
-            what = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": error.strerror}
-            where = ".".join(map(str, what["loc"]))
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
             raise RunError(
-                f"{path}: not a calibration: {where}{': ' if where else ''}{what['msg']}; make it again with spantune "
-                f"calibrate {folder}, or remove it to use bare scores"
+                f"{path}: not a calibration: {where}: {first['msg']}; make it again with spantune calibrate {folder}, "
+                "or remove it to have bare scores"
             ) from None
 
 

@@ -10,12 +10,13 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from spantune import __version__, cli_data, tables
-from spantune.cli_data import Format, Json, quiet
+from spantune import __version__, cli_calibrate, cli_data, tables
+from spantune.cli_calibrate import MinScore, report_left_out
+from spantune.cli_data import Device, Format, Json, quiet
 from spantune.errors import ConfigError, SpantuneError
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 
 # A command has as many parameters as options: typer reads them from the signature.
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
 
 
@@ -139,6 +139,7 @@ def evaluate(
     grounded: Annotated[
         bool, typer.Option("--grounded/--free", help="Decode under the grammar, or without it.")
     ] = True,
+    min_score: MinScore = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -157,10 +158,11 @@ def evaluate(
     from spantune.evaluate import save_predictions
     from spantune.extract import load_run
 
-    extractor = load_run(run, device, settings)
+    extractor = load_run(run, device, settings, min_score)
     check_labels(documents, extractor.task.codes)
     evaluation = measure(extractor, documents)
     save_predictions(run / "predictions" / f"{Path(data.replace(':', '-')).stem}.jsonl", evaluation.extractions)
+    report_left_out(extractor.calibration, sum(len(one.left_out) for one in evaluation.extractions))
     if as_json:
         print(json.dumps(evaluation.as_dict(), ensure_ascii=False))
     else:
@@ -175,6 +177,7 @@ def extract(
     to: Annotated[str, typer.Option(help="Format of the output, with --out.")] = "native",
     format: Format = None,
     batch_size: Annotated[int | None, typer.Option(help="Documents decoded together.", min=1)] = None,
+    min_score: MinScore = None,
     device: Device = "auto",
 ) -> None:
     """Extract entities: native JSONL to stdout, in order; exit 1 when an answer was cut, invalid or ungrounded.
@@ -200,14 +203,15 @@ def extract(
     from spantune.extract import load_run
     from spantune.progress import console, track
 
-    extractor = load_run(run, device, settings)
-    wanting = 0
+    extractor = load_run(run, device, settings, min_score)
+    wanting = left_out = 0
 
     def results() -> Iterator[Document]:
-        nonlocal wanting
+        nonlocal wanting, left_out
         for extraction in track(extractor.stream(documents), "extract", len(documents)):
             document = annotated(extraction)
             wanting += document is not extraction.document
+            left_out += len(extraction.left_out)
             yield document
 
     if out:
@@ -215,9 +219,13 @@ def extract(
     else:
         for document in results():
             print(json.dumps(to_record(document), ensure_ascii=False), flush=True)
+    report_left_out(extractor.calibration, left_out)
     if wanting:
         console().print(f"{wanting} of {len(documents)} answers were wanting; see meta.problems of each", markup=False)
     raise typer.Exit(1 if wanting else 0)
+
+
+app.command()(cli_calibrate.calibrate)
 
 
 def _run(recipe: Any, resume: Path | None) -> None:
