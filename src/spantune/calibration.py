@@ -1,9 +1,9 @@
 """The calibration of a run: its temperature and thresholds, from gold documents and what the model made of them.
 
-    found = calibrate(gold, load_run(run).extract(gold))
+    found = calibrate(gold, load_bare(run).extract(gold))
     found.save(run)
 
-`extract.load_run` reads it back and applies it. It judges entities one by one, so what the model never found stays
+`load_run` reads it back and applies it. It judges entities one by one, so what the model never found stays
 missed, and it is fitted and chosen on one corpus: beside its figures stand those of documents that were held out, five
 times a fifth. It refuses a precision that no threshold reaches.
 """

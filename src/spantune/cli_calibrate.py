@@ -59,14 +59,13 @@ def calibrate(
     quiet()
     from spantune import calibration
     from spantune.corpus import check_labels
-    from spantune.extract import load_run
+    from spantune.extract import load_bare
     from spantune.prepare import read_splits
     from spantune.progress import track
 
     gold = list(formats.read(data, format).documents if data else read_splits(recipe.data).dev)
-    extractor = load_run(run, device, min_score=0)
+    extractor = load_bare(run, device)
     check_labels(gold, extractor.task.codes)
-    extractor.calibration = None
     extractions = list(track(extractor.stream(gold), "extract", len(gold)))
     predicted = [extraction.document for extraction in extractions]
     found = calibration.calibrate(gold, predicted, precision, per_label, data or "dev")

@@ -298,19 +298,26 @@ def load_run(
         RunError: the folder is no run, has no adapter yet, or its calibration is damaged.
         ModelError: the base model cannot be had.
     """
+    calibration = Calibration.load(Path(run))
+    if min_score is not None:
+        calibration = (calibration or Calibration()).with_min_score(min_score)
+    extractor = load_bare(run, device, settings)
+    extractor.calibration = calibration
+    return extractor
+
+
+def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | None = None) -> Extractor:
+    """As `load_run`, but whatever calibration the run has: scores as the model gave them, and nothing left out."""
     folder = Path(run)
     recipe = read_config(folder)
     adapter = folder / "adapter"
     if not adapter.is_dir():
         raise RunError(f"{folder}: no adapter here yet; finish the run with spantune train --resume {folder}")
     task = TaskSpec.load(adapter)
-    calibration = Calibration.load(folder)
-    if min_score is not None:
-        calibration = (calibration or Calibration()).with_min_score(min_score)
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=True)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
-    return Extractor(model, encoder, settings or recipe.extract, calibration)
+    return Extractor(model, encoder, settings or recipe.extract)
 
 
 def _joined(document: Document, parts: list[Extraction]) -> Extraction:
