@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spantune import calibration
 from spantune.calibration import LABEL_PREDICTIONS, Calibration, calibrate
 from spantune.document import Document, Entity
 from spantune.errors import ConfigError, DataError, RunError
@@ -54,7 +55,9 @@ def test_what_is_stored_does_to_documents_what_the_figures_say(
 ) -> None:
     gold, predicted = corpus(rows, missed)
     try:
-        found = calibrate(gold, predicted, precision, per_label)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(calibration, "LABEL_PREDICTIONS", 3)
+            found = calibrate(gold, predicted, precision, per_label)
     except DataError:
         assert not any(rows)
         return
@@ -106,7 +109,7 @@ def test_held_out_figures_are_those_of_five_separate_choices() -> None:
 
 def test_a_threshold_that_gains_nothing_on_held_out_documents_is_not_kept() -> None:
     random = np.random.default_rng(1)
-    rows = [[("a", float(random.random()), bool(random.random() < 0.6))] for _ in range(40)]
+    rows = [[("a", float(random.random()), bool(random.random() < 0.4))] for _ in range(40)]
     found = calibrate(*corpus(rows))
     assert found.threshold is None and found.evidence is not None
     assert found.evidence.best.threshold > 0 and found.evidence.best.f1 > found.evidence.all.f1
@@ -116,7 +119,7 @@ def test_a_threshold_that_gains_nothing_on_held_out_documents_is_not_kept() -> N
 def test_labels_with_few_predictions_have_no_threshold_of_their_own() -> None:
     def rows(count: int) -> list[list[tuple[str, float, bool]]]:
         often = [[("a", place / 100, place >= 20)] for place in range(100)]
-        return often + [[("b", 0.2 + place / 1000, place % 2 == 0)] for place in range(count)]
+        return often + [[("b", 0.2 + place / 1000, place % 2 == 1)] for place in range(count)]
 
     few = calibrate(*corpus(rows(LABEL_PREDICTIONS - 1)), precision=0.5, per_label=True)
     enough = calibrate(*corpus(rows(LABEL_PREDICTIONS)), precision=0.5, per_label=True)
@@ -125,7 +128,9 @@ def test_labels_with_few_predictions_have_no_threshold_of_their_own() -> None:
     strict = calibrate(*corpus(rows(LABEL_PREDICTIONS)), precision=0.95, per_label=True)
     assert set(strict.label_thresholds) == {"a", "b"}  # b reaches it with one entity
     gold, predicted = corpus([[("a", place / 100, place >= 20)] for place in range(100)] + [[("b", 0.5, False)]] * 60)
-    assert set(calibrate(gold, predicted, precision=0.9, per_label=True).label_thresholds) == {"a"}
+    mixed = calibrate(gold, predicted, precision=0.9, per_label=True)
+    assert mixed.label_thresholds == {} and mixed.threshold is not None and mixed.evidence is not None
+    assert mixed.evidence.chosen.precision >= 0.9 and "no label has its own" in mixed.evidence.notes[0]
 
 
 def test_a_precision_out_of_reach_is_an_error_that_says_what_can_be_reached() -> None:
@@ -169,19 +174,19 @@ def test_a_repeated_entity_counts_once_with_its_highest_score() -> None:
 
 
 def test_applying_tempers_scores_and_keeps_by_label() -> None:
-    calibration = Calibration(temperature=2.0, threshold=0.5, label_thresholds={"b": 0.0, "c": 0.9})
+    found = Calibration(temperature=2.0, threshold=0.5, label_thresholds={"b": 0.0, "c": 0.9})
     labels = [("a", 0.25), ("a", 0.24), ("b", 0.0), ("c", 0.5), ("c", 1.0), ("a", None)]
     entities = tuple(Entity(place, place + 1, label, score) for place, (label, score) in enumerate(labels))
-    document, left_out = calibration.apply(Document("d", TEXT, entities, {"k": 1}))
+    document, left_out = found.apply(Document("d", TEXT, entities, {"k": 1}))
     assert [(entity.start, entity.score) for entity in document.entities] == [(0, 0.5), (2, 0.0), (4, 1.0), (5, None)]
     assert [entity.start for entity in left_out] == [1, 3] and left_out[1].score == pytest.approx(0.5**0.5)
     assert (document.id, document.text, document.meta) == ("d", TEXT, {"k": 1})
-    every, none = calibration.with_min_score(0).apply(Document("d", TEXT, entities))
+    every, none = found.with_min_score(0).apply(Document("d", TEXT, entities))
     assert len(every.entities) == 6 and none == () and every.entities[1].score == pytest.approx(0.24**0.5)
-    assert [entity.start for entity in calibration.with_min_score(0.6).apply(document)[0].entities] == [0, 4, 5]
+    assert [entity.start for entity in found.with_min_score(0.6).apply(document)[0].entities] == [0, 4, 5]
     for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(ConfigError, match="expected a probability"):
-            calibration.with_min_score(wrong)
+            found.with_min_score(wrong)
 
 
 def test_it_is_read_back_as_it_was_saved(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,7 +29,7 @@ def test_bins_hold_every_prediction_once_and_equal_scores_together(pairs: list[t
     values, right = arrays(pairs)
     found = reliability.bins(values, right, count)
     assert len(found) <= count and sum(one.count for one in found) == len(pairs)
-    assert all(before.high < after.low for before, after in zip(found, found[1:], strict=False))
+    assert all(before.high < after.low for before, after in pairwise(found))
     for one in found:
         mine = [(score, good) for score, good in pairs if one.low <= score <= one.high]
         assert one.count == len(mine)

@@ -67,7 +67,7 @@ def test_near_equal_thresholds_are_the_run_of_points_around_the_best(
     near = [point.f1 >= best.f1 - thresholds.NEAR - 1e-12 for point in points]
     inside = [low <= point.threshold <= high for point in points]
     assert all(good for good, mine in zip(near, inside, strict=True) if mine)
-    edges = [place for place in (inside.index(True) - 1, len(inside) - inside[::-1].index(True)) if 0 <= place]
+    edges = [place for place in (inside.index(True) - 1, len(inside) - inside[::-1].index(True)) if place >= 0]
     assert not any(points[place].f1 > best.f1 - thresholds.NEAR + 1e-12 for place in edges if place < len(points))
 
 

@@ -183,7 +183,11 @@ def calibrate(
         raise _unreached(found.curve(), precision)
     held_out = _held_out(found, precision, per_label)
     everything = found.kept(Thresholds())
-    if precision is None and (held_out is None or held_out.f1 <= everything.f1):
+    if per_label and not chosen.labels:
+        notes.append(
+            f"no label has its own threshold: it takes {LABEL_PREDICTIONS} predictions, and the objective reached"
+        )
+    if precision is None and chosen != Thresholds() and (held_out is None or held_out.f1 <= everything.f1):
         notes.append("no threshold: held-out documents gain no F1 by one")
         chosen = Thresholds()
     after = reliability.bins(found.scores, found.right)
@@ -213,7 +217,11 @@ def calibrate(
 
 
 def _choose(found: Predictions, precision: float | None, per_label: bool) -> Thresholds | None:
-    """The thresholds for an objective; None where the overall one is not reached."""
+    """The thresholds for an objective; None where the overall one is not reached.
+
+    A precision holds for all labels together: those without a threshold of their own reach it by themselves too, or
+    no label has its own.
+    """
 
     def choose(points: Curve) -> Point | None:
         return thresholds.best_f1(points) if precision is None else thresholds.reaching(points, precision)
@@ -221,11 +229,15 @@ def _choose(found: Predictions, precision: float | None, per_label: bool) -> Thr
     overall = choose(found.curve()) if len(found.scores) else None
     if overall is None:
         return None
-    own = {}
-    for label, count in zip(*np.unique(found.labels, return_counts=True), strict=True) if per_label else ():
-        best = choose(found.curve(label)) if count >= LABEL_PREDICTIONS else None
-        if best is not None:
-            own[str(label)] = best.threshold
+    if not per_label:
+        return Thresholds(overall.threshold)
+    labels, counts = np.unique(found.labels, return_counts=True)
+    points = {str(label): choose(found.curve([label])) for label in labels[counts >= LABEL_PREDICTIONS]}
+    own = {label: point.threshold for label, point in points.items() if point}
+    others = set(labels) - own.keys()
+    if own and others and precision is not None:
+        rest = thresholds.reaching(found.curve(others), precision)
+        return Thresholds(rest.threshold, own) if rest else Thresholds(overall.threshold)
     return Thresholds(overall.threshold, own)
 
 

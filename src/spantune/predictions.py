@@ -7,7 +7,7 @@ What the choice of thresholds works on, with parts of it that hold documents out
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -44,12 +44,13 @@ class Predictions:
     gold_labels: NDArray[np.str_]
     gold_documents: NDArray[np.int64]
 
-    def curve(self, label: str | None = None) -> Curve:
-        """The curve of one label, or of all."""
-        if label is None:
+    def curve(self, labels: Iterable[str] | None = None) -> Curve:
+        """The curve of some labels, or of all."""
+        if labels is None:
             return thresholds.curve(self.scores, self.right, len(self.gold_labels))
-        mine = self.labels == label
-        return thresholds.curve(self.scores[mine], self.right[mine], int((self.gold_labels == label).sum()))
+        names = list(labels)
+        mine = np.isin(self.labels, names)
+        return thresholds.curve(self.scores[mine], self.right[mine], int(np.isin(self.gold_labels, names).sum()))
 
     def kept(self, chosen: Thresholds) -> Point:
         """What thresholds keep."""
