@@ -117,22 +117,23 @@ def test_rows_of_a_batch_get_their_own_masks(constraint: Constraint, tokenizer: 
 
 
 @pytest.mark.parametrize("text", ["肺炎 a", "abcab", 'a "b" \\ c', "肺", "肺肺"])
-def test_the_forced_tokens_of_a_gold_answer_are_those_that_decoding_would_feed(
+def test_the_choices_of_a_gold_answer_are_those_that_decoding_would_have(
     constraint: Constraint, tokenizer: Any, text: str
 ) -> None:
     document = Document("a", text, (Entity(0, 1, "dis"), Entity(0, len(text), "sym")))
     answer = [*tokenizer(jsonl.render(document, TASK), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     coder = Encoder(tokenizer, TASK)
-    forced = Guide(constraint, coder, text).forced(answer)
-    assert forced and forced == sorted(set(forced)) and len(answer) - 1 not in forced and 0 not in forced
-    guide, index = Guide(constraint, coder, text), 0
+    choices = Guide(constraint, coder, text).choices(answer)
+    assert len(choices) < len(answer) and {0, len(answer) - 1} <= set(choices)
+    guide, index, seen = Guide(constraint, coder, text), 0, []
     while index < len(answer) - 1:
-        assert index not in forced and answer[index] in allowed(constraint, guide.matcher)
+        assert set(choices[index]) == allowed(constraint, guide.matcher) and answer[index] in choices[index]
+        seen.append(index)
         follow = guide.advance(answer[index])
         assert answer[index + 1 : index + 1 + len(follow)] == follow
-        assert set(range(index + 1, index + 1 + len(follow))) <= set(forced)
         index += 1 + len(follow)
-    assert tokenizer.eos_token_id in allowed(constraint, guide.matcher)
+    assert list(choices) == [*seen, index]  # what is forced is no choice, and the stop token is one
+    assert set(choices[index]) == allowed(constraint, guide.matcher) and tokenizer.eos_token_id in choices[index]
 
 
 @given(
@@ -172,9 +173,10 @@ def test_a_guide_renews_its_grammar_when_an_entity_is_stated(constraint: Constra
     assert guide.finished or allowed(constraint, guide.matcher) == {tokenizer.eos_token_id}  # nothing is later
 
 
-def test_an_answer_that_is_no_answer_has_no_forced_tokens(constraint: Constraint, tokenizer: Any) -> None:
-    with pytest.raises(ModelError):
-        Guide(constraint, Encoder(tokenizer, TASK), "b").forced(tokenizer('{"entity_text": "c"')["input_ids"])
+@pytest.mark.parametrize("answer", ['{"entity_text": "c"', '{"x": 1}', "b"])
+def test_an_answer_that_is_no_answer_has_no_choices(constraint: Constraint, tokenizer: Any, answer: str) -> None:
+    with pytest.raises(ModelError, match=r"the gold answer of 'b'.*train\.loss_on=answer"):
+        Guide(constraint, Encoder(tokenizer, TASK), "b").choices(tokenizer(answer)["input_ids"])
 
 
 def test_errors_of_the_grammar_are_ours(constraint: Constraint, tokenizer: Any) -> None:

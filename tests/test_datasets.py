@@ -179,8 +179,8 @@ def _tagged(tokens: Any, tags: Any) -> dict[str, list[Any]]:
 
 BAD: dict[str, tuple[dict[str, list[Any]], list[str]]] = {
     "no text": ({"body": ["a"], "entities": ["[]"]}, ["bad: ", "'text'", "'body', 'entities'", "rename"]),
-    "no entities": ({"text": ["a"], "label": ["x"]}, ["bad: ", "'entities'", "'text', 'label'", "column=NAME"]),
-    "no tags": ({"tokens": [["a"]], "pos": [["N"]]}, ["'ner_tags' beside tokens", "'tokens', 'pos'", "column=NAME"]),
+    "no entities": ({"text": ["a"], "label": ["x"]}, ["bad: ", "'entities'", "'text', 'label'", "--column NAME"]),
+    "no tags": ({"tokens": [["a"]], "pos": [["N"]]}, ["'ner_tags' beside tokens", "'tokens', 'pos'", "--column NAME"]),
     "text is null": (_texts("[]", None), ["bad:2, field text", "found null", "expected a string"]),
     "entities are null": (_texts(None), ["bad:2, field entities", "the cell is empty", "[] for a text without"]),
     "not json": (_texts("[[0, 1"), ["bad:2, field entities", "not JSON", "mend it there"]),
@@ -196,7 +196,7 @@ BAD: dict[str, tuple[dict[str, list[Any]], list[str]]] = {
     "no tag": (_tagged(["a"], ["person"]), ["bad:2, field ner_tags[0]", "'person'", "B-dis", "map the tags"]),
     "tags are text": (
         {"tokens": [["a"]], "ner_tags": ["O"]},
-        ["bad: ", "no column of tags 'ner_tags'", "'tokens', 'ner_tags'", "column=NAME"],
+        ["bad: ", "no column of tags 'ner_tags'", "'tokens', 'ner_tags'", "--column NAME"],
     ),
     "null tag": (_tagged(["a"], [None]), ["bad:2, field ner_tags[0]", "None", "a string", "map the tags"]),
     "numbers without names": (

@@ -71,7 +71,7 @@ class Plain:
     status: str = "length"
 
 
-def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT) -> Plain:
+def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, among_allowed: bool = False) -> Plain:
     """One document, no cache, all ids at every step; what the matcher forces is appended to the chosen token."""
     import llguidance.hf
     from llguidance import LLMatcher
@@ -88,7 +88,8 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT) -> Pla
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + plain.ids]), use_cache=False).logits[0, -1].float()
         biases = torch.tensor(list(matcher.compute_logit_bias()))  # 0 for what is forbidden
-        token = int(logits.masked_fill(biases[: len(logits)] == 0, -math.inf).argmax())
+        masked = logits.masked_fill(biases[: len(logits)] == 0, -math.inf)
+        token = int(masked.argmax())
         if token == coder.stop_id:
             plain.status = "stopped"
             break
@@ -96,7 +97,8 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT) -> Pla
         forced = matcher.compute_ff_tokens()
         matcher.consume_tokens(forced)
         plain.ids += [token, *forced]
-        plain.chosen += [float(logits.log_softmax(-1)[token]), *([None] * len(forced))]
+        distribution = (masked if among_allowed else logits).log_softmax(-1)
+        plain.chosen += [float(distribution[token]), *([None] * len(forced))]
         answer = coder.tokenizer.decode(plain.ids)
         if answer.endswith("\n"):  # a line is done: only what is later in the text may follow
             stated = coder.format.parse(answer, text, coder.task).entities
@@ -142,6 +144,16 @@ def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int) -> N
         longest = max(len(plain.chosen) - plain.chosen.count(None) for plain in wanted)
         assert longest <= tool.effort.passes < tool.effort.tokens
     assert tool.effort.passes <= longest + 2  # a batch of all: as many passes as the longest, one for the prefix
+
+
+def test_scores_among_what_is_allowed_are_those_of_the_masked_distribution() -> None:
+    model, coder = lively_model("phi3", 2), encoder()
+    settings = config.Extract(max_new_tokens=LIMIT, batch_size=3)
+    tool = Extractor(model, coder, settings, among_allowed=True)
+    for document, got, other in zip(DOCUMENTS, tool.stream(DOCUMENTS), extractor(model).stream(DOCUMENTS), strict=True):
+        check_scores(coder, plain_loop(model, coder, document.text, among_allowed=True), got)
+        pairs = zip(got.document.entities, other.document.entities, strict=True)
+        assert all(one == two and (one.score or 0.0) >= (two.score or 0.0) for one, two in pairs)
 
 
 def check_scores(coder: Encoder, plain: Plain, got: Extraction) -> None:

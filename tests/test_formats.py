@@ -370,6 +370,17 @@ def test_a_text_without_entities_first_does_not_mislead_recognition(tmp_path: Pa
     assert formats.read(path).documents == (Document("late-1", "nothing"),)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("t.jsonl", '{"text": "肺炎", "id": "7"}\n'), ("t.json", '[{"text": "肺炎"}]')]
+)
+def test_texts_without_annotation_are_read_only_where_they_are_welcome(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    found = list(formats.stream(tmp_path / name, None, Counter(), formats.Options(unannotated=True)))
+    assert [(document.text, document.entities) for document in found] == [("肺炎", ())]
+    with pytest.raises(DataError, match=r"t\.jsonl?:1, field entities: the field is missing"):
+        formats.read(tmp_path / name)
+
+
 def test_streaming_yields_before_a_later_line_fails(tmp_path: Path) -> None:
     path = tmp_path / "half.jsonl"
     path.write_bytes(NATIVE % b"" + b"{\n")

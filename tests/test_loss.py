@@ -121,15 +121,29 @@ def test_a_short_common_start_of_few_examples_is_no_different() -> None:
     torch.testing.assert_close(pack_loss(model, packed(chosen), torch.float32), expected, rtol=1e-5, atol=0)
 
 
-def test_forced_answer_tokens_carry_no_loss_and_are_still_seen() -> None:
-    model, chosen = adapted("phi3"), examples()
-    start = chosen[0].answer_start
-    chosen[0] = replace(chosen[0], forced=(start + 1, start + 3))
-    first, *others = chosen
-    logits = model(input_ids=torch.tensor([first.ids]), use_cache=False).logits[0]
-    losses = cross_entropy(logits[start - 1 : -1], torch.tensor(first.ids[start:]), reduction="none")
-    expected = losses.sum() - losses[1] - losses[3] + sum(alone_loss(model, example) for example in others)
-    torch.testing.assert_close(pack_loss(model, packed(chosen), torch.float32), expected, rtol=1e-5, atol=0)
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_the_loss_on_choices_is_over_what_is_allowed_there(softcap: float | None) -> None:
+    """Forced tokens carry no loss and are still seen; gradients are those of the same examples alone."""
+    model = adapted("gemma3_text", final_logit_softcapping=softcap)
+    chosen = []
+    for example in examples():
+        places = range(example.answer_start, len(example.ids), 2)
+        choices = {place: tuple(sorted({example.ids[place], 3, 7 + place})) for place in places}
+        chosen.append(replace(example, choices=choices))
+    expected = torch.zeros(())
+    for example in chosen:
+        logits = model(input_ids=torch.tensor([example.ids]), use_cache=False).logits[0]
+        for place, allowed in (example.choices or {}).items():
+            target = torch.tensor(allowed.index(example.ids[place]))
+            expected = expected + cross_entropy(logits[place - 1, list(allowed)], target)
+    expected.backward()
+    wanted = gradients(model)
+    model.zero_grad()
+    loss = pack_loss(model, packed(chosen), torch.float32)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=0)
+    loss.backward()
+    for name, gradient in gradients(model).items():
+        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
 
 
 def test_a_pack_holds_no_padding() -> None:

@@ -147,7 +147,7 @@ def test_two_annotations_are_refused_until_one_is_named(tmp_path: Path) -> None:
     row["spans"] = {"long": [{"start": 0, "end": 9, "label": "sym", "kb_id": ""}]}
     (tmp_path / "x.jsonl").write_text(json.dumps(row), encoding="utf-8")
     for name in ("x.spacy", "x.jsonl"):
-        with pytest.raises(DataError, match=rf"{name}:1: entities stand under ents, long and differ.*column=NAME"):
+        with pytest.raises(DataError, match=rf"{name}:1: entities stand under ents, long and differ.*--column NAME"):
             formats.read(tmp_path / name)
         for column, entity in {"ents": Entity(0, 4, "bod"), "long": Entity(0, 9, "sym")}.items():
             assert formats.read(tmp_path / name, None, Options(column=column)).documents[0].entities == (entity,)

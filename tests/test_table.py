@@ -149,7 +149,7 @@ def test_the_column_of_entities_may_have_another_name(suffix: str, tmp_path: Pat
     assert formats.read(path, "table", Options(column=-2)).documents == documents
     with pytest.raises(DataError, match=r"there is no column 'NER'; columns found: 'id', 'text', 'gold', 'entities'"):
         formats.read(path, "table", Options(column="NER"))
-    with pytest.raises(DataError, match=r"there is no column 9;.*column=NAME"):
+    with pytest.raises(DataError, match=r"there is no column 9;.*--column NAME"):
         formats.read(path, "table", Options(column=9))
 
 
@@ -199,7 +199,7 @@ def test_a_header_alone_holds_no_document(tmp_path: Path) -> None:
 ROW = HEAD + b'ok,a,[]\nbad,lung pain,"%b"\n'
 BAD_CSV = {
     "no text column": (b"id,body,entities\n", ["'text'", "columns found: 'id', 'body', 'entities'", "rename"]),
-    "no entities column": (b"id,text,label\n", ["'entities'", "'id', 'text', 'label'", "column=NAME"]),
+    "no entities column": (b"id,text,label\n", ["'entities'", "'id', 'text', 'label'", "--column NAME"]),
     "column twice": (b"text,entities,text\n", ["'text' is repeated", "rename one"]),
     "too few cells": (HEAD + b"a,x\n", ["bad.csv:2:", "found 2 cells", "expected 3 (id, text, entities)", "quote"]),
     "too many cells": (HEAD + b"a,x,y,[]\n", ["bad.csv:2:", "found 4 cells", "expected 3", "quote"]),
@@ -244,7 +244,7 @@ def test_bad_csv_is_refused_by_place_and_leaves_nothing(content: bytes, fragment
 ENTITY = {"start": 0, "end": 4, "label": "x"}
 BAD_PARQUET: dict[str, tuple[dict[str, list[Any]], list[str]]] = {
     "no text": ({"body": ["a"], "entities": ["[]"]}, ["'text'", "'body', 'entities'", "rename"]),
-    "no entities": ({"text": ["a"], "tags": ["[]"]}, ["'entities'", "'text', 'tags'", "column=NAME"]),
+    "no entities": ({"text": ["a"], "tags": ["[]"]}, ["'entities'", "'text', 'tags'", "--column NAME"]),
     "text is a number": ({"text": [3], "entities": ["[]"]}, [":1, field text", "the number 3", "a string"]),
     "text is null": ({"text": ["a", None], "entities": ["[]", "[]"]}, [":2, field text", "found null", "a string"]),
     "text is bytes": ({"text": [b"a"], "entities": ["[]"]}, [":1, field text", "found null", "a string"]),

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -182,31 +182,27 @@ def calibrate(
     if chosen is None:
         raise _unreached(found.curve(), precision)
     held_out = _held_out(found, precision, per_label)
-    everything = found.kept(Thresholds())
     if per_label and not chosen.labels:
         notes.append(
             f"no label has its own threshold: it takes {LABEL_PREDICTIONS} predictions, and the objective reached"
         )
-    if precision is None and chosen != Thresholds() and (held_out is None or held_out.f1 <= everything.f1):
+    if (
+        precision is None
+        and chosen != Thresholds()
+        and (held_out is None or held_out.f1 <= found.kept(Thresholds()).f1)
+    ):
         notes.append("no threshold: held-out documents gain no F1 by one")
         chosen = Thresholds()
-    after = reliability.bins(found.scores, found.right)
-    points = found.curve()
+    objective = "f1" if precision is None else f"precision={precision:g}"
     evidence = Evidence(
         data=data,
         documents=len(gold),
-        objective="f1" if precision is None else f"precision={precision:g}",
-        ece_before=reliability.ece(reliability.bins(bare.scores, bare.right)),
-        ece=reliability.ece(after),
+        objective=objective,
         ece_held_out=_held_out_ece(bare),
-        all=_figures(everything),
         chosen=_figures(found.kept(chosen)),
         held_out=held_out and _figures(held_out),
-        best=_at(thresholds.best_f1(points)),
-        near_best=thresholds.near_best(points),
-        bins=tuple(ReliabilityBin(**asdict(one)) for one in after),
-        curve=tuple(map(_at, thresholds.thinned(points, CURVE_POINTS))),
         notes=tuple(notes),
+        **_measured(bare, found),
     )
     return Calibration(
         temperature=temperature or 1.0,
@@ -239,6 +235,20 @@ def _choose(found: Predictions, precision: float | None, per_label: bool) -> Thr
         rest = thresholds.reaching(found.curve(others), precision)
         return Thresholds(rest.threshold, own) if rest else Thresholds(overall.threshold)
     return Thresholds(overall.threshold, own)
+
+
+def _measured(bare: Predictions, found: Predictions) -> dict[str, Any]:
+    """What bare and calibrated scores come to, whatever was chosen."""
+    after, points = reliability.bins(found.scores, found.right), found.curve()
+    return {
+        "ece_before": reliability.ece(reliability.bins(bare.scores, bare.right)),
+        "ece": reliability.ece(after),
+        "all": _figures(points.point(0)),
+        "best": _at(thresholds.best_f1(points)),
+        "near_best": thresholds.near_best(points),
+        "bins": tuple(ReliabilityBin(**asdict(one)) for one in after),
+        "curve": tuple(map(_at, thresholds.thinned(points, CURVE_POINTS))),
+    }
 
 
 def _held_out(found: Predictions, precision: float | None, per_label: bool) -> Point | None:

@@ -250,7 +250,7 @@ def _documents(file: str, format: str | None) -> Iterator[Document]:
     from spantune.formats.files import read_lines
 
     if file != "-" and (format or not file.endswith(".txt")):
-        yield from formats.stream(file, format, Counter())
+        yield from formats.stream(file, format, Counter(), formats.Options(unannotated=True))
         return
     for number, line in _stdin() if file == "-" else read_lines(Path(file), Counter()):
         if line.strip():

@@ -159,8 +159,8 @@ class Train(Section):
     pack_tokens: int | None = Field(None, ge=64)
     """Most tokens a pack; chosen by device when absent."""
     loss_on: Literal["answer", "choices"] = "answer"
-    """`answer`: every answer token; `choices`: only where the grammar leaves one, which is faster and enough for
-    grounded extraction, but leaves a model that cannot answer without the grammar."""
+    """`answer`: every answer token; `choices`: only where the grammar leaves one and among what it allows, which is
+    faster and enough for grounded extraction, but leaves a model that cannot answer without the grammar."""
     micro_batch: int = Field(4, ge=1)
     """Examples a padded batch, with `pack: none`."""
     max_tokens: int = Field(2048, ge=16)

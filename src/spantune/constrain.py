@@ -53,6 +53,15 @@ class Constraint:
         bits = np.unpackbits(mask.view(np.uint8), axis=1, count=self.vocabulary, bitorder="little")
         logits.masked_fill_(torch.from_numpy(bits).to(logits.device) == 0, float("-inf"))
 
+    def allowed(self, matcher: Any) -> tuple[int, ...]:
+        """The ids that may come next, in ascending order."""
+        import llguidance.numpy as masks
+
+        mask = masks.allocate_token_bitmask(1, self.vocabulary)
+        masks.fill_next_token_bitmask(matcher, mask, 0)
+        bits = np.unpackbits(mask.view(np.uint8), axis=1, count=self.vocabulary, bitorder="little")
+        return tuple(bits[0].nonzero()[0].tolist())
+
     def advance(self, matcher: Any, token: int) -> list[int]:
         """Consume a chosen token; returns the tokens that the grammar forces after it, consumed too."""
         matcher.consume_token(token)
@@ -98,15 +107,23 @@ class Guide:
             self._renew()
         return forced
 
-    def forced(self, answer: Sequence[int]) -> list[int]:
-        """Indices into the ids of a gold answer (stop token included) at which the grammar leaves no choice.
+    def choices(self, answer: Sequence[int]) -> dict[int, tuple[int, ...]]:
+        """What the grammar allows at each index of a gold answer (stop token included) where it leaves a choice.
 
         Raises:
             ModelError: the answer does not follow the grammar, or its tokens are not those that would be forced.
         """
-        found: list[int] = []
+        found: dict[int, tuple[int, ...]] = {}
         index = 0
-        while index < len(answer) and answer[index] != self._encoder.stop_id:
+        while index < len(answer):
+            found[index] = self._constraint.allowed(self.matcher)
+            if answer[index] not in found[index]:
+                raise ModelError(
+                    f"the grammar does not allow the gold answer of {self._text!r} at its token {index}; set "
+                    "train.loss_on=answer"
+                )
+            if answer[index] == self._encoder.stop_id:
+                break
             tokens = self.advance(answer[index])
             index += 1
             if list(answer[index : index + len(tokens)]) != tokens:
@@ -114,7 +131,6 @@ class Guide:
                     f"the grammar forces other tokens than the tokenizer gives for the gold answer of {self._text!r}; "
                     "set train.loss_on=answer"
                 )
-            found.extend(range(index, index + len(tokens)))
             index += len(tokens)
         return found
 

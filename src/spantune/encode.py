@@ -7,7 +7,7 @@ Nothing is cut: what is too long is an error that names the document.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,14 @@ _PROBE = "文本 text"
 class Example:
     """Token ids of one document; `ids[answer_start:]` are the answer and the stop token, with loss.
 
-    `forced` are the indices into `ids` of answer tokens that carry no loss because the grammar leaves no choice there.
+    Where the loss is on choices only, `choices` maps the index into `ids` of each answer token that the grammar does
+    not force to the ids that it allows there, in ascending order.
     """
 
     id: str
     ids: tuple[int, ...]
     answer_start: int
-    forced: tuple[int, ...] = ()
+    choices: Mapping[int, tuple[int, ...]] | None = None
 
     @property
     def prompt(self) -> tuple[int, ...]:

@@ -87,6 +87,8 @@ class Extractor:
         encoder: its tokenizer under the task.
         settings: batch size, limit and whether to decode under the grammar.
         calibration: how scores are to be read and which entities are kept; bare scores and all without it.
+        among_allowed: whether scores are probabilities among what the grammar allows, which a model knows that was
+            trained on choices; else they are those of the whole vocabulary.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class Extractor:
         encoder: Encoder,
         settings: config.Extract | None = None,
         calibration: Calibration | None = None,
+        *,
+        among_allowed: bool = False,
     ):
-        self.model, self.encoder = model, encoder
+        self.model, self.encoder, self.among_allowed = model, encoder, among_allowed
         self.settings = settings or config.Extract()
         self.calibration = calibration
         self.effort = Effort()
@@ -209,14 +213,14 @@ class Extractor:
         return logits
 
     def _choose(self, rows: list[_Row], logits: Tensor) -> tuple[list[int], list[float]]:
-        """The most probable allowed token of each row and its log-probability in the unmasked distribution."""
+        """The most probable allowed token of each row and its log-probability."""
         logits = logits.float()
-        total = logits.logsumexp(-1)
         masked = logits
         if self._constraint:
             masked = logits.clone()
             self._constraint.apply([row.guide.matcher for row in rows if row.guide], masked)
         tokens = masked.argmax(-1)
+        total = (masked if self.among_allowed else logits).logsumexp(-1)
         logprobs = logits.gather(-1, tokens[:, None])[:, 0] - total
         return tokens.tolist(), logprobs.tolist()
 
@@ -317,7 +321,7 @@ def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | 
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=True)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
-    return Extractor(model, encoder, settings or recipe.extract)
+    return Extractor(model, encoder, settings or recipe.extract, among_allowed=recipe.train.loss_on == "choices")
 
 
 def _joined(document: Document, parts: list[Extraction]) -> Extraction:

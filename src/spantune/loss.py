@@ -1,8 +1,9 @@
 """The loss of a pack: the head is applied to the positions that predict an answer token, and to no other.
 
 The frozen head's gradient is taken chunk by chunk in the forward pass, so that the logits of a 100k or
-262k vocabulary never exist whole. The sum is returned, not the mean: the caller divides by the answer
-tokens of the whole optimizer step, whatever the packs.
+262k vocabulary never exist whole. Where the loss is on choices, it is over what the grammar allows there:
+the distribution that extraction chooses from, under a head of a few hundred rows. The sum is returned,
+not the mean: the caller divides by the answer tokens of the whole optimizer step, whatever the packs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from spantune.attention import Places, attention_mask, segments
 from spantune.errors import ModelError
@@ -23,26 +24,39 @@ HEAD_CHUNK = 256  # positions whose logits exist at a time
 
 @dataclass(frozen=True)
 class PackTensors:
-    """A pack as long tensors: `ids`, `positions`, `owner` [tokens]; `index`, `targets` [answer tokens]."""
+    """A pack as tensors: `ids`, `positions`, `owner` [tokens]; `index`, `targets` [answer tokens], all long.
+
+    Where the loss is on choices, `union` [ids] are all ids that are allowed somewhere, `targets` places in it, and
+    `allowed` [answer tokens, ids] says which are allowed where.
+    """
 
     ids: Tensor
     positions: Tensor
     owner: Tensor
     index: Tensor
     targets: Tensor
+    union: Tensor | None = None
+    allowed: Tensor | None = None
 
 
 def tensors(pack: Pack) -> dict[str, Tensor]:
     """The fields of PackTensors, as a collator hands them to a Trainer."""
     targets = torch.tensor(pack.targets)
     index = (targets != NO_TARGET).nonzero()[:, 0]
-    return {
+    found = {
         "ids": torch.tensor(pack.ids),
         "positions": torch.tensor(pack.positions),
         "owner": torch.tensor(pack.owner),
         "index": index,
         "targets": targets[index],
     }
+    if not pack.allowed:
+        return found
+    union = torch.tensor(sorted({token for allowed in pack.allowed for token in allowed}))
+    mask = torch.zeros(len(index), len(union), dtype=torch.bool)
+    for row, allowed in zip(mask, pack.allowed, strict=True):
+        row[torch.searchsorted(union, torch.tensor(allowed))] = True
+    return found | {"targets": torch.searchsorted(union, found["targets"]), "union": union, "allowed": mask}
 
 
 def hidden_states(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
@@ -63,9 +77,12 @@ def hidden_states(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
 def pack_loss(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
     """Summed cross entropy of a pack's answer tokens under a causal LM, with or without PEFT adapters."""
     base = _causal_lm(model)
-    loss: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_states(model, pack, dtype), pack.targets, base.get_output_embeddings(), _softcap(base.config)
-    )
+    head, softcap, states = base.get_output_embeddings(), _softcap(base.config), hidden_states(model, pack, dtype)
+    if pack.union is not None:
+        assert pack.allowed is not None
+        logits = _capped(linear(states, head.weight[pack.union], _bias(head, pack.union)), softcap)
+        return cross_entropy(logits.float().masked_fill(~pack.allowed, float("-inf")), pack.targets, reduction="sum")
+    loss: Tensor = _HeadLoss.apply(states, pack.targets, head, softcap)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -118,8 +135,15 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _logits(states: Tensor, head: Any, softcap: float | None) -> Tensor:
-    logits: Tensor = head(states)
+    return _capped(head(states), softcap)
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def _bias(head: Any, rows: Tensor) -> Tensor | None:
+    return None if head.bias is None else head.bias[rows]
 
 
 def _softcap(config: Any) -> float | None:

@@ -10,7 +10,7 @@ prefix is found as the longest common token prefix, never assumed, since BPE may
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spantune.encode import Example
 
@@ -20,16 +20,18 @@ NO_TARGET = -100
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """One packed sequence; the four lists have its length.
+    """One packed sequence; the first four lists have its length.
 
     `owner` is 0 for the prefix and 1, 2, … for the examples; `targets` is the id that the position has
-    to predict, or -100 where it predicts no answer token.
+    to predict, or -100 where it predicts no answer token. `allowed` are the ids that each target is one of, where
+    the loss is on choices.
     """
 
     ids: list[int]
     positions: list[int]
     owner: list[int]
     targets: list[int]
+    allowed: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def answer_tokens(self) -> int:
@@ -82,8 +84,10 @@ def layout(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
         rest = example.ids[shared:]
         first = example.answer_start - shared - 1  # predicts the first answer token
         targets = [NO_TARGET] * first + list(rest[first + 1 :]) + [NO_TARGET]
-        for index in example.forced:
-            targets[index - shared - 1] = NO_TARGET
+        if example.choices is not None:
+            chosen = {index - shared - 1 for index in example.choices}
+            targets = [target if place in chosen else NO_TARGET for place, target in enumerate(targets)]
+            pack.allowed.extend(example.choices[index] for index in sorted(example.choices))
         pack.ids.extend(rest)
         pack.positions.extend(range(shared, shared + len(rest)))
         pack.owner.extend([number] * len(rest))

@@ -130,13 +130,13 @@ def _read(path: str, data: config.Data, notes: list[str]) -> Sequence[Document]:
 def _choices(
     examples: Sequence[Example], documents: Sequence[Document], encoder: Encoder, vocabulary: int
 ) -> tuple[Example, ...]:
-    """Examples whose loss leaves out the tokens that the grammar forces."""
+    """Examples whose loss is on the choices that the grammar leaves, among what it allows."""
     constraint = Constraint(encoder.tokenizer, vocabulary, encoder.stop_id)
     marked = []
     for example, document in zip(examples, documents, strict=True):
         start = example.answer_start
-        forced = Guide(constraint, encoder, document.text).forced(example.ids[start:])
-        marked.append(replace(example, forced=tuple(start + index for index in forced)))
+        choices = Guide(constraint, encoder, document.text).choices(example.ids[start:])
+        marked.append(replace(example, choices={start + index: allowed for index, allowed in choices.items()}))
     return tuple(marked)
 
 

@@ -104,7 +104,7 @@ class _Job:
     def __init__(self, recipe: Config, prepared: Prepared, loaded: Loaded, folder: Path):
         self.recipe, self.prepared, self.loaded, self.folder = recipe, prepared, loaded, folder
         self.trackers: Trackers = open_trackers(recipe, folder)
-        self.extractor = Extractor(loaded.model, prepared.encoder, recipe.extract)
+        self.extractor = self._extractor(loaded.model)
         self.before: Scores | None = None
         self.steering: list[Document] = []
         self.per_document = 0.0  # seconds that extraction takes
@@ -160,12 +160,16 @@ class _Job:
     def _steered(self) -> list[dict[str, Any]]:
         return [record for record in read_metrics(self.folder) if record.get("split") == "dev"]
 
+    def _extractor(self, model: Any) -> Extractor:
+        among_allowed = self.recipe.train.loss_on == "choices"
+        return Extractor(model, self.prepared.encoder, self.recipe.extract, among_allowed=among_allowed)
+
     def _finish(self) -> Evaluation:
         """Measure the best adapter on the test documents and write the report."""
         adapter = self.folder / "adapter"
         base = self.loaded.model.unload()
         model = load_adapter(base, adapter, merge=True)
-        self.extractor = Extractor(model, self.prepared.encoder, self.recipe.extract)
+        self.extractor = self._extractor(model)
         records = read_metrics(self.folder)
         step = max((record["step"] for record in records), default=0)
         after = self._measure_test(step)

@@ -178,7 +178,7 @@ def _claimant(sample: Sample) -> str | None:
 def _of_records(sample: Sample, first: str) -> str | None:
     """The format that claims the first telling object of a JSON file; None when the file is no JSON.
 
-    A file whose texts all have an empty entity list could be of several; an array is then CBLUE's, JSONL ours.
+    A file whose texts all have an empty entity list, or none, could be of several: an array is CBLUE's, JSONL ours.
     """
     is_array = first.startswith("[")
     broken: DataError | None = None
@@ -193,7 +193,10 @@ def _of_records(sample: Sample, first: str) -> str | None:
             read_any = True
             if name := _claimant(replace(sample, record=record.values)):
                 return name
-            if record.values.get("entities") != [] or "text" not in record.values:
+            names = set(record.values)
+            if "text" in names and names <= {"id", "text", "meta"}:
+                break  # texts to extract from
+            if "text" not in names or record.values.get("entities") != []:
                 return _unclaimed(sample.path, f"an object with {', '.join(record.values)[:80]}")
     except DataError as error:
         broken = broken or error

@@ -38,7 +38,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """
 
     def parse(record: Record) -> RawDocument:
-        entities = tuple(_entity(row, notes) for row in record.rows("entities"))
+        entities = tuple(_entity(row, notes) for row in record.entities(optional=options.unannotated))
         text = record.text("text", blank=True)
         return RawDocument(f"{path.stem}-{record.number}", text, entities, path, record.line, record.others(_FIELDS))
 

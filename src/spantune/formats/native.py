@@ -38,7 +38,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         else:
             name = f"{path.stem}-{record.line}"
             notes["id made from the line number"] += 1
-        entities = tuple(_entity(row, notes) for row in record.rows("entities"))
+        entities = tuple(_entity(row, notes) for row in record.entities(optional=options.unannotated))
         for field in record.others(_FIELDS):
             notes[f"field {field!r} not read; put it under meta"] += 1
         text = record.text("text", blank=True)

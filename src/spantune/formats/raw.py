@@ -80,12 +80,14 @@ class Options:
             end; a name for a table with a header.
         joiner: what stood between tokens: `""`, `" "`, or None to tell from the tokens.
         scheme: the tags to write: `bio` or `bioes`.
+        unannotated: whether JSON documents may come without a field of entities, as texts to extract from do.
     """
 
     nested: Literal["error", "outermost", "innermost"] = "error"
     column: int | str | None = None
     joiner: str | None = None
     scheme: Literal["bio", "bioes"] = "bio"
+    unannotated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

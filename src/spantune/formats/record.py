@@ -84,6 +84,10 @@ class Record:
             for index, row in enumerate(rows)
         ]
 
+    def entities(self, *, optional: bool) -> list[Record]:
+        """The list of objects in `entities`; none where the field is absent and `optional`."""
+        return [] if optional and "entities" not in self.values else self.rows("entities")
+
     def object(self, field: str) -> dict[str, Any]:
         """The object in `field`; an empty one when the field is absent."""
         return dict(self._take(field, dict, "an object")) if field in self.values else {}
