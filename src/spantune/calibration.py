@@ -193,11 +193,10 @@ def calibrate(
     ):
         notes.append("no threshold: held-out documents gain no F1 by one")
         chosen = Thresholds()
-    objective = "f1" if precision is None else f"precision={precision:g}"
     evidence = Evidence(
         data=data,
         documents=len(gold),
-        objective=objective,
+        objective="f1" if precision is None else f"precision={precision:g}",
         ece_held_out=_held_out_ece(bare),
         chosen=_figures(found.kept(chosen)),
         held_out=held_out and _figures(held_out),
