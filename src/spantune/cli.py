@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from spantune import __version__, cli_data, cli_score, tables
-from spantune.cli_data import Format, Json, quiet
-from spantune.cli_score import Device
+from spantune import __version__, cli_calibrate, cli_data, cli_score, tables
+from spantune.cli_calibrate import MinScore, report_left_out
+from spantune.cli_data import Device, Format, Json, quiet
 from spantune.errors import ConfigError, SpantuneError
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def extract(
     to: Annotated[str, typer.Option(help="Format of the output, with --out.")] = "native",
     format: Format = None,
     batch_size: Annotated[int | None, typer.Option(help="Documents decoded together.", min=1)] = None,
+    min_score: MinScore = None,
     device: Device = "auto",
 ) -> None:
     """Extract entities: native JSONL to stdout, in order; exit 1 when an answer was cut, invalid or ungrounded.
@@ -167,14 +168,15 @@ def extract(
     from spantune.extract import load_run
     from spantune.progress import console, track
 
-    extractor = load_run(run, device, settings)
-    wanting = 0
+    extractor = load_run(run, device, settings, min_score)
+    wanting = left_out = 0
 
     def results() -> Iterator[Document]:
-        nonlocal wanting
+        nonlocal wanting, left_out
         for extraction in track(extractor.stream(documents), "extract", len(documents)):
             document = annotated(extraction)
             wanting += document is not extraction.document
+            left_out += len(extraction.left_out)
             yield document
 
     if out:
@@ -182,9 +184,13 @@ def extract(
     else:
         for document in results():
             print(json.dumps(to_record(document), ensure_ascii=False), flush=True)
+    report_left_out(extractor.calibration, left_out)
     if wanting:
         console().print(f"{wanting} of {len(documents)} answers were wanting; see meta.problems of each", markup=False)
     raise typer.Exit(1 if wanting else 0)
+
+
+app.command()(cli_calibrate.calibrate)
 
 
 def _run(recipe: Any, resume: Path | None) -> None:

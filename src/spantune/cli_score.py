@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from spantune import tables
-from spantune.cli_data import Format, Json, quiet
+from spantune.cli_calibrate import MinScore, report_left_out
+from spantune.cli_data import Device, Format, Json, quiet
 from spantune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from spantune.document import Document
     from spantune.metrics import Protocol, Scores
 
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
 Named = Annotated[
     Literal["cblue", "promptcblue"],
     typer.Option("--protocol", help="cblue: start, end and label must be right; promptcblue: mention and label."),
@@ -47,6 +47,7 @@ def evaluate(
     grounded: Annotated[
         bool, typer.Option("--grounded/--free", help="Decode under the grammar, or without it.")
     ] = True,
+    min_score: MinScore = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -62,7 +63,7 @@ def evaluate(
 
     how = _How(protocol, format, limit, labels, formats.read(train).documents if train else None)
     if run and data and not (gold or predicted or labels):
-        found = _evaluate_run(run, data, how, grounded, device)
+        found = _evaluate_run(run, data, how, grounded, min_score, device)
     elif gold and predicted and not (run or data):
         found = _score_files(gold, predicted, how).as_dict()
     else:
@@ -138,7 +139,9 @@ class _How:
         return codes
 
 
-def _evaluate_run(run: Path, data: str, how: _How, grounded: bool, device: Device) -> dict[str, Any]:
+def _evaluate_run(
+    run: Path, data: str, how: _How, grounded: bool, min_score: float | None, device: Device
+) -> dict[str, Any]:
     """Extract with a run's adapter, keep the predictions in its folder, and return figures and rates."""
     from spantune import formats
     from spantune.runs import read_config
@@ -151,11 +154,12 @@ def _evaluate_run(run: Path, data: str, how: _How, grounded: bool, device: Devic
     from spantune.evaluate import save_predictions
     from spantune.extract import load_run
 
-    extractor = load_run(run, device, recipe.extract.model_copy(update={"grounded": grounded}))
+    extractor = load_run(run, device, recipe.extract.model_copy(update={"grounded": grounded}), min_score)
     check_labels(gold, extractor.task.codes)
     known = _trained_on(recipe) if how.train is None else how.train
     evaluation = measure(extractor, gold, protocol=how.protocol, train=known)
     save_predictions(run / "predictions" / f"{Path(data.replace(':', '-')).stem}.jsonl", evaluation.extractions)
+    report_left_out(extractor.calibration, sum(len(one.left_out) for one in evaluation.extractions))
     return evaluation.as_dict()
 
 

@@ -22,9 +22,10 @@ from spantune import config
 from spantune.answer import Problem
 from spantune.attention import attention_mask, segments
 from spantune.cache import FlatCache
+from spantune.calibration import Calibration
 from spantune.constrain import Constraint, Guide, vocabulary_size
 from spantune.corpus import merge_pieces, split_long
-from spantune.document import Document
+from spantune.document import Document, Entity
 from spantune.encode import Encoder
 from spantune.errors import DataError, ModelError, RunError
 from spantune.load import Loaded, load
@@ -43,13 +44,15 @@ class Extraction:
 
     `status` is `stopped`, `length` (the answer reached `extract.max_new_tokens`), `repeated` (it began to
     say what it had said) or `failed` (the grammar of this text could not be followed to the end).
-    Entities carry as score the probability of their unforced tokens.
+    Entities carry as score the probability of their unforced tokens, calibrated where the extractor has a
+    calibration; `left_out` are those that came under its threshold. The answer is as the model wrote it.
     """
 
     document: Document
     answer: str
     status: str
     problems: tuple[Problem, ...]
+    left_out: tuple[Entity, ...] = ()
 
 
 @dataclass
@@ -83,15 +86,23 @@ class Extractor:
         model: a causal LM of transformers, with or without PEFT adapters.
         encoder: its tokenizer under the task.
         settings: batch size, limit and whether to decode under the grammar.
+        calibration: how scores are to be read and which entities are kept; bare scores and all without it.
         among_allowed: whether scores are probabilities among what the grammar allows, which a model knows that was
             trained on choices; else they are those of the whole vocabulary.
     """
 
     def __init__(
-        self, model: Any, encoder: Encoder, settings: config.Extract | None = None, *, among_allowed: bool = False
+        self,
+        model: Any,
+        encoder: Encoder,
+        settings: config.Extract | None = None,
+        calibration: Calibration | None = None,
+        *,
+        among_allowed: bool = False,
     ):
         self.model, self.encoder, self.among_allowed = model, encoder, among_allowed
         self.settings = settings or config.Extract()
+        self.calibration = calibration
         self.effort = Effort()
         self._device = next(model.parameters()).device
         self._dtype = model.get_input_embeddings().weight.dtype
@@ -127,7 +138,11 @@ class Extractor:
         pieces = [self._pieces(document) for document in documents]
         parts = iter(self._decode([part for group in pieces for part in group]))
         for document, group in zip(documents, pieces, strict=True):
-            yield _joined(document, [next(parts) for _ in group])
+            whole = _joined(document, [next(parts) for _ in group])
+            if self.calibration:
+                kept, left_out = self.calibration.apply(whole.document)
+                whole = replace(whole, document=kept, left_out=left_out)
+            yield whole
 
     def _pieces(self, document: Document) -> list[Document]:
         bare = document.with_entities(())
@@ -273,13 +288,29 @@ def rates(extractions: Sequence[Extraction]) -> dict[str, float]:
     }
 
 
-def load_run(run: str | Path, device: str = "auto", settings: config.Extract | None = None) -> Extractor:
+def load_run(
+    run: str | Path, device: str = "auto", settings: config.Extract | None = None, min_score: float | None = None
+) -> Extractor:
     """The Extractor of a finished run, its adapter merged into the base model.
 
+    The calibration that the run stores applies. `min_score` takes the place of its thresholds: entities with a lower
+    score are left out, and 0 keeps all.
+
     Raises:
-        RunError: the folder is no run, or has no adapter yet.
+        ConfigError: `min_score` is no probability.
+        RunError: the folder is no run, has no adapter yet, or its calibration is damaged.
         ModelError: the base model cannot be had.
     """
+    calibration = Calibration.load(Path(run))
+    if min_score is not None:
+        calibration = (calibration or Calibration()).with_min_score(min_score)
+    extractor = load_bare(run, device, settings)
+    extractor.calibration = calibration
+    return extractor
+
+
+def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | None = None) -> Extractor:
+    """As `load_run`, but whatever calibration the run has: scores as the model gave them, and nothing left out."""
     folder = Path(run)
     recipe = read_config(folder)
     adapter = folder / "adapter"
