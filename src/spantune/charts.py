@@ -22,6 +22,10 @@ WIDTH, HEIGHT = 400, 240
 """Size of a chart, in its own units."""
 MOST = 1000
 """Most points of a curve."""
+FEW = 30
+"""Most points of a curve that are marked."""
+
+_HOVER = ("plot text-overlay", "plot tooltip-overlay")
 
 EvaluationPoint = tuple[int, float, float | None, float | None]
 
@@ -43,7 +47,7 @@ def loss_chart(curve: Sequence[tuple[int, float]]) -> Chart:
     top = max((loss for _, loss in finite), default=1.0)
     chart = _lines("step", "loss", [step for step, _ in curve], (min(0.0, *(loss for _, loss in finite), 0.0), top or 1))
     line = [(step, loss if math.isfinite(loss) else None) for step, loss in _thinned(curve)]
-    chart.add("loss", line, allow_interruptions=True, show_dots=len(finite) == 1)
+    chart.add("loss", line, allow_interruptions=True, show_dots=len(line) <= FEW)
     chart.add("not finite", [(step, top) for step in broken], stroke=False)
     summary = f"{len(curve)} points"
     if finite:
@@ -72,7 +76,7 @@ def bars_chart(title: str, figures: Mapping[str, Figure], colours: Mapping[str, 
     """F1 of each figure as a bar with its interval, the first on top, in the colours of their places."""
     import pygal
 
-    chart = pygal.HorizontalBar(**_settings(HEIGHT, range=(0, 100), truncate_label=14, height=50 + 26 * len(figures)))
+    chart = pygal.HorizontalBar(**_settings(50 + 26 * len(figures), range=(0, 100), truncate_label=14))
     rows = list(reversed(figures.items()))  # the first is drawn lowest
     chart.x_labels = [name for name, _ in rows]
     bars: list[Any] = []
@@ -148,16 +152,12 @@ def _bare(root: Any, description: str) -> Any:
     """Only the shapes of pygal's drawing, under a name for those who cannot see it; a value shows as its title."""
     for parent in list(root.iter()):
         for child in list(parent):
-            kind = child.get("class") or ""
-            if not isinstance(child.tag, str) or child.tag in ("defs", "title") or "overlay" in kind.split()[1:]:
-                if kind != "plot overlay":
-                    parent.remove(child)
-            elif child.tag == "desc":
-                if kind == "value":
-                    child.tag = "title"
-                    child.attrib.clear()
-                else:
-                    parent.remove(child)
+            kind = child.get("class")
+            if child.tag == "desc" and kind == "value":
+                child.tag = "title"
+                child.attrib.clear()
+            elif not isinstance(child.tag, str) or child.tag in ("defs", "title", "desc") or kind in _HOVER:
+                parent.remove(child)
     for name in ("id", "xmlns"):
         root.attrib.pop(name, None)
     root.attrib.update({"role": "img", "aria-label": description})

@@ -43,11 +43,11 @@ def render(template: str, script: str, **values: Any) -> str:
     )
 
 
-def embed(rows: Sequence[Any]) -> Markup:
+def embed(values: Any) -> Markup:
     """JSON that no HTML parser takes for the end of its element."""
     from markupsafe import Markup
 
-    return Markup(json.dumps(rows, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
+    return Markup(json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def colours(labels: Sequence[str]) -> dict[str, int]:
