@@ -45,7 +45,9 @@ def loss_chart(curve: Sequence[tuple[int, float]]) -> Chart:
     finite = [(step, loss) for step, loss in curve if math.isfinite(loss)]
     broken = [step for step, loss in curve if not math.isfinite(loss)]
     top = max((loss for _, loss in finite), default=1.0)
-    chart = _lines("step", "loss", [step for step, _ in curve], (min(0.0, *(loss for _, loss in finite), 0.0), top or 1))
+    chart = _lines(
+        "step", "loss", [step for step, _ in curve], (min(0.0, *(loss for _, loss in finite), 0.0), top or 1)
+    )
     line = [(step, loss if math.isfinite(loss) else None) for step, loss in _thinned(curve)]
     chart.add("loss", line, allow_interruptions=True, show_dots=len(line) <= FEW)
     chart.add("not finite", [(step, top) for step in broken], stroke=False)
@@ -73,15 +75,16 @@ def f1_chart(evaluations: Sequence[EvaluationPoint]) -> Chart:
 
 
 def bars_chart(title: str, figures: Mapping[str, Figure], colours: Mapping[str, int]) -> Chart:
-    """F1 of each figure as a bar with its interval, the first on top, in the colours of their places."""
+    """F1 of each figure as a bar with its interval, the first on top, in the colour of its place if it has one."""
     import pygal
 
-    chart = pygal.HorizontalBar(**_settings(50 + 26 * len(figures), range=(0, 100), truncate_label=14))
-    rows = list(reversed(figures.items()))  # the first is drawn lowest
-    chart.x_labels = [name for name, _ in rows]
+    chart = pygal.HorizontalBar(**_settings(50 + 26 * len(figures), range=(0, 100)))
+    rows = list(figures.items())[::-1]  # the first is drawn lowest
+    chart.x_labels = [name if len(name) <= 14 else f"{name[:13]}\u2026" for name, _ in rows]
     bars: list[Any] = []
     for name, figure in rows:
-        bar: dict[str, Any] = {"value": 100 * figure.f1, "color": f"var(--entity-{colours.get(name, 'other')})"}
+        colour = f"var(--entity-{colours[name]})" if name in colours else "var(--accent)"
+        bar: dict[str, Any] = {"value": 100 * figure.f1, "color": colour}
         if figure.f1_low is not None and figure.f1_high is not None:
             bar["ci"] = {"low": 100 * figure.f1_low, "high": 100 * figure.f1_high}
         bars.append(bar)

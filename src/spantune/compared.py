@@ -90,7 +90,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
         interval=interval,
         signed=_signed,
         bounds=_bounds,
-        chart=charts.bars_chart("Strict F1", {run.name: run.scores.micro for run in comparison.runs}, colours(names)),
+        chart=charts.bars_chart("Strict F1", {run.name: run.scores.micro for run in comparison.runs}, {}),
         columns=("gold", *names),
         kinds=dict.fromkeys(viewer.VIEW_KINDS, 0),
         compared=True,

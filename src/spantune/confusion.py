@@ -106,7 +106,8 @@ def confusion(found: Iterable[Error], labels: Sequence[str]) -> Confusion:
     cells: Counter[tuple[str | None, str | None]] = Counter()
     boundary: Counter[str] = Counter()
     for error in found:
-        cells[error.gold and error.gold.label, error.predicted and error.predicted.label] += 1
+        one, other = (side.label if side else None for side in (error.gold, error.predicted))
+        cells[one, other] += 1
         if error.kind == "boundary" and error.gold:
             boundary[error.gold.label] += 1
     seen = {label for cell in cells for label in cell if label is not None}

@@ -1,68 +1,26 @@
 """The report of a run: one self-contained HTML page, the same figures as Markdown, and as JSON.
 
-`report.html` has scores with intervals, curves, the confusion matrix, calibration and every document with its errors to
-filter; `report.md` and `scores.json` have the figures. All that came from data or a model is escaped, and the page loads
-nothing from anywhere, which its content security policy enforces. It shows what it is given: it computes no score, and
-refuses documents that do not pair. Without JavaScript the figures are shown, and no documents.
+`report.html` has scores with intervals, curves, the confusion matrix, calibration and every document with its errors
+to filter; `report.md` and `scores.json` have the figures. All that came from data or a model is escaped, and the page
+loads nothing from anywhere, which its content security policy enforces. It shows what it is given: it computes no
+score, and refuses documents that do not pair. Without JavaScript the figures are shown, and no documents.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
 from spantune import charts, summary, viewer
-from spantune.charts import Chart, EvaluationPoint
+from spantune.charts import Chart
 from spantune.confusion import NONE, judge
-from spantune.document import Document
 from spantune.drawing import SIGNS
 from spantune.formats.files import replacing
-from spantune.metrics import Scores
 from spantune.page import colours, embed, interval, render
+from spantune.summary import CalibrationView, Report
 
-
-@dataclass(frozen=True)
-class CalibrationView:
-    """What is drawn of a calibration; `ece` and `temperature` are those of the scores before it is applied.
-
-    `bins` are (low, high, count, mean score, precision); `curve` is (threshold, precision, recall, F1); `threshold` is
-    the one that is stored, if any. All are shares of 1.
-    """
-
-    bins: Sequence[tuple[float, float, int, float, float]]
-    ece: float
-    temperature: float | None = None
-    curve: Sequence[tuple[float, float, float, float]] = ()
-    threshold: float | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a report shows: scores, curves by training step, documents with predictions, and provenance.
-
-    `labels` maps code to name and its order gives the colours; `curve` is (step, training loss) and `evaluations`
-    (step, F1, low, high), F1 in [0, 1]; `rates` are shares of documents; `facts` are key figures as they are to be
-    read. A predicted document says in `meta` what ailed its answer. `date` is written as it is given.
-    """
-
-    title: str
-    before: Scores | None
-    after: Scores
-    labels: Mapping[str, str]
-    curve: Sequence[tuple[int, float]]
-    evaluations: Sequence[EvaluationPoint]
-    gold: Sequence[Document]
-    predicted: Sequence[Document]
-    facts: Mapping[str, str]
-    config: str
-    environment: Mapping[str, str]
-    rates: Mapping[str, float] = field(default_factory=dict)
-    calibration: CalibrationView | None = None
-    run: str = ""
-    data: str = ""
-    date: str = ""
+__all__ = ["CalibrationView", "Report", "write_files", "write_report"]
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -80,7 +38,7 @@ def write_report(folder: Path, report: Report) -> None:
         title=report.title,
         outcome=outcome,
         labels=labels,
-        none=NONE,
+        alone=NONE,
         colours=colours(labels),
         signs=SIGNS,
         measures=summary.measures(report.after),

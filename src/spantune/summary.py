@@ -1,24 +1,65 @@
-"""A report without its page: `scores.json` for programs, `report.md` for a reader of a repository.
+"""What a report says, and its figures without the page: `scores.json` for programs, `report.md` for a repository.
 
-Both hold the figures of the page and none of its documents. What came from data is escaped for Markdown, so that no
-name of a label or a run breaks a table or becomes markup.
+Both files hold the figures of the page and none of its documents. What came from data is escaped for Markdown, so that
+no name of a label or a run breaks a table or becomes markup.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from spantune.confusion import NONE, Confusion
+from spantune.charts import EvaluationPoint
+from spantune.confusion import NONE, Confusion, Outcome
+from spantune.document import Document
 from spantune.metrics import Figure, Scores
 from spantune.page import interval, number, points
 
-if TYPE_CHECKING:
-    from spantune.confusion import Outcome
-    from spantune.report import CalibrationView, Report
-
 Row = Sequence[str]
+
+
+@dataclass(frozen=True)
+class CalibrationView:
+    """What is drawn of a calibration; `ece` and `temperature` are those of the scores before it is applied.
+
+    `bins` are (low, high, count, mean score, precision); `curve` is (threshold, precision, recall, F1); `threshold` is
+    the one that is stored, if any. All are shares of 1.
+    """
+
+    bins: Sequence[tuple[float, float, int, float, float]]
+    ece: float
+    temperature: float | None = None
+    curve: Sequence[tuple[float, float, float, float]] = ()
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report shows: scores, curves by training step, documents with predictions, and provenance.
+
+    `labels` maps code to name and its order gives the colours; `curve` is (step, training loss) and `evaluations`
+    (step, F1, low, high), F1 in [0, 1]; `rates` are shares of documents; `facts` are key figures as they are to be
+    read. A predicted document says in `meta` what ailed its answer. `date` is written as it is given.
+    """
+
+    title: str
+    before: Scores | None
+    after: Scores
+    labels: Mapping[str, str]
+    curve: Sequence[tuple[int, float]]
+    evaluations: Sequence[EvaluationPoint]
+    gold: Sequence[Document]
+    predicted: Sequence[Document]
+    facts: Mapping[str, str]
+    config: str
+    environment: Mapping[str, str]
+    rates: Mapping[str, float] = field(default_factory=dict)
+    calibration: CalibrationView | None = None
+    run: str = ""
+    data: str = ""
+    date: str = ""
 
 
 def as_dict(report: Report, outcome: Outcome) -> dict[str, Any]:
@@ -26,7 +67,9 @@ def as_dict(report: Report, outcome: Outcome) -> dict[str, Any]:
     provenance = {"run": report.run, "data": report.data, "date": report.date}
     before = {"before": report.before.as_dict()} if report.before else {}
     view = report.calibration
-    ece = {"calibration": {"ece": view.ece, "temperature": view.temperature, "threshold": view.threshold}} if view else {}
+    ece = (
+        {"calibration": {"ece": view.ece, "temperature": view.temperature, "threshold": view.threshold}} if view else {}
+    )
     return {**provenance, **report.after.as_dict(), **before, "rates": dict(report.rates), **outcome.as_dict(), **ece}
 
 
