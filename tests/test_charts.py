@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -102,6 +103,11 @@ def test_threshold_chart_draws_three_lines_and_the_choice(chosen: float | None) 
     assert [len(paths(chart, series)[0]) for series in range(3)] == [3, 3, 3]
     assert ("serie-3" in chart.svg) == (chosen is not None) == (len(chart.lines) == 4)
     assert "Best F1 75.0 at 0.50" in chart.summary
+
+
+def test_drawing_leaves_python_s_imports_as_they_were() -> None:
+    loss_chart([(1, 2.0)])
+    assert not [finder for finder in sys.meta_path if type(finder).__module__ == "pygal"]
 
 
 def test_a_chart_is_the_same_each_time() -> None:

@@ -8,6 +8,7 @@ the charts take their colours from the page (light or dark) and the same values 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -76,9 +77,7 @@ def f1_chart(evaluations: Sequence[EvaluationPoint]) -> Chart:
 
 def bars_chart(title: str, figures: Mapping[str, Figure], colours: Mapping[str, int]) -> Chart:
     """F1 of each figure as a bar with its interval, the first on top, in the colour of its place if it has one."""
-    import pygal
-
-    chart = pygal.HorizontalBar(**_settings(50 + 26 * len(figures), range=(0, 100)))
+    chart = _pygal().HorizontalBar(**_settings(50 + 26 * len(figures), range=(0, 100)))
     rows = list(figures.items())[::-1]  # the first is drawn lowest
     chart.x_labels = [name if len(name) <= 14 else f"{name[:13]}\u2026" for name, _ in rows]
     bars: list[Any] = []
@@ -124,14 +123,20 @@ def threshold_chart(curve: Sequence[tuple[float, float, float, float]], chosen: 
 
 def _lines(x_title: str, y_title: str, places: Sequence[float], bounds: tuple[float, float]) -> Any:
     """An XY chart of `bounds` whose ticks are whole numbers where `places` are steps."""
-    import pygal
-
     low, high = min(places), max(places)
-    chart = pygal.XY(**_settings(HEIGHT, range=bounds, xrange=(low, high if high > low else low + 1)))
+    chart = _pygal().XY(**_settings(HEIGHT, range=bounds, xrange=(low, high if high > low else low + 1)))
     chart.x_title, chart.y_title = x_title, y_title or None
     if x_title == "step" and high - low <= 6:
         chart.x_labels = list(range(int(low), int(high) + (1 if high > low else 2)))
     return chart
+
+
+def _pygal() -> Any:
+    """pygal, without the hook that it puts into Python's imports for map plugins; Python 3.11 warns of its kind."""
+    import pygal
+
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "pygal"]
+    return pygal
 
 
 def _settings(height: int, **more: Any) -> dict[str, Any]:
