@@ -83,7 +83,10 @@ def test_bars_are_in_order_in_the_page_s_colours_with_intervals_and_escaped_name
         "--entity-13",
         "--entity-0",
     ]
-    assert chart.svg.count('class="ci"') == 1
+    (ci,) = [one for one in root.iter("g") if one.get("class") == "ci"]
+    ends = [float(x) for x in re.findall(r"[ML]([\d.]+) ", ci[0].get("d", ""))]
+    left, bar = (float(bars[2][0].get(name, "")) for name in ("x", "width"))  # of dis, F1 50
+    assert [(end - left) / bar for end in (min(ends), max(ends))] == pytest.approx([0.6, 1.4])
     widths = [float(rect.get("width", "0")) for bar in bars for rect in bar.iter("rect")]
     assert widths[2] == pytest.approx(5 * widths[1]) and widths[0] == 0
     assert chart.summary.startswith("Best dis 50.0, worst a label that is long 0.0.")

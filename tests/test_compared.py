@@ -24,9 +24,12 @@ def comparison() -> Comparison:
         Document("evil", EVIL, (Entity(0, 8, "dis"),)),
         Document("same", "abc", (Entity(0, 1, "bod"),)),
         Document("other", "abcdef", (Entity(0, 1, "bod"), Entity(1, 3, "dis"))),
+        Document("tie", "xyz"),
     ]
     first = [gold[0], gold[1].with_entities([]), gold[2].with_entities([Entity(0, 1, "bod")])]
+    first.append(gold[3].with_entities([Entity(0, 1, "bod")]))
     second = [gold[0].with_entities([Entity(0, 7, "dis")]), gold[1].with_entities([]), gold[2]]
+    second.append(gold[3].with_entities([Entity(0, 1, "dis")]))
     runs = [
         ComparedRun(name, score(gold, predicted, list(LABELS), resamples=50), predicted)
         for name, predicted in (("run <1>", first), ("run|2", second))
@@ -49,7 +52,7 @@ def test_only_documents_on_which_runs_differ_are_in_the_page_with_a_drawing_a_ru
     assert data
     found = json.loads(data[1])
     assert found["columns"] == ["gold", "run <1>", "run|2"]
-    assert [(row[0], row[4]) for row in found["rows"]] == [("evil", [0, 1]), ("other", [1, 0])]
+    assert [(row[0], row[4]) for row in found["rows"]] == [("evil", [0, 1]), ("other", [1, 0]), ("tie", [1, 1])]
     drawings = found["rows"][0][2]
     assert drawings[1] == 0 and 'data-tag="dis \u2194 boundary"' in drawings[2] and "boundary" not in drawings[0]
 
@@ -110,7 +113,7 @@ document.body.append(out);
 def test_the_page_finds_where_a_run_has_the_fewest_errors(tmp_path: Path) -> None:
     written(tmp_path, comparison())
     assert driven(tmp_path / "report.html", DRIVE, 390) == [
-        ["1–2 of 2", "evil"],
+        ["1–3 of 3", "evil"],
         ["1–1 of 1", "evil"],
         ["1–1 of 1", "other"],
         ["1–1 of 1", "other"],
