@@ -6,20 +6,18 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chromium import BROWSER, driven
 from real import SHARED
 from spantune import formats
 from spantune.browse import PAGE, write_page
 from spantune.document import Document, Entity
 from spantune.errors import DataError
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 EVIL = (
     "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
     " <!-- & \u2028 癌 e\u0301 😀"
@@ -120,23 +118,6 @@ seen.push(["width", document.documentElement.scrollWidth <= innerWidth]);
 const out = document.createElement("pre"); out.id = "seen"; out.textContent = JSON.stringify(seen);
 document.body.append(out);
 """
-
-
-def driven(path: Path, script: str, width: int = 1280) -> Any:
-    """What `script` leaves in #seen when it runs at the end of the page."""
-    markup = path.read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    markup = markup.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
-    path.write_text(markup.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-    assert BROWSER
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--dump-dom"]
-    profile = f"--user-data-dir={path.parent / 'profile'}"
-    done = subprocess.run(
-        [BROWSER, *options, profile, path.as_uri()], capture_output=True, text=True, timeout=60, check=True
-    )
-    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr
-    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")

@@ -64,7 +64,9 @@ def test_the_run_folder_is_complete(trained: Result) -> None:
         "metrics.jsonl",
         "predictions",
         "report.html",
+        "report.md",
         "run.log",
+        "scores.json",
         "swanlab",
         "task.json",
     }

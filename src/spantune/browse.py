@@ -8,18 +8,15 @@ JavaScript the counts are shown, and no documents.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spantune.corpus import Bin, Statistics, nesting, statistics
 from spantune.document import Document
-from spantune.drawing import PALETTE, draw, style
+from spantune.drawing import draw
 from spantune.formats.files import replacing
-from spantune.page import engine
+from spantune.page import colours, embed, number, render
 
 PAGE = 50
 """Documents that are shown at once."""
@@ -31,21 +28,18 @@ def write_page(path: Path, documents: Sequence[Document], title: str) -> None:
     Raises:
         DataError: there are no documents, or the file cannot be written.
     """
-    from markupsafe import Markup
-
     found = statistics(documents)
     labels = list(found.entities)
-    templates = engine(number=_number, bars=_bars)
-    script = templates.get_template("browse.js.j2").render(size=PAGE)
-    page = templates.get_template("browse.html.j2").render(
+    page = render(
+        "browse.html.j2",
+        "browse.js.j2",
         title=title,
         found=found,
         key_figures=_key_figures(found),
-        colours={label: index % len(PALETTE) for index, label in enumerate(labels)},
-        style=Markup(style()),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=Markup(_data([_row(document, labels) for document in documents])),
+        colours=colours(labels),
+        bars=_bars,
+        size=PAGE,
+        data=embed([_row(document, labels) for document in documents]),
     )
     with replacing(path) as file:
         file.write(page)
@@ -58,29 +52,20 @@ def _row(document: Document, labels: Sequence[str]) -> list[Any]:
     return [document.id, document.text, places, nested, draw(document, labels)]
 
 
-def _data(rows: Sequence[Any]) -> str:
-    """JSON that no HTML parser takes for the end of its element."""
-    return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
 def _key_figures(found: Statistics) -> dict[str, str]:
     entities = sum(found.entities.values())
     return {
-        "documents": _number(found.documents),
-        "sentences": _number(found.sentences),
-        "entities": _number(entities),
-        "nested": _number(found.nested),
+        "documents": number(found.documents),
+        "sentences": number(found.sentences),
+        "entities": number(entities),
+        "nested": number(found.nested),
         "deepest": str(max(found.depths, default=0)),
-        "crossing": _number(found.crossing),
-        "without entities": _number(found.without_entities),
-        "repeated texts": _number(found.duplicates),
+        "crossing": number(found.crossing),
+        "without entities": number(found.without_entities),
+        "repeated texts": number(found.duplicates),
         "surfaces found twice in their text": f"{found.repeated_surfaces:.1%}",
-        "surfaces with several labels": f"{_number(found.ambiguous_surfaces)} of {_number(found.surfaces)}",
+        "surfaces with several labels": f"{number(found.ambiguous_surfaces)} of {number(found.surfaces)}",
     }
-
-
-def _number(value: int) -> str:
-    return f"{value:,}"
 
 
 def _bars(bins: Sequence[Bin]) -> list[tuple[str, int, float]]:

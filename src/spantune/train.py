@@ -22,8 +22,8 @@ from transformers import TrainingArguments, set_seed
 from spantune import formats, runs
 from spantune.config import Config
 from spantune.document import Document
-from spantune.evaluate import Evaluation, evaluate, save_predictions
-from spantune.extract import Extractor
+from spantune.evaluate import Evaluation, annotated, evaluate, save_predictions
+from spantune.extract import Extractor, rates
 from spantune.load import Loaded, load
 from spantune.lora import attach, load_adapter
 from spantune.loss import PackTensors, check_head, tensors
@@ -172,7 +172,7 @@ class _Job:
         step = max((record["step"] for record in records), default=0)
         after = self._measure_test(step)
         self.trackers.finish("success")
-        write_report(self.folder / "report.html", self._report(after))
+        write_report(self.folder, self._report(after))
         return after
 
     def _recorded(self) -> Scores | None:
@@ -255,12 +255,10 @@ class _Job:
         return trainer
 
     def _report(self, after: Evaluation) -> Report:
-        records = read_metrics(self.folder)
+        records, data = read_metrics(self.folder), self.recipe.data
         dev = _of_dev(records)
         speed = [record["examples_per_s"] for record in records if "examples_per_s" in record]
-        facts = {
-            name.replace("_", " "): f"{value:.1%}" for name, value in after.values().items() if name.endswith("_rate")
-        }
+        facts: dict[str, str] = {}
         if dev and self.trained:
             share = sum(record["evaluation_seconds"] for record in dev) / self.trained
             facts["evaluations, share of training time"] = f"{share:.1%}"
@@ -274,10 +272,14 @@ class _Job:
             curve=[(r["step"], r["loss"] if r["loss"] is not None else float("nan")) for r in records if "loss" in r],
             evaluations=[(r["step"], r["f1"], r.get("f1_low"), r.get("f1_high")) for r in dev],
             gold=after.gold,
-            predicted=after.predicted,
+            predicted=[annotated(extraction) for extraction in after.extractions],
             facts=facts,
             config=(self.folder / "config.yaml").read_text(encoding="utf-8"),
             environment=runs.environment(),
+            rates=rates(after.extractions),
+            run=self.recipe.run.name,
+            data=data.test or data.dev or f"held out of {data.train}",
+            date=time.strftime("%Y-%m-%d"),
         )
 
 

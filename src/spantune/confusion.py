@@ -1,0 +1,132 @@
+"""Errors of a corpus sorted: how often each kind occurs, which label is taken for which, and what ailed the answers.
+
+Entities are paired one to one by `metrics.errors`, so every gold entity is in one row of the matrix and every predicted
+one in one column; what has no counterpart is in the column or row `none`. A pair is placed by its labels whatever its
+boundaries, so the diagonal says beside its count how many of the pairs differ in their boundaries. What ailed an answer
+is read from `meta` (`status` and `problems`), as extraction leaves it; a `meta` of another make says nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from spantune.document import Document
+from spantune.metrics import KINDS, Error, Kind, errors, pair
+
+NONE = "none"
+"""The row of what is predicted only, and the column of what is gold only."""
+
+AnswerKind = Literal["invalid answer", "mention not in text", "never stopped", "truncated by length"]
+ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
+
+_STATUSES: Mapping[Any, AnswerKind] = {
+    "length": "truncated by length",
+    "repeated": "never stopped",
+    "failed": "invalid answer",
+}
+_PROBLEMS: Mapping[Any, AnswerKind] = {
+    "invalid": "invalid answer",
+    "label": "invalid answer",
+    "grammar": "invalid answer",
+    "ungrounded": "mention not in text",
+    "repeated": "mention not in text",
+    "truncated": "truncated by length",
+}
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Entities by gold and predicted label: `counts` [labels + 1, labels + 1], its last row and column are `none`.
+
+    `boundary` [labels] says how many pairs of the diagonal differ in their boundaries.
+    """
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    boundary: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The matrix as a JSON object; rows are gold, columns predicted."""
+        counts = [list(row) for row in self.counts]
+        return {"labels": [*self.labels, NONE], "counts": counts, "boundary": list(self.boundary)}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A document, its prediction, what became of each entity, and what ailed the answer."""
+
+    gold: Document
+    predicted: Document
+    errors: Sequence[Error]
+    answer: Mapping[AnswerKind, Sequence[str]]
+
+    @property
+    def wrong(self) -> int:
+        """Errors of the document, those of its answer included."""
+        return sum(error.kind != "correct" for error in self.errors) + len(self.answer)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The judged documents of a corpus with their sums: entities by kind, documents by what ailed their answer."""
+
+    documents: Sequence[Judged]
+    kinds: Mapping[Kind, int]
+    answers: Mapping[AnswerKind, int]
+    confusion: Confusion
+
+    def as_dict(self) -> dict[str, Any]:
+        """The sums as a JSON object."""
+        return {"errors": dict(self.kinds), "answers": dict(self.answers), "confusion": self.confusion.as_dict()}
+
+
+def judge(gold: Sequence[Document], predicted: Sequence[Document], labels: Sequence[str]) -> Outcome:
+    """Sort the errors of `predicted` against `gold`; a label that is not in `labels` comes after them.
+
+    Raises:
+        DataError: the documents do not pair (see `metrics.pair`).
+    """
+    documents = [Judged(one, other, errors(one, other), answer_errors(other)) for one, other in pair(gold, predicted)]
+    found = [error for document in documents for error in document.errors]
+    kinds = Counter(error.kind for error in found)
+    answers = Counter(kind for document in documents for kind in document.answer)
+    return Outcome(
+        documents,
+        {kind: kinds[kind] for kind in KINDS},
+        {kind: answers[kind] for kind in ANSWER_KINDS},
+        confusion(found, labels),
+    )
+
+
+def confusion(found: Iterable[Error], labels: Sequence[str]) -> Confusion:
+    """The confusion matrix of sorted errors; a label that is not in `labels` comes after them."""
+    cells: Counter[tuple[str | None, str | None]] = Counter()
+    boundary: Counter[str] = Counter()
+    for error in found:
+        one, other = (side.label if side else None for side in (error.gold, error.predicted))
+        cells[one, other] += 1
+        if error.kind == "boundary" and error.gold:
+            boundary[error.gold.label] += 1
+    seen = {label for cell in cells for label in cell if label is not None}
+    names = (*dict.fromkeys(labels), *sorted(seen.difference(labels)))
+    counts = tuple(tuple(cells[one, other] for other in (*names, None)) for one in (*names, None))
+    return Confusion(names, counts, tuple(boundary[name] for name in names))
+
+
+def answer_errors(document: Document) -> dict[AnswerKind, tuple[str, ...]]:
+    """What ailed the answer that `document` was read from, each kind with what was found, once a kind."""
+    found: dict[AnswerKind, list[str]] = {}
+    status = document.meta.get("status")
+    if isinstance(status, str) and status in _STATUSES:
+        found[_STATUSES[status]] = []
+    problems = document.meta.get("problems")
+    for problem in problems if isinstance(problems, Sequence) else ():
+        kind = problem.get("kind") if isinstance(problem, Mapping) else None
+        if not isinstance(kind, str) or kind not in _PROBLEMS:
+            continue
+        place: AnswerKind = "never stopped" if (kind, status) == ("repeated", "repeated") else _PROBLEMS[kind]
+        found.setdefault(place, []).append(str(problem.get("found", "")))
+    return {kind: tuple(found[kind]) for kind in ANSWER_KINDS if kind in found}

@@ -1,0 +1,64 @@
+"""The documents of a report as its page shows them: gold and predictions drawn, with what the filters look for.
+
+Drawn here, by `drawing`, and shown by the browser fifty at a time: a page holds a document once as text and once as
+markup for gold and for each prediction that differs from it, and needs no second drawing program. An error is one whole
+number, so that a filter over kind and labels is a comparison of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from spantune.confusion import ANSWER_KINDS, Judged, Outcome
+from spantune.drawing import draw
+from spantune.metrics import KINDS, Error
+
+PAGE = 50
+"""Documents that are shown at once."""
+VIEW_KINDS: tuple[str, ...] = (*KINDS, *ANSWER_KINDS)
+
+
+def rows(outcome: Outcome, labels: Sequence[str]) -> list[Any]:
+    """Every document with its prediction, those with an error before the others, each in the order of the corpus."""
+    ordered = sorted(outcome.documents, key=lambda document: not document.wrong)
+    return [_row([document], labels, kinds=True) for document in ordered]
+
+
+def differing(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Any]:
+    """The documents on which the predictions of several runs differ, in the order of the corpus."""
+    together = zip(*(outcome.documents for outcome in outcomes), strict=True)
+    differ = (several for several in together if len({frozenset(one.predicted.entities) for one in several}) > 1)
+    return [_row(several, labels, kinds=False) for several in differ]
+
+
+def _row(several: Sequence[Judged], labels: Sequence[str], kinds: bool) -> list[Any]:
+    """A document as the script reads it: id, text, drawings (gold first), codes of its errors, errors of each
+    prediction, and what ailed each answer. A drawing that is the gold one's is 0; gold names its errors with `kinds`.
+    """
+    gold = several[0].gold
+    true = {error.gold: error.kind for error in several[0].errors if error.gold} if kinds else None
+    drawings: list[Any] = [draw(gold, labels, true)]
+    for one in several:
+        guessed = {error.predicted: error.kind for error in one.errors if error.predicted}
+        markup = draw(one.predicted, labels, guessed)
+        drawings.append(0 if markup == drawings[0] else markup)
+    codes = sorted({code for one in several for code in _codes(one, labels)})
+    answers = [[[kind, list(found)] for kind, found in one.answer.items()] for one in several]
+    return [gold.id, gold.text, drawings, codes, [one.wrong for one in several], answers]
+
+
+def _codes(judged: Judged, labels: Sequence[str]) -> set[int]:
+    none = len(labels)
+    found = {_code(KINDS.index(error.kind), *_places(error, labels), none + 1) for error in judged.errors}
+    return found | {_code(VIEW_KINDS.index(kind), none, none, none + 1) for kind in judged.answer}
+
+
+def _places(error: Error, labels: Sequence[str]) -> tuple[int, int]:
+    """The places of the gold and of the predicted label; no label is the place after the last."""
+    one, other = (labels.index(side.label) if side else len(labels) for side in (error.gold, error.predicted))
+    return one, other
+
+
+def _code(kind: int, gold: int, predicted: int, size: int) -> int:
+    return (kind * size + gold) * size + predicted
