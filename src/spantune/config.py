@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from spantune.errors import ConfigError, nearest
 from spantune.task import AnswerFormat, Label
 
+Keep = Literal["none", "some", "most"]
+
 
 class Section(BaseModel):
     """A frozen part of a recipe that refuses keys it does not know."""
@@ -167,8 +169,14 @@ class Train(Section):
     """Most tokens a document may take, prompt and answer; over it see `data.too_long`."""
     cut_tokens: int | None = Field(None, ge=16)
     """Cut every sample here, as the tutorial does, losing what is beyond; for reproduction only."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the decoder layers: about a minute before the first step, and steps of a third of the time; auto: on CUDA
+    with shared packs."""
+    keep: Keep = "some"
+    """What compiled layers keep for the backward pass: `none` (least memory), `some` (attention and the products that
+    are not wide) or `most` (all products)."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
-    """Recompute activations in the backward pass; auto: on CUDA."""
+    """Recompute whole layers in the backward pass where they are not compiled; auto: on CUDA."""
     eval_steps: int | None = Field(None, ge=1)
     """Steps between evaluations by extraction; about four a run when absent."""
     eval_documents: int = Field(200, ge=1)

@@ -286,8 +286,7 @@ class _Job:
 def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:
     """One small pack through the model, so that a head of an unknown kind is refused before the run."""
     pack = layout(prepared.prefix, prepared.examples[:2])
-    moved = {name: tensor.to(loaded.device) for name, tensor in tensors(pack).items()}
-    check_head(model.eval(), PackTensors(**moved), loaded.dtype)
+    check_head(model.eval(), PackTensors(**tensors(pack)).to(loaded.device), loaded.dtype)
 
 
 def _of_dev(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
