@@ -60,8 +60,8 @@ def calibrate(
     from spantune import calibration
     from spantune.corpus import check_labels
     from spantune.extract import load_bare
-    from spantune.prepare import read_splits
     from spantune.progress import track
+    from spantune.run_data import read_splits
 
     gold = list(formats.read(data, format).documents if data else read_splits(recipe.data).dev)
     extractor = load_bare(run, device)

@@ -165,7 +165,7 @@ def _evaluate_run(
 
 def _trained_on(recipe: Config) -> Sequence[Document] | None:
     """The documents that a run learnt from; None, said on stderr, when they cannot be read any more."""
-    from spantune.prepare import read_splits
+    from spantune.run_data import read_splits
 
     try:
         return read_splits(recipe.data).train
@@ -205,7 +205,7 @@ def _system(path: Path, gold: Sequence[Document] | None, how: _How) -> System:
     predicted = formats.read(last_predictions(path, "test"), "native") if is_run else formats.read(path, how.format)
     if gold is None:
         quiet()
-        from spantune.prepare import read_splits
+        from spantune.run_data import read_splits
 
         gold = read_splits(read_config(path).data).test
     return System(str(path), gold, align(gold, predicted.documents), how.protocol)

@@ -41,7 +41,8 @@ class Report:
 
     `labels` maps code to name and its order gives the colours; `curve` is (step, training loss) and `evaluations`
     (step, F1, low, high), F1 in [0, 1]; `rates` are shares of documents; `facts` are key figures as they are to be
-    read. A predicted document says in `meta` what ailed its answer. `date` is written as it is given.
+    read. A predicted document says in `meta` what ailed its answer. `notes` say what the report lacks; what the scores
+    met and is no error is shown with them. `date` is written as it is given.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Report:
     environment: Mapping[str, str]
     rates: Mapping[str, float] = field(default_factory=dict)
     calibration: CalibrationView | None = None
+    notes: Sequence[str] = ()
     run: str = ""
     data: str = ""
     date: str = ""
