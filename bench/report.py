@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from spantune import formats
-from spantune.compared import ComparedRun, Comparison, Difference, RunDifference, write_comparison
+from spantune.compare import System, compare
+from spantune.compared import write_comparison
 from spantune.document import Document, Entity
 from spantune.metrics import Figure, score
 from spantune.report import CalibrationView, Report, write_report
@@ -114,23 +115,12 @@ def report_of(gold: Sequence[Document], labels: Sequence[str]) -> Report:
     )  # fmt: skip
 
 
-def comparison_of(report: Report, labels: Sequence[str]) -> Comparison:
-    """Three runs on the documents of `report`."""
-    runs = [ComparedRun("first", report.after, report.predicted)]
+def systems_of(report: Report, labels: Sequence[str]) -> list[System]:
+    """Three systems on the documents of `report`."""
+    found = [System("first", report.gold, report.predicted)]
     for number, name in enumerate(("second", "third")):
-        guessed = predicted(report.gold, labels, 7 + number, 0.3 + number / 10)
-        runs.append(ComparedRun(name, score(report.gold, guessed, labels, resamples=500), guessed))
-    by_label = dict.fromkeys(labels, Difference(0.012, -0.01, 0.034, 0.21))
-    differences = [
-        RunDifference(
-            run.name,
-            Difference(run.scores.micro.f1 - report.after.micro.f1, -0.01, 0.08, 0.003),
-            by_label,
-            f"{run.name} differs from first by more than chance would.",
-        )
-        for run in runs[1:]
-    ]
-    return Comparison("made-up runs", report.labels, report.gold, runs, differences)
+        found.append(System(name, report.gold, predicted(report.gold, labels, 7 + number, 0.3 + number / 10)))
+    return found
 
 
 def opened(page: Path, browser: str) -> dict[str, float]:
@@ -161,7 +151,8 @@ def main() -> None:
     gold = formats.read(arguments.corpus).documents[: arguments.documents]
     labels = sorted({entity.label for document in gold for entity in document.entities})
     report = report_of(gold, labels)
-    comparison = comparison_of(report, labels)
+    systems = systems_of(report, labels)
+    comparison = compare(systems, labels, resamples=500)
     print("| page | documents | MB | write s | load ms | filter: kind | type | text | cell | clear | next |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name in ("report", "compared"):
@@ -171,7 +162,7 @@ def main() -> None:
         if name == "report":
             write_report(place, report)
         else:
-            write_comparison(place, comparison)
+            write_comparison(place, comparison, systems, report.labels, "made up")
         seconds = time.perf_counter() - began
         size = (place / "report.html").stat().st_size / 1e6
         found = opened(place / "report.html", arguments.browser)
