@@ -234,11 +234,10 @@ def _trained_on(recipe: Config) -> Sequence[Document] | None:
 def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, Any], Report]:
     """Score one file against another; the figures and their report."""
     from spantune.metrics import score
-    from spantune.pairing import align
     from spantune.report import Report
 
     right = _read(gold, how.format)
-    aligned = align(right, _read(predicted, how.format))
+    aligned = _aligned(right, _read(predicted, how.format), predicted)
     if how.limit is not None:
         right = right[: how.limit]
         kept = {document.id for document in right}
@@ -258,7 +257,6 @@ def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, Any], 
 def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -> System:
     """A run with its newest predictions of the test documents, or a file of predictions."""
     from spantune.compare import System
-    from spantune.pairing import align
     from spantune.run_data import read_splits
     from spantune.runs import last_predictions, read_config
 
@@ -271,7 +269,17 @@ def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -
     predicted = _read(str(file), "native" if is_run else how.format)
     if gold is None:
         gold = read_splits(read_config(path).data).test
-    return System(name, gold, align(gold, predicted), how.protocol)
+    return System(name, gold, _aligned(gold, predicted, str(file)), how.protocol)
+
+
+def _aligned(gold: Sequence[Document], predicted: Sequence[Document], path: str) -> Sequence[Document]:
+    """`predicted` under the ids of `gold`; where that took the texts it is said on stderr."""
+    from spantune.pairing import align
+
+    aligned = align(gold, predicted)
+    if [document.id for document in aligned] != [document.id for document in predicted]:
+        print(f"{path}: no id is that of a gold document; paired by their texts, which are the same", file=sys.stderr)
+    return aligned
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
