@@ -20,7 +20,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from spantune import formats
 from spantune.compare import System, compare
 from spantune.compared import write_comparison
 from spantune.document import Document, Entity
-from spantune.metrics import Figure, score
+from spantune.metrics import score
 from spantune.report import CalibrationView, Report, write_report
 
 COLUMNS = ("load", "kind", "type", "text", "cell", "clear", "next")
@@ -86,15 +85,13 @@ def _predicted(document: Document, labels: Sequence[str], chance: random.Random,
 def report_of(gold: Sequence[Document], labels: Sequence[str]) -> Report:
     """A report with every part filled."""
     guessed = predicted(gold, labels, 1, 0.4)
-    scores = score(gold, guessed, labels, resamples=500)
+    scores = score(gold, guessed, labels, train=gold[: len(gold) // 2], resamples=500)
     before = score(gold, predicted(gold, labels, 2, 0.9), labels, resamples=500)
-    more = Figure(scores.micro.correct * 1.1, scores.micro.predicted, scores.micro.gold, 0.6, 0.7)
-    slices = {"nesting": {"nested": more, "inside": more}, "entity length": {"1": more, "2–3": more}}
     chance = random.Random(3)
     return Report(
         title="spantune · made up",
         before=before,
-        after=replace(scores, boundary=more, relaxed=more, partial=more, slices=slices),
+        after=scores,
         labels={label: label for label in labels},
         curve=[(step, 2.0 / (1 + step / 60) + 0.1 * chance.random()) for step in range(1, 600, 3)],
         evaluations=[(step, 0.65 * step / (step + 90), 0.6 * step / (step + 90), 0.7 * step / (step + 90))
@@ -106,9 +103,10 @@ def report_of(gold: Sequence[Document], labels: Sequence[str]) -> Report:
         environment={"python": "3.11"},
         rates={"invalid_rate": 0.0, "ungrounded_rate": 0.0, "non_stop_rate": 0.02},
         calibration=CalibrationView(
-            [(low / 10, low / 10 + 0.1, 90, low / 10 + 0.05, (low / 10 + 0.05) ** 1.4) for low in range(10)],
-            0.067, 1.31, [(t / 50, 0.5 + t / 110, 0.7 - 0.6 * (t / 50) ** 2, 0.58 - 0.5 * (t / 50 - 0.3) ** 2)
-                          for t in range(50)], 0.3,
+            bins=[(low / 10, low / 10 + 0.1, 90, low / 10 + 0.05, (low / 10 + 0.05) ** 1.4) for low in range(10)],
+            ece=0.067, ece_after=0.031, temperature=1.31, threshold=0.3, data="made up", stored=True,
+            curve=[(t / 50, 0.5 + t / 110, 0.7 - 0.6 * (t / 50) ** 2, 0.58 - 0.5 * (t / 50 - 0.3) ** 2)
+                   for t in range(50)],
         ),
         run="made-up",
         data="made up",

@@ -45,6 +45,7 @@ def write_comparison(
     outcomes = [judge(gold, system.predicted, list(labels)) for system in systems]
     seen = dict.fromkeys(label for outcome in outcomes for label in outcome.confusion.labels)
     codes = list(dict.fromkeys([*labels, *seen]))
+    found: list[Mapping[Any, int]] = [{**one.kinds, **one.answers} for one in outcomes]
     rows = viewer.differing(outcomes, codes)
     title = " · ".join(names)
     page = render(
@@ -63,7 +64,7 @@ def write_comparison(
         gap_cells=_gap_cells,
         chart=charts.bars_chart("Strict F1", {name: scores.micro for name, scores in comparison.systems.items()}, {}),
         columns=("gold", *names),
-        kinds=dict.fromkeys(viewer.VIEW_KINDS, 0),
+        kinds={kind: sum(counts[kind] for counts in found) for kind in viewer.VIEW_KINDS},
         compared=True,
         size=viewer.PAGE,
         count=len(rows),
