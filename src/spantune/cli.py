@@ -132,6 +132,7 @@ def train(
 
 app.command()(cli_score.evaluate)
 app.command()(cli_score.compare)
+app.command()(cli_score.report)
 
 
 @app.command()

@@ -13,30 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spantune import config, formats
+from spantune import config
 from spantune.constrain import Constraint, Guide
-from spantune.corpus import check_labels, holdout, limit, split_long
+from spantune.corpus import check_labels, split_long
 from spantune.document import Document
 from spantune.encode import Encoder, Example
-from spantune.errors import DataError
 from spantune.hub import resolve
 from spantune.load import load_config_of, load_tokenizer
 from spantune.pack import shared_prefix
 from spantune.prompt import make_task
+from spantune.run_data import Splits, read_splits
 from spantune.task import TaskSpec
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Documents to train on, to steer by, and to report on; `notes` say what reading mended."""
-
-    train: tuple[Document, ...]
-    dev: tuple[Document, ...]
-    test: tuple[Document, ...]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -95,36 +85,6 @@ def prepare(recipe: config.Config) -> Prepared:
     if settings.loss_on == "choices":
         examples = _choices(examples, splits.train, encoder, model_config.vocab_size)
     return Prepared(recipe, task, splits, folder, tokenizer, model_config, encoder, examples, cut)
-
-
-def read_splits(data: config.Data) -> Splits:
-    """The documents of a recipe: dev and test from files, or from the front of the training file.
-
-    Raises:
-        DataError: a file is not what it should be, or nothing is left to train on.
-    """
-    notes: list[str] = []
-    train = list(_read(data.train, data, notes))
-    if data.dev:
-        dev = list(_read(data.dev, data, notes))
-    else:
-        train, dev = holdout(train, data.holdout)
-    test = list(_read(data.test, data, notes)) if data.test else dev
-    train = limit(train, data.limit)
-    if not train or not dev:
-        raise DataError(
-            f"{len(train)} documents to train on and {len(dev)} held out; give data.dev, or a data.holdout "
-            "that leaves both",
-            path=data.train,
-        )
-    return Splits(tuple(train), tuple(limit(dev, data.dev_limit)), tuple(limit(test, data.test_limit)), tuple(notes))
-
-
-def _read(path: str, data: config.Data, notes: list[str]) -> Sequence[Document]:
-    corpus = formats.read(path, data.format, formats.Options(column=data.column, joiner=data.joiner))
-    notes.extend(f"{path}: {count} × {note}" for note, count in corpus.notes.items())
-    notes.append(f"{path}: {len(corpus.documents)} documents, format {corpus.format}")
-    return corpus.documents
 
 
 def _choices(

@@ -1,7 +1,8 @@
 """The run folder: made once, complete, and never written over.
 
-runs/<name>/  config.yaml  task.json  environment.json  metrics.jsonl  run.log  report.html
+runs/<name>/  config.yaml  task.json  environment.json  metrics.jsonl  run.log  calibration.json
               adapter/ (best)  checkpoints/  predictions/<split>-<step>.jsonl  swanlab/
+              scores.json  report.md  report.html (the last that is written)
 """
 
 from __future__ import annotations

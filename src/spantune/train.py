@@ -22,8 +22,8 @@ from transformers import TrainingArguments, set_seed
 from spantune import formats, runs
 from spantune.config import Config
 from spantune.document import Document
-from spantune.evaluate import Evaluation, annotated, evaluate, save_predictions
-from spantune.extract import Extractor, rates
+from spantune.evaluate import Evaluation, evaluate, save_predictions
+from spantune.extract import Extractor
 from spantune.load import Loaded, load
 from spantune.lora import attach, load_adapter
 from spantune.loss import PackTensors, check_head, tensors
@@ -32,7 +32,7 @@ from spantune.pack import layout
 from spantune.plan import checkpointing, make_plan, require
 from spantune.prepare import Prepared, prepare
 from spantune.progress import bar, console
-from spantune.report import Report, write_report
+from spantune.run_report import report_run
 from spantune.tracking import Trackers, open_trackers, read_metrics, require_key, rewind
 from spantune.trainer import Clock, Collator, PackTrainer, StepCallback, read_clock
 
@@ -170,9 +170,9 @@ class _Job:
         self.extractor = self._extractor(model)
         records = read_metrics(self.folder)
         step = max((record["step"] for record in records), default=0)
-        after = self._measure_test(step)
+        after = self._measure_test(step, training_seconds=round(self.trained, 1))
         self.trackers.finish("success")
-        write_report(self.folder, self._report(after))
+        report_run(self.folder, self.prepared.splits)
         return after
 
     def _recorded(self) -> Scores | None:
@@ -182,14 +182,14 @@ class _Job:
             return None
         return score(self.prepared.splits.test, formats.read(path, "native").documents, self.prepared.task.codes)
 
-    def _measure_test(self, step: int) -> Evaluation:
-        return self._measure(list(self.prepared.splits.test), "test", step)
+    def _measure_test(self, step: int, **more: float) -> Evaluation:
+        return self._measure(list(self.prepared.splits.test), "test", step, **more)
 
-    def _measure(self, documents: list[Any], split: str, step: int) -> Evaluation:
+    def _measure(self, documents: list[Any], split: str, step: int, **more: float) -> Evaluation:
         evaluation = evaluate(self.extractor, documents, f"extract {split}")
         self.per_document = evaluation.seconds / len(documents)
         save_predictions(self.folder / "predictions" / f"{split}-{step}.jsonl", evaluation.extractions)
-        self.trackers.metrics(step, evaluation.values(), split)
+        self.trackers.metrics(step, evaluation.values() | more, split)
         shown = list(zip(evaluation.gold, evaluation.predicted, strict=True))[: self.recipe.track.predictions]
         self.trackers.texts(step, "Prediction", [_panel(gold, predicted) for gold, predicted in shown])
         return evaluation
@@ -253,34 +253,6 @@ class _Job:
         )
         trainer.add_callback(StepCallback(trainer, self.trackers.metrics, progress))
         return trainer
-
-    def _report(self, after: Evaluation) -> Report:
-        records, data = read_metrics(self.folder), self.recipe.data
-        dev = _of_dev(records)
-        speed = [record["examples_per_s"] for record in records if "examples_per_s" in record]
-        facts: dict[str, str] = {}
-        if dev and self.trained:
-            share = sum(record["evaluation_seconds"] for record in dev) / self.trained
-            facts["evaluations, share of training time"] = f"{share:.1%}"
-        if speed:
-            facts["training examples/s (median)"] = f"{sorted(speed)[len(speed) // 2]:.2f}"
-        return Report(
-            title=f"spantune · {self.recipe.run.name}",
-            before=self.before,
-            after=after.scores,
-            labels={label.code: label.name or label.code for label in self.prepared.task.labels},
-            curve=[(r["step"], r["loss"] if r["loss"] is not None else float("nan")) for r in records if "loss" in r],
-            evaluations=[(r["step"], r["f1"], r.get("f1_low"), r.get("f1_high")) for r in dev],
-            gold=after.gold,
-            predicted=[annotated(extraction) for extraction in after.extractions],
-            facts=facts,
-            config=(self.folder / "config.yaml").read_text(encoding="utf-8"),
-            environment=runs.environment(),
-            rates=rates(after.extractions),
-            run=self.recipe.run.name,
-            data=data.test or data.dev or f"held out of {data.train}",
-            date=time.strftime("%Y-%m-%d"),
-        )
 
 
 def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:

@@ -1,0 +1,56 @@
+"""The documents that a recipe names: to train on, to steer by, and to report on.
+
+Read the same by the job, by its report and by every command that measures a run, and without a tokenizer or torch.
+Nothing is cut or dropped here; what reading mended is counted in `notes`. Refused is a recipe that leaves no documents
+to train on or none to steer by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spantune import config, formats
+from spantune.corpus import holdout, limit
+from spantune.document import Document
+from spantune.errors import DataError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Documents to train on, to steer by, and to report on; `notes` say what reading mended."""
+
+    train: tuple[Document, ...]
+    dev: tuple[Document, ...]
+    test: tuple[Document, ...]
+    notes: tuple[str, ...]
+
+
+def read_splits(data: config.Data) -> Splits:
+    """The documents of a recipe: dev and test from files, or from the front of the training file.
+
+    Raises:
+        DataError: a file is not what it should be, or nothing is left to train on.
+    """
+    notes: list[str] = []
+    train = list(_read(data.train, data, notes))
+    if data.dev:
+        dev = list(_read(data.dev, data, notes))
+    else:
+        train, dev = holdout(train, data.holdout)
+    test = list(_read(data.test, data, notes)) if data.test else dev
+    train = limit(train, data.limit)
+    if not train or not dev:
+        raise DataError(
+            f"{len(train)} documents to train on and {len(dev)} held out; give data.dev, or a data.holdout "
+            "that leaves both",
+            path=data.train,
+        )
+    return Splits(tuple(train), tuple(limit(dev, data.dev_limit)), tuple(limit(test, data.test_limit)), tuple(notes))
+
+
+def _read(path: str, data: config.Data, notes: list[str]) -> Sequence[Document]:
+    corpus = formats.read(path, data.format, formats.Options(column=data.column, joiner=data.joiner))
+    notes.extend(f"{path}: {count} × {note}" for note, count in corpus.notes.items())
+    notes.append(f"{path}: {len(corpus.documents)} documents, format {corpus.format}")
+    return corpus.documents
