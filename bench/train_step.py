@@ -158,6 +158,7 @@ def phi4(chosen: argparse.Namespace, base: str) -> Any:
 
     sys.path.insert(0, str(Path(__file__).parent))
     from random_phi4 import CONFIG
+
     from spantune.attention import NAME
     from spantune.quant import to_fp8
 
@@ -190,13 +191,14 @@ def _draw(module: Any, device: torch.device) -> None:
 
 def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
     """Our step on the shape of Phi-4."""
+    from torch._dynamo.utils import counters
+    from torch.nn.utils import clip_grad_norm_
+
     from spantune import config
     from spantune.compilation import compile_layers
     from spantune.lora import attach
     from spantune.loss import PackTensors, pack_loss, tensors
     from spantune.pack import pack_examples, shared_prefix
-    from torch._dynamo.utils import counters
-    from torch.nn.utils import clip_grad_norm_
 
     model = phi4(chosen, chosen.part)
     model, _ = attach(model, config.Lora(rank=RANK, alpha=ALPHA))
@@ -233,7 +235,7 @@ def _optimizer(chosen: argparse.Namespace, adapters: list[Any]) -> Any:
 
 
 def seed_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
-    """The tutorial's step: padded batches of 4, accumulated over 4, a cut at 384 tokens, checkpointing, the whole head."""
+    """The tutorial's step: padded batches of 4, accumulated over 4, cut at 384 tokens, checkpointing, whole head."""
     from peft import LoraConfig, get_peft_model
 
     model = phi4(chosen, "seed")

@@ -3,9 +3,10 @@
 Training packs and the decoding batch are laid out alike: every token has an owner and a position, and
 a query sees a key of the prefix or of its own owner at a position not after its own, within the window
 of a sliding layer. The window is counted in positions inside the example, never in pack indices. A
-mask is always given: `attention_mask=None` never means packed, and a bool mask is wrong in eager. On a GPU the
-variable-length flash kernel takes packs (see `flash`); on a CPU, each owner's queries are run against the prefix's and their own keys only, so that attention costs
-what the examples, or the rows of a decoding batch, cost by themselves, and not the square of all.
+mask is always given: `attention_mask=None` never means packed, and a bool mask is wrong in eager. On a
+GPU, packs go to the variable-length flash kernel (see `flash`). On a CPU, each owner's queries are run
+against the prefix's and their own keys only, so that attention costs what the examples, or the rows of a
+decoding batch, cost by themselves, and not the square of all.
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ def compile_layers(model: Any, keep: Keep) -> int:
     torch._dynamo.config.recompile_limit = max(RECOMPILES, torch._dynamo.config.recompile_limit)
     layers = decoder_layers(model)
     for layer in layers:
-        layer.forward = _only_in_training(layer, layer.forward, torch.compile(_keeping(layer.forward, keep), dynamic=True))
+        layer.forward = _only_in_training(
+            layer, layer.forward, torch.compile(_keeping(layer.forward, keep), dynamic=True)
+        )
     return len(layers)
 
 

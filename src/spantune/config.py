@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from spantune.errors import ConfigError, nearest
 from spantune.task import AnswerFormat, Label
 
+Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
 Keep = Literal["none", "some", "most"]
+QUANTIZED = ("fp8", "nf4", "int8")
 
 
 class Section(BaseModel):
@@ -52,8 +54,9 @@ class Model(Section):
 
     source: str
     """`bundled:NAME`, `modelscope:OWNER/NAME`, `hf:OWNER/NAME` or a local folder."""
-    base: Literal["auto", "bf16", "fp32"] = "auto"
-    """Type of the frozen weights; auto takes bf16 where the device is faster with it."""
+    base: Base = "auto"
+    """Type of the frozen weights; auto takes bf16 where the device is faster with it. `fp8` halves them and is the
+    fastest on a GPU of the Hopper generation or later; `nf4` and `int8` need bitsandbytes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes the GPU when there is one."""
     verify: bool = True
@@ -129,6 +132,14 @@ class Lora(Section):
     """Scale: the update is alpha / rank times B A."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input; shared packs are exact with 0 only."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, which keeps high ranks stable (arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn magnitude and direction apart (DoRA, arXiv 2402.09353); slower."""
+    plus_ratio: float = Field(1.0, ge=1)
+    """Learning rate of B over that of A (LoRA+, arXiv 2402.12354); 16 is its authors' advice."""
+    rank_pattern: dict[str, int] = {}
+    """Other ranks by module name, such as `{down_proj: 32}`; names that match nothing are an error."""
     targets: str | tuple[str, ...] = "all-linear"
     """`all-linear`, or module names; each must match."""
     allow_unmatched: bool = False
@@ -138,6 +149,10 @@ class Lora(Section):
 class Train(Section):
     """Optimisation."""
 
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: it moves to the CPU when memory is short."""
+    normalize: Literal["tokens", "examples"] = "tokens"
+    """What weighs the same in a step's loss: every answer token, or every example."""
     batch_examples: int = Field(16, ge=1)
     """Examples an optimizer step, over all devices, however they are packed."""
     learning_rate: float = Field(1e-4, gt=0)

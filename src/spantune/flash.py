@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from spantune.pack import PREFIX
+from spantune.products import LIBRARY
 
 STEP = 512  # the kernel's longest sequence is rounded up to it, so that a compiled layer sees few values
 LARGEST_HEAD = 256
@@ -27,14 +28,14 @@ LARGEST_HEAD = 256
 class Spans(NamedTuple):
     """Where the sequences of a pack lie.
 
-    `queries`, `keys` [sequences + 1] int32 are where each begins; `key_index` [keys] says which token a key is;
+    `queries`, `keys` [sequences + 1] int32 are where each begins; `tokens` [keys] says which token a key is;
     `own` [tokens] at which key each token's own is, `copies` [examples, prefix] where the prefix's copies are;
     `longest` bounds the length of a sequence.
     """
 
     queries: Tensor
     keys: Tensor
-    key_index: Tensor
+    tokens: Tensor
     own: Tensor
     copies: Tensor
     longest: int
@@ -47,7 +48,9 @@ def spans(owner: Sequence[int]) -> Spans:
     before = [0 if name == PREFIX else prefix for name, _ in lengths]
     queries = [0, *accumulate(length for _, length in lengths)]
     keys = [0, *accumulate(length + shared for (_, length), shared in zip(lengths, before, strict=True))]
-    index, own, copies = [], [], []
+    index: list[int] = []
+    own: list[int] = []
+    copies: list[range] = []
     for start, end, place, shared in zip(queries, queries[1:], keys, before, strict=False):
         index += [*range(shared), *range(start, end)]
         own += range(place + shared, place + shared + end - start)
@@ -72,50 +75,51 @@ def can_flash(config: Any, device: torch.device, dtype: torch.dtype) -> bool:
 
 def pack_attention(query: Tensor, key: Tensor, value: Tensor, where: Spans, scale: float, window: int | None) -> Tensor:
     """Attention [tokens, heads, size] of a pack; `key` and `value` may have fewer heads, `window` is in tokens."""
-    attended: Tensor = _forward(query, key, value, *where, scale, window or 0)[0]
+    *places, longest = where
+    attended: Tensor = _PackAttention.apply(query, key, value, *places, longest, scale, window or 0)  # type: ignore[no-untyped-call]
     return attended
 
 
-@torch.library.custom_op("spantune::pack_attention", mutates_args=())
-def _forward(
+class _PackAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *layout: Any) -> Tensor:
+        *places, longest, scale, window = layout
+        output, lse = torch.ops.spantune.pack_attention(query, key, value, *places, longest, scale, window)
+        ctx.save_for_backward(query, key, value, *places, output, lse)
+        ctx.options = (longest, scale, window)
+        return output  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *places, output, lse = ctx.saved_tensors
+        found = torch.ops.spantune.pack_attention_backward(
+            grad.contiguous(), query, key, value, output, lse, *places, *ctx.options
+        )
+        return (*found, *[None] * 8)
+
+
+def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     queries: Tensor,
     keys: Tensor,
-    key_index: Tensor,
+    tokens: Tensor,
     own: Tensor,
     copies: Tensor,
     longest: int,
     scale: float,
     window: int,
 ) -> tuple[Tensor, Tensor]:
-    """The attended values and the log-sum-exp that backward needs."""
+    """The attended values, and the log-sum-exp [heads, tokens] that backward needs."""
     output, lse, *_ = torch.ops.aten._flash_attention_forward(
-        query,
-        key.index_select(0, key_index),
-        value.index_select(0, key_index),
-        queries,
-        keys,
-        longest,
-        longest,
-        0.0,
-        True,
-        False,
-        scale=scale,
-        window_size_left=window - 1 if window else None,
-        window_size_right=0 if window else None,
-    )
+        query, key[tokens], value[tokens], queries, keys, longest, longest, 0.0, True, False,
+        scale=scale, **_windowed(window),
+    )  # fmt: skip
     return output, lse
 
 
-@_forward.register_fake
-def _(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(query), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
-
-
-@torch.library.custom_op("spantune::pack_attention_backward", mutates_args=())
-def _backward(
+def _differentiate(
     grad: Tensor,
     query: Tensor,
     key: Tensor,
@@ -124,7 +128,7 @@ def _backward(
     lse: Tensor,
     queries: Tensor,
     keys: Tensor,
-    key_index: Tensor,
+    tokens: Tensor,
     own: Tensor,
     copies: Tensor,
     longest: int,
@@ -132,35 +136,19 @@ def _backward(
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value."""
-    unused = torch.zeros(2, dtype=torch.uint64, device=query.device)
+    unused = torch.zeros(2, dtype=torch.uint64, device=query.device)  # the state of dropout, of which there is none
     of_query, of_keys, of_values = torch.ops.aten._flash_attention_backward(
-        grad.contiguous(),
-        query,
-        key.index_select(0, key_index),
-        value.index_select(0, key_index),
-        output,
-        lse,
-        queries,
-        keys,
-        longest,
-        longest,
-        0.0,
-        True,
-        unused,
-        unused,
-        scale=scale,
-        window_size_left=window - 1 if window else None,
-        window_size_right=0 if window else None,
-    )
-    return of_query, _gathered(of_keys, own, copies), _gathered(of_values, own, copies)
+        grad, query, key[tokens], value[tokens], output, lse, queries, keys, longest, longest, 0.0, True, unused,
+        unused, scale=scale, **_windowed(window),
+    )  # fmt: skip
+    return of_query, gathered(of_keys, own, copies), gathered(of_values, own, copies)
 
 
-@_backward.register_fake
-def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+def _windowed(window: int) -> dict[str, int]:
+    return {"window_size_left": window - 1, "window_size_right": 0} if window else {}
 
 
-def _gathered(gradient: Tensor, own: Tensor, copies: Tensor) -> Tensor:
+def gathered(gradient: Tensor, own: Tensor, copies: Tensor) -> Tensor:
     """Gradients [tokens, heads, size] from those of the keys: each token's own, and the sum of the prefix's copies."""
     found = gradient.index_select(0, own)
     if copies.numel():
@@ -170,24 +158,30 @@ def _gathered(gradient: Tensor, own: Tensor, copies: Tensor) -> Tensor:
     return found
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, longest, scale, window = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.options = (longest, scale, window)
+def _attended_shape(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(query), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
 
 
-def _differentiate(ctx: Any, grad: Tensor, of_lse: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, queries, keys, key_index, own, copies, output, lse = ctx.saved_tensors
-    layout = (queries, keys, key_index, own, copies)
-    found = _backward(grad, query, key, value, output, lse, *layout, *ctx.options)
-    return (*found, *[None] * 8)
+def _gradient_shapes(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-torch.library.register_autograd("spantune::pack_attention", _differentiate, setup_context=_setup)
+_LAYOUT = (
+    "Tensor queries, Tensor keys, Tensor tokens, Tensor own, Tensor copies, SymInt longest, float scale, SymInt window"
+)
+LIBRARY.define(f"pack_attention(Tensor query, Tensor key, Tensor value, {_LAYOUT}) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    "pack_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, "
+    f"{_LAYOUT}) -> (Tensor, Tensor, Tensor)"
+)
+LIBRARY.impl("pack_attention", _attend, "CUDA")  # type: ignore[no-untyped-call]
+LIBRARY.impl("pack_attention_backward", _differentiate, "CUDA")  # type: ignore[no-untyped-call]
+torch.library.register_fake("spantune::pack_attention", _attended_shape)
+torch.library.register_fake("spantune::pack_attention_backward", _gradient_shapes)
 
 
-@register_flop_formula(torch.ops.spantune.pack_attention)  # type: ignore[untyped-decorator]
-def _flops(query: Any, key: Any, value: Any, queries: Any, keys: Any, key_index: Any, *rest: Any, **_: Any) -> int:
-    """What the compiler weighs recomputation by: as if every query saw every token, since short sequences are slow."""
+@register_flop_formula(torch.ops.spantune.pack_attention)
+def _flops(query: Any, *_: Any, **__: Any) -> int:
+    """What a compiler weighs recomputation by: as if every query saw every token, since short sequences are slow."""
     tokens, heads, size = query
     return int(4 * tokens * tokens * heads * size)

@@ -17,7 +17,7 @@ from spantune.products import product
 from spantune.quant import FP8, Fp8Linear, quantize, transposed
 
 
-class FusedLora(Linear):  # type: ignore[misc]
+class FusedLora(Linear):
     """PEFT's LoRA layer with a leaner forward for the plain case."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -44,7 +44,7 @@ class FusedLora(Linear):  # type: ignore[misc]
 
 
 class _Lora(torch.autograd.Function):
-    """rows @ weight.T + rows @ down.T @ up.T, with a gradient for all but the weight, which is e4m3 where it has scales.
+    """rows @ weight.T + rows @ down.T @ up.T, with a gradient for all but the weight (e4m3 where it has scales).
 
     Shapes: rows [n, in], weight [out, in], scale [out], down [rank, in], up [out, rank].
     """

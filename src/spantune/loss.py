@@ -60,7 +60,7 @@ def tensors(pack: Pack) -> dict[str, Any]:
     """The fields of PackTensors, as a collator hands them to a Trainer."""
     targets = torch.tensor(pack.targets)
     index = (targets != NO_TARGET).nonzero()[:, 0]
-    found = {
+    found: dict[str, Any] = {
         "ids": torch.tensor(pack.ids),
         "positions": torch.tensor(pack.positions),
         "owner": torch.tensor(pack.owner),

@@ -20,6 +20,7 @@ from typing import Any
 from transformers import TrainingArguments, set_seed
 
 from spantune import formats, runs
+from spantune.compilation import compile_layers
 from spantune.config import Config
 from spantune.document import Document
 from spantune.evaluate import Evaluation, evaluate, save_predictions
@@ -29,7 +30,7 @@ from spantune.lora import attach, load_adapter
 from spantune.loss import PackTensors, check_head, tensors
 from spantune.metrics import Scores, score
 from spantune.pack import layout
-from spantune.plan import checkpointing, make_plan, require
+from spantune.plan import checkpointing, compiling, make_plan, require
 from spantune.prepare import Prepared, prepare
 from spantune.progress import bar, console
 from spantune.run_report import report_run
@@ -38,6 +39,8 @@ from spantune.trainer import Clock, Collator, PackTrainer, StepCallback, read_cl
 
 SLICE = 8
 """Fewest dev documents that steer."""
+
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +169,7 @@ class _Job:
         """Measure the best adapter on the test documents and write the report."""
         adapter = self.folder / "adapter"
         base = self.loaded.model.unload()
-        model = load_adapter(base, adapter, merge=True)
+        model = load_adapter(base, adapter, merge=not self.loaded.quantized)
         self.extractor = self._extractor(model)
         records = read_metrics(self.folder)
         step = max((record["step"] for record in records), default=0)
@@ -210,7 +213,10 @@ class _Job:
 
     def _trainer(self, checkpoint: Path | None, progress: Any) -> PackTrainer:
         settings, model = self.recipe.train, self.loaded.model
-        if checkpointing(self.recipe, self.loaded.device):
+        if compiling(self.recipe, self.loaded.device):
+            compile_layers(model, settings.keep)
+            model.enable_input_require_grads()  # the first layer is then compiled as the others are
+        elif checkpointing(self.recipe, self.loaded.device):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
         per_epoch = -(-len(self.prepared.examples) // settings.batch_examples)
@@ -221,6 +227,7 @@ class _Job:
             per_device_train_batch_size=settings.batch_examples,
             learning_rate=settings.learning_rate,
             max_steps=total,
+            optim=OPTIMIZERS[settings.optimizer],
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             logging_steps=settings.log_steps,

@@ -197,7 +197,7 @@ class PackTrainer(Trainer):
         """Not counted: the Trainer's estimate knows nothing of packs."""
         return 0
 
-    def _part_loss(self, model: Any, part: dict[str, Tensor], total: int) -> Tensor:
+    def _part_loss(self, model: Any, part: dict[str, Any], total: int) -> Tensor:
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._autocast):
             if "ids" in part:
                 with disable_input_dtype_casting(model, active=self._autocast):
