@@ -18,7 +18,7 @@ from spantune.document import Document, Entity
 from spantune.errors import DataError, ModelError
 from spantune.load import load
 from spantune.lora import attach
-from spantune.plan import GIB, MEMORY, Audit, Plan, checkpointing, make_plan, require
+from spantune.plan import GIB, MEMORY, Audit, Plan, checkpointing, compiling, make_plan, require
 from spantune.prepare import prepare
 
 NAMES = [

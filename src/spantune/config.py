@@ -150,7 +150,7 @@ class Train(Section):
     """Optimisation."""
 
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: it moves to the CPU when memory is short."""
+    """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: on the CPU when memory is short."""
     normalize: Literal["tokens", "examples"] = "tokens"
     """What weighs the same in a step's loss: every answer token, or every example."""
     batch_examples: int = Field(16, ge=1)
