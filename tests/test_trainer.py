@@ -16,7 +16,8 @@ from spantune import config
 from spantune.encode import Example
 from spantune.errors import RunError
 from spantune.pack import NO_TARGET, shared_prefix
-from spantune.trainer import CLOCK_FILE, Clock, Collator, PackTrainer, Schedule, read_clock
+from spantune.schedule import CLOCK_FILE, Clock, Schedule, read_clock
+from spantune.trainer import Collator, PackTrainer
 from test_loss import adapted, examples
 
 PAD = 269
@@ -158,7 +159,7 @@ def test_patience_counts_evaluations_without_a_better_f1_across_a_resume(
     changes = {"max_steps": 20, "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 2}
     made = trainer(tmp_path, train_settings(patience=2), save_strategy="no", **changes)
     made.evaluation = lambda step: {"f1": 0.3}
-    made.f1s = list(before)
+    made.go_on_from([{"split": "dev", "f1": f1} for f1 in before])
     made.train()
     assert made.state.global_step == steps
 
@@ -222,7 +223,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     model = adapted("phi3")
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(math.nan)
-    with pytest.raises(RunError, match=r"the loss became nan at step 1; lower train\.learning_rate"):
+    with pytest.raises(RunError, match=r"the loss became nan at step 1; documents: .*lower train\.learning_rate"):
         step(tmp_path, collator()(examples()), model)
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from spantune import __version__, cli_calibrate, cli_data, cli_score, tables
+from spantune import __version__, cli_calibrate, cli_data, cli_runs, cli_score, tables
 from spantune.cli_calibrate import MinScore, report_left_out
 from spantune.cli_data import Device, Format, Json, quiet
 from spantune.errors import ConfigError, SpantuneError
+from spantune.signals import Interrupted
 
 if TYPE_CHECKING:
     from spantune.document import Document
@@ -44,6 +45,8 @@ def main() -> NoReturn:
     except SpantuneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as ended:
+        sys.exit(ended.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
@@ -132,6 +135,7 @@ def train(
 
 app.command()(cli_score.evaluate)
 app.command()(cli_score.compare)
+app.command()(cli_runs.runs)
 
 
 @app.command()

@@ -73,6 +73,11 @@ def verify_downloads(folder: Path, source: str) -> list[str]:
     return _verify(folder, _wanted(HUBS[prefix].list_files(repo, revision), source), source)
 
 
+def revision_of(source: str) -> str | None:
+    """The commit that a hub's model was resolved to, where the hub named one."""
+    return None
+
+
 def _bundled(name: str) -> Path:
     if bundled.is_available(name):
         return bundled.bundled_folder(name)
