@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from fakes import save_model
+from forked import Command
 
 MERGES = [
     ("Ċ", "a"),
@@ -170,3 +171,18 @@ def remount() -> Callable[[Path, str], None]:
         subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True, capture_output=True)
 
     return change
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts `spantune ARGUMENTS` in a process of its own; what still runs at the end of the test is killed."""
+    started: list[Command] = []
+
+    def start(*arguments: object) -> Command:
+        started.append(Command(tmp_path / f"command{len(started)}", *arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.join()

@@ -45,8 +45,6 @@ def main() -> NoReturn:
     except SpantuneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except Interrupted as ended:
-        sys.exit(ended.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
@@ -201,7 +199,10 @@ def _run(recipe: Any, resume: Path | None) -> None:
     quiet()
     from spantune.train import train as job
 
-    result: Result = job(recipe, resume)
+    try:
+        result: Result = job(recipe, resume)
+    except Interrupted as ended:
+        raise typer.Exit(ended.exit_code) from None
     tables.print_scores(result.after.as_dict(), sys.stderr)
     lines = [f"report: {result.folder / 'report.html'}", f"extract: spantune extract {result.folder} FILE"]
     if recipe.track.swanlab != "off":
