@@ -14,11 +14,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from spantune.config import Config
-from spantune.errors import ConfigError, RunError, nearest
+from spantune.errors import ConfigError, RunError
 from spantune.lock import is_held, was_let_go
 from spantune.runs import is_finished, read_config
 from spantune.tracking import read_metrics
@@ -160,7 +161,11 @@ def _flat(recipe: Config) -> dict[str, Any]:
 def _require_key(runs: Sequence[Run], key: str) -> None:
     keys = {*COLUMNS, *(key for run in runs for key in run.settings)}
     if runs and key not in keys:
-        raise ConfigError(f"runs have no {key!r}; {nearest(key, keys)}")
+        near = get_close_matches(key, keys, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(
+            f"runs have no {key!r}; {hint}valid: {', '.join(COLUMNS)}, and the keys of recipes, such as train.epochs"
+        )
 
 
 def _passes(value: Any, sign: str, wanted: str) -> bool:

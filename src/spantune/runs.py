@@ -74,10 +74,14 @@ class Claim:
                 f"{self.folder.parent}: no run folder can be made here ({error.strerror}); set run.folder to a place "
                 "that can be written"
             ) from None
-        self._lock = hold(self._part, self.folder)
+        taken = RunError(f"{self.folder} exists since a moment ago; give another run.name")
+        try:
+            self._lock = hold(self._part, self.folder)
+        except RunError as error:
+            raise taken if self.folder.exists() else error from None
         if self.folder.exists():  # another process was faster
             self.__exit__()
-            raise RunError(f"{self.folder} exists since a moment ago; give another run.name")
+            raise taken
         return self
 
     def create(self, recipe: Config, task: TaskSpec, environment: Mapping[str, str]) -> Path:
