@@ -17,7 +17,7 @@ from pathlib import Path
 from spantune.bundled import RECORD, sha256_of
 from spantune.document import Document
 from spantune.errors import RunError
-from spantune.hub import WANTED, revision_of
+from spantune.hub import WANTED, pinned
 from spantune.prepare import Prepared
 from spantune.task import TaskSpec
 
@@ -35,15 +35,14 @@ FIXED = {
 
 
 def fingerprint(prepared: Prepared) -> dict[str, str]:
-    """Hashes of all that `prepared` trains from, of the code, and the revision of a model from a hub."""
+    """Hashes of all that `prepared` trains from and of the code, and the source of the model with its commit."""
     splits = prepared.splits
     found = {"model_sha256": hash_model(prepared.folder), "task_sha256": hash_task(prepared.task)}
     found |= {
         f"{name}_sha256": hash_documents(documents)
         for name, documents in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))
     }
-    revision = revision_of(prepared.recipe.model.source)
-    return found | ({"model_revision": revision} if revision else {}) | code()
+    return found | {"model_source": pinned(prepared.recipe.model.source)} | code()
 
 
 def require_unchanged(folder: Path, now: Mapping[str, str]) -> list[str]:

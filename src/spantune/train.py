@@ -27,6 +27,7 @@ from spantune.errors import DataError
 from spantune.evaluate import Evaluation, annotated, evaluate, save_predictions
 from spantune.extract import Extraction, Extractor, rates
 from spantune.fingerprint import fingerprint, require_unchanged
+from spantune.hub import pinned
 from spantune.load import Loaded, load
 from spantune.lora import attach, load_adapter
 from spantune.loss import PackTensors, check_head, tensors
@@ -91,7 +92,7 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
         if recipe.train.pack == "shared":
             _check_packs(model, prepared, loaded)
         if not resume:
-            claim.create(prepared.recipe, prepared.task, environment)
+            claim.create(_pinned(recipe), prepared.task, environment)
         with runs.logging_to(folder):
             for note in prepared.splits.notes if not resume else changes:
                 log.log(logging.WARNING if resume else logging.INFO, note)
@@ -99,6 +100,12 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
             job = _Job(recipe, prepared, replace(loaded, model=model), folder)
             after = job.run(job.rewound() if resume else None)
     return Result(folder, job.before, after, time.perf_counter() - started)
+
+
+def _pinned(recipe: Config) -> Config:
+    """The recipe with the commit of a model from a hub, so that a resume, or the adapter, never meets another model."""
+    model = recipe.model.model_copy(update={"source": pinned(recipe.model.source)})
+    return recipe.model_copy(update={"model": model})
 
 
 class _Job:
