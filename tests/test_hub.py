@@ -290,8 +290,8 @@ def test_a_source_is_pinned_to_its_commit(source: str, server: HubServer, no_net
     folder = hub.resolve(source)
     pinned = hub.pinned(source)
     assert pinned == f"{source}@{COMMIT}" and hub.pinned(pinned) == pinned
-    before = len(server.fetched)
-    assert hub.resolve(pinned) == folder and len(server.fetched) == before and server.revisions[-1] == COMMIT
+    before = len(server.fetched), len(server.revisions)
+    assert hub.resolve(pinned) == folder and before == (len(server.fetched), len(server.revisions)), "nothing is asked"
     no_network()
     assert hub.resolve(pinned) == folder
     assert hub.pinned("bundled:gemma3-270m") == "bundled:gemma3-270m" and hub.pinned("./models/x") == "./models/x"
@@ -312,6 +312,23 @@ def test_a_pinned_source_never_means_what_came_later(
     data[-1] ^= 1
     path.write_bytes(data)  # the same content at another time is the same
     assert hub.resolve(pinned) == folder
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_run_keeps_its_model_pinned(
+    source: str, server: HubServer, no_network: Callable[[], None], tree: Callable[..., Any], tmp_path: Path
+) -> None:
+    from spantune.config import parse_config
+    from spantune.extract import load_run
+    from spantune.train import train
+
+    settings = {"max_steps": 1, "eval_steps": 1, "eval_before": False}
+    model, quiet = {"source": source, "verify": False}, {"swanlab": "off"}
+    result = train(parse_config(tree(tmp_path / "runs", model=model, train=settings, track=quiet)))
+    assert f"source: {source}@{COMMIT}\n" in (result.folder / "config.yaml").read_text("utf-8")
+    assert json.loads((result.folder / "environment.json").read_text("utf-8"))["model_source"] == f"{source}@{COMMIT}"
+    no_network()
+    assert load_run(result.folder).extract(["疮"])
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -114,6 +114,9 @@ def _parse(prefix: str, rest: str) -> tuple[str, str | None]:
 def _from_hub(prefix: str, repo: str, revision: str | None) -> Path:
     """List, download, verify, and only then record the folder as whole; one process to a source at a time."""
     hub, source = HUBS[prefix], f"{prefix}:{repo}" + (f"@{revision}" if revision else "")
+    known = _read_record(source)
+    if known is not None and known.commit == revision and revision and _is_whole(known, source):
+        return known.folder  # a commit never means other files: there is nothing to ask
     if not _reachable(prefix):
         return _offline(prefix, repo, revision, source)
     listing = hub.list_files(repo, revision)
