@@ -133,6 +133,16 @@ def test_a_run_goes_on_from_what_a_kill_leaves(unbroken: Result, tmp_path: Path,
     assert (folder / runs.REPORT).is_file()
 
 
+def test_a_line_over_several_steps_is_the_same_after_a_resume(tree: Tree, tmp_path: Path) -> None:
+    settings = {**LONG, "log_steps": 7, "eval_steps": 10, "eval_before": False}
+    result = train(parse_config(tree(tmp_path, train=settings, lora=DROPOUT, track=QUIET)))
+    assert trained_steps(result.folder) == [3, 6, 7, 9, 10, 12, 14, 15, 18, 20], "a line ends at each checkpoint"
+    for keep in (10, 15):
+        folder = broken(result, tmp_path / str(keep), keep)
+        resumed(folder)
+        assert_equal(folder, result)
+
+
 def test_a_torn_checkpoint_is_not_taken(unbroken: Result, tmp_path: Path) -> None:
     folder = broken(unbroken, tmp_path, 20)
     optimizer = folder / "checkpoints" / "checkpoint-20" / "optimizer.pt"

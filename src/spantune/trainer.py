@@ -193,7 +193,7 @@ class PackTrainer(Trainer):
     def _clip_grad_norm(self, model: Any) -> Tensor:
         """Clip the gradients, or drop them where their norm is not finite: the optimizer then changes nothing."""
         norm: Tensor = super()._clip_grad_norm(model)
-        if self._accepted and not self.guard.accepts_gradient(norm.item(), self.state.global_step + 1, self._documents):
+        if self._accepted and not self.guard.accepts_gradient(float(norm), self.state.global_step + 1, self._documents):
             model.zero_grad(set_to_none=True)
         return norm
 
