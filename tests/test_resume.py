@@ -155,6 +155,22 @@ def test_a_torn_checkpoint_is_not_taken(unbroken: Result, tmp_path: Path) -> Non
     assert "checkpoint-20 is torn and passed over: optimizer.pt" in log and "going on from checkpoint-18" in log
 
 
+def test_the_best_so_far_stays_the_best_after_a_resume(tree: Tree, tmp_path: Path) -> None:
+    settings = {**LONG, "max_steps": 8, "save_steps": 4, "eval_before": False}
+    folder = broken(train(parse_config(tree(tmp_path, train=settings, track=QUIET))), tmp_path / "copy", 4)
+    lines = read_metrics(folder)
+    for line in lines:
+        if line["split"] == "dev" and line["step"] == 4:
+            line["f1"] = 0.99  # as if step 4 had been better than step 8, of which the adapter is
+    write_jsonl(folder / "metrics.jsonl", lines)
+    weights = (folder / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors").read_bytes()
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() != weights
+    resumed(folder)
+    assert json.loads((folder / "adapter" / "evaluation.json").read_text())["step"] == 4
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == weights
+    assert saved(folder) == [4, 8]
+
+
 def test_a_finished_run_is_not_gone_on_with(unbroken: Result, command: Callable[..., Any]) -> None:
     finished = command("train", "--resume", unbroken.folder)
     assert finished.code == 2 and "is finished" in finished.err
@@ -167,7 +183,7 @@ def test_a_finished_run_is_not_gone_on_with(unbroken: Result, command: Callable[
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     number: int, code: int, long_recipe: Callable[..., Path], spawn: Callable[..., Command], unbroken: Result
 ) -> None:
-    running, folder = started(spawn, long_recipe(), 5)
+    running, folder = started(spawn, long_recipe(train={**LONG, "save_steps": STEPS}), 5)
     running.signal(number)
     assert running.end() == code and running.out == ""
     last = max(trained_steps(folder))
