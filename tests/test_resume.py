@@ -33,7 +33,7 @@ STEPS = 20
 # An epoch has 4 steps: checkpoints fall inside and at the end of epochs, with and without an evaluation.
 LONG = {"max_steps": STEPS, "eval_steps": 4, "save_steps": 3}
 DROPOUT = {"dropout": 0.1}  # so that the random state has to be restored too
-OF_THE_CLOCK = ("time", "examples_per_s", "step_ms", "evaluation_seconds", "peak_gib")
+OF_THE_CLOCK = ("time", "examples_per_s", "step_ms", "evaluation_seconds", "training_seconds", "peak_gib")
 
 
 @pytest.fixture(scope="module")
@@ -201,11 +201,11 @@ def signalling(monkeypatch: pytest.MonkeyPatch, number: int, times: int, at: str
     module = sys.modules["spantune.train"]
     measure = module._Job._measure
 
-    def measured(job: Any, documents: Any, split: str, step: int) -> Any:
+    def measured(job: Any, documents: Any, split: str, step: int, **more: float) -> Any:
         if f"{split}-{step}" == at:
             for _ in range(times):
                 os.kill(os.getpid(), number)
-        return measure(job, documents, split, step)
+        return measure(job, documents, split, step, **more)
 
     monkeypatch.setattr(module._Job, "_measure", measured)
 
