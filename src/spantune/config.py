@@ -204,6 +204,10 @@ class Train(Section):
     """Measure the untrained model too."""
     save_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints; as `eval_steps` when absent."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept, beside that of the best evaluation."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is not finite: stop the run, or leave the step out; both name its documents."""
     log_steps: int = Field(1, ge=1)
     """Steps between training lines in `metrics.jsonl`."""
 
