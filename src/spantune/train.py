@@ -33,7 +33,7 @@ from spantune.plan import checkpointing, make_plan, require
 from spantune.prepare import Prepared, prepare
 from spantune.progress import bar, console
 from spantune.run_report import report_run
-from spantune.tracking import Trackers, open_trackers, read_metrics, require_key, rewind
+from spantune.tracking import Trackers, open_trackers, read_metrics, require_trackers, rewind
 from spantune.trainer import Clock, Collator, PackTrainer, StepCallback, read_clock
 
 SLICE = 8
@@ -74,7 +74,7 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
     checkpoint = runs.last_checkpoint(resume) if resume else None
     if not resume:
         runs.require_free(recipe)
-    require_key(recipe.track)
+    require_trackers(recipe.track)
     set_seed(recipe.run.seed)
     prepared = prepare(recipe)
     plan = make_plan(prepared)
@@ -104,7 +104,8 @@ class _Job:
 
     def __init__(self, recipe: Config, prepared: Prepared, loaded: Loaded, folder: Path):
         self.recipe, self.prepared, self.loaded, self.folder = recipe, prepared, loaded, folder
-        self.trackers: Trackers = open_trackers(recipe, folder)
+        gold = {"dev": prepared.splits.dev, "test": prepared.splits.test}
+        self.trackers: Trackers = open_trackers(recipe, folder, gold, prepared.task.codes)
         self.extractor = self._extractor(loaded.model)
         self.before: Scores | None = None
         self.steering: list[Document] = []
@@ -171,8 +172,9 @@ class _Job:
         records = read_metrics(self.folder)
         step = max((record["step"] for record in records), default=0)
         after = self._measure_test(step, training_seconds=round(self.trained, 1))
-        self.trackers.finish("success")
         report_run(self.folder, self.prepared.splits)
+        self.trackers.attach(step, self.folder / "report.html")
+        self.trackers.finish("success")
         return after
 
     def _recorded(self) -> Scores | None:
@@ -189,9 +191,7 @@ class _Job:
         evaluation = evaluate(self.extractor, documents, f"extract {split}")
         self.per_document = evaluation.seconds / len(documents)
         save_predictions(self.folder / "predictions" / f"{split}-{step}.jsonl", evaluation.extractions)
-        self.trackers.metrics(step, evaluation.values() | more, split)
-        shown = list(zip(evaluation.gold, evaluation.predicted, strict=True))[: self.recipe.track.predictions]
-        self.trackers.texts(step, "Prediction", [_panel(gold, predicted) for gold, predicted in shown])
+        self.trackers.measuring(step, split, evaluation.values() | more, evaluation.gold, evaluation.predicted)
         return evaluation
 
     def _save_adapter(self) -> None:
@@ -265,15 +265,6 @@ def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:
 def _of_dev(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records of the evaluations that steer."""
     return [record for record in records if record.get("split") == "dev"]
-
-
-def _panel(gold: Any, predicted: Any) -> str:
-    """A document's text with gold and predicted entities, as SwanLab's text panel shows it."""
-
-    def spans(document: Any) -> str:
-        return "; ".join(f"{document.surface(e)} [{e.label} {e.start}:{e.end}]" for e in document.entities) or "—"
-
-    return f"{gold.text}\n\ngold: {spans(gold)}\n\npredicted: {spans(predicted)}"
 
 
 @contextmanager
