@@ -13,14 +13,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from swanlab.sdk.internal.core_python import client
 
 from spantune.errors import ConfigError
 from spantune.sync import sync
@@ -30,20 +28,6 @@ from swanlab_cloud import KEY, Cloud
 from tracked_run import begin, measure, recipe
 
 PROGRAM = Path(__file__).with_name("tracked_run.py")
-
-
-@pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
-    """SwanLab's cloud, for this process and those it starts, who have a key to it and no login of their own."""
-    server = Cloud()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("SWANLAB_API_HOST", server.host)
-    monkeypatch.setenv("SWANLAB_API_KEY", KEY)
-    yield server
-    if not server.gone:
-        server.stop()
-    if client.exists():  # a sync leaves SwanLab logged in, here to a cloud of this test only
-        client.reset()
 
 
 def started(*arguments: object) -> subprocess.Popen[str]:

@@ -67,7 +67,7 @@ class F1Chart:
             _text(draw, (place, picture.height - 10), str(share), "mm", 11)
         for number, bar in enumerate(self.bars):
             middle = row * number + row // 2 + 4
-            _text(draw, (left - 8, middle), bar.label, "rm", 13)
+            _text(draw, (left - 8, middle), _short(bar.label), "rm", 13)
             draw.rectangle((left, middle - 8, left + scale * bar.f1, middle + 8), BAR)
             if bar.low is not None and bar.high is not None:
                 low, high = left + scale * bar.low, left + scale * bar.high
@@ -125,8 +125,8 @@ class ConfusionChart:
         _text(draw, (8, top - 12), "gold \\ predicted", "ls", 11)
         for number, (label, row) in enumerate(self._rows()):
             middle = top + size * number + size // 2
-            _text(draw, (left - 8, middle), label, "rm", 13)
-            _upright(picture, (left + size * number + size // 2, top - 6), label)
+            _text(draw, (left - 8, middle), _short(label), "rm", 13)
+            _upright(picture, (left + size * number + size // 2, top - 6), _short(label))
             total = max(1, sum(count for _, count in row))
             for column, (_, count) in enumerate(row):
                 share, place = count / total, left + size * column
@@ -206,8 +206,13 @@ def _key(entity: Entity) -> tuple[int, int, str]:
 def _text(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: str, size: int, ink: str = INK
 ) -> None:
-    shown = text if len(text) <= 16 else f"{text[:15]}\u2026"
-    draw.text(place, shown, ink, _font(size, shown.isascii()), anchor)
+    draw.text(place, text, ink, _font(size, text.isascii()), anchor)
+
+
+def _short(label: str) -> str:
+    """What fits beside a row; the caption has all of it."""
+    wide = sum(2 - character.isascii() for character in label)
+    return label if wide <= 16 else f"{label[: 15 if label.isascii() else 7]}\u2026"
 
 
 def _upright(picture: Image.Image, foot: tuple[int, int], text: str) -> None:
