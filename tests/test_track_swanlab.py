@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -158,7 +159,7 @@ def test_off_is_off(tmp_path: Path) -> None:
     trackers = begin(folder, swanlab="off")
     trackers.metrics(1, {"loss": 1.0})
     trackers.finish("success")
-    assert not (folder / "swanlab").exists() and not (folder / "trackers.json").exists()
+    assert not (folder / "swanlab").exists() and not (folder / "trackers").exists()
     assert [line["loss"] for line in read_metrics(folder)] == [1.0]
 
 
@@ -286,7 +287,7 @@ def test_ctrl_c_stays_with_whoever_had_it(tmp_path: Path) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_run_of_the_users_own_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
     import swanlab
 
     mine = swanlab.init(mode="disabled")
@@ -294,8 +295,7 @@ def test_a_run_of_the_users_own_is_left_alone(tmp_path: Path, caplog: pytest.Log
         trackers = begin(tmp_path / "run")
         trackers.metrics(1, {"loss": 1.0})
         trackers.finish("success")
-        assert mine.alive and "another SwanLab run is active in this process" in caplog.text
-        assert [line["loss"] for line in read_metrics(tmp_path / "run")] == [1.0]
+        assert mine.alive and series(tmp_path / "run") == {"train/loss": [(1, 1.0)]}
     finally:
         mine.finish()
 
@@ -343,9 +343,23 @@ def test_sigterm_leaves_a_whole_store_that_says_how_the_run_ended(cloud: Cloud, 
     assert cloud.run.states == ["RUNNING", "ABORTED"]
 
 
-def test_sigkill_loses_no_finished_step(cloud: Cloud, tmp_path: Path) -> None:
+def test_a_hard_kill_of_the_run_leaves_a_whole_store(cloud: Cloud, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = started(folder, "offline", 7, 600)
+    process.kill()
+    process.communicate()
+    sync(folder)  # waits for SwanLab's process, which sees the end of the run and closes its record
+    assert store_of(folder).stat().st_size > 1000
+    recorded = steps_of(folder)
+    assert steps(cloud.run.series("train/loss")) == recorded[: len(cloud.run.scalars)] and len(recorded) >= 7
+    assert cloud.run.states == ["RUNNING", "ABORTED"]
+
+
+def test_a_hard_kill_of_everything_loses_no_finished_step(cloud: Cloud, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = started(folder, "offline", 7, 600)
+    (swanlab,) = psutil.Process(process.pid).children()
+    swanlab.kill()
     process.kill()
     process.communicate()
     assert store_of(folder).stat().st_size == 0  # the trap: SwanLab's own record is lost
@@ -360,15 +374,14 @@ def test_an_offline_run_is_sent_once_under_its_own_id(cloud: Cloud, tmp_path: Pa
     folder = tmp_path / "run"
     process = started(folder, "offline", 7)
     process.communicate(timeout=60)
-    mine = json.loads((folder / "trackers.json").read_text())["swanlab"]["id"]
+    mine = json.loads((folder / "trackers" / "swanlab.json").read_text())["id"]
     assert hints(folder) == [f"dashboard: not yet in SwanLab's cloud; send it with: spantune sync {folder}"]
     first = sync(folder)
     assert (first.id, first.before, cloud.run.id) == (mine, False, mine)
     sent, asked = list(cloud.run.scalars), len(cloud.requests)
     assert sync(folder).before and len(cloud.requests) == asked  # nothing is sent, nobody is asked
-    kept = json.loads((folder / "trackers.json").read_text())
-    kept["swanlab"]["sent"] = False  # as after a kill between the last point and this note
-    (folder / "trackers.json").write_text(json.dumps(kept))
+    note = folder / "trackers" / "swanlab.json"  # as after a kill between the last point and this note
+    note.write_text(note.read_text().replace('"sent": true', '"sent": false'))
     assert not sync(folder).before
     assert cloud.run.scalars == sent and cloud.run.states[-1] == "FINISHED"
 
@@ -380,7 +393,7 @@ def test_a_cloud_that_is_not_there_is_said_at_once_and_the_run_is_recorded_offli
     began = time.monotonic()
     folder = tmp_path / "run"
     trackers = begin(folder, swanlab="online")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 15
     trackers.metrics(1, {"loss": 1.5})
     trackers.finish("success")
     assert f"{cloud.host} cannot be reached" in caplog.text and f"spantune sync {folder}" in caplog.text
@@ -389,15 +402,14 @@ def test_a_cloud_that_is_not_there_is_said_at_once_and_the_run_is_recorded_offli
 
 
 def test_a_cloud_that_takes_connections_and_never_answers_holds_nothing_up(
-    tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, cloud: Cloud, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cloud.silent = 5
-    monkeypatch.setattr("spantune.track_swanlab.ANSWER_SECONDS", 0.5)
+    cloud.silent = 60
     began = time.monotonic()
     trackers = begin(tmp_path / "run", swanlab="online")
     trackers.metrics(1, {"loss": 1.5})
     trackers.finish("success")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25
     assert "does not answer within" in caplog.text
 
 
@@ -409,7 +421,7 @@ def test_a_cloud_that_dies_in_the_middle_delays_no_step_and_is_sent_the_rest_lat
     process = started(folder, "online", 5, 600, 2)
     wait_for(lambda: cloud.runs and cloud.run.scalars)
     if way == "hangs":
-        cloud.silent = 4
+        cloud.silent = 60
     else:
         cloud.stop()
     seen = steps_of(folder)[-1]

@@ -33,7 +33,7 @@ def test_scalars_texts_pictures_and_the_report(tmp_path: Path) -> None:
     found = read(folder)
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(1, 1.5)]
     assert [event.step for event in found.Scalars("dev/f1_low/病")] == [2]
-    assert set(found.Tags()["images"]) == {"dev F1 by type", "dev confusion"}
+    assert set(found.Tags()["images"]) == {"dev_F1_by_type", "dev_confusion"}  # as it spells names
 
     def text(tag: str) -> str:
         return str(found.Tensors(f"{tag}/text_summary")[-1].tensor_proto.string_val[0].decode())

@@ -69,7 +69,7 @@ def test_the_run_folder_is_complete(trained: Result) -> None:
         "scores.json",
         "swanlab",
         "task.json",
-        "trackers.json",
+        "trackers",
     }
     assert {path.name for path in (folder / "predictions").iterdir()} == {
         "test-0.jsonl",

@@ -2,7 +2,7 @@
 
 A run that was recorded offline to its end is sent from SwanLab's own store, which has the times of all points. One that
 was killed, recorded locally, or left behind by a cloud that went away is told again from `metrics.jsonl` and
-`predictions/`. What the cloud has already is not sent again. It refuses a run whose files do not say what it is.
+`predictions/`. What the cloud has already is not sent again. It refuses a run that is still being recorded.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from spantune.config import Config
 from spantune.errors import DataError, RunError
 from spantune.run_data import read_splits
 from spantune.task import TaskSpec
-from spantune.track_swanlab import NAME, SwanlabTracker, require_key, sync_store
-from spantune.track_worker import bounded
+from spantune.track_process import call_apart
+from spantune.track_swanlab import NAME, SwanlabTracker, require_key, swanlab_environment, sync_store
 from spantune.tracker import RunInfo
 from spantune.tracking import history, read_metrics, run_info
 
@@ -48,7 +48,7 @@ def sync(folder: Path, seconds: float = SECONDS) -> Sent:
     require_key()
     stored = kept.get("mode") == "offline" and kept.get("state") in ("success", "crashed", "aborted")
     try:
-        bounded(seconds, lambda: sync_store(info) if stored else _tell_again(info))
+        call_apart(seconds, sync_store if stored else tell_again, info, environment=swanlab_environment())
     except TimeoutError:
         raise RunError(
             f"{folder}: SwanLab's cloud has not taken everything in {seconds:.0f} s; run this again, it goes on"
@@ -57,15 +57,21 @@ def sync(folder: Path, seconds: float = SECONDS) -> Sent:
     return Sent(kept["id"], kept.get("url"), False)
 
 
-def _tell_again(info: RunInfo) -> None:
-    state = info.remembered(NAME).get("state", "running")
+def tell_again(info: RunInfo) -> None:
+    """Make the run's record in SwanLab's cloud from the files of the run folder.
+
+    Raises:
+        RunError: the cloud cannot be had.
+    """
     report = info.folder / "report.html"
-    tracker = SwanlabTracker(info, fall_back=False)
-    for call in history(info):
-        call(tracker)
-    if report.is_file():
-        tracker.attach(max((record["step"] for record in read_metrics(info.folder)), default=0), report)
-    tracker.finish("success" if report.is_file() else "aborted" if state == "running" else state)
+    with info.owned(NAME):
+        state = info.remembered(NAME).get("state", "running")
+        tracker = SwanlabTracker(info, fall_back=False)
+        for call in history(info):
+            call(tracker)
+        if report.is_file():
+            tracker.attach(max((record["step"] for record in read_metrics(info.folder)), default=0), report)
+        tracker.finish("success" if report.is_file() else "aborted" if state == "running" else state)
 
 
 def _info(recipe: Config, folder: Path) -> RunInfo:

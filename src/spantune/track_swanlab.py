@@ -3,12 +3,13 @@
 `swanlab.init` is called here and its Trainer callback is not used, since that one loses the config. What else its
 0.10 does that would cost a run its record, and what is done about it:
 
-- It reads every SWANLAB_ variable, some of which crash it: while it opens, all but those that say where its cloud is
-  and who is asking are hidden, since the recipe decides.
-- It writes its store when it finishes, so a kill leaves an empty file; a resumed run and `sync` tell it all again.
+- It reads every SWANLAB_ variable, some of which crash it: its process gets those that say where its cloud is and who
+  is asking, and no other, since the recipe decides.
+- It writes its store when it finishes, so the kill of its process leaves an empty file; a resumed run and `sync` tell
+  it everything again.
 - Its local board cannot go on with a run, and would show a second one: what a killed run left is moved aside.
-- It waits for a cloud that is gone without a limit; its thread is left behind then, and `sync` sends the rest.
-- It prints to stdout, which is for machines: its console is turned to stderr.
+- It waits for a cloud that is gone without a limit; its process is killed then, and `sync` sends the rest.
+- It takes Ctrl-C to itself, prints to stdout and finishes whatever it will at exit: in its process, not in the run's.
 - Its local board shows no ECharts: charts are pictures there.
 
 The key is SwanLab's own business: SWANLAB_API_KEY, or what `swanlab login` has kept. It is written nowhere.
@@ -21,9 +22,7 @@ import logging
 import os
 import secrets
 import shutil
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ ANSWER_SECONDS = 5.0
 NAME = "swanlab"
 _KEPT = ("API_KEY", "API_HOST", "WEB_HOST", "WORKSPACE", "ROOT", "SAVE_DIR", "CONFIG_DIR", "SECRETS_DIR", "DEBUG")
 _KEPT_VARIABLES = {f"SWANLAB_{name}" for name in _KEPT}
-_environment = threading.Lock()
 log = logging.getLogger(__name__)
 
 
@@ -52,17 +50,13 @@ class SwanlabTracker:
 
     def __init__(self, info: RunInfo, fall_back: bool = True):
         self._info, self._mode = info, info.settings.swanlab
-        with _own_environment():
-            import swanlab
+        import swanlab
 
-            _turn_console_to_stderr()
-            if swanlab.has_run():
-                raise RunError("another SwanLab run is active in this process; finish it first")
-            self._swanlab = swanlab
-            self._folder = info.folder / "swanlab"
-            self._id = info.remembered(NAME).get("id") or secrets.token_hex(10)
-            _move_aside(self._folder)
-            self._run = self._begin(fall_back)
+        self._swanlab = swanlab
+        self._folder = info.folder / "swanlab"
+        self._id = info.remembered(NAME).get("id") or secrets.token_hex(10)
+        _move_aside(self._folder)
+        self._run = self._begin(fall_back)
         url = self._run.url if self._mode == "online" else None
         info.remember(NAME, id=self._id, mode=self._mode, directory=self._run.dir.name, state="running", url=url)
         info.remember(NAME, sent=False, hint=self._hint(finished=False))
@@ -158,14 +152,21 @@ def require_key() -> None:
     Raises:
         ConfigError: there is no API key; SwanLab would block on a prompt.
     """
-    with _own_environment():
-        import swanlab
+    own = os.environ.get("SWANLAB_ROOT") or os.environ.get("SWANLAB_SAVE_DIR") or Path.home() / ".swanlab"
+    if os.environ.get("SWANLAB_API_KEY") or any((Path(place) / ".netrc").is_file() for place in (own, ".swanlab")):
+        return
+    raise ConfigError(
+        "SwanLab's cloud needs an API key: set SWANLAB_API_KEY or run `swanlab login`; or set track.swanlab=local"
+    )
 
-        key = swanlab.Settings().api_key
-    if not key:
-        raise ConfigError(
-            "SwanLab's cloud needs an API key: set SWANLAB_API_KEY or run `swanlab login`; or set track.swanlab=local"
-        )
+
+def swanlab_environment() -> dict[str, str]:
+    """The environment of SwanLab's process: without variables that would override the recipe or crash it."""
+    found = {name for name in os.environ if name.startswith("SWANLAB_")}
+    hidden = found - _KEPT_VARIABLES
+    if hidden:
+        log.info("%s: not used; the recipe's section track decides", ", ".join(sorted(hidden)))
+    return {name: value for name, value in os.environ.items() if name not in hidden}
 
 
 def unreachable() -> str | None:
@@ -189,19 +190,18 @@ def sync_store(info: RunInfo) -> None:
     Raises:
         RunError: SwanLab's cloud will not have it.
     """
-    kept = info.remembered(NAME)
-    with _own_environment():
-        import swanlab
+    import swanlab
 
-        _turn_console_to_stderr()
-        if why := unreachable():
-            raise RunError(f"SwanLab's cloud cannot be had: {why}")
+    if why := unreachable():
+        raise RunError(f"SwanLab's cloud cannot be had: {why}")
+    with info.owned(NAME):
+        kept = info.remembered(NAME)
         settings = swanlab.Settings(run=swanlab.Settings.Run(id=kept["id"]))
         try:
             swanlab.sync(info.folder / "swanlab" / kept["directory"], settings)
         except Exception as error:  # whatever its SDK raises for a cloud that will not have us
             raise RunError(f"SwanLab's cloud cannot be had: {error}") from error
-    info.remember(NAME, sent=True, hint=f"dashboard: in SwanLab's cloud, run {kept['id']}")
+        info.remember(NAME, sent=True, hint=f"dashboard: in SwanLab's cloud, run {kept['id']}")
 
 
 def _move_aside(folder: Path) -> None:
@@ -209,28 +209,3 @@ def _move_aside(folder: Path) -> None:
     if any(folder.glob("run-*")):
         number = 1 + len(list(folder.parent.glob(f"{folder.name}.killed-*")))
         folder.rename(folder.with_name(f"{folder.name}.killed-{number}"))
-
-
-def _turn_console_to_stderr() -> None:
-    """SwanLab prints from its own threads too, all through the run, so redirecting stdout here is not enough."""
-    from swanlab.sdk.internal.pkg import console
-
-    console.c.stderr = True
-
-
-@contextmanager
-def _own_environment() -> Iterator[None]:
-    """Hide SWANLAB_ variables that would override the recipe or crash SwanLab, and undo what it sets itself."""
-    with _environment:
-        found = {name: value for name, value in os.environ.items() if name.startswith("SWANLAB_")}
-        hidden = sorted(found.keys() - _KEPT_VARIABLES)
-        if hidden:
-            log.info("%s: not used; the recipe's section track decides", ", ".join(hidden))
-        for name in hidden:
-            del os.environ[name]
-        try:
-            yield
-        finally:
-            for name in [name for name in os.environ if name.startswith("SWANLAB_")]:
-                del os.environ[name]
-            os.environ.update(found)

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run folder's `tensorboard/`, written by torch's SummaryWriter.
+"""TensorBoard: event files in the run folder's `tensorboard/`, written by tensorboardX, which needs no torch.
 
 A resumed run writes them anew from the run's own record, so a killed one leaves no gap and no step twice.
 """
@@ -10,8 +10,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from spantune.tracker import Chart, RunInfo
 
 
@@ -19,7 +17,7 @@ class TensorboardTracker:
     """One folder of event files."""
 
     def __init__(self, info: RunInfo):
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboardX import SummaryWriter
 
         folder = info.folder / "tensorboard"
         shutil.rmtree(folder, ignore_errors=True)
@@ -39,6 +37,8 @@ class TensorboardTracker:
 
     def chart(self, step: int, chart: Chart) -> None:
         """The picture."""
+        import numpy as np
+
         self._writer.add_image(chart.name, np.asarray(chart.image()), step, dataformats="HWC")
 
     def attach(self, step: int, path: Path) -> None:

@@ -1,8 +1,8 @@
-"""A tracker in a thread of its own, so that a dashboard that is slow, full or gone delays no step and ends no run.
+"""The queue between a run and a tracker, so that a dashboard that is slow, full or gone delays no step and ends no run.
 
-What a tracker costs the run is putting a call into a queue. The price is that a hard kill loses what is still in the
-queue: `metrics.jsonl` has it, and a resumed run tells its trackers everything again. It refuses to wait without a
-limit: a tracker that has not opened or finished in time is left behind, and the caller can say so.
+What a tracker costs the run is putting a call into it; a thread takes it out again. The price is that a hard kill loses
+what is still in the queue: `metrics.jsonl` has it, and a resumed run tells its trackers everything again. It refuses to
+wait without a limit: a tracker that has not finished in time is left, and the caller can say so.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol
 
 from spantune.tracker import Call, Tracker
 
@@ -19,29 +18,33 @@ WAITING = 10_000
 """Calls that may wait for a tracker; over it the tracker is dropped, since it would take ever more memory."""
 
 log = logging.getLogger(__name__)
-Value = TypeVar("Value")
+
+
+class Remote(Tracker, Protocol):
+    """A tracker elsewhere."""
+
+    def opened(self) -> None:
+        """Wait until it can be called; raises when it never can."""
+
+    def leave(self) -> None:
+        """Have done with it, whatever it is doing."""
 
 
 class Worker:
-    """One tracker in its thread.
+    """One tracker with its queue and thread.
 
     Args:
         name: its name for people.
-        opener: makes it, in the thread.
+        tracker: it; called in the thread.
     """
 
-    def __init__(self, name: str, opener: Callable[[], Tracker]):
-        self.name = name
+    def __init__(self, name: str, tracker: Remote):
+        self.name, self._tracker = name, tracker
         self._calls: queue.Queue[Call] = queue.Queue(WAITING)
         self._settled = threading.Event()
-        self._finished = self._dropped = False
-        self._thread = threading.Thread(target=self._work, args=(opener,), name=f"track {name}", daemon=True)
+        self._finished = self._dropped = self._left = False
+        self._thread = threading.Thread(target=self._work, name=f"track {name}", daemon=True)
         self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread still works."""
-        return self._thread.is_alive()
 
     def settled(self, seconds: float) -> bool:
         """Whether the tracker has opened, or failed to, within this time."""
@@ -65,62 +68,28 @@ class Worker:
             self._finished = True
 
         self.put(last)
-        if not self._dropped:
-            self._thread.join(seconds)
+        self._thread.join(0 if self._dropped else seconds)
+        if not self._finished:
+            self._left = True  # that it ends now is no news
+            self._tracker.leave()
         return self._finished
 
-    def _work(self, opener: Callable[[], Tracker]) -> None:
+    @property
+    def dropped(self) -> bool:
+        """Whether it was given up before, which was said."""
+        return self._dropped
+
+    def _work(self) -> None:
+        what = "could not start"
         try:
-            tracker = opener()
+            self._tracker.opened()
+            self._settled.set()
+            what = "failed and is dropped"
+            while not self._finished:
+                self._calls.get()(self._tracker)
         except Exception as error:  # the boundary to foreign SDKs: no dashboard is no reason not to train
-            self._drop("could not start", error)
-            return
+            if not self._dropped and not self._left:
+                self._dropped = True
+                log.error("%s %s (%s); the run goes on", self.name, what, error)
         finally:
             self._settled.set()
-        try:
-            while not self._finished:
-                self._calls.get()(tracker)
-        except Exception as error:  # the same boundary
-            self._drop("failed and is dropped", error)
-            _quietly(lambda: tracker.finish("crashed"))
-
-    def _drop(self, what: str, error: Exception) -> None:
-        self._dropped = True
-        log.error("%s %s (%s: %s); the run goes on", self.name, what, type(error).__name__, _first_line(error))
-        log.info("%s %s", self.name, what, exc_info=error)  # the traceback is for run.log only
-
-
-def bounded(seconds: float, call: Callable[[], Value]) -> Value:
-    """What `call` returns or raises, if it does so within this time; else it is left behind in its thread.
-
-    Raises:
-        TimeoutError: it did not.
-    """
-    found: list[Value] = []
-    failed: list[Exception] = []
-
-    def work() -> None:
-        try:
-            found.append(call())
-        except Exception as error:  # handed to the caller's thread
-            failed.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise failed[0]
-    if not found:
-        raise TimeoutError(f"not finished in {seconds:.0f} s")
-    return found[0]
-
-
-def _quietly(call: Callable[[], None]) -> None:
-    try:
-        call()
-    except Exception:  # it has failed already, and was said to
-        log.info("closing it failed too", exc_info=True)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]

@@ -1,27 +1,31 @@
 """What a tracker is: its interface, and what it is told of a run.
 
 A backend is a small class in a module of its own, `track_<name>`, that imports its SDK when it is made. It does not
-guard itself: `track_worker` keeps whatever it raises or waits for away from the run. What it has to know again later,
-such as its run id, is kept in the run folder's `trackers.json`; nothing secret goes in there.
+guard itself: `track_process` keeps whatever it does, raises or waits for away from the run. What it has to know again
+later, such as its run id, is kept in the run folder's `trackers/`; nothing secret goes in there.
 """
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from filelock import FileLock, Timeout
+
 from spantune import config
 from spantune.document import Document
+from spantune.errors import RunError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-TRACKERS_FILE = "trackers.json"
-_memory = threading.Lock()
+TRACKERS = "trackers"
+PATIENCE = 15.0
+"""Seconds that a tracker waits for the process of a run that was killed to close its record."""
 
 
 class Chart(Protocol):
@@ -80,27 +84,43 @@ class RunInfo:
     gold: Mapping[str, Mapping[str, Document]] = field(default_factory=dict)
 
     def remembered(self, tracker: str) -> dict[str, Any]:
-        """What the tracker has kept for this run in `trackers.json`, such as its run id."""
-        return _read(self.folder).get(tracker, {})
+        """What the tracker has kept for this run, such as its run id; nothing where that is absent or damaged."""
+        return _read(self.folder / TRACKERS / f"{tracker}.json")
 
     def remember(self, tracker: str, **values: Any) -> None:
         """Keep values for later: a resume, a sync, the closing lines of the command."""
-        with _memory:
-            everything = _read(self.folder)
-            everything[tracker] = {**everything.get(tracker, {}), **values}
-            temporary = self.folder / f"{TRACKERS_FILE}.tmp"
-            temporary.write_text(json.dumps(everything, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(self.folder / TRACKERS_FILE)
+        path = self.folder / TRACKERS / f"{tracker}.json"
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        text = json.dumps({**self.remembered(tracker), **values}, ensure_ascii=False, indent=2)
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+        temporary.replace(path)
+
+    @contextmanager
+    def owned(self, tracker: str, seconds: float = PATIENCE) -> Iterator[None]:
+        """Be the one process that writes this tracker's record of the run; one that is ending gets this time for it.
+
+        Raises:
+            RunError: another process goes on writing it.
+        """
+        path = self.folder / TRACKERS / f"{tracker}.lock"
+        path.parent.mkdir(exist_ok=True)
+        try:
+            with FileLock(path, timeout=seconds):
+                yield
+        except Timeout:
+            raise RunError(f"another process writes this run's record for {tracker}; wait for it, or stop it") from None
 
 
 def hints(folder: Path) -> list[str]:
-    """What to type to see or send the record of a run, a line for each of its trackers."""
-    return [kept["hint"] for kept in _read(folder).values() if "hint" in kept]
+    """What to type to see or send the record of a run, a line for each of its trackers, SwanLab first."""
+    kept = sorted((folder / TRACKERS).glob("*.json"), key=lambda path: (path.stem != "swanlab", path.stem))
+    return [found["hint"] for found in map(_read, kept) if "hint" in found]
 
 
-def _read(folder: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, dict[str, Any]] = json.loads((folder / TRACKERS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent, or damaged: the trackers then begin anew
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent, or damaged: the tracker then begins anew
         return {}
     return found

@@ -1,7 +1,7 @@
 """Where a run is recorded: `metrics.jsonl` always, SwanLab by default, other dashboards beside it.
 
 `metrics.jsonl` is the durable record: a line is with the system before the step counts as done, so a hard kill loses
-no finished step. Dashboards get what it holds, and charts and predictions with it, in threads of their own; none can
+no finished step. Dashboards get what it holds, and charts and predictions with it, in processes of their own; none can
 delay a step or end a run. A resumed run tells them its whole history again, since a killed one may have lost any part.
 A value that is not finite is `null` here and is left out there, which is said once: one NaN breaks SwanLab's board.
 """
@@ -14,24 +14,33 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spantune import config, formats, track_charts
 from spantune.document import Document
 from spantune.errors import ConfigError, DataError
-from spantune.track_worker import Worker
+from spantune.track_mlflow import MlflowTracker
+from spantune.track_process import FINISH_SECONDS, Backend, TrackerProcess
+from spantune.track_swanlab import SwanlabTracker, require_key, swanlab_environment
+from spantune.track_tensorboard import TensorboardTracker
+from spantune.track_wandb import WandbTracker
+from spantune.track_worker import Remote, Worker
 from spantune.tracker import Call, RunInfo, Tracker
 
 OPEN_SECONDS = 20.0
 """Most that a run waits for its trackers to open; one that opens later gets what it has missed."""
-FINISH_SECONDS = 60.0
-"""Most that a run waits for a tracker to finish."""
 METRICS_FILE = "metrics.jsonl"
 TITLES = {"swanlab": "SwanLab", "tensorboard": "TensorBoard", "wandb": "Weights & Biases", "mlflow": "MLflow"}
+_BACKENDS: dict[str, Backend] = {
+    "swanlab": SwanlabTracker,
+    "tensorboard": TensorboardTracker,
+    "wandb": WandbTracker,
+    "mlflow": MlflowTracker,
+}
 _MODULES = {
-    "tensorboard": ("tensorboard",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
     "wandb": ("wandb",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
 }
@@ -103,7 +112,7 @@ class Trackers:
         """Close all records; each dashboard gets FINISH_SECONDS for it."""
         self._record.finish(state)
         for worker in self._workers:
-            if not worker.finish(state, FINISH_SECONDS) and worker.alive:
+            if not worker.finish(state, FINISH_SECONDS) and not worker.dropped:
                 log.error("%s has not taken everything in %.0f s and is left behind", worker.name, FINISH_SECONDS)
         self._workers = []
 
@@ -129,7 +138,7 @@ def documents(
     first = info.settings.predictions
     texts = track_charts.panel(gold[:first], predicted[:first])
     name = "Prediction" if split == "dev" else f"Prediction ({split})"
-    # drawn in a dashboard's thread, and not once for each of them
+    # made in a dashboard's thread, and not once for each of them
     charts = functools.cache(lambda: track_charts.charts(split, values, gold, predicted, info.labels))
 
     def call(tracker: Tracker) -> None:
@@ -173,8 +182,6 @@ def require_trackers(settings: config.Track) -> None:
         if not all(importlib.util.find_spec(module) for module in _MODULES[name]):
             raise ConfigError(f"track.also names {name}, which is not installed: pip install 'spantune[{name}]'")
     if settings.swanlab == "online":
-        from spantune.track_swanlab import require_key
-
         require_key()
 
 
@@ -197,7 +204,7 @@ def open_trackers(
     """
     require_trackers(recipe.track)
     info = run_info(recipe, folder, gold or {}, labels)
-    workers = [Worker(TITLES[name], opener) for name, opener in _openers(info).items()]
+    workers = [Worker(TITLES[name], tracker) for name, tracker in _opening(info).items()]
     trackers = Trackers(info, JsonlTracker(folder), workers)
     deadline = time.monotonic() + OPEN_SECONDS
     for worker in workers:
@@ -218,32 +225,13 @@ def run_info(
     return RunInfo(folder, recipe.track.experiment or recipe.run.name, recipe.track, everything, labels, known)
 
 
-def _openers(info: RunInfo) -> dict[str, Callable[[], Tracker]]:
-    """What opens each tracker of a run; SDKs are imported by it, in the tracker's thread."""
-
-    def swanlab() -> Tracker:
-        from spantune.track_swanlab import SwanlabTracker
-
-        return SwanlabTracker(info)
-
-    def tensorboard() -> Tracker:
-        from spantune.track_tensorboard import TensorboardTracker
-
-        return TensorboardTracker(info)
-
-    def wandb() -> Tracker:
-        from spantune.track_wandb import WandbTracker
-
-        return WandbTracker(info)
-
-    def mlflow() -> Tracker:
-        from spantune.track_mlflow import MlflowTracker
-
-        return MlflowTracker(info)
-
-    found = {"swanlab": swanlab, "tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow}
-    names = [*([] if info.settings.swanlab == "off" else ["swanlab"]), *info.settings.also]
-    return {name: found[name] for name in names}
+def _opening(info: RunInfo) -> dict[str, Remote]:
+    """The trackers that a run asks for, each in its process, which has begun to open it."""
+    wanted = [*([] if info.settings.swanlab == "off" else ["swanlab"]), *info.settings.also]
+    return {
+        name: TrackerProcess(name, _BACKENDS[name], info, swanlab_environment() if name == "swanlab" else None)
+        for name in wanted
+    }
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
