@@ -87,7 +87,8 @@ def test_the_local_board_has_scalars_predictions_and_charts(tmp_path: Path, capf
     trackers.finish("success")
     found = series(folder)
     assert found["train/loss"] == [(1, 1.5), (2, 1.25)]
-    assert (found["dev/f1"], found["dev/f1_low/病"], found["dev/f1_high/病"]) == ([(2, 0.5)], [(2, 0.0)], [(2, 1.0)])
+    assert (found["dev/f1"], found["dev/f1_low"], found["dev/f1/病"]) == ([(2, 0.5)], [(2, 0.1)], [(2, 2 / 3)])
+    assert "dev/f1_low/病" not in found  # in the picture
     ((step, (first, second)),) = found["Prediction"]
     assert step == 2 and first.startswith("患者发热咳嗽\n")
     assert "gold: 发热 [病 2:4]; 咳嗽 [病 4:6]" in first and "predicted: ✓ 发热 [病 2:4]" in first

@@ -10,7 +10,7 @@
 - Its local board cannot go on with a run, and would show a second one: what a killed run left is moved aside.
 - It waits for a cloud that is gone without a limit; its process is killed then, and `sync` sends the rest.
 - It takes Ctrl-C to itself, prints to stdout and finishes whatever it will at exit: in its process, not in the run's.
-- Its local board shows no ECharts: charts are pictures there.
+- Its local board shows no ECharts, and scalars one by one: charts are pictures there, and hold the bounds of types.
 
 The key is SwanLab's own business: SWANLAB_API_KEY, or what `swanlab login` has kept. It is written nowhere.
 """
@@ -62,7 +62,9 @@ class SwanlabTracker:
         info.remember(NAME, sent=False, hint=self._hint(finished=False))
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """One chart a key."""
+        """One chart a key; the local board, which shows them one by one, has the bounds of types in its pictures only."""
+        if self._mode == "local":
+            values = {key: value for key, value in values.items() if not key.startswith(("f1_low/", "f1_high/"))}
         self._run.log({f"{split}/{key}": value for key, value in values.items()}, step=step)
 
     def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
