@@ -62,7 +62,7 @@ class SwanlabTracker:
         info.remember(NAME, sent=False, hint=self._hint(finished=False))
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """One chart a key; the local board, which shows them one by one, has the bounds of types in its pictures only."""
+        """One chart a key; the local board, which shows each alone, has the bounds of types in its pictures only."""
         if self._mode == "local":
             values = {key: value for key, value in values.items() if not key.startswith(("f1_low/", "f1_high/"))}
         self._run.log({f"{split}/{key}": value for key, value in values.items()}, step=step)
