@@ -3,8 +3,8 @@
     python bench/tracking.py [section.key=value …]
 
 Trains recipes/demo.yaml for a minute, with the overrides, and adds up two things: the time that the training thread
-spends in its trackers, and all processor time of the threads that are theirs, as if every bit of it delayed a step.
-Needs Linux. Time in evaluations and before the first step does not count as step time.
+spends in its trackers, and all processor time of the trackers' processes from the first step to the last, as if every
+bit of it delayed a step. Opening before the first step and finishing after the last do not count.
 """
 
 from __future__ import annotations
@@ -15,50 +15,47 @@ import os
 import platform
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from spantune.config import load_config
 from spantune.tracking import Trackers, read_metrics
 from spantune.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main(overrides: list[str]) -> None:
     """Run the recipe and print the shares as one JSON line."""
-    spent = {name: timed(name) for name in ("metrics", "measuring", "attach")}
-    cpu: dict[int, tuple[str, float]] = {}
-    stop = threading.Event()
-    sampler = threading.Thread(target=sample, args=(cpu, stop), name="sampler", daemon=True)
-    sampler.start()
+    seen: list[dict[int, float]] = []
+    spent = {name: timed(name, seen) for name in ("metrics", "measuring")}
     with tempfile.TemporaryDirectory() as folder:
         short = ["train.max_minutes=1", "train.eval_before=false", "data.test_limit=16", f"run.folder={folder}"]
         result = train(load_config(ROOT / "recipes" / "demo.yaml", [*short, *overrides]))
-        stop.set()
-        sampler.join()
         records = [record for record in read_metrics(result.folder) if record["split"] == "train"]
-    steps = records[-1]["step"]
-    seconds = steps * sum(record["step_ms"] for record in records) / len(records) / 1000
-    called = sum(sum(times) for times in spent.values())
-    threads = {name: round(value, 3) for name, value in cpu.values() if value}
+    lines = [record["step"] for record in records]
+    steps = [after - before for before, after in zip([0, *lines], lines, strict=False)]
+    seconds = sum(count * record["step_ms"] for count, record in zip(steps, records, strict=True)) / 1000
+    called = sum(spent["metrics"])  # measuring calls it
+    first, last = seen[0], seen[-1]
+    elsewhere = sum(value - first.get(number, 0.0) for number, value in last.items())
     found = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "steps": steps,
-        "step_ms": round(1000 * seconds / steps, 1),
-        "training_thread_s": round(called, 4),
-        "tracker_threads_cpu_s": threads,
-        "share_of_step_time": round((called + sum(threads.values())) / seconds, 5),
+        "steps": lines[-1],
+        "step_ms": round(1000 * seconds / lines[-1], 1),
+        "training_thread_ms_a_step": round(1000 * called / lines[-1], 3),
+        "tracker_processes_ms_a_step": round(1000 * elsewhere / lines[-1], 3),
+        "share_of_step_time": round((called + elsewhere) / seconds, 5),
     }
     print(json.dumps(found, ensure_ascii=False))
 
 
-def timed(name: str) -> list[float]:
-    """Have every call of a method of Trackers timed; returns the seconds, as they come."""
+def timed(name: str, seen: list[dict[int, float]]) -> list[float]:
+    """Have every call of a method of Trackers timed and the processes looked at; returns the seconds, as they come."""
     method: Callable[..., Any] = getattr(Trackers, name)
     seconds: list[float] = []
 
@@ -69,22 +66,19 @@ def timed(name: str) -> list[float]:
             return method(*args, **kwargs)
         finally:
             seconds.append(time.perf_counter() - began)
+            seen.append(processor_seconds())
 
     setattr(Trackers, name, wrapper)
     return seconds
 
 
-def sample(cpu: dict[int, tuple[str, float]], stop: threading.Event) -> None:
-    """Keep the processor seconds of every thread that is a tracker's, by its number."""
-    while not stop.wait(0.2):
-        for thread in threading.enumerate():
-            if thread.name.startswith(("track ", "SwanLab", "wandb", "Inotify")) and thread.native_id:
-                try:
-                    text = Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
-                except OSError:  # it has just ended
-                    continue
-                ticks = text.rpartition(")")[2].split()[11:13]
-                cpu[thread.native_id] = (thread.name, sum(map(int, ticks)) / TICKS)
+def processor_seconds() -> dict[int, float]:
+    """What each process of a tracker, and those it started, has used so far."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        times = process.cpu_times()
+        found[process.pid] = times.user + times.system
+    return found
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +126,27 @@ def test_the_end_of_the_run_closes_the_record_as_aborted(tmp_path: Path) -> None
     tracker.leave()
 
 
-def test_a_record_has_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_has_one_process_at_a_time(tmp_path: Path) -> None:
     first = opened(tmp_path)
     second = TrackerProcess("noting", tracked_backends.Noting, RunInfo(tmp_path, "run", Track(), {}))
-    time.sleep(1)
-    first.finish("aborted")
-    second.opened()  # waited for the first
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(second.opened)
+        time.sleep(1)
+        assert not waiting.done()
+        first.finish("aborted")
+        waiting.result(30)
     second.finish("success")
     assert [line for line in told(tmp_path) if line != "opened "] == ["finish aborted", "finish success"]
+
+
+def test_a_process_that_cannot_be_started_is_an_error_of_its_opening_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    tracker = TrackerProcess("noting", tracked_backends.Noting, RunInfo(tmp_path, "run", Track(), {}))
+    with pytest.raises(OSError, match="No such file"):
+        tracker.opened()
+    tracker.leave()
 
 
 def test_a_function_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,8 @@ def test_calls_come_in_order_in_one_thread_of_its_own() -> None:
     assert working.settled(5)
     for number in range(500):
         working.put(lambda tracker, number=number: tracker.add(number))  # type: ignore[misc]
-    assert working.finish("success", 5) and not working.dropped
+    working.finish("success")
+    assert working.finished(5) and not working.dropped
     assert keeping.told == [*range(500), "success"] and keeping.threads == {"track x"}
 
 
@@ -53,7 +54,8 @@ def test_one_that_cannot_open_takes_nothing_more(caplog: pytest.LogCaptureFixtur
     working = worker(keeping)
     assert working.settled(5)
     working.put(lambda tracker: pytest.fail("called"))
-    assert not working.finish("success", 5) and working.dropped and keeping.told == ["left"]
+    working.finish("success")
+    assert not working.finished(5) and working.dropped and keeping.told == ["left"]
     assert [record.message for record in caplog.records] == ["x could not start (no such host); the run goes on"]
 
 
@@ -66,5 +68,6 @@ def test_one_that_is_too_far_behind_is_dropped(
     for _ in range(10):
         working.put(lambda tracker: go_on.wait(5) and None)
     assert caplog.text.count("x is 3 calls behind and is dropped; the run goes on") == 1
-    assert not working.finish("success", 0.1) and keeping.told == ["left"]
+    working.finish("success")
+    assert not working.finished(0.1) and keeping.told == ["left"]
     go_on.set()

@@ -212,6 +212,36 @@ def test_a_tracker_that_hangs_costs_a_bounded_time_at_the_end_only(
     assert "the slow one has not taken everything in 0 s and is left behind" in caplog.text
 
 
+def test_trackers_that_hang_share_the_time_that_they_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.4)
+
+    class Stuck(Board):
+        def finish(self, state: str) -> None:
+            time.sleep(3)
+
+    sound, info = Board(), run_info(recipe(tmp_path), tmp_path, {}, ())
+    workers = [Worker("one", Stuck()), Worker("two", Stuck()), Worker("three", sound)]
+    began = time.monotonic()
+    Trackers(info, JsonlTracker(tmp_path), workers).finish("success")
+    assert time.monotonic() - began < 1.5 and sound.told == [("finish", "success")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_file_that_cannot_be_written_is_said_once_and_ends_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    board, info = Board(), run_info(recipe(tmp_path), tmp_path, {}, ())
+    full = JsonlTracker(tmp_path)
+    full._file.close()
+    full._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115  closed by the tracker
+    trackers = Trackers(info, full, [Worker("the board", board)])
+    for step in (1, 2):
+        trackers.metrics(step, {"loss": 1.0})
+    trackers.finish("success")
+    assert caplog.text.count("metrics.jsonl cannot be written") == 1 and "No space left" in caplog.text
+    assert [told[0] for told in board.told] == ["metrics", "metrics", "finish"]
+
+
 def test_a_tracker_that_is_not_installed_is_refused_with_what_to_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

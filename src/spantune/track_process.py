@@ -21,6 +21,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NoReturn, Protocol
 
@@ -50,16 +51,20 @@ class TrackerProcess:
     """
 
     def __init__(self, name: str, backend: Backend, info: RunInfo, environment: Mapping[str, str] | None = None):
-        self._process = _Process(environment)
-        self._process.send(("open", (name, backend, info, FINISH_SECONDS)))
+        self._opening = (name, backend, replace(info, gold={}), FINISH_SECONDS)
+        self._environment = environment
+        self._begun: _Process | None = None
 
     def opened(self) -> None:
-        """Wait until the tracker has opened.
+        """Start the process and wait until the tracker has opened.
 
         Raises:
             RunError: it could not.
+            OSError: nor could the process.
         """
-        self._process.reply()
+        self._begun = _Process(self._environment)
+        self._begun.send(("open", self._opening))
+        self._begun.reply()
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         """Send scalars."""
@@ -89,7 +94,13 @@ class TrackerProcess:
 
     def leave(self) -> None:
         """Kill the process."""
-        self._process.end(kill=True)
+        if self._begun:
+            self._begun.end(kill=True)
+
+    @property
+    def _process(self) -> _Process:
+        assert self._begun, "called before it was opened"
+        return self._begun
 
 
 def call_apart(

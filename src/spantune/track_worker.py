@@ -60,14 +60,17 @@ class Worker:
             self._dropped = True
             log.error("%s is %d calls behind and is dropped; the run goes on", self.name, WAITING)
 
-    def finish(self, state: str, seconds: float) -> bool:
-        """Close the tracker after all that waits; whether it ended within this time, having taken everything."""
+    def finish(self, state: str) -> None:
+        """Have the tracker closed, after all that waits."""
 
         def last(tracker: Tracker) -> None:
             tracker.finish(state)
             self._finished = True
 
         self.put(last)
+
+    def finished(self, seconds: float) -> bool:
+        """Whether the tracker ended within this time, having taken everything; one that did not is left."""
         self._thread.join(0 if self._dropped else seconds)
         if not self._finished:
             self._left = True  # that it ends now is no news
