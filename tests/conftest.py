@@ -16,6 +16,7 @@ import yaml
 
 from fakes import save_model
 from forked import Command
+from swanlab_cloud import KEY, Cloud
 
 MERGES = [
     ("Ċ", "a"),
@@ -112,6 +113,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tree: Callable[..., dict[s
     from spantune.train import train
 
     return train(parse_config(tree(tmp_path_factory.mktemp("runs"))))
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
+    """SwanLab's cloud, for this process and those it starts, who have a key to it and no login of their own."""
+    from swanlab.sdk.internal.core_python import client
+
+    server = Cloud()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SWANLAB_API_HOST", server.host)
+    monkeypatch.setenv("SWANLAB_API_KEY", KEY)
+    yield server
+    if not server.gone:
+        server.stop()
+    if client.exists():  # a sync leaves SwanLab logged in, here to a cloud of this test only
+        client.reset()
 
 
 @pytest.fixture

@@ -84,6 +84,12 @@ def test_unknown_sections_and_label_keys_name_the_nearest(tmp_path: Path) -> Non
         ("run.name=../x", "run.name: String should match pattern"),
         ("run.name=运行", "run.name: String should match pattern"),
         ("track.project=医疗", "track.project: String should match pattern"),
+        (
+            "track.also=[tensorbord]",
+            "track.also.0: Input should be 'tensorboard', 'wandb' or 'mlflow' (found 'tensorbord')",
+        ),
+        ("track.predictions=101", "track.predictions: Input should be less than or equal to 100"),
+        ("track.tags=['']", "track.tags.0: String should have at least 1 character"),
         ("task.preset=cmee", "task.preset: Input should be 'cmeee'"),
         ("task.labels=[]", "task.labels: Tuple should have at least 1 item"),
         ("model.source=", "model.source: Input should be a valid string"),
@@ -93,6 +99,11 @@ def test_a_value_out_of_range_is_named(tmp_path: Path, override: str, message: s
     with pytest.raises(ConfigError) as caught:
         load_config(recipe(tmp_path), [override])
     assert message in str(caught.value)
+
+
+def test_one_tracker_or_tag_needs_no_list(tmp_path: Path) -> None:
+    track = load_config(recipe(tmp_path), ["track.also=wandb", "track.tags=消融"]).track
+    assert (track.also, track.tags) == (("wandb",), ("消融",))
 
 
 @pytest.mark.parametrize("override", ["train.max_steps", "train.max_steps:3", "max_steps=3", "train.=3", "=", ""])

@@ -2,55 +2,71 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
-import sqlite3
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from spantune import tracking
-from spantune.config import Config, parse_config
+from spantune import formats, tracking
+from spantune.document import Document
 from spantune.errors import ConfigError
-from spantune.tracking import JsonlTracker, Trackers, open_trackers, read_metrics, rewind
-
-
-def recipe(**track: Any) -> Config:
-    return parse_config(
-        {
-            "run": {"name": "exp1"},
-            "model": {"source": "x"},
-            "task": {"labels": ["病"]},
-            "data": {"train": "t.jsonl"},
-            "track": track,
-        }
-    )
+from spantune.track_worker import Worker
+from spantune.tracker import Call, Chart, hints
+from spantune.tracking import (
+    JsonlTracker,
+    Trackers,
+    documents,
+    history,
+    open_trackers,
+    read_metrics,
+    require_trackers,
+    rewind,
+    run_info,
+)
+from tracked_run import GOLD, LABELS, begin, measure, recipe
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def swanlab_rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(folder / "swanlab" / "runs.swanlab")) as store:
-        return store.execute(query).fetchall()
+class Board:
+    """A dashboard that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+        self.told.append(("metrics", step, split, dict(values)))
+
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
+        self.told.append(("texts", step, name, dict(texts)))
+
+    def chart(self, step: int, chart: Chart) -> None:
+        self.told.append(("chart", step, chart.name))
+
+    def attach(self, step: int, path: Path) -> None:
+        self.told.append(("attach", step, path.name))
+
+    def finish(self, state: str) -> None:
+        self.told.append(("finish", state))
+
+    def opened(self) -> None: ...
+
+    def leave(self) -> None:
+        self.told.append(("leave",))
 
 
-def swanlab_series(folder: Path) -> dict[str, list[tuple[int, Any]]]:
-    """The (step, value) pairs of every series of the one experiment, as its local dashboard reads them."""
-    (run,) = (folder / "swanlab").glob("run-*")
-    series = {}
-    for name, directory in swanlab_rows(folder, "select name, folder from tag"):
-        text = "".join(path.read_text(encoding="utf-8") for path in sorted((run / "logs" / directory).glob("*.log")))
-        series[name] = [(record["index"], record["data"]) for record in map(json.loads, text.splitlines())]
-    return series
+def with_board(folder: Path, **track: Any) -> tuple[Trackers, Board]:
+    board = Board()
+    info = run_info(recipe(folder, **track), folder, {"dev": GOLD}, LABELS)
+    return Trackers(info, JsonlTracker(folder), [Worker("the board", board)]), board
 
 
 def test_metrics_are_on_disk_at_once_with_step_and_time(tmp_path: Path) -> None:
@@ -80,130 +96,190 @@ def test_a_new_tracker_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
-def test_swanlab_keeps_config_scalars_and_texts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("SWANLAB_PROJECT", "患者")  # what transformers documents; swanlab.init crashes on it
-    trackers = open_trackers(recipe(project="my-project"), tmp_path)
+def test_a_dashboard_is_told_what_the_file_holds_and_what_was_predicted(tmp_path: Path) -> None:
+    trackers, board = with_board(tmp_path, predictions=1)
     trackers.metrics(1, {"loss": 1.5, "grad_norm": math.nan})
-    trackers.metrics(2, {"loss": 1.25})
-    trackers.metrics(2, {"f1": 0.5}, "dev")
-    trackers.texts(2, "Prediction", ["患者 <b>发热</b>", "second"])
-    trackers.texts(2, "Nothing", [])
+    measure(trackers, tmp_path, 5)
+    trackers.attach(5, tmp_path / "report.html")
     trackers.finish("success")
-    assert swanlab_series(tmp_path) == {
-        "train/loss": [(1, 1.5), (2, 1.25)],  # no train/grad_norm: one NaN breaks the dashboard's summary
-        "dev/f1": [(2, 0.5)],
-        "Prediction": [(2, ["患者 <b>发热</b>", "second"])],
-    }
-    assert swanlab_rows(tmp_path, "select name, status from experiment") == [("exp1", 1)]  # 1: finished
-    assert swanlab_rows(tmp_path, "select name from project") == [("my-project",)]
-    (kept,) = (tmp_path / "swanlab").glob("run-*/files/config.yaml")
-    values = yaml.safe_load(kept.read_text(encoding="utf-8"))
-    assert values["train"]["value"]["learning_rate"] == 1e-4
-    assert values["task"]["value"]["labels"][0]["code"] == "病"
-    assert capfd.readouterr().out == ""  # stdout is for machines
+    measured = board.told[1]
+    assert board.told[0] == ("metrics", 1, "train", {"loss": 1.5})  # not the nan
+    assert measured[:3] == ("metrics", 5, "dev") and measured[3]["f1_low/病"] == 0.0
+    (texts,) = [told for told in board.told if told[0] == "texts"]
+    assert texts[1:3] == (5, "Prediction") and texts[3].keys() == {"d1"}  # one document, as the recipe says
+    assert board.told[-4:] == [
+        ("chart", 5, "dev F1 by type"),
+        ("chart", 5, "dev confusion"),
+        ("attach", 5, "report.html"),
+        ("finish", "success"),
+    ]
 
 
-def test_swanlab_says_how_a_run_that_failed_ended(tmp_path: Path) -> None:
-    trackers = open_trackers(recipe(), tmp_path)
-    trackers.metrics(1, {"loss": 1.5})
-    trackers.finish("crashed")
-    ((status,),) = swanlab_rows(tmp_path, "select status from experiment")
-    assert status == -1
-    assert swanlab_series(tmp_path) == {"train/loss": [(1, 1.5)]}
+def test_the_documents_of_another_split_have_a_panel_of_their_own(tmp_path: Path) -> None:
+    board = Board()
+    info = run_info(recipe(tmp_path), tmp_path, {}, LABELS)
+    documents(info, (3, "test"), {}, GOLD, GOLD)(board)
+    assert [told[:3] for told in board.told] == [("texts", 3, "Prediction (test)"), ("chart", 3, "test confusion")]
 
 
-def test_machine_and_repository_are_not_told(tmp_path: Path) -> None:
-    import socket
-
-    open_trackers(recipe(), tmp_path).finish("success")
-    (file,) = (tmp_path / "swanlab").glob("run-*/files/swanlab-metadata.json")
-    found = json.loads(file.read_text(encoding="utf-8"))
-    assert found["runtime"] is None and found["git"] is None
-    assert not any(socket.gethostname() in path.read_text(errors="ignore") for path in file.parent.iterdir())
+def test_a_panel_of_no_documents_is_not_made(tmp_path: Path) -> None:
+    board = Board()
+    documents(run_info(recipe(tmp_path, predictions=0), tmp_path, {}, LABELS), (3, "dev"), {}, GOLD, GOLD)(board)
+    assert [told[0] for told in board.told] == ["chart"]
 
 
-def test_off_is_off(tmp_path: Path) -> None:
-    trackers = open_trackers(recipe(swanlab="off"), tmp_path)
-    trackers.metrics(1, {"loss": 1.0})
-    trackers.finish("success")
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+def test_a_resumed_run_tells_its_history_once_again(tmp_path: Path) -> None:
+    trackers, first = with_board(tmp_path)
+    trackers.metrics(1, {"loss": 1.5, "grad_norm": math.inf})
+    measure(trackers, tmp_path, 5)
+    trackers.finish("aborted")
+    again = Board()
+    for call in history(run_info(recipe(tmp_path), tmp_path, {"dev": GOLD}, LABELS)):
+        call(again)
+    assert again.told == first.told[:-1] and len(again.told) == 5
 
 
-def test_online_without_a_key_is_refused_before_it_can_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(
-        ConfigError, match=r"track\.swanlab=online needs an API key.*swanlab login.*track\.swanlab=local"
-    ):
-        open_trackers(recipe(swanlab="online"), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_history_goes_on_without_predictions_that_are_torn_or_of_other_documents(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trackers, _ = with_board(tmp_path)
+    for step in (5, 10, 15):
+        measure(trackers, tmp_path, step)
+    trackers.finish("aborted")
+    torn = tmp_path / "predictions" / "dev-5.jsonl"
+    torn.write_bytes(torn.read_bytes()[:30])
+    formats.write(tmp_path / "predictions" / "dev-10.jsonl", [Document("d1", "另一句", ())])
+
+    def told(gold: list[Document]) -> list[Call]:
+        return list(history(run_info(recipe(tmp_path), tmp_path, {"dev": gold}, LABELS)))
+
+    assert len(told(GOLD)) == 4  # three times the figures, once the documents
+    assert "dev-5.jsonl is not shown again" in caplog.text
+    assert "dev-10.jsonl is not shown again: the dev documents have changed since" in caplog.text
+    assert len(told([])) == 3
 
 
-class Broken:
-    """A tracker whose every call fails, as an SDK without its server does."""
+def test_trackers_are_told_recipe_and_environment(tmp_path: Path) -> None:
+    (tmp_path / "environment.json").write_text('{"commit": "abc"}')
+    info = run_info(recipe(tmp_path, experiment="医疗"), tmp_path, {}, ())
+    assert info.name == "医疗" and info.config["environment"] == {"commit": "abc"}
+    assert info.config["lora"]["rank"] == 16 and info.config["track"]["experiment"] == "医疗"
 
-    def __init__(self) -> None:
-        self.calls = 0
 
-    def fail(self) -> None:
-        self.calls += 1
-        raise ConnectionError("the dashboard is gone")
+class Broken(Board):
+    """A tracker that fails, as an SDK without its server does."""
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        self.fail()
-
-    def texts(self, step: int, name: str, texts: Sequence[str]) -> None:
-        self.fail()
-
-    def finish(self, state: str) -> None:
-        self.fail()
+        super().metrics(step, values, split)
+        raise ConnectionError("the dashboard is gone")
 
 
 def test_a_tracker_that_fails_is_reported_once_and_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    broken = Broken()
-    trackers = Trackers([broken, JsonlTracker(tmp_path)])
+    broken, sound = Broken(), Board()
+    info = run_info(recipe(tmp_path), tmp_path, {}, ())
+    workers = [Worker("this one", broken), Worker("that one", sound)]
+    trackers = Trackers(info, JsonlTracker(tmp_path), workers)
     with caplog.at_level(logging.ERROR):
-        trackers.metrics(1, {"loss": 1.0})
-        trackers.metrics(2, {"loss": 0.5})
+        for step in (1, 2):
+            trackers.metrics(step, {"loss": 1 / step})
+            time.sleep(0.05)
         trackers.finish("success")
     assert [line["loss"] for line in lines(tmp_path)] == [1.0, 0.5]
-    assert broken.calls == 1
-    assert [record.message for record in caplog.records] == ["Broken failed and is dropped; the run goes on"]
-    assert "the dashboard is gone" in caplog.text
+    assert [told[0] for told in sound.told] == ["metrics", "metrics", "finish"]
+    assert [told[0] for told in broken.told] == ["metrics", "leave"]
+    said = "this one failed and is dropped (the dashboard is gone); the run goes on"
+    assert [record.message for record in caplog.records] == [said]
 
 
-def test_swanlab_that_cannot_start_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "swanlab").write_text("a file where its folder should be")
-    trackers = open_trackers(recipe(), tmp_path)
+def test_a_tracker_that_hangs_costs_a_bounded_time_at_the_end_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.2)
+
+    class Slow(Board):
+        def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+            time.sleep(2)
+
+    trackers = Trackers(
+        run_info(recipe(tmp_path), tmp_path, {}, ()), JsonlTracker(tmp_path), [Worker("the slow one", Slow())]
+    )
+    began = time.monotonic()
+    for step in range(100):
+        trackers.metrics(step, {"loss": 1.0})
+    assert time.monotonic() - began < 0.2
+    trackers.finish("success")
+    assert time.monotonic() - began < 1 and len(lines(tmp_path)) == 100
+    assert "the slow one has not taken everything in 0 s and is left behind" in caplog.text
+
+
+def test_trackers_that_hang_share_the_time_that_they_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.4)
+
+    class Stuck(Board):
+        def finish(self, state: str) -> None:
+            time.sleep(3)
+
+    sound, info = Board(), run_info(recipe(tmp_path), tmp_path, {}, ())
+    workers = [Worker("one", Stuck()), Worker("two", Stuck()), Worker("three", sound)]
+    began = time.monotonic()
+    Trackers(info, JsonlTracker(tmp_path), workers).finish("success")
+    assert time.monotonic() - began < 1.5 and sound.told == [("finish", "success")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_file_that_cannot_be_written_is_said_once_and_ends_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    board, info = Board(), run_info(recipe(tmp_path), tmp_path, {}, ())
+    full = JsonlTracker(tmp_path)
+    full._file.close()
+    full._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115  closed by the tracker
+    trackers = Trackers(info, full, [Worker("the board", board)])
+    for step in (1, 2):
+        trackers.metrics(step, {"loss": 1.0})
+    trackers.finish("success")
+    assert caplog.text.count("metrics.jsonl cannot be written") == 1 and "No space left" in caplog.text
+    assert [told[0] for told in board.told] == ["metrics", "metrics", "finish"]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "alembic" else found(name))
+    with pytest.raises(ConfigError, match=r"track\.also names mlflow.*pip install 'spantune\[mlflow\]'"):
+        require_trackers(recipe(tmp_path, swanlab="off", also="mlflow").track)
+
+
+def test_several_at_once(tmp_path: Path) -> None:
+    for name in ("tensorboard", "wandb", "mlflow"):
+        pytest.importorskip(name)
+    folder = tmp_path / "run"
+    trackers = begin(folder, also=["tensorboard", "wandb", "mlflow"])
+    trackers.metrics(1, {"loss": 1.5})
+    measure(trackers, folder, 1)
+    trackers.finish("success")
+    assert [hint.partition(":")[0] for hint in sorted(hints(folder))] == ["MLflow", "TensorBoard", "W&B", "dashboard"]
+    assert {path.name for path in folder.iterdir()} >= {"swanlab", "tensorboard", "wandb", "mlflow", "metrics.jsonl"}
+
+
+def test_opening_waits_for_a_bounded_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Late(Board):
+        def opened(self) -> None:
+            time.sleep(0.6)
+
+    board = Late()
+    monkeypatch.setattr(tracking, "OPEN_SECONDS", 0.1)
+    monkeypatch.setattr(tracking, "_opening", lambda info: {"swanlab": board})
+    began = time.monotonic()
+    trackers = open_trackers(recipe(tmp_path), tmp_path)
+    assert time.monotonic() - began < 0.4
+    assert "SwanLab has not opened in 0 s; the run goes on, and it gets the rest" in caplog.text
     trackers.metrics(1, {"loss": 1.0})
     trackers.finish("success")
-    assert [line["loss"] for line in lines(tmp_path)] == [1.0]
-    assert "SwanLab could not start; the run goes on with metrics.jsonl" in caplog.text
-
-
-def test_finishing_waits_for_a_bounded_time_only() -> None:
-    started = time.monotonic()
-    with pytest.raises(TimeoutError), tracking._at_most(0.05):
-        time.sleep(5)
-    assert time.monotonic() - started < 2
-    with tracking._at_most(0.05):
-        pass
-    time.sleep(0.1)  # the alarm is off again
-
-
-def test_the_bound_has_no_effect_in_other_threads() -> None:
-    ended = []
-
-    def wait() -> None:
-        with tracking._at_most(0.01):
-            time.sleep(0.05)
-        ended.append(True)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    thread.join()
-    assert ended == [True]
+    assert [told[0] for told in board.told] == ["metrics", "finish"]  # nothing is lost by it
 
 
 def test_rewinding_drops_what_a_resumed_run_records_again(tmp_path: Path) -> None:

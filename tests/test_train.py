@@ -63,6 +63,7 @@ def test_the_run_folder_is_complete(trained: Result) -> None:
         "scores.json",
         "swanlab",
         "task.json",
+        "trackers",
     }
     assert {path.name for path in (folder / "predictions").iterdir()} == {
         "test-0.jsonl",
@@ -86,6 +87,8 @@ def test_metrics_lines_keep_the_contract(trained: Result) -> None:
     assert [record["step"] for record in training] == list(range(1, 13))
     for record in training:
         assert {"loss", "learning_rate", "grad_norm", "epoch", "examples_per_s", "step_ms"} <= record.keys()
+        assert record["tokens_per_s"] > record["examples_per_s"] and record["padding_share"] == 0.0
+        assert 0.05 < record.get("peak_gib", record.get("peak_rss_gib", 0)) < 100
         assert record["examples_per_s"] > 0 and record["learning_rate"] > 0
     assert training[-1]["loss"] < training[0]["loss"] and training[-1]["learning_rate"] < training[0]["learning_rate"]
     assert [record["step"] for record in of(records, "dev")] == [4, 8, 12]
@@ -102,6 +105,9 @@ def test_metrics_lines_keep_the_contract(trained: Result) -> None:
     }
     for record in of(records, "dev") + of(records, "test"):
         assert wanted <= record.keys()
+        assert all(record[f"f1_low/{c}"] <= record[f"f1/{c}"] <= record[f"f1_high/{c}"] for c in codes
+                   if f"f1_low/{c}" in record)  # fmt: skip
+        assert any(f"f1_low/{c}" in record for c in codes)
         assert 0 <= record["f1_low"] <= record["f1_high"] <= 1
 
 
@@ -250,5 +256,8 @@ def test_padded_and_packed_runs_have_the_same_losses(recipe: Callable[..., Confi
     found = []
     for pack in ("shared", "none"):
         settings = {"loss_on": "answer", "pack": pack, "max_steps": 3, "eval_before": False, "learning_rate": 1e-3}
-        found.append(losses(train(recipe(run={"name": pack}, train=settings)).folder))
+        folder = train(recipe(run={"name": pack}, train=settings)).folder
+        found.append(losses(folder))
+        padding = [record["padding_share"] for record in of(read_metrics(folder), "train")]
+        assert all((0 < share < 0.9) == (pack == "none") for share in padding)
     assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -113,6 +113,7 @@ def test_shared_packs_hold_every_answer_token_once() -> None:
         assert len(batch["packs"]) == packs
         assert sum(len(pack["index"]) for pack in batch["packs"]) == answer_tokens(chosen)
         assert all(len(pack["ids"]) <= budget or packs == 4 for pack in batch["packs"])
+        assert batch["tokens"] == sum(len(pack["ids"]) for pack in batch["packs"]) and batch["padding"] == 0
 
 
 def test_padded_rows_hold_the_examples_as_they_are() -> None:

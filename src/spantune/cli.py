@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from spantune import __version__, cli_calibrate, cli_data, cli_runs, cli_score, tables
+from spantune import __version__, cli_calibrate, cli_data, cli_runs, cli_score, cli_track, tables
 from spantune.cli_calibrate import MinScore, report_left_out
 from spantune.cli_data import Device, Format, Json, quiet
 from spantune.errors import ConfigError, SpantuneError
@@ -194,10 +194,12 @@ def extract(
 
 
 app.command()(cli_calibrate.calibrate)
+app.command()(cli_track.sync)
 
 
 def _run(recipe: Any, resume: Path | None) -> None:
     quiet()
+    from spantune.tracker import hints
     from spantune.train import train as job
 
     try:
@@ -205,9 +207,8 @@ def _run(recipe: Any, resume: Path | None) -> None:
     except Interrupted as ended:
         raise typer.Exit(ended.exit_code) from None
     tables.print_scores(result.after.as_dict(), sys.stderr)
-    lines = [f"report: {result.folder / 'report.html'}", f"extract: spantune extract {result.folder} FILE"]
-    if recipe.track.swanlab != "off":
-        lines.insert(1, f"dashboard: swanlab watch {result.folder / 'swanlab'}")
+    lines = [f"report: {result.folder / 'report.html'}", *hints(result.folder)]
+    lines.append(f"extract: spantune extract {result.folder} FILE")
     print("\n".join(lines), file=sys.stderr)
     print(json.dumps(result.as_dict(), ensure_ascii=False))
 

@@ -7,7 +7,7 @@ resolved recipe is saved with the run as `config.yaml`. YAML never names code.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -227,11 +227,29 @@ class Track(Section):
     """Where the run is recorded beside `metrics.jsonl`."""
 
     swanlab: Literal["local", "offline", "online", "off"] = "local"
-    """SwanLab mode."""
+    """SwanLab mode: on this machine, kept here to be sent by `spantune sync`, sent while it runs, or not at all."""
+    also: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Further trackers; each is an extra to install, such as `spantune[tensorboard]`."""
     project: str = Field("spantune", pattern=r"^[0-9A-Za-z_\-+.]{1,100}$")
     """SwanLab project: ASCII only."""
-    predictions: int = Field(20, ge=0)
-    """Documents in the `Prediction` text panel."""
+    experiment: str | None = Field(None, min_length=1, max_length=512)
+    """Name of the run in the trackers, in any language; `run.name` when absent."""
+    description: str | None = Field(None, min_length=1, max_length=1024)
+    """What the run is for."""
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field((), max_length=30)
+    """Words to find the run by."""
+    group: str | None = Field(None, min_length=1, max_length=128)
+    """What the run belongs to, such as an ablation."""
+    predictions: int = Field(20, ge=0, le=100)
+    """Documents in the `Prediction` text panel, the same at every evaluation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        lists = {"also", "tags"}
+        return {key: [value] if key in lists and isinstance(value, str) else value for key, value in values.items()}
 
 
 class Config(Section):

@@ -37,7 +37,10 @@ class Evaluation:
         micro = self.scores.micro
         flat = {"f1": micro.f1, "precision": micro.precision, "recall": micro.recall, "macro_f1": self.scores.macro_f1}
         flat |= {"f1_low": micro.f1_low or 0.0, "f1_high": micro.f1_high or 0.0}
-        flat |= {f"f1/{label}": figure.f1 for label, figure in self.scores.labels.items()}
+        for label, figure in self.scores.labels.items():
+            flat[f"f1/{label}"] = figure.f1
+            if figure.f1_low is not None and figure.f1_high is not None:  # a label that nobody named has none
+                flat |= {f"f1_low/{label}": figure.f1_low, f"f1_high/{label}": figure.f1_high}
         cost = {"documents": len(self.gold), "evaluation_seconds": round(self.seconds, 2)}
         return flat | rates(self.extractions) | cost
 

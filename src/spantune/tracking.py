@@ -1,47 +1,52 @@
-"""Where a run is recorded: `metrics.jsonl` always, SwanLab beside it.
+"""Where a run is recorded: `metrics.jsonl` always, SwanLab by default, other dashboards beside it.
 
-`metrics.jsonl` is the durable record, flushed by line. A tracker's failure never ends a run: it is
-reported once and the run goes on. SDKs are imported here and nowhere else. The traps of SwanLab 0.10
-that are handled: its Trainer callback swallows the config (so it is not used), the environment variable
-SWANLAB_PROJECT crashes `init`, one NaN breaks the local dashboard, `finish` may wait for ever.
+`metrics.jsonl` is the durable record: a line is with the system before the step counts as done, so a hard kill loses
+no finished step. Dashboards get what it holds, and charts and predictions with it, in processes of their own; none can
+delay a step or end a run. A resumed run tells them its whole history again, since a killed one may have lost any part.
+A value that is not finite is `null` here and is left out there, which is said once: one NaN breaks SwanLab's board.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import logging
 import math
-import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from spantune import config
-from spantune.errors import ConfigError
+from spantune import config, formats, track_charts
+from spantune.document import Document
+from spantune.errors import ConfigError, DataError
 from spantune.formats.files import replacing
 from spantune.journal import Journal
+from spantune.track_mlflow import MlflowTracker
+from spantune.track_process import FINISH_SECONDS, Backend, TrackerProcess
+from spantune.track_swanlab import SwanlabTracker, require_key, swanlab_environment
+from spantune.track_tensorboard import TensorboardTracker
+from spantune.track_wandb import WandbTracker
+from spantune.track_worker import Remote, Worker
+from spantune.tracker import Call, RunInfo, Tracker
 
-FINISH_SECONDS = 60.0
+OPEN_SECONDS = 20.0
+"""Most that a run waits for its trackers to open; one that opens later gets what it has missed."""
 METRICS_FILE = "metrics.jsonl"
+TITLES = {"swanlab": "SwanLab", "tensorboard": "TensorBoard", "wandb": "Weights & Biases", "mlflow": "MLflow"}
+_BACKENDS: dict[str, Backend] = {
+    "swanlab": SwanlabTracker,
+    "tensorboard": TensorboardTracker,
+    "wandb": WandbTracker,
+    "mlflow": MlflowTracker,
+}
+_MODULES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+}
 log = logging.getLogger(__name__)
-
-
-class Tracker(Protocol):
-    """What a backend offers."""
-
-    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """Record scalars of a split at a step."""
-
-    def texts(self, step: int, name: str, texts: Sequence[str]) -> None:
-        """Record texts at a step."""
-
-    def finish(self, state: str) -> None:
-        """Close the record; `state` is `success`, `crashed` or `aborted`."""
 
 
 class JsonlTracker:
@@ -55,104 +60,193 @@ class JsonlTracker:
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         self._journal.append(json.dumps({"step": step, "time": round(time.time(), 3), "split": split, **finite}))
 
-    def texts(self, step: int, name: str, texts: Sequence[str]) -> None:
-        """Texts are kept whole in `predictions/`."""
-
     def finish(self, state: str) -> None:
         """Close the file."""
         self._journal.close()
 
 
-class SwanlabTracker:
-    """A SwanLab experiment: config, scalars, and texts as a panel."""
-
-    def __init__(self, settings: config.Track, name: str, folder: Path, recipe: Mapping[str, Any]):
-        os.environ.pop("SWANLAB_PROJECT", None)  # documented by transformers, but makes `init` crash
-        import swanlab
-
-        self._swanlab = swanlab
-        # run.log keeps the console; host name, command line and git remote are nobody else's business
-        quiet = {"terminal": {"proxy_type": "none"}, "probe": {"runtime": False, "git": False, "requirements": False}}
-        with redirect_stdout(sys.stderr):
-            swanlab.init(
-                project=settings.project,
-                name=name,
-                config=dict(recipe),
-                log_dir=str(folder / "swanlab"),
-                mode=settings.swanlab,
-                reinit=True,
-                settings=swanlab.Settings(interactive=False, **quiet),
-            )
-
-    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """Log the finite values; one NaN would break the dashboard's summary."""
-        finite = {f"{split}/{key}": value for key, value in values.items() if math.isfinite(value)}
-        self._swanlab.log(finite, step=step)
-
-    def texts(self, step: int, name: str, texts: Sequence[str]) -> None:
-        """Log texts as one panel."""
-        if texts:
-            self._swanlab.log({name: [self._swanlab.Text(text) for text in texts]}, step=step)
-
-    def finish(self, state: str) -> None:
-        """Finish, but wait no longer than a minute for a cloud that is gone."""
-
-        with redirect_stdout(sys.stderr), _at_most(FINISH_SECONDS):
-            self._swanlab.finish(state=state, error=None if state == "success" else f"the run was {state}")
-
-
 class Trackers:
-    """All trackers of a run; one that fails is reported and dropped."""
+    """All trackers of a run: its file, and the dashboards.
 
-    def __init__(self, trackers: Sequence[Tracker]):
-        self._trackers = list(trackers)
+    Args:
+        info: what they were told of the run.
+        record: what is written before anything else.
+        workers: the dashboards.
+    """
+
+    def __init__(self, info: RunInfo, record: JsonlTracker, workers: Sequence[Worker] = ()):
+        self._info, self._record, self._workers = info, record, list(workers)
+        self._left_out: set[str] = set()
+        self._failing = False
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         """Record scalars everywhere."""
-        self._each(lambda tracker: tracker.metrics(step, values, split))
+        self._write(lambda: self._record.metrics(step, values, split))
+        for key, value in values.items():
+            if not math.isfinite(value) and key not in self._left_out:
+                self._left_out.add(key)
+                said = "%s/%s is %s at step %d: null in %s, and no dashboard shows values that are not finite"
+                log.warning(said, split, key, value, step, METRICS_FILE)
+        self._tell(scalars(step, values, split))
 
-    def texts(self, step: int, name: str, texts: Sequence[str]) -> None:
-        """Record texts everywhere."""
-        self._each(lambda tracker: tracker.texts(step, name, texts))
+    def measuring(
+        self,
+        step: int,
+        split: str,
+        values: Mapping[str, float],
+        gold: Sequence[Document],
+        predicted: Sequence[Document],
+    ) -> None:
+        """Record the figures of a measuring everywhere; the dashboards show predictions and charts too."""
+        self.metrics(step, values, split)
+        self._tell(documents(self._info, (step, split), values, gold, predicted))
+
+    def attach(self, step: int, path: Path) -> None:
+        """Attach the closing report to the dashboards."""
+        self._tell(lambda tracker: tracker.attach(step, path))
+
+    def tell(self, calls: Iterable[Call]) -> None:
+        """Have the dashboards called, all of them."""
+        for call in calls:
+            for worker in self._workers:
+                worker.put(call)
 
     def finish(self, state: str) -> None:
-        """Close all records."""
-        self._each(lambda tracker: tracker.finish(state))
-        self._trackers = []
+        """Close all records; the dashboards get FINISH_SECONDS for it."""
+        self._write(lambda: self._record.finish(state))
+        for worker in self._workers:
+            worker.finish(state)
+        deadline = time.monotonic() + FINISH_SECONDS
+        for worker in self._workers:
+            if not worker.finished(max(0.0, deadline - time.monotonic())) and not worker.dropped:
+                log.error("%s has not taken everything in %.0f s and is left behind", worker.name, FINISH_SECONDS)
+        self._workers = []
 
-    def _each(self, call: Callable[[Tracker], None]) -> None:
-        for tracker in list(self._trackers):
-            try:
-                call(tracker)
-            except Exception:  # the boundary to foreign SDKs: a tracker must not end a training run
-                log.exception("%s failed and is dropped; the run goes on", type(tracker).__name__)
-                self._trackers.remove(tracker)
-
-
-def require_key(settings: config.Track) -> None:
-    """Check what SwanLab needs before a run folder is made.
-
-    Raises:
-        ConfigError: online mode without an API key, which would block on a prompt.
-    """
-    if settings.swanlab == "online" and not (os.environ.get("SWANLAB_API_KEY") or _saved_key()):
-        raise ConfigError("track.swanlab=online needs an API key; run `swanlab login`, or set track.swanlab=local")
-
-
-def open_trackers(recipe: config.Config, folder: Path) -> Trackers:
-    """The trackers that a recipe asks for.
-
-    Raises:
-        ConfigError: as `require_key`.
-    """
-    require_key(recipe.track)
-    trackers: list[Tracker] = [JsonlTracker(folder)]
-    if recipe.track.swanlab != "off":
+    def _write(self, call: Callable[[], None]) -> None:
+        """Write the file; that it cannot be, as on a full disk, is said once and does not end the run."""
         try:
-            trackers.append(SwanlabTracker(recipe.track, recipe.run.name, folder, recipe.model_dump(mode="json")))
-        except Exception:  # the same boundary: no dashboard is no reason not to train
-            log.exception("SwanLab could not start; the run goes on with metrics.jsonl")
-    return Trackers(trackers)
+            call()
+        except OSError as error:
+            if not self._failing:
+                log.error("%s cannot be written (%s); the run goes on", METRICS_FILE, error)
+            self._failing = True
+
+    def _tell(self, call: Call) -> None:
+        self.tell([call])
+
+
+def scalars(step: int, values: Mapping[str, float | None], split: str) -> Call:
+    """Tells a tracker scalars; those that are not finite are left out."""
+    finite = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+    return lambda tracker: tracker.metrics(step, finite, split)
+
+
+def documents(
+    info: RunInfo,
+    place: tuple[int, str],
+    values: Mapping[str, Any],
+    gold: Sequence[Document],
+    predicted: Sequence[Document],
+) -> Call:
+    """Tells a tracker what was predicted at a step of a split: the panel of the first documents, and the charts."""
+    step, split = place
+    first = info.settings.predictions
+    texts = track_charts.panel(gold[:first], predicted[:first])
+    name = "Prediction" if split == "dev" else f"Prediction ({split})"
+    # made in a dashboard's thread, and not once for each of them
+    charts = functools.cache(lambda: track_charts.charts(split, values, gold, predicted, info.labels))
+
+    def call(tracker: Tracker) -> None:
+        if texts:
+            tracker.texts(step, name, texts)
+        for chart in charts():
+            tracker.chart(step, chart)
+
+    return call
+
+
+def history(info: RunInfo) -> Iterator[Call]:
+    """Tells a tracker everything that a run has recorded so far."""
+    for record in read_metrics(info.folder):
+        step, split = record["step"], record.get("split", "train")
+        values = {key: value for key, value in record.items() if key not in ("step", "time", "split")}
+        yield scalars(step, values, split)
+        path = info.folder / "predictions" / f"{split}-{step}.jsonl"
+        known = info.gold.get(split)
+        if not known or not path.is_file():
+            continue
+        try:
+            predicted = formats.read(path, "native").documents
+        except DataError as error:  # torn by the kill: its figures are shown without it
+            log.warning("%s is not shown again: %s", path.name, error)
+            continue
+        gold = [known[document.id] for document in predicted if document.id in known]
+        if [document.text for document in gold] == [document.text for document in predicted]:
+            yield documents(info, (step, split), values, gold, predicted)
+        else:
+            log.warning("%s is not shown again: the %s documents have changed since", path.name, split)
+
+
+def require_trackers(settings: config.Track) -> None:
+    """Check what the trackers need before a run folder is made.
+
+    Raises:
+        ConfigError: a tracker is not installed, or SwanLab's online mode has no API key and would block on a prompt.
+    """
+    for name in settings.also:
+        if not all(importlib.util.find_spec(module) for module in _MODULES[name]):
+            raise ConfigError(f"track.also names {name}, which is not installed: pip install 'spantune[{name}]'")
+    if settings.swanlab == "online":
+        require_key()
+
+
+def open_trackers(
+    recipe: config.Config,
+    folder: Path,
+    gold: Mapping[str, Iterable[Document]] | None = None,
+    labels: Sequence[str] = (),
+) -> Trackers:
+    """The trackers that a recipe asks for; those of a resumed run are told what `metrics.jsonl` holds.
+
+    Args:
+        recipe: of the run.
+        folder: of the run.
+        gold: its documents by split.
+        labels: codes of its label set.
+
+    Raises:
+        ConfigError: as `require_trackers`.
+    """
+    require_trackers(recipe.track)
+    info = run_info(recipe, folder, gold or {}, labels)
+    workers = [Worker(TITLES[name], tracker) for name, tracker in _opening(info).items()]
+    trackers = Trackers(info, JsonlTracker(folder), workers)
+    deadline = time.monotonic() + OPEN_SECONDS
+    for worker in workers:
+        if not worker.settled(max(0.0, deadline - time.monotonic())):
+            log.warning("%s has not opened in %.0f s; the run goes on, and it gets the rest", worker.name, OPEN_SECONDS)
+    trackers.tell(history(info))
+    return trackers
+
+
+def run_info(
+    recipe: config.Config, folder: Path, gold: Mapping[str, Iterable[Document]], labels: Sequence[str]
+) -> RunInfo:
+    """What trackers are told: the whole recipe, and the environment that the run folder keeps."""
+    path = folder / "environment.json"
+    environment = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = {split: {document.id: document for document in found} for split, found in gold.items()}
+    everything = {**recipe.model_dump(mode="json"), "environment": environment}
+    return RunInfo(folder, recipe.track.experiment or recipe.run.name, recipe.track, everything, labels, known)
+
+
+def _opening(info: RunInfo) -> dict[str, Remote]:
+    """The trackers that a run asks for, each to be opened in a process of its own."""
+    wanted = [*([] if info.settings.swanlab == "off" else ["swanlab"]), *info.settings.also]
+    return {
+        name: TrackerProcess(name, _BACKENDS[name], info, swanlab_environment() if name == "swanlab" else None)
+        for name in wanted
+    }
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -180,26 +274,3 @@ def rewind(folder: Path, step: int) -> None:
     for record in records:
         if not is_kept(record):
             (folder / "predictions" / f"{record['split']}-{record['step']}.jsonl").unlink(missing_ok=True)
-
-
-@contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in what takes longer; without effect outside the main thread, which alone gets signals."""
-
-    def late(number: int, frame: Any) -> None:
-        raise TimeoutError(f"not finished in {seconds:.0f} s")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-def _saved_key() -> bool:
-    return any((Path.home() / ".swanlab" / name).exists() for name in (".netrc", "credentials", "config"))

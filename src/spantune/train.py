@@ -40,7 +40,7 @@ from spantune.progress import bar, console
 from spantune.run_report import report_run
 from spantune.schedule import Clock, read_clock
 from spantune.signals import StopRequest
-from spantune.tracking import Trackers, open_trackers, read_metrics, require_key, rewind
+from spantune.tracking import Trackers, open_trackers, read_metrics, require_trackers, rewind
 from spantune.trainer import Collator, PackTrainer, StepCallback
 
 SLICE = 8
@@ -83,7 +83,7 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
     """
     started = time.perf_counter()
     folder = resume or runs.require_free(recipe)
-    require_key(recipe.track)
+    require_trackers(recipe.track)
     set_seed(recipe.run.seed)
     prepared = prepare(recipe)
     require(make_plan(prepared))
@@ -138,7 +138,9 @@ class _Job:
 
     def run(self, checkpoint: Path | None) -> Evaluation:
         """Train from the start or from a checkpoint, then measure; a signal or an error closes the trackers."""
-        self.trackers: Trackers = open_trackers(self.recipe, self.folder)
+        splits = self.prepared.splits
+        gold = {"dev": splits.dev, "test": splits.test}
+        self.trackers: Trackers = open_trackers(self.recipe, self.folder, gold, self.prepared.task.codes)
         state = "crashed"
         with self.stop.listening():
             try:
@@ -204,8 +206,9 @@ class _Job:
         records = read_metrics(self.folder)
         step = max((record["step"] for record in records), default=0)
         after = self._measure_test(step, training_seconds=round(self.trained, 1))
-        self.trackers.finish("success")
         report_run(self.folder, self.prepared.splits)
+        self.trackers.attach(step, self.folder / "report.html")
+        self.trackers.finish("success")
         return after
 
     def _recorded(self) -> Scores | None:
@@ -222,9 +225,7 @@ class _Job:
         evaluation = evaluate(self.extractor, documents, f"extract {split}")
         self.per_document = evaluation.seconds / len(documents)
         self._keep_predictions(split, step, evaluation)
-        self.trackers.metrics(step, evaluation.values() | more, split)
-        shown = list(zip(evaluation.gold, evaluation.predicted, strict=True))[: self.recipe.track.predictions]
-        self.trackers.texts(step, "Prediction", [_panel(gold, predicted) for gold, predicted in shown])
+        self.trackers.measuring(step, split, evaluation.values() | more, evaluation.gold, evaluation.predicted)
         return evaluation
 
     def _keep_predictions(self, split: str, step: int, evaluation: Evaluation) -> None:
@@ -324,12 +325,3 @@ def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:
 def _of_dev(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records of the evaluations that steer."""
     return [record for record in records if record.get("split") == "dev"]
-
-
-def _panel(gold: Any, predicted: Any) -> str:
-    """A document's text with gold and predicted entities, as SwanLab's text panel shows it."""
-
-    def spans(document: Any) -> str:
-        return "; ".join(f"{document.surface(e)} [{e.label} {e.start}:{e.end}]" for e in document.entities) or "—"
-
-    return f"{gold.text}\n\ngold: {spans(gold)}\n\npredicted: {spans(predicted)}"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
+import resource
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,18 +42,28 @@ class Collator:
         self.settings, self.prefix, self.budget, self.padding = settings, prefix, budget, padding
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        """`{"packs" | "rows": [tensors, …], "answer_tokens": n, "examples": n, "documents": [id, …]}`."""
+        """`{"packs" | "rows": [tensors, …], "documents": [id, …]}`, and the counts `answer_tokens`, `examples`, `tokens`
+        and `padding`.
+        """
         return {**self._parts(examples), "documents": [example.id for example in examples]}
 
     def _parts(self, examples: list[Example]) -> dict[str, Any]:
         if self.settings.pack == "shared":
             packs = pack_examples(examples, self.prefix, self.budget)
             count = sum(pack.answer_tokens for pack in packs)
-            return {"packs": [tensors(pack) for pack in packs], "answer_tokens": count, "examples": len(examples)}
+            fed = {"tokens": sum(len(pack.ids) for pack in packs), "padding": 0}
+            return {
+                "packs": [tensors(pack) for pack in packs],
+                "answer_tokens": count,
+                "examples": len(examples),
+                **fed,
+            }
         size = self.settings.micro_batch
         rows = [self._padded(examples[i : i + size]) for i in range(0, len(examples), size)]
         count = sum(int((row["labels"] != NO_TARGET).sum()) for row in rows)
-        return {"rows": rows, "answer_tokens": count, "examples": len(examples)}
+        tokens = sum(len(example.ids) for example in examples)
+        fed = {"tokens": tokens, "padding": sum(row["input_ids"].numel() for row in rows) - tokens}
+        return {"rows": rows, "answer_tokens": count, "examples": len(examples), **fed}
 
     def _padded(self, examples: list[Example]) -> dict[str, Tensor]:
         width = max(len(example.ids) for example in examples)
@@ -96,6 +108,7 @@ class PackTrainer(Trainer):
         self._documents: Sequence[str] = ()  # of the step under way
         self._accepted = True
         self._unlogged = 0  # steps
+        self.tokens = self.padding = 0  # fed to the model so far, padding apart
         self.remove_callback(PrinterCallback)
         self._autocast = self.model.get_input_embeddings().weight.dtype == torch.bfloat16
 
@@ -118,6 +131,8 @@ class PackTrainer(Trainer):
         model.train()
         inputs = self._prepare_inputs(inputs)
         total = max(1, inputs["answer_tokens"])
+        self.tokens += inputs["tokens"]
+        self.padding += inputs["padding"]
         summed = torch.zeros((), device=self.args.device)
         for part in inputs.get("packs") or inputs["rows"]:
             loss = self._part_loss(model, part, total)
@@ -232,6 +247,7 @@ class StepCallback(TrainerCallback):
         self.trainer, self.record, self.progress = trainer, record, progress
         self.task: Any = None
         self._mark = (0, 0.0)
+        self._fed = (0, 0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar."""
@@ -260,8 +276,25 @@ class StepCallback(TrainerCallback):
         }
         values["examples_per_s"] = round(examples / seconds, 3)
         values["step_ms"] = round(1000 * seconds / max(1, state.global_step - step), 1)
-        if torch.cuda.is_available():
-            values["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        values |= self._throughput(seconds) | _peak_memory()
         self.record(state.global_step, values)
         self.progress.update(self.task, note=f"loss {values['loss']:.3f}")
         self._mark = (state.global_step, now)
+
+    def _throughput(self, seconds: float) -> dict[str, float]:
+        """Tokens a second since the last line, and the share of positions that were padding."""
+        fed = (self.trainer.tokens, self.trainer.padding)
+        tokens, padding = (now - before for now, before in zip(fed, self._fed, strict=True))
+        self._fed = fed
+        return {
+            "tokens_per_s": round(tokens / seconds, 1),
+            "padding_share": round(padding / max(1, tokens + padding), 4),
+        }
+
+
+def _peak_memory() -> dict[str, float]:
+    """The most that was in use so far, GiB: of the GPU, or of the process where there is none."""
+    if torch.cuda.is_available():
+        return {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
+    return {"peak_rss_gib": round(peak / (2**30 if sys.platform == "darwin" else 2**20), 3)}
