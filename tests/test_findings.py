@@ -73,9 +73,10 @@ CASES: dict[str, tuple[list[object], int, int, str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_finding(name: str, tmp_path: Path) -> None:
+def test_finding(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # an example is cut at a length, and names files
     records, count, line, example = CASES[name]
-    path = write(tmp_path / "corpus.jsonl", FEVER, *records)
+    path = write(Path("corpus.jsonl"), FEVER, *records)
     found = checked(path)
     assert name in found, found
     assert (found[name].count, found[name].where) == (count, f"{path}:{line}")

@@ -42,8 +42,9 @@ class Collator:
         self.settings, self.prefix, self.budget, self.padding = settings, prefix, budget, padding
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        """`{"packs" | "rows": [tensors, …], "documents": [id, …]}`, and the counts `answer_tokens`, `examples`, `tokens`
-        and `padding`.
+        """`{"packs" | "rows": [tensors, …], "documents": [id, …]}`, and counts.
+
+        These are `answer_tokens`, `examples`, `tokens` and `padding`.
         """
         return {**self._parts(examples), "documents": [example.id for example in examples]}
 
