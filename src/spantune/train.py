@@ -22,8 +22,9 @@ from transformers import TrainingArguments, set_seed
 from spantune import formats, runs
 from spantune.config import Config
 from spantune.document import Document
-from spantune.evaluate import Evaluation, annotated, evaluate, save_predictions
-from spantune.extract import Extractor, rates
+from spantune.evaluate import Evaluation, evaluate, save_predictions
+from spantune.extract import Extractor
+from spantune.extraction import annotated, rates
 from spantune.load import Loaded, load
 from spantune.lora import attach, load_adapter
 from spantune.loss import PackTensors, check_head, tensors
