@@ -28,12 +28,12 @@ from spantune.chunks import Cutter
 from spantune.constrain import Constraint, Guide, vocabulary_size
 from spantune.document import Document
 from spantune.encode import Encoder
-from spantune.errors import ModelError, RunError
+from spantune.errors import ModelError
 from spantune.extraction import Extraction, by_chunks, calibrated, cutter, rates
 from spantune.load import Loaded, load
 from spantune.lora import load_adapter
 from spantune.pack import PREFIX, common_prefix
-from spantune.runs import read_config
+from spantune.runs import read_adapter, read_config
 from spantune.task import TaskSpec
 
 __all__ = ["WINDOW", "Effort", "Extraction", "Extractor", "load_bare", "load_run", "rates"]
@@ -265,10 +265,7 @@ def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | 
     """As `load_run`, but whatever calibration the run has: scores as the model gave them, and nothing left out."""
     folder = Path(run)
     recipe = read_config(folder)
-    adapter = folder / "adapter"
-    if not adapter.is_dir():
-        raise RunError(f"{folder}: no adapter here yet; finish the run with spantune train --resume {folder}")
-    task = TaskSpec.load(adapter)
+    adapter, task = read_adapter(folder)
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=True)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from spantune import config
 from spantune.answer import Problem
@@ -45,6 +46,15 @@ class Extraction:
     def wanting(self) -> bool:
         """Whether anything was wrong with the answer, or there is none."""
         return self.status != "stopped" or bool(self.problems)
+
+
+class Engine(Protocol):
+    """What extracts: a model here, or a server."""
+
+    calibration: Calibration | None
+
+    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
+        """Yield an Extraction for each document, in order; see `by_chunks`."""
 
 
 @dataclass
