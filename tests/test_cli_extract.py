@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from completions_server import CompletionsServer, Response, serving
 from spantune import formats
 from test_cli import fresh, last_object, one_line_error
 
@@ -361,3 +362,52 @@ def test_a_label_set_that_differs_from_the_adapters(command: Command, run: Path,
     task["labels"] = [*task["labels"][:-1], {"code": "bug"}]
     (run / "task.json").write_text(json.dumps(task))
     one_line_error(command("extract", run, source), "task.json", "bug", "mic", "adapter")
+
+
+# --- by a server -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(run: Path) -> Iterator[CompletionsServer]:
+    """A server of the run's model."""
+    from spantune.extract import load_run
+
+    extractor = load_run(run, "cpu")
+    with serving(CompletionsServer(extractor.model, extractor.encoder.tokenizer)) as at_work:
+        yield at_work
+
+
+def test_a_server_gives_the_same_entities(
+    command: Command, run: Path, server: CompletionsServer, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in.txt", "疹", "瘤", b"\xff", "痰。疮", "")
+    here = rows(command("extract", run, source))
+    outcome = command("extract", run, source, "--engine", "openai", "--url", server.url, "--concurrency", 2)
+    found = rows(outcome)
+    for row in here:
+        for entity in row["entities"]:
+            del entity["score"]  # the run was trained on choices, whose scores no server gives
+    assert found == here and outcome.code == 1 and found[0]["entities"]
+    assert len(server.requests) == 3 and server.most_at_once <= 2
+    assert all("%regex" in request["structured_outputs"]["grammar"] for request in server.requests)
+
+
+def test_a_server_that_fails_at_one_document_and_one_that_is_not_there(
+    command: Command, run: Path, server: CompletionsServer, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in.txt", "疹", "瘤", "痰")
+    options = ["--engine", "openai", "--url", server.url, "--concurrency", 1]
+    server.trouble = lambda number, request: Response(400, {"error": "too odd"}) if number == 1 else None
+    outcome = command("extract", run, source, *options)
+    one, two, three = rows(outcome)
+    assert outcome.code == 1 and one["entities"] and three["entities"] and two["entities"] == []
+    assert two["meta"] == {
+        "status": "failed",
+        "problems": [{"kind": "server", "found": "the server refuses: 400 Bad Request: too odd"}],
+    }
+    one_line_error(command("extract", run, source, *options, "--model", "other"), "no model 'other' there", "tiny")
+    one_line_error(command("extract", run, source, *options, "--min-score", "0.5"), "--min-score", "no server gives")
+    one_line_error(command("extract", run, source, *options, "--grammar", "none"), "cannot answer without the grammar")
+    gone = ["--engine", "openai", "--url", "http://127.0.0.1:9/v1", "--out", tmp_path / "out.jsonl"]
+    one_line_error(command("extract", run, source, *gone), "127.0.0.1:9", "is the server up")
+    assert not list(tmp_path.glob("out*"))

@@ -94,7 +94,8 @@ def extract(
             from spantune.extract import load_run
 
             return load_run(run, device, recipe.extract, min_score)
-        from spantune.remote import Server, load_remote
+        from spantune.remote import load_remote
+        from spantune.server import Server
 
         return load_remote(run, Server(url, model, grammar, concurrency), recipe.extract, min_score)
 

@@ -9,8 +9,6 @@ that repeats itself or reaches its limit is reported with the document, never dr
 from __future__ import annotations
 
 import itertools
-import math
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +27,7 @@ from spantune.constrain import Constraint, Guide, vocabulary_size
 from spantune.document import Document
 from spantune.encode import Encoder
 from spantune.errors import ModelError
-from spantune.extraction import Extraction, by_chunks, calibrated, cutter, rates
+from spantune.extraction import Extraction, Written, by_chunks, calibrated, cutter, rates, read_answer
 from spantune.load import Loaded, load
 from spantune.lora import load_adapter
 from spantune.pack import PREFIX, common_prefix
@@ -221,23 +219,11 @@ class Extractor:
         return self.encoder.format.parse(answer, row.document.text, self.task).is_repeating
 
     def _finish(self, row: _Row, status: str) -> Extraction:
-        answer = self.encoder.decode(row.ids)
-        parsed = self.encoder.format.parse(answer, row.document.text, self.task)
-
-        def begin(index: int) -> int:
-            return len(self.encoder.decode(row.ids[:index]))
-
-        entities, tokens = [], range(len(row.ids))
-        for item in parsed.resolved:  # an object begins and ends in ASCII, where `begin` rises
-            first, end = (bisect_left(tokens, place, key=begin) for place in item.span)
-            logprobs = [logprob for logprob in row.logprobs[first:end] if logprob is not None]
-            entities.append(replace(item.entity, score=math.exp(sum(logprobs))))
-        problems = parsed.problems
+        written = Written(self.encoder.decode(row.ids), status, row.ids, row.logprobs)
+        found = read_answer(row.document, written, self.encoder)
         if row.failure:
-            problems = (*problems, Problem("grammar", row.failure))
-        if status == "length" and problems and problems[-1].kind == "invalid":
-            problems = (*problems[:-1], Problem("truncated", problems[-1].found))
-        return Extraction(row.document.with_entities(entities), answer, status, problems)
+            found = replace(found, problems=(*found.problems, Problem("grammar", row.failure)))
+        return found
 
 
 def load_run(

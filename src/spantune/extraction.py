@@ -7,6 +7,8 @@ on, an Extraction that says so.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +48,20 @@ class Extraction:
     def wanting(self) -> bool:
         """Whether anything was wrong with the answer, or there is none."""
         return self.status != "stopped" or bool(self.problems)
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer as an engine wrote it, and why it ended.
+
+    `ids` are its tokens and `logprobs` what each was worth, None for one that the grammar forced; an engine that does
+    not know them gives none.
+    """
+
+    text: str
+    status: str
+    ids: Sequence[int] = ()
+    logprobs: Sequence[float | None] = ()
 
 
 class Engine(Protocol):
@@ -142,6 +158,28 @@ def calibrated(extraction: Extraction, calibration: Calibration | None) -> Extra
         return extraction
     kept, left_out = calibration.apply(extraction.document)
     return replace(extraction, document=kept, left_out=left_out)
+
+
+def read_answer(document: Document, written: Written, encoder: Encoder) -> Extraction:
+    """What an answer says of `document`; an entity's score is the probability of its tokens that were not forced."""
+    parsed = encoder.format.parse(written.text, document.text, encoder.task)
+    entities, tokens = [], range(len(written.ids))
+
+    def begin(index: int) -> int:
+        return len(encoder.decode(written.ids[:index]))
+
+    for item in parsed.resolved:
+        if not tokens:
+            entities.append(item.entity)
+            continue
+        # an object begins and ends in ASCII, where `begin` rises
+        first, end = (bisect_left(tokens, place, key=begin) for place in item.span)
+        logprobs = [logprob for logprob in written.logprobs[first:end] if logprob is not None]
+        entities.append(replace(item.entity, score=math.exp(sum(logprobs))))
+    problems = parsed.problems
+    if written.status == "length" and problems and problems[-1].kind == "invalid":
+        problems = (*problems[:-1], Problem("truncated", problems[-1].found))
+    return Extraction(document.with_entities(entities), written.text, written.status, problems)
 
 
 def failure(document: Document, status: str, problem: Problem) -> Extraction:
