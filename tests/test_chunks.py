@@ -73,10 +73,11 @@ def test_a_limit_is_an_error_with_the_figures() -> None:
 
 
 def test_what_is_repeated_gives_way_where_it_would_fill_the_chunk() -> None:
-    """Dense characters at the end of a chunk of light ones."""
-    text = "a" * 60 + "肺" * 30 + "b" * 60
-    pieces = Cutter(weighed(66), overlap=40).cut(Document("d", text))
-    assert_covers(text, pieces, weighed(66))
+    """A chunk that began with the word before the cut would have no room for what comes next."""
+    text = "a b肺肺肺肺"
+    pieces = Cutter(weighed(6), overlap=1).cut(Document("d", text))
+    assert_covers(text, pieces, weighed(6))
+    assert [piece.document.text for piece in pieces[:2]] == ["a b肺", "肺肺"]
 
 
 def test_a_million_characters_take_few_tries() -> None:
