@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from conftest import MERGES
 from fakes import byte_tokenizer, tiny_model
 from spantune import config, extract
+from spantune.answer import Problem
 from spantune.cache import FlatCache
+from spantune.chunks import Cutter, merge
 from spantune.constrain import Constraint, Guide
-from spantune.corpus import split_long
 from spantune.document import Document, Entity
 from spantune.encode import Encoder
 from spantune.errors import DataError, ModelError, RunError
-from spantune.extract import Extraction, Extractor, load_run, rates
+from spantune.extract import Extractor, load_run
+from spantune.extraction import Extraction, failure, rates
 from spantune.task import Label, TaskSpec
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
@@ -311,29 +313,46 @@ def test_bare_strings_are_numbered_and_gold_is_not_passed_on() -> None:
     assert found == Document("g", "肺炎", (), {"group": "x"})
 
 
-def test_a_long_text_is_taken_in_pieces_with_offsets_of_the_whole() -> None:
+def test_a_long_text_is_taken_in_chunks_with_offsets_of_the_whole() -> None:
     text = "".join(f"第{number}句说肺炎 ab。" for number in range(12))
     model, short = lively_model("phi3", 2), 100
-    tool = extractor(model, max_tokens=short, max_new_tokens=60)
+    settings = {"max_new_tokens": 60, "overlap": 4}
+    tool = extractor(model, max_tokens=short, **settings)
     (got,) = tool.stream([Document("long", text, meta={"k": 1})])
     coder = encoder()
-    pieces = split_long(Document("long", text), lambda piece: len(coder.prompt_ids(piece.text)) <= short)
-    assert len(pieces) > 3
-    alone = list(extractor(model, max_new_tokens=60).stream(pieces))
-    wanted: Sequence[Entity] = [e.shifted(one.document.meta["offset"]) for one in alone for e in one.document.entities]
-    assert len(wanted) > 3 and sorted(got.document.entities) == sorted(wanted)
-    assert got.document.text == text and got.document.id == "long" and got.document.meta == {"k": 1}
+    chunks = Cutter(lambda part: len(coder.prompt_ids(part)) <= short, overlap=4).cut(Document("long", text))
+    assert len(chunks) > 3 and any(one.end > other.start for one, other in pairwise(chunks))
+    alone = list(extractor(model, **settings).stream(chunk.document for chunk in chunks))
+    found = [replace(chunk, document=one.document) for chunk, one in zip(chunks, alone, strict=True)]
+    wanted = merge(Document("long", text, meta={"k": 1}), found)
+    assert len(wanted.document.entities) > 3
+    assert (got.document, got.overruled) == (wanted.document, wanted.overruled)
     assert got.answer == "".join(one.answer for one in alone)
     assert got.problems == tuple(problem for one in alone for problem in one.problems)
     assert got.status == next((one.status for one in alone if one.status != "stopped"), "stopped")
 
 
-def test_a_text_that_cannot_be_split_and_a_limit_without_room_are_refused() -> None:
+def test_a_limit_is_an_error_or_an_extraction_that_says_so() -> None:
     model = lively_model("phi3", 2)
-    with pytest.raises(DataError, match=r"'0'.*no sentence ends inside it"):
-        extractor(model, max_tokens=60).extract(["x" * 200])
-    with pytest.raises(DataError, match=r"extract\.max_new_tokens=2048 leaves no room.*2048"):
-        extractor(model, max_new_tokens=2048).extract(["x"])
+    tool = extractor(model, max_characters=20, max_new_tokens=20)
+    documents = [Document("a", "肺炎"), Document("b", "x" * 21), Document("c", ""), Document("d", "y" * 22)]
+    with pytest.raises(DataError, match=r"'b' has 21 characters, over extract\.max_characters=20"):
+        list(tool.stream(documents))
+    found = list(tool.stream(documents, strict=False))
+    assert [item.document.id for item in found] == list("abcd")
+    assert [item.status == "refused" for item in found] == [False, True, False, True]
+    assert found[1].document == documents[1] and found[1].wanting and found[1].problems[0].kind == "too_long"
+    assert "'b' has 21 characters" in found[1].problems[0].found
+    with pytest.raises(DataError, match=r"extract\.max_new_tokens=2048.*no room.*2048"):
+        list(extractor(model, max_new_tokens=2048).stream([Document("a", "x")], strict=False))
+
+
+def test_what_is_an_extraction_already_keeps_its_place() -> None:
+    lost = [failure(Document(f"lost-{n}", ""), "unreadable", Problem("unreadable", "no text")) for n in range(3)]
+    items = [lost[0], Document("a", "肺"), lost[1], lost[2], Document("b", "ab")]
+    found = list(extractor(lively_model("phi3", 2), max_new_tokens=20).stream(items))
+    assert [item.document.id for item in found] == ["lost-0", "a", "lost-1", "lost-2", "b"]
+    assert found[0] is lost[0] and list(extractor(lively_model("phi3", 2)).stream(lost)) == lost
 
 
 def test_free_mode_is_plain_greedy_decoding() -> None:

@@ -221,6 +221,13 @@ class Extract(Section):
     """Most tokens an answer; reaching it is reported, not hidden."""
     grounded: bool = True
     """Decode under the document's grammar; off to measure what it brings."""
+    chunk_tokens: int | None = Field(None, ge=1)
+    """Most tokens of a text that is taken at once; a longer one is taken in overlapping chunks. When absent, as many
+    as `train.max_tokens` and the model's window leave beside the instruction (and the answer, in the window)."""
+    overlap: int = Field(64, ge=0)
+    """Characters that a chunk repeats of the one before it, so that an entity across a cut is whole in one of them."""
+    max_characters: int = Field(500_000, ge=1)
+    """Longest text; a longer one is refused, not cut short."""
 
 
 class Track(Section):

@@ -8,8 +8,7 @@ that repeats itself or reaches its limit is reported with the document, never dr
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,36 +22,22 @@ from spantune.answer import Problem
 from spantune.attention import attention_mask, segments
 from spantune.cache import FlatCache
 from spantune.calibration import Calibration
+from spantune.chunks import Cutter
 from spantune.constrain import Constraint, Guide, vocabulary_size
-from spantune.corpus import merge_pieces, split_long
-from spantune.document import Document, Entity
+from spantune.document import Document
 from spantune.encode import Encoder
-from spantune.errors import DataError, ModelError, RunError
+from spantune.errors import ModelError
+from spantune.extraction import Extraction, Written, by_chunks, calibrated, cutter, rates, read_answer
 from spantune.load import Loaded, load
 from spantune.lora import load_adapter
 from spantune.pack import PREFIX, common_prefix
-from spantune.runs import read_config
+from spantune.runs import read_adapter, read_config
 from spantune.task import TaskSpec
+
+__all__ = ["WINDOW", "Effort", "Extraction", "Extractor", "load_bare", "load_run", "rates"]
 
 WINDOW = 1024  # documents that are tokenised ahead
 _PROBES = ("文本", "text", "\n", "1")  # texts whose prompts bound the shared prefix
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """What the model said of one document.
-
-    `status` is `stopped`, `length` (the answer reached `extract.max_new_tokens`), `repeated` (it began to
-    say what it had said) or `failed` (the grammar of this text could not be followed to the end).
-    Entities carry as score the probability of their unforced tokens, calibrated where the extractor has a
-    calibration; `left_out` are those that came under its threshold. The answer is as the model wrote it.
-    """
-
-    document: Document
-    answer: str
-    status: str
-    problems: tuple[Problem, ...]
-    left_out: tuple[Entity, ...] = ()
 
 
 @dataclass
@@ -120,45 +105,24 @@ class Extractor:
         documents = (Document(str(i), text) if isinstance(text, str) else text for i, text in enumerate(texts))
         return [extraction.document for extraction in self.stream(documents)]
 
-    def stream(self, documents: Iterable[Document]) -> Iterator[Extraction]:
-        """Yield an Extraction for each document, in order; a text over the model's window is taken in pieces.
+    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
+        """Yield an Extraction for each document, in order; a text over the model's window is taken in chunks.
+
+        What is an Extraction already keeps its place. With `strict` a document that cannot be taken is an error, else
+        an Extraction that says so.
 
         Raises:
-            DataError: a text without a sentence end to split it at is over the window.
+            DataError: a text is over `extract.max_characters`, with `strict`, or there is no room for any.
         """
-        window: list[Document] = []
-        for document in documents:
-            window.append(document)
-            if len(window) == WINDOW:
-                yield from self._stream(window)
-                window = []
-        yield from self._stream(window)
+        for extraction in by_chunks(documents, self._cutter(), self._windows, strict=strict):
+            yield calibrated(extraction, self.calibration)
 
-    def _stream(self, documents: Sequence[Document]) -> Iterator[Extraction]:
-        pieces = [self._pieces(document) for document in documents]
-        parts = iter(self._decode([part for group in pieces for part in group]))
-        for document, group in zip(documents, pieces, strict=True):
-            whole = _joined(document, [next(parts) for _ in group])
-            if self.calibration:
-                kept, left_out = self.calibration.apply(whole.document)
-                whole = replace(whole, document=kept, left_out=left_out)
-            yield whole
+    def _windows(self, texts: Iterator[Document]) -> Iterator[Extraction]:
+        while window := list(itertools.islice(texts, WINDOW)):
+            yield from self._decode(window)
 
-    def _pieces(self, document: Document) -> list[Document]:
-        bare = document.with_entities(())
-        limit = self.model.config.max_position_embeddings - self.settings.max_new_tokens
-        if self.encoder.max_tokens is not None:
-            limit = min(limit, self.encoder.max_tokens)
-
-        def fits(piece: Document) -> bool:
-            return bool(len(self.encoder.prompt_ids(piece.text)) <= limit)
-
-        if limit < 1:
-            raise DataError(
-                f"extract.max_new_tokens={self.settings.max_new_tokens} leaves no room for a text in the model's "
-                f"window of {self.model.config.max_position_embeddings} tokens; lower it"
-            )
-        return [bare] if fits(bare) else split_long(bare, fits)
+    def _cutter(self) -> Cutter:
+        return cutter(self.encoder, self.settings, int(self.model.config.max_position_embeddings))
 
     @torch.inference_mode()
     def _decode(self, documents: Sequence[Document]) -> Iterator[Extraction]:
@@ -255,37 +219,11 @@ class Extractor:
         return self.encoder.format.parse(answer, row.document.text, self.task).is_repeating
 
     def _finish(self, row: _Row, status: str) -> Extraction:
-        answer = self.encoder.decode(row.ids)
-        parsed = self.encoder.format.parse(answer, row.document.text, self.task)
-
-        def begin(index: int) -> int:
-            return len(self.encoder.decode(row.ids[:index]))
-
-        entities, tokens = [], range(len(row.ids))
-        for item in parsed.resolved:  # an object begins and ends in ASCII, where `begin` rises
-            first, end = (bisect_left(tokens, place, key=begin) for place in item.span)
-            logprobs = [logprob for logprob in row.logprobs[first:end] if logprob is not None]
-            entities.append(replace(item.entity, score=math.exp(sum(logprobs))))
-        problems = parsed.problems
+        written = Written(self.encoder.decode(row.ids), status, row.ids, row.logprobs)
+        found = read_answer(row.document, written, self.encoder)
         if row.failure:
-            problems = (*problems, Problem("grammar", row.failure))
-        if status == "length" and problems and problems[-1].kind == "invalid":
-            problems = (*problems[:-1], Problem("truncated", problems[-1].found))
-        return Extraction(row.document.with_entities(entities), answer, status, problems)
-
-
-def rates(extractions: Sequence[Extraction]) -> dict[str, float]:
-    """Shares of documents whose answer was invalid, named something not in the text, or did not stop."""
-    total = max(1, len(extractions))
-
-    def share(*kinds: str) -> float:
-        return sum(any(problem.kind in kinds for problem in item.problems) for item in extractions) / total
-
-    return {
-        "invalid_rate": share("invalid", "label"),
-        "ungrounded_rate": share("ungrounded"),
-        "non_stop_rate": sum(item.status != "stopped" for item in extractions) / total,
-    }
+            found = replace(found, problems=(*found.problems, Problem("grammar", row.failure)))
+        return found
 
 
 def load_run(
@@ -313,21 +251,8 @@ def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | 
     """As `load_run`, but whatever calibration the run has: scores as the model gave them, and nothing left out."""
     folder = Path(run)
     recipe = read_config(folder)
-    adapter = folder / "adapter"
-    if not adapter.is_dir():
-        raise RunError(f"{folder}: no adapter here yet; finish the run with spantune train --resume {folder}")
-    task = TaskSpec.load(adapter)
+    adapter, task = read_adapter(folder)
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
     return Extractor(model, encoder, settings or recipe.extract, among_allowed=recipe.train.loss_on == "choices")
-
-
-def _joined(document: Document, parts: list[Extraction]) -> Extraction:
-    """The Extraction of a document from those of its pieces, at offsets of the whole text."""
-    if len(parts) == 1:
-        return replace(parts[0], document=document.with_entities(parts[0].document.entities))
-    merged = merge_pieces(document.with_entities(()), [part.document for part in parts])
-    status = next((part.status for part in parts if part.status != "stopped"), "stopped")
-    problems = tuple(problem for part in parts for problem in part.problems)
-    return Extraction(merged, "".join(part.answer for part in parts), status, problems)

@@ -7,6 +7,8 @@ lists what there is. Adapters are fp32, so that AdamW's small steps are not lost
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,14 +95,48 @@ def load_adapter(model: Any, folder: Path, merge: bool = False) -> Any:
     """Put a saved adapter on a base model, merged into its weights when `merge`.
 
     Raises:
-        ModelError: there is no adapter in `folder`.
+        ModelError: there is no adapter in `folder`, it is damaged, or it is for another model.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     if not (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder}: no adapter_config.json here; expected the adapter folder of a finished run")
-    adapted = PeftModel.from_pretrained(model, str(folder))
+    try:
+        stored = _names_in(folder / "adapter_model.safetensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights that are missing: said below
+            adapted = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(f"{folder}: the adapter is damaged ({str(error).splitlines()[0]}); restore it") from None
+    except (RuntimeError, ValueError) as error:  # shapes, or modules that the model has not
+        raise _foreign(folder, str(error).splitlines()[-1].strip()) from None
+    _check_complete(folder, adapted, stored)
     return adapted.merge_and_unload().eval() if merge else adapted.eval()
+
+
+def _names_in(path: Path) -> set[str]:
+    """The names of the tensors in a file."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return set(file.keys())
+
+
+def _check_complete(folder: Path, adapted: Any, stored: set[str]) -> None:
+    """PEFT loads what fits and is silent on the rest, which leaves a model that is partly untrained."""
+    from peft import get_peft_model_state_dict
+
+    wanted = set(get_peft_model_state_dict(adapted))
+    if stored != wanted:
+        raise _foreign(folder, f"{sorted(stored ^ wanted)[0]} is in one and not in the other")
+
+
+def _foreign(folder: Path, found: str) -> ModelError:
+    return ModelError(
+        f"{folder}: the adapter is for another model than model.source of the run's recipe ({found}); name the model "
+        "that it was trained on"
+    )
 
 
 def _names(targets: str | tuple[str, ...]) -> list[str]:

@@ -26,7 +26,8 @@ from spantune.config import Config
 from spantune.document import Document
 from spantune.errors import DataError
 from spantune.evaluate import Evaluation, evaluate, save_predictions
-from spantune.extract import Extraction, Extractor
+from spantune.extract import Extractor
+from spantune.extraction import Extraction
 from spantune.fingerprint import fingerprint, require_unchanged
 from spantune.hub import pinned
 from spantune.load import Loaded, load
@@ -311,9 +312,9 @@ class _Stoppable(Extractor):
         super().__init__(*args, **kwargs)
         self._stop = stop
 
-    def stream(self, documents: Iterable[Document]) -> Iterator[Extraction]:
+    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
         """As an Extractor does; raises Stopped."""
-        return self._stop.watch(super().stream(documents))
+        return self._stop.watch(super().stream(documents, strict=strict))
 
 
 def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:
