@@ -349,8 +349,10 @@ def test_a_hard_kill_of_the_run_leaves_a_whole_store(cloud: Cloud, tmp_path: Pat
     process = started(folder, "offline", 7, 600)
     process.kill()
     process.communicate()
-    sync(folder)  # waits for SwanLab's process, which sees the end of the run and closes its record
+    note = folder / "trackers" / "swanlab.json"
+    wait_for(lambda: '"aborted"' in note.read_text())  # SwanLab's process sees the end of the run
     assert store_of(folder).stat().st_size > 1000
+    sync(folder)
     recorded = steps_of(folder)
     assert steps(cloud.run.series("train/loss")) == recorded[: len(cloud.run.scalars)] and len(recorded) >= 7
     assert cloud.run.states == ["RUNNING", "ABORTED"]
