@@ -36,7 +36,13 @@ def started(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, str(PROGRAM), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, encoding="utf-8"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        encoding="utf-8",
+        start_new_session=True,
     )
     assert process.stdout
     line = process.stdout.readline()
@@ -342,6 +348,16 @@ def test_sigterm_leaves_a_whole_store_that_says_how_the_run_ended(cloud: Cloud, 
     sync(folder)
     assert steps(cloud.run.series("train/loss")) == steps_of(folder) and len(steps_of(folder)) >= 7
     assert cloud.run.states == ["RUNNING", "ABORTED"]
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_run_only_which_says_how_it_ended(cloud: Cloud, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = started(folder, "offline", 7, 600)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of its group
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "SwanLab failed" not in err and "KeyboardInterrupt" not in err, err
+    sync(folder)
+    assert steps(cloud.run.series("train/loss")) == steps_of(folder) and cloud.run.states == ["RUNNING", "ABORTED"]
 
 
 def test_a_hard_kill_of_the_run_leaves_a_whole_store(cloud: Cloud, tmp_path: Path) -> None:
