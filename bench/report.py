@@ -20,14 +20,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spantune import formats
-from spantune.compared import ComparedRun, Comparison, Difference, RunDifference, write_comparison
+from spantune.compare import System, compare
+from spantune.compared import write_comparison
 from spantune.document import Document, Entity
-from spantune.metrics import Figure, score
+from spantune.metrics import score
 from spantune.report import CalibrationView, Report, write_report
 
 COLUMNS = ("load", "kind", "type", "text", "cell", "clear", "next")
@@ -85,15 +85,13 @@ def _predicted(document: Document, labels: Sequence[str], chance: random.Random,
 def report_of(gold: Sequence[Document], labels: Sequence[str]) -> Report:
     """A report with every part filled."""
     guessed = predicted(gold, labels, 1, 0.4)
-    scores = score(gold, guessed, labels, resamples=500)
+    scores = score(gold, guessed, labels, train=gold[: len(gold) // 2], resamples=500)
     before = score(gold, predicted(gold, labels, 2, 0.9), labels, resamples=500)
-    more = Figure(scores.micro.correct * 1.1, scores.micro.predicted, scores.micro.gold, 0.6, 0.7)
-    slices = {"nesting": {"nested": more, "inside": more}, "entity length": {"1": more, "2–3": more}}
     chance = random.Random(3)
     return Report(
         title="spantune · made up",
         before=before,
-        after=replace(scores, boundary=more, relaxed=more, partial=more, slices=slices),
+        after=scores,
         labels={label: label for label in labels},
         curve=[(step, 2.0 / (1 + step / 60) + 0.1 * chance.random()) for step in range(1, 600, 3)],
         evaluations=[(step, 0.65 * step / (step + 90), 0.6 * step / (step + 90), 0.7 * step / (step + 90))
@@ -105,32 +103,22 @@ def report_of(gold: Sequence[Document], labels: Sequence[str]) -> Report:
         environment={"python": "3.11"},
         rates={"invalid_rate": 0.0, "ungrounded_rate": 0.0, "non_stop_rate": 0.02},
         calibration=CalibrationView(
-            [(low / 10, low / 10 + 0.1, 90, low / 10 + 0.05, (low / 10 + 0.05) ** 1.4) for low in range(10)],
-            0.067, 1.31, [(t / 50, 0.5 + t / 110, 0.7 - 0.6 * (t / 50) ** 2, 0.58 - 0.5 * (t / 50 - 0.3) ** 2)
-                          for t in range(50)], 0.3,
+            bins=[(low / 10, low / 10 + 0.1, 90, low / 10 + 0.05, (low / 10 + 0.05) ** 1.4) for low in range(10)],
+            ece=0.067, ece_after=0.031, temperature=1.31, threshold=0.3, data="made up", stored=True,
+            curve=[(t / 50, 0.5 + t / 110, 0.7 - 0.6 * (t / 50) ** 2, 0.58 - 0.5 * (t / 50 - 0.3) ** 2)
+                   for t in range(50)],
         ),
         run="made-up",
         data="made up",
     )  # fmt: skip
 
 
-def comparison_of(report: Report, labels: Sequence[str]) -> Comparison:
-    """Three runs on the documents of `report`."""
-    runs = [ComparedRun("first", report.after, report.predicted)]
+def systems_of(report: Report, labels: Sequence[str]) -> list[System]:
+    """Three systems on the documents of `report`."""
+    found = [System("first", report.gold, report.predicted)]
     for number, name in enumerate(("second", "third")):
-        guessed = predicted(report.gold, labels, 7 + number, 0.3 + number / 10)
-        runs.append(ComparedRun(name, score(report.gold, guessed, labels, resamples=500), guessed))
-    by_label = dict.fromkeys(labels, Difference(0.012, -0.01, 0.034, 0.21))
-    differences = [
-        RunDifference(
-            run.name,
-            Difference(run.scores.micro.f1 - report.after.micro.f1, -0.01, 0.08, 0.003),
-            by_label,
-            f"{run.name} differs from first by more than chance would.",
-        )
-        for run in runs[1:]
-    ]
-    return Comparison("made-up runs", report.labels, report.gold, runs, differences)
+        found.append(System(name, report.gold, predicted(report.gold, labels, 7 + number, 0.3 + number / 10)))
+    return found
 
 
 def opened(page: Path, browser: str) -> dict[str, float]:
@@ -161,7 +149,8 @@ def main() -> None:
     gold = formats.read(arguments.corpus).documents[: arguments.documents]
     labels = sorted({entity.label for document in gold for entity in document.entities})
     report = report_of(gold, labels)
-    comparison = comparison_of(report, labels)
+    systems = systems_of(report, labels)
+    comparison = compare(systems, labels, resamples=500)
     print("| page | documents | MB | write s | load ms | filter: kind | type | text | cell | clear | next |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name in ("report", "compared"):
@@ -171,7 +160,7 @@ def main() -> None:
         if name == "report":
             write_report(place, report)
         else:
-            write_comparison(place, comparison)
+            write_comparison(place, comparison, systems, report.labels, "made up")
         seconds = time.perf_counter() - began
         size = (place / "report.html").stat().st_size / 1e6
         found = opened(place / "report.html", arguments.browser)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from fakes import save_model
+from forked import Command
 from swanlab_cloud import KEY, Cloud
 
 MERGES = [
@@ -155,3 +158,48 @@ def recipe_file(tmp_path: Path, tree: Callable[..., dict[str, Any]]) -> Callable
         return path
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a disk of the given bytes of its own; skips where that is not permitted."""
+    mounted: list[Path] = []
+
+    def make(size: int) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        mount = shutil.which("mount")
+        command = [str(mount), "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small disk is not permitted here")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def remount() -> Callable[[Path, str], None]:
+    """Makes a small disk read-only (`ro`) or writable (`rw`) again."""
+
+    def change(disk: Path, mode: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True, capture_output=True)
+
+    return change
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts `spantune ARGUMENTS` in a process of its own; what still runs at the end of the test is killed."""
+    started: list[Command] = []
+
+    def start(*arguments: object) -> Command:
+        started.append(Command(tmp_path / f"command{len(started)}", *arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.join()

@@ -56,6 +56,24 @@ def test_the_runs_dev_documents_give_what_is_stored(command: Command, run: Path,
     assert again["temperature"] == found["temperature"]
 
 
+def test_the_report_shows_what_is_stored_and_stays_where_it_cannot_be_made_again(
+    command: Command, run: Path, corpus: Path
+) -> None:
+    before = (run / "report.html").read_text(encoding="utf-8")
+    assert "does not store it" in before
+    assert command("calibrate", run, "--no-store").code == 0
+    assert (run / "report.html").read_text(encoding="utf-8") == before
+    assert command("calibrate", run).code == 0
+    after = (run / "report.html").read_text(encoding="utf-8")
+    assert "The run stores it." in after and "Fitted to dev:" in after
+    for path in (run / "predictions").glob("test-[1-9]*.jsonl"):
+        path.unlink()
+    outcome = command("calibrate", run, "--data", corpus / "test.jsonl", "--json")
+    assert outcome.code == 0 and rows(outcome)[-1]["stored"]
+    assert "the calibration is stored, and the report is the old one: " in outcome.err and "test-" in outcome.err
+    assert (run / "report.html").read_text(encoding="utf-8") == after
+
+
 def test_other_documents_and_a_look_without_storing(command: Command, run: Path, corpus: Path) -> None:
     outcome = command("calibrate", run, "--data", corpus / "test.jsonl", "--no-store", "--objective", "precision=0.01")
     assert outcome.code == 0, outcome.err

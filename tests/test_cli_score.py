@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from spantune import formats
 from spantune.document import Document, Entity
@@ -63,9 +64,9 @@ def test_the_table_has_every_part(command: Command, files: dict[str, Path]) -> N
 
 def test_files_without_ids_are_paired_by_their_texts(command: Command, files: dict[str, Path], tmp_path: Path) -> None:
     formats.write(tmp_path / "other.json", PREDICTED[::-1], "cmeee")
-    found = json.loads(
-        command("evaluate", "--gold", files["gold"], "--predicted", tmp_path / "other.json", "--json").out
-    )
+    outcome = command("evaluate", "--gold", files["gold"], "--predicted", tmp_path / "other.json", "--json")
+    assert f"{tmp_path / 'other.json'}: no id is that of a gold document; paired by their texts" in outcome.err
+    found = json.loads(outcome.out)
     assert found["strict"]["micro"]["correct"] == 2 and found["documents"] == 3
 
 
@@ -129,7 +130,7 @@ def test_compare_files(command: Command, files: dict[str, Path]) -> None:
     found = json.loads(command(*arguments, "--json").out)
     (difference,) = found["differences"]
     assert difference["micro"]["f1"] == pytest.approx(1 - 4 / 9) and not difference["micro"]["real"]
-    assert found["systems"][str(files["right"])]["strict"]["micro"]["f1"] == 1.0
+    assert found["systems"]["right.jsonl"]["strict"]["micro"]["f1"] == 1.0
     one_line_error(command("compare", files["predicted"], files["right"]), "is no run folder", "--gold FILE")
     one_line_error(command("compare", "--gold", files["gold"], files["right"]), "two different systems")
 
@@ -145,8 +146,109 @@ def test_compare_runs_by_their_newest_predictions(command: Command, trained: Any
     first, second = found["systems"].values()
     assert first["strict"]["micro"]["f1"] == pytest.approx(trained.after.scores.micro.f1)
     assert second["strict"]["micro"]["predicted"] == 0
+    assert list(found["systems"]) == ["one", "two"]
+    for path in (runs[1] / "predictions").glob("test-[1-9]*.jsonl"):
+        path.unlink()
+    one_line_error(command("compare", *runs), "two has no predictions after training", "--resume")
     shutil.rmtree(runs[1] / "predictions")
     one_line_error(command("compare", *runs), "no predictions/test-<step>.jsonl here")
+
+
+def test_systems_of_one_name_go_by_their_paths(command: Command, files: dict[str, Path], tmp_path: Path) -> None:
+    other = tmp_path / "other" / "predicted.jsonl"
+    other.parent.mkdir()
+    formats.write(other, GOLD)
+    found = json.loads(command("compare", "--gold", files["gold"], files["predicted"], other, "--json").out)
+    assert list(found["systems"]) == [str(files["predicted"]), str(other)]
+    assert found["differences"][0]["second"] == str(other)
+
+
+def test_compare_refuses_runs_on_other_annotations(command: Command, trained: Any, tmp_path: Path) -> None:
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run in runs:
+        shutil.copytree(trained.folder, run, ignore=shutil.ignore_patterns("swanlab", "checkpoints", "adapter"))
+    gold = [one.with_entities(one.entities[1:]) for one in trained.after.gold]
+    formats.write(tmp_path / "v2.jsonl", gold)
+    config = yaml.safe_load((runs[1] / "config.yaml").read_text(encoding="utf-8"))
+    config["data"]["test"] = str(tmp_path / "v2.jsonl")
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    outcome = command("compare", *runs, "--report", tmp_path / "report")
+    one_line_error(outcome, "the gold annotations of one and two differ", "V1 and V2", "measure both against one")
+    assert not (tmp_path / "report").exists()
+    assert command("compare", *runs, "--gold", tmp_path / "v2.jsonl").code == 0
+
+
+NAMES = ["report.html", "report.md", "scores.json"]
+
+
+def test_report_of_two_files(command: Command, files: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "report"
+    arguments = ("evaluate", "--gold", files["gold"], "--predicted", files["predicted"], "--json", "--report", folder)
+    outcome = command(*arguments)
+    assert outcome.code == 0 and sorted(path.name for path in folder.iterdir()) == NAMES
+    printed, written = json.loads(outcome.out), json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    assert {key: written[key] for key in printed} == printed
+    assert written["errors"] == {
+        "correct": 2, "type": 1, "boundary": 0, "boundary+type": 0, "missed": 2, "spurious": 1,
+    }  # fmt: skip
+    markup = (folder / "report.html").read_text(encoding="utf-8")
+    assert "predicted.jsonl against gold.jsonl" in markup and "How it was made" not in markup
+
+
+def test_report_of_a_comparison(command: Command, files: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "compared"
+    arguments = ("compare", "--gold", files["gold"], files["predicted"], files["right"], "--json", "--report", folder)
+    printed = json.loads(command(*arguments).out)
+    assert sorted(path.name for path in folder.iterdir()) == NAMES
+    written = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    assert written["differences"] == printed["differences"] and written["data"] == str(files["gold"])
+    assert "Where the systems differ" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_report_of_a_run_has_its_errors_and_what_was_left_out(
+    command: Command, trained: Any, corpus: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("swanlab")))
+    data = tmp_path / "test-77.jsonl"  # a name such as the run's own predictions have
+    shutil.copy(corpus / "test.jsonl", data)
+    arguments = ("evaluate", run, "--data", data, "--min-score", 1, "--json", "--report", run / "again")
+    outcome = command(*arguments)
+    assert outcome.code == 0, outcome.err
+    printed = json.loads(outcome.out)
+    written = json.loads((run / "again" / "scores.json").read_text(encoding="utf-8"))
+    assert written["strict"] == printed["strict"] and written["run"] == "run"
+    assert written["rates"]["invalid_rate"] == printed["invalid_rate"]
+    ailing = {name: count / printed["documents"] for name, count in written["answers"].items()}
+    assert ailing["invalid answer"] >= printed["invalid_rate"]
+    kept = formats.read(run / "predictions" / "corpus-test-77.jsonl").documents
+    gone = [one for document in kept for one in document.meta.get("left_out", [])]
+    assert printed["left_out"]["entities"] == len(gone) > 0 and printed["strict"]["micro"]["predicted"] == 0
+    right = {(one.id, e.start, e.end, e.label) for one in trained.after.gold for e in one.entities}
+    true = sum((d.id, e["start"], e["end"], e["label"]) in right for d in kept for e in d.meta.get("left_out", []))
+    assert printed["left_out"]["correct"] == true
+    markup = (run / "again" / "report.html").read_text(encoding="utf-8")
+    assert f"{len(gone)} entities, of which gold has {true}" in markup and '"left out by the threshold",[' in markup
+    assert not (run / "predictions" / "test-77.jsonl").exists()
+
+
+def test_a_report_is_not_written_over_a_run_or_a_file(
+    command: Command, trained: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
+    given = ("--gold", files["gold"], "--predicted", files["predicted"], "--report")
+    one_line_error(command("evaluate", *given, trained.folder), "is a run folder", "give another")
+    one_line_error(command("evaluate", *given, files["gold"]), "is a file; expected a folder")
+    one_line_error(command("evaluate", *given, files["gold"] / "deeper"), "cannot be made")
+    compared = ("compare", "--gold", files["gold"], files["predicted"], files["right"], "--report")
+    one_line_error(command(*compared, trained.folder), "is a run folder")
+
+
+def test_what_a_reader_could_not_take_is_said(command: Command, files: dict[str, Path], tmp_path: Path) -> None:
+    old = tmp_path / "old.json"
+    found = {"start_idx": 0, "end_idx": 1, "type": "dis", "entity": "肺炎", "by": "me"}
+    rows = [{"text": text, "entities": [found] if text == TEXTS[0] else []} for text in TEXTS]
+    old.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    outcome = command("evaluate", "--gold", files["gold"], "--predicted", old)
+    assert outcome.code == 0 and f"{old}: 1 × entity field 'by' not read\n" in outcome.err
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")

@@ -123,7 +123,9 @@ def test_commands_parse(page: Path) -> None:
 @pytest.mark.parametrize("readme", READMES, ids=lambda page: page.name)
 def test_readme_has_commands_of_every_kind(readme: Path) -> None:
     parsed = [arguments for line in _lines(_read(readme)) for arguments in _spantune_arguments(line)]
-    assert {arguments[0] for arguments in parsed} == {"demo", "data", "plan", "train", "evaluate", "extract"}
+    assert {arguments[0] for arguments in parsed} == {
+        "demo", "data", "plan", "train", "evaluate", "compare", "calibrate", "extract",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

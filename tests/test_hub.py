@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from fakes import save_model
-from spantune import hub
+from spantune import hub, hub_clients
 from spantune.bundled import BUNDLED
 from spantune.errors import ModelError
 
@@ -37,7 +38,20 @@ class HubServer(ThreadingHTTPServer):
         self.folder = folder
         self.corrupt: set[str] = set()
         self.broken: set[str] = set()
+        self.times: dict[str, int] = {}  # how often a name is still to be corrupt or broken; for ever when absent
+        self.delay = 0.0  # seconds before every piece of a file
+        self.commit = COMMIT
         self.fetched: list[str] = []
+        self.ranges: list[int] = []  # where the requests for a part began
+        self.revisions: list[str] = []
+
+    def is_due(self, name: str, names: set[str]) -> bool:
+        """Whether the next answer for `name` is to be wrong."""
+        if name in names and self.times.get(name, 1):
+            if name in self.times:
+                self.times[name] -= 1
+            return True
+        return False
 
     @property
     def url(self) -> str:
@@ -70,12 +84,15 @@ class HubHandler(BaseHTTPRequestHandler):
             return self.send(b"ok", body)
         if url.path.startswith("/api/models/owner/tiny/tree/"):
             return self.send(json.dumps([self.tree(name) for name in self.server.names()]).encode(), body)
-        if url.path in ("/api/models/owner/tiny", "/api/models/owner/tiny/revision/main"):
+        if url.path.startswith("/api/models/owner/tiny"):
+            self.server.revisions.append(url.path.rpartition("/")[2])
             siblings = [self.sibling(name) for name in self.server.names()]
-            return self.send(json.dumps({"id": "owner/tiny", "sha": COMMIT, "siblings": siblings}).encode(), body)
-        if url.path.startswith(f"/owner/tiny/resolve/{COMMIT}/"):
+            answer = {"id": "owner/tiny", "sha": self.server.commit, "siblings": siblings}
+            return self.send(json.dumps(answer).encode(), body)
+        if url.path.startswith(f"/owner/tiny/resolve/{self.server.commit}/"):
             return self.send_file(url.path.rpartition("/")[2], body)
         if url.path == "/api/v1/models/owner/tiny/repo/files":
+            self.server.revisions.append(query["Revision"][0])
             files = [self.modelscope(name) for name in self.server.names()]
             answer = {"Code": 200, "Success": True, "Data": {"Files": files}}
             return self.send(json.dumps(answer).encode(), body)
@@ -99,17 +116,20 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def modelscope(self, name: str) -> dict[str, Any]:
         size = (self.server.folder / name).stat().st_size
-        return {"Name": name, "Path": name, "Type": "blob", "Size": size, "Sha256": self.server.digest(name)}
+        entry = {"Name": name, "Path": name, "Type": "blob", "Size": size, "Sha256": self.server.digest(name)}
+        older = {"Revision": "0" * 40, "CommittedDate": 1}  # the hub says of every file which commit changed it last
+        latest = {"Revision": self.server.commit, "CommittedDate": 2}
+        return entry | (latest if name == "model.safetensors" else older)
 
     def send_file(self, name: str, body: bool) -> None:
         data = (self.server.folder / name).read_bytes()
         lfs = self.tree(name).get("lfs")
         etag = lfs["oid"] if lfs else self.tree(name)["oid"]
-        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": self.server.commit, "Accept-Ranges": "bytes"}
         status = 200
         if body:
             self.server.fetched.append(name)
-            if name in self.server.corrupt:
+            if self.server.is_due(name, self.server.corrupt):
                 data = data[:-1] + bytes([data[-1] ^ 1])
             asked = self.headers.get("Range")
             if asked:
@@ -117,7 +137,8 @@ class HubHandler(BaseHTTPRequestHandler):
                 stop = int(last) + 1 if last else len(data)
                 headers["Content-Range"] = f"bytes {first}-{stop - 1}/{len(data)}"
                 data, status = data[int(first) : stop], 206
-            if name in self.server.broken:
+                self.server.ranges.append(int(first))
+            if self.server.is_due(name, self.server.broken):
                 self.close_connection = True
                 self.send(data, body, status, headers, sent=len(data) // 2)
                 return
@@ -131,7 +152,10 @@ class HubHandler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if body:
-            self.wfile.write(data[:sent])
+            piece = max(1, len(data) // 20)
+            for start in range(0, len(data[:sent]), piece):
+                time.sleep(self.server.delay)
+                self.wfile.write(data[:sent][start : start + piece])
 
 
 @pytest.fixture(scope="session")
@@ -210,6 +234,121 @@ def test_a_corrupt_download_is_refused_and_fetched_anew(source: str, server: Hub
     server.corrupt = set()
     folder = hub.resolve(source)
     assert (folder / "model.safetensors").read_bytes() == (server.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_came_corrupt_once_is_fetched_once_more(
+    source: str, server: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.corrupt = {"config.json"} if source.startswith("hf") else set()
+    server.corrupt |= {"model.safetensors"}
+    server.times = dict.fromkeys(server.corrupt, 1)
+    folder = hub.resolve(source)
+    for name in ("model.safetensors", "config.json"):
+        assert (folder / name).read_bytes() == (server.folder / name).read_bytes()
+    assert server.fetched.count("model.safetensors") == 2
+    assert server.fetched.count("tokenizer.json") == 1, "only what was damaged"
+    if source.startswith("hf"):  # ModelScope's own SDK compares hashes too
+        assert "the hub reports" in caplog.text and "fetching it once more" in caplog.text
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_dropped_connection_goes_on_where_it_was(
+    source: str, server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)  # it keeps whole chunks of 10 MB else
+    server.broken = {"model.safetensors"}
+    server.times = {"model.safetensors": 2}
+    folder = hub.resolve(source)
+    whole = (server.folder / "model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == whole
+    begun = [start for start in server.ranges if start]
+    assert begun and begun[0] >= len(whole) // 4, "what had come was not fetched again"
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_slow_hub_is_waited_for(source: str, server: HubServer) -> None:
+    server.delay = 0.02
+    folder = hub.resolve(source)
+    assert (folder / "model.safetensors").read_bytes() == (server.folder / "model.safetensors").read_bytes()
+
+
+def test_a_listing_that_does_not_come_is_given_up(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_clients, "TIMEOUT_SECONDS", 0.2)
+    hub.resolve("hf:owner/tiny")
+    server.delay = 1.0
+    monkeypatch.setattr(hub, "_reachable", lambda prefix: True)  # which the same delay would answer
+    started = time.monotonic()
+    with pytest.raises(ModelError, match=r"the download failed .*run again"):
+        hub.resolve("hf:owner/tiny")
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_is_pinned_to_its_commit(source: str, server: HubServer, no_network: Callable[[], None]) -> None:
+    assert hub.pinned(source) == source, "not resolved yet"
+    folder = hub.resolve(source)
+    pinned = hub.pinned(source)
+    assert pinned == f"{source}@{COMMIT}" and hub.pinned(pinned) == pinned
+    before = len(server.fetched), len(server.revisions)
+    assert hub.resolve(pinned) == folder and before == (len(server.fetched), len(server.revisions)), "nothing is asked"
+    no_network()
+    assert hub.resolve(pinned) == folder
+    assert hub.pinned("bundled:gemma3-270m") == "bundled:gemma3-270m" and hub.pinned("./models/x") == "./models/x"
+
+
+def test_a_pinned_source_never_means_what_came_later(
+    server: HubServer, no_network: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = hub.resolve("modelscope:owner/tiny")
+    pinned = hub.pinned("modelscope:owner/tiny")
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)  # as another tool leaves it that fetched a newer model of the same size
+    no_network()
+    with pytest.raises(ModelError, match="The copy in its cache is incomplete"):
+        hub.resolve(pinned)
+    data[-1] ^= 1
+    path.write_bytes(data)  # the same content at another time is the same
+    assert hub.resolve(pinned) == folder
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_run_keeps_its_model_pinned(
+    source: str, server: HubServer, no_network: Callable[[], None], tree: Callable[..., Any], tmp_path: Path
+) -> None:
+    from spantune.config import parse_config
+    from spantune.extract import load_run
+    from spantune.train import train
+
+    settings = {"max_steps": 1, "eval_steps": 1, "eval_before": False}
+    model, quiet = {"source": source, "verify": False}, {"swanlab": "off"}
+    result = train(parse_config(tree(tmp_path / "runs", model=model, train=settings, track=quiet)))
+    assert f"source: {source}@{COMMIT}\n" in (result.folder / "config.yaml").read_text("utf-8")
+    assert json.loads((result.folder / "environment.json").read_text("utf-8"))["model_source"] == f"{source}@{COMMIT}"
+    no_network()
+    assert load_run(result.folder).extract(["疮"])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_network_is_asked_when_none_is_wanted(
+    source: str, server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPANTUNE_OFFLINE", "1")
+    with pytest.raises(ModelError, match="SPANTUNE_OFFLINE or HF_HUB_OFFLINE is set"):
+        hub.resolve(source)
+    monkeypatch.delenv("SPANTUNE_OFFLINE")
+    folder, asked = hub.resolve(source), len(server.revisions)
+    monkeypatch.setenv("SPANTUNE_OFFLINE", "1")
+    assert hub.resolve(source) == folder and len(server.revisions) == asked
+
+
+def test_two_threads_that_want_a_model_fetch_it_once(server: HubServer) -> None:
+    server.delay = 0.01
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(hub.resolve, ["hf:owner/tiny"] * 2)
+    assert first == second and server.fetched.count("model.safetensors") == 1
 
 
 def test_a_corrupt_small_file_is_refused_by_its_git_hash(server: HubServer) -> None:

@@ -18,7 +18,7 @@ from spantune.document import Document, Entity
 from spantune.errors import DataError, ModelError
 from spantune.load import load
 from spantune.lora import attach
-from spantune.plan import GIB, MEMORY, Audit, Plan, checkpointing, make_plan, require
+from spantune.plan import GIB, MEMORY, Audit, Plan, checkpointing, compiling, make_plan, require
 from spantune.prepare import prepare
 
 NAMES = [
@@ -142,7 +142,8 @@ def test_the_estimate_counts_weights_and_tokens(plan: Planner, tree: Any, tmp_pa
 def test_checkpointing_keeps_less(plan: Planner, tree: Any, tmp_path: Path) -> None:
     kept, dropped = plan().estimate, plan(train={"gradient_checkpointing": "on"}).estimate
     assert dropped.activations_gib < kept.activations_gib
-    auto = parse_config(tree(tmp_path))
+    assert compiling(parse_config(tree(tmp_path)), torch.device("cuda"))
+    auto = parse_config(tree(tmp_path, train={"compile": "off"}))
     assert checkpointing(auto, torch.device("cuda")) and not checkpointing(auto, torch.device("cpu"))
 
 

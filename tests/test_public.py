@@ -17,7 +17,12 @@ import spantune
 SOURCE = Path(spantune.__file__).parent
 HEAVY = ("torch", "transformers", "peft", "accelerate", "swanlab", "modelscope", "llguidance")
 # Everything from `text` down, that is all that must run without torch.
-LIGHT = ("errors", "document", "task", "config", "prompt", "encode", "pack", "corpus", "metrics", "progress", "cli")
+LIGHT = (
+    "errors", "document", "task", "config", "prompt", "encode", "pack", "corpus", "progress", "cli",
+    "metrics", "figures", "pairing", "matching", "counts", "slices", "bootstrap", "compare",
+    "predictions", "reliability", "thresholds", "calibration", "confusion",
+    "drawing", "page", "charts", "viewer", "summary", "report", "compared", "run_data", "run_report",
+)  # fmt: skip
 
 
 def loaded_after(code: str, *arguments: str) -> tuple[set[str], str]:
@@ -86,7 +91,7 @@ def test_help_loads_nothing_heavy() -> None:
     run = "import runpy\nrunpy.run_module('spantune', run_name='__main__', alter_sys=True)"
     loaded, printed = loaded_after(run, "--help")
     assert loaded == set()
-    for command in ("demo", "plan", "train", "evaluate", "extract", "data"):
+    for command in ("demo", "plan", "train", "evaluate", "compare", "report", "calibrate", "extract", "data"):
         assert f"  {command}" in printed
 
 

@@ -72,12 +72,18 @@ def report_of(gold: list[Document], predicted: list[Document]) -> Report:
         environment={"device": "CPU & more"},
         rates={"non_stop_rate": 0.125},
         calibration=CalibrationView(
-            [(0.0, 0.5, 3, 0.4, 0.2), (0.5, 1.0, 7, 0.8, 0.75)],
-            0.067,
-            1.3,
-            [(0.0, 0.5, 0.9, 0.6), (0.4, 0.6, 0.8, 0.7)],
-            0.4,
+            bins=[(0.0, 0.5, 3, 0.4, 0.2), (0.5, 1.0, 7, 0.8, 0.75)],
+            ece=0.067,
+            ece_after=0.021,
+            temperature=1.3,
+            curve=[(0.0, 0.5, 0.9, 0.6), (0.4, 0.6, 0.8, 0.7)],
+            threshold=0.4,
+            label_thresholds={"dis": 0.5},
+            data="dev <d>.jsonl",
+            stored=True,
+            notes=["some <note>"],
         ),
+        notes=["nothing <else>"],
         run="run <r>",
         data="data.jsonl",
         date="2026-11-24",
@@ -176,22 +182,28 @@ def test_scores_file_has_scores_rates_kinds_confusion_and_origin(tmp_path: Path)
     assert found["errors"] == kinds and found["answers"]["truncated by length"] == 1
     counts = [[0, 1, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]]
     assert found["confusion"] == {"labels": [*LABELS, "none"], "counts": counts, "boundary": [0, 0, 1]}
-    assert found["calibration"] == {"ece": 0.067, "temperature": 1.3, "threshold": 0.4}
+    thresholds = {"threshold": 0.4, "label_thresholds": {"dis": 0.5}}
+    origin = {"data": "dev <d>.jsonl", "stored": True, "notes": ["some <note>"]}
+    assert found["calibration"] == {"ece": 0.067, "ece_after": 0.021, "temperature": 1.3, **thresholds, **origin}
+    assert found["report_notes"] == ["nothing <else>"] and found["notes"] == report.after.notes
 
 
 def test_markdown_has_the_figures_as_sound_tables(tmp_path: Path):
     write_report(tmp_path, report_of(*corpus()))
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert text.startswith("# run \\& \\<b\\>title\\</b\\>\n") and "**28.6**" in text and "ECE 6.7 points" in text
+    assert (
+        text.startswith("# run \\& \\<b\\>title\\</b\\>\n")
+        and "**28.6**" in text
+        and "error 6.7 points, 2.1 after" in text
+    )
     widths = [[len(re.findall(r"(?<!\\)\|", line)) for line in part.splitlines()] for part in text.split("\n\n")]
     assert all(len(set(part)) == 1 for part, lines in zip(widths, text.split("\n\n"), strict=True) if lines[0] == "|")
+    assert "Fitted to dev \\<d\\>.jsonl" in text and "- nothing \\<else\\>" in text
     assert "| dis | 0 | 1 | 0 | 0 |" in text and "| bod | 0 | 1 | 0 | 1 |" in text and "```yaml\nrun:" in text
 
 
-def test_other_ways_of_counting_are_shown_where_the_scores_hold_them(tmp_path: Path):
+def test_other_ways_of_counting_are_shown(tmp_path: Path):
     report = report_of(*corpus())
-    _, page = write(tmp_path, report)
-    assert "Other ways of counting" not in page.text
     more = replace(
         report.after,
         partial=Figure(1.5, 3, 4),
@@ -220,6 +232,42 @@ def test_page_is_the_same_each_time(tmp_path: Path):
     assert write(tmp_path, report_of(*corpus()))[0] == write(tmp_path, report_of(*corpus()))[0]
 
 
+def test_calibration_says_what_it_was_fitted_to_and_whether_it_applies(tmp_path: Path):
+    report = report_of(*corpus())
+    _, page = write(tmp_path, report)
+    for said in (
+        "Fitted to dev <d>.jsonl: expected calibration error 6.7 points, 2.1 after temperature 1.3; "
+        "threshold 0.400, by label dis 0.500. The run stores it. Some <note>.",
+        "Note: nothing <else>",
+        "chosen threshold",
+    ):
+        assert said in page.text
+    assert report.calibration
+    bare = replace(report.calibration, threshold=None, label_thresholds={}, stored=False, data="", notes=())
+    _, page = write(tmp_path, replace(report, calibration=bare))
+    assert "Expected calibration error 6.7 points" in page.text and "no threshold. The run does not store" in page.text
+
+
+def test_what_the_scores_met_is_noted_on_the_page(tmp_path: Path):
+    gold, predicted = corpus()
+    predicted[1] = predicted[1].with_entities([Entity(0, 1, "bod"), Entity(0, 1, "bod")])
+    _, page = write(tmp_path, report_of(gold, predicted))
+    assert "Note: 1 × predicted entity repeated in its document, counted once" in page.text
+    assert "- 1 × predicted entity repeated" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_what_a_threshold_left_out_is_beside_the_prediction_and_no_kind_of_error(tmp_path: Path):
+    gold, predicted = corpus()
+    gone = [{"start": 1, "end": 2, "label": "bod", "text": "b<", "score": 0.125}]
+    predicted[1] = Document("good", "abc", predicted[1].entities, {"left_out": gone})
+    markup, _ = write(tmp_path, report_of(gold, predicted))
+    good = rows(markup)[1]
+    assert good[0] == "good" and good[4] == [0] and good[5] == [[["left out by the threshold", ["b< bod 0.125"]]]]
+    for odd in ("text", [1, "x"], None, [{}]):  # a meta of another make
+        predicted[1] = Document("good", "abc", predicted[1].entities, {"left_out": odd})
+        write(tmp_path, report_of(gold, predicted))
+
+
 @pytest.mark.parametrize("case", ["no documents", "no predictions", "no gold", "no before", "no charts", "no facts"])
 def test_lacking_parts_do_not_break_the_page(tmp_path: Path, case: str):
     gold, predicted = corpus()
@@ -235,7 +283,7 @@ def test_lacking_parts_do_not_break_the_page(tmp_path: Path, case: str):
     elif case == "no charts":
         report = replace(report, curve=[], evaluations=[], calibration=None)
     elif case == "no facts":
-        report = replace(report, facts={}, rates={}, environment={}, config="", run="", data="", date="")
+        report = replace(report, facts={}, rates={}, environment={}, config="", run="", data="", date="", notes=[])
     markup, page = write(tmp_path, report)
     assert sorted(row[1] for row in rows(markup)) == sorted(one.text for one in gold)
     assert ("Before \u2192 after" in page.text) == (case != "no before")

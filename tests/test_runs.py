@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from spantune import runs
 from spantune.config import Config, parse_config
 from spantune.errors import RunError
+from spantune.lock import is_held, was_let_go
 from spantune.task import Label, TaskSpec
 
 TASK = TaskSpec(labels=(Label(code="dis"),), instruction="Find.")
@@ -30,11 +32,17 @@ def recipe(folder: Path, **changes: Any) -> Config:
     )
 
 
+def create(wanted: Config) -> Path:
+    with runs.Claim(wanted.run_folder) as claim:
+        return claim.create(wanted, TASK, runs.environment())
+
+
 def test_a_new_folder_holds_recipe_task_and_environment(tmp_path: Path) -> None:
     wanted = recipe(tmp_path / "deep" / "runs", seed=7)
-    folder = runs.create(wanted, TASK)
+    folder = create(wanted)
     assert folder == tmp_path / "deep" / "runs" / "one"
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "environment.json", "task.json"]
+    names = ["config.yaml", "environment.json", "run.lock", "task.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert runs.read_config(folder) == wanted
     assert TaskSpec.load(folder) == TASK
     found = json.loads((folder / "environment.json").read_text())
@@ -45,12 +53,40 @@ def test_a_new_folder_holds_recipe_task_and_environment(tmp_path: Path) -> None:
 
 def test_a_folder_that_exists_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    with pytest.raises(RunError, match=r"one exists; give another run\.name.*--resume"):
-        runs.create(recipe(tmp_path), TASK)
+    with pytest.raises(RunError, match=r"one exists since a moment ago; give another run\.name"):
+        create(recipe(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
     assert list((tmp_path / "one").iterdir()) == []
-    with pytest.raises(RunError):
+    with pytest.raises(RunError, match=r"one exists; give another run\.name.*--resume"):
         runs.require_free(recipe(tmp_path))
     assert runs.require_free(recipe(tmp_path, name="two")) == tmp_path / "two"
+
+
+def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), runs.Claim(tmp_path / "deep" / "runs" / "one"):
+        assert (tmp_path / "deep" / "runs" / ".one.part" / "run.lock").is_file()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_start_left_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / ".one.part").mkdir()
+    (tmp_path / ".one.part" / "config.yaml").write_text("half a rec")
+    folder = create(recipe(tmp_path))
+    assert runs.read_config(folder) == recipe(tmp_path) and [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_folder_is_named_only_when_it_is_complete_and_is_locked_from_then_on(tmp_path: Path) -> None:
+    with runs.Claim(tmp_path / "one") as claim:
+        assert not (tmp_path / "one").exists()
+        with (
+            pytest.raises(RunError, match=rf"one: process {os.getpid()} is working on this run"),
+            runs.Claim(tmp_path / "one"),
+        ):
+            pytest.fail("claimed twice")
+        folder = claim.create(recipe(tmp_path), TASK, {})
+        assert is_held(folder)
+    assert not is_held(folder) and was_let_go(folder)
 
 
 def test_free_names_count_up(tmp_path: Path) -> None:
@@ -61,7 +97,7 @@ def test_free_names_count_up(tmp_path: Path) -> None:
 
 
 def test_a_run_to_go_on_with_is_where_its_folder_is_now(tmp_path: Path) -> None:
-    runs.create(recipe(tmp_path / "before", seed=7), TASK)
+    create(recipe(tmp_path / "before", seed=7))
     (tmp_path / "before" / "one").rename(tmp_path / "moved")
     found = runs.resume_recipe(tmp_path / "moved")
     assert found.run_folder == tmp_path / "moved" and found.run.seed == 7
@@ -71,30 +107,17 @@ def test_a_run_to_go_on_with_is_where_its_folder_is_now(tmp_path: Path) -> None:
 def test_a_finished_run_and_no_run_cannot_be_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no config\.yaml here"):
         runs.resume_recipe(tmp_path)
-    folder = runs.create(recipe(tmp_path), TASK)
+    folder = create(recipe(tmp_path))
     (folder / "report.html").write_text("x")
     with pytest.raises(RunError, match="is finished"):
         runs.resume_recipe(folder)
 
 
-def test_the_last_whole_checkpoint_counts_by_number(tmp_path: Path) -> None:
-    assert runs.last_checkpoint(tmp_path) is None
-    for step, whole in ((4, True), (12, True), (16, False)):
-        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        if whole:
-            (folder / "trainer_state.json").write_text("{}")
-    last = runs.last_checkpoint(tmp_path)
-    assert last == tmp_path / "checkpoints" / "checkpoint-12" and runs.step_of(last) == 12
-
-
 def test_the_log_goes_to_the_run_and_warnings_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("spantune.anything")
-    handler = runs.log_to(tmp_path)
-    log.info("quiet 病")
-    log.warning("loud")
-    logging.getLogger("spantune").removeHandler(handler)
-    handler.close()
+    with runs.logging_to(tmp_path):
+        log.info("quiet 病")
+        log.warning("loud")
     log.warning("later")
     text = (tmp_path / "run.log").read_text(encoding="utf-8")
     assert "INFO spantune.anything: quiet 病" in text and "WARNING spantune.anything: loud" in text
@@ -106,9 +129,8 @@ def test_the_log_goes_to_the_run_and_warnings_to_stderr(tmp_path: Path, capsys: 
 def test_two_runs_in_a_process_do_not_say_everything_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        handler = runs.log_to(tmp_path / name)
-        logging.getLogger("spantune").removeHandler(handler)
-        handler.close()
+        with runs.logging_to(tmp_path / name):
+            pass
     logging.getLogger("spantune").warning("once")
     assert capsys.readouterr().err.count("once") == 1
 

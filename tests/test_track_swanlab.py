@@ -226,6 +226,9 @@ def test_transformers_own_reporting_crashes_and_is_not_used(trained: Any) -> Non
         SwanLabCallback().on_train_begin(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
     assert len(list((trained.folder / "swanlab").glob("run-*"))) == 1
     assert rows(trained.folder, "select status from experiment") == [(1,)]
+    (kept,) = (trained.folder / "swanlab").glob("run-*/files/config.yaml")
+    environment = yaml.safe_load(kept.read_text(encoding="utf-8"))["environment"]["value"]
+    assert {"torch", "swanlab", "device", "train_sha256", "model_sha256", "code_sha256"} <= environment.keys()
     assert {"train/tokens_per_s", "train/padding_share", "train/peak_rss_gib", "Report"} <= series(
         trained.folder
     ).keys()

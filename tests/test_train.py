@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -65,6 +58,7 @@ def test_the_run_folder_is_complete(trained: Result) -> None:
         "predictions",
         "report.html",
         "report.md",
+        "run.lock",
         "run.log",
         "scores.json",
         "swanlab",
@@ -267,118 +261,3 @@ def test_padded_and_packed_runs_have_the_same_losses(recipe: Callable[..., Confi
         padding = [record["padding_share"] for record in of(read_metrics(folder), "train")]
         assert all((0 < share < 0.9) == (pack == "none") for share in padding)
     assert found[0] == pytest.approx(found[1], rel=1e-4)
-
-
-# --- runs that were killed ---------------------------------------------------------------------------------------
-
-LONG = {"max_steps": 20, "eval_steps": 4, "save_steps": 4}
-DROPOUT = {"dropout": 0.1}  # so that the random state has to be restored too
-
-
-@pytest.fixture(scope="module")
-def unbroken(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """The run that the killed ones have to equal."""
-    return train(parse_config(tree(tmp_path_factory.mktemp("unbroken"), train=LONG, lora=DROPOUT, track=QUIET)))
-
-
-def test_a_run_that_is_killed_by_a_signal_resumes_to_the_same_losses(
-    tree: Tree, tmp_path: Path, unbroken: Result, command: Callable[..., Any]
-) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(tree(tmp_path / "runs", train=LONG, lora=DROPOUT), allow_unicode=True))
-    folder = tmp_path / "runs" / "tiny"
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with subprocess.Popen(
-        [sys.executable, "-m", "spantune", "train", str(path)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        wait_for(lambda: (folder / "checkpoints" / "checkpoint-8" / "clock.json").is_file(), process)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and out == "", err
-    assert f"stopped; go on with: spantune train --resume {folder}" in err and "Traceback" not in err
-    assert not (folder / "report.html").exists()
-    with closing(sqlite3.connect(folder / "swanlab" / "runs.swanlab")) as store:
-        assert store.execute("select status from experiment").fetchall() == [(-1,)]
-    assert 8 <= max(losses(folder)) < 20
-    again = command("train", "--resume", folder)
-    assert again.code == 0, again.err
-    assert losses(folder) == pytest.approx(losses(unbroken.folder), rel=1e-5)
-    result = json.loads(again.out.splitlines()[-1])
-    assert {key: result[key] for key in ("f1", "f1_low", "f1_high")} == {
-        key: unbroken.as_dict()[key] for key in ("f1", "f1_low", "f1_high")
-    }
-    finished = command("train", "--resume", folder)
-    assert finished.code == 2 and "is finished" in finished.err
-
-
-def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            raise AssertionError(process.communicate()[1])
-        time.sleep(0.01)
-
-
-def broken(unbroken: Result, parent: Path, keep: int | None) -> Path:
-    """A copy of the run as a kill -9 leaves it after step `keep` was saved; None: before any checkpoint."""
-    folder = Path(shutil.copytree(unbroken.folder, parent / "killed"))
-    (folder / "report.html").unlink()
-    for path in (folder / "checkpoints").iterdir():
-        if keep is None or int(path.name.rpartition("-")[2]) > keep:
-            shutil.rmtree(path)
-    if keep is not None and keep < 20:  # the next one was being written
-        (folder / "checkpoints" / "checkpoint-20").mkdir()
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"step": 20, "ti')
-    return folder
-
-
-@pytest.mark.parametrize("keep", [16, 20, None])
-def test_a_run_that_was_killed_hard_resumes_to_the_same_losses(
-    unbroken: Result, tmp_path: Path, keep: int | None
-) -> None:
-    folder = broken(unbroken, tmp_path, keep)
-    result = train(runs.resume_recipe(folder), resume=folder)
-    assert losses(folder) == pytest.approx(losses(unbroken.folder), rel=1e-5)
-    assert [record["step"] for record in of(read_metrics(folder), "dev")] == [4, 8, 12, 16, 20]
-    assert [record["step"] for record in of(read_metrics(folder), "test")] == [0, 20]
-    assert result.after.scores == unbroken.after.scores
-    assert result.as_dict()["f1_before"] == unbroken.as_dict()["f1_before"]
-    assert (folder / "report.html").is_file()
-
-
-def test_a_signal_during_the_closing_measurement_loses_nothing(
-    recipe: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = recipe(train={"max_steps": 2, "eval_steps": 2}, track={"swanlab": "local"})
-
-    def terminate(*_: Any, **__: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(sys.modules["spantune.train"], "load_adapter", terminate)
-        before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the run did not handle the signal"))
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                train(wanted)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    with closing(sqlite3.connect(wanted.run_folder / "swanlab" / "runs.swanlab")) as store:
-        assert store.execute("select status from experiment").fetchall() == [(-1,)]
-    result = train(runs.resume_recipe(wanted.run_folder), resume=wanted.run_folder)
-    assert list(losses(result.folder)) == [1, 2] and result.as_dict()["f1_before"] is not None
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_record_closed(recipe: Callable[..., Config]) -> None:
-    wanted = recipe(train={"learning_rate": 1e38, "warmup": 0, "eval_before": False}, track={"swanlab": "local"})
-    with pytest.raises(RunError, match=r"the loss became .* at step \d+; lower train\.learning_rate"):
-        train(wanted)
-    with closing(sqlite3.connect(wanted.run_folder / "swanlab" / "runs.swanlab")) as store:
-        assert store.execute("select status from experiment").fetchall() == [(-1,)]
-    assert read_metrics(wanted.run_folder)

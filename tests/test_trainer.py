@@ -16,7 +16,8 @@ from spantune import config
 from spantune.encode import Example
 from spantune.errors import RunError
 from spantune.pack import NO_TARGET, shared_prefix
-from spantune.trainer import CLOCK_FILE, Clock, Collator, PackTrainer, Schedule, read_clock
+from spantune.schedule import CLOCK_FILE, Clock, Schedule, read_clock
+from spantune.trainer import Collator, PackTrainer
 from test_loss import adapted, examples
 
 PAD = 269
@@ -159,7 +160,7 @@ def test_patience_counts_evaluations_without_a_better_f1_across_a_resume(
     changes = {"max_steps": 20, "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 2}
     made = trainer(tmp_path, train_settings(patience=2), save_strategy="no", **changes)
     made.evaluation = lambda step: {"f1": 0.3}
-    made.f1s = list(before)
+    made.go_on_from([{"split": "dev", "f1": f1} for f1 in before])
     made.train()
     assert made.state.global_step == steps
 
@@ -223,8 +224,29 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     model = adapted("phi3")
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(math.nan)
-    with pytest.raises(RunError, match=r"the loss became nan at step 1; lower train\.learning_rate"):
+    with pytest.raises(RunError, match=r"the loss became nan at step 1; documents: .*lower train\.learning_rate"):
         step(tmp_path, collator()(examples()), model)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path, broken: float) -> None:
+    changes = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
+    made = trainer(tmp_path, train_settings(on_nan="skip", schedule="constant"), save_strategy="no", **changes)
+    trained = {name: p for name, p in made.model.named_parameters() if p.requires_grad}
+    seen: list[dict[str, torch.Tensor]] = []
+    first = next(iter(trained.values()))
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        seen.append({name: p.detach().clone() for name, p in trained.items()})  # the weights before each step
+        return gradient * (broken if len(seen) == 1 else 1.0)
+
+    first.register_hook(spoil)
+    made.train()
+    assert all(torch.equal(seen[0][name], seen[1][name]) for name in trained), "the first step is left out"
+    assert not any(torch.equal(seen[1][name], p) for name, p in trained.items()), "the second is not"
+    spoilt, good = (entry for entry in made.state.log_history if "loss" in entry)
+    assert spoilt["left_out"] == 1 and math.isfinite(spoilt["loss"]) and not math.isfinite(spoilt["grad_norm"])
+    assert "left_out" not in good and good["loss"] == pytest.approx(spoilt["loss"])
 
 
 def test_the_loop_uses_our_schedule_and_evaluates_by_calling_back(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ Training packs and the decoding batch are laid out alike: every token has an own
 a query sees a key of the prefix or of its own owner at a position not after its own, within the window
 of a sliding layer. The window is counted in positions inside the example, never in pack indices. A
 mask is always given: `attention_mask=None` never means packed, and a bool mask is wrong in eager. On a
-CPU, each owner's queries are run against the prefix's and their own keys only, so that attention costs
-what the examples, or the rows of a decoding batch, cost by themselves, and not the square of all.
+GPU, packs go to the variable-length flash kernel (see `flash`). On a CPU, each owner's queries are run
+against the prefix's and their own keys only, so that attention costs what the examples, or the rows of a
+decoding batch, cost by themselves, and not the square of all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from spantune.errors import ModelError
+from spantune.flash import Spans, can_flash, pack_attention
 from spantune.pack import PREFIX
 
 NAME = "spantune"  # the attention implementation to load models with
@@ -68,6 +70,18 @@ def attention_mask(config: Any, query: Places, key: Places, dtype: torch.dtype) 
     return _mask(query, key, window, dtype)
 
 
+def pack_view(config: Any, places: Places, spans: Spans | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What tells a model's `forward` who sees whom in a pack: keyword arguments.
+
+    Where the flash kernel takes the pack by its spans, the mask that transformers wants is one number, and never read.
+    """
+    if spans is not None and can_flash(config, places.owner.device, dtype):
+        unread = torch.zeros(1, 1, 1, 1, dtype=dtype, device=places.owner.device)
+        kinds = getattr(config, "layer_types", None)
+        return {"attention_mask": {kind: unread for kind in set(kinds)} if kinds else unread, "spans": spans}
+    return {"attention_mask": attention_mask(config, places, places, dtype), "segments": segments(places, places)}
+
+
 @dataclass(frozen=True)
 class Segment:
     """The queries of one owner, which stand together, and the indices of the keys that they may see."""
@@ -92,11 +106,16 @@ def segments(query: Places, key: Places) -> list[Segment] | None:
 def segmented_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention of transformers' interface; given `segments`, it skips what the mask hides.
+    """Attention of transformers' interface; given `segments` or `spans`, it skips what the mask hides.
 
     Shapes: query [1, heads, queries, size], key and value [1, kv heads, keys, size], mask [1, 1, queries, keys];
     returns [1, queries, heads, size].
     """
+    spans: Spans | None = options.pop("spans", None)
+    if spans is not None:
+        one, other, another = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+        window = options.get("sliding_window")
+        return pack_attention(one, other, another, spans, options["scaling"], window)[None], None
     parts: list[Segment] | None = options.pop("segments", None)
     if parts is None:
         attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)

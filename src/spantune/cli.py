@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from spantune import __version__, cli_calibrate, cli_data, cli_score, cli_track, tables
+from spantune import __version__, cli_calibrate, cli_data, cli_runs, cli_score, cli_track, tables
 from spantune.cli_calibrate import MinScore, report_left_out
 from spantune.cli_data import Device, Format, Json, quiet
 from spantune.errors import ConfigError, SpantuneError
+from spantune.signals import Interrupted
 
 if TYPE_CHECKING:
     from spantune.document import Document
@@ -132,6 +133,8 @@ def train(
 
 app.command()(cli_score.evaluate)
 app.command()(cli_score.compare)
+app.command()(cli_score.report)
+app.command()(cli_runs.runs)
 
 
 @app.command()
@@ -199,7 +202,10 @@ def _run(recipe: Any, resume: Path | None) -> None:
     from spantune.tracker import hints
     from spantune.train import train as job
 
-    result: Result = job(recipe, resume)
+    try:
+        result: Result = job(recipe, resume)
+    except Interrupted as ended:
+        raise typer.Exit(ended.exit_code) from None
     tables.print_scores(result.after.as_dict(), sys.stderr)
     lines = [f"report: {result.folder / 'report.html'}", *hints(result.folder)]
     lines.append(f"extract: spantune extract {result.folder} FILE")

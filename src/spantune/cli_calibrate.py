@@ -6,6 +6,7 @@ As in `cli`, no logic lives here: the table or JSON goes to stdout, everything f
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ import typer
 
 from spantune import tables
 from spantune.cli_data import Device, Format, Json, quiet
-from spantune.errors import ConfigError, RunError
+from spantune.errors import ConfigError, RunError, SpantuneError
 
 if TYPE_CHECKING:
     from spantune.calibration import Calibration, Evidence, Figures
@@ -71,11 +72,22 @@ def calibrate(
     found = calibration.calibrate(gold, predicted, precision, per_label, data or "dev")
     if store:
         found.save(run)
+        _report_again(run)
     stored = str(run / calibration.CALIBRATION_FILE) if store else None
     if as_json:
         print(json.dumps({**found.model_dump(mode="json"), "stored": stored}, ensure_ascii=False))
     else:
         _print(found, stored)
+
+
+def _report_again(run: Path) -> None:
+    """Bring the calibration into the run's report; one that cannot be made again is said, and stays as it was."""
+    from spantune.run_report import report_run
+
+    try:
+        report_run(run)
+    except SpantuneError as error:
+        print(f"the calibration is stored, and the report is the old one: {error}", file=sys.stderr)
 
 
 def report_left_out(calibration: Calibration | None, count: int) -> None:

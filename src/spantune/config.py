@@ -15,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from spantune.errors import ConfigError, nearest
 from spantune.task import AnswerFormat, Label
 
+Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
+Keep = Literal["none", "some", "most"]
+QUANTIZED = ("fp8", "nf4", "int8")
+
 
 class Section(BaseModel):
     """A frozen part of a recipe that refuses keys it does not know."""
@@ -50,8 +54,9 @@ class Model(Section):
 
     source: str
     """`bundled:NAME`, `modelscope:OWNER/NAME`, `hf:OWNER/NAME` or a local folder."""
-    base: Literal["auto", "bf16", "fp32"] = "auto"
-    """Type of the frozen weights; auto takes bf16 where the device is faster with it."""
+    base: Base = "auto"
+    """Type of the frozen weights; auto takes bf16 where the device is faster with it. `fp8` halves them and is the
+    fastest on a GPU of the Hopper generation or later; `nf4` and `int8` need bitsandbytes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes the GPU when there is one."""
     verify: bool = True
@@ -127,6 +132,14 @@ class Lora(Section):
     """Scale: the update is alpha / rank times B A."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input; shared packs are exact with 0 only."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, which keeps high ranks stable (arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn magnitude and direction apart (DoRA, arXiv 2402.09353); slower."""
+    plus_ratio: float = Field(1.0, ge=1)
+    """Learning rate of B over that of A (LoRA+, arXiv 2402.12354); 16 is its authors' advice."""
+    rank_pattern: dict[str, int] = {}
+    """Other ranks by module name, such as `{down_proj: 32}`; names that match nothing are an error."""
     targets: str | tuple[str, ...] = "all-linear"
     """`all-linear`, or module names; each must match."""
     allow_unmatched: bool = False
@@ -136,6 +149,10 @@ class Lora(Section):
 class Train(Section):
     """Optimisation."""
 
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: on the CPU when memory is short."""
+    normalize: Literal["tokens", "examples"] = "tokens"
+    """What weighs the same in a step's loss: every answer token, or every example."""
     batch_examples: int = Field(16, ge=1)
     """Examples an optimizer step, over all devices, however they are packed."""
     learning_rate: float = Field(1e-4, gt=0)
@@ -167,8 +184,14 @@ class Train(Section):
     """Most tokens a document may take, prompt and answer; over it see `data.too_long`."""
     cut_tokens: int | None = Field(None, ge=16)
     """Cut every sample here, as the tutorial does, losing what is beyond; for reproduction only."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the decoder layers: about a minute before the first step, and steps of a third of the time; auto: on CUDA
+    with shared packs."""
+    keep: Keep = "some"
+    """What compiled layers keep for the backward pass: `none` (least memory), `some` (attention and the products that
+    are not wide) or `most` (all products)."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
-    """Recompute activations in the backward pass; auto: on CUDA."""
+    """Recompute whole layers in the backward pass where they are not compiled; auto: on CUDA."""
     eval_steps: int | None = Field(None, ge=1)
     """Steps between evaluations by extraction; about four a run when absent."""
     eval_documents: int = Field(200, ge=1)
@@ -181,6 +204,10 @@ class Train(Section):
     """Measure the untrained model too."""
     save_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints; as `eval_steps` when absent."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept, beside that of the best evaluation."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is not finite: stop the run, or leave the step out; both name its documents."""
     log_steps: int = Field(1, ge=1)
     """Steps between training lines in `metrics.jsonl`."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spantune import formats
-from spantune.document import Document
+from spantune.document import Document, to_record
 from spantune.extract import Extraction, Extractor, rates
 from spantune.metrics import Protocol, Scores, score
 from spantune.progress import track
@@ -44,9 +44,19 @@ class Evaluation:
         cost = {"documents": len(self.gold), "evaluation_seconds": round(self.seconds, 2)}
         return flat | rates(self.extractions) | cost
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many entities a threshold left out, and how many of them gold has."""
+        pairs = [(set(gold.entities), set(one.left_out)) for gold, one in zip(self.gold, self.extractions, strict=True)]
+        return {
+            "entities": sum(len(gone) for _, gone in pairs),
+            "correct": sum(len(true & gone) for true, gone in pairs),
+        }
+
     def as_dict(self) -> dict[str, object]:
-        """The scores and rates as one JSON object."""
-        return {**self.scores.as_dict(), **rates(self.extractions), "seconds": round(self.seconds, 2)}
+        """The scores, the rates and what a threshold left out as one JSON object."""
+        more = {**rates(self.extractions), "left_out": self.left_out, "seconds": round(self.seconds, 2)}
+        return {**self.scores.as_dict(), **more}
 
 
 def evaluate(
@@ -67,9 +77,18 @@ def evaluate(
 
 
 def save_predictions(path: Path, extractions: Sequence[Extraction]) -> None:
-    """Write the extracted documents as native JSONL, with status and problems of each in `meta`."""
+    """Write the extracted documents as native JSONL, with all that `explained` adds to `meta`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    formats.write(path, (annotated(extraction) for extraction in extractions))
+    formats.write(path, map(explained, extractions))
+
+
+def explained(extraction: Extraction) -> Document:
+    """As `annotated`, and `meta` has the entities that a threshold left out, where it left out any."""
+    document = annotated(extraction)
+    if not extraction.left_out:
+        return document
+    gone = to_record(document.with_entities(extraction.left_out))["entities"]
+    return Document(document.id, document.text, document.entities, {**document.meta, "left_out": gone})
 
 
 def annotated(extraction: Extraction) -> Document:

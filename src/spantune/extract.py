@@ -318,7 +318,7 @@ def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | 
         raise RunError(f"{folder}: no adapter here yet; finish the run with spantune train --resume {folder}")
     task = TaskSpec.load(adapter)
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
-    model = load_adapter(loaded.model, adapter, merge=True)
+    model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
     return Extractor(model, encoder, settings or recipe.extract, among_allowed=recipe.train.loss_on == "choices")
 

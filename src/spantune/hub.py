@@ -2,8 +2,9 @@
 
 `bundled:NAME`, `modelscope:OWNER/NAME[@REVISION]`, `hf:OWNER/NAME[@REVISION]` or a folder. A folder comes back only
 with a configuration, a tokenizer and complete safetensors weights, and a downloaded one only after its files agree
-with the hashes that the hub reports; a download that was cut short is never taken for whole. Pickled weights
-are neither fetched nor accepted, and a hub that cannot be reached is reported within seconds.
+with the hashes that the hub reports (what came damaged is fetched once more); a download that was cut short goes on
+where it was and is never taken for whole. Pickled weights are neither fetched nor accepted, and a hub that cannot be
+reached is reported within seconds; SPANTUNE_OFFLINE=1 asks none.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from filelock import FileLock
+
 from spantune import bundled
 from spantune.errors import ModelError, nearest
-from spantune.hub_clients import HUBS, HubFile, first_line
+from spantune.hub_clients import HUBS, Hub, HubFile, first_line
 
 REACH_SECONDS = 8.0  # to any answer of a hub, name look-up included
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
@@ -70,7 +73,19 @@ def verify_downloads(folder: Path, source: str) -> list[str]:
     repo, revision = _parse(prefix, rest)
     if not _reachable(prefix):
         _unreachable(prefix, source, "")
-    return _verify(folder, _wanted(HUBS[prefix].list_files(repo, revision), source), source)
+    return _verify(folder, _wanted(HUBS[prefix].list_files(repo, revision).files, source), source)
+
+
+def pinned(source: str) -> str:
+    """`source` with the commit that it was last resolved to, so that it means the same files later.
+
+    A source that is no hub's, names a revision already, or whose hub named no commit is returned as it is.
+    """
+    prefix, _, rest = source.partition(":")
+    if prefix not in HUBS or _parse(prefix, rest)[1]:
+        return source
+    known = _read_record(source)
+    return f"{source}@{known.commit}" if known and known.commit else source
 
 
 def _bundled(name: str) -> Path:
@@ -97,26 +112,47 @@ def _parse(prefix: str, rest: str) -> tuple[str, str | None]:
 
 
 def _from_hub(prefix: str, repo: str, revision: str | None) -> Path:
-    """List, download, verify, and only then record the folder as whole."""
+    """List, download, verify, and only then record the folder as whole; one process to a source at a time."""
     hub, source = HUBS[prefix], f"{prefix}:{repo}" + (f"@{revision}" if revision else "")
+    known = _read_record(source)
+    if known is not None and known.commit == revision and revision and _is_whole(known, source):
+        return known.folder  # a commit never means other files: there is nothing to ask
     if not _reachable(prefix):
         return _offline(prefix, repo, revision, source)
-    wanted = _wanted(hub.list_files(repo, revision), source)
-    known = _read_record(source)
-    if known is not None and known.files == wanted and known.intact():
-        return known.folder
-    _write_record(source, None)
-    folder = hub.download(repo, revision, [file.name for file in wanted])
-    _verify(folder, wanted, source)
-    _check_folder(folder, source)
-    _write_record(source, Record(folder, wanted))
+    listing = hub.list_files(repo, revision)
+    wanted = _wanted(listing.files, source)
+    lock = _record_path(source).with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        known = _read_record(source)
+        if known is not None and known.files == wanted and _is_whole(known, source):
+            return known.folder
+        _write_record(source, None)
+        folder = _download(hub, repo, revision, wanted, source)
+        record = Record(folder, wanted, _times(folder, wanted), listing.commit)
+        _write_record(source, record)
+    if listing.commit and not revision:
+        _write_record(f"{source}@{listing.commit}", record)
     return folder
+
+
+def _download(hub: Hub, repo: str, revision: str | None, wanted: Sequence[HubFile], source: str) -> Path:
+    """Fetch the files, and what came damaged once more."""
+    names = [file.name for file in wanted]
+    folder = hub.download(repo, revision, names)
+    try:
+        _verify(folder, wanted, source)
+    except ModelError as error:
+        log.warning("%s; fetching it once more", error)
+        folder = hub.download(repo, revision, names)
+        _verify(folder, wanted, source)
+    return _check_folder(folder, source)
 
 
 def _offline(prefix: str, repo: str, revision: str | None, source: str) -> Path:
     """What is already here: a folder that we verified, or one that another tool left whole."""
     known = _read_record(source)
-    if known is not None and known.intact():
+    if known is not None and _is_whole(known, source):
         log.warning("%s: the hub is out of reach; using the verified copy in %s", source, known.folder)
         return known.folder
     if _record_path(source).exists():
@@ -131,9 +167,10 @@ def _offline(prefix: str, repo: str, revision: str | None, source: str) -> Path:
 
 def _unreachable(prefix: str, source: str, found: str, cause: Exception | None = None) -> NoReturn:
     hosts = " or ".join(HUBS[prefix].endpoints())
+    unwanted = " (SPANTUNE_OFFLINE or HF_HUB_OFFLINE is set)" if HUBS[prefix].offline() else ""
     raise ModelError(
-        f"{source}: this machine could not reach {hosts} and has no whole copy in its cache.{found} Download the model "
-        "on another machine and give its folder as the source, or copy that machine's hub cache here"
+        f"{source}: this machine could not reach {hosts}{unwanted} and has no whole copy in its cache.{found} Download "
+        "the model on another machine and give its folder as the source, or copy that machine's hub cache here"
     ) from cause
 
 
@@ -178,25 +215,31 @@ def _wanted(files: Sequence[HubFile], source: str) -> tuple[HubFile, ...]:
 
 
 def _verify(folder: Path, files: Sequence[HubFile], source: str) -> list[str]:
-    wrong, compared = [], []
+    missing = [file.name for file in files if not (folder / file.name).is_file()]
+    if missing:
+        raise ModelError(f"{source}: {missing[0]} is missing from {folder}; run again to fetch it")
+    wrong = _damaged(folder, files)
+    for name in wrong:
+        path = folder / name
+        for copy in {path.resolve(), path}:  # in Hugging Face's cache a link and the blob that it names
+            copy.unlink(missing_ok=True)
+    if wrong:
+        found = "; ".join(wrong.values())
+        raise ModelError(f"{source}: damaged download in {folder}: {found}; removed: run again to fetch anew")
+    return [file.name for file in files if file.sha256 or file.git_oid]
+
+
+def _damaged(folder: Path, files: Sequence[HubFile]) -> dict[str, str]:
+    """What each file whose hash is not the listed one has, by name."""
+    wrong = {}
     for file in files:
-        path = folder / file.name
-        if not path.is_file():
-            raise ModelError(f"{source}: {file.name} is missing from {folder}; run again to fetch it")
         expected = file.sha256 or file.git_oid
         if expected is None:
             continue
-        found = bundled.sha256_of(path) if file.sha256 else _git_oid(path)
-        compared.append(file.name)
+        found = bundled.sha256_of(folder / file.name) if file.sha256 else _git_oid(folder / file.name)
         if found != expected:
-            wrong.append(f"{file.name} has {found[:16]}…, the hub reports {expected[:16]}…")
-            for copy in {path.resolve(), path}:  # in Hugging Face's cache a link and the blob that it names
-                copy.unlink(missing_ok=True)
-    if wrong:
-        raise ModelError(
-            f"{source}: damaged download in {folder}: {'; '.join(wrong)}; removed: run again to fetch anew"
-        )
-    return compared
+            wrong[file.name] = f"{file.name} has {found[:16]}…, the hub reports {expected[:16]}…"
+    return wrong
 
 
 def _git_oid(path: Path) -> str:
@@ -209,15 +252,29 @@ def _git_oid(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A folder that was whole, and the listing that it agreed with."""
+    """A folder that was whole, the listing and commit that it agreed with, and when its files had last changed."""
 
     folder: Path
     files: tuple[HubFile, ...]
+    times: tuple[int, ...]
+    commit: str | None = None
 
-    def intact(self) -> bool:
-        """Whether every file is still there in its listed size."""
-        paths = [(self.folder / file.name, file.size) for file in self.files]
-        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+def _is_whole(record: Record, source: str) -> bool:
+    """Whether every file is as it was verified: by size and time of change, else by its hash, once."""
+    folder, files = record.folder, record.files
+    paths = [(folder / file.name, file.size) for file in files]
+    if not all(path.is_file() and path.stat().st_size == size for path, size in paths):
+        return False
+    if record.times != _times(folder, files):
+        if _damaged(folder, files):
+            return False
+        _write_record(source, replace(record, times=_times(folder, files)))
+    return True
+
+
+def _times(folder: Path, files: Sequence[HubFile]) -> tuple[int, ...]:
+    return tuple((folder / file.name).stat().st_mtime_ns for file in files)
 
 
 def _record_path(source: str) -> Path:
@@ -229,7 +286,8 @@ def _record_path(source: str) -> Path:
 def _read_record(source: str) -> Record | None:
     try:
         data = json.loads(_record_path(source).read_text("utf-8"))
-        return Record(Path(data["folder"]), tuple(HubFile(**file) for file in data["files"]))
+        files = tuple(HubFile(**file) for file in data["files"])
+        return Record(Path(data["folder"]), files, tuple(data["times"]), data["commit"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # absent, or of a download under way
 
@@ -239,7 +297,7 @@ def _write_record(source: str, record: Record | None) -> None:
     data: dict[str, object] = {"source": source}
     if record is not None:
         files = [{key: getattr(file, key) for key in HubFile.__slots__} for file in record.files]
-        data |= {"folder": str(record.folder), "files": files}
+        data |= {"folder": str(record.folder), "files": files, "times": record.times, "commit": record.commit}
     path = _record_path(source)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")

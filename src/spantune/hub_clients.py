@@ -1,6 +1,7 @@
 """The two hubs, each asked in the same five ways: addresses, offline, listing, download, cache.
 
-Addresses are read from the environment at every call (HF_ENDPOINT, MODELSCOPE_ENDPOINT). Whatever an SDK raises
+Addresses are read from the environment at every call (HF_ENDPOINT, MODELSCOPE_ENDPOINT); SPANTUNE_OFFLINE=1 wants no
+network at all. Whatever an SDK raises
 leaves here as one sentence of ModelError; a bug of ours does not.
 """
 
@@ -31,14 +32,27 @@ class HubFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Listing:
+    """What a hub has of a model at a revision; `commit` is a revision that will still mean the same files later."""
+
+    files: tuple[HubFile, ...]
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Hub:
     """How one hub is asked: addresses, whether the user wants no network, listing, download, and its cache alone."""
 
     endpoints: Callable[[], list[str]]
     offline: Callable[[], bool]
-    list_files: Callable[[str, str | None], list[HubFile]]
+    list_files: Callable[[str, str | None], Listing]
     download: Callable[[str, str | None, list[str]], Path]
     cached: Callable[[str, str | None], Path]
+
+
+def _wants_no_network(*names: str) -> bool:
+    values = (os.environ.get(name, "").upper() for name in ("SPANTUNE_OFFLINE", *names))
+    return any(value in {"1", "TRUE", "YES", "ON"} for value in values)
 
 
 def first_line(error: Exception) -> str:
@@ -62,10 +76,10 @@ def _hf_endpoints() -> list[str]:
 
 
 def _hf_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
+    return _wants_no_network("HF_HUB_OFFLINE")
 
 
-def _hf_list(repo: str, revision: str | None) -> list[HubFile]:
+def _hf_list(repo: str, revision: str | None) -> Listing:
     from huggingface_hub import HfApi
 
     with _hf_errors(f"hf:{repo}"):
@@ -77,7 +91,7 @@ def _hf_list(repo: str, revision: str | None) -> list[HubFile]:
         sha256 = item.lfs.sha256 if item.lfs else None
         size = item.lfs.size if item.lfs else item.size
         files.append(HubFile(item.rfilename, size or 0, sha256, None if sha256 else item.blob_id))
-    return files
+    return Listing(tuple(files), info.sha)
 
 
 def _hf_download(repo: str, revision: str | None, names: list[str]) -> Path:
@@ -130,12 +144,18 @@ def _ms_endpoint(repo: str) -> str:
     return own[0] if len(own) == 1 else HubApi().resolve_endpoint_for_read(repo)
 
 
-def _ms_list(repo: str, revision: str | None) -> list[HubFile]:
+def _ms_list(repo: str, revision: str | None) -> Listing:
+    """The listing, and as its commit the last that changed one of the files: the hub names that of each file only."""
     from modelscope_hub import HubApi
 
     with _ms_errors(f"modelscope:{repo}"):
-        items = HubApi(endpoint=_ms_endpoint(repo)).list_repo_files(repo, "model", revision=revision, recursive=False)
-    return [HubFile(item.path, item.size, item.sha256) for item in items if not item.is_dir]
+        api = HubApi(endpoint=_ms_endpoint(repo)).legacy  # whose entries, unlike those of HubApi, have commits
+        items = api.list_repo_files(repo, "model", revision=revision or "master", recursive=False)
+    items = [item for item in items if item.get("Type") != "tree"]
+    files = tuple(HubFile(item["Path"], int(item.get("Size") or 0), item.get("Sha256")) for item in items)
+    dated = [item for item in items if item.get("Revision") and item.get("CommittedDate")]
+    last = max(dated, key=lambda item: int(item["CommittedDate"]), default=None)
+    return Listing(files, str(last["Revision"]) if last else None)
 
 
 def _ms_download(repo: str, revision: str | None, names: list[str]) -> Path:
@@ -168,6 +188,6 @@ def _ms_errors(source: str) -> Iterator[None]:
 
 
 HUBS: dict[str, Hub] = {
-    "modelscope": Hub(_ms_endpoints, lambda: False, _ms_list, _ms_download, _ms_cached),
+    "modelscope": Hub(_ms_endpoints, _wants_no_network, _ms_list, _ms_download, _ms_cached),
     "hf": Hub(_hf_endpoints, _hf_offline, _hf_list, _hf_download, _hf_cached),
 }

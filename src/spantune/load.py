@@ -1,13 +1,15 @@
 """A model and its tokenizer in memory: device, type and what a known model card says.
 
 Only safetensors are read and no code of a model folder is run. The type of the frozen base is chosen
-by measurement on a CPU: bf16 where a short probe shows that its products are faster, else fp32.
+by measurement on a CPU: bf16 where a short probe shows that its products are faster, else fp32. A
+quantised base is made of a bf16 checkpoint, layer by layer, so that a GPU never holds both.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from spantune.attention import NAME, check_attention
 from spantune.bundled import BUNDLED
 from spantune.errors import ConfigError, ModelError
 from spantune.hub import resolve
+from spantune.quant import has_fp8, to_fp8
 
 # What the model card of microsoft/phi-4 says since its tokenizer fix; older uploads have EOS = PAD.
 PHI4_IDS = {
@@ -41,6 +44,8 @@ class Loaded:
     path: Path
     device: torch.device
     dtype: torch.dtype
+    quantized: bool = False
+    """Whether adapters cannot be merged into its weights."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -58,11 +63,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(base: str, device: torch.device) -> torch.dtype:
-    """bf16 or fp32 as named; `auto` takes bf16 on CUDA, and on a CPU where a probe shows it 1.2 times as fast."""
-    if base == "auto":
-        faster = device.type == "cuda" or _bf16_speedup() > 1.2
-        return torch.bfloat16 if faster else torch.float32
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[base]
+    """bf16 or fp32 as named; else bf16 on CUDA, and on a CPU where a probe shows it 1.2 times as fast."""
+    if base in ("bf16", "fp32"):
+        return torch.bfloat16 if base == "bf16" else torch.float32
+    faster = device.type == "cuda" or _bf16_speedup() > 1.2
+    return torch.bfloat16 if faster else torch.float32
 
 
 def load_tokenizer(folder: Path, source: str = "") -> Any:
@@ -103,9 +108,8 @@ def load(settings: config.Model, tokenizer_folder: Path | None = None) -> Loaded
         ModelError: the source cannot be had, or the model is not what its card says.
         ConfigError: a GPU is asked for where there is none.
     """
-    from transformers import AutoModelForCausalLM
-
     device = pick_device(settings.device)
+    require_base(settings.base, device)
     dtype = pick_dtype(settings.base, device)
     folder = resolve(settings.source)
     model_config = load_config_of(folder)
@@ -115,15 +119,48 @@ def load(settings: config.Model, tokenizer_folder: Path | None = None) -> Loaded
         problems = card_problems(model_config, tokenizer)
         if problems:
             raise ModelError(f"{folder}: {'; '.join(problems)}")
+    model = _weights(folder, settings.base, device, dtype)
+    model.set_attn_implementation(NAME)
+    model.config.use_cache = False
+    return Loaded(model.eval(), tokenizer, folder, device, dtype, settings.base in config.QUANTIZED)
+
+
+def require_base(base: config.Base, device: torch.device) -> None:
+    """Check that `device` can compute with a base of this type.
+
+    Raises:
+        ConfigError: it cannot, or a package is missing.
+    """
+    if base == "fp8" and device.type == "cuda" and not has_fp8(device):
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        raise ConfigError(
+            f"model.base=fp8 needs a GPU of compute capability 9.0 (Hopper) or more, and {name} has "
+            f"{capability[0]}.{capability[1]}; set model.base=nf4 or bf16"
+        )
+    if base in ("nf4", "int8") and find_spec("bitsandbytes") is None:
+        raise ConfigError(f'model.base={base} needs bitsandbytes: pip install "spantune[bitsandbytes]"')
+
+
+def _weights(folder: Path, base: config.Base, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model of `folder` with its weights in the type of `base`."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    more: dict[str, Any] = {"device_map": {"": "cpu" if base == "fp8" else device}}
+    if base in ("nf4", "int8"):
+        more["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=base == "nf4",
+            load_in_8bit=base == "int8",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=True,
+        )
     try:  # as sdpa first, so that transformers refuses models with sinks, soft caps or ALiBi: ours would drop them
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, device_map={"": device}
+            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **more
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: the model cannot be loaded ({str(error).splitlines()[0]}); use another") from None
-    model.set_attn_implementation(NAME)
-    model.config.use_cache = False
-    return Loaded(model.eval(), tokenizer, folder, device, dtype)
+    return to_fp8(model, device, model.get_output_embeddings()) if base == "fp8" else model
 
 
 def is_phi4(model_config: Any) -> bool:

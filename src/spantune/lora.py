@@ -72,6 +72,8 @@ def attach(model: Any, settings: config.Lora) -> tuple[Any, Coverage]:
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
+    from spantune.fused_lora import FusedLora
+
     found = coverage(model, settings)
     problem = unmatched_error(found)
     if problem and not (settings.allow_unmatched and found.matched):
@@ -83,6 +85,7 @@ def attach(model: Any, settings: config.Lora) -> tuple[Any, Coverage]:
         lora_dropout=settings.dropout,
         target_modules=list(found.matched),
     )
+    peft_config._register_custom_module({nn.Linear: FusedLora})
     return get_peft_model(model, peft_config), found
 
 

@@ -8,6 +8,7 @@ not the mean: the caller divides by the answer tokens of the whole optimizer ste
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from spantune.attention import Places, attention_mask, segments
+from spantune.attention import Places, pack_view
 from spantune.errors import ModelError
+from spantune.flash import Spans, spans
 from spantune.pack import NO_TARGET, Pack
 
 HEAD_CHUNK = 256  # positions whose logits exist at a time
@@ -26,8 +28,8 @@ HEAD_CHUNK = 256  # positions whose logits exist at a time
 class PackTensors:
     """A pack as tensors: `ids`, `positions`, `owner` [tokens]; `index`, `targets` [answer tokens], all long.
 
-    Where the loss is on choices, `union` [ids] are all ids that are allowed somewhere, `targets` places in it, and
-    `allowed` [answer tokens, ids] says which are allowed where.
+    `spans` are the fields of `flash.Spans`. Where the loss is on choices, `union` [ids] are all ids that are allowed
+    somewhere, `targets` places in it, and `allowed` [answer tokens, ids] says which are allowed where.
     """
 
     ids: Tensor
@@ -37,18 +39,34 @@ class PackTensors:
     targets: Tensor
     union: Tensor | None = None
     allowed: Tensor | None = None
+    spans: Mapping[str, Any] | None = None
+
+    def to(self, device: torch.device) -> PackTensors:
+        """The same pack on `device`."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: moved(inner) for name, inner in value.items()}
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return PackTensors(**{name: moved(value) for name, value in vars(self).items()})
+
+    def view(self, config: Any, dtype: torch.dtype) -> dict[str, Any]:
+        """What tells a model of this config who sees whom: keyword arguments of its `forward`."""
+        return pack_view(config, Places(self.owner, self.positions), Spans(**self.spans) if self.spans else None, dtype)
 
 
-def tensors(pack: Pack) -> dict[str, Tensor]:
+def tensors(pack: Pack) -> dict[str, Any]:
     """The fields of PackTensors, as a collator hands them to a Trainer."""
     targets = torch.tensor(pack.targets)
     index = (targets != NO_TARGET).nonzero()[:, 0]
-    found = {
+    found: dict[str, Any] = {
         "ids": torch.tensor(pack.ids),
         "positions": torch.tensor(pack.positions),
         "owner": torch.tensor(pack.owner),
         "index": index,
         "targets": targets[index],
+        "spans": spans(pack.owner)._asdict(),
     }
     if not pack.allowed:
         return found
@@ -61,14 +79,12 @@ def tensors(pack: Pack) -> dict[str, Tensor]:
 
 def hidden_states(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
     """The last hidden states [answer tokens, size] of the positions that predict an answer token."""
-    places = Places(pack.owner, pack.positions)
     base = _causal_lm(model)
     output = base.base_model(
         input_ids=pack.ids[None],
         position_ids=pack.positions[None],
-        attention_mask=attention_mask(base.config, places, places, dtype),
         use_cache=False,
-        segments=segments(places, places),
+        **pack.view(base.config, dtype),
     )
     states: Tensor = output.last_hidden_state[0].index_select(0, pack.index)
     return states
@@ -93,16 +109,15 @@ def check_head(model: Any, pack: PackTensors, dtype: torch.dtype) -> None:
         ModelError: the model computes its logits in a way that we do not.
     """
     base = _causal_lm(model)
-    places = Places(pack.owner, pack.positions)
     few = pack.index[:4]
     with torch.no_grad():
         ours = _logits(hidden_states(model, pack, dtype)[:4], base.get_output_embeddings(), _softcap(base.config))
         theirs = base(
             input_ids=pack.ids[None],
             position_ids=pack.positions[None],
-            attention_mask=attention_mask(base.config, places, places, dtype),
             use_cache=False,
             logits_to_keep=few,
+            **pack.view(base.config, dtype),
         ).logits[0]
     difference = torch.linalg.norm(ours.float() - theirs.float()) / torch.linalg.norm(theirs.float())
     if not difference < 0.05:  # bf16 rounding stays under 0.02; any scaling is far above

@@ -227,8 +227,19 @@ def _estimate(prepared: Prepared, found: Coverage) -> Estimate:
     )
 
 
+def compiling(recipe: Config, device: torch.device) -> bool:
+    """Whether the decoder layers are compiled for training; bitsandbytes' are not, unless asked for."""
+    settings = recipe.train
+    able = device.type == "cuda" and settings.pack == "shared" and recipe.model.base not in ("nf4", "int8")
+    return settings.compile == "on" or (settings.compile == "auto" and able)
+
+
 def checkpointing(recipe: Config, device: torch.device) -> bool:
-    """Whether activations are recomputed in the backward pass."""
+    """Whether whole layers are recomputed in the backward pass."""
+    return not compiling(recipe, device) and _checkpointing(recipe, device)
+
+
+def _checkpointing(recipe: Config, device: torch.device) -> bool:
     return recipe.train.gradient_checkpointing == "on" or (
         recipe.train.gradient_checkpointing == "auto" and device.type == "cuda"
     )

@@ -161,9 +161,14 @@ def _view(found: Calibration, stored: bool) -> CalibrationView | None:
     return CalibrationView(
         bins=[(one.low, one.high, one.count, one.confidence, one.precision) for one in evidence.bins],
         ece=evidence.ece_before,
+        ece_after=evidence.ece,
         temperature=found.temperature,
         curve=[(one.threshold, one.precision, one.recall, one.f1) for one in evidence.curve],
         threshold=found.threshold,
+        label_thresholds=found.label_thresholds,
+        data=evidence.data,
+        stored=stored,
+        notes=evidence.notes,
     )
 
 

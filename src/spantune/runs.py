@@ -1,7 +1,8 @@
 """The run folder: made once, complete, and never written over.
 
-runs/<name>/  config.yaml  task.json  environment.json  metrics.jsonl  run.log  report.html
+runs/<name>/  config.yaml  task.json  environment.json  metrics.jsonl  run.log  calibration.json
               adapter/ (best)  checkpoints/  predictions/<split>-<step>.jsonl  swanlab/
+              scores.json  report.md  report.html (the last that is written)
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import itertools
 import json
 import logging
 import platform
+import shutil
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -18,8 +22,11 @@ import yaml
 
 from spantune.config import Config, parse_config
 from spantune.errors import ConfigError, RunError
+from spantune.journal import Journal
+from spantune.lock import hold, let_go
 from spantune.task import TaskSpec
 
+REPORT = "report.html"
 _PACKAGES = ("spantune", "torch", "transformers", "peft", "accelerate", "llguidance", "swanlab", "modelscope")
 
 
@@ -37,14 +44,68 @@ def require_free(recipe: Config) -> Path:
     return folder
 
 
-def create(recipe: Config, task: TaskSpec) -> Path:
-    """Make the folder of a new run with its recipe, task and environment."""
-    folder = require_free(recipe)
-    folder.mkdir(parents=True)
-    recipe.save(folder)
-    task.save(folder)
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
-    return folder
+class Claim:
+    """A run folder that this process alone works on, until the block ends.
+
+    A new folder has a hidden name, `.<name>.part`, until `create` gives it its own with all that belongs into it; one
+    that is never created leaves nothing behind.
+
+    Raises:
+        RunError: the folder exists, another process works on it, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool = False):
+        self.folder = folder
+        self._part = None if resume else folder.with_name(f".{folder.name}.part")
+        self._made: list[Path] = []
+
+    def __enter__(self) -> Claim:
+        if self._part is None:
+            self._lock = hold(self.folder)
+            if is_finished(self.folder):  # since it was looked at last
+                let_go(self._lock, self.folder)
+                raise RunError(f"{self.folder} is finished; its report is {self.folder / REPORT}")
+            return self
+        missing = (self._part, *self._part.parents)
+        self._made = [path for path in missing if not path.exists()]
+        try:
+            self._part.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder.parent}: no run folder can be made here ({error.strerror}); set run.folder to a place "
+                "that can be written"
+            ) from None
+        taken = RunError(f"{self.folder} exists since a moment ago; give another run.name")
+        try:
+            self._lock = hold(self._part, self.folder)
+        except RunError as error:
+            raise taken if self.folder.exists() else error from None
+        if self.folder.exists():  # another process was faster
+            self.__exit__()
+            raise taken
+        return self
+
+    def create(self, recipe: Config, task: TaskSpec, environment: Mapping[str, str]) -> Path:
+        """Write recipe, task and environment, and give the folder its name."""
+        assert self._part is not None
+        recipe.save(self._part)
+        task.save(self._part)
+        text = json.dumps(environment, indent=2) + "\n"
+        (self._part / "environment.json").write_text(text, encoding="utf-8")
+        try:
+            self._part.rename(self.folder)
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot be made ({error.strerror}); give another run.name") from None
+        self._part = None
+        return self.folder
+
+    def __exit__(self, *_: object) -> None:
+        let_go(self._lock, self._part or self.folder)
+        if self._part is not None:
+            shutil.rmtree(self._part, ignore_errors=True)
+            for path in self._made[1:]:
+                with suppress(OSError):  # not empty: others have begun to use it
+                    path.rmdir()
 
 
 def read_config(folder: Path) -> Config:
@@ -68,28 +129,22 @@ def resume_recipe(folder: Path) -> Config:
     Raises:
         RunError: the folder is no run, or is finished.
     """
-    if (folder / "report.html").is_file():
-        raise RunError(f"{folder} is finished; its report is {folder / 'report.html'}")
+    if is_finished(folder):
+        raise RunError(f"{folder} is finished; its report is {folder / REPORT}")
     recipe = read_config(folder)
     here = {"name": folder.name, "folder": folder.parent}
     return recipe.model_copy(update={"run": recipe.run.model_copy(update=here)})
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has come to its end: the report is written last."""
+    return (folder / REPORT).is_file()
 
 
 def free_name(parent: Path, name: str) -> str:
     """`name`, or the first of name-2, name-3, … that is free in `parent`."""
     taken = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
     return next(candidate for candidate in taken if not (parent / candidate).exists())
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; one that was being written when the run was killed is passed over."""
-    found = [path for path in (folder / "checkpoints").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(found, key=step_of, default=None)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was saved."""
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def last_predictions(folder: Path, split: str) -> Path:
@@ -123,15 +178,38 @@ def environment() -> dict[str, str]:
     return found
 
 
-def log_to(folder: Path) -> logging.Handler:
-    """Send the log of spantune to `run.log`, and warnings to stderr too; returns the handler to close."""
+@contextmanager
+def logging_to(folder: Path) -> Iterator[None]:
+    """Send the log of spantune to `run.log` inside the block, and warnings to stderr too."""
     logger = logging.getLogger("spantune")
     logger.setLevel(logging.INFO)
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler = _RunLog(folder / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     if not any(isinstance(other, logging.StreamHandler) and other.stream is sys.stderr for other in logger.handlers):
         shown = logging.StreamHandler()
         shown.setLevel(logging.WARNING)
         logger.addHandler(shown)
-    return handler
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+class _RunLog(logging.Handler):
+    """`run.log`, which a full disk delays and does not break."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._journal = Journal(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append the record's line."""
+        self._journal.append(self.format(record))
+
+    def close(self) -> None:
+        """Close the file; what it could not take was on stderr too."""
+        with suppress(OSError):
+            self._journal.close()
+        super().close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from spantune.charts import EvaluationPoint
@@ -22,46 +22,70 @@ Row = Sequence[str]
 
 @dataclass(frozen=True)
 class CalibrationView:
-    """What is drawn of a calibration; `ece` and `temperature` are those of the scores before it is applied.
+    """What is shown of a calibration, fitted to `data`: `ece` of bare scores, `ece_after` of calibrated ones.
 
-    `bins` are (low, high, count, mean score, precision); `curve` is (threshold, precision, recall, F1); `threshold` is
-    the one that is stored, if any. All are shares of 1.
+    `bins` are (low, high, count, mean score, precision) and `curve` (threshold, precision, recall, F1), both of
+    calibrated scores; all are shares of 1. What is `stored` applies when the run extracts, and else is what one would
+    come to; without a threshold all entities are kept. `notes` say what was not done.
     """
 
     bins: Sequence[tuple[float, float, int, float, float]]
     ece: float
-    temperature: float | None = None
+    ece_after: float
+    temperature: float
     curve: Sequence[tuple[float, float, float, float]] = ()
     threshold: float | None = None
+    label_thresholds: Mapping[str, float] = field(default_factory=dict)
+    data: str = ""
+    stored: bool = False
+    notes: Sequence[str] = ()
+
+    @property
+    def sentences(self) -> str:
+        """What it says, in words."""
+        whole = "no threshold" if self.threshold is None else f"threshold {self.threshold:.3f}"
+        own = ", ".join(f"{label} {threshold:.3f}" for label, threshold in self.label_thresholds.items())
+        fitted = f"Fitted to {self.data}: " if self.data else ""
+        state = "The run stores it." if self.stored else "The run does not store it; spantune calibrate does."
+        said = (
+            f"{fitted}expected calibration error {points(self.ece)} points, {points(self.ece_after)} after "
+            f"temperature {self.temperature:.3g}; {whole}{f', by label {own}' if own else ''}. {state}"
+        )
+        return " ".join([said[0].upper() + said[1:], *(f"{note[0].upper()}{note[1:]}." for note in self.notes)])
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report shows: scores, curves by training step, documents with predictions, and provenance.
+    """What a report shows: scores, documents with predictions, curves by training step, and provenance.
 
     `labels` maps code to name and its order gives the colours; `curve` is (step, training loss) and `evaluations`
     (step, F1, low, high), F1 in [0, 1]; `rates` are shares of documents; `facts` are key figures as they are to be
-    read. A predicted document says in `meta` what ailed its answer. `notes` say what the report lacks; what the scores
-    met and is no error is shown with them. `date` is written as it is given.
+    read. A predicted document says in `meta` what ailed its answer and what a threshold left out of it. `notes` say
+    what the report lacks. `date` is written as it is given.
     """
 
     title: str
-    before: Scores | None
     after: Scores
     labels: Mapping[str, str]
-    curve: Sequence[tuple[int, float]]
-    evaluations: Sequence[EvaluationPoint]
     gold: Sequence[Document]
     predicted: Sequence[Document]
-    facts: Mapping[str, str]
-    config: str
-    environment: Mapping[str, str]
+    before: Scores | None = None
+    curve: Sequence[tuple[int, float]] = ()
+    evaluations: Sequence[EvaluationPoint] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     calibration: CalibrationView | None = None
     notes: Sequence[str] = ()
+    config: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
     run: str = ""
     data: str = ""
     date: str = ""
+
+    @property
+    def all_notes(self) -> list[str]:
+        """What the report lacks, and what the scores met that is no error, with how often."""
+        return [*self.notes, *(f"{count} × {note}" for note, count in self.after.notes.items())]
 
 
 def as_dict(report: Report, outcome: Outcome) -> dict[str, Any]:
@@ -69,10 +93,11 @@ def as_dict(report: Report, outcome: Outcome) -> dict[str, Any]:
     provenance = {"run": report.run, "data": report.data, "date": report.date}
     before = {"before": report.before.as_dict()} if report.before else {}
     view = report.calibration
-    ece = (
-        {"calibration": {"ece": view.ece, "temperature": view.temperature, "threshold": view.threshold}} if view else {}
+    calibration = (
+        {"calibration": {key: value for key, value in asdict(view).items() if key not in _DRAWN}} if view else {}
     )
-    return {**provenance, **report.after.as_dict(), **before, "rates": dict(report.rates), **outcome.as_dict(), **ece}
+    figures = {**report.after.as_dict(), **before, "rates": dict(report.rates), **outcome.as_dict(), **calibration}
+    return {**provenance, **figures, "report_notes": list(report.notes)}
 
 
 def as_markdown(report: Report, outcome: Outcome) -> str:
@@ -87,6 +112,7 @@ def as_markdown(report: Report, outcome: Outcome) -> str:
         parts += ["## Calibration", _calibration(report.calibration)]
     facts = [*((cell(name), f"{value:.1%}") for name, value in named(report.rates).items()), *_cells(report.facts)]
     parts += ["## Key figures", table(("what", "value"), facts)] if facts else []
+    parts += ["## Notes", "\n".join(f"- {cell(note)}" for note in report.all_notes)] if report.all_notes else []
     if report.environment:
         parts += ["## Environment", table(("what", "value"), _cells(report.environment))]
     if report.config:
@@ -119,19 +145,18 @@ def figure_cells(figure: Figure) -> list[str]:
 
 
 def measures(scores: Scores) -> dict[str, Figure]:
-    """Figures beside the strict one that the scores hold, by what they are."""
-    found = {
+    """Figures beside the strict one, by what they are."""
+    return {
         "boundary: label ignored": scores.boundary,
         "relaxed: overlap, same label": scores.relaxed,
         "partial: overlap counts half": scores.partial,
     }
-    return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def measures_table(scores: Scores) -> str:
-    """Other ways of counting, and false alarms, where the scores hold them."""
+    """Other ways of counting, and false alarms where there are documents without entities."""
     rows = [[name, *figure_cells(figure)] for name, figure in measures(scores).items()]
-    parts = ["## Other ways of counting", table(("", *_FIGURE), rows)] if rows else []
+    parts = ["## Other ways of counting", table(("", *_FIGURE), rows)]
     if scores.alarms:
         alarms = scores.alarms
         parts.append(
@@ -156,6 +181,7 @@ def named(rates: Mapping[str, float]) -> dict[str, float]:
     return {name.replace("_", " "): value for name, value in rates.items()}
 
 
+_DRAWN = ("bins", "curve")
 _FIGURE = ("F1", "95 %", "precision", "recall", "correct", "predicted", "gold")
 
 
@@ -167,7 +193,7 @@ def _origin(report: Report) -> str:
 
 def _headline(report: Report) -> str:
     scores = report.after
-    macro = interval(scores.macro.f1_low, scores.macro.f1_high) if scores.macro else ""
+    macro = interval(scores.macro.f1_low, scores.macro.f1_high)
     said = f"Strict F1 **{points(scores.micro.f1)}**"
     said += f" (95 % interval {interval(scores.micro.f1_low, scores.micro.f1_high) or 'none'})"
     said += f", macro F1 {points(scores.macro_f1)}" + (f" ({macro})" if macro else "")
@@ -186,14 +212,11 @@ def _confusion(found: Confusion) -> str:
 
 
 def _calibration(view: CalibrationView) -> str:
-    said = f"ECE {100 * view.ece:.1f} points"
-    said += f"; temperature {view.temperature:.3g}" if view.temperature is not None else ""
-    said += f"; threshold {view.threshold:.2f}" if view.threshold is not None else "; no threshold is set"
     rows = [
         [f"{low:.2f}\u2013{high:.2f}", number(count), f"{mean:.3f}", f"{precision:.3f}"]
         for low, high, count, mean, precision in view.bins
     ]
-    return f"{said}.\n\n{table(('scores', 'predictions', 'mean score', 'precision'), rows)}"
+    return f"{cell(view.sentences)}\n\n{table(('scores', 'predictions', 'mean score', 'precision'), rows)}"
 
 
 def _cells(values: Mapping[str, str]) -> list[Row]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _NAMES = ("blue", "red", "green", "magenta", "yellow", "cyan")
 COLOURS = (*_NAMES, *(f"bright_{name}" for name in _NAMES))
 _BAR = 40
+_WIDE = 10_000
 
 
 def print_plan(found: Any) -> None:
@@ -214,11 +215,12 @@ def print_split(record: dict[str, Any]) -> None:
 
 
 def table(header: list[str], rows: Sequence[tuple[str, ...]], stream: Any = None) -> None:
-    """Print rows under a header, to stdout unless `stream` is given."""
+    """Print rows under a header, to stdout unless `stream` is given; uncut where no terminal reads them."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    drawn = Table(*header, box=None, pad_edge=False)
+    file = stream or sys.stdout
+    drawn = Table(*(Column(name, overflow="fold") for name in header), box=None, pad_edge=False)
     for row in rows:
         drawn.add_row(*row)
-    Console(file=stream or sys.stdout, highlight=False, markup=False).print(drawn)
+    Console(file=file, highlight=False, markup=False, width=None if file.isatty() else _WIDE).print(drawn)

@@ -21,6 +21,8 @@ from typing import Any
 from spantune import config, formats, track_charts
 from spantune.document import Document
 from spantune.errors import ConfigError, DataError
+from spantune.formats.files import replacing
+from spantune.journal import Journal
 from spantune.track_mlflow import MlflowTracker
 from spantune.track_process import FINISH_SECONDS, Backend, TrackerProcess
 from spantune.track_swanlab import SwanlabTracker, require_key, swanlab_environment
@@ -51,16 +53,16 @@ class JsonlTracker:
     """`metrics.jsonl`: one object a line with `step` and `time` (Unix seconds)."""
 
     def __init__(self, folder: Path):
-        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8", buffering=1)
+        self._journal = Journal(folder / METRICS_FILE)
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         """Append one line; a value that is not finite becomes null, since JSON has no NaN."""
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), "split": split, **finite}) + "\n")
+        self._journal.append(json.dumps({"step": step, "time": round(time.time(), 3), "split": split, **finite}))
 
     def finish(self, state: str) -> None:
         """Close the file."""
-        self._file.close()
+        self._journal.close()
 
 
 class Trackers:
@@ -261,12 +263,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def rewind(folder: Path, step: int) -> None:
-    """Drop what a run resumed at `step` records again: lines after it, and the closing measurement."""
-    kept = [
-        record
-        for record in read_metrics(folder)
-        if record["step"] <= step and not (record.get("split") == "test" and record["step"] > 0)
-    ]
-    temporary = folder / (METRICS_FILE + ".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    temporary.replace(folder / METRICS_FILE)
+    """Drop what a run resumed at `step` records again: lines after it, the closing measurement, their predictions."""
+
+    def is_kept(record: Mapping[str, Any]) -> bool:
+        return bool(record["step"] <= step and not (record.get("split") == "test" and record["step"] > 0))
+
+    records = read_metrics(folder)
+    with replacing(folder / METRICS_FILE) as file:
+        file.writelines(json.dumps(record) + "\n" for record in records if is_kept(record))
+    for record in records:
+        if not is_kept(record):
+            (folder / "predictions" / f"{record['split']}-{record['step']}.jsonl").unlink(missing_ok=True)

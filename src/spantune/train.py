@@ -1,18 +1,16 @@
 """The training job: from a recipe to a run folder with the best adapter, its figures and a report.
 
-Everything that can be wrong is checked before the folder is made. The best checkpoint is the one with
-the best F1 of real extraction on the dev documents. A killed run resumes from its last checkpoint.
+Everything that can be wrong is checked before the folder is made. The best adapter is the one with the best F1 of
+real extraction on the dev documents. A run that a signal stopped or a machine killed goes on from its newest whole
+checkpoint, once what came after is taken back; one whose model, data or task changed is refused.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import shutil
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,24 +18,35 @@ from typing import Any
 from transformers import TrainingArguments, set_seed
 
 from spantune import formats, runs
+from spantune.best import BestAdapter
+from spantune.callbacks import SafetyCallback
+from spantune.checkpoints import Checkpoints, step_of
+from spantune.compilation import compile_layers
 from spantune.config import Config
 from spantune.document import Document
+from spantune.errors import DataError
 from spantune.evaluate import Evaluation, evaluate, save_predictions
-from spantune.extract import Extractor
+from spantune.extract import Extraction, Extractor
+from spantune.fingerprint import fingerprint, require_unchanged
+from spantune.hub import pinned
 from spantune.load import Loaded, load
 from spantune.lora import attach, load_adapter
 from spantune.loss import PackTensors, check_head, tensors
 from spantune.metrics import Scores, score
 from spantune.pack import layout
-from spantune.plan import checkpointing, make_plan, require
+from spantune.plan import checkpointing, compiling, make_plan, require
 from spantune.prepare import Prepared, prepare
 from spantune.progress import bar, console
 from spantune.run_report import report_run
+from spantune.schedule import Clock, read_clock
+from spantune.signals import StopRequest
 from spantune.tracking import Trackers, open_trackers, read_metrics, require_trackers, rewind
-from spantune.trainer import Clock, Collator, PackTrainer, StepCallback, read_clock
+from spantune.trainer import Collator, PackTrainer, StepCallback
 
 SLICE = 8
 """Fewest dev documents that steer."""
+
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
 log = logging.getLogger(__name__)
 
@@ -67,36 +76,39 @@ class Result:
 def train(recipe: Config, resume: Path | None = None) -> Result:
     """Run a recipe, or go on with the run in `resume`.
 
+    A first SIGINT or SIGTERM ends the run in order and saved, with a KeyboardInterrupt; a second one at once.
+
     Raises:
         SpantuneError: the recipe, the data, the model or the run folder cannot be used; nothing is left behind.
     """
     started = time.perf_counter()
-    checkpoint = runs.last_checkpoint(resume) if resume else None
-    if not resume:
-        runs.require_free(recipe)
+    folder = resume or runs.require_free(recipe)
     require_trackers(recipe.track)
     set_seed(recipe.run.seed)
     prepared = prepare(recipe)
-    plan = make_plan(prepared)
-    require(plan)
-    loaded = load(recipe.model)
-    model, found = attach(loaded.model, recipe.lora)
-    if recipe.train.pack == "shared":
-        _check_packs(model, prepared, loaded)
-    folder = resume or runs.create(recipe, prepared.task)
-    if resume:
-        rewind(folder, runs.step_of(checkpoint) if checkpoint else -1)
-    job = _Job(recipe, prepared, replace(loaded, model=model), folder)
-    handler = runs.log_to(folder)
-    try:
-        for note in prepared.splits.notes:
-            log.info(note)
-        log.info("LoRA on %s: %.0f %% of the linear weights", ", ".join(found.matched), 100 * found.share)
-        after = job.run(checkpoint)
-    finally:
-        logging.getLogger("spantune").removeHandler(handler)
-        handler.close()
+    require(make_plan(prepared))
+    with runs.Claim(folder, resume=resume is not None) as claim:
+        environment = runs.environment() | fingerprint(prepared)
+        changes = require_unchanged(folder, environment) if resume else []
+        loaded = load(recipe.model)
+        model, found = attach(loaded.model, recipe.lora)
+        if recipe.train.pack == "shared":
+            _check_packs(model, prepared, loaded)
+        if not resume:
+            claim.create(_pinned(recipe), prepared.task, environment)
+        with runs.logging_to(folder):
+            for note in prepared.splits.notes if not resume else changes:
+                log.log(logging.WARNING if resume else logging.INFO, note)
+            log.info("LoRA on %s: %.0f %% of the linear weights", ", ".join(found.matched), 100 * found.share)
+            job = _Job(recipe, prepared, replace(loaded, model=model), folder)
+            after = job.run(job.rewound() if resume else None)
     return Result(folder, job.before, after, time.perf_counter() - started)
+
+
+def _pinned(recipe: Config) -> Config:
+    """The recipe with the commit of a model from a hub, so that a resume, or the adapter, never meets another model."""
+    model = recipe.model.model_copy(update={"source": pinned(recipe.model.source)})
+    return recipe.model_copy(update={"model": model})
 
 
 class _Job:
@@ -104,46 +116,67 @@ class _Job:
 
     def __init__(self, recipe: Config, prepared: Prepared, loaded: Loaded, folder: Path):
         self.recipe, self.prepared, self.loaded, self.folder = recipe, prepared, loaded, folder
-        gold = {"dev": prepared.splits.dev, "test": prepared.splits.test}
-        self.trackers: Trackers = open_trackers(recipe, folder, gold, prepared.task.codes)
+        self.stop = StopRequest()
+        self.checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
+        self.best = BestAdapter(folder, loaded.model, self._complete)
         self.extractor = self._extractor(loaded.model)
         self.before: Scores | None = None
         self.steering: list[Document] = []
         self.per_document = 0.0  # seconds that extraction takes
         self.trained = 0.0  # seconds
-        self.trainer: PackTrainer | None = None
+
+    def rewound(self) -> Path | None:
+        """The checkpoint to go on from, after everything later is taken back; None where the run begins anew."""
+        checkpoint = self.checkpoints.newest()
+        step = step_of(checkpoint) if checkpoint else -1
+        self.checkpoints.discard_after(step)
+        rewind(self.folder, step)
+        self.best.settle([r for r in _of_dev(read_metrics(self.folder)) if r["f1"] is not None], self.checkpoints)
+        self.checkpoints.best = self.best.step
+        log.info("going on %s", f"from {checkpoint.name}" if checkpoint else "from the beginning")
+        return checkpoint
 
     def run(self, checkpoint: Path | None) -> Evaluation:
         """Train from the start or from a checkpoint, then measure; a signal or an error closes the trackers."""
-        with _interruptible():
-            state = "crashed"
+        gold = {"dev": self.prepared.splits.dev, "test": self.prepared.splits.test}
+        self.trackers: Trackers = open_trackers(self.recipe, self.folder, gold, self.prepared.task.codes)
+        state = "crashed"
+        with self.stop.listening():
             try:
                 if self.recipe.train.eval_before:
                     self.before = self._recorded() if checkpoint else self._measure_test(0).scores
                 with bar() as progress:
-                    self.trainer = trainer = self._trainer(checkpoint, progress)
-                    if trainer.progress(runs.step_of(checkpoint) if checkpoint else 0) < 1.0:
-                        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-                    self.trained = trainer.clock.seconds
+                    self._train(checkpoint, progress)
                 after = self._finish()
                 state = "success"
             except KeyboardInterrupt:
                 state = "aborted"
-                console().print(f"stopped; go on with: spantune train --resume {self.folder}", markup=False)
+                console().print(self._stopped(), markup=False)
                 raise
             finally:
                 if state != "success":
                     self.trackers.finish(state)
         return after
 
+    def _train(self, checkpoint: Path | None, progress: Any) -> None:
+        """Train as far as is left; an evaluation that a stop has cut off comes first."""
+        self.trainer = trainer = self._trainer(checkpoint, progress)
+        step = step_of(checkpoint) if checkpoint else 0
+        if checkpoint and trainer.owes_evaluation(step) and step not in self._steered():
+            trainer.evaluate_at(checkpoint, step)
+            self.stop.check()
+        if trainer.progress(step) < 1.0 and not trainer.is_out_of_patience:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            self.stop.check()
+        self.trained = trainer.clock.seconds
+
     def steer(self, step: int) -> Mapping[str, float]:
         """Extract the dev slice, record it, and keep the adapter when it is the best so far."""
-        assert self.trainer is not None
         self.steering = self.steering or self.prepared.steering(self._slice_size(self.trainer, step))
-        evaluation = self._measure(self.steering, "dev", step)
-        if evaluation.scores.micro.f1 >= max(self.trainer.f1s, default=0.0):
-            self._save_adapter()
-        return evaluation.values()
+        values = self._measure(self.steering, "dev", step).values()
+        if self.best.offer(step, values):
+            self.checkpoints.best = step
+        return values
 
     def _slice_size(self, trainer: PackTrainer, step: int) -> int:
         """How many dev documents steer: those that did before a resume, or what `eval_share` of the time allows."""
@@ -161,13 +194,13 @@ class _Job:
 
     def _extractor(self, model: Any) -> Extractor:
         among_allowed = self.recipe.train.loss_on == "choices"
-        return Extractor(model, self.prepared.encoder, self.recipe.extract, among_allowed=among_allowed)
+        return _Stoppable(self.stop, model, self.prepared.encoder, self.recipe.extract, among_allowed=among_allowed)
 
     def _finish(self) -> Evaluation:
         """Measure the best adapter on the test documents and write the report."""
-        adapter = self.folder / "adapter"
+        adapter = self.best.require()
         base = self.loaded.model.unload()
-        model = load_adapter(base, adapter, merge=True)
+        model = load_adapter(base, adapter, merge=not self.loaded.quantized)
         self.extractor = self._extractor(model)
         records = read_metrics(self.folder)
         step = max((record["step"] for record in records), default=0)
@@ -190,27 +223,40 @@ class _Job:
     def _measure(self, documents: list[Any], split: str, step: int, **more: float) -> Evaluation:
         evaluation = evaluate(self.extractor, documents, f"extract {split}")
         self.per_document = evaluation.seconds / len(documents)
-        save_predictions(self.folder / "predictions" / f"{split}-{step}.jsonl", evaluation.extractions)
+        self._keep_predictions(split, step, evaluation)
         self.trackers.measuring(step, split, evaluation.values() | more, evaluation.gold, evaluation.predicted)
         return evaluation
 
-    def _save_adapter(self) -> None:
-        """Write the adapter with task and tokenizer beside its place, then swap it in."""
-        final, fresh = self.folder / "adapter", self.folder / "adapter.tmp"
-        shutil.rmtree(fresh, ignore_errors=True)
-        self.loaded.model.save_pretrained(str(fresh))
-        self.loaded.tokenizer.save_pretrained(str(fresh))
-        self.prepared.task.save(fresh)
-        old = self.folder / "adapter.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            final.rename(old)
-        fresh.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+    def _keep_predictions(self, split: str, step: int, evaluation: Evaluation) -> None:
+        """Write what was extracted; a disk that refuses it costs these predictions and not the run."""
+        try:
+            save_predictions(self.folder / "predictions" / f"{split}-{step}.jsonl", evaluation.extractions)
+        except (DataError, OSError) as error:
+            log.warning("step %d: the predictions on %s are not kept: %s", step, split, error)
+
+    def _complete(self, adapter: Path) -> None:
+        """What makes an adapter folder whole beside the adapter: tokenizer and task."""
+        self.loaded.tokenizer.save_pretrained(str(adapter))
+        self.prepared.task.save(adapter)
+
+    def _steered(self) -> set[int]:
+        return {record["step"] for record in _of_dev(read_metrics(self.folder))}
+
+    def _stopped(self) -> str:
+        """What a stopped run has reached, and how it goes on."""
+        records, last = read_metrics(self.folder), self.checkpoints.newest()
+        steps = [record["step"] for record in records if record["split"] == "train"]
+        reached = f"stopped after step {max(steps)}" if steps else "stopped before the first step"
+        best = f"; best dev F1 {self.best.f1:.4f} at step {self.best.step}" if self.best.step is not None else ""
+        saved = f"; saved at step {step_of(last)}" if last else "; nothing is saved yet"
+        return f"{reached}{best}{saved}; go on with: spantune train --resume {self.folder}"
 
     def _trainer(self, checkpoint: Path | None, progress: Any) -> PackTrainer:
         settings, model = self.recipe.train, self.loaded.model
-        if checkpointing(self.recipe, self.loaded.device):
+        if compiling(self.recipe, self.loaded.device):
+            compile_layers(model, settings.keep)
+            model.enable_input_require_grads()  # the first layer is then compiled as the others are
+        elif checkpointing(self.recipe, self.loaded.device):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
         per_epoch = -(-len(self.prepared.examples) // settings.batch_examples)
@@ -221,6 +267,7 @@ class _Job:
             per_device_train_batch_size=settings.batch_examples,
             learning_rate=settings.learning_rate,
             max_steps=total,
+            optim=OPTIMIZERS[settings.optimizer],
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             logging_steps=settings.log_steps,
@@ -229,7 +276,6 @@ class _Job:
             eval_steps=evals,
             save_strategy="steps",
             save_steps=settings.save_steps or evals,
-            save_total_limit=2,
             seed=self.recipe.run.seed,
             use_cpu=self.loaded.device.type == "cpu",
             disable_tqdm=True,
@@ -249,37 +295,32 @@ class _Job:
             evaluation=self.steer,
             settings=settings,
             clock=Clock(read_clock(checkpoint)),
-            f1s=[record["f1"] for record in _of_dev(read_metrics(self.folder)) if record["f1"] is not None],
+            checkpoints=self.checkpoints,
         )
+        trainer.go_on_from(read_metrics(self.folder))
         trainer.add_callback(StepCallback(trainer, self.trackers.metrics, progress))
+        trainer.add_callback(SafetyCallback(self.stop, self.checkpoints, self.best))
         return trainer
+
+
+class _Stoppable(Extractor):
+    """An extractor that ends between two documents once the run is asked to stop."""
+
+    def __init__(self, stop: StopRequest, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._stop = stop
+
+    def stream(self, documents: Iterable[Document]) -> Iterator[Extraction]:
+        """As an Extractor does; raises Stopped."""
+        return self._stop.watch(super().stream(documents))
 
 
 def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:
     """One small pack through the model, so that a head of an unknown kind is refused before the run."""
     pack = layout(prepared.prefix, prepared.examples[:2])
-    moved = {name: tensor.to(loaded.device) for name, tensor in tensors(pack).items()}
-    check_head(model.eval(), PackTensors(**moved), loaded.dtype)
+    check_head(model.eval(), PackTensors(**tensors(pack)).to(loaded.device), loaded.dtype)
 
 
 def _of_dev(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records of the evaluations that steer."""
     return [record for record in records if record.get("split") == "dev"]
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, so that records are flushed and closed."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread: the caller handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,72 +19,19 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from spantune import config
+from spantune.checkpoints import Checkpoints
 from spantune.encode import Example
-from spantune.errors import RunError
+from spantune.faults import StepGuard
 from spantune.loss import PackTensors, pack_loss, tensors
 from spantune.pack import NO_TARGET, pack_examples
+from spantune.schedule import CLOCK_FILE, Clock, Schedule
+from spantune.signals import Stopped
 
-CLOCK_FILE = "clock.json"
 log = logging.getLogger(__name__)
-
-
-class Clock:
-    """Seconds that a run has trained for, across resumes; evaluations do not count."""
-
-    def __init__(self, before: float = 0.0):
-        self._before, self._started = before, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Elapsed training time."""
-        return self._before + time.monotonic() - self._started
-
-    def expected(self, progress: float) -> float:
-        """Seconds that the whole run will take when `progress`, a share of it, is over."""
-        return self.seconds / progress if progress > 0 else math.inf
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """What runs inside takes no time."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._started += time.monotonic() - began
-
-
-class Schedule:
-    """Learning-rate factor by progress, which is the further of steps done and minutes used.
-
-    Args:
-        settings: schedule, warm-up and `max_minutes`.
-        total: optimizer steps of the run.
-        clock: the run's clock.
-    """
-
-    def __init__(self, settings: config.Train, total: int, clock: Clock):
-        self.settings, self.total, self.clock = settings, max(1, total), clock
-
-    def progress(self, step: int) -> float:
-        """Share of the run that is over, in [0, 1]."""
-        done = step / self.total
-        if self.settings.max_minutes is not None:
-            done = max(done, self.clock.seconds / (60 * self.settings.max_minutes))
-        return min(1.0, done)
-
-    def factor(self, step: int) -> float:
-        """Factor on the peak learning rate at `step`."""
-        done, warmup = self.progress(step), self.settings.warmup
-        if warmup >= 1 and step < warmup:
-            return (step + 1) / (math.ceil(warmup) + 1)
-        if done < warmup < 1:  # a share of the run, so that a run that the clock ends is not all warm-up
-            return (done + 1 / self.total) / (warmup + 1 / self.total)
-        if self.settings.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        return 1 - done if self.settings.schedule == "linear" else 1.0
 
 
 class Collator:
@@ -97,7 +41,12 @@ class Collator:
         self.settings, self.prefix, self.budget, self.padding = settings, prefix, budget, padding
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        """`{"packs" | "rows": [tensors, …], "answer_tokens": n, "examples": n, "tokens": n, "padding": n}`."""
+        """`{"packs" | "rows": [tensors, …], "answer_tokens": n, "examples": n, "documents": [id, …],
+        "tokens": n, "padding": n}`.
+        """
+        return {**self._parts(examples), "documents": [example.id for example in examples]}
+
+    def _parts(self, examples: list[Example]) -> dict[str, Any]:
         if self.settings.pack == "shared":
             packs = pack_examples(examples, self.prefix, self.budget)
             count = sum(pack.answer_tokens for pack in packs)
@@ -136,7 +85,7 @@ class PackTrainer(Trainer):
         evaluation: called with the step; extracts, records and returns the figures.
         settings: the recipe's section.
         clock: what counts the minutes.
-        f1s: those of the evaluations before a resume.
+        checkpoints: where they are kept; in the Trainer's own folder when absent.
     """
 
     def __init__(
@@ -145,20 +94,36 @@ class PackTrainer(Trainer):
         evaluation: Callable[[int], Mapping[str, float]],
         settings: config.Train,
         clock: Clock,
-        f1s: Sequence[float] = (),
+        checkpoints: Checkpoints | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.evaluation, self.settings, self.clock = evaluation, settings, clock
         self.schedule: Schedule | None = None
-        self.f1s = list(f1s)
         self.tokens = self.padding = 0  # fed to the model so far, padding apart
+        self.f1s: list[float] = []
+        self.guard = StepGuard(settings.on_nan)
+        self.checkpoints = checkpoints or Checkpoints(Path(str(self.args.output_dir)), settings.keep_checkpoints)
+        self._saving_to: Path | None = None
+        self._documents: Sequence[str] = ()  # of the step under way
+        self._accepted = True
+        self._unlogged = 0  # steps
         self.remove_callback(PrinterCallback)
         self._autocast = self.model.get_input_embeddings().weight.dtype == torch.bfloat16
 
     def progress(self, step: int) -> float:
         """Share of the run that is over after `step`; at 1 the Trainer would take one step more when resumed there."""
         return Schedule(self.settings, self.args.max_steps, self.clock).progress(step)
+
+    def go_on_from(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Take up the F1s and losses of a run's lines of before."""
+        self.f1s = [r["f1"] for r in records if r["split"] == "dev" and r["f1"] is not None]
+        losses = [r["loss"] for r in records if r["split"] == "train" and r["loss"] is not None]
+        self.guard = StepGuard(self.settings.on_nan, losses)
+
+    def owes_evaluation(self, step: int) -> bool:
+        """Whether the run is to be evaluated after `step`."""
+        return step % self.args.eval_steps == 0 or self.progress(step) >= 1.0
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Run every pack of the step forward and backward; returns the loss a token of the step."""
@@ -172,12 +137,7 @@ class PackTrainer(Trainer):
             loss = self._part_loss(model, part, total)
             self.accelerator.backward(loss)
             summed += loss.detach().float()
-        if not torch.isfinite(summed):
-            raise RunError(
-                f"the loss became {summed.item()} at step {self.state.global_step + 1}; lower train.learning_rate and "
-                "resume from the last checkpoint"
-            )
-        return summed
+        return self._watched(summed, inputs["documents"])
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Our schedule, which follows the clock where `max_minutes` is set."""
@@ -188,29 +148,88 @@ class PackTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Extract from the dev documents; the figures of the job under the Trainer's prefix."""
-        self.model.eval()
-        with self.clock.stopped():
-            values = self.evaluation(self.state.global_step)
-        self.model.train()
-        metrics = {f"eval_{key}": value for key, value in values.items()}
         control: Any = self.control  # type: ignore[has-type]
+        self.model.eval()
+        try:
+            with self.clock.stopped():
+                values = self.evaluation(self.state.global_step)
+        except Stopped:  # the run is saved first, and measures here when it goes on
+            control.should_training_stop = control.should_save = True
+            control.should_evaluate = False
+            return {}
+        finally:
+            self.model.train()
+        metrics = {f"eval_{key}": value for key, value in values.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
-        self._follow(values["f1"])
+        self.f1s.append(values["f1"])
+        if self.checkpoints.best == self.state.global_step:
+            self.control.should_save = True
+        if self.is_out_of_patience:
+            log.info("no better F1 in %d evaluations; the run stops", self.settings.patience)
+            self.control.should_training_stop = True
         return metrics
 
-    def _follow(self, f1: float) -> None:
-        """Stop the run when as many evaluations as `patience` says have brought no better F1."""
-        self.f1s.append(f1)
-        waited = len(self.f1s) - 1 - self.f1s.index(max(self.f1s))
-        if self.settings.patience is not None and waited >= self.settings.patience:
-            log.info("no better F1 in %d evaluations; the run stops", waited)
-            self.control.should_training_stop = True
+    def evaluate_at(self, checkpoint: Path, step: int) -> None:
+        """Make up for the evaluation of a checkpoint that a stop cut off."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state.global_step = step
+        self.evaluate()
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether as many evaluations as `patience` says have brought no better F1."""
+        waited = len(self.f1s) - 1 - self.f1s.index(max(self.f1s)) if self.f1s else 0
+        return self.settings.patience is not None and waited >= self.settings.patience
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the mean loss over those steps that had one and the number of steps left out."""
+        if "loss" in logs:
+            left_out, unknown = self.guard.taken()
+            steps, self._unlogged = self._unlogged, 0
+            if left_out:
+                logs["left_out"] = left_out
+                logs["loss"] = logs["loss"] * steps / (steps - unknown) if steps > unknown else math.nan
+        super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the Trainer's estimate knows nothing of packs."""
         return 0
 
-    def _part_loss(self, model: Any, part: dict[str, Tensor], total: int) -> Tensor:
+    def _watched(self, loss: Tensor, documents: Sequence[str]) -> Tensor:
+        """`loss`, or nothing and no gradients where the step is left out."""
+        self._documents, self._unlogged = documents, self._unlogged + 1
+        self._accepted = self.guard.accepts(loss.item(), self.state.global_step + 1, documents)
+        if self._accepted:
+            return loss
+        self.model.zero_grad(set_to_none=True)
+        return torch.zeros_like(loss)
+
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        """Clip the gradients, or drop them where their norm is not finite: the optimizer then changes nothing."""
+        norm: Tensor = super()._clip_grad_norm(model)
+        if self._accepted and not self.guard.accepts_gradient(float(norm), self.state.global_step + 1, self._documents):
+            model.zero_grad(set_to_none=True)
+        return norm
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._saving_to or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save as the Trainer does, under a hidden name first, with the clock that a resumed run goes on from."""
+        save = super()._save_checkpoint
+
+        def fill(folder: Path) -> None:
+            self._saving_to = folder.parent
+            try:
+                save(model, trial)
+            finally:
+                self._saving_to = None
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle with paths of this machine
+            (folder / CLOCK_FILE).write_text(f"{self.clock.seconds}\n", encoding="utf-8")
+
+        self.checkpoints.write(self.state.global_step, fill)
+
+    def _part_loss(self, model: Any, part: dict[str, Any], total: int) -> Tensor:
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._autocast):
             if "ids" in part:
                 with disable_input_dtype_casting(model, active=self._autocast):
@@ -221,7 +240,7 @@ class PackTrainer(Trainer):
 
 
 class StepCallback(TrainerCallback):
-    """Records each step, moves the bar, keeps the clock with the checkpoints and stops when time is up."""
+    """Records each step, moves the bar and stops when time is up."""
 
     def __init__(self, trainer: PackTrainer, record: Callable[[int, dict[str, float]], None], progress: Any):
         self.trainer, self.record, self.progress = trainer, record, progress
@@ -252,7 +271,7 @@ class StepCallback(TrainerCallback):
         seconds = max(1e-9, now - since)
         examples = (state.global_step - step) * args.per_device_train_batch_size
         values: dict[str, float] = {
-            key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm", "epoch") if key in logs
+            key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm", "epoch", "left_out") if key in logs
         }
         values["examples_per_s"] = round(examples / seconds, 3)
         values["step_ms"] = round(1000 * seconds / max(1, state.global_step - step), 1)
@@ -271,21 +290,14 @@ class StepCallback(TrainerCallback):
             "padding_share": round(padding / max(1, tokens + padding), 4),
         }
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Keep the clock beside the checkpoint, so that a resumed run has the minutes it has left."""
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        (folder / CLOCK_FILE).write_text(f"{self.trainer.clock.seconds}\n", encoding="utf-8")
-
 
 def _peak_memory() -> dict[str, float]:
     """The most that was in use so far, GiB: of the GPU, or of the process where there is none."""
     if torch.cuda.is_available():
         return {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3)}
+    if sys.platform == "win32":
+        return {}
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
     return {"peak_rss_gib": round(peak / (2**30 if sys.platform == "darwin" else 2**20), 3)}
-
-
-def read_clock(checkpoint: Path | None) -> float:
-    """The seconds that a checkpoint's run had trained for."""
-    path = checkpoint / CLOCK_FILE if checkpoint else None
-    return float(path.read_text(encoding="utf-8")) if path and path.is_file() else 0.0

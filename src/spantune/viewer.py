@@ -7,7 +7,7 @@ number, so that a filter over kind and labels is a comparison of numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spantune.confusion import ANSWER_KINDS, Judged, Outcome
@@ -26,7 +26,7 @@ def rows(outcome: Outcome, labels: Sequence[str]) -> list[Any]:
 
 
 def differing(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Any]:
-    """The documents on which the predictions of several runs differ, in the order of the corpus."""
+    """The documents on which the predictions of several systems differ, in the order of the corpus."""
     together = zip(*(outcome.documents for outcome in outcomes), strict=True)
     differ = (several for several in together if len({frozenset(one.predicted.entities) for one in several}) > 1)
     return [_row(several, labels, kinds=False) for several in differ]
@@ -34,7 +34,8 @@ def differing(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Any]:
 
 def _row(several: Sequence[Judged], labels: Sequence[str], kinds: bool) -> list[Any]:
     """A document as the script reads it: id, text, drawings (gold first), codes of its errors, errors of each
-    prediction, and what ailed each answer. A drawing that is the gold one's is 0; gold names its errors with `kinds`.
+    prediction, and what ailed each answer or was left out of it. A drawing that is the gold one's is 0; gold names its
+    errors with `kinds`.
     """
     gold = several[0].gold
     true = {error.gold: error.kind for error in several[0].errors if error.gold} if kinds else None
@@ -44,8 +45,16 @@ def _row(several: Sequence[Judged], labels: Sequence[str], kinds: bool) -> list[
         markup = draw(one.predicted, labels, guessed)
         drawings.append(0 if markup == drawings[0] else markup)
     codes = sorted({code for one in several for code in _codes(one, labels)})
-    answers = [[[kind, list(found)] for kind, found in one.answer.items()] for one in several]
+    answers = [[[kind, list(found)] for kind, found in (*one.answer.items(), *_left_out(one))] for one in several]
     return [gold.id, gold.text, drawings, codes, [one.wrong for one in several], answers]
+
+
+def _left_out(judged: Judged) -> list[tuple[str, list[str]]]:
+    """What a threshold left out of a prediction, as `meta` has it; no error of its own: gold then has it as missed."""
+    gone = judged.predicted.meta.get("left_out")
+    rows = [one for one in gone if isinstance(one, Mapping)] if isinstance(gone, Sequence) else []
+    found = [f"{one.get('text', '')} {one.get('label', '')} {one.get('score', '')}".strip() for one in rows]
+    return [("left out by the threshold", found)] if found else []
 
 
 def _codes(judged: Judged, labels: Sequence[str]) -> set[int]:

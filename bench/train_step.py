@@ -1,0 +1,285 @@
+"""One optimizer step over 16 examples: the tutorial's recipe, a peer's script where one is given, and ours, in one run.
+
+    python bench/train_step.py --lengths lengths.json                    # Phi-4's shape on one GPU, random weights
+    python bench/train_step.py --only fp8 --keep none some most         # the curve of memory against time
+    python bench/train_step.py --device cpu                              # the embedded model on the bundled corpus
+    python bench/train_step.py --peer "python unsloth_peer.py --padding-free"
+
+Each runs in a process of its own. Times are medians of whole optimizer steps, device synchronised, after a warm-up; the
+first step, compilation included, is given beside them. Token ids are random on a GPU: speed and memory do not depend on
+them. `--lengths` is a JSON list of [text, answer] token counts; else they are drawn with CMeEE's means, 71 and 88.
+A peer's script prints one JSON line with `ms_per_step` and `peak_gib`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PREFIX, MIDDLE, CUT = 178, 5, 384
+RANK, ALPHA, RATE = 64, 16, 1e-4
+AS_WRITTEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+GIB = 2**30
+BASES = ("bf16", "fp8", "nf4", "int8")
+
+
+def main() -> None:
+    """Run what is asked for and print a table or JSON."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--only", nargs="+", help="seed, seed-all, fp8, bf16, nf4 on a GPU; seed, ours on a CPU")
+    options.add_argument("--keep", nargs="+", default=["some"], help="none, some, most: what layers keep for backward")
+    options.add_argument("--lengths", type=Path)
+    options.add_argument("--examples", type=int, default=16)
+    options.add_argument("--steps", type=int, default=12)
+    options.add_argument("--layers", type=int, default=40)
+    options.add_argument("--optimizer", default="adamw", choices=["adamw", "adamw_8bit"])
+    options.add_argument("--peer", help="command of a peer's script")
+    options.add_argument("--no-compile", action="store_true")
+    options.add_argument("--profile", action="store_true", help="print the kernels of one step")
+    options.add_argument("--json", action="store_true")
+    options.add_argument("--part", help=argparse.SUPPRESS)
+    chosen = options.parse_args()
+    if chosen.part:
+        print(json.dumps(PARTS[chosen.device](chosen)), flush=True)
+        return
+    wanted = chosen.only or {"cuda": ["seed", "seed-all", "bf16", "fp8"], "cpu": ["seed", "ours"]}[chosen.device]
+    found = {}
+    for name in wanted:
+        for keep in chosen.keep if name in BASES else ["none"]:
+            label = f"{name}, keep {keep}" if name in BASES else name
+            found[label] = _process([sys.executable, __file__, *_passed(chosen), "--part", name, "--keep", keep])
+    if chosen.peer:
+        found["peer"] = _process(shlex.split(chosen.peer))
+    for row in found.values():
+        for other in ("seed", "peer"):
+            if "ms_per_step" in found.get(other, {}) and "ms_per_step" in row:
+                row[f"ratio_to_{other}"] = round(found[other]["ms_per_step"] / row["ms_per_step"], 2)
+    if chosen.json:
+        print(json.dumps(found))
+        return
+    print("| what | ms a step | first step s | peak GiB | examples/s | ratio to seed |\n|---|---|---|---|---|---|")
+    for name, row in found.items():
+        cells = [row.get(key, "–") for key in ("ms_per_step", "first_s", "peak_gib", "examples_per_s", "ratio_to_seed")]
+        print(f"| {name} | " + " | ".join(map(str, cells)) + (f" | {row['error']}" if "error" in row else " |"))
+
+
+def _passed(chosen: argparse.Namespace) -> list[str]:
+    given = ["--device", chosen.device, "--examples", str(chosen.examples), "--steps", str(chosen.steps)]
+    given += ["--layers", str(chosen.layers), "--optimizer", chosen.optimizer]
+    given += ["--lengths", str(chosen.lengths)] if chosen.lengths else []
+    return given + [flag for flag in ("--no-compile", "--profile") if getattr(chosen, flag[2:].replace("-", "_"))]
+
+
+def _process(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    print("\n".join(line for line in done.stdout.splitlines() if not line.startswith("{")), file=sys.stderr)
+    return json.loads(lines[-1]) if lines else {"error": (done.stderr or done.stdout)[-1500:]}
+
+
+def steps_of(chosen: argparse.Namespace) -> Iterator[list[Any]]:
+    """The examples of step after step, with random ids."""
+    from spantune.encode import Example
+
+    if chosen.lengths:
+        lengths = json.loads(chosen.lengths.read_text())
+    else:
+        draw = random.Random(0)
+        lengths = [[round(draw.lognormvariate(4.1, 0.55)), round(draw.lognormvariate(4.25, 0.65))] for _ in range(2000)]
+    draw = random.Random(7)
+    prefix = [draw.randrange(100000) for _ in range(PREFIX)]
+    number = 0
+    while True:
+        step = []
+        for _ in range(chosen.examples):
+            text, answer = lengths[number % len(lengths)]
+            ids = prefix + [draw.randrange(100000) for _ in range(text + MIDDLE + answer + 1)]
+            step.append(Example(str(number), tuple(ids), PREFIX + text + MIDDLE))
+            number += 1
+        yield step
+
+
+def timed(chosen: argparse.Namespace, step: Callable[[list[Any]], None], work: Iterator[list[Any]]) -> dict[str, Any]:
+    """Run the steps; the first three are not counted."""
+    cuda = chosen.device == "cuda"
+    seconds = []
+    for number in range(chosen.steps + 3):
+        examples = next(work)
+        start = time.perf_counter()
+        step(examples)
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+        if number == 2 and cuda:
+            torch.cuda.reset_peak_memory_stats()
+    median = statistics.median(seconds[3:])
+    found = {
+        "ms_per_step": round(1000 * median, 1),
+        "fastest_ms": round(1000 * min(seconds[3:]), 1),
+        "first_s": round(seconds[0], 1),
+        "examples_per_s": round(chosen.examples / median, 2),
+        "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
+    }
+    if cuda:
+        found["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
+    if chosen.profile and cuda:
+        _profile(step, next(work))
+    return found
+
+
+def _profile(step: Callable[[list[Any]], None], examples: list[Any]) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        step(examples)
+        torch.cuda.synchronize()
+    rows = sorted(found.key_averages(), key=lambda row: -row.self_device_time_total)
+    total = sum(row.self_device_time_total for row in rows)
+    print(f"kernels: {total / 1000:.1f} ms")
+    for row in rows[:32]:
+        print(f"{row.self_device_time_total / 1000:8.2f} ms {row.count:6d} × {row.key[:110]}")
+
+
+def phi4(chosen: argparse.Namespace, base: str) -> Any:
+    """A randomly initialised model of Phi-4's shape on the GPU, made layer by layer in its final form."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    from random_phi4 import CONFIG
+
+    from spantune.attention import NAME
+    from spantune.quant import to_fp8
+
+    shape = {key: value for key, value in CONFIG.items() if key not in ("model_type", "torch_dtype", "architectures")}
+    config = AutoConfig.for_model("phi3", **{**shape, "num_hidden_layers": chosen.layers})
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    device = torch.device("cuda")
+    for layer in model.model.layers:
+        _draw(layer, device)
+        if base == "fp8":
+            to_fp8(layer, device)
+    for module in (model.model.embed_tokens, model.model.norm, model.lm_head):
+        _draw(module, device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config, device=device)
+    torch.set_default_dtype(torch.float32)
+    if base != "seed":
+        model.set_attn_implementation(NAME)
+    torch.cuda.empty_cache()
+    return model
+
+
+def _draw(module: Any, device: torch.device) -> None:
+    """Random weights, on `device`."""
+    module.to_empty(device=device)
+    for parameter in module.parameters():
+        parameter.data.normal_(0, 0.02) if parameter.dim() > 1 else parameter.data.fill_(1.0)
+
+
+def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Our step on the shape of Phi-4."""
+    from torch._dynamo.utils import counters
+    from torch.nn.utils import clip_grad_norm_
+
+    from spantune import config
+    from spantune.compilation import compile_layers
+    from spantune.lora import attach
+    from spantune.loss import PackTensors, pack_loss, tensors
+    from spantune.pack import pack_examples, shared_prefix
+
+    model = phi4(chosen, chosen.part)
+    model, _ = attach(model, config.Lora(rank=RANK, alpha=ALPHA))
+    if not chosen.no_compile:
+        compile_layers(model, chosen.keep[0])
+        model.enable_input_require_grads()  # the first layer is then compiled as the others are
+    model.train()
+    adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = _optimizer(chosen, adapters)
+
+    def step(examples: list[Any]) -> None:
+        prefix = examples[0].ids[: shared_prefix(examples)]
+        packs = pack_examples(examples, prefix, 4096)
+        total = sum(pack.answer_tokens for pack in packs)
+        for pack in packs:
+            with torch.autocast("cuda", torch.bfloat16):
+                moved = PackTensors(**tensors(pack)).to(torch.device("cuda"))
+                (pack_loss(model, moved, torch.bfloat16) / total).backward()
+        clip_grad_norm_(adapters, 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    found = timed(chosen, step, steps_of(chosen))
+    found["graphs"] = counters["stats"]["unique_graphs"]
+    return {**found, "base": chosen.part, "keep": chosen.keep[0]}
+
+
+def _optimizer(chosen: argparse.Namespace, adapters: list[Any]) -> Any:
+    if chosen.optimizer == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(adapters, lr=RATE)
+    return torch.optim.AdamW(adapters, lr=RATE, fused=True)
+
+
+def seed_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The tutorial's step: padded batches of 4, accumulated over 4, cut at 384 tokens, checkpointing, whole head."""
+    from peft import LoraConfig, get_peft_model
+
+    model = phi4(chosen, "seed")
+    targets = AS_WRITTEN if chosen.part == "seed" else ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    model = get_peft_model(model, LoraConfig(target_modules=targets, r=RANK, lora_alpha=ALPHA, lora_dropout=0.1))
+    model.train()
+    return timed(chosen, _padded_step(model, 100349, CUT, torch.device("cuda")), steps_of(chosen))
+
+
+def _padded_step(model: Any, padding: int, cut: int | None, device: torch.device) -> Callable[[list[Any]], None]:
+    from spantune import config
+    from spantune.trainer import Collator
+
+    adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(adapters, lr=RATE, fused=True)
+    collate = Collator(config.Train(pack="none", micro_batch=4), (), 0, padding)
+
+    def step(examples: list[Any]) -> None:
+        from dataclasses import replace
+
+        batch = collate([replace(example, ids=example.ids[:cut]) for example in examples])
+        for row in batch["rows"]:
+            with torch.autocast(device.type, torch.bfloat16):
+                moved = {name: tensor.to(device) for name, tensor in row.items()}
+                loss = model(**moved, use_cache=False, num_items_in_batch=batch["answer_tokens"]).loss
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(adapters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Either step on the embedded model and the bundled corpus, as `recipes/demo.yaml` has them."""
+    raise SystemExit("see below")
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "cuda": lambda chosen: (seed_on_gpu if chosen.part.startswith("seed") else ours_on_gpu)(chosen),
+    "cpu": on_cpu,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Checkpoints that are whole or not there: sealed by a manifest of hashes, renamed into place, pruned by a policy.
+
+A checkpoint is filled under a hidden name. The manifest, with the size and SHA-256 of every file, is written last;
+everything is synced to the disk before the folder gets its name. On the way back every hash is compared, and a
+checkpoint that is torn is passed over for the one before it. A checkpoint that cannot be written, as on a full disk,
+ends no run: it is said, no earlier one is touched, and it is tried again after 1, 2, 4, … steps. The price is reading
+what was written once more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from spantune.bundled import sha256_of
+
+MANIFEST = "manifest.json"
+PART = ".part"
+LONGEST_WAIT = 64  # steps between two attempts
+GIB = 2**30
+
+log = logging.getLogger(__name__)
+
+WRITING_FAILED = (OSError, RuntimeError, SafetensorError)
+"""What writers raise when the disk is full or read-only: Python, torch and safetensors."""
+
+
+class Checkpoints:
+    """The checkpoints of a run in `folder`: the newest `keep` are kept, and that of the step `best`."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self.keep = folder, keep
+        self.best: int | None = None
+        self._failures = 0
+        self._again = 0
+
+    def write(self, step: int, fill: Callable[[Path], None]) -> bool:
+        """Write `checkpoint-<step>`, which `fill` fills, and prune; False where the disk refuses."""
+        part = self.folder / PART
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            made, final = part / f"checkpoint-{step}", self.folder / f"checkpoint-{step}"
+            made.mkdir(parents=True)
+            fill(made)
+            seal(made, step)
+            shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt that was given up
+            made.rename(final)
+            sync(self.folder)
+        except WRITING_FAILED as error:
+            self._failed(step, error)
+            return False
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        if self._failures:
+            log.warning("step %d: the checkpoint could be written again", step)
+        self._failures = 0
+        self._prune()
+        return True
+
+    def is_owed(self, step: int) -> bool:
+        """Whether a checkpoint that could not be written is to be tried again after `step`."""
+        return self._failures > 0 and step >= self._again
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint whose every file is as it was written; torn ones are passed over, and said."""
+        for path in reversed(self._found()):
+            problem = torn(path)
+            if problem is None:
+                return path
+            log.warning("%s is torn and passed over: %s", path, problem)
+        return None
+
+    def at(self, step: int) -> Path | None:
+        """The checkpoint of a step, where there is one that is whole."""
+        path = self.folder / f"checkpoint-{step}"
+        return path if path.is_dir() and torn(path) is None else None
+
+    def discard_after(self, step: int) -> None:
+        """Remove what a run that goes on after `step` will write again, torn checkpoints and leftovers included."""
+        shutil.rmtree(self.folder / PART, ignore_errors=True)
+        for path in self._found():
+            if step_of(path) > step:
+                shutil.rmtree(path)
+
+    def _found(self) -> list[Path]:
+        named = (path for path in self.folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal())
+        return sorted(named, key=step_of)
+
+    def _prune(self) -> None:
+        found = self._found()
+        for path in found[: -self.keep]:
+            if step_of(path) != self.best:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        wait = min(LONGEST_WAIT, 2**self._failures)
+        self._failures += 1
+        self._again = step + wait
+        found = self._found()
+        log.warning(
+            "step %d: the checkpoint could not be written (%s; %.2f GiB free); training goes on, the last checkpoint "
+            "is %s, and the next attempt is after step %d",
+            step,
+            first_line(error),
+            _free(self.folder) / GIB,
+            found[-1].name if found else "none",
+            self._again,
+        )
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was saved."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def seal(folder: Path, step: int) -> None:
+    """Sync every file of a filled folder and write its manifest last."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        sync(path)
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n", encoding="utf-8")
+    sync(manifest)
+    sync(folder)
+
+
+def torn(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, compared with its manifest; None where it is whole."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        for name, wanted in manifest["files"].items():
+            path = checkpoint / name
+            size = path.stat().st_size
+            if size != wanted["bytes"]:
+                return f"{name} has {size} bytes, its manifest says {wanted['bytes']}"
+            if sha256_of(path) != wanted["sha256"]:
+                return f"{name} is not what its manifest says"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({first_line(error)})"
+    return None if manifest.get("step") == step_of(checkpoint) else f"its manifest is of step {manifest.get('step')}"
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk; folders cannot be synced on Windows and need not be."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for one sentence."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def _free(folder: Path) -> int:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free

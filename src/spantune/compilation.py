@@ -1,0 +1,83 @@
+"""Decoder layers through torch.compile for training on a GPU, with a choice of what backward computes again.
+
+One layer is compiled and all share its code, for sequences of any length. What a layer keeps for backward:
+
+    none    its input only; all products are computed again
+    some    also attention and the products that are not wide (the MLP's first is), the dear ones for their size
+    most    also the wide products; norms, activations and quantising are computed again
+
+Extraction, which has other shapes, goes through the layers as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from spantune.config import Keep
+
+WIDE = 2
+"""A product is wide when it has more than this times as many outputs as inputs."""
+RECOMPILES = 64
+
+
+def compile_layers(model: Any, keep: Keep) -> int:
+    """Compile the training forward of the decoder layers of `model`; returns how many there are."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(RECOMPILES, torch._dynamo.config.recompile_limit)
+    layers = decoder_layers(model)
+    for layer in layers:
+        layer.forward = _only_in_training(
+            layer, layer.forward, torch.compile(_keeping(layer.forward, keep), dynamic=True)
+        )
+    return len(layers)
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """The modules that a causal LM of transformers repeats."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _keeping(forward: Callable[..., Any], keep: Keep) -> Callable[..., Any]:
+    """`forward` with what it keeps for backward chosen."""
+    contexts = partial(create_selective_checkpoint_contexts, _POLICIES[keep])
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False, **kwargs)
+
+    return kept
+
+
+def _only_in_training(layer: Any, plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if layer.training else plain)(*args, **kwargs)
+
+    return forward
+
+
+def _none(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _some(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    if operator is torch.ops.spantune.pack_attention.default:
+        return CheckpointPolicy.MUST_SAVE
+    if operator is torch.ops.spantune.product.default and args[1].shape[0] <= WIDE * args[1].shape[1]:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _most(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    if operator in (torch.ops.spantune.pack_attention.default, torch.ops.spantune.product.default):
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_POLICIES: dict[Keep, Callable[..., CheckpointPolicy]] = {"none": _none, "some": _some, "most": _most}

@@ -1,0 +1,65 @@
+"""LoRA on a linear layer in three products: the base's, one down to the rank, and one up, added where it is computed.
+
+PEFT's own forward casts the input to the adapter's fp32 and makes the scaled update as a tensor of the output's size
+before it adds it. Weights, names and the saved adapter are PEFT's. Dropout, DoRA, several adapters and merged weights
+go PEFT's way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from torch import Tensor
+
+from spantune.products import product
+from spantune.quant import FP8, Fp8Linear, quantize, transposed
+
+
+class FusedLora(Linear):
+    """PEFT's LoRA layer with a leaner forward for the plain case."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`x` [..., in] through the base layer and its adapter, in the base's type."""
+        if not self._plain(args, kwargs):
+            output: Tensor = super().forward(x, *args, **kwargs)
+            return output
+        (name,) = self.active_adapters
+        base, up = self.base_layer, self.lora_B[name].weight
+        weight, scale = (base.weight.view(FP8), base.scale) if isinstance(base, Fp8Linear) else (base.weight, None)
+        rows = x.flatten(0, -2) if scale is not None else x.flatten(0, -2).to(weight.dtype)
+        down = self.lora_A[name].weight * self.scaling[name]
+        adapters = (down.to(rows.dtype), up.to(rows.dtype))
+        found: Tensor = _Lora.apply(rows, weight, scale, *adapters)  # type: ignore[no-untyped-call]
+        return (found if base.bias is None else found + base.bias).view(*x.shape[:-1], base.out_features)
+
+    def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        names = self.active_adapters
+        if args or kwargs or self.disable_adapters or self.merged or len(names) != 1 or names[0] not in self.lora_A:
+            return False
+        (name,) = names
+        lively = self.training and not isinstance(self.lora_dropout[name], torch.nn.Identity)
+        return not lively and name not in self.lora_variant and self.lora_B[name].bias is None
+
+
+class _Lora(torch.autograd.Function):
+    """rows @ weight.T + rows @ down.T @ up.T, with a gradient for all but the weight (e4m3 where it has scales).
+
+    Shapes: rows [n, in], weight [out, in], scale [out], down [rank, in], up [out, rank].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, scale: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
+        low = rows @ down.t()
+        ctx.save_for_backward(rows, weight, scale, low, down, up)
+        left, row_scale = (rows, None) if scale is None else quantize(rows)
+        return product(left, weight, low, up, row_scale, scale, rows.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, scale, low, down, up = ctx.saved_tensors
+        of_low = dy @ up
+        left, turned, row_scale, ones = transposed(dy, weight, scale)
+        dx = product(left, turned, of_low, down.t(), row_scale, ones, dy.dtype)
+        return dx, None, None, of_low.t() @ rows, dy.t() @ low
