@@ -36,7 +36,13 @@ def started(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, str(PROGRAM), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, encoding="utf-8"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        encoding="utf-8",
+        start_new_session=True,
     )
     assert process.stdout
     line = process.stdout.readline()
@@ -220,6 +226,9 @@ def test_transformers_own_reporting_crashes_and_is_not_used(trained: Any) -> Non
         SwanLabCallback().on_train_begin(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
     assert len(list((trained.folder / "swanlab").glob("run-*"))) == 1
     assert rows(trained.folder, "select status from experiment") == [(1,)]
+    (kept,) = (trained.folder / "swanlab").glob("run-*/files/config.yaml")
+    environment = yaml.safe_load(kept.read_text(encoding="utf-8"))["environment"]["value"]
+    assert {"torch", "swanlab", "device", "train_sha256", "model_sha256", "code_sha256"} <= environment.keys()
     assert {"train/tokens_per_s", "train/padding_share", "train/peak_rss_gib", "Report"} <= series(
         trained.folder
     ).keys()
@@ -344,13 +353,25 @@ def test_sigterm_leaves_a_whole_store_that_says_how_the_run_ended(cloud: Cloud, 
     assert cloud.run.states == ["RUNNING", "ABORTED"]
 
 
+def test_ctrl_c_in_a_terminal_reaches_the_run_only_which_says_how_it_ended(cloud: Cloud, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = started(folder, "offline", 7, 600)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of its group
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "SwanLab failed" not in err and "KeyboardInterrupt" not in err, err
+    sync(folder)
+    assert steps(cloud.run.series("train/loss")) == steps_of(folder) and cloud.run.states == ["RUNNING", "ABORTED"]
+
+
 def test_a_hard_kill_of_the_run_leaves_a_whole_store(cloud: Cloud, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = started(folder, "offline", 7, 600)
     process.kill()
     process.communicate()
-    sync(folder)  # waits for SwanLab's process, which sees the end of the run and closes its record
+    note = folder / "trackers" / "swanlab.json"
+    wait_for(lambda: '"aborted"' in note.read_text())  # SwanLab's process sees the end of the run
     assert store_of(folder).stat().st_size > 1000
+    sync(folder)
     recorded = steps_of(folder)
     assert steps(cloud.run.series("train/loss")) == recorded[: len(cloud.run.scalars)] and len(recorded) >= 7
     assert cloud.run.states == ["RUNNING", "ABORTED"]

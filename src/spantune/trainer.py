@@ -297,5 +297,8 @@ def _peak_memory() -> dict[str, float]:
     """The most that was in use so far, GiB: of the GPU, or of the process where there is none."""
     if torch.cuda.is_available():
         return {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3)}
+    if sys.platform == "win32":
+        return {}
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
     return {"peak_rss_gib": round(peak / (2**30 if sys.platform == "darwin" else 2**20), 3)}
