@@ -122,6 +122,7 @@ def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int]
                 phases[life.phase] += 1
                 counts["lost_steps"] += _lost_steps(folder, life)
                 counts["torn_checkpoints"] += sum(torn(path) is not None for path in _checkpoints(folder))
+                print(f"{time.monotonic() - started:.0f} s {counts}", file=sys.stderr)
         counts["runs_that_differ"] += _lines(folder) != reference.lines
         shutil.rmtree(folder)
     return counts, phases, time.monotonic() - started
