@@ -106,24 +106,32 @@ def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int]
     started = time.monotonic()
     recipe = _recipe(work)
     reference = _undisturbed(recipe(name="undisturbed", keep=1000))
-    counts = dict.fromkeys(("kills", "resumes", "runs", *FAILURES), 0)
+    counts = dict.fromkeys(("kills", "before_the_folder", "resumes", "runs", *FAILURES), 0)
     phases: Counter[str] = Counter()
-    while counts["kills"] < kills:
+
+    def moment() -> tuple[str, int, float] | None:
+        """When to kill next; a kill before there is a folder is one more, since nothing goes on from it."""
+        left = kills - counts["kills"] + counts["before_the_folder"]
+        return _moment(chance, reference) if left > 0 else None
+
+    while counts["resumes"] < kills:
         counts["runs"] += 1
         settings = recipe(name=f"run{counts['runs']}", keep=2)
         folder, life = settings.run_folder, Life()
         while not life.finished:
             resume = folder.is_dir()
-            life = _live(settings, resume, _moment(chance, reference) if counts["kills"] < kills else None)
+            life = _live(settings, resume, moment())
             counts["resumes"] += resume
             counts["wrong_checkpoints_taken"] += _took_wrong(life, reference)
             if not life.finished:
                 counts["kills"] += 1
+                counts["before_the_folder"] += not folder.is_dir()
                 phases[life.phase] += 1
                 counts["lost_steps"] += _lost_steps(folder, life)
                 counts["torn_checkpoints"] += sum(torn(path) is not None for path in _checkpoints(folder))
         counts["runs_that_differ"] += _lines(folder) != reference.lines
         shutil.rmtree(folder)
+        print(f"{time.monotonic() - started:.0f} s {counts}", file=sys.stderr)
     return counts, phases, time.monotonic() - started
 
 
