@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from spantune.errors import ModelError
 from spantune.pack import PREFIX
+from spantune.row_attention import RowView
 
 NAME = "spantune"  # the attention implementation to load models with
 Mask = Tensor | dict[str, Tensor]
@@ -95,8 +96,11 @@ def segmented_attention(
     """Attention of transformers' interface; given `segments`, it skips what the mask hides.
 
     Shapes: query [1, heads, queries, size], key and value [1, kv heads, keys, size], mask [1, 1, queries, keys];
-    returns [1, queries, heads, size].
+    returns [1, queries, heads, size]. Given `rows`, keys and values are a cache of slots (see `row_attention`).
     """
+    rows: RowView | None = options.pop("rows", None)
+    if rows is not None:
+        return rows.attend(module.layer_idx, query, key, value, options["scaling"]), None
     parts: list[Segment] | None = options.pop("segments", None)
     if parts is None:
         attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
