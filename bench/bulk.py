@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from spantune import formats
 
 
-def make_run(folder: Path) -> Path:
-    """A finished run of a toy model."""
+def make_run(folder: Path) -> None:
+    """Train `folder`/toy, a finished run of a toy model."""
     from conftest import MERGES
     from fakes import save_model
     from spantune.config import parse_config
@@ -43,7 +44,7 @@ def make_run(folder: Path) -> Path:
         "extract": {"max_new_tokens": 16},
         "track": {"swanlab": "off"},
     }
-    return train(parse_config(recipe)).folder
+    train(parse_config(recipe))
 
 
 def write_texts(path: Path, count: int) -> None:
@@ -73,10 +74,16 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a finished run; a toy is trained without it")
     parser.add_argument("--folder", type=Path, help="where files are written; one that is removed without it")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--make", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.make:
+        make_run(arguments.make)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        run = arguments.run or make_run(folder)
+        run = arguments.run or folder / "toy"
+        if arguments.run is None:  # in a process of its own: what this one takes would count as its children's
+            subprocess.run([sys.executable, __file__, "--make", str(folder)], check=True, stdout=subprocess.DEVNULL)
         rows = []
         for count in sorted(arguments.documents):
             write_texts(folder / "in.txt", count)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from fakes import byte_tokenizer
 from spantune.answer import FORMATS
 from spantune.document import Document, Entity
-from spantune.errors import ConfigError
 from spantune.gbnf import _suffix_automaton, gbnf
 from spantune.task import Label, TaskSpec
 
@@ -82,9 +81,3 @@ def test_the_tutorials_answers_too(known: Any) -> None:
     answer = FORMATS["jsonl_seed"].render(document, task)
     assert accepts(known, gbnf(document.text, task), answer)
     assert not accepts(known, gbnf(document.text, task), answer + "\n")
-
-
-def test_other_formats_are_refused() -> None:
-    task = TASK.model_copy(update={"answer": "inline"})
-    with pytest.raises(ConfigError, match=r"format inline cannot .* jsonl, jsonl_seed; give --grammar none"):
-        gbnf("ab", task)

@@ -113,7 +113,11 @@ def test_a_server_without_grammar_is_read_and_checked(
         same(list(remote(server).stream(GOLD)), local, scores=False)
         assert all(request.keys() == {"model", "prompt", "max_tokens", "temperature"} for request in server.requests)
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and "no grammar of this server is known" in said[0] and "no scores" in said[1]
+    assert (
+        len(said) == 2
+        and "format jsonl have no grammar that a server of the kind openai takes" in said[0]
+        and "no scores" in said[1]
+    )
 
 
 def test_without_grammar_scores_are_those_of_free_decoding(model: Any) -> None:
@@ -309,6 +313,16 @@ def test_a_model_trained_on_choices_needs_the_grammar(model: Any, local: list[Ex
     for served, options in ((Served("tiny"), {}), (Served("tiny", "vllm"), {"grammar": "none"})):
         with pytest.raises(ConfigError, match="cannot answer without the grammar"):
             RemoteExtractor(Server(asked.url, **options), served, encoder(), SETTINGS, among_allowed=True)  # type: ignore[arg-type]
+
+
+def test_a_format_without_a_grammar_for_the_server_is_said_or_refused(caplog: pytest.LogCaptureFixture) -> None:
+    inline = Encoder(byte_tokenizer(MERGES), TASK)
+    inline.task = TASK.model_copy(update={"answer": "inline"})
+    for kind in ("vllm", "llamacpp"):
+        RemoteExtractor(Server("http://127.0.0.1:9/v1"), Served("tiny", kind), inline, SETTINGS)
+        assert f"format inline have no grammar that a server of the kind {kind} takes" in caplog.text
+        with pytest.raises(ConfigError, match=rf"--grammar {kind}: answers of the format inline.*--grammar none"):
+            RemoteExtractor(Server("http://127.0.0.1:9/v1", grammar=kind), Served("tiny", kind), inline, SETTINGS)  # type: ignore[arg-type]
 
 
 # --- keys and addresses ------------------------------------------------------------------------------------------

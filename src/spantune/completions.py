@@ -7,13 +7,13 @@ none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from spantune.encode import Encoder
 from spantune.errors import ConfigError, ModelError, nearest
-from spantune.gbnf import gbnf
+from spantune.gbnf import WRITINGS, gbnf
 from spantune.server import Server
 
 _OWNERS = {"vllm": "vllm", "llamacpp": "llamacpp"}
@@ -22,6 +22,13 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "vllm": {"logprobs": 1, "return_token_ids": True, "repetition_penalty": 1.0},
     "llamacpp": {"logprobs": 1, "repeat_penalty": 1.0},
     "openai": {},
+}
+
+# answer formats with a grammar of the whole answer in a form that the server takes
+GRAMMARS: Mapping[str, Collection[str]] = {
+    "vllm": ("jsonl", "jsonl_seed", "grouped"),
+    "llamacpp": tuple(WRITINGS),
+    "openai": (),
 }
 
 
@@ -80,11 +87,7 @@ class Question:
         object.__setattr__(self, "prompt", self.encoder.prompt_ids(self.text))
 
     def request(self, served: Served) -> dict[str, Any]:
-        """The body of the request to a server.
-
-        Raises:
-            ConfigError: the task's answers have no grammar of the server's form.
-        """
+        """The body of the request to a server."""
         body = {
             "model": served.model,
             "prompt": self.prompt,

@@ -20,7 +20,7 @@ from pathlib import Path
 from spantune import config
 from spantune.answer import Problem
 from spantune.calibration import Calibration
-from spantune.completions import Answer, Question, Served, choose
+from spantune.completions import GRAMMARS, Answer, Question, Served, choose
 from spantune.constrain import Constraint
 from spantune.document import Document
 from spantune.encode import Encoder
@@ -47,7 +47,7 @@ class RemoteExtractor:
             among what the grammar allows, which servers do not give.
 
     Raises:
-        ConfigError: the model needs a grammar, and the server is asked without.
+        ConfigError: the model needs a grammar and the server is asked without, or one is asked for that there is not.
     """
 
     def __init__(
@@ -63,17 +63,23 @@ class RemoteExtractor:
         self.settings = settings or config.Extract()
         self.calibration: Calibration | None = None
         self.among_allowed = among_allowed
-        self._has_grammar = self.settings.grounded and server.grammar != "none" and served.kind != "openai"
+        self._has_grammar = self.settings.grounded and server.grammar != "none"
+        knows = encoder.task.answer in GRAMMARS[served.kind]
         self._is_proven = False  # that the server takes our grammars
         self._said: set[str] = set()
         self._constraint = Constraint(encoder.tokenizer, len(encoder.tokenizer), encoder.stop_id)
+        if self._has_grammar and not knows:
+            problem = f"answers of the format {encoder.task.answer} have no grammar that a server of the kind "
+            problem += f"{served.kind} takes"
+            if server.grammar != "auto":
+                raise ConfigError(f"--grammar {server.grammar}: {problem}; give --grammar none, or decode here")
+            self._has_grammar = False
+            self._say(f"{problem}: they are read and checked as they come")
         if among_allowed and not self._has_grammar:
             raise ConfigError(
                 "the run was trained on choices (train.loss_on) and cannot answer without the grammar; give --grammar "
-                "vllm or llamacpp, for a server that takes it"
+                "vllm or llamacpp, for a server that takes it, or decode here"
             )
-        if self.settings.grounded and server.grammar == "auto" and not self._has_grammar:
-            self._say("no grammar of this server is known: its answers are read and checked as they come")
 
     def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; see `Extractor.stream`.
