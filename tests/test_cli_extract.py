@@ -314,6 +314,10 @@ def test_wrong_use_is_one_error_and_leaves_nothing(command: Command, run: Path, 
         ([source, "--set", "extract.batch=1"], ["'extract.batch'", "did you mean 'batch_size'"]),
         ([source, "--engine", "openai"], ["--url"]),
         ([source, "--url", "http://127.0.0.1:1"], ["--engine openai"]),
+        ([source, "--model", "x"], ["are of a server"]),
+        ([source, "--engine", "openai", "--url", "http://127.0.0.1:1", "--device", "cpu"], ["--concurrency"]),
+        ([source, "--engine", "openai", "--url", "127.0.0.1:1"], ["expected an address"]),
+        ([source, "--out", out, "--html", out], ["both"]),
     ):
         one_line_error(command("extract", run, *arguments), *words)
     assert sorted(tmp_path.iterdir()) == before

@@ -77,6 +77,14 @@ def test_what_went_wrong_is_written_into_meta() -> None:
     assert annotated(good).meta == {"k": 1}
     problems = [{"kind": "truncated", "found": "z"}]
     assert annotated(bad).meta == {"k": 1, "status": "length", "problems": problems}
+    again = annotated(bad)
+    assert annotated(run(again)[0]).meta == again.meta
+    mended = Document("z", "a", meta=again.meta)
+    assert annotated(run(mended)[0]).meta == {"k": 1}
+    lost = annotated(failure(Document("lost", ""), "unreadable", Problem("unreadable", "why")))
+    assert annotated(run(lost)[0]).meta == lost.meta  # of which there is still no text
+    own = Document("a", "a", meta={"status": "published"})
+    assert annotated(run(own)[0]).meta == own.meta
 
 
 def sizes(settings: config.Extract, max_tokens: int | None, window: int | None) -> list[int]:

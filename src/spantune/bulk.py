@@ -76,6 +76,8 @@ class Target:
                 raise ConfigError(f"{path} is read from, and would be written over; name another")
             if path and not path.parent.is_dir():
                 raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
+        if self.out and self.out == self.html:
+            raise ConfigError(f"--out and --html are both {self.out}; name another for one of them")
         if self.out and native and not self.resume:
             journal.require_free(self.out)
 

@@ -77,6 +77,10 @@ def extract(
 
     if (engine == "openai") != (url is not None):
         raise ConfigError("--engine openai and --url belong together; give both, or neither to decode here")
+    if url is None and (model is not None or grammar != "auto"):
+        raise ConfigError("--model and --grammar are of a server; give --engine openai and --url too")
+    if url is not None and (batch_size is not None or device != "auto"):
+        raise ConfigError("--batch-size and --device are of decoding here; for a server there is --concurrency")
     recipe = _recipe(run, overrides or [], batch_size)
     target = Target(out, to, html, resume)
     target.check(files)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -197,13 +197,19 @@ def failure(document: Document, status: str, problem: Problem) -> Extraction:
 
 
 def annotated(extraction: Extraction) -> Document:
-    """The document with what was wrong with its answer in `meta`, where anything was."""
+    """The document with what was wrong with its answer in `meta`, where anything was.
+
+    What an earlier extraction of the same text has left there gives way.
+    """
     document = extraction.document
-    if not extraction.wanting:
+    stale = document.text and {"status", "problems"} <= document.meta.keys()
+    if not extraction.wanting and not stale:
         return document
-    problems = [{"kind": problem.kind, "found": problem.found} for problem in extraction.problems]
-    meta: Mapping[str, object] = {**document.meta, "status": extraction.status, "problems": problems}
-    return Document(document.id, document.text, document.entities, meta)
+    meta = {name: value for name, value in document.meta.items() if not stale or name not in ("status", "problems")}
+    if extraction.wanting:
+        problems = [{"kind": problem.kind, "found": problem.found} for problem in extraction.problems]
+        meta |= {"status": extraction.status, "problems": problems}
+    return replace(document, meta=meta)
 
 
 def rates(extractions: Sequence[Extraction]) -> dict[str, float]:
