@@ -102,7 +102,9 @@ class Decoder:
         if not self._forward.instruction:
             self._share()
         waiting = _Waiting(documents, self._encoder)
-        groups: list[list[Row]] = [[] for _ in range(2 if self._forward.pipelined else 1)]
+        groups: list[list[Row]] = [
+            [] for _ in range(min(2, self._forward.shape.rows) if self._forward.pipelined else 1)
+        ]
         flights: list[Flight | None] = [None] * len(groups)
         done: dict[int, Row] = {}
         upcoming = 0
@@ -141,9 +143,12 @@ class Decoder:
                 return
             waiting.take()
             row.number, row.position, row.pending = forward.cache.open(), shared, row.prompt[shared:]
-            if self._rules.constraint:
-                row.guide = Guide(self._rules.constraint, self._encoder, row.document.text)
+            row.guide = self._guide(row)
             rows.append(row)
+
+    def _guide(self, row: Row) -> Guide | None:
+        constraint = self._rules.constraint
+        return Guide(constraint, self._encoder, row.document.text) if constraint else None
 
     def _launch(self, rows: list[Row], groups: Sequence[Sequence[Row]], waiting: _Waiting) -> Flight | None:
         """Begin the next pass of a group: rows that are writing first, then as much of the prompts as fits."""

@@ -111,9 +111,8 @@ class Extractor:
                 yield from parts
 
         forward = self._forward()
-        rules = Rules(self.settings.max_new_tokens, self._constraint, self.among_allowed)
         parts: list[Extraction] = []
-        for row in Decoder(self.model, self.encoder, forward, rules, self.effort).run(pieces()):
+        for row in self._decoder(forward).run(pieces()):
             parts.append(self._read(row))
             if len(parts) == groups[0][1]:
                 whole = _joined(groups.popleft()[0], parts)
@@ -132,6 +131,10 @@ class Extractor:
         shape = Shape(self.settings.batch_size or ROWS[kind], longest, TOKENS[kind])
         few = self.among_allowed and self._constraint is not None and kind == "cpu"
         return Forward(self.model, shape, states=few)
+
+    def _decoder(self, forward: Forward) -> Decoder:
+        rules = Rules(self.settings.max_new_tokens, self._constraint, self.among_allowed)
+        return Decoder(self.model, self.encoder, forward, rules, self.effort)
 
     def _calibrated(self, whole: Extraction) -> Extraction:
         if self.calibration is None:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from subprocess import SubprocessError
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,7 @@ class Forward:
         wanted = shape.slots or min(shape.rows * TYPICAL, shape.rows * shape.longest) + 2 * shape.longest
         if self._device.type != "cuda":
             return wanted
+        torch.cuda.empty_cache()  # what is kept for nobody counts as taken
         size = bytes_per_token(self._config, self._dtype)
         there = int(torch.cuda.mem_get_info(self._device)[0] * MEMORY_SHARE) // size
         if there < 2 * shape.longest:
@@ -236,7 +238,8 @@ class _Static:
     def views(self, width: int) -> tuple[Tensor, Tensor, Sequence[Span], Tensor]:
         """The tokens [4, width], the last ones [rows], no spans, and the blocks [blocks, 4] of a pass."""
         tokens, last, blocks = self._split(self._inputs)
-        return tokens[:, :width], last, (), blocks[: self._shape.rows + width // self._per_block + 1]
+        shown = self._shape.rows + width // self._per_block + 1
+        return tokens[:, :width], last[: min(width, self._shape.rows)], (), blocks[:shown]
 
     def _nobody(self) -> NDArray[np.int64]:
         cell = self._cache.nobody * self._shape.longest
@@ -256,10 +259,10 @@ def _has_kernel(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     try:
-        import triton.runtime.driver as driver
+        from triton.runtime import driver
 
-        driver.driver.active.get_current_device()
-    except (ImportError, RuntimeError, OSError) as error:
+        driver.active.get_current_device()
+    except (ImportError, RuntimeError, OSError, SubprocessError) as error:
         _LOG.warning("decoding without our GPU kernel, which is slower: %s", str(error).splitlines()[0])
         return False
     return True
