@@ -4,9 +4,9 @@
     python bench/extract.py --run runs/demo --data FILE   a trained run: its own answers, with their F1
     python bench/extract.py --model FOLDER --data FILE    a model folder; without weights in it they are drawn at random
 
-Without a run every system is made to write the gold answers, so that the work is that of real answers whatever the model
-knows (see `following`). `generate` runs at each of `--batches`, and its best counts; ours at each of `--rows`, its cache
-and graphs warm. Prints what it finds as it goes, and with `--json` one JSON object as the last line.
+Without a run every system is made to write the gold answers, so that the work is that of real answers whatever the
+model knows (see `following`). `generate` runs at each of `--batches`, its best counts; ours at each of `--rows`, its
+cache and graphs warm. Prints what it finds as it goes, and with `--json` one JSON object as the last line.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Bench:
         if self.gold is not None:
             kept, bursts = record(self.tool(), self.documents, self.gold)
             _say(
-                f"{len(self.documents) - len(kept)} of {len(self.documents)} gold answers are not the grammar's: left out"
+                f"left out: {len(self.documents) - len(kept)} of {len(self.documents)} gold answers, not the grammar's"
             )
             self.documents = kept
         found: dict[str, Any] = {"documents": len(self.documents)}
