@@ -68,7 +68,7 @@ class Task(Section):
     instruction: str | None = None
     """What the model is told; made from the labels when absent."""
     answer: AnswerFormat | None = None
-    """`jsonl`; `grouped`, with the fewest steps; `inline`, with exact offsets; or `jsonl_seed` as the tutorial has it."""
+    """`jsonl`; `grouped`: fewest steps; `inline`: exact offsets; `jsonl_seed`: to reproduce the tutorial."""
     empty_answer: str | None = None
     """The answer for a text without entities."""
     language: Literal["zh", "en"] | None = None

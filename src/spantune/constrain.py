@@ -72,6 +72,8 @@ class Constraint:
         # not by llguidance.torch, whose kernel torch compiles: that takes seconds and needs a C++ compiler
         import llguidance.numpy as masks
 
+        if not matchers:
+            return Allowed(np.zeros((0, 0), np.int64), np.zeros((0, 0), np.bool_))
         words = masks.allocate_token_bitmask(len(matchers), self.vocabulary)
         masks.fill_next_token_bitmask_par(self._executor, [(m, row) for row, m in enumerate(matchers)], words)
         rows, places = words.nonzero()
@@ -131,7 +133,7 @@ class Guide:
         return self._matcher.done() and bool(self.matcher.is_stopped())
 
     def advance(self, token: int) -> list[int]:
-        """Take a chosen token; returns the tokens that the grammar forces after it, taken too, the stop token at most last."""
+        """Take a chosen token; returns the tokens that the grammar forces after it, taken too."""
         forced = self._constraint.advance(self.matcher, token)
         ended = bool(forced) and forced[-1] == self._constraint.stop
         said = forced[:-1] if ended else forced

@@ -1,9 +1,9 @@
 """The decoding loop: rows join and leave as they please, and tokens that a grammar forces are fed for free.
 
-Greedy: each step takes the most probable token that the row's grammar allows. What a row then must write is fed together
-with the chosen token in its next pass. A pass has a bounded number of tokens: rows that are writing come first, prompts
-fill the rest. On a GPU the rows are in two groups: while one group's pass runs, the other's grammars advance. When the
-cache is full, the youngest row gives its place up and begins again later: it will write the same.
+Greedy: each step takes the most probable token that the row's grammar allows. What a row then must write is fed
+together with the chosen token in its next pass. A pass has a bounded number of tokens: rows that are writing come
+first, prompts fill the rest. On a GPU the rows are in two groups: while one group's pass runs, the other's grammars
+advance. When the cache is full, the youngest row gives its place up and begins again later: it will write the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PROBES = ("文本", "text", "\n", "1")  # texts whose prompts bound the instruc
 
 @dataclass
 class Effort:
-    """What decoding took: forward passes, tokens written, how many of them were forced, and seconds spent in grammars."""
+    """What decoding took: passes, tokens written, how many of them were forced, and the loop's seconds in grammars."""
 
     passes: int = 0
     tokens: int = 0
@@ -102,7 +102,9 @@ class Decoder:
         if not self._forward.instruction:
             self._share()
         waiting = _Waiting(documents, self._encoder)
-        groups: list[list[Row]] = [[] for _ in range(2 if self._forward.pipelined else 1)]
+        groups: list[list[Row]] = [
+            [] for _ in range(min(2, self._forward.shape.rows) if self._forward.pipelined else 1)
+        ]
         flights: list[Flight | None] = [None] * len(groups)
         done: dict[int, Row] = {}
         upcoming = 0
@@ -141,9 +143,12 @@ class Decoder:
                 return
             waiting.take()
             row.number, row.position, row.pending = forward.cache.open(), shared, row.prompt[shared:]
-            if self._rules.constraint:
-                row.guide = Guide(self._rules.constraint, self._encoder, row.document.text)
+            row.guide = self._guide(row)
             rows.append(row)
+
+    def _guide(self, row: Row) -> Guide | None:
+        constraint = self._rules.constraint
+        return Guide(constraint, self._encoder, row.document.text) if constraint else None
 
     def _launch(self, rows: list[Row], groups: Sequence[Sequence[Row]], waiting: _Waiting) -> Flight | None:
         """Begin the next pass of a group: rows that are writing first, then as much of the prompts as fits."""
@@ -172,7 +177,7 @@ class Decoder:
         return Flight(chosen, self._choose(chosen, found)) if chosen else None
 
     def _choose(self, rows: Sequence[Row], found: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
-        """Choose each row's most probable allowed token from its logits (or state); returns what waits for the result."""
+        """Choose each row's most probable allowed token by its logits, or state; returns what waits for the result."""
         if self._rules.constraint is None:
             values = found.float()
             chosen = values.argmax(-1, keepdim=True)
@@ -290,7 +295,7 @@ def _fetched(tokens: Tensor, logprobs: Tensor) -> Callable[[], tuple[list[int], 
     here = [torch.empty(len(tokens), dtype=one.dtype, pin_memory=True) for one in (tokens, logprobs)]
     for target, one in zip(here, (tokens, logprobs), strict=True):
         target.copy_(one, non_blocking=True)
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
 
     def wait() -> tuple[list[int], list[float]]:

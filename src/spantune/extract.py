@@ -89,8 +89,7 @@ class Extractor:
 
     def _decode(self, texts: Iterator[Document]) -> Iterator[Extraction]:
         forward = self._forward()
-        rules = Rules(self.settings.max_new_tokens, self._constraint, self.among_allowed)
-        for row in Decoder(self.model, self.encoder, forward, rules, self.effort).run(texts):
+        for row in self._decoder(forward).run(texts):
             written = Written(self.encoder.decode(row.ids), row.status, row.ids, row.logprobs)
             found = read_answer(row.document, written, self.encoder)
             yield replace(found, problems=(*found.problems, Problem("grammar", row.failure))) if row.failure else found
@@ -107,6 +106,10 @@ class Extractor:
         shape = Shape(self.settings.batch_size or ROWS[kind], longest, TOKENS[kind])
         few = self.among_allowed and self._constraint is not None and kind == "cpu"
         return Forward(self.model, shape, states=few)
+
+    def _decoder(self, forward: Forward) -> Decoder:
+        rules = Rules(self.settings.max_new_tokens, self._constraint, self.among_allowed)
+        return Decoder(self.model, self.encoder, forward, rules, self.effort)
 
 
 def load_run(

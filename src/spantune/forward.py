@@ -3,8 +3,8 @@
     pass      row 1 row 1 row 1 row 3 row 4 row 4 …      one sequence of batch size one
 
 A row feeds one token or a whole prompt without holding up the others, so forced tokens cost no pass of their own and
-prompts are taken in whenever there is room. On a CUDA GPU passes have a few fixed widths, and each width is a CUDA graph:
-a step is one launch. A model that is being trained, or whose forward cannot be captured, runs without graphs.
+prompts are taken in whenever there is room. On a CUDA GPU passes have a few fixed widths, and each width is a CUDA
+graph: a step is one launch. A model that is being trained, or whose forward cannot be captured, runs without graphs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from subprocess import SubprocessError
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shape:
-    """Most rows at a time, most positions of a row, most tokens a pass, and slots (as many as make sense when absent)."""
+    """Most rows at a time, positions of a row, tokens a pass, and slots (as many as make sense when absent)."""
 
     rows: int
     longest: int
@@ -107,7 +108,10 @@ class Forward:
         self.passes += 1
         counts = [len(part.ids) for part in parts]
         firsts = [0, *accumulate(counts)]
-        spans = [Span(part.row, first, count, part.position) for part, first, count in zip(parts, firsts, counts)]
+        spans = [
+            Span(part.row, first, count, part.position)
+            for part, first, count in zip(parts, firsts, counts, strict=False)
+        ]
         taken = [slot for part in parts for slot in self.cache.take(part.row, len(part.ids))]
         ids = np.fromiter((token for part in parts for token in part.ids), np.int64, firsts[-1])
         rows = np.repeat([part.row for part in parts], counts)
@@ -153,7 +157,7 @@ class Forward:
         assert self._static is not None and self._graphs is not None
         self._static.blank()
         views = self._static.views(width)
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):
@@ -175,12 +179,14 @@ class Forward:
         wanted = shape.slots or min(shape.rows * TYPICAL, shape.rows * shape.longest) + 2 * shape.longest
         if self._device.type != "cuda":
             return wanted
+        torch.cuda.empty_cache()  # what is kept for nobody counts as taken
         size = bytes_per_token(self._config, self._dtype)
         there = int(torch.cuda.mem_get_info(self._device)[0] * MEMORY_SHARE) // size
         if there < 2 * shape.longest:
+            needs, has = (tokens * size / 2**30 for tokens in (2 * shape.longest, there))
             raise ModelError(
-                f"a text of up to {shape.longest} tokens needs {2 * shape.longest * size / 2**30:.1f} GiB for keys and "
-                f"values, and the GPU has {there * size / 2**30:.1f} GiB to give; lower extract.max_new_tokens, or free memory"
+                f"texts and answers of up to {shape.longest} tokens need {needs:.1f} GiB for keys and values, and the "
+                f"GPU has {has:.1f} GiB to give; lower train.max_tokens or extract.max_new_tokens, or free memory"
             )
         return min(wanted, there)
 
@@ -198,7 +204,7 @@ class _Static:
         size = 4 * shape.tokens + shape.rows + 4 * self._blocks
         self._inputs = torch.zeros(size, dtype=torch.long, device=device)
         self._staging = [torch.zeros(size, dtype=torch.long, pin_memory=device.type == "cuda") for _ in range(2)]
-        self._events = [torch.cuda.Event() if device.type == "cuda" else None for _ in range(2)]
+        self._events: list[Any] = [_event(device) for _ in range(2)]
         self._turn = 0
 
     def load(self, tokens: NDArray[np.int64], last: NDArray[np.int64], spans: Sequence[Span]) -> int:
@@ -213,9 +219,9 @@ class _Static:
         staged[:, count:width] = self._nobody()
         ends[: len(last)], ends[len(last) :] = last, 0
         cut = [
-            (span.row, span.first + done, min(self._per_block, span.count - done), span.position + done)
+            (span.row, span.first + done, min(self._per_block, span.queries - done), span.position + done)
             for span in spans
-            for done in range(0, span.count, self._per_block)
+            for done in range(0, span.queries, self._per_block)
         ]
         blocks[: len(cut)] = cut
         blocks[len(cut) :] = 0
@@ -236,7 +242,8 @@ class _Static:
     def views(self, width: int) -> tuple[Tensor, Tensor, Sequence[Span], Tensor]:
         """The tokens [4, width], the last ones [rows], no spans, and the blocks [blocks, 4] of a pass."""
         tokens, last, blocks = self._split(self._inputs)
-        return tokens[:, :width], last, (), blocks[: self._shape.rows + width // self._per_block + 1]
+        shown = self._shape.rows + width // self._per_block + 1
+        return tokens[:, :width], last[: min(width, self._shape.rows)], (), blocks[:shown]
 
     def _nobody(self) -> NDArray[np.int64]:
         cell = self._cache.nobody * self._shape.longest
@@ -251,22 +258,26 @@ class _Static:
         )
 
 
+def _event(device: torch.device) -> Any:
+    return torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
 def _has_kernel(device: torch.device) -> bool:
     """Whether Triton can compile here: it needs a CUDA GPU, and a C compiler on the machine."""
     if device.type != "cuda":
         return False
     try:
-        import triton.runtime.driver as driver
+        from triton.runtime import driver
 
-        driver.driver.active.get_current_device()
-    except (ImportError, RuntimeError, OSError) as error:
+        driver.active.get_current_device()
+    except (ImportError, RuntimeError, OSError, SubprocessError) as error:
         _LOG.warning("decoding without our GPU kernel, which is slower: %s", str(error).splitlines()[0])
         return False
     return True
 
 
 def _is_capturable(model: Any) -> bool:
-    """Whether a CUDA graph can hold the model's forward: not one whose weights change or whose RoPE looks at positions."""
+    """Whether a CUDA graph can hold the model's forward: not if its weights change or its RoPE looks at positions."""
 
     def kinds(values: Any) -> set[str]:
         if not isinstance(values, dict):

@@ -17,11 +17,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class Span(NamedTuple):
-    """The queries of one row in a pass: `count` of them from index `first` on, at positions from `position` on."""
+    """The `queries` of one row in a pass, from index `first` on, at positions from `position` on."""
 
     row: int
     first: int
-    count: int
+    queries: int
     position: int
 
 
@@ -29,8 +29,8 @@ class Span(NamedTuple):
 class RowView:
     """Who sees whom in a pass: the queries' spans, and the slot of each row's positions [rows, positions].
 
-    `blocks` [blocks, 4] are the spans cut into what one program of the kernel takes, as tensors of a fixed shape; without
-    it the spans are gone through one by one. `windows` has one entry a layer.
+    `blocks` [blocks, 4] are the spans cut into what one program of the kernel takes, as a tensor of a fixed shape;
+    without it the spans are gone through one by one. `windows` has one entry a layer.
     """
 
     slots: Tensor
@@ -51,20 +51,20 @@ class RowView:
         self, span: Span, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
         heads, size = key.shape[1:]
-        end = span.position + span.count
+        end = span.position + span.queries
         begin = max(0, span.position - window + 1) if window else 0
         slots = self.slots[span.row, begin:end]
         keys, values = (store.index_select(0, slots).transpose(0, 1) for store in (key, value))
         # the query heads that share a key head are taken together: nothing is repeated
-        queries = query[:, span.first : span.first + span.count].reshape(heads, -1, size)
-        group = queries.shape[1] // span.count
+        queries = query[:, span.first : span.first + span.queries].reshape(heads, -1, size)
+        group = queries.shape[1] // span.queries
         mask = None
-        if span.count > 1:
+        if span.queries > 1:
             distance = torch.arange(span.position, end)[:, None] - torch.arange(begin, end)[None, :]
             seen = (distance >= 0) & (distance < window) if window else distance >= 0
             mask = seen.to(query.device).repeat(group, 1)
         attended = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask, scale=scale)
-        return attended[0].view(heads, group, span.count, size).permute(2, 0, 1, 3).flatten(1, 2)
+        return attended[0].view(heads, group, span.queries, size).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def windows(config: Any) -> list[int | None]:

@@ -41,11 +41,11 @@ def attend_blocks(
 
 
 def _lines(group: int) -> int:
-    return max(16, triton.next_power_of_2(QUERIES * group))
+    return max(16, int(triton.next_power_of_2(QUERIES * group)))
 
 
-@triton.jit
-def _attend(
+@triton.jit  # type: ignore[untyped-decorator]
+def _attend(  # type: ignore[no-untyped-def]
     query, key, value, attended, slots, blocks, scale, window,
     query_head, query_token, slots_row, heads, size,
     GROUP: tl.constexpr, SIZE: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,

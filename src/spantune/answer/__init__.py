@@ -26,8 +26,8 @@ def _whole(answer: str) -> list[str]:
 class AnswerFormat:
     """A format's functions, and `mark`: a sign that what a renewed grammar may follow ends with.
 
-    `grammar(text, task, None)` is for an answer from its beginning. `pieces` are the parts of an answer that are tokenised
-    by themselves; where there are several, the first grammar ends with the first of them.
+    `grammar(text, task, None)` is for an answer from its beginning. `pieces` are the parts of an answer that are
+    tokenised by themselves; where a format has several, a grammar ends with the first of them.
     """
 
     render: Callable[[Document, TaskSpec], str]

@@ -46,8 +46,8 @@ def render(document: Document, task: TaskSpec) -> str:
 def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
     """Read an answer, free or constrained.
 
-    Where its words are those of the text its offsets are; else each mention is looked for in the text, and the answer is
-    said to be mended.
+    Where its words are those of the text its offsets are; else each mention is looked for in the text, and the answer
+    is said to be mended.
     """
     if answer.strip() == task.empty_answer:
         return Parsed((), ())

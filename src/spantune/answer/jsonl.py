@@ -82,8 +82,10 @@ def object_grammar(text: str, task: TaskSpec, writing: Writing, said: Said | Non
         following.append(f"{literal(opening)} LATER {literal(_MIDDLE)} label")
     greater = [written for code, written in labels.items() if code > last.label]
     if greater and text.find(text[last.start : last.end], last.start + 1) < 0:
-        same = opening + "".join(characters[last.start : last.end]) + _MIDDLE
-        following.append(f"{literal(same)} ({choice(greater)})")
+        same = "".join(
+            characters[last.start : last.end]
+        )  # apart from the opening, or the lexer would take both for one
+        following.append(f"{literal(opening)} {literal(same)} {literal(_MIDDLE)} ({choice(greater)})")
     if not following:
         return f"start: {literal('')}" if opening == _OPEN else None
     start = "start: rest?" if opening == _OPEN else "start: rest"

@@ -1,7 +1,8 @@
 """Objects with a mention and a label in what a free model wrote instead of one JSON object a line.
 
-Read are objects among other words, several on a line or one over many, in arrays, in a code fence, with single quotes or
-a comma too many. Nothing is guessed: an object must be whole and have both keys. Every repair is a problem that says so.
+Read are objects among other words, several on a line or one over many, in arrays, in a code fence, with single quotes
+or a comma too many. Nothing is guessed: an object must be whole and have both keys. Every repair is a problem that says
+so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _WRAPPING = re.compile(r"[\[\]{},:\s]*(?:```\w*)?[\[\]{},:\s]*")
 
 
 def loose_mentions(answer: str, part: tuple[int, int]) -> Iterator[Mention | Problem]:
-    """The mentions of the objects in a part of an answer, each with the problem that it was repaired, and what is left."""
+    """The mentions of the objects in a part of an answer, each with the problem that says so, and what is left."""
     place, end = part
     behind = place  # what the objects before this end with
     while (place := answer.find("{", place, end)) >= 0:
