@@ -95,15 +95,16 @@ class Client:
         try:
             response = self._http.get("models")
             self._check(response)
-            models = response.json()["data"]
-            assert all(isinstance(one["id"], str) for one in models)
+            models = list(response.json()["data"])
+            if not all(isinstance(one["id"], str) for one in models):
+                raise ValueError("a model without a name")
         except (httpx.HTTPError, Refused, _Busy) as error:
             raise ModelError(f"{self.server.url}: {error}; is the server up, and --url right?") from None
-        except (ValueError, LookupError, TypeError, AssertionError):
+        except (ValueError, LookupError, TypeError):
             raise ModelError(
                 f"{self.server.url}: /models names no models; expected a server of OpenAI's protocol"
             ) from None
-        return list(models)
+        return models
 
     def complete(self, request: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
         """What `read` makes of the answer to `request`; it raises ValueError for an answer that is none.
