@@ -73,7 +73,7 @@ class Task(Section):
     instruction: str | None = None
     """What the model is told; made from the labels when absent."""
     answer: AnswerFormat | None = None
-    """`jsonl`, or `jsonl_seed` to reproduce the tutorial."""
+    """`jsonl`; `grouped`: fewest steps; `inline`: exact offsets; `jsonl_seed`: to reproduce the tutorial."""
     empty_answer: str | None = None
     """The answer for a text without entities."""
     language: Literal["zh", "en"] | None = None
@@ -215,8 +215,8 @@ class Train(Section):
 class Extract(Section):
     """Extraction."""
 
-    batch_size: int = Field(16, ge=1)
-    """Documents that are decoded together."""
+    batch_size: int | None = Field(None, ge=1)
+    """Documents that are decoded together; chosen by device when absent."""
     max_new_tokens: int = Field(1024, ge=1)
     """Most tokens an answer; reaching it is reported, not hidden."""
     grounded: bool = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -34,7 +34,8 @@ class Extraction:
     had said), `failed` (the grammar of this text could not be followed to the end, or a server would not answer),
     `refused` (the text is too long) or `unreadable` (there is no text). Entities carry as score the probability of
     their unforced tokens, calibrated where the extractor has a calibration; `left_out` are those that came under its
-    threshold, `overruled` those that another chunk of the text contradicts. The answer is as the model wrote it.
+    threshold, `overruled` those that another chunk of the text contradicts. `label_scores` are the bare probabilities
+    of the labels alone, given the mentions. The answer is as the model wrote it.
     """
 
     document: Document
@@ -43,6 +44,7 @@ class Extraction:
     problems: tuple[Problem, ...]
     left_out: tuple[Entity, ...] = ()
     overruled: tuple[Entity, ...] = ()
+    label_scores: Mapping[Entity, float] = field(default_factory=dict)
 
     @property
     def wanting(self) -> bool:
@@ -163,23 +165,30 @@ def calibrated(extraction: Extraction, calibration: Calibration | None) -> Extra
 def read_answer(document: Document, written: Written, encoder: Encoder) -> Extraction:
     """What an answer says of `document`; an entity's score is the probability of its tokens that were not forced."""
     parsed = encoder.format.parse(written.text, document.text, encoder.task)
-    entities, tokens = [], range(len(written.ids))
+    tokens = range(len(written.ids))
 
     def begin(index: int) -> int:
         return len(encoder.decode(written.ids[:index]))
 
+    def places(span: tuple[int, int]) -> set[int]:  # it begins and ends in ASCII, where `begin` rises
+        return set(range(*(bisect_left(tokens, place, key=begin) for place in span)))
+
+    def probability(indices: Iterable[int]) -> float:
+        return math.exp(sum(written.logprobs[index] or 0.0 for index in indices))
+
+    entities, label_scores = [], {}
     for item in parsed.resolved:
-        if not tokens:
-            entities.append(item.entity)
-            continue
-        # an object begins and ends in ASCII, where `begin` rises
-        first, end = (bisect_left(tokens, place, key=begin) for place in item.span)
-        logprobs = [logprob for logprob in written.logprobs[first:end] if logprob is not None]
-        entities.append(replace(item.entity, score=math.exp(sum(logprobs))))
+        entity = item.entity
+        if tokens:
+            label = places(item.label_span)
+            entity = replace(entity, score=probability(places(item.span) | label))
+            label_scores[entity] = probability(label)
+        entities.append(entity)
     problems = parsed.problems
     if written.status == "length" and problems and problems[-1].kind == "invalid":
         problems = (*problems[:-1], Problem("truncated", problems[-1].found))
-    return Extraction(document.with_entities(entities), written.text, written.status, problems)
+    found = document.with_entities(entities)
+    return Extraction(found, written.text, written.status, problems, label_scores=label_scores)
 
 
 def failure(document: Document, status: str, problem: Problem) -> Extraction:
@@ -204,7 +213,7 @@ def annotated(extraction: Extraction) -> Document:
 
 
 def rates(extractions: Sequence[Extraction]) -> dict[str, float]:
-    """Shares of documents whose answer was invalid, named something not in the text, or did not stop."""
+    """Shares of documents whose answer was invalid, mended, named something not in the text, or did not stop."""
     total = max(1, len(extractions))
 
     def share(*kinds: str) -> float:
@@ -212,6 +221,7 @@ def rates(extractions: Sequence[Extraction]) -> dict[str, float]:
 
     return {
         "invalid_rate": share("invalid", "label"),
+        "repaired_rate": share("repaired"),
         "ungrounded_rate": share("ungrounded"),
         "non_stop_rate": sum(item.status != "stopped" for item in extractions) / total,
     }
@@ -234,4 +244,9 @@ def _joined(waiting: _Waiting) -> Extraction:
     status = next((part.status for part in parts if part.status != "stopped"), "stopped")
     problems = tuple(problem for part in parts for problem in part.problems)
     answer = "".join(part.answer for part in parts)
-    return Extraction(merged.document, answer, status, problems, overruled=merged.overruled)
+    labels = {
+        entity.shifted(chunk.start): score
+        for chunk, part in zip(waiting.chunks, parts, strict=True)
+        for entity, score in part.label_scores.items()
+    }
+    return Extraction(merged.document, answer, status, problems, overruled=merged.overruled, label_scores=labels)
