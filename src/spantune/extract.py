@@ -28,7 +28,7 @@ from spantune.forward import Forward, Shape
 from spantune.load import Loaded, load
 from spantune.lora import load_adapter
 from spantune.runs import read_config
-from spantune.task import TaskSpec
+from spantune.task import TASK_FILE, TaskSpec
 
 ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together where a recipe does not say
 TOKENS = {"cpu": 1024, "cuda": 512}  # most tokens a pass
@@ -143,6 +143,13 @@ class Extractor:
         return replace(whole, document=kept, left_out=left_out)
 
     def _pieces(self, document: Document) -> list[Document]:
+        half = next((i for i, character in enumerate(document.text) if "\ud800" <= character <= "\udfff"), None)
+        if half is not None:
+            raise DataError(
+                f"document {document.id!r}: half a surrogate pair at character {half}, which no encoding has; the text "
+                "was decoded from something that is not UTF-8: decode it anew",
+                field="text",
+            )
         bare = document.with_entities(())
         limit = self.model.config.max_position_embeddings - self.settings.max_new_tokens
         if self.encoder.max_tokens is not None:
@@ -232,6 +239,11 @@ def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | 
     if not adapter.is_dir():
         raise RunError(f"{folder}: no adapter here yet; finish the run with spantune train --resume {folder}")
     task = TaskSpec.load(adapter)
+    if (known := TaskSpec.load(folder)).codes != task.codes:
+        raise RunError(
+            f"{folder}: the run's labels ({', '.join(known.codes)}) are not those that its adapter was trained on "
+            f"({', '.join(task.codes)}); restore {TASK_FILE}, or put the adapter of this run back"
+        )
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=True)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)

@@ -7,6 +7,7 @@ lists what there is. Adapters are fp32, so that AdamW's small steps are not lost
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import nn
 
 from spantune import config
 from spantune.errors import ModelError, nearest
+
+_REMEDY = "restore the adapter folder, or the model that config.yaml names"
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,31 @@ def load_adapter(model: Any, folder: Path, merge: bool = False) -> Any:
     """Put a saved adapter on a base model, merged into its weights when `merge`.
 
     Raises:
-        ModelError: there is no adapter in `folder`.
+        ModelError: there is no adapter in `folder`, it is damaged, or it was trained on another model.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
 
     if not (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder}: no adapter_config.json here; expected the adapter folder of a finished run")
-    adapted = PeftModel.from_pretrained(model, str(folder))
+    try:
+        with warnings.catch_warnings(action="ignore"):  # it only warns of a module that is on one side; see below
+            adapted = PeftModel.from_pretrained(model, str(folder))
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            saved = set(file.keys())
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder}: the adapter cannot be put on this model ({_brief(error)}); {_REMEDY}") from None
+    odd = sorted(saved ^ set(get_peft_model_state_dict(adapted)))
+    if odd:
+        raise ModelError(
+            f"{folder}: the adapter was trained on another model: {len(odd)} weights, {odd[0]} for one, are on one "
+            f"side only; {_REMEDY}"
+        )
     return adapted.merge_and_unload().eval() if merge else adapted.eval()
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(map(str.strip, str(error).strip().splitlines()[:2])) or type(error).__name__
 
 
 def _names(targets: str | tuple[str, ...]) -> list[str]:
