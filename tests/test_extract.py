@@ -96,7 +96,7 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, amo
             plain.status = "stopped"
             break
         matcher.consume_token(token)
-        forced = matcher.compute_ff_tokens()
+        forced = [one for one in matcher.compute_ff_tokens() if one != coder.stop_id]  # the end of a piece, or of all
         matcher.consume_tokens(forced)
         plain.ids += [token, *forced]
         distribution = (masked if among_allowed else logits).log_softmax(-1)
@@ -148,6 +148,18 @@ def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int) -> N
     assert tool.effort.passes <= longest + 2  # a batch of all: as many passes as the longest, one for the prefix
 
 
+@pytest.mark.parametrize("answer", ["grouped", "inline", "jsonl_seed"])
+@pytest.mark.parametrize(("family", "seed"), [("phi3", 2), ("gemma3_text", 3), ("qwen2", 5)])
+def test_every_format_equals_a_plain_loop(family: str, seed: int, answer: str) -> None:
+    task = TASK.model_copy(update={"answer": answer})
+    model, coder = lively_model(family, seed), encoder(task)
+    wanted = [plain_loop(model, coder, text, 60) for text in TEXTS]
+    tool = extractor(model, task, batch_size=3, max_new_tokens=60)
+    for plain, got in zip(wanted, tool.stream(DOCUMENTS), strict=True):
+        assert (got.answer, got.status) == (coder.tokenizer.decode(plain.ids), plain.status)
+    assert tool.effort.tokens == sum(len(plain.ids) for plain in wanted) > 40
+
+
 def test_scores_among_what_is_allowed_are_those_of_the_masked_distribution() -> None:
     model, coder = lively_model("phi3", 2), encoder()
     settings = config.Extract(max_new_tokens=LIMIT, batch_size=3)
@@ -166,6 +178,7 @@ def check_scores(coder: Encoder, plain: Plain, got: Extraction) -> None:
     for entity in got.document.entities:
         assert entity.score is not None and 0 <= entity.score <= 1
         assert entity.score == pytest.approx(expected[entity], rel=1e-3)
+        assert entity.score <= got.label_scores[entity] * (1 + 1e-6) <= 1 + 2e-6  # the label given the mention
 
 
 def test_the_random_models_end_in_both_ways() -> None:
@@ -336,7 +349,7 @@ def test_a_limit_is_an_error_or_an_extraction_that_says_so() -> None:
     found = list(tool.stream(documents, strict=False))
     assert [item.document.id for item in found] == list("abcd")
     assert [item.status == "refused" for item in found] == [False, True, False, True]
-    assert found[1].document == documents[1] and found[1].wanting and found[1].problems[0].kind == "too_long"
+    assert found[1].document == documents[1] and found[1].wanting and found[1].problems[0].kind == "refused"
     assert "'b' has 21 characters" in found[1].problems[0].found
     with pytest.raises(DataError, match=r"extract\.max_new_tokens=2048.*no room.*2048"):
         list(extractor(model, max_new_tokens=2048).stream([Document("a", "x")], strict=False))

@@ -57,9 +57,16 @@ class Cutter:
         """The chunks of `document`, without entities; a document that fits is its own and only chunk.
 
         Raises:
-            DataError: the text is over the limit, or not one character of it fits.
+            DataError: the text is over the limit, holds what is not text, or not one character of it fits.
         """
         size = len(document.text)
+        half = next((place for place, sign in enumerate(document.text) if "\ud800" <= sign <= "\udfff"), None)
+        if half is not None:
+            raise DataError(
+                f"document {document.id!r}: half a surrogate pair at character {half}, which no encoding has; the text "
+                "was decoded from something that is not UTF-8: decode it anew",
+                field="text",
+            )
         if self.limit is not None and size > self.limit:
             raise DataError(
                 f"document {document.id!r} has {size} characters, over extract.max_characters={self.limit}; raise it, "

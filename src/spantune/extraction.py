@@ -111,7 +111,7 @@ def by_chunks(
             except DataError as error:
                 if strict:
                     raise
-                queue.append(failure(item, "refused", Problem("too_long", str(error))))
+                queue.append(failure(item, "refused", Problem("refused", str(error))))
                 continue
             queue.append(_Waiting(item, chunks))
             yield from (chunk.document for chunk in chunks)

@@ -117,7 +117,7 @@ class Forward:
         rows = np.repeat([part.row for part in parts], counts)
         positions = np.arange(firsts[-1]) + np.repeat([s.position - s.first for s in spans], counts)
         tokens = np.stack([ids, positions, np.array(taken), rows * self.shape.longest + positions])
-        last = np.array([firsts[index + 1] - 1 for index in wanted])
+        last = np.array([firsts[index + 1] - 1 for index in wanted], np.int64)
         if self._static is None:
             return self._run(torch.from_numpy(tokens).to(self._device), torch.from_numpy(last).to(self._device), spans)
         width = self._static.load(tokens, last, spans)

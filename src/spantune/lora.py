@@ -19,6 +19,8 @@ from torch import nn
 from spantune import config
 from spantune.errors import ModelError, nearest
 
+_REMEDY = "restore the adapter folder, or the model that config.yaml names"
+
 
 @dataclass(frozen=True)
 class Coverage:

@@ -61,11 +61,8 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
         ]
         found = resolve(mentions, text, task)
         return Parsed(found.resolved, (*read.problems, *found.problems, Problem("repaired", answer.strip())))
-    if copied == text:
-        unclosed = [Problem("invalid", _opening(label)) for label, _, _ in read.open]
-    else:
-        unclosed = [Problem("invalid", answer[read.behind :])]
-    return Parsed(tuple(read.found), (*read.problems, *unclosed))
+    begun = answer[read.behind :] if copied != text else "".join(_opening(label) for label, _, _ in read.open)
+    return Parsed(tuple(read.found), (*read.problems, *([Problem("invalid", begun)] if begun else [])))
 
 
 def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
@@ -121,8 +118,9 @@ class _Reading:
 def _read(answer: str, task: TaskSpec) -> _Reading:
     opening = {_opening(code): code for code in task.codes}
     closing = {_closing(code): code for code in task.codes}
-    read, copied, place = _Reading(partial=bool(_PARTIAL.search(answer))), [], 0
-    for match in _TOKEN.finditer(answer):
+    partial = _PARTIAL.search(answer)
+    read, copied, place = _Reading(partial=partial is not None), [], 0
+    for match in _TOKEN.finditer(answer, 0, partial.start() if partial else len(answer)):
         token = match[0]
         read.opened = token in opening
         if token in opening:
