@@ -156,17 +156,19 @@ def test_a_pack_holds_no_padding() -> None:
 
 @pytest.mark.parametrize("positions", [0, 1, HEAD_CHUNK - 1, HEAD_CHUNK, HEAD_CHUNK + 1, 2 * HEAD_CHUNK + 3])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_head_loss_is_the_cross_entropy_of_all_chunks(positions: int, softcap: float | None) -> None:
+@pytest.mark.parametrize("weighed", [False, True])
+def test_head_loss_is_the_cross_entropy_of_all_chunks(positions: int, softcap: float | None, weighed: bool) -> None:
     torch.manual_seed(0)
     head = nn.Linear(8, 50)
     hidden = torch.randn(positions, 8, requires_grad=True)
     targets = torch.randint(0, 50, (positions,))
-    ours = _HeadLoss.apply(hidden, targets, head, softcap)
+    weights = torch.rand(positions) if weighed else None
+    ours = _HeadLoss.apply(hidden, targets, weights, head, softcap)
     (gradient,) = torch.autograd.grad(3 * ours, hidden)
     logits = head(hidden)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    theirs = cross_entropy(logits, targets, reduction="sum")
+    theirs = (cross_entropy(logits, targets, reduction="none") * (1 if weights is None else weights)).sum()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, 3 * torch.autograd.grad(theirs, hidden)[0], rtol=1e-5, atol=1e-6)
 

@@ -246,16 +246,18 @@ class _Job:
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # one process drives one GPU; DataParallel would split packs
         budget = self.prepared.pack_tokens(self.loaded.device.type)
-        padding = self.loaded.tokenizer.pad_token_id or 0
+        collator = Collator(settings, self.prepared.prefix, budget, self.loaded.tokenizer.pad_token_id or 0)
+        collator.restore(read_metrics(self.folder))
         trainer = PackTrainer(
             model=model,
             args=arguments,
             train_dataset=list(self.prepared.examples),
             eval_dataset=list(self.prepared.splits.dev),
-            data_collator=Collator(settings, self.prepared.prefix, budget, padding),
+            data_collator=collator,
             evaluation=self.steer,
             settings=settings,
             clock=Clock(read_clock(checkpoint)),
+            lora_plus=self.recipe.lora.plus_ratio,
             f1s=[record["f1"] for record in _of_dev(read_metrics(self.folder)) if record["f1"] is not None],
         )
         trainer.add_callback(StepCallback(trainer, self.trackers.metrics, progress))

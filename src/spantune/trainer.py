@@ -1,8 +1,9 @@
 """transformers' Trainer over packs: one batch is one optimizer step of `batch_examples` examples.
 
 The step's examples are packed (or, for comparison, padded), each pack is run forward and backward, and
-the loss is normalised over all answer tokens of the step. Evaluation is extraction: `evaluate` calls back
-into the job. The Trainer keeps what it is good at: loop, optimizer, checkpoints, resume.
+the loss is normalised over all answer tokens, or examples, of the step. A step that does not fit into memory
+is split and repeated. Evaluation is extraction: `evaluate` calls back into the job. The Trainer keeps what it is
+good at: loop, optimizer, checkpoints, resume.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from peft.helpers import disable_input_dtype_casting
+from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -89,21 +91,46 @@ class Schedule:
 
 
 class Collator:
-    """Turns the examples of a step into packs that share `prefix`, or into padded batches."""
+    """Turns the examples of a step into packs of `budget` tokens that share `prefix`, or into padded batches."""
 
     def __init__(self, settings: config.Train, prefix: Sequence[int], budget: int, padding: int):
         self.settings, self.prefix, self.budget, self.padding = settings, prefix, budget, padding
+        self.micro_batch = settings.micro_batch
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        """`{"packs" | "rows": [tensors, …], "answer_tokens": n, "examples": n}`."""
+        """The step: `{"packs" | "rows": [tensors, …], "weight": what their loss is divided by, "examples", "limits"}`."""
+        return {**self._parts(examples), "examples": examples, "limits": self.limits()}
+
+    def limits(self) -> dict[str, int]:
+        """What bounds a part, by the setting's name."""
+        return {"pack_tokens": self.budget} if self.settings.pack == "shared" else {"micro_batch": self.micro_batch}
+
+    def restore(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Take the limits that a run was lowered to before it was resumed."""
+        for record in records:
+            self.budget = record.get("pack_tokens", self.budget)
+            self.micro_batch = record.get("micro_batch", self.micro_batch)
+
+    def lower(self, part: Mapping[str, Any]) -> bool:
+        """Halve what bounds a part, so that `part` is split; False where it is one example."""
+        if "ids" not in part:
+            self.micro_batch = len(part["input_ids"]) // 2
+            return self.micro_batch > 0
+        shared, *rest = torch.bincount(part["owner"], minlength=2).tolist()
+        self.budget = max(len(part["ids"]) // 2, shared + max(rest))
+        return len(rest) > 1
+
+    def _parts(self, examples: list[Example]) -> dict[str, Any]:
         if self.settings.pack == "shared":
             packs = pack_examples(examples, self.prefix, self.budget)
-            count = sum(pack.answer_tokens for pack in packs)
-            return {"packs": [tensors(pack) for pack in packs], "answer_tokens": count, "examples": len(examples)}
-        size = self.settings.micro_batch
+            parts = [tensors(pack, self.settings.normalize) for pack in packs]
+            by_example = self.settings.normalize == "examples"
+            weight = sum(pack.answers if by_example else pack.answer_tokens for pack in packs)
+            return {"packs": parts, "weight": weight}
+        size = self.micro_batch
         rows = [self._padded(examples[i : i + size]) for i in range(0, len(examples), size)]
-        count = sum(int((row["labels"] != NO_TARGET).sum()) for row in rows)
-        return {"rows": rows, "answer_tokens": count, "examples": len(examples)}
+        weight = sum(int((row["labels"] != NO_TARGET).sum()) for row in rows)
+        return {"rows": rows, "weight": weight}
 
     def _padded(self, examples: list[Example]) -> dict[str, Tensor]:
         width = max(len(example.ids) for example in examples)
@@ -127,6 +154,7 @@ class PackTrainer(Trainer):
         settings: the recipe's section.
         clock: what counts the minutes.
         f1s: those of the evaluations before a resume.
+        lora_plus: how many times the learning rate of A that of B is.
     """
 
     def __init__(
@@ -136,12 +164,14 @@ class PackTrainer(Trainer):
         settings: config.Train,
         clock: Clock,
         f1s: Sequence[float] = (),
+        lora_plus: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.evaluation, self.settings, self.clock = evaluation, settings, clock
         self.schedule: Schedule | None = None
-        self.f1s = list(f1s)
+        self.f1s, self.lora_plus = list(f1s), lora_plus
+        self.splits = 0  # since they were last recorded
         self.remove_callback(PrinterCallback)
         self._autocast = self.model.get_input_embeddings().weight.dtype == torch.bfloat16
 
@@ -150,21 +180,72 @@ class PackTrainer(Trainer):
         return Schedule(self.settings, self.args.max_steps, self.clock).progress(step)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Run every pack of the step forward and backward; returns the loss a token of the step."""
+        """Run every pack of the step forward and backward; returns the loss a token (or an example) of the step."""
         model.train()
-        inputs = self._prepare_inputs(inputs)
-        total = max(1, inputs["answer_tokens"])
-        summed = torch.zeros((), device=self.args.device)
-        for part in inputs.get("packs") or inputs["rows"]:
-            loss = self._part_loss(model, part, total)
-            self.accelerator.backward(loss)
-            summed += loss.detach().float()
+        collator: Collator = self.data_collator
+        if inputs["limits"] != collator.limits():  # it was made ready before a step was split
+            inputs = collator(inputs["examples"])
+        found = self._attempt(model, inputs)
+        while not isinstance(found, Tensor):
+            inputs = self._split(model, inputs, found)
+            found = self._attempt(model, inputs)
+        summed = found
         if not torch.isfinite(summed):
             raise RunError(
                 f"the loss became {summed.item()} at step {self.state.global_step + 1}; lower train.learning_rate and "
                 "resume from the last checkpoint"
             )
         return summed
+
+    def _attempt(self, model: Any, inputs: dict[str, Any]) -> Tensor | dict[str, Any]:
+        """The step's loss, or the first part that does not fit into memory."""
+        inputs = self._prepare_inputs(inputs)
+        summed = torch.zeros((), device=self.args.device)
+        for part in inputs.get("packs") or inputs["rows"]:
+            try:
+                loss = self._part_loss(model, part, max(1, inputs["weight"]))
+                self.accelerator.backward(loss)
+            except torch.OutOfMemoryError:
+                return part  # type: ignore[no-any-return]
+            summed += loss.detach().float()
+        return summed
+
+    def _split(self, model: Any, inputs: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+        """The step again in smaller parts, as are all that follow, with the memory of the failed attempt freed.
+
+        Raises:
+            RunError: `part` is one example.
+        """
+        model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        collator: Collator = self.data_collator
+        step = self.state.global_step + 1
+        if not collator.lower(part):
+            ids = part["ids"] if "ids" in part else part["input_ids"][0]
+            name = next(example.id for example in inputs["examples"] if list(example.ids) == ids.tolist())
+            raise RunError(
+                f"out of memory at step {step}: document {name!r} ({len(ids)} tokens) does not fit by itself; set "
+                "train.keep=none, model.base=fp8 or nf4, or a lower train.max_tokens with data.too_long=split"
+            )
+        self.splits += 1
+        limit = ", ".join(f"train.{name}={value}" for name, value in collator.limits().items())
+        log.warning("out of memory at step %d: it is split and repeated; %s for the rest of the run", step, limit)
+        return collator(inputs["examples"])
+
+    def create_optimizer(self, *args: Any) -> Any:
+        """The Trainer's optimizer, or one whose rate is `lora_plus` times as high for B as for A (LoRA+)."""
+        if self.lora_plus == 1.0 or self.optimizer is not None:  # type: ignore[has-type]
+            return super().create_optimizer(*args)
+        chosen, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = create_loraplus_optimizer(
+            self.model,
+            chosen,
+            loraplus_lr_ratio=self.lora_plus,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Our schedule, which follows the clock where `max_minutes` is set."""
@@ -242,6 +323,9 @@ class StepCallback(TrainerCallback):
         }
         values["examples_per_s"] = round(examples / seconds, 3)
         values["step_ms"] = round(1000 * seconds / max(1, state.global_step - step), 1)
+        if self.trainer.splits:
+            values |= {"memory_splits": self.trainer.splits, **self.trainer.data_collator.limits()}
+            self.trainer.splits = 0
         if torch.cuda.is_available():
             values["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         self.record(state.global_step, values)
