@@ -5,9 +5,10 @@
     python bench/train_step.py --device cpu                              # the embedded model on the bundled corpus
     python bench/train_step.py --peer "python unsloth_peer.py --padding-free"
 
-Each runs in a process of its own. Times are medians of whole optimizer steps, device synchronised, after a warm-up; the
-first step, compilation included, is given beside them. Token ids are random on a GPU: speed and memory do not depend on
-them. `--lengths` is a JSON list of [text, answer] token counts; without it they are drawn with CMeEE's means, 71 and 88.
+Each runs in a process of its own. Times are medians of whole optimizer steps, device synchronised, after a warm-up;
+the first step, compilation included, is given beside them. Token ids are random on a GPU: speed and memory do not
+depend on them. `--lengths` is a JSON list of [text, answer] token counts; without it they are drawn with CMeEE's
+means, 71 and 88.
 A peer's script prints one JSON line with `ms_per_step` and `peak_gib`.
 """
 

@@ -404,3 +404,12 @@ def test_a_run_that_runs_out_of_memory_goes_on_with_smaller_packs_and_records_it
     collator = Collator(config.Train(), (), 4096, 0)
     collator.restore(read_metrics(result.folder))
     assert collator.limits() == {"pack_tokens": found[0]["pack_tokens"]}
+
+
+def test_the_first_steps_are_held_against_the_prediction(trained: Result) -> None:
+    (record,) = of(read_metrics(trained.folder), "plan")
+    assert record["step"] == 5 and record["step_ms"] > 0 and record["predicted_step_ms"] > 0
+    steps = [line["step_ms"] for line in of(read_metrics(trained.folder), "train")[2:5]]
+    assert record["step_ms"] == pytest.approx(sum(steps) / 3, rel=0.2)
+    log = (trained.folder / "run.log").read_text(encoding="utf-8")
+    assert f"3 steps: {record['step_ms']:.0f} ms each, predicted {record['predicted_step_ms']:.0f}" in log

@@ -23,14 +23,16 @@ from spantune import formats, runs
 from spantune.compilation import compile_layers
 from spantune.config import Config
 from spantune.document import Document
+from spantune.estimate import Estimate, checkpointing, compiling
 from spantune.evaluate import Evaluation, evaluate, save_predictions
 from spantune.extract import Extractor
+from spantune.forecast import ForecastCallback
 from spantune.load import Loaded, load
 from spantune.lora import attach, load_adapter
 from spantune.loss import PackTensors, check_head, tensors
 from spantune.metrics import Scores, score
 from spantune.pack import layout
-from spantune.plan import checkpointing, compiling, make_plan, require
+from spantune.plan import make_plan, require
 from spantune.prepare import Prepared, prepare
 from spantune.progress import bar, console
 from spantune.run_report import report_run
@@ -89,7 +91,7 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
     folder = resume or runs.create(recipe, prepared.task)
     if resume:
         rewind(folder, runs.step_of(checkpoint) if checkpoint else -1)
-    job = _Job(recipe, prepared, replace(loaded, model=model), folder)
+    job = _Job(recipe, prepared, replace(loaded, model=model), folder, plan.estimate)
     handler = runs.log_to(folder)
     try:
         for note in prepared.splits.notes:
@@ -105,8 +107,8 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
 class _Job:
     """One run under way: model, folder, trackers and the best adapter so far."""
 
-    def __init__(self, recipe: Config, prepared: Prepared, loaded: Loaded, folder: Path):
-        self.recipe, self.prepared, self.loaded, self.folder = recipe, prepared, loaded, folder
+    def __init__(self, recipe: Config, prepared: Prepared, loaded: Loaded, folder: Path, estimate: Estimate):
+        self.recipe, self.prepared, self.loaded, self.folder, self.estimate = recipe, prepared, loaded, folder, estimate
         self.trackers: Trackers = open_trackers(recipe, folder)
         self.extractor = self._extractor(loaded.model)
         self.before: Scores | None = None
@@ -261,6 +263,8 @@ class _Job:
             f1s=[record["f1"] for record in _of_dev(read_metrics(self.folder)) if record["f1"] is not None],
         )
         trainer.add_callback(StepCallback(trainer, self.trackers.metrics, progress))
+        clock = trainer.clock
+        trainer.add_callback(ForecastCallback(self.estimate, lambda: clock.seconds, self.trackers.metrics))
         return trainer
 
 

@@ -98,7 +98,7 @@ class Collator:
         self.micro_batch = settings.micro_batch
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        """The step: `{"packs" | "rows": [tensors, …], "weight": what their loss is divided by, "examples", "limits"}`."""
+        """`{"packs" | "rows": [tensors, …], "weight": n, "examples": […], "limits": {…}}`; n divides the loss."""
         return {**self._parts(examples), "examples": examples, "limits": self.limits()}
 
     def limits(self) -> dict[str, int]:
