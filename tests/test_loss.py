@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,10 +21,10 @@ from spantune.encode import Encoder, Example
 from spantune.errors import ModelError
 from spantune.lora import attach
 from spantune.loss import HEAD_CHUNK, PackTensors, _HeadLoss, check_head, hidden_states, pack_loss, tensors
-from spantune.pack import layout, shared_prefix
+from spantune.pack import layout, pack_examples, shared_prefix
 from spantune.task import Label, TaskSpec
 
-FAMILIES = ["phi3", "llama", "qwen2", "qwen3", "mistral", "gemma3_text"]
+FAMILIES = ["phi3", "llama", "qwen2", "qwen3", "smollm3", "mistral", "gemma3_text"]
 PACKINGS = {
     "all": [[0, 1, 2, 3]],
     "reversed": [[3, 2, 1, 0]],
@@ -111,6 +112,28 @@ def test_packed_loss_and_lora_gradients_equal_the_unpacked_ones(family: str) -> 
         torch.testing.assert_close(total, expected.detach(), rtol=1e-5, atol=0)
         for name, gradient in gradients(model).items():
             assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_corpora_in_packs_of_random_size_have_the_loss_and_gradients_of_their_examples(seed: int) -> None:
+    draw = random.Random(seed)
+    model = adapted(draw.choice(FAMILIES))
+    prefix = tuple(draw.randrange(280) for _ in range(draw.randrange(12)))
+    chosen = []
+    for number in range(draw.randrange(1, 7)):
+        prompt, answer = (tuple(draw.randrange(280) for _ in range(draw.randrange(1, 20))) for _ in range(2))
+        chosen.append(Example(str(number), prefix + prompt + answer, len(prefix + prompt)))
+    expected = torch.stack([alone_loss(model, example) for example in chosen]).sum()
+    expected.backward()
+    wanted = gradients(model)
+    total = torch.zeros(())
+    for pack in pack_examples(chosen, prefix, draw.randrange(20, 120)):
+        loss = pack_loss(model, PackTensors(**tensors(pack)), torch.float32)
+        loss.backward()
+        total += loss.detach()
+    torch.testing.assert_close(total, expected.detach(), rtol=1e-5, atol=0)
+    for name, gradient in gradients(model).items():
+        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
 
 
 def test_a_short_common_start_of_few_examples_is_no_different() -> None:
