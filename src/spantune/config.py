@@ -17,6 +17,7 @@ from spantune.task import AnswerFormat, Label
 
 Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
 Keep = Literal["none", "some", "most"]
+Normalize = Literal["tokens", "examples"]
 QUANTIZED = ("fp8", "nf4", "int8")
 
 
@@ -138,7 +139,7 @@ class Lora(Section):
     """Learn magnitude and direction apart (DoRA, arXiv 2402.09353); slower."""
     plus_ratio: float = Field(1.0, ge=1)
     """Learning rate of B over that of A (LoRA+, arXiv 2402.12354); 16 is its authors' advice."""
-    rank_pattern: dict[str, int] = {}
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Other ranks by module name, such as `{down_proj: 32}`; names that match nothing are an error."""
     targets: str | tuple[str, ...] = "all-linear"
     """`all-linear`, or module names; each must match."""
@@ -151,7 +152,7 @@ class Train(Section):
 
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: on the CPU when memory is short."""
-    normalize: Literal["tokens", "examples"] = "tokens"
+    normalize: Normalize = "tokens"
     """What weighs the same in a step's loss: every answer token, or every example."""
     batch_examples: int = Field(16, ge=1)
     """Examples an optimizer step, over all devices, however they are packed."""
@@ -277,6 +278,12 @@ class Config(Section):
             raise ValueError("train.loss_on=choices needs train.pack=shared and no train.cut_tokens")
         if self.train.loss_on == "choices" and not self.extract.grounded:
             raise ValueError("train.loss_on=choices needs extract.grounded=true: the model learns choices only")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_need_packs(self) -> Config:
+        if self.train.normalize == "examples" and self.train.pack != "shared":
+            raise ValueError("train.normalize=examples needs train.pack=shared; padded rows take the model's own loss")
         return self
 
     @property
