@@ -44,13 +44,14 @@ class Collator:
     def __init__(self, settings: config.Train, prefix: Sequence[int], budget: int, padding: int):
         self.settings, self.prefix, self.budget, self.padding = settings, prefix, budget, padding
         self.micro_batch = settings.micro_batch
+        self.lowered = 0  # how often the limits were
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        """`{"packs" | "rows": [tensors, …], "weight": n, "examples": […], "limits": {…}}`; n divides the loss.
+        """`{"packs" | "rows": [tensors, …], "weight": n, "examples": […], "lowered": m}`; n divides the loss.
 
         `tokens` and `padding` are counts of positions.
         """
-        return {**self._parts(examples), "examples": examples, "limits": self.limits()}
+        return {**self._parts(examples), "examples": examples, "lowered": self.lowered}
 
     def limits(self) -> dict[str, int]:
         """What bounds a part, by the setting's name."""
@@ -64,6 +65,7 @@ class Collator:
 
     def lower(self, part: Mapping[str, Any]) -> bool:
         """Halve what bounds a part, so that `part` is split; False where it is one example."""
+        self.lowered += 1
         if "ids" not in part:
             self.micro_batch = len(part["input_ids"]) // 2
             return self.micro_batch > 0
@@ -154,7 +156,7 @@ class PackTrainer(Trainer):
         """Run every pack of the step forward and backward; returns the loss a token (or an example) of the step."""
         model.train()
         collator: Collator = self.data_collator
-        if inputs["limits"] != collator.limits():  # it was made ready before a step was split
+        if inputs["lowered"] != collator.lowered:  # it was made ready before a step was split
             inputs = collator(inputs["examples"])
         found = self._attempt(model, inputs)
         while not isinstance(found, Tensor):
