@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT / "tests"))  # its tiny model
 from spantune.bundled import sha256_of  # noqa: E402
 from spantune.checkpoints import step_of, torn  # noqa: E402
 from spantune.config import Config, parse_config  # noqa: E402
+from spantune.runs import is_finished  # noqa: E402
 from spantune.tracking import read_metrics  # noqa: E402
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -106,12 +107,12 @@ def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int]
     started = time.monotonic()
     recipe = _recipe(work)
     reference = _undisturbed(recipe(name="undisturbed", keep=1000))
-    counts = dict.fromkeys(("kills", "before_the_folder", "resumes", "runs", *FAILURES), 0)
+    counts = dict.fromkeys(("kills", "not_resumed", "resumes", "runs", *FAILURES), 0)
     phases: Counter[str] = Counter()
 
     def moment() -> tuple[str, int, float] | None:
-        """When to kill next; a kill before there is a folder is one more, since nothing goes on from it."""
-        left = kills - counts["kills"] + counts["before_the_folder"]
+        """When to kill next; a kill before there is a folder, or after the end, is one more: none goes on from it."""
+        left = kills - counts["kills"] + counts["not_resumed"]
         return _moment(chance, reference) if left > 0 else None
 
     while counts["resumes"] < kills:
@@ -125,7 +126,8 @@ def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int]
             counts["wrong_checkpoints_taken"] += _took_wrong(life, reference)
             if not life.finished:
                 counts["kills"] += 1
-                counts["before_the_folder"] += not folder.is_dir()
+                life.finished = is_finished(folder)  # killed after its last file
+                counts["not_resumed"] += life.finished or not folder.is_dir()
                 phases[life.phase] += 1
                 counts["lost_steps"] += _lost_steps(folder, life)
                 counts["torn_checkpoints"] += sum(torn(path) is not None for path in _checkpoints(folder))
