@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from following import FirstEntity, Follower, Gold, Replayer, generated, record
+from following import FirstEntity, Follower, Gold, Replayer, drafted, generated, record
 
 from spantune import config, formats
 from spantune.attention import NAME
@@ -86,6 +86,8 @@ class Bench:
         if self.gold is not None and "replay" not in skip:
             found["without_grammar"] = self.ours(self.rows, bursts=bursts)["documents_per_s"]
             found["grammar_share"] = round(1 - found["ours"]["documents_per_s"] / found["without_grammar"], 3)
+        if self.gold is not None and "drafts" not in skip:
+            found["drafts"] = self.drafts(bursts)
         if "first" not in skip:
             found["seconds_to_first_entity"] = self.first_entity()
         if "generate" not in skip:
@@ -153,6 +155,21 @@ class Bench:
         found = {"batch": best, "documents_per_s": round(len(answers) / seconds, 2), **self.quality(extractions)}
         _say(f"generate: {found}")
         return {"generate": found, "generate_by_batch": by_batch}
+
+    def drafts(self, bursts: dict[str, list[list[int]]]) -> dict[str, float]:
+        """What prompt lookup could bring at the most, over all rows and one text at a time: ratios of rates."""
+        found = {}
+        texts = {d.id: self.encoder.tokenizer(d.text, add_special_tokens=False)["input_ids"] for d in self.documents}
+        assert self.gold is not None and self.rows is not None
+        every, few = self.documents, self.documents[:24]
+        for name, rows, documents in (("all_rows", self.rows, every), ("one_row", 1, few)):
+            self.documents = documents
+            plain = self.ours(rows, bursts=bursts)["documents_per_s"]
+            for size in (1, 2, 4):
+                merged = {key: drafted(self.gold[key], bursts[key], texts[key], size) for key in bursts}
+                found[f"{name}_{size}"] = round(self.ours(rows, bursts=merged)["documents_per_s"] / plain, 3)
+        self.documents = every
+        return found
 
     def first_entity(self) -> float:
         """Median seconds from a text's arrival to its first entity, one text at a time."""
@@ -270,7 +287,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--batches", type=int, nargs="+", help="batch sizes of generate")
     parser.add_argument("--rows", type=int, nargs="+", help="rows of ours")
-    parser.add_argument("--skip", nargs="*", default=[], choices=["free", "replay", "first", "generate"])
+    parser.add_argument("--skip", nargs="*", default=[], choices=["free", "replay", "drafts", "first", "generate"])
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

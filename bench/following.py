@@ -125,6 +125,41 @@ def record(
     return kept, bursts
 
 
+def drafted(gold: Sequence[int], bursts: Sequence[list[int]], text: Sequence[int], size: int) -> list[list[int]]:
+    """The bursts, if `size` tokens were drafted from the text behind each and those that are right were taken.
+
+    What was written last, two tokens or else one, is looked for in the text, and what follows there is the draft. Wrong
+    drafts and their checking cost nothing here: a bound for what prompt lookup can bring.
+    """
+    starts = [0]
+    for burst in bursts:
+        starts.append(starts[-1] + 1 + len(burst))
+    merged, index = [], 0
+    while index < len(bursts):
+        end = starts[index + 1]
+        right = end + _agreeing(_draft(gold[:end], text, size), gold[end:-1])
+        following = index + 1
+        while following < len(bursts) and starts[following + 1] <= right:
+            following += 1
+        if following < len(bursts) and starts[following] < right:
+            following += 1  # the grammar forces the rest of its burst
+        merged.append(list(gold[starts[index] + 1 : starts[following]]))
+        index = following
+    return merged
+
+
+def _draft(written: Sequence[int], text: Sequence[int], size: int) -> Sequence[int]:
+    for length in (2, 1):
+        for start in range(len(text) - length):
+            if list(text[start : start + length]) == list(written[-length:]):
+                return text[start + length : start + length + size]
+    return ()
+
+
+def _agreeing(draft: Sequence[int], gold: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(draft, gold, strict=False)) if a != b), min(len(draft), len(gold)))
+
+
 class _Following(LogitsProcessor):
     """Raises each row's gold token; past its end, the stop token."""
 
