@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from real import bench
 from spantune import estimate
 from spantune.config import Config, parse_config
 from spantune.estimate import GIB, checkpointing, compiling, fitting, predict_memory
@@ -19,9 +19,6 @@ from spantune.lora import attach
 from spantune.plan import MEMORY, make_plan, skeleton
 from spantune.prepare import Prepared, prepare
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from random_phi4 import CONFIG
-
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 LARGEST_STEP = 3332  # tokens, of the steps of 16 examples that the peaks below were measured over; 2,818 is their mean
 
@@ -29,7 +26,8 @@ LARGEST_STEP = 3332  # tokens, of the steps of 16 examples that the peaks below 
 @pytest.fixture(scope="module")
 def phi4() -> Any:
     """Phi-4's shape without weights."""
-    shape = {key: value for key, value in CONFIG.items() if key not in ("model_type", "torch_dtype", "architectures")}
+    config = bench("random_phi4").CONFIG
+    shape = {key: value for key, value in config.items() if key not in ("model_type", "torch_dtype", "architectures")}
     return skeleton(AutoConfig.for_model("phi3", **shape))
 
 
