@@ -69,9 +69,9 @@ def main() -> None:
     if chosen.json:
         print(json.dumps(found))
         return
-    print("| what | ms a step | first step s | peak GiB | examples/s | ratio to seed |\n|---|---|---|---|---|---|")
+    print("| what | ms a step | host ms | first step s | peak GiB | examples/s | ratio to seed |\n|---|---|---|---|---|---|---|")
     for name, row in found.items():
-        cells = [row.get(key, "–") for key in ("ms_per_step", "first_s", "peak_gib", "examples_per_s", "ratio_to_seed")]
+        cells = [row.get(key, "–") for key in ("ms_per_step", "host_ms", "first_s", "peak_gib", "examples_per_s", "ratio_to_seed")]
         print(f"| {name} | " + " | ".join(map(str, cells)) + (f" | {row['error']}" if "error" in row else " |"))
 
 
@@ -114,11 +114,13 @@ def steps_of(chosen: argparse.Namespace) -> Iterator[list[Any]]:
 def timed(chosen: argparse.Namespace, step: Callable[[list[Any]], None], work: Iterator[list[Any]]) -> dict[str, Any]:
     """Run the steps; the first three are not counted."""
     cuda = chosen.device == "cuda"
-    seconds = []
+    seconds: list[float] = []
+    host: list[float] = []
     for number in range(chosen.steps + 3):
         examples = next(work)
         start = time.perf_counter()
         step(examples)
+        host.append(time.perf_counter() - start)
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -128,6 +130,7 @@ def timed(chosen: argparse.Namespace, step: Callable[[list[Any]], None], work: I
     found = {
         "ms_per_step": round(1000 * median, 1),
         "fastest_ms": round(1000 * min(seconds[3:]), 1),
+        "host_ms": round(1000 * statistics.median(host[3:]), 1),  # until the last kernel is launched
         "first_s": round(seconds[0], 1),
         "examples_per_s": round(chosen.examples / median, 2),
         "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
