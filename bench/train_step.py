@@ -69,9 +69,17 @@ def main() -> None:
     if chosen.json:
         print(json.dumps(found))
         return
-    print("| what | ms a step | host ms | first step s | peak GiB | examples/s | ratio to seed |\n|---|---|---|---|---|---|---|")
+    columns = {
+        "ms_per_step": "ms a step",
+        "host_ms": "host ms",
+        "first_s": "first step s",
+        "peak_gib": "peak GiB",
+        "examples_per_s": "examples/s",
+        "ratio_to_seed": "ratio to seed",
+    }
+    print(f"| what | {' | '.join(columns.values())} |\n|{'---|' * (1 + len(columns))}")
     for name, row in found.items():
-        cells = [row.get(key, "–") for key in ("ms_per_step", "host_ms", "first_s", "peak_gib", "examples_per_s", "ratio_to_seed")]
+        cells = [row.get(key, "–") for key in columns]
         print(f"| {name} | " + " | ".join(map(str, cells)) + (f" | {row['error']}" if "error" in row else " |"))
 
 
