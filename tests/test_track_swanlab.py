@@ -96,7 +96,7 @@ def test_the_local_board_has_scalars_predictions_and_charts(tmp_path: Path, capf
     assert (found["dev/f1"], found["dev/f1_low"], found["dev/f1/病"]) == ([(2, 0.5)], [(2, 0.1)], [(2, 2 / 3)])
     assert "dev/f1_low/病" not in found  # in the picture
     ((step, (first, second)),) = found["Prediction"]
-    assert step == 2 and first.startswith("患者发热咳嗽\n")
+    assert step == 2 and first.startswith("▸ 1 of 2 right, 0 wrong") and first.endswith("▸ 患者发热咳嗽")
     assert "gold: 发热 [病 2:4]; 咳嗽 [病 4:6]" in first and "predicted: ✓ 发热 [病 2:4]" in first
     assert "<b>炎</b>" in second and "predicted: none" in second
     assert dict(rows(folder, "select name, type from tag where type = 'image'")) == {
