@@ -182,7 +182,8 @@ def test_online_without_a_key_is_refused_before_it_can_ask(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("mode", ["online", "offline", "local"])
-def test_the_key_is_written_nowhere(cloud: Cloud, tmp_path: Path, mode: str) -> None:
+def test_the_key_is_written_nowhere(cloud: Cloud, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWANLAB_DEBUG", "true")
     process = started(tmp_path / "run", mode, 6)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -190,6 +191,21 @@ def test_the_key_is_written_nowhere(cloud: Cloud, tmp_path: Path, mode: str) -> 
     assert any(path.name == "config.yaml" for path in written) and len(written) > 6
     assert [path for path in written if KEY.encode() in path.read_bytes()] == [] and KEY not in out + err
     assert bool(cloud.runs) == (mode == "online")
+
+
+def test_a_login_of_swanlabs_own_is_used_and_not_copied(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SWANLAB_API_KEY")
+    monkeypatch.setenv("SWANLAB_DEBUG", "true")  # the trap: it logs the login that it finds
+    login = Path.home() / ".swanlab" / ".netrc"
+    login.parent.mkdir(parents=True)
+    login.write_text(f"machine {cloud.host}\nlogin {cloud.host}\npassword {KEY}\n")
+    process = started(tmp_path / "run", "online", 6)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and cloud.run.states == ["RUNNING", "FINISHED"], err
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == [login]
+    assert KEY not in out + err
 
 
 def test_a_key_that_is_refused_is_said_and_the_run_is_recorded_offline(
