@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT / "tests"))  # its tiny model
 from spantune.bundled import sha256_of  # noqa: E402
 from spantune.checkpoints import step_of, torn  # noqa: E402
 from spantune.config import Config, parse_config  # noqa: E402
+from spantune.runs import is_finished  # noqa: E402
 from spantune.tracking import read_metrics  # noqa: E402
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -114,24 +115,33 @@ def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int]
     started = time.monotonic()
     recipe = _recipe(work)
     reference = _undisturbed(recipe(name="undisturbed", keep=1000))
-    counts = dict.fromkeys(("kills", "resumes", "runs", *FAILURES), 0)
+    counts = dict.fromkeys(("kills", "not_resumed", "resumes", "runs", *FAILURES), 0)
     phases: Counter[str] = Counter()
-    while counts["kills"] < kills:
+
+    def moment() -> tuple[str, int, float] | None:
+        """When to kill next; a kill before there is a folder, or after the end, is one more: none goes on from it."""
+        left = kills - counts["kills"] + counts["not_resumed"]
+        return _moment(chance, reference) if left > 0 else None
+
+    while counts["resumes"] < kills:
         counts["runs"] += 1
         settings = recipe(name=f"run{counts['runs']}", keep=2)
         folder, life = settings.run_folder, Life()
         while not life.finished:
             resume = folder.is_dir()
-            life = _live(settings, resume, _moment(chance, reference) if counts["kills"] < kills else None)
+            life = _live(settings, resume, moment())
             counts["resumes"] += resume
             counts["wrong_checkpoints_taken"] += _took_wrong(life, reference)
             if not life.finished:
                 counts["kills"] += 1
+                life.finished = is_finished(folder)  # killed after its last file
+                counts["not_resumed"] += life.finished or not folder.is_dir()
                 phases[life.phase] += 1
                 counts["lost_steps"] += _lost_steps(folder, life)
                 counts["torn_checkpoints"] += sum(torn(path) is not None for path in _checkpoints(folder))
         counts["runs_that_differ"] += _lines(folder) != reference.lines
         shutil.rmtree(folder)
+        print(f"{time.monotonic() - started:.0f} s {counts}", file=sys.stderr)
     return counts, phases, time.monotonic() - started
 
 

@@ -69,9 +69,17 @@ def main() -> None:
     if chosen.json:
         print(json.dumps(found))
         return
-    print("| what | ms a step | first step s | peak GiB | examples/s | ratio to seed |\n|---|---|---|---|---|---|")
+    columns = {
+        "ms_per_step": "ms a step",
+        "host_ms": "host ms",
+        "first_s": "first step s",
+        "peak_gib": "peak GiB",
+        "examples_per_s": "examples/s",
+        "ratio_to_seed": "ratio to seed",
+    }
+    print(f"| what | {' | '.join(columns.values())} |\n|{'---|' * (1 + len(columns))}")
     for name, row in found.items():
-        cells = [row.get(key, "–") for key in ("ms_per_step", "first_s", "peak_gib", "examples_per_s", "ratio_to_seed")]
+        cells = [row.get(key, "–") for key in columns]
         print(f"| {name} | " + " | ".join(map(str, cells)) + (f" | {row['error']}" if "error" in row else " |"))
 
 
@@ -114,11 +122,13 @@ def steps_of(chosen: argparse.Namespace) -> Iterator[list[Any]]:
 def timed(chosen: argparse.Namespace, step: Callable[[list[Any]], None], work: Iterator[list[Any]]) -> dict[str, Any]:
     """Run the steps; the first three are not counted."""
     cuda = chosen.device == "cuda"
-    seconds = []
+    seconds: list[float] = []
+    host: list[float] = []
     for number in range(chosen.steps + 3):
         examples = next(work)
         start = time.perf_counter()
         step(examples)
+        host.append(time.perf_counter() - start)
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -128,6 +138,7 @@ def timed(chosen: argparse.Namespace, step: Callable[[list[Any]], None], work: I
     found = {
         "ms_per_step": round(1000 * median, 1),
         "fastest_ms": round(1000 * min(seconds[3:]), 1),
+        "host_ms": round(1000 * statistics.median(host[3:]), 1),  # until the last kernel is launched
         "first_s": round(seconds[0], 1),
         "examples_per_s": round(chosen.examples / median, 2),
         "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",

@@ -14,7 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel
@@ -155,6 +155,10 @@ def _type(hint: Any) -> str:
         return " or ".join(_type(part) for part in parts if part is not types.NoneType)
     if origin in (list, tuple):
         return f"list of {_type(parts[0])}"
+    if origin is dict:
+        return f"{_type(parts[1])} by {_type(parts[0])}"
+    if origin is Annotated:
+        return _type(parts[0])
     return TYPES.get(hint) or f"{hint.__name__.lower()}"
 
 

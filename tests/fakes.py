@@ -52,7 +52,7 @@ _SHAPE = {
 
 
 def tiny_model(family: str = "phi3", vocabulary: int = 272, **changes: Any) -> Any:
-    """A random causal LM of a family: phi3 (fused projections), llama, qwen3, gemma3 (sliding layers), mistral."""
+    """A random causal LM of a family; phi3 has fused projections, mistral a window, gemma3_text two kinds of layer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from spantune.attention import NAME
@@ -62,6 +62,7 @@ def tiny_model(family: str = "phi3", vocabulary: int = 272, **changes: Any) -> A
         "llama": {},
         "qwen2": {},
         "qwen3": {"head_dim": 8},
+        "smollm3": {"no_rope_layer_interval": 2},
         "mistral": {"sliding_window": 8},
         "gemma3_text": {
             "head_dim": 8,

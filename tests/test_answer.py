@@ -17,7 +17,7 @@ from llguidance import LLMatcher
 from fakes import byte_tokenizer
 from real import SHARED
 from spantune import formats
-from spantune.answer import FORMATS, Parsed, Problem, answer_format, jsonl, jsonl_seed
+from spantune.answer import Parsed, Problem, answer_format, jsonl, jsonl_seed
 from spantune.answer.resolve import Mention, resolve
 from spantune.document import Document, Entity
 from spantune.task import Label, TaskSpec
@@ -86,8 +86,9 @@ def line(text: str, label: str = "sym") -> str:
     return f'{{"entity_text": "{text}", "entity_label": "{label}"}}\n'
 
 
-def accepts(grammar: str, answer: str) -> bool:
+def accepts(grammar: str | None, answer: str) -> bool:
     """Whether the whole of `answer` may be written and may then end."""
+    assert grammar is not None
     matcher = LLMatcher(GUIDE, LLMatcher.grammar_from_lark(grammar))
     assert not matcher.get_error(), matcher.get_error()
     ids = TOKENIZER(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -154,16 +155,16 @@ def test_the_grammars_accept_every_gold_answer(document: Document) -> None:
         if task is SEED:  # unescaped: a quote in the text is taken for more of the mention
             document = Document("1", document.text.replace('"', "”"), document.entities)
         form = answer_format(task)
-        assert accepts(form.grammar(document.text, task), form.render(document, task))
+        assert accepts(form.grammar(document.text, task, None), form.render(document, task))
 
 
 @pytest.mark.parametrize("code", ["a", 'd"x', "b\\y", "😀", "a\x7fb", "t\tb\n", "\0", "/i", "\u2028", "a|b", "%", "'"])
 def test_the_grammars_know_every_label_as_it_is_written(code: str) -> None:
     document = Document("1", "肺炎", (Entity(0, 2, code),))
-    for answer in FORMATS:
+    for answer in ("jsonl", "jsonl_seed", "grouped"):
         task = TaskSpec.model_validate({"labels": [{"code": code}], "instruction": "x", "answer": answer})
         form = answer_format(task)
-        assert accepts(form.grammar("肺炎", task), form.render(document, task))
+        assert accepts(form.grammar("肺炎", task, None), form.render(document, task))
 
 
 @pytest.mark.parametrize(
@@ -230,17 +231,18 @@ def test_resolver(
     mentions: list[tuple[str, str]], expected: list[tuple[int, int, str]], problems: list[tuple[str, str]]
 ) -> None:
     task = TaskSpec.model_validate({"labels": [{"code": c} for c in ("sym", "bod", "dis")], "instruction": "x"})
-    parsed = resolve([Mention(text, label, (i, i + 1)) for i, (text, label) in enumerate(mentions)], "头痛、腹痛", task)
+    found = [Mention(text, label, (i, i + 1), (i, i)) for i, (text, label) in enumerate(mentions)]
+    parsed = resolve(found, "头痛、腹痛", task)
     assert spans(parsed) == expected
     assert [(problem.kind, problem.found) for problem in parsed.problems] == problems
 
 
 def test_overlapping_occurrences_are_different_ones_and_problems_pass_through() -> None:
     found: list[Mention | Problem] = [
-        Mention("aa", "sym", (0, 1)),
+        Mention("aa", "sym", (0, 1), (0, 1)),
         Problem("invalid", "?"),
-        Mention("aa", "sym", (1, 2)),
-        Mention("aa", "sym", (2, 3)),
+        Mention("aa", "sym", (1, 2), (1, 2)),
+        Mention("aa", "sym", (2, 3), (2, 3)),
     ]
     parsed = resolve(found, "aaa", TASK)
     assert spans(parsed) == [(0, 2, "sym"), (1, 3, "sym")]
@@ -256,11 +258,10 @@ BAD_LINES = [
     '{"entity_text": null, "entity_label": "sym"}',
     '["肺炎", "sym"]',
     "null",
-    "{'entity_text': '肺炎', 'entity_label': 'sym'}",
-    line("肺炎").rstrip() * 2,
     '{"entity_text": "\\ud83d", "entity_label": "sym"}',  # half a pair cannot be written to a file
     "1" * 5000,
-    "[" * 100_000,
+    "[" * 100_000 + "1",
+    "{" * 2000 + "1",
 ]
 
 
@@ -272,6 +273,35 @@ def test_every_bad_line_is_reported_and_the_good_ones_are_kept() -> None:
     assert spans(parsed) == [(0, 1, "sym"), (1, 2, "sym"), (0, 2, "sym")]
     for problem in parsed.problems:
         problem.found.encode()
+
+
+LUNG, FIRE = '{"entity_text": "肺", "entity_label": "sym"}', '{"entity_text": "炎", "entity_label": "疾病"}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "repaired", "invalid"),
+    [
+        (LUNG + FIRE, [LUNG, FIRE], []),
+        (f"Entities: {LUNG}, and {FIRE}.", [LUNG, FIRE], ["Entities:", ", and", "."]),
+        (f"```json\n[\n  {LUNG},\n  {FIRE}\n]\n```", ["```json", "[", LUNG, ",", "]", "```"], []),
+        (f'{{"entities": [{LUNG}, {FIRE}]}}', [LUNG, ",", FIRE, "]}"], ['{"entities": [']),
+        (LUNG.replace('"', "'") + "\n" + FIRE, [LUNG.replace('"', "'")], []),
+        (LUNG.replace("}", ", }") + "\n" + FIRE, [LUNG.replace("}", ", }")], []),
+        (LUNG.replace(", ", ",\n  ") + "\n" + FIRE, [LUNG.replace(", ", ",\n  ")], []),
+        (LUNG + "\n" + FIRE, [], []),
+    ],
+)
+def test_an_answer_that_is_plain_but_not_of_the_format_is_read_and_every_repair_reported(
+    answer: str, repaired: list[str], invalid: list[str]
+) -> None:
+    parsed = read(answer, "肺炎")
+    assert spans(parsed) == [(0, 1, "sym"), (1, 2, "疾病")]
+    assert [problem.found for problem in parsed.problems if problem.kind == "repaired"] == repaired
+    assert [problem.found for problem in parsed.problems if problem.kind == "invalid"] == invalid
+    assert len(parsed.problems) == len(repaired) + len(invalid)
+    for item in parsed.resolved:
+        stated = answer[slice(*item.span)]
+        assert stated.strip() in {*repaired, LUNG, FIRE} and item.entity.label in answer[slice(*item.label_span)]
 
 
 def test_the_empty_answer_is_no_problem_and_another_is() -> None:

@@ -91,10 +91,30 @@ def test_the_best_and_the_newest_are_never_pruned(tmp_path: Path) -> None:
     assert checkpoints.write(12, filled()) and steps(tmp_path) == [10, 12]
 
 
+def test_what_is_being_removed_has_lost_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = written(tmp_path, 2, keep=1)
+    remove = shutil.rmtree
+
+    def killed_half_way(path: Path, ignore_errors: bool = False) -> None:
+        if (path / MANIFEST).is_file():  # a whole checkpoint: take one file, and end as a kill does
+            (path / "adapter.bin").unlink()
+            raise KeyboardInterrupt
+        remove(path, ignore_errors=ignore_errors)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", killed_half_way)
+        checkpoints.write(4, filled())
+    assert all(torn(path) is None for path in tmp_path.glob("checkpoint-*"))
+    assert checkpoints.newest() == tmp_path / "checkpoint-4"
+    checkpoints.discard_after(4)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
 def test_what_comes_later_is_discarded_torn_or_not(tmp_path: Path) -> None:
     checkpoints = written(tmp_path, 4, 8, 12)
     (tmp_path / "checkpoint-12" / MANIFEST).unlink()
-    (tmp_path / ".part" / "checkpoint-16").mkdir(parents=True)
+    for leftover in (".part", ".gone"):
+        (tmp_path / leftover / "checkpoint-16").mkdir(parents=True)
     checkpoints.discard_after(4)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 

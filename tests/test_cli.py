@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -82,27 +81,6 @@ def test_wrong_use_of_the_command_line_is_2(arguments: list[str], word: str) -> 
     assert done.returncode == 2 and word in done.stderr.lower() and done.stdout == "" and "Traceback" not in done.stderr
 
 
-def test_extract_reads_stdin_and_writes_native_jsonl(run: Path) -> None:
-    done = fresh("extract", run, "-", "--device", "cpu", input="疹\n\n肺炎患者咳嗽 <|im_end|>\n")
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [(row["id"], row["text"]) for row in rows] == [("1", "疹"), ("3", "肺炎患者咳嗽 <|im_end|>")], done.stderr
-    assert "Traceback" not in done.stderr
-    wanting = [row for row in rows if "problems" in row.get("meta", {})]
-    assert done.returncode == (1 if wanting else 0)
-    assert rows[0]["entities"] and all(
-        row["text"][e["start"] : e["end"]] == e["text"] for row in rows for e in row["entities"]
-    )
-    assert all(0 <= e["score"] <= 1 for row in rows for e in row["entities"])
-
-
-def test_a_reader_that_leaves_is_no_error(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("疹\n" * 400)
-    command = f"{sys.executable} -m spantune extract {run} {tmp_path / 'in.txt'} | head -n 1"
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
-    assert json.loads(done.stdout)["text"] == "疹" and "Traceback" not in done.stderr
-    assert done.returncode in (0, 1), done.stderr
-
-
 # --- recipes that cannot be right ----------------------------------------------------------------------------------
 
 
@@ -179,15 +157,6 @@ def test_a_damaged_run(command: Command, run: Path, corpus: Path) -> None:
     assert outcome.code == 2 and "config.yaml is damaged" in outcome.err and "Traceback" not in outcome.err
 
 
-def test_texts_that_cannot_be_read(command: Command, run: Path, tmp_path: Path) -> None:
-    one_line_error(command("extract", run, tmp_path / "none.txt"), "none.txt")
-    (tmp_path / "gbk.txt").write_bytes("患者\n".encode("gbk"))
-    one_line_error(command("extract", run, tmp_path / "gbk.txt"), "gbk.txt:1", "not UTF-8")
-    (tmp_path / "odd.jsonl").write_text('{"a": 1}\n')
-    one_line_error(command("extract", run, tmp_path / "odd.jsonl"), "odd.jsonl")
-    one_line_error(command("extract", run, tmp_path / "odd.jsonl", "--to", "cmeee"), "--to cmeee needs --out")
-
-
 # --- what they do ------------------------------------------------------------------------------------------------
 
 
@@ -217,42 +186,6 @@ def test_plan_prints_every_audit_and_exits_with_1_on_a_leak(
     assert "FAILED" in command("plan", recipe_file(**sections)).out
     one = command("train", recipe_file(**sections))
     one_line_error(one, "audit failed: test shares no text with train")
-
-
-def test_extract_keeps_order_and_takes_corpora_and_texts(
-    command: Command, run: Path, corpus: Path, tmp_path: Path
-) -> None:
-    gold = formats.read(corpus / "test.jsonl").documents
-    outcome = command("extract", run, corpus / "test.jsonl", "--batch-size", 2)
-    rows = [json.loads(line) for line in outcome.out.splitlines()]
-    assert [(row["id"], row["text"]) for row in rows] == [(document.id, document.text) for document in gold]
-    (tmp_path / "in.txt").write_text("".join(f"{document.text}\r\n" for document in gold), encoding="utf-8")
-    out = tmp_path / "out.jsonl"
-    again = command("extract", run, tmp_path / "in.txt", "--out", out)
-    assert again.out == "" and again.code == outcome.code
-    written = formats.read(out).documents
-    assert [document.text for document in written] == [document.text for document in gold]
-    assert [[e["text"] for e in row["entities"]] for row in rows] == [
-        [d.surface(e) for e in d.entities] for d in written
-    ]
-    marked = command("extract", run, corpus / "test.jsonl", "--out", tmp_path / "out.json", "--to", "cmeee")
-    assert marked.code == outcome.code and formats.detect(tmp_path / "out.json") == "cmeee"
-
-
-def test_an_answer_that_was_cut_is_found_wanting(command: Command, run: Path, tmp_path: Path) -> None:
-    text = (run / "config.yaml").read_text().replace("max_new_tokens: 96", "max_new_tokens: 5")
-    (run / "config.yaml").write_text(text)
-    (tmp_path / "in.txt").write_text("疹\n", encoding="utf-8")
-    outcome = command("extract", run, tmp_path / "in.txt")
-    assert outcome.code == 1
-    meta = last_object(outcome)["meta"]
-    assert meta["status"] == "length" and meta["problems"]
-    assert "1 of 1 answers were wanting" in outcome.err
-
-
-def test_extract_from_stdin_that_is_not_utf8(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("患者\n".encode("gbk")), encoding="utf-8"))
-    one_line_error(command("extract", run, "-"), "stdin", "not UTF-8")
 
 
 def test_evaluate_agrees_with_the_runs_own_figures(command: Command, run: Path, trained: Any, corpus: Path) -> None:

@@ -211,3 +211,15 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
     path.write_text("model: {source: here}\nlora: {rank: 4}\nlora: {alpha: 8}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"(?s)'lora' is given twice.*line 3"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"train": {"normalize": "examples", "pack": "none"}}, r"train\.normalize=examples needs train\.pack=shared"),
+        ({"lora": {"rank_pattern": {"down_proj": 0}}}, r"lora\.rank_pattern\.down_proj.*greater than or equal to 1"),
+    ],
+)
+def test_settings_that_cannot_be_kept_are_refused(sections: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        parse_config({**LEAST, **sections})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 
 from conftest import MERGES
 from fakes import byte_tokenizer, tiny_model
-from spantune import config, extract
-from spantune.cache import FlatCache
+from spantune import config
+from spantune.answer import Problem, Said
+from spantune.chunks import Cutter, merge
 from spantune.constrain import Constraint, Guide
-from spantune.corpus import split_long
 from spantune.document import Document, Entity
 from spantune.encode import Encoder
 from spantune.errors import DataError, ModelError, RunError
-from spantune.extract import Extraction, Extractor, load_run, rates
+from spantune.extract import Extractor, load_run
+from spantune.extraction import Extraction, failure, rates
 from spantune.task import Label, TaskSpec
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
@@ -77,13 +78,14 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, amo
     from llguidance import LLMatcher
 
     known = llguidance.hf.from_tokenizer(coder.tokenizer, n_vocab=280, eos_token=coder.stop_id)
-    stated: tuple[Entity, ...] = ()
+    said: Said | None = None
 
     def fresh() -> Any:
-        grammar = coder.format.grammar(text, coder.task, stated[-1] if stated else None)
-        return LLMatcher(known, LLMatcher.grammar_from_lark(grammar))
+        grammar = coder.format.grammar(text, coder.task, said)
+        return matcher if grammar is None else LLMatcher(known, LLMatcher.grammar_from_lark(grammar))
 
-    prompt, plain, matcher = coder.prompt_ids(text), Plain(), fresh()
+    prompt, plain, matcher = coder.prompt_ids(text), Plain(), None
+    matcher = fresh()
     while len(plain.ids) < limit:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + plain.ids]), use_cache=False).logits[0, -1].float()
@@ -94,14 +96,14 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, amo
             plain.status = "stopped"
             break
         matcher.consume_token(token)
-        forced = matcher.compute_ff_tokens()
+        forced = [one for one in matcher.compute_ff_tokens() if one != coder.stop_id]  # the end of a piece, or of all
         matcher.consume_tokens(forced)
         plain.ids += [token, *forced]
         distribution = (masked if among_allowed else logits).log_softmax(-1)
         plain.chosen += [float(distribution[token]), *([None] * len(forced))]
         answer = coder.tokenizer.decode(plain.ids)
-        if answer.endswith("\n"):  # a line is done: only what is later in the text may follow
-            stated = coder.format.parse(answer, text, coder.task).entities
+        if coder.format.mark in coder.tokenizer.decode([token, *forced]):  # only what is later in the text may follow
+            said = Said(answer, coder.format.parse(answer, text, coder.task))
             matcher = fresh()
         if matcher.is_stopped():
             plain.status = "stopped"
@@ -146,6 +148,18 @@ def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int) -> N
     assert tool.effort.passes <= longest + 2  # a batch of all: as many passes as the longest, one for the prefix
 
 
+@pytest.mark.parametrize("answer", ["grouped", "inline", "jsonl_seed"])
+@pytest.mark.parametrize(("family", "seed"), [("phi3", 2), ("gemma3_text", 3), ("qwen2", 5)])
+def test_every_format_equals_a_plain_loop(family: str, seed: int, answer: str) -> None:
+    task = TASK.model_copy(update={"answer": answer})
+    model, coder = lively_model(family, seed), encoder(task)
+    wanted = [plain_loop(model, coder, text, 60) for text in TEXTS]
+    tool = extractor(model, task, batch_size=3, max_new_tokens=60)
+    for plain, got in zip(wanted, tool.stream(DOCUMENTS), strict=True):
+        assert (got.answer, got.status) == (coder.tokenizer.decode(plain.ids), plain.status)
+    assert tool.effort.tokens == sum(len(plain.ids) for plain in wanted) > 40
+
+
 def test_scores_among_what_is_allowed_are_those_of_the_masked_distribution() -> None:
     model, coder = lively_model("phi3", 2), encoder()
     settings = config.Extract(max_new_tokens=LIMIT, batch_size=3)
@@ -164,6 +178,7 @@ def check_scores(coder: Encoder, plain: Plain, got: Extraction) -> None:
     for entity in got.document.entities:
         assert entity.score is not None and 0 <= entity.score <= 1
         assert entity.score == pytest.approx(expected[entity], rel=1e-3)
+        assert entity.score <= got.label_scores[entity] * (1 + 1e-6) <= 1 + 2e-6  # the label given the mention
 
 
 def test_the_random_models_end_in_both_ways() -> None:
@@ -188,12 +203,13 @@ def test_forcing_says_what_masking_alone_would_say() -> None:
         while len(ids) - start < len(answer):
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1]
-            constraint.apply([matcher], logits)
-            ids.append(int(logits.argmax()))
+            (allowed,) = constraint.allowed([matcher]).ids
+            ids.append(int(allowed[logits[0, allowed].argmax()]))
             matcher.consume_token(ids[-1])
             if coder.tokenizer.decode(ids[-1:]) == "\n":
-                stated = coder.format.parse(coder.tokenizer.decode(ids[start:]), text, TASK).entities
-                matcher = constraint.matcher(coder.format.grammar(text, TASK, stated[-1]))
+                written = coder.tokenizer.decode(ids[start:])
+                said = Said(written, coder.format.parse(written, text, TASK))
+                matcher = constraint.matcher(coder.format.grammar(text, TASK, said) or "")
         assert ids[start:] == answer
         lengths.append(len(answer))
     assert max(lengths) > 60
@@ -268,11 +284,10 @@ def test_a_free_answer_that_repeats_itself_is_stopped_and_reported() -> None:
     assert grounded.answer.startswith(line) and not grounded.answer.startswith(line * 2)
 
 
-def test_order_is_kept_over_windows_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_is_kept_and_no_more_is_read_than_is_needed() -> None:
     model = lively_model("phi3", 2)
     documents = [Document(f"n{number}", TEXTS[number % 8] + str(number)) for number in range(11)]
     whole = list(extractor(model, max_new_tokens=40).stream(documents))
-    monkeypatch.setattr(extract, "WINDOW", 3)
     taken: list[str] = []
 
     def source() -> Any:
@@ -282,25 +297,20 @@ def test_order_is_kept_over_windows_and_batches(monkeypatch: pytest.MonkeyPatch)
 
     stream = extractor(model, max_new_tokens=40, batch_size=2).stream(source())
     first = next(stream)
-    assert len(taken) == 3  # no more is read than a window
+    assert 3 <= len(taken) < 11
     again = [first, *stream]
     assert [item.document.id for item in again] == [document.id for document in documents] == taken
     assert [item.answer for item in again] == [item.answer for item in whole]
 
 
-def test_finished_rows_give_their_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    caches: list[FlatCache] = []
-
-    class Kept(FlatCache):
-        def __init__(self, device: torch.device):
-            super().__init__(device)
-            caches.append(self)
-
-    monkeypatch.setattr(extract, "FlatCache", Kept)
+def test_finished_rows_give_their_memory_back() -> None:
     tool = extractor(lively_model("phi3", 2), max_new_tokens=40, batch_size=2)
-    documents = [Document(str(number), "肺炎患者咳嗽") for number in range(12)]
-    lengths = [len(encoder().prompt_ids(item.document.text)) + 60 for item in tool.stream(documents)]
-    assert caches[0].used < 2.5 * max(lengths) < sum(lengths) / 3
+    tool.model.requires_grad_(False)  # so that the cache is kept
+    list(tool.stream(DOCUMENTS))
+    (forward,) = tool._idle
+    assert forward.cache.room == forward.cache.capacity - len(forward.instruction)
+    before = tool.effort.passes
+    assert list(tool.stream([])) == [] and tool._idle == [forward] and tool.effort.passes == before
 
 
 def test_bare_strings_are_numbered_and_gold_is_not_passed_on() -> None:
@@ -311,29 +321,46 @@ def test_bare_strings_are_numbered_and_gold_is_not_passed_on() -> None:
     assert found == Document("g", "肺炎", (), {"group": "x"})
 
 
-def test_a_long_text_is_taken_in_pieces_with_offsets_of_the_whole() -> None:
+def test_a_long_text_is_taken_in_chunks_with_offsets_of_the_whole() -> None:
     text = "".join(f"第{number}句说肺炎 ab。" for number in range(12))
     model, short = lively_model("phi3", 2), 100
-    tool = extractor(model, max_tokens=short, max_new_tokens=60)
+    settings = {"max_new_tokens": 60, "overlap": 4}
+    tool = extractor(model, max_tokens=short, **settings)
     (got,) = tool.stream([Document("long", text, meta={"k": 1})])
     coder = encoder()
-    pieces = split_long(Document("long", text), lambda piece: len(coder.prompt_ids(piece.text)) <= short)
-    assert len(pieces) > 3
-    alone = list(extractor(model, max_new_tokens=60).stream(pieces))
-    wanted: Sequence[Entity] = [e.shifted(one.document.meta["offset"]) for one in alone for e in one.document.entities]
-    assert len(wanted) > 3 and sorted(got.document.entities) == sorted(wanted)
-    assert got.document.text == text and got.document.id == "long" and got.document.meta == {"k": 1}
+    chunks = Cutter(lambda part: len(coder.prompt_ids(part)) <= short, overlap=4).cut(Document("long", text))
+    assert len(chunks) > 3 and any(one.end > other.start for one, other in pairwise(chunks))
+    alone = list(extractor(model, **settings).stream(chunk.document for chunk in chunks))
+    found = [replace(chunk, document=one.document) for chunk, one in zip(chunks, alone, strict=True)]
+    wanted = merge(Document("long", text, meta={"k": 1}), found)
+    assert len(wanted.document.entities) > 3
+    assert (got.document, got.overruled) == (wanted.document, wanted.overruled)
     assert got.answer == "".join(one.answer for one in alone)
     assert got.problems == tuple(problem for one in alone for problem in one.problems)
     assert got.status == next((one.status for one in alone if one.status != "stopped"), "stopped")
 
 
-def test_a_text_that_cannot_be_split_and_a_limit_without_room_are_refused() -> None:
+def test_a_limit_is_an_error_or_an_extraction_that_says_so() -> None:
     model = lively_model("phi3", 2)
-    with pytest.raises(DataError, match=r"'0'.*no sentence ends inside it"):
-        extractor(model, max_tokens=60).extract(["x" * 200])
-    with pytest.raises(DataError, match=r"extract\.max_new_tokens=2048 leaves no room.*2048"):
-        extractor(model, max_new_tokens=2048).extract(["x"])
+    tool = extractor(model, max_characters=20, max_new_tokens=20)
+    documents = [Document("a", "肺炎"), Document("b", "x" * 21), Document("c", ""), Document("d", "y" * 22)]
+    with pytest.raises(DataError, match=r"'b' has 21 characters, over extract\.max_characters=20"):
+        list(tool.stream(documents))
+    found = list(tool.stream(documents, strict=False))
+    assert [item.document.id for item in found] == list("abcd")
+    assert [item.status == "refused" for item in found] == [False, True, False, True]
+    assert found[1].document == documents[1] and found[1].wanting and found[1].problems[0].kind == "refused"
+    assert "'b' has 21 characters" in found[1].problems[0].found
+    with pytest.raises(DataError, match=r"extract\.max_new_tokens=2048.*no room.*2048"):
+        list(extractor(model, max_new_tokens=2048).stream([Document("a", "x")], strict=False))
+
+
+def test_what_is_an_extraction_already_keeps_its_place() -> None:
+    lost = [failure(Document(f"lost-{n}", ""), "unreadable", Problem("unreadable", "no text")) for n in range(3)]
+    items = [lost[0], Document("a", "肺"), lost[1], lost[2], Document("b", "ab")]
+    found = list(extractor(lively_model("phi3", 2), max_new_tokens=20).stream(items))
+    assert [item.document.id for item in found] == ["lost-0", "a", "lost-1", "lost-2", "b"]
+    assert found[0] is lost[0] and list(extractor(lively_model("phi3", 2)).stream(lost)) == lost
 
 
 def test_free_mode_is_plain_greedy_decoding() -> None:
@@ -408,13 +435,14 @@ def test_a_text_whose_grammar_fails_is_reported_and_the_others_go_on(monkeypatch
             raise ModelError("too many expressions constructed")
         return advance(guide, token)
 
-    def never_stops(rows: Any, logits: torch.Tensor) -> Any:
-        logits[:, encoder.stop_id] = float("-inf")
-        return choose(rows, logits)
+    def never_stops(constraint: Constraint, matchers: Any) -> Any:
+        found = allowed(constraint, matchers)
+        found.inside[(found.ids == encoder.stop_id) & (found.inside.sum(1) > 1)[:, None]] = False
+        return found
 
-    choose = extractor._choose
+    allowed = Constraint.allowed
     monkeypatch.setattr(Guide, "advance", poisoned)
-    monkeypatch.setattr(extractor, "_choose", never_stops)
+    monkeypatch.setattr(Constraint, "allowed", never_stops)
     bad, good = extractor.stream([Document("bad", "poison here"), Document("good", "all is well")])
     assert bad.status == "failed" and [problem.kind for problem in bad.problems] == ["grammar"]
     assert good.status != "failed" and good.answer

@@ -73,9 +73,10 @@ CASES: dict[str, tuple[list[object], int, int, str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_finding(name: str, tmp_path: Path) -> None:
+def test_finding(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # an example is cut at a length, and names files
     records, count, line, example = CASES[name]
-    path = write(tmp_path / "corpus.jsonl", FEVER, *records)
+    path = write(Path("corpus.jsonl"), FEVER, *records)
     found = checked(path)
     assert name in found, found
     assert (found[name].count, found[name].where) == (count, f"{path}:{line}")
@@ -271,9 +272,17 @@ def test_command_refuses_wrong_use(command: Command, tmp_path: Path, options: li
 
 def test_command_refuses_an_unreadable_file(command: Command, tmp_path: Path) -> None:
     assert command("data", "check", tmp_path / "none.jsonl").err.endswith("there is no such file; check the path\n")
-    (tmp_path / "gbk.jsonl").write_bytes(json.dumps(FEVER).encode() + b"\n\xb7\xa2\n")
-    done = command("data", "check", tmp_path / "gbk.jsonl")
-    assert done.code == 2 and "gbk.jsonl:2: not UTF-8" in done.err
+    (tmp_path / "gbk.txt").write_bytes(b"[fever|x]\n\xb7\xa2\n")
+    done = command("data", "check", tmp_path / "gbk.txt")
+    assert done.code == 2 and "gbk.txt:2: not UTF-8" in done.err
+
+
+def test_a_line_of_json_that_is_not_utf8_is_a_finding(command: Command, tmp_path: Path) -> None:
+    lines = [json.dumps(FEVER).encode(), b'{"text": "\xb7\xa2"}', json.dumps({**FEVER, "id": "last"}).encode()]
+    (tmp_path / "gbk.jsonl").write_bytes(b"\n".join(lines))
+    done = command("data", "check", tmp_path / "gbk.jsonl", "--json")
+    found = json.loads(done.out.splitlines()[-1])
+    assert done.code == 1 and "not UTF-8: byte 0xB7" in done.out and found["documents"] == 2
 
 
 # --- the page and the real files ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from fakes import tiny_model
 from spantune.config import Lora
 from spantune.errors import ModelError
-from spantune.lora import attach, coverage, linear_names, load_adapter, unmatched_error
+from spantune.lora import adapter_weights, attach, coverage, linear_names, load_adapter, unmatched_error
 from test_loss import adapted
 
 TUTORIAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -88,3 +88,30 @@ def test_a_saved_adapter_is_plain_peft_and_merges_without_a_difference(family: s
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no adapter_config\.json here"):
         load_adapter(tiny_model(), tmp_path)
+
+
+def test_ranks_scales_and_magnitudes_are_as_the_recipe_says() -> None:
+    settings = Lora(
+        rank=4, alpha=8, rslora=True, dora=True, rank_pattern={"down_proj": 2, "layers.1.mlp.gate_up_proj": 6}
+    )
+    model, _ = attach(tiny_model("phi3"), settings)
+    layers = model.base_model.model.model.layers
+    assert [layer.mlp.down_proj.r["default"] for layer in layers] == [2, 2]
+    assert [layer.mlp.gate_up_proj.r["default"] for layer in layers] == [4, 6]
+    assert layers[0].self_attn.o_proj.scaling["default"] == 8 / 4**0.5
+    assert layers[0].mlp.down_proj.scaling["default"] == 8 / 2**0.5
+    assert len([name for name, _ in model.named_parameters() if "magnitude" in name]) == 8
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert adapter_weights(tiny_model("phi3"), settings) == trained
+    assert adapter_weights(tiny_model("phi3"), Lora(rank=4)) < trained
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("o_proj", "gate_up_proj")])
+def test_a_rank_for_what_gets_no_adapter_is_an_error_that_lists_what_there_is(targets: Any) -> None:
+    with pytest.raises(ModelError) as raised:
+        attach(tiny_model("phi3"), Lora(targets=targets, rank_pattern={"gate_proj": 2, "o_proj": 3}))
+    assert str(raised.value).startswith("lora.rank_pattern: gate_proj match no module that gets an adapter")
+    assert "gate_up_proj" in str(raised.value) and "o_proj match" not in str(raised.value)
+    if targets != "all-linear":
+        with pytest.raises(ModelError, match=r"lora.rank_pattern: down_proj match no module"):
+            attach(tiny_model("phi3"), Lora(targets=targets, rank_pattern={"down_proj": 2}))

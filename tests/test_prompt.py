@@ -100,3 +100,21 @@ def test_the_tutorials_prompt_is_its_literal_string() -> None:
     assert (
         tutorial_prompt(spec, "发热") == "<|im_start|>user<im_sep>找实体。发热<|im_end|><|im_start|>assistant<im_sep>"
     )
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+@pytest.mark.parametrize(
+    ("answer", "example"),
+    [
+        ("jsonl", '"entity_label": "dis"}'),
+        ("jsonl_seed", '"entity_label": "dis"}'),
+        ("grouped", '{"dis": ["'),
+        ("inline", "<dis>"),
+    ],
+)
+def test_the_instruction_shows_the_answer_format(language: str, answer: str, example: str) -> None:
+    made = make_task(config.Task.model_validate({"labels": ["dis", "sym"], "language": language, "answer": answer}))
+    preset = make_task(config.Task.model_validate({"preset": "cmeee", "answer": answer}))
+    assert made.answer == preset.answer == answer and example in made.instruction
+    assert example.replace("dis", "pro") in preset.instruction and "疾病(dis)" in preset.instruction
+    assert all(sign not in made.instruction + preset.instruction for sign in ("EXAMPLE", "{how}", "{none}", "{{"))

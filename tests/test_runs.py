@@ -143,3 +143,19 @@ def test_the_newest_predictions_are_those_of_the_largest_step(tmp_path: Path) ->
     assert runs.last_predictions(tmp_path, "dev").name == "dev-99.jsonl"
     with pytest.raises(RunError, match=r"no predictions/train-<step>\.jsonl here"):
         runs.last_predictions(tmp_path, "train")
+
+
+def test_an_adapter_comes_with_the_task_of_its_run(tmp_path: Path) -> None:
+    folder = runs.create(recipe(tmp_path / "runs"), TASK)
+    with pytest.raises(RunError, match="no adapter here yet"):
+        runs.read_adapter(folder)
+    (folder / "adapter").mkdir()
+    TASK.save(folder / "adapter")
+    assert runs.read_adapter(folder) == (folder / "adapter", TASK)
+    other = TASK.model_copy(update={"labels": (Label(code="dis"), Label(code="bug"))})
+    other.save(folder)
+    with pytest.raises(RunError, match=r"task\.json: its labels \(dis, bug\) are not .* \(dis\); they differ in bug"):
+        runs.read_adapter(folder)
+    (folder / "task.json").unlink()
+    with pytest.raises(RunError, match=r"no task\.json here"):
+        runs.read_adapter(folder)

@@ -19,6 +19,7 @@ from spantune.errors import ConfigError
 from spantune.track_worker import Worker
 from spantune.tracker import Call, Chart, hints
 from spantune.tracking import (
+    METRICS_FILE,
     JsonlTracker,
     Trackers,
     documents,
@@ -231,12 +232,13 @@ def test_a_file_that_cannot_be_written_is_said_once_and_ends_no_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     board, info = Board(), run_info(recipe(tmp_path), tmp_path, {}, ())
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    (tmp_path / METRICS_FILE).symlink_to("/dev/full")
     trackers = Trackers(info, JsonlTracker(tmp_path), [Worker("the board", board)])
     for step in (1, 2):
         trackers.metrics(step, {"loss": 1.0})
     trackers.finish("success")
-    assert caplog.text.count("metrics.jsonl cannot be written") == 1 and "2 lines could not be written" in caplog.text
+    assert caplog.text.count("No space left") == 1 and "lines are kept in memory" in caplog.text
+    assert "the last 2 lines could not be written and are lost" in caplog.text
     assert [told[0] for told in board.told] == ["metrics", "metrics", "finish"]
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from fakes import write_jsonl
-from spantune import formats, runs
+from spantune import config, formats, runs
 from spantune.config import Config, parse_config
 from spantune.errors import ConfigError, DataError, ModelError, RunError
 from spantune.evaluate import evaluate
@@ -22,6 +22,7 @@ from spantune.load import load
 from spantune.task import TaskSpec
 from spantune.tracking import read_metrics
 from spantune.train import Result, train
+from spantune.trainer import Collator
 
 Tree = Callable[..., dict[str, Any]]
 QUIET = {"swanlab": "off"}
@@ -261,3 +262,42 @@ def test_padded_and_packed_runs_have_the_same_losses(recipe: Callable[..., Confi
         padding = [record["padding_share"] for record in of(read_metrics(folder), "train")]
         assert all((0 < share < 0.9) == (pack == "none") for share in padding)
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_a_run_that_runs_out_of_memory_goes_on_with_smaller_packs_and_records_it(
+    recipe: Callable[..., Config],
+) -> None:
+    settings = {"max_steps": 3, "eval_steps": 2, "save_steps": 2, "eval_before": False}
+    sizes: list[int] = []
+
+    def weigh(module: Any, arguments: Any) -> None:
+        """As if the GPU were full of 600 tokens."""
+        if module.training and type(module) is torch.nn.Embedding:
+            sizes.append(arguments[0].numel())
+            if sizes[-1] > 600:
+                raise torch.OutOfMemoryError
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(weigh)
+    try:
+        result = train(recipe(train=settings))
+    finally:
+        hook.remove()
+    assert sizes[0] > 600 >= sizes[-1]
+    found = of(read_metrics(result.folder), "train")
+    assert found[0]["memory_splits"] >= 1 and found[0]["pack_tokens"] <= 600
+    assert all("memory_splits" not in record for record in found[1:])
+    assert "out of memory at step 1" in (result.folder / "run.log").read_text(encoding="utf-8")
+    whole = train(recipe(run={"name": "roomy"}, train=settings))
+    assert losses(result.folder) == pytest.approx(losses(whole.folder), rel=1e-4)
+    collator = Collator(config.Train(), (), 4096, 0)
+    collator.restore(read_metrics(result.folder))
+    assert collator.limits() == {"pack_tokens": found[0]["pack_tokens"]}
+
+
+def test_the_first_steps_are_held_against_the_prediction(trained: Result) -> None:
+    (record,) = of(read_metrics(trained.folder), "plan")
+    assert record["step"] == 5 and record["step_ms"] > 0 and record["predicted_step_ms"] > 0
+    steps = [line["step_ms"] for line in of(read_metrics(trained.folder), "train")[2:5]]
+    assert record["step_ms"] == pytest.approx(sum(steps) / 3, rel=0.2)
+    log = (trained.folder / "run.log").read_text(encoding="utf-8")
+    assert f"3 steps: {record['step_ms']:.0f} ms each, predicted {record['predicted_step_ms']:.0f}" in log

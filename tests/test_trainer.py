@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_shared_packs_hold_every_answer_token_once() -> None:
     chosen = examples()
     for budget, packs in ((4096, 1), (200, 2), (1, 4)):
         batch = collator(budget)(chosen)
-        assert batch["examples"] == 4 and batch["answer_tokens"] == answer_tokens(chosen)
+        assert batch["examples"] == chosen and batch["weight"] == answer_tokens(chosen)
         assert len(batch["packs"]) == packs
         assert sum(len(pack["index"]) for pack in batch["packs"]) == answer_tokens(chosen)
         assert all(len(pack["ids"]) <= budget or packs == 4 for pack in batch["packs"])
@@ -120,7 +120,7 @@ def test_padded_rows_hold_the_examples_as_they_are() -> None:
     chosen = examples()
     batch = collator(pack="none", micro_batch=3)(chosen)
     assert [len(row["input_ids"]) for row in batch["rows"]] == [3, 1]
-    assert batch["answer_tokens"] == answer_tokens(chosen) and batch["examples"] == 4
+    assert batch["weight"] == answer_tokens(chosen) and batch["examples"] == chosen
     rows = [(row, number) for row in batch["rows"] for number in range(len(row["input_ids"]))]
     for (row, number), example in zip(rows, chosen, strict=True):
         size, width = len(example.ids), row["input_ids"].shape[1]
@@ -132,8 +132,10 @@ def test_padded_rows_hold_the_examples_as_they_are() -> None:
         ] * (width - size)
 
 
-def trainer(tmp_path: Path, settings: config.Train, model: Any = None, **changes: Any) -> PackTrainer:
-    """A trainer of the four examples, evaluated by a figure that tells the step."""
+def trainer(
+    tmp_path: Path, settings: config.Train, model: Any = None, lora_plus: float = 1.0, **changes: Any
+) -> PackTrainer:
+    """A trainer of the four examples in one pack, evaluated by a figure that tells the step."""
     arguments = TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, remove_unused_columns=False, **changes
     )
@@ -150,6 +152,7 @@ def trainer(tmp_path: Path, settings: config.Train, model: Any = None, **changes
         evaluation=evaluation,
         settings=settings,
         clock=Clock(),
+        lora_plus=lora_plus,
     )
 
 
@@ -261,3 +264,99 @@ def test_the_loop_uses_our_schedule_and_evaluates_by_calling_back(tmp_path: Path
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert losses[-1] < losses[0]
     assert made.evaluate() == {"eval_f1": 0.4}
+
+
+def test_a_step_by_examples_is_the_mean_of_their_means_however_they_are_packed(tmp_path: Path) -> None:
+    found = [step(tmp_path, collator(budget, normalize="examples")(examples())) for budget in (4096, 200, 1)]
+    alone = [step(tmp_path, collator()([example])) for example in examples()]
+    assert found[0][0] == pytest.approx(sum(loss for loss, _ in alone) / 4, rel=1e-5)
+    by_tokens, _ = step(tmp_path, collator()(examples()))
+    assert abs(found[0][0] - by_tokens) > 1e-3  # the examples' answers differ in length
+    for loss, gradients in found:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        for key, gradient in gradients.items():
+            wanted = torch.stack([other[key] for _, other in alone]).mean(0)
+            assert (gradient - wanted).norm() <= 2e-5 * wanted.norm(), key
+
+
+def test_lora_plus_raises_the_rate_of_b_alone(tmp_path: Path) -> None:
+    changes = {"max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
+    moved: dict[float, dict[str, float]] = {}
+    for ratio in (1.0, 16.0):
+        settings = train_settings(schedule="constant", warmup=0)
+        made = trainer(tmp_path, settings, lora_plus=ratio, save_strategy="no", weight_decay=0.0, **changes)
+        before = {name: p.detach().clone() for name, p in made.model.named_parameters() if p.requires_grad}
+        made.train()
+        assert made.state.log_history[0]["learning_rate"] == pytest.approx(1e-3)
+        after = dict(made.model.named_parameters())
+        moved[ratio] = {name: (after[name] - old).abs().max().item() for name, old in before.items()}
+    for name, distance in moved[1.0].items():  # Adam's first step is as long as the rate
+        assert moved[16.0][name] == pytest.approx((16 if "lora_B" in name else 1) * distance, rel=1e-3), name
+
+
+class Small:
+    """Memory for packs of `room` tokens: over it, a model's forward raises what torch raises on a full GPU."""
+
+    def __init__(self, model: Any, room: int):
+        self.room, self.sizes = room, list[int]()
+        model.get_base_model().base_model.register_forward_pre_hook(self._weigh, with_kwargs=True)
+
+    def _weigh(self, module: Any, arguments: Any, named: dict[str, Any]) -> None:
+        self.sizes.append(named["input_ids"].numel())
+        if self.sizes[-1] > self.room:
+            raise torch.OutOfMemoryError(f"no room for {self.sizes[-1]} tokens")
+
+
+def lengths() -> list[int]:
+    return sorted(len(example.ids) for example in examples())
+
+
+@pytest.mark.parametrize("pack", ["shared", "none"])
+def test_a_step_that_does_not_fit_is_split_and_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pack: Literal["shared", "none"]
+) -> None:
+    wanted, gradients = step(tmp_path, collator(pack=pack)(examples()))
+    made = trainer(tmp_path, train_settings())
+    made.data_collator = collator(pack=pack)
+    small = Small(made.model, max(lengths()) * (1 if pack == "shared" else 2))
+    loss = made.training_step(made.model, made.data_collator(examples()))
+    assert small.sizes[0] > small.room and max(small.sizes[-2:]) <= small.room
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)
+    for name, parameter in made.model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None
+            assert (parameter.grad - gradients[name]).norm() <= 2e-5 * gradients[name].norm(), name
+    assert "out of memory at step 1: it is split and repeated" in caplog.text
+    made.model.zero_grad()
+    tried = len(small.sizes)
+    made.training_step(made.model, made.data_collator(examples()))  # the limit stays low: nothing fails again
+    assert max(small.sizes[tried:]) <= small.room and made.splits == caplog.text.count("out of memory")
+
+
+def test_gradients_of_the_packs_before_the_failure_do_not_count_twice(tmp_path: Path) -> None:
+    wanted, gradients = step(tmp_path, collator(200)(examples()))
+    made = trainer(tmp_path, train_settings())
+    made.data_collator = collator(200)
+    batch = made.data_collator(examples())
+    first, second = (len(part["ids"]) for part in batch["packs"])
+    batch["packs"].sort(key=lambda part: len(part["ids"]))
+    assert first != second
+    small = Small(made.model, max(first, second) - 1)
+    assert made.training_step(made.model, batch).item() == pytest.approx(wanted, rel=1e-5)
+    assert small.sizes[0] <= small.room < small.sizes[1]
+    for name, parameter in made.model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None
+            assert (parameter.grad - gradients[name]).norm() <= 2e-5 * gradients[name].norm(), name
+
+
+@pytest.mark.parametrize("pack", ["shared", "none"])
+def test_an_example_that_does_not_fit_by_itself_is_named(tmp_path: Path, pack: Literal["shared", "none"]) -> None:
+    longest = max(examples(), key=lambda example: len(example.ids))
+    made = trainer(tmp_path, train_settings())
+    made.data_collator = collator(pack=pack)
+    Small(made.model, len(longest.ids) - 1)
+    with pytest.raises(
+        RunError, match=rf"out of memory at step 1: document '{longest.id}' \({len(longest.ids)} tokens\) .*keep=none"
+    ):
+        made.training_step(made.model, made.data_collator(examples()))

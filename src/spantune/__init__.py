@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from spantune.config import Config, load_config
     from spantune.document import Document, Entity
     from spantune.errors import ConfigError, DataError, ModelError, RunError, SpantuneError
-    from spantune.extract import Extraction, Extractor
+    from spantune.extract import Extractor
     from spantune.extract import load_run as load
+    from spantune.extraction import Extraction
     from spantune.formats import read, write
     from spantune.metrics import score
     from spantune.task import Label, TaskSpec
@@ -35,7 +36,7 @@ _HOMES = {
     "DataError": "errors",
     "Document": "document",
     "Entity": "document",
-    "Extraction": "extract",
+    "Extraction": "extraction",
     "Extractor": "extract",
     "Label": "task",
     "ModelError": "errors",

@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from spantune.errors import ModelError
 from spantune.flash import Spans, can_flash, pack_attention
 from spantune.pack import PREFIX
+from spantune.row_attention import RowView
 
 NAME = "spantune"  # the attention implementation to load models with
 Mask = Tensor | dict[str, Tensor]
@@ -109,13 +110,16 @@ def segmented_attention(
     """Attention of transformers' interface; given `segments` or `spans`, it skips what the mask hides.
 
     Shapes: query [1, heads, queries, size], key and value [1, kv heads, keys, size], mask [1, 1, queries, keys];
-    returns [1, queries, heads, size].
+    returns [1, queries, heads, size]. Given `rows`, keys and values are a cache of slots (see `row_attention`).
     """
     spans: Spans | None = options.pop("spans", None)
     if spans is not None:
         one, other, another = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
         window = options.get("sliding_window")
         return pack_attention(one, other, another, spans, options["scaling"], window)[None], None
+    rows: RowView | None = options.pop("rows", None)
+    if rows is not None:
+        return rows.attend(module.layer_idx, query, key, value, options["scaling"]), None
     parts: list[Segment] | None = options.pop("segments", None)
     if parts is None:
         attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)

@@ -1,91 +1,93 @@
-"""A flat key-value cache: the instruction's entries once, then the tokens of all rows in any order.
+"""A key-value cache of slots: the instruction's entries once, then the tokens of all rows in any order.
 
     slot      0 … P-1        P        P+1      P+2     …
-    owner     prefix         row 1    row 3    row 1   …   -1 = free
-    position  0 … P-1        P        P        P+1     …
+    holds     instruction    row 1    row 3    row 1   …
 
-One forward pass takes the next tokens of every row as one sequence, so nothing is padded, forced
-tokens of one row do not hold up the others, and a finished row's slots are used again. It holds keys
-and values only; which slot may be seen by whom is the business of `attention`.
+`slots[row, position]` says where the key of a row's position lies; every row's first positions are the instruction's.
+Nothing is padded or moved, a finished row's slots are used again, and the size is fixed when the cache is made: what a
+cache takes does not grow with the documents. Who may see whom is the business of `row_attention`.
 """
 
 from __future__ import annotations
 
-import heapq
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from spantune.attention import Places
-from spantune.pack import PADDING
+INSTRUCTION = 0  # the row that the instruction is computed in
 
 
-class FlatCache(Cache):
-    """Keys and values of every layer, [1, heads, slots, head size], grown on demand."""
+class SlotCache(Cache):
+    """Keys and values of every layer, [slots, heads, head size].
 
-    def __init__(self, device: torch.device):
+    Args:
+        rows: most rows at a time.
+        longest: most positions of a row.
+        capacity: slots of all rows and the instruction together.
+        device: where the tensors are.
+    """
+
+    def __init__(self, rows: int, longest: int, capacity: int, device: torch.device):
         super().__init__(layers=[])
-        self.device = device
-        self.used = 0
+        self.capacity, self.longest = capacity, longest
+        self.nobody = rows + 1  # the row of what only fills a shape; its tokens go into one slot behind all others
+        self.slots = torch.zeros(rows + 2, longest, dtype=torch.int32, device=device)
+        self.destination = torch.zeros(0, dtype=torch.long, device=device)
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._owner = torch.full((256,), PADDING, dtype=torch.long, device=device)
-        self._position = torch.zeros(256, dtype=torch.long, device=device)
-        self._slots = torch.zeros(0, dtype=torch.long, device=device)
-        self._free: list[int] = []
-        self._rows: dict[int, list[int]] = {}
+        self._free = list(range(capacity))[::-1]
+        self._rows = list(range(1, rows + 1))[::-1]
+        self._held: dict[int, list[int]] = {INSTRUCTION: []}
 
-    def place(self, owners: list[int], positions: list[int]) -> Places:
-        """Take a slot for each token of the next forward pass; returns the places of these tokens."""
-        slots = []
-        for owner in owners:
-            if self._free:
-                slot = heapq.heappop(self._free)
-            else:
-                slot, self.used = self.used, self.used + 1
-            slots.append(slot)
-            self._rows.setdefault(owner, []).append(slot)
-        while self.used > len(self._owner):
-            self._owner = torch.cat([self._owner, torch.full_like(self._owner, PADDING)])
-            self._position = torch.cat([self._position, torch.zeros_like(self._position)])
-        self._slots = torch.tensor(slots, device=self.device)
-        query = Places(torch.tensor(owners, device=self.device), torch.tensor(positions, device=self.device))
-        self._owner[self._slots] = query.owner
-        self._position[self._slots] = query.position
-        return query
+    @property
+    def room(self) -> int:
+        """Slots that are free."""
+        return len(self._free)
 
-    def places(self) -> Places:
-        """The places of all slots in use, free ones among them with owner -1."""
-        return Places(self._owner[: self.used], self._position[: self.used])
+    def open(self) -> int:
+        """A row that nothing is in but the instruction."""
+        row = self._rows.pop()
+        self._held[row] = []
+        return row
 
-    def release(self, owner: int) -> None:
-        """Give a finished row's slots back."""
-        slots = self._rows.pop(owner)
-        self._owner[torch.tensor(slots, device=self.device)] = PADDING
-        for slot in slots:
-            heapq.heappush(self._free, slot)
+    def take(self, row: int, count: int) -> list[int]:
+        """Slots for the next `count` tokens of `row`, lowest first; there must be room."""
+        taken = [self._free.pop() for _ in range(count)]
+        self._held[row] += taken
+        return taken
+
+    def close(self, row: int) -> None:
+        """Give a row and its slots back."""
+        self._free += self._held.pop(row)[::-1]
+        self._rows.append(row)
+
+    def share(self, length: int) -> None:
+        """Let every row begin with the first `length` positions of the instruction's; the rest is given back."""
+        held = self._held[INSTRUCTION]
+        self._free += held[length:][::-1]
+        del held[length:]
+        self.slots[:, :length] = self.slots[INSTRUCTION, :length].clone()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store the states of the placed tokens; returns the layer's keys and values of all slots in use."""
+        """Store [1, heads, tokens, size] at `destination`; returns the layer's keys and values of all slots."""
         if layer_idx == len(self._keys):
-            self._keys.append(_empty(key_states, len(self._owner)))
-            self._values.append(_empty(value_states, len(self._owner)))
+            for store, states in ((self._keys, key_states), (self._values, value_states)):
+                store.append(states.new_empty(self.capacity + 1, states.shape[1], states.shape[3]))
         for store, states in ((self._keys, key_states), (self._values, value_states)):
-            if store[layer_idx].shape[2] < self.used:
-                grown = _empty(states, len(self._owner))
-                grown[:, :, : store[layer_idx].shape[2]] = store[layer_idx]
-                store[layer_idx] = grown
-            store[layer_idx].index_copy_(2, self._slots, states)
-        return self._keys[layer_idx][:, :, : self.used], self._values[layer_idx][:, :, : self.used]
+            store[layer_idx].index_copy_(0, self.destination, states[0].transpose(0, 1))
+        return self._keys[layer_idx], self._values[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Slots in use; positions are always given, so that no model derives them from this."""
-        return self.used
+        """Nothing: positions are always given, so that no model derives them from this."""
+        return 0
 
 
-def _empty(states: Tensor, slots: int) -> Tensor:
-    return states.new_zeros((1, states.shape[1], slots, states.shape[3]))
+def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    """What the keys and values of one token take in all layers of a model."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * dtype.itemsize)

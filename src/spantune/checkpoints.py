@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ from spantune.bundled import sha256_of
 
 MANIFEST = "manifest.json"
 PART = ".part"
+GONE = ".gone"
 LONGEST_WAIT = 64  # steps between two attempts
 GIB = 2**30
 
@@ -49,7 +51,8 @@ class Checkpoints:
             made.mkdir(parents=True)
             fill(made)
             seal(made, step)
-            shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt that was given up
+            if final.exists():  # of an earlier attempt that was given up
+                self._remove(final)
             made.rename(final)
             sync(self.folder)
         except WRITING_FAILED as error:
@@ -83,10 +86,11 @@ class Checkpoints:
 
     def discard_after(self, step: int) -> None:
         """Remove what a run that goes on after `step` will write again, torn checkpoints and leftovers included."""
-        shutil.rmtree(self.folder / PART, ignore_errors=True)
+        for name in (PART, GONE):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         for path in self._found():
             if step_of(path) > step:
-                shutil.rmtree(path)
+                self._remove(path)
 
     def _found(self) -> list[Path]:
         named = (path for path in self.folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal())
@@ -96,7 +100,15 @@ class Checkpoints:
         found = self._found()
         for path in found[: -self.keep]:
             if step_of(path) != self.best:
-                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):
+                    self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """Take the name off first, so that what is half removed is no checkpoint."""
+        gone = self.folder / GONE
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def _failed(self, step: int, error: Exception) -> None:
         wait = min(LONGEST_WAIT, 2**self._failures)

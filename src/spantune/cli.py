@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from spantune import __version__, cli_calibrate, cli_data, cli_runs, cli_score, cli_track, tables
-from spantune.cli_calibrate import MinScore, report_left_out
-from spantune.cli_data import Device, Format, Json, quiet
+from spantune import __version__, cli_calibrate, cli_data, cli_extract, cli_runs, cli_score, cli_track, tables
+from spantune.cli_data import Json, quiet
 from spantune.errors import ConfigError, SpantuneError
 from spantune.signals import Interrupted
 
 if TYPE_CHECKING:
-    from spantune.document import Document
     from spantune.train import Result
 
 app = typer.Typer(
@@ -137,62 +134,7 @@ app.command()(cli_score.report)
 app.command()(cli_runs.runs)
 
 
-@app.command()
-def extract(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    file: Annotated[str, typer.Argument(help="A text file (one document a line), a corpus file, or - for stdin.")],
-    out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
-    to: Annotated[str, typer.Option(help="Format of the output, with --out.")] = "native",
-    format: Format = None,
-    batch_size: Annotated[int | None, typer.Option(help="Documents decoded together.", min=1)] = None,
-    min_score: MinScore = None,
-    device: Device = "auto",
-) -> None:
-    """Extract entities: native JSONL to stdout, in order; exit 1 when an answer was cut, invalid or ungrounded.
-
-    Examples:
-
-        spantune extract runs/demo notes.txt > entities.jsonl
-
-        echo 患者因急性阑尾炎行腹腔镜手术。 | spantune extract runs/demo -
-    """
-    from spantune import formats
-    from spantune.document import to_record
-    from spantune.runs import read_config
-
-    if to != "native" and out is None:
-        raise ConfigError(f"--to {to} needs --out FILE; only native JSONL is written to stdout")
-    settings = read_config(run).extract
-    if batch_size:
-        settings = settings.model_copy(update={"batch_size": batch_size})
-    documents = list(_documents(file, format))
-    quiet()
-    from spantune.evaluate import annotated
-    from spantune.extract import load_run
-    from spantune.progress import console, track
-
-    extractor = load_run(run, device, settings, min_score)
-    wanting = left_out = 0
-
-    def results() -> Iterator[Document]:
-        nonlocal wanting, left_out
-        for extraction in track(extractor.stream(documents), "extract", len(documents)):
-            document = annotated(extraction)
-            wanting += document is not extraction.document
-            left_out += len(extraction.left_out)
-            yield document
-
-    if out:
-        formats.write(out, results(), to)
-    else:
-        for document in results():
-            print(json.dumps(to_record(document), ensure_ascii=False), flush=True)
-    report_left_out(extractor.calibration, left_out)
-    if wanting:
-        console().print(f"{wanting} of {len(documents)} answers were wanting; see meta.problems of each", markup=False)
-    raise typer.Exit(1 if wanting else 0)
-
-
+app.command()(cli_extract.extract)
 app.command()(cli_calibrate.calibrate)
 app.command()(cli_track.sync)
 
@@ -211,33 +153,6 @@ def _run(recipe: Any, resume: Path | None) -> None:
     lines.append(f"extract: spantune extract {result.folder} FILE")
     print("\n".join(lines), file=sys.stderr)
     print(json.dumps(result.as_dict(), ensure_ascii=False))
-
-
-def _documents(file: str, format: str | None) -> Iterator[Document]:
-    """The documents to extract from: a corpus file, or plain text, one document a line."""
-    from collections import Counter
-
-    from spantune import formats
-    from spantune.document import Document
-    from spantune.formats.files import read_lines
-
-    if file != "-" and (format or not file.endswith(".txt")):
-        yield from formats.stream(file, format, Counter(), formats.Options(unannotated=True))
-        return
-    for number, line in _stdin() if file == "-" else read_lines(Path(file), Counter()):
-        if line.strip():
-            yield Document(str(number), line)
-
-
-def _stdin() -> Iterator[tuple[int, str]]:
-    from spantune.errors import DataError
-
-    try:
-        for number, line in enumerate(sys.stdin, start=1):
-            yield number, line.rstrip("\n")
-    except UnicodeDecodeError as error:
-        found = error.object[error.start]
-        raise DataError(f"not UTF-8: byte 0x{found:02X}; convert it, for example with iconv", path="stdin") from None
 
 
 def _recipes() -> Path:

@@ -181,7 +181,8 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     from spantune.corpus import check_labels
     from spantune.evaluate import evaluate as measure
     from spantune.evaluate import explained, save_predictions
-    from spantune.extract import load_run, rates
+    from spantune.extract import load_run
+    from spantune.extraction import rates
     from spantune.report import Report
 
     settings = recipe.extract.model_copy(update={"grounded": decoding.grounded})

@@ -45,6 +45,11 @@ def decoder_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
+def is_wide(outputs: int, inputs: int) -> bool:
+    """Whether a product's output is dear to keep for what it costs to compute again."""
+    return outputs > WIDE * inputs
+
+
 def _keeping(forward: Callable[..., Any], keep: Keep) -> Callable[..., Any]:
     """`forward` with what it keeps for backward chosen."""
     contexts = partial(create_selective_checkpoint_contexts, _POLICIES[keep])
@@ -69,7 +74,7 @@ def _none(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointP
 def _some(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     if operator is torch.ops.spantune.pack_attention.default:
         return CheckpointPolicy.MUST_SAVE
-    if operator is torch.ops.spantune.product.default and args[1].shape[0] <= WIDE * args[1].shape[1]:
+    if operator is torch.ops.spantune.product.default and not is_wide(*args[1].shape):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -17,6 +17,7 @@ from spantune.task import AnswerFormat, Label
 
 Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
 Keep = Literal["none", "some", "most"]
+Normalize = Literal["tokens", "examples"]
 QUANTIZED = ("fp8", "nf4", "int8")
 
 
@@ -73,7 +74,7 @@ class Task(Section):
     instruction: str | None = None
     """What the model is told; made from the labels when absent."""
     answer: AnswerFormat | None = None
-    """`jsonl`, or `jsonl_seed` to reproduce the tutorial."""
+    """`jsonl`; `grouped`: fewest steps; `inline`: exact offsets; `jsonl_seed`: to reproduce the tutorial."""
     empty_answer: str | None = None
     """The answer for a text without entities."""
     language: Literal["zh", "en"] | None = None
@@ -138,7 +139,7 @@ class Lora(Section):
     """Learn magnitude and direction apart (DoRA, arXiv 2402.09353); slower."""
     plus_ratio: float = Field(1.0, ge=1)
     """Learning rate of B over that of A (LoRA+, arXiv 2402.12354); 16 is its authors' advice."""
-    rank_pattern: dict[str, int] = {}
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Other ranks by module name, such as `{down_proj: 32}`; names that match nothing are an error."""
     targets: str | tuple[str, ...] = "all-linear"
     """`all-linear`, or module names; each must match."""
@@ -151,7 +152,7 @@ class Train(Section):
 
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: on the CPU when memory is short."""
-    normalize: Literal["tokens", "examples"] = "tokens"
+    normalize: Normalize = "tokens"
     """What weighs the same in a step's loss: every answer token, or every example."""
     batch_examples: int = Field(16, ge=1)
     """Examples an optimizer step, over all devices, however they are packed."""
@@ -215,12 +216,19 @@ class Train(Section):
 class Extract(Section):
     """Extraction."""
 
-    batch_size: int = Field(16, ge=1)
-    """Documents that are decoded together."""
+    batch_size: int | None = Field(None, ge=1)
+    """Documents that are decoded together; chosen by device when absent."""
     max_new_tokens: int = Field(1024, ge=1)
     """Most tokens an answer; reaching it is reported, not hidden."""
     grounded: bool = True
     """Decode under the document's grammar; off to measure what it brings."""
+    chunk_tokens: int | None = Field(None, ge=1)
+    """Most tokens of a text that is taken at once; a longer one is taken in overlapping chunks. When absent, as many
+    as `train.max_tokens` and the model's window leave beside the instruction (and the answer, in the window)."""
+    overlap: int = Field(64, ge=0)
+    """Characters that a chunk repeats of the one before it, so that an entity across a cut is whole in one of them."""
+    max_characters: int = Field(500_000, ge=1)
+    """Longest text; a longer one is refused, not cut short."""
 
 
 class Track(Section):
@@ -270,6 +278,12 @@ class Config(Section):
             raise ValueError("train.loss_on=choices needs train.pack=shared and no train.cut_tokens")
         if self.train.loss_on == "choices" and not self.extract.grounded:
             raise ValueError("train.loss_on=choices needs extract.grounded=true: the model learns choices only")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_need_packs(self) -> Config:
+        if self.train.normalize == "examples" and self.train.pack != "shared":
+            raise ValueError("train.normalize=examples needs train.pack=shared; padded rows take the model's own loss")
         return self
 
     @property

@@ -2,25 +2,39 @@
 
 A matcher says which tokens may come next and which must: what is decoded under it is an answer of the
 format whose mentions are substrings of the document. llguidance never raises by itself; its errors are
-turned into ours here.
+turned into ours here. Grammars are compiled in threads of their own, while the model is at work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spantune.answer import Said
 from spantune.encode import Encoder
 from spantune.errors import ModelError
 
+THREADS = 8
+FUEL = 1 << 30  # llguidance's own limits stop at texts of some hundred characters
+
+
+class Allowed(NamedTuple):
+    """Ids that may come next, ascending, a row each, and which of them count: the rest of a row fills it up."""
+
+    ids: NDArray[np.int64]
+    inside: NDArray[np.bool_]
+
 
 class Constraint:
-    """The tokenizer of a model as llguidance wants it; makes matchers and applies their masks.
+    """The tokenizer of a model as llguidance wants it; makes matchers and tells what they allow.
 
     Args:
         tokenizer: the fast tokenizer.
@@ -30,26 +44,48 @@ class Constraint:
 
     def __init__(self, tokenizer: Any, vocabulary: int, stop: int):
         import llguidance.hf
+        from llguidance import LLExecutor, LLParserLimits
 
         self.stop, self.vocabulary = stop, vocabulary
-        self.closing = {index for token, index in tokenizer.get_vocab().items() if "}" in token}
+        self.containing = cache(lambda sign: {index for token, index in tokenizer.get_vocab().items() if sign in token})
         self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=stop)
+        self._limits = LLParserLimits(
+            initial_lexer_fuel=FUEL, step_lexer_fuel=FUEL, max_lexer_states=FUEL, verbose_errors=False
+        )
+        threads = min(THREADS, os.cpu_count() or 1)
+        self._executor, self._compilers = LLExecutor(threads), ThreadPoolExecutor(threads)
 
     def matcher(self, grammar: str) -> Any:
         """A fresh matcher for a Lark grammar."""
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(grammar))
+        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=self._limits)
         self._check(matcher)
         return matcher
 
-    def apply(self, matchers: list[Any], logits: Tensor) -> None:
-        """Set the logits [matchers, vocabulary] of forbidden tokens to minus infinity, in place."""
-        logits.masked_fill_(torch.from_numpy(self._bits(matchers)).to(logits.device) == 0, float("-inf"))
+    def compile(self, grammar: Callable[[], str]) -> Future[Any]:
+        """As `matcher`, in another thread."""
+        return self._compilers.submit(lambda: self.matcher(grammar()))
 
-    def allowed(self, matcher: Any) -> tuple[int, ...]:
-        """The ids that may come next, in ascending order."""
-        return tuple(self._bits([matcher])[0].nonzero()[0].tolist())
+    def allowed(self, matchers: Sequence[Any]) -> Allowed:
+        """What may come next of each matcher; there is at least one."""
+        # not by llguidance.torch, whose kernel torch compiles: that takes seconds and needs a C++ compiler
+        import llguidance.numpy as masks
+
+        if not matchers:
+            return Allowed(np.zeros((0, 0), np.int64), np.zeros((0, 0), np.bool_))
+        words = masks.allocate_token_bitmask(len(matchers), self.vocabulary)
+        masks.fill_next_token_bitmask_par(self._executor, [(m, row) for row, m in enumerate(matchers)], words)
+        rows, places = words.nonzero()
+        bits = np.unpackbits(words[rows, places].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+        within, bit = bits.nonzero()
+        ids, rows = places[within] * 32 + bit, rows[within]
+        rows, ids = rows[ids < self.vocabulary], ids[ids < self.vocabulary]
+        counts = np.bincount(rows, minlength=len(matchers))
+        inside = np.arange(counts.max()) < counts[:, None]
+        padded = np.zeros(inside.shape, np.int64)
+        padded[inside] = ids
+        return Allowed(padded, inside)
 
     def advance(self, matcher: Any, token: int) -> list[int]:
         """Consume a chosen token; returns the tokens that the grammar forces after it, consumed too."""
@@ -59,16 +95,6 @@ class Constraint:
             matcher.consume_tokens(forced)
         self._check(matcher)
         return forced
-
-    def _bits(self, matchers: list[Any]) -> NDArray[np.uint8]:
-        """1 where a token may come next, else 0: [matchers, vocabulary]."""
-        # not by llguidance.torch, whose kernel torch compiles: that takes seconds and needs a C++ compiler
-        import llguidance.numpy as masks
-
-        mask = masks.allocate_token_bitmask(len(matchers), self.vocabulary)
-        for row, matcher in enumerate(matchers):
-            masks.fill_next_token_bitmask(matcher, mask, row)
-        return np.unpackbits(mask.view(np.uint8), axis=1, count=self.vocabulary, bitorder="little")
 
     def _check(self, matcher: Any) -> None:
         error = matcher.get_error()
@@ -88,23 +114,33 @@ class Guide:
     def __init__(self, constraint: Constraint, encoder: Encoder, text: str):
         self._constraint, self._encoder, self._text = constraint, encoder, text
         self._ids: list[int] = []
-        self._stated = 0
+        self._closing = constraint.containing(encoder.format.mark)
         self.repeated = False  # whether the object that has just ended says what was said
-        self.matcher = constraint.matcher(encoder.format.grammar(text, encoder.task, None))
+        self._matcher = constraint.compile(lambda: encoder.format.grammar(text, encoder.task, None) or "")
+
+    @property
+    def matcher(self) -> Any:
+        """The matcher of what may follow.
+
+        Raises:
+            ModelError: the grammar is too much for the engine.
+        """
+        return self._matcher.result()
 
     @property
     def finished(self) -> bool:
-        """Whether nothing but the stop token may come next."""
-        return bool(self.matcher.is_stopped())
+        """Whether it is known that nothing but the stop token may come next; a grammar may be being made."""
+        return self._matcher.done() and bool(self.matcher.is_stopped())
 
     def advance(self, token: int) -> list[int]:
         """Take a chosen token; returns the tokens that the grammar forces after it, taken too."""
         forced = self._constraint.advance(self.matcher, token)
-        self._ids += [token, *forced]
+        ended = bool(forced) and forced[-1] == self._constraint.stop
+        said = forced[:-1] if ended else forced
+        self._ids += [token, *said]
         self.repeated = False
-        if not self._constraint.closing.isdisjoint((token, *forced)):
-            self._renew()
-        return forced
+        renewed = not self._closing.isdisjoint((token, *said)) and self._renew()
+        return said if renewed else forced
 
     def choices(self, answer: Sequence[int]) -> dict[int, tuple[int, ...]]:
         """What the grammar allows at each index of a gold answer (stop token included) where it leaves a choice.
@@ -115,7 +151,7 @@ class Guide:
         found: dict[int, tuple[int, ...]] = {}
         index = 0
         while index < len(answer):
-            found[index] = self._constraint.allowed(self.matcher)
+            found[index] = tuple(self._constraint.allowed([self.matcher]).ids[0].tolist())
             if answer[index] not in found[index]:
                 raise ModelError(
                     f"the grammar does not allow the gold answer of {self._text!r} at its token {index}; set "
@@ -133,19 +169,16 @@ class Guide:
             index += len(tokens)
         return found
 
-    def _renew(self) -> None:
-        """Where an object has just ended, go on with the grammar of what may follow it."""
-        encoder = self._encoder
+    def _renew(self) -> bool:
+        """Where an object has just ended, go on with the grammar of what may follow it; says whether it is another."""
+        encoder, text = self._encoder, self._text
         answer = encoder.decode(self._ids)
-        if not answer.endswith(encoder.format.end):
-            return
-        parsed = encoder.format.parse(answer, self._text, encoder.task)
-        self.repeated, resolved = parsed.is_repeating, parsed.resolved
-        if len(resolved) > self._stated:
-            self._stated = len(resolved)
-            self.matcher = self._constraint.matcher(
-                encoder.format.grammar(self._text, encoder.task, resolved[-1].entity)
-            )
+        said = Said(answer, encoder.format.parse(answer, text, encoder.task))
+        self.repeated = said.parsed.is_repeating
+        grammar = encoder.format.grammar(text, encoder.task, said)
+        if grammar is not None:
+            self._matcher = self._constraint.compile(lambda: grammar)
+        return grammar is not None
 
 
 def vocabulary_size(model: Any) -> int:

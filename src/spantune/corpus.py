@@ -18,7 +18,7 @@ from spantune.document import Document, Entity
 from spantune.errors import ConfigError, DataError, nearest
 
 # A sentence ends after its stops, the quotes and brackets that they close, and the space that follows.
-_SENTENCE_END = re.compile(r"(?:[。！？；!?;\n]+[”’」』）】)\]\"']*|\.(?=[^\s\d]|\s))\s*")
+SENTENCE_END = re.compile(r"(?:[。！？；!?;\n]+[”’」』）】)\]\"']*|\.(?=[^\s\d]|\s))\s*")
 
 
 AMBIGUOUS_SHOWN = 10
@@ -213,35 +213,10 @@ def split_long(document: Document, fits: Callable[[Document], bool]) -> list[Doc
     return [*pieces, _piece(document, len(pieces), start, end)]
 
 
-def merge_pieces(parent: Document, pieces: Iterable[Document]) -> Document:
-    """`parent` with the entities of its `pieces`, brought back to its offsets.
-
-    Raises:
-        DataError: the pieces are not those of `parent`, in order and complete.
-    """
-    entities: list[Entity] = []
-    end = 0
-    for piece in pieces:
-        offset = 0 if piece.id == parent.id else piece.meta.get("offset")
-        is_next = offset == end and piece.text == parent.text[end : end + len(piece.text)]
-        if not is_next or (piece.id != parent.id and piece.meta.get("parent") != parent.id):
-            raise DataError(
-                f"document {piece.id!r} (offset {offset}) is not the piece of {parent.id!r} at {end}; expected all "
-                "pieces of split_long, in order"
-            )
-        entities.extend(entity.shifted(end) for entity in piece.entities)
-        end += len(piece.text)
-    if end != len(parent.text):
-        raise DataError(
-            f"document {parent.id!r}: its pieces end at {end} of {len(parent.text)} characters; one is missing"
-        )
-    return parent.with_entities(entities)
-
-
 def _cuts(document: Document) -> list[int]:
     """The ends of sentences that lie in no entity, and the end of the text."""
     size = len(document.text)
-    ends = {match.end() for match in _SENTENCE_END.finditer(document.text)} - {size}
+    ends = {match.end() for match in SENTENCE_END.finditer(document.text)} - {size}
     inside = {end for end in ends for entity in document.entities if entity.start < end < entity.end}
     return [*sorted(ends - inside), size]
 
@@ -256,7 +231,7 @@ def _piece(document: Document, number: int, start: int, end: int) -> Document:
 
 def _unsplittable(document: Document, start: int, end: int) -> DataError:
     passage = document.text[start:end]
-    spanned = any(match.end() < len(passage) for match in _SENTENCE_END.finditer(passage))
+    spanned = any(match.end() < len(passage) for match in SENTENCE_END.finditer(passage))
     why = "entities span the sentence ends inside it" if spanned else "no sentence ends inside it"
     return DataError(
         f"document {document.id!r} ({len(document.text)} characters): the {end - start} characters "
@@ -267,7 +242,7 @@ def _unsplittable(document: Document, start: int, end: int) -> DataError:
 
 def _sentences(document: Document) -> int:
     """How many sentences the text has, by their stops; what follows the last one counts where it is not blank."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(document.text)]
+    ends = [match.end() for match in SENTENCE_END.finditer(document.text)]
     return len(ends) + bool(document.text[ends[-1] if ends else 0 :].strip())
 
 

@@ -81,8 +81,9 @@ class Encoder:
 
     def answer_ids(self, document: Document) -> list[int]:
         """The ids of the gold answer and the stop token."""
-        answer = self.format.render(document, self.task)
-        ids = self.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids: list[int] = []
+        for piece in self.format.pieces(self.format.render(document, self.task)):
+            ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*ids, self.stop_id]
 
     def example(self, document: Document) -> Example:

@@ -7,13 +7,14 @@ or did not stop. Predictions are kept as files.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spantune import formats
 from spantune.document import Document, to_record
-from spantune.extract import Extraction, Extractor, rates
+from spantune.extract import Extractor
+from spantune.extraction import Extraction, annotated, rates
 from spantune.metrics import Protocol, Scores, score
 from spantune.progress import track
 
@@ -89,13 +90,3 @@ def explained(extraction: Extraction) -> Document:
         return document
     gone = to_record(document.with_entities(extraction.left_out))["entities"]
     return Document(document.id, document.text, document.entities, {**document.meta, "left_out": gone})
-
-
-def annotated(extraction: Extraction) -> Document:
-    """The document with what was wrong with its answer in `meta`, where anything was."""
-    if extraction.status == "stopped" and not extraction.problems:
-        return extraction.document
-    document = extraction.document
-    problems = [{"kind": problem.kind, "found": problem.found} for problem in extraction.problems]
-    meta: Mapping[str, object] = {**document.meta, "status": extraction.status, "problems": problems}
-    return Document(document.id, document.text, document.entities, meta)

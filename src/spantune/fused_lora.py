@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
-from torch import Tensor
+from torch import Tensor, nn
 
+from spantune.errors import ModelError
 from spantune.products import product
 from spantune.quant import FP8, Fp8Linear, quantize, transposed
+
+FUSED = (nn.Linear, Fp8Linear)
+"""The very types of linear layer that it is for."""
 
 
 class FusedLora(Linear):
@@ -34,12 +38,22 @@ class FusedLora(Linear):
         found: Tensor = _Lora.apply(rows, weight, scale, *adapters)  # type: ignore[no-untyped-call]
         return (found if base.bias is None else found + base.bias).view(*x.shape[:-1], base.out_features)
 
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's merging, but for a base whose numbers are too coarse to take the update.
+
+        Raises:
+            ModelError: the base is FP8.
+        """
+        if isinstance(self.base_layer, Fp8Linear):
+            raise ModelError("an adapter cannot be merged into an FP8 base; merge it into the bf16 model")
+        super().merge(*args, **kwargs)
+
     def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         names = self.active_adapters
         if args or kwargs or self.disable_adapters or self.merged or len(names) != 1 or names[0] not in self.lora_A:
             return False
         (name,) = names
-        lively = self.training and not isinstance(self.lora_dropout[name], torch.nn.Identity)
+        lively = self.training and not isinstance(self.lora_dropout[name], nn.Identity)
         return not lively and name not in self.lora_variant and self.lora_B[name].bias is None
 
 

@@ -7,7 +7,10 @@ lists what there is. Adapters are fp32, so that AdamW's small steps are not lost
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +20,22 @@ from torch import nn
 from spantune import config
 from spantune.errors import ModelError, nearest
 
+_REMEDY = "restore the adapter folder, or the model that config.yaml names"
+
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which linear modules get an adapter: weights with one, all linear weights, names on both sides."""
+    """Which linear modules get an adapter: weights with one, all linear weights, names on both sides.
+
+    `unranked` are the names of `lora.rank_pattern` that match no module with an adapter.
+    """
 
     adapted: int
     total: int
     matched: tuple[str, ...]
     unmatched: tuple[str, ...]
     available: tuple[str, ...]
+    unranked: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -36,12 +45,18 @@ class Coverage:
 
 def linear_names(model: Any) -> Counter[str]:
     """Weights by leaf name of the model's linear modules, without the output layer."""
-    head = model.get_output_embeddings()
     sizes: Counter[str] = Counter()
+    for name, module in linear_modules(model):
+        sizes[name.rpartition(".")[2]] += module.weight.numel()
+    return sizes
+
+
+def linear_modules(model: Any) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear modules of a causal LM by their names, without the output layer."""
+    head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not head:
-            sizes[name.rpartition(".")[2]] += module.weight.numel()
-    return sizes
+            yield name, module
 
 
 def coverage(model: Any, settings: config.Lora) -> Coverage:
@@ -50,7 +65,30 @@ def coverage(model: Any, settings: config.Lora) -> Coverage:
     wanted = sorted(sizes) if settings.targets == "all-linear" else _names(settings.targets)
     matched = tuple(name for name in wanted if name in sizes)
     unmatched = tuple(name for name in wanted if name not in sizes)
-    return Coverage(sum(sizes[name] for name in matched), sizes.total(), matched, unmatched, tuple(sorted(sizes)))
+    ranked = {_pattern(name, settings) for name, _ in linear_modules(model) if name.rpartition(".")[2] in matched}
+    unranked = tuple(sorted(set(settings.rank_pattern) - ranked))
+    adapted = sum(sizes[name] for name in matched)
+    return Coverage(adapted, sizes.total(), matched, unmatched, tuple(sorted(sizes)), unranked)
+
+
+def adapter_weights(model: Any, settings: config.Lora) -> int:
+    """How many weights the adapters of `settings` have on `model` (which may live on the meta device)."""
+    matched, total = coverage(model, settings).matched, 0
+    for name, module in linear_modules(model):
+        if name.rpartition(".")[2] in matched:
+            rank = settings.rank_pattern.get(_pattern(name, settings) or "", settings.rank)
+            total += rank * (module.in_features + module.out_features) + settings.dora * module.out_features
+    return total
+
+
+def unranked_error(found: Coverage) -> str | None:
+    """The sentence that says which names of `lora.rank_pattern` match nothing and what there is, or None."""
+    if not found.unranked:
+        return None
+    return (
+        f"lora.rank_pattern: {', '.join(found.unranked)} match no module that gets an adapter; "
+        f"{nearest(found.unranked[0], found.matched)}"
+    )
 
 
 def unmatched_error(found: Coverage) -> str | None:
@@ -68,15 +106,18 @@ def attach(model: Any, settings: config.Lora) -> tuple[Any, Coverage]:
     """Freeze `model` and put adapters on it; returns the PEFT model and what was matched.
 
     Raises:
-        ModelError: a target matches nothing, unless `lora.allow_unmatched` is set and another one does.
+        ModelError: a target matches nothing, unless `lora.allow_unmatched` is set and another one does, or a name of
+            `lora.rank_pattern` does.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    from spantune.fused_lora import FusedLora
+    from spantune.fused_lora import FUSED, FusedLora
 
     found = coverage(model, settings)
     problem = unmatched_error(found)
-    if problem and not (settings.allow_unmatched and found.matched):
+    if settings.allow_unmatched and found.matched:
+        problem = None
+    if problem := problem or unranked_error(found):
         raise ModelError(problem)
     peft_config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -84,8 +125,12 @@ def attach(model: Any, settings: config.Lora) -> tuple[Any, Coverage]:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(found.matched),
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        rank_pattern=dict(settings.rank_pattern),
     )
-    peft_config._register_custom_module({nn.Linear: FusedLora})
+    if all(type(module) in FUSED for _, module in linear_modules(model)):  # bitsandbytes' layers are PEFT's own
+        peft_config._register_custom_module({nn.Linear: FusedLora})
     return get_peft_model(model, peft_config), found
 
 
@@ -93,14 +138,56 @@ def load_adapter(model: Any, folder: Path, merge: bool = False) -> Any:
     """Put a saved adapter on a base model, merged into its weights when `merge`.
 
     Raises:
-        ModelError: there is no adapter in `folder`.
+        ModelError: there is no adapter in `folder`, it is damaged, or it is for another model.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     if not (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder}: no adapter_config.json here; expected the adapter folder of a finished run")
-    adapted = PeftModel.from_pretrained(model, str(folder))
+    try:
+        stored = _names_in(folder / "adapter_model.safetensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights that are missing: said below
+            adapted = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(f"{folder}: the adapter is damaged ({str(error).splitlines()[0]}); restore it") from None
+    except (RuntimeError, ValueError) as error:  # shapes, or modules that the model has not
+        raise _foreign(folder, str(error).splitlines()[-1].strip()) from None
+    _check_complete(folder, adapted, stored)
     return adapted.merge_and_unload().eval() if merge else adapted.eval()
+
+
+def _names_in(path: Path) -> set[str]:
+    """The names of the tensors in a file."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return set(file.keys())
+
+
+def _check_complete(folder: Path, adapted: Any, stored: set[str]) -> None:
+    """PEFT loads what fits and is silent on the rest, which leaves a model that is partly untrained."""
+    from peft import get_peft_model_state_dict
+
+    wanted = set(get_peft_model_state_dict(adapted))
+    if stored != wanted:
+        raise _foreign(folder, f"{sorted(stored ^ wanted)[0]} is in one and not in the other")
+
+
+def _foreign(folder: Path, found: str) -> ModelError:
+    return ModelError(
+        f"{folder}: the adapter is for another model than model.source of the run's recipe ({found}); name the model "
+        "that it was trained on"
+    )
+
+
+def _pattern(name: str, settings: config.Lora) -> str | None:
+    """The name of `lora.rank_pattern` that PEFT takes for the module `name`, if one matches."""
+    from peft.utils.other import get_pattern_key
+
+    found: str = get_pattern_key(list(settings.rank_pattern), name)
+    return found if found in settings.rank_pattern else None
 
 
 def _names(targets: str | tuple[str, ...]) -> list[str]:

@@ -3,12 +3,12 @@
 The frozen head's gradient is taken chunk by chunk in the forward pass, so that the logits of a 100k or
 262k vocabulary never exist whole. Where the loss is on choices, it is over what the grammar allows there:
 the distribution that extraction chooses from, under a head of a few hundred rows. The sum is returned,
-not the mean: the caller divides by the answer tokens of the whole optimizer step, whatever the packs.
+not the mean: the caller divides by the weight of the whole optimizer step, whatever the packs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from spantune.attention import Places, pack_view
+from spantune.config import Normalize
 from spantune.errors import ModelError
 from spantune.flash import Spans, spans
 from spantune.pack import NO_TARGET, Pack
@@ -28,6 +29,7 @@ HEAD_CHUNK = 256  # positions whose logits exist at a time
 class PackTensors:
     """A pack as tensors: `ids`, `positions`, `owner` [tokens]; `index`, `targets` [answer tokens], all long.
 
+    `weights` [answer tokens] float32 are what each target's loss is multiplied by; 1 where there are none.
     `spans` are the fields of `flash.Spans`. Where the loss is on choices, `union` [ids] are all ids that are allowed
     somewhere, `targets` places in it, and `allowed` [answer tokens, ids] says which are allowed where.
     """
@@ -39,6 +41,7 @@ class PackTensors:
     targets: Tensor
     union: Tensor | None = None
     allowed: Tensor | None = None
+    weights: Tensor | None = None
     spans: Mapping[str, Any] | None = None
 
     def to(self, device: torch.device) -> PackTensors:
@@ -56,7 +59,7 @@ class PackTensors:
         return pack_view(config, Places(self.owner, self.positions), Spans(**self.spans) if self.spans else None, dtype)
 
 
-def tensors(pack: Pack) -> dict[str, Any]:
+def tensors(pack: Pack, normalize: Normalize = "tokens") -> dict[str, Any]:
     """The fields of PackTensors, as a collator hands them to a Trainer."""
     targets = torch.tensor(pack.targets)
     index = (targets != NO_TARGET).nonzero()[:, 0]
@@ -68,6 +71,9 @@ def tensors(pack: Pack) -> dict[str, Any]:
         "targets": targets[index],
         "spans": spans(pack.owner)._asdict(),
     }
+    if normalize == "examples":
+        owner = found["owner"][index]
+        found["weights"] = torch.bincount(owner)[owner].reciprocal()  # an example's sum to 1
     if not pack.allowed:
         return found
     union = torch.tensor(sorted({token for allowed in pack.allowed for token in allowed}))
@@ -91,14 +97,14 @@ def hidden_states(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
 
 
 def pack_loss(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
-    """Summed cross entropy of a pack's answer tokens under a causal LM, with or without PEFT adapters."""
+    """Summed, weighted cross entropy of a pack's answer tokens under a causal LM, with or without PEFT adapters."""
     base = _causal_lm(model)
     head, softcap, states = base.get_output_embeddings(), _softcap(base.config), hidden_states(model, pack, dtype)
     if pack.union is not None:
         assert pack.allowed is not None
         logits = _capped(linear(states, head.weight[pack.union], _bias(head, pack.union)), softcap)
-        return cross_entropy(logits.float().masked_fill(~pack.allowed, float("-inf")), pack.targets, reduction="sum")
-    loss: Tensor = _HeadLoss.apply(states, pack.targets, head, softcap)  # type: ignore[no-untyped-call]
+        return _summed(logits.float().masked_fill(~pack.allowed, float("-inf")), pack.targets, pack.weights)
+    loss: Tensor = _HeadLoss.apply(states, pack.targets, pack.weights, head, softcap)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -128,25 +134,39 @@ def check_head(model: Any, pack: PackTensors, dtype: torch.dtype) -> None:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Sum of cross entropies of `head(hidden)`, keeping only the gradient with respect to `hidden`."""
+    """Weighted sum of cross entropies of `head(hidden)`, keeping only the gradient with respect to `hidden`."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Any, softcap: float | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, weights: Tensor | None, head: Any, softcap: float | None
+    ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradients = []
-        for states, wanted in zip(torch.split(hidden, HEAD_CHUNK), torch.split(targets, HEAD_CHUNK), strict=True):
+        for states, wanted, weight in _chunks(hidden, targets, weights):
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
-                loss = cross_entropy(_logits(states, head, softcap).float(), wanted, reduction="sum")
+                loss = _summed(_logits(states, head, softcap).float(), wanted, weight)
                 gradients.append(torch.autograd.grad(loss, states)[0])
             total += loss.detach()
         ctx.save_for_backward(torch.cat(gradients))
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad.to(gradient.dtype), None, None, None
+        return gradient * grad.to(gradient.dtype), None, None, None, None
+
+
+def _chunks(hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    states, wanted = torch.split(hidden, HEAD_CHUNK), torch.split(targets, HEAD_CHUNK)
+    weighed = [None] * len(states) if weights is None else torch.split(weights, HEAD_CHUNK)
+    return zip(states, wanted, weighed, strict=True)
+
+
+def _summed(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return cross_entropy(logits, targets, reduction="sum")
+    return cross_entropy(logits, targets, reduction="none") @ weights
 
 
 def _logits(states: Tensor, head: Any, softcap: float | None) -> Tensor:

@@ -38,6 +38,11 @@ class Pack:
         """Positions that carry loss."""
         return sum(target != NO_TARGET for target in self.targets)
 
+    @property
+    def answers(self) -> int:
+        """Examples that carry loss."""
+        return len({owner for owner, target in zip(self.owner, self.targets, strict=True) if target != NO_TARGET})
+
 
 def shared_prefix(examples: Sequence[Example]) -> int:
     """Length of the longest common token prefix that leaves every example a prompt token of its own.

@@ -6,6 +6,7 @@ Machine-readable output goes to stdout and is never mixed with this.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -44,10 +45,15 @@ def bar() -> Any:
     )
 
 
-def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yield `items` under a progress bar, one without an end where no `total` is known."""
+def track(items: Iterable[Item], description: str, total: int | None = None, unit: str = "") -> Iterator[Item]:
+    """Yield `items` under a progress bar, one without an end where no `total` is known.
+
+    With the name of a `unit` it says how many of them a second.
+    """
     with bar() as progress:
         task = progress.add_task(description, total=total, note="")
-        for item in items:
+        started = time.monotonic()
+        for done, item in enumerate(items, start=1):
             yield item
-            progress.advance(task)
+            rate = done / max(time.monotonic() - started, 1e-9)
+            progress.update(task, advance=1, note=f"{rate:.1f} {unit}/s" if unit else "")

@@ -32,9 +32,19 @@ BIOMEDICAL_LABELS = (
 
 _CMEEE = """\
 你是医学文本实体识别专家。请从给定的句子中找出全部下列类型的实体：{labels}。
+{how}
+实体必须是句子里的原文，一字不改；实体可以嵌套；同一实体出现几次就输出几次；没有实体时{none}。"""
+_CMEEE_HOW = {
+    "jsonl": """\
 按实体在句中出现的先后，每个实体输出一行 JSON，例如：
-{{"entity_text": "房室结消融", "entity_label": "pro"}}
-实体必须是句子里的原文，一字不改；实体可以嵌套；同一实体出现几次就输出几次；没有实体时不输出任何内容。"""
+{"entity_text": "房室结消融", "entity_label": "pro"}""",
+    "grouped": """\
+输出一个 JSON 对象，从每个出现的类型到它的实体列表，列表按实体在句中出现的先后，例如：
+{"pro": ["房室结消融"]}""",
+    "inline": """\
+逐字抄写句子，用类型作标签标出每个实体，句中的 & 写作 &amp;，< 写作 &lt;，例如：
+行<pro>房室结消融</pro>。""",
+}
 
 # A paraphrase with the flaws of the tutorial's prompt kept: nothing says what a label covers, and the
 # label of its example (地理实体) is not in the label set.
@@ -47,21 +57,46 @@ _GENERIC = {
     "zh": """\
 请从给定的文本中找出全部下列类型的实体：
 {labels}
-按实体在文中出现的先后，每个实体输出一行 JSON，例如：
-{{"entity_text": "原文中的一段", "entity_label": "{example}"}}
-实体必须是文本里的原文，一字不改；实体可以嵌套；没有实体时不输出任何内容。""",
+{how}
+实体必须是文本里的原文，一字不改；实体可以嵌套；没有实体时{none}。""",
     "en": """\
 Find every entity of these types in the given text:
 {labels}
+{how}
+Copy each entity exactly as it stands in the text. Entities may be nested. If there is none, {none}.""",
+}
+_HOW = {
+    "zh": {
+        "jsonl": """\
+按实体在文中出现的先后，每个实体输出一行 JSON，例如：
+{"entity_text": "原文中的一段", "entity_label": "EXAMPLE"}""",
+        "grouped": """\
+输出一个 JSON 对象，从每个出现的类型到它的实体列表，列表按实体在文中出现的先后，例如：
+{"EXAMPLE": ["原文中的一段"]}""",
+        "inline": """\
+逐字抄写全文，用类型作标签标出每个实体，文中的 & 写作 &amp;，< 写作 &lt;，例如：
+……<EXAMPLE>原文中的一段</EXAMPLE>……""",
+    },
+    "en": {
+        "jsonl": """\
 Write one JSON object a line for each entity, in the order of the text, such as:
-{{"entity_text": "words of the text", "entity_label": "{example}"}}
-Copy each entity exactly as it stands in the text. Entities may be nested. If there is none, write nothing.""",
+{"entity_text": "words of the text", "entity_label": "EXAMPLE"}""",
+        "grouped": """\
+Write one JSON object, from each type that occurs to the list of its entities in the order of the text, such as:
+{"EXAMPLE": ["words of the text"]}""",
+        "inline": """\
+Copy the text word for word and mark each entity with tags of its type, & written as &amp; and < as &lt;, such as:
+... <EXAMPLE>words of the text</EXAMPLE> ...""",
+    },
+}
+_NONE = {
+    "zh": {"jsonl": "不输出任何内容", "grouped": "输出 {}", "inline": "照抄全文"},
+    "en": {"jsonl": "write nothing", "grouped": "write {}", "inline": "copy the text as it is"},
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cmeee": {
         "labels": CMEEE_LABELS,
-        "instruction": _CMEEE.format(labels="、".join(f"{label.name}({label.code})" for label in CMEEE_LABELS)),
         "language": "zh",
     },
     "cmeee_tutorial": {
@@ -89,7 +124,10 @@ def make_task(settings: config.Task) -> TaskSpec:
     values |= given
     try:
         if "instruction" not in values:
-            values["instruction"] = instruction_for(_labels(values["labels"]), values["language"])
+            answer = values.get("answer", "jsonl")
+            labels = _labels(values["labels"])
+            is_cmeee = settings.preset == "cmeee" and "labels" not in given
+            values["instruction"] = _cmeee(answer) if is_cmeee else instruction_for(labels, values["language"], answer)
         return TaskSpec.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
@@ -97,14 +135,16 @@ def make_task(settings: config.Task) -> TaskSpec:
         raise ConfigError(f"{key}: {first['msg']}; mend it in the recipe") from None
 
 
-def instruction_for(labels: tuple[Label, ...], language: str) -> str:
-    """The plain instruction for any label set, with names and descriptions where there are any."""
+def instruction_for(labels: tuple[Label, ...], language: str, answer: str = "jsonl") -> str:
+    """The plain instruction for any label set and answer format, with names and descriptions where there are any."""
     lines = []
     for label in labels:
         name = f" ({label.name})" if label.name and label.name != label.code else ""
         colon = "：" if language == "zh" else ": "
         lines.append(f"- {label.code}{name}{colon + label.description if label.description else ''}")
-    return _GENERIC[language].format(labels="\n".join(lines), example=labels[0].code)
+    form = _form(answer)
+    how = _HOW[language][form].replace("EXAMPLE", labels[0].code)
+    return _GENERIC[language].format(labels="\n".join(lines), how=how, none=_NONE[language][form])
 
 
 def messages(task: TaskSpec, text: str, system: bool = True) -> list[dict[str, str]]:
@@ -117,6 +157,17 @@ def messages(task: TaskSpec, text: str, system: bool = True) -> list[dict[str, s
 def tutorial_prompt(task: TaskSpec, text: str) -> str:
     """The tutorial's literal prompt: `<im_sep>` is not Phi-4's `<|im_sep|>`, and there is no system role."""
     return f"<|im_start|>user<im_sep>{task.instruction}{text}<|im_end|><|im_start|>assistant<im_sep>"
+
+
+def _cmeee(answer: str) -> str:
+    form = _form(answer)
+    labels = "、".join(f"{label.name}({label.code})" for label in CMEEE_LABELS)
+    return _CMEEE.format(labels=labels, how=_CMEEE_HOW[form], none=_NONE["zh"][form])
+
+
+def _form(answer: str) -> str:
+    """The format whose wording is used: objects run together are asked for as objects on lines are."""
+    return answer.removesuffix("_seed")
 
 
 def _labels(values: Any) -> tuple[Label, ...]:

@@ -41,9 +41,14 @@ class Fp8Linear(nn.Linear):
         output = rows.view(*input.shape[:-1], self.out_features)
         return output if self.bias is None else output + self.bias
 
-    def dequantized(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """The weight [out, in] in float32."""
         return self.weight.view(FP8).float() * self.scale[:, None]
+
+    @property
+    def W_q(self) -> Tensor:
+        """The stored weight; the name by which PEFT's DoRA knows that it has to call `dequantize`."""
+        return self.weight
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -123,6 +123,26 @@ def read_config(folder: Path) -> Config:
         raise RunError(f"{path} is damaged: {error}; restore it, or train again") from None
 
 
+def read_adapter(folder: Path) -> tuple[Path, TaskSpec]:
+    """The adapter folder of a run and the task that it was trained for.
+
+    Raises:
+        RunError: there is no adapter yet, or the run's own task is another.
+    """
+    adapter = folder / "adapter"
+    if not adapter.is_dir():
+        raise RunError(f"{folder}: no adapter here yet; finish the run with spantune train --resume {folder}")
+    task, own = TaskSpec.load(adapter), TaskSpec.load(folder)
+    if task.codes != own.codes:
+        differing = sorted(set(task.codes) ^ set(own.codes)) or ["their order"]
+        raise RunError(
+            f"{folder / 'task.json'}: its labels ({', '.join(own.codes)}) are not those that the adapter was trained "
+            f"for ({', '.join(task.codes)}); they differ in {', '.join(differing)}. Restore it from "
+            f"{adapter / 'task.json'}, or train a run with these labels"
+        )
+    return adapter, task
+
+
 def resume_recipe(folder: Path) -> Config:
     """The recipe of a run to go on with.
 

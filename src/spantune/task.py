@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from spantune.errors import ConfigError, RunError, nearest
 
 TASK_FILE = "task.json"
-AnswerFormat = Literal["jsonl", "jsonl_seed"]
+AnswerFormat = Literal["jsonl", "grouped", "inline", "jsonl_seed"]
 
 
 class Label(BaseModel):

@@ -25,16 +25,19 @@ from spantune.compilation import compile_layers
 from spantune.config import Config
 from spantune.document import Document
 from spantune.errors import DataError
+from spantune.estimate import Estimate, checkpointing, compiling
 from spantune.evaluate import Evaluation, evaluate, save_predictions
-from spantune.extract import Extraction, Extractor
+from spantune.extract import Extractor
+from spantune.extraction import Extraction
 from spantune.fingerprint import fingerprint, require_unchanged
+from spantune.forecast import ForecastCallback
 from spantune.hub import pinned
 from spantune.load import Loaded, load
 from spantune.lora import attach, load_adapter
 from spantune.loss import PackTensors, check_head, tensors
 from spantune.metrics import Scores, score
 from spantune.pack import layout
-from spantune.plan import checkpointing, compiling, make_plan, require
+from spantune.plan import make_plan, require
 from spantune.prepare import Prepared, prepare
 from spantune.progress import bar, console
 from spantune.run_report import report_run
@@ -86,7 +89,8 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
     require_trackers(recipe.track)
     set_seed(recipe.run.seed)
     prepared = prepare(recipe)
-    require(make_plan(prepared))
+    plan = make_plan(prepared)
+    require(plan)
     with runs.Claim(folder, resume=resume is not None) as claim:
         environment = runs.environment() | fingerprint(prepared)
         changes = require_unchanged(folder, environment) if resume else []
@@ -100,7 +104,7 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
             for note in prepared.splits.notes if not resume else changes:
                 log.log(logging.WARNING if resume else logging.INFO, note)
             log.info("LoRA on %s: %.0f %% of the linear weights", ", ".join(found.matched), 100 * found.share)
-            job = _Job(recipe, prepared, replace(loaded, model=model), folder)
+            job = _Job(recipe, prepared, replace(loaded, model=model), folder, plan.estimate)
             after = job.run(job.rewound() if resume else None)
     return Result(folder, job.before, after, time.perf_counter() - started)
 
@@ -114,8 +118,8 @@ def _pinned(recipe: Config) -> Config:
 class _Job:
     """One run under way: model, folder, trackers and the best adapter so far."""
 
-    def __init__(self, recipe: Config, prepared: Prepared, loaded: Loaded, folder: Path):
-        self.recipe, self.prepared, self.loaded, self.folder = recipe, prepared, loaded, folder
+    def __init__(self, recipe: Config, prepared: Prepared, loaded: Loaded, folder: Path, estimate: Estimate):
+        self.recipe, self.prepared, self.loaded, self.folder, self.estimate = recipe, prepared, loaded, folder, estimate
         self.stop = StopRequest()
         self.checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
         self.best = BestAdapter(folder, loaded.model, self._complete)
@@ -138,7 +142,8 @@ class _Job:
 
     def run(self, checkpoint: Path | None) -> Evaluation:
         """Train from the start or from a checkpoint, then measure; a signal or an error closes the trackers."""
-        gold = {"dev": self.prepared.splits.dev, "test": self.prepared.splits.test}
+        splits = self.prepared.splits
+        gold = {"dev": splits.dev, "test": splits.test}
         self.trackers: Trackers = open_trackers(self.recipe, self.folder, gold, self.prepared.task.codes)
         state = "crashed"
         with self.stop.listening():
@@ -285,21 +290,25 @@ class _Job:
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # one process drives one GPU; DataParallel would split packs
         budget = self.prepared.pack_tokens(self.loaded.device.type)
-        padding = self.loaded.tokenizer.pad_token_id or 0
+        collator = Collator(settings, self.prepared.prefix, budget, self.loaded.tokenizer.pad_token_id or 0)
+        collator.restore(read_metrics(self.folder))
         trainer = PackTrainer(
             model=model,
             args=arguments,
             train_dataset=list(self.prepared.examples),
             eval_dataset=list(self.prepared.splits.dev),
-            data_collator=Collator(settings, self.prepared.prefix, budget, padding),
+            data_collator=collator,
             evaluation=self.steer,
             settings=settings,
             clock=Clock(read_clock(checkpoint)),
             checkpoints=self.checkpoints,
+            lora_plus=self.recipe.lora.plus_ratio,
         )
         trainer.go_on_from(read_metrics(self.folder))
         trainer.add_callback(StepCallback(trainer, self.trackers.metrics, progress))
         trainer.add_callback(SafetyCallback(self.stop, self.checkpoints, self.best))
+        clock = trainer.clock
+        trainer.add_callback(ForecastCallback(self.estimate, lambda: clock.seconds, self.trackers.metrics))
         return trainer
 
 
@@ -310,9 +319,9 @@ class _Stoppable(Extractor):
         super().__init__(*args, **kwargs)
         self._stop = stop
 
-    def stream(self, documents: Iterable[Document]) -> Iterator[Extraction]:
+    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
         """As an Extractor does; raises Stopped."""
-        return self._stop.watch(super().stream(documents))
+        return self._stop.watch(super().stream(documents, strict=strict))
 
 
 def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:

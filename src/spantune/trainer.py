@@ -1,14 +1,16 @@
 """transformers' Trainer over packs: one batch is one optimizer step of `batch_examples` examples.
 
 The step's examples are packed (or, for comparison, padded), each pack is run forward and backward, and
-the loss is normalised over all answer tokens of the step. Evaluation is extraction: `evaluate` calls back
-into the job. The Trainer keeps what it is good at: loop, optimizer, checkpoints, resume.
+the loss is normalised over all answer tokens, or examples, of the step. A step that does not fit into memory
+is split and repeated. Evaluation is extraction: `evaluate` calls back into the job. The Trainer keeps what it is
+good at: loop, optimizer, checkpoints, resume.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 from peft.helpers import disable_input_dtype_casting
+from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,6 +28,7 @@ from transformers.trainer_callback import PrinterCallback
 from spantune import config
 from spantune.checkpoints import Checkpoints
 from spantune.encode import Example
+from spantune.errors import RunError
 from spantune.faults import StepGuard
 from spantune.loss import PackTensors, pack_loss, tensors
 from spantune.pack import NO_TARGET, pack_examples
@@ -35,34 +39,53 @@ log = logging.getLogger(__name__)
 
 
 class Collator:
-    """Turns the examples of a step into packs that share `prefix`, or into padded batches."""
+    """Turns the examples of a step into packs of `budget` tokens that share `prefix`, or into padded batches."""
 
     def __init__(self, settings: config.Train, prefix: Sequence[int], budget: int, padding: int):
         self.settings, self.prefix, self.budget, self.padding = settings, prefix, budget, padding
+        self.micro_batch = settings.micro_batch
+        self.lowered = 0  # how often the limits were
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        """`{"packs" | "rows": [tensors, …], "answer_tokens": n, "examples": n, "documents": [id, …],
-        "tokens": n, "padding": n}`.
+        """`{"packs" | "rows": [tensors, …], "weight": n, "examples": […], "lowered": m}`; n divides the loss.
+
+        `tokens` and `padding` are counts of positions.
         """
-        return {**self._parts(examples), "documents": [example.id for example in examples]}
+        return {**self._parts(examples), "examples": examples, "lowered": self.lowered}
+
+    def limits(self) -> dict[str, int]:
+        """What bounds a part, by the setting's name."""
+        return {"pack_tokens": self.budget} if self.settings.pack == "shared" else {"micro_batch": self.micro_batch}
+
+    def restore(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Take the limits that a run was lowered to before it was resumed."""
+        for record in records:
+            self.budget = record.get("pack_tokens", self.budget)
+            self.micro_batch = record.get("micro_batch", self.micro_batch)
+
+    def lower(self, part: Mapping[str, Any]) -> bool:
+        """Halve what bounds a part, so that `part` is split; False where it is one example."""
+        self.lowered += 1
+        if "ids" not in part:
+            self.micro_batch = len(part["input_ids"]) // 2
+            return self.micro_batch > 0
+        shared, *rest = torch.bincount(part["owner"], minlength=2).tolist()
+        self.budget = max(len(part["ids"]) // 2, shared + max(rest))
+        return len(rest) > 1
 
     def _parts(self, examples: list[Example]) -> dict[str, Any]:
         if self.settings.pack == "shared":
             packs = pack_examples(examples, self.prefix, self.budget)
-            count = sum(pack.answer_tokens for pack in packs)
-            fed = {"tokens": sum(len(pack.ids) for pack in packs), "padding": 0}
-            return {
-                "packs": [tensors(pack) for pack in packs],
-                "answer_tokens": count,
-                "examples": len(examples),
-                **fed,
-            }
-        size = self.settings.micro_batch
+            parts = [tensors(pack, self.settings.normalize) for pack in packs]
+            by_example = self.settings.normalize == "examples"
+            weight = sum(pack.answers if by_example else pack.answer_tokens for pack in packs)
+            return {"packs": parts, "weight": weight, "tokens": sum(len(pack.ids) for pack in packs), "padding": 0}
+        size = self.micro_batch
         rows = [self._padded(examples[i : i + size]) for i in range(0, len(examples), size)]
-        count = sum(int((row["labels"] != NO_TARGET).sum()) for row in rows)
+        weight = sum(int((row["labels"] != NO_TARGET).sum()) for row in rows)
         tokens = sum(len(example.ids) for example in examples)
-        fed = {"tokens": tokens, "padding": sum(row["input_ids"].numel() for row in rows) - tokens}
-        return {"rows": rows, "answer_tokens": count, "examples": len(examples), **fed}
+        padding = sum(row["input_ids"].numel() for row in rows) - tokens
+        return {"rows": rows, "weight": weight, "tokens": tokens, "padding": padding}
 
     def _padded(self, examples: list[Example]) -> dict[str, Tensor]:
         width = max(len(example.ids) for example in examples)
@@ -86,6 +109,7 @@ class PackTrainer(Trainer):
         settings: the recipe's section.
         clock: what counts the minutes.
         checkpoints: where they are kept; in the Trainer's own folder when absent.
+        lora_plus: how many times the learning rate of A that of B is.
     """
 
     def __init__(
@@ -95,12 +119,12 @@ class PackTrainer(Trainer):
         settings: config.Train,
         clock: Clock,
         checkpoints: Checkpoints | None = None,
+        lora_plus: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.evaluation, self.settings, self.clock = evaluation, settings, clock
         self.schedule: Schedule | None = None
-        self.tokens = self.padding = 0  # fed to the model so far, padding apart
         self.f1s: list[float] = []
         self.guard = StepGuard(settings.on_nan)
         self.checkpoints = checkpoints or Checkpoints(Path(str(self.args.output_dir)), settings.keep_checkpoints)
@@ -108,6 +132,9 @@ class PackTrainer(Trainer):
         self._documents: Sequence[str] = ()  # of the step under way
         self._accepted = True
         self._unlogged = 0  # steps
+        self.tokens = self.padding = 0  # fed to the model so far, padding apart
+        self.lora_plus = lora_plus
+        self.splits = 0  # since they were last recorded
         self.remove_callback(PrinterCallback)
         self._autocast = self.model.get_input_embeddings().weight.dtype == torch.bfloat16
 
@@ -126,18 +153,68 @@ class PackTrainer(Trainer):
         return step % self.args.eval_steps == 0 or self.progress(step) >= 1.0
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Run every pack of the step forward and backward; returns the loss a token of the step."""
+        """Run every pack of the step forward and backward; returns the loss a token (or an example) of the step."""
         model.train()
-        inputs = self._prepare_inputs(inputs)
-        total = max(1, inputs["answer_tokens"])
+        collator: Collator = self.data_collator
+        if inputs["lowered"] != collator.lowered:  # it was made ready before a step was split
+            inputs = collator(inputs["examples"])
+        found = self._attempt(model, inputs)
+        while not isinstance(found, Tensor):
+            inputs = self._split(model, inputs, found)
+            found = self._attempt(model, inputs)
         self.tokens += inputs["tokens"]
         self.padding += inputs["padding"]
+        return self._watched(found, [example.id for example in inputs["examples"]])
+
+    def _attempt(self, model: Any, inputs: dict[str, Any]) -> Tensor | dict[str, Any]:
+        """The step's loss, or the first part that does not fit into memory."""
+        inputs = self._prepare_inputs(inputs)
         summed = torch.zeros((), device=self.args.device)
         for part in inputs.get("packs") or inputs["rows"]:
-            loss = self._part_loss(model, part, total)
-            self.accelerator.backward(loss)
+            try:
+                loss = self._part_loss(model, part, max(1, inputs["weight"]))
+                self.accelerator.backward(loss)
+            except torch.OutOfMemoryError:
+                return part  # type: ignore[no-any-return]
             summed += loss.detach().float()
-        return self._watched(summed, inputs["documents"])
+        return summed
+
+    def _split(self, model: Any, inputs: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+        """The step again in smaller parts, as are all that follow, with the memory of the failed attempt freed.
+
+        Raises:
+            RunError: `part` is one example.
+        """
+        model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        collator: Collator = self.data_collator
+        step = self.state.global_step + 1
+        if not collator.lower(part):
+            ids = part["ids"] if "ids" in part else part["input_ids"][0]
+            name = next(example.id for example in inputs["examples"] if list(example.ids) == ids.tolist())
+            raise RunError(
+                f"out of memory at step {step}: document {name!r} ({len(ids)} tokens) does not fit by itself; set "
+                "train.keep=none, model.base=fp8 or nf4, or a lower train.max_tokens with data.too_long=split"
+            )
+        self.splits += 1
+        limit = ", ".join(f"train.{name}={value}" for name, value in collator.limits().items())
+        log.warning("out of memory at step %d: it is split and repeated; %s for the rest of the run", step, limit)
+        return collator(inputs["examples"])
+
+    def create_optimizer(self, *args: Any) -> Any:
+        """The Trainer's optimizer, or one whose rate is `lora_plus` times as high for B as for A (LoRA+)."""
+        if self.lora_plus == 1.0 or self.optimizer is not None:  # type: ignore[has-type]
+            return super().create_optimizer(*args)
+        chosen, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = create_loraplus_optimizer(
+            self.model,
+            chosen,
+            loraplus_lr_ratio=self.lora_plus,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Our schedule, which follows the clock where `max_minutes` is set."""
@@ -276,6 +353,9 @@ class StepCallback(TrainerCallback):
         values["examples_per_s"] = round(examples / seconds, 3)
         values["step_ms"] = round(1000 * seconds / max(1, state.global_step - step), 1)
         values |= self._throughput(seconds) | _peak_memory()
+        if self.trainer.splits:
+            values |= {"memory_splits": self.trainer.splits, **self.trainer.data_collator.limits()}
+            self.trainer.splits = 0
         self.record(state.global_step, values)
         self.progress.update(self.task, note=f"loss {values['loss']:.3f}")
         self._mark = (state.global_step, now)
@@ -297,7 +377,6 @@ def _peak_memory() -> dict[str, float]:
         return {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3)}
     if sys.platform == "win32":
         return {}
-    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
     return {"peak_rss_gib": round(peak / (2**30 if sys.platform == "darwin" else 2**20), 3)}

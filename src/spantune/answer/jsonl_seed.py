@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spantune.answer.jsonl import Writing, lark
-from spantune.answer.resolve import Mention, Parsed, Problem, resolve
-from spantune.document import Document, Entity
+from spantune.answer.jsonl import Writing, object_grammar
+from spantune.answer.resolve import Mention, Parsed, Problem, Said, resolve
+from spantune.document import Document
 from spantune.task import TaskSpec
 
 PLAIN = Writing(character=str, label=lambda code: f'"{code}"', terminator="")
@@ -32,19 +32,19 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
     return resolve(_mentions(answer, task), text, task)
 
 
-def grammar(text: str, task: TaskSpec, after: Entity | None = None) -> str:
+def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
     """As `jsonl.grammar`, without escaping and line breaks.
 
     A mention that `text` goes on from with a double quote cannot be ended: the quote is taken into it.
     """
-    return lark(text, task, PLAIN, after)
+    return object_grammar(text, task, PLAIN, said)
 
 
 def _mentions(answer: str, task: TaskSpec) -> Iterator[Mention | Problem]:
     position = 0
     for match in _OBJECT.finditer(answer):
         yield from _rest(answer[position : match.start()], task)
-        yield Mention(match[1], match[2], match.span())
+        yield Mention(match[1], match[2], match.span(), match.span(2))
         position = match.end()
     yield from _rest(answer[position:], task)
 

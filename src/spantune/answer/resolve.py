@@ -16,20 +16,21 @@ from spantune.task import TaskSpec
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """An entity as the model wrote it; `span` is its object's half-open range in the answer."""
+    """An entity as the model wrote it; `span` and `label_span` are half-open ranges of the answer, as in Resolved."""
 
     text: str
     label: str
     span: tuple[int, int]
+    label_span: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Why a part of an answer gave no entity.
 
-    Kinds: `invalid` (not an object of the format), `label` (not the task's), `ungrounded` (not in the
-    text), `repeated` (written more often than the text holds it), `truncated` (begun when the answer's limit came),
-    `grammar` (the grammar could not be followed).
+    Kinds: `invalid` (not of the format), `label` (not the task's), `ungrounded` (not in the text), `repeated` (written
+    more often than the text holds it), `truncated` (begun when the answer's limit came), `grammar` (the grammar could
+    not be followed), and `repaired` (not quite of the format; it was read all the same).
     """
 
     kind: str
@@ -38,10 +39,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """An anchored entity and the range of the answer that states it."""
+    """An anchored entity, the half-open range of the answer that states it, and the range that states its label."""
 
     entity: Entity
     span: tuple[int, int]
+    label_span: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,30 @@ class Parsed:
         return any(problem.kind == "repeated" for problem in self.problems)
 
 
-def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec) -> Parsed:
-    """Anchor mentions to `text`; problems found by the parser pass through."""
-    last, taken = Entity(0, 0, ""), set[Entity]()
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer so far, and what it says."""
+
+    answer: str
+    parsed: Parsed
+
+    @property
+    def last(self) -> Entity:
+        """The entity that was stated last."""
+        return self.parsed.resolved[-1].entity
+
+    @property
+    def tail(self) -> str:
+        """What was written behind it."""
+        return self.answer[self.parsed.resolved[-1].span[1] :]
+
+
+def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *, by_label: bool = False) -> Parsed:
+    """Anchor mentions to `text`; problems found by the parser pass through.
+
+    `by_label`: whether mentions are in the order of the text under each label, else all together.
+    """
+    cursors, taken = dict[str, Entity](), set[Entity]()
     resolved: list[Resolved] = []
     problems: list[Problem] = []
     for mention in mentions:
@@ -75,6 +98,8 @@ def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec) ->
         elif not mention.text or mention.text not in text:
             problems.append(Problem("ungrounded", mention.text))
         else:
+            group = mention.label if by_label else ""
+            last = cursors.get(group, Entity(0, 0, ""))
             later = (entity for entity in _occurrences(mention, text, last.start) if entity > last)
             # an answer out of order: look again from the front
             other = (entity for entity in _occurrences(mention, text, 0) if entity not in taken)
@@ -82,9 +107,9 @@ def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec) ->
             if found is None:
                 problems.append(Problem("repeated", mention.text))
                 continue
-            last = found
+            cursors[group] = found
             taken.add(found)
-            resolved.append(Resolved(found, mention.span))
+            resolved.append(Resolved(found, mention.span, mention.label_span))
     return Parsed(tuple(resolved), tuple(problems))
 
 

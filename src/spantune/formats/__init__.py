@@ -43,6 +43,7 @@ BUNDLED = ("biomedical-en-test", "biomedical-en-train", "clinical-zh-test", "cli
 _BUNDLED_PREFIX = "bundled:"
 _SAMPLE_LINES = 200
 _SAMPLE_BYTES = 1 << 16
+_BLANK = b"\xef\xbb\xbf \t\r\n"
 DEFAULTS = Options()
 
 
@@ -142,7 +143,12 @@ def detect(path: str | Path) -> str:
     head = read_bytes(file, _SAMPLE_BYTES)
     if name := _claimant(Sample(file, head)):  # a binary file
         return name
-    text = next(chunk for chunk in read_chunks(file, Counter()) if chunk.strip()).lstrip("\r\n")
+    try:
+        text = next(chunk for chunk in read_chunks(file, Counter()) if chunk.strip()).lstrip("\r\n")
+    except DataError:
+        if not head.lstrip(_BLANK).startswith(b"{"):
+            raise
+        text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")  # JSONL, of which one line may be unreadable
     lines = [line.removesuffix("\r") for line in text.split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES]]
     first = next(line for line in lines if line.strip())
     sample = Sample(file, head, "\n".join(lines))

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from spantune.errors import DataError
 
@@ -30,19 +30,23 @@ def read_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Itera
     Raises:
         DataError: the file is missing, a folder, unreadable, blank, not UTF-8 or has a line over `LINE_LIMIT`.
     """
-    offset, number, empty = 0, 0, True
+    for number, text in try_lines(path, notes, blank=blank):
+        if isinstance(text, DataError):
+            raise text
+        yield number, text
+
+
+def try_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Iterator[tuple[int, str | DataError]]:
+    """As `read_lines`, but a line that is not UTF-8 is yielded as the DataError that says so, and the rest goes on.
+
+    Raises:
+        DataError: as `read_lines`, but for such lines.
+    """
+    empty = True
     try:
         with path.open("rb") as file:
-            while line := file.readline(LINE_LIMIT + 1):
-                number += 1
-                if len(line) > LINE_LIMIT:
-                    raise oversized(path, number)
-                text = _decode(line, path, number, offset, notes).removesuffix("\n")
-                offset += len(line)
-                if text.endswith("\r"):
-                    text = text[:-1]
-                    notes[CRLF_NOTE] += 1
-                filled = bool(text.strip())
+            for number, text in lines_of(file, path, notes, blank=True):
+                filled = isinstance(text, DataError) or bool(text.strip())
                 empty = empty and not filled
                 if filled or blank:
                     yield number, text
@@ -50,6 +54,25 @@ def read_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Itera
         raise _unreadable(path, error) from None
     if empty:
         raise _empty(path)
+
+
+def lines_of(
+    file: BinaryIO, path: Path, notes: Counter[str], *, blank: bool = False
+) -> Iterator[tuple[int, str | DataError]]:
+    """As `try_lines`, from an open file, which may be empty; `path` is what errors call it.
+
+    Raises:
+        DataError: a line is over `LINE_LIMIT`.
+    """
+    offset, number = 0, 0
+    while line := file.readline(LINE_LIMIT + 1):
+        number += 1
+        if len(line) > LINE_LIMIT:
+            raise oversized(path, number)
+        text = _line(line, path, number, offset, notes)
+        offset += len(line)
+        if blank or isinstance(text, DataError) or text.strip():
+            yield number, text
 
 
 def read_chunks(path: Path, notes: Counter[str]) -> Iterator[str]:
@@ -156,6 +179,18 @@ def replacing_path(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+
+
+def _line(line: bytes, path: Path, number: int, offset: int, notes: Counter[str]) -> str | DataError:
+    """The text of a line without its end, or why it has none."""
+    try:
+        text = _decode(line, path, number, offset, notes).removesuffix("\n")
+    except DataError as error:
+        return error
+    if text.endswith("\r"):
+        notes[CRLF_NOTE] += 1
+        return text[:-1]
+    return text
 
 
 def _decode(content: bytes, path: Path, line: int, offset: int, notes: Counter[str]) -> str:

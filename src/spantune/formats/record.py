@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spantune.errors import DataError
-from spantune.formats.files import LINE_LIMIT, oversized, read_chunks, read_lines, replacing
+from spantune.formats.files import LINE_LIMIT, oversized, read_chunks, replacing, try_lines
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -118,8 +118,10 @@ class Record:
 
 def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
     """Yield the object on each line of `path`, or the DataError that says why the line holds none."""
-    for number, (line, text) in enumerate(read_lines(path, notes), start=1):
+    for number, (line, text) in enumerate(try_lines(path, notes), start=1):
         try:
+            if isinstance(text, DataError):
+                raise text
             value, end = _parse(text, _skip(text, 0), path, line)
             if (rest := _skip(text, end)) != len(text):
                 raise _not_json("more follows the value", text, rest, path, line)

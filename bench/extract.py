@@ -1,0 +1,297 @@
+"""Extraction against transformers' batched `generate`, on the same model, prompts and answers, in one go.
+
+    python bench/extract.py                               the embedded model and corpus
+    python bench/extract.py --run runs/demo --data FILE   a trained run: its own answers, with their F1
+    python bench/extract.py --model FOLDER --data FILE    a model folder; without weights in it they are drawn at random
+
+Without a run every system is made to write the gold answers, so that the work is that of real answers whatever the
+model knows (see `following`). `generate` runs at each of `--batches`, its best counts; ours at each of `--rows`, its
+cache and graphs warm. Prints what it finds as it goes, and with `--json` one JSON object as the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from following import FirstEntity, Follower, Gold, Replayer, drafted, generated, record
+
+from spantune import config, formats
+from spantune.attention import NAME
+from spantune.document import Document
+from spantune.encode import Encoder
+from spantune.extract import Extraction, Extractor, load_bare, rates
+from spantune.load import load, load_tokenizer, pick_device
+from spantune.metrics import score
+from spantune.prompt import make_task
+from spantune.task import TaskSpec
+
+BATCHES = {"cpu": [4, 8, 16, 32], "cuda": [32, 64, 128, 256]}
+ROWS = {"cpu": [16], "cuda": [64, 128, 256]}
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    chosen = _options()
+    device = pick_device(chosen.device)
+    if device.type == "cpu" and chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    model, encoder, choices = _model(chosen, device)
+    documents = [document for document in formats.read(chosen.data).documents if document.text.strip()]
+    documents = [document for document in documents if len(document.text) <= chosen.longest][: chosen.limit]
+    gold: Gold | None = None
+    if chosen.run is None:
+        gold = {document.id: encoder.answer_ids(document) for document in documents}
+    bench = Bench(model, encoder, documents, gold, choices)
+    result = {"device": _device_name(device), "model": model.config.model_type, "dtype": str(model.dtype)[6:]}
+    result |= bench.run(chosen.batches or BATCHES[device.type], chosen.rows or ROWS[device.type], chosen.skip)
+    if chosen.profile:
+        print(bench.profile(), file=sys.stderr)
+    if chosen.json:
+        print(json.dumps(result))
+
+
+class Bench:
+    """The systems on one model and one corpus."""
+
+    def __init__(self, model: Any, encoder: Encoder, documents: Sequence[Document], gold: Gold | None, choices: bool):
+        self.model, self.encoder, self.documents, self.gold, self.choices = model, encoder, documents, gold, choices
+        self.cuda = next(model.parameters()).is_cuda
+        self.rows: int | None = None
+
+    def run(self, batches: Sequence[int], rows: Sequence[int], skip: Sequence[str]) -> dict[str, Any]:
+        """All figures."""
+        bursts = {}
+        if self.gold is not None:
+            kept, bursts = record(self.tool(), self.documents, self.gold)
+            _say(
+                f"left out: {len(self.documents) - len(kept)} of {len(self.documents)} gold answers, not the grammar's"
+            )
+            self.documents = kept
+        found: dict[str, Any] = {"documents": len(self.documents)}
+        ours = {number: self.ours(number) for number in rows}
+        self.rows = max(ours, key=lambda number: ours[number]["documents_per_s"])
+        found["ours"] = {"rows": self.rows, **ours[self.rows]}
+        found["ours_by_rows"] = {number: one["documents_per_s"] for number, one in ours.items()}
+        if "free" not in skip and not self.choices:
+            found["free"] = self.ours(self.rows, grounded=False)
+        if self.gold is not None and "replay" not in skip:
+            found["without_grammar"] = self.ours(self.rows, bursts=bursts)["documents_per_s"]
+            found["grammar_share"] = round(1 - found["ours"]["documents_per_s"] / found["without_grammar"], 3)
+        if self.gold is not None and "drafts" not in skip:
+            found["drafts"] = self.drafts(bursts)
+        if "first" not in skip:
+            found["seconds_to_first_entity"] = self.first_entity()
+        if "generate" not in skip:
+            found |= self.generate(batches)
+            found["ratio_to_generate"] = round(
+                found["ours"]["documents_per_s"] / found["generate"]["documents_per_s"], 2
+            )
+        return found
+
+    def tool(self, rows: int | None = None, grounded: bool = True, kind: type[Extractor] | None = None) -> Any:
+        """An Extractor of this model."""
+        gc.collect()  # the cache of the one before
+        settings = config.Extract(batch_size=rows, grounded=grounded)
+        kind = kind or (Follower if self.gold is not None else Extractor)
+        made = kind(self.model, self.encoder, settings, among_allowed=self.choices)
+        if self.gold is not None:
+            made.gold = self.gold  # type: ignore[attr-defined]
+        return made
+
+    def ours(self, rows: int, grounded: bool = True, bursts: Any = None) -> dict[str, Any]:
+        """Our extraction of all documents, after a warm-up on some."""
+        tool = self.tool(rows, grounded, Replayer if bursts else None)
+        if bursts:
+            tool.bursts = bursts
+        list(tool.stream(self.documents[: rows + 8]))
+        before = vars(tool.effort).copy()
+        torch.cuda.reset_peak_memory_stats() if self.cuda else None
+        seconds, extractions = _timed(lambda: list(tool.stream(self.documents)))
+        effort = {name: value - before[name] for name, value in vars(tool.effort).items()}
+        tokens = effort["tokens"] + len(self.documents)  # each answer has a stop token too
+        found: dict[str, Any] = {
+            "documents_per_s": round(len(self.documents) / seconds, 2),
+            "tokens_per_s": round(tokens / seconds, 1),
+            "passes": effort["passes"],
+            "forced_share": round(effort["forced"] / max(1, tokens), 3),
+            "steps_ratio": round((tokens - effort["forced"]) / tokens, 3),
+            "grammar_seconds_share": round(effort["grammar_seconds"] / seconds, 3),
+        }
+        if self.cuda:
+            found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        found |= self.quality(extractions)
+        name = "replay" if bursts else "grounded" if grounded else "free"
+        _say(f"ours {name}, {rows} rows: {found}")
+        return found
+
+    def generate(self, batches: Sequence[int]) -> dict[str, Any]:
+        """`generate` at each batch size on some documents, then at its best on all of them."""
+        gc.collect()
+        torch.cuda.empty_cache() if self.cuda else None
+        self.model.set_attn_implementation("sdpa")
+        by_batch: dict[int, float] = {}
+        for batch in batches:
+            some = self.documents[: max(2 * batch, 64 if self.cuda else 32)]
+            try:
+                seconds, _ = _timed(lambda: self._generate(some, batch))  # noqa: B023
+            except torch.cuda.OutOfMemoryError:
+                _say(f"generate, batch {batch}: out of memory")
+                break
+            by_batch[batch] = round(len(some) / seconds, 2)
+            _say(f"generate, batch {batch}: {by_batch[batch]} documents/s on {len(some)}")
+        best = max(by_batch, key=lambda batch: by_batch[batch])
+        seconds, answers = _timed(lambda: self._generate(self.documents, best))
+        self.model.set_attn_implementation(NAME)
+        extractions = [self._read(document, ids) for document, ids in zip(self.documents, answers, strict=True)]
+        found = {"batch": best, "documents_per_s": round(len(answers) / seconds, 2), **self.quality(extractions)}
+        _say(f"generate: {found}")
+        return {"generate": found, "generate_by_batch": by_batch}
+
+    def drafts(self, bursts: dict[str, list[list[int]]]) -> dict[str, float]:
+        """What prompt lookup could bring at the most, over all rows and one text at a time: ratios of rates."""
+        found = {}
+        texts = {d.id: self.encoder.tokenizer(d.text, add_special_tokens=False)["input_ids"] for d in self.documents}
+        assert self.gold is not None and self.rows is not None
+        every, few = self.documents, self.documents[:24]
+        for name, rows, documents in (("all_rows", self.rows, every), ("one_row", 1, few)):
+            self.documents = documents
+            plain = self.ours(rows, bursts=bursts)["documents_per_s"]
+            for size in (1, 2, 4):
+                merged = {key: drafted(self.gold[key], bursts[key], texts[key], size) for key in bursts}
+                found[f"{name}_{size}"] = round(self.ours(rows, bursts=merged)["documents_per_s"] / plain, 3)
+        self.documents = every
+        return found
+
+    def first_entity(self) -> float:
+        """Median seconds from a text's arrival to its first entity, one text at a time."""
+        tool = self.tool(1)
+        found = []
+        for document in [document for document in self.documents if document.entities][:9]:
+            forward = tool._forward()
+            decoder = FirstEntity(tool, tool._decoder(forward))
+            if self.gold is None:
+                decoder._allowed = super(type(decoder).__mro__[1], decoder)._allowed  # its own answers
+            began = time.perf_counter()
+            list(decoder.run([document.with_entities(())]))
+            if decoder.at is not None:
+                found.append(decoder.at - began)
+            tool._idle.append(forward)
+        median = round(statistics.median(found[1:]), 3)  # the first made the cache and the graphs
+        _say(f"seconds to the first entity, one text at a time: {median}")
+        return median
+
+    def quality(self, extractions: Sequence[Extraction]) -> dict[str, Any]:
+        """F1 with its interval, and how many answers were wanting; nothing where answers are given."""
+        if self.gold is not None:
+            return {}
+        figure = score(self.documents, [one.document for one in extractions], self.encoder.task.codes).micro
+        found = {"f1": figure.f1, "f1_low": figure.f1_low, "f1_high": figure.f1_high, **rates(extractions)}
+        return {name: round(value or 0.0, 4) for name, value in found.items()}
+
+    def profile(self) -> str:
+        """What the GPU (or CPU) spends its time on while we extract."""
+        from torch.profiler import ProfilerActivity, profile
+
+        tool = self.tool(self.rows)
+        list(tool.stream(self.documents[:300]))
+        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
+        with profile(activities=kinds) as seen:
+            list(tool.stream(self.documents[:600]))
+        by = "self_cuda_time_total" if self.cuda else "self_cpu_time_total"
+        table: str = seen.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=70)
+        return table
+
+    def _generate(self, documents: Sequence[Document], batch: int) -> list[list[int]]:
+        answers = []
+        for start in range(0, len(documents), batch):
+            some = documents[start : start + batch]
+            answers += generated(self.model, self.encoder, some, self.gold, config.Extract().max_new_tokens)
+        return answers
+
+    def _read(self, document: Document, ids: list[int]) -> Extraction:
+        answer = self.encoder.decode(ids)
+        parsed = self.encoder.format.parse(answer, document.text, self.encoder.task)
+        status = "stopped" if len(ids) < config.Extract().max_new_tokens else "length"
+        return Extraction(document.with_entities(parsed.entities), answer, status, parsed.problems)
+
+
+def _model(chosen: argparse.Namespace, device: torch.device) -> tuple[Any, Encoder, bool]:
+    """The model, its encoder, and whether it was trained on choices only."""
+    if chosen.run is not None:
+        tool = load_bare(chosen.run, device.type)
+        return tool.model.requires_grad_(False), tool.encoder, tool.among_allowed
+    task = _task(chosen)
+    folder = Path(chosen.model)
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        model, tokenizer = _random(folder, device), load_tokenizer(folder)
+    else:
+        loaded = load(config.Model(source=chosen.model, device=device.type))
+        model, tokenizer = loaded.model, loaded.tokenizer
+    return model.eval().requires_grad_(False), Encoder(tokenizer, task, chosen.max_tokens), chosen.choices
+
+
+def _task(chosen: argparse.Namespace) -> TaskSpec:
+    return make_task(config.Task(preset="cmeee", answer=chosen.answer))
+
+
+def _random(folder: Path, device: torch.device) -> Any:
+    """A model of a folder's config with random weights, made where it is to run."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    torch.set_default_dtype(torch.bfloat16)
+    with device, no_init_weights():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation=NAME)
+    torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
+    return model
+
+
+def _timed(job: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = job()
+    torch.cuda.synchronize() if torch.cuda.is_available() else None
+    return time.perf_counter() - began, result
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="a trained run; without it the gold answers are written")
+    parser.add_argument("--model", default="bundled:gemma3-270m")
+    parser.add_argument("--data", default="bundled:clinical-zh-test")
+    parser.add_argument("--answer", default="jsonl", help="answer format, without a run")
+    parser.add_argument("--choices", action="store_true", help="score among what is allowed, as a run on choices does")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--limit", type=int, default=1024, help="documents")
+    parser.add_argument("--longest", type=int, default=400, help="characters of a document, at the most")
+    parser.add_argument("--max-tokens", type=int, default=2048)
+    parser.add_argument("--batches", type=int, nargs="+", help="batch sizes of generate")
+    parser.add_argument("--rows", type=int, nargs="+", help="rows of ours")
+    parser.add_argument("--skip", nargs="*", default=[], choices=["free", "replay", "drafts", "first", "generate"])
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""What a model said of documents, whichever engine asked it: long ones taken in chunks, in order, with what went wrong.
+
+An engine decodes texts that fit; here documents become such texts and its answers become documents again. Nothing is
+held but what the engine reads ahead. A document that cannot be taken is an error, or, where the engine is told to go
+on, an Extraction that says so.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from spantune import config
+from spantune.answer import Problem
+from spantune.calibration import Calibration
+from spantune.chunks import Chunk, Cutter, merge
+from spantune.document import Document, Entity
+from spantune.encode import Encoder
+from spantune.errors import DataError
+
+FAILED = ("unreadable", "refused", "failed")
+"""The status of documents of which nothing is known: their entities are not none, they are unknown."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What the model said of one document.
+
+    `status` is `stopped`, `length` (the answer reached `extract.max_new_tokens`), `repeated` (it began to say what it
+    had said), `failed` (the grammar of this text could not be followed to the end, or a server would not answer),
+    `refused` (the text is too long) or `unreadable` (there is no text). Entities carry as score the probability of
+    their unforced tokens, calibrated where the extractor has a calibration; `left_out` are those that came under its
+    threshold, `overruled` those that another chunk of the text contradicts. `label_scores` are the bare probabilities
+    of the labels alone, given the mentions. The answer is as the model wrote it.
+    """
+
+    document: Document
+    answer: str
+    status: str
+    problems: tuple[Problem, ...]
+    left_out: tuple[Entity, ...] = ()
+    overruled: tuple[Entity, ...] = ()
+    label_scores: Mapping[Entity, float] = field(default_factory=dict)
+
+    @property
+    def wanting(self) -> bool:
+        """Whether anything was wrong with the answer, or there is none."""
+        return self.status != "stopped" or bool(self.problems)
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer as an engine wrote it, and why it ended.
+
+    `ids` are its tokens and `logprobs` what each was worth, None for one that the grammar forced; an engine that does
+    not know them gives none.
+    """
+
+    text: str
+    status: str
+    ids: Sequence[int] = ()
+    logprobs: Sequence[float | None] = ()
+
+
+class Engine(Protocol):
+    """What extracts: a model here, or a server."""
+
+    calibration: Calibration | None
+
+    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
+        """Yield an Extraction for each document, in order; see `by_chunks`."""
+
+
+@dataclass
+class _Waiting:
+    """A document whose chunks are being decoded."""
+
+    document: Document
+    chunks: list[Chunk]
+    parts: list[Extraction] = field(default_factory=list)
+
+
+def by_chunks(
+    documents: Iterable[Document | Extraction],
+    cutter: Cutter,
+    decode: Callable[[Iterator[Document]], Iterator[Extraction]],
+    *,
+    strict: bool,
+) -> Iterator[Extraction]:
+    """Yield an Extraction for each document, in order, from an engine that decodes one text after another, in order.
+
+    What is an Extraction already keeps its place. With `strict` a document that cannot be taken is an error, else a
+    `refused` Extraction.
+
+    Raises:
+        DataError: as `Cutter.cut`, with `strict`.
+    """
+    queue: deque[_Waiting | Extraction] = deque()
+
+    def texts() -> Iterator[Document]:
+        for item in documents:
+            if isinstance(item, Extraction):
+                queue.append(item)
+                continue
+            try:
+                chunks = cutter.cut(item)
+            except DataError as error:
+                if strict:
+                    raise
+                queue.append(failure(item, "refused", Problem("refused", str(error))))
+                continue
+            queue.append(_Waiting(item, chunks))
+            yield from (chunk.document for chunk in chunks)
+
+    for part in decode(texts()):
+        yield from _ready(queue)
+        waiting = queue[0]
+        assert isinstance(waiting, _Waiting)
+        waiting.parts.append(part)
+        if len(waiting.parts) == len(waiting.chunks):
+            yield _joined(waiting)
+            queue.popleft()
+    yield from _ready(queue)
+    assert not queue, "an engine owes an answer for every text"
+
+
+def cutter(encoder: Encoder, settings: config.Extract, window: int | None) -> Cutter:
+    """Cuts documents to what an engine takes at once, with a model's `window` of so many tokens, where one is known.
+
+    Raises:
+        DataError: there is no room for a text beside the instruction and the answer.
+    """
+    instruction = len(encoder.prompt_ids(""))
+    limits = [] if encoder.max_tokens is None else [encoder.max_tokens]
+    if settings.chunk_tokens is not None:
+        limits.append(instruction + settings.chunk_tokens)
+    if window is not None:
+        limits.append(window - settings.max_new_tokens)
+    limit = min(limits, default=None)
+    if limit is not None and limit <= instruction:
+        raise DataError(
+            f"the instruction's {instruction} tokens and extract.max_new_tokens={settings.max_new_tokens} leave no "
+            f"room for a text: train.max_tokens is {encoder.max_tokens}, the model's window {window}; lower "
+            "extract.max_new_tokens"
+        )
+    return Cutter(
+        lambda text: limit is None or len(encoder.prompt_ids(text)) <= limit,
+        settings.overlap,
+        settings.max_characters,
+    )
+
+
+def calibrated(extraction: Extraction, calibration: Calibration | None) -> Extraction:
+    """With its scores calibrated, and without the entities that come under a threshold."""
+    if calibration is None:
+        return extraction
+    kept, left_out = calibration.apply(extraction.document)
+    return replace(extraction, document=kept, left_out=left_out)
+
+
+def read_answer(document: Document, written: Written, encoder: Encoder) -> Extraction:
+    """What an answer says of `document`; an entity's score is the probability of its tokens that were not forced."""
+    parsed = encoder.format.parse(written.text, document.text, encoder.task)
+    tokens = range(len(written.ids))
+
+    def begin(index: int) -> int:
+        return len(encoder.decode(written.ids[:index]))
+
+    def places(span: tuple[int, int]) -> set[int]:  # it begins and ends in ASCII, where `begin` rises
+        return set(range(*(bisect_left(tokens, place, key=begin) for place in span)))
+
+    def probability(indices: Iterable[int]) -> float:
+        return math.exp(sum(written.logprobs[index] or 0.0 for index in indices))
+
+    entities, label_scores = [], {}
+    for item in parsed.resolved:
+        entity = item.entity
+        if tokens:
+            label = places(item.label_span)
+            entity = replace(entity, score=probability(places(item.span) | label))
+            label_scores[entity] = probability(label)
+        entities.append(entity)
+    problems = parsed.problems
+    if written.status == "length" and problems and problems[-1].kind == "invalid":
+        problems = (*problems[:-1], Problem("truncated", problems[-1].found))
+    found = document.with_entities(entities)
+    return Extraction(found, written.text, written.status, problems, label_scores=label_scores)
+
+
+def failure(document: Document, status: str, problem: Problem) -> Extraction:
+    """The Extraction of a document of which nothing is known."""
+    return Extraction(document.with_entities(()), "", status, (problem,))
+
+
+def annotated(extraction: Extraction) -> Document:
+    """The document with what was wrong with its answer in `meta`, where anything was.
+
+    What an earlier extraction of the same text has left there gives way.
+    """
+    document = extraction.document
+    stale = document.text and {"status", "problems"} <= document.meta.keys()
+    if not extraction.wanting and not stale:
+        return document
+    meta = {name: value for name, value in document.meta.items() if not stale or name not in ("status", "problems")}
+    if extraction.wanting:
+        problems = [{"kind": problem.kind, "found": problem.found} for problem in extraction.problems]
+        meta |= {"status": extraction.status, "problems": problems}
+    return replace(document, meta=meta)
+
+
+def rates(extractions: Sequence[Extraction]) -> dict[str, float]:
+    """Shares of documents whose answer was invalid, mended, named something not in the text, or did not stop."""
+    total = max(1, len(extractions))
+
+    def share(*kinds: str) -> float:
+        return sum(any(problem.kind in kinds for problem in item.problems) for item in extractions) / total
+
+    return {
+        "invalid_rate": share("invalid", "label"),
+        "repaired_rate": share("repaired"),
+        "ungrounded_rate": share("ungrounded"),
+        "non_stop_rate": sum(item.status != "stopped" for item in extractions) / total,
+    }
+
+
+def _ready(queue: deque[_Waiting | Extraction]) -> Iterator[Extraction]:
+    """Yield and remove what is at the front of the queue and needs no decoding."""
+    while queue and isinstance(item := queue[0], Extraction):
+        queue.popleft()
+        yield item
+
+
+def _joined(waiting: _Waiting) -> Extraction:
+    """The Extraction of a document from those of its chunks, at offsets of the whole text."""
+    document, parts = waiting.document, waiting.parts
+    if len(parts) == 1:
+        return replace(parts[0], document=document.with_entities(parts[0].document.entities))
+    filled = [replace(chunk, document=part.document) for chunk, part in zip(waiting.chunks, parts, strict=True)]
+    merged = merge(document.with_entities(()), filled)
+    status = next((part.status for part in parts if part.status != "stopped"), "stopped")
+    problems = tuple(problem for part in parts for problem in part.problems)
+    answer = "".join(part.answer for part in parts)
+    labels = {
+        entity.shifted(chunk.start): score
+        for chunk, part in zip(waiting.chunks, parts, strict=True)
+        for entity, score in part.label_scores.items()
+    }
+    return Extraction(merged.document, answer, status, problems, overruled=merged.overruled, label_scores=labels)

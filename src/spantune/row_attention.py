@@ -1,0 +1,79 @@
+"""Attention of rows that are decoded together in one flat sequence, over a cache of slots.
+
+The queries of a row stand together; each sees the keys of its row up to its own position, and no further back than the
+window of a sliding layer. On a CUDA GPU one kernel takes all rows (see `row_kernel`); elsewhere each row's keys are
+gathered and given to scaled-dot-product attention, so that attention costs what the rows cost by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class Span(NamedTuple):
+    """The `queries` of one row in a pass, from index `first` on, at positions from `position` on."""
+
+    row: int
+    first: int
+    queries: int
+    position: int
+
+
+@dataclass(frozen=True)
+class RowView:
+    """Who sees whom in a pass: the queries' spans, and the slot of each row's positions [rows, positions].
+
+    `blocks` [blocks, 4] are the spans cut into what one program of the kernel takes, as a tensor of a fixed shape;
+    without it the spans are gone through one by one. `windows` has one entry a layer.
+    """
+
+    slots: Tensor
+    windows: Sequence[int | None]
+    spans: Sequence[Span] = ()
+    blocks: Tensor | None = None
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention [1, tokens, heads, size] of queries [1, heads, tokens, size] over slots [slots, kv heads, size]."""
+        window = self.windows[layer]
+        if self.blocks is not None:
+            from spantune.row_kernel import attend_blocks
+
+            return attend_blocks(query[0], key, value, self.slots, self.blocks, scale, window)
+        return torch.cat([self._attend_span(span, query[0], key, value, scale, window) for span in self.spans])[None]
+
+    def _attend_span(
+        self, span: Span, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        heads, size = key.shape[1:]
+        end = span.position + span.queries
+        begin = max(0, span.position - window + 1) if window else 0
+        slots = self.slots[span.row, begin:end]
+        keys, values = (store.index_select(0, slots).transpose(0, 1) for store in (key, value))
+        # the query heads that share a key head are taken together: nothing is repeated
+        queries = query[:, span.first : span.first + span.queries].reshape(heads, -1, size)
+        group = queries.shape[1] // span.queries
+        mask = None
+        if span.queries > 1:
+            distance = torch.arange(span.position, end)[:, None] - torch.arange(begin, end)[None, :]
+            seen = (distance >= 0) & (distance < window) if window else distance >= 0
+            mask = seen.to(query.device).repeat(group, 1)
+        attended = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask, scale=scale)
+        return attended[0].view(heads, group, span.queries, size).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def windows(config: Any) -> list[int | None]:
+    """The attention window of each layer, None where it sees all."""
+    window = getattr(config, "sliding_window", None)
+    layers = config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return [window if kind == "sliding_attention" else None for kind in kinds]
+    if window is not None and getattr(config, "use_sliding_window", True) is False:
+        window = None
+    return [window] * layers

@@ -1,0 +1,198 @@
+"""Asking a completions server, and telling its failures from the documents'.
+
+A lost document is worse than a wait: what the server refuses is the document's fault at once, what it fails at is the
+document's after several tries, if the server is otherwise well, and a server that is away or busy is waited for (see
+`breaker`). Keys come from the environment and are sent nowhere but to the address given; redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2 as httpx
+
+from spantune.breaker import Breaker, Patience
+from spantune.errors import ConfigError, ModelError
+
+KEY_VARIABLE = "SPANTUNE_API_KEY"
+Grammar = Literal["auto", "vllm", "llamacpp", "none"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that speaks OpenAI's protocol, and how it is asked.
+
+    Args:
+        url: its address, up to and with /v1.
+        model: its name for the model; its only one when absent.
+        grammar: how a grammar is sent: as vLLM or as llama.cpp takes it, as the server says it is, or not at all.
+        concurrency: most requests at a time.
+        timeout: seconds that an answer may take.
+        attempts: tries before a document is given up that the server fails at.
+        patience: how long a server is waited for that is away.
+    """
+
+    url: str
+    model: str | None = None
+    grammar: Grammar = "auto"
+    concurrency: int = 16
+    timeout: float = 180.0
+    attempts: int = 4
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.username or parts.password:
+            raise ConfigError(f"--url: no key or password belongs into an address; set {KEY_VARIABLE} instead")
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(self.url):
+            raise ConfigError(f"--url {self.url}: expected an address such as http://127.0.0.1:8000/v1")
+
+
+Answer = TypeVar("Answer")
+
+
+class Refused(Exception):
+    """The server will not answer this request, whenever it is asked."""
+
+
+class Client:
+    """Asks one server, from many threads."""
+
+    def __init__(self, server: Server):
+        self.server = server
+        key = os.environ.get(KEY_VARIABLE)
+        near = urlsplit(server.url).hostname in ("127.0.0.1", "localhost", "::1")
+        self._breaker = Breaker(server.patience)
+        self._http = httpx.Client(
+            base_url=server.url.rstrip("/") + "/",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(server.timeout, connect=10.0),
+            limits=httpx.Limits(max_connections=server.concurrency),
+            trust_env=not near,  # a proxy of the environment is for other machines
+        )
+
+    def close(self) -> None:
+        """Give up the connections, and let no request that is waiting go on."""
+        self._breaker.give_up("the client was closed")
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def models(self) -> list[dict[str, Any]]:
+        """What the server says of its models.
+
+        Raises:
+            ModelError: it cannot be reached, or does not speak the protocol.
+        """
+        try:
+            response = self._http.get("models")
+            self._check(response)
+            models = list(response.json()["data"])
+            if not all(isinstance(one["id"], str) for one in models):
+                raise ValueError("a model without a name")
+        except (httpx.HTTPError, Refused, _Busy) as error:
+            raise ModelError(f"{self.server.url}: {error}; is the server up, and --url right?") from None
+        except (ValueError, LookupError, TypeError):
+            raise ModelError(
+                f"{self.server.url}: /models names no models; expected a server of OpenAI's protocol"
+            ) from None
+        return models
+
+    def complete(self, request: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
+        """What `read` makes of the answer to `request`; it raises ValueError for an answer that is none.
+
+        Raises:
+            Refused: the server will not answer it, or fails at it again and again while it is well otherwise.
+            ModelError: the server is down, wants another key, or has no such model.
+        """
+        failures = waits = 0
+        while True:
+            self._breaker.enter()
+            try:
+                response = self._http.post("completions", json=request)
+                self._check(response)
+                answer = read(response.json())
+            except _Busy as busy:
+                waits += 1
+                self._breaker.leave()
+                self._breaker.pause(waits, str(busy), busy.seconds)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                self._breaker.leave(f"it cannot be reached ({error})")
+            except (httpx.HTTPError, ValueError) as error:
+                found = str(error) or type(error).__name__
+                failures += 1
+                self._breaker.leave(found)
+                if failures >= self.server.attempts and self._is_well():
+                    raise Refused(f"the server failed {failures} times, lastly: {found}") from None
+                self._breaker.pause(failures, found)
+            except (Refused, ModelError):
+                self._breaker.answered()
+                raise
+            else:
+                self._breaker.answered()
+                return answer
+
+    def _check(self, response: httpx.Response) -> None:
+        """Tell failures from refusals."""
+        status = response.status_code
+        if status < 300:
+            return
+        if status in (429, 503):
+            raise _Busy(f"{status} {response.reason_phrase}", _seconds(response.headers.get("Retry-After")))
+        said = f"{status} {response.reason_phrase}: {_message(response)}"
+        if status in (401, 403):
+            raise ModelError(f"{self.server.url}: {said}; set {KEY_VARIABLE} to a key that the server takes")
+        if status in (404, 405) or 300 <= status < 400:
+            raise ModelError(f"{self.server.url}: {said}; check --url (up to and with /v1) and --model")
+        if status in (408, 409, 425) or status >= 500:
+            raise httpx.HTTPError(said)
+        raise Refused(f"the server refuses: {said}")
+
+    def _is_well(self) -> bool:
+        """Whether the server answers at all."""
+        try:
+            return bool(self._http.get("models", timeout=10.0).status_code < 300)
+        except httpx.HTTPError:
+            return False
+
+
+class _Busy(Exception):
+    """The server asks to be left alone for some seconds."""
+
+    def __init__(self, what: str, seconds: float):
+        super().__init__(what)
+        self.seconds = seconds
+
+
+def _has_port(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
+def _seconds(retry_after: str | None) -> float:
+    """The seconds of a Retry-After header; 0 where it gives none, or a date."""
+    try:
+        return min(max(float(retry_after or 0), 0.0), 120.0)
+    except ValueError:
+        return 0.0
+
+
+def _message(response: httpx.Response) -> str:
+    """What an error response says, in one line."""
+    try:
+        found = response.json()
+        error = found.get("error", found)
+        text = str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, AttributeError):
+        text = response.text
+    return " ".join(text.split())[:300]

@@ -1,0 +1,49 @@
+"""The short form of bench/fuzz.py: whatever the text, an untrained model writes a valid, grounded answer."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spantune.answer import FORMATS
+from spantune.document import Document, Entity
+from spantune.extract import Extraction
+from spantune.task import Label, TaskSpec
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> Any:
+    spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[1] / "bench" / "fuzz.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("answer", sorted(FORMATS))
+def test_fuzzed_texts(answer: str, fuzz: Any) -> None:
+    labels = tuple(Label(code=code) for code in fuzz.CODES)
+    task = TaskSpec.model_validate({"labels": labels, "instruction": "Find entities.", "answer": answer})
+    documents = list(fuzz.fuzzed(60, seed=1))
+    found = list(fuzz.tiny(task, fuzz.LIVELY[answer]).stream(documents))
+    for document, extraction in zip(documents, found, strict=True):
+        assert fuzz.wanting(extraction, task, document.text) == [], (document.text, extraction.answer)
+    assert sum(len(one.document.entities) for one in found) > 15
+    assert {"stopped", "length"} <= {one.status for one in found}
+
+
+def test_the_fuzzer_sees_what_is_wrong(fuzz: Any) -> None:
+    task = TaskSpec(labels=(Label(code="a"),), instruction="x")
+    line = '{"entity_text": "x", "entity_label": "a"}\n'
+
+    def of(*entities: Entity, answer: str = line, status: str = "stopped") -> list[str]:
+        found: list[str] = fuzz.wanting(Extraction(Document("1", "xyx", entities), answer, status, ()), task, "xyx")
+        return found
+
+    assert of(Entity(0, 1, "a", 0.5)) == []
+    assert of(Entity(0, 1, "b", 0.5)) == ["entity outside"] and of(Entity(0, 1, "a")) == ["no score"]
+    assert of(Entity(0, 1, "a", 0.5), Entity(0, 1, "a", 0.5), answer="") == ["said twice"]
+    assert of(Entity(0, 1, "a", 0.5), answer=line + " ") == ["another answer would say it"]
