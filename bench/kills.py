@@ -42,7 +42,15 @@ SERVER = multiprocessing.get_context("forkserver")
 STEPS = 20
 PHASES = ("step", "write", "evaluate")  # with the names of their events
 NAMES = {"step": "training", "write": "checkpointing", "evaluate": "evaluating", "": "elsewhere"}
-OF_THE_CLOCK = ("time", "examples_per_s", "step_ms", "evaluation_seconds", "training_seconds")
+OF_THE_CLOCK = (
+    "time",
+    "examples_per_s",
+    "step_ms",
+    "evaluation_seconds",
+    "training_seconds",
+    "tokens_per_s",
+    "peak_rss_gib",
+)
 STATE = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 

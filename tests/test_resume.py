@@ -33,7 +33,16 @@ STEPS = 20
 # An epoch has 4 steps: checkpoints fall inside and at the end of epochs, with and without an evaluation.
 LONG = {"max_steps": STEPS, "eval_steps": 4, "save_steps": 3}
 DROPOUT = {"dropout": 0.1}  # so that the random state has to be restored too
-OF_THE_CLOCK = ("time", "examples_per_s", "step_ms", "evaluation_seconds", "training_seconds", "peak_gib")
+OF_THE_CLOCK = (
+    "time",
+    "examples_per_s",
+    "step_ms",
+    "evaluation_seconds",
+    "training_seconds",
+    "tokens_per_s",
+    "peak_gib",
+    "peak_rss_gib",
+)
 
 
 @pytest.fixture(scope="module")

@@ -68,8 +68,8 @@ def test_many_labels_of_any_script_are_drawn() -> None:
 def test_the_panel_marks_what_is_right() -> None:
     shown = panel(GOLD, PREDICTED)
     assert shown == {
-        "d1": "患者发热咳嗽\n\n▸ gold: 发热 [sym 2:4]; 咳嗽 [sym 4:6]"
-        "\n\n▸ predicted: ✓ 发热 [sym 2:4]; ✗ 咳嗽 [dis 4:6]",
-        "d2": "阑尾炎\n\n▸ gold: none\n\n▸ predicted: none",
+        "d1": "▸ 1 of 2 right, 1 wrong ▸ predicted: ✓ 发热 [sym 2:4]; ✗ 咳嗽 [dis 4:6]"
+        "\n\n▸ gold: 发热 [sym 2:4]; 咳嗽 [sym 4:6]\n\n▸ 患者发热咳嗽",
+        "d2": "▸ 0 of 0 right, 0 wrong ▸ predicted: none\n\n▸ gold: none\n\n▸ 阑尾炎",
     }
     assert panel([], []) == {}

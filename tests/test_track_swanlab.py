@@ -96,7 +96,7 @@ def test_the_local_board_has_scalars_predictions_and_charts(tmp_path: Path, capf
     assert (found["dev/f1"], found["dev/f1_low"], found["dev/f1/病"]) == ([(2, 0.5)], [(2, 0.1)], [(2, 2 / 3)])
     assert "dev/f1_low/病" not in found  # in the picture
     ((step, (first, second)),) = found["Prediction"]
-    assert step == 2 and first.startswith("患者发热咳嗽\n")
+    assert step == 2 and first.startswith("▸ 1 of 2 right, 0 wrong") and first.endswith("▸ 患者发热咳嗽")
     assert "gold: 发热 [病 2:4]; 咳嗽 [病 4:6]" in first and "predicted: ✓ 发热 [病 2:4]" in first
     assert "<b>炎</b>" in second and "predicted: none" in second
     assert dict(rows(folder, "select name, type from tag where type = 'image'")) == {
@@ -182,7 +182,8 @@ def test_online_without_a_key_is_refused_before_it_can_ask(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("mode", ["online", "offline", "local"])
-def test_the_key_is_written_nowhere(cloud: Cloud, tmp_path: Path, mode: str) -> None:
+def test_the_key_is_written_nowhere(cloud: Cloud, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWANLAB_DEBUG", "true")
     process = started(tmp_path / "run", mode, 6)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -190,6 +191,21 @@ def test_the_key_is_written_nowhere(cloud: Cloud, tmp_path: Path, mode: str) -> 
     assert any(path.name == "config.yaml" for path in written) and len(written) > 6
     assert [path for path in written if KEY.encode() in path.read_bytes()] == [] and KEY not in out + err
     assert bool(cloud.runs) == (mode == "online")
+
+
+def test_a_login_of_swanlabs_own_is_used_and_not_copied(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SWANLAB_API_KEY")
+    monkeypatch.setenv("SWANLAB_DEBUG", "true")  # the trap: it logs the login that it finds
+    login = Path.home() / ".swanlab" / ".netrc"
+    login.parent.mkdir(parents=True)
+    login.write_text(f"machine {cloud.host}\nlogin {cloud.host}\npassword {KEY}\n")
+    process = started(tmp_path / "run", "online", 6)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and cloud.run.states == ["RUNNING", "FINISHED"], err
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == [login]
+    assert KEY not in out + err
 
 
 def test_a_key_that_is_refused_is_said_and_the_run_is_recorded_offline(

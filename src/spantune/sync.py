@@ -8,6 +8,7 @@ was killed, recorded locally, or left behind by a cloud that went away is told a
 from __future__ import annotations
 
 import logging
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +65,9 @@ def tell_again(info: RunInfo) -> None:
         RunError: the cloud cannot be had.
     """
     report = info.folder / "report.html"
-    with info.owned(NAME):
+    with info.owned(NAME), tempfile.TemporaryDirectory() as aside:
         state = info.remembered(NAME).get("state", "running")
-        tracker = SwanlabTracker(info, fall_back=False)
+        tracker = SwanlabTracker(info, Path(aside))
         for call in history(info):
             call(tracker)
         if report.is_file():

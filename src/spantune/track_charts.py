@@ -178,25 +178,25 @@ def charts(
 
 
 def panel(gold: Sequence[Document], predicted: Sequence[Document]) -> dict[str, str]:
-    """Each document's text with its gold and its predicted entities, those that are right marked, by document id.
+    """Each document's predicted and gold entities and its text, by document id.
 
-    Dashboards collapse line breaks, so the parts are told apart without them.
+    What changes from one measuring to the next comes first, since a board may show but the first line; and as boards
+    collapse line breaks, the parts are told apart without them.
     """
     return {one.id: _shown(one, other) for one, other in zip(gold, predicted, strict=True)}
 
 
 def _shown(gold: Document, predicted: Document) -> str:
-    right = {_key(entity) for entity in gold.entities}
+    wanted, found = (list(dict.fromkeys(map(_key, document.entities))) for document in (gold, predicted))
 
-    def spans(document: Document, marked: bool) -> str:
-        sign = {True: "✓ ", False: "✗ "}
-        found = (
-            f"{sign[_key(e) in right] if marked else ''}{document.surface(e)} [{e.label} {e.start}:{e.end}]"
-            for e in document.entities
-        )
-        return "; ".join(found) or "none"
+    def entity(key: tuple[int, int, str]) -> str:
+        start, end, label = key
+        return f"{gold.text[start:end]} [{label} {start}:{end}]"
 
-    return f"{gold.text}\n\n▸ gold: {spans(gold, False)}\n\n▸ predicted: {spans(predicted, True)}"
+    right = sum(key in wanted for key in found)
+    guessed = "; ".join(f"{'✓' if key in wanted else '✗'} {entity(key)}" for key in found) or "none"
+    head = f"▸ {right} of {len(wanted)} right, {len(found) - right} wrong ▸ predicted: {guessed}"
+    return f"{head}\n\n▸ gold: {'; '.join(map(entity, wanted)) or 'none'}\n\n▸ {gold.text}"
 
 
 def _key(entity: Entity) -> tuple[int, int, str]:

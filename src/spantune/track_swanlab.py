@@ -12,7 +12,8 @@
 - It takes Ctrl-C to itself, prints to stdout and finishes whatever it will at exit: in its process, not in the run's.
 - Its local board shows no ECharts, and scalars one by one: charts are pictures there, and hold the bounds of types.
 
-The key is SwanLab's own business: SWANLAB_API_KEY, or what `swanlab login` has kept. It is written nowhere.
+The key is SwanLab's own business: SWANLAB_API_KEY, or what `swanlab login` has kept. It is written nowhere, for which
+SWANLAB_DEBUG is among the hidden variables: with it SwanLab logs what it logs in with.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from spantune.tracker import Chart, RunInfo
 ANSWER_SECONDS = 5.0
 """Most that the cloud may take to answer at all before a run is recorded offline."""
 NAME = "swanlab"
-_KEPT = ("API_KEY", "API_HOST", "WEB_HOST", "WORKSPACE", "ROOT", "SAVE_DIR", "CONFIG_DIR", "SECRETS_DIR", "DEBUG")
+_KEPT = ("API_KEY", "API_HOST", "WEB_HOST", "WORKSPACE", "ROOT", "SAVE_DIR", "CONFIG_DIR", "SECRETS_DIR")
 _KEPT_VARIABLES = {f"SWANLAB_{name}" for name in _KEPT}
 log = logging.getLogger(__name__)
 
@@ -42,24 +43,26 @@ class SwanlabTracker:
 
     Args:
         info: of the run.
-        fall_back: record offline when the cloud cannot be had; else that is an error.
+        aside: a folder to send the whole record from again, leaving that of the run as it is; else the run's own.
 
     Raises:
-        RunError: the cloud cannot be had, and `fall_back` is off.
+        RunError: the cloud cannot be had, and the record is sent again; a run is recorded offline then.
     """
 
-    def __init__(self, info: RunInfo, fall_back: bool = True):
-        self._info, self._mode = info, info.settings.swanlab
+    def __init__(self, info: RunInfo, aside: Path | None = None):
         import swanlab
 
-        self._swanlab = swanlab
-        self._folder = info.folder / "swanlab"
+        self._swanlab, self._info, self._aside = swanlab, info, aside
+        self._mode = "online" if aside else info.settings.swanlab
+        self._folder = aside or info.folder / "swanlab"
         self._id = info.remembered(NAME).get("id") or secrets.token_hex(10)
-        _move_aside(self._folder)
-        self._run = self._begin(fall_back)
-        url = self._run.url if self._mode == "online" else None
-        info.remember(NAME, id=self._id, mode=self._mode, directory=self._run.dir.name, state="running", url=url)
-        info.remember(NAME, sent=False, hint=self._hint(finished=False))
+        info.remember(NAME, id=self._id, sent=False)
+        if aside is None:
+            _move_aside(self._folder)
+        self._run = self._begin()
+        if aside is None:
+            info.remember(NAME, mode=self._mode, directory=self._run.dir.name, state="running", url=None)
+            info.remember(NAME, hint=self._hint(finished=False))
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         """One chart a key; the local board, which shows each alone, has the bounds of types in its pictures only."""
@@ -89,10 +92,12 @@ class SwanlabTracker:
 
     def finish(self, state: str) -> None:
         """Close the experiment; the cloud may make this take for ever."""
+        url = self._run.url if self._mode == "online" else None
         self._run.finish(state=state, error=None if state == "success" else f"the run was {state}")
-        self._info.remember(NAME, state=state, sent=self._mode == "online", hint=self._hint(finished=True))
+        hint = self._hint(finished=True)
+        self._info.remember(NAME, state=state, sent=self._mode == "online", url=url, hint=hint)
 
-    def _begin(self, fall_back: bool) -> Any:
+    def _begin(self) -> Any:
         if self._mode != "online":
             return self._init(self._mode)
         why = unreachable()
@@ -102,7 +107,7 @@ class SwanlabTracker:
         except Exception as error:  # whatever its SDK raises for a cloud that will not have us
             why = str(error).strip() or type(error).__name__
             shutil.rmtree(self._folder, ignore_errors=True)
-        if not fall_back:
+        if self._aside:
             raise RunError(f"SwanLab's cloud cannot be had: {why}")
         log.warning(
             "SwanLab's cloud cannot be had: %s. The run goes on and is recorded offline; when it is finished, send it "
