@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from spantune import formats, runs
 from spantune.compilation import compile_layers
 from spantune.config import Config
 from spantune.document import Document
+from spantune.errors import ConfigError
 from spantune.estimate import Estimate, checkpointing, compiling
 from spantune.evaluate import Evaluation, evaluate, save_predictions
 from spantune.extract import Extractor
@@ -80,6 +82,7 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
     if not resume:
         runs.require_free(recipe)
     require_key(recipe.track)
+    _require_optimizer(recipe)
     set_seed(recipe.run.seed)
     prepared = prepare(recipe)
     plan = make_plan(prepared)
@@ -266,6 +269,13 @@ class _Job:
         clock = trainer.clock
         trainer.add_callback(ForecastCallback(self.estimate, lambda: clock.seconds, self.trackers.metrics))
         return trainer
+
+
+def _require_optimizer(recipe: Config) -> None:
+    if recipe.train.optimizer != "adamw" and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f'train.optimizer={recipe.train.optimizer} needs bitsandbytes: pip install "spantune[bitsandbytes]"'
+        )
 
 
 def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:
