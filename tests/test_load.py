@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from spantune.load import (
     pick_device,
     pick_dtype,
 )
+from spantune.lora import attach, load_adapter
+from spantune.loss import pack_loss
+from spantune.train import train
+from test_loss import examples, packed
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
@@ -180,3 +185,53 @@ def test_wrong_special_ids_are_recognised(tmp_path: Path) -> None:
 def test_a_model_of_another_shape_is_not_held_to_phi4s_card(tmp_path: Path) -> None:
     settings = phi4_config(tmp_path, hidden_size=3072, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
     assert not is_phi4(settings) and card_problems(settings, byte_tokenizer()) == []
+
+
+@no_gpu
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # bitsandbytes on types and on CPUs
+def test_a_quantised_base_trains_an_adapter_for_the_exact_one(folder: Path, tmp_path: Path, base: Any) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes, of the extra of that name, is not installed")
+    from bitsandbytes.functional import dequantize_4bit
+
+    loaded = load(config.Model(source=str(folder), base=base, device="cpu"))
+    assert loaded.quantized and loaded.model.lm_head.weight.dtype == loaded.dtype
+    exact = load(config.Model(source=str(folder), base="fp32", device="cpu")).model
+    for name, module in loaded.model.named_modules():
+        if name.endswith("_proj"):
+            weight = module.weight
+            stored = dequantize_4bit(weight.data, weight.quant_state) if base == "nf4" else weight * weight.SCB[:, None]
+            exact.get_submodule(name).weight.data.copy_(stored if base == "nf4" else stored / 127)
+    found = {}
+    for name, model, dtype in (("quantised", loaded.model, loaded.dtype), ("exact", exact, torch.float32)):
+        torch.manual_seed(1)
+        adapted, _ = attach(model, config.Lora(rank=4, alpha=8))
+        for key, parameter in adapted.named_parameters():
+            if "lora_" in key:
+                torch.nn.init.normal_(parameter, std=0.1)
+        with torch.no_grad():
+            adapted.eval()(input_ids=torch.arange(30)[None], use_cache=False)  # extraction comes before training
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            pack_loss(adapted.train(), packed(examples()), dtype).backward()
+        found[name] = {key: p.grad for key, p in adapted.named_parameters() if p.grad is not None}
+        if name == "quantised":
+            adapted.save_pretrained(str(tmp_path / "adapter"))
+    assert len(found["exact"]) == 16
+    for key, gradient in found["exact"].items():
+        assert (found["quantised"][key] - gradient).norm() < 0.2 * gradient.norm(), key
+    plain = load_adapter(load(config.Model(source=str(folder), base="fp32", device="cpu")).model, tmp_path / "adapter")
+    assert sum("lora_" in key for key, _ in plain.named_parameters()) == 16
+
+
+@no_gpu
+def test_a_base_or_an_optimizer_that_needs_bitsandbytes_says_so(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Callable[..., dict[str, Any]]
+) -> None:
+    for module in ("spantune.load", "spantune.train"):
+        monkeypatch.setattr(sys.modules[module], "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"model\.base=nf4 needs bitsandbytes: pip install"):
+        load(config.Model(source=str(tiny_folder), base="nf4", device="cpu"))
+    recipe = config.parse_config(tree(tmp_path / "runs", train={"optimizer": "adamw_8bit"}))
+    with pytest.raises(ConfigError, match=r"train\.optimizer=adamw_8bit needs bitsandbytes: pip install"):
+        train(recipe)
+    assert not (tmp_path / "runs").exists()

@@ -232,6 +232,9 @@ VARIANTS: dict[str, Mapping[str, dict[str, Any]]] = {
     "padded": {"train": {"loss_on": "answer", "pack": "none", "micro_batch": 4}},
     "answers": {"train": {"loss_on": "answer"}},
     "recomputed": {"train": {"gradient_checkpointing": "on"}},
+    "fp8": {"model": {"base": "fp8"}},
+    "nf4": {"model": {"base": "nf4"}, "train": {"optimizer": "adamw_8bit"}},
+    "by examples": {"train": {"normalize": "examples"}, "lora": {"plus_ratio": 4.0, "rslora": True, "dora": True}},
     "holdout": {"data": {"dev": None, "test": None, "holdout": 0.2}},
     "tutorial": {
         "task": {"preset": "cmeee_tutorial", "labels": None, "instruction": None},
@@ -244,7 +247,10 @@ VARIANTS: dict[str, Mapping[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes")
 def test_other_ways_of_training_end_well(recipe: Callable[..., Config], name: str) -> None:
+    if name == "nf4":
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes, of the extra of that name, is not installed")
     sections = {key: dict(values) for key, values in VARIANTS[name].items()}
     sections["train"] = {**sections.get("train", {}), "max_steps": 2, "eval_steps": 2, "eval_before": False}
     result = train(recipe(**sections))

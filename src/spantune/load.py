@@ -160,7 +160,18 @@ def _weights(folder: Path, base: config.Base, device: torch.device, dtype: torch
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: the model cannot be loaded ({str(error).splitlines()[0]}); use another") from None
+    if base == "nf4" and device.type == "cpu":
+        _keep_differentiable(model)
     return to_fp8(model, device, model.get_output_embeddings()) if base == "fp8" else model
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Keep NF4 layers on a CPU out of bitsandbytes' fast layout: it has no gradient, and extraction would leave it."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def is_phi4(model_config: Any) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from spantune import config
@@ -107,7 +108,7 @@ def attach(model: Any, settings: config.Lora) -> tuple[Any, Coverage]:
 
     Raises:
         ModelError: a target matches nothing, unless `lora.allow_unmatched` is set and another one does, or a name of
-            `lora.rank_pattern` does.
+            `lora.rank_pattern` does, or DoRA is asked for where PEFT cannot compute it.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
@@ -119,6 +120,8 @@ def attach(model: Any, settings: config.Lora) -> tuple[Any, Coverage]:
         problem = None
     if problem := problem or unranked_error(found):
         raise ModelError(problem)
+    if settings.dora and any(_is_int8_on_cpu(module) for _, module in linear_modules(model)):
+        raise ModelError("lora.dora cannot be computed over model.base=int8 on a CPU; set model.base=nf4, fp8 or fp32")
     peft_config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.rank,
@@ -188,6 +191,10 @@ def _pattern(name: str, settings: config.Lora) -> str | None:
 
     found: str = get_pattern_key(list(settings.rank_pattern), name)
     return found if found in settings.rank_pattern else None
+
+
+def _is_int8_on_cpu(module: nn.Linear) -> bool:
+    return module.weight.dtype == torch.int8 and module.weight.device.type == "cpu"
 
 
 def _names(targets: str | tuple[str, ...]) -> list[str]:

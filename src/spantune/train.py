@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from spantune.checkpoints import Checkpoints, step_of
 from spantune.compilation import compile_layers
 from spantune.config import Config
 from spantune.document import Document
-from spantune.errors import DataError
+from spantune.errors import ConfigError, DataError
 from spantune.estimate import Estimate, checkpointing, compiling
 from spantune.evaluate import Evaluation, evaluate, save_predictions
 from spantune.extract import Extractor
@@ -87,6 +88,7 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
     started = time.perf_counter()
     folder = resume or runs.require_free(recipe)
     require_trackers(recipe.track)
+    _require_optimizer(recipe)
     set_seed(recipe.run.seed)
     prepared = prepare(recipe)
     plan = make_plan(prepared)
@@ -322,6 +324,13 @@ class _Stoppable(Extractor):
     def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
         """As an Extractor does; raises Stopped."""
         return self._stop.watch(super().stream(documents, strict=strict))
+
+
+def _require_optimizer(recipe: Config) -> None:
+    if recipe.train.optimizer != "adamw" and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f'train.optimizer={recipe.train.optimizer} needs bitsandbytes: pip install "spantune[bitsandbytes]"'
+        )
 
 
 def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:
