@@ -51,7 +51,7 @@ def test_confusion() -> None:
     picture = np.asarray(chart.image())
 
     def shade(column: int, row: int) -> int:
-        return int(picture[100 + 48 * row + 6, 120 + 48 * column + 6, 0])
+        return int(picture[74 + 24 * row + 4, 120 + 46 * column + 4, 0])
 
     assert shade(0, 1) == shade(1, 1) < 160 and shade(2, 1) == 255
     perfect = ConfusionChart("x", charts("dev", {}, GOLD, GOLD, ("sym",))[0].confusion)  # type: ignore[union-attr]

@@ -67,7 +67,7 @@ class F1Chart:
             _text(draw, (place, picture.height - 10), str(share), "mm", 11)
         for number, bar in enumerate(self.bars):
             middle = row * number + row // 2 + 4
-            _text(draw, (left - 8, middle), _short(bar.label), "rm", 13)
+            _text(draw, (left - 8, middle), _short(bar.label, 16), "rm", 13)
             draw.rectangle((left, middle - 8, left + scale * bar.f1, middle + 8), BAR)
             if bar.low is not None and bar.high is not None:
                 low, high = left + scale * bar.low, left + scale * bar.high
@@ -117,23 +117,22 @@ class ConfusionChart:
         return f"gold → predicted, what is wrong: {wrong or 'nothing'}"
 
     def image(self) -> Image.Image:
-        """Cells shaded by their share of the row."""
-        size, left, top = (34 if len(self.labels) > 14 else 48), 120, 100
-        side = size * len(self.labels)
-        picture = Image.new("RGB", (left + side + 12, top + side + 12), "white")
+        """Cells shaded by their share of the row; low ones, since boards scale pictures to a height."""
+        wide, high, left, top = (34 if len(self.labels) > 14 else 46), 24, 120, 74
+        picture = Image.new("RGB", (left + wide * len(self.labels) + 12, top + high * len(self.labels) + 4), "white")
         draw = ImageDraw.Draw(picture)
         _text(draw, (8, top - 12), "gold \\ predicted", "ls", 11)
         for number, (label, row) in enumerate(self._rows()):
-            middle = top + size * number + size // 2
-            _text(draw, (left - 8, middle), _short(label), "rm", 13)
-            _upright(picture, (left + size * number + size // 2, top - 6), _short(label))
+            above, middle = top + high * number, top + high * number + high // 2
+            _text(draw, (left - 8, middle), _short(label, 16), "rm", 13)
+            _upright(picture, (left + wide * number + wide // 2, top - 4), _short(label, 9))
             total = max(1, sum(count for _, count in row))
             for column, (_, count) in enumerate(row):
-                share, place = count / total, left + size * column
+                share, place = count / total, left + wide * column
                 shade = tuple(round(255 + (value - 255) * share) for value in HOT)
-                draw.rectangle((place, middle - size // 2, place + size, middle + size // 2), shade, FAINT)
+                draw.rectangle((place, above, place + wide, above + high), shade, FAINT)
                 ink = "white" if share > 0.5 else INK if count else FAINT
-                _text(draw, (place + size // 2, middle), str(count), "mm", 12, ink)
+                _text(draw, (place + wide // 2, middle), str(count), "mm", 13, ink)
         return picture
 
     def options(self) -> dict[str, Any]:
@@ -209,15 +208,15 @@ def _text(
     draw.text(place, text, ink, _font(size, text.isascii()), anchor)
 
 
-def _short(label: str) -> str:
-    """What fits beside a row; the caption has all of it."""
+def _short(label: str, most: int) -> str:
+    """What fits in the width of `most` letters; the caption has all of it."""
     wide = sum(2 - character.isascii() for character in label)
-    return label if wide <= 16 else f"{label[: 15 if label.isascii() else 7]}\u2026"
+    return label if wide <= most else f"{label[: (most if label.isascii() else most // 2) - 1]}\u2026"
 
 
 def _upright(picture: Image.Image, foot: tuple[int, int], text: str) -> None:
     """Text that is read from below, its first letter at `foot`."""
-    strip = Image.new("RGB", (94, 18), "white")
+    strip = Image.new("RGB", (68, 18), "white")
     _text(ImageDraw.Draw(strip), (2, 9), text, "lm", 13)
     turned = strip.rotate(90, expand=True)
     picture.paste(turned, (foot[0] - turned.width // 2, foot[1] - turned.height))
