@@ -77,8 +77,7 @@ def cross(one: Entity, other: Entity) -> bool:
 def test_inline_comes_back_exactly_unless_two_of_one_label_cross(document: Document) -> None:
     answer = inline.render(document, TAGS)
     parsed = inline.parse(answer, document.text, TAGS)
-    assert not parsed.problems
-    exact = tuple(sorted(parsed.entities)) == document.entities
+    exact = tuple(sorted(parsed.entities)) == document.entities and not parsed.problems
     assert exact or same_label(document, cross)
     for item in parsed.resolved:
         stated = answer[slice(*item.span)]
