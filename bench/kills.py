@@ -280,7 +280,8 @@ def _state(checkpoint: Path) -> list[str]:
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in OF_THE_CLOCK} for line in read_metrics(folder)]
+    lines = [line for line in read_metrics(folder) if line["split"] != "plan"]  # what was predicted, and timed
+    return [{key: value for key, value in line.items() if key not in OF_THE_CLOCK} for line in lines]
 
 
 if __name__ == "__main__":

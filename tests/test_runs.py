@@ -146,7 +146,7 @@ def test_the_newest_predictions_are_those_of_the_largest_step(tmp_path: Path) ->
 
 
 def test_an_adapter_comes_with_the_task_of_its_run(tmp_path: Path) -> None:
-    folder = runs.create(recipe(tmp_path / "runs"), TASK)
+    folder = create(recipe(tmp_path / "runs"))
     with pytest.raises(RunError, match="no adapter here yet"):
         runs.read_adapter(folder)
     (folder / "adapter").mkdir()

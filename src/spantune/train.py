@@ -309,8 +309,9 @@ class _Job:
         trainer.go_on_from(read_metrics(self.folder))
         trainer.add_callback(StepCallback(trainer, self.trackers.metrics, progress))
         trainer.add_callback(SafetyCallback(self.stop, self.checkpoints, self.best))
-        clock = trainer.clock
-        trainer.add_callback(ForecastCallback(self.estimate, lambda: clock.seconds, self.trackers.metrics))
+        if not any(record["split"] == "plan" for record in read_metrics(self.folder)):
+            clock = trainer.clock
+            trainer.add_callback(ForecastCallback(self.estimate, lambda: clock.seconds, self.trackers.metrics))
         return trainer
 
 
