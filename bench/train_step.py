@@ -2,26 +2,33 @@
 
     python bench/train_step.py --lengths lengths.json                    # Phi-4's shape on one GPU, random weights
     python bench/train_step.py --only fp8 --keep none some most         # the curve of memory against time
-    python bench/train_step.py --device cpu                              # the embedded model on the bundled corpus
+    python bench/train_step.py --device cpu --write                      # the embedded model on the bundled corpus
     python bench/train_step.py --peer "python unsloth_peer.py --padding-free"
 
 Each runs in a process of its own. Times are medians of whole optimizer steps, device synchronised, after a warm-up; the
 first step, compilation included, is given beside them. Token ids are random on a GPU: speed and memory do not depend on
 them. `--lengths` is a JSON list of [text, answer] token counts; else they are drawn with CMeEE's means, 71 and 88.
 A peer's script prints one JSON line with `ms_per_step` and `peak_gib`.
+
+On a CPU both ways take the very same examples of the bundled corpus, ours with the loss on all answer tokens as the
+tutorial has it (`choices`: where the grammar leaves one, as `recipes/demo.yaml` has it), and the peak is the
+process's. `--write` puts the table with date, hardware, commit and command into `bench/results/`.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import itertools
 import json
 import random
+import resource
 import shlex
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +45,9 @@ def main() -> None:
     """Run what is asked for and print a table or JSON."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
-    options.add_argument("--only", nargs="+", help="seed, seed-all, fp8, bf16, nf4 on a GPU; seed, ours on a CPU")
+    options.add_argument(
+        "--only", nargs="+", help="seed, seed-all, fp8, bf16, nf4 on a GPU; seed, ours, choices on a CPU"
+    )
     options.add_argument("--keep", nargs="+", default=["some"], help="none, some, most: what layers keep for backward")
     options.add_argument("--lengths", type=Path)
     options.add_argument("--examples", type=int, default=16)
@@ -49,6 +58,7 @@ def main() -> None:
     options.add_argument("--no-compile", action="store_true")
     options.add_argument("--profile", action="store_true", help="print the kernels of one step")
     options.add_argument("--json", action="store_true")
+    options.add_argument("--write", action="store_true", help="write the table into bench/results")
     options.add_argument("--part", help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.part:
@@ -66,9 +76,12 @@ def main() -> None:
         for other in ("seed", "peer"):
             if "ms_per_step" in found.get(other, {}) and "ms_per_step" in row:
                 row[f"ratio_to_{other}"] = round(found[other]["ms_per_step"] / row["ms_per_step"], 2)
-    if chosen.json:
-        print(json.dumps(found))
-        return
+    if chosen.write:
+        _write(chosen, found)
+    print(json.dumps(found) if chosen.json else _table(found))
+
+
+def _table(found: dict[str, dict[str, Any]]) -> str:
     columns = {
         "ms_per_step": "ms a step",
         "host_ms": "host ms",
@@ -76,11 +89,30 @@ def main() -> None:
         "peak_gib": "peak GiB",
         "examples_per_s": "examples/s",
         "ratio_to_seed": "ratio to seed",
+        "ratio_to_peer": "ratio to peer",
     }
-    print(f"| what | {' | '.join(columns.values())} |\n|{'---|' * (1 + len(columns))}")
+    lines = [f"| what | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in found.items():
-        cells = [row.get(key, "–") for key in columns]
-        print(f"| {name} | " + " | ".join(map(str, cells)) + (f" | {row['error']}" if "error" in row else " |"))
+        cells = [str(row.get(key, "–")) for key in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |" + (f" {row['error']}" if "error" in row else ""))
+    return "\n".join(lines)
+
+
+def _write(chosen: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
+    """A dated page with what the figures are of."""
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True).stdout
+    date = datetime.date.today().isoformat()
+    devices = {row["device"] for row in found.values() if "device" in row}
+    page = [
+        f"# {date}: one optimizer step of {chosen.examples} examples on {', '.join(sorted(devices))}",
+        f"Commit {commit.strip() or 'unknown'}, Python {sys.version.split()[0]}, torch {torch.__version__}.",
+        "    python bench/train_step.py " + shlex.join(sys.argv[1:]),
+        _table(found),
+    ]
+    path = here / "results" / f"{date}-{chosen.device}-train-step.md"
+    path.write_text("\n\n".join(page) + "\n", encoding="utf-8")
+    print(f"{path} written", file=sys.stderr)
 
 
 def _passed(chosen: argparse.Namespace) -> list[str]:
@@ -120,11 +152,12 @@ def steps_of(chosen: argparse.Namespace) -> Iterator[list[Any]]:
 
 
 def timed(chosen: argparse.Namespace, step: Callable[[list[Any]], None], work: Iterator[list[Any]]) -> dict[str, Any]:
-    """Run the steps; the first three are not counted."""
+    """Run the steps; the first three, on a CPU the first, are not counted."""
     cuda = chosen.device == "cuda"
+    warm = 3 if cuda else 1
     seconds: list[float] = []
     host: list[float] = []
-    for number in range(chosen.steps + 3):
+    for number in range(warm + chosen.steps):
         examples = next(work)
         start = time.perf_counter()
         step(examples)
@@ -132,19 +165,19 @@ def timed(chosen: argparse.Namespace, step: Callable[[list[Any]], None], work: I
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-        if number == 2 and cuda:
+        if number == warm - 1 and cuda:
             torch.cuda.reset_peak_memory_stats()
-    median = statistics.median(seconds[3:])
+    median = statistics.median(seconds[warm:])
     found = {
         "ms_per_step": round(1000 * median, 1),
-        "fastest_ms": round(1000 * min(seconds[3:]), 1),
-        "host_ms": round(1000 * statistics.median(host[3:]), 1),  # until the last kernel is launched
+        "fastest_ms": round(1000 * min(seconds[warm:]), 1),
+        "host_ms": round(1000 * statistics.median(host[warm:]), 1),  # until the last kernel is launched
         "first_s": round(seconds[0], 1),
         "examples_per_s": round(chosen.examples / median, 2),
         "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
     }
-    if cuda:
-        found["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
+    peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found["peak_gib"] = round(peak / GIB, 2)
     if chosen.profile and cuda:
         _profile(step, next(work))
     return found
@@ -203,38 +236,44 @@ def _draw(module: Any, device: torch.device) -> None:
 def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
     """Our step on the shape of Phi-4."""
     from torch._dynamo.utils import counters
-    from torch.nn.utils import clip_grad_norm_
 
     from spantune import config
     from spantune.compilation import compile_layers
     from spantune.lora import attach
-    from spantune.loss import PackTensors, pack_loss, tensors
-    from spantune.pack import pack_examples, shared_prefix
 
     model = phi4(chosen, chosen.part)
     model, _ = attach(model, config.Lora(rank=RANK, alpha=ALPHA))
     if not chosen.no_compile:
         compile_layers(model, chosen.keep[0])
         model.enable_input_require_grads()  # the first layer is then compiled as the others are
-    model.train()
+    found = timed(chosen, _packed_step(chosen, model.train(), 4096, torch.device("cuda")), steps_of(chosen))
+    found["graphs"] = counters["stats"]["unique_graphs"]
+    return {**found, "base": chosen.part, "keep": chosen.keep[0]}
+
+
+def _packed_step(
+    chosen: argparse.Namespace, model: Any, budget: int, device: torch.device
+) -> Callable[[list[Any]], None]:
+    from spantune.loss import PackTensors, pack_loss, tensors
+    from spantune.pack import pack_examples, shared_prefix
+
     adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(chosen, adapters)
+    dtype = model.get_input_embeddings().weight.dtype
 
     def step(examples: list[Any]) -> None:
         prefix = examples[0].ids[: shared_prefix(examples)]
-        packs = pack_examples(examples, prefix, 4096)
+        packs = pack_examples(examples, prefix, budget)
         total = sum(pack.answer_tokens for pack in packs)
         for pack in packs:
-            with torch.autocast("cuda", torch.bfloat16):
-                moved = PackTensors(**tensors(pack)).to(torch.device("cuda"))
-                (pack_loss(model, moved, torch.bfloat16) / total).backward()
-        clip_grad_norm_(adapters, 1.0, foreach=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                moved = PackTensors(**tensors(pack)).to(device)
+                (pack_loss(model, moved, dtype) / total).backward()
+        torch.nn.utils.clip_grad_norm_(adapters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    found = timed(chosen, step, steps_of(chosen))
-    found["graphs"] = counters["stats"]["unique_graphs"]
-    return {**found, "base": chosen.part, "keep": chosen.keep[0]}
+    return step
 
 
 def _optimizer(chosen: argparse.Namespace, adapters: list[Any]) -> Any:
@@ -265,15 +304,16 @@ def _padded_step(model: Any, padding: int, cut: int | None, device: torch.device
     adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(adapters, lr=RATE, fused=True)
     collate = Collator(config.Train(pack="none", micro_batch=4), (), 0, padding)
+    rough = model.get_input_embeddings().weight.dtype == torch.bfloat16
 
     def step(examples: list[Any]) -> None:
         from dataclasses import replace
 
         batch = collate([replace(example, ids=example.ids[:cut]) for example in examples])
         for row in batch["rows"]:
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=rough):
                 moved = {name: tensor.to(device) for name, tensor in row.items()}
-                loss = model(**moved, use_cache=False, num_items_in_batch=batch["answer_tokens"]).loss
+                loss = model(**moved, use_cache=False, num_items_in_batch=batch["weight"]).loss
             loss.backward()
         torch.nn.utils.clip_grad_norm_(adapters, 1.0)
         optimizer.step()
@@ -284,7 +324,33 @@ def _padded_step(model: Any, padding: int, cut: int | None, device: torch.device
 
 def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
     """Either step on the embedded model and the bundled corpus, as `recipes/demo.yaml` has them."""
-    raise SystemExit("see below")
+    from peft import LoraConfig, get_peft_model
+
+    from spantune.config import load_config
+    from spantune.load import load
+    from spantune.lora import attach
+    from spantune.prepare import DEFAULT_PACK_TOKENS, prepare
+
+    loss_on = "choices" if chosen.part == "choices" else "answer"
+    prepared = prepare(load_config(Path(__file__).parents[1] / "recipes" / "demo.yaml", [f"train.loss_on={loss_on}"]))
+    loaded, lora = load(prepared.recipe.model), prepared.recipe.lora
+    cpu = torch.device("cpu")
+    if chosen.part == "seed":
+        loaded.model.set_attn_implementation("sdpa")
+        settings = LoraConfig(target_modules=AS_WRITTEN, r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.1)
+        model = get_peft_model(loaded.model, settings).train()
+        step = _padded_step(model, loaded.tokenizer.pad_token_id, CUT, cpu)
+    else:
+        step = _packed_step(chosen, attach(loaded.model, lora)[0].train(), DEFAULT_PACK_TOKENS["cpu"], cpu)
+    found = timed(chosen, step, _in_turn(chosen, prepared.examples))
+    return {**found, "base": str(loaded.dtype).removeprefix("torch.")}
+
+
+def _in_turn(chosen: argparse.Namespace, examples: Sequence[Any]) -> Iterator[list[Any]]:
+    """Step after step of a corpus, from its front."""
+    endless = itertools.cycle(examples)
+    while True:
+        yield list(itertools.islice(endless, chosen.examples))
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {

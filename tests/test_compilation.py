@@ -32,11 +32,11 @@ def _on_cpu() -> Iterator[None]:
         yield
 
 
-def model(base: str) -> Any:
+def model(base: str, dropout: float = 0.0) -> Any:
     """A training model of three layers whose adapters are away from zero."""
     made: Any = tiny_model("phi3", vocabulary=280, **SHAPE)
     made = to_fp8(made, CPU, made.lm_head) if base == "fp8" else made
-    made, _ = attach(made, config.Lora(rank=4, alpha=8))
+    made, _ = attach(made, config.Lora(rank=4, alpha=8, dropout=dropout))
     torch.manual_seed(3)
     for name, parameter in made.named_parameters():
         if "lora_" in name:
@@ -92,8 +92,29 @@ def test_extraction_goes_through_the_layers_as_they_are() -> None:
     assert counters["stats"]["unique_graphs"] == before
 
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="a compiler for the CPU is needed")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="a compiler for the CPU is needed")
+@needs_compiler
+def test_dropout_is_the_same_when_it_is_computed_again() -> None:
+    import torch._inductor.config
+
+    found = []
+    for keep in (None, "none"):
+        made = model("fp32", dropout=0.3)
+        torch._dynamo.reset()
+        if keep is not None:
+            compile_layers(made, keep)
+        torch.manual_seed(5)
+        with torch._inductor.config.patch(fallback_random=True):  # the random numbers of an eager step
+            found.append(step(made, packed(examples())))
+    (wanted_loss, wanted), (loss, gradient) = found
+    assert loss == pytest.approx(wanted_loss, rel=1e-5) and (gradient - wanted).norm() < 1e-4 * wanted.norm()
+
+
+@pytest.mark.slow
+@needs_compiler
 def test_a_compiled_step_is_the_eager_one_for_packs_of_any_size_and_keeps_what_is_predicted() -> None:
     made = model("fp8")
     packs = [packed(examples()), packed(examples()[:2]), packed(examples()[1:])]

@@ -114,10 +114,13 @@ def test_a_text_on_both_sides_fails(plan: Planner, corpus: Path, tmp_path: Path,
         require(found)
 
 
-def test_memory_that_is_too_small_fails_the_plan_but_not_the_run(plan: Planner) -> None:
+def test_memory_that_is_too_small_fails_the_plan_but_not_the_run(
+    plan: Planner, caplog: pytest.LogCaptureFixture
+) -> None:
     found = plan(train={"pack_tokens": 2**45})
     assert [item.name for item in found.failed] == [MEMORY] and "train.pack_tokens" in found.failed[0].remedy
     require(found)  # an estimate does not stop a run
+    assert "the run fits into memory is in doubt: about" in caplog.text and "set train.pack_tokens=" in caplog.text
 
 
 def test_ranks_for_modules_that_are_not_there_fail(plan: Planner) -> None:

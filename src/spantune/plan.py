@@ -6,6 +6,7 @@ Each audit is a named check with what was found and a remedy; `plan` exits with 
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from spantune.lora import Coverage, coverage, unmatched_error, unranked_error
 from spantune.prepare import Prepared
 
 MEMORY = "the run fits into memory"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def make_plan(prepared: Prepared) -> Plan:
 def require(plan: Plan) -> None:
     """Raise ModelError with every failed audit; predicted memory is a warning, since it is an estimate."""
     failed = [audit for audit in plan.failed if audit.name != MEMORY]
+    for audit in (audit for audit in plan.failed if audit.name == MEMORY):
+        log.warning("%s is in doubt: %s; if it runs out, %s", audit.name, audit.found, audit.remedy)
     if failed:
         raise ModelError("\n".join(f"audit failed: {audit.name}: {audit.found}; {audit.remedy}" for audit in failed))
 
