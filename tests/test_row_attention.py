@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes import tiny_model
-from spantune.row_attention import RowView, Span, windows
+from spantune.forward import KERNEL_ERROR
+from spantune.row_attention import RowView, Span, kernel_error, windows
 
 SPANS = [Span(1, 0, 1, 5), Span(2, 1, 9, 200), Span(4, 10, 3, 0), Span(3, 13, 20, 63), Span(5, 33, 1, 0)]
 
@@ -101,6 +102,12 @@ def test_the_kernel_interpreted() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 def test_the_kernel_compiled(dtype: torch.dtype, tolerance: float) -> None:
     check_kernel("cuda", dtype, tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_kernel_is_found_to_agree_before_it_is_used(dtype: torch.dtype) -> None:
+    assert kernel_error(40, 10, 128, dtype, torch.device("cuda")) < KERNEL_ERROR
 
 
 def test_windows_are_those_of_the_layers() -> None:

@@ -24,11 +24,12 @@ from torch import Tensor
 from spantune.cache import INSTRUCTION, SlotCache, bytes_per_token
 from spantune.errors import ModelError
 from spantune.head import causal_lm
-from spantune.row_attention import RowView, Span, windows
+from spantune.row_attention import RowView, Span, blocks_of, kernel_error, windows
 
 WIDTH = 64  # passes of a graph are filled up to a multiple of this, or to a power of two below it
 SMALLEST = 16
 TYPICAL = 768  # slots a row is given on average; the longest rows may take more
+KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
 MEMORY_SHARE = 0.8  # of the GPU memory that is free, at the most
 _LOG = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ class Forward:
         self._dtype: torch.dtype = model.get_input_embeddings().weight.dtype
         self._windows = windows(self._config)
         self.cache = SlotCache(shape.rows, shape.longest, self._capacity(), self._device)
-        self._static = _Static(self._device, shape, self.cache, self._config) if _has_kernel(self._device) else None
+        usable = _has_kernel(self._device) and _agrees(self._config, self._dtype, self._device)
+        self._static = _Static(self._device, shape, self.cache, self._config) if usable else None
         self._graphs: dict[int, tuple[Any, Tensor]] | None = {} if self._static and _is_capturable(model) else None
         # transformers wants a mask; ours is never read, since `row_attention` knows who sees whom
         unread = torch.zeros(1, 1, 1, 1, dtype=self._dtype, device=self._device)
@@ -218,11 +220,7 @@ class _Static:
         staged[:, :count] = tokens
         staged[:, count:width] = self._nobody()
         ends[: len(last)], ends[len(last) :] = last, 0
-        cut = [
-            (span.row, span.first + done, min(self._per_block, span.queries - done), span.position + done)
-            for span in spans
-            for done in range(0, span.queries, self._per_block)
-        ]
+        cut = blocks_of(spans, self._per_block)
         blocks[: len(cut)] = cut
         blocks[len(cut) :] = 0
         return width
@@ -272,6 +270,21 @@ def _has_kernel(device: torch.device) -> bool:
         driver.active.get_current_device()
     except (ImportError, RuntimeError, OSError, SubprocessError) as error:
         _LOG.warning("decoding without our GPU kernel, which is slower: %s", str(error).splitlines()[0])
+        return False
+    return True
+
+
+def _agrees(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernel gives the plain way's attention here, to rounding: a compiler's fault must not go unseen."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    try:
+        error = kernel_error(heads, getattr(config, "num_key_value_heads", None) or heads, size, dtype, device)
+    except Exception as found:  # the boundary to a compiler, whose errors have no common kind
+        _LOG.warning("decoding without our GPU kernel, which is slower: %s", (str(found).splitlines() or [""])[0])
+        return False
+    if not error < KERNEL_ERROR:
+        _LOG.warning("decoding without our GPU kernel, which is off by %.1g here and would be faster", error)
         return False
     return True
 

@@ -67,6 +67,36 @@ class RowView:
         return attended[0].view(heads, group, span.queries, size).permute(2, 0, 1, 3).flatten(1, 2)
 
 
+def blocks_of(spans: Sequence[Span], size: int) -> list[tuple[int, int, int, int]]:
+    """The spans cut into blocks of `size` queries: row, first query, queries, position of the first."""
+    return [
+        (span.row, span.first + done, min(size, span.queries - done), span.position + done)
+        for span in spans
+        for done in range(0, span.queries, size)
+    ]
+
+
+def kernel_error(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> float:
+    """How far the kernel's attention is from the plain way's on a small random batch, as a share of its norm."""
+    from spantune.row_kernel import queries_per_block
+
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw).to(device, dtype)
+
+    spans = (Span(0, 0, 5, 20), Span(1, 5, 1, 90))
+    slots = torch.randperm(192, generator=draw).view(2, 96).to(device, torch.int32)
+    blocks = torch.tensor(blocks_of(spans, queries_per_block(heads // kv_heads)), device=device)
+    query, key, value = random(1, heads, 6, size), random(192, kv_heads, size), random(192, kv_heads, size)
+    worst = 0.0
+    for window in (None, 7):
+        plain = RowView(slots, (window,), spans).attend(0, query, key, value, size**-0.5).float()
+        found = RowView(slots, (window,), blocks=blocks).attend(0, query, key, value, size**-0.5).float()
+        worst = max(worst, float((found - plain).norm() / plain.norm()))
+    return worst
+
+
 def windows(config: Any) -> list[int | None]:
     """The attention window of each layer, None where it sees all."""
     window = getattr(config, "sliding_window", None)
