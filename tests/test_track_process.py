@@ -37,8 +37,18 @@ def told(folder: Path) -> list[str]:
     return (folder / "told").read_text(encoding="utf-8").splitlines()
 
 
+OTHERS: set[int] = set()
+"""Processes that tests of other files have left to the same worker."""
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    OTHERS.clear()
+    OTHERS.update(child.pid for child in psutil.Process().children())
+
+
 def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+    return [child for child in psutil.Process().children() if child.pid not in OTHERS]
 
 
 def test_calls_arrive_in_order_and_what_the_sdk_prints_is_not_on_stdout(
