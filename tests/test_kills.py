@@ -25,6 +25,7 @@ def test_three_random_kills_lose_no_step_and_take_no_torn_checkpoint() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["kills"] == 3 and found["resumes"] >= 1, found
+    # a kill before there is a folder, or after the end, is followed by one more
+    assert found["resumes"] == 3 and found["kills"] == 3 + found["not_resumed"], found
     failures = ("lost_steps", "torn_checkpoints", "wrong_checkpoints_taken", "runs_that_differ")
     assert not any(found[name] for name in failures), found

@@ -2,8 +2,8 @@
 
     python tests/tracked_run.py FOLDER MODE STEPS [STAY_SECONDS [FINISH_SECONDS]]
 
-A step takes 10 ms; every fifth is measured; after `ready` they go on for STAY_SECONDS. SIGTERM closes the records, as
-in training.
+A step takes 10 ms; every fifth is measured; after `ready` they go on for STAY_SECONDS. SIGTERM and SIGINT
+close the records, as in training.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def main(folder: Path, mode: str, steps: int, stay: float) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)  # a shell starts what runs in its background with SIGINT ignored
     try:
         for step in itertools.count(1):
             began = time.monotonic()
