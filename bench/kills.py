@@ -49,6 +49,7 @@ OF_THE_CLOCK = (
     "evaluation_seconds",
     "training_seconds",
     "tokens_per_s",
+    "peak_gib",
     "peak_rss_gib",
 )
 STATE = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -139,7 +140,7 @@ def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int]
                 phases[life.phase] += 1
                 counts["lost_steps"] += _lost_steps(folder, life)
                 counts["torn_checkpoints"] += sum(torn(path) is not None for path in _checkpoints(folder))
-        counts["runs_that_differ"] += _lines(folder) != reference.lines
+        counts["runs_that_differ"] += lines_of(folder) != reference.lines
         shutil.rmtree(folder)
         print(f"{time.monotonic() - started:.0f} s {counts}", file=sys.stderr)
     return counts, phases, time.monotonic() - started
@@ -178,7 +179,7 @@ def _undisturbed(settings: Config) -> Reference:
     folder = settings.run_folder
     states = {step_of(path): _state(path) for path in _checkpoints(folder)}
     durations = {phase: max(life.durations(phase)) for phase in PHASES}
-    return Reference(_lines(folder), states, durations, life.events[-1][2])
+    return Reference(lines_of(folder), states, durations, life.events[-1][2])
 
 
 def _moment(chance: random.Random, reference: Reference) -> tuple[str, int, float]:
@@ -279,8 +280,9 @@ def _state(checkpoint: Path) -> list[str]:
     return [sha256_of(checkpoint / name) for name in STATE]
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    lines = [line for line in read_metrics(folder) if line["split"] != "plan"]  # what was predicted, and timed
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run without what the clock made, as is all of what was predicted."""
+    lines = [line for line in read_metrics(folder) if line["split"] != "plan"]
     return [{key: value for key, value in line.items() if key not in OF_THE_CLOCK} for line in lines]
 
 

@@ -73,7 +73,11 @@ def test_each_evaluation_with_an_interval_has_a_bar() -> None:
 
 
 def test_bars_are_in_order_in_the_page_s_colours_with_intervals_and_escaped_names() -> None:
-    figures = {"dis": Figure(5, 10, 10, 0.3, 0.7), "<b>": Figure(1, 10, 10), "a label that is long": Figure(0, 0, 0)}
+    figures = {
+        "dis": Figure(5, 10, 10, f1_low=0.3, f1_high=0.7),
+        "<b>": Figure(1, 10, 10),
+        "a label that is long": Figure(0, 0, 0),
+    }
     chart = bars_chart("F1", figures, {"dis": 0, "<b>": 13})
     root = sound(chart)
     assert [one.text for one in root.iter("text")][:3] == ["a label that \u2026", "<b>", "dis"]

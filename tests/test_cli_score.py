@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from real import SHARED
 from spantune import formats
 from spantune.document import Document, Entity
 from test_cli import one_line_error
 
 Command = Callable[..., Any]
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TEXTS = ["肺炎患者咳嗽", "右肺疼痛", "无异常"]
 GOLD = [
     Document("1", TEXTS[0], (Entity(0, 2, "dis"), Entity(0, 1, "bod"), Entity(4, 6, "sym"))),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from real import bench
 from spantune.answer import FORMATS
 from spantune.document import Document, Entity
 from spantune.extract import Extraction
@@ -16,11 +15,7 @@ from spantune.task import Label, TaskSpec
 
 @pytest.fixture(scope="module")
 def fuzz() -> Any:
-    spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[1] / "bench" / "fuzz.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return bench("fuzz")
 
 
 @pytest.mark.parametrize("answer", sorted(FORMATS))

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import real
 from spantune import formats
 from spantune.document import Document, Entity
-
-SHARED = Path(os.environ.get("SPANTUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("resolver", Path(__file__).parents[1] / "bench" / "resolver.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return real.bench("resolver")
 
 
 def test_ways_differ_where_a_mention_stands_unannotated(bench: ModuleType) -> None:
@@ -47,9 +39,9 @@ def test_ways_differ_where_a_mention_stands_unannotated(bench: ModuleType) -> No
 def test_ceilings_on_cmeee_are_the_known_ones_and_ours_is_higher(
     bench: ModuleType, file: str, first: float, kth: float, cursor: float
 ) -> None:
-    if not (SHARED / file).is_file():
-        pytest.skip(f"{SHARED / file} is not here")
-    found = bench.ceilings(formats.read(SHARED / file).documents)
+    if not (real.SHARED / file).is_file():
+        pytest.skip(f"{real.SHARED / file} is not here")
+    found = bench.ceilings(formats.read(real.SHARED / file).documents)
     wanted = {"first occurrence": first, "k-th to k-th": kth, "cursor": cursor}
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=0.3)
     assert found["spantune"] > found["cursor"] + 0.3

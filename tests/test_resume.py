@@ -19,6 +19,7 @@ import yaml
 
 from fakes import write_jsonl
 from forked import Command
+from real import bench
 from spantune import runs
 from spantune.checkpoints import step_of
 from spantune.config import parse_config
@@ -33,16 +34,7 @@ STEPS = 20
 # An epoch has 4 steps: checkpoints fall inside and at the end of epochs, with and without an evaluation.
 LONG = {"max_steps": STEPS, "eval_steps": 4, "save_steps": 3}
 DROPOUT = {"dropout": 0.1}  # so that the random state has to be restored too
-OF_THE_CLOCK = (
-    "time",
-    "examples_per_s",
-    "step_ms",
-    "evaluation_seconds",
-    "training_seconds",
-    "tokens_per_s",
-    "peak_gib",
-    "peak_rss_gib",
-)
+records = bench("kills").lines_of
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +54,6 @@ def long_recipe(tree: Tree, tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run without what the clock made, as is all of what was predicted."""
-    lines = [line for line in read_metrics(folder) if line["split"] != "plan"]
-    return [{key: value for key, value in line.items() if key not in OF_THE_CLOCK} for line in lines]
 
 
 def trained_steps(folder: Path) -> list[int]:
