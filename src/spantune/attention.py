@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from spantune.errors import ModelError
 from spantune.flash import Spans, can_flash, pack_attention
+from spantune.geometry import layer_kinds, window_of
 from spantune.pack import PREFIX
 from spantune.row_attention import RowView
 
@@ -43,7 +44,7 @@ def check_attention(config: Any) -> None:
     Raises:
         ModelError: names the kind of layer, or the soft cap.
     """
-    unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    unknown = set(layer_kinds(config) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
         raise ModelError(
             f"model type {config.model_type!r} has layers of kind {', '.join(sorted(unknown))}, in which examples of a "
@@ -59,16 +60,10 @@ def check_attention(config: Any) -> None:
 
 def attention_mask(config: Any, query: Places, key: Places, dtype: torch.dtype) -> Mask:
     """The mask [1, 1, queries, keys] that the model's `forward` takes, one a layer kind where it has kinds."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
+    kinds = layer_kinds(config)
     if kinds:
-        return {
-            kind: _mask(query, key, window if kind == "sliding_attention" else None, dtype)
-            for kind in sorted(set(kinds))
-        }
-    if window is not None and getattr(config, "use_sliding_window", True) is False:
-        window = None
-    return _mask(query, key, window, dtype)
+        return {kind: _mask(query, key, window_of(config, kind), dtype) for kind in sorted(set(kinds))}
+    return _mask(query, key, window_of(config), dtype)
 
 
 def pack_view(config: Any, places: Places, spans: Spans | None, dtype: torch.dtype) -> dict[str, Any]:
@@ -77,10 +72,15 @@ def pack_view(config: Any, places: Places, spans: Spans | None, dtype: torch.dty
     Where the flash kernel takes the pack by its spans, the mask that transformers wants is one number, and never read.
     """
     if spans is not None and can_flash(config, places.owner.device, dtype):
-        unread = torch.zeros(1, 1, 1, 1, dtype=dtype, device=places.owner.device)
-        kinds = getattr(config, "layer_types", None)
-        return {"attention_mask": {kind: unread for kind in set(kinds)} if kinds else unread, "spans": spans}
+        return {"attention_mask": unread_mask(config, dtype, places.owner.device), "spans": spans}
     return {"attention_mask": attention_mask(config, places, places, dtype), "segments": segments(places, places)}
+
+
+def unread_mask(config: Any, dtype: torch.dtype, device: torch.device) -> Mask:
+    """The mask for a forward whose attention knows by itself who sees whom: transformers wants one, ours reads none."""
+    unread = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
+    kinds = layer_kinds(config)
+    return dict.fromkeys(kinds, unread) if kinds else unread
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from spantune.geometry import head_size, kv_heads
+
 INSTRUCTION = 0  # the row that the instruction is computed in
 
 
@@ -88,6 +90,4 @@ class SlotCache(Cache):
 
 def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     """What the keys and values of one token take in all layers of a model."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * dtype.itemsize)
+    return int(2 * config.num_hidden_layers * kv_heads(config) * head_size(config) * dtype.itemsize)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from unicodedata import category
 
 from spantune.corpus import SENTENCE_END
-from spantune.document import Document, Entity
+from spantune.document import Document, Entity, half_surrogate
 from spantune.errors import DataError
 
 _CLAUSE_END = re.compile(r"[，、,：:…—]+[”’」』）】)\]\"']*\s*")
@@ -60,7 +60,7 @@ class Cutter:
             DataError: the text is over the limit, holds what is not text, or not one character of it fits.
         """
         size = len(document.text)
-        half = next((place for place, sign in enumerate(document.text) if "\ud800" <= sign <= "\udfff"), None)
+        half = half_surrogate(document.text)
         if half is not None:
             raise DataError(
                 f"document {document.id!r}: half a surrogate pair at character {half}, which no encoding has; the text "

@@ -25,6 +25,9 @@ MinScore = Annotated[
 ]
 
 
+# A command has as many parameters as options: typer reads them from the signature.
+
+
 def calibrate(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     data: Annotated[

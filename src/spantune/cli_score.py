@@ -38,6 +38,9 @@ ReportFolder = Annotated[
 ]
 
 
+# A command has as many parameters as options: typer reads them from the signature.
+
+
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="A run folder; not needed with --gold and --predicted.")] = None,
     data: Annotated[str | None, typer.Option(help="An annotated corpus for the run, or bundled:NAME.")] = None,

@@ -7,11 +7,20 @@ refused when the document is made. Nothing here changes a text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spantune.errors import DataError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def half_surrogate(text: str) -> int | None:
+    """Where half of a surrogate pair, which is not text, stands in `text`, if it does."""
+    found = _SURROGATE.search(text)
+    return found.start() if found else None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -20,6 +20,7 @@ import torch
 from spantune import config
 from spantune.compilation import decoder_layers, is_wide
 from spantune.config import Config
+from spantune.geometry import head_size
 from spantune.load import pick_device, pick_dtype
 from spantune.lora import adapter_weights, coverage, linear_modules
 from spantune.loss import HEAD_CHUNK
@@ -161,7 +162,7 @@ def _kept(model: Any, recipe: Config, device: torch.device) -> int:
     if recipe.train.keep == "none":
         return len(layers) * hidden * width
     heads: int = model.config.num_attention_heads
-    size: int = getattr(model.config, "head_dim", None) or hidden // heads
+    size = head_size(model.config)
     every = recipe.model.base == "fp8"
     adapted = coverage(model, recipe.lora).matched
     outputs = 0

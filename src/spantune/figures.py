@@ -13,8 +13,20 @@ Protocol = Literal["cblue", "promptcblue"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """The 95 % intervals of precision, recall and F1, None where there are none."""
+
+    f1_low: float | None = None
+    f1_high: float | None = None
+    precision_low: float | None = None
+    precision_high: float | None = None
+    recall_low: float | None = None
+    recall_high: float | None = None
+
+
 @dataclass(frozen=True)
-class Figure:
+class Figure(Bounds):
     """Counts of entities, what follows from them, and 95 % intervals where there are any.
 
     A quotient without a denominator is 0.0. `correct` is fractional where an overlap counts as half. `found` is how
@@ -24,12 +36,6 @@ class Figure:
     correct: float
     predicted: int
     gold: int
-    f1_low: float | None = None
-    f1_high: float | None = None
-    precision_low: float | None = None
-    precision_high: float | None = None
-    recall_low: float | None = None
-    recall_high: float | None = None
     found: int | None = None
 
     @property
@@ -58,18 +64,12 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Average:
+class Average(Bounds):
     """Means over the labels that occur in gold or in predictions: a label in neither was not measured."""
 
     precision: float
     recall: float
     f1: float
-    f1_low: float | None = None
-    f1_high: float | None = None
-    precision_low: float | None = None
-    precision_high: float | None = None
-    recall_low: float | None = None
-    recall_high: float | None = None
 
     def as_dict(self) -> dict[str, float | None]:
         """The means as a JSON object."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from spantune.geometry import head_size
 from spantune.pack import PREFIX
 from spantune.products import LIBRARY
 
@@ -69,8 +70,8 @@ def spans(owner: Sequence[int]) -> Spans:
 
 def can_flash(config: Any, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel takes the packs of a model that computes in `dtype` on `device`."""
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and size <= LARGEST_HEAD
+    half = dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and half and head_size(config) <= LARGEST_HEAD
 
 
 def pack_attention(query: Tensor, key: Tensor, value: Tensor, where: Spans, scale: float, window: int | None) -> Tensor:
@@ -96,6 +97,9 @@ class _PackAttention(torch.autograd.Function):
             grad.contiguous(), query, key, value, output, lse, *places, *ctx.options
         )
         return (*found, *[None] * 8)
+
+
+# The operators take the fields of Spans one by one: an operator's schema knows tensors and numbers only.
 
 
 def _attend(

@@ -21,8 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spantune.attention import unread_mask
 from spantune.cache import INSTRUCTION, SlotCache, bytes_per_token
 from spantune.errors import ModelError
+from spantune.geometry import head_size, kv_heads
 from spantune.head import causal_lm
 from spantune.row_attention import RowView, Span, blocks_of, kernel_error, windows
 
@@ -80,10 +82,7 @@ class Forward:
         usable = _has_kernel(self._device) and _agrees(self._config, self._dtype, self._device)
         self._static = _Static(self._device, shape, self.cache, self._config) if usable else None
         self._graphs: dict[int, tuple[Any, Tensor]] | None = {} if self._static and _is_capturable(model) else None
-        # transformers wants a mask; ours is never read, since `row_attention` knows who sees whom
-        unread = torch.zeros(1, 1, 1, 1, dtype=self._dtype, device=self._device)
-        kinds = getattr(self._config, "layer_types", None)
-        self._mask: Any = {kind: unread for kind in set(kinds)} if kinds else unread
+        self._mask = unread_mask(self._config, self._dtype, self._device)
 
     @property
     def pipelined(self) -> bool:
@@ -199,8 +198,7 @@ class _Static:
     def __init__(self, device: torch.device, shape: Shape, cache: SlotCache, config: Any):
         from spantune.row_kernel import queries_per_block
 
-        heads = config.num_attention_heads
-        self._per_block = queries_per_block(heads // (getattr(config, "num_key_value_heads", None) or heads))
+        self._per_block = queries_per_block(config.num_attention_heads // kv_heads(config))
         self._shape, self._cache = shape, cache
         self._blocks = shape.rows + shape.tokens // self._per_block + 1
         size = 4 * shape.tokens + shape.rows + 4 * self._blocks
@@ -276,10 +274,8 @@ def _has_kernel(device: torch.device) -> bool:
 
 def _agrees(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernel gives the plain way's attention here, to rounding: a compiler's fault must not go unseen."""
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
     try:
-        error = kernel_error(heads, getattr(config, "num_key_value_heads", None) or heads, size, dtype, device)
+        error = kernel_error(config.num_attention_heads, kv_heads(config), head_size(config), dtype, device)
     except Exception as found:  # the boundary to a compiler, whose errors have no common kind
         _LOG.warning("decoding without our GPU kernel, which is slower: %s", (str(found).splitlines() or [""])[0])
         return False

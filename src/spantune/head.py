@@ -24,6 +24,15 @@ def few_logits(model: Any, states: Tensor, ids: Tensor) -> Tensor:
     """The logits [positions, ids] that `model` gives to `ids` after the last hidden `states` [positions, size]."""
     base = causal_lm(model)
     head = base.get_output_embeddings()
-    logits = linear(states, head.weight[ids], None if head.bias is None else head.bias[ids])
-    cap: float | None = getattr(base.config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+    bias = None if head.bias is None else head.bias[ids]
+    return capped(linear(states, head.weight[ids], bias), softcap_of(base.config))
+
+
+def softcap_of(config: Any) -> float | None:
+    """The bound of a model's logits, None where it has none."""
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits under their soft cap."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 
 from spantune.attention import Places, pack_view
 from spantune.config import Normalize
 from spantune.errors import ModelError
 from spantune.flash import Spans, spans
+from spantune.head import capped, causal_lm, few_logits, softcap_of
 from spantune.pack import NO_TARGET, Pack
 
 HEAD_CHUNK = 256  # positions whose logits exist at a time
@@ -85,7 +86,7 @@ def tensors(pack: Pack, normalize: Normalize = "tokens") -> dict[str, Any]:
 
 def hidden_states(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
     """The last hidden states [answer tokens, size] of the positions that predict an answer token."""
-    base = _causal_lm(model)
+    base = causal_lm(model)
     output = base.base_model(
         input_ids=pack.ids[None],
         position_ids=pack.positions[None],
@@ -98,12 +99,13 @@ def hidden_states(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
 
 def pack_loss(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
     """Summed, weighted cross entropy of a pack's answer tokens under a causal LM, with or without PEFT adapters."""
-    base = _causal_lm(model)
-    head, softcap, states = base.get_output_embeddings(), _softcap(base.config), hidden_states(model, pack, dtype)
+    states = hidden_states(model, pack, dtype)
     if pack.union is not None:
         assert pack.allowed is not None
-        logits = _capped(linear(states, head.weight[pack.union], _bias(head, pack.union)), softcap)
-        return _summed(logits.float().masked_fill(~pack.allowed, float("-inf")), pack.targets, pack.weights)
+        found = few_logits(model, states, pack.union).float().masked_fill(~pack.allowed, float("-inf"))
+        return _summed(found, pack.targets, pack.weights)
+    base = causal_lm(model)
+    head, softcap = base.get_output_embeddings(), softcap_of(base.config)
     loss: Tensor = _HeadLoss.apply(states, pack.targets, pack.weights, head, softcap)  # type: ignore[no-untyped-call]
     return loss
 
@@ -114,10 +116,11 @@ def check_head(model: Any, pack: PackTensors, dtype: torch.dtype) -> None:
     Raises:
         ModelError: the model computes its logits in a way that we do not.
     """
-    base = _causal_lm(model)
+    base = causal_lm(model)
     few = pack.index[:4]
     with torch.no_grad():
-        ours = _logits(hidden_states(model, pack, dtype)[:4], base.get_output_embeddings(), _softcap(base.config))
+        states = hidden_states(model, pack, dtype)[:4]
+        ours = capped(base.get_output_embeddings()(states), softcap_of(base.config))
         theirs = base(
             input_ids=pack.ids[None],
             position_ids=pack.positions[None],
@@ -145,7 +148,7 @@ class _HeadLoss(torch.autograd.Function):
         for states, wanted, weight in _chunks(hidden, targets, weights):
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
-                loss = _summed(_logits(states, head, softcap).float(), wanted, weight)
+                loss = _summed(capped(head(states), softcap).float(), wanted, weight)
                 gradients.append(torch.autograd.grad(loss, states)[0])
             total += loss.detach()
         ctx.save_for_backward(torch.cat(gradients))
@@ -167,25 +170,3 @@ def _summed(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         return cross_entropy(logits, targets, reduction="sum")
     return cross_entropy(logits, targets, reduction="none") @ weights
-
-
-def _logits(states: Tensor, head: Any, softcap: float | None) -> Tensor:
-    return _capped(head(states), softcap)
-
-
-def _capped(logits: Tensor, softcap: float | None) -> Tensor:
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
-
-
-def _bias(head: Any, rows: Tensor) -> Tensor | None:
-    return None if head.bias is None else head.bias[rows]
-
-
-def _softcap(config: Any) -> float | None:
-    return getattr(config, "final_logit_softcapping", None)
-
-
-def _causal_lm(model: Any) -> Any:
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model

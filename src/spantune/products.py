@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+# Its arguments stay apart, however many: an operator's schema knows tensors and numbers only.
 # cheaper a call than torch.library.custom_op, which checks what these ops keep to
 LIBRARY = torch.library.Library("spantune", "FRAGMENT")  # type: ignore[no-untyped-call]
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from spantune.geometry import layer_kinds, window_of
 
 
 class Span(NamedTuple):
@@ -76,6 +79,7 @@ def blocks_of(spans: Sequence[Span], size: int) -> list[tuple[int, int, int, int
     ]
 
 
+@cache
 def kernel_error(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> float:
     """How far the kernel's attention is from the plain way's on a small random batch, as a share of its norm."""
     from spantune.row_kernel import queries_per_block
@@ -99,11 +103,5 @@ def kernel_error(heads: int, kv_heads: int, size: int, dtype: torch.dtype, devic
 
 def windows(config: Any) -> list[int | None]:
     """The attention window of each layer, None where it sees all."""
-    window = getattr(config, "sliding_window", None)
-    layers = config.num_hidden_layers
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return [window if kind == "sliding_attention" else None for kind in kinds]
-    if window is not None and getattr(config, "use_sliding_window", True) is False:
-        window = None
-    return [window] * layers
+    kinds: Sequence[str | None] = layer_kinds(config) or [None] * config.num_hidden_layers
+    return [window_of(config, kind) for kind in kinds]

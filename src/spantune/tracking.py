@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,10 @@ class Trackers:
     def __init__(self, info: RunInfo, record: JsonlTracker, workers: Sequence[Worker] = ()):
         self._info, self._record, self._workers = info, record, list(workers)
         self._left_out: set[str] = set()
-        self._failing = False
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         """Record scalars everywhere."""
-        self._write(lambda: self._record.metrics(step, values, split))
+        self._record.metrics(step, values, split)
         for key, value in values.items():
             if not math.isfinite(value) and key not in self._left_out:
                 self._left_out.add(key)
@@ -113,7 +112,10 @@ class Trackers:
 
     def finish(self, state: str) -> None:
         """Close all records; the dashboards get FINISH_SECONDS for it."""
-        self._write(lambda: self._record.finish(state))
+        try:
+            self._record.finish(state)
+        except OSError as error:
+            log.error("%s cannot be written (%s); the run goes on", METRICS_FILE, error)
         for worker in self._workers:
             worker.finish(state)
         deadline = time.monotonic() + FINISH_SECONDS
@@ -121,15 +123,6 @@ class Trackers:
             if not worker.finished(max(0.0, deadline - time.monotonic())) and not worker.dropped:
                 log.error("%s has not taken everything in %.0f s and is left behind", worker.name, FINISH_SECONDS)
         self._workers = []
-
-    def _write(self, call: Callable[[], None]) -> None:
-        """Write the file; that it cannot be, as on a full disk, is said once and does not end the run."""
-        try:
-            call()
-        except OSError as error:
-            if not self._failing:
-                log.error("%s cannot be written (%s); the run goes on", METRICS_FILE, error)
-            self._failing = True
 
     def _tell(self, call: Call) -> None:
         self.tell([call])

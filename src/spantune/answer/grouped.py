@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from spantune.answer.lark import later, literal, substring, without
 from spantune.answer.resolve import Mention, Parsed, Problem, Said, resolve
-from spantune.document import Document
+from spantune.document import Document, half_surrogate
 from spantune.task import TaskSpec
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -112,7 +112,7 @@ def _string(source: str) -> str | None:
         value: str = json.loads(source, strict=False)
     except ValueError:
         return None
-    return None if any("\ud800" <= character <= "\udfff" for character in value) else value
+    return value if half_surrogate(value) is None else None
 
 
 def _is_strict(answer: str) -> bool:

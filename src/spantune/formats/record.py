@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spantune.document import half_surrogate
 from spantune.errors import DataError
 from spantune.formats.files import LINE_LIMIT, oversized, read_chunks, replacing, try_lines
 
 _BLANK = re.compile(r"[ \t\r\n]*")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
@@ -43,9 +43,10 @@ class Record:
         assert isinstance(value, str)
         if not value and not blank:
             raise self.error("the string is empty; expected at least one character: mend or remove it", field)
-        if found := _SURROGATE.search(value):
+        place = half_surrogate(value)
+        if place is not None:
             raise self.error(
-                f"half of a surrogate pair, U+{ord(found[0]):04X}, at character {found.start()} is not text; "
+                f"half of a surrogate pair, U+{ord(value[place]):04X}, at character {place} is not text; "
                 "write the whole character",
                 field,
             )
