@@ -12,13 +12,14 @@ import logging
 import math
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.helpers import disable_input_dtype_casting
 from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -137,6 +138,8 @@ class PackTrainer(Trainer):
         self.splits = 0  # since they were last recorded
         self.remove_callback(PrinterCallback)
         self._autocast = self.model.get_input_embeddings().weight.dtype == torch.bfloat16
+        self._trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._adapters = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
 
     def progress(self, step: int) -> float:
         """Share of the run that is over after `step`; at 1 the Trainer would take one step more when resumed there."""
@@ -154,7 +157,8 @@ class PackTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Run every pack of the step forward and backward; returns the loss a token (or an example) of the step."""
-        model.train()
+        if not model.training:  # setting it walks through all modules, while the GPU waits
+            model.train()
         collator: Collator = self.data_collator
         if inputs["lowered"] != collator.lowered:  # it was made ready before a step was split
             inputs = collator(inputs["examples"])
@@ -283,7 +287,7 @@ class PackTrainer(Trainer):
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
         """Clip the gradients, or drop them where their norm is not finite: the optimizer then changes nothing."""
-        norm: Tensor = super()._clip_grad_norm(model)
+        norm: Tensor = self.accelerator.clip_grad_norm_(self._trainable, self.args.max_grad_norm)
         if self._accepted and not self.guard.accepts_gradient(float(norm), self.state.global_step + 1, self._documents):
             model.zero_grad(set_to_none=True)
         return norm
@@ -309,11 +313,22 @@ class PackTrainer(Trainer):
     def _part_loss(self, model: Any, part: dict[str, Any], total: int) -> Tensor:
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._autocast):
             if "ids" in part:
-                with disable_input_dtype_casting(model, active=self._autocast):
-                    dtype = torch.bfloat16 if self._autocast else torch.float32
+                dtype = torch.bfloat16 if self._autocast else torch.float32
+                with self._casting_left_to_autocast():
                     return pack_loss(model, PackTensors(**part), dtype) / total
             loss: Tensor = model(**part, use_cache=False, num_items_in_batch=total).loss
             return loss
+
+    @contextmanager
+    def _casting_left_to_autocast(self) -> Iterator[None]:
+        """PEFT's `disable_input_dtype_casting`, without its walks through all modules at every pack."""
+        for module in self._adapters:
+            module.cast_input_dtype_enabled = not self._autocast
+        try:
+            yield
+        finally:
+            for module in self._adapters:
+                module.cast_input_dtype_enabled = True
 
 
 class StepCallback(TrainerCallback):
