@@ -151,6 +151,8 @@ class Bench:
             if len(some) == len(self.documents):
                 whole[batch] = seconds, answers
             _say(f"generate, batch {batch}: {by_batch[batch]} documents/s on {len(some)}")
+        if not by_batch:
+            sys.exit(f"generate ran out of memory at a batch of {batches[0]}; give smaller --batches")
         best = max(by_batch, key=lambda batch: by_batch[batch])
         seconds, answers = whole.get(best) or _timed(lambda: self._generate(self.documents, best))
         self.model.set_attn_implementation(NAME)
