@@ -15,7 +15,7 @@ from fakes import byte_tokenizer, tiny_model
 from spantune.answer import FORMATS, Parsed, Resolved, Said, jsonl, jsonl_seed
 from spantune.constrain import Constraint, Guide, vocabulary_size
 from spantune.document import Document, Entity
-from spantune.encode import Encoder
+from spantune.encode import Encoder, special_ids
 from spantune.errors import ModelError
 from spantune.task import Label, TaskSpec
 
@@ -225,3 +225,16 @@ def test_the_grammar_after_a_very_long_mention_is_no_larger_than_the_text() -> N
         ids = tokenizer(line, add_special_tokens=False)["input_ids"]
         taken.append(matcher.try_consume_tokens(ids) == len(ids))
     assert taken == [False, False, True, True]
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_a_special_token_spelt_out_in_the_text_is_written_as_text(
+    constraint: Constraint, tokenizer: Any, name: Any
+) -> None:
+    """Its name is all that can follow once the second mention has begun, but as a token it is not text."""
+    encoder = Encoder(tokenizer, TASK.model_copy(update={"answer": name}), 512)
+    text = ":<|endoftext|>"
+    document = Document("1", text, tuple(Entity(0, len(text), label) for label in ("dis", "sym")))
+    answer = encoder.answer_ids(document)
+    assert special_ids(tokenizer).isdisjoint(answer[:-1])
+    assert Guide(constraint, encoder, text).choices(answer)

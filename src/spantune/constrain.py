@@ -7,9 +7,11 @@ turned into ours here. Grammars are compiled in threads of their own, while the 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from spantune.encode import Encoder
 from spantune.errors import ModelError
 
 THREADS = 8
+UNSPELLABLE = "\uffff\ufffe"  # no characters, which no text has
 FUEL = 1 << 30  # llguidance's own limits stop at texts of some hundred characters
 
 
@@ -43,12 +46,11 @@ class Constraint:
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int, stop: int):
-        import llguidance.hf
-        from llguidance import LLExecutor, LLParserLimits
+        from llguidance import LLExecutor, LLParserLimits, LLTokenizer
 
         self.stop, self.vocabulary = stop, vocabulary
         self.containing = cache(lambda sign: {index for token, index in tokenizer.get_vocab().items() if sign in token})
-        self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=stop)
+        self._tokenizer = LLTokenizer(_without_special_names(tokenizer), n_vocab=vocabulary, eos_token=stop)
         self._limits = LLParserLimits(
             initial_lexer_fuel=FUEL, step_lexer_fuel=FUEL, max_lexer_states=FUEL, verbose_errors=False
         )
@@ -179,6 +181,24 @@ class Guide:
         if grammar is not None:
             self._matcher = self._constraint.compile(lambda: grammar)
         return grammar is not None
+
+
+def _without_special_names(tokenizer: Any) -> str:
+    """The tokenizer as JSON whose special tokens cannot be spelt out: in a text, their names are text."""
+    backend = copy(tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    tree = json.loads(backend.to_str())
+    special = [token for token in tree["added_tokens"] if token["special"]]
+    renamed = {token["content"]: UNSPELLABLE + token["content"] for token in special}
+    for token in special:
+        token["content"] = renamed[token["content"]]
+    vocabulary = tree["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        tree["model"]["vocab"] = {renamed.get(piece, piece): index for piece, index in vocabulary.items()}
+    else:
+        tree["model"]["vocab"] = [[renamed.get(piece, piece), score] for piece, score in vocabulary]
+    return json.dumps(tree)
 
 
 def vocabulary_size(model: Any) -> int:

@@ -60,7 +60,7 @@ class Encoder:
                 "to the model folder"
             )
         self._system = task.template == "tutorial" or self._keeps_system_role()
-        self._special = set(tokenizer.all_special_ids) | _added_special_ids(tokenizer)
+        self._special = special_ids(tokenizer)
         self._frame = sum(token in self._special for token in self._ids(self.render_prompt(_PROBE)))
         self.stop_id = self._find_stop()
 
@@ -171,5 +171,9 @@ def coloured(example: Example, tokenizer: Any, prefix: int) -> Any:
     return dump
 
 
-def _added_special_ids(tokenizer: Any) -> set[int]:
-    return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+def special_ids(tokenizer: Any) -> set[int]:
+    """The ids of the tokens that are no text."""
+    return {
+        *tokenizer.all_special_ids,
+        *(index for index, token in tokenizer.added_tokens_decoder.items() if token.special),
+    }
