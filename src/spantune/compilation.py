@@ -11,6 +11,7 @@ Extraction, which has other shapes, goes through the layers as they are.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -52,7 +53,11 @@ def is_wide(outputs: int, inputs: int) -> bool:
 
 def _keeping(forward: Callable[..., Any], keep: Keep) -> Callable[..., Any]:
     """`forward` with what it keeps for backward chosen."""
-    contexts = partial(create_selective_checkpoint_contexts, _POLICIES[keep])
+    policy = _POLICIES[keep]
+    contexts: Any = partial(create_selective_checkpoint_contexts, policy)
+    contexts.cache_hash = (
+        f"{WIDE} {inspect.getsource(policy)}"  # without one, torch keeps no traced layer for later runs
+    )
 
     def kept(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False, **kwargs)

@@ -17,7 +17,7 @@ from spantune.answer.resolve import Mention, Problem
 
 _DECODER = json.JSONDecoder(strict=False)  # a line break in a string is taken as it is
 _COMMA = re.compile(r",\s*(?=\}$)")
-_WRAPPING = re.compile(r"[\[\]{},:\s]*(?:```\w*)?[\[\]{},:\s]*")
+_WRAPPING = re.compile(r"[\[\]{},:\s]*+(?:```\w*+)?[\[\]{},:\s]*+")  # possessive: a line of brackets costs its length
 
 
 def loose_mentions(answer: str, part: tuple[int, int]) -> Iterator[Mention | Problem]:
