@@ -11,7 +11,6 @@ Extraction, which has other shapes, goes through the layers as they are.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -53,11 +52,7 @@ def is_wide(outputs: int, inputs: int) -> bool:
 
 def _keeping(forward: Callable[..., Any], keep: Keep) -> Callable[..., Any]:
     """`forward` with what it keeps for backward chosen."""
-    policy = _POLICIES[keep]
-    contexts: Any = partial(create_selective_checkpoint_contexts, policy)
-    contexts.cache_hash = (
-        f"{WIDE} {inspect.getsource(policy)}"  # without one, torch keeps no traced layer for later runs
-    )
+    contexts = partial(create_selective_checkpoint_contexts, _POLICIES[keep])
 
     def kept(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False, **kwargs)
