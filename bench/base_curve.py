@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from spantune.config import load_config
 from spantune.tracking import read_metrics
@@ -66,12 +67,11 @@ def curve(recipe: Path, base: str, steps: int, folder: Path, changes: list[str])
     return [round(statistics.fmean(losses[i * size : (i + 1) * size]), 4) for i in range(PARTS)]
 
 
-def table(found: dict[str, object]) -> str:
+def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    losses: dict[str, list[float]] = found["losses"]  # type: ignore[assignment]
-    difference: dict[str, float] = found["difference"]  # type: ignore[assignment]
+    difference = found["difference"]
     lines = ["| base | mean loss by tenths of the run | largest difference |", "|---|---|---|"]
-    for base, values in losses.items():
+    for base, values in found["losses"].items():
         apart = f"{difference[base]:.2%}" if base in difference else ""
         lines.append(f"| {base} | {', '.join(f'{value:.3f}' for value in values)} | {apart} |")
     return "\n".join(lines)

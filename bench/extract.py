@@ -138,23 +138,22 @@ class Bench:
         gc.collect()
         torch.cuda.empty_cache() if self.cuda else None
         self.model.set_attn_implementation("sdpa")
-        by_batch: dict[int, float] = {}
-        whole: dict[int, tuple[float, Any]] = {}  # where a try was of all documents
+        tries: dict[int, tuple[float, list[list[int]]]] = {}
         for batch in batches:
             some = self.documents[: max(2 * batch, 64 if self.cuda else 32)]
             try:
-                seconds, answers = _timed(lambda: self._generate(some, batch))  # noqa: B023
+                tries[batch] = _timed(lambda: self._generate(some, batch))  # noqa: B023
             except torch.cuda.OutOfMemoryError:
                 _say(f"generate, batch {batch}: out of memory")
                 break
-            by_batch[batch] = round(len(some) / seconds, 2)
-            if len(some) == len(self.documents):
-                whole[batch] = seconds, answers
-            _say(f"generate, batch {batch}: {by_batch[batch]} documents/s on {len(some)}")
-        if not by_batch:
+            _say(f"generate, batch {batch}: {len(some) / tries[batch][0]:.2f} documents/s on {len(some)}")
+        if not tries:
             sys.exit(f"generate ran out of memory at a batch of {batches[0]}; give smaller --batches")
+        by_batch = {batch: round(len(answers) / seconds, 2) for batch, (seconds, answers) in tries.items()}
         best = max(by_batch, key=lambda batch: by_batch[batch])
-        seconds, answers = whole.get(best) or _timed(lambda: self._generate(self.documents, best))
+        seconds, answers = tries[best]
+        if len(answers) < len(self.documents):
+            seconds, answers = _timed(lambda: self._generate(self.documents, best))
         self.model.set_attn_implementation(NAME)
         extractions = [self._read(document, ids) for document, ids in zip(self.documents, answers, strict=True)]
         found = {"batch": best, "documents_per_s": round(len(answers) / seconds, 2), **self.quality(extractions)}

@@ -148,7 +148,7 @@ def test_a_model_becomes_fp8_without_a_second_copy_on_the_gpu(fp8: None) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("base", "keep"), [("fp8", "none"), ("fp8", "some"), ("fp8", "most"), ("bf16", "some")])
-def test_a_compiled_step_is_as_near_to_fp32_as_the_eager_one(fp8: None, base: str, keep: Keep) -> None:
+def test_a_compiled_step_is_the_eager_one(fp8: None, base: str, keep: Keep) -> None:
     packs = [packed(drawn(count, seed=count)) for count in (3, 9, 17)]
     exact = [step(model("fp32"), pack) for pack in packs]
     made = model(base)
@@ -160,7 +160,10 @@ def test_a_compiled_step_is_as_near_to_fp32_as_the_eager_one(fp8: None, base: st
     for (loss, gradient), (_, wanted), pack in zip(eager, exact, packs, strict=True):
         found = step(made, pack)
         assert found[0] == pytest.approx(loss, rel=5e-3)
-        assert far(found[1], wanted) < 1.2 * far(gradient, wanted) < 0.3
+        if base == "fp8":  # e4m3 rounds what differs in the last bit: the two need only be as near to the truth
+            assert far(found[1], wanted) < 1.2 * far(gradient, wanted) < 0.3
+        else:
+            assert far(found[1], gradient) < 0.05
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2
 
 

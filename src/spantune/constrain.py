@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from copy import copy
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -185,10 +184,7 @@ class Guide:
 
 def _without_special_names(tokenizer: Any) -> str:
     """The tokenizer as JSON whose special tokens cannot be spelt out: in a text, their names are text."""
-    backend = copy(tokenizer.backend_tokenizer)
-    backend.no_padding()
-    backend.no_truncation()
-    tree = json.loads(backend.to_str())
+    tree = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
     special = [token for token in tree["added_tokens"] if token["special"]]
     renamed = {token["content"]: UNSPELLABLE + token["content"] for token in special}
     for token in special:

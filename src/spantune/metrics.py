@@ -49,6 +49,9 @@ class Error:
     predicted: Entity | None
 
 
+# What is scored, and options that callers give by name: a dataclass for four of them would be made for each call.
+
+
 def score(
     gold: Sequence[Document],
     predicted: Sequence[Document],

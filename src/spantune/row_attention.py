@@ -50,6 +50,7 @@ class RowView:
             return attend_blocks(query[0], key, value, self.slots, self.blocks, scale, window)
         return torch.cat([self._attend_span(span, query[0], key, value, scale, window) for span in self.spans])[None]
 
+    # what transformers hands an attention function, one by one, and the span of it
     def _attend_span(
         self, span: Span, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:

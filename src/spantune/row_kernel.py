@@ -21,6 +21,9 @@ def queries_per_block(group: int) -> int:
     return _lines(group) // group
 
 
+# A kernel and what launches it take tensors and numbers one by one.
+
+
 def attend_blocks(
     query: Tensor, key: Tensor, value: Tensor, slots: Tensor, blocks: Tensor, scale: float, window: int | None
 ) -> Tensor:
