@@ -9,7 +9,7 @@ prefix is found as the longest common token prefix, never assumed, since BPE may
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from spantune.encode import Example
@@ -63,11 +63,12 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
 def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices grouped by best-fit decreasing, so that each group's lengths sum to `budget` at most.
 
-    A length over the budget gets a group of its own.
+    The two groups with the most room are then evened out, since a short pack takes hardly less time than one of twice
+    its length. A length over the budget gets a group of its own.
     """
     groups: list[list[int]] = []
     room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for index in _longest_first(lengths, range(len(lengths))):
         fitting = [(space, number) for number, space in enumerate(room) if space >= lengths[index]]
         if fitting:
             _, number = min(fitting)
@@ -77,7 +78,30 @@ def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
             room.append(budget)
         groups[number].append(index)
         room[number] -= lengths[index]
+    if len(groups) > 1:
+        last = sorted(range(len(groups)), key=lambda number: (room[number], number))[-2:]
+        halves = _halves(lengths, [index for number in last for index in groups[number]])
+        if all(sum(lengths[index] for index in half) <= budget for half in halves):
+            for number, half in zip(last, halves, strict=True):
+                groups[number] = half
     return groups
+
+
+def _halves(lengths: Sequence[int], chosen: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The chosen indices in two groups of about the same sum."""
+    larger: list[int] = []
+    smaller: list[int] = []
+    ahead = 0  # by how much `larger` is
+    for index in _longest_first(lengths, chosen):
+        smaller.append(index)
+        ahead -= lengths[index]
+        if ahead < 0:
+            larger, smaller, ahead = smaller, larger, -ahead
+    return larger, smaller
+
+
+def _longest_first(lengths: Sequence[int], chosen: Iterable[int]) -> list[int]:
+    return sorted(chosen, key=lambda index: (-lengths[index], index))
 
 
 def layout(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
