@@ -11,13 +11,17 @@ Extraction, which has other shapes, goes through the layers as they are.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from spantune import flash, products
 from spantune.config import Keep
 
 WIDE = 2
@@ -52,12 +56,20 @@ def is_wide(outputs: int, inputs: int) -> bool:
 
 def _keeping(forward: Callable[..., Any], keep: Keep) -> Callable[..., Any]:
     """`forward` with what it keeps for backward chosen."""
-    contexts = partial(create_selective_checkpoint_contexts, _POLICIES[keep])
+    contexts: Any = partial(create_selective_checkpoint_contexts, _POLICIES[keep])
+    contexts.cache_hash = f"{keep} {_code()}"
 
     def kept(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False, **kwargs)
 
     return kept
+
+
+@cache
+def _code() -> str:
+    """What torch's cache of traced layers cannot see in their graphs: the policies, and our operators' gradients."""
+    sources = [inspect.getsource(module) for module in (sys.modules[__name__], flash, products)]
+    return hashlib.sha256("".join(sources).encode()).hexdigest()
 
 
 def _only_in_training(layer: Any, plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,13 +86,13 @@ def _none(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointP
 def _some(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     if operator is torch.ops.spantune.pack_attention.default:
         return CheckpointPolicy.MUST_SAVE
-    if operator is torch.ops.spantune.product.default and not is_wide(*args[1].shape):
+    if operator is torch.ops.spantune.linear.default and not is_wide(*args[2].shape):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _most(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    if operator in (torch.ops.spantune.pack_attention.default, torch.ops.spantune.product.default):
+    if operator in (torch.ops.spantune.pack_attention.default, torch.ops.spantune.linear.default):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -76,27 +76,20 @@ def can_flash(config: Any, device: torch.device, dtype: torch.dtype) -> bool:
 
 def pack_attention(query: Tensor, key: Tensor, value: Tensor, where: Spans, scale: float, window: int | None) -> Tensor:
     """Attention [tokens, heads, size] of a pack; `key` and `value` may have fewer heads, `window` is in tokens."""
-    *places, longest = where
-    attended: Tensor = _PackAttention.apply(query, key, value, *places, longest, scale, window or 0)  # type: ignore[no-untyped-call]
-    return attended
+    attended, _ = torch.ops.spantune.pack_attention(query, key, value, *where, scale, window or 0)
+    return attended  # type: ignore[no-any-return]
 
 
-class _PackAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *layout: Any) -> Tensor:
-        *places, longest, scale, window = layout
-        output, lse = torch.ops.spantune.pack_attention(query, key, value, *places, longest, scale, window)
-        ctx.save_for_backward(query, key, value, *places, output, lse)
-        ctx.options = (longest, scale, window)
-        return output  # type: ignore[no-any-return]
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, *places, longest, scale, window = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, key, value, *output, *places)
+    ctx.options = (longest, scale, window)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *places, output, lse = ctx.saved_tensors
-        found = torch.ops.spantune.pack_attention_backward(
-            grad.contiguous(), query, key, value, output, lse, *places, *ctx.options
-        )
-        return (*found, *[None] * 8)
+
+def _gradients(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    found = torch.ops.spantune.pack_attention_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
+    return (*found, *[None] * 8)
 
 
 # The operators take the fields of Spans one by one: an operator's schema knows tensors and numbers only.
@@ -181,6 +174,7 @@ LIBRARY.define(  # type: ignore[no-untyped-call]
 LIBRARY.impl("pack_attention", _attend, "CUDA")  # type: ignore[no-untyped-call]
 LIBRARY.impl("pack_attention_backward", _differentiate, "CUDA")  # type: ignore[no-untyped-call]
 torch.library.register_fake("spantune::pack_attention", _attended_shape)
+torch.library.register_autograd("spantune::pack_attention", _gradients, setup_context=_keep, lib=LIBRARY)
 torch.library.register_fake("spantune::pack_attention_backward", _gradient_shapes)
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from spantune.errors import ModelError
-from spantune.products import product
-from spantune.quant import FP8, Fp8Linear, quantize, transposed
+from spantune.products import FP8, linear
+from spantune.quant import Fp8Linear
 
 FUSED = (nn.Linear, Fp8Linear)
 """The very types of linear layer that it is for."""
@@ -35,7 +34,7 @@ class FusedLora(Linear):
         rows = x.flatten(0, -2) if scale is not None else x.flatten(0, -2).to(weight.dtype)
         down = self.lora_A[name].weight * self.scaling[name]
         adapters = (down.to(rows.dtype), up.to(rows.dtype))
-        found: Tensor = _Lora.apply(rows, weight, scale, *adapters)  # type: ignore[no-untyped-call]
+        found: Tensor = linear(rows, weight, scale, *adapters)
         return (found if base.bias is None else found + base.bias).view(*x.shape[:-1], base.out_features)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
@@ -55,25 +54,3 @@ class FusedLora(Linear):
         (name,) = names
         lively = self.training and not isinstance(self.lora_dropout[name], nn.Identity)
         return not lively and name not in self.lora_variant and self.lora_B[name].bias is None
-
-
-class _Lora(torch.autograd.Function):
-    """rows @ weight.T + rows @ down.T @ up.T, with a gradient for all but the weight (e4m3 where it has scales).
-
-    Shapes: rows [n, in], weight [out, in], scale [out], down [rank, in], up [out, rank].
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, scale: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
-        low = rows @ down.t()
-        ctx.save_for_backward(rows, weight, scale, low, down, up)
-        left, row_scale = (rows, None) if scale is None else quantize(rows)
-        return product(left, weight, low, up, row_scale, scale, rows.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, scale, low, down, up = ctx.saved_tensors
-        of_low = dy @ up
-        left, turned, row_scale, ones = transposed(dy, weight, scale)
-        dx = product(left, turned, of_low, down.t(), row_scale, ones, dy.dtype)
-        return dx, None, None, of_low.t() @ rows, dy.t() @ low

@@ -1,7 +1,8 @@
-"""Matrix products that a compiler leaves whole: a frozen weight's, plus a low-rank update added where it is computed.
+"""Products with frozen weights that a compiler leaves whole, with a low-rank update added where they are computed.
 
 Written as `base + low @ up.T`, the sum costs a copy of the output, which at Phi-4's 35,840 outputs takes longer than
-the update. Types: FP8 with scales by row, or any that a product takes. Gradients are the callers'.
+the update. Types: FP8 with scales by row, or any that a product takes. Operators with registered gradients, not
+functions of autograd, which torch's cache of traced layers passes by.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
+
+FP8 = torch.float8_e4m3fn
 
 # Its arguments stay apart, however many: an operator's schema knows tensors and numbers only.
 # cheaper a call than torch.library.custom_op, which checks what these ops keep to
@@ -58,7 +61,72 @@ LIBRARY.impl("product", _product, "CompositeExplicitAutograd")  # type: ignore[n
 torch.library.register_fake("spantune::product", _shape)
 
 
-@register_flop_formula(torch.ops.spantune.product)
+def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`rows` [n, size] in e4m3, and the scale [n, 1] (float32) of each."""
+    # 448 is the largest e4m3: a literal, which a compiler takes for no variable
+    scale = rows.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / 448.0
+    return (rows.float() / scale).to(FP8), scale
+
+
+def linear(rows: Tensor, weight: Tensor, scale: Tensor | None, down: Tensor | None, up: Tensor | None) -> Tensor:
+    """rows @ weight.T + rows @ down.T @ up.T, with a gradient for all but the weight (e4m3 where it has scales).
+
+    Shapes: rows [n, in], weight [out, in], scale [out], down [rank, in], up [out, rank].
+    """
+    left, row_scale = (None, None) if scale is None else quantize(rows.detach())
+    found, _ = torch.ops.spantune.linear(rows, left, weight, down, up, row_scale, scale)
+    return found  # type: ignore[no-any-return]
+
+
+def _linear(
+    rows: Tensor, left: Any, weight: Tensor, down: Any, up: Any, row_scale: Any, scale: Any
+) -> tuple[Tensor, Tensor]:
+    """The product, and `rows` in the low rank, which the gradients need."""
+    low = None if down is None else rows @ down.t()
+    found = _product(rows if left is None else left, weight, low, up, row_scale, scale, rows.dtype)
+    return found, rows.new_empty(0) if low is None else low
+
+
+def _linear_shapes(rows: Tensor, left: Any, weight: Tensor, down: Any, *_: Any) -> tuple[Tensor, Tensor]:
+    low = rows.new_empty(0 if down is None else (rows.shape[0], down.shape[0]))
+    return rows.new_empty((rows.shape[0], weight.shape[0])), low
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    rows, _, weight, down, up, _, scale = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(None if down is None else rows, weight, down, up, scale, output[1])
+
+
+def _gradients(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    rows, weight, down, up, scale, low = ctx.saved_tensors
+    of_low = None if down is None else dy @ up
+    left, turned, row_scale, ones = _transposed(dy, weight, scale)
+    dx = product(left, turned, of_low, None if down is None else down.t(), row_scale, ones, dy.dtype)
+    of_down, of_up = (None, None) if of_low is None else (of_low.t() @ rows, dy.t() @ low)
+    return dx, None, None, of_down, of_up, None, None
+
+
+def _transposed(
+    dy: Tensor, weight: Tensor, scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """What `product` takes for dy [n, out] times `weight` [out, in]: rows, weight [in, out], and their scales."""
+    if scale is None:
+        return dy, weight.t(), None, None
+    left, row_scale = quantize(dy.float() * scale[None, :])
+    return left, weight.t().contiguous(), row_scale, torch.ones(weight.shape[1], device=dy.device)
+
+
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    "linear(Tensor rows, Tensor? left, Tensor weight, Tensor? down, Tensor? up, Tensor? row_scale, Tensor? scale)"
+    " -> (Tensor, Tensor)"
+)
+LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("spantune::linear", _linear_shapes)
+torch.library.register_autograd("spantune::linear", _gradients, setup_context=_keep, lib=LIBRARY)
+
+
+@register_flop_formula([torch.ops.spantune.product, torch.ops.spantune.linear])
 def _flops(rows: Any, weight: Any, *_: Any, **__: Any) -> int:
     """What a compiler weighs recomputation by."""
     return int(2 * rows[0] * rows[1] * weight[0])

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spantune.products import product
+from spantune.products import FP8, linear, quantize
 
-FP8 = torch.float8_e4m3fn
 HOPPER = (9, 0)
 
 
@@ -37,7 +36,7 @@ class Fp8Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """`input` [..., in] times the weight, in the type of `input`."""
-        rows: Tensor = _Frozen.apply(input.flatten(0, -2), self.weight.view(FP8), self.scale)  # type: ignore[no-untyped-call]
+        rows: Tensor = linear(input.flatten(0, -2), self.weight.view(FP8), self.scale, None, None)
         output = rows.view(*input.shape[:-1], self.out_features)
         return output if self.bias is None else output + self.bias
 
@@ -49,13 +48,6 @@ class Fp8Linear(nn.Linear):
     def W_q(self) -> Tensor:
         """The stored weight; the name by which PEFT's DoRA knows that it has to call `dequantize`."""
         return self.weight
-
-
-def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """`rows` [n, size] in e4m3, and the scale [n, 1] (float32) of each."""
-    # 448 is the largest e4m3: a literal, which a compiler takes for no variable
-    scale = rows.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / 448.0
-    return (rows.float() / scale).to(FP8), scale
 
 
 def to_fp8(module: Any, device: torch.device, keep: Any = None) -> Any:
@@ -78,24 +70,3 @@ def has_fp8(device: torch.device) -> bool:
 def _fits(linear: nn.Linear) -> bool:
     """Whether the kernels take the shape: both sizes are multiples of 16."""
     return linear.in_features % 16 == 0 and linear.out_features % 16 == 0
-
-
-def transposed(dy: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """What `product` takes for dy [n, out] times `weight` [out, in]: rows, weight [in, out], and their scales."""
-    if scale is None:
-        return dy, weight.t(), None, None
-    left, row_scale = quantize(dy.float() * scale[None, :])
-    return left, weight.t().contiguous(), row_scale, torch.ones(weight.shape[1], device=dy.device)
-
-
-class _Frozen(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, scale)
-        left, row_scale = quantize(rows)
-        return product(left, weight, None, None, row_scale, scale, rows.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        left, weight, row_scale, ones = transposed(dy, *ctx.saved_tensors)
-        return product(left, weight, None, None, row_scale, ones, dy.dtype), None, None
