@@ -102,7 +102,7 @@ class Bench:
         gc.collect()  # the cache of the one before
         settings = config.Extract(batch_size=rows, grounded=grounded)
         kind = kind or (Follower if self.gold is not None else Extractor)
-        made = kind(self.model, self.encoder, settings, among_allowed=self.choices)
+        made = kind(self.model, self.encoder, settings, on_choices=self.choices)
         if self.gold is not None:
             made.gold = self.gold  # type: ignore[attr-defined]
         return made
@@ -232,7 +232,7 @@ def _model(chosen: argparse.Namespace, device: torch.device) -> tuple[Any, Encod
     """The model, its encoder, and whether it was trained on choices only."""
     if chosen.run is not None:
         tool = load_bare(chosen.run, device.type)
-        return tool.model.requires_grad_(False), tool.encoder, tool.among_allowed
+        return tool.model.requires_grad_(False), tool.encoder, tool.on_choices
     task = _task(chosen)
     folder = Path(chosen.model)
     if folder.is_dir() and not list(folder.glob("*.safetensors")):

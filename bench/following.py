@@ -109,7 +109,8 @@ def record(
     kept, bursts = [], {}
     for document in documents:
         assert tool._constraint is not None
-        guide, answer, found, index = Guide(tool._constraint, tool.encoder, document.text), gold[document.id], [], 0
+        guide = Guide(tool._constraint, tool.encoder, document.text, ordered=tool.on_choices)
+        answer, found, index = gold[document.id], [], 0
         while index < len(answer) - 1:
             if answer[index] not in tool._constraint.allowed([guide.matcher]).ids[0]:
                 break

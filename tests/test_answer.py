@@ -218,6 +218,8 @@ def test_the_grammar_of_an_empty_answer_and_of_an_empty_text() -> None:
         ([("腹", "bod"), ("痛", "sym")], [(3, 4, "bod"), (4, 5, "sym")], []),
         # an answer out of order: 头 is looked for again from the front, and the cursor goes with it
         ([("腹", "bod"), ("头", "bod"), ("痛", "sym")], [(3, 4, "bod"), (0, 1, "bod"), (1, 2, "sym")], []),
+        # going back does not open what was stated for another time
+        ([("腹", "bod"), ("头", "bod"), ("腹", "bod")], [(3, 4, "bod"), (0, 1, "bod")], [("repeated", "腹")]),
         # third of two
         ([("痛", "sym")] * 3, [(1, 2, "sym"), (4, 5, "sym")], [("repeated", "痛")]),
         # a problem moves nothing

@@ -178,6 +178,40 @@ def test_a_guide_renews_its_grammar_when_an_entity_is_stated(constraint: Constra
     assert guide.finished or allowed(constraint, guide.matcher) == {tokenizer.eos_token_id}  # nothing is later
 
 
+def follow(guide: Guide, constraint: Constraint, tokenizer: Any, *entities: tuple[str, str]) -> list[bool]:
+    """Write entities as far as the guide allows; says after each whether it repeats."""
+    found, due = [], list[int]()
+    for mention, label in entities:
+        line = f'{{"entity_text": "{mention}", "entity_label": "{label}"}}\n'
+        for token in tokenizer(line, add_special_tokens=False)["input_ids"]:
+            forced = bool(due)
+            if token not in ([due.pop(0)] if forced else allowed(constraint, guide.matcher)):
+                return found
+            if not forced:
+                due = guide.advance(token)
+        found.append(guide.repeated)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("entities", "repeats"),
+    [
+        ([("b", "dis"), ("a", "dis")], False),  # the later one first
+        ([("b", "sym"), ("b", "dis")], False),  # the greater label first
+        ([("b", "dis"), ("b", "dis")], True),
+        ([("a", "dis"), ("b", "dis"), ("a", "dis")], True),
+    ],
+)
+def test_only_an_ordered_guide_forbids_what_is_earlier_or_was_said(
+    constraint: Constraint, tokenizer: Any, entities: list[tuple[str, str]], repeats: bool
+) -> None:
+    coder = Encoder(tokenizer, TASK)
+    free, ordered = (Guide(constraint, coder, "a b", ordered=ordered) for ordered in (False, True))
+    before = [False] * (len(entities) - 1)
+    assert follow(free, constraint, tokenizer, *entities) == [*before, repeats]
+    assert follow(ordered, constraint, tokenizer, *entities) == before
+
+
 @pytest.mark.parametrize("answer", ['{"entity_text": "c"', '{"x": 1}', "b"])
 def test_an_answer_that_is_no_answer_has_no_choices(constraint: Constraint, tokenizer: Any, answer: str) -> None:
     with pytest.raises(ModelError, match=r"the gold answer of 'b'.*train\.loss_on=answer"):

@@ -59,8 +59,11 @@ def encoder(task: TaskSpec = TASK, max_tokens: int | None = None) -> Encoder:
     return Encoder(byte_tokenizer(MERGES), task, max_tokens)
 
 
-def extractor(model: Any, task: TaskSpec = TASK, max_tokens: int | None = None, **changes: Any) -> Extractor:
-    return Extractor(model, encoder(task, max_tokens), config.Extract(**{"max_new_tokens": LIMIT, **changes}))
+def extractor(
+    model: Any, task: TaskSpec = TASK, max_tokens: int | None = None, *, on_choices: bool = False, **changes: Any
+) -> Extractor:
+    settings = config.Extract(**{"max_new_tokens": LIMIT, **changes})
+    return Extractor(model, encoder(task, max_tokens), settings, on_choices=on_choices)
 
 
 @dataclass
@@ -72,7 +75,7 @@ class Plain:
     status: str = "length"
 
 
-def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, among_allowed: bool = False) -> Plain:
+def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, on_choices: bool = False) -> Plain:
     """One document, no cache, all ids at every step; what the matcher forces is appended to the chosen token."""
     import llguidance.hf
     from llguidance import LLMatcher
@@ -99,12 +102,16 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, amo
         forced = [one for one in matcher.compute_ff_tokens() if one != coder.stop_id]  # the end of a piece, or of all
         matcher.consume_tokens(forced)
         plain.ids += [token, *forced]
-        distribution = (masked if among_allowed else logits).log_softmax(-1)
+        distribution = (masked if on_choices else logits).log_softmax(-1)
         plain.chosen += [float(distribution[token]), *([None] * len(forced))]
         answer = coder.tokenizer.decode(plain.ids)
-        if coder.format.mark in coder.tokenizer.decode([token, *forced]):  # only what is later in the text may follow
+        if coder.format.mark in coder.tokenizer.decode([token, *forced]):
             said = Said(answer, coder.format.parse(answer, text, coder.task))
-            matcher = fresh()
+            if said.parsed.is_repeating:
+                plain.status = "repeated"
+                break
+            if on_choices or coder.task.answer == "inline":  # only what is later in the text may follow
+                matcher = fresh()
         if matcher.is_stopped():
             plain.status = "stopped"
             break
@@ -130,13 +137,14 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(value): value for value in kept} | {chr(256 + index): value for index, value in enumerate(rest)}
 
 
+@pytest.mark.parametrize("on_choices", [False, True])
 @pytest.mark.parametrize(("family", "seed"), LIVELY)
-def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int) -> None:
+def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int, on_choices: bool) -> None:
     model, coder = lively_model(family, seed), encoder()
-    wanted = [plain_loop(model, coder, text) for text in TEXTS]
+    wanted = [plain_loop(model, coder, text, on_choices=on_choices) for text in TEXTS]
     assert sum(len(plain.ids) for plain in wanted) > 200 and wanted[3] == Plain([], [], "stopped")
     for batch_size in (1, 3, 8):
-        tool = extractor(model, batch_size=batch_size)
+        tool = extractor(model, on_choices=on_choices, batch_size=batch_size)
         for document, plain, got in zip(DOCUMENTS, wanted, tool.stream(DOCUMENTS), strict=True):
             assert (got.document.id, got.status) == (document.id, plain.status)
             assert got.answer == coder.tokenizer.decode(plain.ids)
@@ -148,13 +156,14 @@ def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int) -> N
     assert tool.effort.passes <= longest + 2  # a batch of all: as many passes as the longest, one for the prefix
 
 
+@pytest.mark.parametrize("on_choices", [False, True])
 @pytest.mark.parametrize("answer", ["grouped", "inline", "jsonl_seed"])
 @pytest.mark.parametrize(("family", "seed"), [("phi3", 2), ("gemma3_text", 3), ("qwen2", 5)])
-def test_every_format_equals_a_plain_loop(family: str, seed: int, answer: str) -> None:
+def test_every_format_equals_a_plain_loop(family: str, seed: int, answer: str, on_choices: bool) -> None:
     task = TASK.model_copy(update={"answer": answer})
     model, coder = lively_model(family, seed), encoder(task)
-    wanted = [plain_loop(model, coder, text, 60) for text in TEXTS]
-    tool = extractor(model, task, batch_size=3, max_new_tokens=60)
+    wanted = [plain_loop(model, coder, text, 60, on_choices=on_choices) for text in TEXTS]
+    tool = extractor(model, task, on_choices=on_choices, batch_size=3, max_new_tokens=60)
     for plain, got in zip(wanted, tool.stream(DOCUMENTS), strict=True):
         assert (got.answer, got.status) == (coder.tokenizer.decode(plain.ids), plain.status)
     assert tool.effort.tokens == sum(len(plain.ids) for plain in wanted) > 40
@@ -162,12 +171,15 @@ def test_every_format_equals_a_plain_loop(family: str, seed: int, answer: str) -
 
 def test_scores_among_what_is_allowed_are_those_of_the_masked_distribution() -> None:
     model, coder = lively_model("phi3", 2), encoder()
-    settings = config.Extract(max_new_tokens=LIMIT, batch_size=3)
-    tool = Extractor(model, coder, settings, among_allowed=True)
-    for document, got, other in zip(DOCUMENTS, tool.stream(DOCUMENTS), extractor(model).stream(DOCUMENTS), strict=True):
-        check_scores(coder, plain_loop(model, coder, document.text, among_allowed=True), got)
-        pairs = zip(got.document.entities, other.document.entities, strict=True)
-        assert all(one == two and (one.score or 0.0) >= (two.score or 0.0) for one, two in pairs)
+    tool, other = (extractor(model, on_choices=on_choices, batch_size=3) for on_choices in (True, False))
+    compared = 0
+    for document, got, over_all in zip(DOCUMENTS, tool.stream(DOCUMENTS), other.stream(DOCUMENTS), strict=True):
+        check_scores(coder, plain_loop(model, coder, document.text, on_choices=True), got)
+        if got.answer == over_all.answer:  # in order, as it happens
+            pairs = list(zip(got.document.entities, over_all.document.entities, strict=True))
+            assert all(one == two and (one.score or 0.0) > (two.score or 0.0) for one, two in pairs)
+            compared += len(pairs)
+    assert compared > 3
 
 
 def check_scores(coder: Encoder, plain: Plain, got: Extraction) -> None:
@@ -181,10 +193,12 @@ def check_scores(coder: Encoder, plain: Plain, got: Extraction) -> None:
         assert entity.score <= got.label_scores[entity] * (1 + 1e-6) <= 1 + 2e-6  # the label given the mention
 
 
-def test_the_random_models_end_in_both_ways() -> None:
-    """What the parity above is worth: answers of several lines that stop, and answers that are too long."""
-    found = [item for seed in (2, 5) for item in extractor(lively_model("phi3", seed)).stream(DOCUMENTS)]
-    assert {item.status for item in found} == {"stopped", "length"}
+@pytest.mark.parametrize("on_choices", [False, True])
+def test_the_random_models_end_in_every_way(on_choices: bool) -> None:
+    """What the parity above is worth: answers of several lines that stop, answers that are too long, repetitions."""
+    models = [lively_model("phi3", seed) for seed in (2, 5)]
+    found = [item for model in models for item in extractor(model, on_choices=on_choices).stream(DOCUMENTS)]
+    assert {item.status for item in found} == {"stopped", "length"} | (set() if on_choices else {"repeated"})
     assert any(item.status == "stopped" and len(item.document.entities) > 1 for item in found)
 
 
@@ -192,7 +206,7 @@ def test_forcing_says_what_masking_alone_would_say() -> None:
     """With one token a byte a forced token is the only one allowed: a loop that never forces says the same."""
     model = lively_model("phi3", 2)
     coder = Encoder(byte_tokenizer(), TASK)
-    tool = Extractor(model, coder, config.Extract(max_new_tokens=LIMIT, batch_size=3))
+    tool = Extractor(model, coder, config.Extract(max_new_tokens=LIMIT, batch_size=3), on_choices=True)
     constraint = Constraint(coder.tokenizer, 280, coder.stop_id)
     lengths = []
     for got, text in zip(tool.stream(DOCUMENTS), TEXTS, strict=True):
@@ -228,7 +242,8 @@ texts = st.builds(
 def tools() -> list[Extractor]:
     task = TASK.model_copy(update={"answer": "jsonl_seed", "empty_answer": "none"})
     model = lively_model("phi3", 2)
-    return [extractor(model, max_new_tokens=80, batch_size=2), extractor(model, task, max_new_tokens=80, batch_size=2)]
+    settings = {"max_new_tokens": 80, "batch_size": 2}
+    return [extractor(model, on_choices=True, **settings), extractor(model, task, **settings)]
 
 
 @given(batch=st.lists(texts, min_size=1, max_size=3))
@@ -253,7 +268,8 @@ def test_what_is_written_is_a_substring_at_its_offsets_with_a_label_of_the_task(
 
 
 def test_answers_that_run_out_are_reported() -> None:
-    found = [item for seed in (2, 5) for item in extractor(lively_model("phi3", seed)).stream(DOCUMENTS)]
+    models = [lively_model("phi3", seed) for seed in (2, 5)]
+    found = [item for model in models for item in extractor(model, on_choices=True).stream(DOCUMENTS)]
     cut = [item for item in found if item.status == "length"]
     begun = [item for item in cut if not item.answer.endswith("\n")]
     assert begun and all(item.problems[-1].kind == "truncated" for item in begun)
@@ -263,12 +279,11 @@ def test_answers_that_run_out_are_reported() -> None:
     assert shares["invalid_rate"] == shares["ungrounded_rate"] == 0
 
 
-def test_a_free_answer_that_repeats_itself_is_stopped_and_reported() -> None:
-    """A model that has learnt one line by heart, and to go on with it."""
-    model, coder = lively_model("phi3", 2), encoder()
-    line = '{"entity_text": "ab", "entity_label": "dis"}\n'
-    prompt = coder.prompt_ids("abc")
-    ids = torch.tensor([prompt + coder.tokenizer(line * 3, add_special_tokens=False)["input_ids"]])
+def parrot(coder: Encoder, text: str, answer: str) -> Any:
+    """A model that has learnt an answer by heart, and not to stop."""
+    model = lively_model("phi3", 2)
+    prompt = coder.prompt_ids(text)
+    ids = torch.tensor([prompt + coder.tokenizer(answer, add_special_tokens=False)["input_ids"]])
     labels = ids.clone()
     labels[:, : len(prompt)] = -100
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -276,12 +291,32 @@ def test_a_free_answer_that_repeats_itself_is_stopped_and_reported() -> None:
         model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    (free,) = extractor(model, grounded=False).stream([Document("a", "abc")])
-    assert free.answer == line * 2 and free.status == "repeated"
-    assert [(problem.kind, problem.found) for problem in free.problems] == [("repeated", "ab")]
-    assert free.document.entities == (Entity(0, 2, "dis"),) and rates([free])["non_stop_rate"] == 1
-    (grounded,) = extractor(model).stream([Document("a", "abc")])  # under the grammar it cannot
-    assert grounded.answer.startswith(line) and not grounded.answer.startswith(line * 2)
+    return model
+
+
+@pytest.mark.parametrize("grounded", [False, True])
+def test_an_answer_that_repeats_itself_is_stopped_and_reported(grounded: bool) -> None:
+    """In any order; only a model that was trained on choices is held to one, and can but go on to what is later."""
+    first, again = (f'{{"entity_text": "{mention}", "entity_label": "dis"}}\n' for mention in ("c", "ab"))
+    model = parrot(encoder(), "abc", first + again * 3)
+    (found,) = extractor(model, grounded=grounded).stream([Document("a", "abc")])
+    assert found.answer == first + again * 2 and found.status == "repeated"
+    assert [(problem.kind, problem.found) for problem in found.problems] == [("repeated", "ab")]
+    assert found.document.entities == (Entity(0, 2, "dis"), Entity(2, 3, "dis"))
+    assert rates([found])["non_stop_rate"] == 1
+    assert all((entity.score or 0.0) > 0.5 for entity in found.document.entities)
+    (ordered,) = extractor(model, on_choices=True).stream([Document("a", "abc")])
+    assert ordered.answer.startswith(first) and '"ab"' not in ordered.answer and ordered.status == "stopped"
+
+
+def test_a_repetition_that_is_the_end_of_the_answer_is_one() -> None:
+    """Where a token ends the last mention and its list, what ends the answer is forced behind it."""
+    coder = Encoder(byte_tokenizer([*MERGES, ('"', "]")]), TASK.model_copy(update={"answer": "grouped"}))
+    answer = '{"dis": ["ab"], "sym": ["c", "c"]}\n'
+    model = parrot(coder, "abc", answer)
+    (found,) = Extractor(model, coder, config.Extract(max_new_tokens=LIMIT)).stream([Document("a", "abc")])
+    assert (found.answer, found.status) == (answer, "repeated")
+    assert found.document.entities == (Entity(0, 2, "dis"), Entity(2, 3, "sym"))
 
 
 def test_order_is_kept_and_no_more_is_read_than_is_needed() -> None:

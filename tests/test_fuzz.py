@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from real import bench
-from spantune.answer import FORMATS
+from spantune.answer import FORMATS, Problem
 from spantune.document import Document, Entity
 from spantune.extract import Extraction
 from spantune.task import Label, TaskSpec
@@ -19,13 +19,14 @@ def fuzz() -> Any:
 
 
 @pytest.mark.parametrize("answer", sorted(FORMATS))
-def test_fuzzed_texts(answer: str, fuzz: Any) -> None:
+@pytest.mark.parametrize("ordered", [True, False])
+def test_fuzzed_texts(answer: str, ordered: bool, fuzz: Any) -> None:
     labels = tuple(Label(code=code) for code in fuzz.CODES)
     task = TaskSpec.model_validate({"labels": labels, "instruction": "Find entities.", "answer": answer})
     documents = list(fuzz.fuzzed(60, seed=1))
-    found = list(fuzz.tiny(task, fuzz.LIVELY[answer]).stream(documents))
+    found = list(fuzz.tiny(task, fuzz.LIVELY[answer], ordered=ordered).stream(documents))
     for document, extraction in zip(documents, found, strict=True):
-        assert fuzz.wanting(extraction, task, document.text) == [], (document.text, extraction.answer)
+        assert fuzz.wanting(extraction, task, document.text, ordered=ordered) == [], (document.text, extraction.answer)
     assert sum(len(one.document.entities) for one in found) > 15
     assert {"stopped", "length"} <= {one.status for one in found}
 
@@ -34,11 +35,16 @@ def test_the_fuzzer_sees_what_is_wrong(fuzz: Any) -> None:
     task = TaskSpec(labels=(Label(code="a"),), instruction="x")
     line = '{"entity_text": "x", "entity_label": "a"}\n'
 
-    def of(*entities: Entity, answer: str = line, status: str = "stopped") -> list[str]:
-        found: list[str] = fuzz.wanting(Extraction(Document("1", "xyx", entities), answer, status, ()), task, "xyx")
+    def of(*entities: Entity, answer: str = line, status: str = "stopped", ordered: bool = True) -> list[str]:
+        problems = (Problem("repeated", "x"),) if status == "repeated" else ()
+        extraction = Extraction(Document("1", "xyx", entities), answer, status, problems)
+        found: list[str] = fuzz.wanting(extraction, task, "xyx", ordered=ordered)
         return found
 
     assert of(Entity(0, 1, "a", 0.5)) == []
     assert of(Entity(0, 1, "b", 0.5)) == ["entity outside"] and of(Entity(0, 1, "a")) == ["no score"]
     assert of(Entity(0, 1, "a", 0.5), Entity(0, 1, "a", 0.5), answer="") == ["said twice"]
     assert of(Entity(0, 1, "a", 0.5), answer=line + " ") == ["another answer would say it"]
+    assert of(Entity(0, 1, "a", 0.5), status="repeated") == ["problem repeated"]
+    assert of(Entity(0, 1, "a", 0.5), answer=line + " ", ordered=False) == []
+    assert of(Entity(0, 1, "a", 0.5), status="repeated", ordered=False) == []

@@ -308,11 +308,11 @@ def test_long_texts_are_sent_in_chunks(model: Any) -> None:
 def test_a_model_trained_on_choices_needs_the_grammar(model: Any, local: list[Extraction]) -> None:
     with serving(CompletionsServer(model, byte_tokenizer(MERGES))) as server:
         asked = Server(server.url)
-        choices = RemoteExtractor(asked, Served("tiny", "vllm"), encoder(), SETTINGS, among_allowed=True)
+        choices = RemoteExtractor(asked, Served("tiny", "vllm"), encoder(), SETTINGS, on_choices=True)
         same(list(choices.stream(GOLD)), local, scores=False)
     for served, options in ((Served("tiny"), {}), (Served("tiny", "vllm"), {"grammar": "none"})):
         with pytest.raises(ConfigError, match="cannot answer without the grammar"):
-            RemoteExtractor(Server(asked.url, **options), served, encoder(), SETTINGS, among_allowed=True)  # type: ignore[arg-type]
+            RemoteExtractor(Server(asked.url, **options), served, encoder(), SETTINGS, on_choices=True)  # type: ignore[arg-type]
 
 
 def test_a_format_without_a_grammar_for_the_server_is_said_or_refused(caplog: pytest.LogCaptureFixture) -> None:

@@ -104,16 +104,18 @@ class Constraint:
 
 
 class Guide:
-    """Follows the answer for one text under its grammar, renewed after each entity to keep the answer in order.
+    """Follows the answer for one text under its grammar, and tells when it repeats itself.
 
     Args:
         constraint: the tokenizer's side.
         encoder: the task's side.
         text: the text that is extracted from.
+        ordered: whether the grammar is renewed after each entity to keep the answer in order; without, any entity may
+            follow and `repeated` says when one is said again. A grammar that ends with an entity is renewed either way.
     """
 
-    def __init__(self, constraint: Constraint, encoder: Encoder, text: str):
-        self._constraint, self._encoder, self._text = constraint, encoder, text
+    def __init__(self, constraint: Constraint, encoder: Encoder, text: str, *, ordered: bool = True):
+        self._constraint, self._encoder, self._text, self._ordered = constraint, encoder, text, ordered
         self._ids: list[int] = []
         self._closing = constraint.containing(encoder.format.mark)
         self.repeated = False  # whether the object that has just ended says what was said
@@ -176,7 +178,8 @@ class Guide:
         answer = encoder.decode(self._ids)
         said = Said(answer, encoder.format.parse(answer, text, encoder.task))
         self.repeated = said.parsed.is_repeating
-        grammar = encoder.format.grammar(text, encoder.task, said)
+        renews = self._ordered or self.matcher.is_stopped()
+        grammar = encoder.format.grammar(text, encoder.task, said) if renews else None
         if grammar is not None:
             self._matcher = self._constraint.compile(lambda: grammar)
         return grammar is not None

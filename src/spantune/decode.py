@@ -45,12 +45,14 @@ class Effort:
 class Rules:
     """How to decode: under `constraint` or freely, `limit` tokens an answer at the most.
 
-    `among_allowed`: whether log-probabilities are among what the grammar allows, else among the whole vocabulary.
+    `on_choices`: whether the model was trained on choices: its log-probabilities are among what the grammar allows, and
+    its answers keep the order that it was trained in; else they are those of the whole vocabulary, and any entity may
+    follow another.
     """
 
     limit: int
     constraint: Constraint | None = None
-    among_allowed: bool = False
+    on_choices: bool = False
 
 
 @dataclass(eq=False)
@@ -147,8 +149,8 @@ class Decoder:
             rows.append(row)
 
     def _guide(self, row: Row) -> Guide | None:
-        constraint = self._rules.constraint
-        return Guide(constraint, self._encoder, row.document.text) if constraint else None
+        constraint, ordered = self._rules.constraint, self._rules.on_choices
+        return Guide(constraint, self._encoder, row.document.text, ordered=ordered) if constraint else None
 
     def _launch(self, rows: list[Row], groups: Sequence[Sequence[Row]], waiting: _Waiting) -> Flight | None:
         """Begin the next pass of a group: rows that are writing first, then as much of the prompts as fits."""
@@ -194,7 +196,7 @@ class Decoder:
             values = values.masked_fill(~inside, float("-inf"))
             chosen = values.argmax(-1, keepdim=True)
             tokens = ids.gather(1, chosen)
-            total = (values if self._rules.among_allowed else found.float()).logsumexp(-1)
+            total = (values if self._rules.on_choices else found.float()).logsumexp(-1)
         logprobs = values.gather(1, chosen)[:, 0] - total
         return _fetched(tokens[:, 0], logprobs)
 
@@ -243,10 +245,10 @@ class Decoder:
         row.logprobs.extend([logprob, *([None] * len(forced))])
         self._effort.tokens += len(row.pending)
         self._effort.forced += len(forced)
-        if ended or (row.guide and row.guide.finished):
-            return "stopped"
         if row.guide.repeated if row.guide else self._repeats(row):
             return "repeated"
+        if ended or (row.guide and row.guide.finished):
+            return "stopped"
         return "length" if len(row.ids) >= self._rules.limit else ""
 
     def _repeats(self, row: Row) -> bool:

@@ -40,8 +40,9 @@ class Extractor:
         encoder: its tokenizer under the task.
         settings: batch size, limit and whether to decode under the grammar.
         calibration: how scores are to be read and which entities are kept; bare scores and all without it.
-        among_allowed: whether scores are probabilities among what the grammar allows, which a model knows that was
-            trained on choices; else they are those of the whole vocabulary.
+        on_choices: whether the model was trained on choices: its scores are probabilities among what the grammar
+            allows, and its answers keep the order that it was trained in; else they are those of the whole vocabulary,
+            and any entity may follow another.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class Extractor:
         settings: config.Extract | None = None,
         calibration: Calibration | None = None,
         *,
-        among_allowed: bool = False,
+        on_choices: bool = False,
     ):
-        self.model, self.encoder, self.among_allowed = model, encoder, among_allowed
+        self.model, self.encoder, self.on_choices = model, encoder, on_choices
         self.settings = settings or config.Extract()
         self.calibration = calibration
         self.effort = Effort()
@@ -104,11 +105,11 @@ class Extractor:
         window = self.model.config.max_position_embeddings
         longest = min(window, (self.encoder.max_tokens or window) + self.settings.max_new_tokens)
         shape = Shape(self.settings.batch_size or ROWS[kind], longest, TOKENS[kind])
-        few = self.among_allowed and self._constraint is not None and kind == "cpu"
+        few = self.on_choices and self._constraint is not None and kind == "cpu"
         return Forward(self.model, shape, states=few)
 
     def _decoder(self, forward: Forward) -> Decoder:
-        rules = Rules(self.settings.max_new_tokens, self._constraint, self.among_allowed)
+        rules = Rules(self.settings.max_new_tokens, self._constraint, self.on_choices)
         return Decoder(self.model, self.encoder, forward, rules, self.effort)
 
 
@@ -141,4 +142,4 @@ def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | 
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
-    return Extractor(model, encoder, settings or recipe.extract, among_allowed=recipe.train.loss_on == "choices")
+    return Extractor(model, encoder, settings or recipe.extract, on_choices=recipe.train.loss_on == "choices")

@@ -185,7 +185,7 @@ def read_answer(document: Document, written: Written, encoder: Encoder) -> Extra
             label_scores[entity] = probability(label)
         entities.append(entity)
     problems = parsed.problems
-    if written.status == "length" and problems and problems[-1].kind == "invalid":
+    if written.status in ("length", "repeated") and problems and problems[-1].kind == "invalid":
         problems = (*problems[:-1], Problem("truncated", problems[-1].found))
     found = document.with_entities(entities)
     return Extraction(found, written.text, written.status, problems, label_scores=label_scores)

@@ -2,9 +2,9 @@
 
 The server is vLLM, llama.cpp's or any other that completes token ids by OpenAI's protocol. A run gives task, tokenizer,
 settings and calibration; no weights are loaded. Requests overlap, results keep the order. A server knows the grammar of
-the whole answer only, so it may state an entity twice, which is then reported; one that knows no grammar is asked
-without, and its answers are read and checked. Scores need token ids and log-probabilities, which vLLM and llama.cpp
-give.
+the whole answer only and stops at no repetition, so it may state an entity twice, which is then reported; one that
+knows no grammar is asked without, and its answers are read and checked. Scores need token ids and log-probabilities,
+which vLLM and llama.cpp give.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RemoteExtractor:
         served: the model that is asked there.
         encoder: the model's tokenizer under the task.
         settings: the limit of an answer, chunks, and whether to decode under the grammar.
-        among_allowed: whether the model was trained on choices: it needs the grammar, and its scores are probabilities
+        on_choices: whether the model was trained on choices: it needs the grammar, and its scores are probabilities
             among what the grammar allows, which servers do not give.
 
     Raises:
@@ -57,12 +57,12 @@ class RemoteExtractor:
         encoder: Encoder,
         settings: config.Extract | None = None,
         *,
-        among_allowed: bool = False,
+        on_choices: bool = False,
     ):
         self.server, self.served, self.encoder = server, served, encoder
         self.settings = settings or config.Extract()
         self.calibration: Calibration | None = None
-        self.among_allowed = among_allowed
+        self.on_choices = on_choices
         self._has_grammar = self.settings.grounded and server.grammar != "none"
         knows = encoder.task.answer in GRAMMARS[served.kind]
         self._is_proven = False  # that the server takes our grammars
@@ -75,7 +75,7 @@ class RemoteExtractor:
                 raise ConfigError(f"--grammar {server.grammar}: {problem}; give --grammar none, or decode here")
             self._has_grammar = False
             self._say(f"{problem}: they are read and checked as they come")
-        if among_allowed and not self._has_grammar:
+        if on_choices and not self._has_grammar:
             raise ConfigError(
                 "the run was trained on choices (train.loss_on) and cannot answer without the grammar; give --grammar "
                 "vllm or llamacpp, for a server that takes it, or decode here"
@@ -122,7 +122,7 @@ class RemoteExtractor:
 
     def _answer_without(self, client: Client, document: Document, refused: Refused) -> Extraction | None:
         """The answer without a grammar, if it was the grammar that the server refused."""
-        if self.among_allowed:
+        if self.on_choices:
             return None
         try:
             found = self._answer(client, document, with_grammar=False)
@@ -153,14 +153,14 @@ class RemoteExtractor:
         if ids and ids[-1] == self.encoder.stop_id:
             ids.pop()
         if not ids:
-            if answer.text and not self.among_allowed:
+            if answer.text and not self.on_choices:
                 self._say("the server gives no token ids with log-probabilities: entities have no scores")
             return Written(answer.text, status)
         # decoded here, since servers may leave out what they take for special
         text = self.encoder.decode(ids)
         for index in self._forced(ids, grammar) if grammar is not None else ():
             logprobs[index] = None
-        return Written(text, status) if self.among_allowed else Written(text, status, ids, logprobs)
+        return Written(text, status) if self.on_choices else Written(text, status, ids, logprobs)
 
     def _forced(self, ids: list[int], grammar: str) -> Iterator[int]:
         """The places of the tokens that the grammar left no choice for."""
@@ -216,6 +216,6 @@ def load_remote(
     encoder = Encoder(load_tokenizer(adapter, recipe.model.source), task, recipe.train.max_tokens)
     with Client(server) as client:
         served = choose(client.models(), server)
-    extractor = RemoteExtractor(server, served, encoder, settings or recipe.extract, among_allowed=choices)
+    extractor = RemoteExtractor(server, served, encoder, settings or recipe.extract, on_choices=choices)
     extractor.calibration = calibration
     return extractor

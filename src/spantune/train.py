@@ -200,8 +200,8 @@ class _Job:
         return size
 
     def _extractor(self, model: Any) -> Extractor:
-        among_allowed = self.recipe.train.loss_on == "choices"
-        return _Stoppable(self.stop, model, self.prepared.encoder, self.recipe.extract, among_allowed=among_allowed)
+        on_choices = self.recipe.train.loss_on == "choices"
+        return _Stoppable(self.stop, model, self.prepared.encoder, self.recipe.extract, on_choices=on_choices)
 
     def _finish(self) -> Evaluation:
         """Measure the best adapter on the test documents and write the report."""

@@ -100,9 +100,9 @@ def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *,
         else:
             group = mention.label if by_label else ""
             last = cursors.get(group, Entity(0, 0, ""))
-            later = (entity for entity in _occurrences(mention, text, last.start) if entity > last)
+            later = (e for e in _occurrences(mention, text, last.start) if e > last and e not in taken)
             # an answer out of order: look again from the front
-            other = (entity for entity in _occurrences(mention, text, 0) if entity not in taken)
+            other = (e for e in _occurrences(mention, text, 0) if e not in taken)
             found = next(later, None) or next(other, None)
             if found is None:
                 problems.append(Problem("repeated", mention.text))
