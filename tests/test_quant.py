@@ -17,7 +17,8 @@ from spantune.errors import ModelError
 from spantune.load import load
 from spantune.lora import attach
 from spantune.loss import pack_loss
-from spantune.quant import FP8, Fp8Linear, quantize, to_fp8
+from spantune.products import FP8, quantize
+from spantune.quant import Fp8Linear, to_fp8
 from test_loss import examples, gradients, packed
 
 CPU = torch.device("cpu")

@@ -126,7 +126,14 @@ torch.library.register_fake("spantune::linear", _linear_shapes)
 torch.library.register_autograd("spantune::linear", _gradients, setup_context=_keep, lib=LIBRARY)
 
 
-@register_flop_formula([torch.ops.spantune.product, torch.ops.spantune.linear])
-def _flops(rows: Any, weight: Any, *_: Any, **__: Any) -> int:
-    """What a compiler weighs recomputation by."""
+# what a compiler weighs recomputation by
+
+
+@register_flop_formula(torch.ops.spantune.product)
+def _product_flops(rows: Any, weight: Any, *_: Any, **__: Any) -> int:
     return int(2 * rows[0] * rows[1] * weight[0])
+
+
+@register_flop_formula(torch.ops.spantune.linear)
+def _linear_flops(rows: Any, left: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return _product_flops(rows, weight)
