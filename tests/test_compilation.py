@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dense_kernel
 from fakes import tiny_model
 from spantune import config
-from spantune.compilation import _keeping, compile_layers, decoder_layers
+from spantune.compilation import _contexts, _keeping, compile_layers, decoder_layers
 from spantune.config import Keep, parse_config
 from spantune.estimate import _kept
 from spantune.lora import attach
@@ -83,6 +83,11 @@ def test_what_is_not_kept_is_computed_again_and_nothing_else(keep: Keep, product
     assert counted.calls["pack_attention_backward.default"] == 3
 
 
+def test_torchs_cache_tells_what_is_kept_apart() -> None:
+    hashes = [_contexts(keep).cache_hash for keep in get_args(Keep)]
+    assert len(set(hashes)) == 3 and _contexts("some").cache_hash in hashes
+
+
 def test_extraction_goes_through_the_layers_as_they_are() -> None:
     made = model("fp32")
     assert compile_layers(made, "some") == 3
@@ -123,13 +128,16 @@ def test_a_compiled_step_is_the_eager_one_for_packs_of_any_size_and_keeps_what_i
     torch._dynamo.reset()
     compile_layers(made, "some")
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    cached = Counter(torch._dynamo.utils.counters["aot_autograd"])
     for (loss, gradient), pack in zip(eager, packs, strict=True):
         found = step(made, pack)
         assert found[0] == pytest.approx(loss, rel=2e-3)  # e4m3 rounds what differs in the last bit
         assert (found[1] - gradient).norm() < 0.02 * gradient.norm()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2
+    cached = Counter(torch._dynamo.utils.counters["aot_autograd"]) - cached
+    assert cached["autograd_cache_bypass"] == 0 < cached["autograd_cache_hit"] + cached["autograd_cache_miss"]
     plain = {"model": {"source": "x", "base": "fp32"}, "task": {"labels": ["a"]}, "data": {"train": "t"}}
-    recipe = parse_config({**plain, "train": {"keep": "some", "compile": "on"}, "lora": {"rank": 4, "alpha": 8}})
+    recipe = parse_config({**plain, "train": {"keep": "some", "compile": "on"}})
     predicted = len(packs[0].ids) * _kept(tiny_model("phi3", **SHAPE), recipe, CPU)
     assert saved_bytes(made, packs[0]) == predicted
 

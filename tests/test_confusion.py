@@ -58,6 +58,10 @@ def test_a_label_outside_the_set_has_its_own_row() -> None:
         ({"status": "length"}, {"truncated by length": ()}),
         ({"status": "length", "problems": [{"kind": "truncated", "found": "{x"}]}, {"truncated by length": ("{x",)}),
         ({"status": "repeated", "problems": [{"kind": "repeated", "found": "x"}]}, {"never stopped": ("x",)}),
+        (
+            {"status": "repeated", "problems": [{"kind": k, "found": k} for k in ("repeated", "truncated")]},
+            {"never stopped": ("repeated", "truncated")},
+        ),
         ({"status": "stopped", "problems": [{"kind": "repeated", "found": "x"}]}, {"mention not in text": ("x",)}),
         ({"status": "failed", "problems": [{"kind": "grammar", "found": "x"}]}, {"invalid answer": ("x",)}),
         (

@@ -319,6 +319,18 @@ def test_a_repetition_that_is_the_end_of_the_answer_is_one() -> None:
     assert found.document.entities == (Entity(0, 2, "dis"), Entity(2, 3, "sym"))
 
 
+@pytest.mark.parametrize("on_choices", [True, False])
+def test_an_answer_that_ends_at_the_limit_is_whole(on_choices: bool) -> None:
+    coder = Encoder(byte_tokenizer([*MERGES, ('"', "]")]), TASK.model_copy(update={"answer": "grouped"}))
+    answer = '{"dis": ["ab"], "sym": ["c"]}\n'
+    limit = len(coder.tokenizer.encode(answer, add_special_tokens=False))
+    settings = config.Extract(max_new_tokens=limit)
+    for _ in range(5):  # a grammar that is being made would be ready in some of them
+        tool = Extractor(parrot(coder, "abc", answer), coder, settings, on_choices=on_choices)
+        (found,) = tool.stream([Document("a", "abc")])
+        assert (found.answer, found.status, found.problems) == (answer, "stopped", ())
+
+
 def test_order_is_kept_and_no_more_is_read_than_is_needed() -> None:
     model = lively_model("phi3", 2)
     documents = [Document(f"n{number}", TEXTS[number % 8] + str(number)) for number in range(11)]

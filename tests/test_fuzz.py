@@ -28,7 +28,8 @@ def test_fuzzed_texts(answer: str, ordered: bool, fuzz: Any) -> None:
     for document, extraction in zip(documents, found, strict=True):
         assert fuzz.wanting(extraction, task, document.text, ordered=ordered) == [], (document.text, extraction.answer)
     assert sum(len(one.document.entities) for one in found) > 15
-    assert {"stopped", "length"} <= {one.status for one in found}
+    ends = {"stopped", "length"} if ordered or answer == "inline" else {"stopped", "repeated"}
+    assert ends <= {one.status for one in found}
 
 
 def test_the_fuzzer_sees_what_is_wrong(fuzz: Any) -> None:

@@ -110,6 +110,7 @@ def test_fill_is_best_fit_decreasing_and_gives_an_oversize_one_its_own_group() -
     assert fill([3, 12, 7, 5, 4], 10) == [[1], [2, 0], [3, 4]]
     assert fill([8, 7, 5, 5, 1], 10) == [[0], [1, 4], [2, 3]]  # 1 would be with 8 if these were not evened out
     assert fill([7, 5, 4, 1], 10) == [[0, 3], [1, 2]]  # best fit leaves 7 by itself
+    assert fill([3, 3, 2, 2, 2], 7) == [[0, 1], [2, 3, 4]]  # even already, where longest first gives 7 and 5
     assert fill([6, 6, 4, 4, 4, 3, 3], 15) == [[0, 1, 5], [2, 3, 4, 6]]  # even sums there are 14 and 16
     assert fill([1, 1], 0) == [[0], [1]]
 

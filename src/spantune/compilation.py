@@ -56,13 +56,19 @@ def is_wide(outputs: int, inputs: int) -> bool:
 
 def _keeping(forward: Callable[..., Any], keep: Keep) -> Callable[..., Any]:
     """`forward` with what it keeps for backward chosen."""
-    contexts: Any = partial(create_selective_checkpoint_contexts, _POLICIES[keep])
-    contexts.cache_hash = f"{keep} {_code()}"
+    contexts = _contexts(keep)
 
     def kept(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False, **kwargs)
 
     return kept
+
+
+def _contexts(keep: Keep) -> Any:
+    """What tells `checkpoint` what to keep, with the hash without which torch stores no traced layer for later runs."""
+    contexts: Any = partial(create_selective_checkpoint_contexts, _POLICIES[keep])
+    contexts.cache_hash = f"{keep} {_code()}"
+    return contexts
 
 
 @cache

@@ -127,6 +127,7 @@ def answer_errors(document: Document) -> dict[AnswerKind, tuple[str, ...]]:
         kind = problem.get("kind") if isinstance(problem, Mapping) else None
         if not isinstance(kind, str) or kind not in _PROBLEMS:
             continue
-        place: AnswerKind = "never stopped" if (kind, status) == ("repeated", "repeated") else _PROBLEMS[kind]
+        endless = status == "repeated" and kind in ("repeated", "truncated")
+        place: AnswerKind = "never stopped" if endless else _PROBLEMS[kind]
         found.setdefault(place, []).append(str(problem.get("found", "")))
     return {kind: tuple(found[kind]) for kind in ANSWER_KINDS if kind in found}

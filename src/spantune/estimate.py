@@ -167,11 +167,10 @@ def _kept(model: Any, recipe: Config, device: torch.device) -> int:
     adapted = coverage(model, recipe.lora).matched
     outputs = 0
     for layer in layers:
-        linear = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
-        for name, module in linear:
+        *linear, _ = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
+        for name, module in linear:  # but the last, whose output is the sum that the next layer keeps
             if (every or name in adapted) and (recipe.train.keep == "most" or not is_wide(*module.weight.shape)):
-                outputs += module.out_features if module is not linear[-1][1] else 0  # in the sum that the next keeps
-                outputs += recipe.lora.rank if name in adapted else 0
+                outputs += module.out_features
     attended = heads * (size * width + 4)  # with its log-sum-exp in fp32
     return len(layers) * (hidden * width + attended) + outputs * width
 

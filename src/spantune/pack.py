@@ -63,8 +63,8 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
 def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices grouped by best-fit decreasing, so that each group's lengths sum to `budget` at most.
 
-    The two groups with the most room are then evened out, since a short pack takes hardly less time than one of twice
-    its length. A length over the budget gets a group of its own.
+    The two groups with the most room are then evened out where they can be, since a short pack takes hardly less time
+    than one of twice its length. A length over the budget gets a group of its own.
     """
     groups: list[list[int]] = []
     room: list[int] = []
@@ -81,7 +81,7 @@ def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
     if len(groups) > 1:
         last = sorted(range(len(groups)), key=lambda number: (room[number], number))[-2:]
         halves = _halves(lengths, [index for number in last for index in groups[number]])
-        if all(sum(lengths[index] for index in half) <= budget for half in halves):
+        if max(sum(lengths[index] for index in half) for half in halves) < budget - min(room[n] for n in last):
             for number, half in zip(last, halves, strict=True):
                 groups[number] = half
     return groups

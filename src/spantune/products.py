@@ -74,37 +74,33 @@ def linear(rows: Tensor, weight: Tensor, scale: Tensor | None, down: Tensor | No
     Shapes: rows [n, in], weight [out, in], scale [out], down [rank, in], up [out, rank].
     """
     left, row_scale = (None, None) if scale is None else quantize(rows.detach())
-    found, _ = torch.ops.spantune.linear(rows, left, weight, down, up, row_scale, scale)
-    return found  # type: ignore[no-any-return]
+    found: Tensor = torch.ops.spantune.linear(rows, left, weight, down, up, row_scale, scale)
+    return found
 
 
-def _linear(
-    rows: Tensor, left: Any, weight: Tensor, down: Any, up: Any, row_scale: Any, scale: Any
-) -> tuple[Tensor, Tensor]:
-    """The product, and `rows` in the low rank, which the gradients need."""
+def _linear(rows: Tensor, left: Any, weight: Tensor, down: Any, up: Any, row_scale: Any, scale: Any) -> Tensor:
     low = None if down is None else rows @ down.t()
-    found = _product(rows if left is None else left, weight, low, up, row_scale, scale, rows.dtype)
-    return found, rows.new_empty(0) if low is None else low
+    return _product(rows if left is None else left, weight, low, up, row_scale, scale, rows.dtype)
 
 
-def _linear_shapes(rows: Tensor, left: Any, weight: Tensor, down: Any, *_: Any) -> tuple[Tensor, Tensor]:
-    low = rows.new_empty(0 if down is None else (rows.shape[0], down.shape[0]))
-    return rows.new_empty((rows.shape[0], weight.shape[0])), low
+def _linear_shape(rows: Tensor, left: Any, weight: Tensor, *_: Any) -> Tensor:
+    return rows.new_empty((rows.shape[0], weight.shape[0]))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     rows, _, weight, down, up, _, scale = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(None if down is None else rows, weight, down, up, scale, output[1])
+    ctx.save_for_backward(None if down is None else rows, weight, down, up, scale)
 
 
-def _gradients(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    rows, weight, down, up, scale, low = ctx.saved_tensors
-    of_low = None if down is None else dy @ up
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    rows, weight, down, up, scale = ctx.saved_tensors
     left, turned, row_scale, ones = _transposed(dy, weight, scale)
-    dx = product(left, turned, of_low, None if down is None else down.t(), row_scale, ones, dy.dtype)
-    of_down, of_up = (None, None) if of_low is None else (of_low.t() @ rows, dy.t() @ low)
-    return dx, None, None, of_down, of_up, None, None
+    if down is None:
+        return product(left, turned, None, None, row_scale, ones, dy.dtype), *[None] * 6
+    of_low = dy @ up
+    dx = product(left, turned, of_low, down.t(), row_scale, ones, dy.dtype)
+    # the rows' low rank again, which costs less than keeping it would
+    return dx, None, None, of_low.t() @ rows, dy.t() @ (rows @ down.t()), None, None
 
 
 def _transposed(
@@ -119,10 +115,10 @@ def _transposed(
 
 LIBRARY.define(  # type: ignore[no-untyped-call]
     "linear(Tensor rows, Tensor? left, Tensor weight, Tensor? down, Tensor? up, Tensor? row_scale, Tensor? scale)"
-    " -> (Tensor, Tensor)"
+    " -> Tensor"
 )
 LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_fake("spantune::linear", _linear_shapes)
+torch.library.register_fake("spantune::linear", _linear_shape)
 torch.library.register_autograd("spantune::linear", _gradients, setup_context=_keep, lib=LIBRARY)
 
 

@@ -42,8 +42,8 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
 def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
     """A Lark grammar of llguidance for an answer, or for the rest of one that has `said` something.
 
-    Entities are non-empty substrings of `text`; each label comes once at the most, in the order of the task, and under
-    it each mention is later in the text than the one before. None, where `said` does not end between two mentions.
+    Entities are non-empty substrings of `text`; each label comes once at the most, in the order of the task. A mention
+    right after `said` is later in the text than its last. None, where `said` does not end between two mentions.
     """
     characters = [json.dumps(character, ensure_ascii=False)[1:-1] for character in text]
     if said is None:
@@ -62,7 +62,7 @@ def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
     for i, code in enumerate(task.codes[number + 1 :], start=number + 1):
         if (opening := without(tail, f"], {_key(code)}")) is not None:
             ways.append(f"{literal(opening)} list{i}")
-    if (end := without(tail, "]}\n")) is not None:
+    if end := without(tail, "]}\n"):
         ways.append(literal(end))
     if not ways:
         return None

@@ -56,8 +56,9 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
 def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
     """A Lark grammar of llguidance for an answer, or for the rest of one that has `said` something.
 
-    Entities are non-empty substrings of `text`, labels the task's. After an entity only a later one in the order of
-    (start, end, label) may come: no answer can go back, repeat itself without end or state an entity twice.
+    Entities are non-empty substrings of `text`, labels the task's. The first after what is `said` is later in the order
+    of (start, end, label) than its last: renewed after each entity, no answer can go back, repeat itself without end or
+    state an entity twice.
     None, where `said` does not end with an object: the grammar goes on as it is.
     """
     return object_grammar(text, task, JSON, said)

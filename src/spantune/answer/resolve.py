@@ -29,7 +29,7 @@ class Problem:
     """Why a part of an answer gave no entity.
 
     Kinds: `invalid` (not of the format), `label` (not the task's), `ungrounded` (not in the text), `repeated` (written
-    more often than the text holds it), `truncated` (begun when the answer's limit came), `grammar` (the grammar could
+    more often than the text holds it), `truncated` (begun when the answer was cut off), `grammar` (the grammar could
     not be followed), and `repaired` (not quite of the format; it was read all the same).
     """
 
