@@ -39,14 +39,14 @@ def by_definition(gold: list[Document], predicted: list[Document], label: str | 
     """Count by walking over every possible entity of every document."""
     correct = guessed = true = 0
     for one, other in zip(gold, predicted, strict=True):
+        ours, theirs = ({(e.start, e.end, e.label) for e in side.entities} for side in (one, other))
         for start in range(len(TEXT)):
             for end in range(start + 1, len(TEXT) + 1):
                 for code in LABELS if label is None else (label,):
-                    in_gold = any((e.start, e.end, e.label) == (start, end, code) for e in one.entities)
-                    in_predicted = any((e.start, e.end, e.label) == (start, end, code) for e in other.entities)
-                    true += in_gold
-                    guessed += in_predicted
-                    correct += in_gold and in_predicted
+                    possible = (start, end, code)
+                    true += possible in ours
+                    guessed += possible in theirs
+                    correct += possible in ours and possible in theirs
     return Figure(correct, guessed, true)
 
 
