@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -264,6 +266,38 @@ def test_who_leaves_early_waits_for_nothing(model: Any) -> None:
         started = time.monotonic()
         stream.close()
         assert time.monotonic() - started < 2
+
+
+def test_who_leaves_while_a_request_connects_leaves_no_connection_open(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, made, connecting, left = (
+        socket.create_connection,
+        list[socket.socket](),
+        threading.Event(),
+        threading.Event(),
+    )
+
+    def slow(*args: Any, **options: Any) -> socket.socket:
+        made.append(connect(*args, **options))
+        connecting.set()
+        left.wait(10)
+        return made[-1]
+
+    def ask(client: Client) -> None:
+        with suppress(ModelError):
+            client.complete({"model": "x", "prompt": [1], "max_tokens": 1}, lambda response: response)
+
+    with serving(CompletionsServer(model, byte_tokenizer(MERGES))) as server:
+        monkeypatch.setattr(socket, "create_connection", slow)
+        client = Client(Server(server.url, patience=QUICK))
+        thread = threading.Thread(target=ask, args=(client,))
+        thread.start()
+        assert connecting.wait(10)
+        client.close()
+        left.set()
+        thread.join(20)
+        assert not thread.is_alive() and [one.fileno() for one in made] == [-1]
 
 
 def test_a_server_that_counts_other_tokens_is_refused(model: Any) -> None:

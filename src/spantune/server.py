@@ -73,6 +73,7 @@ class Client:
             timeout=httpx.Timeout(server.timeout, connect=10.0),
             limits=httpx.Limits(max_connections=server.concurrency),
             trust_env=not near,  # a proxy of the environment is for other machines
+            event_hooks={"response": [self._drop_if_closed]},
         )
 
     def close(self) -> None:
@@ -155,6 +156,11 @@ class Client:
         if status in (408, 409, 425) or status >= 500:
             raise httpx.HTTPError(said)
         raise Refused(f"the server refuses: {said}")
+
+    def _drop_if_closed(self, response: httpx.Response) -> None:
+        """Close the connection of a request that was still connecting when the client closed: no pool knows it now."""
+        if self._http.is_closed:
+            response.extensions["network_stream"].close()
 
     def _is_well(self) -> bool:
         """Whether the server answers at all."""
