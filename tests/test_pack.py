@@ -18,7 +18,18 @@ from spantune.document import Document, Entity
 from spantune.encode import Encoder, Example
 from spantune.hub import resolve
 from spantune.load import load_tokenizer
-from spantune.pack import NO_TARGET, PADDING, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
+from spantune.pack import (
+    NO_TARGET,
+    PADDING,
+    PREFIX,
+    Pack,
+    best_fit,
+    common_prefix,
+    fill,
+    layout,
+    pack_examples,
+    shared_prefix,
+)
 from spantune.prompt import make_task
 from spantune.task import Label, TaskSpec
 
@@ -95,17 +106,44 @@ def test_identical_texts_share_all_but_their_last_prompt_token() -> None:
     assert shared_prefix(examples) == examples[0].answer_start - 1
 
 
-@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 80))
+LENGTHS = given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 80))
+
+
+@LENGTHS
 def test_groups_hold_every_index_once_and_never_exceed_the_budget(lengths: list[int], budget: int) -> None:
-    groups = fill(lengths, budget)
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    for group in groups:
-        assert group and (sum(lengths[index] for index in group) <= budget or len(group) == 1)
-    # in best fit, two groups are together over the budget: there are never twice as many as must be
-    assert len(groups) <= 1 or 2 * sum(lengths) > budget * len(groups)
+    for groups in (best_fit(lengths, budget), fill(lengths, budget)):
+        assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+        for group in groups:
+            assert group and (sum(lengths[index] for index in group) <= budget or len(group) == 1)
 
 
-def test_fill_is_best_fit_decreasing_and_gives_an_oversize_one_its_own_group() -> None:
+@LENGTHS
+def test_best_fit_opens_a_group_only_when_none_before_it_has_room(lengths: list[int], budget: int) -> None:
+    groups = best_fit(lengths, budget)
+    opener = [max(lengths[index] for index in group) for group in groups]
+    room = [budget - sum(lengths[index] for index in group) for group in groups]
+    for number, size in enumerate(opener):
+        assert all(size > space for space in room[:number])
+
+
+@LENGTHS
+def test_evening_out_touches_two_groups_and_only_lowers_the_larger(lengths: list[int], budget: int) -> None:
+    before, after = best_fit(lengths, budget), fill(lengths, budget)
+    assert len(before) == len(after)
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert len(changed) in (0, 2)
+    if changed:
+        old, new = (max(sum(lengths[i] for i in pair[side]) for pair in changed) for side in (0, 1))
+        assert new < old
+
+
+def test_best_fit_puts_each_where_least_room_is_left() -> None:
+    assert best_fit([7, 5, 4, 1], 10) == [[0], [1, 2, 3]]  # 1 is not with 7, where it fits first
+    assert best_fit([5, 5, 5], 10) == [[0, 1], [2]]
+    assert best_fit([3, 12, 7, 5, 4], 10) == [[1], [2, 0], [3, 4]]  # 12 is over the budget
+
+
+def test_fill_evens_out_the_two_emptiest() -> None:
     assert fill([], 10) == []
     assert fill([3, 12, 7, 5, 4], 10) == [[1], [2, 0], [3, 4]]
     assert fill([8, 7, 5, 5, 1], 10) == [[0], [1, 4], [2, 3]]  # 1 would be with 8 if these were not evened out

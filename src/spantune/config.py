@@ -212,6 +212,11 @@ class Train(Section):
     log_steps: int = Field(1, ge=1)
     """Steps between training lines in `metrics.jsonl`."""
 
+    @property
+    def on_choices(self) -> bool:
+        """Whether the loss is on the grammar's choices alone."""
+        return self.loss_on == "choices"
+
 
 class Extract(Section):
     """Extraction."""
@@ -274,9 +279,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _choices_need_the_grammar(self) -> Config:
-        if self.train.loss_on == "choices" and (self.train.pack != "shared" or self.train.cut_tokens):
+        if self.train.on_choices and (self.train.pack != "shared" or self.train.cut_tokens):
             raise ValueError("train.loss_on=choices needs train.pack=shared and no train.cut_tokens")
-        if self.train.loss_on == "choices" and not self.extract.grounded:
+        if self.train.on_choices and not self.extract.grounded:
             raise ValueError("train.loss_on=choices needs extract.grounded=true: the model learns choices only")
         return self
 

@@ -142,4 +142,4 @@ def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | 
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
-    return Extractor(model, encoder, settings or recipe.extract, on_choices=recipe.train.loss_on == "choices")
+    return Extractor(model, encoder, settings or recipe.extract, on_choices=recipe.train.on_choices)

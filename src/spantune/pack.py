@@ -66,6 +66,19 @@ def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
     The two groups with the most room are then evened out where they can be, since a short pack takes hardly less time
     than one of twice its length. A length over the budget gets a group of its own.
     """
+    groups = best_fit(lengths, budget)
+    if len(groups) > 1:
+        sums = [sum(lengths[index] for index in group) for group in groups]
+        last = sorted(range(len(groups)), key=lambda number: (-sums[number], number))[-2:]
+        halves = _halves(lengths, [index for number in last for index in groups[number]])
+        if max(sum(lengths[index] for index in half) for half in halves) < max(sums[number] for number in last):
+            for number, half in zip(last, halves, strict=True):
+                groups[number] = half
+    return groups
+
+
+def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped, the longest first, each into the fullest group with room for it, or else a new one."""
     groups: list[list[int]] = []
     room: list[int] = []
     for index in _longest_first(lengths, range(len(lengths))):
@@ -78,12 +91,6 @@ def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
             room.append(budget)
         groups[number].append(index)
         room[number] -= lengths[index]
-    if len(groups) > 1:
-        last = sorted(range(len(groups)), key=lambda number: (room[number], number))[-2:]
-        halves = _halves(lengths, [index for number in last for index in groups[number]])
-        if max(sum(lengths[index] for index in half) for half in halves) < budget - min(room[n] for n in last):
-            for number, half in zip(last, halves, strict=True):
-                groups[number] = half
     return groups
 
 

@@ -82,7 +82,7 @@ def prepare(recipe: config.Config) -> Prepared:
     examples = tuple(encoder.example(document) for document in splits.train)
     examples, cut = _cut(examples, settings.cut_tokens)
     model_config = load_config_of(folder)
-    if settings.loss_on == "choices":
+    if settings.on_choices:
         examples = _choices(examples, splits.train, encoder, model_config.vocab_size)
     return Prepared(recipe, task, splits, folder, tokenizer, model_config, encoder, examples, cut)
 

@@ -206,7 +206,7 @@ def load_remote(
     recipe = read_config(folder)
     adapter, task = read_adapter(folder)
     calibration = Calibration.load(folder)
-    choices = recipe.train.loss_on == "choices"
+    choices = recipe.train.on_choices
     if min_score is not None:
         if choices:
             raise ConfigError(

@@ -200,7 +200,7 @@ class _Job:
         return size
 
     def _extractor(self, model: Any) -> Extractor:
-        on_choices = self.recipe.train.loss_on == "choices"
+        on_choices = self.recipe.train.on_choices
         return _Stoppable(self.stop, model, self.prepared.encoder, self.recipe.extract, on_choices=on_choices)
 
     def _finish(self) -> Evaluation:
