@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import yaml
 from fakes import save_model
 from forked import Command
 from swanlab_cloud import KEY, Cloud
+
+os.environ["MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS"] = "1"  # read when modelscope is imported; else half a minute
 
 MERGES = [
     ("Ċ", "a"),

