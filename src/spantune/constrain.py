@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,6 +101,12 @@ class Constraint:
         error = matcher.get_error()
         if error:
             raise ModelError(f"the grammar cannot be followed with this tokenizer: {error}")
+
+
+@lru_cache(maxsize=1)
+def constraint_of(tokenizer: Any, vocabulary: int, stop: int) -> Constraint:
+    """The Constraint of a tokenizer, kept for who asks next: to make one takes seconds where a vocabulary is large."""
+    return Constraint(tokenizer, vocabulary, stop)
 
 
 class Guide:

@@ -15,7 +15,7 @@ from typing import Any
 from spantune import config
 from spantune.answer import Problem
 from spantune.calibration import Calibration
-from spantune.constrain import Constraint, vocabulary_size
+from spantune.constrain import constraint_of, vocabulary_size
 from spantune.decode import Decoder, Effort, Rules
 from spantune.document import Document
 from spantune.encode import Encoder
@@ -60,7 +60,9 @@ class Extractor:
         self.effort = Effort()
         self._device = next(model.parameters()).device
         self._constraint = (
-            Constraint(encoder.tokenizer, vocabulary_size(model), encoder.stop_id) if self.settings.grounded else None
+            constraint_of(encoder.tokenizer, vocabulary_size(model), encoder.stop_id)
+            if self.settings.grounded
+            else None
         )
         self._idle: list[Forward] = []
 

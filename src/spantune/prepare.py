@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spantune import config
-from spantune.constrain import Constraint, Guide
+from spantune.constrain import Guide, constraint_of
 from spantune.corpus import check_labels, split_long
 from spantune.document import Document
 from spantune.encode import Encoder, Example
@@ -91,7 +91,7 @@ def _choices(
     examples: Sequence[Example], documents: Sequence[Document], encoder: Encoder, vocabulary: int
 ) -> tuple[Example, ...]:
     """Examples whose loss is on the choices that the grammar leaves, among what it allows."""
-    constraint = Constraint(encoder.tokenizer, vocabulary, encoder.stop_id)
+    constraint = constraint_of(encoder.tokenizer, vocabulary, encoder.stop_id)
     marked = []
     for example, document in zip(examples, documents, strict=True):
         start = example.answer_start

@@ -21,7 +21,7 @@ from spantune import config
 from spantune.answer import Problem
 from spantune.calibration import Calibration
 from spantune.completions import GRAMMARS, Answer, Question, Served, choose
-from spantune.constrain import Constraint
+from spantune.constrain import constraint_of
 from spantune.document import Document
 from spantune.encode import Encoder
 from spantune.errors import ConfigError, ModelError
@@ -67,7 +67,7 @@ class RemoteExtractor:
         knows = encoder.task.answer in GRAMMARS[served.kind]
         self._is_proven = False  # that the server takes our grammars
         self._said: set[str] = set()
-        self._constraint = Constraint(encoder.tokenizer, len(encoder.tokenizer), encoder.stop_id)
+        self._constraint = constraint_of(encoder.tokenizer, len(encoder.tokenizer), encoder.stop_id)
         if self._has_grammar and not knows:
             problem = f"answers of the format {encoder.task.answer} have no grammar that a server of the kind "
             problem += f"{served.kind} takes"
