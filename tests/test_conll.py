@@ -388,7 +388,7 @@ def test_a_bad_sentence_does_not_end_the_reading_of_the_others(tmp_path: Path) -
     [
         (Document("d", " \u3000"), ["'d'", "field text", "blank text", "remove it"]),
         (Document("d", "ab", (Entity(0, 2, "x"), Entity(0, 1, "y"))), ["'d'", "y 'a' [0, 1)", "overlap", "outermost"]),
-        (Document("d", "abc", (Entity(0, 2, "x"), Entity(1, 3, "y"))), ["'d'", "x 'ab' [0, 2)", "choose nested"]),
+        (Document("d", "abc", (Entity(0, 2, "x"), Entity(1, 3, "y"))), ["'d'", "x 'ab' [0, 2)", "--nested outermost"]),
         (Document("d", "ab", (Entity(0, 2, "x"), Entity(0, 2, "y"))), ["'d'", "overlap", "another format"]),
         (Document("d", "a", (Entity(0, 1, "big x"),)), ["'d'", "'big x'", "white space", "rename it"]),
         (Document("d", "a", (Entity(0, 1, ""),)), ["'d'", "label ''", "rename it"]),

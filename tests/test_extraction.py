@@ -83,8 +83,17 @@ def test_what_went_wrong_is_written_into_meta() -> None:
     assert annotated(run(mended)[0]).meta == {"k": 1}
     lost = annotated(failure(Document("lost", ""), "unreadable", Problem("unreadable", "why")))
     assert annotated(run(lost)[0]).meta == lost.meta  # of which there is still no text
-    own = Document("a", "a", meta={"status": "published"})
-    assert annotated(run(own)[0]).meta == own.meta
+    for own in (
+        {"status": "published"},
+        {"status": "stopped", "problems": "none"},
+        {"status": "length", "problems": [1]},
+    ):
+        assert annotated(run(Document("a", "a", meta=own))[0]).meta == own
+        wanting = annotated(run(Document("z", "z", meta=own))[0]).meta
+        assert wanting == {f"own_{name}": value for name, value in own.items()} | {
+            "status": "length",
+            "problems": problems,
+        }
 
 
 def sizes(settings: config.Extract, max_tokens: int | None, window: int | None) -> list[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +48,7 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
     assert partials.resume(path, rest) == partials.Done(2, 1, sum(map(len, WHOLE.splitlines(keepends=True)[:2])))
     assert list(rest) == INPUTS[2:]
     partials.append(path, iter(DOCUMENTS[2:]))
+    partials.finish(path)
     assert path.read_bytes() == WHOLE and list(tmp_path.iterdir()) == [path]
     assert formats.read(path).documents == tuple(DOCUMENTS)
 
@@ -60,6 +63,7 @@ def test_nothing_stands_there_before_the_first_document(tmp_path: Path) -> None:
         partials.append(tmp_path / "out.jsonl", fails())
     assert list(tmp_path.iterdir()) == []
     partials.append(tmp_path / "out.jsonl", [])
+    partials.finish(tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
@@ -74,6 +78,7 @@ def test_a_kill_at_any_byte_loses_and_repeats_nothing(place: int, renamed: bool)
         assert done.documents == WHOLE[:place].count(b"\n") and done.wanting == (done.documents > 1)
         assert [item.id for item in rest] == [document.id for document in DOCUMENTS[done.documents :]]
         partials.append(path, DOCUMENTS[done.documents :])
+        partials.finish(path)
         assert path.read_bytes() == WHOLE and list(Path(folder).iterdir()) == [path]
 
 
@@ -104,11 +109,24 @@ def test_other_inputs_are_refused_and_nothing_is_touched(tmp_path: Path, inputs:
     assert (tmp_path / "whole.jsonl").read_bytes() == WHOLE
 
 
-@pytest.mark.parametrize("line", [b"\0\0\0\n", b"{}\n", b"[]\n", b"\n"])
+DAMAGED = [b"\0\0\0\n", b"{}\n", b"[]\n", b"\n", b'{"id": "5", "text": "", "entities": [], "meta": null}\n']
+
+
+@pytest.mark.parametrize("line", DAMAGED)
 def test_a_damaged_line_is_said(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "out.jsonl.partial").write_bytes(WHOLE + line + WHOLE)
     with pytest.raises(DataError, match=r"partial:5: not a document"):
         partials.resume(tmp_path / "out.jsonl", iter([*INPUTS, *INPUTS]))
+
+
+def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    other = "import sys, pathlib, spantune.partials as p\nwith p.held(pathlib.Path(sys.argv[1])): print('held')"
+    with partials.held(path):
+        done = subprocess.run([sys.executable, "-c", other, str(path)], capture_output=True, text=True, check=False)
+        assert "another process is writing it" in done.stderr and done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    assert subprocess.run([sys.executable, "-c", other, str(path)], capture_output=True, check=True).stdout == b"held\n"
 
 
 def test_a_full_disk_is_said_in_one_sentence() -> None:

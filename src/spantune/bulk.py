@@ -1,15 +1,21 @@
 """Extraction of any number of documents: where the results go, what is counted on the way, and how it goes on.
 
 Documents are taken, extracted and written one after another, and none is kept, but for a page, which holds them all.
-Native JSONL takes every document, with its failure where it has one; a corpus of another format would tell a failure
-from a document without entities by nothing, so it leaves failures out, and they are counted and named.
+Whatever the format of a file, results are native JSONL until all are there, so that nothing is lost by a kill or by a
+document that the format cannot hold. Native JSONL takes every document, with its failure where it has one; a corpus of
+another format would tell a failure from a document without entities by nothing, so it leaves failures out, and they are
+counted and named.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +23,7 @@ from spantune import formats, partials
 from spantune.browse import write_page
 from spantune.document import Document, to_record
 from spantune.errors import ConfigError, DataError, nearest
-from spantune.extraction import FAILED, Extraction, annotated
+from spantune.extraction import FAILED, Extraction, annotated, is_wanting
 from spantune.partials import Done
 
 SHOWN = 10
@@ -26,11 +32,15 @@ SHOWN = 10
 
 @dataclass
 class Tally:
-    """What came of the documents; `failures` are the first of the `failed` ones, in words."""
+    """What came of the documents; `failures` are the first of the `failed` ones, in words.
+
+    `absent` are those, of an interrupted run too, that a format has no place for.
+    """
 
     documents: int = 0
     wanting: int = 0
     failed: int = 0
+    absent: int = 0
     left_out: int = 0
     overruled: int = 0
     failures: list[str] = field(default_factory=list)
@@ -50,68 +60,136 @@ class Tally:
 
 @dataclass(frozen=True)
 class Target:
-    """Where results go: to stdout, or to a file of a format; with `html` to a page too."""
+    """Where results go: to stdout, or to a file of a format; with `html` to a page too.
+
+    `nested` is what a format of flat tags keeps of entities that overlap.
+    """
 
     out: Path | None = None
     format: str = "native"
     html: Path | None = None
     resume: bool = False
+    nested: formats.Nested = "error"
 
     def check(self, inputs: Sequence[str]) -> None:
         """Refuse what cannot be written, before anything is extracted.
 
         Raises:
             ConfigError: options do not go together.
-            DataError: a folder is missing, or an interrupted run has left its results.
+            DataError: a place cannot be written to, or an interrupted run has left its results.
         """
-        native = self.format == "native"
-        if not native and self.out is None:
+        if self.format != "native" and self.out is None:
             raise ConfigError(f"--to {self.format} needs --out FILE; only native JSONL is written to stdout")
         if self.format not in formats.FORMATS:
             raise ConfigError(f"unknown format {self.format!r}; {nearest(self.format, formats.FORMATS)}")
-        if self.resume and (self.out is None or not native):
-            raise ConfigError("--resume goes on with a native JSONL file; give --out FILE, without --to")
+        if self.resume and self.out is None:
+            raise ConfigError("--resume goes on with a file; give --out FILE")
         for path in (self.out, self.html):
             if path and any(Path(name).exists() and path.exists() and path.samefile(name) for name in inputs):
                 raise ConfigError(f"{path} is read from, and would be written over; name another")
-            if path and not path.parent.is_dir():
-                raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
-        if self.out and self.out == self.html:
+            if path:
+                _require_writable(path, is_file=path == self.html or self.format == "native")
+        if self.out and self.html and self.out.resolve() == self.html.resolve():
             raise ConfigError(f"--out and --html are both {self.out}; name another for one of them")
-        if self.out and native and not self.resume:
+        if self.out and not self.resume:
             partials.require_free(self.out)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep other processes from the file.
+
+        Raises:
+            DataError: one has it already.
+        """
+        return partials.held(self.out) if self.out else nullcontext()
 
     def begin(self, items: Iterator[Document | Extraction]) -> Done:
         """Take from `items` what an interrupted run has done already."""
-        return partials.resume(self.out, items) if self.resume and self.out else Done()
+        if self.out is None:
+            return Done()
+        if not self.resume:
+            partials.require_free(self.out)  # since `check` another process may have come and gone
+            return Done()
+        is_begun = self.format == "native" or partials.partial(self.out).exists()
+        return partials.resume(self.out, items) if is_begun else Done()
 
     def write(self, extractions: Iterable[Extraction], tally: Tally) -> None:
         """Write results as they come, and count them in `tally`.
 
         Raises:
-            DataError: a file cannot be written, or the format cannot hold a document.
+            DataError: a file cannot be written, or the format cannot hold a document; what is done is kept.
         """
-        kept: list[Document] = []
-        journalled = self.out is not None and self.format == "native"
-
-        def results() -> Iterator[Document]:
-            for extraction in extractions:
-                tally.take(extraction)
-                document = annotated(extraction)
-                if self.html and not journalled:
-                    kept.append(document)
-                if self.format == "native" or extraction.status not in FAILED:
-                    yield document
-
         if self.out is None:
-            for document in results():
-                print(json.dumps(to_record(document), ensure_ascii=False), flush=True)
-        elif journalled:
-            partials.append(self.out, results())
-        else:
-            tally.notes.update(formats.write(self.out, results(), self.format))
+            self._print(extractions, tally)
+            return
+        partials.append(self.out, _results(extractions, tally))
         if self.html:
-            title = f"{self.out.name if self.out else 'extract'}: {tally.documents} documents"
-            if self.out and journalled:
-                kept = list(formats.stream(self.out, "native", Counter()))
-            write_page(self.html, kept, title)
+            self._show(list(self._done()), tally)
+        if self.format == "native":
+            partials.finish(self.out)
+            return
+        options = formats.Options(nested=self.nested)
+        tally.notes.update(formats.write(self.out, self._held(tally), self.format, options))
+        partials.partial(self.out).unlink()
+
+    def _done(self) -> Iterator[Document]:
+        assert self.out is not None
+        return formats.stream(partials.partial(self.out), "native", Counter())
+
+    def _held(self, tally: Tally) -> Iterator[Document]:
+        """What a format that is not native takes."""
+        for document in self._done():
+            if is_wanting(document.meta) and document.meta["status"] in FAILED:
+                tally.absent += 1
+            else:
+                yield document
+
+    def _print(self, extractions: Iterable[Extraction], tally: Tally) -> None:
+        """Write to stdout, until who reads it leaves."""
+        if sys.stdout is None:
+            raise DataError("is closed; give --out FILE", path="stdout")
+        shown: list[Document] = []
+        try:
+            for document in _results(extractions, tally):
+                # bytes, since JSONL is UTF-8 whatever the terminal is
+                sys.stdout.buffer.write(json.dumps(to_record(document), ensure_ascii=False).encode() + b"\n")
+                sys.stdout.buffer.flush()
+                if self.html:
+                    shown.append(document)
+        except OSError as error:
+            _give_up_stdout()
+            if not isinstance(error, BrokenPipeError):
+                raise DataError(f"cannot be written: {error.strerror}; give --out FILE", path="stdout") from None
+        if self.html:
+            self._show(shown, tally)
+
+    def _show(self, documents: Sequence[Document], tally: Tally) -> None:
+        assert self.html is not None
+        if documents:
+            name = self.out.name if self.out else "extract"
+            write_page(self.html, documents, f"{name}: {len(documents)} documents")
+        else:
+            tally.notes["page that was not written: there are no documents"] += 1
+
+
+def _results(extractions: Iterable[Extraction], tally: Tally) -> Iterator[Document]:
+    for extraction in extractions:
+        tally.take(extraction)
+        yield annotated(extraction)
+
+
+def _require_writable(path: Path, *, is_file: bool) -> None:
+    if not path.parent.is_dir():
+        raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
+    if is_file and path.is_dir():
+        raise DataError("is a folder; name a file inside it", path=path)
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
+
+
+def _give_up_stdout() -> None:
+    """Let what is still to be flushed go nowhere, or Python complains of it when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

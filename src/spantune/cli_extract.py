@@ -35,6 +35,10 @@ def extract(
     ],
     out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
     to: Annotated[str, typer.Option(help="Format of the output, with --out.")] = "native",
+    nested: Annotated[
+        Literal["error", "outermost", "innermost"],
+        typer.Option(help="What flat tags, with --to, keep of entities that overlap; error refuses them."),
+    ] = "error",
     html: Annotated[Path | None, typer.Option(help="Write a page to look through the results too.")] = None,
     format: Annotated[
         str | None, typer.Option(help="Format of the input: text, or one of a corpus; recognised when absent.")
@@ -82,16 +86,11 @@ def extract(
     if url is not None and (batch_size is not None or device != "auto"):
         raise ConfigError("--batch-size and --device are of decoding here; for a server there is --concurrency")
     recipe = _recipe(run, overrides or [], batch_size)
-    target = Target(out, to, html, resume)
+    target = Target(out, to, html, resume, nested)
     target.check(files)
     texts = Texts.open(files, format, whole=whole_file)
     quiet()
     tally = Tally()
-    items = texts.read(tally.notes)
-    done = target.begin(items)
-    if done.documents:
-        tally.documents, tally.wanting = done.documents, done.wanting
-        _say(f"{done.documents} documents were done")
 
     def load() -> Engine:
         if url is None:
@@ -103,12 +102,18 @@ def extract(
 
         return load_remote(run, Server(url, model, grammar, concurrency), recipe.extract, min_score)
 
-    total = texts.count() if sys.stderr.isatty() else None
-    work = _Work(items, load, None if total is None else total - done.documents)
-    try:
-        target.write(work.results(), tally)
-    finally:
-        _report(tally, work.calibration, target)
+    with target.held():
+        items = texts.read(tally.notes)
+        done = target.begin(items)
+        if done.documents:
+            tally.documents, tally.wanting = done.documents, done.wanting
+            _say(f"{done.documents} documents were done")
+        total = texts.count() if sys.stderr.isatty() else None
+        work = _Work(items, load, None if total is None else total - done.documents)
+        try:
+            target.write(work.results(), tally)
+        finally:
+            _report(tally, work.calibration, target)
     raise typer.Exit(1 if tally.wanting else 0)
 
 
@@ -159,11 +164,11 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
         _say(f"failed: {line}")
     if tally.failed > SHOWN:
         _say(f"failed: {tally.failed - SHOWN} more")
-    if tally.failed and target.format != "native":
-        _say(f"{tally.failed} documents are not in {target.out}: {target.format} has no place for what failed")
+    if tally.absent:
+        _say(f"{tally.absent} documents are not in {target.out}: {target.format} has no place for what failed")
     if tally.wanting:
         _say(f"{tally.wanting} of {tally.documents} answers were wanting; see meta.problems of each")
-    if target.out and target.format == "native" and partial(target.out).exists():
+    if target.out and partial(target.out).exists():
         _say(f"{partial(target.out)} holds what is done; go on with --resume")
 
 

@@ -7,10 +7,12 @@ none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from spantune.document import half_surrogate
 from spantune.encode import Encoder
 from spantune.errors import ConfigError, ModelError, nearest
 from spantune.gbnf import WRITINGS, gbnf
@@ -115,6 +117,8 @@ class Question:
             text, finish = choice["text"], choice.get("finish_reason")
             if not isinstance(text, str) or finish not in ("stop", "length"):
                 raise ValueError(f"an answer that ended for {finish!r}")
+            if half_surrogate(text) is not None:
+                raise ValueError("an answer with half of a surrogate pair, which is not text")
             counted = (response.get("usage") or {}).get("prompt_tokens")
             ids, logprobs = _tokens(choice)
         except (LookupError, TypeError, AttributeError):
@@ -135,6 +139,8 @@ def _tokens(choice: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[float, ..
         ids, logprobs = [row["id"] for row in rows], [row["logprob"] for row in rows]
     else:
         ids, logprobs = choice.get("token_ids") or [], found.get("token_logprobs") or []
-    if len(ids) != len(logprobs) or not all(isinstance(value, int | float) for value in [*ids, *logprobs]):
+    if len(ids) != len(logprobs) or not all(type(index) is int for index in ids):
         return (), ()
-    return tuple(map(int, ids)), tuple(map(float, logprobs))
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in logprobs):
+        return (), ()
+    return tuple(ids), tuple(map(float, logprobs))

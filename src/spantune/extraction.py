@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from spantune import config
 from spantune.answer import Problem
@@ -24,6 +24,7 @@ from spantune.errors import DataError
 
 FAILED = ("unreadable", "refused", "failed")
 """The status of documents of which nothing is known: their entities are not none, they are unknown."""
+_STATUSES = ("stopped", "length", "repeated", *FAILED)
 
 
 @dataclass(frozen=True)
@@ -199,17 +200,28 @@ def failure(document: Document, status: str, problem: Problem) -> Extraction:
 def annotated(extraction: Extraction) -> Document:
     """The document with what was wrong with its answer in `meta`, where anything was.
 
-    What an earlier extraction of the same text has left there gives way.
+    What an earlier extraction of the same text has left there gives way; a `status` or `problems` of the document's own
+    is then called `own_status` or `own_problems`.
     """
     document = extraction.document
-    stale = document.text and {"status", "problems"} <= document.meta.keys()
-    if not extraction.wanting and not stale:
-        return document
-    meta = {name: value for name, value in document.meta.items() if not stale or name not in ("status", "problems")}
+    meta = dict(document.meta)
+    if is_wanting(meta) and (document.text or extraction.wanting):
+        del meta["status"], meta["problems"]
     if extraction.wanting:
         problems = [{"kind": problem.kind, "found": problem.found} for problem in extraction.problems]
-        meta |= {"status": extraction.status, "problems": problems}
-    return replace(document, meta=meta)
+        own = {f"own_{name}": meta.pop(name) for name in ("status", "problems") if name in meta}
+        meta |= {**own, "status": extraction.status, "problems": problems}
+    return document if meta == document.meta else replace(document, meta=meta)
+
+
+def is_wanting(meta: Mapping[str, Any]) -> bool:
+    """Whether `annotated` has said in `meta` that an answer was wanting; no other `status` and `problems` look so."""
+    problems = meta.get("problems")
+    return (
+        meta.get("status") in _STATUSES
+        and isinstance(problems, list)
+        and all(isinstance(problem, dict) and problem.keys() == {"kind", "found"} for problem in problems)
+    )
 
 
 def rates(extractions: Sequence[Extraction]) -> dict[str, float]:
@@ -244,9 +256,11 @@ def _joined(waiting: _Waiting) -> Extraction:
     status = next((part.status for part in parts if part.status != "stopped"), "stopped")
     problems = tuple(problem for part in parts for problem in part.problems)
     answer = "".join(part.answer for part in parts)
+    kept = {(entity, entity.score) for entity in merged.document.entities}
     labels = {
-        entity.shifted(chunk.start): score
+        whole: part.label_scores[entity]
         for chunk, part in zip(waiting.chunks, parts, strict=True)
-        for entity, score in part.label_scores.items()
+        for entity in part.document.entities
+        if entity in part.label_scores and ((whole := entity.shifted(chunk.start)), whole.score) in kept
     }
     return Extraction(merged.document, answer, status, problems, overruled=merged.overruled, label_scores=labels)

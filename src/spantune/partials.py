@@ -1,8 +1,9 @@
-"""Results that survive a kill: native JSONL that grows line by line, and takes its name when it is whole.
+"""Results that survive a kill: native JSONL that grows line by line beside the file that it is to become.
 
-Until then it is `FILE.partial`, in which every line is one whole document but, after a kill, the last. Going on reads
-it beside the inputs, document by document, so that none is lost, repeated or taken for another. It cannot know whether
-the same model and options wrote it. It refuses to write over what an interrupted run has left.
+It is `FILE.partial`, in which every line is one whole document but, after a kill, the last; one process at a time
+writes it. Going on reads it beside the inputs, document by document, so that none is lost, repeated or taken for
+another. It cannot know whether the same model and options wrote it. It refuses to write over what an interrupted run
+has left.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from spantune.document import Document, to_record
 from spantune.errors import DataError
-from spantune.extraction import Extraction
+from spantune.extraction import Extraction, is_wanting
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,28 @@ class Done:
 def partial(path: Path) -> Path:
     """Where the lines stand until all are there."""
     return path.with_name(f"{path.name}.partial")
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep every other process from the journal of `path`.
+
+    Raises:
+        DataError: another process has it, or the folder cannot be written.
+    """
+    lock = FileLock(path.with_name(f"{path.name}.lock"), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise DataError("another process is writing it; wait for it, or name another file", path=path) from None
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def require_free(path: Path) -> None:
@@ -66,15 +91,14 @@ def resume(path: Path, items: Iterator[Document | Extraction]) -> Done:
                 break
             record = _record(line, found, number)
             _check_same(record, next(items, None), found, number)
-            meta = record.get("meta", {})
-            documents, wanting, size = number, wanting + ("problems" in meta and "status" in meta), size + len(line)
+            documents, wanting, size = number, wanting + is_wanting(record.get("meta", {})), size + len(line)
     found.replace(journal)
     os.truncate(journal, size)
     return Done(documents, wanting, size)
 
 
 def append(path: Path, documents: Iterable[Document]) -> None:
-    """Add `documents` to the journal of `path`, each as soon as it comes, and give the file its name in the end.
+    """Add `documents` to the journal of `path`, each as soon as it comes.
 
     Raises:
         DataError: a file cannot be written.
@@ -95,8 +119,16 @@ def append(path: Path, documents: Iterable[Document]) -> None:
         if file:
             with suppress(OSError):  # what could not be written has been said
                 file.close()
+
+
+def finish(path: Path) -> None:
+    """Give the journal of `path`, which is whole, its name.
+
+    Raises:
+        DataError: it cannot have that name.
+    """
     with _writing(path):
-        journal.replace(path)
+        partial(path).replace(path)
 
 
 @contextmanager
@@ -112,7 +144,11 @@ def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
         record = json.loads(line)
     except ValueError:
         record = None
-    if not isinstance(record, dict) or not {"id", "text", "entities"} <= record.keys():
+    if (
+        not isinstance(record, dict)
+        or not {"id", "text", "entities"} <= record.keys()
+        or not isinstance(record.get("meta", {}), dict)
+    ):
         raise DataError("not a document; remove the file and begin anew", path=path, line=number)
     return record
 

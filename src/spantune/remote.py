@@ -156,6 +156,10 @@ class RemoteExtractor:
             if answer.text and not self.on_choices:
                 self._say("the server gives no token ids with log-probabilities: entities have no scores")
             return Written(answer.text, status)
+        if not all(0 <= index < len(self.encoder.tokenizer) for index in ids):  # no token of the run's is among them
+            what = "follow the grammar that was sent" if grammar is not None else "consist of the run's tokens"
+            self._say(f"an answer does not {what}: it is read as the server spells it, without scores")
+            return Written(answer.text, status)
         # decoded here, since servers may leave out what they take for special
         text = self.encoder.decode(ids)
         for index in self._forced(ids, grammar) if grammar is not None else ():

@@ -96,7 +96,7 @@ class Client:
         try:
             response = self._http.get("models")
             self._check(response)
-            models = list(response.json()["data"])
+            models = list(_json(response)["data"])
             if not all(isinstance(one["id"], str) for one in models):
                 raise ValueError("a model without a name")
         except (httpx.HTTPError, Refused, _Busy) as error:
@@ -120,7 +120,7 @@ class Client:
             try:
                 response = self._http.post("completions", json=request)
                 self._check(response)
-                answer = read(response.json())
+                answer = read(_json(response))
             except _Busy as busy:
                 waits += 1
                 self._breaker.leave()
@@ -193,12 +193,24 @@ def _seconds(retry_after: str | None) -> float:
         return 0.0
 
 
+def _json(response: httpx.Response) -> Any:
+    """What a response holds.
+
+    Raises:
+        ValueError: it is no JSON, or of ten thousand brackets.
+    """
+    try:
+        return response.json()
+    except RecursionError:
+        raise ValueError("an answer that is nested too deep") from None
+
+
 def _message(response: httpx.Response) -> str:
     """What an error response says, in one line."""
     try:
-        found = response.json()
+        found = _json(response)
         error = found.get("error", found)
         text = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, AttributeError):
         text = response.text
-    return " ".join(text.split())[:300]
+    return " ".join(text.split())[:300].encode(errors="replace").decode()

@@ -1,31 +1,34 @@
 """What to extract from: plain text, a document a line or a file, and every corpus format, from files or stdin.
 
-Documents come as they are read, so that any number of them takes no memory. What cannot be read (a line that is not
-UTF-8, a record that is no document) keeps its place as an Extraction that says why; a file that breaks off is one such
-and the next file goes on. Annotations of a corpus are not looked at. It refuses, before anything is read, a file that
-is not there or of no known format.
+Documents come as they are read, so that any number of them takes no memory. A pipe is read once, as stdin is. What
+cannot be read (a line that is not UTF-8, a record that is no document) keeps its place as an Extraction that says why;
+a file that breaks off is one such and the next file goes on. Annotations of a corpus are not looked at. It refuses,
+before anything is read, a file that is not there or of no known format.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from spantune import formats
 from spantune.answer import Problem
 from spantune.document import Document
 from spantune.errors import ConfigError, DataError, nearest
 from spantune.extraction import Extraction, failure
-from spantune.formats.files import lines_of, read_bytes, read_text, try_lines
+from spantune.formats.files import is_stream, lines_of, read_bytes, read_text, try_lines
 
 STDIN = "-"
 TEXT = "text"
-"""Plain text, one document a line: what `.txt` files and stdin are, where no format is named."""
+"""Plain text, one document a line: what `.txt` files, stdin and pipes are, where no format is named."""
 _UNANNOTATED = formats.Options(unannotated=True)
 
 Item = Document | Extraction
@@ -62,56 +65,88 @@ class Texts:
             try:
                 yield from self._read(file, format, notes)
             except DataError as error:
-                yield _unreadable(file if error.line is None else f"{file}:{error.line}", error)
+                name = _shown(file)
+                yield _unreadable(name if error.line is None else f"{name}:{error.line}", error)
 
     def count(self) -> int | None:
-        """How many there are; None for stdin, which can be read once only."""
-        if any(file == STDIN for file, _ in self.files):
+        """How many there are; None where stdin or a pipe is among them, which can be read once only."""
+        if any(_is_stream(file) for file, _ in self.files):
             return None
         return sum(1 for _ in self.read(Counter()))
 
     def _read(self, file: str, format: str, notes: Counter[str]) -> Iterator[Item]:
         if format != TEXT:
-            yield from _spooled(format, notes) if file == STDIN else _corpus(Path(file), file, format, notes)
+            yield from _spooled(file, format, notes) if _is_stream(file) else _corpus(Path(file), file, format, notes)
         elif self.whole:
-            yield Document("stdin" if file == STDIN else file, _whole(file))
+            yield Document(_shown(file), _whole(file))
         else:
-            prefix = f"{file}:" if len(self.files) > 1 else ""
+            prefix = f"{_shown(file)}:" if len(self.files) > 1 else ""
             yield from _lines(file, prefix, notes)
 
 
 def _format(file: str, format: str | None, whole: bool) -> str:
     """The format of a file, which is found to be there."""
-    if whole or format == TEXT or (format is None and (file == STDIN or file.endswith(".txt"))):
-        if file != STDIN and not (whole and Path(file).is_file()):  # which may be empty
+    stream = _is_stream(file)
+    if whole or format == TEXT or (format is None and (stream or file.endswith(".txt"))):
+        if not stream and not (whole and Path(file).is_file()):  # which may be empty
             read_bytes(Path(file), 1)
         return TEXT
     if format is None:
         return formats.detect(file)
     if format not in formats.FORMATS:
         raise ConfigError(f"unknown format {format!r}; {nearest(format, (TEXT, *formats.FORMATS))}")
-    path = formats.resolve(file)
-    if file != STDIN and not path.is_dir():
+    if not stream and not (path := formats.resolve(file)).is_dir():
         read_bytes(path, 1)
     return format
 
 
+def _is_stream(file: str) -> bool:
+    return file == STDIN or is_stream(Path(file))
+
+
+def _shown(file: str) -> str:
+    """What a file is called in ids and errors; a name that is not UTF-8 is shown as far as it is."""
+    return "stdin" if file == STDIN else os.fsencode(file).decode("utf-8", "replace")
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    """The bytes of stdin or a pipe."""
+    if file != STDIN:
+        with open(file, "rb") as pipe:
+            yield pipe
+    elif sys.stdin is None:
+        raise DataError("is closed; name files, or give it something to read", path="stdin")
+    else:
+        yield sys.stdin.buffer
+
+
 def _lines(file: str, prefix: str, notes: Counter[str]) -> Iterator[Item]:
     """The lines of a text that are not blank."""
-    lines = lines_of(sys.stdin.buffer, Path("stdin"), notes) if file == STDIN else try_lines(Path(file), notes)
-    for number, text in lines:
+    for number, text in _numbered(file, notes):
         name = f"{prefix}{number}"
         yield _unreadable(name, text) if isinstance(text, DataError) else Document(name, text)
 
 
+def _numbered(file: str, notes: Counter[str]) -> Iterator[tuple[int, str | DataError]]:
+    if not _is_stream(file):
+        yield from try_lines(Path(file), notes)
+        return
+    with _opened(file) as content:
+        yield from lines_of(content, Path(_shown(file)), notes)
+
+
 def _whole(file: str) -> str:
-    if file != STDIN:
+    if not _is_stream(file):
         return read_text(Path(file))
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        with _opened(file) as content:
+            return content.read().decode("utf-8")
     except UnicodeDecodeError as error:
         found = error.object[error.start]
-        raise DataError(f"not UTF-8: byte 0x{found:02X} at offset {error.start}; convert it", path="stdin") from None
+        raise DataError(
+            f"not UTF-8: byte 0x{found:02X} at offset {error.start}; convert it", path=_shown(file)
+        ) from None
 
 
 def _corpus(path: Path, shown: str, format: str, notes: Counter[str]) -> Iterator[Item]:
@@ -125,16 +160,16 @@ def _corpus(path: Path, shown: str, format: str, notes: Counter[str]) -> Iterato
             yield Document(item.id, item.text, (), item.meta)
 
 
-def _spooled(format: str, notes: Counter[str]) -> Iterator[Item]:
-    """The texts of a corpus on stdin, by way of a file, since some formats are read twice."""
+def _spooled(file: str, format: str, notes: Counter[str]) -> Iterator[Item]:
+    """The texts of a corpus on stdin or in a pipe, by way of a file, since some formats are read twice."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdin"
-        with path.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
+        with _opened(file) as content, path.open("wb") as spool:
+            shutil.copyfileobj(content, spool)
         try:
-            yield from _corpus(path, "stdin", format, notes)
+            yield from _corpus(path, _shown(file), format, notes)
         except DataError as error:
-            raise DataError(error.message, path="stdin", line=error.line, field=error.field) from None
+            raise DataError(error.message, path=_shown(file), line=error.line, field=error.field) from None
 
 
 def _unreadable(name: str, error: DataError) -> Extraction:

@@ -30,12 +30,13 @@ from spantune.formats import (
     spacy,
     table,
 )
-from spantune.formats.files import read_bytes, read_chunks
-from spantune.formats.raw import Item, Options, Sample, unique, verified
+from spantune.formats.files import is_stream, read_bytes, read_chunks
+from spantune.formats.raw import Item, Nested, Options, Sample, unique, verified
 from spantune.formats.record import read_json_array, read_json_lines
 
 __all__ = [
-    "BUNDLED", "FORMATS", "Corpus", "Format", "Item", "Options", "detect", "items", "read", "resolve", "stream", "write"
+    "BUNDLED", "FORMATS", "Corpus", "Format", "Item", "Nested", "Options",
+    "detect", "items", "read", "resolve", "stream", "write"
 ]  # fmt: skip
 
 BUNDLED = ("biomedical-en-test", "biomedical-en-train", "clinical-zh-test", "clinical-zh-train")
@@ -161,9 +162,11 @@ def resolve(path: str | Path) -> Path:
     """The file that `path` names; `bundled:NAME` is a corpus that comes with the package.
 
     Raises:
-        DataError: there is no bundled corpus of that name.
+        DataError: there is no bundled corpus of that name, or the file is a pipe: a corpus is read more than once.
     """
     if not str(path).startswith(_BUNDLED_PREFIX):
+        if is_stream(Path(path)):
+            raise DataError("this can be read once only, as a pipe; write it to a file first", path=path)
         return Path(path)
     name = str(path).removeprefix(_BUNDLED_PREFIX)
     if name not in BUNDLED:

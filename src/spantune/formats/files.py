@@ -102,6 +102,11 @@ def read_chunks(path: Path, notes: Counter[str]) -> Iterator[str]:
         raise _empty(path)
 
 
+def is_stream(path: Path) -> bool:
+    """Whether what is there is a pipe or a device, which gives its content once."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def read_bytes(path: Path, size: int = -1) -> bytes:
     """The first `size` bytes of the file, or all of it.
 

@@ -7,6 +7,7 @@ covers the surface that the file gives for it is decided here, with the same wor
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from spantune.document import Document, Entity
+from spantune.document import Document, Entity, half_surrogate
 from spantune.errors import DataError
 
 R = TypeVar("R")
+Nested = Literal["error", "outermost", "innermost"]
 
 
 class Defect(NamedTuple):
@@ -83,7 +85,7 @@ class Options:
         unannotated: whether JSON documents may come without a field of entities, as texts to extract from do.
     """
 
-    nested: Literal["error", "outermost", "innermost"] = "error"
+    nested: Nested = "error"
     column: int | str | None = None
     joiner: str | None = None
     scheme: Literal["bio", "bioes"] = "bio"
@@ -106,15 +108,21 @@ class Sample:
 
 
 def each(records: Iterable[R | DataError], parse: Callable[[R], RawDocument]) -> Iterator[Item]:
-    """What `parse` makes of each record, or the DataError that it raised."""
+    """What `parse` makes of each record, or the DataError that it raised or that its meta deserves."""
     for record in records:
         if isinstance(record, DataError):
             yield record
             continue
         try:
-            yield parse(record)
+            item = parse(record)
         except DataError as error:
             yield error
+            continue
+        if item.meta and half_surrogate(json.dumps(item.meta, ensure_ascii=False, default=str)) is not None:
+            message = "half of a surrogate pair, which is not text; mend or remove it"
+            yield DataError(message, path=item.path, line=item.line, field="meta")
+        else:
+            yield item
 
 
 def unique(items: Iterable[Item]) -> Iterator[Item]:

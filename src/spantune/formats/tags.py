@@ -117,7 +117,7 @@ def flat(document: Document, options: Options) -> list[Entity]:
         elif options.nested == "error":
             raise DataError(
                 f"document {document.id!r}: {_named(document, other)} and {_named(document, entity)} overlap, which "
-                "one row of tags cannot show; choose nested: outermost or innermost, or write another format",
+                "one row of tags cannot show; give --nested outermost or innermost, or write another format",
                 field="entities",
             )
     return sorted(kept)
