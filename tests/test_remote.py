@@ -202,6 +202,42 @@ def test_a_poisoned_document_is_said_and_the_others_go_on(
             list(remote(server).stream(GOLD))
 
 
+DEEP = b"[" * 200_000
+ODD_ANSWERS = [
+    Response(200, DEEP),
+    Response(400, DEEP),
+    Response(400, {"error": {"message": "half: \udfff"}}),
+    Response(200, {"choices": [{"text": "\ud800", "finish_reason": "stop"}]}),
+]
+
+
+@pytest.mark.parametrize("odd", ODD_ANSWERS)
+def test_what_no_server_should_say_fails_one_document_and_can_be_written(
+    model: Any, local: list[Extraction], odd: Response
+) -> None:
+    bad = encoder().prompt_ids(GOLD[1].text)
+    trouble: Trouble = lambda number, request: odd if request["prompt"] == bad else None  # noqa: E731
+    with serving(CompletionsServer(model, byte_tokenizer(MERGES), trouble=trouble)) as server:
+        found = list(remote(server).stream(GOLD, strict=False))
+    same([found[0], *found[2:]], [local[0], *local[2:]])
+    assert found[1].status == "failed" and found[1].problems[0].found.encode()
+
+
+@pytest.mark.parametrize("ids", [[999_999], [-1], [10**15], [float("inf")], ["x"]])
+@pytest.mark.parametrize("kind", ["vllm", "openai"])
+def test_ids_that_are_none_of_the_tokenizers_are_not_read(
+    model: Any, caplog: pytest.LogCaptureFixture, ids: list[Any], kind: str
+) -> None:
+    text = encoder().decode(encoder().example(GOLD[0]).ids[encoder().example(GOLD[0]).answer_start : -1])
+    choice = {"text": text, "finish_reason": "stop", "token_ids": ids, "logprobs": {"token_logprobs": [-0.5]}}
+    answer: Trouble = lambda number, request: Response(200, {"choices": [choice]})  # noqa: E731
+    with serving(CompletionsServer(model, byte_tokenizer(MERGES), kind, trouble=answer)) as server:
+        (found,) = remote(server).stream(GOLD[:1])
+    assert found.document == GOLD[0] and not found.problems
+    assert [entity.score for entity in found.document.entities] == [None, None]
+    assert "without scores" in caplog.text or "have no scores" in caplog.text
+
+
 def test_a_server_that_restarts_is_waited_for(model: Any, local: list[Extraction]) -> None:
     documents = GOLD * 10
     down = threading.Event()
