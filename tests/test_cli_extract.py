@@ -319,6 +319,7 @@ def test_wrong_use_is_one_error_and_leaves_nothing(command: Command, run: Path, 
         ([source, "--out", out, "--html", out], ["both"]),
         ([source, "--out", out, "--html", tmp_path / "run" / ".." / out.name], ["both"]),
         ([source, "--out", tmp_path / "run"], ["is a folder"]),
+        ([source, "--out", tmp_path / "run", "--to", "brat"], ["is not empty"]),
         ([source, "--out", out, "--html", tmp_path / "run"], ["is a folder"]),
         ([source, "--out", "/proc/x.jsonl"], ["/proc/x.jsonl", "cannot be written"]),
     ):

@@ -76,7 +76,7 @@ class Target:
 
         Raises:
             ConfigError: options do not go together.
-            DataError: a place cannot be written to, or an interrupted run has left its results.
+            DataError: a place cannot be written to.
         """
         if self.format != "native" and self.out is None:
             raise ConfigError(f"--to {self.format} needs --out FILE; only native JSONL is written to stdout")
@@ -91,8 +91,6 @@ class Target:
                 _require_writable(path, is_file=path == self.html or self.format == "native")
         if self.out and self.html and self.out.resolve() == self.html.resolve():
             raise ConfigError(f"--out and --html are both {self.out}; name another for one of them")
-        if self.out and not self.resume:
-            partials.require_free(self.out)
 
     def held(self) -> AbstractContextManager[None]:
         """Keep other processes from the file.
@@ -103,11 +101,15 @@ class Target:
         return partials.held(self.out) if self.out else nullcontext()
 
     def begin(self, items: Iterator[Document | Extraction]) -> Done:
-        """Take from `items` what an interrupted run has done already."""
+        """Take from `items` what an interrupted run has done already.
+
+        Raises:
+            DataError: there is such a run, and it is not to be resumed, or it was of other documents.
+        """
         if self.out is None:
             return Done()
         if not self.resume:
-            partials.require_free(self.out)  # since `check` another process may have come and gone
+            partials.require_free(self.out)
             return Done()
         is_begun = self.format == "native" or partials.partial(self.out).exists()
         return partials.resume(self.out, items) if is_begun else Done()
@@ -128,14 +130,14 @@ class Target:
             partials.finish(self.out)
             return
         options = formats.Options(nested=self.nested)
-        tally.notes.update(formats.write(self.out, self._held(tally), self.format, options))
+        tally.notes.update(formats.write(self.out, self._kept(tally), self.format, options))
         partials.partial(self.out).unlink()
 
     def _done(self) -> Iterator[Document]:
         assert self.out is not None
         return formats.stream(partials.partial(self.out), "native", Counter())
 
-    def _held(self, tally: Tally) -> Iterator[Document]:
+    def _kept(self, tally: Tally) -> Iterator[Document]:
         """What a format that is not native takes."""
         for document in self._done():
             if is_wanting(document.meta) and document.meta["status"] in FAILED:
@@ -148,16 +150,17 @@ class Target:
         if sys.stdout is None:
             raise DataError("is closed; give --out FILE", path="stdout")
         shown: list[Document] = []
-        try:
-            for document in _results(extractions, tally):
-                # bytes, since JSONL is UTF-8 whatever the terminal is
+        for document in _results(extractions, tally):
+            if self.html:
+                shown.append(document)
+            try:  # bytes, since JSONL is UTF-8 whatever the terminal is
                 sys.stdout.buffer.write(json.dumps(to_record(document), ensure_ascii=False).encode() + b"\n")
                 sys.stdout.buffer.flush()
-                if self.html:
-                    shown.append(document)
-        except OSError as error:
-            _give_up_stdout()
-            if not isinstance(error, BrokenPipeError):
+            except BrokenPipeError:
+                _give_up_stdout()
+                break
+            except OSError as error:
+                _give_up_stdout()
                 raise DataError(f"cannot be written: {error.strerror}; give --out FILE", path="stdout") from None
         if self.html:
             self._show(shown, tally)
@@ -180,8 +183,10 @@ def _results(extractions: Iterable[Extraction], tally: Tally) -> Iterator[Docume
 def _require_writable(path: Path, *, is_file: bool) -> None:
     if not path.parent.is_dir():
         raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
-    if is_file and path.is_dir():
+    if path.is_dir() and is_file:
         raise DataError("is a folder; name a file inside it", path=path)
+    if path.is_dir() and any(path.iterdir()):
+        raise DataError("the folder exists and is not empty; name another, or remove it", path=path)
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from spantune.answer.lark import later, literal, substring, without
+from spantune.answer.lark import escaped, later, literal, substring, without
 from spantune.answer.resolve import Mention, Parsed, Problem, Said, resolve
 from spantune.document import Document, half_surrogate
 from spantune.task import TaskSpec
@@ -45,7 +45,7 @@ def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
     Entities are non-empty substrings of `text`; each label comes once at the most, in the order of the task. A mention
     right after `said` is later in the text than its last. None, where `said` does not end between two mentions.
     """
-    characters = [json.dumps(character, ensure_ascii=False)[1:-1] for character in text]
+    characters = [escaped(character) for character in text]
     if said is None:
         empty = literal((task.empty_answer or "{}") + "\n")
         if not text:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from spantune.answer.lark import choice, later, literal, substring, without
+from spantune.answer.lark import choice, escaped, later, literal, substring, without
 from spantune.answer.loose import as_mention, loose_mentions
 from spantune.answer.resolve import Mention, Parsed, Problem, Said, resolve
 from spantune.document import Document
@@ -31,7 +31,7 @@ class Writing:
 
 
 JSON = Writing(
-    character=lambda character: json.dumps(character, ensure_ascii=False)[1:-1],
+    character=escaped,
     label=lambda code: json.dumps(code, ensure_ascii=False),
     terminator="\n",
 )

@@ -8,6 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
+_ESCAPES = {character: json.dumps(character)[1:-1] for character in (*map(chr, range(32)), '"', "\\")}
+
+
+def escaped(character: str) -> str:
+    """A character as JSON spells it within a string."""
+    return _ESCAPES.get(character, character)
+
 
 def literal(text: str) -> str:
     """`text` and nothing else."""
