@@ -81,7 +81,7 @@ class ReplayingDecoder(FollowingDecoder):
 
 
 class _Record:
-    repeated = finished = False
+    circling = finished = False
 
     def __init__(self, bursts: Sequence[list[int]]):
         self._bursts: Iterator[list[int]] = iter(bursts)

@@ -179,7 +179,7 @@ def test_a_guide_renews_its_grammar_when_an_entity_is_stated(constraint: Constra
 
 
 def follow(guide: Guide, constraint: Constraint, tokenizer: Any, *entities: tuple[str, str]) -> list[bool]:
-    """Write entities as far as the guide allows; says after each whether it repeats."""
+    """Write entities as far as the guide allows; says after each whether the answer goes round in circles."""
     found, due = [], list[int]()
     for mention, label in entities:
         line = f'{{"entity_text": "{mention}", "entity_label": "{label}"}}\n'
@@ -189,27 +189,28 @@ def follow(guide: Guide, constraint: Constraint, tokenizer: Any, *entities: tupl
                 return found
             if not forced:
                 due = guide.advance(token)
-        found.append(guide.repeated)
+        found.append(guide.circling)
     return found
 
 
 @pytest.mark.parametrize(
-    ("entities", "repeats"),
+    ("entities", "ordered", "circles"),  # after how many an ordered guide refuses, and whether a free one goes round
     [
-        ([("b", "dis"), ("a", "dis")], False),  # the later one first
-        ([("b", "sym"), ("b", "dis")], False),  # the greater label first
-        ([("b", "dis"), ("b", "dis")], True),
-        ([("a", "dis"), ("b", "dis"), ("a", "dis")], True),
+        ([("b", "dis"), ("a", "dis")], 1, False),  # the later one first
+        ([("b", "sym"), ("b", "dis")], 1, False),  # the greater label first
+        ([("b", "dis"), ("b", "dis")], 1, False),  # a slip
+        ([("a", "dis"), ("a", "dis"), ("b", "dis"), ("b", "dis")], 1, False),
+        ([("b", "dis"), ("b", "dis"), ("b", "dis")], 1, True),
+        ([("a", "dis"), ("b", "dis"), ("a", "dis"), ("b", "dis")], 2, True),
     ],
 )
 def test_only_an_ordered_guide_forbids_what_is_earlier_or_was_said(
-    constraint: Constraint, tokenizer: Any, entities: list[tuple[str, str]], repeats: bool
+    constraint: Constraint, tokenizer: Any, entities: list[tuple[str, str]], ordered: int, circles: bool
 ) -> None:
     coder = Encoder(tokenizer, TASK)
-    free, ordered = (Guide(constraint, coder, "a b", ordered=ordered) for ordered in (False, True))
-    before = [False] * (len(entities) - 1)
-    assert follow(free, constraint, tokenizer, *entities) == [*before, repeats]
-    assert follow(ordered, constraint, tokenizer, *entities) == before
+    free, strict = (Guide(constraint, coder, "a b", ordered=one) for one in (False, True))
+    assert follow(free, constraint, tokenizer, *entities) == [*[False] * (len(entities) - 1), circles]
+    assert follow(strict, constraint, tokenizer, *entities) == [False] * ordered
 
 
 @pytest.mark.parametrize("answer", ['{"entity_text": "c"', '{"x": 1}', "b"])

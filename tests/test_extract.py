@@ -40,7 +40,7 @@ TEXTS = [
 ]
 DOCUMENTS = [Document(f"d{number}", text) for number, text in enumerate(TEXTS)]
 LIVELY = [("phi3", 2), ("phi3", 5), ("gemma3_text", 1), ("gemma3_text", 3), ("qwen2", 5), ("qwen2", 2)]
-LIMIT = 120
+LIMIT = 180
 
 
 def lively_model(family: str, seed: int) -> Any:
@@ -107,7 +107,7 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, on_
         answer = coder.tokenizer.decode(plain.ids)
         if coder.format.mark in coder.tokenizer.decode([token, *forced]):
             said = Said(answer, coder.format.parse(answer, text, coder.task))
-            if said.parsed.is_repeating:
+            if said.parsed.is_circling:
                 plain.status = "repeated"
                 break
             if on_choices or coder.task.answer == "inline":  # only what is later in the text may follow
@@ -183,9 +183,9 @@ def test_scores_among_what_is_allowed_are_those_of_the_masked_distribution() -> 
 
 
 def check_scores(coder: Encoder, plain: Plain, got: Extraction) -> None:
-    parsed = coder.format.parse(coder.tokenizer.decode(plain.ids), got.document.text, coder.task)
-    scores = line_scores(coder, plain)
-    expected = dict(zip(parsed.entities, scores, strict=False))
+    answer = coder.tokenizer.decode(plain.ids)
+    parsed, scores = coder.format.parse(answer, got.document.text, coder.task), line_scores(coder, plain)
+    expected = {item.entity: scores[answer.count("\n", 0, item.span[0])] for item in parsed.resolved}
     assert set(got.document.entities) == set(expected)
     for entity in got.document.entities:
         assert entity.score is not None and 0 <= entity.score <= 1
@@ -279,11 +279,12 @@ def test_answers_that_run_out_are_reported() -> None:
     assert shares["invalid_rate"] == shares["ungrounded_rate"] == 0
 
 
-def parrot(coder: Encoder, text: str, answer: str) -> Any:
-    """A model that has learnt an answer by heart, and not to stop."""
+def parrot(coder: Encoder, text: str, answer: str, *, stops: bool = False) -> Any:
+    """A model that has learnt an answer by heart, and whether to stop."""
     model = lively_model("phi3", 2)
     prompt = coder.prompt_ids(text)
-    ids = torch.tensor([prompt + coder.tokenizer(answer, add_special_tokens=False)["input_ids"]])
+    written = coder.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([prompt + written + [coder.stop_id] * stops])
     labels = ids.clone()
     labels[:, : len(prompt)] = -100
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -295,13 +296,13 @@ def parrot(coder: Encoder, text: str, answer: str) -> Any:
 
 
 @pytest.mark.parametrize("grounded", [False, True])
-def test_an_answer_that_repeats_itself_is_stopped_and_reported(grounded: bool) -> None:
+def test_an_answer_that_goes_round_in_circles_is_stopped_and_reported(grounded: bool) -> None:
     """In any order; only a model that was trained on choices is held to one, and can but go on to what is later."""
     first, again = (f'{{"entity_text": "{mention}", "entity_label": "dis"}}\n' for mention in ("c", "ab"))
-    model = parrot(encoder(), "abc", first + again * 3)
+    model = parrot(encoder(), "abc", first + again * 4)
     (found,) = extractor(model, grounded=grounded).stream([Document("a", "abc")])
-    assert found.answer == first + again * 2 and found.status == "repeated"
-    assert [(problem.kind, problem.found) for problem in found.problems] == [("repeated", "ab")]
+    assert found.answer == first + again * 3 and found.status == "repeated"
+    assert [(problem.kind, problem.found) for problem in found.problems] == [("repeated", "ab")] * 2
     assert found.document.entities == (Entity(0, 2, "dis"), Entity(2, 3, "dis"))
     assert rates([found])["non_stop_rate"] == 1
     assert all((entity.score or 0.0) > 0.5 for entity in found.document.entities)
@@ -309,10 +310,20 @@ def test_an_answer_that_repeats_itself_is_stopped_and_reported(grounded: bool) -
     assert ordered.answer.startswith(first) and '"ab"' not in ordered.answer and ordered.status == "stopped"
 
 
-def test_a_repetition_that_is_the_end_of_the_answer_is_one() -> None:
+@pytest.mark.parametrize("grounded", [False, True])
+def test_a_slip_is_reported_and_what_comes_after_it_is_found(grounded: bool) -> None:
+    lines = [f'{{"entity_text": "{mention}", "entity_label": "dis"}}\n' for mention in ("ab", "ab", "c")]
+    model = parrot(encoder(), "abc", "".join(lines), stops=True)
+    (found,) = extractor(model, grounded=grounded).stream([Document("a", "abc")])
+    assert (found.answer, found.status) == ("".join(lines), "stopped") and found.wanting
+    assert [(problem.kind, problem.found) for problem in found.problems] == [("repeated", "ab")]
+    assert found.document.entities == (Entity(0, 2, "dis"), Entity(2, 3, "dis"))
+
+
+def test_circles_at_the_end_of_the_answer_are_some() -> None:
     """Where a token ends the last mention and its list, what ends the answer is forced behind it."""
     coder = Encoder(byte_tokenizer([*MERGES, ('"', "]")]), TASK.model_copy(update={"answer": "grouped"}))
-    answer = '{"dis": ["ab"], "sym": ["c", "c"]}\n'
+    answer = '{"dis": ["ab"], "sym": ["c", "c", "c"]}\n'
     model = parrot(coder, "abc", answer)
     (found,) = Extractor(model, coder, config.Extract(max_new_tokens=LIMIT)).stream([Document("a", "abc")])
     assert (found.answer, found.status) == (answer, "repeated")

@@ -110,21 +110,22 @@ def constraint_of(tokenizer: Any, vocabulary: int, stop: int) -> Constraint:
 
 
 class Guide:
-    """Follows the answer for one text under its grammar, and tells when it repeats itself.
+    """Follows the answer for one text under its grammar, and tells when it goes round in circles.
 
     Args:
         constraint: the tokenizer's side.
         encoder: the task's side.
         text: the text that is extracted from.
         ordered: whether the grammar is renewed after each entity to keep the answer in order; without, any entity may
-            follow and `repeated` says when one is said again. A grammar that ends with an entity is renewed either way.
+            follow and `circling` says when what was said is said again and again. A grammar that ends with an entity is
+            renewed either way.
     """
 
     def __init__(self, constraint: Constraint, encoder: Encoder, text: str, *, ordered: bool = True):
         self._constraint, self._encoder, self._text, self._ordered = constraint, encoder, text, ordered
         self._ids: list[int] = []
         self._closing = constraint.containing(encoder.format.mark)
-        self.repeated = False  # whether the object that has just ended says what was said
+        self.circling = False  # whether the objects that ended last only say what was said
         self._matcher = constraint.compile(lambda: encoder.format.grammar(text, encoder.task, None) or "")
 
     @property
@@ -147,7 +148,7 @@ class Guide:
         ended = bool(forced) and forced[-1] == self._constraint.stop
         said = forced[:-1] if ended else forced
         self._ids += [token, *said]
-        self.repeated = False
+        self.circling = False
         renewed = not self._closing.isdisjoint((token, *said)) and self._renew()
         return said if renewed else forced
 
@@ -183,7 +184,7 @@ class Guide:
         encoder, text = self._encoder, self._text
         answer = encoder.decode(self._ids)
         said = Said(answer, encoder.format.parse(answer, text, encoder.task))
-        self.repeated = said.parsed.is_repeating
+        self.circling = said.parsed.is_circling
         renews = self._ordered or self.matcher.is_stopped()
         grammar = encoder.format.grammar(text, encoder.task, said) if renews else None
         if grammar is not None:

@@ -245,18 +245,18 @@ class Decoder:
         row.logprobs.extend([logprob, *([None] * len(forced))])
         self._effort.tokens += len(row.pending)
         self._effort.forced += len(forced)
-        if row.guide.repeated if row.guide else self._repeats(row):
+        if row.guide.circling if row.guide else self._circles(row):
             return "repeated"
         if ended or (row.guide and row.guide.finished):
             return "stopped"
         return "length" if len(row.ids) >= self._rules.limit else ""
 
-    def _repeats(self, row: Row) -> bool:
-        """Whether a free answer has just said what it had said."""
+    def _circles(self, row: Row) -> bool:
+        """Whether a free answer goes round in circles."""
         if self._encoder.format.mark not in self._encoder.decode(row.ids[-1:]):
             return False
         answer = self._encoder.decode(row.ids)
-        return self._encoder.format.parse(answer, row.document.text, self._encoder.task).is_repeating
+        return self._encoder.format.parse(answer, row.document.text, self._encoder.task).is_circling
 
 
 class _Waiting:

@@ -31,7 +31,7 @@ _STATUSES = ("stopped", "length", "repeated", *FAILED)
 class Extraction:
     """What the model said of one document.
 
-    `status` is `stopped`, `length` (the answer reached `extract.max_new_tokens`), `repeated` (it began to say what it
+    `status` is `stopped`, `length` (the answer reached `extract.max_new_tokens`), `repeated` (it went on saying what it
     had said), `failed` (the grammar of this text could not be followed to the end, or a server would not answer),
     `refused` (the text is too long) or `unreadable` (there is no text). Entities carry as score the probability of
     their unforced tokens, calibrated where the extractor has a calibration; `left_out` are those that came under its

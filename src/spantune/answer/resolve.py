@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from spantune.document import Entity
 from spantune.task import TaskSpec
 
+IN_VAIN = 2
+"""Mentions in a row that only say what was said, after which an answer goes round in circles; one is a slip."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mention:
@@ -48,10 +51,14 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What an answer says: entities in the order written, and problems."""
+    """What an answer says: entities in the order written, and problems.
+
+    `in_vain` is how many mentions at its end, one after another, say what was said.
+    """
 
     resolved: tuple[Resolved, ...]
     problems: tuple[Problem, ...]
+    in_vain: int = 0
 
     @property
     def entities(self) -> tuple[Entity, ...]:
@@ -59,9 +66,9 @@ class Parsed:
         return tuple(item.entity for item in self.resolved)
 
     @property
-    def is_repeating(self) -> bool:
-        """Whether something was said more often than the text holds it."""
-        return any(problem.kind == "repeated" for problem in self.problems)
+    def is_circling(self) -> bool:
+        """Whether it ends with saying again and again what was said."""
+        return self.in_vain >= IN_VAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,7 @@ def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *,
     cursors, taken = dict[str, Entity](), set[Entity]()
     resolved: list[Resolved] = []
     problems: list[Problem] = []
+    in_vain = 0
     for mention in mentions:
         if isinstance(mention, Problem):
             problems.append(mention)
@@ -106,11 +114,13 @@ def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *,
             found = next(later, None) or next(other, None)
             if found is None:
                 problems.append(Problem("repeated", mention.text))
+                in_vain += 1
                 continue
+            in_vain = 0
             cursors[group] = found
             taken.add(found)
             resolved.append(Resolved(found, mention.span, mention.label_span))
-    return Parsed(tuple(resolved), tuple(problems))
+    return Parsed(tuple(resolved), tuple(problems), in_vain)
 
 
 def _occurrences(mention: Mention, text: str, start: int) -> Iterator[Entity]:
