@@ -39,12 +39,12 @@ MODEL = lively_model("phi3", 2)
     ],
 )
 def test_any_text_gets_a_valid_grounded_answer(text: str, on_choices: bool) -> None:
-    """In order an answer cannot repeat itself; in any order it is stopped where it does."""
+    """In order an answer cannot repeat itself; in any order it is stopped where it goes round in circles."""
     (got,) = extractor(MODEL, on_choices=on_choices, max_new_tokens=200).stream([Document("a", text)])
     assert got.document.text == text
-    ends = {("stopped", ()), ("length", ()), ("length", ("truncated",))}
-    ends |= set() if on_choices else {("repeated", ("repeated",))}
-    assert (got.status, tuple(problem.kind for problem in got.problems)) in ends
+    kinds = [problem.kind for problem in got.problems if on_choices or problem.kind != "repeated"]
+    assert (got.status, kinds) in [("stopped", []), ("length", []), ("length", ["truncated"]), ("repeated", [])]
+    assert got.status != "repeated" or not on_choices
     assert len(set(got.document.entities)) == len(got.document.entities)
     for entity in got.document.entities:
         assert got.document.surface(entity) and entity.label in ("dis", "sym")

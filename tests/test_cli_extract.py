@@ -8,6 +8,7 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -320,6 +321,8 @@ def test_wrong_use_is_one_error_and_leaves_nothing(command: Command, run: Path, 
         ([source, "--out", out, "--html", tmp_path / "run" / ".." / out.name], ["both"]),
         ([source, "--out", tmp_path / "run"], ["is a folder"]),
         ([source, "--out", tmp_path / "run", "--to", "brat"], ["is not empty"]),
+        ([source, "--out", tmp_path / "odd.jsonl", "--to", "brat"], ["writes a folder"]),
+        ([source, "--out", ".", "--to", "brat"], ["is no name"]),
         ([source, "--out", out, "--html", tmp_path / "run"], ["is a folder"]),
         ([source, "--out", "/proc/x.jsonl"], ["/proc/x.jsonl", "cannot be written"]),
     ):
@@ -364,20 +367,23 @@ def test_a_format_that_cannot_hold_a_document_loses_nothing(command: Command, ru
     source, out = tmp_path / "in.txt", tmp_path / "out.txt"
     partial = tmp_path / "out.txt.partial"
     crossing = {"id": "2", "text": "甲乙丙", "entities": [], "meta": {"status": "x"}}
+    annotated_failure = {"id": "1", "text": "", "entities": []}
+    annotated_failure["meta"] = {"status": "unreadable", "problems": [{"kind": "unreadable", "found": "x"}]}
     crossing["entities"] = [
         {"start": start, "end": start + 2, "label": "dis", "text": "甲乙丙"[start : start + 2]} for start in (0, 1)
     ]
-    write(source, "疹", "甲乙丙", b"\xff", "瘤")
-    write(partial, json.dumps({"id": "1", "text": "疹", "entities": []}), json.dumps(crossing))
+    write(source, b"\xff", "甲乙丙", "疹", "瘤")
+    write(partial, json.dumps(annotated_failure), json.dumps(crossing))
     refused = command("extract", run, source, "--out", out, "--to", "conll")
     one_line_error(refused, "out.txt.partial", "--resume")
     overlapping = command("extract", run, source, "--out", out, "--to", "conll", "--resume")
     assert overlapping.code == 2 and "overlap" in overlapping.err and "--nested outermost" in overlapping.err
     assert f"{partial} holds what is done" in overlapping.err and not out.exists()
+    assert "are not in" not in overlapping.err
     assert len(partial.read_text().splitlines()) == 4
     done = command("extract", run, source, "--out", out, "--to", "conll", "--resume", "--nested", "outermost")
     assert done.code == 1 and "4 documents were done" in done.err and "1 documents are not in" in done.err
-    assert [document.text for document in formats.read(out).documents] == ["疹", "甲乙丙", "瘤"]
+    assert [document.text for document in formats.read(out).documents] == ["甲乙丙", "疹", "瘤"]
     assert not partial.exists() and not list(tmp_path.glob("*.lock"))
 
 
@@ -391,14 +397,33 @@ def test_a_record_that_cannot_be_written_again_is_unreadable(command: Command, r
     assert "in.jsonl:1, field meta: half of a surrogate pair" in outcome.err
 
 
+def test_names_that_are_not_utf8_and_what_cannot_be_opened(command: Command, run: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    lines, records = write(odd.with_suffix(".txt"), b"\xfe", "疹"), write(odd.with_suffix(".jsonl"), '{"text": "疹"}')
+    out = odd.with_suffix(".out")
+    outcome = command("extract", run, lines, records, "--out", out, "--html", tmp_path / "page.html")
+    assert outcome.code == 1 and [document.text for document in formats.read(out, "native").documents] == [
+        "",
+        "疹",
+        "疹",
+    ]
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "x.sock"))
+        outcome = command("extract", run, tmp_path / "x.sock")
+    assert outcome.code == 1 and "x.sock: cannot be read" in outcome.err and "Traceback" not in outcome.err
+    one_line_error(command("extract", run, "患者" * 200, "--format", "text"), "cannot be read")
+
+
 def test_nothing_on_stdin_is_no_document_and_no_page(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for arguments in ([], ["--html", tmp_path / "page.html"]):
+    page, out = tmp_path / "page.html", tmp_path / "out"
+    for arguments in ([], ["--html", page], ["--html", page, "--out", out], ["--to", "cmeee", "--out", out]):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), encoding="utf-8"))
         outcome = command("extract", run, "-", *arguments)
         assert (outcome.code, outcome.out) == (0, ""), outcome.err
-    assert "there are no documents" in outcome.err and not (tmp_path / "page.html").exists()
+        assert "--html" not in arguments or "there are no documents" in outcome.err
+    assert not page.exists() and not list(tmp_path.glob("*.partial"))
 
 
 def test_other_inputs_than_the_interrupted_runs_are_refused(command: Command, run: Path, tmp_path: Path) -> None:

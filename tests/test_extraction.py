@@ -87,6 +87,7 @@ def test_what_went_wrong_is_written_into_meta() -> None:
         {"status": "published"},
         {"status": "stopped", "problems": "none"},
         {"status": "length", "problems": [1]},
+        {"status": "stopped", "problems": []},
     ):
         assert annotated(run(Document("a", "a", meta=own))[0]).meta == own
         wanting = annotated(run(Document("z", "z", meta=own))[0]).meta

@@ -223,13 +223,17 @@ def test_what_no_server_should_say_fails_one_document_and_can_be_written(
     assert found[1].status == "failed" and found[1].problems[0].found.encode()
 
 
-@pytest.mark.parametrize("ids", [[999_999], [-1], [10**15], [float("inf")], ["x"]])
+ODD_TOKENS = [([999_999], -0.5), ([-1], -0.5), ([10**15], -0.5), ([float("inf")], -0.5), (["x"], -0.5)]
+ODD_TOKENS += [([7], value) for value in (0.01, 800.0, 10**400, True, float("nan"))]
+
+
+@pytest.mark.parametrize(("ids", "logprob"), ODD_TOKENS)
 @pytest.mark.parametrize("kind", ["vllm", "openai"])
 def test_ids_that_are_none_of_the_tokenizers_are_not_read(
-    model: Any, caplog: pytest.LogCaptureFixture, ids: list[Any], kind: str
+    model: Any, caplog: pytest.LogCaptureFixture, ids: list[Any], logprob: Any, kind: str
 ) -> None:
     text = encoder().decode(encoder().example(GOLD[0]).ids[encoder().example(GOLD[0]).answer_start : -1])
-    choice = {"text": text, "finish_reason": "stop", "token_ids": ids, "logprobs": {"token_logprobs": [-0.5]}}
+    choice = {"text": text, "finish_reason": "stop", "token_ids": ids, "logprobs": {"token_logprobs": [logprob]}}
     answer: Trouble = lambda number, request: Response(200, {"choices": [choice]})  # noqa: E731
     with serving(CompletionsServer(model, byte_tokenizer(MERGES), kind, trouble=answer)) as server:
         (found,) = remote(server).stream(GOLD[:1])

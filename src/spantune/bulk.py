@@ -21,7 +21,7 @@ from pathlib import Path
 
 from spantune import formats, partials
 from spantune.browse import write_page
-from spantune.document import Document, to_record
+from spantune.document import Document, encodable, to_record
 from spantune.errors import ConfigError, DataError, nearest
 from spantune.extraction import FAILED, Extraction, annotated, is_wanting
 from spantune.partials import Done
@@ -46,10 +46,10 @@ class Tally:
     failures: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
-    def take(self, extraction: Extraction) -> None:
-        """Count one."""
+    def take(self, extraction: Extraction, document: Document) -> None:
+        """Count one, which is written as `document`."""
         self.documents += 1
-        self.wanting += extraction.wanting
+        self.wanting += is_wanting(document.meta)
         self.left_out += len(extraction.left_out)
         self.overruled += len(extraction.overruled)
         if extraction.status in FAILED:
@@ -88,7 +88,7 @@ class Target:
             if path and any(Path(name).exists() and path.exists() and path.samefile(name) for name in inputs):
                 raise ConfigError(f"{path} is read from, and would be written over; name another")
             if path:
-                _require_writable(path, is_file=path == self.html or self.format == "native")
+                _require_writable(path, is_file=path == self.html or self.format not in formats.FOLDERS)
         if self.out and self.html and self.out.resolve() == self.html.resolve():
             raise ConfigError(f"--out and --html are both {self.out}; name another for one of them")
 
@@ -130,18 +130,22 @@ class Target:
             partials.finish(self.out)
             return
         options = formats.Options(nested=self.nested)
-        tally.notes.update(formats.write(self.out, self._kept(tally), self.format, options))
+        absent: list[str] = []
+        tally.notes.update(formats.write(self.out, self._kept(absent), self.format, options))
+        tally.absent = len(absent)
         partials.partial(self.out).unlink()
 
     def _done(self) -> Iterator[Document]:
+        """The documents of the journal, which may be none."""
         assert self.out is not None
-        return formats.stream(partials.partial(self.out), "native", Counter())
+        journal = partials.partial(self.out)
+        return formats.stream(journal, "native", Counter()) if journal.stat().st_size else iter(())
 
-    def _kept(self, tally: Tally) -> Iterator[Document]:
-        """What a format that is not native takes."""
+    def _kept(self, absent: list[str]) -> Iterator[Document]:
+        """What a format that is not native takes; the ids of the others go to `absent`."""
         for document in self._done():
             if is_wanting(document.meta) and document.meta["status"] in FAILED:
-                tally.absent += 1
+                absent.append(document.id)
             else:
                 yield document
 
@@ -168,7 +172,7 @@ class Target:
     def _show(self, documents: Sequence[Document], tally: Tally) -> None:
         assert self.html is not None
         if documents:
-            name = self.out.name if self.out else "extract"
+            name = encodable(self.out.name) if self.out else "extract"
             write_page(self.html, documents, f"{name}: {len(documents)} documents")
         else:
             tally.notes["page that was not written: there are no documents"] += 1
@@ -176,13 +180,18 @@ class Target:
 
 def _results(extractions: Iterable[Extraction], tally: Tally) -> Iterator[Document]:
     for extraction in extractions:
-        tally.take(extraction)
-        yield annotated(extraction)
+        document = annotated(extraction)
+        tally.take(extraction, document)
+        yield document
 
 
 def _require_writable(path: Path, *, is_file: bool) -> None:
+    if not path.name:
+        raise DataError("is no name for what is to be written; give one", path=path)
     if not path.parent.is_dir():
         raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
+    if path.is_file() and not is_file:
+        raise DataError("is a file, where the format writes a folder; name another, or remove it", path=path)
     if path.is_dir() and is_file:
         raise DataError("is a folder; name a file inside it", path=path)
     if path.is_dir() and any(path.iterdir()):

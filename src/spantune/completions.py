@@ -7,7 +7,6 @@ none.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,8 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "llamacpp": {"logprobs": 1, "repeat_penalty": 1.0},
     "openai": {},
 }
+
+_ROUNDED = 1e-3  # what a log-probability of 0 may be in a server's arithmetic
 
 # answer formats with a grammar of the whole answer in a form that the server takes
 GRAMMARS: Mapping[str, Collection[str]] = {
@@ -141,6 +142,6 @@ def _tokens(choice: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[float, ..
         ids, logprobs = choice.get("token_ids") or [], found.get("token_logprobs") or []
     if len(ids) != len(logprobs) or not all(type(index) is int for index in ids):
         return (), ()
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in logprobs):
+    if not all(type(value) in (int, float) and -1e9 <= value <= _ROUNDED for value in logprobs):
         return (), ()
-    return tuple(ids), tuple(map(float, logprobs))
+    return tuple(ids), tuple(min(0.0, float(value)) for value in logprobs)

@@ -23,6 +23,11 @@ def half_surrogate(text: str) -> int | None:
     return found.start() if found else None
 
 
+def encodable(text: str) -> str:
+    """`text` with a sign in place of what is no text, such as the bytes of a file's name that are not UTF-8."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Entity:
     """A labelled span `text[start:end]`; `score` is a probability in [0, 1] where one is known."""

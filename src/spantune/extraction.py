@@ -209,17 +209,23 @@ def annotated(extraction: Extraction) -> Document:
         del meta["status"], meta["problems"]
     if extraction.wanting:
         problems = [{"kind": problem.kind, "found": problem.found} for problem in extraction.problems]
-        own = {f"own_{name}": meta.pop(name) for name in ("status", "problems") if name in meta}
-        meta |= {**own, "status": extraction.status, "problems": problems}
+        for name in ("status", "problems"):
+            free = name
+            while free in meta:
+                free = f"own_{free}"
+            if free != name:
+                meta[free] = meta.pop(name)
+        meta |= {"status": extraction.status, "problems": problems}
     return document if meta == document.meta else replace(document, meta=meta)
 
 
 def is_wanting(meta: Mapping[str, Any]) -> bool:
     """Whether `annotated` has said in `meta` that an answer was wanting; no other `status` and `problems` look so."""
     problems = meta.get("problems")
-    return (
+    return bool(
         meta.get("status") in _STATUSES
         and isinstance(problems, list)
+        and (problems or meta["status"] != "stopped")
         and all(isinstance(problem, dict) and problem.keys() == {"kind", "found"} for problem in problems)
     )
 

@@ -44,7 +44,7 @@ def held(path: Path) -> Iterator[None]:
     Raises:
         DataError: another process has it, or the folder cannot be written.
     """
-    lock = FileLock(path.with_name(f"{path.name}.lock"), blocking=False)
+    lock = FileLock(path.with_name(f".{path.name}.partial.lock"), blocking=False)
     try:
         lock.acquire()
     except Timeout:

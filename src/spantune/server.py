@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 
 from spantune.breaker import Breaker, Patience
+from spantune.document import encodable
 from spantune.errors import ConfigError, ModelError
 
 KEY_VARIABLE = "SPANTUNE_API_KEY"
@@ -213,4 +214,4 @@ def _message(response: httpx.Response) -> str:
         text = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, AttributeError):
         text = response.text
-    return " ".join(text.split())[:300].encode(errors="replace").decode()
+    return encodable(" ".join(text.split())[:300])

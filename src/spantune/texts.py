@@ -8,7 +8,6 @@ before anything is read, a file that is not there or of no known format.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -21,10 +20,10 @@ from typing import BinaryIO
 
 from spantune import formats
 from spantune.answer import Problem
-from spantune.document import Document
+from spantune.document import Document, encodable
 from spantune.errors import ConfigError, DataError, nearest
 from spantune.extraction import Extraction, failure
-from spantune.formats.files import is_stream, lines_of, read_bytes, read_text, try_lines
+from spantune.formats.files import cannot_be_read, is_stream, lines_of, read_bytes, read_text, try_lines
 
 STDIN = "-"
 TEXT = "text"
@@ -105,20 +104,23 @@ def _is_stream(file: str) -> bool:
 
 
 def _shown(file: str) -> str:
-    """What a file is called in ids and errors; a name that is not UTF-8 is shown as far as it is."""
-    return "stdin" if file == STDIN else os.fsencode(file).decode("utf-8", "replace")
+    """What a file is called in ids and errors."""
+    return "stdin" if file == STDIN else encodable(file)
 
 
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
     """The bytes of stdin or a pipe."""
-    if file != STDIN:
-        with open(file, "rb") as pipe:
-            yield pipe
-    elif sys.stdin is None:
+    if file == STDIN and sys.stdin is None:
         raise DataError("is closed; name files, or give it something to read", path="stdin")
-    else:
-        yield sys.stdin.buffer
+    try:
+        if file == STDIN:
+            yield sys.stdin.buffer
+        else:
+            with open(file, "rb") as pipe:
+                yield pipe
+    except OSError as error:
+        raise cannot_be_read(Path(_shown(file)), error) from None
 
 
 def _lines(file: str, prefix: str, notes: Counter[str]) -> Iterator[Item]:
@@ -157,13 +159,13 @@ def _corpus(path: Path, shown: str, format: str, notes: Counter[str]) -> Iterato
             error = DataError(item.message, path=shown, line=item.line, field=item.field)
             yield _unreadable(f"{Path(shown).stem}{place}", error)
         else:
-            yield Document(item.id, item.text, (), item.meta)
+            yield Document(encodable(item.id), item.text, (), item.meta)
 
 
 def _spooled(file: str, format: str, notes: Counter[str]) -> Iterator[Item]:
     """The texts of a corpus on stdin or in a pipe, by way of a file, since some formats are read twice."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "stdin"
+        path = Path(folder) / Path(_shown(file)).name  # from which ids are made where there are none
         with _opened(file) as content, path.open("wb") as spool:
             shutil.copyfileobj(content, spool)
         try:
@@ -173,4 +175,4 @@ def _spooled(file: str, format: str, notes: Counter[str]) -> Iterator[Item]:
 
 
 def _unreadable(name: str, error: DataError) -> Extraction:
-    return failure(Document(name, ""), "unreadable", Problem("unreadable", str(error)))
+    return failure(Document(encodable(name), ""), "unreadable", Problem("unreadable", encodable(str(error))))

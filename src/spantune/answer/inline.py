@@ -60,7 +60,8 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
             for item in entities
         ]
         found = resolve(mentions, text, task)
-        return Parsed(found.resolved, (*read.problems, *found.problems, Problem("repaired", answer.strip())))
+        problems = (*read.problems, *found.problems, Problem("repaired", answer.strip()))
+        return Parsed(found.resolved, problems, found.in_vain)
     begun = answer[read.behind :] if copied != text else "".join(_opening(label) for label, _, _ in read.open)
     return Parsed(tuple(read.found), (*read.problems, *([Problem("invalid", begun)] if begun else [])))
 

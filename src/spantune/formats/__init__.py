@@ -41,6 +41,9 @@ __all__ = [
 
 BUNDLED = ("biomedical-en-test", "biomedical-en-train", "clinical-zh-test", "clinical-zh-train")
 
+FOLDERS = ("brat", "datasets")
+"""Formats that write a folder."""
+
 _BUNDLED_PREFIX = "bundled:"
 _SAMPLE_LINES = 200
 _SAMPLE_BYTES = 1 << 16

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import os
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ def try_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Iterat
                 if filled or blank:
                     yield number, text
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise cannot_be_read(path, error) from None
     if empty:
         raise _empty(path)
 
@@ -97,14 +98,18 @@ def read_chunks(path: Path, notes: Counter[str]) -> Iterator[str]:
         if rest:
             yield _decode(rest, path, line, offset, notes)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise cannot_be_read(path, error) from None
     if empty:
         raise _empty(path)
 
 
 def is_stream(path: Path) -> bool:
     """Whether what is there is a pipe or a device, which gives its content once."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # whoever opens it says what is wrong
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def read_bytes(path: Path, size: int = -1) -> bytes:
@@ -117,7 +122,7 @@ def read_bytes(path: Path, size: int = -1) -> bytes:
         with path.open("rb") as file:
             content = file.read(size)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise cannot_be_read(path, error) from None
     if not content:
         raise _empty(path)
     return content
@@ -133,7 +138,7 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(LINE_LIMIT + 1)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise cannot_be_read(path, error) from None
     if len(content) > LINE_LIMIT:
         raise oversized(path, 1)
     marked = content.startswith(codecs.BOM_UTF8)
@@ -224,7 +229,8 @@ def _cut_character(content: bytes) -> bytes:
     return b""
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
+def cannot_be_read(path: Path, error: OSError) -> DataError:
+    """Why a file cannot be read, and what to do."""
     if isinstance(error, FileNotFoundError):
         return DataError("there is no such file; check the path", path=path)
     if isinstance(error, IsADirectoryError):
