@@ -24,6 +24,7 @@ from spantune.browse import write_page
 from spantune.document import Document, encodable, to_record
 from spantune.errors import ConfigError, DataError, nearest
 from spantune.extraction import FAILED, Extraction, annotated, is_wanting
+from spantune.formats.files import require_folder
 from spantune.partials import Done
 
 SHOWN = 10
@@ -188,18 +189,15 @@ def _results(extractions: Iterable[Extraction], tally: Tally) -> Iterator[Docume
 def _require_writable(path: Path, *, is_file: bool) -> None:
     if not path.name:
         raise DataError("is no name for what is to be written; give one", path=path)
-    if not path.parent.is_dir():
-        raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
+    require_folder(path)
     if path.is_file() and not is_file:
         raise DataError("is a file, where the format writes a folder; name another, or remove it", path=path)
     if path.is_dir() and is_file:
         raise DataError("is a folder; name a file inside it", path=path)
     if path.is_dir() and any(path.iterdir()):
         raise DataError("the folder exists and is not empty; name another, or remove it", path=path)
-    try:
+    with partials.writing(path):
         tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
 
 
 def _give_up_stdout() -> None:

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from spantune.document import Document, to_record
 from spantune.errors import DataError
 from spantune.extraction import Extraction, is_wanting
+from spantune.formats.files import require_folder
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ def require_free(path: Path) -> None:
     Raises:
         DataError: the folder is missing, or an interrupted run has left its lines.
     """
-    if not path.parent.is_dir():
-        raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
+    require_folder(path)
     if partial(path).exists():
         raise DataError(
             "is here from a run that was interrupted; go on with it by --resume, or remove it", path=partial(path)
@@ -108,11 +108,11 @@ def append(path: Path, documents: Iterable[Document]) -> None:
     try:
         for document in documents:
             line = json.dumps(to_record(document), ensure_ascii=False).encode() + b"\n"
-            with _writing(path):
+            with writing(path):
                 file = file or journal.open("ab")
                 file.write(line)
                 file.flush()
-        with _writing(path):
+        with writing(path):
             file = file or journal.open("ab")
             os.fsync(file.fileno())
     finally:
@@ -127,12 +127,17 @@ def finish(path: Path) -> None:
     Raises:
         DataError: it cannot have that name.
     """
-    with _writing(path):
+    with writing(path):
         partial(path).replace(path)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system refuses to write for `path` into one error.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
     try:
         yield
     except OSError as error:

@@ -103,6 +103,16 @@ def read_chunks(path: Path, notes: Counter[str]) -> Iterator[str]:
         raise _empty(path)
 
 
+def require_folder(path: Path) -> None:
+    """Check that there is a folder to write `path` into.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not path.parent.is_dir():
+        raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
+
+
 def is_stream(path: Path) -> bool:
     """Whether what is there is a pipe or a device, which gives its content once."""
     try:
@@ -171,8 +181,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
 @contextmanager
 def replacing_path(path: Path) -> Iterator[Path]:
     """As `replacing`, for a writer that opens the file, or makes the folder, at the given temporary path itself."""
-    if not path.parent.is_dir():
-        raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
+    require_folder(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
