@@ -22,15 +22,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from spantune import formats
+from spantune.data import formats
 
 
 def make_run(folder: Path) -> None:
     """Train `folder`/toy, a finished run of a toy model."""
-    from conftest import MERGES
-    from fakes import save_model
-    from spantune.config import parse_config
-    from spantune.train import train
+    from helpers.fakes import MERGES, save_model
+    from spantune.core.config import parse_config
+    from spantune.training.job import train
 
     documents = sorted(formats.read("bundled:clinical-zh-train").documents, key=lambda document: len(document.text))
     formats.write(folder / "train.jsonl", documents[:24])

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from spantune.constrain import Allowed, Guide
-from spantune.decode import Decoder, Row
-from spantune.document import Document
-from spantune.encode import Encoder
-from spantune.extract import Extractor
-from spantune.forward import Forward
+from spantune.core.document import Document
+from spantune.encoding.encoder import Encoder
+from spantune.extraction.decoder import Decoder, Row
+from spantune.extraction.extractor import Extractor
+from spantune.extraction.grammar import Allowed, Guide
+from spantune.extraction.model_runner import Forward
 
 RAISED = 1e4
 

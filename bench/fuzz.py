@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 
-from spantune import config, formats
-from spantune.answer import FORMATS, answer_format
-from spantune.document import Document
-from spantune.encode import Encoder
-from spantune.extract import Extraction, Extractor, load_run
-from spantune.task import Label, TaskSpec
+from spantune.core import config
+from spantune.core.document import Document
+from spantune.core.task import Label, TaskSpec
+from spantune.data import formats
+from spantune.encoding.answers import FORMATS, answer_format
+from spantune.encoding.encoder import Encoder
+from spantune.extraction.extractor import Extractor, load_run
+from spantune.extraction.result import Extraction
 
 CODES = ("dis", "sym", "疾病", "a>b", 'q"\\')
 LIVELY = {"jsonl": 3, "jsonl_seed": 3, "grouped": 8, "inline": 5}  # seeds of models that do not stop at once
@@ -110,8 +112,7 @@ def wanting(extraction: Extraction, task: TaskSpec, text: str, *, ordered: bool 
 def tiny(task: TaskSpec, seed: int, *, ordered: bool = True) -> Extractor:
     """A random model of toy size with a byte-level tokenizer."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    from conftest import MERGES
-    from fakes import byte_tokenizer, tiny_model
+    from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 
     model = tiny_model("phi3", vocabulary=280).requires_grad_(False)
     torch.manual_seed(seed)

@@ -32,11 +32,12 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # its tiny model
 
-from spantune.bundled import sha256_of  # noqa: E402
-from spantune.checkpoints import step_of, torn  # noqa: E402
-from spantune.config import Config, parse_config  # noqa: E402
-from spantune.runs import is_finished  # noqa: E402
-from spantune.tracking import read_metrics  # noqa: E402
+from spantune.core.config import Config, parse_config  # noqa: E402
+from spantune.core.files import sha256_of  # noqa: E402
+from spantune.runs.checkpoints import step_of, torn  # noqa: E402
+from spantune.runs.folder import is_finished  # noqa: E402
+from spantune.runs.journal import read_metrics  # noqa: E402
+from spantune.training import job  # noqa: E402
 
 SERVER = multiprocessing.get_context("forkserver")
 STEPS = 20
@@ -95,7 +96,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
-    SERVER.set_forkserver_preload(["spantune.train", "kills"])
+    SERVER.set_forkserver_preload(["spantune.training.job", "kills"])
     work = Path(tempfile.mkdtemp(prefix="kills-"))
     try:
         counts, phases, seconds = _kill(work, options.kills, random.Random(options.seed))
@@ -147,8 +148,8 @@ def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int]
 
 
 def _recipe(work: Path) -> Callable[..., Config]:
-    from fakes import save_model
-    from spantune import formats
+    from helpers.fakes import save_model
+    from spantune.data import formats
 
     model = save_model(work / "model", "phi3")
     train = sorted(formats.read("bundled:clinical-zh-train").documents, key=lambda document: len(document.text))[:40]
@@ -222,10 +223,11 @@ def _live(settings: Config, resume: bool, moment: tuple[str, int, float] | None)
 
 def _work(tree: dict[str, Any], resume: bool, tells: Connection) -> None:
     """In the process: train, and tell each step, checkpoint and evaluation as it begins and ends."""
-    from spantune import runs, train, trainer
-    from spantune.checkpoints import Checkpoints
+    from spantune.runs.checkpoints import Checkpoints
+    from spantune.runs.folder import resume_recipe
+    from spantune.training import trainer
 
-    module = sys.modules["spantune.train"]
+    module = sys.modules["spantune.training.job"]
 
     def telling(owner: Any, method: str, event: str, step: Callable[..., int]) -> None:
         original = getattr(owner, method)
@@ -254,7 +256,7 @@ def _work(tree: dict[str, Any], resume: bool, tells: Connection) -> None:
     settings = parse_config(tree)
     folder = settings.run_folder
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    train(runs.resume_recipe(folder) if resume else settings, folder if resume else None)
+    job.train(resume_recipe(folder) if resume else settings, folder if resume else None)
     tells.send(("end", STEPS, []))
 
 

@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from spantune import formats
-from spantune.document import Document
+from spantune.core.document import Document
+from spantune.data import formats
+from spantune.data.raw.document import Options
 
 SUFFIX = {"cmeee": ".json", "conll": ".bio", "chip": ".txt", "marked": ".txt", "table": ".csv", "label_studio": ".json"}
-OPTIONS = formats.Options(nested="outermost")
+OPTIONS = Options(nested="outermost")
 
 
 def repeated(size: int, format: str) -> Iterator[Document]:

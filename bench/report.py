@@ -23,12 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spantune import formats
-from spantune.compare import System, compare
-from spantune.compared import write_comparison
-from spantune.document import Document, Entity
-from spantune.metrics import score
-from spantune.report import CalibrationView, Report, write_report
+from spantune.core.document import Document, Entity
+from spantune.data import formats
+from spantune.metrics.comparison import System, compare
+from spantune.metrics.scoring import score
+from spantune.report.comparison import write_comparison
+from spantune.report.content import CalibrationView, Report
+from spantune.report.write import write_report
 
 COLUMNS = ("load", "kind", "type", "text", "cell", "clear", "next")
 MEASURE = """

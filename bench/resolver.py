@@ -15,11 +15,11 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from spantune import formats
-from spantune.answer import jsonl
-from spantune.document import Document, Entity
-from spantune.metrics import score
-from spantune.task import TaskSpec
+from spantune.core.document import Document, Entity
+from spantune.core.task import TaskSpec
+from spantune.data import formats
+from spantune.encoding.answers import jsonl
+from spantune.metrics.scoring import score
 
 Way = Callable[[Document], list[Entity]]
 

@@ -15,10 +15,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from spantune import bootstrap, counts
-from spantune.compare import System, compare
-from spantune.document import Document, Entity
-from spantune.metrics import pair, score
+from spantune.core.document import Document, Entity
+from spantune.metrics import bootstrap, counts
+from spantune.metrics.comparison import System, compare
+from spantune.metrics.pairing import pair
+from spantune.metrics.scoring import score
 
 LABELS = ("bod", "dep", "dis", "dru", "equ", "ite", "mic", "pro", "sym")
 

@@ -22,9 +22,10 @@ from typing import Any
 
 import psutil
 
-from spantune.config import load_config
-from spantune.tracking import Trackers, read_metrics
-from spantune.train import train
+from spantune.core.config import load_config
+from spantune.runs.journal import read_metrics
+from spantune.runs.trackers.dashboards import Trackers
+from spantune.training.job import train
 
 ROOT = Path(__file__).resolve().parents[1]
 

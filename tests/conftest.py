@@ -8,39 +8,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from fakes import save_model
-from forked import Command
-from swanlab_cloud import KEY, Cloud
+from helpers.command import Outcome
+from helpers.fakes import MERGES, save_model
+from helpers.forked import Command
+from helpers.swanlab_cloud import KEY, Cloud
 
 os.environ["MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS"] = "1"  # read when modelscope is imported; else half a minute
-
-MERGES = [
-    ("Ċ", "a"),
-    ("e", "n"),
-    ("en", "t"),
-    ("i", "t"),
-    ("ent", "it"),
-    ('"', "}"),
-    ('"}', "Ċ"),
-    ("a", "b"),
-    ("ab", "c"),
-]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a call of the command line came to."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(autouse=True)
@@ -72,8 +51,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Half are the shortest sentences of the bundled corpus, half one-character texts, which a toy can learn.
     """
-    from spantune import formats
-    from spantune.document import Document, Entity
+    from spantune.core.document import Document, Entity
+    from spantune.data import formats
 
     folder = tmp_path_factory.mktemp("corpus")
     train = sorted(formats.read("bundled:clinical-zh-train").documents, key=lambda document: len(document.text))
@@ -112,8 +91,8 @@ def tree(tiny_folder: Path, corpus: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, tree: Callable[..., dict[str, Any]]) -> Any:
     """The Result of a whole small job, with SwanLab in local mode; its folder is not to be changed."""
-    from spantune.config import parse_config
-    from spantune.train import train
+    from spantune.core.config import parse_config
+    from spantune.training.job import train
 
     return train(parse_config(tree(tmp_path_factory.mktemp("runs"))))
 

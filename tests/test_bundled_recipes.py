@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spantune import formats
-from spantune.bundled import BUNDLED
-from spantune.config import load_config
-from spantune.errors import ConfigError
-from spantune.prompt import make_task
+from spantune.core.config import load_config
+from spantune.core.errors import ConfigError
+from spantune.data import formats
+from spantune.encoding.prompts import make_task
+from spantune.models.bundled import BUNDLED
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

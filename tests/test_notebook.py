@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spantune import bundled
+from spantune.models import bundled
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "phi4_ner.ipynb"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import os
 import subprocess
@@ -72,12 +71,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         spantune.tarin  # noqa: B018
 
 
-def test_a_submodule_never_hides_the_function_of_its_name() -> None:
-    for first in ("load", "train", "extract"):
-        importlib.import_module(f"spantune.{first}")
-        assert inspect.isfunction(spantune.load) and inspect.isfunction(spantune.train)
-
-
 def test_version_is_the_projects() -> None:
     project = (SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     assert f'\nversion = "{spantune.__version__}"\n' in project
@@ -109,7 +102,7 @@ def test_core_formats_and_text_load_nothing_heavy() -> None:
 
 def test_reading_a_recipe_and_a_corpus_loads_nothing_heavy() -> None:
     code = (
-        "import spantune\nfrom spantune.prompt import PRESETS\n"
+        "import spantune\nfrom spantune.encoding.prompts import PRESETS\n"
         "assert len(spantune.read('bundled:clinical-zh-test').documents) == 120\nspantune.score, spantune.load_config"
     )
     assert loaded_after(code)[0] == set()

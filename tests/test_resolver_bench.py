@@ -6,9 +6,9 @@ from types import ModuleType
 
 import pytest
 
-import real
-from spantune import formats
-from spantune.document import Document, Entity
+from helpers import real
+from spantune.core.document import Document, Entity
+from spantune.data import formats
 
 
 @pytest.fixture(scope="module")

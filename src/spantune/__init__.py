@@ -12,43 +12,41 @@ The names below are the public ones; all else may move. torch is imported when a
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spantune.config import Config, load_config
-    from spantune.document import Document, Entity
-    from spantune.errors import ConfigError, DataError, ModelError, RunError, SpantuneError
-    from spantune.extract import Extractor
-    from spantune.extract import load_run as load
-    from spantune.extraction import Extraction
-    from spantune.formats import read, write
-    from spantune.metrics import score
-    from spantune.task import Label, TaskSpec
-    from spantune.train import train
+    from spantune.core.config import Config, load_config
+    from spantune.core.document import Document, Entity
+    from spantune.core.errors import ConfigError, DataError, ModelError, RunError, SpantuneError
+    from spantune.core.task import Label, TaskSpec
+    from spantune.data.formats import read, write
+    from spantune.extraction.extractor import Extractor
+    from spantune.extraction.extractor import load_run as load
+    from spantune.extraction.result import Extraction
+    from spantune.metrics.scoring import score
+    from spantune.training.job import train
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Config": "config",
-    "ConfigError": "errors",
-    "DataError": "errors",
-    "Document": "document",
-    "Entity": "document",
-    "Extraction": "extraction",
-    "Extractor": "extract",
-    "Label": "task",
-    "ModelError": "errors",
-    "RunError": "errors",
-    "SpantuneError": "errors",
-    "TaskSpec": "task",
-    "load": "extract",
-    "load_config": "config",
-    "read": "formats",
-    "score": "metrics",
-    "train": "train",
-    "write": "formats",
+    "Config": "core.config",
+    "ConfigError": "core.errors",
+    "DataError": "core.errors",
+    "Document": "core.document",
+    "Entity": "core.document",
+    "Extraction": "extraction.result",
+    "Extractor": "extraction.extractor",
+    "Label": "core.task",
+    "ModelError": "core.errors",
+    "RunError": "core.errors",
+    "SpantuneError": "core.errors",
+    "TaskSpec": "core.task",
+    "load": "extraction.extractor",
+    "load_config": "core.config",
+    "read": "data.formats",
+    "score": "metrics.scoring",
+    "train": "training.job",
+    "write": "data.formats",
 }
 
 __all__ = [
@@ -82,14 +80,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """Keeps the import system from hiding the functions `load` and `train` behind the submodules of those names."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

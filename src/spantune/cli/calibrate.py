@@ -1,0 +1,142 @@
+"""The command line's `spantune calibrate`, and what `extract` and `evaluate` say of a threshold.
+
+As in `cli`, no logic lives here: the table or JSON goes to stdout, everything for people to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spantune.cli import tables
+from spantune.cli.options import Device, Format, Json, describe_threshold, quiet
+from spantune.core.errors import ConfigError, RunError, SpantuneError
+
+if TYPE_CHECKING:
+    from spantune.metrics.calibration import Calibration, Evidence, Figures
+
+
+# A command has as many parameters as options: typer reads them from the signature.
+
+
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="An annotated corpus that was not trained on; the run's dev documents when absent."),
+    ] = None,
+    format: Format = None,
+    objective: Annotated[str, typer.Option(help="What the threshold is for: f1, or a precision to reach.")] = "f1",
+    per_label: Annotated[
+        bool, typer.Option("--per-label", help="Give labels with many predictions thresholds of their own.")
+    ] = False,
+    store: Annotated[
+        bool, typer.Option("--store/--no-store", help="Make it the run's default, or only show it.")
+    ] = True,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Fit a run's scores to how often they are right, and choose the threshold under which entities are left out.
+
+    Examples:
+
+        spantune calibrate runs/demo
+
+        spantune calibrate runs/demo --objective precision=0.9 --no-store
+    """
+    from spantune.data import formats
+    from spantune.runs.folder import read_config
+
+    precision = _precision(objective)
+    recipe = read_config(run)
+    if not (run / "report.html").is_file():
+        raise RunError(f"{run} is not finished, and training on would undo this; first spantune train --resume {run}")
+    quiet()
+    from spantune.core.console import track
+    from spantune.data.loading import check_labels, read_splits
+    from spantune.extraction.extractor import load_bare
+    from spantune.metrics import calibration
+
+    gold = list(formats.read(data, format).documents if data else read_splits(recipe.data).dev)
+    extractor = load_bare(run, device)
+    check_labels(gold, extractor.task.codes)
+    extractions = list(track(extractor.stream(gold), "extract", len(gold)))
+    predicted = [extraction.document for extraction in extractions]
+    found = calibration.calibrate(gold, predicted, precision, per_label, data or "dev")
+    if store:
+        found.save(run)
+        _report_again(run)
+    stored = str(run / calibration.CALIBRATION_FILE) if store else None
+    if as_json:
+        print(json.dumps({**found.model_dump(mode="json"), "stored": stored}, ensure_ascii=False))
+    else:
+        _print(found, stored)
+
+
+def _report_again(run: Path) -> None:
+    """Bring the calibration into the run's report; one that cannot be made again is said, and stays as it was."""
+    from spantune.report.run import report_run
+
+    try:
+        report_run(run)
+    except SpantuneError as error:
+        print(f"the calibration is stored, and the report is the old one: {error}", file=sys.stderr)
+
+
+def _precision(objective: str) -> float | None:
+    """The precision that is wanted; None for the best F1."""
+    if objective == "f1":
+        return None
+    name, _, value = objective.partition("=")
+    try:
+        precision = float(value)
+    except ValueError:
+        precision = -1.0
+    if name != "precision" or not 0 < precision <= 1:
+        raise ConfigError(f"--objective {objective}: expected f1, or a precision over 0 such as precision=0.9")
+    return precision
+
+
+def _print(found: Calibration, stored: str | None) -> None:
+    evidence = found.evidence
+    assert evidence is not None
+    tables.table(
+        ["scores from", "to", "entities", "mean score", "precision"],
+        [
+            (f"{one.low:.3f}", f"{one.high:.3f}", str(one.count), f"{one.confidence:.3f}", f"{one.precision:.3f}")
+            for one in evidence.bins
+        ],
+    )
+    print()
+    tables.table(["", "P", "R", "F1", "kept"], _rows(evidence))
+    print()
+    held_out = "" if evidence.ece_held_out is None else f", {evidence.ece_held_out:.3f} on held-out documents"
+    low, high = evidence.near_best
+    figures = [
+        ("documents", f"{evidence.documents} ({evidence.data})"),
+        ("temperature", f"{found.temperature:.3f}"),
+        ("calibration error", f"{evidence.ece_before:.3f} → {evidence.ece:.3f}{held_out}"),
+        ("best F1", f"{evidence.best.f1:.3f} from a score of {evidence.best.threshold:.3f}"),
+        ("nearly as good", f"thresholds from {low:.3f} to {high:.3f}"),
+        ("threshold", describe_threshold(found)),
+        *(("note", note) for note in evidence.notes),
+        ("stored", stored or "no"),
+    ]
+    tables.table(["", evidence.objective], figures)
+
+
+def _rows(evidence: Evidence) -> list[tuple[str, ...]]:
+    named: dict[str, Figures | None] = {
+        "all entities": evidence.all,
+        "with the threshold": evidence.chosen,
+        "with one chosen on other documents": evidence.held_out,
+    }
+    return [
+        (name, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", str(one.kept))
+        for name, one in named.items()
+        if one
+    ]

@@ -1,0 +1,179 @@
+"""The command line's `spantune extract`.
+
+As in `cli`, no logic lives here: results go to stdout or a file, everything for people to stderr.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from spantune.cli.options import Device, MinScore, quiet, report_left_out
+from spantune.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from spantune.core.config import Config
+    from spantune.core.document import Document
+    from spantune.extraction.chunked import Engine
+    from spantune.extraction.outputs import Tally, Target
+    from spantune.extraction.result import Extraction
+    from spantune.metrics.calibration import Calibration
+
+
+# A command has as many parameters as options: typer reads them from the signature, which is half of its lines.
+
+
+def extract(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    files: Annotated[
+        list[str], typer.Argument(help="Text files (one document a line), corpus files, or - for text on stdin.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
+    to: Annotated[str, typer.Option(help="Format of the output, with --out.")] = "native",
+    nested: Annotated[
+        Literal["error", "outermost", "innermost"],
+        typer.Option(help="What flat tags, with --to, keep of entities that overlap; error refuses them."),
+    ] = "error",
+    html: Annotated[Path | None, typer.Option(help="Write a page to look through the results too.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Format of the input: text, or one of a corpus; recognised when absent.")
+    ] = None,
+    whole_file: Annotated[
+        bool, typer.Option("--whole-file", help="Take each text file as one document, not its lines.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --out where an interrupted run ended.")] = False,
+    min_score: MinScore = None,
+    batch_size: Annotated[int | None, typer.Option(help="Documents decoded together.", min=1)] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="extract.key=value for the recipe.")] = None,
+    device: Device = "auto",
+    engine: Annotated[
+        Literal["local", "openai"], typer.Option(help="Decode here, or by a server that speaks OpenAI's protocol.")
+    ] = "local",
+    url: Annotated[str | None, typer.Option(help="Where the server is, such as http://127.0.0.1:8000/v1.")] = None,
+    model: Annotated[str | None, typer.Option(help="The server's model to ask; its only one when absent.")] = None,
+    grammar: Annotated[
+        Literal["auto", "vllm", "llamacpp", "none"],
+        typer.Option(help="How the grammar is sent; auto: as the server says it can, none: not at all."),
+    ] = "auto",
+    concurrency: Annotated[int, typer.Option(help="Most requests to the server at a time.", min=1)] = 16,
+) -> None:
+    """Extract entities: native JSONL to stdout, in order; exit 1 when an answer was cut, invalid or ungrounded.
+
+    A document that cannot be read or taken becomes a line that says why, and the others go on.
+
+    Examples:
+
+        spantune extract runs/demo notes.txt > entities.jsonl
+
+        echo 患者因急性阑尾炎行腹腔镜手术。 | spantune extract runs/demo -
+
+        spantune extract runs/demo reports.jsonl --out entities.jsonl --html entities.html --resume
+
+        spantune extract runs/demo notes.txt --engine openai --url http://127.0.0.1:8000/v1
+    """
+    from spantune.extraction.inputs import Texts
+    from spantune.extraction.outputs import Tally, Target
+
+    if (engine == "openai") != (url is not None):
+        raise ConfigError("--engine openai and --url belong together; give both, or neither to decode here")
+    if url is None and (model is not None or grammar != "auto"):
+        raise ConfigError("--model and --grammar are of a server; give --engine openai and --url too")
+    if url is not None and (batch_size is not None or device != "auto"):
+        raise ConfigError("--batch-size and --device are of decoding here; for a server there is --concurrency")
+    recipe = _recipe(run, overrides or [], batch_size)
+    target = Target(out, to, html, resume, nested)
+    target.check(files)
+    texts = Texts.open(files, format, whole=whole_file)
+    quiet()
+    tally = Tally()
+
+    def load() -> Engine:
+        if url is None:
+            from spantune.extraction.extractor import load_run
+
+            return load_run(run, device, recipe.extract, min_score)
+        from spantune.extraction.remote.client import Server
+        from spantune.extraction.remote.extractor import load_remote
+
+        return load_remote(run, Server(url, model, grammar, concurrency), recipe.extract, min_score)
+
+    with target.held():
+        items = texts.read(tally.notes)
+        done = target.begin(items)
+        if done.documents:
+            tally.documents, tally.wanting = done.documents, done.wanting
+            _say(f"{done.documents} documents were done")
+        total = texts.count() if sys.stderr.isatty() else None
+        work = _Work(items, load, None if total is None else total - done.documents)
+        try:
+            target.write(work.results(), tally)
+        finally:
+            _report(tally, work.calibration, target)
+    raise typer.Exit(1 if tally.wanting else 0)
+
+
+@dataclass
+class _Work:
+    """The documents that are left, and the engine that takes them; none is loaded where none is left."""
+
+    items: Iterator[Document | Extraction]
+    load: Callable[[], Engine]
+    total: int | None
+    calibration: Calibration | None = None
+
+    def results(self) -> Iterator[Extraction]:
+        from spantune.core.console import track
+
+        for first in self.items:
+            engine = self.load()
+            self.calibration = engine.calibration
+            stream = engine.stream(itertools.chain([first], self.items), strict=False)
+            yield from track(stream, "extract", self.total, unit="documents")
+
+
+def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
+    """The recipe of a run, with the settings of this call."""
+    from spantune.core.config import load_config
+    from spantune.runs.folder import read_config
+
+    recipe = read_config(run)
+    for override in overrides:
+        if not override.startswith("extract."):
+            raise ConfigError(f"--set {override}: expected extract.key=value; the rest of a finished run is as it is")
+    if batch_size:
+        overrides = [*overrides, f"extract.batch_size={batch_size}"]
+    return load_config(run / "config.yaml", overrides) if overrides else recipe
+
+
+def _report(tally: Tally, calibration: Calibration | None, target: Target) -> None:
+    """Say on stderr what came of the documents, and what is left of an interrupted run."""
+    from spantune.extraction.outputs import SHOWN
+    from spantune.extraction.resumable import partial
+
+    report_left_out(calibration, tally.left_out)
+    for note, count in tally.notes.items():
+        _say(f"{count} × {note}")
+    if tally.overruled:
+        _say(f"{tally.overruled} entities left out, which the next chunk of their text contradicts")
+    for line in tally.failures:
+        _say(f"failed: {line}")
+    if tally.failed > SHOWN:
+        _say(f"failed: {tally.failed - SHOWN} more")
+    if tally.absent:
+        _say(f"{tally.absent} documents are not in {target.out}: {target.format} has no place for what failed")
+    if tally.wanting:
+        _say(f"{tally.wanting} of {tally.documents} answers were wanting; see meta.problems of each")
+    if target.out and partial(target.out).exists():
+        _say(f"{partial(target.out)} holds what is done; go on with --resume")
+
+
+def _say(line: str) -> None:
+    from spantune.core.console import console
+
+    console().print(line, markup=False)

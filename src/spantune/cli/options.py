@@ -1,0 +1,65 @@
+"""The command line's `spantune data`: look at annotated corpora, check, split and convert them.
+
+As in `cli`, no logic lives here: tables and JSON go to stdout, everything for people to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from spantune.metrics.calibration import Calibration
+
+
+# A command has as many parameters as options: typer reads them from the signature.
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
+Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
+Column = Annotated[
+    str | None, typer.Option(help="Name, or number from 0, of the column or field of tags, entities or text.")
+]
+Joiner = Annotated[str | None, typer.Option(help="What stands between tokens; told from them when absent.")]
+
+
+def quiet() -> None:
+    """Keep the libraries' banners and bars off the terminal; ours say what is going on."""
+    import os
+    import warnings
+
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # libraries talking to each other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost ten times the speed beside a neighbour
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels when it is imported
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+MinScore = Annotated[
+    float | None,
+    typer.Option(help="Leave out entities with a lower score; 0 keeps all. The run's own threshold when absent."),
+]
+
+
+def report_left_out(calibration: Calibration | None, count: int) -> None:
+    """Say on stderr how many entities a threshold left out, where there is one."""
+    from spantune.core.console import console
+
+    if calibration and (calibration.threshold is not None or calibration.label_thresholds):
+        console().print(
+            f"{count} entities left out, {describe_threshold(calibration)}; --min-score 0 keeps all", markup=False
+        )
+
+
+def describe_threshold(calibration: Calibration) -> str:
+    """The thresholds in words."""
+    whole = "none" if calibration.threshold is None else f"score under {calibration.threshold:.3f}"
+    own = ", ".join(f"{label} {threshold:.3f}" for label, threshold in calibration.label_thresholds.items())
+    return f"{whole}; by label: {own}" if own else whole

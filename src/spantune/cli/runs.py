@@ -1,0 +1,142 @@
+"""The command line's `spantune runs`: list, filter, sort and compare runs, for people or as CSV and JSON.
+
+As in `cli`, no logic lives here: tables, CSV and JSON go to stdout, everything for people to stderr.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spantune.cli import tables
+from spantune.cli.options import Json
+from spantune.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from spantune.runs.listing import Run
+
+
+def runs(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders that hold them; runs when absent.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=PATTERN, KEY!=PATTERN, KEY>NUMBER …: a column, or a recipe's section.key."),
+    ] = None,
+    sort: Annotated[str, typer.Option(help="A column or section.key; a dash before it: largest first.")] = "started",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show the runs side by side, with every setting that differs.")
+    ] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV: all columns, and every setting that differs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List runs: model, data, F1 with its interval, time and state (running, finished, stopped, killed).
+
+    F1 is that on the test documents, of an unfinished run the best on the dev documents. Whether two runs differ for
+    more than chance: spantune compare.
+
+    Examples:
+
+        spantune runs --where state=finished --where 'model=*phi-4*' --sort -f1
+
+        spantune runs runs/phi4-cmeee runs/phi4-cmeee-r32 --compare
+
+        spantune runs --csv > runs.csv
+    """
+    from spantune.runs import listing
+
+    if as_csv + as_json + compare > 1:
+        raise ConfigError("give one of --compare, --csv and --json")
+    every = [listing.read(folder) for folder in listing.find(folders or [Path("runs")])]
+    found = listing.in_order(listing.matching(every, where or []), sort)
+    for run in found:
+        if run.problem:
+            print(f"{run.values['name']}: {run.problem}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"runs": [run.as_dict() for run in found]}, ensure_ascii=False))
+    elif as_csv:
+        _write_csv(found, listing.differing(found))
+    elif compare:
+        _print_compared(found, listing.differing(found))
+    else:
+        _print_list(found)
+
+
+def _write_csv(found: Sequence[Run], settings: Sequence[str]) -> None:
+    from spantune.runs.listing import COLUMNS
+
+    keys = [*COLUMNS, *settings]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(keys)
+    writer.writerows([_plain(run.get(key)) for key in keys] for run in found)
+
+
+def _print_list(found: Sequence[Run]) -> None:
+    head = ["run", "state", "model", "data", "F1", "95 %", "on", "steps", "time", "started"]
+    keys = ("name", "state", "model", "data")
+    rows = [(*(_shown(run.get(key)) for key in keys), *_figures(run)) for run in found]
+    tables.table(head, rows)
+
+
+def _print_compared(found: Sequence[Run], settings: Sequence[str]) -> None:
+    rows = [(key, *(_shown(run.get(key)) for run in found)) for key in ("state", "model", "data")]
+    figures = zip(*(_figures(run) for run in found), strict=True)
+    names = ("F1", "95 %", "on", "steps", "time", "started")
+    rows += [(name, *values) for name, values in zip(names, figures, strict=False)]
+    rows += [(key, *(_shown(run.get(key)) for run in found)) for key in settings if key not in _SHOWN_ABOVE]
+    tables.table(["", *(_shown(run.get("name")) for run in found)], rows)
+
+
+_SHOWN_ABOVE = ("model.source", "data.train")
+
+
+def _figures(run: Run) -> tuple[str, ...]:
+    f1, low, high = (run.get(key) for key in ("f1", "f1_low", "f1_high"))
+    seconds, started = run.get("seconds"), run.get("started")
+    return (
+        f"{f1:.3f}" if f1 is not None else "",
+        f"{low:.3f}–{high:.3f}" if low is not None and high is not None else "",
+        run.get("f1_on") or "",
+        _shown(run.get("step")),
+        f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}" if seconds is not None else "",
+        started[:16].replace("T", " ") if started else "",
+    )
+
+
+def _shown(value: Any) -> str:
+    return tables.visible(_plain(value))
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def sync(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    seconds: Annotated[float, typer.Option(help="Most that it may take.", min=1)] = 600,
+    as_json: Json = False,
+) -> None:
+    """Send a run's record to SwanLab's cloud, once: one recorded offline or locally, or one that was killed.
+
+    The key is taken from SWANLAB_API_KEY.
+
+    Example: spantune sync runs/demo
+    """
+    from spantune.runs.trackers.upload import sync as send
+
+    sent = send(run, seconds)
+    what = "was sent before" if sent.before else "is sent"
+    print(f"{run} {what}: {sent.url or f'SwanLab run {sent.id}'}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"id": sent.id, "url": sent.url, "before": sent.before}))

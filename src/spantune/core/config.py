@@ -1,0 +1,384 @@
+"""A recipe: every setting of a run, as frozen values read from YAML and `section.key=value` overrides.
+
+It is strict (an unknown key names the nearest valid one) and is checked before torch is imported. The
+resolved recipe is saved with the run as `config.yaml`. YAML never names code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from spantune.core.errors import ConfigError, nearest
+from spantune.core.task import AnswerFormat, Label
+
+Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
+Keep = Literal["none", "some", "most"]
+Normalize = Literal["tokens", "examples"]
+QUANTIZED = ("fp8", "nf4", "int8")
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that refuses keys it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, protected_namespaces=()
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yaml_switches(cls, values: Any) -> Any:
+        """YAML reads a bare on or off as true or false; give such keys their words back."""
+        if not isinstance(values, dict):
+            return values
+        words = {name for name, field in cls.model_fields.items() if "off" in get_args(field.annotation)}
+        return {key: ("on" if value else "off") if key in words and isinstance(value, bool) else value
+                for key, value in values.items()}  # fmt: skip
+
+
+class Run(Section):
+    """Where the run is written, and its seed."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run folder: ASCII letters, digits, dot, dash, underscore."""
+    folder: Path = Path("runs")
+    """Parent of the run folder."""
+    seed: int = 42
+    """Seed of shuffling, adapters and dropout."""
+
+
+class Model(Section):
+    """The base model."""
+
+    source: str
+    """`bundled:NAME`, `modelscope:OWNER/NAME`, `hf:OWNER/NAME` or a local folder."""
+    base: Base = "auto"
+    """Type of the frozen weights; auto takes bf16 where the device is faster with it. `fp8` halves them and is the
+    fastest on a GPU of the Hopper generation or later; `nf4` and `int8` need bitsandbytes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes the GPU when there is one."""
+    verify: bool = True
+    """Assert what a known model card says (special ids, RoPE base); off only to reproduce a flaw."""
+
+
+class Task(Section):
+    """What to extract."""
+
+    preset: Literal["cmeee", "cmeee_tutorial", "biomedical"] | None = None
+    """A ready label set and instruction; `labels` and `instruction` override its parts."""
+    labels: tuple[Label, ...] | None = Field(None, min_length=1)
+    """Entity types: `{code, name, description}`; a bare string is a code."""
+    instruction: str | None = None
+    """What the model is told; made from the labels when absent."""
+    answer: AnswerFormat | None = None
+    """`jsonl`; `grouped`: fewest steps; `inline`: exact offsets; `jsonl_seed`: to reproduce the tutorial."""
+    empty_answer: str | None = None
+    """The answer for a text without entities."""
+    language: Literal["zh", "en"] | None = None
+    """Language of an instruction made from the labels; the preset's when absent, else en."""
+    template: Literal["chat", "tutorial"] | None = None
+    """`chat`, or `tutorial` for the tutorial's literal prompt string."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_codes(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("labels"), list | tuple):
+            labels = [{"code": label} if isinstance(label, str) else label for label in values["labels"]]
+            return {**values, "labels": labels}
+        return values
+
+    @model_validator(mode="after")
+    def _labels_known(self) -> Task:
+        if self.preset is None and not self.labels:
+            raise ValueError("either task.preset or task.labels must be given")
+        return self
+
+
+class Data(Section):
+    """The annotated corpora."""
+
+    train: str
+    """A corpus file, or `bundled:NAME`."""
+    dev: str | None = None
+    """Corpus that steers training; without it `holdout` is taken from the front of `train`."""
+    test: str | None = None
+    """Corpus for the final figures; the dev set when absent."""
+    format: str | None = None
+    """Format of the files; recognised from their content when absent."""
+    column: int | str | None = None
+    """The column or field of tags, entities or text, where a format asks for one; see the page on formats."""
+    joiner: str | None = None
+    """What stands between tokens, where a format has tokens; told from the tokens when absent."""
+    limit: int | None = Field(None, ge=1)
+    """Use at most this many documents of `train` (after the holdout is taken)."""
+    dev_limit: int | None = Field(None, ge=1)
+    """Use at most this many dev documents."""
+    test_limit: int | None = Field(None, ge=1)
+    """Use at most this many test documents."""
+    holdout: float = Field(0.1, ge=0, lt=1)
+    """Share of `train` that is held out, from its front, when `dev` is absent."""
+    too_long: Literal["error", "split"] = "error"
+    """A document over `train.max_tokens`: refuse it, or split it at sentence ends with offsets kept."""
+
+
+class Lora(Section):
+    """The adapter."""
+
+    rank: int = Field(16, ge=1)
+    """Rank r."""
+    alpha: float = Field(32, gt=0)
+    """Scale: the update is alpha / rank times B A."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input; shared packs are exact with 0 only."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, which keeps high ranks stable (arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn magnitude and direction apart (DoRA, arXiv 2402.09353); slower."""
+    plus_ratio: float = Field(1.0, ge=1)
+    """Learning rate of B over that of A (LoRA+, arXiv 2402.12354); 16 is its authors' advice."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Other ranks by module name, such as `{down_proj: 32}`; names that match nothing are an error."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """`all-linear`, or module names; each must match."""
+    allow_unmatched: bool = False
+    """Go on when a target matches nothing (the tutorial's flaw on Phi-4); off by default."""
+
+
+class Train(Section):
+    """Optimisation."""
+
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: on the CPU when memory is short."""
+    normalize: Normalize = "tokens"
+    """What weighs the same in a step's loss: every answer token, or every example."""
+    batch_examples: int = Field(16, ge=1)
+    """Examples an optimizer step, over all devices, however they are packed."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the training documents, unless `max_steps` is given."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps; overrides `epochs`."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Stop after training for this time, evaluations not counted; the schedule follows the clock, so it ends low."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning-rate schedule after the warm-up."""
+    warmup: float = Field(0.05, ge=0)
+    """Warm-up: a share of the steps below 1, a number of steps from 1 on."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW weight decay on the adapter."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient norm that is clipped to."""
+    pack: Literal["shared", "none"] = "shared"
+    """`shared`: the instruction once a pack; `none`: padded batches of `micro_batch`, for comparison."""
+    pack_tokens: int | None = Field(None, ge=64)
+    """Most tokens a pack; chosen by device when absent."""
+    loss_on: Literal["answer", "choices"] = "answer"
+    """`answer`: every answer token; `choices`: only where the grammar leaves one and among what it allows, which is
+    faster and enough for grounded extraction, but leaves a model that cannot answer without the grammar."""
+    micro_batch: int = Field(4, ge=1)
+    """Examples a padded batch, with `pack: none`."""
+    max_tokens: int = Field(2048, ge=16)
+    """Most tokens a document may take, prompt and answer; over it see `data.too_long`."""
+    cut_tokens: int | None = Field(None, ge=16)
+    """Cut every sample here, as the tutorial does, losing what is beyond; for reproduction only."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the decoder layers: about a minute before the first step, and steps of a third of the time; auto: on CUDA
+    with shared packs."""
+    keep: Keep = "some"
+    """What compiled layers keep for the backward pass: `none` (least memory), `some` (attention and the products that
+    are not wide) or `most` (all products)."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute whole layers in the backward pass where they are not compiled; auto: on CUDA."""
+    eval_steps: int | None = Field(None, ge=1)
+    """Steps between evaluations by extraction; about four a run when absent."""
+    eval_documents: int = Field(200, ge=1)
+    """Most dev documents in such an evaluation."""
+    eval_share: float = Field(0.15, gt=0, le=1)
+    """Most of the training time that these evaluations may take; it sizes the slice, 8 documents at least."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many evaluations in a row without a better F1; never when absent."""
+    eval_before: bool = True
+    """Measure the untrained model too."""
+    save_steps: int | None = Field(None, ge=1)
+    """Steps between checkpoints; as `eval_steps` when absent."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept, beside that of the best evaluation."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is not finite: stop the run, or leave the step out; both name its documents."""
+    log_steps: int = Field(1, ge=1)
+    """Steps between training lines in `metrics.jsonl`."""
+
+    @property
+    def on_choices(self) -> bool:
+        """Whether the loss is on the grammar's choices alone."""
+        return self.loss_on == "choices"
+
+
+class Extract(Section):
+    """Extraction."""
+
+    batch_size: int | None = Field(None, ge=1)
+    """Documents that are decoded together; chosen by device when absent."""
+    max_new_tokens: int = Field(1024, ge=1)
+    """Most tokens an answer; reaching it is reported, not hidden."""
+    grounded: bool = True
+    """Decode under the document's grammar; off to measure what it brings."""
+    chunk_tokens: int | None = Field(None, ge=1)
+    """Most tokens of a text that is taken at once; a longer one is taken in overlapping chunks. When absent, as many
+    as `train.max_tokens` and the model's window leave beside the instruction (and the answer, in the window)."""
+    overlap: int = Field(64, ge=0)
+    """Characters that a chunk repeats of the one before it, so that an entity across a cut is whole in one of them."""
+    max_characters: int = Field(500_000, ge=1)
+    """Longest text; a longer one is refused, not cut short."""
+
+
+class Track(Section):
+    """Where the run is recorded beside `metrics.jsonl`."""
+
+    swanlab: Literal["local", "offline", "online", "off"] = "local"
+    """SwanLab mode: on this machine, kept here to be sent by `spantune sync`, sent while it runs, or not at all."""
+    also: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Further trackers; each is an extra to install, such as `spantune[tensorboard]`."""
+    project: str = Field("spantune", pattern=r"^[0-9A-Za-z_\-+.]{1,100}$")
+    """SwanLab project: ASCII only."""
+    experiment: str | None = Field(None, min_length=1, max_length=512)
+    """Name of the run in the trackers, in any language; `run.name` when absent."""
+    description: str | None = Field(None, min_length=1, max_length=1024)
+    """What the run is for."""
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field((), max_length=30)
+    """Words to find the run by."""
+    group: str | None = Field(None, min_length=1, max_length=128)
+    """What the run belongs to, such as an ablation."""
+    predictions: int = Field(20, ge=0, le=100)
+    """Documents in the `Prediction` text panel, the same at every evaluation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        lists = {"also", "tags"}
+        return {key: [value] if key in lists and isinstance(value, str) else value for key, value in values.items()}
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    run: Run = Run()
+    model: Model
+    task: Task
+    data: Data
+    lora: Lora = Lora()
+    train: Train = Train()
+    extract: Extract = Extract()
+    track: Track = Track()
+
+    @model_validator(mode="after")
+    def _choices_need_the_grammar(self) -> Config:
+        if self.train.on_choices and (self.train.pack != "shared" or self.train.cut_tokens):
+            raise ValueError("train.loss_on=choices needs train.pack=shared and no train.cut_tokens")
+        if self.train.on_choices and not self.extract.grounded:
+            raise ValueError("train.loss_on=choices needs extract.grounded=true: the model learns choices only")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_need_packs(self) -> Config:
+        if self.train.normalize == "examples" and self.train.pack != "shared":
+            raise ValueError("train.normalize=examples needs train.pack=shared; padded rows take the model's own loss")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """`run.folder / run.name`."""
+        return self.run.folder / self.run.name
+
+    def save(self, folder: Path) -> None:
+        """Write the resolved recipe as `config.yaml` into `folder`."""
+        text = yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a recipe and apply `section.key=value` overrides, whose values are YAML.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with the nearest valid one) or a value out of range.
+    """
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such recipe; give the path of a YAML file such as recipes/demo.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not a YAML recipe: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping with the sections {', '.join(Config.model_fields)}")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, where=str(path))
+
+
+def parse_config(tree: dict[str, Any], where: str = "recipe") -> Config:
+    """Check a recipe given as plain values.
+
+    Raises:
+        ConfigError: names the key, what was found and what was expected.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {_describe(item)}" for item in error.errors())) from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, but a key that is given twice is an error: YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    section, dot, name = key.partition(".")
+    if not equals or not dot or not name:
+        raise ConfigError(f"override {override!r}: expected section.key=value, such as train.max_steps=24")
+    if section not in Config.model_fields:
+        raise ConfigError(
+            f"override {override!r}: unknown section {section!r}; {nearest(section, Config.model_fields)}"
+        )
+    try:
+        parsed = yaml.safe_load(value) if value else None
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from None
+    branch = tree.setdefault(section, {})
+    if not isinstance(branch, dict):
+        raise ConfigError(f"section {section!r} must be a mapping")
+    branch[name] = parsed
+
+
+def _describe(item: Any) -> str:
+    """One pydantic finding as a sentence: key, problem, expectation."""
+    parts = [str(part) for part in item["loc"]]
+    key = ".".join(parts)
+    if item["type"] == "extra_forbidden":
+        section = Config.model_fields.get(parts[0])
+        model: Any = section.annotation if section and len(parts) > 1 else Config
+        if parts[:2] == ["task", "labels"]:
+            model = Label
+        valid = getattr(model, "model_fields", {})
+        return f"unknown key {key!r}; {nearest(parts[-1], valid)}"
+    if item["type"] == "missing":
+        return f"{key} is missing; it has no default"
+    found = f" (found {item['input']!r})" if isinstance(item["input"], str | int | float | bool) else ""
+    return f"{key or 'recipe'}: {item['msg']}{found}"

@@ -1,0 +1,94 @@
+"""Entity and Document: the two values that travel through everything.
+
+Offsets are half-open and count Unicode code points of the untouched text. Nested, crossing and
+same-span-two-labels entities are legal; an entity that is empty or outside its text is not, and is
+refused when the document is made. Nothing here changes a text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from spantune.core.errors import DataError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def half_surrogate(text: str) -> int | None:
+    """Where half of a surrogate pair, which is not text, stands in `text`, if it does."""
+    found = _SURROGATE.search(text)
+    return found.start() if found else None
+
+
+def encodable(text: str) -> str:
+    """`text` with a sign in place of what is no text, such as the bytes of a file's name that are not UTF-8."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Entity:
+    """A labelled span `text[start:end]`; `score` is a probability in [0, 1] where one is known."""
+
+    start: int
+    end: int
+    label: str
+    score: float | None = field(default=None, compare=False)
+
+    def shifted(self, by: int) -> Entity:
+        """The same entity in a text that begins `by` characters earlier."""
+        return replace(self, start=self.start + by, end=self.end + by)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text with its entities, sorted by (start, end, label).
+
+    Raises:
+        DataError: an entity is empty or lies outside the text.
+    """
+
+    id: str
+    text: str
+    entities: tuple[Entity, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for entity in self.entities:
+            if not 0 <= entity.start < entity.end <= len(self.text):
+                raise DataError(
+                    f"document {self.id!r}: entity {entity.label!r} at [{entity.start}, {entity.end}) is empty or "
+                    f"outside the text of {len(self.text)} characters; offsets are half-open code points: mend the "
+                    "annotation",
+                    field="entities",
+                )
+        object.__setattr__(self, "entities", tuple(sorted(self.entities)))
+
+    def surface(self, entity: Entity) -> str:
+        """The characters that `entity` covers."""
+        return self.text[entity.start : entity.end]
+
+    def with_entities(self, entities: Iterable[Entity]) -> Document:
+        """The same text under another annotation."""
+        return replace(self, entities=tuple(entities))
+
+
+def to_record(document: Document) -> dict[str, Any]:
+    """`document` as the native JSON object: id, text, entities with their surface, meta if any."""
+    entities = []
+    for entity in document.entities:
+        row: dict[str, Any] = {
+            "start": entity.start,
+            "end": entity.end,
+            "label": entity.label,
+            "text": document.surface(entity),
+        }
+        if entity.score is not None:
+            row["score"] = round(entity.score, 6)
+        entities.append(row)
+    record: dict[str, Any] = {"id": document.id, "text": document.text, "entities": entities}
+    if document.meta:
+        record["meta"] = dict(document.meta)
+    return record

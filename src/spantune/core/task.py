@@ -1,0 +1,94 @@
+"""TaskSpec: what is to be extracted and how the model is asked, written once as `task.json`.
+
+It is saved into the run folder and the adapter folder, and evaluate, extract and serve read it from
+there, so that training and serving cannot differ. It holds no code and no prompt of one document:
+`prompt` turns it into messages.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from spantune.core.errors import ConfigError, RunError, nearest
+
+TASK_FILE = "task.json"
+AnswerFormat = Literal["jsonl", "grouped", "inline", "jsonl_seed"]
+
+
+class Label(BaseModel):
+    """An entity type: the code that is written in answers, its name, and what it covers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: str = Field(min_length=1)
+    name: str = ""
+    description: str = ""
+
+
+class TaskSpec(BaseModel):
+    """Label set, instruction and answer format of one extraction task.
+
+    `template` is `chat` (the tokenizer's own chat template) or, to reproduce the tutorial's run and for
+    nothing else, `tutorial` (its literal string, in which `<im_sep>` is four ordinary tokens).
+    `empty_answer` is what the model writes for a text without entities; with "" it stops at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: tuple[Label, ...] = Field(min_length=1)
+    instruction: str = Field(min_length=1)
+    answer: AnswerFormat = "jsonl"
+    empty_answer: str = ""
+    language: str = "en"
+    template: Literal["chat", "tutorial"] = "chat"
+
+    @field_validator("labels")
+    @classmethod
+    def _codes_are_unique(cls, labels: tuple[Label, ...]) -> tuple[Label, ...]:
+        codes = [label.code for label in labels]
+        repeated = sorted({code for code in codes if codes.count(code) > 1})
+        if repeated:
+            raise ValueError(f"label codes must be unique; repeated: {', '.join(repeated)}")
+        return labels
+
+    @field_validator("empty_answer")
+    @classmethod
+    def _is_one_bare_line(cls, answer: str) -> str:
+        if answer != answer.strip() or "\n" in answer:
+            raise ValueError("empty_answer must be one line without spaces at its ends")
+        return answer
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The label codes, in the order of the label set."""
+        return tuple(label.code for label in self.labels)
+
+    def require(self, code: str, where: str) -> None:
+        """Raise ConfigError unless `code` is a label of this task; `where` begins the message."""
+        if code not in self.codes:
+            raise ConfigError(
+                f"{where}: label {code!r} is not one of the task's: {nearest(code, self.codes)}. "
+                "Add it to task.labels, or mend the data"
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write `task.json` into `folder`."""
+        (folder / TASK_FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> TaskSpec:
+        """Read `task.json` from a run or adapter folder.
+
+        Raises:
+            RunError: the file is absent or not a task.
+        """
+        path = folder / TASK_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(f"{folder}: no {TASK_FILE} here; expected a run or adapter folder of spantune") from None
+        except ValidationError as error:
+            raise RunError(f"{path}: not a task: {error.errors()[0]['msg']}; restore it from the run folder") from None

@@ -1,0 +1,264 @@
+r"""brat's standoff: a folder, and those in it, of `.txt` files with an `.ann` file beside each.
+
+    T1⇥Disease 0 14⇥Ovarian cancer
+    T2⇥Finding 5 9;20 24⇥hand pain
+    R1⇥shows Arg1:T2 Arg2:T1
+
+Offsets count the code points of the `.txt` as it is, line ends and a byte-order mark included. An entity of several
+parts covers all from the first to the last; its parts, and every line that is no T line, are kept in meta and written
+back, without the lines whose entity is gone. As in brat, an entity is written in parts around the line breaks in it, so
+that none can begin or end with one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import count
+from pathlib import Path, PurePosixPath
+
+from spantune.core.document import Document, Entity
+from spantune.core.errors import DataError
+from spantune.core.files import replacing_path
+from spantune.data.raw.document import (
+    Defect,
+    Item,
+    Options,
+    RawDocument,
+    RawEntity,
+    Row,
+    Sample,
+    kept,
+    reunited,
+    strange,
+)
+from spantune.data.raw.text_files import CRLF_NOTE, read_text
+
+NAME = "brat"
+PARTS_NOTE = "entity of several parts: read from the first to the last"
+SPACES = Defect("line-break-as-space", "entity text has spaces for line breaks", tolerated=True)
+
+_SPAN = re.compile("(\\S+) ([0-9]{1,18} [0-9]{1,18}(?:;[0-9]{1,18} [0-9]{1,18})*)")
+_PART = re.compile("\\[[0-9]+, [0-9]+\\]$")
+_KIND = re.compile("[TAMNRE][0-9]|#|\\*")
+_OTHER = re.compile("([AMNRE][0-9]|#|\\*)[^\t\n]*\t[^\n]*")
+_BREAK = "[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]"  # where Python, and so brat, ends a line
+_BREAKS = re.compile(_BREAK + "+")
+# What a file name cannot hold on every system, or hides it, and the sign of its replacement.
+_UNSAFE = re.compile(r'[%\\:*?"<>|\x00-\x1f\x7f]|^\.|[. ]$')
+_REPLACED = re.compile("%([0-7][0-9A-F])")
+_NAME_BYTES = 251  # of the 255 that a file system allows
+
+
+Parts = list[list[int]]
+
+
+def claims(sample: Sample) -> bool:
+    """Whether the folder holds, or the file is one of, such a pair."""
+    if sample.path.suffix in (".txt", ".ann") and not sample.path.is_dir():
+        return all(sample.path.with_suffix(suffix).is_file() for suffix in (".txt", ".ann"))
+    return sample.path.is_dir() and any(sample.path.rglob("*.ann"))
+
+
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the documents of the folder, called by their path in it without suffix; or that of one file of a pair.
+
+    Raises:
+        DataError: there is nothing there, or a file that is not of a pair.
+    """
+    if path.is_dir():
+        stems: dict[Path, None] = {}
+        for file in sorted(path.rglob("*")):
+            if not file.is_file():
+                continue
+            if file.suffix in (".txt", ".ann") and not _hidden(file, path):
+                stems[file.with_suffix("")] = None
+            else:
+                notes["file that is no .txt or .ann not read"] += 1
+    elif path.suffix in (".txt", ".ann"):
+        stems = {path.with_suffix(""): None}
+    else:
+        found = "a file of another name" if path.exists() else "nothing"
+        raise DataError(f"found {found}; expected a folder, or a .txt or .ann file: mend the path", path=path)
+    for stem in stems:
+        id = (stem.relative_to(path) if path.is_dir() else PurePosixPath(stem.name)).as_posix()
+        try:
+            yield _document(_REPLACED.sub(lambda found: chr(int(found[1], 16)), id), stem, notes)
+        except DataError as error:
+            yield error
+
+
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
+    """Write `documents` into a new folder `path`, a pair each; `notes` counts what the layout has no place for.
+
+    Characters of an id that a file name cannot hold are written as `%` and their number, which reading undoes.
+
+    Raises:
+        DataError: an id, a label or an entity cannot be written, or the folder is not empty.
+    """
+    with replacing_path(path) as folder:
+        if path.is_dir() and any(path.iterdir()):
+            raise DataError("the folder exists and is not empty; name another, or remove it", path=path)
+        folder.mkdir()
+        for document in documents:
+            lines = "".join(line + "\n" for line in _lines(document, notes))
+            name = _file_name(document.id)
+            try:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                for suffix, content in ((".txt", document.text), (".ann", lines)):
+                    with (folder / (name + suffix)).open("xb") as file:
+                        file.write(content.encode())
+            except OSError as error:
+                raise DataError(
+                    f"document {document.id!r}: {name}.txt cannot be made: {error.strerror}; give it another id",
+                    path=path,
+                    field="id",
+                ) from None
+
+
+def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
+    texts, annotation = stem.with_name(stem.name + ".txt"), stem.with_name(stem.name + ".ann")
+    if not texts.is_file():
+        raise DataError(f"there is no {texts.name} beside it, so no text; add it, or remove this file", path=annotation)
+    text = read_text(texts)
+    notes["byte-order mark kept: offsets count it"] += text.startswith("\ufeff")
+    if not annotation.is_file():
+        notes["text without .ann file: no entities"] += 1
+        return RawDocument(id, text, (), texts)
+    entities: list[RawEntity] = []
+    rows: list[Row] = []
+    others: list[str] = []
+    ids: set[str] = set()
+    for number, line in _numbered(annotation, notes):
+        if not _KIND.match(line) or "\t" not in line:
+            raise DataError(
+                f"found {line[:40]!r}; expected an id that begins with T, A, M, N, R, E, # or *, and a tab: mend it",
+                path=annotation,
+                line=number,
+            )
+        if line.startswith("T"):
+            row, entity = _text_bound(line, text, annotation, number)
+            if row["id"] in ids:
+                raise DataError(f"the id {row['id']} is repeated; make ids unique", path=annotation, line=number)
+            ids.add(row["id"])
+            rows.append(row)
+            entities.append(entity)
+        else:
+            others.append(line)
+    notes[PARTS_NOTE] += sum("parts" in row for row in rows)
+    meta = {NAME: {"entities": rows, "lines": others}} if others or any("parts" in row for row in rows) else {}
+    return RawDocument(id, text, tuple(entities), annotation, meta=meta)
+
+
+def _numbered(path: Path, notes: Counter[str]) -> Iterator[tuple[int, str]]:
+    """The lines of an `.ann` file that are not blank."""
+    for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), start=1):
+        notes[CRLF_NOTE] += line.endswith("\r")
+        if line.strip():
+            yield number, line.removesuffix("\r")
+
+
+def _text_bound(line: str, text: str, path: Path, number: int) -> tuple[Row, RawEntity]:
+    """What a T line states, and what to keep of it: its id, and its parts where the span does not say them."""
+    id, _, rest = line.partition("\t")
+    span, tab, stated = rest.partition("\t")
+    found = _SPAN.fullmatch(span)
+    if found is None:
+        raise DataError(
+            f"found {span[:40]!r}; expected `label start end`, further parts after semicolons, and a tab: mend it",
+            path=path,
+            line=number,
+            field=id,
+        )
+    parts = [[int(place) for place in part.split(" ")] for part in found[2].split(";")]
+    start, end = min(part[0] for part in parts), max(part[1] for part in parts)
+    row: Row = {"id": id, "start": start, "end": end, "label": found[1]}
+    if len(parts) > 1 and parts != _parts(text, start, end):
+        row["parts"] = parts
+    surface, defect = stated if tab else None, None
+    impossible = [part for part in parts if not 0 <= part[0] < part[1] <= len(text)]
+    pieces = [text[first:last] for first, last in parts]
+    if len(parts) > 1 and impossible:
+        (start, end), surface = impossible[0], None
+    elif len(parts) > 1 and stated in (" ".join(pieces), "".join(pieces)):  # "": brat before 1.3
+        surface = text[start:end]
+    elif stated != text[start:end] and stated == re.sub(_BREAK, " ", " ".join(pieces)):
+        surface, defect = text[start:end], SPACES
+    return row, RawEntity(start, end, found[1], surface, field=id, line=number, defect=defect)
+
+
+def _parts(text: str, start: int, end: int) -> Parts:
+    """The span without the line breaks in it, as brat keeps one that goes over lines."""
+    places = [start]
+    for found in _BREAKS.finditer(text, start, end):
+        places += found.span()
+    places.append(end)
+    return [list(part) for part in zip(places[::2], places[1::2], strict=True)]
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _file_name(id: str) -> str:
+    """The path in the folder, without suffix, for the document `id`."""
+    names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", name) for name in id.split("/")]
+    if not all(names) or any(len(name.encode()) > _NAME_BYTES for name in names):
+        raise DataError(
+            f"document {id!r}: an id names the file, and a part of this one is empty or over {_NAME_BYTES} bytes; "
+            "give it another id",
+            field="id",
+        )
+    return "/".join(names)
+
+
+def _lines(document: Document, notes: Counter[str]) -> list[str]:
+    """The lines of the `.ann` file."""
+    pairs, gone = reunited(document, NAME)
+    numbers = [re.fullmatch("T([0-9]{1,18})", str(row["id"])) for row in (*(row for _, row in pairs if row), *gone)]
+    fresh = count(max((int(number[1]) for number in numbers if number), default=0) + 1)
+    lines = [_text_bound_line(document, entity, row or {"id": f"T{next(fresh)}"}) for entity, row in pairs]
+    notes["meta left out"] += bool(set(document.meta) - {NAME})
+    notes["score left out"] += sum(entity.score is not None for entity in document.entities)
+    return lines + _other_lines(document, {str(row["id"]) for row in gone}, notes)
+
+
+def _text_bound_line(document: Document, entity: Entity, row: Row) -> str:
+    if not re.fullmatch("\\S+", entity.label):
+        raise DataError(
+            f"document {document.id!r}: brat's labels have no white space and are not empty; rename {entity.label!r}"
+        )
+    parts: Parts = row.get("parts") or _parts(document.text, entity.start, entity.end)
+    if not isinstance(parts, list) or not all(_PART.match(str(part)) for part in parts):
+        raise strange(document, NAME, f"found {parts!r:.60} for parts; expected [[start, end], …]")
+    if not all(entity.start <= first < last <= entity.end for first, last in parts):
+        raise DataError(
+            f"document {document.id!r}: {entity.label} {document.surface(entity)!r} [{entity.start}, {entity.end}) "
+            "begins or ends with a line break, which brat cannot hold; mend the span, or write another format",
+            field="entities",
+        )
+    places = ";".join(f"{first} {last}" for first, last in parts)
+    surface = " ".join(document.text[first:last] for first, last in parts)
+    return f"{row['id']}\t{entity.label} {places}\t{surface}"
+
+
+def _other_lines(document: Document, gone: set[str], notes: Counter[str]) -> list[str]:
+    """The kept lines, without those that hang, directly or not, on an entity that is `gone`."""
+    lines = kept(document, NAME).get("lines", [])
+    if not isinstance(lines, list) or not all(isinstance(line, str) and _OTHER.fullmatch(line) for line in lines):
+        raise strange(document, NAME, f"found {lines!r:.60} for lines; expected a list of brat's lines")
+    before = len(lines)
+    while dangling := [line for line in lines if _named(line) & gone]:
+        lines = [line for line in lines if not _named(line) & gone]
+        gone = gone | {line.partition("\t")[0] for line in dangling}
+    notes["line left out: its entity is gone"] += before - len(lines)
+    return lines
+
+
+def _named(line: str) -> set[str]:
+    """The ids that a line refers to."""
+    words = line.split("\t")[1].split(" ")
+    if line[0] in "AMN#":  # a type, what it is of, and a value
+        return set(words[1:2])
+    return {word.rpartition(":")[2] for word in words}

@@ -1,0 +1,78 @@
+"""CBLUE's CMeEE: a JSON array, or JSONL, of `{"text", "entities": [{"start_idx", "end_idx", "type", "entity"}]}`.
+
+`end_idx` is inclusive and counts from 0, and `entity` must be what stands there; anything else is refused. Fields
+beside text and entities are the document's meta, both ways.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from spantune.core.document import Document
+from spantune.core.errors import DataError
+from spantune.core.files import replacing
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
+from spantune.data.raw.json_records import Record, read_json
+
+_FIELDS = ("text", "entities")
+_ENTITY_FIELDS = ("start_idx", "end_idx", "type", "entity")
+
+
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format."""
+    rows = sample.record.get("entities") if sample.record else None
+    if not (isinstance(rows, list) and rows and isinstance(rows[0], dict)):
+        return False
+    return "start_idx" in rows[0] and ("entity" in rows[0] or "type" in rows[0])
+
+
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the documents of `path`, called `<stem>-<number>`, counted from 1.
+
+    Raises:
+        DataError: the file is neither JSONL nor an array of objects.
+    """
+
+    def parse(record: Record) -> RawDocument:
+        entities = tuple(_entity(row, notes) for row in record.entities(optional=options.unannotated))
+        text = record.text("text", blank=True)
+        return RawDocument(f"{path.stem}-{record.number}", text, entities, path, record.line, record.others(_FIELDS))
+
+    return each(read_json(path, notes), parse)
+
+
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
+    """Write `documents` to `path`: JSONL when its name ends so, else an array; `notes` counts what has no place.
+
+    Raises:
+        DataError: a meta key is one of the layout's own fields, or the file cannot be written.
+    """
+    opening, between, closing = ("", "\n", "\n") if path.suffix.lower() == ".jsonl" else ("[\n", ",\n", "\n]\n")
+    with replacing(path) as file:
+        before = opening
+        for document in documents:
+            file.write(before + json.dumps(_record(document, notes), ensure_ascii=False))
+            before = between
+        file.write(closing if before == between else opening + closing)
+
+
+def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
+    if taken := sorted(set(document.meta) & set(_FIELDS)):
+        raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
+    rows = [
+        {"start_idx": entity.start, "end_idx": entity.end - 1, "type": entity.label, "entity": document.surface(entity)}
+        for entity in document.entities
+    ]
+    notes["id left out"] += 1
+    notes["score left out"] += sum(entity.score is not None for entity in document.entities)
+    return {"text": document.text, "entities": rows, **document.meta}
+
+
+def _entity(row: Record, notes: Counter[str]) -> RawEntity:
+    start, end = row.integer("start_idx"), row.integer("end_idx")
+    row.note_others(_ENTITY_FIELDS, notes)
+    return RawEntity(start, end + 1, row.text("type"), row.text("entity"), field=row.place("entity"))

@@ -1,0 +1,175 @@
+"""doccano's JSONL: `{"text", "label": [[start, end, "label"], …]}`, or entities as objects, with relations.
+
+Texts are called `text` or `data`, spans `label`, `labels` or `entities` (`start_offset`, `end_offset`), half-open code
+points. The spans come without their text, so nothing can be verified; that is noted. All other fields are the
+document's meta, both ways; where it has relations, entities keep the ids that these name. It refuses text
+classification.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from spantune.core.document import Document
+from spantune.core.errors import DataError
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, reunited, strange
+from spantune.data.raw.json_records import Record, read_json, write_json_lines
+
+NAME = "doccano"
+
+_TEXTS = ("text", "data")
+_TRIPLES = ("label", "labels")
+_NUMBER = re.compile("0|[1-9][0-9]{0,17}")
+_ENTITY_FIELDS = ("id", "label", "start_offset", "end_offset")
+
+
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format; text classification is claimed too, to be refused by name."""
+    record = sample.record or {}
+    if not any(isinstance(record.get(name), str) for name in _TEXTS):
+        return False
+    rows = record.get("entities")
+    if isinstance(rows, list) and rows:
+        return isinstance(rows[0], dict) and "start_offset" in rows[0]
+    if isinstance(rows, list):
+        return isinstance(record.get("relations"), list)
+    spans = next((record[name] for name in _TRIPLES if name in record), None)
+    return isinstance(spans, list) and all(isinstance(span, list | str) for span in spans)
+
+
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the documents of `path`; one without an id is called `<stem>-<line>`, which `notes` counts.
+
+    Raises:
+        DataError: the file is neither JSONL nor an array of objects.
+    """
+    return each(read_json(path, notes), lambda record: _document(record, notes))
+
+
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
+    """Write `documents` to `path` as JSONL: label triples, or entities with ids for a document that has relations.
+
+    Raises:
+        DataError: a meta key is one of the layout's own fields, or the file cannot be written.
+    """
+    write_json_lines(path, (_record(document, notes) for document in documents))
+
+
+def _document(record: Record, notes: Counter[str]) -> RawDocument:
+    text = next((name for name in _TEXTS if name in record.values), "text")
+    given = [name for name in ("entities", *_TRIPLES) if name in record.values]
+    if len(given) > 1:
+        raise record.error(
+            f"found spans under {' and '.join(given)}; expected one of them: remove the others", given[1]
+        )
+    spans = given[0] if given else "label"
+    meta = record.others((text, spans, "id"))
+    if spans == "entities":
+        rows = record.rows(spans)
+        entities = tuple(_entity(row, notes) for row in rows)
+        if meta.get("relations"):
+            ids = [{"id": row.integer("id")} for row in rows]
+            meta[NAME] = {"entities": [_row(entity) | id for entity, id in zip(entities, ids, strict=True)]}
+    else:
+        entities = tuple(_triple(record, spans, index) for index in range(len(_spans(record, spans))))
+    name = _id(record, notes)
+    return RawDocument(name, record.text(text, blank=True), entities, record.path, record.line, meta)
+
+
+def _id(record: Record, notes: Counter[str]) -> str:
+    if "id" not in record.values:
+        notes["id made from the line number"] += 1
+        return f"{record.path.stem}-{record.line}"
+    value = record.values["id"]
+    return record.text("id") if isinstance(value, str) else str(record.integer("id"))
+
+
+def _spans(record: Record, field: str) -> list[Any]:
+    spans = record.values.get(field)
+    if isinstance(spans, str) or (isinstance(spans, list) and any(isinstance(span, str) for span in spans)):
+        raise record.error(
+            f"found {json.dumps(spans, ensure_ascii=False)[:60]}: labels of a whole text, as text classification has; "
+            "expected spans [start, end, label]: export a sequence labelling project",
+            field,
+        )
+    if not isinstance(spans, list):
+        found = f"found {json.dumps(spans)[:60]}" if field in record.values else "the field is missing"
+        fields = ", ".join(record.values) or "none"
+        raise record.error(
+            f"{found}; expected a list of [start, end, label] ([] for a text without entities): mend it; fields found: "
+            f"{fields}",
+            field,
+        )
+    return spans
+
+
+def _triple(record: Record, field: str, index: int) -> RawEntity:
+    span = record.values[field][index]
+    place = f"{field}[{index}]"
+    if not isinstance(span, list) or len(span) != 3:
+        raise record.error(f"found {json.dumps(span)[:60]}; expected [start, end, label]: mend it", place)
+    values = Record(
+        dict(zip(("[0]", "[1]", "[2]"), span, strict=True)),
+        record.path,
+        record.line,
+        record.number,
+        record.place(place),
+    )
+    return RawEntity(values.integer("[0]"), values.integer("[1]"), values.text("[2]"), field=record.place(place))
+
+
+def _entity(row: Record, notes: Counter[str]) -> RawEntity:
+    row.note_others(_ENTITY_FIELDS, notes)
+    start, end = row.integer("start_offset"), row.integer("end_offset")
+    return RawEntity(start, end, row.text("label"), field=row.place("end_offset"))
+
+
+def _row(entity: RawEntity) -> dict[str, Any]:
+    return {"start": entity.start, "end": entity.end, "label": entity.label}
+
+
+def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
+    if taken := sorted(set(document.meta) & {"id", "text", "entities", *_TRIPLES}):
+        raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
+    notes["score left out"] += sum(entity.score is not None for entity in document.entities)
+    id = int(document.id) if _NUMBER.fullmatch(document.id) else document.id
+    record: dict[str, Any] = {"id": id, "text": document.text}
+    others = {name: value for name, value in document.meta.items() if name != NAME}
+    if stated := _relations(document):
+        entities = _entities(document)
+        ids = {entity["id"] for entity in entities}
+        relations = [relation for relation in stated if {relation["from_id"], relation["to_id"]} <= ids]
+        notes["relation left out: its entity is gone"] += len(stated) - len(relations)
+        return {**record, "entities": entities, **others, "relations": relations}
+    return {**record, "label": [[entity.start, entity.end, entity.label] for entity in document.entities], **others}
+
+
+def _entities(document: Document) -> list[dict[str, Any]]:
+    """The entities as objects, under the ids that they had; others get the numbers after those."""
+    pairs, gone = reunited(document, NAME)
+    used = [row["id"] for row in (*(row for _, row in pairs if row), *gone)]
+    fresh = count(max((id for id in used if isinstance(id, int)), default=-1) + 1)
+    return [
+        {
+            "id": row["id"] if row else next(fresh),
+            "label": entity.label,
+            "start_offset": entity.start,
+            "end_offset": entity.end,
+        }
+        for entity, row in pairs
+    ]
+
+
+def _relations(document: Document) -> list[Mapping[str, Any]]:
+    relations = document.meta.get("relations", [])
+    if isinstance(relations, list) and all(isinstance(relation, dict) for relation in relations):
+        ends = [relation.get(name) for relation in relations for name in ("from_id", "to_id")]
+        if all(isinstance(end, int | str) for end in ends):
+            return relations
+    raise strange(document, "relations", f"found {relations!r:.60}; expected objects with from_id and to_id")

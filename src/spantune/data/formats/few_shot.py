@@ -1,0 +1,81 @@
+"""`few_shot_ner_sft`'s JSONL: `{"text", "entities": [{"start_idx", "end_idx", "entity_text", "entity_label"}], …}`.
+
+In the published data every `end_idx` is one too small, so an entity is anchored on `start_idx` and the length of its
+text, which must be what stands there; `end_idx` only has to fit one of three rules, and where it is not the layout's
+own, that is noted. Fields beside text and entities are the document's meta, both ways.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from spantune.core.document import Document
+from spantune.core.errors import DataError
+from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each
+from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
+
+HALF_OPEN = Defect("end-half-open", "end_idx half-open, mended", tolerated=True)
+OFF_BY_ONE = Defect("end-one-too-small", "end_idx one too small, mended", tolerated=True)
+
+_RULES = {-1: None, 0: HALF_OPEN, -2: OFF_BY_ONE}
+_FIELDS = ("text", "entities")
+_ENTITY_FIELDS = ("start_idx", "end_idx", "entity_text", "entity_label")
+
+
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format."""
+    rows = sample.record.get("entities") if sample.record else None
+    if not (isinstance(rows, list) and rows and isinstance(rows[0], dict)):
+        return False
+    return "entity_text" in rows[0] or "entity_label" in rows[0]
+
+
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the documents of `path`, called `<stem>-<line>`."""
+
+    def parse(record: Record) -> RawDocument:
+        entities = tuple(_entity(row, notes) for row in record.rows("entities"))
+        text = record.text("text", blank=True)
+        return RawDocument(f"{path.stem}-{record.line}", text, entities, path, record.line, record.others(_FIELDS))
+
+    return each(read_json_lines(path, notes), parse)
+
+
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
+    """Write `documents` to `path` with inclusive `end_idx`; `notes` counts what the layout has no place for.
+
+    Raises:
+        DataError: a meta key is one of the layout's own fields, or the file cannot be written.
+    """
+    write_json_lines(path, (_record(document, notes) for document in documents))
+
+
+def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
+    if taken := sorted(set(document.meta) & set(_FIELDS)):
+        raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
+    rows = [
+        {
+            "start_idx": entity.start,
+            "end_idx": entity.end - 1,
+            "entity_text": document.surface(entity),
+            "entity_label": entity.label,
+        }
+        for entity in document.entities
+    ]
+    notes["id left out"] += 1
+    notes["score left out"] += sum(entity.score is not None for entity in document.entities)
+    return {"text": document.text, "entities": rows, **document.meta}
+
+
+def _entity(row: Record, notes: Counter[str]) -> RawEntity:
+    start, end = row.integer("start_idx"), row.integer("end_idx")
+    surface, label = row.text("entity_text"), row.text("entity_label")
+    row.note_others(_ENTITY_FIELDS, notes)
+    length = len(surface)
+    rule = end - start - length
+    if rule in _RULES:
+        end = start + length - 1
+    return RawEntity(start, end + 1, label, surface, field=row.place("entity_text"), defect=_RULES.get(rule))

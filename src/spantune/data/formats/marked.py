@@ -1,0 +1,186 @@
+r"""Sentences with their entities marked inline, one a line: `{sym|{bod|腹部}胀痛}三天，{ite|体温}正常。`
+
+Marks nest. `# group: NAME` opens a group, which becomes the meta of the sentences below it, and `# group:` closes it;
+other lines that begin with `#` are comments. A backslash goes before `{`, `}`, `|` and `\` in a text, and before a `#`
+at its beginning. Crossing entities, line breaks and blank texts cannot be written and are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from spantune.core.document import Document, Entity
+from spantune.core.errors import DataError
+from spantune.core.files import replacing
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample
+from spantune.data.raw.text_files import read_lines
+
+_HEADING = re.compile(r"#\s*group\s*[:：](.*)")
+_MARK = re.compile(r"(?<!\\)\{[^{}|\\\"\n]+\|")
+_SPECIAL = "{}|\\"
+# Special at the beginning of a line only; a byte-order mark there would be taken off on reading.
+_SPECIAL_FIRST = "#\ufeff"
+
+
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format."""
+    return any(_HEADING.match(line) or _MARK.search(line) for line in sample.text.split("\n"))
+
+
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the sentences of `path`, called `<stem>-<line>`; `notes` counts the comment lines."""
+    group = ""
+    for number, line in read_lines(path, notes):
+        if heading := _HEADING.match(line):
+            group = heading[1].strip()
+        elif line.startswith("#"):
+            notes["comment line"] += 1
+        else:
+            try:
+                text, entities = _Line(line, path, number).parse()
+            except DataError as error:
+                yield error
+                continue
+            meta = {"group": group} if group else {}
+            yield RawDocument(f"{path.stem}-{number}", text, entities, path, number, meta)
+
+
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
+    """Write `documents` to `path`, a heading before each group; `notes` counts what the layout has no place for.
+
+    Raises:
+        DataError: entities cross, a text or label cannot stand on a line, or the file cannot be written.
+    """
+    group = ""
+    with replacing(path) as file:
+        for document in documents:
+            if (its_group := _group(document)) != group:
+                group = its_group
+                file.write(f"# group: {group}".rstrip() + "\n")
+            file.write(_marked(document) + "\n")
+            notes["id left out"] += 1
+            notes["meta left out"] += bool(set(document.meta) - {"group"})
+            notes["score left out"] += sum(entity.score is not None for entity in document.entities)
+
+
+@dataclass
+class _Line:
+    """One marked line and the place up to which it has been read."""
+
+    line: str
+    path: Path
+    number: int
+    place: int = 0
+
+    def parse(self) -> tuple[str, tuple[RawEntity, ...]]:
+        text: list[str] = []
+        entities: list[RawEntity] = []
+        marks: list[tuple[str, int, int]] = []
+        while self.place < len(self.line):
+            opened, character = self.place, self.line[self.place]
+            if character == "{":
+                self.place += 1
+                marks.append((self._label(opened), len(text), opened))
+            elif character == "}":
+                self.place += 1
+                if not marks:
+                    raise self._error(opened, "} closes no mark; remove it or write \\}")
+                label, start, opening = marks.pop()
+                if start == len(text):
+                    raise self._error(opening, f"the mark {label!r} covers no text; fill or remove it")
+                covered = "".join(text[start:])
+                entities.append(RawEntity(start, len(text), label, covered, field=f"column {opening + 1}"))
+            elif character == "|":
+                raise self._error(opened, "| stands outside the head of a mark; write \\|, or the mark as {label|text}")
+            else:
+                text.append(self._character())
+        if marks:
+            raise self._error(marks[-1][2], f"the mark {marks[-1][0]!r} is not closed; add its }}")
+        return "".join(text), tuple(entities)
+
+    def _label(self, opened: int) -> str:
+        label = ""
+        while self.line[self.place : self.place + 1] not in ("|", "{", "}", ""):
+            label += self._character()
+        if self.line[self.place : self.place + 1] != "|":
+            raise self._error(opened, "{ opens a mark without a label; expected {label|text}, or \\{ for the character")
+        self.place += 1
+        if not label.strip():
+            raise self._error(opened, "the label is empty; expected {label|text}")
+        return label
+
+    def _character(self) -> str:
+        """The character at `place`, its escape undone; moves on."""
+        character = self.line[self.place]
+        self.place += 1
+        if character != "\\":
+            return character
+        escaped = self.line[self.place : self.place + 1]
+        if not escaped or escaped not in _SPECIAL + _SPECIAL_FIRST:
+            raise self._error(self.place - 1, f"unknown escape \\{escaped}; valid: \\{{ \\}} \\| \\\\ \\#")
+        self.place += 1
+        return escaped
+
+    def _error(self, place: int, message: str) -> DataError:
+        return DataError(f"column {place + 1}: {message}", path=self.path, line=self.number)
+
+
+def _marked(document: Document) -> str:
+    """`document` as one line."""
+    text = document.text
+    if "\n" in text or text.endswith("\r") or not text.strip():
+        raise DataError(
+            f"document {document.id!r}: a blank text or one with a line break cannot stand on a line; split it, "
+            "or write another format"
+        )
+    opening: dict[int, str] = {}
+    closing: Counter[int] = Counter()
+    for entity in _nested(document):
+        opening[entity.start] = opening.get(entity.start, "") + f"{{{_label(document, entity)}|"
+        closing[entity.end] += 1
+    marked = "".join(
+        "}" * closing[place] + opening.get(place, "") + _escaped(character) for place, character in enumerate(text)
+    )
+    first = "\\" if marked[0] in _SPECIAL_FIRST else ""
+    return first + marked + "}" * closing[len(text)]
+
+
+def _nested(document: Document) -> list[Entity]:
+    """The entities, outer before inner; DataError when two cross."""
+    entities = sorted(document.entities, key=lambda entity: (entity.start, -entity.end, entity.label))
+    around: list[Entity] = []
+    for entity in entities:
+        while around and around[-1].end <= entity.start:
+            around.pop()
+        if around and around[-1].end < entity.end:
+            outer = around[-1]
+            raise DataError(
+                f"document {document.id!r}: {outer.label} {document.surface(outer)!r} [{outer.start}, {outer.end}) and "
+                f"{entity.label} {document.surface(entity)!r} [{entity.start}, {entity.end}) cross, which marks cannot "
+                "show; write another format",
+                field="entities",
+            )
+        around.append(entity)
+    return entities
+
+
+def _label(document: Document, entity: Entity) -> str:
+    if not entity.label.strip() or "\n" in entity.label:
+        raise DataError(f"document {document.id!r}: the label {entity.label!r} cannot stand in a mark; rename it")
+    return "".join(map(_escaped, entity.label))
+
+
+def _escaped(character: str) -> str:
+    return "\\" + character if character in _SPECIAL else character
+
+
+def _group(document: Document) -> str:
+    """The name of the document's group, "" for none."""
+    group = document.meta.get("group", "")
+    if not isinstance(group, str) or "\n" in group or group != group.strip():
+        raise DataError(f"document {document.id!r}: the group {group!r} cannot stand in a heading; rename it")
+    return group

@@ -1,0 +1,62 @@
+"""spantune's own JSONL: `{"id", "text", "entities": [{"start", "end", "label", "text", "score"?}], "meta"?}` a line.
+
+Offsets are half-open code points, and an entity's `text` is verified against them, so that a file with offsets of
+another kind is refused instead of trained on. Ids are unique; a record without one is called `<stem>-<line>`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from spantune.core.document import Document, to_record
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
+from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
+
+_FIELDS = ("id", "text", "entities", "meta")
+_ENTITY_FIELDS = ("start", "end", "label", "text", "score")
+
+
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format."""
+    record = sample.record or {}
+    rows = record.get("entities")
+    if isinstance(rows, list) and rows:
+        return isinstance(rows[0], dict) and "start" in rows[0]
+    return isinstance(rows, list) and "id" in record and "text" in record and "relations" not in record  # doccano's
+
+
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the documents of `path`; `notes` counts what was made or ignored."""
+
+    def parse(record: Record) -> RawDocument:
+        if "id" in record.values:
+            name = record.text("id")
+        else:
+            name = f"{path.stem}-{record.line}"
+            notes["id made from the line number"] += 1
+        entities = tuple(_entity(row, notes) for row in record.entities(optional=options.unannotated))
+        for field in record.others(_FIELDS):
+            notes[f"field {field!r} not read; put it under meta"] += 1
+        text = record.text("text", blank=True)
+        return RawDocument(name, text, entities, path, record.line, record.object("meta"))
+
+    return each(read_json_lines(path, notes), parse)
+
+
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
+    """Write `documents` to `path`, one a line; nothing is left out.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    write_json_lines(path, map(to_record, documents))
+
+
+def _entity(row: Record, notes: Counter[str]) -> RawEntity:
+    start, end, label = row.integer("start"), row.integer("end"), row.text("label")
+    surface = row.text("text") if "text" in row.values else None
+    row.note_others(_ENTITY_FIELDS, notes)
+    score = row.score("score") if "score" in row.values else None
+    return RawEntity(start, end, label, surface, score, row.place("end" if surface is None else "text"))

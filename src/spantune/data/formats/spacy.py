@@ -1,0 +1,254 @@
+"""spaCy's DocBin (`.spacy`), and the JSONL of Prodigy and of `Doc.to_json`: `{"text", "spans" or "ents"}`.
+
+Entities are `doc.ents` or a span group; a corpus in which some overlap is written to the group "sc" throughout, one of
+the two for all documents, since a component is trained on one. Tokens are made so that every entity begins and ends at
+one; id and meta are in `user_data`. A DocBin is read by spaCy's own class, which unpickles nothing, and whole; JSONL by
+the line. It refuses documents that state two annotations that differ: `options.column` names one.
+"""
+
+from __future__ import annotations
+
+import gc
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from spantune.core.document import Document, Entity, to_record
+from spantune.core.errors import DataError, need
+from spantune.core.files import replacing_path
+from spantune.data.raw import tabular, tokens
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
+from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
+from spantune.data.raw.text_files import read_bytes
+
+_ZLIB = b"\x78"
+_KEYS = (b"\xa7version", b"\xa5attrs")  # how a DocBin begins, in MessagePack
+_GROUP = "sc"  # spaCy's own default
+_FIELDS = ("id", "text", "ents", "spans", "meta", "answer")
+_SPAN_FIELDS = ("token_start", "token_end")
+_REFUSED = ("reject", "ignore")
+
+
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format."""
+    if sample.record is not None:
+        stated = [sample.record[name] for name in ("ents", "spans") if name in sample.record]
+        return "text" in sample.record and "entities" not in sample.record and _are_spans(stated)
+    if not sample.head.startswith(_ZLIB):
+        return False
+    try:
+        start = zlib.decompressobj().decompress(sample.head, 64)
+    except zlib.error:
+        return False
+    return all(key in start for key in _KEYS)
+
+
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the documents of `path`, called `<stem>-<number>` (`<stem>-<line>` in JSONL) where no id is given.
+
+    Raises:
+        DataError: the file is neither JSONL nor a whole DocBin.
+        ConfigError: it is a DocBin and spaCy is not installed.
+    """
+    if read_bytes(path, len(_ZLIB)) == _ZLIB:
+        return _read_docs(path, notes, options)
+    accepted = (record for record in read_json_lines(path, notes) if not _is_refused(record, notes))
+    return each(accepted, lambda record: _of_record(record, notes, options))
+
+
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
+    """Write `documents` to `path`: Prodigy's JSONL when its name ends in `.jsonl`, a DocBin when in `.spacy`.
+
+    Raises:
+        DataError: the name has another ending, spaCy cannot hold a document, or the file cannot be written.
+        ConfigError: it is a DocBin and spaCy is not installed.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        write_json_lines(path, map(_record, documents))
+    elif suffix == ".spacy":
+        with replacing_path(path) as partial:
+            _write_docs(partial, list(documents), notes)
+    else:
+        raise DataError("the name tells no kind; expected one that ends in .spacy or .jsonl: rename it", path=path)
+
+
+def _record(document: Document) -> dict[str, Any]:
+    """`document` as Prodigy's object."""
+    record = to_record(document)
+    record["spans"] = record.pop("entities")
+    return record
+
+
+def _are_spans(stated: list[Any]) -> bool:
+    """Whether these are lists of spans, or objects of such lists."""
+    lists = [found for value in stated for found in (value.values() if isinstance(value, dict) else [value])]
+    rows = [row for found in lists if isinstance(found, list) for row in found]
+    return bool(stated) and all(isinstance(found, list) for found in lists) and (not rows or "start" in rows[0])
+
+
+def _is_refused(record: Record | DataError, notes: Counter[str]) -> bool:
+    """Whether an annotator of Prodigy's did not accept what the record states."""
+    answer = None if isinstance(record, DataError) else record.values.get("answer")
+    if answer not in _REFUSED:
+        return False
+    notes[f"document left out: its answer is {answer}"] += 1
+    return True
+
+
+def _of_record(record: Record, notes: Counter[str], options: Options) -> RawDocument:
+    if "id" in record.values:
+        name = record.text("id")
+    else:
+        name = f"{record.path.stem}-{record.line}"
+        notes["id made from the line number"] += 1
+    stated: dict[str, tuple[RawEntity, ...]] = {}
+    if "ents" in record.values:
+        stated["ents"] = _spans(record, "ents", notes)
+    if isinstance(groups := record.values.get("spans"), dict):
+        inside = replace(record, values=groups, inside="spans.")
+        stated |= {key: _spans(inside, key, notes) for key in groups}
+    elif groups is not None or (not stated and "answer" not in record.values):  # Prodigy leaves out an empty list
+        stated["spans"] = _spans(record, "spans", notes)
+    for field in record.others(_FIELDS):
+        notes[f"field {field!r} not read"] += 1
+    document = RawDocument(name, record.text("text", blank=True), (), record.path, record.line, record.object("meta"))
+    return _annotated(document, stated, options)
+
+
+def _spans(record: Record, field: str, notes: Counter[str]) -> tuple[RawEntity, ...]:
+    return tuple(tabular.entity(row, notes, _SPAN_FIELDS) for row in record.rows(field))
+
+
+def _annotated(document: RawDocument, stated: Mapping[str, tuple[RawEntity, ...]], options: Options) -> RawDocument:
+    """`document` with the one annotation that is stated, or that the options name."""
+    if isinstance(options.column, str) and stated:
+        if options.column not in stated:
+            raise document.error(f"there are no entities under {options.column!r}; found: {', '.join(stated)}")
+        return replace(document, entities=stated[options.column])
+    held = {name: entities for name, entities in stated.items() if entities}
+    if len({frozenset((e.start, e.end, e.label) for e in entities) for entities in held.values()}) > 1:
+        raise document.error(
+            f"entities stand under {', '.join(held)} and differ; expected one annotation: name it (--column NAME)"
+        )
+    return replace(document, entities=next(iter(held.values()), ()))
+
+
+def _docs(path: Path) -> Iterator[tuple[Any, dict[str, tuple[RawEntity, ...]]]]:
+    """Yield each Doc of a DocBin and the entities of its ents, where annotated, and of its span groups."""
+    spacy, serialized = need("spacy", "spacy"), need("spacy.tokens", "spacy")
+    collecting = gc.isenabled()
+    number = 0
+    try:
+        for doc in serialized.DocBin().from_disk(path).get_docs(spacy.vocab.Vocab()):
+            spans = ({"ents": doc.ents} if doc.has_annotation("ENT_IOB") else {}) | dict(doc.spans)
+            yield doc, {key: tuple(map(_of_span, found)) for key, found in spans.items()}
+            number += 1
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+        if collecting:
+            gc.enable()  # spaCy's reader leaves it switched off when it fails
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(
+            f"not readable as a DocBin after document {number}: {reason}; was it written whole, by spaCy 3?", path=path
+        ) from None
+
+
+def _read_docs(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    for number, (doc, stated) in enumerate(_docs(path), start=1):
+        kept = {key: value for key, value in doc.user_data.items() if isinstance(key, str)}
+        name, meta = kept.pop("id", None), _listed(kept.pop("meta", {}))
+        if not isinstance(name, str) or not name:
+            name = f"{path.stem}-{number}"
+            notes["id made from the document's number"] += 1
+        for key in kept:
+            notes[f"user_data {key!r} not read"] += 1
+        if not stated and len(doc):
+            notes["document without annotation: read as one without entities"] += 1
+        elif "ents" in stated and not doc.has_annotation("ENT_IOB", require_complete=True):
+            notes["document annotated in part: the rest read as without entities"] += 1
+        document = RawDocument(name, doc.text, (), path, number, meta if isinstance(meta, dict) else {"meta": meta})
+        try:
+            yield _annotated(document, stated, options)
+        except DataError as error:
+            yield error
+
+
+def _of_span(span: Any) -> RawEntity:
+    return RawEntity(span.start_char, span.end_char, span.label_, span.text, field="entities")
+
+
+def _listed(value: Any) -> Any:
+    """`value` with lists for the tuples that spaCy makes of them."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _write_docs(partial: Path, documents: list[Document], notes: Counter[str]) -> None:
+    spacy, serialized = need("spacy", "spacy"), need("spacy.tokens", "spacy")
+    vocab = spacy.vocab.Vocab()
+    is_flat = all(a.end <= b.start for document in documents for a, b in pairwise(document.entities))
+    docs = serialized.DocBin(attrs=["ENT_IOB", "ENT_TYPE"], store_user_data=True)
+    for document in documents:
+        doc, spans = _doc(serialized, vocab, document)
+        if is_flat:
+            doc.set_ents(spans, default="outside")
+        else:
+            doc.spans[_GROUP] = spans
+            notes[f"entities overlap: written to the span group {_GROUP!r}, not to ents"] += 1
+        doc.user_data["id"] = document.id
+        if document.meta:
+            doc.user_data["meta"] = dict(document.meta)
+        notes["score left out"] += sum(entity.score is not None for entity in document.entities)
+        try:
+            docs.add(doc)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise DataError(f"document {document.id!r}: its meta cannot be in user_data: {error}; change it") from None
+    docs.to_disk(partial)
+
+
+def _doc(serialized: Any, vocab: Any, document: Document) -> tuple[Any, list[Any]]:
+    """The Doc of `document`, and its entities as spans of it."""
+    if unnamed := next((entity for entity in document.entities if not entity.label), None):
+        raise DataError(f"document {document.id!r}: the entity at {unnamed.start} has no label; give it one")
+    words, spaces, starts, ends = _words(document.text, document.entities)
+    doc = serialized.Doc(vocab, words=words, spaces=spaces)
+    assert doc.text == document.text
+    return doc, [serialized.Span(doc, starts[e.start], ends[e.end] + 1, label=e.label) for e in document.entities]
+
+
+def _words(text: str, entities: tuple[Entity, ...]) -> tuple[list[str], list[bool], dict[int, int], dict[int, int]]:
+    """Tokens that cover `text`, whether a space follows each, and which one begins and ends at which place.
+
+    The first space after a token is its own, as spaCy has it, unless an entity begins or ends with it; other white
+    space is a token.
+    """
+    begun, ended = {entity.start for entity in entities}, {entity.end for entity in entities}
+    words: list[str] = []
+    spaces: list[bool] = []
+    starts: dict[int, int] = {}
+    ends: dict[int, int] = {}
+    for start, end in tokens.cut(_covering(text), begun | ended):
+        if words and not spaces[-1] and text[start] == " " and start not in begun and start + 1 not in ended:
+            spaces[-1] = True
+            start += 1
+        if start < end:
+            starts[start] = ends[end] = len(words)
+            words.append(text[start:end])
+            spaces.append(False)
+    return words, spaces, starts, ends
+
+
+def _covering(text: str) -> Iterator[tuple[int, int]]:
+    """The tokens of `text` with the white space between them."""
+    place = 0
+    for start, end in [*tokens.split(text), (len(text), len(text))]:
+        if place < start:
+            yield place, start
+        if start < end:
+            yield start, end
+        place = end

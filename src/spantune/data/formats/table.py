@@ -1,0 +1,191 @@
+"""Tables, a document a row: `.csv` and `.tsv` (`.tab`) as Python's csv module reads them, and `.parquet`.
+
+The columns are `text`, `entities` with JSON (see `rows`), perhaps `id`, and meta. A delimiter is a comma, a tab or a
+semicolon. CSV knows only strings: empty cells of meta are no value, and numbers come back as strings. Both are read
+and written a row or a batch at a time. It refuses rows with too few or too many cells: which one is not known.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+from spantune.core.document import Document
+from spantune.core.errors import DataError, need
+from spantune.core.files import replacing, replacing_path
+from spantune.data.raw import tabular
+from spantune.data.raw.document import Item, Options, Sample, each
+from spantune.data.raw.json_records import Record
+from spantune.data.raw.text_files import CRLF_NOTE, LINE_LIMIT, read_bytes, read_lines
+
+_PARQUET = b"PAR1"
+_DELIMITERS = (",", "\t", ";")
+_HEADER_LINES = 100
+_BY_SUFFIX = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+
+
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format."""
+    if sample.head.startswith(_PARQUET):
+        return True
+    lines = [line + "\n" for line in sample.text.split("\n")]
+    return any({"text", tabular.ENTITIES} <= set(_header(lines, delimiter)) for delimiter in _DELIMITERS)
+
+
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the documents of `path`, called `<stem>-<row>` where no id is given; rows are counted from 1.
+
+    Raises:
+        DataError: a column is missing, or the file cannot be read any further.
+        ConfigError: it is Parquet and pyarrow is not installed.
+    """
+    is_parquet = read_bytes(path, len(_PARQUET)) == _PARQUET
+    return (_read_parquet if is_parquet else _read_csv)(path, notes, options)
+
+
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
+    """Write `documents` to `path`, of the kind that its name ends in; `options.column` may name the entities' column.
+
+    Raises:
+        DataError: the name has another ending, a meta key is one of the layout's own columns, or the file cannot be
+            written.
+        ConfigError: it is Parquet and pyarrow is not installed.
+    """
+    column = options.column if isinstance(options.column, str) else tabular.ENTITIES
+    suffix = path.suffix.lower()
+    if suffix in _BY_SUFFIX:
+        with replacing(path) as file:
+            _write_csv(file, path, documents, notes, column)
+    elif suffix == ".parquet":
+        need("pyarrow.parquet", "table")
+        with replacing_path(path) as partial:
+            _write_parquet(partial, documents, notes, column)
+    else:
+        endings = ", ".join([*_BY_SUFFIX, ".parquet"])
+        raise DataError(f"the name tells no kind of table; expected one that ends in {endings}: rename it", path=path)
+
+
+def _read_csv(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    first = list(islice(_lines(path, Counter()), _HEADER_LINES))
+    wanted = {"text", options.column if isinstance(options.column, str) else tabular.ENTITIES}
+    fitting = (delimiter for delimiter in _DELIMITERS if wanted <= set(_header(first, delimiter)))
+    delimiter = next(fitting, _BY_SUFFIX.get(path.suffix.lower(), ","))
+    table = _rows(path, delimiter, notes)
+    header = next(table)
+    if isinstance(header, DataError):
+        raise header
+    _, names = header
+    column = tabular.entities_column([name for name in names if name], options, path)
+    return each(_records(table, names, path, column, notes), lambda record: tabular.parse(record, column, notes))
+
+
+def _records(
+    table: Iterable[tuple[int, list[str]] | DataError], names: list[str], path: Path, column: str, notes: Counter[str]
+) -> Iterator[Record | DataError]:
+    """The rows below the header as records; empty cells of meta are null."""
+    for number, row in enumerate(table, start=1):
+        if isinstance(row, DataError):
+            yield row
+            continue
+        line, cells = row
+        if len(cells) != len(names):
+            yield DataError(
+                f"found {len(cells)} cells; expected {len(names)} ({', '.join(names)}): add what is missing, or quote "
+                "the cell that holds a delimiter",
+                path=path,
+                line=line,
+            )
+            continue
+        notes["column without a name not read"] += "" in names
+        named = {name: cell for name, cell in zip(names, cells, strict=True) if name}
+        yield Record(
+            {n: cell if cell or n in ("text", column) else None for n, cell in named.items()}, path, line, number
+        )
+
+
+def _rows(path: Path, delimiter: str, notes: Counter[str]) -> Iterator[tuple[int, list[str]] | DataError]:
+    """Yield (line it begins on, cells) of each row, or the DataError that says what is wrong with it."""
+    if csv.field_size_limit() < LINE_LIMIT:  # the module's own limit is less than a long document
+        csv.field_size_limit(LINE_LIMIT)
+    reader = csv.reader(_lines(path, notes), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield DataError(
+                f"not CSV: {error}; quote a cell that holds a delimiter, a quote or a line break, double the quotes in "
+                "it and close it",
+                path=path,
+                line=line,
+            )
+            continue
+        notes[CRLF_NOTE] -= sum(cell.count("\r\n") for cell in row)  # those in a cell stay
+        if row:
+            yield line, row
+
+
+def _lines(path: Path, notes: Counter[str]) -> Iterator[str]:
+    """The lines of `path` with their ends."""
+    before = notes[CRLF_NOTE]
+    for _, line in read_lines(path, notes, blank=True):
+        yield line + ("\n" if notes[CRLF_NOTE] == before else "\r\n")
+        before = notes[CRLF_NOTE]
+
+
+def _header(lines: Iterable[str], delimiter: str) -> list[str]:
+    """The cells of the first row of `lines`; none where they are no CSV."""
+    try:
+        return next(filter(None, csv.reader(lines, delimiter=delimiter, strict=True)), [])
+    except csv.Error:
+        return []
+
+
+def _write_csv(file: TextIO, path: Path, documents: Iterable[Document], notes: Counter[str], column: str) -> None:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as rest:
+        types = dict.fromkeys(tabular.spool(documents, rest, column, notes), str)
+        # all quoted: which line ends the module quotes of itself depends on the version of Python
+        writer = csv.writer(file, delimiter=_BY_SUFFIX[path.suffix.lower()], lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(["id", "text", column, *types])
+        for row in tabular.spooled(rest, types, notes):
+            entities = json.dumps(row[column], ensure_ascii=False)
+            notes["empty meta value left out"] += sum(row.get(name) == "" for name in types)
+            writer.writerow([row["id"], row["text"], entities, *(row.get(name, "") for name in types)])
+
+
+def _read_parquet(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    pyarrow, parquet = need("pyarrow", "table"), need("pyarrow.parquet", "table")
+    before = 0
+    try:
+        with parquet.ParquetFile(path, buffer_size=1 << 20) as file:
+            column = tabular.entities_column(file.schema_arrow.names, options, path)
+            for batch in file.iter_batches(batch_size=tabular.BATCH_ROWS):
+                yield from each(
+                    tabular.records(batch, before, path, notes), lambda record: tabular.parse(record, column, notes)
+                )
+                before += batch.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"not readable as Parquet after row {before}: {error}; was it copied or downloaded whole?", path=path
+        ) from None
+
+
+def _write_parquet(partial: Path, documents: Iterable[Document], notes: Counter[str], column: str) -> None:
+    parquet = need("pyarrow.parquet", "table")
+    with tempfile.TemporaryFile("w+", encoding="utf-8", dir=partial.parent) as rest:
+        types = tabular.spool(documents, rest, column, notes)
+        schema = tabular.schema(column, need("pyarrow", "table").string(), types)
+        written = (
+            row | {column: json.dumps(row[column], ensure_ascii=False)} for row in tabular.spooled(rest, types, notes)
+        )
+        with parquet.ParquetWriter(partial, schema) as writer:
+            for batch in tabular.batches(written, schema):
+                writer.write_batch(batch)

@@ -1,0 +1,102 @@
+"""The documents that a recipe names: to train on, to steer by, and to report on.
+
+Read the same by the job, by its report and by every command that measures a run, and without a tokenizer or torch.
+Nothing is cut or dropped here; what reading mended is counted in `notes`. Refused is a recipe that leaves no documents
+to train on or none to steer by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from spantune.core import config
+from spantune.core.document import Document
+from spantune.core.errors import ConfigError, DataError, nearest
+from spantune.data import formats
+from spantune.data.raw.document import Options
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Documents to train on, to steer by, and to report on; `notes` say what reading mended."""
+
+    train: tuple[Document, ...]
+    dev: tuple[Document, ...]
+    test: tuple[Document, ...]
+    notes: tuple[str, ...]
+
+
+def read_splits(data: config.Data) -> Splits:
+    """The documents of a recipe: dev and test from files, or from the front of the training file.
+
+    Raises:
+        DataError: a file is not what it should be, or nothing is left to train on.
+    """
+    notes: list[str] = []
+    train = list(_read(data.train, data, notes))
+    if data.dev:
+        dev = list(_read(data.dev, data, notes))
+    else:
+        train, dev = holdout(train, data.holdout)
+    test = list(_read(data.test, data, notes)) if data.test else dev
+    train = limit(train, data.limit)
+    if not train or not dev:
+        raise DataError(
+            f"{len(train)} documents to train on and {len(dev)} held out; give data.dev, or a data.holdout "
+            "that leaves both",
+            path=data.train,
+        )
+    return Splits(tuple(train), tuple(limit(dev, data.dev_limit)), tuple(limit(test, data.test_limit)), tuple(notes))
+
+
+def _read(path: str, data: config.Data, notes: list[str]) -> Sequence[Document]:
+    corpus = formats.read(path, data.format, Options(column=data.column, joiner=data.joiner))
+    notes.extend(f"{path}: {count} × {note}" for note, count in corpus.notes.items())
+    notes.append(f"{path}: {len(corpus.documents)} documents, format {corpus.format}")
+    return corpus.documents
+
+
+def holdout(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:
+    """Split into (train, held): the first `int(len * share)` documents are held out, as in the tutorial.
+
+    Raises:
+        ConfigError: `share` is not in [0, 1), or holds out nothing of so few documents.
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"data.holdout is {share}; expected a share from 0 up to, but not including, 1")
+    count = int(len(documents) * share)
+    if share and not count:
+        raise ConfigError(
+            f"data.holdout={share} of {len(documents)} documents holds out none; raise it, name a dev corpus with "
+            "data.dev, or set data.holdout=0"
+        )
+    return list(documents[count:]), list(documents[:count])
+
+
+def limit(documents: Sequence[Document], count: int | None) -> list[Document]:
+    """The first `count` documents; all of them when `count` is None."""
+    return list(documents[:count])
+
+
+def shared_texts(first: Iterable[Document], second: Iterable[Document]) -> list[str]:
+    """The texts that are in both, each once, in the order of `first`."""
+    texts = {document.text for document in second}
+    return list(dict.fromkeys(document.text for document in first if document.text in texts))
+
+
+def check_labels(documents: Iterable[Document], codes: Collection[str]) -> None:
+    """Check that every entity's label is one of `codes`.
+
+    Raises:
+        DataError: one is not.
+    """
+    for document in documents:
+        for entity in document.entities:
+            if entity.label not in codes:
+                raise DataError(
+                    f"document {document.id!r}: the label {entity.label!r} of {document.surface(entity)!r} "
+                    f"[{entity.start}, {entity.end}) is not one of the task's; {nearest(entity.label, codes)}. Add it "
+                    "to task.labels, or mend the data",
+                    field="entities",
+                )

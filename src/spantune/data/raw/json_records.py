@@ -1,0 +1,292 @@
+"""A JSON object together with the place where it stands, so that every wrong field can be named.
+
+A field is handed out with the type that was asked for or not at all. It refuses what Python's reader lets pass in
+silence: a repeated key, NaN, half of a surrogate pair.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spantune.core.document import half_surrogate
+from spantune.core.errors import DataError
+from spantune.core.files import replacing
+from spantune.data.raw.text_files import LINE_LIMIT, oversized, read_chunks, try_lines
+
+_BLANK = re.compile(r"[ \t\r\n]*")
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A JSON object at `path:line`, the `number`-th of its file; `inside` is its place in the object around it."""
+
+    values: dict[str, Any]
+    path: Path
+    line: int
+    number: int = 1
+    inside: str = ""
+
+    def error(self, message: str, field: str | None = None) -> DataError:
+        """A DataError that says where this record, or its `field`, stands."""
+        place = self.inside.rstrip(".") if field is None else self.inside + field
+        return DataError(message, path=self.path, line=self.line, field=place or None)
+
+    def text(self, field: str, *, blank: bool = False) -> str:
+        """The string in `field`; an empty one only where `blank` allows it."""
+        value = self._take(field, str, "a string")
+        assert isinstance(value, str)
+        if not value and not blank:
+            raise self.error("the string is empty; expected at least one character: mend or remove it", field)
+        place = half_surrogate(value)
+        if place is not None:
+            raise self.error(
+                f"half of a surrogate pair, U+{ord(value[place]):04X}, at character {place} is not text; "
+                "write the whole character",
+                field,
+            )
+        return value
+
+    def integer(self, field: str) -> int:
+        """The whole number in `field`."""
+        value = self._take(field, int, "a whole number")
+        assert isinstance(value, int)
+        return value
+
+    def score(self, field: str) -> float:
+        """The probability in `field`."""
+        score = self.values[field]
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise self.error(f"found {score!r}; expected a probability from 0 to 1: mend or remove it", field)
+        return float(score)
+
+    def json(self, field: str) -> Any:
+        """The value of the JSON text in `field`."""
+        try:
+            return _DECODER.decode(self.text(field))
+        except (ValueError, RecursionError) as error:
+            raise self.error(
+                f"not JSON: {error}; mend it there (strings and names stand in double quotes)", field
+            ) from None
+
+    def rows(self, field: str) -> list[Record]:
+        """The list of objects in `field`."""
+        rows = self._take(field, list, "a list of objects ([] for a text without entities)")
+        for index, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise self.error(f"found {_kind(row)}; expected an object", f"{field}[{index}]")
+        return [
+            Record(row, self.path, self.line, self.number, f"{self.inside}{field}[{index}].")
+            for index, row in enumerate(rows)
+        ]
+
+    def entities(self, *, optional: bool) -> list[Record]:
+        """The list of objects in `entities`; none where the field is absent and `optional`."""
+        return [] if optional and "entities" not in self.values else self.rows("entities")
+
+    def object(self, field: str) -> dict[str, Any]:
+        """The object in `field`; an empty one when the field is absent."""
+        return dict(self._take(field, dict, "an object")) if field in self.values else {}
+
+    def others(self, known: Iterable[str]) -> dict[str, Any]:
+        """The fields that are not in `known`."""
+        known = set(known)
+        return {name: value for name, value in self.values.items() if name not in known}
+
+    def note_others(self, known: Iterable[str], notes: Counter[str]) -> None:
+        """Count in `notes` the fields of this entity that are not in `known`."""
+        for field in self.others(known):
+            notes[f"entity field {field!r} not read"] += 1
+
+    def place(self, field: str) -> str:
+        """Where `field` stands in the object of the file."""
+        return self.inside + field
+
+    def _take(self, field: str, kind: type, wanted: str) -> Any:
+        if field not in self.values:
+            found = ", ".join(self.values) or "none"
+            raise self.error(f"the field is missing; expected {wanted}; fields found: {found}", field)
+        value = self.values[field]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self.error(f"found {_kind(value)}; expected {wanted}", field)
+        return value
+
+
+def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+    """Yield the object on each line of `path`, or the DataError that says why the line holds none."""
+    for number, (line, text) in enumerate(try_lines(path, notes), start=1):
+        try:
+            if isinstance(text, DataError):
+                raise text
+            value, end = _parse(text, _skip(text, 0), path, line)
+            if (rest := _skip(text, end)) != len(text):
+                raise _not_json("more follows the value", text, rest, path, line)
+            yield _as_record(value, path, line, number)
+        except DataError as error:
+            yield error
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write `records` to `path`, one a line.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+    """Yield the objects of `path`, which is a JSON array or JSONL, as its first character says.
+
+    Raises:
+        DataError: as `read_json_array`, for an array.
+    """
+    first = next(chunk for chunk in read_chunks(path, Counter()) if chunk.strip())  # a line may be the whole file
+    return (read_json_array if first.lstrip().startswith("[") else read_json_lines)(path, notes)
+
+
+def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+    """Yield the objects of the JSON array in `path`, an element that is none as a DataError; one is held at a time.
+
+    Raises:
+        DataError: the file is not a JSON array, or an empty one.
+    """
+    text = _Window(path, notes)
+    if text.next() != "[":
+        raise text.not_json("expected [, which begins an array")
+    text.place += 1
+    if text.next() == "]":
+        raise DataError("the array is empty; expected at least one document: check the path", path=path)
+    number = 0
+    while True:
+        text.next()
+        line, number = text.line_here(), number + 1
+        value = text.value()
+        try:
+            yield _as_record(value, path, line, number)
+        except DataError as error:
+            yield error
+        mark = text.next()
+        text.place += 1
+        if mark == "]":
+            break
+        if mark != ",":
+            text.place -= 1
+            raise text.not_json("expected , or ] after a value")
+    if text.next():
+        raise text.not_json("more follows the array")
+
+
+class _Window:
+    """The part of a file that is being parsed, moved along chunk by chunk."""
+
+    def __init__(self, path: Path, notes: Counter[str]):
+        self.path, self.text, self.place = path, "", 0
+        self._line, self._counted = 1, 0  # the line at that place
+        self._chunks = read_chunks(path, notes)
+
+    def more(self) -> bool:
+        """Drop what is behind and take in the next chunk; False at the end of the file."""
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            return False
+        self.line_here()
+        self.text, self.place, self._counted = self.text[self.place :] + chunk, 0, 0
+        return True
+
+    def next(self) -> str:
+        """The next character that is no white space, "" at the end; it is not passed."""
+        while True:
+            self.place = _skip(self.text, self.place)
+            if self.place < len(self.text) or not self.more():
+                return self.text[self.place : self.place + 1]
+
+    def value(self) -> Any:
+        """The JSON value here; it is passed."""
+        wanted = 0
+        while True:
+            try:
+                value, end = _parse(self.text, self.place, self.path, self.line_here(), self.place)
+                if end < len(self.text) or not self.more():  # a number could go on
+                    self.place = end
+                    return value
+            except DataError:
+                if len(self.text) - self.place > LINE_LIMIT:
+                    raise oversized(self.path, self.line_here()) from None
+                wanted = 2 * max(wanted, len(self.text) - self.place)  # doubled, so that no object is parsed too often
+                if not self.more():
+                    raise
+                while len(self.text) < wanted and self.more():
+                    pass
+
+    def line_here(self) -> int:
+        """The line that `place` is on."""
+        self._line += self.text.count("\n", self._counted, self.place)
+        self._counted = self.place
+        return self._line
+
+    def not_json(self, what: str) -> DataError:
+        """The error for what stands here."""
+        return _not_json(what, self.text, self.place, self.path, self.line_here(), self.place)
+
+
+def _as_record(value: Any, path: Path, line: int, number: int) -> Record:
+    if not isinstance(value, dict):
+        raise DataError(f"found {_kind(value)}; expected an object with text and entities", path=path, line=line)
+    return Record(value, path, line, number)
+
+
+def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tuple[Any, int]:
+    """The JSON value at `place` and where it ends; `line` is that of the character `line_at`."""
+    try:
+        value, end = _DECODER.raw_decode(text, place)
+    except json.JSONDecodeError as error:
+        raise _not_json(error.msg, text, error.pos, path, line, line_at) from None
+    except (ValueError, RecursionError) as error:
+        raise _not_json(str(error), text, place, path, line, line_at) from None
+    return value, end
+
+
+def _skip(text: str, place: int) -> int:
+    """The first place from `place` on that is not JSON white space."""
+    blank = _BLANK.match(text, place)
+    assert blank is not None
+    return blank.end()
+
+
+def _not_json(what: str, text: str, place: int, path: Path, line: int, line_at: int = 0) -> DataError:
+    column = place - text.rfind("\n", 0, place)
+    return DataError(
+        f"not JSON at column {column}: {what}; mend it there (strings and names stand in double quotes, and in JSONL "
+        "each line is one whole object), or name the file's format if it is another",
+        path=path,
+        line=line + text.count("\n", line_at, place),
+    )
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    return _KINDS.get(type(value)) or f"the number {value}"
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is repeated")
+    return values
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)

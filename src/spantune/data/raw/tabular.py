@@ -1,0 +1,224 @@
+"""Rows of a table as documents and back: what CSV, Parquet and Hugging Face `datasets` have in common.
+
+A row has `text` and `entities`: JSON in a string, or a list where the table can hold one, of objects
+`{"start", "end", "label", "text"?, "score"?}` or of triples `[start, end, label]`. `id` is optional, and every other
+column is meta, both ways; null there is no value. Null entities are refused, since they may mean none or not annotated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, time
+from pathlib import Path
+from typing import Any, TextIO
+
+from spantune.core.document import Document, to_record
+from spantune.core.errors import DataError, need
+from spantune.data.raw.document import Options, RawDocument, RawEntity
+from spantune.data.raw.json_records import Record
+
+ENTITIES = "entities"
+
+_TRIPLE = ("start", "end", "label")
+_ENTITY_FIELDS = (*_TRIPLE, "text", "score")
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+def entities_column(names: Sequence[str], options: Options, path: Path) -> str:
+    """The column of entities in a table with the columns `names`.
+
+    Raises:
+        DataError: there is none, none called `text`, or two have one name.
+    """
+    listed = ", ".join(map(repr, names))
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"the column {repeated[0]!r} is repeated; rename one; columns found: {listed}", path=path)
+    column = options.column if options.column is not None else ENTITIES
+    if isinstance(column, int) and -len(names) <= column < len(names):
+        column = names[column]
+    if missing := next((name for name in ("text", column) if name not in names), None):
+        raise DataError(
+            f"there is no column {missing!r}; columns found: {listed}; expected text and {column}: rename them, or "
+            "name the column of entities (--column NAME)",
+            path=path,
+        )
+    assert isinstance(column, str)
+    return column
+
+
+def parse(record: Record, column: str, notes: Counter[str]) -> RawDocument:
+    """The document in a row, with its entities in `column`.
+
+    Raises:
+        DataError: a cell is not what it should be.
+    """
+    entities = tuple(entity(row, notes) for row in _stated(record, column))
+    text = record.text("text", blank=True)
+    return document(record, text, entities, notes, ("text", column))
+
+
+def document(
+    record: Record, text: str, entities: tuple[RawEntity, ...], notes: Counter[str], known: Iterable[str]
+) -> RawDocument:
+    """A document of this row; its id is there or made, and the columns that are not `known` are its meta."""
+    name = record.values.get("id")
+    if name is None:
+        name = f"{record.path.stem}-{record.number}"
+        notes["id made from the row number"] += 1
+    elif isinstance(name, int) and not isinstance(name, bool):
+        name = str(name)
+        notes["id is a number, taken as text"] += 1
+    else:
+        name = record.text("id")
+    meta = {key: value for key, value in record.others(("id", *known)).items() if value is not None}
+    return RawDocument(name, text, entities, record.path, record.line, meta)
+
+
+def entity(row: Record, notes: Counter[str], known: Iterable[str] = ()) -> RawEntity:
+    """The entity of an object with start, end, label and perhaps text and score; `known` fields are not noted."""
+    start, end, label = row.integer("start"), row.integer("end"), row.text("label")
+    surface = row.text("text") if "text" in row.values else None
+    row.note_others((*_ENTITY_FIELDS, *known), notes)
+    score = row.score("score") if "score" in row.values else None
+    return RawEntity(start, end, label, surface, score, row.place("end" if surface is None else "text"))
+
+
+def spool(documents: Iterable[Document], file: TextIO, column: str, notes: Counter[str]) -> dict[str, type]:
+    """Write the rows of `documents` to `file`, and return the columns of meta: only the last document completes them.
+
+    A column has the type of its values, `str` when they differ or are lists or objects.
+
+    Raises:
+        DataError: a meta key is one of the layout's own columns.
+    """
+    types: dict[str, type] = {}
+    own = ("id", "text", column)
+    for document in documents:
+        record = to_record(document)
+        meta = {key: value for key, value in record.pop("meta", {}).items() if value is not None}
+        if taken := sorted({*own, ""} & set(meta)):
+            raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
+        notes["null meta value left out"] += sum(value is None for value in document.meta.values())
+        for key, value in meta.items():
+            kind = _type(value)
+            types[key] = kind if types.get(key, kind) is kind else str
+        record[column] = record.pop(ENTITIES)
+        file.write(json.dumps(record | meta) + "\n")
+    return types
+
+
+def spooled(file: TextIO, types: Mapping[str, type], notes: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows that `spool` wrote; what is not of its column's type becomes JSON text, and is noted."""
+    file.seek(0)
+    for line in file:
+        row = json.loads(line)
+        for key, kind in types.items():
+            if kind is str and not isinstance(row.get(key, ""), str):
+                row[key] = json.dumps(row[key], ensure_ascii=False)
+                notes["meta value written as JSON text"] += 1
+        yield row
+
+
+def _stated(record: Record, column: str) -> list[Record]:
+    """The entities of a row as objects, whichever way they are written."""
+    value = record.values[column]
+    if value is None or value == "":
+        raise record.error("the cell is empty; expected a list of objects ([] for a text without entities)", column)
+    if isinstance(value, str):
+        value = record.json(column)
+    elif isinstance(value, dict):  # a list of objects as older versions of `datasets` store it, by field
+        lists = {field: items for field, items in value.items() if isinstance(items, list)}
+        if len({len(items) for items in lists.values()}) > 1 or not lists:
+            raise record.error("the lists of its fields differ in length; expected one value an entity in each", column)
+        value = [
+            {field: item for field, item in zip(lists, items, strict=True) if item is not None}
+            for items in zip(*lists.values(), strict=True)
+        ]
+    if isinstance(value, list):
+        value = [_object(record, item, f"{column}[{index}]") for index, item in enumerate(value)]
+    return replace(record, values={column: value}).rows(column)
+
+
+def _object(record: Record, item: Any, field: str) -> Any:
+    if isinstance(item, list):
+        if len(item) != len(_TRIPLE):
+            raise record.error(f"found a list of {len(item)}; expected [start, end, label]", field)
+        return dict(zip(_TRIPLE, item, strict=True))
+    return item
+
+
+def _type(value: Any) -> type:
+    """The type of a column that can hold `value`; `str` where only JSON can."""
+    kind = type(value)
+    return kind if kind in (bool, float) or (kind is int and value in _INT64) else str
+
+
+BATCH_ROWS = 1000
+
+_BATCH_CHARACTERS = 1 << 23
+
+
+def records(batch: Any, before: int, path: Path, notes: Counter[str]) -> Iterator[Record]:
+    """Yield the rows of `batch`, a record batch or table that follows `before` others; a row's line is its number.
+
+    Raises:
+        DataError: a value cannot be had from its bytes.
+    """
+    try:
+        rows = batch.to_pylist()
+    except ValueError as error:
+        raise DataError(
+            f"rows {before + 1} to {before + batch.num_rows} hold a value that cannot be read: {error}; write them "
+            "anew",
+            path=path,
+        ) from None
+    for number, row in enumerate(rows, start=before + 1):
+        values = {name: _plain(value, notes) for name, value in row.items()}
+        yield Record(values, path, number, number)
+
+
+def batches(rows: Iterable[dict[str, Any]], schema: Any) -> Iterator[Any]:
+    """Yield `rows` as record batches of bounded size."""
+    pyarrow = need("pyarrow", "table")
+    batch: list[dict[str, Any]] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row["text"])
+        if len(batch) == BATCH_ROWS or characters > _BATCH_CHARACTERS:
+            yield pyarrow.RecordBatch.from_pylist(batch, schema=schema)
+            batch, characters = [], 0
+    if batch:
+        yield pyarrow.RecordBatch.from_pylist(batch, schema=schema)
+
+
+def schema(column: str, entities: Any, meta: dict[str, type]) -> Any:
+    """The schema of rows with `entities` of the given type in `column`, and columns of meta."""
+    pyarrow = need("pyarrow", "table")
+    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
+    own = {"id": types[str], "text": types[str], column: entities}
+    return pyarrow.schema(own | {name: types[kind] for name, kind in meta.items()})
+
+
+def _plain(value: Any, notes: Counter[str]) -> Any:
+    """`value` as JSON can hold it."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        notes["number that is none (NaN, infinity) left out"] += 1
+        return None
+    if isinstance(value, list | tuple):
+        return [_plain(item, notes) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item, notes) for name, item in value.items() if item is not None}
+    if isinstance(value, bytes):
+        notes["bytes left out"] += 1
+        return None
+    notes[f"{type(value).__name__} taken as text"] += 1
+    return value.isoformat() if isinstance(value, date | time) else str(value)

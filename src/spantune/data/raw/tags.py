@@ -1,0 +1,156 @@
+"""Tag sequences to spans of tokens and back: BIO (IOB2), IOB1, and BIOES with its other letters (BMES, BIOUL, BIOEW).
+
+Spans are found by conlleval's rule whatever the scheme: B and S always begin one, I and E do after O, after an end
+and after another type. The scheme, told by the majority in the whole file, only decides which beginnings and ends are
+broken. The trade-off: a sequence is never refused here, its faults are stated for the caller to refuse or mend.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from spantune.core.document import Document, Entity
+from spantune.core.errors import DataError
+from spantune.data.raw.document import Options
+
+Scheme = Literal["IOB1", "IOB2", "BIOES"]
+
+_ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
+_TAG = re.compile(rf"([{''.join(_ROLES)}])-(\S+)")
+
+
+class Tag(NamedTuple):
+    """A tag as written, its role (O, B, I, E or S) and its label."""
+
+    text: str
+    role: str
+    label: str
+
+
+class Chunk(NamedTuple):
+    """Tokens `[start, end)` under one label; `fault` says what is broken in their tags, `place` at which token."""
+
+    start: int
+    end: int
+    label: str
+    fault: str | None = None
+    place: int = 0
+
+
+OUTSIDE = Tag("O", "O", "")
+
+
+@lru_cache(maxsize=1 << 12)
+def parse_tag(text: str) -> Tag | None:
+    """The tag that `text` is; None when it is none."""
+    if text == "O":
+        return OUTSIDE
+    match = _TAG.fullmatch(text)
+    return Tag(text, _ROLES[match[1]], match[2]) if match else None
+
+
+@dataclass(slots=True)
+class SchemeCensus:
+    """Counts of what tells the schemes apart, over any number of sentences."""
+
+    closed: int = 0
+    unclosed: int = 0
+    begun_inside: int = 0
+    begun_freely: int = 0
+
+    def add(self, tag: Tag, before: Tag) -> None:
+        """Count the step from `before` to `tag`; a sentence begins and ends with OUTSIDE."""
+        self.closed += tag.role in "ES"
+        begins = _begins(tag, before)
+        self.unclosed += before.role in "BI" and (tag.role == "O" or begins)
+        self.begun_inside += begins and tag.role == "I"
+        self.begun_freely += tag.role == "B" and tag.label != before.label
+
+    @property
+    def scheme(self) -> Scheme:
+        """BIOES when more entities are closed than not; IOB1 when more begin with I than with a B that it forbids."""
+        if self.closed and self.closed >= self.unclosed:
+            return "BIOES"
+        return "IOB1" if self.begun_inside > self.begun_freely else "IOB2"
+
+
+def decode(tags: Sequence[Tag], scheme: Scheme) -> Iterator[Chunk]:
+    """Yield the chunks of a sentence, in order, with what `scheme` does not allow as their faults."""
+    start = 0
+    for place in range(1, len(tags) + 1):
+        following = tags[place] if place < len(tags) else OUTSIDE
+        if following.role == "O" or _begins(following, tags[place - 1]):
+            if tags[start].role != "O":
+                yield _chunk(tags, start, place, scheme)
+            start = place
+
+
+def encode(count: int, chunks: Iterable[Chunk], scheme: Literal["bio", "bioes"]) -> list[str]:
+    """The tags of `count` tokens under `chunks`, which do not overlap."""
+    tags = ["O"] * count
+    for chunk in chunks:
+        tags[chunk.start : chunk.end] = [f"I-{chunk.label}"] * (chunk.end - chunk.start)
+        tags[chunk.start] = f"B-{chunk.label}"
+        if scheme == "bioes":
+            tags[chunk.end - 1] = f"{'S' if chunk.end - chunk.start == 1 else 'E'}-{chunk.label}"
+    return tags
+
+
+def flat(document: Document, options: Options) -> list[Entity]:
+    """The entities of `document` that one row of tags can hold: all, or the outermost or innermost as asked for.
+
+    Of entities that overlap, `outermost` keeps the longest, `innermost` the shortest, and the first of equals.
+
+    Raises:
+        DataError: two overlap and `options.nested` is `error`.
+    """
+    kept: list[Entity] = []
+    sign = -1 if options.nested == "outermost" else 1
+    for entity in sorted(document.entities, key=lambda entity: (sign * (entity.end - entity.start), entity)):
+        other = next((other for other in kept if other.start < entity.end and entity.start < other.end), None)
+        if other is None:
+            kept.append(entity)
+        elif options.nested == "error":
+            raise DataError(
+                f"document {document.id!r}: {_named(document, other)} and {_named(document, entity)} overlap, which "
+                "one row of tags cannot show; give --nested outermost or innermost, or write another format",
+                field="entities",
+            )
+    return sorted(kept)
+
+
+def _begins(tag: Tag, before: Tag) -> bool:
+    """Whether `tag` begins an entity after `before`, by conlleval's rule."""
+    return tag.role != "O" and (tag.role in "BS" or before.role in "OES" or before.label != tag.label)
+
+
+def _chunk(tags: Sequence[Tag], start: int, end: int, scheme: Scheme) -> Chunk:
+    before = tags[start - 1] if start else OUTSIDE
+    after = f"after {before.text}" if start else "at the beginning"
+    first, last, label = tags[start], tags[end - 1], tags[start].label
+    opening = {"IOB1": "I", "IOB2": "B", "BIOES": "B or S"}[scheme]
+    chunk = Chunk(start, end, label)
+    if scheme == "BIOES":
+        if first.role in "IE":
+            return chunk._replace(fault=_fault(first, f"begins an entity {after}", scheme, opening), place=start)
+        if last.role in "BI":
+            return chunk._replace(fault=_fault(last, "ends an entity", scheme, "E or S"), place=end - 1)
+        return chunk
+    if first.role == ("I" if scheme == "IOB2" else "B") and (scheme == "IOB2" or before.label != label):
+        return chunk._replace(fault=_fault(first, f"begins an entity {after}", scheme, opening), place=start)
+    for place in (start, end - 1):
+        if tags[place].role in "ES":
+            return chunk._replace(fault=_fault(tags[place], "ends an entity", scheme, "no such tag"), place=place)
+    return chunk
+
+
+def _fault(tag: Tag, what: str, scheme: Scheme, expected: str) -> str:
+    return f"{tag.text} {what}, where the scheme of the file, {scheme}, has {expected}"
+
+
+def _named(document: Document, entity: Entity) -> str:
+    return f"{entity.label} {document.surface(entity)!r} [{entity.start}, {entity.end})"

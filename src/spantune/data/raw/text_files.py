@@ -1,0 +1,203 @@
+"""Text files as the formats see them: UTF-8 lines on the way in, a temporary name and a rename on the way out.
+
+Lines end at LF or CRLF and at nothing else, so that U+2028 and its like stay in the text; a byte-order mark and CRLF
+are taken off and noted. Nothing holds a whole file: what is read at once is a line or a chunk. It refuses what is
+missing, a folder, without content, not UTF-8 (it says at which byte) or of a line that no document has.
+"""
+
+from __future__ import annotations
+
+import codecs
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from spantune.core.errors import DataError
+
+BOM_NOTE = "byte-order mark taken off"
+CRLF_NOTE = "CRLF line end"
+LINE_LIMIT = 64 << 20  # bytes
+CHUNK = 1 << 20
+
+
+def read_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield (1-based number, text without its line end) of every line that is not blank; of `blank` ones if asked.
+
+    Raises:
+        DataError: the file is missing, a folder, unreadable, blank, not UTF-8 or has a line over `LINE_LIMIT`.
+    """
+    for number, text in try_lines(path, notes, blank=blank):
+        if isinstance(text, DataError):
+            raise text
+        yield number, text
+
+
+def try_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Iterator[tuple[int, str | DataError]]:
+    """As `read_lines`, but a line that is not UTF-8 is yielded as the DataError that says so, and the rest goes on.
+
+    Raises:
+        DataError: as `read_lines`, but for such lines.
+    """
+    empty = True
+    try:
+        with path.open("rb") as file:
+            for number, text in lines_of(file, path, notes, blank=True):
+                filled = isinstance(text, DataError) or bool(text.strip())
+                empty = empty and not filled
+                if filled or blank:
+                    yield number, text
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+    if empty:
+        raise _empty(path)
+
+
+def lines_of(
+    file: BinaryIO, path: Path, notes: Counter[str], *, blank: bool = False
+) -> Iterator[tuple[int, str | DataError]]:
+    """As `try_lines`, from an open file, which may be empty; `path` is what errors call it.
+
+    Raises:
+        DataError: a line is over `LINE_LIMIT`.
+    """
+    offset, number = 0, 0
+    while line := file.readline(LINE_LIMIT + 1):
+        number += 1
+        if len(line) > LINE_LIMIT:
+            raise oversized(path, number)
+        text = _line(line, path, number, offset, notes)
+        offset += len(line)
+        if blank or isinstance(text, DataError) or text.strip():
+            yield number, text
+
+
+def read_chunks(path: Path, notes: Counter[str]) -> Iterator[str]:
+    """Yield the file as strings of about a megabyte, line ends as they are, without a byte-order mark.
+
+    Raises:
+        DataError: as `read_lines`.
+    """
+    offset, line, rest, empty, split = 0, 1, b"", True, False
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                content = rest + chunk
+                rest = _cut_character(content)
+                content = content[: len(content) - len(rest)]
+                notes[CRLF_NOTE] += content.count(b"\r\n") + (split and content.startswith(b"\n"))
+                split = content.endswith(b"\r")
+                text = _decode(content, path, line, offset, notes)
+                offset, line = offset + len(content), line + content.count(b"\n")
+                empty = empty and not text.strip()
+                yield text
+        if rest:
+            yield _decode(rest, path, line, offset, notes)
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+    if empty:
+        raise _empty(path)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether what is there is a pipe or a device, which gives its content once."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # whoever opens it says what is wrong
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def read_bytes(path: Path, size: int = -1) -> bytes:
+    """The first `size` bytes of the file, or all of it.
+
+    Raises:
+        DataError: it is missing, a folder, unreadable or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(size)
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+    if not content:
+        raise _empty(path)
+    return content
+
+
+def read_text(path: Path) -> str:
+    """The whole file exactly as it is, which may be nothing: line ends and a byte-order mark are kept.
+
+    Raises:
+        DataError: it is missing, a folder, unreadable, not UTF-8 or over `LINE_LIMIT`.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LINE_LIMIT + 1)
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+    if len(content) > LINE_LIMIT:
+        raise oversized(path, 1)
+    marked = content.startswith(codecs.BOM_UTF8)
+    return ("\ufeff" if marked else "") + _decode(content, path, 1, 0, Counter())
+
+
+def oversized(path: Path, line: int) -> DataError:
+    """The error for a line, or an object, that is longer than any document."""
+    return DataError(
+        f"over {LINE_LIMIT >> 20} MiB in one piece, which is no document; is a line break or a bracket missing, or is "
+        "the file of another format? Name it with --format, or split the text",
+        path=path,
+        line=line,
+    )
+
+
+def _line(line: bytes, path: Path, number: int, offset: int, notes: Counter[str]) -> str | DataError:
+    """The text of a line without its end, or why it has none."""
+    try:
+        text = _decode(line, path, number, offset, notes).removesuffix("\n")
+    except DataError as error:
+        return error
+    if text.endswith("\r"):
+        notes[CRLF_NOTE] += 1
+        return text[:-1]
+    return text
+
+
+def _decode(content: bytes, path: Path, line: int, offset: int, notes: Counter[str]) -> str:
+    """`content`, which begins at byte `offset` and line `line` of the file, as text."""
+    if offset == 0 and content.startswith(codecs.BOM_UTF8):
+        notes[BOM_NOTE] += 1
+        content, offset = content[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8: byte 0x{content[error.start]:02X} at offset {offset + error.start} of the file; convert it, "
+            "for example with `iconv -f GB18030 -t UTF-8`",
+            path=path,
+            line=line + content.count(b"\n", 0, error.start),
+        ) from None
+
+
+def _cut_character(content: bytes) -> bytes:
+    """The bytes at the end that begin a UTF-8 character and do not finish it."""
+    for size in range(1, min(4, len(content)) + 1):
+        byte = content[-size]
+        if byte & 0xC0 != 0x80:  # a first byte: of 1 character byte, or of 2, 3 or 4
+            wanted = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+            return content[-size:] if wanted > size else b""
+    return b""
+
+
+def cannot_be_read(path: Path, error: OSError) -> DataError:
+    """Why a file cannot be read, and what to do."""
+    if isinstance(error, FileNotFoundError):
+        return DataError("there is no such file; check the path", path=path)
+    if isinstance(error, IsADirectoryError):
+        return DataError("this is a folder; expected a file: name one inside it", path=path)
+    return DataError(f"cannot be read: {error.strerror}; check its permissions", path=path)
+
+
+def _empty(path: Path) -> DataError:
+    return DataError("the file is empty; expected at least one document: check the path", path=path)

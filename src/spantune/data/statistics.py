@@ -1,0 +1,183 @@
+"""What is done to documents before a model sees them: splits, counts, checks, and cutting long ones.
+
+Nothing here changes a text or loses an entity: a cut document's pieces carry their offset and join to exactly what
+they were. It refuses a label that the task does not have and a document that cannot be cut to fit.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from spantune.core.document import Document, Entity
+from spantune.core.errors import DataError
+from spantune.data.chunking import SENTENCE_END
+
+AMBIGUOUS_SHOWN = 10
+"""Most surfaces with several labels that are named."""
+BINS = 12
+"""About how many bins a histogram has, besides its open last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """How many values lie in [low, high); the last bin of a histogram has no `high`."""
+
+    low: int
+    high: int | None
+    count: int
+
+    @property
+    def name(self) -> str:
+        """The values as they are read: "20–39", "7" or "180 and more"."""
+        if self.high is None:
+            return f"{self.low} and more"
+        return str(self.low) if self.high == self.low + 1 else f"{self.low}–{self.high - 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts over documents; lengths are in characters, percentiles by nearest rank.
+
+    `nested` counts entities that lie within a longer one, `crossing` the pairs that overlap otherwise, `shared_spans`
+    the spans with several labels, `duplicates` the documents whose text an earlier one has. `depths` counts entities
+    by how deep they lie, 1 being within no other. `surfaces` are the different ones, case and all;
+    `repeated_surfaces` is the share of entities whose surface occurs more than once in their text, `ambiguous_surfaces`
+    how many have several labels, and `ambiguous` those whose labels disagree most, with counts.
+    """
+
+    documents: int
+    sentences: int
+    entities: Mapping[str, int]
+    nested: int
+    depths: Mapping[int, int]
+    crossing: int
+    shared_spans: int
+    without_entities: int
+    length_p50: int
+    length_p90: int
+    length_max: int
+    duplicates: int
+    surfaces: int
+    repeated_surfaces: float
+    ambiguous_surfaces: int
+    ambiguous: Mapping[str, Mapping[str, int]]
+    characters: tuple[Bin, ...]
+    entity_characters: tuple[Bin, ...]
+
+
+def statistics(documents: Iterable[Document]) -> Statistics:
+    """Count `documents`.
+
+    Raises:
+        DataError: there are none.
+    """
+    documents = list(documents)
+    if not documents:
+        raise DataError("there are no documents to count; expected at least one")
+    lengths = sorted(len(document.text) for document in documents)
+    labels = Counter(entity.label for document in documents for entity in document.entities)
+    depths: Counter[int] = Counter()
+    for document in documents:
+        depths.update(map(nesting(document).__getitem__, document.entities))
+    surfaces = _surfaces(documents)
+    ambiguous = {surface: counts for surface, counts in surfaces.items() if len(counts) > 1}
+    by_dissent = sorted(ambiguous.items(), key=lambda item: (max(item[1].values()) - item[1].total(), item[0]))
+    repeated = sum(_repeated(document) for document in documents)
+    return Statistics(
+        documents=len(documents),
+        sentences=sum(map(_sentences, documents)),
+        entities=dict(labels.most_common()),
+        nested=labels.total() - depths[1],
+        depths=dict(sorted(depths.items())),
+        crossing=sum(map(_crossing, documents)),
+        shared_spans=sum(map(_shared_spans, documents)),
+        without_entities=sum(not document.entities for document in documents),
+        length_p50=_percentile(lengths, 0.5),
+        length_p90=_percentile(lengths, 0.9),
+        length_max=lengths[-1],
+        duplicates=len(documents) - len({document.text for document in documents}),
+        surfaces=len(surfaces),
+        repeated_surfaces=round(repeated / (labels.total() or 1), 4),
+        ambiguous_surfaces=len(ambiguous),
+        ambiguous={surface: dict(counts.most_common()) for surface, counts in by_dissent[:AMBIGUOUS_SHOWN]},
+        characters=histogram(lengths),
+        entity_characters=histogram([entity.end - entity.start for d in documents for entity in d.entities]),
+    )
+
+
+def histogram(values: Iterable[int]) -> tuple[Bin, ...]:
+    """Count `values`, none negative, in about `BINS` bins of one round width; the last takes the largest hundredth."""
+    ordered = sorted(values)
+    if not ordered:
+        return ()
+    rough = max(1, math.ceil(_percentile(ordered, 0.99) / BINS))
+    power = 10 ** (len(str(rough)) - 1)
+    width = next(size * power for size in (1, 2, 5, 10) if size * power >= rough)
+    edges = range(ordered[0] // width * width, _percentile(ordered, 0.99) + 1, width)
+    places = [bisect_left(ordered, edge) for edge in edges] + [len(ordered)]
+    counts = [after - before for before, after in pairwise(places)]
+    highs = [*edges[1:], None if ordered[-1] >= edges[-1] + width else edges[-1] + width]
+    return tuple(Bin(low, high, count) for low, high, count in zip(edges, highs, counts, strict=True))
+
+
+def nesting(document: Document) -> dict[Entity, int]:
+    """How deep every entity lies: 1 within no longer one, else one more than the deepest that it lies in."""
+    depths: dict[Entity, int] = {}
+    for inner in sorted(set(document.entities), key=lambda entity: entity.start - entity.end):
+        around = [
+            depth
+            for outer, depth in depths.items()
+            if outer.start <= inner.start
+            and inner.end <= outer.end
+            and outer.end - outer.start > inner.end - inner.start
+        ]
+        depths[inner] = max(around, default=0) + 1
+    return depths
+
+
+def _sentences(document: Document) -> int:
+    """How many sentences the text has, by their stops; what follows the last one counts where it is not blank."""
+    ends = [match.end() for match in SENTENCE_END.finditer(document.text)]
+    return len(ends) + bool(document.text[ends[-1] if ends else 0 :].strip())
+
+
+def _surfaces(documents: Iterable[Document]) -> dict[str, Counter[str]]:
+    """How often each surface has each label."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for document in documents:
+        for entity in document.entities:
+            counts[document.surface(entity)][entity.label] += 1
+    return counts
+
+
+def _repeated(document: Document) -> int:
+    """The entities whose surface occurs elsewhere in the text too."""
+    return sum(
+        document.text.find(surface, document.text.find(surface) + 1) >= 0
+        for surface in map(document.surface, document.entities)
+    )
+
+
+def _crossing(document: Document) -> int:
+    entities = document.entities
+    return sum(
+        first.start < second.start < first.end < second.end
+        for index, first in enumerate(entities)
+        for second in entities[index + 1 :]
+    )
+
+
+def _shared_spans(document: Document) -> int:
+    labels: dict[tuple[int, int], set[str]] = {}
+    for entity in document.entities:
+        labels.setdefault((entity.start, entity.end), set()).add(entity.label)
+    return sum(len(names) > 1 for names in labels.values())
+
+
+def _percentile(ordered: Sequence[int], share: float) -> int:
+    return ordered[math.ceil(share * len(ordered)) - 1]

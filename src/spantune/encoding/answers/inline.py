@@ -1,0 +1,163 @@
+"""`inline`: the text itself with tags around its entities, nested as they are.
+
+    <dis>肺炎</dis>患者<sym>咳嗽</sym>
+
+Offsets are exact by construction; the price is the longest answers. `&` and `<` of the text are written as `&amp;` and
+`&lt;`. A closing tag closes the innermost entity of its label: two of one label that cross, or begin together, read as
+nested; the grammar does not write the latter. Tokens never reach over the end of a tag, in training as in decoding.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from spantune.core.document import Document, Entity
+from spantune.core.task import TaskSpec
+from spantune.encoding.answers.anchoring import Mention, Parsed, Problem, Resolved, Said, resolve
+from spantune.encoding.answers.lark import choice, literal
+
+_ESCAPED = {"&": "&amp;", "<": "&lt;"}
+_IN_LABEL = re.compile(r"[&<>/\x00-\x1f\x7f]")
+_TOKEN = re.compile(r"<[^<>]*>|&amp;|&lt;|.", re.DOTALL)
+_PARTIAL = re.compile(r"(?:<[^<>]*|&[a-z]*)\Z")
+_PLAIN = {escape: character for character, escape in _ESCAPED.items()}
+
+
+def render(document: Document, task: TaskSpec) -> str:
+    """The text of `document` with its entities marked."""
+    if not document.entities and task.empty_answer:
+        return task.empty_answer + "\n"
+    opens: dict[int, list[Entity]] = {}
+    closes: dict[int, list[Entity]] = {}
+    for entity in document.entities:
+        opens.setdefault(entity.start, []).append(entity)
+        closes.setdefault(entity.end, []).append(entity)
+    pieces = []
+    for place in range(len(document.text) + 1):
+        inner_first = sorted(closes.get(place, []), key=lambda e: (-e.start, e.label))
+        pieces += [_closing(entity.label) for entity in inner_first]
+        outer_first = sorted(opens.get(place, []), key=lambda e: (-e.end, e.label))
+        pieces += [_opening(entity.label) for entity in outer_first]
+        pieces += [_ESCAPED.get(character, character) for character in document.text[place : place + 1]]
+    return "".join(pieces) + "\n"
+
+
+def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
+    """Read an answer, free or constrained.
+
+    Where its words are those of the text its offsets are; else each mention is looked for in the text, and the answer
+    is said to be mended.
+    """
+    if answer.strip() == task.empty_answer:
+        return Parsed((), ())
+    read = _read(answer, task)
+    copied = read.copied.removesuffix("\n") if read.copied == text + "\n" else read.copied
+    if not text.startswith(copied):
+        entities = sorted(read.found, key=lambda item: item.entity)
+        mentions = [
+            Mention(copied[item.entity.start : item.entity.end], item.entity.label, item.span, item.label_span)
+            for item in entities
+        ]
+        found = resolve(mentions, text, task)
+        problems = (*read.problems, *found.problems, Problem("repaired", answer.strip()))
+        return Parsed(found.resolved, problems, found.in_vain)
+    begun = answer[read.behind :] if copied != text else "".join(_opening(label) for label, _, _ in read.open)
+    return Parsed(tuple(read.found), (*read.problems, *([Problem("invalid", begun)] if begun else [])))
+
+
+def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
+    """A Lark grammar of llguidance for what comes up to the next tag, or to the end.
+
+    None, where `said` does not end with a tag.
+    """
+    empty = f" | {literal(task.empty_answer + chr(10))}" if task.empty_answer and said is None else ""
+    read = _read(said.answer if said else "", task)
+    if read.partial or not text.startswith(read.copied):
+        return None
+    place, labels = len(read.copied), [label for label, _, _ in read.open]
+    rest = text[place:]
+    closes_here = () if read.opened else {label for label, start, _ in read.open if start < place}
+    here = {label for label, start, _ in read.open if start == place}
+    closing = [_closing(code) for code in task.codes if code in labels]
+    opening = [_opening(code) for code in task.codes]
+    first = [_closing(code) for code in task.codes if code in closes_here]
+    first += [_opening(code) for code in task.codes if code not in here] if rest else []
+    rules = [f"TAG: {choice([*closing, *opening])}", f"LAST: {choice(closing or [chr(10)])}"]
+    if not rest:
+        return f"start: {choice(first or [chr(10)])}{empty}"
+    ways = ["FIRST" if first else "", f"{literal(_spelt(rest[0]))} s1"]
+    rules += [f"FIRST: {choice(first)}"] if first else []
+    for i, character in enumerate(rest[1:], start=1):
+        rules.append(f"s{i}: TAG | {literal(_spelt(character))} s{i + 1}")
+    rules.append(f"s{len(rest)}: LAST")
+    return "\n".join([f"start: {' | '.join(filter(None, ways))}{empty}", *rules])
+
+
+def pieces(answer: str) -> list[str]:
+    """The parts of an answer that are tokenised by themselves: up to the end of each tag."""
+    return re.findall(r"[^<]*(?:<[^<>]*>)|[^<]+", answer)
+
+
+@dataclass
+class _Reading:
+    """What an answer says: the text it copies, entities that are closed, and labels open with start and tag's range.
+
+    `behind` is where it goes on behind the last entity, `opened` whether it ends with an opening tag, and `partial`
+    whether it ends inside a tag or an escape.
+    """
+
+    copied: str = ""
+    found: list[Resolved] = field(default_factory=list)
+    open: list[tuple[str, int, tuple[int, int]]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    behind: int = 0
+    opened: bool = False
+    partial: bool = False
+
+
+def _read(answer: str, task: TaskSpec) -> _Reading:
+    opening = {_opening(code): code for code in task.codes}
+    closing = {_closing(code): code for code in task.codes}
+    partial = _PARTIAL.search(answer)
+    read, copied, place = _Reading(partial=partial is not None), [], 0
+    for match in _TOKEN.finditer(answer, 0, partial.start() if partial else len(answer)):
+        token = match[0]
+        read.opened = token in opening
+        if token in opening:
+            read.open.append((opening[token], place, match.span()))
+        elif token in closing:
+            _close(read, closing[token], place, match)
+        else:
+            copied.append(_PLAIN.get(token, token))
+            place += len(copied[-1])
+    read.copied = "".join(copied)
+    return read
+
+
+def _close(read: _Reading, label: str, place: int, match: re.Match[str]) -> None:
+    """Close the innermost entity of a label."""
+    index = next((i for i in reversed(range(len(read.open))) if read.open[i][0] == label), None)
+    if index is None:
+        read.problems.append(Problem("invalid", match[0]))
+        return
+    _, start, tag = read.open.pop(index)
+    if start == place:
+        read.problems.append(Problem("invalid", _opening(label) + match[0]))
+    elif any(item.entity == Entity(start, place, label) for item in read.found):
+        read.problems.append(Problem("repeated", "".join((_opening(label), match[0]))))
+    else:
+        read.found.append(Resolved(Entity(start, place, label), (tag[0], match.end()), tag))
+        read.behind = match.end()
+
+
+def _opening(code: str) -> str:
+    return f"<{_IN_LABEL.sub(lambda sign: f'&#{ord(sign[0])};', code)}>"
+
+
+def _closing(code: str) -> str:
+    return f"</{_opening(code)[1:]}"
+
+
+def _spelt(character: str) -> str:
+    return _ESCAPED.get(character, character)

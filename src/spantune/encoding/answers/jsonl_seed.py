@@ -1,0 +1,54 @@
+"""`jsonl_seed`: the tutorial's answers, objects run together with no line break and no escaping.
+
+Kept to reproduce that run and to show the difference. A mention that holds a double quote cannot be
+read back for certain: what does not match is reported as invalid.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from spantune.core.document import Document
+from spantune.core.task import TaskSpec
+from spantune.encoding.answers.anchoring import Mention, Parsed, Problem, Said, resolve
+from spantune.encoding.answers.jsonl import Writing, object_grammar
+
+PLAIN = Writing(character=str, label=lambda code: f'"{code}"', terminator="")
+_OBJECT = re.compile(r'\{"entity_text": "(.*?)", "entity_label": "(.*?)"\}', re.DOTALL)
+
+
+def render(document: Document, task: TaskSpec) -> str:
+    """The answer that states the entities of `document`, unescaped and run together."""
+    objects = [
+        f'{{"entity_text": "{document.surface(entity)}", "entity_label": "{entity.label}"}}'
+        for entity in document.entities
+    ]
+    return "".join(objects) or task.empty_answer
+
+
+def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
+    """Read an answer; what stands between objects is a problem."""
+    return resolve(_mentions(answer, task), text, task)
+
+
+def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
+    """As `jsonl.grammar`, without escaping and line breaks.
+
+    A mention that `text` goes on from with a double quote cannot be ended: the quote is taken into it.
+    """
+    return object_grammar(text, task, PLAIN, said)
+
+
+def _mentions(answer: str, task: TaskSpec) -> Iterator[Mention | Problem]:
+    position = 0
+    for match in _OBJECT.finditer(answer):
+        yield from _rest(answer[position : match.start()], task)
+        yield Mention(match[1], match[2], match.span(), match.span(2))
+        position = match.end()
+    yield from _rest(answer[position:], task)
+
+
+def _rest(text: str, task: TaskSpec) -> Iterator[Problem]:
+    if text.strip() and text.strip() != task.empty_answer:
+        yield Problem("invalid", text.strip())

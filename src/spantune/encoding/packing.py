@@ -1,0 +1,137 @@
+"""Packs: one sequence that holds the shared instruction once and then example after example.
+
+    [prefix][rest of prompt 1, answer 1][rest of prompt 2, answer 2]…
+
+A token sees the prefix and its own example; positions restart after the prefix, so every answer token
+has the logits and the gradient it would have alone. Pure integers: `attention` makes the mask. The
+prefix is found as the longest common token prefix, never assumed, since BPE may merge across the seam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from spantune.encoding.encoder import Example
+
+PREFIX, PADDING = 0, -1
+NO_TARGET = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One packed sequence; the first four lists have its length.
+
+    `owner` is 0 for the prefix and 1, 2, … for the examples; `targets` is the id that the position has
+    to predict, or -100 where it predicts no answer token. `allowed` are the ids that each target is one of, where
+    the loss is on choices.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    owner: list[int]
+    targets: list[int]
+    allowed: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def answer_tokens(self) -> int:
+        """Positions that carry loss."""
+        return sum(target != NO_TARGET for target in self.targets)
+
+    @property
+    def answers(self) -> int:
+        """Examples that carry loss."""
+        return len({owner for owner, target in zip(self.owner, self.targets, strict=True) if target != NO_TARGET})
+
+
+def shared_prefix(examples: Sequence[Example]) -> int:
+    """Length of the longest common token prefix that leaves every example a prompt token of its own.
+
+    The last prompt token predicts the first answer token, so it has to belong to the example.
+    """
+    if not examples:
+        return 0
+    return min(common_prefix([example.ids for example in examples]), min(e.answer_start for e in examples) - 1)
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common prefix of all `sequences`."""
+    low, high = min(map(tuple, sequences)), max(map(tuple, sequences))  # the two that differ the earliest
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+
+
+def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped by best-fit decreasing, so that each group's lengths sum to `budget` at most.
+
+    The two groups with the most room are then evened out where they can be, since a short pack takes hardly less time
+    than one of twice its length. A length over the budget gets a group of its own.
+    """
+    groups = best_fit(lengths, budget)
+    if len(groups) > 1:
+        sums = [sum(lengths[index] for index in group) for group in groups]
+        last = sorted(range(len(groups)), key=lambda number: (-sums[number], number))[-2:]
+        halves = _halves(lengths, [index for number in last for index in groups[number]])
+        if max(sum(lengths[index] for index in half) for half in halves) < max(sums[number] for number in last):
+            for number, half in zip(last, halves, strict=True):
+                groups[number] = half
+    return groups
+
+
+def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped, the longest first, each into the fullest group with room for it, or else a new one."""
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in _longest_first(lengths, range(len(lengths))):
+        fitting = [(space, number) for number, space in enumerate(room) if space >= lengths[index]]
+        if fitting:
+            _, number = min(fitting)
+        else:
+            number = len(groups)
+            groups.append([])
+            room.append(budget)
+        groups[number].append(index)
+        room[number] -= lengths[index]
+    return groups
+
+
+def _halves(lengths: Sequence[int], chosen: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The chosen indices in two groups of about the same sum."""
+    larger: list[int] = []
+    smaller: list[int] = []
+    ahead = 0  # by how much `larger` is
+    for index in _longest_first(lengths, chosen):
+        smaller.append(index)
+        ahead -= lengths[index]
+        if ahead < 0:
+            larger, smaller, ahead = smaller, larger, -ahead
+    return larger, smaller
+
+
+def _longest_first(lengths: Sequence[int], chosen: Iterable[int]) -> list[int]:
+    return sorted(chosen, key=lambda index: (-lengths[index], index))
+
+
+def layout(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
+    """The pack of `examples`, all of which begin with `prefix`."""
+    shared = len(prefix)
+    pack = Pack(list(prefix), list(range(shared)), [PREFIX] * shared, [NO_TARGET] * shared)
+    for number, example in enumerate(examples, start=1):
+        assert example.ids[:shared] == tuple(prefix) and shared < example.answer_start
+        rest = example.ids[shared:]
+        first = example.answer_start - shared - 1  # predicts the first answer token
+        targets = [NO_TARGET] * first + list(rest[first + 1 :]) + [NO_TARGET]
+        if example.choices is not None:
+            chosen = {index - shared - 1 for index in example.choices}
+            targets = [target if place in chosen else NO_TARGET for place, target in enumerate(targets)]
+            pack.allowed.extend(example.choices[index] for index in sorted(example.choices))
+        pack.ids.extend(rest)
+        pack.positions.extend(range(shared, shared + len(rest)))
+        pack.owner.extend([number] * len(rest))
+        pack.targets.extend(targets)
+    return pack
+
+
+def pack_examples(examples: Sequence[Example], prefix: Sequence[int], budget: int) -> list[Pack]:
+    """The packs of one optimizer step, each of `budget` tokens at most."""
+    groups = fill([len(example.ids) - len(prefix) for example in examples], budget - len(prefix))
+    return [layout(prefix, [examples[index] for index in group]) for group in groups]

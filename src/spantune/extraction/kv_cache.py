@@ -1,0 +1,93 @@
+"""A key-value cache of slots: the instruction's entries once, then the tokens of all rows in any order.
+
+    slot      0 … P-1        P        P+1      P+2     …
+    holds     instruction    row 1    row 3    row 1   …
+
+`slots[row, position]` says where the key of a row's position lies; every row's first positions are the instruction's.
+Nothing is padded or moved, a finished row's slots are used again, and the size is fixed when the cache is made: what a
+cache takes does not grow with the documents. Who may see whom is the business of `row_attention`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from spantune.models.architecture import head_size, kv_heads
+
+INSTRUCTION = 0  # the row that the instruction is computed in
+
+
+class SlotCache(Cache):
+    """Keys and values of every layer, [slots, heads, head size].
+
+    Args:
+        rows: most rows at a time.
+        longest: most positions of a row.
+        capacity: slots of all rows and the instruction together.
+        device: where the tensors are.
+    """
+
+    def __init__(self, rows: int, longest: int, capacity: int, device: torch.device):
+        super().__init__(layers=[])
+        self.capacity, self.longest = capacity, longest
+        self.nobody = rows + 1  # the row of what only fills a shape; its tokens go into one slot behind all others
+        self.slots = torch.zeros(rows + 2, longest, dtype=torch.int32, device=device)
+        self.destination = torch.zeros(0, dtype=torch.long, device=device)
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._free = list(range(capacity))[::-1]
+        self._rows = list(range(1, rows + 1))[::-1]
+        self._held: dict[int, list[int]] = {INSTRUCTION: []}
+
+    @property
+    def room(self) -> int:
+        """Slots that are free."""
+        return len(self._free)
+
+    def open(self) -> int:
+        """A row that nothing is in but the instruction."""
+        row = self._rows.pop()
+        self._held[row] = []
+        return row
+
+    def take(self, row: int, count: int) -> list[int]:
+        """Slots for the next `count` tokens of `row`, lowest first; there must be room."""
+        taken = [self._free.pop() for _ in range(count)]
+        self._held[row] += taken
+        return taken
+
+    def close(self, row: int) -> None:
+        """Give a row and its slots back."""
+        self._free += self._held.pop(row)[::-1]
+        self._rows.append(row)
+
+    def share(self, length: int) -> None:
+        """Let every row begin with the first `length` positions of the instruction's; the rest is given back."""
+        held = self._held[INSTRUCTION]
+        self._free += held[length:][::-1]
+        del held[length:]
+        self.slots[:, :length] = self.slots[INSTRUCTION, :length].clone()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store [1, heads, tokens, size] at `destination`; returns the layer's keys and values of all slots."""
+        if layer_idx == len(self._keys):
+            for store, states in ((self._keys, key_states), (self._values, value_states)):
+                store.append(states.new_empty(self.capacity + 1, states.shape[1], states.shape[3]))
+        for store, states in ((self._keys, key_states), (self._values, value_states)):
+            store[layer_idx].index_copy_(0, self.destination, states[0].transpose(0, 1))
+        return self._keys[layer_idx], self._values[layer_idx]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Nothing: positions are always given, so that no model derives them from this."""
+        return 0
+
+
+def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    """What the keys and values of one token take in all layers of a model."""
+    return int(2 * config.num_hidden_layers * kv_heads(config) * head_size(config) * dtype.itemsize)

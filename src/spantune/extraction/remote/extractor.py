@@ -1,0 +1,226 @@
+"""Extraction by a server: the same prompt ids and each text's own grammar go out, the same Documents come back.
+
+The server is vLLM, llama.cpp's or any other that completes token ids by OpenAI's protocol. A run gives task, tokenizer,
+settings and calibration; no weights are loaded. Requests overlap, results keep the order. A server knows the grammar of
+the whole answer only and stops at no repetition, so it may state an entity twice, which is then reported; one that
+knows no grammar is asked without, and its answers are read and checked. Scores need token ids and log-probabilities,
+which vLLM and llama.cpp give.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+
+from spantune.core import config
+from spantune.core.document import Document
+from spantune.core.errors import ConfigError, ModelError
+from spantune.encoding.answers.anchoring import Problem
+from spantune.encoding.encoder import Encoder
+from spantune.extraction.chunked import by_chunks, cutter
+from spantune.extraction.grammar import constraint_of
+from spantune.extraction.remote.client import Client, Refused, Server
+from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose
+from spantune.extraction.result import Extraction, Written, calibrated, failure, read_answer
+from spantune.metrics.calibration import Calibration
+from spantune.models.loading import load_tokenizer
+from spantune.runs.folder import read_adapter, read_config
+
+AHEAD = 4
+"""Requests that may wait for an earlier one, so that the order is kept, for each that may be under way."""
+log = logging.getLogger(__name__)
+
+
+class RemoteExtractor:
+    """A server's model that extracts the entities of a task from texts.
+
+    Args:
+        server: where it is and how it is asked.
+        served: the model that is asked there.
+        encoder: the model's tokenizer under the task.
+        settings: the limit of an answer, chunks, and whether to decode under the grammar.
+        on_choices: whether the model was trained on choices: it needs the grammar, and its scores are probabilities
+            among what the grammar allows, which servers do not give.
+
+    Raises:
+        ConfigError: the model needs a grammar and the server is asked without, or one is asked for that there is not.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        served: Served,
+        encoder: Encoder,
+        settings: config.Extract | None = None,
+        *,
+        on_choices: bool = False,
+    ):
+        self.server, self.served, self.encoder = server, served, encoder
+        self.settings = settings or config.Extract()
+        self.calibration: Calibration | None = None
+        self.on_choices = on_choices
+        self._has_grammar = self.settings.grounded and server.grammar != "none"
+        knows = encoder.task.answer in GRAMMARS[served.kind]
+        self._is_proven = False  # that the server takes our grammars
+        self._said: set[str] = set()
+        self._constraint = constraint_of(encoder.tokenizer, len(encoder.tokenizer), encoder.stop_id)
+        if self._has_grammar and not knows:
+            problem = f"answers of the format {encoder.task.answer} have no grammar that a server of the kind "
+            problem += f"{served.kind} takes"
+            if server.grammar != "auto":
+                raise ConfigError(f"--grammar {server.grammar}: {problem}; give --grammar none, or decode here")
+            self._has_grammar = False
+            self._say(f"{problem}: they are read and checked as they come")
+        if on_choices and not self._has_grammar:
+            raise ConfigError(
+                "the run was trained on choices (train.loss_on) and cannot answer without the grammar; give --grammar "
+                "vllm or llamacpp, for a server that takes it, or decode here"
+            )
+
+    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
+        """Yield an Extraction for each document, in order; see `Extractor.stream`.
+
+        Raises:
+            DataError: a text is too long, with `strict`.
+            ModelError: the server is down or not what it should be; with `strict` also when it refuses a text.
+        """
+        cuts = cutter(self.encoder, self.settings, self.served.window)
+        for extraction in by_chunks(documents, cuts, partial(self._ask_all, strict), strict=strict):
+            yield calibrated(extraction, self.calibration)
+
+    def _ask_all(self, strict: bool, texts: Iterator[Document]) -> Iterator[Extraction]:
+        """Ask for all `texts`, several at a time; yields in order."""
+        most = self.server.concurrency * AHEAD
+        free = threading.Semaphore(self.server.concurrency)
+        waiting: deque[Future[Extraction]] = deque()
+        with Client(self.server) as client:
+            for text in texts:
+                free.acquire()
+                future: Future[Extraction] = Future()
+                job = partial(self._ask, client, text, strict)
+                # a thread of its own, and no pool's: what is under way must not hold up who is interrupted
+                threading.Thread(target=_fulfil, args=(future, job, free), daemon=True).start()
+                waiting.append(future)
+                while waiting and (len(waiting) >= most or waiting[0].done()):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _ask(self, client: Client, document: Document, strict: bool) -> Extraction:
+        try:
+            return self._answer(client, document, with_grammar=self._has_grammar)
+        except Refused as refused:
+            if self._has_grammar and (found := self._answer_without(client, document, refused)):
+                return found
+            if strict:
+                raise ModelError(f"{self.server.url}: document {document.id!r}: {refused}") from None
+            return failure(document, "failed", Problem("server", str(refused)))
+
+    def _answer_without(self, client: Client, document: Document, refused: Refused) -> Extraction | None:
+        """The answer without a grammar, if it was the grammar that the server refused."""
+        if self.on_choices:
+            return None
+        try:
+            found = self._answer(client, document, with_grammar=False)
+        except Refused:
+            return None
+        if not self._is_proven:
+            if self.server.grammar != "auto":
+                raise ModelError(
+                    f"{self.server.url}: {refused}; it answers without the grammar: serve with one (vLLM: "
+                    "--structured-outputs-config.backend guidance), or give --grammar none"
+                ) from None
+            self._has_grammar = False
+            self._say(f"the server takes no grammar ({refused}): its answers are read and checked as they come")
+        return found
+
+    def _answer(self, client: Client, document: Document, *, with_grammar: bool) -> Extraction:
+        task = self.encoder.task
+        grammar = self.encoder.format.grammar(document.text, task, None) if with_grammar else None
+        question = Question(document.text, self.encoder, self.settings.max_new_tokens, grammar)
+        answer = client.complete(question.request(self.served), question.read)
+        self._is_proven = self._is_proven or with_grammar
+        return read_answer(document, self._written(answer, grammar), self.encoder)
+
+    def _written(self, answer: Answer, grammar: str | None) -> Written:
+        """An answer with its tokens, where the server gives them and their probabilities are those of local scores."""
+        status = "length" if answer.finish == "length" else "stopped"
+        ids, logprobs = list(answer.ids), list[float | None](answer.logprobs)
+        if ids and ids[-1] == self.encoder.stop_id:
+            ids.pop()
+        if not ids:
+            if answer.text and not self.on_choices:
+                self._say("the server gives no token ids with log-probabilities: entities have no scores")
+            return Written(answer.text, status)
+        if not all(0 <= index < len(self.encoder.tokenizer) for index in ids):  # no token of the run's is among them
+            what = "follow the grammar that was sent" if grammar is not None else "consist of the run's tokens"
+            self._say(f"an answer does not {what}: it is read as the server spells it, without scores")
+            return Written(answer.text, status)
+        # decoded here, since servers may leave out what they take for special
+        text = self.encoder.decode(ids)
+        for index in self._forced(ids, grammar) if grammar is not None else ():
+            logprobs[index] = None
+        return Written(text, status) if self.on_choices else Written(text, status, ids, logprobs)
+
+    def _forced(self, ids: list[int], grammar: str) -> Iterator[int]:
+        """The places of the tokens that the grammar left no choice for."""
+        matcher = self._constraint.matcher(grammar)
+        forced: list[int] = []
+        for index, token in enumerate(ids):
+            if not matcher.consume_token(token):
+                self._say("an answer does not follow the grammar that was sent: the server ignores it")
+                return
+            if forced and forced[0] == token:
+                yield index
+                del forced[0]
+            else:
+                forced = matcher.compute_ff_tokens()
+
+    def _say(self, message: str) -> None:
+        """Warn once of what holds for all documents."""
+        if message not in self._said:
+            self._said.add(message)
+            log.warning("%s: %s", self.server.url, message)
+
+
+def _fulfil(future: Future[Extraction], job: Callable[[], Extraction], free: threading.Semaphore) -> None:
+    try:
+        future.set_result(job())
+    except BaseException as error:
+        future.set_exception(error)
+    finally:
+        free.release()
+
+
+def load_remote(
+    run: str | Path, server: Server, settings: config.Extract | None = None, min_score: float | None = None
+) -> RemoteExtractor:
+    """The RemoteExtractor of a finished run whose model `server` serves; `min_score` as in `extract.load_run`.
+
+    Raises:
+        ConfigError: `min_score` is no probability or cannot apply, or the server has not the model that is wanted.
+        RunError: the folder is no run, has no adapter yet, or its calibration is damaged.
+        ModelError: the server cannot be reached.
+    """
+    folder = Path(run)
+    recipe = read_config(folder)
+    adapter, task = read_adapter(folder)
+    calibration = Calibration.load(folder)
+    choices = recipe.train.on_choices
+    if min_score is not None:
+        if choices:
+            raise ConfigError(
+                "--min-score: the run was trained on choices (train.loss_on), whose scores no server gives; decode here"
+            )
+        calibration = (calibration or Calibration()).with_min_score(min_score)
+    encoder = Encoder(load_tokenizer(adapter, recipe.model.source), task, recipe.train.max_tokens)
+    with Client(server) as client:
+        served = choose(client.models(), server)
+    extractor = RemoteExtractor(server, served, encoder, settings or recipe.extract, on_choices=choices)
+    extractor.calibration = calibration
+    return extractor

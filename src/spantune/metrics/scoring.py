@@ -1,0 +1,239 @@
+"""Entity scores of predicted documents against gold ones, and their errors sorted by kind.
+
+An entity is correct when its (start, end, label) is in the gold set of the same document, however entities nest or
+cross; protocol `promptcblue` compares (mention, label) instead. Beside these strict figures stand those that forgive a
+boundary or a label, slices of the corpus, and false alarms; all have 95 % intervals, by the bootstrap over documents.
+Documents are paired by id, and a pair whose texts differ or that holds a label outside the label set is refused, not
+skipped. What each figure counts is written in docs/measuring.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from spantune.core.document import Document
+from spantune.core.errors import ConfigError, nearest
+from spantune.metrics.counts import Bools, Ints, Side
+from spantune.metrics.figures import PROTOCOLS, Average, FalseAlarms, Figure, Protocol, Scores
+from spantune.metrics.pairing import pair
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Sides = tuple[Side, Side]
+    Key = tuple[str, str]
+
+RESAMPLES = 10_000
+"""Corpora drawn for an interval."""
+MACRO, ALARMS = ("strict", "macro"), ("alarms", "per_1000")
+
+
+# What is scored, and options that callers give by name: a dataclass for four of them would be made for each call.
+
+
+def score(
+    gold: Sequence[Document],
+    predicted: Sequence[Document],
+    labels: Sequence[str],
+    *,
+    protocol: Protocol = "cblue",
+    train: Sequence[Document] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Scores:
+    """Score `predicted` against `gold`; `train` adds the slices of surfaces that are, or are not, annotated in it.
+
+    The intervals are those of the percentile bootstrap over documents; a figure without any entity has none, nor has
+    any with `resamples=0`. A resample that lacks a label altogether counts as F1 0, so that the interval of a label
+    seen in very few documents is wide; a macro average leaves such a label out.
+
+    Raises:
+        ConfigError: there is no such protocol.
+        DataError: the documents do not pair (see `pair`), a label is not in `labels`, or a score is no probability.
+    """
+    require_protocol(protocol)
+    pairs, codes = pair(gold, predicted), list(dict.fromkeys(labels))
+    from spantune.metrics import counts
+
+    size = len(pairs)
+    placed = counts.sides(pairs, codes)
+    units = placed if protocol == "cblue" else counts.mentions(*placed)
+    tables = _tables(placed, units, gold, codes, train)
+    alarms = counts.unannotated(*units, gold)
+    bounds = _bounds(tables, alarms, resamples, seed) if pairs and resamples else {}
+    figures = {key: _figure(key, table.sum(axis=0), bounds.get(key)) for key, table in tables.items()}
+    by_kind: dict[str, dict[str, Figure]] = {}
+    for (kind, name), figure in figures.items():
+        by_kind.setdefault(kind, {})[name] = figure
+    strict, places, by_label = by_kind.pop("strict"), by_kind.pop("places"), by_kind.pop("label", {})
+    return Scores(
+        micro=strict["micro"],
+        labels=by_label,
+        documents=size,
+        protocol=protocol,
+        boundary=places["boundary"],
+        relaxed=places["relaxed"],
+        partial=places["partial"],
+        slices=by_kind,
+        alarms=_alarms(alarms, bounds.get(ALARMS)),
+        macro=_average(list(by_label.values()), bounds.get(MACRO)),
+        notes=_notes(placed, by_label),
+    )
+
+
+def require_protocol(name: str) -> None:
+    """Check that `name` is a protocol.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if name not in PROTOCOLS:
+        raise ConfigError(f"unknown protocol {name!r}; {nearest(name, PROTOCOLS)}")
+
+
+def _tables(
+    placed: Sides, units: Sides, gold: Sequence[Document], codes: Sequence[str], train: Sequence[Document] | None
+) -> dict[Key, Floats]:
+    """Counts [documents, 4] by kind and name of figure; empty slices are left out."""
+    from spantune.metrics import counts
+
+    size = len(gold)
+    strict = counts.strict(*units, size, len(codes))
+    tables: dict[Key, Floats] = {("strict", "micro"): strict[:, -1]}
+    tables |= {("label", code): strict[:, row] for row, code in enumerate(codes)}
+    tables["places", "boundary"] = counts.boundary(*placed, size)
+    tables["places", "relaxed"] = counts.relaxed(*placed, size)
+    tables["places", "partial"] = counts.partial(*placed, size)
+    for part in slices(units, gold, codes, train):
+        if part.gold.any() or part.predicted.any():
+            tables[part.kind, part.name] = counts.tally(*units, (part.gold, part.predicted), size)
+    return tables
+
+
+def _bounds(tables: Mapping[Key, Floats], alarms: Floats, resamples: int, seed: int) -> dict[Key, Floats]:
+    """Intervals [2, precision + recall + F1] of every figure and of the macro average, and [2] of the false alarms."""
+    import numpy as np
+
+    from spantune.metrics.bootstrap import average, interval, quotients, resample
+
+    size = len(alarms)
+    counted = np.stack(list(tables.values()), axis=1)
+    drawn = resample(np.concatenate((counted.reshape(size, -1), alarms), axis=1), resamples, seed)
+    figures = drawn[:, : -alarms.shape[1]].reshape(resamples, *counted.shape[1:])
+    by_label = [row for row, (kind, _) in enumerate(tables) if kind == "label"]
+    bounds = dict(zip(tables, np.moveaxis(interval(quotients(figures)), 1, 0), strict=True))
+    bounds[MACRO] = interval(average(figures[:, by_label]))
+    bounds[ALARMS] = interval(1000 * drawn[:, -1] / np.maximum(drawn[:, -2], 1))
+    return bounds
+
+
+def _figure(key: Key, total: Floats, bounds: Floats | None) -> Figure:
+    from spantune.metrics.counts import CORRECT, FOUND, GOLD, PREDICTED
+
+    correct = float(total[CORRECT])
+    predicted, gold = int(total[PREDICTED]), int(total[GOLD])
+    return Figure(
+        int(correct) if correct.is_integer() else correct,
+        predicted,
+        gold,
+        found=int(total[FOUND]) if key[0] == "nesting" else None,
+        **(_named(bounds) if predicted or gold else {}),
+    )
+
+
+def _average(figures: Sequence[Figure], bounds: Floats | None) -> Average:
+    measured = [figure for figure in figures if figure.gold or figure.predicted]
+    if not measured:
+        return Average(0.0, 0.0, 0.0)
+    means = (
+        sum(values) / len(measured) for values in zip(*((f.precision, f.recall, f.f1) for f in measured), strict=True)
+    )
+    return Average(*means, **_named(bounds))
+
+
+def _named(bounds: Floats | None) -> dict[str, float]:
+    """Bounds [2, precision + recall + F1] by the names of their fields."""
+    if bounds is None:
+        return {}
+    names = [f"{name}_{end}" for end in ("low", "high") for name in ("precision", "recall", "f1")]
+    return dict(zip(names, bounds.ravel().tolist(), strict=True))
+
+
+def _alarms(counted: Floats, bounds: Floats | None) -> FalseAlarms | None:
+    documents, characters, predicted = (int(number) for number in counted.sum(axis=0))
+    low, high = (None, None) if bounds is None or not characters else bounds.tolist()
+    return FalseAlarms(documents, characters, predicted, low, high) if documents else None
+
+
+def _notes(placed: Sides, by_label: Mapping[str, Figure]) -> dict[str, int]:
+    """What was met and is no error: repeated entities, and labels that no gold entity has."""
+    notes = {
+        f"{name} entity repeated in its document, counted once": side.repeated
+        for name, side in zip(("gold", "predicted"), placed, strict=True)
+    }
+    for code, figure in by_label.items():
+        if not figure.gold:
+            notes[f"predicted entity of label {code!r}, which no gold entity has"] = figure.predicted
+    return {note: count for note, count in notes.items() if count}
+
+
+ENTITY_LENGTHS = (1, 2, 4, 8, 16)
+"""Lower bounds of the slices by characters of an entity."""
+TEXT_LENGTHS = (0, 32, 64, 128, 256)
+"""Lower bounds of the slices by characters of a text."""
+FREQUENCIES = (0, 1, 10, 100, 1000)
+"""Lower bounds of the slices by how many entities have the label."""
+
+
+class Slice(NamedTuple):
+    """Some gold and predicted entities, such as kind "nesting", name "inside"."""
+
+    kind: str
+    name: str
+    gold: Bools
+    predicted: Bools
+
+
+def slices(
+    both: tuple[Side, Side], texts: Sequence[Document], codes: Sequence[str], train: Sequence[Document] | None
+) -> Iterator[Slice]:
+    """The slices of both sides; labels are counted, and surfaces known, in `train` where it is given."""
+    yield Slice("nesting", "nested", *(side.nested for side in both))
+    yield Slice("nesting", "inside", *(side.inside for side in both))
+    yield Slice("nesting", "flat", *(~side.nested for side in both))
+    yield from _binned("entity length", [side.end - side.start for side in both], ENTITY_LENGTHS)
+    lengths = np.array([len(document.text) for document in texts], dtype=np.int64)
+    yield from _binned("text length", [lengths[side.document] for side in both], TEXT_LENGTHS)
+    frequency = _frequency(both[0], codes, train)
+    yield from _binned("label frequency", [frequency[side.label] for side in both], FREQUENCIES)
+    if train is not None:
+        known = {document.surface(entity) for document in train for entity in document.entities}
+        seen = [_among(side, known) for side in both]
+        yield Slice("surface", "seen", *seen)
+        yield Slice("surface", "unseen", *(~one for one in seen))
+
+
+def _frequency(gold: Side, codes: Sequence[str], train: Sequence[Document] | None) -> Ints:
+    """How many entities have each label, in `train` or else in gold."""
+    if train is None:
+        return np.bincount(gold.label, minlength=len(codes))
+    rows = {code: row for row, code in enumerate(codes)}
+    labels = [rows[entity.label] for document in train for entity in document.entities if entity.label in rows]
+    return np.bincount(np.array(labels, dtype=np.int64), minlength=len(codes))
+
+
+def _among(side: Side, known: Collection[str]) -> Bools:
+    return np.fromiter((surface in known for surface in side.surface), dtype=bool, count=len(side.surface))
+
+
+def _binned(kind: str, values: Sequence[Ints], bounds: Sequence[int]) -> Iterator[Slice]:
+    """Slices of `kind` by `values` of gold and predicted entities: from each bound to before the next."""
+    places = [np.searchsorted(bounds, column, side="right") - 1 for column in values]
+    for place, low in enumerate(bounds):
+        high = bounds[place + 1] - 1 if place + 1 < len(bounds) else None
+        name = f"{low}+" if high is None else str(low) if high == low else f"{low}-{high}"
+        yield Slice(kind, name, places[0] == place, places[1] == place)

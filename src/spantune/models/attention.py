@@ -1,0 +1,152 @@
+"""Who may see whom, as additive float masks for scaled-dot-product attention.
+
+Training packs and the decoding batch are laid out alike: every token has an owner and a position, and
+a query sees a key of the prefix or of its own owner at a position not after its own, within the window
+of a sliding layer. The window is counted in positions inside the example, never in pack indices. A
+mask is always given: `attention_mask=None` never means packed, and a bool mask is wrong in eager. On a
+GPU, packs go to the variable-length flash kernel (see `flash`). On a CPU, each owner's queries are run
+against the prefix's and their own keys only, so that attention costs what the examples, or the rows of a
+decoding batch, cost by themselves, and not the square of all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from spantune.core.errors import ModelError
+from spantune.encoding.packing import PREFIX
+from spantune.models.architecture import layer_kinds, window_of
+from spantune.models.kernels.packs import Spans, can_flash, pack_attention
+from spantune.models.kernels.rows import RowView
+
+NAME = "spantune"  # the attention implementation to load models with
+Mask = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Owner and position of each token, two long tensors of one length."""
+
+    owner: Tensor
+    position: Tensor
+
+
+def check_attention(config: Any) -> None:
+    """Refuse models with layers that a pack cannot isolate, or attention that ours does not compute.
+
+    Raises:
+        ModelError: names the kind of layer, or the soft cap.
+    """
+    unknown = set(layer_kinds(config) or ()) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ModelError(
+            f"model type {config.model_type!r} has layers of kind {', '.join(sorted(unknown))}, in which examples of a "
+            "pack would mix; use a model with full or sliding-window attention"
+        )
+    # transformers 5.17 drops the cap in silence, 5.23 refuses
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise ModelError(
+            f"model type {config.model_type!r} caps its attention logits, which our attention cannot do; "
+            "use another model"
+        )
+
+
+def attention_mask(config: Any, query: Places, key: Places, dtype: torch.dtype) -> Mask:
+    """The mask [1, 1, queries, keys] that the model's `forward` takes, one a layer kind where it has kinds."""
+    kinds = layer_kinds(config)
+    if kinds:
+        return {kind: _mask(query, key, window_of(config, kind), dtype) for kind in sorted(set(kinds))}
+    return _mask(query, key, window_of(config), dtype)
+
+
+def pack_view(config: Any, places: Places, spans: Spans | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What tells a model's `forward` who sees whom in a pack: keyword arguments.
+
+    Where the flash kernel takes the pack by its spans, the mask that transformers wants is one number, and never read.
+    """
+    if spans is not None and can_flash(config, places.owner.device, dtype):
+        return {"attention_mask": unread_mask(config, dtype, places.owner.device), "spans": spans}
+    return {"attention_mask": attention_mask(config, places, places, dtype), "segments": segments(places, places)}
+
+
+def unread_mask(config: Any, dtype: torch.dtype, device: torch.device) -> Mask:
+    """The mask for a forward whose attention knows by itself who sees whom: transformers wants one, ours reads none."""
+    unread = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
+    kinds = layer_kinds(config)
+    return dict.fromkeys(kinds, unread) if kinds else unread
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The queries of one owner, which stand together, and the indices of the keys that they may see."""
+
+    queries: slice
+    keys: Tensor
+
+
+def segments(query: Places, key: Places) -> list[Segment] | None:
+    """What each owner's queries may see, in the order of the queries; None where one dense mask is faster: on a GPU."""
+    if query.owner.device.type != "cpu":  # the launches cost 4.5 times what the dense mask does
+        return None
+    owners, lengths = torch.unique_consecutive(query.owner, return_counts=True)
+    found, start = [], 0
+    for owner, length in zip(owners.tolist(), lengths.tolist(), strict=True):
+        seen = (key.owner == owner) | (key.owner == PREFIX)
+        found.append(Segment(slice(start, start + length), seen.nonzero()[:, 0]))
+        start += length
+    return found
+
+
+def segmented_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention of transformers' interface; given `segments` or `spans`, it skips what the mask hides.
+
+    Shapes: query [1, heads, queries, size], key and value [1, kv heads, keys, size], mask [1, 1, queries, keys];
+    returns [1, queries, heads, size]. Given `rows`, keys and values are a cache of slots (see `row_attention`).
+    """
+    spans: Spans | None = options.pop("spans", None)
+    if spans is not None:
+        one, other, another = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+        window = options.get("sliding_window")
+        return pack_attention(one, other, another, spans, options["scaling"], window)[None], None
+    rows: RowView | None = options.pop("rows", None)
+    if rows is not None:
+        return rows.attend(module.layer_idx, query, key, value, options["scaling"]), None
+    parts: list[Segment] | None = options.pop("segments", None)
+    if parts is None:
+        attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return attended
+    outputs = [
+        sdpa_attention_forward(
+            module,
+            query[:, :, part.queries],
+            key.index_select(2, part.keys),
+            value.index_select(2, part.keys),
+            attention_mask[:, :, part.queries].index_select(3, part.keys),
+            **options,
+        )[0]
+        for part in parts
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(NAME, segmented_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _mask(query: Places, key: Places, window: int | None, dtype: torch.dtype) -> Tensor:
+    distance = query.position[:, None] - key.position[None, :]
+    visible = (key.owner[None, :] == PREFIX) | (key.owner[None, :] == query.owner[:, None])
+    visible &= distance >= 0
+    if window is not None:
+        visible &= distance < window
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[None, None]

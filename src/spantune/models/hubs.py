@@ -1,0 +1,193 @@
+"""The two hubs, each asked in the same five ways: addresses, offline, listing, download, cache.
+
+Addresses are read from the environment at every call (HF_ENDPOINT, MODELSCOPE_ENDPOINT); SPANTUNE_OFFLINE=1 wants no
+network at all. Whatever an SDK raises
+leaves here as one sentence of ModelError; a bug of ours does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from spantune.core.errors import ModelError
+
+TIMEOUT_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file as a hub lists it; `git_oid` is the git blob id of a file that has no SHA-256 there."""
+
+    name: str
+    size: int
+    sha256: str | None = None
+    git_oid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a hub has of a model at a revision; `commit` is a revision that will still mean the same files later."""
+
+    files: tuple[HubFile, ...]
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """How one hub is asked: addresses, whether the user wants no network, listing, download, and its cache alone."""
+
+    endpoints: Callable[[], list[str]]
+    offline: Callable[[], bool]
+    list_files: Callable[[str, str | None], Listing]
+    download: Callable[[str, str | None, list[str]], Path]
+    cached: Callable[[str, str | None], Path]
+
+
+def _wants_no_network(*names: str) -> bool:
+    values = (os.environ.get(name, "").upper() for name in ("SPANTUNE_OFFLINE", *names))
+    return any(value in {"1", "TRUE", "YES", "ON"} for value in values)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for one sentence of ours."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextlib.contextmanager
+def _bars_to_a_terminal_only() -> Iterator[None]:
+    """Keep the SDK's bars out of logs, and everything of its off stdout; what matters is raised, or logged as ever."""
+    bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+        yield
+
+
+# -- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+def _hf_endpoints() -> list[str]:
+    return [(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")]
+
+
+def _hf_offline() -> bool:
+    return _wants_no_network("HF_HUB_OFFLINE")
+
+
+def _hf_list(repo: str, revision: str | None) -> Listing:
+    from huggingface_hub import HfApi
+
+    with _hf_errors(f"hf:{repo}"):
+        info = HfApi(endpoint=_hf_endpoints()[0]).model_info(
+            repo, revision=revision or "main", files_metadata=True, timeout=TIMEOUT_SECONDS
+        )
+    files = []
+    for item in info.siblings or []:
+        sha256 = item.lfs.sha256 if item.lfs else None
+        size = item.lfs.size if item.lfs else item.size
+        files.append(HubFile(item.rfilename, size or 0, sha256, None if sha256 else item.blob_id))
+    return Listing(tuple(files), info.sha)
+
+
+def _hf_download(repo: str, revision: str | None, names: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with _hf_errors(f"hf:{repo}"), _bars_to_a_terminal_only():
+        folder = snapshot_download(
+            repo, revision=revision, endpoint=_hf_endpoints()[0], allow_patterns=names, max_workers=4
+        )
+    return Path(folder)
+
+
+def _hf_cached(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with _hf_errors(f"hf:{repo}"):
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+
+
+@contextlib.contextmanager
+def _hf_errors(source: str) -> Iterator[None]:
+    from huggingface_hub import errors, get_session
+
+    client = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # httpx (1.x) or httpx2 (2.x)
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise ModelError(f"{source}: gated; accept its terms on its page and set HF_TOKEN") from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(f"{source}: no such revision; look at the branches and tags on its page") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(f"{source}: no such model, or a private one; check the name, or set HF_TOKEN") from error
+    except (errors.HfHubHTTPError, client.HTTPError, OSError) as error:
+        raise ModelError(f"{source}: the download failed ({first_line(error)}); run again to go on with it") from error
+
+
+# -- ModelScope ------------------------------------------------------------------------------------------------------
+
+
+def _ms_endpoints() -> list[str]:
+    own = os.environ.get("MODELSCOPE_ENDPOINT")
+    return [own.rstrip("/")] if own else ["https://www.modelscope.cn", "https://www.modelscope.ai"]
+
+
+def _ms_endpoint(repo: str) -> str:
+    """The one that has the model; the SDK itself would remember the environment of its first call."""
+    from modelscope_hub import HubApi
+
+    own = _ms_endpoints()
+    return own[0] if len(own) == 1 else HubApi().resolve_endpoint_for_read(repo)
+
+
+def _ms_list(repo: str, revision: str | None) -> Listing:
+    """The listing, and as its commit the last that changed one of the files: the hub names that of each file only."""
+    from modelscope_hub import HubApi
+
+    with _ms_errors(f"modelscope:{repo}"):
+        api = HubApi(endpoint=_ms_endpoint(repo)).legacy  # whose entries, unlike those of HubApi, have commits
+        items = api.list_repo_files(repo, "model", revision=revision or "master", recursive=False)
+    items = [item for item in items if item.get("Type") != "tree"]
+    files = tuple(HubFile(item["Path"], int(item.get("Size") or 0), item.get("Sha256")) for item in items)
+    dated = [item for item in items if item.get("Revision") and item.get("CommittedDate")]
+    last = max(dated, key=lambda item: int(item["CommittedDate"]), default=None)
+    return Listing(files, str(last["Revision"]) if last else None)
+
+
+def _ms_download(repo: str, revision: str | None, names: list[str]) -> Path:
+    from modelscope import snapshot_download
+
+    with _ms_errors(f"modelscope:{repo}"), _bars_to_a_terminal_only():
+        folder = snapshot_download(repo, revision=revision, allow_patterns=names, endpoint=_ms_endpoint(repo))
+    return Path(folder)
+
+
+def _ms_cached(repo: str, revision: str | None) -> Path:
+    from modelscope import snapshot_download
+
+    with _ms_errors(f"modelscope:{repo}"), _bars_to_a_terminal_only():
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+
+
+@contextlib.contextmanager
+def _ms_errors(source: str) -> Iterator[None]:
+    from modelscope_hub.errors import AuthenticationError, HubError, NotExistError, PermissionDeniedError
+
+    try:
+        yield
+    except NotExistError as error:
+        raise ModelError(f"{source}: no such model or revision; check the name on its page") from error
+    except (AuthenticationError, PermissionDeniedError) as error:
+        raise ModelError(f"{source}: private or gated; accept its terms and set MODELSCOPE_API_TOKEN") from error
+    except (HubError, OSError) as error:
+        raise ModelError(f"{source}: the download failed ({first_line(error)}); run again to go on with it") from error
+
+
+HUBS: dict[str, Hub] = {
+    "modelscope": Hub(_ms_endpoints, _wants_no_network, _ms_list, _ms_download, _ms_cached),
+    "hf": Hub(_hf_endpoints, _hf_offline, _hf_list, _hf_download, _hf_cached),
+}

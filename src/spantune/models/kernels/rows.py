@@ -1,0 +1,108 @@
+"""Attention of rows that are decoded together in one flat sequence, over a cache of slots.
+
+The queries of a row stand together; each sees the keys of its row up to its own position, and no further back than the
+window of a sliding layer. On a CUDA GPU one kernel takes all rows (see `row_kernel`); elsewhere each row's keys are
+gathered and given to scaled-dot-product attention, so that attention costs what the rows cost by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from spantune.models.architecture import layer_kinds, window_of
+
+
+class Span(NamedTuple):
+    """The `queries` of one row in a pass, from index `first` on, at positions from `position` on."""
+
+    row: int
+    first: int
+    queries: int
+    position: int
+
+
+@dataclass(frozen=True)
+class RowView:
+    """Who sees whom in a pass: the queries' spans, and the slot of each row's positions [rows, positions].
+
+    `blocks` [blocks, 4] are the spans cut into what one program of the kernel takes, as a tensor of a fixed shape;
+    without it the spans are gone through one by one. `windows` has one entry a layer.
+    """
+
+    slots: Tensor
+    windows: Sequence[int | None]
+    spans: Sequence[Span] = ()
+    blocks: Tensor | None = None
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention [1, tokens, heads, size] of queries [1, heads, tokens, size] over slots [slots, kv heads, size]."""
+        window = self.windows[layer]
+        if self.blocks is not None:
+            from spantune.models.kernels.rows_triton import attend_blocks
+
+            return attend_blocks(query[0], key, value, self.slots, self.blocks, scale, window)
+        return torch.cat([self._attend_span(span, query[0], key, value, scale, window) for span in self.spans])[None]
+
+    # what transformers hands an attention function, one by one, and the span of it
+    def _attend_span(
+        self, span: Span, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        heads, size = key.shape[1:]
+        end = span.position + span.queries
+        begin = max(0, span.position - window + 1) if window else 0
+        slots = self.slots[span.row, begin:end]
+        keys, values = (store.index_select(0, slots).transpose(0, 1) for store in (key, value))
+        # the query heads that share a key head are taken together: nothing is repeated
+        queries = query[:, span.first : span.first + span.queries].reshape(heads, -1, size)
+        group = queries.shape[1] // span.queries
+        mask = None
+        if span.queries > 1:
+            distance = torch.arange(span.position, end)[:, None] - torch.arange(begin, end)[None, :]
+            seen = (distance >= 0) & (distance < window) if window else distance >= 0
+            mask = seen.to(query.device).repeat(group, 1)
+        attended = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask, scale=scale)
+        return attended[0].view(heads, group, span.queries, size).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def blocks_of(spans: Sequence[Span], size: int) -> list[tuple[int, int, int, int]]:
+    """The spans cut into blocks of `size` queries: row, first query, queries, position of the first."""
+    return [
+        (span.row, span.first + done, min(size, span.queries - done), span.position + done)
+        for span in spans
+        for done in range(0, span.queries, size)
+    ]
+
+
+@cache
+def kernel_error(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> float:
+    """How far the kernel's attention is from the plain way's on a small random batch, as a share of its norm."""
+    from spantune.models.kernels.rows_triton import queries_per_block
+
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw).to(device, dtype)
+
+    spans = (Span(0, 0, 5, 20), Span(1, 5, 1, 90))
+    slots = torch.randperm(192, generator=draw).view(2, 96).to(device, torch.int32)
+    blocks = torch.tensor(blocks_of(spans, queries_per_block(heads // kv_heads)), device=device)
+    query, key, value = random(1, heads, 6, size), random(192, kv_heads, size), random(192, kv_heads, size)
+    worst = 0.0
+    for window in (None, 7):
+        plain = RowView(slots, (window,), spans).attend(0, query, key, value, size**-0.5).float()
+        found = RowView(slots, (window,), blocks=blocks).attend(0, query, key, value, size**-0.5).float()
+        worst = max(worst, float((found - plain).norm() / plain.norm()))
+    return worst
+
+
+def windows(config: Any) -> list[int | None]:
+    """The attention window of each layer, None where it sees all."""
+    kinds: Sequence[str | None] = layer_kinds(config) or [None] * config.num_hidden_layers
+    return [window_of(config, kind) for kind in kinds]

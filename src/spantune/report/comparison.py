@@ -1,0 +1,118 @@
+"""The report of several systems on the same documents: figures side by side, differences, and where they disagree.
+
+It writes the same three files as the report of one run and computes no difference: `compare` has done that. Its page
+shows the documents on which at least two systems predicted different entities. Refused are systems that are not those
+of the comparison.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spantune.core.errors import ConfigError
+from spantune.metrics.comparison import Comparison, Gap, System
+from spantune.metrics.error_analysis import Outcome, judge
+from spantune.report import charts, documents
+from spantune.report.content import cell, figure_cells, table
+from spantune.report.html import SIGNS, colours, embed, interval, points, render
+from spantune.report.write import write_files
+
+
+def write_comparison(
+    folder: Path, comparison: Comparison, systems: Sequence[System], labels: Mapping[str, str], data: str = ""
+) -> None:
+    """Write `scores.json`, `report.md` and, last, `report.html` into `folder`.
+
+    Args:
+        folder: an existing folder.
+        comparison: what `compare` found.
+        systems: the systems that it was given, in the same order.
+        labels: code to name; the order gives the colours.
+        data: the name of the corpus, for the record.
+
+    Raises:
+        ConfigError: `systems` are not those of the comparison.
+        DataError: the documents of a system do not pair with the gold ones, or the files cannot be written.
+    """
+    names = [system.name for system in systems]
+    if names != list(comparison.systems):
+        raise ConfigError(f"expected the systems that were compared, {list(comparison.systems)}, found {names}")
+    gold = systems[0].gold
+    outcomes = [judge(gold, system.predicted, list(labels)) for system in systems]
+    seen = dict.fromkeys(label for outcome in outcomes for label in outcome.confusion.labels)
+    codes = list(dict.fromkeys([*labels, *seen]))
+    found: list[Mapping[Any, int]] = [{**one.kinds, **one.answers} for one in outcomes]
+    rows = documents.differing(outcomes, codes)
+    title = " · ".join(names)
+    page = render(
+        "compared.html.j2",
+        "documents.js.j2",
+        comparison=comparison,
+        title=title,
+        data_name=data,
+        first=comparison.systems[names[0]],
+        outcomes=outcomes,
+        names=labels,
+        labels=codes,
+        colours=colours(codes),
+        signs=SIGNS,
+        interval=interval,
+        gap_cells=_gap_cells,
+        chart=charts.bars_chart("Strict F1", {name: scores.micro for name, scores in comparison.systems.items()}, {}),
+        columns=("gold", *names),
+        kinds={kind: sum(counts[kind] for counts in found) for kind in documents.VIEW_KINDS},
+        compared=True,
+        size=documents.PAGE,
+        count=len(rows),
+        data=embed({"columns": ("gold", *names), "labels": codes, "rows": rows}),
+    )
+    scores = json.dumps(_as_dict(comparison, outcomes, data), ensure_ascii=False, indent=2)
+    text = _markdown(comparison, codes, title, data)
+    write_files(folder, {"scores.json": f"{scores}\n", "report.md": text}, page)
+
+
+def _as_dict(comparison: Comparison, outcomes: Sequence[Outcome], data: str) -> dict[str, Any]:
+    """The JSON object of the comparison, with the sorted errors of every system."""
+    tree = comparison.as_dict()
+    systems = {
+        name: {**scores, **outcome.as_dict()}
+        for (name, scores), outcome in zip(tree["systems"].items(), outcomes, strict=True)
+    }
+    return {"data": data, **tree, "systems": systems}
+
+
+def _markdown(comparison: Comparison, codes: Sequence[str], title: str, data: str) -> str:
+    head = ("F1", "95 %", "precision", "recall", "correct", "predicted", "gold")
+    names = [cell(name) for name in comparison.systems]
+    said = f"{comparison.documents} documents · protocol: {comparison.protocol}"
+    parts = [f"# {cell(title)}", f"data: {cell(data)} · {said}" if data else said]
+    parts += [cell(one.sentence) for one in comparison.differences]
+    figures = [[cell(name), *figure_cells(scores.micro)] for name, scores in comparison.systems.items()]
+    parts += ["## Strict F1", table(("", *head), figures)]
+    overall = [[cell(one.second), *_gap_cells(one.micro)] for one in comparison.differences]
+    parts += [f"## Differences from {names[0]}", table(("", "F1", "95 %", "p (Holm)"), overall)]
+    rows = []
+    for code in codes:
+        found = [scores.labels.get(code) for scores in comparison.systems.values()]
+        f1s = [points(figure.f1) if figure else "–" for figure in found]
+        gaps = [text for one in comparison.differences for text in _gap_cells(one.labels.get(code))]
+        rows.append([cell(code), *f1s, *gaps])
+    more = [text for name in names[1:] for text in (f"{name}: difference", "95 %", "p (Holm)")]
+    parts += ["## By type", table(("type", *names, *more), rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _gap_cells(gap: Gap | None) -> list[str]:
+    """Difference, interval and corrected p; dashes for a label that neither system nor gold has."""
+    if gap is None:
+        return ["–"] * 3
+    bounds = f"{_signed(gap.f1_low)} to {_signed(gap.f1_high)}"
+    return [_signed(gap.f1), bounds, "< 0.001" if gap.p_holm < 0.001 else f"{gap.p_holm:.3f}"]
+
+
+def _signed(value: float) -> str:
+    """A difference in points with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "\u2212")

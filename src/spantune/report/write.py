@@ -1,0 +1,84 @@
+"""The report of a run: one self-contained HTML page, the same figures as Markdown, and as JSON.
+
+`report.html` has scores with intervals, curves, the confusion matrix, calibration and every document with its errors
+to filter; `report.md` and `scores.json` have the figures. All that came from data or a model is escaped, and the page
+loads nothing from anywhere, which its content security policy enforces. It shows what it is given: it computes no
+score, and refuses documents that do not pair. Without JavaScript the figures are shown, and no documents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from spantune.core.files import replacing
+from spantune.metrics.error_analysis import NONE, judge
+from spantune.report import charts, content, documents
+from spantune.report.charts import Chart
+from spantune.report.content import CalibrationView, Report
+from spantune.report.html import SIGNS, colours, embed, interval, render
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write `scores.json`, `report.md` and, last, `report.html` into `folder`.
+
+    Raises:
+        DataError: the gold and predicted documents do not pair, or the files cannot be written.
+    """
+    outcome = judge(report.gold, report.predicted, list(report.labels))
+    labels = list(outcome.confusion.labels)
+    page = render(
+        "report.html.j2",
+        "documents.js.j2",
+        report=report,
+        title=report.title,
+        outcome=outcome,
+        labels=labels,
+        alone=NONE,
+        colours=colours(labels),
+        signs=SIGNS,
+        measures=content.measures(report.after),
+        rates=content.named(report.rates),
+        interval=interval,
+        curves=_curves(report),
+        types=_types(report),
+        calibration=_calibration(report.calibration),
+        columns=("gold", "predicted"),
+        kinds={**outcome.kinds, **outcome.answers},
+        compared=False,
+        size=documents.PAGE,
+        data=embed({"columns": ("gold", "predicted"), "labels": labels, "rows": documents.rows(outcome, labels)}),
+    )
+    scores = json.dumps(content.as_dict(report, outcome), ensure_ascii=False, indent=2)
+    write_files(folder, {"scores.json": f"{scores}\n", "report.md": content.as_markdown(report, outcome)}, page)
+
+
+def write_files(folder: Path, files: Mapping[str, str], page: str) -> None:
+    """Write `files`, by name, and last the page as `report.html`; none where a text cannot be encoded.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
+    with replacing(folder / "report.html") as file:
+        file.write(page)
+        for name, text in files.items():
+            with replacing(folder / name) as other:
+                other.write(text)
+
+
+def _curves(report: Report) -> list[Chart]:
+    loss = [charts.loss_chart(report.curve)] if report.curve else []
+    return loss + ([charts.f1_chart(report.evaluations)] if report.evaluations else [])
+
+
+def _types(report: Report) -> Chart | None:
+    figures = report.after.labels
+    return charts.bars_chart("F1 by type", figures, colours(list(report.labels))) if figures else None
+
+
+def _calibration(view: CalibrationView | None) -> list[Chart]:
+    if view is None:
+        return []
+    reliability = [charts.reliability_chart(view.bins)] if view.bins else []
+    return reliability + ([charts.threshold_chart(view.curve, view.threshold)] if view.curve else [])

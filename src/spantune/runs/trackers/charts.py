@@ -1,0 +1,238 @@
+"""What dashboards show of a measuring beside its scalars: predictions as text, F1 by type and confusion as charts.
+
+A chart is data, with a caption that says the same in words. It becomes ECharts options for dashboards that draw, and a
+picture by Pillow for those that cannot. The picture is plain: it needs no browser and no fonts of its own, and a label
+whose script none of the machine's fonts has is drawn as boxes, which is why the caption says it too.
+"""
+
+from __future__ import annotations
+
+from PIL import Image
+from PIL import ImageDraw
+from PIL import ImageFont
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from spantune.core.document import Document
+from spantune.core.document import Entity
+from spantune.metrics.error_analysis import Confusion
+from spantune.metrics.error_analysis import NONE
+from spantune.metrics.error_analysis import judge
+from typing import Any
+import functools
+
+
+WIDTH = 640
+INK, FAINT, BAR, HOT = "#1f2328", "#d0d7de", "#4c8dd6", (35, 105, 190)
+_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "wqy-zenhei.ttc",
+    "msyh.ttc",
+    "PingFang.ttc",
+    "Arial Unicode.ttf",
+    "DejaVuSans.ttf",
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A type's F1 and, where there is one, its interval; shares of 1."""
+
+    label: str
+    f1: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        bounds = "" if self.low is None or self.high is None else f" [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        return f"{100 * self.f1:.1f}{bounds}"
+
+
+@dataclass(frozen=True)
+class F1Chart:
+    """F1 of each type with its 95 % interval."""
+
+    name: str
+    bars: tuple[Bar, ...]
+
+    @property
+    def caption(self) -> str:
+        """All figures in words."""
+        return "F1 with 95 % intervals: " + "; ".join(f"{bar.label} {bar}" for bar in self.bars)
+
+    def image(self) -> Image.Image:
+        """Horizontal bars, the first on top."""
+        row, left, right = 28, 120, 130
+        picture = Image.new("RGB", (WIDTH, row * len(self.bars) + 24), "white")
+        draw = ImageDraw.Draw(picture)
+        scale = WIDTH - left - right
+        for share in (0, 25, 50, 75, 100):
+            place = left + scale * share // 100
+            draw.line((place, 4, place, picture.height - 20), FAINT)
+            _text(draw, (place, picture.height - 10), str(share), "mm", 11)
+        for number, bar in enumerate(self.bars):
+            middle = row * number + row // 2 + 4
+            _text(draw, (left - 8, middle), _short(bar.label, 16), "rm", 13)
+            draw.rectangle((left, middle - 8, left + scale * bar.f1, middle + 8), BAR)
+            if bar.low is not None and bar.high is not None:
+                low, high = left + scale * bar.low, left + scale * bar.high
+                draw.line((low, middle, high, middle), INK, 2)
+                for end in (low, high):
+                    draw.line((end, middle - 4, end, middle + 4), INK, 2)
+            _text(draw, (WIDTH - right + 10, middle), str(bar), "lm", 12)
+        return picture
+
+    def options(self) -> dict[str, Any]:
+        """ECharts: bars, and boxes from low to high, whose middle is F1."""
+        boxes = [
+            [round(100 * value, 1) for value in (bar.low, bar.low, bar.f1, bar.high, bar.high)]
+            if bar.low is not None and bar.high is not None
+            else []
+            for bar in self.bars
+        ]
+        return {
+            "title": {"text": self.name},
+            "tooltip": {"trigger": "axis"},
+            "xAxis": {"type": "category", "data": [bar.label for bar in self.bars]},
+            "yAxis": {"type": "value", "min": 0, "max": 100},
+            "series": [
+                {"type": "bar", "name": "F1", "data": [round(100 * bar.f1, 1) for bar in self.bars]},
+                {"type": "boxplot", "name": "95 % interval", "boxWidth": [6, 12], "data": boxes},
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class ConfusionChart:
+    """Entities by gold (rows) and predicted (columns) label; `none` is what has no counterpart."""
+
+    name: str
+    confusion: Confusion
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of rows and columns."""
+        return (*self.confusion.labels, NONE)
+
+    @property
+    def caption(self) -> str:
+        """The cells off the diagonal that are not empty, the fullest first."""
+        cells = [(count, one, other) for one, row in self._rows() for other, count in row if count and one != other]
+        wrong = "; ".join(f"{one} → {other} {count}" for count, one, other in sorted(cells, reverse=True))
+        return f"gold → predicted, what is wrong: {wrong or 'nothing'}"
+
+    def image(self) -> Image.Image:
+        """Cells shaded by their share of the row; low ones, since boards scale pictures to a height."""
+        wide, high, left, top = (34 if len(self.labels) > 14 else 46), 24, 120, 74
+        picture = Image.new("RGB", (left + wide * len(self.labels) + 12, top + high * len(self.labels) + 4), "white")
+        draw = ImageDraw.Draw(picture)
+        _text(draw, (8, top - 12), "gold \\ predicted", "ls", 11)
+        for number, (label, row) in enumerate(self._rows()):
+            above, middle = top + high * number, top + high * number + high // 2
+            _text(draw, (left - 8, middle), _short(label, 16), "rm", 13)
+            _upright(picture, (left + wide * number + wide // 2, top - 4), _short(label, 9))
+            total = max(1, sum(count for _, count in row))
+            for column, (_, count) in enumerate(row):
+                share, place = count / total, left + wide * column
+                shade = tuple(round(255 + (value - 255) * share) for value in HOT)
+                draw.rectangle((place, above, place + wide, above + high), shade, FAINT)
+                ink = "white" if share > 0.5 else INK if count else FAINT
+                _text(draw, (place + wide // 2, middle), str(count), "mm", 13, ink)
+        return picture
+
+    def options(self) -> dict[str, Any]:
+        """ECharts: a heat map."""
+        cells = [
+            [column, number, count]
+            for number, (_, row) in enumerate(self._rows())
+            for column, (_, count) in enumerate(row)
+        ]
+        return {
+            "title": {"text": self.name},
+            "tooltip": {},
+            "grid": {"containLabel": True},
+            "xAxis": {"type": "category", "name": "predicted", "data": list(self.labels)},
+            "yAxis": {"type": "category", "name": "gold", "data": list(self.labels), "inverse": True},
+            "visualMap": {"min": 0, "max": max(1, *(count for *_, count in cells)), "calculable": True},
+            "series": [{"type": "heatmap", "data": cells, "label": {"show": True}}],
+        }
+
+    def _rows(self) -> list[tuple[str, list[tuple[str, int]]]]:
+        return [
+            (label, list(zip(self.labels, row, strict=True)))
+            for label, row in zip(self.labels, self.confusion.counts, strict=True)
+        ]
+
+
+def charts(
+    split: str,
+    values: Mapping[str, Any],
+    gold: Sequence[Document],
+    predicted: Sequence[Document],
+    labels: Sequence[str],
+) -> list[F1Chart | ConfusionChart]:
+    """The charts of a measuring: F1 by type from its flat figures, and its confusion matrix."""
+    bars = tuple(
+        Bar(label, f1, values.get(f"f1_low/{label}"), values.get(f"f1_high/{label}"))
+        for label in labels
+        if (f1 := values.get(f"f1/{label}")) is not None
+    )
+    found: list[F1Chart | ConfusionChart] = [F1Chart(f"{split} F1 by type", bars)] if bars else []
+    return [*found, ConfusionChart(f"{split} confusion", judge(gold, predicted, labels).confusion)]
+
+
+def panel(gold: Sequence[Document], predicted: Sequence[Document]) -> dict[str, str]:
+    """Each document's predicted and gold entities and its text, by document id.
+
+    What changes from one measuring to the next comes first, since a board may show but the first line; and as boards
+    collapse line breaks, the parts are told apart without them.
+    """
+    return {one.id: _shown(one, other) for one, other in zip(gold, predicted, strict=True)}
+
+
+def _shown(gold: Document, predicted: Document) -> str:
+    wanted, found = (list(dict.fromkeys(map(_key, document.entities))) for document in (gold, predicted))
+
+    def entity(key: tuple[int, int, str]) -> str:
+        start, end, label = key
+        return f"{gold.text[start:end]} [{label} {start}:{end}]"
+
+    right = sum(key in wanted for key in found)
+    guessed = "; ".join(f"{'✓' if key in wanted else '✗'} {entity(key)}" for key in found) or "none"
+    head = f"▸ {right} of {len(wanted)} right, {len(found) - right} wrong ▸ predicted: {guessed}"
+    return f"{head}\n\n▸ gold: {'; '.join(map(entity, wanted)) or 'none'}\n\n▸ {gold.text}"
+
+
+def _key(entity: Entity) -> tuple[int, int, str]:
+    return (entity.start, entity.end, entity.label)
+
+
+def _text(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: str, size: int, ink: str = INK
+) -> None:
+    draw.text(place, text, ink, _font(size, text.isascii()), anchor)
+
+
+def _short(label: str, most: int) -> str:
+    """What fits in the width of `most` letters; the caption has all of it."""
+    wide = sum(2 - character.isascii() for character in label)
+    return label if wide <= most else f"{label[: (most if label.isascii() else most // 2) - 1]}\u2026"
+
+
+def _upright(picture: Image.Image, foot: tuple[int, int], text: str) -> None:
+    """Text that is read from below, its first letter at `foot`."""
+    strip = Image.new("RGB", (68, 18), "white")
+    _text(ImageDraw.Draw(strip), (2, 9), text, "lm", 13)
+    turned = strip.rotate(90, expand=True)
+    picture.paste(turned, (foot[0] - turned.width // 2, foot[1] - turned.height))
+
+
+@functools.cache
+def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font for ASCII, else the first of the usual ones that the machine has."""
+    for name in () if ascii_only else _FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)

@@ -1,0 +1,277 @@
+"""A tracker in a process of its own: what its SDK does to a process, it does not do to the run's.
+
+SDKs of dashboards install handlers for signals, exceptions and exit, read and set environment variables, print to
+stdout and wait for their cloud without a limit. A process can be told, and can be killed. When the run's own process
+ends, however it does, the tracker sees the end of its input and closes its record: even a hard kill of the run leaves a
+whole one. The price is a second or two to start, and the memory of a Python process. It refuses to outlive the run by
+more than the time that a tracker has to finish.
+
+Calls go in as pickles, replies and log records come out as lines of JSON. Both ends are this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from spantune.core.errors import RunError
+from spantune.runs.trackers.interface import Chart
+from spantune.runs.trackers.interface import RunInfo
+from spantune.runs.trackers.interface import Tracker
+from typing import Any
+from typing import IO
+from typing import NoReturn
+from typing import Protocol
+import json
+import logging
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import traceback
+
+
+FINISH_SECONDS = 60.0
+"""Most that a tracker may take to finish."""
+log = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """A class that opens a tracker; it is sent to the process by its name."""
+
+    def __call__(self, info: RunInfo) -> Tracker:
+        """The tracker."""
+
+
+class TrackerProcess:
+    """A tracker whose calls are sent to its process.
+
+    Args:
+        name: of the tracker; one process at a time has it for a run.
+        backend: what opens it there.
+        info: of the run.
+        environment: of the process; that of this one when absent.
+    """
+
+    def __init__(self, name: str, backend: Backend, info: RunInfo, environment: Mapping[str, str] | None = None):
+        self._opening = (name, backend, replace(info, gold={}), FINISH_SECONDS)
+        self._environment = environment
+        self._begun: _Process | None = None
+
+    def opened(self) -> None:
+        """Start the process and wait until the tracker has opened.
+
+        Raises:
+            RunError: it could not.
+            OSError: nor could the process.
+        """
+        self._begun = _Process(self._environment)
+        self._begun.send(("open", self._opening))
+        self._begun.reply()
+
+    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+        """Send scalars."""
+        self._process.send(("metrics", (step, values, split)))
+
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
+        """Send texts."""
+        self._process.send(("texts", (step, name, texts)))
+
+    def chart(self, step: int, chart: Chart) -> None:
+        """Send a chart's data; it is drawn there."""
+        self._process.send(("chart", (step, chart)))
+
+    def attach(self, step: int, path: Path) -> None:
+        """Send the report's place."""
+        self._process.send(("attach", (step, path)))
+
+    def finish(self, state: str) -> None:
+        """Wait until the tracker has closed its record.
+
+        Raises:
+            RunError: it failed, now or before.
+        """
+        self._process.send(("finish", (state,)))
+        self._process.reply()
+        self._process.end()
+
+    def leave(self) -> None:
+        """Kill the process."""
+        if self._begun:
+            self._begun.end(kill=True)
+
+    @property
+    def _process(self) -> _Process:
+        assert self._begun, "called before it was opened"
+        return self._begun
+
+
+def call_apart(
+    seconds: float, function: Callable[..., None], *arguments: Any, environment: Mapping[str, str] | None = None
+) -> None:
+    """Call a function of a module in a process of its own, for a bounded time.
+
+    Raises:
+        RunError: what it raised.
+        TimeoutError: it did not end in time and was killed.
+    """
+    process = _Process(environment)
+    try:
+        process.send(("call", (function, arguments, seconds)))
+        process.reply(seconds)
+    finally:
+        process.end(kill=True)
+
+
+class _Process:
+    """The run's end of the process."""
+
+    def __init__(self, environment: Mapping[str, str] | None):
+        here = str(Path(__file__).parents[3])
+        given = dict(os.environ if environment is None else environment)
+        given["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [given.get("PYTHONPATH")])])
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", "spantune.runs.trackers.process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=given,
+            start_new_session=True,  # Ctrl-C in a terminal is for the run, which tells its trackers how it ended
+        )
+        self._replies: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def send(self, call: tuple[str, tuple[Any, ...]]) -> None:
+        """Send a call.
+
+        Raises:
+            RunError: the process has ended, which says why.
+        """
+        assert self._popen.stdin
+        try:
+            pickle.dump(call, self._popen.stdin)
+            self._popen.stdin.flush()
+        except (OSError, ValueError):
+            self.reply()
+            raise RunError("its process has ended") from None
+
+    def reply(self, seconds: float | None = None) -> None:
+        """Wait for the reply to what was sent.
+
+        Raises:
+            RunError: what went wrong there.
+            TimeoutError: there is none in this time.
+        """
+        try:
+            failure = self._replies.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError from None
+        if failure is not None:
+            raise RunError(failure)
+
+    def end(self, kill: bool = False) -> None:
+        """Have the process end, and wait for it."""
+        if kill:
+            self._popen.kill()
+        assert self._popen.stdin and self._popen.stdout
+        try:
+            self._popen.stdin.close()
+        except OSError:  # what was buffered for a process that has ended
+            log.debug("a call was not taken", exc_info=True)
+        self._popen.wait()
+        self._reader.join()
+        self._popen.stdout.close()
+
+    def _read(self) -> None:
+        assert self._popen.stdout
+        for line in self._popen.stdout:
+            message = json.loads(line)
+            if "log" in message:
+                logging.getLogger(message["name"]).log(message["log"], "%s", message["message"])
+            else:
+                self._replies.put(message["failure"])
+        self._replies.put(f"its process has ended with code {self._popen.wait()}")
+
+
+def main() -> NoReturn:
+    """The tracker's end: does what it is sent until its input ends; never returns."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever the SDK prints is for people
+    logger = logging.getLogger("spantune")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_Sending(replies))
+    try:
+        kind, arguments = pickle.load(sys.stdin.buffer)
+        if kind == "call":
+            function, given, seconds = arguments
+            _end_after(seconds)
+            function(*given)
+        else:
+            name, backend, info, seconds = arguments
+            with info.owned(name):
+                _serve(backend(info), seconds, sys.stdin.buffer, replies)
+    except Exception as error:  # it is told, in one line, and the traceback goes to run.log
+        log.info("%s", traceback.format_exc())
+        _say(replies, {"failure": _first_line(error)})
+        os._exit(1)
+    _say(replies, {"failure": None})
+    os._exit(0)  # an SDK's threads may still wait for its cloud; all is said and written
+
+
+def _serve(tracker: Tracker, seconds: float, calls: IO[bytes], replies: IO[str]) -> None:
+    """Call the tracker until it is to finish."""
+    _say(replies, {"failure": None})
+    while True:
+        try:
+            method, arguments = pickle.load(calls)
+        except (EOFError, pickle.UnpicklingError):  # the run was killed, perhaps while it sent
+            method, arguments = "finish", ("aborted",)
+        if method == "finish":
+            _end_after(seconds)
+        try:
+            getattr(tracker, method)(*arguments)
+        except Exception:
+            if method != "finish":
+                _end_after(seconds)
+                tracker.finish("crashed")
+            raise
+        if method == "finish":
+            return
+
+
+def _end_after(seconds: float) -> None:
+    """Let the process not outlive the run for ever when the run was killed and cannot kill it."""
+    timer = threading.Timer(seconds + 5, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+class _Sending(logging.Handler):
+    """Sends log records to the run's process, where run.log and stderr are."""
+
+    def __init__(self, replies: IO[str]):
+        super().__init__()
+        self._replies = replies
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        _say(self._replies, {"log": record.levelno, "name": record.name, "message": record.getMessage()})
+
+
+def _say(replies: IO[str], message: Mapping[str, Any]) -> None:
+    try:
+        print(json.dumps(message), file=replies, flush=True)
+    except OSError:  # the run was killed: nobody listens any more
+        return
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or ["no message"])[0]
+    return text if isinstance(error, RunError) else f"{type(error).__name__}: {text}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""SwanLab: a board on this machine, or its cloud, now or later.
+
+`swanlab.init` is called here and its Trainer callback is not used, since that one loses the config. What else its
+0.10 does that would cost a run its record, and what is done about it:
+
+- It reads every SWANLAB_ variable, some of which crash it: its process gets those that say where its cloud is and who
+  is asking, and no other, since the recipe decides.
+- It writes its store when it finishes, so the kill of its process leaves an empty file; a resumed run and `sync` tell
+  it everything again.
+- Its local board cannot go on with a run, and would show a second one: what a killed run left is moved aside.
+- It waits for a cloud that is gone without a limit; its process is killed then, and `sync` sends the rest.
+- It takes Ctrl-C to itself, prints to stdout and finishes whatever it will at exit: in its process, not in the run's.
+- Its local board shows no ECharts, and scalars one by one: charts are pictures there, and hold the bounds of types.
+
+The key is SwanLab's own business: SWANLAB_API_KEY, or what `swanlab login` has kept. It is written nowhere, for which
+SWANLAB_DEBUG is among the hidden variables: with it SwanLab logs what it logs in with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from spantune.core.errors import ConfigError
+from spantune.core.errors import RunError
+from spantune.runs.trackers.interface import Chart
+from spantune.runs.trackers.interface import RunInfo
+from typing import Any
+import json
+import logging
+import os
+import secrets
+import shutil
+
+
+ANSWER_SECONDS = 5.0
+"""Most that the cloud may take to answer at all before a run is recorded offline."""
+NAME = "swanlab"
+_KEPT = ("API_KEY", "API_HOST", "WEB_HOST", "WORKSPACE", "ROOT", "SAVE_DIR", "CONFIG_DIR", "SECRETS_DIR")
+_KEPT_VARIABLES = {f"SWANLAB_{name}" for name in _KEPT}
+log = logging.getLogger(__name__)
+
+
+class SwanlabTracker:
+    """A SwanLab experiment: config, scalars, predictions as a text panel, charts, and the closing report.
+
+    Args:
+        info: of the run.
+        aside: a folder to send the whole record from again, leaving that of the run as it is; else the run's own.
+
+    Raises:
+        RunError: the cloud cannot be had, and the record is sent again; a run is recorded offline then.
+    """
+
+    def __init__(self, info: RunInfo, aside: Path | None = None):
+        import swanlab
+
+        self._swanlab, self._info, self._aside = swanlab, info, aside
+        self._mode = "online" if aside else info.settings.swanlab
+        self._folder = aside or info.folder / "swanlab"
+        self._id = info.remembered(NAME).get("id") or secrets.token_hex(10)
+        info.remember(NAME, id=self._id, sent=False)
+        if aside is None:
+            _move_aside(self._folder)
+        self._run = self._begin()
+        if aside is None:
+            info.remember(NAME, mode=self._mode, directory=self._run.dir.name, state="running", url=None)
+            info.remember(NAME, hint=self._hint(finished=False))
+
+    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+        """One chart a key; the local board, which shows each alone, has the bounds of types in its pictures only."""
+        if self._mode == "local":
+            values = {key: value for key, value in values.items() if not key.startswith(("f1_low/", "f1_high/"))}
+        self._run.log({f"{split}/{key}": value for key, value in values.items()}, step=step)
+
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
+        """One panel."""
+        items = [self._swanlab.Text(text, caption=caption) for caption, text in texts.items()]
+        self._run.log({name: items}, step=step)
+
+    def chart(self, step: int, chart: Chart) -> None:
+        """A picture on the local board, which shows no ECharts; ECharts for the cloud."""
+        if self._mode == "local":
+            shown = self._swanlab.Image(chart.image(), caption=chart.caption)
+        else:
+            shown = self._swanlab.ECharts(_Options(chart.options()), caption=chart.caption)
+        self._run.log({chart.name: shown}, step=step)
+
+    def attach(self, step: int, path: Path) -> None:
+        """The report as text, and for the cloud its page as a file."""
+        text = path.with_suffix(".md").read_text(encoding="utf-8")
+        self._run.log({"Report": self._swanlab.Text(text, caption=path.name)}, step=step)
+        if self._mode != "local":
+            self._run.save(str(path), base_path=str(path.parent), policy="end")
+
+    def finish(self, state: str) -> None:
+        """Close the experiment; the cloud may make this take for ever."""
+        url = self._run.url if self._mode == "online" else None
+        self._run.finish(state=state, error=None if state == "success" else f"the run was {state}")
+        hint = self._hint(finished=True)
+        self._info.remember(NAME, state=state, sent=self._mode == "online", url=url, hint=hint)
+
+    def _begin(self) -> Any:
+        if self._mode != "online":
+            return self._init(self._mode)
+        why = unreachable()
+        try:
+            if why is None:
+                return self._init("online")
+        except Exception as error:  # whatever its SDK raises for a cloud that will not have us
+            why = str(error).strip() or type(error).__name__
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._aside:
+            raise RunError(f"SwanLab's cloud cannot be had: {why}")
+        log.warning(
+            "SwanLab's cloud cannot be had: %s. The run goes on and is recorded offline; when it is finished, send it "
+            "with: spantune sync %s", why, self._info.folder,
+        )  # fmt: skip
+        self._mode = "offline"
+        return self._init("offline")
+
+    def _init(self, mode: str) -> Any:
+        info, settings, swanlab = self._info, self._info.settings, self._swanlab
+        # run.log keeps the console; host name, command line and git remote are nobody else's business
+        quiet = {"terminal": {"proxy_type": "none"}, "probe": {"runtime": False, "git": False, "requirements": False}}
+        return swanlab.init(
+            project=settings.project,
+            name=info.name,
+            description=settings.description,
+            tags=list(settings.tags),
+            group=settings.group,
+            config=dict(info.config),
+            log_dir=str(self._folder),
+            mode=mode,
+            id=self._id,
+            resume="allow",  # its own way to take an id that it has not given; it begins a new run where there is none
+            settings=swanlab.Settings(interactive=False, **quiet),
+        )
+
+    def _hint(self, finished: bool) -> str:
+        if self._mode == "local":
+            return f"dashboard: swanlab watch {self._folder}"
+        if self._mode == "online" and finished:
+            return f"dashboard: {self._run.url}"
+        return f"dashboard: not yet in SwanLab's cloud; send it with: spantune sync {self._info.folder}"
+
+
+class _Options:
+    """ECharts options as SwanLab takes them."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        self._options = options
+
+    def dump_options(self) -> str:
+        """The options as JSON."""
+        return json.dumps(self._options, ensure_ascii=False)
+
+
+def require_key() -> None:
+    """Check that online mode can know who is asking.
+
+    Raises:
+        ConfigError: there is no API key; SwanLab would block on a prompt.
+    """
+    own = os.environ.get("SWANLAB_ROOT") or os.environ.get("SWANLAB_SAVE_DIR") or Path.home() / ".swanlab"
+    if os.environ.get("SWANLAB_API_KEY") or any((Path(place) / ".netrc").is_file() for place in (own, ".swanlab")):
+        return
+    raise ConfigError(
+        "SwanLab's cloud needs an API key: set SWANLAB_API_KEY or run `swanlab login`; or set track.swanlab=local"
+    )
+
+
+def swanlab_environment() -> dict[str, str]:
+    """The environment of SwanLab's process: without variables that would override the recipe or crash it."""
+    found = {name for name in os.environ if name.startswith("SWANLAB_")}
+    hidden = found - _KEPT_VARIABLES
+    if hidden:
+        log.info("%s: not used; the recipe's section track decides", ", ".join(sorted(hidden)))
+    return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
+def unreachable() -> str | None:
+    """Why SwanLab's cloud does not answer, within ANSWER_SECONDS; None when it does, whatever it says."""
+    import requests
+    import swanlab
+
+    host = swanlab.Settings().api_host
+    try:
+        requests.get(f"{host}/api", timeout=ANSWER_SECONDS)
+    except requests.Timeout:
+        return f"{host} does not answer within {ANSWER_SECONDS:.0f} s"
+    except requests.RequestException as error:
+        return f"{host} cannot be reached ({type(error).__name__})"
+    return None
+
+
+def sync_store(info: RunInfo) -> None:
+    """Send what a run that was recorded offline to its end has in its store, under the run's own id.
+
+    Raises:
+        RunError: SwanLab's cloud will not have it.
+    """
+    import swanlab
+
+    if why := unreachable():
+        raise RunError(f"SwanLab's cloud cannot be had: {why}")
+    with info.owned(NAME):
+        kept = info.remembered(NAME)
+        settings = swanlab.Settings(run=swanlab.Settings.Run(id=kept["id"]))
+        try:
+            swanlab.sync(info.folder / "swanlab" / kept["directory"], settings)
+        except Exception as error:  # whatever its SDK raises for a cloud that will not have us
+            raise RunError(f"SwanLab's cloud cannot be had: {error}") from error
+        info.remember(NAME, sent=True, hint=f"dashboard: in SwanLab's cloud, run {kept['id']}")
+
+
+def _move_aside(folder: Path) -> None:
+    """Keep what an earlier process of the run left, out of the way of the new record, which repeats it."""
+    if any(folder.glob("run-*")):
+        number = 1 + len(list(folder.parent.glob(f"{folder.name}.killed-*")))
+        folder.rename(folder.with_name(f"{folder.name}.killed-{number}"))

@@ -1,0 +1,60 @@
+"""TensorBoard: event files in the run folder's `tensorboard/`, written by tensorboardX, which needs no torch.
+
+A resumed run writes them anew from the run's own record, so a killed one leaves no gap and no step twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from spantune.runs.trackers.interface import Chart
+from spantune.runs.trackers.interface import RunInfo
+import json
+import shutil
+
+
+
+class TensorboardTracker:
+    """One folder of event files."""
+
+    def __init__(self, info: RunInfo):
+        from tensorboardX import SummaryWriter
+
+        folder = info.folder / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(str(folder), flush_secs=10)
+        self._text("run", 0, {"name": info.name, "description": info.settings.description or "none"})
+        self._writer.add_text("config", _code(json.dumps(info.config, ensure_ascii=False, indent=2)), 0)
+        info.remember("tensorboard", hint=f"TensorBoard: tensorboard --logdir {folder}")
+
+    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+        """One scalar a tag."""
+        for key, value in values.items():
+            self._writer.add_scalar(f"{split}/{key}", value, step)
+
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
+        """All texts as one Markdown list."""
+        self._text(name, step, texts)
+
+    def chart(self, step: int, chart: Chart) -> None:
+        """The picture."""
+        import numpy as np
+
+        self._writer.add_image(chart.name, np.asarray(chart.image()), step, dataformats="HWC")
+
+    def attach(self, step: int, path: Path) -> None:
+        """The report's Markdown; TensorBoard keeps no pages."""
+        self._writer.add_text("report", path.with_suffix(".md").read_text(encoding="utf-8"), step)
+
+    def finish(self, state: str) -> None:
+        """Flush and close."""
+        self._writer.add_text("state", state)
+        self._writer.close()
+
+    def _text(self, name: str, step: int, texts: Mapping[str, str]) -> None:
+        self._writer.add_text(name, "\n".join(f"**{key}**\n{_code(text)}" for key, text in texts.items()), step)
+
+
+def _code(text: str) -> str:
+    """A block that Markdown shows as it is."""
+    return "\n" + "".join(f"    {line}\n" for line in text.splitlines() if line)

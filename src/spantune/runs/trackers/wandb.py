@@ -1,0 +1,72 @@
+"""Weights & Biases: online where the recipe is online, else into the run folder's `wandb/`, to be sent by `wandb sync`.
+
+`WANDB_MODE`, where it is set, decides instead. The key is W&B's own business: `WANDB_API_KEY` or `wandb login`. A
+resumed run has the id of the first one; offline it is a new folder that holds the whole history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from spantune.runs.trackers.interface import Chart
+from spantune.runs.trackers.interface import RunInfo
+from typing import Any
+import os
+import secrets
+
+
+
+class WandbTracker:
+    """One W&B run."""
+
+    def __init__(self, info: RunInfo):
+        import wandb
+
+        self._wandb = wandb
+        settings = info.settings
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if settings.swanlab == "online" else "offline")
+        # the console is in run.log; host, command line and git remote are nobody else's business
+        private = {
+            "disable_git": True,
+            "disable_code": True,
+            "x_disable_machine_info": True,
+            "x_save_requirements": False,
+        }
+        self._run = wandb.init(
+            id=info.remembered("wandb").get("id") or secrets.token_hex(8),
+            resume="allow",
+            mode=mode,
+            dir=str(info.folder),
+            project=settings.project,
+            name=info.name,
+            notes=settings.description,
+            tags=list(settings.tags),
+            group=settings.group,
+            config=dict(info.config),
+            settings=wandb.Settings(silent=True, console="off", **private),
+        )
+        hint = f"W&B: recorded offline; send it with: wandb sync {Path(self._run.dir).parent}"
+        if not self._run.offline and self._run.url:
+            hint = f"W&B: {self._run.url}"
+        info.remember("wandb", id=self._run.id, hint=hint)
+
+    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+        """One log call; W&B merges those of a step."""
+        self._run.log({f"{split}/{key}": value for key, value in values.items()}, step=step)
+
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
+        """A table."""
+        rows = [[key, text] for key, text in texts.items()]
+        self._run.log({name: self._wandb.Table(columns=["document", "text"], data=rows)}, step=step)
+
+    def chart(self, step: int, chart: Chart) -> None:
+        """The picture."""
+        self._run.log({chart.name: self._wandb.Image(chart.image(), caption=chart.caption)}, step=step)
+
+    def attach(self, step: int, path: Path) -> None:
+        """The report's page, which W&B shows, and its file."""
+        self._run.log({"report": self._wandb.Html(path.read_text(encoding="utf-8"), inject=False)}, step=step)
+
+    def finish(self, state: str) -> None:
+        """Close the run; W&B knows exit codes only."""
+        self._run.finish(exit_code=0 if state == "success" else 1)

@@ -1,0 +1,248 @@
+"""Memory and time of a recipe, predicted from the model's config before anything is spent.
+
+Weights are exact. Activations are counted by what the compiled layers keep, and agree with the peaks measured on
+Phi-4's shape to 10 %; without compilation they are a rule of thumb. Time is a share of the speed of this device's
+matrix products, which the first measured steps are held against (see `forecast`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from spantune.core import config
+from spantune.core.config import Config
+from spantune.encoding.packing import fill
+from spantune.models.architecture import decoder_layers, head_size, is_wide
+from spantune.models.fp8 import has_fp8
+from spantune.models.loading import pick_device, pick_dtype
+from spantune.models.lora import adapter_weights, coverage, linear_modules
+from spantune.training.loss import HEAD_CHUNK
+from spantune.training.preparation import Prepared
+
+GIB = 2**30
+BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # nf4: a scale a block of 64, in 8 bits
+MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
+EAGER = 16
+"""Hidden states that a layer keeps for each token when nothing is recomputed; a rule of thumb."""
+SPEED = {"compiled": 0.65, "fp8": 0.75, "eager": 0.5}
+"""Share of the speed of bf16 products that a step reaches."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Predicted memory of a training step in GiB, by part; `adapters_gib` has the gradients too."""
+
+    base_gib: float
+    adapters_gib: float
+    optimizer_gib: float
+    activations_gib: float
+    logits_gib: float
+
+    @property
+    def total_gib(self) -> float:
+        """Predicted peak."""
+        return float(sum(asdict(self).values()))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted memory, what there is of it, tokens a step (packed and not), steps, and seconds a step.
+
+    `fitting` are the settings with which the run would fit where it does not; None: there are none.
+    """
+
+    memory: Memory
+    available_gib: float
+    device: str
+    tokens_per_step: int
+    tokens_unpacked: int
+    steps: int
+    step_seconds: float
+    fitting: Mapping[str, Any] | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the predicted peak is under what is free."""
+        return self.memory.total_gib < self.available_gib
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures, rounded."""
+        values = {**asdict(self.memory), "total_gib": self.memory.total_gib, "available_gib": self.available_gib}
+        values |= {key: getattr(self, key) for key in ("tokens_per_step", "tokens_unpacked", "steps", "step_seconds")}
+        return {key: value if isinstance(value, int) else round(value, 3) for key, value in values.items()}
+
+
+def estimate(prepared: Prepared, model: Any) -> Estimate:
+    """Predict a recipe's memory and time; `model` is its model on the meta device."""
+    recipe, settings = prepared.recipe, prepared.recipe.train
+    device = pick_device(recipe.model.device)
+    prefix = len(prepared.prefix) if settings.pack == "shared" else 0
+    rest = [len(example.ids) - prefix for example in prepared.examples]
+    share = min(settings.batch_examples, len(rest)) / len(rest)
+    packs = len(fill(rest, prepared.pack_tokens(device.type) - prefix))
+    packed = round((sum(rest) + packs * prefix) * share)
+    memory, available = predict_memory(model, recipe, device, part_tokens(prepared, recipe, device)), _available(device)
+    return Estimate(
+        memory=memory,
+        available_gib=available / GIB,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine",
+        tokens_per_step=packed,
+        tokens_unpacked=round(sum(len(example.ids) for example in prepared.examples) * share),
+        steps=settings.max_steps or round(settings.epochs * -(-len(rest) // settings.batch_examples)),
+        step_seconds=_step_flops(model, recipe, device) * packed / _rate(recipe, device),
+        fitting={} if memory.total_gib < available / GIB else fitting(prepared, model, device, available / GIB),
+    )
+
+
+def predict_memory(model: Any, recipe: Config, device: torch.device, tokens: int) -> Memory:
+    """The memory of a step whose largest part has `tokens`; `model` is on the meta device."""
+    base, width = recipe.model.base, _width(recipe.model.base, device)
+    linear = [module for _, module in linear_modules(model)]
+    weights = sum(module.weight.numel() for module in linear)
+    others = sum(parameter.numel() for parameter in model.parameters()) - weights
+    scales = 4 * sum(module.out_features for module in linear) if base in ("fp8", "int8") else 0
+    adapters = adapter_weights(model, recipe.lora)
+    text = model.config
+    working = 2 * (8 * text.hidden_size + 4 * text.intermediate_size) * width  # of the layer that is computed again
+    positions = HEAD_CHUNK if recipe.train.pack == "shared" else tokens
+    return Memory(
+        base_gib=(weights * BYTES.get(base, width) + scales + others * width) / GIB,
+        adapters_gib=8 * adapters / GIB,  # fp32 weight and gradient
+        optimizer_gib=MOMENTS[recipe.train.optimizer] * adapters / GIB,
+        activations_gib=tokens * (_kept(model, recipe, device) + working) / GIB,
+        logits_gib=positions * text.vocab_size * (width + 8) / GIB,
+    )
+
+
+def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int:
+    """The most tokens that go through the model at once."""
+    longest = max(len(example.ids) for example in prepared.examples)
+    if recipe.train.pack == "none":
+        return recipe.train.micro_batch * longest
+    return max(recipe.train.pack_tokens or prepared.pack_tokens(device.type), longest)
+
+
+def fitting(prepared: Prepared, model: Any, device: torch.device, available_gib: float) -> dict[str, Any] | None:
+    """The settings nearest to the recipe's with which it would fit, those first that cost the least; None: none do."""
+    for chosen in _alternatives(prepared, device):
+        recipe = _overridden(prepared.recipe, chosen)
+        if predict_memory(model, recipe, device, part_tokens(prepared, recipe, device)).total_gib < available_gib:
+            return chosen
+    return None
+
+
+def compiling(recipe: Config, device: torch.device) -> bool:
+    """Whether the decoder layers are compiled for training; bitsandbytes' are not, unless asked for."""
+    settings = recipe.train
+    able = device.type == "cuda" and settings.pack == "shared" and recipe.model.base not in ("nf4", "int8")
+    return settings.compile == "on" or (settings.compile == "auto" and able)
+
+
+def checkpointing(recipe: Config, device: torch.device) -> bool:
+    """Whether whole layers are recomputed in the backward pass."""
+    wanted = recipe.train.gradient_checkpointing
+    return not compiling(recipe, device) and (wanted == "on" or (wanted == "auto" and device.type == "cuda"))
+
+
+def _kept(model: Any, recipe: Config, device: torch.device) -> int:
+    """Bytes that the layers keep for the backward pass, for each token."""
+    layers, width = decoder_layers(model), _width(recipe.model.base, device)
+    hidden: int = model.config.hidden_size
+    if not compiling(recipe, device):
+        return len(layers) * hidden * width * (1 if checkpointing(recipe, device) else EAGER)
+    if recipe.train.keep == "none":
+        return len(layers) * hidden * width
+    heads: int = model.config.num_attention_heads
+    size = head_size(model.config)
+    every = recipe.model.base == "fp8"
+    adapted = coverage(model, recipe.lora).matched
+    outputs = 0
+    for layer in layers:
+        *linear, _ = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
+        for name, module in linear:  # but the last, whose output is the sum that the next layer keeps
+            if (every or name in adapted) and (recipe.train.keep == "most" or not is_wide(*module.weight.shape)):
+                outputs += module.out_features
+    attended = heads * (size * width + 4)  # with its log-sum-exp in fp32
+    return len(layers) * (hidden * width + attended) + outputs * width
+
+
+def _step_flops(model: Any, recipe: Config, device: torch.device) -> float:
+    """Operations for each token: forward, the gradient of the input, and what is computed again."""
+    weights = [module.weight for _, module in linear_modules(model)]
+    again = sum(weight.numel() for weight in weights if is_wide(*weight.shape))
+    if checkpointing(recipe, device) or (compiling(recipe, device) and recipe.train.keep == "none"):
+        again = sum(weight.numel() for weight in weights)
+    elif not compiling(recipe, device) or recipe.train.keep == "most":
+        again = 0
+    return 4 * sum(weight.numel() for weight in weights) + 2 * again
+
+
+def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Ever smaller variants of a recipe: what is computed again, optimizer, base and tokens at once, in this order."""
+    recipe = prepared.recipe
+    keeps = get_args(config.Keep)
+    lower = keeps[: keeps.index(recipe.train.keep)][::-1]
+    axes: list[list[dict[str, Any]]] = [[{}] for _ in range(4)]
+    parts, bases, optimizers, recomputed = axes
+    recomputed += [{"train.keep": keep} for keep in lower] if compiling(recipe, device) else []
+    recomputed += [] if compiling(recipe, device) else [{"train.gradient_checkpointing": "on"}]
+    if device.type == "cuda":
+        optimizers += [{"train.optimizer": "adamw_8bit"}] if recipe.train.optimizer == "adamw" else []
+        bases += [{"model.base": "fp8"}] if has_fp8(device) and recipe.model.base not in config.QUANTIZED else []
+        bases += [{"model.base": "nf4"}] if recipe.model.base != "nf4" else []
+    elif _width(recipe.model.base, device) == 4:
+        bases += [{"model.base": "bf16"}]
+    size = recipe.train.micro_batch if recipe.train.pack == "none" else part_tokens(prepared, recipe, device)
+    least = 1 if recipe.train.pack == "none" else max(len(example.ids) for example in prepared.examples)
+    while size > least:
+        size = max(size // 2, least)
+        parts.append({"train.micro_batch" if recipe.train.pack == "none" else "train.pack_tokens": size})
+    for chosen in product(*axes):
+        yield {key: value for part in chosen for key, value in part.items()}
+
+
+def _overridden(recipe: Config, settings: Mapping[str, Any]) -> Config:
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={name: value})})
+    return recipe
+
+
+@cache
+def _width(base: config.Base, device: torch.device) -> int:
+    """Bytes of a number that is computed with."""
+    return 2 if pick_dtype(base, device) == torch.bfloat16 else 4
+
+
+def _available(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) * 1024
+    return 8 * GIB
+
+
+def _rate(recipe: Config, device: torch.device) -> float:
+    """FLOP/s that a step reaches on this device."""
+    way = "eager" if not compiling(recipe, device) else "fp8" if recipe.model.base == "fp8" else "compiled"
+    dtype = torch.bfloat16 if _width(recipe.model.base, device) == 2 else torch.float32
+    rows, size = (4096, 5120) if device.type == "cuda" else (512, 1024)
+    left, right = (torch.randn(count, size, device=device).to(dtype) for count in (rows, size))
+    for timed in (False, True):
+        start = time.perf_counter()
+        for _ in range(8):
+            left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if timed:
+            return SPEED[way] * 8 * 2 * rows * size * size / (time.perf_counter() - start)
+    raise AssertionError

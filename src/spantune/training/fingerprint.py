@@ -1,0 +1,152 @@
+"""What a run was made from, as hashes: model, documents, task and the code itself; and what has changed since.
+
+Documents are hashed as they were read, limited and split, so that a file of another format or place with the same
+content is the same data; a model by its files, which are read whole, all at once. A run goes on only from what it
+began with. A changed release of spantune or torch is told and not refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+from spantune.core.document import Document
+from spantune.core.errors import RunError
+from spantune.core.files import sha256_of
+from spantune.core.task import TaskSpec
+from spantune.models.bundled import RECORD
+from spantune.models.sources import WANTED, pinned
+from spantune.training.preparation import Prepared
+
+ENVIRONMENT_FILE = "environment.json"
+_SOURCE = Path(__file__).parents[1]
+
+FIXED = {
+    "model_sha256": "the model",
+    "train_sha256": "the training documents",
+    "dev_sha256": "the dev documents",
+    "test_sha256": "the test documents",
+    "task_sha256": "the task",
+}
+"""What must not change while a run goes on, by its key."""
+
+
+def fingerprint(prepared: Prepared) -> dict[str, str]:
+    """Hashes of all that `prepared` trains from and of the code, and the source of the model with its commit."""
+    splits = prepared.splits
+    found = {"model_sha256": hash_model(prepared.folder), "task_sha256": hash_task(prepared.task)}
+    found |= {
+        f"{name}_sha256": hash_documents(documents)
+        for name, documents in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))
+    }
+    return found | {"model_source": pinned(prepared.recipe.model.source)} | code()
+
+
+def require_unchanged(folder: Path, now: Mapping[str, str]) -> list[str]:
+    """Compare the environment that a run began in with `now`; returns what else differs, such as a release.
+
+    Raises:
+        RunError: model, data or task have changed, or the record is damaged.
+    """
+    before = read_environment(folder)
+    changed = [what for key, what in FIXED.items() if before.get(key) != now[key]]
+    if (
+        not any(what == FIXED["task_sha256"] for what in changed)
+        and hash_task(TaskSpec.load(folder)) != now["task_sha256"]
+    ):
+        changed.append("task.json")
+    if changed:
+        raise RunError(
+            f"{folder}: {', '.join(changed)} changed since the run began; put back what it began with, or begin a "
+            "new run"
+        )
+    others = (key for key in before if key not in FIXED and key in now and before[key] != now[key])
+    return [f"{key} was {before[key]} and is {now[key]}" for key in others]
+
+
+def read_environment(folder: Path) -> dict[str, str]:
+    """The `environment.json` of a run.
+
+    Raises:
+        RunError: it is absent or damaged.
+    """
+    path = folder / ENVIRONMENT_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is missing or damaged ({error}); restore it, or train again") from None
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is damaged: expected an object; restore it, or train again")
+    return {str(key): str(value) for key, value in found.items()}
+
+
+def hash_model(folder: Path) -> str:
+    """One SHA-256 over the names and contents of a model folder's files."""
+    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(WANTED) and path.name != RECORD)
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
+        hashes = list(pool.map(lambda name: sha256_of(folder / name), names))
+    return _hash(f"{name}\t{value}\n" for name, value in zip(names, hashes, strict=True))
+
+
+def hash_documents(documents: Iterable[Document]) -> str:
+    """One SHA-256 over ids, texts and entities, in order."""
+    return _hash(
+        json.dumps([d.id, d.text, [[e.start, e.end, e.label] for e in d.entities]], ensure_ascii=True) + "\n"
+        for d in documents
+    )
+
+
+def hash_task(task: TaskSpec) -> str:
+    """The SHA-256 of a task."""
+    return _hash([task.model_dump_json()])
+
+
+def code() -> dict[str, str]:
+    """The SHA-256 of spantune's own source, and its commit in a checkout (`+` where files differ from it)."""
+    found = {"code_sha256": _hash(f"{p.relative_to(_SOURCE)}\t{sha256_of(p)}\n" for p in sorted(_SOURCE.rglob("*.py")))}
+    root = _SOURCE.parents[1]
+    if not (root / ".git").exists():
+        return found
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src")
+    return found if not commit else found | {"commit": commit + ("+" if changed else "")}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _hash(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+_PACKAGES = ("spantune", "torch", "transformers", "peft", "accelerate", "llguidance", "swanlab", "modelscope")
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, without names of hosts or users."""
+    import torch
+
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    found["device"] = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    )
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found

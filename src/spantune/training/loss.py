@@ -1,0 +1,172 @@
+"""The loss of a pack: the head is applied to the positions that predict an answer token, and to no other.
+
+The frozen head's gradient is taken chunk by chunk in the forward pass, so that the logits of a 100k or
+262k vocabulary never exist whole. Where the loss is on choices, it is over what the grammar allows there:
+the distribution that extraction chooses from, under a head of a few hundred rows. The sum is returned,
+not the mean: the caller divides by the weight of the whole optimizer step, whatever the packs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from spantune.core.config import Normalize
+from spantune.core.errors import ModelError
+from spantune.encoding.packing import NO_TARGET, Pack
+from spantune.models.architecture import capped, causal_lm, few_logits, softcap_of
+from spantune.models.attention import Places, pack_view
+from spantune.models.kernels.packs import Spans, spans
+
+HEAD_CHUNK = 256  # positions whose logits exist at a time
+
+
+@dataclass(frozen=True)
+class PackTensors:
+    """A pack as tensors: `ids`, `positions`, `owner` [tokens]; `index`, `targets` [answer tokens], all long.
+
+    `weights` [answer tokens] float32 are what each target's loss is multiplied by; 1 where there are none.
+    `spans` are the fields of `flash.Spans`. Where the loss is on choices, `union` [ids] are all ids that are allowed
+    somewhere, `targets` places in it, and `allowed` [answer tokens, ids] says which are allowed where.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    owner: Tensor
+    index: Tensor
+    targets: Tensor
+    union: Tensor | None = None
+    allowed: Tensor | None = None
+    weights: Tensor | None = None
+    spans: Mapping[str, Any] | None = None
+
+    def to(self, device: torch.device) -> PackTensors:
+        """The same pack on `device`."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: moved(inner) for name, inner in value.items()}
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return PackTensors(**{name: moved(value) for name, value in vars(self).items()})
+
+    def view(self, config: Any, dtype: torch.dtype) -> dict[str, Any]:
+        """What tells a model of this config who sees whom: keyword arguments of its `forward`."""
+        return pack_view(config, Places(self.owner, self.positions), Spans(**self.spans) if self.spans else None, dtype)
+
+
+def tensors(pack: Pack, normalize: Normalize = "tokens") -> dict[str, Any]:
+    """The fields of PackTensors, as a collator hands them to a Trainer."""
+    targets = torch.tensor(pack.targets)
+    index = (targets != NO_TARGET).nonzero()[:, 0]
+    found: dict[str, Any] = {
+        "ids": torch.tensor(pack.ids),
+        "positions": torch.tensor(pack.positions),
+        "owner": torch.tensor(pack.owner),
+        "index": index,
+        "targets": targets[index],
+        "spans": spans(pack.owner)._asdict(),
+    }
+    if normalize == "examples":
+        owner = found["owner"][index]
+        found["weights"] = torch.bincount(owner)[owner].reciprocal()  # an example's sum to 1
+    if not pack.allowed:
+        return found
+    union = torch.tensor(sorted({token for allowed in pack.allowed for token in allowed}))
+    mask = torch.zeros(len(index), len(union), dtype=torch.bool)
+    for row, allowed in zip(mask, pack.allowed, strict=True):
+        row[torch.searchsorted(union, torch.tensor(allowed))] = True
+    return found | {"targets": torch.searchsorted(union, found["targets"]), "union": union, "allowed": mask}
+
+
+def hidden_states(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
+    """The last hidden states [answer tokens, size] of the positions that predict an answer token."""
+    base = causal_lm(model)
+    output = base.base_model(
+        input_ids=pack.ids[None],
+        position_ids=pack.positions[None],
+        use_cache=False,
+        **pack.view(base.config, dtype),
+    )
+    states: Tensor = output.last_hidden_state[0].index_select(0, pack.index)
+    return states
+
+
+def pack_loss(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
+    """Summed, weighted cross entropy of a pack's answer tokens under a causal LM, with or without PEFT adapters."""
+    states = hidden_states(model, pack, dtype)
+    if pack.union is not None:
+        assert pack.allowed is not None
+        found = few_logits(model, states, pack.union).float().masked_fill(~pack.allowed, float("-inf"))
+        return _summed(found, pack.targets, pack.weights)
+    base = causal_lm(model)
+    head, softcap = base.get_output_embeddings(), softcap_of(base.config)
+    loss: Tensor = _HeadLoss.apply(states, pack.targets, pack.weights, head, softcap)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def check_head(model: Any, pack: PackTensors, dtype: torch.dtype) -> None:
+    """Compare our head with the model's own on a pack, so that no scaling of logits is missed in silence.
+
+    Raises:
+        ModelError: the model computes its logits in a way that we do not.
+    """
+    base = causal_lm(model)
+    few = pack.index[:4]
+    with torch.no_grad():
+        states = hidden_states(model, pack, dtype)[:4]
+        ours = capped(base.get_output_embeddings()(states), softcap_of(base.config))
+        theirs = base(
+            input_ids=pack.ids[None],
+            position_ids=pack.positions[None],
+            use_cache=False,
+            logits_to_keep=few,
+            **pack.view(base.config, dtype),
+        ).logits[0]
+    difference = torch.linalg.norm(ours.float() - theirs.float()) / torch.linalg.norm(theirs.float())
+    if not difference < 0.05:  # bf16 rounding stays under 0.02; any scaling is far above
+        raise ModelError(
+            f"model type {base.config.model_type!r} scales its logits in a way that spantune does not know; "
+            "train with train.pack=none, which uses the model's own loss"
+        )
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Weighted sum of cross entropies of `head(hidden)`, keeping only the gradient with respect to `hidden`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, weights: Tensor | None, head: Any, softcap: float | None
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        gradients = []
+        for states, wanted, weight in _chunks(hidden, targets, weights):
+            with torch.enable_grad():
+                states = states.detach().requires_grad_()
+                loss = _summed(capped(head(states), softcap).float(), wanted, weight)
+                gradients.append(torch.autograd.grad(loss, states)[0])
+            total += loss.detach()
+        ctx.save_for_backward(torch.cat(gradients))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.to(gradient.dtype), None, None, None, None
+
+
+def _chunks(hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    states, wanted = torch.split(hidden, HEAD_CHUNK), torch.split(targets, HEAD_CHUNK)
+    weighed = [None] * len(states) if weights is None else torch.split(weights, HEAD_CHUNK)
+    return zip(states, wanted, weighed, strict=True)
+
+
+def _summed(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return cross_entropy(logits, targets, reduction="sum")
+    return cross_entropy(logits, targets, reduction="none") @ weights

@@ -1,0 +1,115 @@
+"""Everything of a run that needs no weights: task, documents, splits, token ids, shared prefix.
+
+`plan` audits it and `train` runs it, so that what was audited is what is trained. Nothing is cut or
+dropped: a document that is too long is an error, or is split at sentence ends where the recipe says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spantune.core import config
+from spantune.core.document import Document
+from spantune.core.task import TaskSpec
+from spantune.data.chunking import split_long
+from spantune.data.loading import Splits, check_labels, read_splits
+from spantune.encoding.encoder import Encoder, Example
+from spantune.encoding.packing import shared_prefix
+from spantune.encoding.prompts import make_task
+from spantune.extraction.grammar import Guide, constraint_of
+from spantune.models.loading import load_config_of, load_tokenizer
+from spantune.models.sources import resolve
+
+DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe made concrete, but for the weights."""
+
+    recipe: config.Config
+    task: TaskSpec
+    splits: Splits
+    folder: Path
+    tokenizer: Any
+    model_config: Any
+    encoder: Encoder
+    examples: tuple[Example, ...]
+    cut: int
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The token ids that every training example begins with."""
+        return self.examples[0].ids[: shared_prefix(self.examples)]
+
+    def pack_tokens(self, device: str) -> int:
+        """Token budget of a pack, never under the longest example."""
+        chosen = self.recipe.train.pack_tokens or DEFAULT_PACK_TOKENS[device]
+        return max(chosen, max(len(example.ids) for example in self.examples))
+
+    def steering(self, count: int | None = None) -> list[Document]:
+        """The fixed dev documents that are extracted during training, `count` of them; fewer are among the more."""
+        places = list(range(len(self.splits.dev)))
+        random.Random(self.recipe.run.seed).shuffle(places)
+        chosen = sorted(places[: self.recipe.train.eval_documents if count is None else count])
+        return [self.splits.dev[place] for place in chosen]
+
+
+def prepare(recipe: config.Config) -> Prepared:
+    """Read, check, split and encode what a recipe names.
+
+    Raises:
+        SpantuneError: whatever is wrong with its files, labels, tokenizer or lengths.
+    """
+    task = make_task(recipe.task)
+    splits = read_splits(recipe.data)
+    for documents in (splits.train, splits.dev, splits.test):
+        check_labels(documents, task.codes)
+    folder = resolve(recipe.model.source)
+    tokenizer = load_tokenizer(folder, recipe.model.source)
+    settings = recipe.train
+    unlimited = settings.cut_tokens is not None
+    encoder = Encoder(tokenizer, task, None if unlimited else settings.max_tokens)
+    if recipe.data.too_long == "split":
+        pieces = (split_long(document, encoder.fits) for document in splits.train)
+        splits = replace(splits, train=tuple(piece for group in pieces for piece in group))
+    examples = tuple(encoder.example(document) for document in splits.train)
+    examples, cut = _cut(examples, settings.cut_tokens)
+    model_config = load_config_of(folder)
+    if settings.on_choices:
+        examples = _choices(examples, splits.train, encoder, model_config.vocab_size)
+    return Prepared(recipe, task, splits, folder, tokenizer, model_config, encoder, examples, cut)
+
+
+def _choices(
+    examples: Sequence[Example], documents: Sequence[Document], encoder: Encoder, vocabulary: int
+) -> tuple[Example, ...]:
+    """Examples whose loss is on the choices that the grammar leaves, among what it allows."""
+    constraint = constraint_of(encoder.tokenizer, vocabulary, encoder.stop_id)
+    marked = []
+    for example, document in zip(examples, documents, strict=True):
+        start = example.answer_start
+        choices = Guide(constraint, encoder, document.text).choices(example.ids[start:])
+        marked.append(replace(example, choices={start + index: allowed for index, allowed in choices.items()}))
+    return tuple(marked)
+
+
+def _cut(examples: tuple[Example, ...], size: int | None) -> tuple[tuple[Example, ...], int]:
+    """Examples cut at `size` tokens, as the tutorial cuts them, and how many were."""
+    if size is None:
+        return examples, 0
+    cut = sum(len(example.ids) > size for example in examples)
+    if cut:
+        log.warning(
+            "train.cut_tokens=%d cuts %d of %d samples: their last entities and their stop token are never learnt",
+            size,
+            cut,
+            len(examples),
+        )
+    return tuple(replace(example, ids=example.ids[:size]) for example in examples), cut

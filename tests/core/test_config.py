@@ -1,0 +1,225 @@
+"""Recipes: strict, frozen, overridable, and the same after saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from spantune.core.config import Config, Section, load_config, parse_config
+from spantune.core.errors import ConfigError
+
+LEAST: dict[str, Any] = {"model": {"source": "bundled:x"}, "task": {"labels": ["a", "b"]}, "data": {"train": "t.jsonl"}}
+
+
+def recipe(folder: Path, text: str = "") -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(LEAST) + text, encoding="utf-8")
+    return path
+
+
+def test_the_least_recipe_gets_the_defaults(tmp_path: Path) -> None:
+    config = load_config(recipe(tmp_path))
+    assert [label.code for label in config.task.labels or ()] == ["a", "b"]
+    assert (config.lora.rank, config.lora.targets, config.train.pack, config.track.swanlab) == (
+        16,
+        "all-linear",
+        "shared",
+        "local",
+    )
+    assert config.run_folder == Path("runs/run")
+
+
+@pytest.mark.parametrize(
+    ("key", "right"),
+    [
+        ("run.nmae", "name"),
+        ("model.sorce", "source"),
+        ("task.presett", "preset"),
+        ("data.holdut", "holdout"),
+        ("lora.alhpa", "alpha"),
+        ("train.learning_rte", "learning_rate"),
+        ("extract.max_tokens", "max_new_tokens"),
+        ("track.swanlb", "swanlab"),
+    ],
+)
+def test_a_misspelt_key_names_the_nearest(tmp_path: Path, key: str, right: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe(tmp_path), [f"{key}=1"])
+    assert f"unknown key {key!r}; did you mean {right!r}? valid: " in str(caught.value)
+    assert "recipe.yaml" in str(caught.value)
+
+
+def test_every_section_is_covered_above_and_documented() -> None:
+    assert set(Config.model_fields) == {"run", "model", "task", "data", "lora", "train", "extract", "track"}
+    for name, section in Config.model_fields.items():
+        assert isinstance(section.annotation, type) and issubclass(section.annotation, Section)
+        for key, field in section.annotation.model_fields.items():
+            assert field.description, f"{name}.{key} says nothing of itself"
+
+
+def test_unknown_sections_and_label_keys_name_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'trian'; did you mean 'train'\? valid: data, extract, lora"):
+        load_config(recipe(tmp_path, "trian: {epochs: 1}\n"))
+    labels = {"labels": [{"code": "a", "descripton": "x"}]}
+    with pytest.raises(ConfigError, match=r"'task\.labels\.0\.descripton'; did you mean 'description'\?"):
+        parse_config({**LEAST, "task": labels})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lora.rank=0", "lora.rank: Input should be greater than or equal to 1 (found 0)"),
+        ("lora.dropout=1", "lora.dropout: Input should be less than 1"),
+        ("data.holdout=-0.1", "data.holdout: Input should be greater than or equal to 0"),
+        ("data.holdout=1.0", "data.holdout: Input should be less than 1"),
+        ("train.learning_rate=0", "train.learning_rate: Input should be greater than 0"),
+        ("train.learning_rate=fast", "train.learning_rate: Input should be a valid number"),
+        ("train.max_steps=1.5", "train.max_steps: Input should be a valid integer"),
+        ("train.pack_tokens=63", "train.pack_tokens: Input should be greater than or equal to 64"),
+        ("train.schedule=sine", "train.schedule: Input should be 'cosine', 'linear' or 'constant' (found 'sine')"),
+        ("run.name=../x", "run.name: String should match pattern"),
+        ("run.name=运行", "run.name: String should match pattern"),
+        ("track.project=医疗", "track.project: String should match pattern"),
+        (
+            "track.also=[tensorbord]",
+            "track.also.0: Input should be 'tensorboard', 'wandb' or 'mlflow' (found 'tensorbord')",
+        ),
+        ("track.predictions=101", "track.predictions: Input should be less than or equal to 100"),
+        ("track.tags=['']", "track.tags.0: String should have at least 1 character"),
+        ("task.preset=cmee", "task.preset: Input should be 'cmeee'"),
+        ("task.labels=[]", "task.labels: Tuple should have at least 1 item"),
+        ("model.source=", "model.source: Input should be a valid string"),
+    ],
+)
+def test_a_value_out_of_range_is_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe(tmp_path), [override])
+    assert message in str(caught.value)
+
+
+def test_one_tracker_or_tag_needs_no_list(tmp_path: Path) -> None:
+    track = load_config(recipe(tmp_path), ["track.also=wandb", "track.tags=消融"]).track
+    assert (track.also, track.tags) == (("wandb",), ("消融",))
+
+
+@pytest.mark.parametrize("override", ["train.max_steps", "train.max_steps:3", "max_steps=3", "train.=3", "=", ""])
+def test_an_override_that_is_none_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected section\.key=value, such as train\.max_steps=24"):
+        load_config(recipe(tmp_path), [override])
+
+
+def test_an_override_of_an_unknown_section_or_without_yaml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown section 'trian'; did you mean 'train'\?"):
+        load_config(recipe(tmp_path), ["trian.epochs=1"])
+    with pytest.raises(ConfigError, match=r"'lora\.targets=\[a': the value is not YAML"):
+        load_config(recipe(tmp_path), ["lora.targets=[a"])
+    with pytest.raises(ConfigError, match="section 'lora' must be a mapping"):
+        load_config(recipe(tmp_path, "lora: 3\n"), ["lora.rank=8"])
+
+
+def test_override_values_have_their_types(tmp_path: Path) -> None:
+    overrides = [
+        "train.learning_rate=5e-4",  # YAML 1.1 calls this a string
+        "train.max_steps=24",
+        "train.eval_before=false",
+        "lora.targets=[q_proj, o_proj]",
+        "data.limit=100",
+        "data.limit=",  # the later wins, and nothing is null
+        "data.dev=a=b.jsonl",
+        "run.name=7",
+        "task.labels=[x, {code: y, name: Y}]",
+        "run.folder=结果/运行",
+    ]
+    config = load_config(recipe(tmp_path, "train: {max_steps: 3, epochs: 2}\n"), overrides)
+    assert config.train.learning_rate == 5e-4
+    assert (config.train.max_steps, config.train.epochs, config.train.eval_before) == (24, 2.0, False)
+    assert config.lora.targets == ("q_proj", "o_proj")
+    assert (config.data.limit, config.data.dev, config.run.name) == (None, "a=b.jsonl", "7")
+    assert [(label.code, label.name) for label in config.task.labels or ()] == [("x", ""), ("y", "Y")]
+    assert config.run.folder == Path("结果/运行")
+
+
+def test_a_file_says_5e_4_as_well(tmp_path: Path) -> None:
+    assert load_config(recipe(tmp_path, "train: {learning_rate: 5e-4}\n")).train.learning_rate == 5e-4
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\tx: 1", b"\xff\xfe\x00", b"!!python/object/apply:os.getcwd []"])
+def test_what_is_not_yaml_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: not a YAML recipe"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- b\n", "text", "3"])
+def test_a_recipe_is_a_mapping(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="a recipe is a mapping with the sections run, model, task, data, lora"):
+        load_config(path)
+
+
+def test_a_missing_recipe_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: no such recipe; give the path of a YAML file"):
+        load_config(tmp_path / "gone.yaml")
+    for path in (tmp_path, recipe(tmp_path) / "below"):
+        with pytest.raises(ConfigError, match="not a YAML recipe"):
+            load_config(path)
+
+
+def test_every_missing_part_is_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"task": {}, "lora": {"rank": 0}})
+    lines = str(caught.value).split("\n")
+    assert [line.partition(": ")[2].split(" ")[0].rstrip(":") for line in lines] == [
+        "model",
+        "task",
+        "data",
+        "lora.rank",
+    ]
+    assert "either task.preset or task.labels must be given" in lines[1]
+
+
+def test_a_config_is_frozen() -> None:
+    config = parse_config(LEAST)
+    for section, key in ((config, "lora"), (config.lora, "rank"), (config.train, "epochs")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, key, 1)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["lora.targets=[q_proj, v_proj]", "lora.alpha=0.1", "train.learning_rate=1e-7", "run.folder=结果/甲"],
+        ["task.preset=cmeee", "task.labels=[{code: 'no', name: '否: #'}]", 'task.instruction="a\\n b: {}\\u2028"'],
+        ["train.gradient_checkpointing='on'", "track.swanlab='off'", "train.max_minutes=6", "run.name='007'"],
+    ],
+)
+def test_what_is_saved_is_read_back(tmp_path: Path, overrides: list[str]) -> None:
+    config = load_config(recipe(tmp_path), overrides)
+    config.save(tmp_path)
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("model: {source: here}\nlora: {rank: 4}\nlora: {alpha: 8}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"(?s)'lora' is given twice.*line 3"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"train": {"normalize": "examples", "pack": "none"}}, r"train\.normalize=examples needs train\.pack=shared"),
+        ({"lora": {"rank_pattern": {"down_proj": 0}}}, r"lora\.rank_pattern\.down_proj.*greater than or equal to 1"),
+    ],
+)
+def test_settings_that_cannot_be_kept_are_refused(sections: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        parse_config({**LEAST, **sections})

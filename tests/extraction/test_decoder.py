@@ -1,0 +1,118 @@
+"""Rows join, wait, give way and leave, and write what they would have written alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from helpers.extractors import DOCUMENTS, LIMIT, TASK, TEXTS, lively_model, plain_loop
+from helpers.fakes import MERGES, byte_tokenizer
+from spantune.core.document import Document
+from spantune.core.task import TaskSpec
+from spantune.encoding.encoder import Encoder
+from spantune.extraction.decoder import Decoder, Effort, Row, Rules
+from spantune.extraction.grammar import Constraint
+from spantune.extraction.model_runner import Forward, Shape
+
+MODEL = lively_model("phi3", 2)
+
+
+class Tool:
+    """A decoder of its own Forward."""
+
+    def __init__(self, shape: Shape, task: TaskSpec = TASK, grounded: bool = True, limit: int = LIMIT):
+        self.encoder, self.forward, self.effort = Encoder(byte_tokenizer(MERGES), task), Forward(MODEL, shape), Effort()
+        constraint = Constraint(self.encoder.tokenizer, 280, self.encoder.stop_id) if grounded else None
+        self.decoder = Decoder(MODEL, self.encoder, self.forward, Rules(limit, constraint), self.effort)
+
+    def write(self, documents: list[Document]) -> list[Row]:
+        return list(self.decoder.run(documents))
+
+
+@pytest.fixture(scope="module")
+def wanted() -> list[list[int]]:
+    return [plain_loop(MODEL, Encoder(byte_tokenizer(MERGES), TASK), text).ids for text in TEXTS]
+
+
+@pytest.mark.parametrize("rows", [2, 3, 8])
+def test_two_groups_that_take_turns_write_the_same(
+    rows: int, wanted: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Forward, "pipelined", True)
+    tool = Tool(Shape(rows, 512, 64))
+    found = tool.write(DOCUMENTS)
+    assert [row.document.id for row in found] == [document.id for document in DOCUMENTS]
+    assert [row.ids for row in found] == wanted
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_a_full_cache_makes_the_youngest_begin_again(
+    pipelined: bool, wanted: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Forward, "pipelined", pipelined)
+    roomy, tight = Tool(Shape(6, 512, 64)), Tool(Shape(6, 512, 64, slots=450))
+    assert [row.ids for row in roomy.write(DOCUMENTS)] == [row.ids for row in tight.write(DOCUMENTS)] == wanted
+    assert tight.effort.tokens > roomy.effort.tokens == sum(map(len, wanted))  # some was written twice
+    assert tight.forward.cache.room == 450 - len(tight.forward.instruction)
+
+
+def test_a_prompt_longer_than_a_pass_is_fed_in_parts() -> None:
+    text = "肺炎患者咳嗽" * 20
+    whole, parts = Tool(Shape(2, 1024, 1024)), Tool(Shape(2, 1024, 64))
+    documents = [Document("a", text), Document("b", "肺")]
+    assert [row.ids for row in whole.write(documents)] == [row.ids for row in parts.write(documents)]
+    assert parts.effort.passes > whole.effort.passes + 4
+
+
+def test_a_text_that_joins_with_the_instruction_shortens_it() -> None:
+    """The tokenizer makes one token of the end of the instruction and a line break before an a."""
+    template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}<|im_start|>"
+    task = TASK.model_copy(update={"instruction": "Find entities."})
+    texts = ["b", "肺 b", "a", "ab", "b"]
+
+    def tool(texts: list[str]) -> tuple[Tool, list[list[int]]]:
+        made = Tool(Shape(2, 512, 64), task)
+        made.encoder.tokenizer.chat_template = template
+        made.encoder.__init__(made.encoder.tokenizer, task)  # type: ignore[misc]
+        return made, [row.ids for row in made.write([Document(str(i), text) for i, text in enumerate(texts)])]
+
+    together, found = tool(texts)
+    alone, _ = tool(["b"])
+    assert len(together.forward.instruction) < len(alone.forward.instruction)
+    assert found == [tool([text])[1][0] for text in texts]
+
+
+def test_who_stops_listening_leaves_no_row_behind() -> None:
+    tool = Tool(Shape(3, 512, 64))
+    stream = tool.decoder.run(DOCUMENTS)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert tool.forward.cache.room == tool.forward.cache.capacity - len(tool.forward.instruction)
+    assert len(tool.write(DOCUMENTS)) == len(DOCUMENTS)
+
+
+def test_documents_are_taken_as_rows_get_free() -> None:
+    taken: list[int] = []
+
+    def source() -> Iterator[Any]:
+        for number in range(40):
+            taken.append(number)
+            yield Document(str(number), "肺炎患者")
+
+    stream = Tool(Shape(4, 512, 64), limit=20).decoder.run(source())
+    for number, row in enumerate(stream):
+        assert row.index == number and len(taken) <= number + 4 + 4 + 1
+    assert taken == list(range(40))
+
+
+def test_the_effort_is_counted(wanted: list[list[int]]) -> None:
+    tool = Tool(Shape(8, 512, 1024))
+    tool.write(DOCUMENTS)
+    effort = tool.effort
+    assert effort.tokens == sum(map(len, wanted)) and 0 < effort.forced < effort.tokens
+    assert 0 < effort.grammar_seconds < 60 and effort.passes < effort.tokens - effort.forced
+    free = Tool(Shape(8, 512, 1024), grounded=False)
+    free.write(DOCUMENTS)
+    assert free.effort.forced == 0 < free.effort.tokens

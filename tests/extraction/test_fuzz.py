@@ -1,0 +1,52 @@
+"""The short form of bench/fuzz.py: whatever the text, an untrained model writes a valid, grounded answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from helpers.real import bench
+from spantune.core.document import Document, Entity
+from spantune.core.task import Label, TaskSpec
+from spantune.encoding.answers import FORMATS
+from spantune.encoding.answers.anchoring import Problem
+from spantune.extraction.result import Extraction
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> Any:
+    return bench("fuzz")
+
+
+@pytest.mark.parametrize("answer", sorted(FORMATS))
+@pytest.mark.parametrize("ordered", [True, False])
+def test_fuzzed_texts(answer: str, ordered: bool, fuzz: Any) -> None:
+    labels = tuple(Label(code=code) for code in fuzz.CODES)
+    task = TaskSpec.model_validate({"labels": labels, "instruction": "Find entities.", "answer": answer})
+    documents = list(fuzz.fuzzed(60, seed=1))
+    found = list(fuzz.tiny(task, fuzz.LIVELY[answer], ordered=ordered).stream(documents))
+    for document, extraction in zip(documents, found, strict=True):
+        assert fuzz.wanting(extraction, task, document.text, ordered=ordered) == [], (document.text, extraction.answer)
+    assert sum(len(one.document.entities) for one in found) > 15
+    ends = {"stopped", "length"} if ordered or answer == "inline" else {"stopped", "repeated"}
+    assert ends <= {one.status for one in found}
+
+
+def test_the_fuzzer_sees_what_is_wrong(fuzz: Any) -> None:
+    task = TaskSpec(labels=(Label(code="a"),), instruction="x")
+    line = '{"entity_text": "x", "entity_label": "a"}\n'
+
+    def of(*entities: Entity, answer: str = line, status: str = "stopped", ordered: bool = True) -> list[str]:
+        problems = (Problem("repeated", "x"),) if status == "repeated" else ()
+        extraction = Extraction(Document("1", "xyx", entities), answer, status, problems)
+        found: list[str] = fuzz.wanting(extraction, task, "xyx", ordered=ordered)
+        return found
+
+    assert of(Entity(0, 1, "a", 0.5)) == []
+    assert of(Entity(0, 1, "b", 0.5)) == ["entity outside"] and of(Entity(0, 1, "a")) == ["no score"]
+    assert of(Entity(0, 1, "a", 0.5), Entity(0, 1, "a", 0.5), answer="") == ["said twice"]
+    assert of(Entity(0, 1, "a", 0.5), answer=line + " ") == ["another answer would say it"]
+    assert of(Entity(0, 1, "a", 0.5), status="repeated") == ["problem repeated"]
+    assert of(Entity(0, 1, "a", 0.5), answer=line + " ", ordered=False) == []
+    assert of(Entity(0, 1, "a", 0.5), status="repeated", ordered=False) == []

@@ -1,0 +1,137 @@
+"""Documents become texts for an engine and its answers documents again: in order, nothing held, nothing lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from helpers.fakes import MERGES, byte_tokenizer
+from spantune.core import config
+from spantune.core.document import Document, Entity
+from spantune.core.errors import DataError
+from spantune.core.task import Label, TaskSpec
+from spantune.data.chunking import Cutter
+from spantune.encoding.answers.anchoring import Problem
+from spantune.encoding.encoder import Encoder
+from spantune.extraction.chunked import by_chunks, cutter
+from spantune.extraction.result import Extraction, annotated, failure
+
+TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
+
+
+def letters(texts: Iterator[Document]) -> Iterator[Extraction]:
+    """An engine that says of every "a" that it is one, and cannot end its answer for a "z"."""
+    for text in texts:
+        found = [Entity(n, n + 1, "dis", 0.5) for n, character in enumerate(text.text) if character == "a"]
+        bad = "z" in text.text
+        problems = (Problem("truncated", "z"),) if bad else ()
+        yield Extraction(text.with_entities(found), text.text, "length" if bad else "stopped", problems)
+
+
+def run(*documents: Document | Extraction, size: int = 6, limit: int = 40, strict: bool = True) -> list[Extraction]:
+    plain = Cutter(lambda text: len(text) <= size, overlap=1, limit=limit)
+    return list(by_chunks(documents, plain, letters, strict=strict))
+
+
+def test_long_and_short_documents_come_back_whole_and_in_order() -> None:
+    long = Document("long", "a b a. a b a. a b z. a b a. ", (Entity(0, 1, "gold"),), {"k": 1})
+    found = run(Document("one", "ba"), long, Document("two", ""))
+    assert [item.document.id for item in found] == ["one", "long", "two"]
+    assert found[0] == Extraction(Document("one", "ba", (Entity(1, 2, "dis"),)), "ba", "stopped", ())
+    assert found[1].document.text == long.text and found[1].document.meta == {"k": 1}
+    places = [n for n, character in enumerate(long.text) if character == "a"]
+    assert [(e.start, e.end, e.label) for e in found[1].document.entities] == [(n, n + 1, "dis") for n in places]
+    assert found[1].status == "length" and found[1].problems == (Problem("truncated", "z"),)
+    assert found[2].document == Document("two", "")
+
+
+def test_what_cannot_be_taken_keeps_its_place_or_stops_all() -> None:
+    lost = failure(Document("lost", "gone"), "unreadable", Problem("unreadable", "why"))
+    items = [lost, Document("a", "a"), Document("long", "x" * 41), lost, lost, Document("b", "a b a. a b a."), lost]
+    found = run(*items, strict=False)
+    assert [item.document.id for item in found] == ["lost", "a", "long", "lost", "lost", "b", "lost"]
+    assert found[2].status == "refused" and "41 characters" in found[2].problems[0].found and found[2].wanting
+    assert not found[1].wanting and found[0] is lost
+    with pytest.raises(DataError, match="'long' has 41 characters"):
+        run(*items)
+    assert run() == [] and run(lost) == [lost]
+
+
+def test_nothing_is_held_beyond_what_the_engine_reads_ahead() -> None:
+    taken = []
+
+    def source() -> Iterator[Document]:
+        for number in range(1000):
+            taken.append(number)
+            yield Document(str(number), "a b a. a b a.")
+
+    stream = by_chunks(source(), Cutter(lambda text: len(text) <= 6, overlap=0), letters, strict=True)
+    for number, _ in zip(range(10), stream, strict=False):
+        assert len(taken) == number + 1
+
+
+def test_what_went_wrong_is_written_into_meta() -> None:
+    (good,) = run(Document("a", "a", meta={"k": 1}))
+    (bad,) = run(Document("z", "z", meta={"k": 1}))
+    assert annotated(good).meta == {"k": 1}
+    problems = [{"kind": "truncated", "found": "z"}]
+    assert annotated(bad).meta == {"k": 1, "status": "length", "problems": problems}
+    again = annotated(bad)
+    assert annotated(run(again)[0]).meta == again.meta
+    mended = Document("z", "a", meta=again.meta)
+    assert annotated(run(mended)[0]).meta == {"k": 1}
+    lost = annotated(failure(Document("lost", ""), "unreadable", Problem("unreadable", "why")))
+    assert annotated(run(lost)[0]).meta == lost.meta  # of which there is still no text
+    for own in (
+        {"status": "published"},
+        {"status": "stopped", "problems": "none"},
+        {"status": "length", "problems": [1]},
+        {"status": "stopped", "problems": []},
+    ):
+        assert annotated(run(Document("a", "a", meta=own))[0]).meta == own
+        wanting = annotated(run(Document("z", "z", meta=own))[0]).meta
+        assert wanting == {f"own_{name}": value for name, value in own.items()} | {
+            "status": "length",
+            "problems": problems,
+        }
+
+
+def test_label_scores_of_chunks_are_those_of_the_entities_that_are_kept() -> None:
+    def engine(texts: Iterator[Document]) -> Iterator[Extraction]:
+        for number, text in enumerate(texts):  # "b" lies in both chunks, the second is less sure of it
+            place = text.text.index("b")
+            entity = Entity(place, place + 1, "x", (0.9, 0.1)[number])
+            yield Extraction(
+                text.with_entities([entity]), "", "stopped", (), label_scores={entity: (0.95, 0.2)[number]}
+            )
+
+    (found,) = by_chunks([Document("d", "a b c")], Cutter(lambda text: len(text) <= 4, overlap=2), engine, strict=True)
+    assert [(e.start, e.score) for e in found.document.entities] == [(2, 0.9)]
+    assert found.label_scores == {Entity(2, 3, "x"): 0.95}
+
+
+def sizes(settings: config.Extract, max_tokens: int | None, window: int | None) -> list[int]:
+    """Tokens of the chunks of a long text."""
+    encoder = Encoder(byte_tokenizer(MERGES), TASK, max_tokens)
+    instruction = len(encoder.prompt_ids(""))
+    chunks = cutter(encoder, settings, window).cut(Document("d", "肺炎ab。" * 100))
+    return [len(encoder.prompt_ids(chunk.document.text)) - instruction for chunk in chunks]
+
+
+def test_as_much_is_taken_at_once_as_settings_training_and_window_allow() -> None:
+    plain = config.Extract(max_new_tokens=100, overlap=0)
+    assert len(sizes(plain, None, None)) == 1
+    instruction = len(Encoder(byte_tokenizer(MERGES), TASK).prompt_ids(""))
+    for settings, max_tokens, window in (
+        (plain, instruction + 90, None),
+        (plain, instruction + 500, instruction + 190),
+        (plain.model_copy(update={"chunk_tokens": 90}), instruction + 500, instruction + 500),
+    ):
+        found = sizes(settings, max_tokens, window)
+        assert len(found) > 10 and 80 < max(found) <= 90
+
+
+def test_a_window_without_room_is_an_error_with_the_figures() -> None:
+    with pytest.raises(DataError, match=r"instruction's \d+ tokens and extract\.max_new_tokens=500 leave no.* 520;"):
+        sizes(config.Extract(max_new_tokens=500), None, 520)

@@ -1,0 +1,65 @@
+"""Commands in processes of their own that start in no time: forked from a server that has imported what is slow."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["spantune.training.job", "spantune.cli", "swanlab", "helpers.forked"])
+
+
+class Command:
+    """`spantune ARGUMENTS` under way, its output in files of `folder`."""
+
+    def __init__(self, folder: Path, *arguments: object):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        texts = [str(argument) for argument in arguments]
+        self.process = SERVER.Process(target=_run, args=(texts, str(self._out), str(self._err)))
+        self.process.start()
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text(encoding="utf-8")
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text(encoding="utf-8")
+
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait_for(self, ready: Callable[[], bool], seconds: float = 60) -> None:
+        """Until `ready`; fails when the process ends before that."""
+        end = time.monotonic() + seconds
+        while not ready():
+            if not self.process.is_alive() or time.monotonic() > end:
+                self.process.kill()
+                raise AssertionError(self.err)
+            time.sleep(0.002)
+
+    def end(self, seconds: float = 60) -> int:
+        """Its exit code; minus the number of a signal that killed it."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"still running after {seconds} s: {self.err}")
+        return self.process.exitcode
+
+
+def _run(arguments: list[str], out: str, err: str) -> None:
+    for descriptor, path in ((1, out), (2, err)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, descriptor)
+    os.chdir(Path(out).parent)  # not where the server was started
+    sys.argv = ["spantune", *arguments]
+    from spantune.cli import main
+
+    main()

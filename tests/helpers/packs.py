@@ -1,0 +1,67 @@
+"""Examples, packs and adapted tiny models whose losses and gradients are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helpers.fakes import MERGES, byte_tokenizer, tiny_model
+from spantune.core import config
+from spantune.core.document import Document, Entity
+from spantune.core.task import Label, TaskSpec
+from spantune.encoding.encoder import Encoder, Example
+from spantune.encoding.packing import layout, shared_prefix
+from spantune.models.lora import attach
+from spantune.training.loss import PackTensors, hidden_states, tensors
+
+FAMILIES = ["phi3", "llama", "qwen2", "qwen3", "smollm3", "mistral", "gemma3_text"]
+
+# no special token stands between instruction and text here, so that BPE merges across the seam
+PLAIN = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+
+DOCUMENTS = [
+    Document("a", "abcde has entity it", (Entity(0, 3, "dis"), Entity(10, 16, "sym"), Entity(17, 19, "dis"))),
+    Document("b", "no entity at all"),
+    Document("c", 'abdomen "肺炎" \\ and\nline <|im_end|>', (Entity(9, 11, "dis"), Entity(9, 10, "sym"))),
+    Document("d", "\na", (Entity(1, 2, "sym"),)),
+]
+
+
+def examples(documents: Sequence[Document] = DOCUMENTS) -> list[Example]:
+    tokenizer = byte_tokenizer(MERGES)
+    tokenizer.chat_template = PLAIN
+    task = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities in it:")
+    encoder = Encoder(tokenizer, task)
+    return [encoder.example(document) for document in documents]
+
+
+def packed(chosen: list[Example], prefix: tuple[int, ...] | None = None) -> PackTensors:
+    if prefix is None:
+        prefix = chosen[0].ids[: shared_prefix(chosen)]
+    return PackTensors(**tensors(layout(prefix, chosen)))
+
+
+def states_of(model: Any, chosen: list[Example]) -> list[Tensor]:
+    """The answer states of each example in one pack."""
+    with torch.no_grad():
+        states = hidden_states(model, packed(chosen), torch.float32)
+    return list(states.split([len(example.ids) - example.answer_start for example in chosen]))
+
+
+def adapted(family: str, **changes: Any) -> Any:
+    """A model whose adapters are away from their zero start, so that every one of them has a gradient."""
+    model, _ = attach(tiny_model(family, vocabulary=280, **changes), config.Lora(rank=4, alpha=8))
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    model.zero_grad()
+    return found

@@ -1,0 +1,83 @@
+"""Trackers for a process of their own: what they are told is appended to `told` in the run folder, one line a call."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spantune.core.errors import RunError
+from spantune.runs.trackers.interface import Chart, RunInfo
+
+
+class Noting:
+    """Writes down what it is told."""
+
+    def __init__(self, info: RunInfo):
+        self.place = info.folder / "told"
+        print("printed by the SDK")  # as SDKs do, to where machines read
+        logging.getLogger("spantune.noting").warning("said to the log: 看\nand more")
+        self.note(f"opened {os.environ.get('NOTED', '')}")
+
+    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+        self.note(f"metrics {step} {split} {dict(values)}")
+
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
+        self.note(f"texts {step} {name} {dict(texts)}")
+
+    def chart(self, step: int, chart: Chart) -> None:
+        self.note(f"chart {step} {chart.name} {chart.image().size}")
+
+    def attach(self, step: int, path: Path) -> None:
+        self.note(f"attach {step} {path.name}")
+
+    def finish(self, state: str) -> None:
+        self.note(f"finish {state}")
+
+    def note(self, text: str) -> None:
+        with self.place.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+
+
+class Failing(Noting):
+    """Fails at the second step, as an SDK without its server does."""
+
+    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+        if step == 2:
+            raise ConnectionError("the dashboard is gone\nand more")
+        super().metrics(step, values, split)
+
+
+class Stuck(Noting):
+    """Never finishes."""
+
+    def finish(self, state: str) -> None:
+        self.note("finishing")
+        time.sleep(600)
+
+
+class Unwilling(Noting):
+    """Cannot be opened."""
+
+    def __init__(self, info: RunInfo):
+        raise RunError("not today")
+
+
+def noted(path: Path, value: Any) -> None:
+    """Something to call."""
+    print("printed by the function")
+    path.write_text(f"{value} {sys.flags.utf8_mode >= 0}", encoding="utf-8")
+
+
+def refusing() -> None:
+    """Something that fails."""
+    raise RunError("will not")
+
+
+def slow() -> None:
+    """Something that takes long."""
+    time.sleep(600)

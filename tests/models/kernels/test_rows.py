@@ -1,0 +1,117 @@
+"""Rows laid flat attend as each would by itself, by spans and by the kernel."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.fakes import tiny_model
+from spantune.extraction.model_runner import KERNEL_ERROR
+from spantune.models.kernels.rows import RowView, Span, kernel_error, windows
+
+SPANS = [Span(1, 0, 1, 5), Span(2, 1, 9, 200), Span(4, 10, 3, 0), Span(3, 13, 20, 63), Span(5, 33, 1, 0)]
+
+
+def drawn(
+    spans: list[Span], heads: tuple[int, int], size: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[torch.Tensor, ...]:
+    """Queries, keys, values, and a slot map in which every row lies scattered."""
+    torch.manual_seed(0)
+    tokens, rows = sum(span.queries for span in spans), max(span.row for span in spans) + 2
+    longest = max(span.position + span.queries for span in spans) + 3
+    query = torch.randn(1, heads[0], tokens, size, dtype=dtype, device=device)
+    key, value = (torch.randn(3 * longest, heads[1], size, dtype=dtype, device=device) for _ in range(2))
+    slots = torch.stack([torch.randperm(3 * longest)[:longest] for _ in range(rows)]).to(device, torch.int32)
+    return query, key, value, slots
+
+
+def plainly(span: Span, window: int | None, query: Any, key: Any, value: Any, slots: Any) -> torch.Tensor:
+    """Attention of one row, head by head and query by query."""
+    group = query.shape[1] // key.shape[1]
+    found = torch.zeros(span.queries, query.shape[1], query.shape[3])
+    for number in range(span.queries):
+        place = span.position + number
+        seen = slots[span.row, max(0, place + 1 - window) if window else 0 : place + 1].long()
+        for head in range(query.shape[1]):
+            weights = (query[0, head, span.first + number] @ key[seen, head // group].T * 0.3).softmax(-1)
+            found[number, head] = weights @ value[seen, head // group]
+    return found
+
+
+@pytest.mark.parametrize(("heads", "size"), [((4, 4), 8), ((6, 2), 24), ((4, 1), 16)])
+@pytest.mark.parametrize("window", [None, 7, 64])
+def test_each_row_sees_its_own_up_to_itself(heads: tuple[int, int], size: int, window: int | None) -> None:
+    inputs = drawn(SPANS, heads, size)
+    found = RowView(inputs[3], [None, window], SPANS).attend(1, *inputs[:3], 0.3)
+    wanted = torch.cat([plainly(span, window, *inputs) for span in SPANS])
+    torch.testing.assert_close(found[0], wanted)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(0, 20)), min_size=1, max_size=5), st.sampled_from([None, 1, 3])
+)
+@settings(max_examples=50, deadline=None)
+def test_any_layout(rows: list[tuple[int, int]], window: int | None) -> None:
+    spans, first = [], 0
+    for row, (queries, position) in enumerate(rows, start=1):
+        spans.append(Span(row, first, queries, position))
+        first += queries
+    inputs = drawn(spans, (2, 1), 4)
+    found = RowView(inputs[3], [window], spans).attend(0, *inputs[:3], 0.3)
+    torch.testing.assert_close(found[0], torch.cat([plainly(span, window, *inputs) for span in spans]))
+
+
+def check_kernel(device: str, dtype: torch.dtype, tolerance: float) -> None:
+    """The kernel against the spans; with blocks of nobody at the end."""
+    from spantune.models.kernels.rows_triton import queries_per_block
+
+    for heads, size, window in (((8, 2), 64, None), ((4, 4), 16, None), ((14, 2), 32, 7), ((4, 1), 24, 100)):
+        inputs = drawn(SPANS, heads, size, dtype, device)
+        per = queries_per_block(heads[0] // heads[1])
+        blocks = [
+            (span.row, span.first + done, min(per, span.queries - done), span.position + done)
+            for span in SPANS
+            for done in range(0, span.queries, per)
+        ]
+        table = torch.tensor([*blocks, (0, 0, 0, 0)], device=device)
+        found = RowView(inputs[3], [window], (), table).attend(0, *inputs[:3], 0.3)
+        wanted = RowView(inputs[3], [window], SPANS).attend(0, *inputs[:3], 0.3)
+        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_the_kernel_interpreted() -> None:
+    """Triton's interpreter runs the kernel on a CPU, where Triton is installed."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    here = os.path.dirname(__file__)
+    code = "import torch, test_rows as test; test.check_kernel('cpu', torch.float32, 1e-4)"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([here, *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_the_kernel_compiled(dtype: torch.dtype, tolerance: float) -> None:
+    check_kernel("cuda", dtype, tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_kernel_is_found_to_agree_before_it_is_used(dtype: torch.dtype) -> None:
+    assert kernel_error(40, 10, 128, dtype, torch.device("cuda")) < KERNEL_ERROR
+
+
+def test_windows_are_those_of_the_layers() -> None:
+    assert windows(tiny_model("phi3").config) == [None, None]
+    assert windows(tiny_model("mistral").config) == [8, 8]
+    assert windows(tiny_model("gemma3_text").config) == [8, None]
+    assert windows(tiny_model("qwen2", sliding_window=8, use_sliding_window=False).config) == [None, None]

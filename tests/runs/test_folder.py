@@ -1,0 +1,172 @@
+"""A run folder is made once, says what made it, and is never written over."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spantune.core.config import Config, parse_config
+from spantune.core.errors import RunError
+from spantune.core.task import Label, TaskSpec
+from spantune.runs.folder import (
+    Claim,
+    free_name,
+    is_held,
+    last_predictions,
+    logging_to,
+    read_adapter,
+    read_config,
+    require_free,
+    resume_recipe,
+    was_let_go,
+)
+from spantune.training.fingerprint import environment
+
+TASK = TaskSpec(labels=(Label(code="dis"),), instruction="Find.")
+
+
+def recipe(folder: Path, **changes: Any) -> Config:
+    return parse_config(
+        {
+            "run": {"name": "one", "folder": str(folder), **changes},
+            "model": {"source": "x"},
+            "task": {"labels": ["dis"]},
+            "data": {"train": "t.jsonl"},
+        }
+    )
+
+
+def create(wanted: Config) -> Path:
+    with Claim(wanted.run_folder) as claim:
+        return claim.create(wanted, TASK, environment())
+
+
+def test_a_new_folder_holds_recipe_task_and_environment(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path / "deep" / "runs", seed=7)
+    folder = create(wanted)
+    assert folder == tmp_path / "deep" / "runs" / "one"
+    names = ["config.yaml", "environment.json", "run.lock", "task.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert read_config(folder) == wanted
+    assert TaskSpec.load(folder) == TASK
+    found = json.loads((folder / "environment.json").read_text())
+    assert {"python", "system", "device", "torch", "transformers", "peft", "swanlab", "llguidance"} <= found.keys()
+    text = (folder / "environment.json").read_text()
+    assert socket.gethostname() not in text and f'"{getpass.getuser()}"' not in text
+
+
+def test_a_folder_that_exists_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    with pytest.raises(RunError, match=r"one exists since a moment ago; give another run\.name"):
+        create(recipe(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    assert list((tmp_path / "one").iterdir()) == []
+    with pytest.raises(RunError, match=r"one exists; give another run\.name.*--resume"):
+        require_free(recipe(tmp_path))
+    assert require_free(recipe(tmp_path, name="two")) == tmp_path / "two"
+
+
+def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Claim(tmp_path / "deep" / "runs" / "one"):
+        assert (tmp_path / "deep" / "runs" / ".one.part" / "run.lock").is_file()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_start_left_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / ".one.part").mkdir()
+    (tmp_path / ".one.part" / "config.yaml").write_text("half a rec")
+    folder = create(recipe(tmp_path))
+    assert read_config(folder) == recipe(tmp_path) and [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_folder_is_named_only_when_it_is_complete_and_is_locked_from_then_on(tmp_path: Path) -> None:
+    with Claim(tmp_path / "one") as claim:
+        assert not (tmp_path / "one").exists()
+        with (
+            pytest.raises(RunError, match=rf"one: process {os.getpid()} is working on this run"),
+            Claim(tmp_path / "one"),
+        ):
+            pytest.fail("claimed twice")
+        folder = claim.create(recipe(tmp_path), TASK, {})
+        assert is_held(folder)
+    assert not is_held(folder) and was_let_go(folder)
+
+
+def test_free_names_count_up(tmp_path: Path) -> None:
+    assert free_name(tmp_path, "demo") == "demo"
+    for name in ("demo", "demo-2", "demo-4"):
+        (tmp_path / name).mkdir()
+        assert free_name(tmp_path, "demo") == ("demo-2" if name == "demo" else "demo-3")
+
+
+def test_a_run_to_go_on_with_is_where_its_folder_is_now(tmp_path: Path) -> None:
+    create(recipe(tmp_path / "before", seed=7))
+    (tmp_path / "before" / "one").rename(tmp_path / "moved")
+    found = resume_recipe(tmp_path / "moved")
+    assert found.run_folder == tmp_path / "moved" and found.run.seed == 7
+    assert found == parse_config(found.model_dump())  # still of the types that a recipe has
+
+
+def test_a_finished_run_and_no_run_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no config\.yaml here"):
+        resume_recipe(tmp_path)
+    folder = create(recipe(tmp_path))
+    (folder / "report.html").write_text("x")
+    with pytest.raises(RunError, match="is finished"):
+        resume_recipe(folder)
+
+
+def test_the_log_goes_to_the_run_and_warnings_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("spantune.anything")
+    with logging_to(tmp_path):
+        log.info("quiet 病")
+        log.warning("loud")
+    log.warning("later")
+    text = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert "INFO spantune.anything: quiet 病" in text and "WARNING spantune.anything: loud" in text
+    assert "later" not in text
+    err = capsys.readouterr().err
+    assert "loud" in err and "quiet" not in err
+
+
+def test_two_runs_in_a_process_do_not_say_everything_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        with logging_to(tmp_path / name):
+            pass
+    logging.getLogger("spantune").warning("once")
+    assert capsys.readouterr().err.count("once") == 1
+
+
+def test_the_newest_predictions_are_those_of_the_largest_step(tmp_path: Path) -> None:
+    (tmp_path / "predictions").mkdir()
+    for name in ("test-9", "test-10", "test", "dev-99", "test-late", "other-test-11"):
+        (tmp_path / "predictions" / f"{name}.jsonl").touch()
+    assert last_predictions(tmp_path, "test").name == "test-10.jsonl"
+    assert last_predictions(tmp_path, "dev").name == "dev-99.jsonl"
+    with pytest.raises(RunError, match=r"no predictions/train-<step>\.jsonl here"):
+        last_predictions(tmp_path, "train")
+
+
+def test_an_adapter_comes_with_the_task_of_its_run(tmp_path: Path) -> None:
+    folder = create(recipe(tmp_path / "runs"))
+    with pytest.raises(RunError, match="no adapter here yet"):
+        read_adapter(folder)
+    (folder / "adapter").mkdir()
+    TASK.save(folder / "adapter")
+    assert read_adapter(folder) == (folder / "adapter", TASK)
+    other = TASK.model_copy(update={"labels": (Label(code="dis"), Label(code="bug"))})
+    other.save(folder)
+    with pytest.raises(RunError, match=r"task\.json: its labels \(dis, bug\) are not .* \(dis\); they differ in bug"):
+        read_adapter(folder)
+    (folder / "task.json").unlink()
+    with pytest.raises(RunError, match=r"no task\.json here"):
+        read_adapter(folder)

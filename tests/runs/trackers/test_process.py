@@ -1,0 +1,171 @@
+"""A tracker in its process: what goes in comes out there in order, and either knows how the other has ended."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from helpers import tracked_backends
+from spantune.core.config import Track
+from spantune.core.errors import RunError
+from spantune.runs.trackers.charts import Bar, F1Chart
+from spantune.runs.trackers.interface import RunInfo
+from spantune.runs.trackers.process import TrackerProcess, call_apart
+
+
+@pytest.fixture(autouse=True)
+def _backends_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
+
+
+def opened(folder: Path, backend: Any = tracked_backends.Noting, **environment: str) -> TrackerProcess:
+    given = {**os.environ, **environment}
+    tracker = TrackerProcess("noting", backend, RunInfo(folder, "run", Track(), {}), given)
+    tracker.opened()
+    return tracker
+
+
+def told(folder: Path) -> list[str]:
+    return (folder / "told").read_text(encoding="utf-8").splitlines()
+
+
+OTHERS: set[int] = set()
+"""Processes that tests of other files have left to the same worker."""
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    OTHERS.clear()
+    OTHERS.update(child.pid for child in psutil.Process().children())
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.pid not in OTHERS]
+
+
+def test_calls_arrive_in_order_and_what_the_sdk_prints_is_not_on_stdout(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = opened(tmp_path, NOTED="by the environment")
+    for step in range(300):
+        tracker.metrics(step, {"loss": 1.5}, "dev")
+    tracker.texts(300, "Prediction", {"d1": "患者"})
+    tracker.chart(300, F1Chart("F1", (Bar("病", 0.5),)))
+    tracker.attach(300, tmp_path / "report.html")
+    tracker.finish("success")
+    lines = told(tmp_path)
+    assert lines[0] == "opened by the environment" and lines[1:301] == [
+        f"metrics {step} dev {{'loss': 1.5}}" for step in range(300)
+    ]
+    assert lines[301:] == [
+        "texts 300 Prediction {'d1': '患者'}",
+        "chart 300 F1 (640, 52)",
+        "attach 300 report.html",
+        "finish success",
+    ]
+    out, err = capfd.readouterr()
+    assert out == "" and "printed by the SDK" in err
+    assert [(record.name, record.message) for record in caplog.records] == [
+        ("spantune.noting", "said to the log: 看\nand more")
+    ]
+    assert not children()
+
+
+def test_one_that_cannot_open_says_why(tmp_path: Path) -> None:
+    tracker = TrackerProcess("noting", tracked_backends.Unwilling, RunInfo(tmp_path, "run", Track(), {}))
+    with pytest.raises(RunError, match=r"^not today$"):
+        tracker.opened()
+    tracker.leave()
+    assert not children()
+
+
+def test_one_that_fails_is_closed_there_and_says_why_at_the_next_call(tmp_path: Path) -> None:
+    tracker = opened(tmp_path, tracked_backends.Failing)
+    tracker.metrics(1, {})
+    with pytest.raises(RunError, match=r"^ConnectionError: the dashboard is gone$"):
+        for _ in range(1000):
+            tracker.metrics(2, {})
+            time.sleep(0.01)
+    assert told(tmp_path)[1:] == ["metrics 1 train {}", "finish crashed"]
+    tracker.leave()
+
+
+def test_one_that_fails_in_its_last_call_says_why_when_it_is_finished(tmp_path: Path) -> None:
+    tracker = opened(tmp_path, tracked_backends.Failing)
+    tracker.metrics(2, {})
+    with pytest.raises(RunError, match=r"^ConnectionError: the dashboard is gone$"):
+        tracker.finish("success")
+    tracker.leave()
+
+
+def test_one_that_is_killed_is_known_to_be(tmp_path: Path) -> None:
+    tracker = opened(tmp_path)
+    (process,) = children()
+    process.kill()
+    with pytest.raises(RunError, match=r"^its process has ended with code -9$"):
+        tracker.finish("success")
+    tracker.leave()
+
+
+def test_one_that_does_not_finish_can_be_left(tmp_path: Path) -> None:
+    tracker = opened(tmp_path, tracked_backends.Stuck)
+    (process,) = children()
+    began = time.monotonic()
+    tracker.leave()
+    assert time.monotonic() - began < 5 and not process.is_running()
+
+
+def test_the_end_of_the_run_closes_the_record_as_aborted(tmp_path: Path) -> None:
+    tracker = opened(tmp_path)
+    tracker.metrics(1, {})
+    (process,) = children()
+    pipe = tracker._process._popen.stdin
+    assert pipe
+    pipe.write(pickle.dumps(("metrics", (2, {}, "train")))[:-4])  # as a kill in the middle of one leaves it
+    pipe.close()
+    process.wait(10)
+    assert told(tmp_path)[1:] == ["metrics 1 train {}", "finish aborted"]
+    tracker.leave()
+
+
+def test_a_record_has_one_process_at_a_time(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    second = TrackerProcess("noting", tracked_backends.Noting, RunInfo(tmp_path, "run", Track(), {}))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(second.opened)
+        time.sleep(1)
+        assert not waiting.done()
+        first.finish("aborted")
+        waiting.result(30)
+    second.finish("success")
+    assert [line for line in told(tmp_path) if line != "opened "] == ["finish aborted", "finish success"]
+
+
+def test_a_process_that_cannot_be_started_is_an_error_of_its_opening_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    tracker = TrackerProcess("noting", tracked_backends.Noting, RunInfo(tmp_path, "run", Track(), {}))
+    with pytest.raises(OSError, match="No such file"):
+        tracker.opened()
+    tracker.leave()
+
+
+def test_a_function_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    call_apart(60, tracked_backends.noted, tmp_path / "x", 7)
+    assert (tmp_path / "x").read_text().startswith("7 ")
+    assert capfd.readouterr().out == ""
+    with pytest.raises(RunError, match=r"^will not$"):
+        call_apart(60, tracked_backends.refusing)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        call_apart(1, tracked_backends.slow)
+    assert time.monotonic() - began < 6 and not children()

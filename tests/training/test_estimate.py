@@ -1,0 +1,136 @@
+"""Memory by part agrees with what was measured, and what does not fit is told what would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from helpers.real import bench
+from spantune.core.config import Config, parse_config
+from spantune.models.loading import load
+from spantune.models.lora import attach
+from spantune.training import estimate
+from spantune.training.estimate import GIB, checkpointing, compiling, fitting, predict_memory
+from spantune.training.plan import MEMORY, make_plan, skeleton
+from spantune.training.preparation import Prepared, prepare
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+LARGEST_STEP = 3332  # tokens, of the steps of 16 examples that the peaks below were measured over; 2,818 is their mean
+
+
+@pytest.fixture(scope="module")
+def phi4() -> Any:
+    """Phi-4's shape without weights."""
+    config = bench("random_phi4").CONFIG
+    shape = {key: value for key, value in config.items() if key not in ("model_type", "torch_dtype", "architectures")}
+    return skeleton(AutoConfig.for_model("phi3", **shape))
+
+
+def recipe(**sections: dict[str, Any]) -> Config:
+    plain: dict[str, Any] = {"model": {"source": "x"}, "task": {"labels": ["a"]}, "data": {"train": "t"}}
+    plain["lora"] = {"rank": 64, "alpha": 16}
+    return parse_config({**plain, **{name: {**plain.get(name, {}), **values} for name, values in sections.items()}})
+
+
+@pytest.mark.parametrize(
+    ("base", "keep", "measured"), [("fp8", "none", 19.8), ("fp8", "most", 35.0), ("bf16", "some", 37.5)]
+)
+def test_predicted_peaks_are_within_a_tenth_of_those_measured_on_an_h100(
+    phi4: Any, base: str, keep: str, measured: float
+) -> None:
+    settings = recipe(model={"base": base}, train={"keep": keep})
+    assert predict_memory(phi4, settings, CUDA, LARGEST_STEP).total_gib == pytest.approx(measured, rel=0.1)
+
+
+def test_each_part_is_what_its_setting_makes_it(phi4: Any) -> None:
+    def parts(**sections: dict[str, Any]) -> dict[str, float]:
+        return vars(predict_memory(phi4, recipe(**sections), CUDA, 3000))
+
+    linear, embeddings, adapters = 40 * 340_787_200, 2 * 100352 * 5120 + 81 * 5120, 40 * 64 * 87_040
+    plain = parts(model={"base": "bf16"})
+    assert plain["base_gib"] * GIB == 2 * (linear + embeddings)
+    assert plain["adapters_gib"] * GIB == plain["optimizer_gib"] * GIB == 8 * adapters
+    for base, least in (("fp8", 1.0), ("int8", 1.0), ("nf4", 0.5)):
+        found = parts(model={"base": base})["base_gib"] * GIB
+        assert least * linear < found - 2 * embeddings < 1.05 * least * linear
+    assert parts(train={"optimizer": "adamw_8bit"})["optimizer_gib"] == plain["optimizer_gib"] / 4
+    none, some, most = (parts(model={"base": "fp8"}, train={"keep": keep}) for keep in ("none", "some", "most"))
+    # attention 40 x 128 and its log-sum-exp, then qkv and o; gate_up is wide, down's output is in the sum
+    assert (some["activations_gib"] - none["activations_gib"]) * GIB == 3000 * 40 * (2 * (5120 + 7680 + 5120) + 160)
+    assert (most["activations_gib"] - some["activations_gib"]) * GIB == 3000 * 40 * 2 * 35840
+    narrow = parts(model={"base": "bf16"}, lora={"targets": ["o_proj"]})
+    assert narrow["activations_gib"] < plain["activations_gib"]  # only products with an adapter are ours to keep
+    recomputed, eager = (
+        parts(train={"compile": "off", "gradient_checkpointing": switch})["activations_gib"] for switch in ("on", "off")
+    )
+    assert none["activations_gib"] == recomputed < eager
+    padded = parts(train={"pack": "none"})
+    assert padded["logits_gib"] == plain["logits_gib"] * 3000 / 256  # the model's own loss makes all logits
+
+
+Prepare = Callable[..., Prepared]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, tree: Callable[..., dict[str, Any]]) -> Prepare:
+    """Prepares the tiny recipe with sections laid over it."""
+    return lambda **sections: prepare(parse_config(tree(tmp_path / "runs", **sections)))
+
+
+def test_the_estimate_counts_weights_and_tokens(prepared: Prepare) -> None:
+    found = prepared()
+    predicted, recipe = make_plan(found).estimate, found.recipe
+    loaded = load(recipe.model)
+    assert predicted.memory.base_gib * GIB == 4 * sum(p.numel() for p in loaded.model.parameters())
+    model, _ = attach(loaded.model, recipe.lora)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert predicted.memory.adapters_gib * GIB == predicted.memory.optimizer_gib * GIB == 8 * trained
+    lengths, batch = [len(example.ids) for example in found.examples], recipe.train.batch_examples
+    assert predicted.tokens_unpacked == round(sum(lengths) * batch / len(lengths))
+    assert predicted.tokens_per_step < predicted.tokens_unpacked
+    assert predicted.steps == 12
+    assert make_plan(prepared(train={"max_steps": None, "epochs": 2})).estimate.steps == 8
+    assert predicted.step_seconds > 0 and predicted.available_gib > 0.1 and predicted.fits
+    assert predicted.memory.total_gib > predicted.memory.base_gib
+
+
+def test_what_is_recomputed_by_default(tree: Any, tmp_path: Path) -> None:
+    assert compiling(parse_config(tree(tmp_path)), CUDA) and not compiling(parse_config(tree(tmp_path)), CPU)
+    assert not compiling(parse_config(tree(tmp_path, model={"base": "nf4"})), CUDA)
+    auto = parse_config(tree(tmp_path, train={"compile": "off"}))
+    assert checkpointing(auto, CUDA) and not checkpointing(auto, CPU)
+
+
+def test_settings_that_fit_are_the_nearest_ones(prepared: Prepare, phi4: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU of every size: first less is kept, then the optimizer, the base and at last the packs shrink."""
+    monkeypatch.setattr(estimate, "has_fp8", lambda device: True)
+    found = prepared(model={"base": "bf16"}, lora={"rank": 64}, train={"keep": "most", "loss_on": "answer"})
+    sizes = {70: {}, 42: {"train.keep": "some"}, 37: {"train.keep": "none"}}
+    sizes |= {34: {"train.keep": "none", "train.optimizer": "adamw_8bit"}, 26: {"model.base": "fp8"}}
+    for available, settings in sizes.items():
+        chosen = fitting(found, phi4, CUDA, available)
+        assert chosen is not None and settings.items() <= chosen.items(), (available, chosen)
+        assert settings or chosen == {}
+    tight = fitting(found, phi4, CUDA, 13)
+    assert tight is not None and tight["model.base"] == "nf4" and tight["train.pack_tokens"] < 4096
+    assert fitting(found, phi4, CUDA, 8) is None
+
+
+def test_a_run_that_does_not_fit_names_settings_with_which_it_would(prepared: Prepare) -> None:
+    plan = make_plan(prepared(train={"pack_tokens": 2**40}))
+    (failed,) = plan.failed
+    assert failed.name == MEMORY and "free on this machine" in failed.found and "activations" in failed.found
+    chosen = plan.estimate.fitting
+    assert chosen is not None and 200 < chosen["train.pack_tokens"] < 2**40
+    assert failed.remedy == "set " + " ".join(f"{key}={value}" for key, value in chosen.items())
+    sections: dict[str, dict[str, Any]] = {"train": {}, "model": {}}
+    for key, value in chosen.items():
+        section, _, name = key.partition(".")
+        sections[section][name] = value
+    fitted = make_plan(prepared(**sections))
+    assert fitted.failed == [] and fitted.estimate.fits

@@ -1,0 +1,135 @@
+"""Every audit holds on a sound recipe, fails on the flaw it is there for, and says what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.fakes import MERGES, save_model
+from spantune.core.config import parse_config
+from spantune.core.document import Document, Entity
+from spantune.core.errors import DataError, ModelError
+from spantune.data import formats
+from spantune.training.plan import MEMORY, Audit, Plan, make_plan, require
+from spantune.training.preparation import prepare
+
+NAMES = [
+    "every LoRA target matches",
+    "the model is what its card says",
+    "the stop token is in the loss",
+    "no truncation",
+    "the tokenizer's chat template is used",
+    "dev shares no text with train",
+    "test shares no text with train",
+    MEMORY,
+    "disk",
+]
+Planner = Callable[..., Plan]
+
+
+@pytest.fixture
+def plan(tmp_path: Path, tree: Callable[..., dict[str, Any]]) -> Planner:
+    """Plans the tiny recipe with sections laid over it."""
+
+    def make(**sections: dict[str, Any]) -> Plan:
+        return make_plan(prepare(parse_config(tree(tmp_path / "runs", **sections))))
+
+    return make
+
+
+def audit(plan: Plan, name: str) -> Audit:
+    (found,) = [audit for audit in plan.audits if audit.name == name]
+    return found
+
+
+def test_a_sound_recipe_passes_every_audit(plan: Planner, tmp_path: Path) -> None:
+    found = plan()
+    assert [item.name for item in found.audits] == NAMES
+    assert found.failed == [] and all(item.ok and item.remedy and not item.waived for item in found.audits)
+    require(found)
+    assert not (tmp_path / "runs").exists()
+    record = json.loads(json.dumps(found.as_dict()))
+    assert record["ok"] is True and len(record["audits"]) == len(NAMES)
+    assert {"total_gib", "tokens_per_step", "step_seconds"} <= record["estimate"].keys()
+
+
+def test_targets_that_match_nothing_fail(plan: Planner) -> None:
+    found = plan(lora={"targets": ["q_proj", "o_proj"]})
+    (failed,) = found.failed
+    assert failed.name == NAMES[0] and "q_proj match no linear module" in failed.found
+    with pytest.raises(
+        ModelError, match=r"audit failed: every LoRA target matches: .*q_proj.*; set lora.targets=all-linear"
+    ):
+        require(found)
+    waived = audit(plan(lora={"targets": ["q_proj", "o_proj"], "allow_unmatched": True}), NAMES[0])
+    assert not waived.ok and waived.waived == "lora.allow_unmatched"
+
+
+def test_a_model_that_is_not_what_its_card_says_fails(plan: Planner, tmp_path: Path) -> None:
+    from spantune.models.loading import load_tokenizer
+
+    folder = save_model(tmp_path / "model", "phi3", MERGES)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    found = plan(model={"source": str(folder)})
+    assert [item.name for item in found.failed] == ["the model is what its card says"]
+    assert "EOS and PAD are one token" in found.failed[0].found
+    assert plan(model={"source": str(folder), "verify": False}).failed == []
+
+
+def test_cut_samples_lose_their_stop_token_and_are_counted(plan: Planner, tree: Any, tmp_path: Path) -> None:
+    cut = {"cut_tokens": 100, "pack": "none", "loss_on": "answer"}
+    lengths = [len(example.ids) for example in prepare(parse_config(tree(tmp_path))).examples]
+    long = sum(length > 100 for length in lengths)
+    assert 0 < long < len(lengths)
+    found = plan(train=cut)
+    truncation, stop = audit(found, "no truncation"), audit(found, "the stop token is in the loss")
+    assert not truncation.ok and truncation.found == f"{long} of {len(lengths)} samples are cut"
+    assert not stop.ok and stop.found == f"{long} of {len(lengths)} samples lack it"
+    assert truncation.waived == stop.waived == "train.cut_tokens" and found.failed == []
+    whole = plan(train={**cut, "cut_tokens": max(lengths)})
+    assert audit(whole, "no truncation").ok and audit(whole, "the stop token is in the loss").ok
+
+
+def test_the_tutorials_template_is_named_a_flaw_that_the_recipe_asks_for(plan: Planner) -> None:
+    found = audit(plan(task={"template": "tutorial", "answer": "jsonl_seed"}), "the tokenizer's chat template is used")
+    assert not found.ok and "four ordinary tokens" in found.found and found.waived == "task.template"
+
+
+@pytest.mark.parametrize(("split", "name"), [("dev", NAMES[5]), ("test", NAMES[6])])
+def test_a_text_on_both_sides_fails(plan: Planner, corpus: Path, tmp_path: Path, split: str, name: str) -> None:
+    leaked = formats.read(corpus / "train.jsonl").documents[3]
+    documents = [*formats.read(corpus / f"{split}.jsonl").documents, Document("again", leaked.text)]
+    formats.write(tmp_path / "leaky.jsonl", documents)
+    found = plan(data={split: str(tmp_path / "leaky.jsonl")})
+    assert [item.name for item in found.failed] == [name]
+    assert found.failed[0].found.startswith("1 shared texts, such as ") and leaked.text[:10] in found.failed[0].found
+    with pytest.raises(ModelError, match=f"audit failed: {name}"):
+        require(found)
+
+
+def test_memory_that_is_too_small_fails_the_plan_but_not_the_run(
+    plan: Planner, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = plan(train={"pack_tokens": 2**45})
+    assert [item.name for item in found.failed] == [MEMORY] and "train.pack_tokens" in found.failed[0].remedy
+    require(found)  # an estimate does not stop a run
+    assert "the run fits into memory is in doubt: about" in caplog.text and "set train.pack_tokens=" in caplog.text
+
+
+def test_ranks_for_modules_that_are_not_there_fail(plan: Planner) -> None:
+    (failed,) = plan(lora={"rank_pattern": {"gate_proj": 4}, "allow_unmatched": True}).failed
+    assert failed.name == NAMES[0] and "lora.rank_pattern: gate_proj match no module" in failed.found
+
+
+def test_what_cannot_be_prepared_is_an_error_not_an_audit(plan: Planner, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.max_tokens=64.*data\.too_long=split"):
+        plan(train={"max_tokens": 64})
+    formats.write(tmp_path / "odd.jsonl", [Document("x", "肺炎", (Entity(0, 2, "disease"),))])
+    with pytest.raises(DataError, match=r"'disease'.*not one of the task's"):
+        plan(data={"train": str(tmp_path / "odd.jsonl")})
