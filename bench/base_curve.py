@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from spantune.core.config import load_config
-from spantune.runs.journal import read_metrics
-from spantune.training.job import train
+from spantune.core import load_config
+from spantune.runs import read_metrics
+from spantune.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = 10

@@ -28,8 +28,8 @@ from spantune.data import formats
 def make_run(folder: Path) -> None:
     """Train `folder`/toy, a finished run of a toy model."""
     from helpers.fakes import MERGES, save_model
-    from spantune.core.config import parse_config
-    from spantune.training.job import train
+    from spantune.core import parse_config
+    from spantune.training import train
 
     documents = sorted(formats.read("bundled:clinical-zh-train").documents, key=lambda document: len(document.text))
     formats.write(folder / "train.jsonl", documents[:24])

@@ -24,17 +24,12 @@ from typing import Any
 import torch
 from following import FirstEntity, Follower, Gold, Replayer, drafted, generated, record
 
-from spantune.core import config
-from spantune.core.document import Document
-from spantune.core.task import TaskSpec
+from spantune.core import Document, TaskSpec, config
 from spantune.data import formats
-from spantune.encoding.encoder import Encoder
-from spantune.encoding.prompts import make_task
-from spantune.extraction.extractor import Extractor, load_bare
-from spantune.extraction.result import Extraction, rates
-from spantune.metrics.scoring import score
-from spantune.models.attention import NAME
-from spantune.models.loading import load, load_tokenizer, pick_device
+from spantune.encoding import Encoder, make_task
+from spantune.extraction import Extraction, Extractor, load_bare, rates
+from spantune.metrics import score
+from spantune.models import NAME, load, load_tokenizer, pick_device
 
 BATCHES = {"cpu": [4, 8, 16, 32], "cuda": [32, 64, 128, 256]}
 ROWS = {"cpu": [16], "cuda": [64, 128, 256]}

@@ -15,12 +15,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from spantune.core.document import Document
-from spantune.encoding.encoder import Encoder
-from spantune.extraction.decoder import Decoder, Row
-from spantune.extraction.extractor import Extractor
-from spantune.extraction.grammar import Allowed, Guide
-from spantune.extraction.model_runner import Forward
+from spantune.core import Document
+from spantune.encoding import Encoder
+from spantune.extraction import Allowed, Decoder, Extractor, Forward, Guide, Row
 
 RAISED = 1e4
 

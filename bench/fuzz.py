@@ -20,14 +20,10 @@ from typing import Any
 
 import torch
 
-from spantune.core import config
-from spantune.core.document import Document
-from spantune.core.task import Label, TaskSpec
+from spantune.core import Document, Label, TaskSpec, config
 from spantune.data import formats
-from spantune.encoding.answers import FORMATS, answer_format
-from spantune.encoding.encoder import Encoder
-from spantune.extraction.extractor import Extractor, load_run
-from spantune.extraction.result import Extraction
+from spantune.encoding import FORMATS, Encoder, answer_format
+from spantune.extraction import Extraction, Extractor, load_run
 
 CODES = ("dis", "sym", "疾病", "a>b", 'q"\\')
 LIVELY = {"jsonl": 3, "jsonl_seed": 3, "grouped": 8, "inline": 5}  # seeds of models that do not stop at once

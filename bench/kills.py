@@ -32,11 +32,17 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # its tiny model
 
-from spantune.core.config import Config, parse_config  # noqa: E402
-from spantune.core.files import sha256_of  # noqa: E402
-from spantune.runs.checkpoints import step_of, torn  # noqa: E402
-from spantune.runs.folder import is_finished  # noqa: E402
-from spantune.runs.journal import read_metrics  # noqa: E402
+from spantune.core import (  # noqa: E402
+    Config,
+    parse_config,
+    sha256_of,
+)
+from spantune.runs import (  # noqa: E402
+    is_finished,
+    read_metrics,
+    step_of,
+    torn,
+)
 from spantune.training import job  # noqa: E402
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -223,8 +229,7 @@ def _live(settings: Config, resume: bool, moment: tuple[str, int, float] | None)
 
 def _work(tree: dict[str, Any], resume: bool, tells: Connection) -> None:
     """In the process: train, and tell each step, checkpoint and evaluation as it begins and ends."""
-    from spantune.runs.checkpoints import Checkpoints
-    from spantune.runs.folder import resume_recipe
+    from spantune.runs import Checkpoints, resume_recipe
     from spantune.training import trainer
 
     module = sys.modules["spantune.training.job"]

@@ -19,9 +19,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from spantune.core.document import Document
-from spantune.data import formats
-from spantune.data.raw.document import Options
+from spantune.core import Document
+from spantune.data import Options, formats
 
 SUFFIX = {"cmeee": ".json", "conll": ".bio", "chip": ".txt", "marked": ".txt", "table": ".csv", "label_studio": ".json"}
 OPTIONS = Options(nested="outermost")

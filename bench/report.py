@@ -23,13 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spantune.core.document import Document, Entity
+from spantune.core import Document, Entity
 from spantune.data import formats
-from spantune.metrics.comparison import System, compare
-from spantune.metrics.scoring import score
-from spantune.report.comparison import write_comparison
-from spantune.report.content import CalibrationView, Report
-from spantune.report.write import write_report
+from spantune.metrics import System, compare, score
+from spantune.report import CalibrationView, Report, write_comparison, write_report
 
 COLUMNS = ("load", "kind", "type", "text", "cell", "clear", "next")
 MEASURE = """

@@ -15,11 +15,10 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from spantune.core.document import Document, Entity
-from spantune.core.task import TaskSpec
+from spantune.core import Document, Entity, TaskSpec
 from spantune.data import formats
 from spantune.encoding.answers import jsonl
-from spantune.metrics.scoring import score
+from spantune.metrics import score
 
 Way = Callable[[Document], list[Entity]]
 

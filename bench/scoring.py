@@ -15,11 +15,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from spantune.core.document import Document, Entity
-from spantune.metrics import bootstrap, counts
-from spantune.metrics.comparison import System, compare
-from spantune.metrics.pairing import pair
-from spantune.metrics.scoring import score
+from spantune.core import Document, Entity
+from spantune.metrics import System, bootstrap, compare, counts, pair, score
 
 LABELS = ("bod", "dep", "dis", "dru", "equ", "ite", "mic", "pro", "sym")
 

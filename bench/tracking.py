@@ -22,10 +22,9 @@ from typing import Any
 
 import psutil
 
-from spantune.core.config import load_config
-from spantune.runs.journal import read_metrics
-from spantune.runs.trackers.dashboards import Trackers
-from spantune.training.job import train
+from spantune.core import load_config
+from spantune.runs import Trackers, read_metrics
+from spantune.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
 

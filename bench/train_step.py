@@ -131,7 +131,7 @@ def _process(command: list[str]) -> dict[str, Any]:
 
 def steps_of(chosen: argparse.Namespace) -> Iterator[list[Any]]:
     """The examples of step after step, with random ids."""
-    from spantune.encoding.encoder import Example
+    from spantune.encoding import Example
 
     if chosen.lengths:
         lengths = json.loads(chosen.lengths.read_text())
@@ -203,8 +203,7 @@ def phi4(chosen: argparse.Namespace, base: str) -> Any:
     sys.path.insert(0, str(Path(__file__).parent))
     from random_phi4 import CONFIG
 
-    from spantune.models.attention import NAME
-    from spantune.models.fp8 import to_fp8
+    from spantune.models import NAME, to_fp8
 
     shape = {key: value for key, value in CONFIG.items() if key not in ("model_type", "torch_dtype", "architectures")}
     config = AutoConfig.for_model("phi3", **{**shape, "num_hidden_layers": chosen.layers})
@@ -238,8 +237,7 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
     from torch._dynamo.utils import counters
 
     from spantune.core import config
-    from spantune.models.compilation import compile_layers
-    from spantune.models.lora import attach
+    from spantune.models import attach, compile_layers
 
     model = phi4(chosen, chosen.part)
     model, _ = attach(model, config.Lora(rank=RANK, alpha=ALPHA))
@@ -254,8 +252,8 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
 def _packed_step(
     chosen: argparse.Namespace, model: Any, budget: int, device: torch.device
 ) -> Callable[[list[Any]], None]:
-    from spantune.encoding.packing import pack_examples, shared_prefix
-    from spantune.training.loss import PackTensors, pack_loss, tensors
+    from spantune.encoding import pack_examples, shared_prefix
+    from spantune.training import PackTensors, pack_loss, tensors
 
     adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(chosen, adapters)
@@ -299,7 +297,7 @@ def seed_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _padded_step(model: Any, padding: int, cut: int | None, device: torch.device) -> Callable[[list[Any]], None]:
     from spantune.core import config
-    from spantune.training.collator import Collator
+    from spantune.training import Collator
 
     adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(adapters, lr=RATE, fused=True)
@@ -326,10 +324,9 @@ def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
     """Either step on the embedded model and the bundled corpus, as `recipes/demo.yaml` has them."""
     from peft import LoraConfig, get_peft_model
 
-    from spantune.core.config import load_config
-    from spantune.models.loading import load
-    from spantune.models.lora import attach
-    from spantune.training.preparation import DEFAULT_PACK_TOKENS, prepare
+    from spantune.core import load_config
+    from spantune.models import attach, load
+    from spantune.training import DEFAULT_PACK_TOKENS, prepare
 
     loss_on = "choices" if chosen.part == "choices" else "answer"
     prepared = prepare(load_config(Path(__file__).parents[1] / "recipes" / "demo.yaml", [f"train.loss_on={loss_on}"]))

@@ -22,8 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from spantune.cli import app
-from spantune.core.config import Config
-from spantune.core.task import Label
+from spantune.core import Config, Label
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by docs/generate.py from the code; do not edit. -->"

@@ -51,7 +51,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Half are the shortest sentences of the bundled corpus, half one-character texts, which a toy can learn.
     """
-    from spantune.core.document import Document, Entity
+    from spantune.core import Document, Entity
     from spantune.data import formats
 
     folder = tmp_path_factory.mktemp("corpus")
@@ -91,8 +91,8 @@ def tree(tiny_folder: Path, corpus: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, tree: Callable[..., dict[str, Any]]) -> Any:
     """The Result of a whole small job, with SwanLab in local mode; its folder is not to be changed."""
-    from spantune.core.config import parse_config
-    from spantune.training.job import train
+    from spantune.core import parse_config
+    from spantune.training import train
 
     return train(parse_config(tree(tmp_path_factory.mktemp("runs"))))
 

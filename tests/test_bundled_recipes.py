@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spantune.core.config import load_config
-from spantune.core.errors import ConfigError
+from spantune.core import ConfigError, load_config
 from spantune.data import formats
-from spantune.encoding.prompts import make_task
+from spantune.encoding import make_task
 from spantune.models.bundled import BUNDLED
 
 FOLDER = Path(__file__).parents[1] / "recipes"

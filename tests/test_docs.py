@@ -17,7 +17,7 @@ import typer
 
 import spantune
 from spantune.cli import app
-from spantune.core.config import load_config
+from spantune.core import load_config
 
 ROOT = Path(__file__).parents[1]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")

@@ -14,16 +14,11 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from helpers.fakes import tiny_model
-from spantune.core import config
-from spantune.core.config import Keep, parse_config
-from spantune.encoding.encoder import Example
-from spantune.encoding.packing import layout, shared_prefix
-from spantune.models.attention import NAME
-from spantune.models.compilation import compile_layers
-from spantune.models.fp8 import Fp8Linear, has_fp8, to_fp8
-from spantune.models.lora import attach
-from spantune.training.collator import Collator
-from spantune.training.loss import PackTensors, pack_loss, tensors
+from spantune.core import Keep, config, parse_config
+from spantune.encoding import Example, layout, shared_prefix
+from spantune.models import NAME, attach, compile_layers, has_fp8, to_fp8
+from spantune.models.fp8 import Fp8Linear
+from spantune.training import Collator, PackTensors, pack_loss, tensors
 from spantune.training.schedule import Clock
 from spantune.training.trainer import PackTrainer
 
@@ -218,7 +213,7 @@ def test_a_step_that_really_runs_out_of_memory_is_split_and_loses_nothing(tmp_pa
 @pytest.mark.filterwarnings("ignore::UserWarning")  # bitsandbytes casts
 def test_bitsandbytes_bases_train_on_the_gpu(tiny_folder: Path, base: Any) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes, of the extra of that name, is not installed")
-    from spantune.models.loading import load
+    from spantune.models import load
 
     losses = {}
     for name in (base, "bf16"):
@@ -235,8 +230,8 @@ def test_a_whole_job_over_fp8_with_compiled_layers(
     fp8: None, tree: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     pytest.importorskip("llguidance", reason="llguidance, which extraction needs, is not installed")
-    from spantune.runs.journal import read_metrics
-    from spantune.training.job import train
+    from spantune.runs import read_metrics
+    from spantune.training import train
 
     settings = {"max_steps": 8, "eval_steps": 8, "keep": "most"}
     recipe = parse_config(tree(tmp_path, model={"base": "fp8"}, train=settings, track={"swanlab": "off"}))

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from helpers import real
-from spantune.core.document import Document, Entity
+from spantune.core import Document, Entity
 from spantune.data import formats
 
 

@@ -11,43 +11,31 @@ The names below are the public ones; all else may move. torch is imported when a
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spantune.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from spantune.core.config import Config, load_config
-    from spantune.core.document import Document, Entity
-    from spantune.core.errors import ConfigError, DataError, ModelError, RunError, SpantuneError
-    from spantune.core.task import Label, TaskSpec
-    from spantune.data.formats import read, write
-    from spantune.extraction.extractor import Extractor
-    from spantune.extraction.extractor import load_run as load
-    from spantune.extraction.result import Extraction
-    from spantune.metrics.scoring import score
-    from spantune.training.job import train
+    from spantune.core import (
+        Config,
+        ConfigError,
+        DataError,
+        Document,
+        Entity,
+        Label,
+        ModelError,
+        RunError,
+        SpantuneError,
+        TaskSpec,
+        load_config,
+    )
+    from spantune.data import read, write
+    from spantune.extraction import Extraction, Extractor
+    from spantune.extraction import load_run as load
+    from spantune.metrics import score
+    from spantune.training import train
 
 __version__ = "0.1.0"
-
-_HOMES = {
-    "Config": "core.config",
-    "ConfigError": "core.errors",
-    "DataError": "core.errors",
-    "Document": "core.document",
-    "Entity": "core.document",
-    "Extraction": "extraction.result",
-    "Extractor": "extraction.extractor",
-    "Label": "core.task",
-    "ModelError": "core.errors",
-    "RunError": "core.errors",
-    "SpantuneError": "core.errors",
-    "TaskSpec": "core.task",
-    "load": "extraction.extractor",
-    "load_config": "core.config",
-    "read": "data.formats",
-    "score": "metrics.scoring",
-    "train": "training.job",
-    "write": "data.formats",
-}
 
 __all__ = [
     "Config",
@@ -70,13 +58,16 @@ __all__ = [
     "write",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'spantune' has no attribute {name!r}")
-    home = importlib.import_module(f"spantune.{_HOMES[name]}")
-    return getattr(home, "load_run" if name == "load" else name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "core": (
+            *("Config", "ConfigError", "DataError", "Document", "Entity", "Label", "ModelError", "RunError"),
+            *("SpantuneError", "TaskSpec", "load_config"),
+        ),
+        "data": ("read", "write"),
+        "extraction": ("Extraction", "Extractor", "load_run as load"),
+        "metrics": ("score",),
+        "training": ("train",),
+    },
+)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from helpers.command import Outcome
-from spantune.core.document import Document
+from spantune.core import Document
 from spantune.data import formats
-from spantune.extraction.extractor import load_bare, load_run
-from spantune.metrics.calibration import Calibration, calibrate
+from spantune.extraction import load_bare, load_run
+from spantune.metrics import Calibration, calibrate
 
 Command = Callable[..., Outcome]
 

@@ -18,7 +18,7 @@ import torch
 from helpers.command import fresh, last_object, one_line_error
 from helpers.fakes import write_jsonl
 from spantune import __version__
-from spantune.core.document import Document, Entity
+from spantune.core import Document, Entity
 from spantune.data import formats
 
 Command = Callable[..., Any]

@@ -13,7 +13,7 @@ import yaml
 
 from helpers.command import one_line_error
 from helpers.real import SHARED
-from spantune.core.document import Document, Entity
+from spantune.core import Document, Entity
 from spantune.data import formats
 
 Command = Callable[..., Any]

@@ -477,7 +477,7 @@ def test_a_label_set_that_differs_from_the_adapters(command: Command, run: Path,
 @pytest.fixture
 def server(run: Path) -> Iterator[CompletionsServer]:
     """A server of the run's model."""
-    from spantune.extraction.extractor import load_run
+    from spantune.extraction import load_run
 
     extractor = load_run(run, "cpu")
     with serving(CompletionsServer(extractor.model, extractor.encoder.tokenizer)) as at_work:

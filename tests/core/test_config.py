@@ -9,8 +9,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from spantune.core.config import Config, Section, load_config, parse_config
-from spantune.core.errors import ConfigError
+from spantune.core import Config, ConfigError, load_config, parse_config
+from spantune.core.config import Section
 
 LEAST: dict[str, Any] = {"model": {"source": "bundled:x"}, "task": {"labels": ["a", "b"]}, "data": {"train": "t.jsonl"}}
 

@@ -7,8 +7,7 @@ import json
 
 import pytest
 
-from spantune.core.document import Document, Entity, to_record
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document, Entity, to_record
 
 TEXT = "👩🏽 e\u0301 右肩疼痛"  # the emoji and the é are two code points each
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spantune.core import errors
-from spantune.core.errors import DataError, nearest
+from spantune.core import DataError, errors, nearest
 
 
 def test_every_error_is_a_spantune_error_and_no_assertion_or_value_error() -> None:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from spantune.core.signals import Interrupted, Stopped, StopRequest
+from spantune.core import Interrupted, Stopped, StopRequest
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from spantune.core.errors import ConfigError, RunError
-from spantune.core.task import TASK_FILE, Label, TaskSpec
+from spantune.core import ConfigError, Label, RunError, TaskSpec
+from spantune.core.task import TASK_FILE
 
 TASK = TaskSpec(labels=(Label(code="sym", name="症状"), Label(code="bod")), instruction="找出实体：")
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

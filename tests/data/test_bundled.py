@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from helpers.real import SHARED
-from spantune.core.document import Document
-from spantune.data import formats
-from spantune.data.statistics import statistics
+from spantune.core import Document
+from spantune.data import formats, statistics
 from spantune.encoding.prompts import BIOMEDICAL_LABELS, CMEEE_LABELS
 
 SIZES = {

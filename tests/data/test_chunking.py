@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
-from spantune.data.chunking import Chunk, Cutter, merge
+from spantune.core import DataError, Document, Entity
+from spantune.data import Chunk, Cutter, merge
 
 
 def at_most(size: int) -> Callable[[str], bool]:

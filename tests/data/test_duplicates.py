@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spantune.data import Tally
 from spantune.data.duplicates import check_repetition
-from spantune.data.findings import Tally
 from spantune.data.raw.document import RawDocument, RawEntity
 
 LONG = "患者三天前无明显诱因出现右下腹持续性疼痛伴恶心呕吐在当地医院予以补液治疗后未见好转遂来我院急诊就诊"

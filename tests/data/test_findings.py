@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from helpers.real import SHARED
-from spantune.data.checks import Demands, check, read_source
-from spantune.data.findings import RULES, Finding, Report, Tally
+from spantune.data import Demands, Report, Tally, check, read_source
+from spantune.data.findings import RULES, Finding
 from spantune.data.raw.document import Defect
 
 Command = Callable[..., Any]

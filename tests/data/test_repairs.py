@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 
 from helpers.real import SHARED
 from helpers.strategies import annotated
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError
-from spantune.data import formats
-from spantune.data.checks import Source, read_source
+from spantune.core import ConfigError, DataError, Document, Entity
+from spantune.data import formats, read_source, repair_all
+from spantune.data.checks import Source
 from spantune.data.raw.document import Defect, RawDocument, RawEntity
-from spantune.data.repairs import repair, repair_all
+from spantune.data.repairs import repair
 
 Command = Callable[..., Any]
 HEAD = {"start": 0, "end": 2, "label": "sym", "text": "头痛"}

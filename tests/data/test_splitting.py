@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.real import SHARED
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError
+from spantune.core import ConfigError, DataError, Document, Entity
 from spantune.data import formats
 from spantune.data.splitting import Division, Rule, few_shot, parse_shares, sample, split, write_splits
 

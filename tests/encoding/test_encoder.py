@@ -18,14 +18,11 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from helpers.fakes import CHATML, SPECIAL, byte_tokenizer
-from spantune.core import config
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError, ModelError
-from spantune.core.task import Label, TaskSpec
+from spantune.core import ConfigError, DataError, Document, Entity, Label, ModelError, TaskSpec, config
 from spantune.data import formats
+from spantune.encoding import Encoder, coloured, make_task
 from spantune.encoding.answers import jsonl
-from spantune.encoding.encoder import Encoder, coloured
-from spantune.encoding.prompts import make_task, messages
+from spantune.encoding.prompts import messages
 
 TASK = TaskSpec(labels=(Label(code="sym"), Label(code="bod")), instruction="Find 实体.")
 TEXT = "右肩疼痛"

@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 
 from helpers.fakes import byte_tokenizer
-from spantune.core import config
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, ModelError
-from spantune.encoding.encoder import Encoder, Tokens, count_tokens
-from spantune.encoding.prompts import make_task
+from spantune.core import ConfigError, Document, Entity, ModelError, config
+from spantune.encoding import Encoder, Tokens, count_tokens, make_task
 
 TASK = make_task(config.Task.model_validate({"labels": ["dis"], "instruction": "Find entities."}))
 DOCUMENTS = [Document("a", "肺炎", (Entity(0, 2, "dis"),)), Document("b", "no 😀<|im_end|>"), Document("c", "")]

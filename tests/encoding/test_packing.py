@@ -13,26 +13,23 @@ from hypothesis import strategies as st
 
 from helpers.fakes import byte_tokenizer
 from helpers.real import SHARED, bench
-from spantune.core import config
-from spantune.core.document import Document, Entity
-from spantune.core.task import Label, TaskSpec
+from spantune.core import Document, Entity, Label, TaskSpec, config
 from spantune.data import formats
-from spantune.encoding.encoder import Encoder, Example
-from spantune.encoding.packing import (
+from spantune.encoding import (
     NO_TARGET,
-    PADDING,
     PREFIX,
+    Encoder,
+    Example,
     Pack,
-    best_fit,
     common_prefix,
     fill,
     layout,
+    make_task,
     pack_examples,
     shared_prefix,
 )
-from spantune.encoding.prompts import make_task
-from spantune.models.loading import load_tokenizer
-from spantune.models.sources import resolve
+from spantune.encoding.packing import PADDING, best_fit
+from spantune.models import load_tokenizer, resolve
 
 TASK = TaskSpec(labels=(Label(code="sym"),), instruction="Find.")
 # The instruction leads the user's turn, so nothing but plain characters stands between it and the text.

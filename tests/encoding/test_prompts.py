@@ -6,11 +6,9 @@ import re
 
 import pytest
 
-from spantune.core import config
-from spantune.core.errors import ConfigError
-from spantune.core.task import Label, TaskSpec
-from spantune.encoding.answers import answer_format
-from spantune.encoding.prompts import PRESETS, instruction_for, make_task, messages, tutorial_prompt
+from spantune.core import ConfigError, Label, TaskSpec, config
+from spantune.encoding import PRESETS, answer_format, make_task
+from spantune.encoding.prompts import instruction_for, messages, tutorial_prompt
 
 
 def task(**values: object) -> TaskSpec:

@@ -12,9 +12,8 @@ import yaml
 
 from helpers.extractors import extractor, lively_model
 from helpers.fakes import MERGES, save_model
-from spantune.core.document import Document
-from spantune.core.errors import DataError, ModelError, RunError, SpantuneError
-from spantune.extraction.extractor import load_run
+from spantune.core import DataError, Document, ModelError, RunError, SpantuneError
+from spantune.extraction import load_run
 
 MODEL = lively_model("phi3", 2)
 

@@ -9,12 +9,12 @@ import pytest
 
 from helpers.extractors import DOCUMENTS, LIMIT, TASK, TEXTS, lively_model, plain_loop
 from helpers.fakes import MERGES, byte_tokenizer
-from spantune.core.document import Document
-from spantune.core.task import TaskSpec
-from spantune.encoding.encoder import Encoder
-from spantune.extraction.decoder import Decoder, Effort, Row, Rules
+from spantune.core import Document, TaskSpec
+from spantune.encoding import Encoder
+from spantune.extraction import Decoder, Forward, Row
+from spantune.extraction.decoder import Effort, Rules
 from spantune.extraction.grammar import Constraint
-from spantune.extraction.model_runner import Forward, Shape
+from spantune.extraction.model_runner import Shape
 
 MODEL = lively_model("phi3", 2)
 

@@ -16,15 +16,12 @@ from hypothesis import strategies as st
 
 from helpers.extractors import DOCUMENTS, LIMIT, TASK, TEXTS, Plain, encoder, extractor, lively_model, plain_loop
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
-from spantune.core import config
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError, ModelError, RunError
-from spantune.data.chunking import Cutter, merge
-from spantune.encoding.answers.anchoring import Problem, Said
-from spantune.encoding.encoder import Encoder
-from spantune.extraction.extractor import Extractor, load_run
-from spantune.extraction.grammar import Constraint, Guide
-from spantune.extraction.result import Extraction, failure, rates
+from spantune.core import DataError, Document, Entity, ModelError, RunError, config
+from spantune.data import Cutter, merge
+from spantune.encoding import Encoder, Problem, Said
+from spantune.extraction import Extraction, Extractor, Guide, load_run, rates
+from spantune.extraction.grammar import Constraint
+from spantune.extraction.result import failure
 
 LIVELY = [("phi3", 2), ("phi3", 5), ("gemma3_text", 1), ("gemma3_text", 3), ("qwen2", 5), ("qwen2", 2)]
 

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 
 from helpers.real import bench
-from spantune.core.document import Document, Entity
-from spantune.core.task import Label, TaskSpec
-from spantune.encoding.answers import FORMATS
-from spantune.encoding.answers.anchoring import Problem
-from spantune.extraction.result import Extraction
+from spantune.core import Document, Entity, Label, TaskSpec
+from spantune.encoding import FORMATS, Problem
+from spantune.extraction import Extraction
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ModelError
-from spantune.core.task import Label, TaskSpec
-from spantune.encoding.answers import FORMATS, jsonl, jsonl_seed
-from spantune.encoding.answers.anchoring import Parsed, Resolved, Said
-from spantune.encoding.encoder import Encoder, special_ids
-from spantune.extraction.grammar import Constraint, Guide
-from spantune.models.architecture import vocabulary_size
+from spantune.core import Document, Entity, Label, ModelError, TaskSpec
+from spantune.encoding import FORMATS, Encoder, Said
+from spantune.encoding.answers import jsonl, jsonl_seed
+from spantune.encoding.answers.anchoring import Parsed, Resolved
+from spantune.encoding.encoder import special_ids
+from spantune.extraction import Guide
+from spantune.extraction.grammar import Constraint
+from spantune.models import vocabulary_size
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find.")
 TEXT = "肺炎 a"

@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError
+from spantune.core import ConfigError, DataError, Document, Entity
 from spantune.data import formats
-from spantune.extraction.inputs import Texts
-from spantune.extraction.result import Extraction
+from spantune.extraction import Extraction, Texts
 
 
 def read(*files: Path | str, format: str | None = None, whole: bool = False) -> list[Document | Extraction]:

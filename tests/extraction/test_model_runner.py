@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from helpers.fakes import tiny_model
-from spantune.core.errors import ModelError
-from spantune.extraction import kv_cache, model_runner
-from spantune.extraction.model_runner import Forward, Part, Shape
-from spantune.models.architecture import few_logits
+from spantune.core import ModelError
+from spantune.extraction import Forward, kv_cache, model_runner
+from spantune.extraction.model_runner import Part, Shape
+from spantune.models import few_logits
 from spantune.models.kernels import rows
 
 PREFIX = [5, 6, 7, 8, 9]

@@ -7,15 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from helpers.fakes import MERGES, byte_tokenizer
-from spantune.core import config
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
-from spantune.core.task import Label, TaskSpec
-from spantune.data.chunking import Cutter
-from spantune.encoding.answers.anchoring import Problem
-from spantune.encoding.encoder import Encoder
+from spantune.core import DataError, Document, Entity, Label, TaskSpec, config
+from spantune.data import Cutter
+from spantune.encoding import Encoder, Problem
+from spantune.extraction import Extraction
 from spantune.extraction.chunked import by_chunks, cutter
-from spantune.extraction.result import Extraction, annotated, failure
+from spantune.extraction.result import annotated, failure
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
 

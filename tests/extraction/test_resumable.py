@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spantune.core.document import Document, Entity, to_record
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document, Entity, to_record
 from spantune.data import formats
-from spantune.encoding.answers.anchoring import Problem
+from spantune.encoding import Problem
 from spantune.extraction import resumable
 from spantune.extraction.result import annotated, failure
 
@@ -122,7 +121,9 @@ def test_a_damaged_line_is_said(tmp_path: Path, line: bytes) -> None:
 
 def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    other = "import sys, pathlib, spantune.partials as p\nwith p.held(pathlib.Path(sys.argv[1])): print('held')"
+    other = (
+        "import sys, pathlib, spantune.extraction.resumable as p\nwith p.held(pathlib.Path(sys.argv[1])): print('held')"
+    )
     with resumable.held(path):
         done = subprocess.run([sys.executable, "-c", other, str(path)], capture_output=True, text=True, check=False)
         assert "another process is writing it" in done.stderr and done.stdout == ""

@@ -6,8 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from spantune.core.document import Document, Entity
-from spantune.core.task import Label, TaskSpec
+from spantune.core import Document, Entity, Label, TaskSpec
 
 TASK = TaskSpec(labels=(Label(code="sym"), Label(code="疾病"), Label(code='b"\\\x7f')), instruction="x")
 

@@ -9,12 +9,9 @@ from typing import Any
 import torch
 
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
-from spantune.core import config
-from spantune.core.document import Document
-from spantune.core.task import Label, TaskSpec
-from spantune.encoding.answers.anchoring import Said
-from spantune.encoding.encoder import Encoder
-from spantune.extraction.extractor import Extractor
+from spantune.core import Document, Label, TaskSpec, config
+from spantune.encoding import Encoder, Said
+from spantune.extraction import Extractor
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
 

@@ -68,7 +68,7 @@ def tiny_model(family: str = "phi3", vocabulary: int = 272, **changes: Any) -> A
     """A random causal LM of a family; phi3 has fused projections, mistral a window, gemma3_text two kinds of layer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from spantune.models.attention import NAME
+    from spantune.models import NAME
 
     extra: dict[str, dict[str, Any]] = {
         "phi3": {},

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
-from spantune.core import config
-from spantune.core.document import Document, Entity
-from spantune.core.task import Label, TaskSpec
-from spantune.encoding.encoder import Encoder, Example
-from spantune.encoding.packing import layout, shared_prefix
-from spantune.models.lora import attach
-from spantune.training.loss import PackTensors, hidden_states, tensors
+from spantune.core import Document, Entity, Label, TaskSpec, config
+from spantune.encoding import Encoder, Example, layout, shared_prefix
+from spantune.models import attach
+from spantune.training import PackTensors, tensors
+from spantune.training.loss import hidden_states
 
 FAMILIES = ["phi3", "llama", "qwen2", "qwen3", "smollm3", "mistral", "gemma3_text"]
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spantune.core.document import Document
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document
 from spantune.data import formats
 from spantune.data.raw.document import unique, verified
 

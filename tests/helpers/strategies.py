@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from spantune.core.document import Document, Entity
+from spantune.core import Document, Entity
 
 characters = st.one_of(
     st.sampled_from("肺炎a \"'\\{}|#\r\n\t\u2028\u0085\ufeff\u0301e\u200d😀𠮷👩🏽"),

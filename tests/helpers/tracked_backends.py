@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spantune.core.errors import RunError
+from spantune.core import RunError
 from spantune.runs.trackers.interface import Chart, RunInfo
 
 

@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spantune.core.config import Config, parse_config
-from spantune.core.document import Document, Entity
+from spantune.core import Config, Document, Entity, parse_config
 from spantune.data import formats
-from spantune.runs.trackers import dashboards, process
+from spantune.runs.trackers import dashboards
 
 GOLD = [
     Document("d1", "患者发热咳嗽", (Entity(2, 4, "病"), Entity(4, 6, "病"))),
@@ -46,7 +45,7 @@ def recipe(folder: Path, **track: Any) -> Config:
 
 def begin(folder: Path, **track: Any) -> dashboards.Trackers:
     """The trackers of a run in `folder`, which is made as the job makes it."""
-    from spantune.encoding.prompts import make_task
+    from spantune.encoding import make_task
 
     settings = recipe(folder, **track)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,5 +108,5 @@ def main(folder: Path, mode: str, steps: int, stay: float) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     if len(sys.argv) > 5:
-        process.FINISH_SECONDS = float(sys.argv[5])
+        dashboards.FINISH_SECONDS = float(sys.argv[5])
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]) if len(sys.argv) > 4 else 0.0)

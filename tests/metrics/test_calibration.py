@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError, RunError
-from spantune.metrics import calibration
-from spantune.metrics.calibration import LABEL_PREDICTIONS, Calibration, calibrate
+from spantune.core import ConfigError, DataError, Document, Entity, RunError
+from spantune.metrics import Calibration, calibrate, calibration
+from spantune.metrics.calibration import LABEL_PREDICTIONS
 from spantune.metrics.thresholds import FOLDS
 
 TEXT = "x" * 40

@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError
-from spantune.metrics.comparison import System, compare
+from spantune.core import ConfigError, DataError, Document, Entity
+from spantune.metrics import System, compare
 
 LABELS = ("dis", "bod", "sym")
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
-from spantune.metrics.error_analysis import answer_errors, judge
+from spantune.core import DataError, Document, Entity
+from spantune.metrics import judge
+from spantune.metrics.error_analysis import answer_errors
 
 TEXT = "abcdefghij"
 LABELS = ["a", "b", "c"]

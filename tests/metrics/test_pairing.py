@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from spantune.core.document import Document, Entity
-from spantune.metrics.pairing import align
+from spantune.core import Document, Entity
+from spantune.metrics import align
 
 
 def documents(stem: str, *texts: str) -> list[Document]:

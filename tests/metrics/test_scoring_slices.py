@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 
-from spantune.core.document import Document, Entity
-from spantune.metrics.figures import Figure
-from spantune.metrics.scoring import score
+from spantune.core import Document, Entity
+from spantune.metrics import Figure, score
 
 LABELS = ("a", "b")
 

@@ -12,10 +12,11 @@ from transformers import AutoConfig
 
 from helpers.fakes import tiny_model
 from helpers.packs import FAMILIES, examples, packed, states_of
-from spantune.core.errors import ModelError
-from spantune.encoding.encoder import Example
-from spantune.encoding.packing import PADDING, PREFIX
-from spantune.models.attention import Places, attention_mask, check_attention, segments
+from spantune.core import ModelError
+from spantune.encoding import PREFIX, Example
+from spantune.encoding.packing import PADDING
+from spantune.models import Places
+from spantune.models.attention import attention_mask, check_attention, segments
 
 
 def allowed(mask: torch.Tensor) -> list[list[bool]]:

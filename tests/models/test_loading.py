@@ -14,22 +14,20 @@ from transformers import AutoConfig
 
 from helpers.fakes import CHATML, byte_tokenizer
 from helpers.packs import examples, packed
-from spantune.core import config
-from spantune.core.errors import ConfigError, ModelError
-from spantune.models.attention import NAME
-from spantune.models.loading import (
-    PHI4_IDS,
+from spantune.core import ConfigError, ModelError, config
+from spantune.models import (
+    NAME,
+    attach,
     card_problems,
-    is_phi4,
     load,
+    load_adapter,
     load_config_of,
     load_tokenizer,
     pick_device,
     pick_dtype,
 )
-from spantune.models.lora import attach, load_adapter
-from spantune.training.job import train
-from spantune.training.loss import pack_loss
+from spantune.models.loading import PHI4_IDS, is_phi4
+from spantune.training import pack_loss, train
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 

@@ -10,9 +10,10 @@ import torch
 
 from helpers.fakes import tiny_model
 from helpers.packs import adapted
+from spantune.core import ModelError
 from spantune.core.config import Lora
-from spantune.core.errors import ModelError
-from spantune.models.lora import adapter_weights, attach, coverage, linear_names, load_adapter, unmatched_error
+from spantune.models import adapter_weights, attach, coverage, load_adapter, unmatched_error
+from spantune.models.lora import linear_names
 
 TUTORIAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FUSED = ("down_proj", "gate_up_proj", "o_proj", "qkv_proj")

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from helpers.fakes import tiny_model
 from spantune.core import config
+from spantune.models import attach
 from spantune.models.fp8 import Fp8Linear
-from spantune.models.lora import FusedLora, attach
+from spantune.models.lora import FusedLora
 
 SETTINGS = {
     "plain": config.Lora(rank=4, alpha=8),

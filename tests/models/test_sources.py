@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from helpers.fakes import save_model
-from spantune.core.errors import ModelError
+from spantune.core import ModelError
 from spantune.models import hubs, sources
 from spantune.models.bundled import BUNDLED
 
@@ -322,9 +322,9 @@ def test_a_pinned_source_never_means_what_came_later(
 def test_a_run_keeps_its_model_pinned(
     source: str, server: HubServer, no_network: Callable[[], None], tree: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from spantune.core.config import parse_config
-    from spantune.extraction.extractor import load_run
-    from spantune.training.job import train
+    from spantune.core import parse_config
+    from spantune.extraction import load_run
+    from spantune.training import train
 
     settings = {"max_steps": 1, "eval_steps": 1, "eval_before": False}
     model, quiet = {"source": source, "verify": False}, {"swanlab": "off"}

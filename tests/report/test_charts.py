@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from spantune.metrics.figures import Figure
+from spantune.metrics import Figure
 from spantune.report.charts import MOST, Chart, bars_chart, f1_chart, loss_chart, reliability_chart, threshold_chart
 
 

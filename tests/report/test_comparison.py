@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from helpers.chromium import BROWSER, driven
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError
-from spantune.metrics.comparison import Comparison, Gap, System, compare
-from spantune.report.comparison import write_comparison
+from spantune.core import ConfigError, DataError, Document, Entity
+from spantune.metrics import Comparison, Gap, System, compare
+from spantune.report import write_comparison
 
 LABELS = {"dis": "disease", "bod": "body"}
 EVIL = "</script><script>document.title='run'</script><img src=x> \u80ba\u764c"

@@ -13,10 +13,10 @@ import pytest
 
 from helpers.chromium import BROWSER, driven
 from helpers.real import SHARED
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document, Entity
 from spantune.data import formats
-from spantune.report.documents import PAGE, write_page
+from spantune.report import write_page
+from spantune.report.documents import PAGE
 
 EVIL = (
     "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"

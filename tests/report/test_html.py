@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spantune.core.document import Document, Entity
+from spantune.core import Document, Entity
 from spantune.report.html import PALETTE, SIGNS, draw, style
 
 LABELS = [f"L{index}" for index in range(len(PALETTE) + 2)]

@@ -15,16 +15,11 @@ from typing import Any
 import pytest
 
 import spantune
-from spantune.core.config import parse_config
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError, RunError
-from spantune.core.task import TaskSpec
-from spantune.data import formats
-from spantune.data.loading import read_splits
-from spantune.metrics.calibration import Calibration, calibrate
-from spantune.metrics.scoring import score
-from spantune.report.run import report_run
-from spantune.runs.folder import read_config, resume_recipe
+from spantune.core import DataError, Document, Entity, RunError, TaskSpec, parse_config
+from spantune.data import formats, read_splits
+from spantune.metrics import Calibration, calibrate, score
+from spantune.report import report_run
+from spantune.runs import read_config, resume_recipe
 
 Command = Callable[..., Any]
 TASK = TaskSpec.model_validate(
@@ -209,7 +204,7 @@ def test_what_is_damaged_is_named_and_leaves_no_report(run: Path) -> None:
 
 def test_no_torch_is_loaded(run: Path) -> None:
     code = (
-        "import sys, pathlib\nfrom spantune.run_report import report_run\n"
+        "import sys, pathlib\nfrom spantune.report.run import report_run\n"
         f"report_run(pathlib.Path({str(run)!r}))\n"
         "print(sorted({'torch', 'transformers', 'swanlab'} & set(sys.modules)))"
     )

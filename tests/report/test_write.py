@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 
 from helpers.chromium import BROWSER, driven
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
-from spantune.metrics.figures import FalseAlarms, Figure
-from spantune.metrics.scoring import score
-from spantune.report.content import CalibrationView, Report
-from spantune.report.write import write_report
+from spantune.core import DataError, Document, Entity
+from spantune.metrics import Figure, score
+from spantune.metrics.figures import FalseAlarms
+from spantune.report import CalibrationView, Report, write_report
 
 LABELS = {"dis": "disease", "bod": "body", "sym": "symptom"}
 VOID = {"meta", "link", "img", "br", "hr", "input"}

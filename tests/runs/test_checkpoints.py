@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spantune.runs.checkpoints import MANIFEST, Checkpoints, seal, step_of, torn
+from spantune.runs import Checkpoints, step_of, torn
+from spantune.runs.checkpoints import MANIFEST, seal
 
 
 def filled(content: bytes = b"weights" * 100) -> Callable[[Path], None]:

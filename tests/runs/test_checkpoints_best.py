@@ -14,8 +14,9 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
-from spantune.core.errors import RunError
-from spantune.runs.checkpoints import EVALUATION, BestAdapter, Checkpoints
+from spantune.core import RunError
+from spantune.runs import BestAdapter, Checkpoints
+from spantune.runs.checkpoints import EVALUATION
 from helpers.packs import adapted
 
 

@@ -12,22 +12,12 @@ from typing import Any
 
 import pytest
 
-from spantune.core.config import Config, parse_config
-from spantune.core.errors import RunError
-from spantune.core.task import Label, TaskSpec
-from spantune.runs.folder import (
-    Claim,
-    free_name,
-    is_held,
-    last_predictions,
-    logging_to,
-    read_adapter,
-    read_config,
-    require_free,
-    resume_recipe,
-    was_let_go,
-)
-from spantune.training.fingerprint import environment
+from spantune.core import Config, parse_config
+from spantune.core import RunError
+from spantune.core import Label, TaskSpec
+from spantune.runs import Claim, free_name, last_predictions, logging_to, read_adapter, read_config, require_free, resume_recipe
+from spantune.runs.folder import is_held, was_let_go
+from spantune.training import environment
 
 TASK = TaskSpec(labels=(Label(code="dis"),), instruction="Find.")
 

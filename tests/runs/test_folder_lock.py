@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from spantune.core.errors import RunError
+from spantune.core import RunError
 from spantune.runs.folder import LOCK_FILE, hold, is_held, let_go, was_let_go
 
 HOLDER = (
-    "import sys, time; from pathlib import Path; from spantune.lock import hold\n"
+    "import sys, time; from pathlib import Path; from spantune.runs.folder import hold\n"
     "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)\n"
 )
 

@@ -30,7 +30,7 @@ def test_lines_are_appended_at_once_after_a_torn_one(tmp_path: Path) -> None:
 
 def test_every_line_survives_the_death_of_its_process(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from spantune.journal import Journal\n"
+        "import sys; from pathlib import Path; from spantune.runs.journal import Journal\n"
         "journal = Journal(Path(sys.argv[1]))\n"
         "number = 0\n"
         "while True:\n"

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from spantune.core.config import parse_config
-from spantune.core.errors import ConfigError, RunError
-from spantune.core.task import Label, TaskSpec
+from spantune.core import parse_config
+from spantune.core import ConfigError, RunError
+from spantune.core import Label, TaskSpec
 from spantune.runs import listing
-from spantune.runs.folder import LOCK_FILE, REPORT, Claim
-from spantune.training.job import Result
+from spantune.runs import Claim
+from spantune.runs.folder import LOCK_FILE, REPORT
+from spantune.training import Result
 
 TASK = TaskSpec(labels=(Label(code="dis"),), instruction="Find.")
 TRAIN = {"split": "train", "step_ms": 500.0}
@@ -156,7 +157,7 @@ def test_running_and_killed_are_told_apart(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "one", [], finished=False)
     assert listing.state(folder) == "stopped"
     code = (
-        "import sys, time; from pathlib import Path; from spantune.runs import Claim\n"
+        "import sys, time; from pathlib import Path; from spantune.runs.folder import Claim\n"
         "with Claim(Path(sys.argv[1]), resume=True): print('on', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as process:

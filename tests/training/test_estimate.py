@@ -11,13 +11,12 @@ import torch
 from transformers import AutoConfig
 
 from helpers.real import bench
-from spantune.core.config import Config, parse_config
-from spantune.models.loading import load
-from spantune.models.lora import attach
-from spantune.training import estimate
+from spantune.core import Config, parse_config
+from spantune.models import attach, load
+from spantune.training import estimate, make_plan, prepare
 from spantune.training.estimate import GIB, checkpointing, compiling, fitting, predict_memory
-from spantune.training.plan import MEMORY, make_plan, skeleton
-from spantune.training.preparation import Prepared, prepare
+from spantune.training.plan import MEMORY, skeleton
+from spantune.training.preparation import Prepared
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 LARGEST_STEP = 3332  # tokens, of the steps of 16 examples that the peaks below were measured over; 2,818 is their mean

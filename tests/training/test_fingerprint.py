@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 
-from spantune.core.config import parse_config
-from spantune.core.document import Document, Entity
-from spantune.core.errors import RunError
-from spantune.core.task import Label, TaskSpec
+from spantune.core import Document, Entity, Label, RunError, TaskSpec, parse_config
+from spantune.training import prepare
 from spantune.training.fingerprint import (
     ENVIRONMENT_FILE,
     FIXED,
@@ -27,7 +25,6 @@ from spantune.training.fingerprint import (
     read_environment,
     require_unchanged,
 )
-from spantune.training.preparation import prepare
 
 DOCUMENTS = (Document("a", "肺炎", (Entity(0, 2, "dis"),)), Document("b", "疮", ()))
 TASK = TaskSpec(labels=(Label(code="dis"),), instruction="Find.")

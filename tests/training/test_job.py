@@ -13,18 +13,12 @@ import torch
 import yaml
 
 from helpers.fakes import write_jsonl
-from spantune.core import config
-from spantune.core.config import Config, parse_config
-from spantune.core.errors import ConfigError, DataError, ModelError, RunError
-from spantune.core.task import TaskSpec
+from spantune.core import Config, ConfigError, DataError, ModelError, RunError, TaskSpec, config, parse_config
 from spantune.data import formats
-from spantune.extraction.evaluation import evaluate
-from spantune.extraction.extractor import load_run
-from spantune.models.loading import load
-from spantune.runs.folder import read_config, resume_recipe
-from spantune.runs.journal import read_metrics
-from spantune.training.collator import Collator
-from spantune.training.job import Result, train
+from spantune.extraction import evaluate, load_run
+from spantune.models import load
+from spantune.runs import read_config, read_metrics, resume_recipe
+from spantune.training import Collator, Result, train
 
 Tree = Callable[..., dict[str, Any]]
 QUIET = {"swanlab": "off"}

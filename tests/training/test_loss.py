@@ -14,11 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers.fakes import MERGES, byte_tokenizer
 from helpers.packs import DOCUMENTS, FAMILIES, adapted, examples, gradients, packed
-from spantune.core.document import Document
-from spantune.core.errors import ModelError
-from spantune.encoding.encoder import Example
-from spantune.encoding.packing import pack_examples, shared_prefix
-from spantune.training.loss import HEAD_CHUNK, PackTensors, _HeadLoss, check_head, pack_loss, tensors
+from spantune.core import Document, ModelError
+from spantune.encoding import Example, pack_examples, shared_prefix
+from spantune.training import PackTensors, pack_loss, tensors
+from spantune.training.loss import HEAD_CHUNK, _HeadLoss, check_head
 
 PACKINGS = {
     "all": [[0, 1, 2, 3]],

@@ -21,14 +21,12 @@ from safetensors.torch import load_file, save_file
 
 from helpers.fakes import write_jsonl
 from helpers.forked import Command
-from spantune.core.config import Config, parse_config
-from spantune.core.errors import RunError
-from spantune.data.formats import read
-from spantune.extraction.extractor import load_run
-from spantune.runs.checkpoints import Checkpoints, step_of
-from spantune.runs.folder import REPORT, Claim, resume_recipe
-from spantune.runs.journal import read_metrics
-from spantune.training.job import train
+from spantune.core import Config, RunError, parse_config
+from spantune.data import read
+from spantune.extraction import load_run
+from spantune.runs import Checkpoints, Claim, read_metrics, resume_recipe, step_of
+from spantune.runs.folder import REPORT
+from spantune.training import train
 from spantune.training.nan_guard import MOST_LEFT_OUT, StepGuard
 from spantune.training.trainer import StepCallback
 
@@ -95,7 +93,7 @@ def poisoned(recipe: Callable[..., Config], corpus: Path, tiny_folder: Path, tmp
     """A recipe whose model has one embedding that is not a number, of a sign that one training document has."""
     model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     weights = load_file(model / "model.safetensors")
-    from spantune.models.loading import load_tokenizer
+    from spantune.models import load_tokenizer
 
     (token,) = load_tokenizer(model)("~", add_special_tokens=False).input_ids
     weights["model.embed_tokens.weight"][token] = math.nan

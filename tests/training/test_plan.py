@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 
 from helpers.fakes import MERGES, save_model
-from spantune.core.config import parse_config
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError, ModelError
+from spantune.core import DataError, Document, Entity, ModelError, parse_config
 from spantune.data import formats
-from spantune.training.plan import MEMORY, Audit, Plan, make_plan, require
-from spantune.training.preparation import prepare
+from spantune.training import make_plan, prepare
+from spantune.training.plan import MEMORY, Audit, Plan, require
 
 NAMES = [
     "every LoRA target matches",
@@ -70,7 +68,7 @@ def test_targets_that_match_nothing_fail(plan: Planner) -> None:
 
 
 def test_a_model_that_is_not_what_its_card_says_fails(plan: Planner, tmp_path: Path) -> None:
-    from spantune.models.loading import load_tokenizer
+    from spantune.models import load_tokenizer
 
     folder = save_model(tmp_path / "model", "phi3", MERGES)
     tokenizer = load_tokenizer(folder)

@@ -20,13 +20,10 @@ import yaml
 from helpers.fakes import write_jsonl
 from helpers.forked import Command
 from helpers.real import bench
-from spantune.core.config import parse_config
-from spantune.core.errors import RunError
-from spantune.core.signals import Interrupted, Stopped
-from spantune.runs.checkpoints import step_of
-from spantune.runs.folder import REPORT, resume_recipe
-from spantune.runs.journal import read_metrics
-from spantune.training.job import Result, train
+from spantune.core import Interrupted, RunError, Stopped, parse_config
+from spantune.runs import read_metrics, resume_recipe, step_of
+from spantune.runs.folder import REPORT
+from spantune.training import Result, train
 
 Tree = Callable[..., dict[str, Any]]
 QUIET = {"swanlab": "off"}
@@ -310,7 +307,7 @@ def test_another_release_is_told_and_not_refused(own_files: Path) -> None:
     path.write_text(json.dumps({**environment, "torch": "1.0"}), encoding="utf-8")
     resumed(own_files)
     log = (own_files / "run.log").read_text(encoding="utf-8")
-    assert f"WARNING spantune.train: torch was 1.0 and is {environment['torch']}" in log
+    assert f"WARNING spantune.training.job: torch was 1.0 and is {environment['torch']}" in log
 
 
 def test_data_of_another_format_with_the_same_documents_are_the_same(own_files: Path, tmp_path: Path) -> None:

@@ -13,11 +13,9 @@ import torch
 from transformers import TrainingArguments
 
 from helpers.packs import adapted, examples
-from spantune.core import config
-from spantune.core.errors import RunError
-from spantune.encoding.encoder import Example
-from spantune.encoding.packing import NO_TARGET, shared_prefix
-from spantune.training.collator import Collator
+from spantune.core import RunError, config
+from spantune.encoding import NO_TARGET, Example, shared_prefix
+from spantune.training import Collator
 from spantune.training.schedule import CLOCK_FILE, Clock, Schedule, read_clock
 from spantune.training.trainer import PackTrainer
 

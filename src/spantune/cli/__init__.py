@@ -16,11 +16,10 @@ import typer
 from spantune import __version__
 from spantune.cli import calibrate, data, evaluate, extract, runs, tables
 from spantune.cli.options import Json, quiet
-from spantune.core.errors import ConfigError, SpantuneError
-from spantune.core.signals import Interrupted
+from spantune.core import ConfigError, Interrupted, SpantuneError
 
 if TYPE_CHECKING:
-    from spantune.training.job import Result
+    from spantune.training import Result
 
 
 app = typer.Typer(
@@ -68,8 +67,8 @@ def demo(
 
     Example: spantune demo
     """
-    from spantune.core.config import load_config
-    from spantune.runs.folder import free_name
+    from spantune.core import load_config
+    from spantune.runs import free_name
 
     name = free_name(folder, "demo")
     recipe = load_config(_recipes() / "demo.yaml", [f"run.folder={folder}", f"run.name={name}", *(overrides or [])])
@@ -84,12 +83,11 @@ def plan(
 
     Example: spantune plan recipes/phi4-cmeee.yaml data.train=cmeee.jsonl
     """
-    from spantune.core.config import load_config
+    from spantune.core import load_config
 
     settings = load_config(recipe, overrides or [])
     quiet()
-    from spantune.training.plan import make_plan
-    from spantune.training.preparation import prepare
+    from spantune.training import make_plan, prepare
 
     found = make_plan(prepare(settings))
     if as_json:
@@ -116,12 +114,12 @@ def train(
     if (recipe is None) == (resume is None):
         raise ConfigError("give either a recipe, or --resume with a run folder (whose recipe is kept)")
     if recipe is not None:
-        from spantune.core.config import load_config
+        from spantune.core import load_config
 
         settings = load_config(recipe, overrides or [])
     else:
         assert resume is not None
-        from spantune.runs.folder import resume_recipe
+        from spantune.runs import resume_recipe
 
         settings = resume_recipe(resume)
     _run(settings, resume)
@@ -140,8 +138,8 @@ app.command()(runs.sync)
 
 def _run(recipe: Any, resume: Path | None) -> None:
     quiet()
-    from spantune.runs.trackers.interface import hints
-    from spantune.training.job import train as job
+    from spantune.runs import hints
+    from spantune.training import train as job
 
     try:
         result: Result = job(recipe, resume)

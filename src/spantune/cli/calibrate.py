@@ -14,10 +14,10 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import Device, Format, Json, describe_threshold, quiet
-from spantune.core.errors import ConfigError, RunError, SpantuneError
+from spantune.core import ConfigError, RunError, SpantuneError
 
 if TYPE_CHECKING:
-    from spantune.metrics.calibration import Calibration, Evidence, Figures
+    from spantune.metrics import Calibration, Evidence, Figures
 
 
 # A command has as many parameters as options: typer reads them from the signature.
@@ -49,16 +49,16 @@ def calibrate(
         spantune calibrate runs/demo --objective precision=0.9 --no-store
     """
     from spantune.data import formats
-    from spantune.runs.folder import read_config
+    from spantune.runs import read_config
 
     precision = _precision(objective)
     recipe = read_config(run)
     if not (run / "report.html").is_file():
         raise RunError(f"{run} is not finished, and training on would undo this; first spantune train --resume {run}")
     quiet()
-    from spantune.core.console import track
-    from spantune.data.loading import check_labels, read_splits
-    from spantune.extraction.extractor import load_bare
+    from spantune.core import track
+    from spantune.data import check_labels, read_splits
+    from spantune.extraction import load_bare
     from spantune.metrics import calibration
 
     gold = list(formats.read(data, format).documents if data else read_splits(recipe.data).dev)
@@ -79,7 +79,7 @@ def calibrate(
 
 def _report_again(run: Path) -> None:
     """Bring the calibration into the run's report; one that cannot be made again is said, and stays as it was."""
-    from spantune.report.run import report_run
+    from spantune.report import report_run
 
     try:
         report_run(run)

@@ -17,15 +17,12 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import Column, Format, Joiner, Json, quiet
-from spantune.core.errors import ConfigError
+from spantune.core import ConfigError
 
 if TYPE_CHECKING:
-    from spantune.core.document import Document
-    from spantune.core.task import TaskSpec
-    from spantune.data.findings import Report
-    from spantune.data.formats import Corpus
-    from spantune.data.raw.document import Options
-    from spantune.encoding.encoder import Tokens
+    from spantune.core import Document, TaskSpec
+    from spantune.data import Corpus, Options, Report
+    from spantune.encoding import Tokens
 
 
 app = typer.Typer(
@@ -96,7 +93,7 @@ def convert(
 
         spantune data convert cmeee.jsonl corpus.bio --to conll --nested outermost
     """
-    from spantune.core.console import track
+    from spantune.core import track
     from spantune.data import formats
 
     name = source_format or formats.detect(source)
@@ -142,10 +139,8 @@ def check(
 
         spantune data check cmeee.jsonl --fix mended.jsonl
     """
-    from spantune.data.checks import Demands, read_source
-    from spantune.data.checks import check as examine
-    from spantune.data.findings import Tally
-    from spantune.data.repairs import count_left_out, repair_all
+    from spantune.data import Demands, Tally, count_left_out, read_source, repair_all
+    from spantune.data import check as examine
 
     count_tokens = _token_counter(max_tokens, tokenizer)
     demands = Demands(_label_set(labels, recipe), max_tokens or 0, count_tokens)
@@ -241,8 +236,8 @@ def _label_set(labels: str | None, recipe: Path | None) -> tuple[str, ...]:
     if labels is not None and recipe is not None:
         raise ConfigError("give either --labels or --recipe; both say what the labels are")
     if recipe is not None:
-        from spantune.core.config import load_config
-        from spantune.encoding.prompts import make_task
+        from spantune.core import load_config
+        from spantune.encoding import make_task
 
         return make_task(load_config(recipe, []).task).codes
     codes = tuple(code.strip() for code in (labels or "").split(",") if code.strip())
@@ -275,9 +270,8 @@ class _Counter:
 
 def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, preset: str | None) -> _Counter | None:
     """The tokenizer and task that the options of `inspect` name: an option goes before the recipe."""
-    from spantune.core import config
-    from spantune.core.errors import nearest
-    from spantune.encoding.prompts import PRESETS, make_task
+    from spantune.core import config, nearest
+    from spantune.encoding import PRESETS, make_task
 
     if recipe is None and tokenizer is None:
         return None
@@ -290,20 +284,20 @@ def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, p
 
 
 def _options(column: str | None, joiner: str | None) -> Options:
-    from spantune.data.raw.document import Options
+    from spantune.data import Options
 
     number = column is not None and column.removeprefix("-").isdecimal()
     return Options(column=int(column) if column and number else column, joiner=joiner)
 
 
 def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: bool, counter: _Counter | None) -> None:
-    from spantune.data.statistics import statistics
+    from spantune.data import statistics
 
     file = str(corpus.path)
     found = statistics(corpus.documents)
     tokens = _tokens(counter, corpus.documents) if counter else None
     if html:
-        from spantune.report.documents import write_page
+        from spantune.report import write_page
 
         write_page(html, corpus.documents, corpus.path.name)
         print(f"page: {html}", file=sys.stderr)
@@ -320,8 +314,8 @@ def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: b
 
 
 def _tokens(counter: _Counter, documents: Sequence[Document]) -> Tokens:
-    from spantune.data.loading import check_labels
-    from spantune.encoding.encoder import count_tokens
+    from spantune.data import check_labels
+    from spantune.encoding import count_tokens
 
     if counter.task:
         check_labels(documents, counter.task.codes)
@@ -331,21 +325,20 @@ def _tokens(counter: _Counter, documents: Sequence[Document]) -> Tokens:
 def _tokenizer(source: str) -> Any:
     """The tokenizer of a model source, or of a folder, which need hold no more than that."""
     quiet()
-    from spantune.models.loading import load_tokenizer
-    from spantune.models.sources import resolve
+    from spantune.models import load_tokenizer, resolve
 
     return load_tokenizer(Path(source) if Path(source).is_dir() else resolve(source), source)
 
 
 def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: bool) -> None:
-    from spantune.core.config import load_config
+    from spantune.core import load_config
 
     settings = load_config(recipe, overrides)
     quiet()
     from rich.console import Console
 
-    from spantune.encoding.encoder import coloured
-    from spantune.training.preparation import prepare
+    from spantune.encoding import coloured
+    from spantune.training import prepare
 
     prepared = prepare(settings)
     prefix = len(prepared.prefix)

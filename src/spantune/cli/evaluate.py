@@ -17,14 +17,12 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import Device, Format, Json, MinScore, quiet, report_left_out
-from spantune.core.errors import ConfigError, DataError, RunError
+from spantune.core import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
-    from spantune.core.config import Config
-    from spantune.core.document import Document
-    from spantune.metrics.comparison import System
-    from spantune.metrics.figures import Protocol
-    from spantune.report.content import Report
+    from spantune.core import Config, Document
+    from spantune.metrics import Protocol, System
+    from spantune.report import Report
 
 
 Named = Annotated[
@@ -82,7 +80,7 @@ def evaluate(
     for note, count in found["notes"].items():
         print(f"{count} × {note}", file=sys.stderr)
     if report:
-        from spantune.report.write import write_report
+        from spantune.report import write_report
 
         write_report(_made(report), made)
     _print_scores(found, as_json)
@@ -112,7 +110,7 @@ def compare(
 
         spantune compare --gold test.jsonl before.jsonl after.jsonl --json
     """
-    from spantune.metrics.comparison import compare as judge
+    from spantune.metrics import compare as judge
 
     _require_report_folder(report)
     how = _How(protocol, format, None, labels, None)
@@ -124,7 +122,7 @@ def compare(
         for note, count in scores.notes.items():
             print(f"{name}: {count} × {note}", file=sys.stderr)
     if report:
-        from spantune.report.comparison import write_comparison
+        from spantune.report import write_comparison
 
         of = gold or f"the test documents of {found[0].name}"
         write_comparison(_made(report), comparison, found, _label_names(systems, codes), of)
@@ -139,7 +137,7 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished ru
 
     Example: spantune report runs/demo
     """
-    from spantune.report.run import report_run
+    from spantune.report import report_run
 
     report_run(run)
     print(run / "report.html")
@@ -176,18 +174,16 @@ class _Decoding:
 
 def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple[dict[str, Any], Report]:
     """Extract with a run's adapter, keep the predictions in its folder; figures and rates, and their report."""
-    from spantune.runs.folder import read_config
-    from spantune.training.fingerprint import environment
+    from spantune.runs import read_config
+    from spantune.training import environment
 
     recipe = read_config(run)
     gold = _read(data, how.format)[: how.limit]
     quiet()
-    from spantune.data.loading import check_labels
-    from spantune.extraction.evaluation import evaluate as measure
-    from spantune.extraction.evaluation import explained, save_predictions
-    from spantune.extraction.extractor import load_run
-    from spantune.extraction.result import rates
-    from spantune.report.content import Report
+    from spantune.data import check_labels
+    from spantune.extraction import evaluate as measure
+    from spantune.extraction import explained, load_run, rates, save_predictions
+    from spantune.report import Report
 
     settings = recipe.extract.model_copy(update={"grounded": decoding.grounded})
     extractor = load_run(run, decoding.device, settings, decoding.min_score)
@@ -227,7 +223,7 @@ def _stem(data: str) -> str:
 
 def _trained_on(recipe: Config) -> Sequence[Document] | None:
     """The documents that a run learnt from; None, said on stderr, when they cannot be read any more."""
-    from spantune.data.loading import read_splits
+    from spantune.data import read_splits
 
     try:
         return read_splits(recipe.data).train
@@ -238,8 +234,8 @@ def _trained_on(recipe: Config) -> Sequence[Document] | None:
 
 def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, Any], Report]:
     """Score one file against another; the figures and their report."""
-    from spantune.metrics.scoring import score
-    from spantune.report.content import Report
+    from spantune.metrics import score
+    from spantune.report import Report
 
     right = _read(gold, how.format)
     aligned = _aligned(right, _read(predicted, how.format), predicted)
@@ -261,9 +257,9 @@ def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, Any], 
 
 def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -> System:
     """A run with its newest predictions of the test documents, or a file of predictions."""
-    from spantune.data.loading import read_splits
-    from spantune.metrics.comparison import System
-    from spantune.runs.folder import last_predictions, read_config
+    from spantune.data import read_splits
+    from spantune.metrics import System
+    from spantune.runs import last_predictions, read_config
 
     is_run = _is_run(path)
     if not is_run and gold is None:
@@ -279,7 +275,7 @@ def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -
 
 def _aligned(gold: Sequence[Document], predicted: Sequence[Document], path: str) -> Sequence[Document]:
     """`predicted` under the ids of `gold`; where that took the texts it is said on stderr."""
-    from spantune.metrics.pairing import align
+    from spantune.metrics import align
 
     aligned = align(gold, predicted)
     if [document.id for document in aligned] != [document.id for document in predicted]:
@@ -295,7 +291,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _label_names(paths: Sequence[Path], codes: Sequence[str]) -> dict[str, str]:
     """Codes with the names that the first run among `paths` gives them, where there is one."""
-    from spantune.core.task import TaskSpec
+    from spantune.core import TaskSpec
 
     run = next(filter(_is_run, paths), None)
     names = {label.code: label.name for label in TaskSpec.load(run).labels} if run else {}

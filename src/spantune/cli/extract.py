@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli.options import Device, MinScore, quiet, report_left_out
-from spantune.core.errors import ConfigError
+from spantune.core import ConfigError
 
 if TYPE_CHECKING:
-    from spantune.core.config import Config
-    from spantune.core.document import Document
-    from spantune.extraction.chunked import Engine
-    from spantune.extraction.outputs import Tally, Target
-    from spantune.extraction.result import Extraction
-    from spantune.metrics.calibration import Calibration
+    from spantune.core import Config, Document
+    from spantune.extraction import Engine, Extraction, Tally, Target
+    from spantune.metrics import Calibration
 
 
 # A command has as many parameters as options: typer reads them from the signature, which is half of its lines.
@@ -77,8 +74,7 @@ def extract(
 
         spantune extract runs/demo notes.txt --engine openai --url http://127.0.0.1:8000/v1
     """
-    from spantune.extraction.inputs import Texts
-    from spantune.extraction.outputs import Tally, Target
+    from spantune.extraction import Tally, Target, Texts
 
     if (engine == "openai") != (url is not None):
         raise ConfigError("--engine openai and --url belong together; give both, or neither to decode here")
@@ -95,11 +91,10 @@ def extract(
 
     def load() -> Engine:
         if url is None:
-            from spantune.extraction.extractor import load_run
+            from spantune.extraction import load_run
 
             return load_run(run, device, recipe.extract, min_score)
-        from spantune.extraction.remote.client import Server
-        from spantune.extraction.remote.extractor import load_remote
+        from spantune.extraction import Server, load_remote
 
         return load_remote(run, Server(url, model, grammar, concurrency), recipe.extract, min_score)
 
@@ -128,7 +123,7 @@ class _Work:
     calibration: Calibration | None = None
 
     def results(self) -> Iterator[Extraction]:
-        from spantune.core.console import track
+        from spantune.core import track
 
         for first in self.items:
             engine = self.load()
@@ -139,8 +134,8 @@ class _Work:
 
 def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
     """The recipe of a run, with the settings of this call."""
-    from spantune.core.config import load_config
-    from spantune.runs.folder import read_config
+    from spantune.core import load_config
+    from spantune.runs import read_config
 
     recipe = read_config(run)
     for override in overrides:
@@ -153,8 +148,7 @@ def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
 
 def _report(tally: Tally, calibration: Calibration | None, target: Target) -> None:
     """Say on stderr what came of the documents, and what is left of an interrupted run."""
-    from spantune.extraction.outputs import SHOWN
-    from spantune.extraction.resumable import partial
+    from spantune.extraction import SHOWN, partial
 
     report_left_out(calibration, tally.left_out)
     for note, count in tally.notes.items():
@@ -174,6 +168,6 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
 
 
 def _say(line: str) -> None:
-    from spantune.core.console import console
+    from spantune.core import console
 
     console().print(line, markup=False)

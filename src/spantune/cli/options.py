@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from spantune.metrics.calibration import Calibration
+    from spantune.metrics import Calibration
 
 
 # A command has as many parameters as options: typer reads them from the signature.
@@ -50,7 +50,7 @@ MinScore = Annotated[
 
 def report_left_out(calibration: Calibration | None, count: int) -> None:
     """Say on stderr how many entities a threshold left out, where there is one."""
-    from spantune.core.console import console
+    from spantune.core import console
 
     if calibration and (calibration.threshold is not None or calibration.label_thresholds):
         console().print(

@@ -16,10 +16,10 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import Json
-from spantune.core.errors import ConfigError
+from spantune.core import ConfigError
 
 if TYPE_CHECKING:
-    from spantune.runs.listing import Run
+    from spantune.runs import Run
 
 
 def runs(
@@ -72,7 +72,7 @@ def runs(
 
 
 def _write_csv(found: Sequence[Run], settings: Sequence[str]) -> None:
-    from spantune.runs.listing import COLUMNS
+    from spantune.runs import COLUMNS
 
     keys = [*COLUMNS, *settings]
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -133,7 +133,7 @@ def sync(
 
     Example: spantune sync runs/demo
     """
-    from spantune.runs.trackers.upload import sync as send
+    from spantune.runs import sync as send
 
     sent = send(run, seconds)
     what = "was sent before" if sent.before else "is sent"

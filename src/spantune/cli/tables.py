@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from spantune.core.document import Document
-    from spantune.data.statistics import Bin, Statistics
-    from spantune.encoding.encoder import Tokens
-    from spantune.metrics.comparison import Comparison
+    from spantune.core import Document
+    from spantune.data import Bin, Statistics
+    from spantune.encoding import Tokens
+    from spantune.metrics import Comparison
 
 
 # Named colours, so that they follow the terminal's theme; the label's name stands beside each.

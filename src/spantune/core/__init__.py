@@ -1,0 +1,45 @@
+"""The values that every layer passes on, the error tree, and the few things that all need of the operating system."""
+
+from __future__ import annotations
+
+from spantune.core import config
+from spantune.core.config import Config, Keep, Normalize, load_config, parse_config
+from spantune.core.document import Document, Entity, encodable, half_surrogate, to_record
+from spantune.core.errors import ConfigError, DataError, ModelError, RunError, SpantuneError, nearest, need
+from spantune.core.files import replacing, replacing_path, require_folder, sha256_of
+from spantune.core.signals import Interrupted, Stopped, StopRequest
+from spantune.core.task import Label, TaskSpec
+from spantune.core.terminal import bar, console, track
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Document",
+    "Entity",
+    "Interrupted",
+    "Keep",
+    "Label",
+    "ModelError",
+    "Normalize",
+    "RunError",
+    "SpantuneError",
+    "StopRequest",
+    "Stopped",
+    "TaskSpec",
+    "bar",
+    "config",
+    "console",
+    "encodable",
+    "half_surrogate",
+    "load_config",
+    "nearest",
+    "need",
+    "parse_config",
+    "replacing",
+    "replacing_path",
+    "require_folder",
+    "sha256_of",
+    "to_record",
+    "track",
+]

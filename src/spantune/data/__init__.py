@@ -1,0 +1,50 @@
+"""Annotated corpora before a model sees them: read, write, check, mend, count, split and chunk."""
+
+from __future__ import annotations
+
+from spantune.data import formats, splitting
+from spantune.data.checks import Demands, check, read_source
+from spantune.data.chunking import Chunk, Cutter, merge, split_long
+from spantune.data.counts import Bin, Statistics, histogram, nesting, statistics
+from spantune.data.findings import Report, Tally
+from spantune.data.formats import Corpus, read, write
+from spantune.data.loading import Splits, check_labels, read_splits, shared_texts
+from spantune.data.raw.document import Nested, Options
+from spantune.data.raw.text_files import cannot_be_read, is_stream, lines_of, read_bytes, read_text, try_lines
+from spantune.data.repairs import count_left_out, repair_all
+
+__all__ = [
+    "Bin",
+    "Chunk",
+    "Corpus",
+    "Cutter",
+    "Demands",
+    "Nested",
+    "Options",
+    "Report",
+    "Splits",
+    "Statistics",
+    "Tally",
+    "cannot_be_read",
+    "check",
+    "check_labels",
+    "count_left_out",
+    "formats",
+    "histogram",
+    "is_stream",
+    "lines_of",
+    "merge",
+    "nesting",
+    "read",
+    "read_bytes",
+    "read_source",
+    "read_splits",
+    "read_text",
+    "repair_all",
+    "shared_texts",
+    "split_long",
+    "splitting",
+    "statistics",
+    "try_lines",
+    "write",
+]

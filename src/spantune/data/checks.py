@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spantune.core.errors import DataError
+from spantune.core import DataError
 from spantune.data import formats
 from spantune.data.duplicates import check_repetition
 from spantune.data.findings import LONG, RARE, Report, Tally, excerpt, place, place_of, shown

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from unicodedata import category
 
-from spantune.core.document import Document, Entity, half_surrogate
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document, Entity, half_surrogate
 
 _CLAUSE_END = re.compile(r"[，、,：:…—]+[”’」』）】)\]\"']*\s*")
 _SPACE = re.compile(r"\s+")

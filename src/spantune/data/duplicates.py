@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from spantune.core.errors import ConfigError
+from spantune.core import ConfigError
 from spantune.data.findings import Tally, excerpt, place_of
 from spantune.data.raw.document import RawDocument
 

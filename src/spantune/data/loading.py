@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from spantune.core import config
-from spantune.core.document import Document
-from spantune.core.errors import ConfigError, DataError, nearest
+from spantune.core import ConfigError, DataError, Document, config, nearest
 from spantune.data import formats
 from spantune.data.raw.document import Options
 

@@ -14,9 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError
-from spantune.core.files import replacing, replacing_path
+from spantune.core import ConfigError, DataError, Document, Entity, replacing, replacing_path
 from spantune.data import formats
 from spantune.data.checks import FILE_NOTES, Source
 from spantune.data.findings import Tally, place

@@ -27,9 +27,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from spantune.core.document import Document
-from spantune.core.errors import ConfigError, DataError, nearest
-from spantune.core.files import replacing, replacing_path
+from spantune.core import ConfigError, DataError, Document, nearest, replacing, replacing_path
 from spantune.data import formats
 from spantune.data.duplicates import near_duplicates
 

@@ -1,0 +1,34 @@
+"""From documents to token ids and from answers back to entities, without torch."""
+
+from __future__ import annotations
+
+from spantune.encoding.answers import FORMATS, answer_format
+from spantune.encoding.answers.anchoring import Problem, Said
+from spantune.encoding.answers.gbnf import WRITINGS, gbnf
+from spantune.encoding.encoder import Encoder, Example, Tokens, coloured, count_tokens
+from spantune.encoding.packing import NO_TARGET, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
+from spantune.encoding.prompts import PRESETS, make_task
+
+__all__ = [
+    "FORMATS",
+    "NO_TARGET",
+    "PREFIX",
+    "PRESETS",
+    "WRITINGS",
+    "Encoder",
+    "Example",
+    "Pack",
+    "Problem",
+    "Said",
+    "Tokens",
+    "answer_format",
+    "coloured",
+    "common_prefix",
+    "count_tokens",
+    "fill",
+    "gbnf",
+    "layout",
+    "make_task",
+    "pack_examples",
+    "shared_prefix",
+]

@@ -11,11 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spantune.core.console import track
-from spantune.core.document import Document
-from spantune.core.errors import DataError, ModelError
-from spantune.core.task import TaskSpec
-from spantune.data.statistics import Bin, histogram
+from spantune.core import DataError, Document, ModelError, TaskSpec, track
+from spantune.data import Bin, histogram
 from spantune.encoding.answers import answer_format
 from spantune.encoding.prompts import messages, tutorial_prompt
 

@@ -10,9 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from spantune.core import config
-from spantune.core.errors import ConfigError
-from spantune.core.task import Label, TaskSpec
+from spantune.core import ConfigError, Label, TaskSpec, config
 
 CMEEE_LABELS = (
     Label(code="dis", name="疾病", description="疾病、综合征、损伤、中毒和作为诊断的病理状态"),

@@ -1,0 +1,65 @@
+"""From documents to entities: grammar, decoding, a server as an engine, and bulk input and output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spantune.core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from spantune.extraction.chunked import Engine
+    from spantune.extraction.decoder import Decoder, Row
+    from spantune.extraction.evaluation import Evaluation, evaluate, explained, save_predictions
+    from spantune.extraction.extractor import Extractor, load_bare, load_run
+    from spantune.extraction.grammar import Allowed, Guide, constraint_of
+    from spantune.extraction.inputs import Texts
+    from spantune.extraction.model_runner import Forward
+    from spantune.extraction.outputs import SHOWN, Tally, Target
+    from spantune.extraction.remote.client import Server
+    from spantune.extraction.remote.extractor import load_remote
+    from spantune.extraction.result import Extraction, rates
+    from spantune.extraction.resumable import partial
+
+__all__ = [
+    "SHOWN",
+    "Allowed",
+    "Decoder",
+    "Engine",
+    "Evaluation",
+    "Extraction",
+    "Extractor",
+    "Forward",
+    "Guide",
+    "Row",
+    "Server",
+    "Tally",
+    "Target",
+    "Texts",
+    "constraint_of",
+    "evaluate",
+    "explained",
+    "load_bare",
+    "load_remote",
+    "load_run",
+    "partial",
+    "rates",
+    "save_predictions",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "chunked": ("Engine",),
+        "decoder": ("Decoder", "Row"),
+        "evaluation": ("Evaluation", "evaluate", "explained", "save_predictions"),
+        "extractor": ("Extractor", "load_bare", "load_run"),
+        "grammar": ("Allowed", "Guide", "constraint_of"),
+        "inputs": ("Texts",),
+        "model_runner": ("Forward",),
+        "outputs": ("SHOWN", "Tally", "Target"),
+        "remote.client": ("Server",),
+        "remote.extractor": ("load_remote",),
+        "result": ("Extraction", "rates"),
+        "resumable": ("partial",),
+    },
+)

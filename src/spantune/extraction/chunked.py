@@ -12,14 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from spantune.core import config
-from spantune.core.document import Document
-from spantune.core.errors import DataError
-from spantune.data.chunking import Chunk, Cutter, merge
-from spantune.encoding.answers.anchoring import Problem
-from spantune.encoding.encoder import Encoder
+from spantune.core import DataError, Document, config
+from spantune.data import Chunk, Cutter, merge
+from spantune.encoding import Encoder, Problem
 from spantune.extraction.result import Extraction, failure
-from spantune.metrics.calibration import Calibration
+from spantune.metrics import Calibration
 
 
 class Engine(Protocol):

@@ -19,13 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spantune.core.document import Document
-from spantune.core.errors import ModelError
-from spantune.encoding.encoder import Encoder
-from spantune.encoding.packing import common_prefix
+from spantune.core import Document, ModelError
+from spantune.encoding import Encoder, common_prefix
 from spantune.extraction.grammar import Constraint, Guide
 from spantune.extraction.model_runner import Forward, Part
-from spantune.models.architecture import few_logits
+from spantune.models import few_logits
 
 SPARE = 64  # slots that a row should find free besides those of its prompt when it joins
 _PROBES = ("文本", "text", "\n", "1")  # texts whose prompts bound the instruction that all prompts share

@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spantune.core.console import track
-from spantune.core.document import Document, to_record
+from spantune.core import Document, to_record, track
 from spantune.data import formats
 from spantune.extraction.extractor import Extractor
 from spantune.extraction.result import Extraction, annotated, rates
-from spantune.metrics.figures import Protocol, Scores
-from spantune.metrics.scoring import score
+from spantune.metrics import Protocol, Scores, score
 
 
 @dataclass(frozen=True)

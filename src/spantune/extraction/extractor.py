@@ -12,21 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spantune.core import config
-from spantune.core.document import Document
-from spantune.core.task import TaskSpec
-from spantune.encoding.answers.anchoring import Problem
-from spantune.encoding.encoder import Encoder
+from spantune.core import Document, TaskSpec, config
+from spantune.encoding import Encoder, Problem
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
 from spantune.extraction.grammar import constraint_of
 from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Extraction, Written, calibrated, read_answer
-from spantune.metrics.calibration import Calibration
-from spantune.models.architecture import vocabulary_size
-from spantune.models.loading import Loaded, load
-from spantune.models.lora import load_adapter
-from spantune.runs.folder import read_adapter, read_config
+from spantune.metrics import Calibration
+from spantune.models import Loaded, load, load_adapter, vocabulary_size
+from spantune.runs import read_adapter, read_config
 
 ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together where a recipe does not say
 TOKENS = {"cpu": 1024, "cuda": 512}  # most tokens a pass

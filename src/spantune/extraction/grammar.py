@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spantune.core.errors import ModelError
-from spantune.encoding.answers.anchoring import Said
-from spantune.encoding.encoder import Encoder
+from spantune.core import ModelError
+from spantune.encoding import Encoder, Said
 
 THREADS = 8
 UNSPELLABLE = "\uffff\ufffe"  # no characters, which no text has

@@ -18,12 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from spantune.core.document import Document, encodable
-from spantune.core.errors import ConfigError, DataError, nearest
-from spantune.data import formats
-from spantune.data.raw.document import Options
-from spantune.data.raw.text_files import cannot_be_read, is_stream, lines_of, read_bytes, read_text, try_lines
-from spantune.encoding.answers.anchoring import Problem
+from spantune.core import ConfigError, DataError, Document, encodable, nearest
+from spantune.data import Options, cannot_be_read, formats, is_stream, lines_of, read_bytes, read_text, try_lines
+from spantune.encoding import Problem
 from spantune.extraction.result import Extraction, failure
 
 STDIN = "-"

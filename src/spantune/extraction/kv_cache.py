@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from spantune.models.architecture import head_size, kv_heads
+from spantune.models import head_size, kv_heads
 
 INSTRUCTION = 0  # the row that the instruction is computed in
 

@@ -21,11 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spantune.core.errors import ModelError
+from spantune.core import ModelError
 from spantune.extraction.kv_cache import INSTRUCTION, SlotCache, bytes_per_token
-from spantune.models.architecture import causal_lm, head_size, kv_heads
-from spantune.models.attention import unread_mask
-from spantune.models.kernels.rows import RowView, Span, blocks_of, kernel_error, windows
+from spantune.models import RowView, Span, blocks_of, causal_lm, head_size, kernel_error, kv_heads, unread_mask, windows
 
 WIDTH = 64  # passes of a graph are filled up to a multiple of this, or to a power of two below it
 SMALLEST = 16
@@ -195,7 +193,7 @@ class _Static:
     """What a pass reads, at fixed places in GPU memory, and the pinned memory that it is loaded from."""
 
     def __init__(self, device: torch.device, shape: Shape, cache: SlotCache, config: Any):
-        from spantune.models.kernels.rows_triton import queries_per_block
+        from spantune.models import queries_per_block
 
         self._per_block = queries_per_block(config.num_attention_heads // kv_heads(config))
         self._shape, self._cache = shape, cache

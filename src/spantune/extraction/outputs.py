@@ -19,15 +19,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spantune.core.document import Document, encodable, to_record
-from spantune.core.errors import ConfigError, DataError, nearest
-from spantune.core.files import require_folder
-from spantune.data import formats
-from spantune.data.raw.document import Nested, Options
+from spantune.core import ConfigError, DataError, Document, encodable, nearest, require_folder, to_record
+from spantune.data import Nested, Options, formats
 from spantune.extraction import resumable
 from spantune.extraction.result import FAILED, Extraction, annotated, is_wanting
 from spantune.extraction.resumable import Done
-from spantune.report.documents import write_page
+from spantune.report import write_page
 
 SHOWN = 10
 """Most failures that are named."""

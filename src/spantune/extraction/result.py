@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from spantune.core.document import Document, Entity
-from spantune.encoding.answers.anchoring import Problem
-from spantune.encoding.encoder import Encoder
-from spantune.metrics.calibration import Calibration
+from spantune.core import Document, Entity
+from spantune.encoding import Encoder, Problem
+from spantune.metrics import Calibration
 
 FAILED = ("unreadable", "refused", "failed")
 """The status of documents of which nothing is known: their entities are not none, they are unknown."""

@@ -18,9 +18,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from spantune.core.document import Document, to_record
-from spantune.core.errors import DataError
-from spantune.core.files import require_folder
+from spantune.core import DataError, Document, require_folder, to_record
 from spantune.extraction.result import Extraction, is_wanting
 
 

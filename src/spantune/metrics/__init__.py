@@ -1,0 +1,39 @@
+"""Figures of predicted documents against gold ones, with their uncertainty."""
+
+from __future__ import annotations
+
+from spantune.metrics import bootstrap, calibration, counts
+from spantune.metrics.calibration import Calibration, Evidence, Figures, calibrate
+from spantune.metrics.comparison import Comparison, Gap, System, compare
+from spantune.metrics.error_analysis import ANSWER_KINDS, KINDS, NONE, Confusion, Error, Judged, Outcome, judge
+from spantune.metrics.figures import Figure, Protocol, Scores
+from spantune.metrics.pairing import align, pair
+from spantune.metrics.scoring import score
+
+__all__ = [
+    "ANSWER_KINDS",
+    "KINDS",
+    "NONE",
+    "Calibration",
+    "Comparison",
+    "Confusion",
+    "Error",
+    "Evidence",
+    "Figure",
+    "Figures",
+    "Gap",
+    "Judged",
+    "Outcome",
+    "Protocol",
+    "Scores",
+    "System",
+    "align",
+    "bootstrap",
+    "calibrate",
+    "calibration",
+    "compare",
+    "counts",
+    "judge",
+    "pair",
+    "score",
+]

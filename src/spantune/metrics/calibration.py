@@ -18,9 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, RunError
-from spantune.core.files import replacing
+from spantune.core import ConfigError, Document, Entity, RunError, replacing
 from spantune.metrics import reliability, thresholds
 from spantune.metrics.thresholds import Curve, Point, Predictions, Thresholds, collect
 

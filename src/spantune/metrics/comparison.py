@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from spantune.core.document import Document
-from spantune.core.errors import ConfigError, DataError
+from spantune.core import ConfigError, DataError, Document
 from spantune.metrics.figures import Protocol, Scores
 from spantune.metrics.pairing import pair
 from spantune.metrics.scoring import RESAMPLES, score

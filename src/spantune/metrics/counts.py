@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spantune.core.document import Document
-from spantune.core.errors import DataError, nearest
+from spantune.core import DataError, Document, nearest
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from spantune.core.document import Document, Entity
+from spantune.core import Document, Entity
 from spantune.metrics.pairing import pair, require_same_text
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from spantune.core.document import Document
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document
 
 
 def pair(gold: Sequence[Document], predicted: Sequence[Document]) -> list[tuple[Document, Document]]:

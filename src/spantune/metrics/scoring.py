@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from spantune.core.document import Document
-from spantune.core.errors import ConfigError, nearest
+from spantune.core import ConfigError, Document, nearest
 from spantune.metrics.counts import Bools, Ints, Side
 from spantune.metrics.figures import PROTOCOLS, Average, FalseAlarms, Figure, Protocol, Scores
 from spantune.metrics.pairing import pair

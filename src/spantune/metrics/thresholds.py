@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document, Entity
 from spantune.metrics.pairing import pair
 
 if TYPE_CHECKING:

@@ -1,0 +1,79 @@
+"""A base model from a hub or a folder, the adapter on it, and the attention and products that it computes with."""
+
+from __future__ import annotations
+
+from spantune.models.architecture import (
+    capped,
+    causal_lm,
+    decoder_layers,
+    few_logits,
+    head_size,
+    is_wide,
+    kv_heads,
+    softcap_of,
+    vocabulary_size,
+)
+from spantune.models.attention import NAME, Places, pack_view, unread_mask
+from spantune.models.bundled import RECORD
+from spantune.models.compilation import compile_layers
+from spantune.models.fp8 import has_fp8, to_fp8
+from spantune.models.kernels.packs import Spans, spans
+from spantune.models.kernels.rows import RowView, Span, blocks_of, kernel_error, queries_per_block, windows
+from spantune.models.loading import Loaded, card_problems, load, load_config_of, load_tokenizer, pick_device, pick_dtype
+from spantune.models.lora import (
+    Coverage,
+    adapter_weights,
+    attach,
+    coverage,
+    linear_modules,
+    load_adapter,
+    unmatched_error,
+    unranked_error,
+)
+from spantune.models.sources import WANTED, pinned, resolve
+
+__all__ = [
+    "NAME",
+    "RECORD",
+    "WANTED",
+    "Coverage",
+    "Loaded",
+    "Places",
+    "RowView",
+    "Span",
+    "Spans",
+    "adapter_weights",
+    "attach",
+    "blocks_of",
+    "capped",
+    "card_problems",
+    "causal_lm",
+    "compile_layers",
+    "coverage",
+    "decoder_layers",
+    "few_logits",
+    "has_fp8",
+    "head_size",
+    "is_wide",
+    "kernel_error",
+    "kv_heads",
+    "linear_modules",
+    "load",
+    "load_adapter",
+    "load_config_of",
+    "load_tokenizer",
+    "pack_view",
+    "pick_device",
+    "pick_dtype",
+    "pinned",
+    "queries_per_block",
+    "resolve",
+    "softcap_of",
+    "spans",
+    "to_fp8",
+    "unmatched_error",
+    "unranked_error",
+    "unread_mask",
+    "vocabulary_size",
+    "windows",
+]

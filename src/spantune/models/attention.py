@@ -20,8 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from spantune.core.errors import ModelError
-from spantune.encoding.packing import PREFIX
+from spantune.core import ModelError
+from spantune.encoding import PREFIX
 from spantune.models.architecture import layer_kinds, window_of
 from spantune.models.kernels.packs import Spans, can_flash, pack_attention
 from spantune.models.kernels.rows import RowView

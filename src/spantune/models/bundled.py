@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spantune.core.errors import ModelError, nearest
-from spantune.core.files import sha256_of
+from spantune.core import ModelError, nearest, sha256_of
 from spantune.models.gguf_tokenizer import build_tokenizer, read_metadata
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from spantune.core.config import Keep
+from spantune.core import Keep
 from spantune.models.architecture import decoder_layers, is_wide
 from spantune.models.kernels import lora_linear, packs
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from spantune.core.errors import ModelError
+from spantune.core import ModelError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spantune.core.errors import ModelError
+from spantune.core import ModelError
 
 TIMEOUT_SECONDS = 20.0
 

@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from spantune.core import config
-from spantune.core.errors import ConfigError, ModelError
+from spantune.core import ConfigError, ModelError, config
 from spantune.models.attention import NAME, check_attention
 from spantune.models.bundled import BUNDLED
 from spantune.models.fp8 import has_fp8, to_fp8

@@ -19,8 +19,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-from spantune.core import config
-from spantune.core.errors import ModelError, nearest
+from spantune.core import ModelError, config, nearest
 from spantune.models.fp8 import Fp8Linear
 from spantune.models.kernels.lora_linear import FP8, linear
 

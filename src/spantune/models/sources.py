@@ -27,8 +27,7 @@ from typing import NoReturn
 
 from filelock import FileLock
 
-from spantune.core.errors import ModelError, nearest
-from spantune.core.files import sha256_of
+from spantune.core import ModelError, nearest, sha256_of
 from spantune.models import bundled
 from spantune.models.hubs import HUBS, Hub, HubFile, first_line
 

@@ -1,0 +1,18 @@
+"""Pages, Markdown and JSON from figures and documents; no score is computed here."""
+
+from __future__ import annotations
+
+from spantune.report.comparison import write_comparison
+from spantune.report.content import CalibrationView, Report
+from spantune.report.documents import write_page
+from spantune.report.run import report_run
+from spantune.report.write import write_report
+
+__all__ = [
+    "CalibrationView",
+    "Report",
+    "report_run",
+    "write_comparison",
+    "write_page",
+    "write_report",
+]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from spantune.report.html import points
 
 if TYPE_CHECKING:
-    from spantune.metrics.figures import Figure
+    from spantune.metrics import Figure
 
 
 WIDTH, HEIGHT = 400, 240

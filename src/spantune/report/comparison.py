@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spantune.core.errors import ConfigError
-from spantune.metrics.comparison import Comparison, Gap, System
-from spantune.metrics.error_analysis import Outcome, judge
+from spantune.core import ConfigError
+from spantune.metrics import Comparison, Gap, Outcome, System, judge
 from spantune.report import charts, documents
 from spantune.report.content import cell, figure_cells, table
 from spantune.report.html import SIGNS, colours, embed, interval, points, render

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from spantune.core.document import Document
-from spantune.metrics.error_analysis import NONE, Confusion, Outcome
-from spantune.metrics.figures import Figure, Scores
+from spantune.core import Document
+from spantune.metrics import NONE, Confusion, Figure, Outcome, Scores
 from spantune.report.charts import EvaluationPoint
 from spantune.report.html import interval, number, points
 

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spantune.core.document import Document
-from spantune.core.files import replacing
-from spantune.data.statistics import Bin, Statistics, nesting, statistics
-from spantune.metrics.error_analysis import ANSWER_KINDS, KINDS, Error, Judged, Outcome
+from spantune.core import Document, replacing
+from spantune.data import Bin, Statistics, nesting, statistics
+from spantune.metrics import ANSWER_KINDS, KINDS, Error, Judged, Outcome
 from spantune.report.html import colours, draw, embed, number, render
 
 PAGE = 50

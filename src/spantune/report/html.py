@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
-from spantune.core.document import Document, Entity
+from spantune.core import Document, Entity
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -19,20 +19,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spantune.core.config import Config
-from spantune.core.document import Document
-from spantune.core.errors import DataError, RunError
-from spantune.core.task import TaskSpec
-from spantune.data import formats
-from spantune.data.loading import Splits, read_splits
-from spantune.metrics.calibration import Calibration, calibrate
-from spantune.metrics.figures import Scores
-from spantune.metrics.scoring import score
+from spantune.core import Config, DataError, Document, RunError, TaskSpec
+from spantune.data import Splits, formats, read_splits
+from spantune.metrics import Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
 from spantune.report.html import interval, points
 from spantune.report.write import write_report
-from spantune.runs.folder import read_config
-from spantune.runs.journal import METRICS_FILE, read_metrics
+from spantune.runs import METRICS_FILE, read_config, read_metrics
 
 
 @dataclass(frozen=True)

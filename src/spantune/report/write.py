@@ -12,8 +12,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from spantune.core.files import replacing
-from spantune.metrics.error_analysis import NONE, judge
+from spantune.core import replacing
+from spantune.metrics import NONE, judge
 from spantune.report import charts, content, documents
 from spantune.report.charts import Chart
 from spantune.report.content import CalibrationView, Report

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from safetensors import SafetensorError
-from spantune.core.errors import RunError
-from spantune.core.files import sha256_of
+from spantune.core import RunError
+from spantune.core import sha256_of
 from typing import Any
 import json
 import logging

@@ -14,11 +14,11 @@ from contextlib import suppress
 from filelock import FileLock
 from filelock import Timeout
 from pathlib import Path
-from spantune.core.config import Config
-from spantune.core.config import parse_config
-from spantune.core.errors import ConfigError
-from spantune.core.errors import RunError
-from spantune.core.task import TaskSpec
+from spantune.core import Config
+from spantune.core import parse_config
+from spantune.core import ConfigError
+from spantune.core import RunError
+from spantune.core import TaskSpec
 from spantune.runs.journal import Journal
 import itertools
 import json

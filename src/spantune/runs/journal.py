@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from spantune.core.files import replacing
+from spantune.core import replacing
 from typing import Any
 import json
 import logging

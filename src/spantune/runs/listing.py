@@ -17,9 +17,9 @@ from datetime import UTC
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from spantune.core.config import Config
-from spantune.core.errors import ConfigError
-from spantune.core.errors import RunError
+from spantune.core import Config
+from spantune.core import ConfigError
+from spantune.core import RunError
 from spantune.runs.folder import is_finished
 from spantune.runs.folder import is_held
 from spantune.runs.folder import read_config

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from spantune.core.signals import StopRequest
-from spantune.runs.checkpoints import BestAdapter, Checkpoints
+from spantune.core import StopRequest
+from spantune.runs import BestAdapter, Checkpoints
 from spantune.training.estimate import GIB, Estimate
 
 

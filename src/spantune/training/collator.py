@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from spantune.core import config
-from spantune.encoding.encoder import Example
-from spantune.encoding.packing import NO_TARGET, pack_examples
+from spantune.encoding import NO_TARGET, Example, pack_examples
 from spantune.training.loss import tensors
 
 

@@ -17,13 +17,19 @@ from typing import Any, get_args
 
 import torch
 
-from spantune.core import config
-from spantune.core.config import Config
-from spantune.encoding.packing import fill
-from spantune.models.architecture import decoder_layers, head_size, is_wide
-from spantune.models.fp8 import has_fp8
-from spantune.models.loading import pick_device, pick_dtype
-from spantune.models.lora import adapter_weights, coverage, linear_modules
+from spantune.core import Config, config
+from spantune.encoding import fill
+from spantune.models import (
+    adapter_weights,
+    coverage,
+    decoder_layers,
+    has_fp8,
+    head_size,
+    is_wide,
+    linear_modules,
+    pick_device,
+    pick_dtype,
+)
 from spantune.training.loss import HEAD_CHUNK
 from spantune.training.preparation import Prepared
 

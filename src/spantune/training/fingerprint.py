@@ -16,12 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
-from spantune.core.document import Document
-from spantune.core.errors import RunError
-from spantune.core.files import sha256_of
-from spantune.core.task import TaskSpec
-from spantune.models.bundled import RECORD
-from spantune.models.sources import WANTED, pinned
+from spantune.core import Document, RunError, TaskSpec, sha256_of
+from spantune.models import RECORD, WANTED, pinned
 from spantune.training.preparation import Prepared
 
 ENVIRONMENT_FILE = "environment.json"

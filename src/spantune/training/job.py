@@ -18,27 +18,26 @@ from typing import Any
 
 from transformers import TrainingArguments, set_seed
 
-from spantune.core.config import Config
-from spantune.core.console import bar, console
-from spantune.core.document import Document
-from spantune.core.errors import ConfigError, DataError
-from spantune.core.signals import StopRequest
+from spantune.core import Config, ConfigError, DataError, Document, StopRequest, bar, console
 from spantune.data import formats
-from spantune.encoding.packing import layout
-from spantune.extraction.evaluation import Evaluation, evaluate, save_predictions
-from spantune.extraction.extractor import Extractor
-from spantune.extraction.result import Extraction
-from spantune.metrics.figures import Scores
-from spantune.metrics.scoring import score
-from spantune.models.compilation import compile_layers
-from spantune.models.loading import Loaded, load
-from spantune.models.lora import attach, load_adapter
-from spantune.models.sources import pinned
-from spantune.report.run import report_run
-from spantune.runs.checkpoints import BestAdapter, Checkpoints, step_of
-from spantune.runs.folder import Claim, logging_to, require_free
-from spantune.runs.journal import read_metrics, rewind
-from spantune.runs.trackers.dashboards import Trackers, open_trackers, require_trackers
+from spantune.encoding import layout
+from spantune.extraction import Evaluation, Extraction, Extractor, evaluate, save_predictions
+from spantune.metrics import Scores, score
+from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned
+from spantune.report import report_run
+from spantune.runs import (
+    BestAdapter,
+    Checkpoints,
+    Claim,
+    Trackers,
+    logging_to,
+    open_trackers,
+    read_metrics,
+    require_free,
+    require_trackers,
+    rewind,
+    step_of,
+)
 from spantune.training.callbacks import ForecastCallback, SafetyCallback
 from spantune.training.collator import Collator
 from spantune.training.estimate import Estimate, checkpointing, compiling

@@ -16,12 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from spantune.core.config import Normalize
-from spantune.core.errors import ModelError
-from spantune.encoding.packing import NO_TARGET, Pack
-from spantune.models.architecture import capped, causal_lm, few_logits, softcap_of
-from spantune.models.attention import Places, pack_view
-from spantune.models.kernels.packs import Spans, spans
+from spantune.core import ModelError, Normalize
+from spantune.encoding import NO_TARGET, Pack
+from spantune.models import Places, Spans, capped, causal_lm, few_logits, pack_view, softcap_of, spans
 
 HEAD_CHUNK = 256  # positions whose logits exist at a time
 

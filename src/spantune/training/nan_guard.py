@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Literal
 
-from spantune.core.errors import RunError
+from spantune.core import RunError
 
 WINDOW = 32  # losses that a new one is compared with
 FEWEST = 8  # of them, before anything is called a spike

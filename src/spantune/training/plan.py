@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 
-from spantune.core.config import Config
-from spantune.core.errors import ModelError
-from spantune.data.loading import shared_texts
-from spantune.models.loading import card_problems
-from spantune.models.lora import Coverage, coverage, unmatched_error, unranked_error
+from spantune.core import Config, ModelError
+from spantune.data import shared_texts
+from spantune.models import Coverage, card_problems, coverage, unmatched_error, unranked_error
 from spantune.training.estimate import GIB, Estimate, estimate
 from spantune.training.preparation import Prepared
 

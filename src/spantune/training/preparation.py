@@ -13,17 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spantune.core import config
-from spantune.core.document import Document
-from spantune.core.task import TaskSpec
-from spantune.data.chunking import split_long
-from spantune.data.loading import Splits, check_labels, read_splits
-from spantune.encoding.encoder import Encoder, Example
-from spantune.encoding.packing import shared_prefix
-from spantune.encoding.prompts import make_task
-from spantune.extraction.grammar import Guide, constraint_of
-from spantune.models.loading import load_config_of, load_tokenizer
-from spantune.models.sources import resolve
+from spantune.core import Document, TaskSpec, config
+from spantune.data import Splits, check_labels, read_splits, split_long
+from spantune.encoding import Encoder, Example, make_task, shared_prefix
+from spantune.extraction import Guide, constraint_of
+from spantune.models import load_config_of, load_tokenizer, resolve
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 log = logging.getLogger(__name__)

@@ -26,10 +26,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from spantune.core import config
-from spantune.core.errors import RunError
-from spantune.core.signals import Stopped
-from spantune.runs.checkpoints import Checkpoints
+from spantune.core import RunError, Stopped, config
+from spantune.runs import Checkpoints
 from spantune.training.collator import Collator
 from spantune.training.loss import PackTensors, pack_loss
 from spantune.training.nan_guard import StepGuard

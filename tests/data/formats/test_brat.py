@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.real import SHARED
 from helpers.strategies import annotated, texts
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document, Entity
 from spantune.data import formats
 from spantune.data.formats import brat
 from spantune.data.raw.text_files import CRLF_NOTE

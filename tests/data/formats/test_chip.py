@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from helpers.real import SHARED
 from helpers.refusal import assert_unwritable
 from helpers.strategies import annotated
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document, Entity
 from spantune.data import formats
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "chip" / "clinic.txt"

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from helpers.real import SHARED
 from helpers.refusal import assert_unwritable
 from helpers.strategies import annotated, characters
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError
-from spantune.data import formats
-from spantune.data.raw.document import Options, RawDocument
+from spantune.core import ConfigError, DataError, Document, Entity
+from spantune.data import Options, formats
+from spantune.data.raw.document import RawDocument
 from spantune.data.raw.tags import decode, encode, parse_tag
 from spantune.data.raw.text_files import BOM_NOTE, CRLF_NOTE
 from spantune.data.raw.tokens import split

@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 from helpers.corpora import CLINIC, FIXTURES
 from helpers.real import SHARED
 from helpers.strategies import annotated
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
-from spantune.data import formats
+from spantune.core import DataError, Document, Entity
+from spantune.data import Options, formats
 from spantune.data.formats import few_shot
 from spantune.data.raw import json_records, text_files
-from spantune.data.raw.document import Options
 from spantune.data.raw.text_files import BOM_NOTE, CRLF_NOTE
 
 FILES = {

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from helpers.real import SHARED
 from helpers.refusal import assert_unreadable
 from helpers.strategies import annotated
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
-from spantune.data import formats
+from spantune.core import DataError, Document, Entity
+from spantune.data import Options, formats
 from spantune.data.formats.label_studio import UTF16
-from spantune.data.raw.document import Options, RawDocument
+from spantune.data.raw.document import RawDocument
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "label_studio"
 NOTE = "𠮷先生右肩疼痛，血钾低。"

@@ -19,10 +19,8 @@ from helpers.corpora import CLINIC, FIXTURES
 from helpers.real import SHARED
 from helpers.refusal import assert_refused
 from helpers.strategies import annotated
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError
-from spantune.data import formats
-from spantune.data.raw.document import Options
+from spantune.core import ConfigError, DataError, Document, Entity
+from spantune.data import Options, formats
 
 needs_spacy = pytest.mark.skipif(
     importlib.util.find_spec("spacy") is None, reason="spaCy, of the extra `spacy`, is not installed"

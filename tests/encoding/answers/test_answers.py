@@ -14,11 +14,11 @@ from llguidance import LLMatcher
 from helpers.answers import TASK, documents, f1
 from helpers.fakes import byte_tokenizer
 from helpers.real import SHARED
-from spantune.core.document import Document, Entity
-from spantune.core.task import TaskSpec
+from spantune.core import Document, Entity, TaskSpec
 from spantune.data import formats
-from spantune.encoding.answers import answer_format, jsonl, jsonl_seed
-from spantune.encoding.answers.anchoring import Mention, Parsed, Problem, resolve
+from spantune.encoding import Problem, answer_format
+from spantune.encoding.answers import jsonl, jsonl_seed
+from spantune.encoding.answers.anchoring import Mention, Parsed, resolve
 
 SEED = TASK.model_copy(update={"answer": "jsonl_seed"})
 WITH_EMPTY = TASK.model_copy(update={"empty_answer": "没有"})

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from helpers.answers import TASK, documents, f1
 from helpers.fakes import MERGES, byte_tokenizer
 from helpers.real import SHARED
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ModelError
-from spantune.core.task import Label, TaskSpec
+from spantune.core import Document, Entity, Label, ModelError, TaskSpec
 from spantune.data import formats
-from spantune.encoding.answers import FORMATS, answer_format, grouped, inline
-from spantune.encoding.answers.anchoring import Parsed, Problem
-from spantune.encoding.encoder import Encoder
-from spantune.extraction.grammar import Constraint, Guide
+from spantune.encoding import FORMATS, Encoder, Problem, answer_format
+from spantune.encoding.answers import grouped, inline
+from spantune.encoding.answers.anchoring import Parsed
+from spantune.extraction import Guide
+from spantune.extraction.grammar import Constraint
 
 BYTES, MERGED = byte_tokenizer(), byte_tokenizer([*MERGES, ('"', ","), ('"', "]"), (">", "<"), ("<", "/"), ("><", "/")])
 CONSTRAINTS = [Constraint(tokenizer, len(tokenizer), tokenizer.eos_token_id) for tokenizer in (BYTES, MERGED)]

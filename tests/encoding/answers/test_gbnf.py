@@ -9,10 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers.fakes import byte_tokenizer
-from spantune.core.document import Document, Entity
-from spantune.core.task import Label, TaskSpec
-from spantune.encoding.answers import FORMATS
-from spantune.encoding.answers.gbnf import _suffix_automaton, gbnf
+from spantune.core import Document, Entity, Label, TaskSpec
+from spantune.encoding import FORMATS, gbnf
+from spantune.encoding.answers.gbnf import _suffix_automaton
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code='s"\\m')), instruction="Find entities.")
 TOKENIZER = byte_tokenizer()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from spantune.core.errors import ModelError
+from spantune.core import ModelError
 from spantune.extraction.remote.client import Breaker, Patience
 
 

@@ -15,16 +15,12 @@ import torch
 
 from helpers.completions_server import CompletionsServer, Response, Trouble, serving
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
-from spantune.core import config
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, ModelError
-from spantune.core.task import Label, TaskSpec
-from spantune.encoding.encoder import Encoder
-from spantune.extraction.extractor import Extractor
-from spantune.extraction.remote.client import Client, Patience, Server
+from spantune.core import ConfigError, Document, Entity, Label, ModelError, TaskSpec, config
+from spantune.encoding import Encoder
+from spantune.extraction import Extraction, Extractor, Server
+from spantune.extraction.remote.client import Client, Patience
 from spantune.extraction.remote.extractor import RemoteExtractor
 from spantune.extraction.remote.protocol import Served, choose
-from spantune.extraction.result import Extraction
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
 GOLD = [

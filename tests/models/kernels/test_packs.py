@@ -14,10 +14,11 @@ from torch import Tensor
 from helpers import dense_kernel
 from helpers.fakes import tiny_model
 from helpers.packs import FAMILIES, adapted, examples, gradients, packed
-from spantune.encoding.packing import PREFIX
-from spantune.models.attention import Places, attention_mask
-from spantune.models.kernels.packs import LARGEST_HEAD, STEP, Spans, can_flash, gathered, pack_attention, spans
-from spantune.training.loss import pack_loss
+from spantune.encoding import PREFIX
+from spantune.models import Places, Spans, spans
+from spantune.models.attention import attention_mask
+from spantune.models.kernels.packs import LARGEST_HEAD, STEP, can_flash, gathered, pack_attention
+from spantune.training import pack_loss
 
 shapes = st.tuples(st.integers(0, 9), st.lists(st.integers(1, 9), min_size=1, max_size=6))
 

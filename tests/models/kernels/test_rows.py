@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from helpers.fakes import tiny_model
 from spantune.extraction.model_runner import KERNEL_ERROR
-from spantune.models.kernels.rows import RowView, Span, kernel_error, windows
+from spantune.models import RowView, Span, kernel_error, windows
 
 SPANS = [Span(1, 0, 1, 5), Span(2, 1, 9, 200), Span(4, 10, 3, 0), Span(3, 13, 20, 63), Span(5, 33, 1, 0)]
 
@@ -71,7 +71,7 @@ def test_any_layout(rows: list[tuple[int, int]], window: int | None) -> None:
 
 def check_kernel(device: str, dtype: torch.dtype, tolerance: float) -> None:
     """The kernel against the spans; with blocks of nobody at the end."""
-    from spantune.models.kernels.rows_triton import queries_per_block
+    from spantune.models import queries_per_block
 
     for heads, size, window in (((8, 2), 64, None), ((4, 4), 16, None), ((14, 2), 32, 7), ((4, 1), 24, 100)):
         inputs = drawn(SPANS, heads, size, dtype, device)

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from spantune.core.document import Document, Entity
+from spantune.core import Document, Entity
 from spantune.runs.trackers.charts import BAR, Bar, ConfusionChart, F1Chart, charts, panel
 
 GOLD = [Document("d1", "患者发热咳嗽", (Entity(2, 4, "sym"), Entity(4, 6, "sym"))), Document("d2", "阑尾炎", ())]

@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
-from spantune.core.document import Document
-from spantune.core.errors import ConfigError
+from spantune.core import Document
+from spantune.core import ConfigError
 from spantune.data import formats
-from spantune.runs.journal import METRICS_FILE, JsonlTracker, read_metrics, rewind
+from spantune.runs import METRICS_FILE, read_metrics, rewind
+from spantune.runs.journal import JsonlTracker
 from spantune.runs.trackers import dashboards
-from spantune.runs.trackers.dashboards import Trackers, documents, history, open_trackers, require_trackers, run_info
-from spantune.runs.trackers.interface import Call, Chart, hints
+from spantune.runs import Trackers, open_trackers, require_trackers
+from spantune.runs.trackers.dashboards import documents, history, run_info
+from spantune.runs import hints
+from spantune.runs.trackers.interface import Call, Chart
 from spantune.runs.trackers.queue import Worker
 from helpers.tracked_run import GOLD, LABELS, begin, measure, recipe
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from spantune.core.config import Track
-from spantune.core.errors import RunError
-from spantune.runs.trackers.interface import RunInfo, hints
+from spantune.core import RunError
+from spantune.runs import hints
+from spantune.runs.trackers.interface import RunInfo
 
 
 def info(folder: Path) -> RunInfo:

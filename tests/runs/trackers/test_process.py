@@ -15,7 +15,7 @@ import pytest
 
 from helpers import tracked_backends
 from spantune.core.config import Track
-from spantune.core.errors import RunError
+from spantune.core import RunError
 from spantune.runs.trackers.charts import Bar, F1Chart
 from spantune.runs.trackers.interface import RunInfo
 from spantune.runs.trackers.process import TrackerProcess, call_apart

@@ -21,11 +21,11 @@ import psutil
 import pytest
 import yaml
 
-from spantune.core.errors import ConfigError
-from spantune.runs.journal import read_metrics
-from spantune.runs.trackers.dashboards import open_trackers
-from spantune.runs.trackers.interface import hints
-from spantune.runs.trackers.upload import sync
+from spantune.core import ConfigError
+from spantune.runs import read_metrics
+from spantune.runs import open_trackers
+from spantune.runs import hints
+from spantune.runs import sync
 from helpers.swanlab_cloud import KEY, Cloud
 from helpers.tracked_run import begin, measure, recipe
 
@@ -495,7 +495,7 @@ def test_a_run_that_is_resumed_online_goes_on_under_its_id_and_repeats_no_point(
 
 
 def test_sync_says_what_is_wrong(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spantune.core.errors import RunError
+    from spantune.core import RunError
 
     with pytest.raises(RunError, match=r"no config\.yaml here"):
         sync(tmp_path)

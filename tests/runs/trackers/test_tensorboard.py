@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spantune.runs.trackers.interface import hints
+from spantune.runs import hints
 from helpers.tracked_run import begin, measure
 
 pytest.importorskip("tensorboard")

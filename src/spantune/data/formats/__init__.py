@@ -14,8 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from spantune.core.document import Document
-from spantune.core.errors import DataError, nearest
+from spantune.core import DataError, Document, nearest
 from spantune.data.formats import (
     brat,
     chip,

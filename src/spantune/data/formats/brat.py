@@ -18,9 +18,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path, PurePosixPath
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
-from spantune.core.files import replacing_path
+from spantune.core import DataError, Document, Entity, replacing_path
 from spantune.data.raw.document import (
     Defect,
     Item,

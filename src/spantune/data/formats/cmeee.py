@@ -12,9 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spantune.core.document import Document
-from spantune.core.errors import DataError
-from spantune.core.files import replacing
+from spantune.core import DataError, Document, replacing
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
 from spantune.data.raw.json_records import Record, read_json
 

@@ -14,9 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError
-from spantune.core.files import replacing
+from spantune.core import ConfigError, DataError, Document, Entity, replacing
 from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample
 from spantune.data.raw.tags import OUTSIDE, Chunk, Scheme, SchemeCensus, Tag, decode, encode, flat, parse_tag
 from spantune.data.raw.text_files import read_lines

@@ -17,9 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from spantune.core.document import Document
-from spantune.core.errors import DataError, need
-from spantune.core.files import replacing_path
+from spantune.core import DataError, Document, need, replacing_path
 from spantune.data.raw import tabular, tags, tokens
 from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each
 from spantune.data.raw.json_records import Record

@@ -16,8 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from spantune.core.document import Document
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, reunited, strange
 from spantune.data.raw.json_records import Record, read_json, write_json_lines
 

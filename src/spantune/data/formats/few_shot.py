@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spantune.core.document import Document
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document
 from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each
 from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
 

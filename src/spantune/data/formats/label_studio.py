@@ -17,9 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from spantune.core.document import Document
-from spantune.core.errors import DataError
-from spantune.core.files import replacing
+from spantune.core import DataError, Document, replacing
 from spantune.data.raw.document import (
     Defect,
     Item,

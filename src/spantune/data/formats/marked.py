@@ -13,9 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
-from spantune.core.files import replacing
+from spantune.core import DataError, Document, Entity, replacing
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample
 from spantune.data.raw.text_files import read_lines
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from spantune.core.document import Document, to_record
+from spantune.core import Document, to_record
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
 from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
 

@@ -17,9 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from spantune.core.document import Document, Entity, to_record
-from spantune.core.errors import DataError, need
-from spantune.core.files import replacing_path
+from spantune.core import DataError, Document, Entity, need, replacing_path, to_record
 from spantune.data.raw import tabular, tokens
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
 from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines

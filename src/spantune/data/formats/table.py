@@ -16,9 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from spantune.core.document import Document
-from spantune.core.errors import DataError, need
-from spantune.core.files import replacing, replacing_path
+from spantune.core import DataError, Document, need, replacing, replacing_path
 from spantune.data.raw import tabular
 from spantune.data.raw.document import Item, Options, Sample, each
 from spantune.data.raw.json_records import Record

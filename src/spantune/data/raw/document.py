@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from spantune.core.document import Document, Entity, half_surrogate
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document, Entity, half_surrogate
 
 R = TypeVar("R")
 Nested = Literal["error", "outermost", "innermost"]

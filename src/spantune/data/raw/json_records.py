@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spantune.core.document import half_surrogate
-from spantune.core.errors import DataError
-from spantune.core.files import replacing
+from spantune.core import DataError, half_surrogate, replacing
 from spantune.data.raw.text_files import LINE_LIMIT, oversized, read_chunks, try_lines
 
 _BLANK = re.compile(r"[ \t\r\n]*")

@@ -16,8 +16,7 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any, TextIO
 
-from spantune.core.document import Document, to_record
-from spantune.core.errors import DataError, need
+from spantune.core import DataError, Document, need, to_record
 from spantune.data.raw.document import Options, RawDocument, RawEntity
 from spantune.data.raw.json_records import Record
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document, Entity
 from spantune.data.raw.document import Options
 
 Scheme = Literal["IOB1", "IOB2", "BIOES"]

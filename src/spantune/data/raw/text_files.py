@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from spantune.core.errors import DataError
+from spantune.core import DataError
 
 BOM_NOTE = "byte-order mark taken off"
 CRLF_NOTE = "CRLF line end"

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from spantune.core.document import Document
-from spantune.core.task import TaskSpec
+from spantune.core import Document, TaskSpec
 from spantune.encoding.answers import grouped, inline, jsonl, jsonl_seed
 from spantune.encoding.answers.anchoring import Parsed, Problem, Resolved, Said
 

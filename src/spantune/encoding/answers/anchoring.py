@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from spantune.core.document import Entity
-from spantune.core.task import TaskSpec
+from spantune.core import Entity, TaskSpec
 
 IN_VAIN = 2
 """Mentions in a row that only say what was said, after which an answer goes round in circles; one is a slip."""

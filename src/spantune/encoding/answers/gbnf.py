@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spantune.core.task import TaskSpec
+from spantune.core import TaskSpec
 from spantune.encoding.answers import jsonl, jsonl_seed
 
 WRITINGS = {"jsonl": jsonl.JSON, "jsonl_seed": jsonl_seed.PLAIN}

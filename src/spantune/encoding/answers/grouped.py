@@ -13,8 +13,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from spantune.core.document import Document, half_surrogate
-from spantune.core.task import TaskSpec
+from spantune.core import Document, TaskSpec, half_surrogate
 from spantune.encoding.answers.anchoring import Mention, Parsed, Problem, Said, resolve
 from spantune.encoding.answers.lark import escaped, later, literal, substring, without
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from spantune.core.document import Document, Entity
-from spantune.core.task import TaskSpec
+from spantune.core import Document, Entity, TaskSpec
 from spantune.encoding.answers.anchoring import Mention, Parsed, Problem, Resolved, Said, resolve
 from spantune.encoding.answers.lark import choice, literal
 

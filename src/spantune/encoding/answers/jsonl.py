@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from spantune.core.document import Document
-from spantune.core.task import TaskSpec
+from spantune.core import Document, TaskSpec
 from spantune.encoding.answers.anchoring import Mention, Parsed, Problem, Said, resolve
 from spantune.encoding.answers.lark import choice, escaped, later, literal, substring, without
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spantune.core.document import Document
-from spantune.core.task import TaskSpec
+from spantune.core import Document, TaskSpec
 from spantune.encoding.answers.anchoring import Mention, Parsed, Problem, Said, resolve
 from spantune.encoding.answers.jsonl import Writing, object_grammar
 

@@ -18,8 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx2 as httpx
 
-from spantune.core.document import encodable
-from spantune.core.errors import ConfigError, ModelError
+from spantune.core import ConfigError, ModelError, encodable
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,16 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
-from spantune.core import config
-from spantune.core.document import Document
-from spantune.core.errors import ConfigError, ModelError
-from spantune.encoding.answers.anchoring import Problem
-from spantune.encoding.encoder import Encoder
+from spantune.core import ConfigError, Document, ModelError, config
+from spantune.encoding import Encoder, Problem
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.grammar import constraint_of
 from spantune.extraction.remote.client import Client, Refused, Server
 from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose
 from spantune.extraction.result import Extraction, Written, calibrated, failure, read_answer
-from spantune.metrics.calibration import Calibration
-from spantune.models.loading import load_tokenizer
-from spantune.runs.folder import read_adapter, read_config
+from spantune.metrics import Calibration
+from spantune.models import load_tokenizer
+from spantune.runs import read_adapter, read_config
 
 AHEAD = 4
 """Requests that may wait for an earlier one, so that the order is kept, for each that may be under way."""

@@ -11,10 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spantune.core.document import half_surrogate
-from spantune.core.errors import ConfigError, ModelError, nearest
-from spantune.encoding.answers.gbnf import WRITINGS, gbnf
-from spantune.encoding.encoder import Encoder
+from spantune.core import ConfigError, ModelError, half_surrogate, nearest
+from spantune.encoding import WRITINGS, Encoder, gbnf
 from spantune.extraction.remote.client import Server
 
 _OWNERS = {"vllm": "vllm", "llamacpp": "llamacpp"}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from spantune.encoding.packing import PREFIX
+from spantune.encoding import PREFIX
 from spantune.models.architecture import head_size
 from spantune.models.kernels.lora_linear import LIBRARY
 

@@ -80,11 +80,16 @@ def blocks_of(spans: Sequence[Span], size: int) -> list[tuple[int, int, int, int
     ]
 
 
+def queries_per_block(group: int) -> int:
+    """How many queries of a row one block of the Triton kernel takes, where `group` query heads share a key head."""
+    from spantune.models.kernels import rows_triton
+
+    return rows_triton.queries_per_block(group)
+
+
 @cache
 def kernel_error(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> float:
     """How far the kernel's attention is from the plain way's on a small random batch, as a share of its norm."""
-    from spantune.models.kernels.rows_triton import queries_per_block
-
     draw = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:

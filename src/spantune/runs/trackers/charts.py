@@ -13,11 +13,11 @@ from PIL import ImageFont
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
-from spantune.core.document import Document
-from spantune.core.document import Entity
-from spantune.metrics.error_analysis import Confusion
-from spantune.metrics.error_analysis import NONE
-from spantune.metrics.error_analysis import judge
+from spantune.core import Document
+from spantune.core import Entity
+from spantune.metrics import Confusion
+from spantune.metrics import NONE
+from spantune.metrics import judge
 from typing import Any
 import functools
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 from spantune.core import config
-from spantune.core.document import Document
-from spantune.core.errors import ConfigError
-from spantune.core.errors import DataError
+from spantune.core import Document
+from spantune.core import ConfigError
+from spantune.core import DataError
 from spantune.data import formats
 from spantune.runs.journal import JsonlTracker
 from spantune.runs.journal import METRICS_FILE

@@ -18,8 +18,8 @@ from filelock import FileLock
 from filelock import Timeout
 from pathlib import Path
 from spantune.core import config
-from spantune.core.document import Document
-from spantune.core.errors import RunError
+from spantune.core import Document
+from spantune.core import RunError
 from typing import Any
 from typing import Protocol
 from typing import TYPE_CHECKING

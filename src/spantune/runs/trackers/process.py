@@ -15,7 +15,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from spantune.core.errors import RunError
+from spantune.core import RunError
 from spantune.runs.trackers.interface import Chart
 from spantune.runs.trackers.interface import RunInfo
 from spantune.runs.trackers.interface import Tracker

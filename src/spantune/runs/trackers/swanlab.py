@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from spantune.core.errors import ConfigError
-from spantune.core.errors import RunError
+from spantune.core import ConfigError
+from spantune.core import RunError
 from spantune.runs.trackers.interface import Chart
 from spantune.runs.trackers.interface import RunInfo
 from typing import Any

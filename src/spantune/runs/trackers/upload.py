@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from spantune.core.config import Config
-from spantune.core.errors import DataError
-from spantune.core.errors import RunError
-from spantune.core.task import TaskSpec
-from spantune.data.loading import read_splits
+from spantune.core import Config
+from spantune.core import DataError
+from spantune.core import RunError
+from spantune.core import TaskSpec
+from spantune.data import read_splits
 from spantune.runs.folder import read_config
 from spantune.runs.journal import read_metrics
 from spantune.runs.trackers.dashboards import history

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError
+from spantune.core import DataError, Document, Entity
 from spantune.data.chunking import SENTENCE_END
 
 AMBIGUOUS_SHOWN = 10

@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.real import SHARED
-from spantune.core.document import Document, Entity
-from spantune.core.errors import ConfigError, DataError
-from spantune.data import chunking, formats, loading, statistics
-from spantune.data.chunking import Chunk, merge
+from spantune.core import ConfigError, DataError, Document, Entity
+from spantune.data import Chunk, chunking, formats, loading, merge, statistics
 
 LONG = "入院后测血压。夜间诉头痛！“睡不好。”家属陪护；次日复查 CT. No change. Stable"
 

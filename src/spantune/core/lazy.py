@@ -1,0 +1,35 @@
+"""Package exports that are imported when they are first used, so that a light name does not load torch."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def lazy_exports(
+    package: str, modules: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The `__getattr__` and `__dir__` of a package whose names are imported on first use (PEP 562).
+
+    Args:
+        package: the package's `__name__`.
+        modules: the names that each module of the package defines, by the module's name relative to the package.
+            `"name as alias"` exports a name under another one.
+    """
+    homes = {}
+    for module, names in modules.items():
+        for name in names:
+            source, _, alias = name.partition(" as ")
+            homes[alias or source] = (f"{package}.{module}", source)
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, source = homes[name]
+        value = getattr(importlib.import_module(module), source)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, lambda: sorted(homes)
