@@ -7,6 +7,7 @@ from spantune.core.config import Config, Keep, Normalize, load_config, parse_con
 from spantune.core.document import Document, Entity, encodable, half_surrogate, to_record
 from spantune.core.errors import ConfigError, DataError, ModelError, RunError, SpantuneError, nearest, need
 from spantune.core.files import replacing, replacing_path, require_folder, sha256_of
+from spantune.core.lazy import lazy_exports
 from spantune.core.signals import Interrupted, Stopped, StopRequest
 from spantune.core.task import Label, TaskSpec
 from spantune.core.terminal import bar, console, track
@@ -32,6 +33,7 @@ __all__ = [
     "console",
     "encodable",
     "half_surrogate",
+    "lazy_exports",
     "load_config",
     "nearest",
     "need",

@@ -1,0 +1,61 @@
+"""The part of a transformers tokenizer that spantune uses, as a type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class AddedToken(Protocol):
+    """A token that was added to a vocabulary; a special one stands for no text."""
+
+    content: str
+    special: bool
+
+
+class Tokenizer(Protocol):
+    """A fast tokenizer of transformers with a chat template.
+
+    A real one has more; a class of ours never implements this. The members are those of `PreTrainedTokenizerFast`.
+    """
+
+    chat_template: str | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    vocab_size: int
+
+    @property
+    def all_special_ids(self) -> Sequence[int]:
+        """The ids of the special tokens."""
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """The added tokens by their ids."""
+
+    def __len__(self) -> int:
+        """The size of the vocabulary, added tokens included."""
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> Mapping[str, list[int]]:
+        """`{"input_ids": […]}` of a text."""
+
+    def decode(self, token_ids: Sequence[int], *, clean_up_tokenization_spaces: bool | None = None) -> str:
+        """The text of ids."""
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, str]],
+        *,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        enable_thinking: bool,
+    ) -> str:
+        """A conversation as one string."""
+
+    def convert_ids_to_tokens(self, ids: int) -> str:
+        """The vocabulary's entry of an id."""
+
+    def save_pretrained(self, save_directory: str | Path) -> object:
+        """Write the tokenizer's files into a folder."""
