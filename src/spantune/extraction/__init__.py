@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spantune.core.lazy import lazy_exports
+from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
     from spantune.extraction.chunked import Engine
