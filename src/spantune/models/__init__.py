@@ -14,7 +14,7 @@ from spantune.models.architecture import (
     vocabulary_size,
 )
 from spantune.models.attention import NAME, Places, pack_view, unread_mask
-from spantune.models.bundled import RECORD
+from spantune.models.bundled import RECORD, cache_root
 from spantune.models.compilation import compile_layers
 from spantune.models.fp8 import has_fp8, to_fp8
 from spantune.models.kernels.packs import Spans, spans
@@ -45,6 +45,7 @@ __all__ = [
     "adapter_weights",
     "attach",
     "blocks_of",
+    "cache_root",
     "capped",
     "card_problems",
     "causal_lm",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 from spantune.core import Document, TaskSpec, config
 from spantune.data import Splits, check_labels, read_splits, split_long
 from spantune.encoding import Encoder, Example, make_task, shared_prefix
-from spantune.extraction import Guide, constraint_of
-from spantune.models import load_config_of, load_tokenizer, resolve
+from spantune.extraction import mark_choices
+from spantune.models import cache_root, load_config_of, load_tokenizer, resolve
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 log = logging.getLogger(__name__)
@@ -77,21 +76,9 @@ def prepare(recipe: config.Config) -> Prepared:
     examples, cut = _cut(examples, settings.cut_tokens)
     model_config = load_config_of(folder)
     if settings.on_choices:
-        examples = _choices(examples, splits.train, encoder, model_config.vocab_size)
+        cache = cache_root() / "gold"
+        examples = mark_choices(examples, splits.train, encoder, model_config.vocab_size, cache)
     return Prepared(recipe, task, splits, folder, tokenizer, model_config, encoder, examples, cut)
-
-
-def _choices(
-    examples: Sequence[Example], documents: Sequence[Document], encoder: Encoder, vocabulary: int
-) -> tuple[Example, ...]:
-    """Examples whose loss is on the choices that the grammar leaves, among what it allows."""
-    constraint = constraint_of(encoder.tokenizer, vocabulary, encoder.stop_id)
-    marked = []
-    for example, document in zip(examples, documents, strict=True):
-        start = example.answer_start
-        choices = Guide(constraint, encoder, document.text).choices(example.ids[start:])
-        marked.append(replace(example, choices={start + index: allowed for index, allowed in choices.items()}))
-    return tuple(marked)
 
 
 def _cut(examples: tuple[Example, ...], size: int | None) -> tuple[tuple[Example, ...], int]:
