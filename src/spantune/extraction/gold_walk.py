@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, TypeAlias
@@ -40,6 +40,8 @@ WALK_VERSION = 1
 """To be raised when the walk would find other choices: every cached result is then made again."""
 SERIAL_UNDER = 500
 """Fewer answers than this are walked in this process: a worker takes seconds to start."""
+CACHED_FROM = 100
+"""Fewer answers than this are not cached: they are walked in about the time that starting takes."""
 CHUNK = 32
 """Answers that a worker walks at a time."""
 CACHE_FILES = 8
@@ -69,13 +71,15 @@ def mark_choices(
         ModelError: the grammar cannot be followed with this tokenizer.
     """
     answers = [(d.text, e.ids[e.answer_start :]) for e, d in zip(examples, documents, strict=True)]
+    cached = len(answers) >= CACHED_FROM
     path = cache / f"{_key(documents, answers, encoder, vocabulary)}.npz"
-    table = _read(path, len(answers))
+    table = _read(path, len(answers)) if cached else None
     if table is None:
         processes = _cores() if len(answers) >= SERIAL_UNDER else 1
         walked = walk(answers, encoder, vocabulary, processes)
         table = _Table.of(track(walked, "find choices", len(answers), "answers"))
-        _write(path, table)
+        if cached:
+            _write(path, table)
     return tuple(
         replace(example, choices={example.answer_start + index: ids for index, ids in choices.items()})
         for example, choices in zip(examples, table.choices(), strict=True)
@@ -135,6 +139,9 @@ def _spawning() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+_given: tuple[bytes, int]  # of a worker: the pickled encoder and the size of the vocabulary
+
+
 def _start_worker(pickled: bytes, vocabulary: int) -> None:
     """Keep what a worker needs, and end it when the process that started it ends, however that does."""
     global _given
@@ -188,7 +195,9 @@ class _Table(NamedTuple):
     def of(cls, walked: Iterable[Mapping[int, tuple[int, ...]]]) -> _Table:
         """The table of the choices of answers."""
         numbers: dict[tuple[int, ...], int] = {}
-        counts, indexes, sets = [], [], []
+        counts: list[int] = []
+        indexes: list[int] = []
+        sets: list[int] = []
         for choices in walked:
             counts.append(len(choices))
             indexes += choices
@@ -204,7 +213,7 @@ class _Table(NamedTuple):
         sets = [tuple(ids[end - size : end]) for size, end in zip(self.sizes.tolist(), ends, strict=True)]
         pairs = zip(self.indexes.tolist(), (sets[number] for number in self.sets.tolist()), strict=True)
         for count in self.counts.tolist():
-            yield {index: allowed for (index, allowed), _ in zip(pairs, range(count), strict=False)}
+            yield dict(islice(pairs, count))
 
     def is_whole(self, answers: int) -> bool:
         """Whether the arrays agree with each other and with the number of answers."""
@@ -227,7 +236,7 @@ def _key(documents: Sequence[Document], answers: Sequence[Answer], encoder: Enco
 def _read(path: Path, answers: int) -> _Table | None:
     """The table in a cache file; None where there is none, or only a damaged one."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             table = _Table(**{name: arrays[name] for name in _Table._fields})
         if not table.is_whole(answers):
             raise ValueError("its arrays do not fit each other")
@@ -235,7 +244,7 @@ def _read(path: Path, answers: int) -> _Table | None:
         return table
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         log.warning("%s: damaged cache (%s); the gold answers are walked again", path, error)
         return None
 
