@@ -159,11 +159,11 @@ class Guide:
         Raises:
             ModelError: the answer does not follow the grammar, or its tokens are not those that would be forced.
         """
-        choices: dict[int, tuple[int, ...]] = {}
+        found: dict[int, tuple[int, ...]] = {}
         index = 0
         while index < len(answer):
-            choices[index] = tuple(self._constraint.allowed([self.matcher]).ids[0].tolist())
-            if answer[index] not in choices[index]:
+            found[index] = tuple(self._constraint.allowed([self.matcher]).ids[0].tolist())
+            if answer[index] not in found[index]:
                 raise ModelError(
                     f"the grammar does not allow the gold answer of {self._text!r} at its token {index}; set "
                     "train.loss_on=answer"
@@ -178,7 +178,7 @@ class Guide:
                     "set train.loss_on=answer"
                 )
             index += len(tokens)
-        return choices
+        return found
 
     def _renew(self) -> bool:
         """Where an object has just ended, go on with the grammar of what may follow it; says whether it is another."""
