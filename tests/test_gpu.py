@@ -17,7 +17,7 @@ from helpers.fakes import tiny_model
 from spantune.core import Keep, config, parse_config
 from spantune.encoding import Example, layout, shared_prefix
 from spantune.models import NAME, attach, compile_layers, has_fp8, to_fp8
-from spantune.models.fp8 import Fp8Linear
+from spantune.models.kernels.lora_linear import Fp8Linear
 from spantune.training import Collator, PackTensors, pack_loss, tensors
 from spantune.training.schedule import Clock
 from spantune.training.trainer import PackTrainer

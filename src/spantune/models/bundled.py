@@ -21,12 +21,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import platformdirs
 
 from spantune.core import ModelError, nearest, sha256_of
-from spantune.models.gguf_tokenizer import build_tokenizer, read_metadata
+from spantune.models.gguf_tokenizer import Metadata, build_tokenizer, read_metadata
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -80,7 +80,7 @@ class BundledModel:
     ids: Mapping[str, int]
     add_bos: bool
     model_type: str
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
 
 
 BUNDLED: dict[str, BundledModel] = {
@@ -312,7 +312,7 @@ def _save_weights(model: BundledModel, source: Path, made: Path) -> None:
     net.save_pretrained(made)
 
 
-def _save_tokenizer(model: BundledModel, metadata: Mapping[str, Any], made: Path) -> None:
+def _save_tokenizer(model: BundledModel, metadata: Metadata, made: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     core = build_tokenizer(metadata)
