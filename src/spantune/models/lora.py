@@ -180,9 +180,9 @@ def _check_complete(folder: Path, adapted: CausalLM, stored: set[str]) -> None:
         raise _foreign(folder, f"{sorted(stored ^ expected)[0]} is in one and not in the other")
 
 
-def _foreign(folder: Path, found: str) -> ModelError:
+def _foreign(folder: Path, difference: str) -> ModelError:
     return ModelError(
-        f"{folder}: the adapter is for another model than model.source of the run's recipe ({found}); name the model "
+        f"{folder}: the adapter is for another model than model.source of the run's recipe ({difference}); name the model "
         "that it was trained on"
     )
 

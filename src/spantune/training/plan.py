@@ -118,9 +118,9 @@ def _targets(recipe: Config, coverage: Coverage) -> Audit:
 def _card(prepared: Prepared) -> Audit:
     problems = card_problems(prepared.files.config, prepared.tokenizer)
     waived = None if prepared.recipe.model.verify else "model.verify"
-    finding = "; ".join(problems) or "special tokens and RoPE as expected, EOS ≠ PAD"
+    result = "; ".join(problems) or "special tokens and RoPE as expected, EOS ≠ PAD"
     return Audit(
-        "the model is what its card says", not problems, finding, "take the current upload of the model", waived
+        "the model is what its card says", not problems, result, "take the current upload of the model", waived
     )
 
 
@@ -128,17 +128,17 @@ def _stop(prepared: Prepared) -> Audit:
     stop = prepared.encoder.stop_id
     missing = sum(example.ids[-1] != stop or example.answer_start >= len(example.ids) for example in prepared.examples)
     token = prepared.tokenizer.convert_ids_to_tokens(stop)
-    finding = f"{missing} of {len(prepared.examples)} samples lack it" if missing else f"{token} ends every sample"
-    return Audit("the stop token is in the loss", not missing, finding, "remove train.cut_tokens", _cuts(prepared))
+    result = f"{missing} of {len(prepared.examples)} samples lack it" if missing else f"{token} ends every sample"
+    return Audit("the stop token is in the loss", not missing, result, "remove train.cut_tokens", _cuts(prepared))
 
 
 def _truncation(prepared: Prepared) -> Audit:
     longest = max(len(example.ids) for example in prepared.examples)
-    finding = (
+    result = (
         f"{prepared.cut} of {len(prepared.examples)} samples are cut" if prepared.cut else f"longest: {longest} tokens"
     )
     remedy = "remove train.cut_tokens; data.too_long=split keeps offsets"
-    return Audit("no truncation", not prepared.cut, finding, remedy, _cuts(prepared))
+    return Audit("no truncation", not prepared.cut, result, remedy, _cuts(prepared))
 
 
 def _cuts(prepared: Prepared) -> str | None:
@@ -151,34 +151,34 @@ def _template(prepared: Prepared) -> Audit:
     waived = None if is_chat else "task.template"
     for document, example in list(zip(prepared.splits.train, prepared.examples, strict=True))[:200]:
         problems += tuple(encoder.prompt_ids(document.text))[: len(example.ids)] != example.prompt
-    finding = "training ids equal serving ids" if not problems else f"{problems} documents differ"
+    result = "training ids equal serving ids" if not problems else f"{problems} documents differ"
     if not is_chat:
-        finding = "the tutorial's literal prompt, whose <im_sep> is four ordinary tokens"
+        result = "the tutorial's literal prompt, whose <im_sep> is four ordinary tokens"
     return Audit(
-        "the tokenizer's chat template is used", is_chat and not problems, finding, "set task.template=chat", waived
+        "the tokenizer's chat template is used", is_chat and not problems, result, "set task.template=chat", waived
     )
 
 
 def _leak(name: str, prepared: Prepared, dev: bool) -> Audit:
     documents = prepared.splits.dev if dev else prepared.splits.test
     shared = shared_texts(prepared.splits.train, documents)
-    finding = (
+    result = (
         f"{len(shared)} shared texts, such as {shared[0][:40]!r}"
         if shared
         else f"{len(documents)} documents, none shared"
     )
-    return Audit(name, not shared, finding, "remove the shared texts from one side")
+    return Audit(name, not shared, result, "remove the shared texts from one side")
 
 
 def _memory(predicted: Estimate) -> Audit:
     parts = ", ".join(f"{key.removesuffix('_gib')} {value:.1f}" for key, value in asdict(predicted.memory).items())
     total, free = predicted.memory.total_gib, predicted.available_gib
-    finding = f"about {total:.1f} GiB ({parts}) of {free:.1f} free on {predicted.device}"
+    result = f"about {total:.1f} GiB ({parts}) of {free:.1f} free on {predicted.device}"
     remedy = "no setting makes it fit; take a smaller model or a larger device"
     if predicted.fitting is not None:
         chosen = predicted.fitting or {"train.keep": "none"}
         remedy = f"set {' '.join(f'{key}={value}' for key, value in chosen.items())}"
-    return Audit(MEMORY, predicted.fits, finding, remedy)
+    return Audit(MEMORY, predicted.fits, result, remedy)
 
 
 def _disk(recipe: Config, predicted: Estimate) -> Audit:
