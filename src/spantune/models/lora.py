@@ -182,8 +182,8 @@ def _check_complete(folder: Path, adapted: CausalLM, stored: set[str]) -> None:
 
 def _foreign(folder: Path, difference: str) -> ModelError:
     return ModelError(
-        f"{folder}: the adapter is for another model than model.source of the run's recipe ({difference}); name the model "
-        "that it was trained on"
+        f"{folder}: the adapter is for another model than model.source of the run's recipe ({difference}); name the "
+        "model that it was trained on"
     )
 
 
