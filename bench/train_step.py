@@ -308,10 +308,9 @@ def _padded_step(model: Any, padding: int, cut: int | None, device: torch.device
         from dataclasses import replace
 
         batch = collate([replace(example, ids=example.ids[:cut]) for example in examples])
-        for row in batch["rows"]:
+        for rows in batch.parts:
             with torch.autocast(device.type, torch.bfloat16, enabled=rough):
-                moved = {name: tensor.to(device) for name, tensor in row.items()}
-                loss = model(**moved, use_cache=False, num_items_in_batch=batch["weight"]).loss
+                loss = model(**vars(rows.to(device)), use_cache=False, num_items_in_batch=batch.weight).loss
             loss.backward()
         torch.nn.utils.clip_grad_norm_(adapters, 1.0)
         optimizer.step()

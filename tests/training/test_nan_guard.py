@@ -28,7 +28,7 @@ from spantune.runs import Checkpoints, Claim, read_metrics, resume_recipe, step_
 from spantune.runs.folder import REPORT
 from spantune.training import train
 from spantune.training.nan_guard import MOST_LEFT_OUT, StepGuard
-from spantune.training.trainer import StepCallback
+from spantune.training.step import StepRunner
 
 Tree = Callable[..., dict[str, Any]]
 QUIET = {"swanlab": "off"}
@@ -142,13 +142,23 @@ class Filler:
     def __init__(self, disk: Path, full_after: int, free_after: int):
         self.path, self.full_after, self.free_after = disk / "filler", full_after, free_after
 
-    def __call__(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """On the begin of a step."""
-        if state.global_step == self.full_after:
+    def before_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have every step call this first."""
+        run = StepRunner.run
+
+        def filling(runner: StepRunner, batch: Any, step: int, *rest: Any) -> Any:
+            self(step - 1)
+            return run(runner, batch, step, *rest)
+
+        monkeypatch.setattr(StepRunner, "run", filling)
+
+    def __call__(self, done: int) -> None:
+        """Before the step that follows `done` steps."""
+        if done == self.full_after:
             with self.path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
                 while True:
                     file.write(bytes(shutil.disk_usage(self.path.parent).free or 256))
-        if state.global_step == self.free_after:
+        if done == self.free_after:
             self.path.unlink()
 
 
@@ -161,7 +171,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
     settings = {"max_steps": 24, "eval_steps": 4, "save_steps": 4}
     whole = train(recipe(run={"name": "whole"}, train=settings))
     disk = small_disk(256 << 20)
-    monkeypatch.setattr(StepCallback, "on_step_begin", Filler(disk, 6, 17).__call__, raising=False)
+    Filler(disk, 6, 17).before_steps(monkeypatch)
     seen: dict[int, list[int]] = {}
     write = Checkpoints.write
 
@@ -192,7 +202,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_way_out(
     settings = {"max_steps": 12, "eval_steps": 4, "save_steps": 2, "eval_before": False}
     wanted = recipe(run={"folder": str(disk)}, train=settings)
     with monkeypatch.context() as patched:
-        patched.setattr(StepCallback, "on_step_begin", Filler(disk, 3, -1).__call__, raising=False)
+        Filler(disk, 3, -1).before_steps(patched)
         with pytest.raises(RunError, match="the best adapter could not be written; free some space, and go on with"):
             train(wanted)
     (disk / "filler").unlink()

@@ -27,6 +27,7 @@ from spantune.models.lora import (
     coverage,
     linear_modules,
     load_adapter,
+    load_adapter_weights,
     unmatched_error,
     unranked_error,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "linear_modules",
     "load",
     "load_adapter",
+    "load_adapter_weights",
     "load_config_of",
     "load_tokenizer",
     "pack_view",

@@ -33,6 +33,10 @@ class Clock:
         """Seconds that the whole run will take when `progress`, a share of it, is over."""
         return self.seconds / progress if progress > 0 else math.inf
 
+    def save(self, folder: Path) -> None:
+        """Write the seconds into a checkpoint's folder, where `read_clock` finds them."""
+        (folder / CLOCK_FILE).write_text(f"{self.seconds}\n", encoding="utf-8")
+
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """What runs inside takes no time."""
@@ -72,6 +76,37 @@ class Schedule:
         if self.settings.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
         return 1 - done if self.settings.schedule == "linear" else 1.0
+
+
+class ExampleOrder:
+    """Which examples a step takes: every epoch is a permutation of all of them, drawn from the seed and the epoch.
+
+    Args:
+        examples: how many there are.
+        batch: how many a step takes; the last step of an epoch takes what remains.
+        seed: the run's.
+    """
+
+    def __init__(self, examples: int, batch: int, seed: int):
+        self.examples, self.batch, self.seed = examples, batch, seed
+        self.steps_per_epoch = -(-examples // batch)
+        self._epoch: int | None = None
+        self._places: list[int] = []
+
+    def places(self, step: int) -> list[int]:
+        """The places of the examples of the step that follows `step` steps."""
+        import torch
+
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self._epoch, self._places = epoch, torch.randperm(self.examples, generator=generator).tolist()
+        return self._places[index * self.batch : (index + 1) * self.batch]
+
+    def epoch_after(self, step: int) -> float:
+        """Epochs that are over after `step` steps, of which there is one at least."""
+        epoch, index = divmod(step - 1, self.steps_per_epoch)
+        return epoch + (index + 1) / self.steps_per_epoch
 
 
 def read_clock(checkpoint: Path | None) -> float:
