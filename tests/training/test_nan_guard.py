@@ -27,7 +27,7 @@ from spantune.extraction import load_run
 from spantune.runs import Checkpoints, Claim, read_metrics, resume_recipe, step_of
 from spantune.runs.folder import REPORT
 from spantune.training import train
-from spantune.training.nan_guard import MOST_LEFT_OUT, StepGuard
+from spantune.training.nan_guard import MOST_SKIPPED, StepGuard
 from spantune.training.step import StepRunner
 
 Tree = Callable[..., dict[str, Any]]
@@ -64,10 +64,10 @@ def test_a_step_that_is_not_finite_stops_or_is_left_out() -> None:
 
 def test_a_run_of_nothing_but_broken_steps_stops_all_the_same() -> None:
     guard = StepGuard("skip")
-    for step in range(MOST_LEFT_OUT):
+    for step in range(MOST_SKIPPED):
         assert not guard.accepts(math.nan, step, IDS)
     assert guard.accepts(1.0, 5, IDS) and guard.accepts_gradient(1.0, 5, IDS)  # one good step counts anew
-    for step in range(6, 6 + MOST_LEFT_OUT):
+    for step in range(6, 6 + MOST_SKIPPED):
         assert not guard.accepts(math.nan, step, IDS)
     with pytest.raises(RunError, match=r"at step 11, as at the 5 steps before; documents: a, b"):
         guard.accepts(math.nan, 11, IDS)
@@ -126,7 +126,7 @@ def test_a_broken_step_is_left_out_and_the_run_ends_well(
     assert 2 <= sum(line["left_out"] for line in left_out) <= 3
     assert all((line["loss"] is None) == (every == 1) for line in left_out)
     assert all(line["loss"] is not None and line["loss"] > 0 for line in lines if line not in left_out)
-    assert "is left out: the loss became nan; documents: " in caplog.text and "the-bad-one" in caplog.text
+    assert "is skipped: the loss became nan; documents: " in caplog.text and "the-bad-one" in caplog.text
     adapter = load_file(result.folder / "adapter" / "adapter_model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in adapter.values())
     losses = [line["loss"] for line in lines if line["loss"] is not None]

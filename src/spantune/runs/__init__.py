@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from spantune.runs import listing
 from spantune.runs.checkpoints import BestAdapter, Checkpoints, step_of, torn
-from spantune.runs.folder import Claim, free_name, is_finished, last_predictions, logging_to, read_adapter, read_config, require_free, resume_recipe
+from spantune.runs.folder import (
+    Claim,
+    free_name,
+    is_finished,
+    last_predictions,
+    logging_to,
+    read_adapter,
+    read_config,
+    require_free,
+    resume_recipe,
+)
 from spantune.runs.journal import METRICS_FILE, read_metrics, rewind
 from spantune.runs.listing import COLUMNS, Run
 from spantune.runs.trackers.dashboards import Trackers, open_trackers, require_trackers

@@ -187,6 +187,7 @@ def _free(folder: Path) -> int:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
 
+
 EVALUATION = "evaluation.json"
 _FIGURES = ("f1", "f1_low", "f1_high")
 _OF_ADAPTER = ("adapter_model.safetensors", "adapter_config.json")

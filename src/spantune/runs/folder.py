@@ -220,6 +220,7 @@ class _RunLog(logging.Handler):
             self._journal.close()
         super().close()
 
+
 LOCK_FILE = "run.lock"
 PATIENCE = 1.0  # seconds: who looks whether a run is running holds its lock for a moment
 

@@ -70,6 +70,8 @@ def _is_torn(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
+
+
 METRICS_FILE = "metrics.jsonl"
 
 

@@ -13,7 +13,6 @@ import json
 import shutil
 
 
-
 class TensorboardTracker:
     """One folder of event files."""
 

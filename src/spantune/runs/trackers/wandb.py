@@ -15,7 +15,6 @@ import os
 import secrets
 
 
-
 class WandbTracker:
     """One W&B run."""
 
