@@ -1,8 +1,8 @@
 """How far a run is, and what follows from it: its clock, its learning rate and the order of its examples.
 
 The clock is monotonic and counts training only, so a system time that is set back changes nothing; it continues across
-resumes from the seconds that a checkpoint holds. Progress is the larger of the shares of steps done and of minutes used,
-so the learning rate of a run that `max_minutes` ends is low at its end too.
+resumes from the seconds that a checkpoint holds. Progress is the larger of the shares of steps done and of minutes
+used, so the learning rate of a run that `max_minutes` ends is low at its end too.
 """
 
 from __future__ import annotations
