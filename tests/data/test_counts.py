@@ -119,13 +119,6 @@ def test_shared_texts_are_listed_once_in_order() -> None:
     assert loading.shared_texts(first, [Document("x", "a"), Document("y", "d"), Document("z", "q")]) == ["d", "a"]
 
 
-def test_check_labels_names_document_label_and_nearest() -> None:
-    documents = [Document("a", "肺炎", (Entity(0, 2, "dis"),)), Document("b/7", "肺炎", (Entity(0, 2, "diss"),))]
-    loading.check_labels(documents, ("dis", "diss"))
-    with pytest.raises(DataError, match=r"'b/7'.*'diss' of '肺炎' \[0, 2\).*did you mean 'dis'\? valid: bod, dis"):
-        loading.check_labels(documents, ("bod", "dis"))
-
-
 def joined(document: Document, pieces: list[Document]) -> Document:
     """What the pieces of a document say of it."""
     assert "".join(piece.text for piece in pieces) == document.text
