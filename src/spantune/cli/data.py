@@ -314,11 +314,10 @@ def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: b
 
 
 def _tokens(counter: _Counter, documents: Sequence[Document]) -> Tokens:
-    from spantune.data import check_labels
     from spantune.encoding import count_tokens
 
     if counter.task:
-        check_labels(documents, counter.task.codes)
+        counter.task.check(documents)
     return count_tokens(documents, _tokenizer(counter.source), counter.task)
 
 

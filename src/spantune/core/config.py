@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spantune.core.errors import ConfigError, nearest
+from spantune.core.files import replace_text
 from spantune.core.task import AnswerFormat, Label
 
 Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
@@ -299,7 +300,7 @@ class Config(Section):
     def save(self, folder: Path) -> None:
         """Write the resolved recipe as `config.yaml` into `folder`."""
         text = yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        replace_text(folder / "config.yaml", text)
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -89,11 +89,9 @@ class Encoder:
         """The example of an annotated document.
 
         Raises:
-            DataError: it takes more than `max_tokens`.
-            ConfigError: it carries a label that is not the task's.
+            DataError: it takes more than `max_tokens`, or has a label that is not the task's.
         """
-        for entity in document.entities:
-            self.task.require(entity.label, f"document {document.id!r}")
+        self.task.check([document])
         prompt = self.prompt_ids(document.text)
         ids = (*prompt, *self.answer_ids(document))
         if self.max_tokens is not None and len(ids) > self.max_tokens:
@@ -199,7 +197,7 @@ def count_tokens(documents: Sequence[Document], tokenizer: Any, task: TaskSpec |
 
     Raises:
         ModelError: the tokenizer has no chat template, and a task is given.
-        ConfigError: a document carries a label that is not the task's.
+        DataError: a document has a label that is not the task's.
     """
     texts = [
         len(tokenizer(document.text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

@@ -131,4 +131,4 @@ def _joined(waiting: _Waiting) -> Extraction:
         for entity in part.document.entities
         if entity in part.label_scores and ((whole := entity.shifted(chunk.start)), whole.score) in kept
     }
-    return Extraction(merged.document, answer, status, problems, overruled=merged.overruled, label_scores=labels)
+    return Extraction(merged.document, answer, status, problems, overruled=merged.suppressed, label_scores=labels)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spantune.core import Document, TaskSpec, config
-from spantune.data import Splits, check_labels, read_splits, split_long
+from spantune.data import Splits, read_splits, split_long
 from spantune.encoding import Encoder, Example, make_task, shared_prefix
 from spantune.extraction import Guide, constraint_of
 from spantune.models import load_config_of, load_tokenizer, resolve
@@ -64,7 +64,7 @@ def prepare(recipe: config.Config) -> Prepared:
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
     for documents in (splits.train, splits.dev, splits.test):
-        check_labels(documents, task.codes)
+        task.check(documents)
     folder = resolve(recipe.model.source)
     tokenizer = load_tokenizer(folder, recipe.model.source)
     settings = recipe.train
