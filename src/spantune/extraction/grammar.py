@@ -39,9 +39,10 @@ class Constraint:
         tokenizer: the fast tokenizer.
         vocabulary: size of the model's logits, which may be padded beyond the tokenizer's.
         stop: id of the token that ends an answer.
+        threads: threads that compile grammars and compute masks.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int, stop: int):
+    def __init__(self, tokenizer: Any, vocabulary: int, stop: int, threads: int = THREADS):
         from llguidance import LLExecutor, LLParserLimits, LLTokenizer
 
         self.stop, self.vocabulary = stop, vocabulary
@@ -50,7 +51,7 @@ class Constraint:
         self._limits = LLParserLimits(
             initial_lexer_fuel=FUEL, step_lexer_fuel=FUEL, max_lexer_states=FUEL, verbose_errors=False
         )
-        threads = min(THREADS, os.cpu_count() or 1)
+        threads = min(threads, os.cpu_count() or 1)
         self._executor, self._compilers = LLExecutor(threads), ThreadPoolExecutor(threads)
 
     def matcher(self, grammar: str) -> Any:
@@ -73,7 +74,10 @@ class Constraint:
         if not matchers:
             return Allowed(np.zeros((0, 0), np.int64), np.zeros((0, 0), np.bool_))
         words = masks.allocate_token_bitmask(len(matchers), self.vocabulary)
-        masks.fill_next_token_bitmask_par(self._executor, [(m, row) for row, m in enumerate(matchers)], words)
+        if len(matchers) == 1:
+            masks.fill_next_token_bitmask(matchers[0], words)
+        else:
+            masks.fill_next_token_bitmask_par(self._executor, [(m, row) for row, m in enumerate(matchers)], words)
         rows, places = words.nonzero()
         bits = np.unpackbits(words[rows, places].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
         within, bit = bits.nonzero()

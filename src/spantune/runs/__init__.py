@@ -22,11 +22,11 @@ from spantune.runs.trackers.interface import hints
 from spantune.runs.trackers.upload import sync
 
 __all__ = [
-    "BestAdapter",
     "COLUMNS",
+    "METRICS_FILE",
+    "BestAdapter",
     "Checkpoints",
     "Claim",
-    "METRICS_FILE",
     "Run",
     "Trackers",
     "free_name",
