@@ -14,10 +14,10 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
+from helpers.packs import adapted
 from spantune.core import RunError
 from spantune.runs import BestAdapter, Checkpoints
 from spantune.runs.checkpoints import EVALUATION
-from helpers.packs import adapted
 
 
 class Training:

@@ -12,10 +12,17 @@ from typing import Any
 
 import pytest
 
-from spantune.core import Config, parse_config
-from spantune.core import RunError
-from spantune.core import Label, TaskSpec
-from spantune.runs import Claim, free_name, last_predictions, logging_to, read_adapter, read_config, require_free, resume_recipe
+from spantune.core import Config, Label, RunError, TaskSpec, parse_config
+from spantune.runs import (
+    Claim,
+    free_name,
+    last_predictions,
+    logging_to,
+    read_adapter,
+    read_config,
+    require_free,
+    resume_recipe,
+)
 from spantune.runs.folder import is_held, was_let_go
 from spantune.training import environment
 

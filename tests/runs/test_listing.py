@@ -15,11 +15,8 @@ from typing import Any
 
 import pytest
 
-from spantune.core import parse_config
-from spantune.core import ConfigError, RunError
-from spantune.core import Label, TaskSpec
-from spantune.runs import listing
-from spantune.runs import Claim
+from spantune.core import ConfigError, Label, RunError, TaskSpec, parse_config
+from spantune.runs import Claim, listing
 from spantune.runs.folder import LOCK_FILE, REPORT
 from spantune.training import Result
 

@@ -9,21 +9,19 @@ what was written once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-from safetensors import SafetensorError
-from spantune.core import RunError
-from spantune.core import sha256_of
-from typing import Any
 import json
 import logging
 import math
 import os
 import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
+
+from spantune.core import RunError, sha256_of
 
 MANIFEST = "manifest.json"
 PART = ".part"
@@ -186,6 +184,7 @@ def first_line(error: Exception) -> str:
 def _free(folder: Path) -> int:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
+
 
 EVALUATION = "evaluation.json"
 _FIGURES = ("f1", "f1_low", "f1_high")

@@ -7,27 +7,21 @@ runs/<name>/  config.yaml  task.json  environment.json  metrics.jsonl  run.log  
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Mapping
-from contextlib import contextmanager
-from contextlib import suppress
-from filelock import FileLock
-from filelock import Timeout
-from pathlib import Path
-from spantune.core import Config
-from spantune.core import parse_config
-from spantune.core import ConfigError
-from spantune.core import RunError
-from spantune.core import TaskSpec
-from spantune.runs.journal import Journal
 import itertools
 import json
 import logging
 import os
 import shutil
 import sys
-import yaml
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import yaml
+from filelock import FileLock, Timeout
+
+from spantune.core import Config, ConfigError, RunError, TaskSpec, parse_config
+from spantune.runs.journal import Journal
 
 REPORT = "report.html"
 
@@ -219,6 +213,7 @@ class _RunLog(logging.Handler):
         with suppress(OSError):
             self._journal.close()
         super().close()
+
 
 LOCK_FILE = "run.lock"
 PATIENCE = 1.0  # seconds: who looks whether a run is running holds its lock for a moment

@@ -7,16 +7,16 @@ survive a killed process, not a lost machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from spantune.core import replacing
-from typing import Any
 import json
 import logging
 import math
 import os
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from spantune.core import replacing
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ def _is_torn(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
+
+
 METRICS_FILE = "metrics.jsonl"
 
 

@@ -7,30 +7,20 @@ that is damaged is listed as that. Whether a difference in F1 is real is not sai
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
-from datetime import UTC
-from datetime import datetime
-from difflib import get_close_matches
-from pathlib import Path
-from spantune.core import Config
-from spantune.core import ConfigError
-from spantune.core import RunError
-from spantune.runs.folder import is_finished
-from spantune.runs.folder import is_held
-from spantune.runs.folder import read_config
-from spantune.runs.folder import was_let_go
-from spantune.runs.journal import read_metrics
-from typing import Any
 import fnmatch
 import math
 import operator
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
+from spantune.core import Config, ConfigError, RunError
+from spantune.runs.folder import is_finished, is_held, read_config, was_let_go
+from spantune.runs.journal import read_metrics
 
 COLUMNS = (
     "name", "state", "model", "data", "f1", "f1_low", "f1_high", "f1_on", "f1_before", "step", "seconds", "started",

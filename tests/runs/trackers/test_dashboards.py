@@ -13,18 +13,15 @@ from typing import Any
 
 import pytest
 
-from spantune.core import Document
-from spantune.core import ConfigError
+from helpers.tracked_run import GOLD, LABELS, begin, measure, recipe
+from spantune.core import ConfigError, Document
 from spantune.data import formats
-from spantune.runs import METRICS_FILE, read_metrics, rewind
+from spantune.runs import METRICS_FILE, Trackers, hints, open_trackers, read_metrics, require_trackers, rewind
 from spantune.runs.journal import JsonlTracker
 from spantune.runs.trackers import dashboards
-from spantune.runs import Trackers, open_trackers, require_trackers
 from spantune.runs.trackers.dashboards import documents, history, run_info
-from spantune.runs import hints
 from spantune.runs.trackers.interface import Call, Chart
 from spantune.runs.trackers.queue import Worker
-from helpers.tracked_run import GOLD, LABELS, begin, measure, recipe
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from helpers import tracked_backends
-from spantune.core.config import Track
 from spantune.core import RunError
+from spantune.core.config import Track
 from spantune.runs.trackers.charts import Bar, F1Chart
 from spantune.runs.trackers.interface import RunInfo
 from spantune.runs.trackers.process import TrackerProcess, call_apart

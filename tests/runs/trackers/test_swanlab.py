@@ -21,13 +21,10 @@ import psutil
 import pytest
 import yaml
 
-from spantune.core import ConfigError
-from spantune.runs import read_metrics
-from spantune.runs import open_trackers
-from spantune.runs import hints
-from spantune.runs import sync
 from helpers.swanlab_cloud import KEY, Cloud
 from helpers.tracked_run import begin, measure, recipe
+from spantune.core import ConfigError
+from spantune.runs import hints, open_trackers, read_metrics, sync
 
 PROGRAM = Path(__file__).parents[2] / "helpers" / "tracked_run.py"
 

@@ -7,20 +7,15 @@ whose script none of the machine's fonts has is drawn as boxes, which is why the
 
 from __future__ import annotations
 
-from PIL import Image
-from PIL import ImageDraw
-from PIL import ImageFont
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from spantune.core import Document
-from spantune.core import Entity
-from spantune.metrics import Confusion
-from spantune.metrics import NONE
-from spantune.metrics import judge
-from typing import Any
 import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from PIL import Image, ImageDraw, ImageFont
+
+from spantune.core import Document, Entity
+from spantune.metrics import NONE, Confusion, judge
 
 WIDTH = 640
 INK, FAINT, BAR, HOT = "#1f2328", "#d0d7de", "#4c8dd6", (35, 105, 190)

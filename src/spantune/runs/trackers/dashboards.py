@@ -8,42 +8,27 @@ A value that is not finite is `null` here and is left out there, which is said o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from pathlib import Path
-from spantune.core import config
-from spantune.core import Document
-from spantune.core import ConfigError
-from spantune.core import DataError
-from spantune.data import formats
-from spantune.runs.journal import JsonlTracker
-from spantune.runs.journal import METRICS_FILE
-from spantune.runs.journal import read_metrics
-from spantune.runs.trackers import charts
-from spantune.runs.trackers.interface import Call
-from spantune.runs.trackers.interface import RunInfo
-from spantune.runs.trackers.interface import Tracker
-from spantune.runs.trackers.mlflow import MlflowTracker
-from spantune.runs.trackers.process import Backend
-from spantune.runs.trackers.process import FINISH_SECONDS
-from spantune.runs.trackers.process import TrackerProcess
-from spantune.runs.trackers.queue import Remote
-from spantune.runs.trackers.queue import Worker
-from spantune.runs.trackers.swanlab import SwanlabTracker
-from spantune.runs.trackers.swanlab import require_key
-from spantune.runs.trackers.swanlab import swanlab_environment
-from spantune.runs.trackers.tensorboard import TensorboardTracker
-from spantune.runs.trackers.wandb import WandbTracker
-from typing import Any
 import functools
 import importlib.util
 import json
 import logging
 import math
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from spantune.core import ConfigError, DataError, Document, config
+from spantune.data import formats
+from spantune.runs.journal import METRICS_FILE, JsonlTracker, read_metrics
+from spantune.runs.trackers import charts
+from spantune.runs.trackers.interface import Call, RunInfo, Tracker
+from spantune.runs.trackers.mlflow import MlflowTracker
+from spantune.runs.trackers.process import FINISH_SECONDS, Backend, TrackerProcess
+from spantune.runs.trackers.queue import Remote, Worker
+from spantune.runs.trackers.swanlab import SwanlabTracker, require_key, swanlab_environment
+from spantune.runs.trackers.tensorboard import TensorboardTracker
+from spantune.runs.trackers.wandb import WandbTracker
 
 OPEN_SECONDS = 20.0
 """Most that a run waits for its trackers to open; one that opens later gets what it has missed."""

@@ -7,23 +7,16 @@ later, such as its run id, is kept in the run folder's `trackers/`; nothing secr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import field
-from filelock import FileLock
-from filelock import Timeout
-from pathlib import Path
-from spantune.core import config
-from spantune.core import Document
-from spantune.core import RunError
-from typing import Any
-from typing import Protocol
-from typing import TYPE_CHECKING
 import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from spantune.core import Document, RunError, config
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -5,17 +5,15 @@ A resumed run goes on in the same MLflow run: steps that it has of a metric are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Mapping
-from pathlib import Path
-from spantune.runs.trackers.interface import Chart
-from spantune.runs.trackers.interface import RunInfo
-from typing import Any
 import json
 import logging
 import os
 import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
+from spantune.runs.trackers.interface import Chart, RunInfo
 
 _STATES = {"success": "FINISHED", "crashed": "FAILED", "aborted": "KILLED"}
 _LONGEST = 500

@@ -11,18 +11,6 @@ Calls go in as pickles, replies and log records come out as lines of JSON. Both 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from spantune.core import RunError
-from spantune.runs.trackers.interface import Chart
-from spantune.runs.trackers.interface import RunInfo
-from spantune.runs.trackers.interface import Tracker
-from typing import Any
-from typing import IO
-from typing import NoReturn
-from typing import Protocol
 import json
 import logging
 import os
@@ -32,7 +20,13 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, NoReturn, Protocol
 
+from spantune.core import RunError
+from spantune.runs.trackers.interface import Chart, RunInfo, Tracker
 
 FINISH_SECONDS = 60.0
 """Most that a tracker may take to finish."""

@@ -7,13 +7,12 @@ wait without a limit: a tracker that has not finished in time is left, and the c
 
 from __future__ import annotations
 
-from spantune.runs.trackers.interface import Call
-from spantune.runs.trackers.interface import Tracker
-from typing import Protocol
 import logging
 import queue
 import threading
+from typing import Protocol
 
+from spantune.runs.trackers.interface import Call, Tracker
 
 WAITING = 10_000
 """Calls that may wait for a tracker; over it the tracker is dropped, since it would take ever more memory."""

@@ -18,19 +18,17 @@ SWANLAB_DEBUG is among the hidden variables: with it SwanLab logs what it logs i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from spantune.core import ConfigError
-from spantune.core import RunError
-from spantune.runs.trackers.interface import Chart
-from spantune.runs.trackers.interface import RunInfo
-from typing import Any
 import json
 import logging
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from spantune.core import ConfigError, RunError
+from spantune.runs.trackers.interface import Chart, RunInfo
 
 ANSWER_SECONDS = 5.0
 """Most that the cloud may take to answer at all before a run is recorded offline."""

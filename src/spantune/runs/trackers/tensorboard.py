@@ -5,13 +5,12 @@ A resumed run writes them anew from the run's own record, so a killed one leaves
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from spantune.runs.trackers.interface import Chart
-from spantune.runs.trackers.interface import RunInfo
 import json
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
 
+from spantune.runs.trackers.interface import Chart, RunInfo
 
 
 class TensorboardTracker:

@@ -7,27 +7,19 @@ was killed, recorded locally, or left behind by a cloud that went away is told a
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from spantune.core import Config
-from spantune.core import DataError
-from spantune.core import RunError
-from spantune.core import TaskSpec
+
+from spantune.core import Config, DataError, RunError, TaskSpec
 from spantune.data import read_splits
 from spantune.runs.folder import read_config
 from spantune.runs.journal import read_metrics
-from spantune.runs.trackers.dashboards import history
-from spantune.runs.trackers.dashboards import run_info
+from spantune.runs.trackers.dashboards import history, run_info
 from spantune.runs.trackers.interface import RunInfo
 from spantune.runs.trackers.process import call_apart
-from spantune.runs.trackers.swanlab import NAME
-from spantune.runs.trackers.swanlab import SwanlabTracker
-from spantune.runs.trackers.swanlab import require_key
-from spantune.runs.trackers.swanlab import swanlab_environment
-from spantune.runs.trackers.swanlab import sync_store
-import logging
-import tempfile
-
+from spantune.runs.trackers.swanlab import NAME, SwanlabTracker, require_key, swanlab_environment, sync_store
 
 SECONDS = 600.0
 log = logging.getLogger(__name__)

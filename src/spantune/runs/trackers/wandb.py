@@ -6,14 +6,13 @@ resumed run has the id of the first one; offline it is a new folder that holds t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from spantune.runs.trackers.interface import Chart
-from spantune.runs.trackers.interface import RunInfo
-from typing import Any
 import os
 import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from spantune.runs.trackers.interface import Chart, RunInfo
 
 
 class WandbTracker:
