@@ -8,6 +8,7 @@ from spantune.core.document import Document, Entity, encodable, half_surrogate, 
 from spantune.core.errors import ConfigError, DataError, ModelError, RunError, SpantuneError, nearest, need
 from spantune.core.files import replacing, replacing_path, require_folder, sha256_of
 from spantune.core.lazy import lazy_exports
+from spantune.core.locks import Locked, file_lock
 from spantune.core.signals import Interrupted, Stopped, StopRequest
 from spantune.core.task import Label, TaskSpec
 from spantune.core.terminal import bar, console, track
@@ -21,6 +22,7 @@ __all__ = [
     "Interrupted",
     "Keep",
     "Label",
+    "Locked",
     "ModelError",
     "Normalize",
     "RunError",
@@ -32,6 +34,7 @@ __all__ = [
     "config",
     "console",
     "encodable",
+    "file_lock",
     "half_surrogate",
     "lazy_exports",
     "load_config",
