@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class Locked(Exception):  # noqa: N818 - an outcome that the caller turns into its own error, and no error of a user
-    """Another process holds the lock."""
+class Locked(Exception):
+    """Another process holds the lock; the caller turns this into an error that says what is locked."""
 
 
 @contextmanager
