@@ -25,6 +25,7 @@ from spantune.core.files import (
     sha256_of,
 )
 from spantune.core.lazy import lazy_exports
+from spantune.core.locks import Locked, file_lock
 from spantune.core.signals import Interrupted, Stopped, StopRequest
 from spantune.core.task import Label, TaskSpec, first_unknown
 from spantune.core.terminal import bar, console, track
@@ -38,6 +39,7 @@ __all__ = [
     "Interrupted",
     "Keep",
     "Label",
+    "Locked",
     "ModelError",
     "Normalize",
     "RunError",
@@ -49,6 +51,7 @@ __all__ = [
     "config",
     "console",
     "encodable",
+    "file_lock",
     "first_line",
     "first_unknown",
     "fsync_path",
