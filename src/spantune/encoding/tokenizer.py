@@ -14,6 +14,13 @@ class AddedToken(Protocol):
     special: bool
 
 
+class BackendTokenizer(Protocol):
+    """A `tokenizers.Tokenizer`."""
+
+    def to_str(self) -> str:
+        """The tokenizer as JSON."""
+
+
 class Tokenizer(Protocol):
     """A fast tokenizer of transformers with a chat template.
 
@@ -32,6 +39,13 @@ class Tokenizer(Protocol):
     @property
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
         """The added tokens by their ids."""
+
+    @property
+    def backend_tokenizer(self) -> BackendTokenizer:
+        """The tokenizer of the library `tokenizers`."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """The ids by their entries in the vocabulary."""
 
     def __len__(self) -> int:
         """The size of the vocabulary, added tokens included."""

@@ -17,6 +17,7 @@ from spantune.models.attention import NAME, Places, pack_view, unread_mask
 from spantune.models.bundled import RECORD
 from spantune.models.compilation import compile_layers
 from spantune.models.fp8 import has_fp8, to_fp8
+from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.packs import Spans, spans
 from spantune.models.kernels.rows import RowView, Span, blocks_of, kernel_error, queries_per_block, windows
 from spantune.models.loading import Loaded, card_problems, load, load_config_of, load_tokenizer, pick_device, pick_dtype
@@ -36,8 +37,10 @@ __all__ = [
     "NAME",
     "RECORD",
     "WANTED",
+    "CausalLM",
     "Coverage",
     "Loaded",
+    "ModelConfig",
     "Places",
     "RowView",
     "Span",

@@ -18,10 +18,10 @@ from typing import Any
 
 from transformers import TrainingArguments, set_seed
 
-from spantune.core import Config, ConfigError, DataError, Document, StopRequest, bar, console
+from spantune.core import Config, ConfigError, DataError, Document, Extraction, Prediction, StopRequest, bar, console
 from spantune.data import formats
 from spantune.encoding import layout
-from spantune.extraction import Evaluation, Extraction, Extractor, evaluate, save_predictions
+from spantune.extraction import Evaluation, Extractor, evaluate, save_predictions
 from spantune.metrics import Scores, score
 from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned
 from spantune.report import report_run
@@ -323,7 +323,7 @@ class _Stoppable(Extractor):
         super().__init__(*args, **kwargs)
         self._stop = stop
 
-    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
+    def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """As an Extractor does; raises Stopped."""
         return self._stop.watch(super().stream(documents, strict=strict))
 

@@ -17,13 +17,23 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
-from spantune.core import ConfigError, Document, ModelError, config
-from spantune.encoding import Encoder, Problem
+from spantune.core import (
+    ConfigError,
+    Document,
+    Extraction,
+    ModelError,
+    Prediction,
+    Problem,
+    ProblemKind,
+    Status,
+    config,
+)
+from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.grammar import constraint_of
 from spantune.extraction.remote.client import Client, Refused, Server
 from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose
-from spantune.extraction.result import Extraction, Written, calibrated, failure, read_answer
+from spantune.extraction.result import Written, calibrated, failure, read_answer
 from spantune.metrics import Calibration
 from spantune.models import load_tokenizer
 from spantune.runs import read_adapter, read_config
@@ -79,7 +89,7 @@ class RemoteExtractor:
                 "vllm or llamacpp, for a server that takes it, or decode here"
             )
 
-    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
+    def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; see `Extractor.stream`.
 
         Raises:
@@ -116,7 +126,7 @@ class RemoteExtractor:
                 return found
             if strict:
                 raise ModelError(f"{self.server.url}: document {document.id!r}: {refused}") from None
-            return failure(document, "failed", Problem("server", str(refused)))
+            return failure(document, Status.FAILED, Problem(ProblemKind.SERVER, str(refused)))
 
     def _answer_without(self, client: Client, document: Document, refused: Refused) -> Extraction | None:
         """The answer without a grammar, if it was the grammar that the server refused."""
@@ -146,7 +156,7 @@ class RemoteExtractor:
 
     def _written(self, answer: Answer, grammar: str | None) -> Written:
         """An answer with its tokens, where the server gives them and their probabilities are those of local scores."""
-        status = "length" if answer.finish == "length" else "stopped"
+        status = Status.LENGTH if answer.finish == "length" else Status.STOPPED
         ids, logprobs = list(answer.ids), list[float | None](answer.logprobs)
         if ids and ids[-1] == self.encoder.stop_id:
             ids.pop()
