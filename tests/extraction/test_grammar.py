@@ -191,7 +191,7 @@ def follow(guide: Guide, constraint: Constraint, tokenizer: Any, *entities: tupl
                 return found
             if not forced:
                 due = guide.advance(token)
-        found.append(guide.circling)
+        found.append(guide.is_circling)
     return found
 
 

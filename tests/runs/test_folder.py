@@ -12,18 +12,10 @@ from typing import Any
 
 import pytest
 
-<<<<<<< HEAD
-from spantune.core import Config, parse_config
-from spantune.core import RunError
-from spantune.core import Label, TaskSpec
-from spantune.runs import (
-    Claim,
-=======
 from spantune.core import Config, Label, RunError, TaskSpec, parse_config
 from spantune.runs import (
     Claim,
     RunFolder,
->>>>>>> w-runs
     free_name,
     last_predictions,
     logging_to,
@@ -32,10 +24,6 @@ from spantune.runs import (
     require_free,
     resume_recipe,
 )
-<<<<<<< HEAD
-from spantune.runs.folder import is_held, was_let_go
-=======
->>>>>>> w-runs
 from spantune.training import environment
 
 TASK = TaskSpec(labels=(Label(code="dis"),), instruction="Find.")

@@ -1,27 +1,3 @@
-<<<<<<< HEAD
-"""The run folder: claimed, recorded, checkpointed, listed, and mirrored on dashboards."""
-
-from __future__ import annotations
-
-from spantune.runs import listing
-from spantune.runs.checkpoints import BestAdapter, Checkpoints, step_of, torn
-from spantune.runs.folder import (
-    Claim,
-    free_name,
-    is_finished,
-    last_predictions,
-    logging_to,
-    read_adapter,
-    read_config,
-    require_free,
-    resume_recipe,
-)
-from spantune.runs.journal import METRICS_FILE, read_metrics, rewind
-from spantune.runs.listing import COLUMNS, Run
-from spantune.runs.trackers.dashboards import Trackers, open_trackers, require_trackers
-from spantune.runs.trackers.interface import hints
-from spantune.runs.trackers.upload import sync
-=======
 """The run folder: claimed, recorded, checkpointed, listed, and mirrored on dashboards; names are imported lazily."""
 
 from __future__ import annotations
@@ -50,7 +26,6 @@ if TYPE_CHECKING:
     from spantune.runs.trackers.dashboards import Trackers, open_trackers, require_trackers
     from spantune.runs.trackers.interface import hints
     from spantune.runs.trackers.upload import sync
->>>>>>> w-runs
 
 __all__ = [
     "COLUMNS",
@@ -59,17 +34,10 @@ __all__ = [
     "Checkpoints",
     "Claim",
     "Run",
-<<<<<<< HEAD
-    "Trackers",
-    "free_name",
-    "hints",
-    "is_finished",
-=======
     "RunFolder",
     "Trackers",
     "free_name",
     "hints",
->>>>>>> w-runs
     "last_predictions",
     "listing",
     "logging_to",
@@ -85,8 +53,6 @@ __all__ = [
     "sync",
     "torn",
 ]
-<<<<<<< HEAD
-=======
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
@@ -111,4 +77,3 @@ __getattr__, __dir__ = lazy_exports(
         "trackers.upload": ("sync",),
     },
 )
->>>>>>> w-runs

@@ -22,10 +22,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from spantune.core import RunError, sha256_of
-<<<<<<< HEAD
-=======
 from spantune.runs.folder import MetricsRecord, RunFolder
->>>>>>> w-runs
 
 MANIFEST = "manifest.json"
 PART = ".part"
@@ -189,10 +186,6 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-<<<<<<< HEAD
-EVALUATION = "evaluation.json"
-=======
->>>>>>> w-runs
 _FIGURES = ("f1", "f1_low", "f1_high")
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 

@@ -7,23 +7,6 @@ runs/<name>/  config.yaml  task.json  environment.json  metrics.jsonl  run.log  
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import itertools
-import json
-import logging
-import os
-import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
-
-import yaml
-from filelock import FileLock, Timeout
-
-from spantune.core import Config, ConfigError, RunError, TaskSpec, parse_config
-from spantune.runs.journal import Journal
-=======
 import functools
 import itertools
 import json
@@ -35,7 +18,6 @@ from typing import Any, Literal
 import yaml
 
 from spantune.core import Config, ConfigError, Locked, RunError, TaskSpec, file_lock, parse_config
->>>>>>> w-runs
 
 METRICS_FILE = "metrics.jsonl"
 REPORT = "report.html"
@@ -266,124 +248,5 @@ def resume_recipe(folder: Path) -> Config:
 
 
 def last_predictions(folder: Path, split: str) -> Path:
-<<<<<<< HEAD
-    """The newest `predictions/<split>-<step>.jsonl` of a run.
-
-    Raises:
-        RunError: there is none.
-    """
-    found = {path: path.stem.removeprefix(f"{split}-") for path in (folder / "predictions").glob("*.jsonl")}
-    steps = {path: int(step) for path, step in found.items() if step.isdecimal() and step != path.stem}
-    if not steps:
-        raise RunError(
-            f"{folder}: no predictions/{split}-<step>.jsonl here; is the run finished, and the split its own?"
-        )
-    return max(steps, key=steps.__getitem__)
-
-
-@contextmanager
-def logging_to(folder: Path) -> Iterator[None]:
-    """Send the log of spantune to `run.log` inside the block, and warnings to stderr too."""
-    logger = logging.getLogger("spantune")
-    logger.setLevel(logging.INFO)
-    handler = _RunLog(folder / "run.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger.addHandler(handler)
-    if not any(isinstance(other, logging.StreamHandler) and other.stream is sys.stderr for other in logger.handlers):
-        shown = logging.StreamHandler()
-        shown.setLevel(logging.WARNING)
-        logger.addHandler(shown)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-
-
-class _RunLog(logging.Handler):
-    """`run.log`, which a full disk delays and does not break."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self._journal = Journal(path)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Append the record's line."""
-        self._journal.append(self.format(record))
-
-    def close(self) -> None:
-        """Close the file; what it could not take was on stderr too."""
-        with suppress(OSError):
-            self._journal.close()
-        super().close()
-
-
-LOCK_FILE = "run.lock"
-PATIENCE = 1.0  # seconds: who looks whether a run is running holds its lock for a moment
-
-
-def hold(folder: Path, run: Path | None = None) -> FileLock:
-    """Take the lock of the run in `folder` (which is to become `run`); release it, or end.
-
-    Raises:
-        RunError: another process has it, or the folder cannot be written.
-    """
-    path = folder / LOCK_FILE
-    lock = FileLock(path, timeout=PATIENCE)
-    try:
-        lock.acquire()
-        path.write_text(f"{os.getpid()}\n", encoding="utf-8")
-    except Timeout:
-        raise RunError(
-            f"{run or folder}: {holder(folder)} is working on this run; wait for it, stop it, or give another run.name"
-        ) from None
-    except OSError as error:
-        lock.release()
-        raise RunError(
-            f"{run or folder}: cannot be written ({error.strerror}); make it writable, or copy the run elsewhere"
-        ) from None
-    return lock
-
-
-def holder(folder: Path) -> str:
-    """Who holds the lock, in words."""
-    try:
-        number = (folder / LOCK_FILE).read_text(encoding="utf-8").strip()
-    except OSError:
-        number = ""
-    return f"process {number}" if number.isdecimal() else "another process"
-
-
-def let_go(lock: FileLock, folder: Path) -> None:
-    """Release the lock of the run that is in `folder` now, and say there that its process ended in order."""
-    with suppress(OSError):
-        (folder / LOCK_FILE).write_text("", encoding="utf-8")
-    lock.release()
-
-
-def was_let_go(folder: Path) -> bool:
-    """Whether the last process that worked on a run ended in order; one that was killed still stands in the file."""
-    try:
-        return not (folder / LOCK_FILE).read_text(encoding="utf-8")
-    except OSError:
-        return True
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process is working on the run now."""
-    path = folder / LOCK_FILE
-    if not path.is_file():
-        return False
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return True
-    except OSError:  # a disk that is read-only: nobody is writing there
-        return False
-    lock.release()
-    return False
-=======
     """As `RunFolder.last_predictions`."""
     return RunFolder(folder).last_predictions(split)
->>>>>>> w-runs

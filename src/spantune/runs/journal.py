@@ -13,20 +13,12 @@ import math
 import os
 import sys
 import time
-<<<<<<< HEAD
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from spantune.core import replacing
-=======
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spantune.core import replacing
 from spantune.runs.folder import MetricsRecord, RunFolder
->>>>>>> w-runs
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +72,6 @@ def _is_torn(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
-<<<<<<< HEAD
-
-
-METRICS_FILE = "metrics.jsonl"
-=======
->>>>>>> w-runs
 
 
 class JsonlTracker:

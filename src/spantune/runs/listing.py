@@ -12,17 +12,6 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-<<<<<<< HEAD
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
-
-from spantune.core import Config, ConfigError, RunError
-from spantune.runs.folder import is_finished, is_held, read_config, was_let_go
-from spantune.runs.journal import read_metrics
-=======
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -30,7 +19,6 @@ from pathlib import Path
 
 from spantune.core import Config, ConfigError, RunError
 from spantune.runs.folder import MetricsRecord, RunFolder
->>>>>>> w-runs
 
 COLUMNS = (
     "name", "state", "model", "data", "f1", "f1_low", "f1_high", "f1_on", "f1_before", "step", "seconds", "started",

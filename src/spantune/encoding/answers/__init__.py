@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from spantune.core import Document, TaskSpec
 from spantune.encoding.answers import grouped, inline, jsonl, jsonl_seed
-from spantune.encoding.answers.anchoring import Parsed, Problem, Resolved, Said
+from spantune.encoding.answers.anchoring import Parsed, Resolved, Said
 
-__all__ = ["FORMATS", "AnswerFormat", "Parsed", "Problem", "Resolved", "Said", "answer_format"]
+__all__ = ["FORMATS", "AnswerFormat", "Parsed", "Resolved", "Said", "answer_format"]
 
 
 def _whole(answer: str) -> list[str]:

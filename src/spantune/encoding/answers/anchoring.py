@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from spantune.core import Entity, TaskSpec
+from spantune.core import Entity, Problem, ProblemKind, TaskSpec
 
 IN_VAIN = 2
 """Mentions in a row that only say what was said, after which an answer goes round in circles; one is a slip."""
@@ -24,19 +24,6 @@ class Mention:
     label: str
     span: tuple[int, int]
     label_span: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a part of an answer gave no entity.
-
-    Kinds: `invalid` (not of the format), `label` (not the task's), `ungrounded` (not in the text), `repeated` (written
-    more often than the text holds it), `truncated` (begun when the answer was cut off), `grammar` (the grammar could
-    not be followed), and `repaired` (not quite of the format; it was read all the same).
-    """
-
-    kind: str
-    found: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +88,9 @@ def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *,
         if isinstance(mention, Problem):
             problems.append(mention)
         elif mention.label not in task.codes:
-            problems.append(Problem("label", mention.label))
+            problems.append(Problem(ProblemKind.LABEL, mention.label))
         elif not mention.text or mention.text not in text:
-            problems.append(Problem("ungrounded", mention.text))
+            problems.append(Problem(ProblemKind.UNGROUNDED, mention.text))
         else:
             group = mention.label if by_label else ""
             last = cursors.get(group, Entity(0, 0, ""))
@@ -112,7 +99,7 @@ def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *,
             other = (e for e in _occurrences(mention, text, 0) if e not in taken)
             found = next(later, None) or next(other, None)
             if found is None:
-                problems.append(Problem("repeated", mention.text))
+                problems.append(Problem(ProblemKind.REPEATED, mention.text))
                 in_vain += 1
                 continue
             in_vain = 0

@@ -13,8 +13,8 @@ import json
 import re
 from collections.abc import Iterator
 
-from spantune.core import Document, TaskSpec, half_surrogate
-from spantune.encoding.answers.anchoring import Mention, Parsed, Problem, Said, resolve
+from spantune.core import Document, Problem, ProblemKind, TaskSpec, half_surrogate
+from spantune.encoding.answers.anchoring import Mention, Parsed, Said, resolve
 from spantune.encoding.answers.lark import escaped, later, literal, substring, without
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -91,19 +91,19 @@ def _mentions(answer: str) -> Iterator[Mention | Problem]:
         between = answer[behind : match.start()]
         behind = match.end()
         if not _BETWEEN.fullmatch(between):
-            yield Problem("invalid", between.strip())
+            yield Problem(ProblemKind.INVALID, between.strip())
         value = _string(match[0])
         if value is not None and _COLON.match(answer, match.end()):
             label = value, match.span()
         elif value is None or label is None:
-            yield Problem("invalid", match[0])
+            yield Problem(ProblemKind.INVALID, match[0])
         else:
             yield Mention(value, label[0], match.span(), label[1])
     rest = answer[behind:].strip()
     if not _BETWEEN.fullmatch(rest) or not rest.endswith("}"):
-        yield Problem("invalid", rest)
+        yield Problem(ProblemKind.INVALID, rest)
     elif not _is_strict(answer):
-        yield Problem("repaired", answer.strip())
+        yield Problem(ProblemKind.REPAIRED, answer.strip())
 
 
 def _string(source: str) -> str | None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from spantune.core import Document, Entity, TaskSpec
-from spantune.encoding.answers.anchoring import Mention, Parsed, Problem, Resolved, Said, resolve
+from spantune.core import Document, Entity, Problem, ProblemKind, TaskSpec
+from spantune.encoding.answers.anchoring import Mention, Parsed, Resolved, Said, resolve
 from spantune.encoding.answers.lark import choice, literal
 
 _ESCAPED = {"&": "&amp;", "<": "&lt;"}
@@ -59,10 +59,10 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
             for item in entities
         ]
         found = resolve(mentions, text, task)
-        problems = (*read.problems, *found.problems, Problem("repaired", answer.strip()))
+        problems = (*read.problems, *found.problems, Problem(ProblemKind.REPAIRED, answer.strip()))
         return Parsed(found.resolved, problems, found.in_vain)
     begun = answer[read.behind :] if copied != text else "".join(_opening(label) for label, _, _ in read.open)
-    return Parsed(tuple(read.found), (*read.problems, *([Problem("invalid", begun)] if begun else [])))
+    return Parsed(tuple(read.found), (*read.problems, *([Problem(ProblemKind.INVALID, begun)] if begun else [])))
 
 
 def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
@@ -138,13 +138,13 @@ def _close(read: _Reading, label: str, place: int, match: re.Match[str]) -> None
     """Close the innermost entity of a label."""
     index = next((i for i in reversed(range(len(read.open))) if read.open[i][0] == label), None)
     if index is None:
-        read.problems.append(Problem("invalid", match[0]))
+        read.problems.append(Problem(ProblemKind.INVALID, match[0]))
         return
     _, start, tag = read.open.pop(index)
     if start == place:
-        read.problems.append(Problem("invalid", _opening(label) + match[0]))
+        read.problems.append(Problem(ProblemKind.INVALID, _opening(label) + match[0]))
     elif any(item.entity == Entity(start, place, label) for item in read.found):
-        read.problems.append(Problem("repeated", "".join((_opening(label), match[0]))))
+        read.problems.append(Problem(ProblemKind.REPEATED, "".join((_opening(label), match[0]))))
     else:
         read.found.append(Resolved(Entity(start, place, label), (tag[0], match.end()), tag))
         read.behind = match.end()

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from spantune.core import Document, TaskSpec
-from spantune.encoding.answers.anchoring import Mention, Parsed, Problem, Said, resolve
+from spantune.core import Document, Problem, ProblemKind, TaskSpec
+from spantune.encoding.answers.anchoring import Mention, Parsed, Said, resolve
 from spantune.encoding.answers.lark import choice, escaped, later, literal, substring, without
 
 _OPEN = '{"entity_text": "'
@@ -145,7 +145,7 @@ def loose_mentions(answer: str, part: tuple[int, int]) -> Iterator[Mention | Pro
             continue
         yield from _rest(answer[behind:place])
         yield mention
-        yield Problem("repaired", answer[place:stop])
+        yield Problem(ProblemKind.REPAIRED, answer[place:stop])
         place = behind = stop
     yield from _rest(answer[behind:end])
 
@@ -177,7 +177,7 @@ def _object(answer: str, start: int, end: int) -> tuple[Any, int]:
 def _rest(text: str) -> Iterator[Problem]:
     """Lines that are no object: brackets and fences around objects are repairs, all else is invalid."""
     for line in filter(None, map(str.strip, text.split("\n"))):
-        yield Problem("repaired" if _WRAPPING.fullmatch(line) else "invalid", line)
+        yield Problem(ProblemKind.REPAIRED if _WRAPPING.fullmatch(line) else ProblemKind.INVALID, line)
 
 
 def _is_text(value: Any) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spantune.core import Document, TaskSpec
-from spantune.encoding.answers.anchoring import Mention, Parsed, Problem, Said, resolve
+from spantune.core import Document, Problem, ProblemKind, TaskSpec
+from spantune.encoding.answers.anchoring import Mention, Parsed, Said, resolve
 from spantune.encoding.answers.jsonl import Writing, object_grammar
 
 PLAIN = Writing(character=str, label=lambda code: f'"{code}"', terminator="")
@@ -50,4 +50,4 @@ def _mentions(answer: str, task: TaskSpec) -> Iterator[Mention | Problem]:
 
 def _rest(text: str, task: TaskSpec) -> Iterator[Problem]:
     if text.strip() and text.strip() != task.empty_answer:
-        yield Problem("invalid", text.strip())
+        yield Problem(ProblemKind.INVALID, text.strip())

@@ -10,10 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-<<<<<<< HEAD
-from typing import Any
-=======
->>>>>>> w-runs
 
 from PIL import Image, ImageDraw, ImageFont
 

@@ -18,28 +18,16 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-<<<<<<< HEAD
-from typing import Any
-
-from spantune.core import ConfigError, DataError, Document, config
-from spantune.data import formats
-from spantune.runs.journal import METRICS_FILE, JsonlTracker, read_metrics
-=======
 from typing import Protocol
 
 from spantune.core import ConfigError, DataError, Document, config
 from spantune.data import formats
 from spantune.runs.folder import METRICS_FILE, RunFolder
 from spantune.runs.journal import JsonlTracker
->>>>>>> w-runs
 from spantune.runs.trackers import charts
 from spantune.runs.trackers.interface import Call, RunInfo, Tracker
 from spantune.runs.trackers.mlflow import MlflowTracker
 from spantune.runs.trackers.process import FINISH_SECONDS, Backend, TrackerProcess
-<<<<<<< HEAD
-from spantune.runs.trackers.queue import Remote, Worker
-=======
->>>>>>> w-runs
 from spantune.runs.trackers.swanlab import SwanlabTracker, require_key, swanlab_environment
 from spantune.runs.trackers.tensorboard import TensorboardTracker
 from spantune.runs.trackers.wandb import WandbTracker

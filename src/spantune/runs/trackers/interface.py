@@ -13,18 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-<<<<<<< HEAD
-from typing import TYPE_CHECKING, Any, Protocol
-
-from filelock import FileLock, Timeout
-
-from spantune.core import Document, RunError, config
-=======
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 from spantune.core import Document, Locked, RunError, config, file_lock
 from spantune.runs.folder import RunFolder
->>>>>>> w-runs
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,13 +11,8 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-<<<<<<< HEAD
-from typing import Any
-
-=======
 
 from spantune.runs.folder import RunFolder
->>>>>>> w-runs
 from spantune.runs.trackers.interface import Chart, RunInfo
 
 _STATES = {"success": "FINISHED", "crashed": "FAILED", "aborted": "KILLED"}

@@ -23,11 +23,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-<<<<<<< HEAD
-from typing import IO, Any, NoReturn, Protocol
-=======
 from typing import IO, NoReturn, Protocol
->>>>>>> w-runs
 
 from spantune.core import RunError
 from spantune.runs.trackers.interface import Chart, RunInfo, Tracker

@@ -29,10 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from spantune.core import ConfigError, RunError
-<<<<<<< HEAD
-=======
 from spantune.runs.folder import RunFolder
->>>>>>> w-runs
 from spantune.runs.trackers.interface import Chart, RunInfo
 
 ANSWER_SECONDS = 5.0

@@ -10,10 +10,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-<<<<<<< HEAD
-=======
 from spantune.runs.folder import RunFolder
->>>>>>> w-runs
 from spantune.runs.trackers.interface import Chart, RunInfo
 
 

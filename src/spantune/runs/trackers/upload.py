@@ -12,16 +12,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-<<<<<<< HEAD
-from spantune.core import Config, DataError, RunError, TaskSpec
-from spantune.data import read_splits
-from spantune.runs.folder import read_config
-from spantune.runs.journal import read_metrics
-=======
 from spantune.core import Config, DataError, RunError
 from spantune.data import read_splits
 from spantune.runs.folder import RunFolder
->>>>>>> w-runs
 from spantune.runs.trackers.dashboards import history, run_info
 from spantune.runs.trackers.interface import RunInfo
 from spantune.runs.trackers.process import call_apart

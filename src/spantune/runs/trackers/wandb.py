@@ -10,10 +10,6 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-<<<<<<< HEAD
-from typing import Any
-=======
->>>>>>> w-runs
 
 from spantune.runs.trackers.interface import Chart, RunInfo
 
