@@ -15,7 +15,7 @@ from spantune.data import read_extractions
 from spantune.encoding import Encoder
 from spantune.extraction import Evaluation, Extractor, evaluate, save_predictions
 from spantune.metrics import Scores, score
-from spantune.models.interfaces import CausalLM
+from spantune.models import CausalLM
 from spantune.runs import Trackers, read_metrics
 from spantune.training.preparation import Prepared
 
