@@ -18,7 +18,7 @@ from helpers.extractors import DOCUMENTS, LIMIT, TASK, TEXTS, Plain, encoder, ex
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 from spantune.core import DataError, Document, Entity, ModelError, RunError, config
 from spantune.data import Cutter, merge
-from spantune.encoding import Encoder, Problem, Said
+from spantune.encoding import Encoder, PartialAnswer, Problem
 from spantune.extraction import Extraction, Extractor, Guide, load_run, rates
 from spantune.extraction.grammar import Constraint
 from spantune.extraction.result import failure
@@ -130,7 +130,7 @@ def test_forcing_says_what_masking_alone_would_say() -> None:
             matcher.consume_token(ids[-1])
             if coder.tokenizer.decode(ids[-1:]) == "\n":
                 written = coder.tokenizer.decode(ids[start:])
-                said = Said(written, coder.format.parse(written, text, TASK))
+                said = PartialAnswer(written, coder.format.parse(written, text, TASK))
                 matcher = constraint.matcher(coder.format.grammar(text, TASK, said) or "")
         assert ids[start:] == answer
         lengths.append(len(answer))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spantune.core import ModelError
-from spantune.encoding import Encoder, Said
+from spantune.encoding import Encoder, PartialAnswer
 
 THREADS = 8
 UNSPELLABLE = "\uffff\ufffe"  # no characters, which no text has
@@ -180,8 +180,8 @@ class Guide:
         """Where an object has just ended, go on with the grammar of what may follow it; says whether it is another."""
         encoder, text = self._encoder, self._text
         answer = encoder.decode(self._ids)
-        said = Said(answer, encoder.format.parse(answer, text, encoder.task))
-        self.circling = said.parsed.is_circling
+        said = PartialAnswer(answer, encoder.format.parse(answer, text, encoder.task))
+        self.circling = said.parsed.is_looping
         renews = self._ordered or self.matcher.is_stopped()
         grammar = encoder.format.grammar(text, encoder.task, said) if renews else None
         if grammar is not None:
