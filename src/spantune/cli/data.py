@@ -139,7 +139,7 @@ def check(
 
         spantune data check cmeee.jsonl --fix mended.jsonl
     """
-    from spantune.data import Demands, Tally, count_left_out, read_source, repair_all
+    from spantune.data import Demands, Tally, count_dropped, read_source, repair_all
     from spantune.data import check as examine
 
     count_tokens = _token_counter(max_tokens, tokenizer)
@@ -150,7 +150,7 @@ def check(
         report = examine(sources, demands)
     else:
         repaired = repair_all(sources, fix)
-        count_left_out(repaired, tally)
+        count_dropped(repaired, tally)
         written = [read_source(one.path, source.format) for one, source in zip(repaired, sources, strict=True)]
         report = examine(written, demands, tally)
         for one, source in zip(repaired, sources, strict=True):

@@ -1,4 +1,4 @@
-"""The values that every layer passes on, the error tree, and the few things that all need of the operating system."""
+"""Documents, tasks and recipes, the error tree, and helpers for files, signals and the terminal."""
 
 from __future__ import annotations
 

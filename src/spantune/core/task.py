@@ -1,8 +1,7 @@
-"""TaskSpec: what is to be extracted and how the model is asked, written once as `task.json`.
+"""TaskSpec: what to extract and how the model is asked, saved as `task.json`.
 
-It is saved into the run folder and the adapter folder, and evaluate, extract and serve read it from
-there, so that training and serving cannot differ. It holds no code and no prompt of one document:
-`prompt` turns it into messages.
+Training writes it into the run folder and the adapter folder, and evaluation and extraction read it from there, so that
+both use the same task. `encoding` makes the prompt of a document from it.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ class Label(BaseModel):
 class TaskSpec(BaseModel):
     """Label set, instruction and answer format of one extraction task.
 
-    `template` is `chat` (the tokenizer's own chat template) or, to reproduce the tutorial's run and for
-    nothing else, `tutorial` (its literal string, in which `<im_sep>` is four ordinary tokens).
-    `empty_answer` is what the model writes for a text without entities; with "" it stops at once.
+    `template` is `chat` (the tokenizer's own chat template) or `tutorial` (the tutorial's literal string, in which
+    `<im_sep>` is four ordinary tokens; only to reproduce its run). `empty_answer` is what the model writes for a text
+    without entities; with "" it stops at once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

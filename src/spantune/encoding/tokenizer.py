@@ -1,4 +1,4 @@
-"""The part of a transformers tokenizer that spantune uses, as a type."""
+"""Protocols for the part of a transformers tokenizer that spantune uses."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ class Tokenizer(Protocol):
 
     def get_vocab(self) -> dict[str, int]:
         """The ids by their entries in the vocabulary."""
+
+    def __hash__(self) -> int:
+        """A tokenizer is hashed by identity, so that what is derived from it can be cached."""
 
     def __len__(self) -> int:
         """The size of the vocabulary, added tokens included."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spantune.core import ModelError
-from spantune.encoding import Encoder, Said, Tokenizer
+from spantune.encoding import Encoder, PartialAnswer, Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -202,10 +202,10 @@ class Guide:
         """After an entity, switch to the grammar for the rest of the answer; returns whether there is a new grammar."""
         encoder, text = self._encoder, self._text
         answer = encoder.decode(self._ids)
-        said = Said(answer, encoder.format.parse(answer, text, encoder.task))
-        self.is_circling = said.parsed.is_circling
+        partial = PartialAnswer(answer, encoder.format.parse(answer, text, encoder.task))
+        self.is_circling = partial.parsed.is_looping
         renews = self._ordered or self.matcher.is_stopped()
-        grammar = encoder.format.grammar(text, encoder.task, said) if renews else None
+        grammar = encoder.format.grammar(text, encoder.task, partial) if renews else None
         if grammar is not None:
             self._matcher = self._constraint.compile(lambda: grammar)
         return grammar is not None
