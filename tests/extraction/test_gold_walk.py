@@ -75,7 +75,7 @@ def test_many_answers_are_walked_in_parallel(
         choices = Guide(constraint, coder, text).choices(ids)
         assert example.choices == {example.answer_start + index: allowed for index, allowed in choices.items()}
     monkeypatch.setattr(gold_walk, "SERIAL_UNDER", len(DOCUMENTS))
-    monkeypatch.setattr(gold_walk, "_cores", lambda: 2)
+    monkeypatch.setattr(gold_walk, "_processes", lambda: 2)
     assert mark(tmp_path / "parallel") == serial
     assert not caplog.records
 

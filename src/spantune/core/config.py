@@ -144,7 +144,7 @@ class Lora(Section):
     dora: bool = False
     """Learn magnitude and direction apart (DoRA, arXiv 2402.09353); slower."""
     plus_ratio: float = Field(1.0, ge=1)
-    """Learning rate of B over that of A (LoRA+, arXiv 2402.12354); 16 is its authors' advice."""
+    """The ratio of B's learning rate to A's (LoRA+, arXiv 2402.12354); its authors recommend 16."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Other ranks by module name, such as `{down_proj: 32}`; names that match nothing are an error."""
     targets: str | tuple[str, ...] = "all-linear"

@@ -44,8 +44,10 @@ CACHED_FROM = 100
 """Fewer answers than this are not cached: they are walked in about the time that starting takes."""
 CHUNK = 32
 """Answers that a worker walks at a time."""
+WORKER_GIB = 1
+"""Memory of a worker: 0.7 GiB with a vocabulary of 262,144."""
 CACHE_FILES = 8
-"""Most results that are kept in the cache; the least recently used are removed."""
+"""Most results in the cache; the least recently used are removed."""
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ def mark_choices(
     path = cache / f"{_key(documents, answers, encoder, vocabulary)}.npz"
     table = _read(path, len(answers)) if cached else None
     if table is None:
-        processes = _cores() if len(answers) >= SERIAL_UNDER else 1
+        processes = _processes() if len(answers) >= SERIAL_UNDER else 1
         walked = walk(answers, encoder, vocabulary, processes)
         table = _Table.of(track(walked, "find choices", len(answers), "answers"))
         if cached:
@@ -114,7 +116,7 @@ def _walk_in_parallel(
             done += 1
             yield from choices
     except BrokenProcessPool:
-        log.warning("a process that walks gold answers was killed, perhaps for want of memory; going on in this one")
+        log.warning("a worker process was killed (out of memory?); the gold answers are walked in this process")
         yield from walk(list(chain(*batches[done:])), encoder, vocabulary)
     except BaseException:
         for child in set(multiprocessing.active_children()) - others:
@@ -169,9 +171,13 @@ def _walk_batch(answers: Sequence[Answer]) -> list[Choices]:
     return [Guide(constraint, encoder, text).choices(ids) for text, ids in answers]
 
 
-def _cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _processes() -> int:
+    """One process for each core that this process may use, and at most half the machine's memory for all of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not hasattr(os, "sysconf"):
+        return cores
+    gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return max(1, min(cores, int(gib / 2 / WORKER_GIB)))
 
 
 # -- cache -----------------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from spantune.models.architecture import (
 from spantune.models.attention import NAME, Places, pack_view, unread_mask
 from spantune.models.bundled import cache_root
 from spantune.models.compilation import compile_layers
-from spantune.models.fp8 import has_fp8, to_fp8
 from spantune.models.hashes import hash_model
 from spantune.models.interfaces import CausalLM, ModelConfig
+from spantune.models.kernels.lora_linear import has_fp8, to_fp8
 from spantune.models.kernels.packs import Spans, spans
 from spantune.models.kernels.rows import RowView, Span, blocks_of, kernel_error, queries_per_block, windows
 from spantune.models.loading import (

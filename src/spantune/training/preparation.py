@@ -1,7 +1,7 @@
 """Everything of a run that needs no weights: task, documents, splits, token ids, shared prefix.
 
-`plan` audits it and `train` runs it, so that what was audited is what is trained. Nothing is cut or
-dropped: a document that is too long is an error, or is split at sentence ends where the recipe says so.
+`plan` audits it and `train` trains on it, so that both use the same values. Nothing is truncated or dropped: a document
+that is too long is an error, or is split at sentence ends where the recipe says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe made concrete, but for the weights."""
+    """A recipe with all that it names read and encoded, except the weights; `cut` counts the truncated examples."""
 
     recipe: config.Config
     task: TaskSpec
@@ -39,27 +39,27 @@ class Prepared:
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        """The token ids that every training example begins with."""
+        """The token ids that all training examples begin with."""
         return self.examples[0].ids[: shared_prefix(self.examples)]
 
     def pack_tokens(self, device: str) -> int:
-        """Token budget of a pack, never under the longest example."""
-        chosen = self.recipe.train.pack_tokens or DEFAULT_PACK_TOKENS[device]
-        return max(chosen, max(len(example.ids) for example in self.examples))
+        """Return the most tokens of a pack; at least those of the longest example."""
+        budget = self.recipe.train.pack_tokens or DEFAULT_PACK_TOKENS[device]
+        return max(budget, max(len(example.ids) for example in self.examples))
 
     def steering(self, count: int | None = None) -> list[Document]:
-        """The fixed dev documents that are extracted during training, `count` of them; fewer are among the more."""
-        places = list(range(len(self.splits.dev)))
-        random.Random(self.recipe.run.seed).shuffle(places)
-        chosen = sorted(places[: self.recipe.train.eval_documents if count is None else count])
-        return [self.splits.dev[place] for place in chosen]
+        """Return the fixed `count` dev documents that are extracted during training; a larger count adds to them."""
+        indices = list(range(len(self.splits.dev)))
+        random.Random(self.recipe.run.seed).shuffle(indices)
+        selected = sorted(indices[: self.recipe.train.eval_documents if count is None else count])
+        return [self.splits.dev[index] for index in selected]
 
 
 def prepare(recipe: config.Config) -> Prepared:
     """Read, check, split and encode what a recipe names.
 
     Raises:
-        SpantuneError: whatever is wrong with its files, labels, tokenizer or lengths.
+        SpantuneError: its files, labels, tokenizer or lengths cannot be used.
     """
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
@@ -81,7 +81,7 @@ def prepare(recipe: config.Config) -> Prepared:
 
 
 def _cut(examples: tuple[Example, ...], size: int | None) -> tuple[tuple[Example, ...], int]:
-    """Examples cut at `size` tokens, as the tutorial cuts them, and how many were."""
+    """The examples truncated at `size` tokens, as the tutorial does, and how many are."""
     if size is None:
         return examples, 0
     cut = sum(len(example.ids) > size for example in examples)
