@@ -8,6 +8,7 @@ from spantune.encoding.answers.gbnf import WRITINGS, gbnf
 from spantune.encoding.encoder import Encoder, Example, Tokens, coloured, count_tokens
 from spantune.encoding.packing import NO_TARGET, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
 from spantune.encoding.prompts import PRESETS, make_task
+from spantune.encoding.tokenizer import Tokenizer
 
 __all__ = [
     "FORMATS",
@@ -20,6 +21,7 @@ __all__ = [
     "Pack",
     "Problem",
     "Said",
+    "Tokenizer",
     "Tokens",
     "answer_format",
     "coloured",
