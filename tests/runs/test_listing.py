@@ -211,3 +211,12 @@ def test_a_real_run_is_listed_and_looking_changes_nothing(trained: Result, comma
     assert run["f1_before"] is not None and run["step"] == 12 and 0 < run["seconds"] < trained.seconds
     assert {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*")} == before
     assert os.path.getsize(RunFolder(trained.folder).lock_file) == 0
+
+
+def test_listing_runs_loads_neither_numpy_nor_pillow() -> None:
+    code = (
+        "import sys; from spantune.runs import RunFolder, listing\n"
+        "print(*sorted({'numpy', 'PIL', 'rich', 'spantune.metrics', 'spantune.data'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

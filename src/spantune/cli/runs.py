@@ -1,6 +1,6 @@
-"""The command line's `spantune runs`: list, filter, sort and compare runs, for people or as CSV and JSON.
+"""The commands `spantune runs`, which lists, filters, sorts and compares runs, and `spantune sync`.
 
-As in `cli`, no logic lives here: tables, CSV and JSON go to stdout, everything for people to stderr.
+As in `cli`, no logic lives here: tables, CSV and JSON go to stdout, messages to stderr.
 """
 
 from __future__ import annotations
