@@ -163,7 +163,7 @@ def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM
     return adapted.eval()
 
 
-def load_adapter_weights(model: Any, folder: Path) -> None:
+def load_adapter_weights(model: CausalLM, folder: Path) -> None:
     """Give the adapter of a PEFT model the weights that are saved in `folder`.
 
     Raises:
