@@ -1,10 +1,10 @@
-"""The part of a transformers tokenizer that spantune uses, as a type."""
+"""Protocols for the part of a transformers tokenizer that spantune uses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 
 class AddedToken(Protocol):
@@ -49,13 +49,23 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]:
         """The ids by their entries in the vocabulary."""
 
+    def __hash__(self) -> int:
+        """A tokenizer is hashed by identity, so that what is derived from it can be cached."""
+
     def __len__(self) -> int:
         """The size of the vocabulary, added tokens included."""
 
+    @overload
     def __call__(
         self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
     ) -> Mapping[str, list[int]]:
         """`{"input_ids": […]}` of a text."""
+
+    @overload
+    def __call__(
+        self, text: list[str], *, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> Mapping[str, list[list[int]]]:
+        """`{"input_ids": [[…], …]}` of texts."""
 
     def decode(self, token_ids: Sequence[int], *, clean_up_tokenization_spaces: bool | None = None) -> str:
         """The text of ids."""

@@ -39,6 +39,7 @@ from spantune.models.lora import (
     coverage,
     linear_modules,
     load_adapter,
+    load_adapter_weights,
     unmatched_error,
     unranked_error,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "linear_modules",
     "load",
     "load_adapter",
+    "load_adapter_weights",
     "load_config_of",
     "load_tokenizer",
     "pack_view",

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, replace
 
 from spantune.core import Document, TaskSpec, config
-from spantune.data import Splits, check_labels, read_splits, split_long
+from spantune.data import Splits, read_splits, split_long
 from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
 from spantune.extraction import mark_choices
 from spantune.models import ModelFiles, cache_root, read_files
@@ -64,7 +64,7 @@ def prepare(recipe: config.Config) -> Prepared:
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
     for documents in (splits.train, splits.dev, splits.test):
-        check_labels(documents, task.codes)
+        task.check(documents)
     files = read_files(recipe.model.source)
     settings = recipe.train
     unlimited = settings.cut_tokens is not None
