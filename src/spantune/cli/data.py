@@ -139,7 +139,7 @@ def check(
 
         spantune data check cmeee.jsonl --fix mended.jsonl
     """
-    from spantune.data import Demands, Tally, count_left_out, read_source, repair_all
+    from spantune.data import Demands, Tally, count_dropped, read_source, repair_all
     from spantune.data import check as examine
 
     count_tokens = _token_counter(max_tokens, tokenizer)
@@ -150,7 +150,7 @@ def check(
         report = examine(sources, demands)
     else:
         repaired = repair_all(sources, fix)
-        count_left_out(repaired, tally)
+        count_dropped(repaired, tally)
         written = [read_source(repair.path, source.format) for repair, source in zip(repaired, sources, strict=True)]
         report = examine(written, demands, tally)
         for repair, source in zip(repaired, sources, strict=True):
@@ -314,11 +314,10 @@ def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: b
 
 
 def _tokens(counter: _Counter, documents: Sequence[Document]) -> Tokens:
-    from spantune.data import check_labels
     from spantune.encoding import count_tokens
 
     if counter.task:
-        check_labels(documents, counter.task.codes)
+        counter.task.check(documents)
     return count_tokens(documents, _tokenizer(counter.source), counter.task)
 
 

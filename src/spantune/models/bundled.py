@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import platformdirs
+
 from spantune.core import ModelError, nearest, sha256_of
 from spantune.models.gguf_tokenizer import build_tokenizer, read_metadata
 
@@ -156,7 +158,7 @@ BUNDLED: dict[str, BundledModel] = {
 def bundled_folder(name: str, cache: Path | None = None) -> Path:
     """The folder of the bundled model `name`, converted on first use (seconds are logged and in conversion.json).
 
-    `cache` defaults to `$SPANTUNE_CACHE`, else `~/.cache/spantune`.
+    `cache` defaults to `cache_root()`.
 
     Raises:
         ModelError: the name is unknown, the package is absent or altered, or the cache is damaged or too small.
@@ -182,8 +184,9 @@ def is_available(name: str, cache: Path | None = None) -> bool:
 
 
 def cache_root() -> Path:
-    """`$SPANTUNE_CACHE`, else `~/.cache/spantune`."""
-    return Path(os.environ.get("SPANTUNE_CACHE") or "~/.cache/spantune").expanduser()
+    """The folder of everything that is cached: `$SPANTUNE_CACHE`, else the user's cache folder on this system."""
+    chosen = os.environ.get("SPANTUNE_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("spantune", appauthor=False)
 
 
 def _model(name: str) -> BundledModel:

@@ -7,6 +7,7 @@ quantised base is made of a bf16 checkpoint, layer by layer, so that a GPU never
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,9 +17,12 @@ from typing import Any
 import torch
 
 from spantune.core import ConfigError, ModelError, config
+from spantune.encoding import Tokenizer
 from spantune.models.attention import NAME, check_attention
 from spantune.models.bundled import BUNDLED
 from spantune.models.fp8 import has_fp8, to_fp8
+from spantune.models.hubs import first_line
+from spantune.models.interfaces import ModelConfig
 from spantune.models.sources import resolve
 
 # What the model card of microsoft/phi-4 says since its tokenizer fix; older uploads have EOS = PAD.
@@ -81,7 +85,7 @@ def load_tokenizer(folder: Path, source: str = "") -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{folder}: no tokenizer can be read here ({str(error).splitlines()[0]}); add tokenizer.json and its config"
+            f"{folder}: no tokenizer can be read here ({first_line(error)}); add tokenizer.json and its config"
         ) from None
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: only a slow tokenizer is here; the grammar needs tokenizer.json")
@@ -100,8 +104,32 @@ def load_config_of(folder: Path) -> Any:
         raise ModelError(f"{folder}: config.json cannot be read ({error})") from None
 
 
-def load(settings: config.Model, tokenizer_folder: Path | None = None) -> Loaded:
-    """Load the base model of a recipe with its tokenizer (from `tokenizer_folder` where given).
+@dataclass(frozen=True)
+class ModelFiles:
+    """What is read of a model before its weights: its local folder, its configuration and its fast tokenizer."""
+
+    folder: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+
+def read_files(source: str, tokenizer_folder: Path | None = None) -> ModelFiles:
+    """Resolve a model source, and read its configuration and tokenizer (from `tokenizer_folder` where given).
+
+    Raises:
+        ModelError: the source cannot be had, or its configuration or tokenizer cannot be read.
+    """
+    folder = resolve(source)
+    return ModelFiles(folder, load_config_of(folder), load_tokenizer(tokenizer_folder or folder, source))
+
+
+def load(settings: config.Model, files: ModelFiles | None = None, *, tokenizer_folder: Path | None = None) -> Loaded:
+    """Load the base model of a recipe with its tokenizer.
+
+    Args:
+        settings: of the recipe.
+        files: what has been read of the model; resolved and read here when absent.
+        tokenizer_folder: the folder of another tokenizer than the model's own.
 
     Raises:
         ModelError: the source cannot be had, or the model is not what its card says.
@@ -110,18 +138,16 @@ def load(settings: config.Model, tokenizer_folder: Path | None = None) -> Loaded
     device = pick_device(settings.device)
     require_base(settings.base, device)
     dtype = pick_dtype(settings.base, device)
-    folder = resolve(settings.source)
-    model_config = load_config_of(folder)
-    check_attention(model_config)
-    tokenizer = load_tokenizer(tokenizer_folder or folder, settings.source)
+    files = files or read_files(settings.source, tokenizer_folder)
+    check_attention(files.config)
     if settings.verify:
-        problems = card_problems(model_config, tokenizer)
+        problems = card_problems(files.config, files.tokenizer)
         if problems:
-            raise ModelError(f"{folder}: {'; '.join(problems)}")
-    model = _weights(folder, settings.base, device, dtype)
+            raise ModelError(f"{files.folder}: {'; '.join(problems)}")
+    model = _weights(files, settings.base, device, dtype)
     model.set_attn_implementation(NAME)
     model.config.use_cache = False
-    return Loaded(model.eval(), tokenizer, folder, device, dtype, settings.base in config.QUANTIZED)
+    return Loaded(model.eval(), files.tokenizer, files.folder, device, dtype, settings.base in config.QUANTIZED)
 
 
 def require_base(base: config.Base, device: torch.device) -> None:
@@ -140,8 +166,8 @@ def require_base(base: config.Base, device: torch.device) -> None:
         raise ConfigError(f'model.base={base} needs bitsandbytes: pip install "spantune[bitsandbytes]"')
 
 
-def _weights(folder: Path, base: config.Base, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model of `folder` with its weights in the type of `base`."""
+def _weights(files: ModelFiles, base: config.Base, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model with its weights in the type of `base`."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     more: dict[str, Any] = {"device_map": {"": "cpu" if base == "fp8" else device}}
@@ -155,10 +181,17 @@ def _weights(folder: Path, base: config.Base, device: torch.device, dtype: torch
         )
     try:  # as sdpa first, so that transformers refuses models with sinks, soft caps or ALiBi: ours would drop them
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **more
+            files.folder,
+            config=copy.deepcopy(files.config),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            **more,
         )
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: the model cannot be loaded ({str(error).splitlines()[0]}); use another") from None
+        raise ModelError(
+            f"{files.folder}: the model cannot be loaded ({str(error).splitlines()[0]}); use another"
+        ) from None
     if base == "nf4" and device.type == "cpu":
         _keep_differentiable(model)
     return to_fp8(model, device, model.get_output_embeddings()) if base == "fp8" else model

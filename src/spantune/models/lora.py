@@ -161,6 +161,28 @@ def load_adapter(model: Any, folder: Path, merge: bool = False) -> Any:
     return adapted.merge_and_unload().eval() if merge else adapted.eval()
 
 
+def load_adapter_weights(model: Any, folder: Path) -> None:
+    """Give the adapter of a PEFT model the weights that are saved in `folder`.
+
+    Raises:
+        ModelError: the folder holds no such adapter, or one of another model or shape.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(folder / "adapter_model.safetensors")
+        outcome = set_peft_model_state_dict(model, weights)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder}: the adapter is damaged ({str(error).splitlines()[0]}); restore it") from None
+    except RuntimeError as error:
+        raise _foreign(folder, str(error).splitlines()[-1].strip()) from None
+    missing = [name for name in outcome.missing_keys if "lora_" in name]
+    if missing or outcome.unexpected_keys:
+        raise _foreign(folder, f"differing weights: {', '.join([*missing, *outcome.unexpected_keys][:3])}")
+
+
 def _names_in(path: Path) -> set[str]:
     """The names of the tensors in a file."""
     from safetensors import safe_open

@@ -27,14 +27,14 @@ from typing import NoReturn
 
 from filelock import FileLock
 
-from spantune.core import ModelError, nearest, sha256_of
+from spantune.core import ModelError, nearest, replacing
 from spantune.models import bundled
+from spantune.models.hashes import WANTED, hash_files
 from spantune.models.hubs import HUBS, Hub, HubFile, first_line
 
 REACH_SECONDS = 8.0  # to any answer of a hub, name look-up included
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-WANTED = (".json", ".safetensors", ".txt", ".jinja", ".model", ".tiktoken")
 UNWANTED = "consolidated"  # Mistral's second copy of the weights
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
 PREFIXES = ("bundled", "modelscope", "hf")
@@ -231,14 +231,13 @@ def _verify(folder: Path, files: Sequence[HubFile], source: str) -> list[str]:
 
 def _damaged(folder: Path, files: Sequence[HubFile]) -> dict[str, str]:
     """What each file whose hash is not the listed one has, by name."""
+    hashes = hash_files(folder, [file.name for file in files if file.sha256], anew=True)
+    hashes |= {file.name: _git_oid(folder / file.name) for file in files if file.git_oid and not file.sha256}
     wrong = {}
     for file in files:
-        expected = file.sha256 or file.git_oid
-        if expected is None:
-            continue
-        found = sha256_of(folder / file.name) if file.sha256 else _git_oid(folder / file.name)
-        if found != expected:
-            wrong[file.name] = f"{file.name} has {found[:16]}…, the hub reports {expected[:16]}…"
+        expected, actual = file.sha256 or file.git_oid, hashes.get(file.name)
+        if expected and actual and actual != expected:
+            wrong[file.name] = f"{file.name} has {actual[:16]}…, the hub reports {expected[:16]}…"
     return wrong
 
 
@@ -300,9 +299,8 @@ def _write_record(source: str, record: Record | None) -> None:
         data |= {"folder": str(record.folder), "files": files, "times": record.times, "commit": record.commit}
     path = _record_path(source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(data, indent=1), "utf-8")
-    part.replace(path)
+    with replacing(path) as file:
+        json.dump(data, file, indent=1)
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------

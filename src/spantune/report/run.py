@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spantune.core import Config, DataError, Document, RunError, TaskSpec
-from spantune.data import Splits, formats, read_splits
+from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec
+from spantune.data import Splits, read_extractions, read_splits
 from spantune.metrics import Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
 from spantune.report.html import interval, points
@@ -43,16 +43,16 @@ class _Run:
         """The records of the evaluations that steered; a figure that was not finite is none."""
         return [one for one in self.records if one.get("split") == "dev" and one.get("f1") is not None]
 
-    def predictions(self, split: str, step: int) -> list[Document]:
-        """What the run kept of its predictions at a step.
+    def predictions(self, split: str, step: int) -> list[Extraction]:
+        """Read the predictions of the run at a step.
 
         Raises:
             DataError: the file is absent or damaged.
         """
-        return list(formats.read(self.folder.predictions(split, step), "native").documents)
+        return read_extractions(self.folder.predictions(split, step))
 
     def scores(self, predicted: Sequence[Document]) -> Scores:
-        """Scores of predicted test documents."""
+        """Score predicted test documents."""
         return score(self.splits.test, predicted, self.task.codes, train=self.splits.train)
 
 
@@ -71,8 +71,10 @@ def report_run(folder: Path, splits: Splits | None = None) -> None:
     data = run.recipe.data
     report = Report(
         title=f"spantune · {folder.resolve().name}",
-        before=run.scores(run.predictions("test", 0)) if run.folder.predictions("test", 0).is_file() else None,
-        after=run.scores(predicted),
+        before=run.scores(_documents(run.predictions("test", 0)))
+        if run.folder.predictions("test", 0).is_file()
+        else None,
+        after=run.scores(_documents(predicted)),
         labels={label.code: label.name or label.code for label in run.task.labels},
         curve=[(one["step"], _loss(one)) for one in run.records if "loss" in one],
         evaluations=[(one["step"], one["f1"], one.get("f1_low"), one.get("f1_high")) for one in run.dev],
@@ -91,6 +93,10 @@ def report_run(folder: Path, splits: Splits | None = None) -> None:
     write_report(folder, report)
 
 
+def _documents(extractions: Sequence[Extraction]) -> list[Document]:
+    return [extraction.document for extraction in extractions]
+
+
 def _read(folder: RunFolder, splits: Splits | None) -> _Run:
     recipe, records = folder.config(), folder.metrics()
     last = max((one["step"] for one in records), default=0)
@@ -103,7 +109,7 @@ def _read(folder: RunFolder, splits: Splits | None) -> _Run:
     return _Run(folder, recipe, folder.task(), splits or read_splits(recipe.data), records, closing[-1])
 
 
-def _facts(run: _Run, predicted: Sequence[Document]) -> dict[str, str]:
+def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     """Key figures as they are to be read."""
     facts: dict[str, str] = {}
     trained = run.closing.get("training_seconds")
@@ -118,7 +124,7 @@ def _facts(run: _Run, predicted: Sequence[Document]) -> dict[str, str]:
         facts["best step"] = f"{best['step']}, F1 {points(best['f1'])} on {best['documents']} dev documents"
     stored = Calibration.load(run.folder.path)
     if stored and (stored.threshold is not None or stored.label_thresholds):
-        micro = run.scores([stored.apply(document)[0] for document in predicted]).micro
+        micro = run.scores([stored.apply(document)[0] for document in _documents(predicted)]).micro
         bounds = interval(micro.f1_low, micro.f1_high)
         facts["strict F1 with the stored threshold"] = f"{points(micro.f1)} ({bounds})"
     return facts
@@ -134,7 +140,7 @@ def _calibration(run: _Run) -> tuple[CalibrationView | None, list[str]]:
         return None, ["calibration: no evaluation during training to fit one to"]
     step = _best(run)["step"]
     try:
-        predicted = run.predictions("dev", step)
+        predicted = _documents(run.predictions("dev", step))
         names = {document.id for document in predicted}
         gold = [document for document in run.splits.dev if document.id in names]
         found = calibrate(gold, predicted, data=f"the {len(gold)} dev documents of step {step}")

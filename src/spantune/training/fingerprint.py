@@ -1,7 +1,7 @@
 """What a run was made from, as hashes: model, documents, task and the code itself; and what has changed since.
 
 Documents are hashed as they were read, limited and split, so that a file of another format or place with the same
-content is the same data; a model by its files, which are read whole, all at once. A run goes on only from what it
+content is the same data; a model by its files, each read once until it changes. A run goes on only from what it
 began with. A changed release of spantune or torch is told and not refused.
 """
 
@@ -12,12 +12,11 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
 from spantune.core import Document, RunError, TaskSpec, sha256_of
-from spantune.models import RECORD, WANTED, pinned
+from spantune.models import hash_model, pinned
 from spantune.training.preparation import Prepared
 
 ENVIRONMENT_FILE = "environment.json"
@@ -36,7 +35,7 @@ FIXED = {
 def fingerprint(prepared: Prepared) -> dict[str, str]:
     """Hashes of all that `prepared` trains from and of the code, and the source of the model with its commit."""
     splits = prepared.splits
-    found = {"model_sha256": hash_model(prepared.folder), "task_sha256": hash_task(prepared.task)}
+    found = {"model_sha256": hash_model(prepared.files.folder), "task_sha256": hash_task(prepared.task)}
     found |= {
         f"{name}_sha256": hash_documents(documents)
         for name, documents in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))
@@ -80,14 +79,6 @@ def read_environment(folder: Path) -> dict[str, str]:
     if not isinstance(found, dict):
         raise RunError(f"{path} is damaged: expected an object; restore it, or train again")
     return {str(key): str(value) for key, value in found.items()}
-
-
-def hash_model(folder: Path) -> str:
-    """One SHA-256 over the names and contents of a model folder's files."""
-    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(WANTED) and path.name != RECORD)
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
-        hashes = list(pool.map(lambda name: sha256_of(folder / name), names))
-    return _hash(f"{name}\t{value}\n" for name, value in zip(names, hashes, strict=True))
 
 
 def hash_documents(documents: Iterable[Document]) -> str:

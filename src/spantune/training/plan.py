@@ -60,7 +60,7 @@ class Plan:
 
 def make_plan(prepared: Prepared) -> Plan:
     """Audit a prepared recipe and predict its memory and time."""
-    model = skeleton(prepared.model_config)
+    model = skeleton(prepared.files.config)
     found, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model)
     audits = [
         _targets(prepared.recipe, found),
@@ -104,7 +104,7 @@ def _targets(recipe: Config, found: Coverage) -> Audit:
 
 
 def _card(prepared: Prepared) -> Audit:
-    problems = card_problems(prepared.model_config, prepared.tokenizer)
+    problems = card_problems(prepared.files.config, prepared.tokenizer)
     waived = None if prepared.recipe.model.verify else "model.verify"
     found = "; ".join(problems) or "special tokens and RoPE as expected, EOS ≠ PAD"
     return Audit("the model is what its card says", not problems, found, "take the current upload of the model", waived)

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from spantune.core import Document, TaskSpec, config
-from spantune.data import Splits, check_labels, read_splits, split_long
-from spantune.encoding import Encoder, Example, make_task, shared_prefix
-from spantune.extraction import Guide, constraint_of
-from spantune.models import load_config_of, load_tokenizer, resolve
+from spantune.data import Splits, read_splits, split_long
+from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
+from spantune.extraction import mark_choices
+from spantune.models import ModelFiles, cache_root, read_files
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 log = logging.getLogger(__name__)
@@ -30,12 +27,15 @@ class Prepared:
     recipe: config.Config
     task: TaskSpec
     splits: Splits
-    folder: Path
-    tokenizer: Any
-    model_config: Any
+    files: ModelFiles
     encoder: Encoder
     examples: tuple[Example, ...]
     cut: int
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.files.tokenizer
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -64,34 +64,20 @@ def prepare(recipe: config.Config) -> Prepared:
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
     for documents in (splits.train, splits.dev, splits.test):
-        check_labels(documents, task.codes)
-    folder = resolve(recipe.model.source)
-    tokenizer = load_tokenizer(folder, recipe.model.source)
+        task.check(documents)
+    files = read_files(recipe.model.source)
     settings = recipe.train
     unlimited = settings.cut_tokens is not None
-    encoder = Encoder(tokenizer, task, None if unlimited else settings.max_tokens)
+    encoder = Encoder(files.tokenizer, task, None if unlimited else settings.max_tokens)
     if recipe.data.too_long == "split":
         pieces = (split_long(document, encoder.fits) for document in splits.train)
         splits = replace(splits, train=tuple(piece for group in pieces for piece in group))
     examples = tuple(encoder.example(document) for document in splits.train)
     examples, cut = _cut(examples, settings.cut_tokens)
-    model_config = load_config_of(folder)
     if settings.on_choices:
-        examples = _choices(examples, splits.train, encoder, model_config.vocab_size)
-    return Prepared(recipe, task, splits, folder, tokenizer, model_config, encoder, examples, cut)
-
-
-def _choices(
-    examples: Sequence[Example], documents: Sequence[Document], encoder: Encoder, vocabulary: int
-) -> tuple[Example, ...]:
-    """Examples whose loss is on the choices that the grammar leaves, among what it allows."""
-    constraint = constraint_of(encoder.tokenizer, vocabulary, encoder.stop_id)
-    marked = []
-    for example, document in zip(examples, documents, strict=True):
-        start = example.answer_start
-        choices = Guide(constraint, encoder, document.text).choices(example.ids[start:])
-        marked.append(replace(example, choices={start + index: allowed for index, allowed in choices.items()}))
-    return tuple(marked)
+        cache = cache_root() / "gold"
+        examples = mark_choices(examples, splits.train, encoder, files.config.vocab_size, cache)
+    return Prepared(recipe, task, splits, files, encoder, examples, cut)
 
 
 def _cut(examples: tuple[Example, ...], size: int | None) -> tuple[tuple[Example, ...], int]:
