@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from following import FirstEntity, Follower, Gold, Replayer, drafted, generated, record
 
-from spantune.core import Document, TaskSpec, config
+from spantune.core import Document, Extraction, Status, TaskSpec, config
 from spantune.data import formats
 from spantune.encoding import Encoder, make_task
-from spantune.extraction import Extraction, Extractor, load_bare, rates
+from spantune.extraction import Extractor, load_bare, rates
 from spantune.metrics import score
 from spantune.models import NAME, load, load_tokenizer, pick_device
 
@@ -221,7 +221,7 @@ class Bench:
     def _read(self, document: Document, ids: list[int]) -> Extraction:
         answer = self.encoder.decode(ids)
         parsed = self.encoder.format.parse(answer, document.text, self.encoder.task)
-        status = "stopped" if len(ids) < config.Extract().max_new_tokens else "length"
+        status = Status.STOPPED if len(ids) < config.Extract().max_new_tokens else Status.LENGTH
         return Extraction(document.with_entities(parsed.entities), answer, status, parsed.problems)
 
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from spantune.core import Document, Label, TaskSpec, config
+from spantune.core import Document, Extraction, Label, TaskSpec, config
 from spantune.data import formats
 from spantune.encoding import FORMATS, Encoder, answer_format
-from spantune.extraction import Extraction, Extractor, load_run
+from spantune.extraction import Extractor, load_run
 
 CODES = ("dis", "sym", "疾病", "a>b", 'q"\\')
 LIVELY = {"jsonl": 3, "jsonl_seed": 3, "grouped": 8, "inline": 5}  # seeds of models that do not stop at once
@@ -123,7 +123,7 @@ def run(tool: Extractor, documents: Sequence[Document], name: str) -> int:
     """Extract, print a line, and say how many documents were wanting."""
     began, wrong, statuses, entities = time.perf_counter(), Counter[str](), Counter[str](), 0
     for document, extraction in zip(documents, tool.stream(documents), strict=True):
-        statuses[extraction.status] += 1
+        statuses[str(extraction.status)] += 1
         entities += len(extraction.document.entities)
         faults = wanting(extraction, tool.task, document.text, ordered=tool.on_choices)
         wrong.update(faults)

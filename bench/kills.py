@@ -38,7 +38,7 @@ from spantune.core import (  # noqa: E402
     sha256_of,
 )
 from spantune.runs import (  # noqa: E402
-    is_finished,
+    RunFolder,
     read_metrics,
     step_of,
     torn,
@@ -142,7 +142,7 @@ def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int]
             counts["wrong_checkpoints_taken"] += _took_wrong(life, reference)
             if not life.finished:
                 counts["kills"] += 1
-                life.finished = is_finished(folder)  # killed after its last file
+                life.finished = RunFolder(folder).is_finished  # killed after its last file
                 counts["not_resumed"] += life.finished or not folder.is_dir()
                 phases[life.phase] += 1
                 counts["lost_steps"] += _lost_steps(folder, life)

@@ -21,9 +21,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from spantune.core import Document, Entity
+from spantune.core import Document, Entity, Extraction, Problem, ProblemKind, Status
 from spantune.data import formats
 from spantune.metrics import System, compare, score
 from spantune.report import CalibrationView, Report, write_comparison, write_report
@@ -55,13 +54,13 @@ addEventListener("load", () => {
 """
 
 
-def predicted(documents: Sequence[Document], labels: Sequence[str], seed: int, wrong: float) -> list[Document]:
+def predicted(documents: Sequence[Document], labels: Sequence[str], seed: int, wrong: float) -> list[Extraction]:
     """The gold documents with a share of `wrong` of their entities wrong in one way or another."""
     chance = random.Random(seed)
     return [_predicted(document, labels, chance, wrong) for document in documents]
 
 
-def _predicted(document: Document, labels: Sequence[str], chance: random.Random, wrong: float) -> Document:
+def _predicted(document: Document, labels: Sequence[str], chance: random.Random, wrong: float) -> Extraction:
     found = []
     for entity in document.entities:
         way = chance.choice(["dropped", "moved", "renamed", "both", "invented"]) if chance.random() < wrong else ""
@@ -76,15 +75,20 @@ def _predicted(document: Document, labels: Sequence[str], chance: random.Random,
             start = chance.randrange(len(document.text))
             found.append(Entity(start, min(len(document.text), start + 3), chance.choice(labels), chance.random()))
     ailing = chance.random() < 0.02
-    meta: dict[str, Any] = {"status": "length", "problems": [{"kind": "truncated", "found": '{"entity'}]}
-    return Document(document.id, document.text, tuple(set(found)), meta if ailing else {})
+    annotated = Document(document.id, document.text, tuple(set(found)))
+    if not ailing:
+        return Extraction(annotated)
+    return Extraction(annotated, '{"entity', Status.LENGTH, (Problem(ProblemKind.TRUNCATED, '{"entity'),))
 
 
 def report_of(gold: Sequence[Document], labels: Sequence[str]) -> Report:
     """A report with every part filled."""
     guessed = predicted(gold, labels, 1, 0.4)
-    scores = score(gold, guessed, labels, train=gold[: len(gold) // 2], resamples=500)
-    before = score(gold, predicted(gold, labels, 2, 0.9), labels, resamples=500)
+    scores = score(
+        gold, [extraction.document for extraction in guessed], labels, train=gold[: len(gold) // 2], resamples=500
+    )
+    untrained = [extraction.document for extraction in predicted(gold, labels, 2, 0.9)]
+    before = score(gold, untrained, labels, resamples=500)
     chance = random.Random(3)
     return Report(
         title="spantune · made up",

@@ -16,9 +16,8 @@ from helpers.fakes import tiny_model
 from spantune.core import Keep, config, parse_config
 from spantune.encoding import Example, layout, shared_prefix
 from spantune.models import NAME, attach, compile_layers, has_fp8, to_fp8
-from spantune.models.fp8 import Fp8Linear
-from spantune.training import Collator, PackTensors, StepRunner, pack_loss, tensors
-from spantune.training.nan_guard import StepGuard
+from spantune.models.kernels.lora_linear import Fp8Linear
+from spantune.training import Collator, PackTensors, StepGuard, StepRunner, pack_loss, tensors
 
 pytestmark = [
     pytest.mark.gpu,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         DataError,
         Document,
         Entity,
+        Extraction,
         Label,
         ModelError,
         RunError,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
         load_config,
     )
     from spantune.data import read, write
-    from spantune.extraction import Extraction, Extractor
+    from spantune.extraction import Extractor
     from spantune.extraction import load_run as load
     from spantune.metrics import score
     from spantune.training import train
@@ -62,11 +63,11 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "core": (
-            *("Config", "ConfigError", "DataError", "Document", "Entity", "Label", "ModelError", "RunError"),
-            *("SpantuneError", "TaskSpec", "load_config"),
+            *("Config", "ConfigError", "DataError", "Document", "Entity", "Extraction", "Label", "ModelError"),
+            *("RunError", "SpantuneError", "TaskSpec", "load_config"),
         ),
         "data": ("read", "write"),
-        "extraction": ("Extraction", "Extractor", "load_run as load"),
+        "extraction": ("Extractor", "load_run as load"),
         "metrics": ("score",),
         "training": ("train",),
     },

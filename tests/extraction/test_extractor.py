@@ -16,10 +16,21 @@ from hypothesis import strategies as st
 
 from helpers.extractors import DOCUMENTS, LIMIT, TASK, TEXTS, Plain, encoder, extractor, lively_model, plain_loop
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
-from spantune.core import DataError, Document, Entity, ModelError, RunError, config
+from spantune.core import (
+    DataError,
+    Document,
+    Entity,
+    Extraction,
+    ModelError,
+    Problem,
+    ProblemKind,
+    RunError,
+    Status,
+    config,
+)
 from spantune.data import Cutter, merge
-from spantune.encoding import Encoder, Problem, Said
-from spantune.extraction import Extraction, Extractor, Guide, load_run, rates
+from spantune.encoding import Encoder, PartialAnswer
+from spantune.extraction import Extractor, Guide, load_run, rates
 from spantune.extraction.grammar import Constraint
 from spantune.extraction.result import failure
 
@@ -130,7 +141,7 @@ def test_forcing_says_what_masking_alone_would_say() -> None:
             matcher.consume_token(ids[-1])
             if coder.tokenizer.decode(ids[-1:]) == "\n":
                 written = coder.tokenizer.decode(ids[start:])
-                said = Said(written, coder.format.parse(written, text, TASK))
+                said = PartialAnswer(written, coder.format.parse(written, text, TASK))
                 matcher = constraint.matcher(coder.format.grammar(text, TASK, said) or "")
         assert ids[start:] == answer
         lengths.append(len(answer))
@@ -223,7 +234,7 @@ def test_a_slip_is_reported_and_what_comes_after_it_is_found(grounded: bool) -> 
     lines = [f'{{"entity_text": "{mention}", "entity_label": "dis"}}\n' for mention in ("ab", "ab", "c")]
     model = parrot(encoder(), "abc", "".join(lines), stops=True)
     (found,) = extractor(model, grounded=grounded).stream([Document("a", "abc")])
-    assert (found.answer, found.status) == ("".join(lines), "stopped") and found.wanting
+    assert (found.answer, found.status) == ("".join(lines), "stopped") and found.has_problem
     assert [(problem.kind, problem.found) for problem in found.problems] == [("repeated", "ab")]
     assert found.document.entities == (Entity(0, 2, "dis"), Entity(2, 3, "dis"))
 
@@ -300,7 +311,7 @@ def test_a_long_text_is_taken_in_chunks_with_offsets_of_the_whole() -> None:
     found = [replace(chunk, document=one.document) for chunk, one in zip(chunks, alone, strict=True)]
     wanted = merge(Document("long", text, meta={"k": 1}), found)
     assert len(wanted.document.entities) > 3
-    assert (got.document, got.overruled) == (wanted.document, wanted.overruled)
+    assert (got.document, got.contradicted) == (wanted.document, wanted.suppressed)
     assert got.answer == "".join(one.answer for one in alone)
     assert got.problems == tuple(problem for one in alone for problem in one.problems)
     assert got.status == next((one.status for one in alone if one.status != "stopped"), "stopped")
@@ -315,14 +326,17 @@ def test_a_limit_is_an_error_or_an_extraction_that_says_so() -> None:
     found = list(tool.stream(documents, strict=False))
     assert [item.document.id for item in found] == list("abcd")
     assert [item.status == "refused" for item in found] == [False, True, False, True]
-    assert found[1].document == documents[1] and found[1].wanting and found[1].problems[0].kind == "refused"
+    assert found[1].document == documents[1] and found[1].has_problem and found[1].problems[0].kind == "refused"
     assert "'b' has 21 characters" in found[1].problems[0].found
     with pytest.raises(DataError, match=r"extract\.max_new_tokens=2048.*no room.*2048"):
         list(extractor(model, max_new_tokens=2048).stream([Document("a", "x")], strict=False))
 
 
 def test_what_is_an_extraction_already_keeps_its_place() -> None:
-    lost = [failure(Document(f"lost-{n}", ""), "unreadable", Problem("unreadable", "no text")) for n in range(3)]
+    lost = [
+        failure(Document(f"lost-{n}", ""), Status.UNREADABLE, Problem(ProblemKind.UNREADABLE, "no text"))
+        for n in range(3)
+    ]
     items = [lost[0], Document("a", "肺"), lost[1], lost[2], Document("b", "ab")]
     found = list(extractor(lively_model("phi3", 2), max_new_tokens=20).stream(items))
     assert [item.document.id for item in found] == ["lost-0", "a", "lost-1", "lost-2", "b"]

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from helpers.real import bench
-from spantune.core import Document, Entity, Label, TaskSpec
-from spantune.encoding import FORMATS, Problem
-from spantune.extraction import Extraction
+from spantune.core import Document, Entity, Extraction, Label, Problem, ProblemKind, Status, TaskSpec
+from spantune.encoding import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,8 @@ def test_the_fuzzer_sees_what_is_wrong(fuzz: Any) -> None:
     line = '{"entity_text": "x", "entity_label": "a"}\n'
 
     def of(*entities: Entity, answer: str = line, status: str = "stopped", ordered: bool = True) -> list[str]:
-        problems = (Problem("repeated", "x"),) if status == "repeated" else ()
-        extraction = Extraction(Document("1", "xyx", entities), answer, status, problems)
+        problems = (Problem(ProblemKind.REPEATED, "x"),) if status == "repeated" else ()
+        extraction = Extraction(Document("1", "xyx", entities), answer, Status(status), problems)
         found: list[str] = fuzz.wanting(extraction, task, "xyx", ordered=ordered)
         return found
 

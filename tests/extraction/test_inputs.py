@@ -11,9 +11,20 @@ from typing import Any
 
 import pytest
 
-from spantune.core import ConfigError, DataError, Document, Entity
+from spantune.core import (
+    ConfigError,
+    DataError,
+    Document,
+    Entity,
+    Extraction,
+    Problem,
+    ProblemKind,
+    Status,
+    to_document,
+    to_record,
+)
 from spantune.data import formats
-from spantune.extraction import Extraction, Texts
+from spantune.extraction import Texts
 
 
 def read(*files: Path | str, format: str | None = None, whole: bool = False) -> list[Document | Extraction]:
@@ -91,6 +102,18 @@ def test_records_that_are_no_documents_keep_their_place(tmp_path: Path) -> None:
     said = [item.problems[0].found for item in found if isinstance(item, Extraction)]
     assert ["not UTF-8" in said[0], "not JSON" in said[1], "found the number 3" in said[2]] == [True, True, True]
     assert all(f"{path}:{line}" in one for line, one in zip((2, 3, 4), said, strict=True))
+
+
+def test_what_an_earlier_extraction_wrote_is_dropped_and_an_unreadable_document_stays_so(tmp_path: Path) -> None:
+    cut = Extraction(Document("a", "一", meta={"k": 1}), status=Status.LENGTH)
+    lost = Extraction(
+        Document("b", ""), status=Status.UNREADABLE, problems=(Problem(ProblemKind.UNREADABLE, "not UTF-8"),)
+    )
+    own = Document("c", "三", meta={"status": "length"})
+    path = tmp_path / "in.jsonl"
+    records = [to_record(document) for document in (to_document(cut), to_document(lost), own)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert read(path) == [cut.document, lost, own]
 
 
 def test_a_file_that_breaks_off_is_said_and_the_next_one_goes_on(tmp_path: Path) -> None:

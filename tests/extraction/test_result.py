@@ -7,12 +7,23 @@ from collections.abc import Iterator
 import pytest
 
 from helpers.fakes import MERGES, byte_tokenizer
-from spantune.core import DataError, Document, Entity, Label, TaskSpec, config
+from spantune.core import (
+    DataError,
+    Document,
+    Entity,
+    Extraction,
+    Label,
+    Problem,
+    ProblemKind,
+    Status,
+    TaskSpec,
+    config,
+    to_document,
+)
 from spantune.data import Cutter
-from spantune.encoding import Encoder, Problem
-from spantune.extraction import Extraction
+from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
-from spantune.extraction.result import annotated, failure
+from spantune.extraction.result import failure
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
 
@@ -22,8 +33,8 @@ def letters(texts: Iterator[Document]) -> Iterator[Extraction]:
     for text in texts:
         found = [Entity(n, n + 1, "dis", 0.5) for n, character in enumerate(text.text) if character == "a"]
         bad = "z" in text.text
-        problems = (Problem("truncated", "z"),) if bad else ()
-        yield Extraction(text.with_entities(found), text.text, "length" if bad else "stopped", problems)
+        problems = (Problem(ProblemKind.TRUNCATED, "z"),) if bad else ()
+        yield Extraction(text.with_entities(found), text.text, Status.LENGTH if bad else Status.STOPPED, problems)
 
 
 def run(*documents: Document | Extraction, size: int = 6, limit: int = 40, strict: bool = True) -> list[Extraction]:
@@ -35,21 +46,21 @@ def test_long_and_short_documents_come_back_whole_and_in_order() -> None:
     long = Document("long", "a b a. a b a. a b z. a b a. ", (Entity(0, 1, "gold"),), {"k": 1})
     found = run(Document("one", "ba"), long, Document("two", ""))
     assert [item.document.id for item in found] == ["one", "long", "two"]
-    assert found[0] == Extraction(Document("one", "ba", (Entity(1, 2, "dis"),)), "ba", "stopped", ())
+    assert found[0] == Extraction(Document("one", "ba", (Entity(1, 2, "dis"),)), "ba", Status.STOPPED, ())
     assert found[1].document.text == long.text and found[1].document.meta == {"k": 1}
     places = [n for n, character in enumerate(long.text) if character == "a"]
     assert [(e.start, e.end, e.label) for e in found[1].document.entities] == [(n, n + 1, "dis") for n in places]
-    assert found[1].status == "length" and found[1].problems == (Problem("truncated", "z"),)
+    assert found[1].status == "length" and found[1].problems == (Problem(ProblemKind.TRUNCATED, "z"),)
     assert found[2].document == Document("two", "")
 
 
 def test_what_cannot_be_taken_keeps_its_place_or_stops_all() -> None:
-    lost = failure(Document("lost", "gone"), "unreadable", Problem("unreadable", "why"))
+    lost = failure(Document("lost", "gone"), Status.UNREADABLE, Problem(ProblemKind.UNREADABLE, "why"))
     items = [lost, Document("a", "a"), Document("long", "x" * 41), lost, lost, Document("b", "a b a. a b a."), lost]
     found = run(*items, strict=False)
     assert [item.document.id for item in found] == ["lost", "a", "long", "lost", "lost", "b", "lost"]
-    assert found[2].status == "refused" and "41 characters" in found[2].problems[0].found and found[2].wanting
-    assert not found[1].wanting and found[0] is lost
+    assert found[2].status == "refused" and "41 characters" in found[2].problems[0].found and found[2].has_problem
+    assert not found[1].has_problem and found[0] is lost
     with pytest.raises(DataError, match="'long' has 41 characters"):
         run(*items)
     assert run() == [] and run(lost) == [lost]
@@ -71,24 +82,22 @@ def test_nothing_is_held_beyond_what_the_engine_reads_ahead() -> None:
 def test_what_went_wrong_is_written_into_meta() -> None:
     (good,) = run(Document("a", "a", meta={"k": 1}))
     (bad,) = run(Document("z", "z", meta={"k": 1}))
-    assert annotated(good).meta == {"k": 1}
+    assert to_document(good).meta == {"k": 1}
     problems = [{"kind": "truncated", "found": "z"}]
-    assert annotated(bad).meta == {"k": 1, "status": "length", "problems": problems}
-    again = annotated(bad)
-    assert annotated(run(again)[0]).meta == again.meta
-    mended = Document("z", "a", meta=again.meta)
-    assert annotated(run(mended)[0]).meta == {"k": 1}
-    lost = annotated(failure(Document("lost", ""), "unreadable", Problem("unreadable", "why")))
-    assert annotated(run(lost)[0]).meta == lost.meta  # of which there is still no text
+    assert to_document(bad).meta == {"k": 1, "status": "length", "problems": problems}
+    again = to_document(bad)
+    assert to_document(run(again)[0]).meta == again.meta
+    corrected = Document("z", "a", meta=again.meta)
+    assert to_document(run(corrected)[0]).meta == {"k": 1}
     for own in (
         {"status": "published"},
         {"status": "stopped", "problems": "none"},
         {"status": "length", "problems": [1]},
         {"status": "stopped", "problems": []},
     ):
-        assert annotated(run(Document("a", "a", meta=own))[0]).meta == own
-        wanting = annotated(run(Document("z", "z", meta=own))[0]).meta
-        assert wanting == {f"own_{name}": value for name, value in own.items()} | {
+        assert to_document(run(Document("a", "a", meta=own))[0]).meta == own
+        written = to_document(run(Document("z", "z", meta=own))[0]).meta
+        assert written == {f"own_{name}": value for name, value in own.items()} | {
             "status": "length",
             "problems": problems,
         }
@@ -100,7 +109,7 @@ def test_label_scores_of_chunks_are_those_of_the_entities_that_are_kept() -> Non
             place = text.text.index("b")
             entity = Entity(place, place + 1, "x", (0.9, 0.1)[number])
             yield Extraction(
-                text.with_entities([entity]), "", "stopped", (), label_scores={entity: (0.95, 0.2)[number]}
+                text.with_entities([entity]), "", Status.STOPPED, (), label_scores={entity: (0.95, 0.2)[number]}
             )
 
     (found,) = by_chunks([Document("d", "a b c")], Cutter(lambda text: len(text) <= 4, overlap=2), engine, strict=True)

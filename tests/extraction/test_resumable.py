@@ -13,25 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spantune.core import DataError, Document, Entity, to_record
+from spantune.core import DataError, Document, Entity, Extraction, Problem, ProblemKind, Status, to_document, to_record
 from spantune.data import formats
-from spantune.encoding import Problem
 from spantune.extraction import resumable
-from spantune.extraction.result import annotated, failure
+from spantune.extraction.result import failure
 
-DOCUMENTS = [
-    Document("1", '肺炎患者\u2028 "x" \\', (Entity(0, 2, "dis", 0.5),)),
-    annotated(failure(Document("2", ""), "unreadable", Problem("unreadable", "why"))),
-    Document("3", "", meta={"status": "published"}),
-    Document("4", "last\nline"),
+EXTRACTIONS = [
+    Extraction(Document("1", '肺炎患者\u2028 "x" \\', (Entity(0, 2, "dis", 0.5),))),
+    failure(Document("2", ""), Status.UNREADABLE, Problem(ProblemKind.UNREADABLE, "why")),
+    Extraction(Document("3", "", meta={"status": "published"})),
+    Extraction(Document("4", "last\nline")),
 ]
-INPUTS = [document.with_entities(()) for document in DOCUMENTS]
+INPUTS = [extraction.document.with_entities(()) for extraction in EXTRACTIONS]
+DOCUMENTS = [to_document(extraction) for extraction in EXTRACTIONS]
 WHOLE = "".join(json.dumps(to_record(document), ensure_ascii=False) + "\n" for document in DOCUMENTS).encode()
 
 
-def lost(path: Path) -> Iterator[Document]:
-    """The documents, and then the kill."""
-    yield from DOCUMENTS[:2]
+def lost(path: Path) -> Iterator[Extraction]:
+    """The extractions, and then the kill."""
+    yield from EXTRACTIONS[:2]
     assert resumable.partial(path).read_bytes() == b"".join(WHOLE.splitlines(keepends=True)[:2])  # at once, no later
     assert not path.exists()
     raise KeyboardInterrupt
@@ -47,14 +47,14 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
     rest = iter(INPUTS)
     assert resumable.resume(path, rest) == resumable.Done(2, 1, sum(map(len, WHOLE.splitlines(keepends=True)[:2])))
     assert list(rest) == INPUTS[2:]
-    resumable.append(path, iter(DOCUMENTS[2:]))
+    resumable.append(path, iter(EXTRACTIONS[2:]))
     resumable.finish(path)
     assert path.read_bytes() == WHOLE and list(tmp_path.iterdir()) == [path]
     assert formats.read(path).documents == tuple(DOCUMENTS)
 
 
 def test_nothing_stands_there_before_the_first_document(tmp_path: Path) -> None:
-    def fails() -> Iterator[Document]:
+    def fails() -> Iterator[Extraction]:
         assert list(tmp_path.iterdir()) == []
         raise DataError("no model")
         yield
@@ -75,9 +75,9 @@ def test_a_kill_at_any_byte_loses_and_repeats_nothing(place: int, renamed: bool)
         (path if renamed else resumable.partial(path)).write_bytes(WHOLE[:place])
         rest = iter(INPUTS)
         done = resumable.resume(path, rest)
-        assert done.documents == WHOLE[:place].count(b"\n") and done.wanting == (done.documents > 1)
+        assert done.documents == WHOLE[:place].count(b"\n") and done.with_problem == (done.documents > 1)
         assert [item.id for item in rest] == [document.id for document in DOCUMENTS[done.documents :]]
-        resumable.append(path, DOCUMENTS[done.documents :])
+        resumable.append(path, EXTRACTIONS[done.documents :])
         resumable.finish(path)
         assert path.read_bytes() == WHOLE and list(Path(folder).iterdir()) == [path]
 
@@ -138,4 +138,4 @@ def test_a_full_disk_is_said_in_one_sentence() -> None:
         path = Path(folder) / "out.jsonl"
         resumable.partial(path).symlink_to("/dev/full")
         with pytest.raises(DataError, match=r"out\.jsonl: cannot be written: No space left"):
-            resumable.append(path, DOCUMENTS)
+            resumable.append(path, EXTRACTIONS)

@@ -1,4 +1,4 @@
-"""Errors sorted: the matrix counts every entity once, and what ailed an answer is read from what extraction leaves."""
+"""Errors sorted: the matrix counts every entity once, and errors of an answer come from its Extraction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spantune.core import DataError, Document, Entity
+from spantune.core import DataError, Document, Entity, Extraction, Problem, ProblemKind, Status
 from spantune.metrics import judge
 from spantune.metrics.error_analysis import answer_errors
 
@@ -50,37 +50,49 @@ def test_a_label_outside_the_set_has_its_own_row() -> None:
     assert found.confusion.labels == ("a", "z") and found.confusion.counts == ((0, 0, 0), (0, 0, 1), (0, 0, 0))
 
 
+def problems(*kinds: ProblemKind) -> tuple[Problem, ...]:
+    return tuple(Problem(kind, str(kind)) for kind in kinds)
+
+
 @pytest.mark.parametrize(
-    ("meta", "found"),
+    ("status", "problems", "expected"),
     [
-        ({}, {}),
-        ({"status": "stopped", "problems": []}, {}),
-        ({"status": "length"}, {"truncated by length": ()}),
-        ({"status": "length", "problems": [{"kind": "truncated", "found": "{x"}]}, {"truncated by length": ("{x",)}),
-        ({"status": "repeated", "problems": [{"kind": "repeated", "found": "x"}]}, {"never stopped": ("x",)}),
+        (Status.STOPPED, (), {}),
+        (Status.LENGTH, (), {"truncated by length": ()}),
+        (Status.LENGTH, problems(ProblemKind.TRUNCATED), {"truncated by length": ("truncated",)}),
+        (Status.REPEATED, problems(ProblemKind.REPEATED), {"never stopped": ("repeated",)}),
         (
-            {"status": "repeated", "problems": [{"kind": k, "found": k} for k in ("repeated", "truncated")]},
+            Status.REPEATED,
+            problems(ProblemKind.REPEATED, ProblemKind.TRUNCATED),
             {"never stopped": ("repeated", "truncated")},
         ),
-        ({"status": "stopped", "problems": [{"kind": "repeated", "found": "x"}]}, {"mention not in text": ("x",)}),
-        ({"status": "failed", "problems": [{"kind": "grammar", "found": "x"}]}, {"invalid answer": ("x",)}),
+        (Status.STOPPED, problems(ProblemKind.REPEATED), {"mention not in text": ("repeated",)}),
+        (Status.FAILED, problems(ProblemKind.GRAMMAR), {"invalid answer": ("grammar",)}),
         (
-            {"problems": [{"kind": k, "found": k} for k in ("ungrounded", "label", "invalid")]},
+            Status.STOPPED,
+            problems(ProblemKind.UNGROUNDED, ProblemKind.LABEL, ProblemKind.INVALID),
             {"invalid answer": ("label", "invalid"), "mention not in text": ("ungrounded",)},
         ),
-        ({"status": "final", "problems": "many"}, {}),
-        ({"status": ["length"], "problems": ["x", {"kind": "own"}, {"kind": []}, 3]}, {}),
+        (Status.STOPPED, problems(ProblemKind.REPAIRED), {}),
     ],
 )
-def test_what_ailed_an_answer_is_read_from_meta(meta: dict[str, Any], found: dict[str, Any]) -> None:
-    assert answer_errors(Document("d", "x", (), meta)) == found
+def test_errors_of_an_answer_are_those_of_its_status_and_problems(
+    status: Status, problems: tuple[Problem, ...], expected: dict[str, Any]
+) -> None:
+    assert answer_errors(Extraction(Document("d", "x"), "", status, problems)) == expected
+
+
+def test_a_status_of_the_users_in_meta_is_no_error() -> None:
+    meta = {"status": "length", "problems": [{"kind": "invalid", "found": "x"}]}
+    judged = judge([Document("d", "x")], [Document("d", "x", (), meta)], [])
+    assert judged.documents[0].answer == {} and judged.documents[0].wrong == 0
 
 
 def test_answers_are_counted_by_document() -> None:
-    problems = [{"kind": "ungrounded", "found": "x"}, {"kind": "ungrounded", "found": "y"}]
     gold = [Document("a", "x"), Document("b", "x")]
-    found = judge(gold, [Document("a", "x", (), {"problems": problems}), gold[1]], [])
-    assert found.answers["mention not in text"] == 1 and [one.wrong for one in found.documents] == [1, 0]
+    ungrounded = problems(ProblemKind.UNGROUNDED, ProblemKind.UNGROUNDED)
+    outcome = judge(gold, [Extraction(gold[0], problems=ungrounded), gold[1]], [])
+    assert outcome.answers["mention not in text"] == 1 and [judged.wrong for judged in outcome.documents] == [1, 0]
 
 
 def test_documents_that_do_not_pair_are_refused() -> None:

@@ -23,8 +23,7 @@ from typing import Any
 import pytest
 
 from spantune.core import ModelError
-from spantune.models import RECORD
-from spantune.models.bundled import BUNDLED, bundled_folder, is_available
+from spantune.models.bundled import BUNDLED, RECORD, bundled_folder, is_available
 
 NAMES = list(BUNDLED)
 CHINESE = "高血压患者应当低盐饮食,并在医生的指导下服用降压药物。"

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from helpers.fakes import save_model
-from spantune.core import ModelError
-from spantune.models import hubs, sources
+from spantune.core import ModelError, sha256_of
+from spantune.models import hash_model, hashes, hubs, sources
 from spantune.models.bundled import BUNDLED
 
 COMMIT = "1" * 40
@@ -353,6 +353,16 @@ def test_two_threads_that_want_a_model_fetch_it_once(server: HubServer) -> None:
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(sources.resolve, ["hf:owner/tiny"] * 2)
     assert first == second and server.fetched.count("model.safetensors") == 1
+
+
+def test_what_was_verified_is_not_hashed_again(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashes, "SETTLED_NS", 0)  # as if the verification had taken two seconds
+    folder = sources.resolve("hf:owner/tiny")
+    read: list[str] = []
+    monkeypatch.setattr(hashes, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+    first = hash_model(folder)
+    assert "model.safetensors" not in read and "config.json" in read  # the hub has no SHA-256 of small files
+    assert hash_model(folder) == first
 
 
 def test_a_corrupt_small_file_is_refused_by_its_git_hash(server: HubServer) -> None:

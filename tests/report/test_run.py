@@ -15,7 +15,17 @@ from typing import Any
 import pytest
 
 import spantune
-from spantune.core import DataError, Document, Entity, RunError, TaskSpec, parse_config
+from spantune.core import (
+    DataError,
+    Document,
+    Entity,
+    Extraction,
+    RunError,
+    Status,
+    TaskSpec,
+    parse_config,
+    to_prediction_record,
+)
 from spantune.data import formats, read_splits
 from spantune.metrics import Calibration, calibrate, score
 from spantune.report import report_run
@@ -31,15 +41,20 @@ TEST = [Document(f"t{i}", "左肺结核", (Entity(0, 2, "bod"), Entity(2, 4, "di
 RATES = {"invalid_rate": 0.25, "ungrounded_rate": 0.0, "non_stop_rate": 0.125}
 
 
-def predicted(gold: Sequence[Document], right: int, **meta: Any) -> list[Document]:
+def predicted(gold: Sequence[Document], right: int) -> list[Document]:
     """The first `right` documents as gold has them, the others with an entity too long; scores fall."""
     made = []
     for number, document in enumerate(gold):
         entities = [replace(entity, score=0.9 - number / 10) for entity in document.entities]
         if number >= right:
             entities[0] = replace(entities[0], end=3)
-        made.append(Document(document.id, document.text, tuple(entities), meta))
+        made.append(Document(document.id, document.text, tuple(entities)))
     return made
+
+
+def save(path: Path, documents: Sequence[Document], status: Status = Status.STOPPED) -> None:
+    records = [to_prediction_record(Extraction(document, "<raw> answer", status)) for document in documents]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def lines(*records: dict[str, Any]) -> str:
@@ -58,9 +73,10 @@ def run(tmp_path: Path) -> Path:
     parse_config({"run": {"name": "other"}, "model": {"source": "x"}, "task": task, "data": data}).save(folder)
     TASK.save(folder)
     (folder / "environment.json").write_text('{"device": "a <b> GPU"}', encoding="utf-8")
-    kept = {"test-0": predicted(TEST, 0), "test-20": predicted(TEST, 4, status="length"), "dev-10": predicted(DEV, 1)}
-    for name, documents in {**kept, "dev-20": predicted(DEV, 5)[:4] + predicted(DEV, 5)[5:]}.items():
-        formats.write(folder / "predictions" / f"{name}.jsonl", documents)
+    save(folder / "predictions" / "test-0.jsonl", predicted(TEST, 0))
+    save(folder / "predictions" / "test-20.jsonl", predicted(TEST, 4), Status.LENGTH)
+    save(folder / "predictions" / "dev-10.jsonl", predicted(DEV, 1))
+    save(folder / "predictions" / "dev-20.jsonl", predicted(DEV, 5)[:4] + predicted(DEV, 5)[5:])
     dev = {"split": "dev", "f1": 0.5, "f1_low": 0.25, "f1_high": 0.75, "documents": 5, "evaluation_seconds": 3.0}
     (folder / "metrics.jsonl").write_text(
         lines(
@@ -93,6 +109,7 @@ def test_figures_are_those_of_the_last_predictions_and_of_those_before_training(
     assert found["strict"] == after["strict"] and found["slices"] == after["slices"]
     assert found["before"] == score(TEST, predicted(TEST, 0), TASK.codes, train=TRAIN).as_dict()
     assert found["answers"]["truncated by length"] == 5 and found["rates"] == RATES
+    assert page(run).count('["\\u003craw> answer"]') == 5
     assert (found["run"], found["date"]) == ("one", "2023-11-14")
 
 

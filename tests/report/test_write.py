@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,17 @@ from typing import Any
 import pytest
 
 from helpers.chromium import BROWSER, driven
-from spantune.core import DataError, Document, Entity
+from spantune.core import (
+    DataError,
+    Document,
+    Entity,
+    Extraction,
+    Prediction,
+    Problem,
+    ProblemKind,
+    Status,
+    as_extraction,
+)
 from spantune.metrics import Figure, score
 from spantune.metrics.figures import FalseAlarms
 from spantune.report import CalibrationView, Report, write_report
@@ -56,8 +67,9 @@ class Page(HTMLParser):
         return [tag for tag, _ in self.elements]
 
 
-def report_of(gold: list[Document], predicted: list[Document]) -> Report:
-    scores = score(gold, predicted, list(LABELS), resamples=100)
+def report_of(gold: Sequence[Document], predicted: Sequence[Prediction]) -> Report:
+    documents = [as_extraction(prediction).document for prediction in predicted]
+    scores = score(gold, documents, list(LABELS), resamples=100)
     return Report(
         title="run & <b>title</b>",
         before=scores,
@@ -139,10 +151,12 @@ def test_page_loads_nothing_and_its_policy_knows_its_own_script_only(tmp_path: P
 
 def test_everything_that_is_given_is_escaped_and_shown(tmp_path: Path):
     gold, predicted = corpus()
-    evil = Document("evil", EVIL, (), {"status": "stopped", "problems": [{"kind": "invalid", "found": "</script><b>"}]})
+    problem = Problem(ProblemKind.INVALID, "</script><b>")
+    evil = Extraction(Document("evil", EVIL), "<i>raw</i></script>", problems=(problem,))
     markup, page = write(tmp_path, report_of(gold, [evil, predicted[1]]))
     assert markup.count("<script") == markup.count("</script>") == 2 and "<b>title" not in markup
     assert "&lt;script&gt;" in rows(markup)[0][2][0] and rows(markup)[0][5] == [[["invalid answer", ["</script><b>"]]]]
+    assert [row[6] for row in rows(markup)] == [["<i>raw</i></script>"], [""]] and "<i>raw" not in markup
     for text in ("run & <b>title</b>", "run <r>", "name: <x>", "CPU & more", "12 examples/s", "disease", "12.5 %"):
         assert text in page.text
 
@@ -172,7 +186,7 @@ def test_matrix_names_cells_by_place_and_counts_other_boundaries(tmp_path: Path)
 
 def test_scores_file_has_scores_rates_kinds_confusion_and_origin(tmp_path: Path):
     gold, predicted = corpus()
-    cut = Document("good", "abc", predicted[1].entities, {"status": "length"})
+    cut = Extraction(Document("good", "abc", predicted[1].entities), '{"raw</pre>', Status.LENGTH)
     report = report_of(gold, [predicted[0], cut])
     write_report(tmp_path, report)
     found = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
@@ -258,14 +272,10 @@ def test_what_the_scores_met_is_noted_on_the_page(tmp_path: Path):
 
 def test_what_a_threshold_left_out_is_beside_the_prediction_and_no_kind_of_error(tmp_path: Path):
     gold, predicted = corpus()
-    gone = [{"start": 1, "end": 2, "label": "bod", "text": "b<", "score": 0.125}]
-    predicted[1] = Document("good", "abc", predicted[1].entities, {"left_out": gone})
-    markup, _ = write(tmp_path, report_of(gold, predicted))
+    dropped = (Entity(1, 2, "bod", 0.125),)
+    markup, _ = write(tmp_path, report_of(gold, [predicted[0], Extraction(predicted[1], below_threshold=dropped)]))
     good = rows(markup)[1]
-    assert good[0] == "good" and good[4] == [0] and good[5] == [[["left out by the threshold", ["b< bod 0.125"]]]]
-    for odd in ("text", [1, "x"], None, [{}]):  # a meta of another make
-        predicted[1] = Document("good", "abc", predicted[1].entities, {"left_out": odd})
-        write(tmp_path, report_of(gold, predicted))
+    assert good[0] == "good" and good[4] == [0] and good[5] == [[["left out by the threshold", ["b bod 0.125"]]]]
 
 
 @pytest.mark.parametrize("case", ["no documents", "no predictions", "no gold", "no before", "no charts", "no facts"])
@@ -325,6 +335,7 @@ form.elements.which.value = "wrong"; filter(); note("wrong");
 clear(); cells.find((cell) => cell.value === "2,0").click(); note("cell"); cells[0].click(); clear();
 chip("kinds", "truncated by length").click(); note("cut");
 seen.push(["answer", list.querySelector(".answer").textContent, list.querySelectorAll("article .sides > div").length]);
+seen.push(["raw", list.querySelector("details pre").textContent, list.querySelectorAll("b").length]);
 clear();
 const evil = list.querySelector(".drawn");
 seen.push(["text", evil.textContent === rows[0][TEXT], document.title, list.querySelectorAll("script,img").length]);
@@ -340,9 +351,13 @@ def test_filters_find_errors_by_kind_type_text_and_cell(tmp_path: Path, width: i
     gold, predicted = corpus()
     for number in range(60):
         gold.append(Document(f"m{number}", f"Aspirin {number} mg", (Entity(0, 7, "dis"), Entity(8, 9, "sym"))))
-        renamed, meta = Entity(8, 9, "dis" if number < 5 else "sym"), {"status": "length"} if number == 7 else {}
-        predicted.append(Document(gold[-1].id, gold[-1].text, (renamed,), meta))
-    write_report(tmp_path, report_of(gold, predicted))
+        renamed = Entity(8, 9, "dis" if number < 5 else "sym")
+        predicted.append(Document(gold[-1].id, gold[-1].text, (renamed,)))
+    extractions = [
+        Extraction(document, "<b>{raw", Status.LENGTH if document.id == "m7" else Status.STOPPED)
+        for document in predicted
+    ]
+    write_report(tmp_path, report_of(gold, extractions))
     assert driven(tmp_path / "report.html", DRIVE, width) == [
         ["all", "1–50 of 62", 50, "evil"],
         ["second", "51–62 of 62", 12, "m49"],
@@ -355,6 +370,7 @@ def test_filters_find_errors_by_kind_type_text_and_cell(tmp_path: Path, width: i
         ["cell", "1–5 of 5", 5, "m0"],
         ["cut", "1–1 of 1", 1, "m7"],
         ["answer", "truncated by length", 2],
+        ["raw", "<b>{raw", 0],
         ["text", True, "run & <b>title</b> – spantune report", 0],
         ["width", True],
     ]

@@ -9,9 +9,9 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,7 +20,7 @@ from spantune.cli.options import Device, Format, Json, MinScore, quiet, report_l
 from spantune.core import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
-    from spantune.core import Config, Document
+    from spantune.core import Config, Document, Extraction
     from spantune.metrics import Protocol, System
     from spantune.report import Report
 
@@ -70,20 +70,20 @@ def evaluate(
     _require_report_folder(report)
     how = _How(protocol, format, limit, labels, _read(train, None) if train else None)
     if run and data and not (gold or predicted or labels):
-        found, made = _evaluate_run(run, data, how, _Decoding(grounded, min_score, device))
+        figures, content = _evaluate_run(run, data, how, _Decoding(grounded, min_score, device))
     elif gold and predicted and not (run or data):
-        found, made = _score_files(gold, predicted, how)
+        figures, content = _score_files(gold, predicted, how)
     else:
         raise ConfigError(
             "give a run folder with --data FILE (the labels are its task's), or --gold FILE with --predicted FILE"
         )
-    for note, count in found["notes"].items():
+    for note, count in content.after.notes.items():
         print(f"{count} × {note}", file=sys.stderr)
     if report:
         from spantune.report import write_report
 
-        write_report(_made(report), made)
-    _print_scores(found, as_json)
+        write_report(_existing(report), content)
+    _print_scores(figures, as_json)
 
 
 def compare(
@@ -110,22 +110,22 @@ def compare(
 
         spantune compare --gold test.jsonl before.jsonl after.jsonl --json
     """
-    from spantune.metrics import compare as judge
+    from spantune.metrics import compare as compare_systems
 
     _require_report_folder(report)
     how = _How(protocol, format, None, labels, None)
-    right = _read(gold, format) if gold else None
-    found = [_system(path, name, right, how) for path, name in zip(systems, _names(systems), strict=True)]
-    codes = how.codes(document for one in found for document in (*one.gold, *one.predicted))
-    comparison = judge(found, codes)
+    gold_documents = _read(gold, format) if gold else None
+    read = [_system(path, name, gold_documents, how) for path, name in zip(systems, _names(systems), strict=True)]
+    codes = how.codes(document for system in read for document in (*system.gold, *system.documents))
+    comparison = compare_systems(read, codes)
     for name, scores in comparison.systems.items():
         for note, count in scores.notes.items():
             print(f"{name}: {count} × {note}", file=sys.stderr)
     if report:
         from spantune.report import write_comparison
 
-        of = gold or f"the test documents of {found[0].name}"
-        write_comparison(_made(report), comparison, found, _label_names(systems, codes), of)
+        data = gold or f"the test documents of {read[0].name}"
+        write_comparison(_existing(report), comparison, read, _label_names(systems, codes), data)
     if as_json:
         print(json.dumps(comparison.as_dict(), ensure_ascii=False))
     else:
@@ -145,7 +145,15 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished ru
 
 @dataclass(frozen=True)
 class _How:
-    """How to read and to score; `train` are the documents that make a surface seen."""
+    """How to read and to score.
+
+    Args:
+        protocol: what counts as correct.
+        format: the format of the files; None detects it.
+        limit: how many documents to use; None for all.
+        labels: the label set, separated by commas; None for the labels of the documents.
+        train: the training documents, for the slices of seen and unseen surfaces.
+    """
 
     protocol: Protocol
     format: str | None
@@ -154,7 +162,7 @@ class _How:
     train: Sequence[Document] | None
 
     def codes(self, documents: Iterable[Document]) -> list[str]:
-        """The label set as given, or the labels of `documents`."""
+        """Return the label set as given, or the labels of `documents`."""
         if self.labels is None:
             return sorted({entity.label for document in documents for entity in document.entities})
         codes = [code for code in (part.strip() for part in self.labels.split(",")) if code]
@@ -165,44 +173,43 @@ class _How:
 
 @dataclass(frozen=True)
 class _Decoding:
-    """How a run is to extract."""
+    """How a run extracts."""
 
     grounded: bool
     min_score: float | None
     device: Device
 
 
-def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple[dict[str, Any], Report]:
-    """Extract with a run's adapter, keep the predictions in its folder; figures and rates, and their report."""
+def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple[dict[str, object], Report]:
+    """Extract with a run's adapter and save the predictions in its folder; returns the figures and their report."""
     from spantune.runs import read_config
     from spantune.training import environment
 
     recipe = read_config(run)
     gold = _read(data, how.format)[: how.limit]
     quiet()
-    from spantune.data import check_labels
     from spantune.extraction import evaluate as measure
-    from spantune.extraction import explained, load_run, rates, save_predictions
+    from spantune.extraction import load_run, rates, save_predictions
     from spantune.report import Report
 
     settings = recipe.extract.model_copy(update={"grounded": decoding.grounded})
     extractor = load_run(run, decoding.device, settings, decoding.min_score)
-    check_labels(gold, extractor.task.codes)
-    known = _trained_on(recipe) if how.train is None else how.train
-    evaluation = measure(extractor, gold, protocol=how.protocol, train=known)
+    extractor.task.check(gold)
+    train = _trained_on(recipe) if how.train is None else how.train
+    evaluation = measure(extractor, gold, protocol=how.protocol, train=train)
     save_predictions(run / "predictions" / f"{_stem(data)}.jsonl", evaluation.extractions)
-    gone = evaluation.left_out
-    report_left_out(extractor.calibration, gone["entities"])
+    dropped = evaluation.below_threshold
+    report_left_out(extractor.calibration, dropped["entities"])
     facts = {"extraction": f"{evaluation.seconds:.1f} s", "decoding": "grammar" if decoding.grounded else "free"}
-    if gone["entities"]:
-        facts["left out by the threshold"] = f"{gone['entities']} entities, of which gold has {gone['correct']}"
+    if dropped["entities"]:
+        facts["left out by the threshold"] = f"{dropped['entities']} entities, of which gold has {dropped['correct']}"
     name = run.resolve().name
-    made = Report(
+    report = Report(
         title=f"spantune · {name} on {data}",
         after=evaluation.scores,
         labels={label.code: label.name or label.code for label in extractor.task.labels},
         gold=gold,
-        predicted=[explained(extraction) for extraction in evaluation.extractions],
+        predicted=evaluation.extractions,
         facts=facts,
         rates=rates(evaluation.extractions),
         config=(run / "config.yaml").read_text(encoding="utf-8"),
@@ -211,18 +218,18 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
         data=data,
         date=time.strftime("%Y-%m-%d"),
     )
-    return evaluation.as_dict(), made
+    return evaluation.as_dict(), report
 
 
 def _stem(data: str) -> str:
-    """The name of a corpus's predictions in a run, never one of those that the run made itself while training."""
+    """Return the name of a corpus's predictions in a run; never a name that the training itself uses."""
     stem = Path(data.replace(":", "-")).stem
     split, _, step = stem.rpartition("-")
     return f"corpus-{stem}" if split in ("dev", "test") and step.isdecimal() else stem
 
 
 def _trained_on(recipe: Config) -> Sequence[Document] | None:
-    """The documents that a run learnt from; None, said on stderr, when they cannot be read any more."""
+    """Return the training documents of a run; None, with a message on stderr, when they cannot be read any more."""
     from spantune.data import read_splits
 
     try:
@@ -232,32 +239,34 @@ def _trained_on(recipe: Config) -> Sequence[Document] | None:
         return None
 
 
-def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, Any], Report]:
-    """Score one file against another; the figures and their report."""
+def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, object], Report]:
+    """Score one file against another; returns the figures and their report."""
+    from spantune.core import from_document
     from spantune.metrics import score
     from spantune.report import Report
 
-    right = _read(gold, how.format)
-    aligned = _aligned(right, _read(predicted, how.format), predicted)
+    gold_documents = _read(gold, how.format)
+    predictions = _aligned(gold_documents, list(map(from_document, _read(predicted, how.format))), predicted)
     if how.limit is not None:
-        right = right[: how.limit]
-        kept = {document.id for document in right}
-        aligned = [document for document in aligned if document.id in kept]
-    codes = how.codes((*right, *aligned))
+        gold_documents = gold_documents[: how.limit]
+        gold_ids = {document.id for document in gold_documents}
+        predictions = [prediction for prediction in predictions if prediction.document.id in gold_ids]
+    predicted_documents = [prediction.document for prediction in predictions]
+    codes = how.codes((*gold_documents, *predicted_documents))
+    data = f"{predicted} against {gold}"
     try:
-        scores = score(right, aligned, codes, protocol=how.protocol, train=how.train)
+        scores = score(gold_documents, predicted_documents, codes, protocol=how.protocol, train=how.train)
     except DataError as error:
-        raise DataError(error.message, path=f"{predicted} against {gold}", field=error.field) from None
+        raise DataError(error.message, path=data, field=error.field) from None
     title = f"{Path(predicted).name} against {Path(gold).name}"
-    made = Report(
-        title, scores, dict(zip(codes, codes, strict=True)), right, aligned, data=f"{predicted} against {gold}"
-    )
-    return scores.as_dict(), made
+    names = dict(zip(codes, codes, strict=True))
+    return scores.as_dict(), Report(title, scores, names, gold_documents, predictions, data=data)
 
 
 def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -> System:
-    """A run with its newest predictions of the test documents, or a file of predictions."""
-    from spantune.data import read_splits
+    """Read a run with its newest predictions for the test documents, or a file of predictions."""
+    from spantune.core import from_document
+    from spantune.data import read_extractions, read_splits
     from spantune.metrics import System
     from spantune.runs import last_predictions, read_config
 
@@ -267,30 +276,31 @@ def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -
     file = last_predictions(path, "test") if is_run else path
     if is_run and file.stem == "test-0":
         raise RunError(f"{path} has no predictions after training; end the run with spantune train --resume {path}")
-    predicted = _read(str(file), "native" if is_run else how.format)
+    predictions = read_extractions(file) if is_run else list(map(from_document, _read(str(file), how.format)))
     if gold is None:
         gold = read_splits(read_config(path).data).test
-    return System(name, gold, _aligned(gold, predicted, str(file)), how.protocol)
+    return System(name, gold, _aligned(gold, predictions, str(file)), how.protocol)
 
 
-def _aligned(gold: Sequence[Document], predicted: Sequence[Document], path: str) -> Sequence[Document]:
-    """`predicted` under the ids of `gold`; where that took the texts it is said on stderr."""
+def _aligned(gold: Sequence[Document], predictions: Sequence[Extraction], path: str) -> list[Extraction]:
+    """Give `predictions` the ids of `gold`; reports on stderr when they were paired by their texts."""
     from spantune.metrics import align
 
-    aligned = align(gold, predicted)
-    if [document.id for document in aligned] != [document.id for document in predicted]:
+    documents = [prediction.document for prediction in predictions]
+    aligned = align(gold, documents)
+    if [document.id for document in aligned] != [document.id for document in documents]:
         print(f"{path}: no id is that of a gold document; paired by their texts, which are the same", file=sys.stderr)
-    return aligned
+    return [replace(prediction, document=document) for prediction, document in zip(predictions, aligned, strict=True)]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The last names of the paths where these are all different, else the paths."""
+    """Return the last names of the paths where these are all different, otherwise the paths."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def _label_names(paths: Sequence[Path], codes: Sequence[str]) -> dict[str, str]:
-    """Codes with the names that the first run among `paths` gives them, where there is one."""
+    """Return the names of the labels in the first run among `paths`; without a run, the codes."""
     from spantune.core import TaskSpec
 
     run = next(filter(_is_run, paths), None)
@@ -303,7 +313,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _read(path: str, format: str | None) -> Sequence[Document]:
-    """The documents of a corpus; what its reader mended is said on stderr."""
+    """Read the documents of a corpus; what the reader repaired is reported on stderr."""
     from spantune.data import formats
 
     corpus = formats.read(path, format)
@@ -312,16 +322,16 @@ def _read(path: str, format: str | None) -> Sequence[Document]:
     return corpus.documents
 
 
-def _print_scores(found: dict[str, Any], as_json: bool) -> None:
+def _print_scores(figures: dict[str, object], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps(figures, ensure_ascii=False))
         return
-    tables.print_scores(found)
-    tables.print_slices(found)
+    tables.print_scores(figures)
+    tables.print_slices(figures)
 
 
 def _require_report_folder(folder: Path | None) -> None:
-    """Refuse before anything is measured what a report cannot be written into."""
+    """Check, before anything is measured, that a report can be written into the folder."""
     if folder and _is_run(folder):
         raise ConfigError(
             f"--report {folder} is a run folder, which has a report of its own; give another, such as {folder / 'test'}"
@@ -330,8 +340,8 @@ def _require_report_folder(folder: Path | None) -> None:
         raise ConfigError(f"--report {folder} is a file; expected a folder, which is made where it is not there")
 
 
-def _made(folder: Path) -> Path:
-    """The folder, which is there now."""
+def _existing(folder: Path) -> Path:
+    """Make the folder where it does not exist, and return it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -18,8 +18,8 @@ from spantune.cli.options import Device, MinScore, quiet, report_left_out
 from spantune.core import ConfigError
 
 if TYPE_CHECKING:
-    from spantune.core import Config, Document
-    from spantune.extraction import Engine, Extraction, Tally, Target
+    from spantune.core import Config, Extraction, Prediction
+    from spantune.extraction import Engine, Tally, Target
     from spantune.metrics import Calibration
 
 
@@ -102,7 +102,7 @@ def extract(
         items = texts.read(tally.notes)
         done = target.begin(items)
         if done.documents:
-            tally.documents, tally.wanting = done.documents, done.wanting
+            tally.documents, tally.with_problem = done.documents, done.with_problem
             _say(f"{done.documents} documents were done")
         total = texts.count() if sys.stderr.isatty() else None
         work = _Work(items, load, None if total is None else total - done.documents)
@@ -110,19 +110,20 @@ def extract(
             target.write(work.results(), tally)
         finally:
             _report(tally, work.calibration, target)
-    raise typer.Exit(1 if tally.wanting else 0)
+    raise typer.Exit(1 if tally.with_problem else 0)
 
 
 @dataclass
 class _Work:
-    """The documents that are left, and the engine that takes them; none is loaded where none is left."""
+    """The documents that are not done yet, and the engine for them, which is loaded only where there is one."""
 
-    items: Iterator[Document | Extraction]
+    items: Iterator[Prediction]
     load: Callable[[], Engine]
     total: int | None
     calibration: Calibration | None = None
 
     def results(self) -> Iterator[Extraction]:
+        """Yield an Extraction for each document."""
         from spantune.core import track
 
         for first in self.items:
@@ -133,7 +134,7 @@ class _Work:
 
 
 def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
-    """The recipe of a run, with the settings of this call."""
+    """Return the recipe of a run with the settings of this call."""
     from spantune.core import load_config
     from spantune.runs import read_config
 
@@ -147,22 +148,24 @@ def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
 
 
 def _report(tally: Tally, calibration: Calibration | None, target: Target) -> None:
-    """Say on stderr what came of the documents, and what is left of an interrupted run."""
+    """Report on stderr what was counted, and whether there is a journal to resume."""
     from spantune.extraction import SHOWN, partial
 
-    report_left_out(calibration, tally.left_out)
+    report_left_out(calibration, tally.below_threshold)
     for note, count in tally.notes.items():
         _say(f"{count} × {note}")
-    if tally.overruled:
-        _say(f"{tally.overruled} entities left out, which the next chunk of their text contradicts")
+    if tally.contradicted:
+        _say(f"{tally.contradicted} entities left out, which the next chunk of their text contradicts")
     for line in tally.failures:
         _say(f"failed: {line}")
     if tally.failed > SHOWN:
         _say(f"failed: {tally.failed - SHOWN} more")
-    if tally.absent:
-        _say(f"{tally.absent} documents are not in {target.out}: {target.format} has no place for what failed")
-    if tally.wanting:
-        _say(f"{tally.wanting} of {tally.documents} answers were wanting; see meta.problems of each")
+    if tally.not_representable:
+        _say(
+            f"{tally.not_representable} documents are not in {target.out}: {target.format} has no place for what failed"
+        )
+    if tally.with_problem:
+        _say(f"{tally.with_problem} of {tally.documents} answers were wanting; see meta.problems of each")
     if target.out and partial(target.out).exists():
         _say(f"{partial(target.out)} holds what is done; go on with --resume")
 

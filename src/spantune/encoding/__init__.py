@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from spantune.encoding.answers import FORMATS, answer_format
-from spantune.encoding.answers.anchoring import Problem, Said
+from spantune.encoding.answers.anchoring import PartialAnswer
 from spantune.encoding.answers.gbnf import WRITINGS, gbnf
 from spantune.encoding.encoder import Encoder, Example, Tokens, coloured, count_tokens
 from spantune.encoding.packing import NO_TARGET, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
 from spantune.encoding.prompts import PRESETS, make_task
+from spantune.encoding.tokenizer import Tokenizer
 
 __all__ = [
     "FORMATS",
@@ -18,8 +19,8 @@ __all__ = [
     "Encoder",
     "Example",
     "Pack",
-    "Problem",
-    "Said",
+    "PartialAnswer",
+    "Tokenizer",
     "Tokens",
     "answer_format",
     "coloured",

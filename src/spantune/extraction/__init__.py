@@ -1,4 +1,4 @@
-"""From documents to entities: grammar, decoding, a server as an engine, and bulk input and output."""
+"""Extraction: decoding under grammars, a server as an engine, and the inputs and outputs of `spantune extract`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from spantune.core import lazy_exports
 if TYPE_CHECKING:
     from spantune.extraction.chunked import Engine
     from spantune.extraction.decoder import Decoder, Row
-    from spantune.extraction.evaluation import Evaluation, evaluate, explained, save_predictions
+    from spantune.extraction.evaluation import Evaluation, evaluate, save_predictions
     from spantune.extraction.extractor import Extractor, load_bare, load_run
+    from spantune.extraction.gold_walk import mark_choices
     from spantune.extraction.grammar import Allowed, Guide, constraint_of
     from spantune.extraction.inputs import Texts
     from spantune.extraction.model_runner import Forward
     from spantune.extraction.outputs import SHOWN, Tally, Target
     from spantune.extraction.remote.client import Server
     from spantune.extraction.remote.extractor import load_remote
-    from spantune.extraction.result import Extraction, rates
+    from spantune.extraction.result import rates
     from spantune.extraction.resumable import partial
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "Decoder",
     "Engine",
     "Evaluation",
-    "Extraction",
     "Extractor",
     "Forward",
     "Guide",
@@ -37,10 +37,10 @@ __all__ = [
     "Texts",
     "constraint_of",
     "evaluate",
-    "explained",
     "load_bare",
     "load_remote",
     "load_run",
+    "mark_choices",
     "partial",
     "rates",
     "save_predictions",
@@ -51,15 +51,16 @@ __getattr__, __dir__ = lazy_exports(
     {
         "chunked": ("Engine",),
         "decoder": ("Decoder", "Row"),
-        "evaluation": ("Evaluation", "evaluate", "explained", "save_predictions"),
+        "evaluation": ("Evaluation", "evaluate", "save_predictions"),
         "extractor": ("Extractor", "load_bare", "load_run"),
+        "gold_walk": ("mark_choices",),
         "grammar": ("Allowed", "Guide", "constraint_of"),
         "inputs": ("Texts",),
         "model_runner": ("Forward",),
         "outputs": ("SHOWN", "Tally", "Target"),
         "remote.client": ("Server",),
         "remote.extractor": ("load_remote",),
-        "result": ("Extraction", "rates"),
+        "result": ("rates",),
         "resumable": ("partial",),
     },
 )

@@ -1,8 +1,7 @@
-"""What a model said of documents, whichever engine asked it: long ones taken in chunks, in order, with what went wrong.
+"""Cut documents into texts that an engine can decode, and merge its answers into Extractions, in order.
 
-An engine decodes texts that fit; here documents become such texts and its answers become documents again. Nothing is
-held but what the engine reads ahead. A document that cannot be taken is an error, or, where the engine is told to go
-on, an Extraction that says so.
+A long document is decoded in chunks that are merged again. Nothing is held in memory but what the engine reads ahead.
+A document that cannot be decoded is an error, or an Extraction that says why.
 """
 
 from __future__ import annotations
@@ -12,19 +11,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from spantune.core import DataError, Document, config
+from spantune.core import DataError, Document, Extraction, Prediction, Problem, ProblemKind, Status, config
 from spantune.data import Chunk, Cutter, merge
-from spantune.encoding import Encoder, Problem
-from spantune.extraction.result import Extraction, failure
+from spantune.encoding import Encoder
+from spantune.extraction.result import failure
 from spantune.metrics import Calibration
 
 
 class Engine(Protocol):
-    """What extracts: a model here, or a server."""
+    """What extracts entities: a model in this process, or a server."""
 
     calibration: Calibration | None
 
-    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
+    def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; see `by_chunks`."""
 
 
@@ -38,16 +37,19 @@ class _Waiting:
 
 
 def by_chunks(
-    documents: Iterable[Document | Extraction],
+    documents: Iterable[Prediction],
     cutter: Cutter,
     decode: Callable[[Iterator[Document]], Iterator[Extraction]],
     *,
     strict: bool,
 ) -> Iterator[Extraction]:
-    """Yield an Extraction for each document, in order, from an engine that decodes one text after another, in order.
+    """Yield an Extraction for each document, in order.
 
-    What is an Extraction already keeps its place. With `strict` a document that cannot be taken is an error, else a
-    `refused` Extraction.
+    Args:
+        documents: what to extract from; an Extraction among them is passed through in its place.
+        cutter: cuts a document into chunks that the engine can decode.
+        decode: the engine: yields an Extraction for each text, in order.
+        strict: whether a document that cannot be cut is an error; otherwise it becomes a `refused` Extraction.
 
     Raises:
         DataError: as `Cutter.cut`, with `strict`.
@@ -55,18 +57,18 @@ def by_chunks(
     queue: deque[_Waiting | Extraction] = deque()
 
     def texts() -> Iterator[Document]:
-        for item in documents:
-            if isinstance(item, Extraction):
-                queue.append(item)
+        for document in documents:
+            if isinstance(document, Extraction):
+                queue.append(document)
                 continue
             try:
-                chunks = cutter.cut(item)
+                chunks = cutter.cut(document)
             except DataError as error:
                 if strict:
                     raise
-                queue.append(failure(item, "refused", Problem("refused", str(error))))
+                queue.append(failure(document, Status.REFUSED, Problem(ProblemKind.REFUSED, str(error))))
                 continue
-            queue.append(_Waiting(item, chunks))
+            queue.append(_Waiting(document, chunks))
             yield from (chunk.document for chunk in chunks)
 
     for part in decode(texts()):
@@ -78,14 +80,14 @@ def by_chunks(
             yield _joined(waiting)
             queue.popleft()
     yield from _ready(queue)
-    assert not queue, "an engine owes an answer for every text"
+    assert not queue, "an engine yields an answer for every text"
 
 
 def cutter(encoder: Encoder, settings: config.Extract, window: int | None) -> Cutter:
-    """Cuts documents to what an engine takes at once, with a model's `window` of so many tokens, where one is known.
+    """Make the Cutter of an engine; `window` is the model's limit of tokens, where it is known.
 
     Raises:
-        DataError: there is no room for a text beside the instruction and the answer.
+        DataError: the instruction and the answer leave no room for a text.
     """
     instruction = len(encoder.prompt_ids(""))
     limits = [] if encoder.max_tokens is None else [encoder.max_tokens]
@@ -108,27 +110,31 @@ def cutter(encoder: Encoder, settings: config.Extract, window: int | None) -> Cu
 
 
 def _ready(queue: deque[_Waiting | Extraction]) -> Iterator[Extraction]:
-    """Yield and remove what is at the front of the queue and needs no decoding."""
-    while queue and isinstance(item := queue[0], Extraction):
+    """Yield and remove the Extractions at the front of the queue."""
+    while queue and isinstance(first := queue[0], Extraction):
         queue.popleft()
-        yield item
+        yield first
 
 
 def _joined(waiting: _Waiting) -> Extraction:
-    """The Extraction of a document from those of its chunks, at offsets of the whole text."""
+    """Merge the Extractions of a document's chunks; offsets are those of the whole text."""
     document, parts = waiting.document, waiting.parts
     if len(parts) == 1:
         return replace(parts[0], document=document.with_entities(parts[0].document.entities))
-    filled = [replace(chunk, document=part.document) for chunk, part in zip(waiting.chunks, parts, strict=True)]
-    merged = merge(document.with_entities(()), filled)
-    status = next((part.status for part in parts if part.status != "stopped"), "stopped")
-    problems = tuple(problem for part in parts for problem in part.problems)
-    answer = "".join(part.answer for part in parts)
-    kept = {(entity, entity.score) for entity in merged.document.entities}
-    labels = {
-        whole: part.label_scores[entity]
-        for chunk, part in zip(waiting.chunks, parts, strict=True)
+    chunks = [replace(chunk, document=part.document) for chunk, part in zip(waiting.chunks, parts, strict=True)]
+    merged = merge(document.with_entities(()), chunks)
+    merged_scores = {(entity, entity.score) for entity in merged.document.entities}
+    label_scores = {
+        shifted: part.label_scores[entity]
+        for chunk, part in zip(chunks, parts, strict=True)
         for entity in part.document.entities
-        if entity in part.label_scores and ((whole := entity.shifted(chunk.start)), whole.score) in kept
+        if entity in part.label_scores and ((shifted := entity.shifted(chunk.start)), shifted.score) in merged_scores
     }
-    return Extraction(merged.document, answer, status, problems, overruled=merged.overruled, label_scores=labels)
+    return Extraction(
+        merged.document,
+        answer="".join(part.answer for part in parts),
+        status=next((part.status for part in parts if part.status is not Status.STOPPED), Status.STOPPED),
+        problems=tuple(problem for part in parts for problem in part.problems),
+        contradicted=merged.suppressed,
+        label_scores=label_scores,
+    )

@@ -1,8 +1,8 @@
-"""Extraction: from documents to entities with scores, through greedy decoding under each document's grammar.
+"""Extraction by a model in this process: entities with scores, by greedy decoding under each document's grammar.
 
-`decode` writes the answers; here they are read. Every entity is a substring of its text at its offsets. What an answer
-says that cannot be anchored, an answer that repeats itself or reaches its limit is reported with the document, never
-dropped in silence. A model whose weights are frozen keeps its cache of the instruction from one stream to the next.
+Every entity is a substring of its text at its offsets. A part of an answer that cannot be anchored to the text, and an
+answer that repeats itself or reaches its limit, is reported with the document, never dropped silently. A model whose
+weights are frozen keeps the cache of the instruction from one stream to the next.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from spantune.core import Document, TaskSpec, config
-from spantune.encoding import Encoder, Problem
+from spantune.core import Document, Extraction, Prediction, Problem, ProblemKind, Status, TaskSpec, config
+from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
 from spantune.extraction.grammar import constraint_of
 from spantune.extraction.model_runner import Forward, Shape
-from spantune.extraction.result import Extraction, Written, calibrated, read_answer
+from spantune.extraction.result import Written, calibrated, read_answer
 from spantune.metrics import Calibration
-from spantune.models import Loaded, load, load_adapter, vocabulary_size
+from spantune.models import CausalLM, Loaded, load, load_adapter, vocabulary_size
 from spantune.runs import read_adapter, read_config
 
-ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together where a recipe does not say
-TOKENS = {"cpu": 1024, "cuda": 512}  # most tokens a pass
+ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
+TOKENS = {"cpu": 1024, "cuda": 512}  # maximum tokens of a pass
 
 
 class Extractor:
@@ -32,17 +31,15 @@ class Extractor:
 
     Args:
         model: a causal LM of transformers, with or without PEFT adapters.
-        encoder: its tokenizer under the task.
-        settings: batch size, limit and whether to decode under the grammar.
-        calibration: how scores are to be read and which entities are kept; bare scores and all without it.
-        on_choices: whether the model was trained on choices: its scores are probabilities among what the grammar
-            allows, and its answers keep the order that it was trained in; else they are those of the whole vocabulary,
-            and any entity may follow another.
+        encoder: its tokenizer and the task.
+        settings: batch size, limits and whether to decode under the grammar.
+        calibration: calibrates scores and drops entities below a threshold; None leaves both as the model gave them.
+        on_choices: as in `Rules`.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: CausalLM,
         encoder: Encoder,
         settings: config.Extract | None = None,
         calibration: Calibration | None = None,
@@ -63,23 +60,29 @@ class Extractor:
 
     @property
     def task(self) -> TaskSpec:
-        """The task that the answers follow."""
+        """The task that is extracted for."""
         return self.encoder.task
 
     def extract(self, texts: Iterable[str | Document]) -> list[Document]:
-        """The given texts with the entities found in them, in the same order."""
+        """Return the texts with their entities, in the same order.
+
+        Raises:
+            DataError: as `stream`, with `strict`.
+        """
         documents = (Document(str(i), text) if isinstance(text, str) else text for i, text in enumerate(texts))
         return [extraction.document for extraction in self.stream(documents)]
 
-    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
-        """Yield an Extraction for each document, in order; a text over the model's window is taken in chunks.
+    def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
+        """Yield an Extraction for each document, in order; a text longer than the model's window is cut into chunks.
 
-        Documents are taken as they are needed, a batch and one more ahead of the first that is still being decoded.
-        What is an Extraction already keeps its place. With `strict` a document that cannot be taken is an error, else
-        an Extraction that says so.
+        Documents are read when they are needed: at most a batch and one more ahead of the first that is being decoded.
+
+        Args:
+            documents: what to extract from; an Extraction among them is passed through in its place.
+            strict: whether a text that cannot be decoded is an error; otherwise it becomes a `refused` Extraction.
 
         Raises:
-            DataError: a text is over `extract.max_characters`, with `strict`, or there is no room for any.
+            DataError: a text is over `extract.max_characters`, with `strict`, or there is no room for any text.
         """
         cuts = cutter(self.encoder, self.settings, int(self.model.config.max_position_embeddings))
         for extraction in by_chunks(documents, cuts, self._decode, strict=strict):
@@ -88,14 +91,18 @@ class Extractor:
     def _decode(self, texts: Iterator[Document]) -> Iterator[Extraction]:
         forward = self._forward()
         for row in self._decoder(forward).run(texts):
-            written = Written(self.encoder.decode(row.ids), row.status, row.ids, row.logprobs)
-            found = read_answer(row.document, written, self.encoder)
-            yield replace(found, problems=(*found.problems, Problem("grammar", row.failure))) if row.failure else found
+            status = row.status or Status.STOPPED
+            written = Written(self.encoder.decode(row.ids), status, row.ids, row.logprobs)
+            extraction = read_answer(row.document, written, self.encoder)
+            if row.failure:
+                problem = Problem(ProblemKind.GRAMMAR, row.failure)
+                extraction = replace(extraction, problems=(*extraction.problems, problem))
+            yield extraction
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             self._idle.append(forward)
 
     def _forward(self) -> Forward:
-        """The passes of a stream: those of one that has ended, or new ones."""
+        """Return the Forward of a stream that has ended, or a new one."""
         if self._idle:
             return self._idle.pop()
         kind = self._device.type
@@ -113,15 +120,14 @@ class Extractor:
 def load_run(
     run: str | Path, device: str = "auto", settings: config.Extract | None = None, min_score: float | None = None
 ) -> Extractor:
-    """The Extractor of a finished run, its adapter merged into the base model.
+    """Load the Extractor of a finished run, with its adapter merged into the base model, and the run's calibration.
 
-    The calibration that the run stores applies. `min_score` takes the place of its thresholds: entities with a lower
-    score are left out, and 0 keeps all.
+    `min_score` replaces the thresholds of the calibration: entities with a lower score are dropped; 0 keeps all.
 
     Raises:
-        ConfigError: `min_score` is no probability.
-        RunError: the folder is no run, has no adapter yet, or its calibration is damaged.
-        ModelError: the base model cannot be had.
+        ConfigError: `min_score` is not a probability.
+        RunError: the folder is not a run, has no adapter yet, or its calibration is damaged.
+        ModelError: the base model cannot be loaded.
     """
     calibration = Calibration.load(Path(run))
     if min_score is not None:
@@ -132,7 +138,7 @@ def load_run(
 
 
 def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | None = None) -> Extractor:
-    """As `load_run`, but whatever calibration the run has: scores as the model gave them, and nothing left out."""
+    """Load the Extractor of a finished run without its calibration: uncalibrated scores, and no entity dropped."""
     folder = Path(run)
     recipe = read_config(folder)
     adapter, task = read_adapter(folder)

@@ -1,8 +1,8 @@
-"""Grammars at work: llguidance matchers over the model's tokenizer, one a document at a time.
+"""Grammars for decoding: an llguidance matcher for each document, over the model's tokenizer.
 
-A matcher says which tokens may come next and which must: what is decoded under it is an answer of the
-format whose mentions are substrings of the document. llguidance never raises by itself; its errors are
-turned into ours here. Grammars are compiled in threads of their own, while the model is at work.
+A matcher says which tokens may come next and which are forced, so that the decoded answer is of the format and its
+mentions are substrings of the document. llguidance raises no errors by itself; its error states are raised as
+ModelError here. Grammars are compiled in threads while the model runs.
 """
 
 from __future__ import annotations
@@ -12,36 +12,40 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spantune.core import ModelError
-from spantune.encoding import Encoder, Said
+from spantune.encoding import Encoder, PartialAnswer, Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 THREADS = 8
-UNSPELLABLE = "\uffff\ufffe"  # no characters, which no text has
-FUEL = 1 << 30  # llguidance's own limits stop at texts of some hundred characters
+UNSPELLABLE = "\uffff\ufffe"  # noncharacters, which no text contains
+FUEL = 1 << 30  # llguidance's default limits fail for texts of a few hundred characters
 
 
 class Allowed(NamedTuple):
-    """Ids that may come next, ascending, a row each, and which of them count: the rest of a row fills it up."""
+    """The token ids that may come next: `ids` [rows, most], ascending, and `inside` [rows, most], False for padding."""
 
     ids: NDArray[np.int64]
     inside: NDArray[np.bool_]
 
 
 class Constraint:
-    """The tokenizer of a model as llguidance wants it; makes matchers and tells what they allow.
+    """Makes matchers for a model's tokenizer and says which tokens they allow.
 
     Args:
         tokenizer: the fast tokenizer.
-        vocabulary: size of the model's logits, which may be padded beyond the tokenizer's.
-        stop: id of the token that ends an answer.
+        vocabulary: the size of the model's logits, which may be padded beyond the tokenizer's vocabulary.
+        stop: the id of the token that ends an answer.
+        threads: threads that compile grammars and compute masks.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int, stop: int):
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop: int, threads: int = THREADS):
         from llguidance import LLExecutor, LLParserLimits, LLTokenizer
 
         self.stop, self.vocabulary = stop, vocabulary
@@ -50,34 +54,41 @@ class Constraint:
         self._limits = LLParserLimits(
             initial_lexer_fuel=FUEL, step_lexer_fuel=FUEL, max_lexer_states=FUEL, verbose_errors=False
         )
-        threads = min(THREADS, os.cpu_count() or 1)
+        threads = min(threads, os.cpu_count() or 1)
         self._executor, self._compilers = LLExecutor(threads), ThreadPoolExecutor(threads)
 
-    def matcher(self, grammar: str) -> Any:
-        """A fresh matcher for a Lark grammar."""
+    def matcher(self, grammar: str) -> LLMatcher:
+        """Compile a Lark grammar.
+
+        Raises:
+            ModelError: llguidance cannot compile it.
+        """
         from llguidance import LLMatcher
 
         matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=self._limits)
         self._check(matcher)
         return matcher
 
-    def compile(self, grammar: Callable[[], str]) -> Future[Any]:
-        """As `matcher`, in another thread."""
+    def compile(self, grammar: Callable[[], str]) -> Future[LLMatcher]:
+        """Compile a grammar as `matcher`, in another thread."""
         return self._compilers.submit(lambda: self.matcher(grammar()))
 
-    def allowed(self, matchers: Sequence[Any]) -> Allowed:
-        """What may come next of each matcher; there is at least one."""
-        # not by llguidance.torch, whose kernel torch compiles: that takes seconds and needs a C++ compiler
+    def allowed(self, matchers: Sequence[LLMatcher]) -> Allowed:
+        """Return the tokens that may come next for each matcher; there is at least one for each."""
+        # not llguidance.torch: torch compiles its kernel, which takes seconds and needs a C++ compiler
         import llguidance.numpy as masks
 
         if not matchers:
             return Allowed(np.zeros((0, 0), np.int64), np.zeros((0, 0), np.bool_))
         words = masks.allocate_token_bitmask(len(matchers), self.vocabulary)
-        masks.fill_next_token_bitmask_par(self._executor, [(m, row) for row, m in enumerate(matchers)], words)
-        rows, places = words.nonzero()
-        bits = np.unpackbits(words[rows, places].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
-        within, bit = bits.nonzero()
-        ids, rows = places[within] * 32 + bit, rows[within]
+        if len(matchers) == 1:
+            masks.fill_next_token_bitmask(matchers[0], words)
+        else:
+            masks.fill_next_token_bitmask_par(self._executor, [(m, row) for row, m in enumerate(matchers)], words)
+        rows, columns = words.nonzero()
+        bits = np.unpackbits(words[rows, columns].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+        word, bit = bits.nonzero()
+        ids, rows = columns[word] * 32 + bit, rows[word]
         rows, ids = rows[ids < self.vocabulary], ids[ids < self.vocabulary]
         counts = np.bincount(rows, minlength=len(matchers))
         inside = np.arange(counts.max()) < counts[:, None]
@@ -85,8 +96,12 @@ class Constraint:
         padded[inside] = ids
         return Allowed(padded, inside)
 
-    def advance(self, matcher: Any, token: int) -> list[int]:
-        """Consume a chosen token; returns the tokens that the grammar forces after it, consumed too."""
+    def advance(self, matcher: LLMatcher, token: int) -> list[int]:
+        """Consume a chosen token and those that the grammar forces after it, which are returned.
+
+        Raises:
+            ModelError: the grammar cannot be followed any further.
+        """
         matcher.consume_token(token)
         forced: list[int] = matcher.compute_ff_tokens()
         if forced:
@@ -94,103 +109,110 @@ class Constraint:
         self._check(matcher)
         return forced
 
-    def _check(self, matcher: Any) -> None:
+    def _check(self, matcher: LLMatcher) -> None:
         error = matcher.get_error()
         if error:
             raise ModelError(f"the grammar cannot be followed with this tokenizer: {error}")
 
 
 @lru_cache(maxsize=1)
-def constraint_of(tokenizer: Any, vocabulary: int, stop: int) -> Constraint:
-    """The Constraint of a tokenizer, kept for who asks next: to make one takes seconds where a vocabulary is large."""
+def constraint_of(tokenizer: Tokenizer, vocabulary: int, stop: int) -> Constraint:
+    """Return the Constraint of a tokenizer. The last one is cached: for a large vocabulary it takes seconds to make."""
     return Constraint(tokenizer, vocabulary, stop)
 
 
 class Guide:
-    """Follows the answer for one text under its grammar, and tells when it goes round in circles.
+    """Follows the answer for one text under its grammar, and detects an answer that only repeats itself.
 
     Args:
-        constraint: the tokenizer's side.
-        encoder: the task's side.
+        constraint: makes the matchers.
+        encoder: the tokenizer and the task.
         text: the text that is extracted from.
-        ordered: whether the grammar is renewed after each entity to keep the answer in order; without, any entity may
-            follow and `circling` says when what was said is said again and again. A grammar that ends with an entity is
-            renewed either way.
+        ordered: whether the grammar is made anew after each entity, so that entities come in order; otherwise any
+            entity may follow, and `is_circling` says when the answer only repeats itself. A grammar that ends with an
+            entity is made anew in both cases.
     """
 
     def __init__(self, constraint: Constraint, encoder: Encoder, text: str, *, ordered: bool = True):
         self._constraint, self._encoder, self._text, self._ordered = constraint, encoder, text, ordered
         self._ids: list[int] = []
-        self._closing = constraint.containing(encoder.format.mark)
-        self.circling = False  # whether the objects that ended last only say what was said
+        self._closing_ids = constraint.containing(encoder.format.mark)
+        self.is_circling = False
         self._matcher = constraint.compile(lambda: encoder.format.grammar(text, encoder.task, None) or "")
 
     @property
-    def matcher(self) -> Any:
-        """The matcher of what may follow.
+    def matcher(self) -> LLMatcher:
+        """The matcher for the rest of the answer.
 
         Raises:
-            ModelError: the grammar is too much for the engine.
+            ModelError: the grammar exceeds llguidance's limits.
         """
         return self._matcher.result()
 
     @property
     def finished(self) -> bool:
-        """Whether it is known that nothing but the stop token may come next; a grammar may be being made."""
+        """Whether only the stop token may come next; False while a grammar is still being compiled."""
         return self._matcher.done() and bool(self.matcher.is_stopped())
 
     def advance(self, token: int) -> list[int]:
-        """Take a chosen token; returns the tokens that the grammar forces after it, taken too."""
+        """Append a chosen token and those that the grammar forces after it, which are returned.
+
+        Raises:
+            ModelError: the grammar cannot be followed any further.
+        """
         forced = self._constraint.advance(self.matcher, token)
         ended = bool(forced) and forced[-1] == self._constraint.stop
-        said = forced[:-1] if ended else forced
-        self._ids += [token, *said]
-        self.circling = False
-        renewed = not self._closing.isdisjoint((token, *said)) and self._renew()
-        return said if renewed else forced
+        written = forced[:-1] if ended else forced
+        self._ids += [token, *written]
+        self.is_circling = False
+        renewed = not self._closing_ids.isdisjoint((token, *written)) and self._renew()
+        return written if renewed else forced
 
     def choices(self, answer: Sequence[int]) -> dict[int, tuple[int, ...]]:
-        """What the grammar allows at each index of a gold answer (stop token included) where it leaves a choice.
+        """Return, for each index of a gold answer where the grammar leaves a choice, the ids that it allows.
+
+        Args:
+            answer: the ids of the answer, the stop token included.
 
         Raises:
             ModelError: the answer does not follow the grammar, or its tokens are not those that would be forced.
         """
-        found: dict[int, tuple[int, ...]] = {}
+        allowed_ids: dict[int, tuple[int, ...]] = {}
         index = 0
         while index < len(answer):
-            found[index] = tuple(self._constraint.allowed([self.matcher]).ids[0].tolist())
-            if answer[index] not in found[index]:
+            allowed_ids[index] = tuple(self._constraint.allowed([self.matcher]).ids[0].tolist())
+            if answer[index] not in allowed_ids[index]:
                 raise ModelError(
                     f"the grammar does not allow the gold answer of {self._text!r} at its token {index}; set "
                     "train.loss_on=answer"
                 )
             if answer[index] == self._encoder.stop_id:
                 break
-            tokens = self.advance(answer[index])
+            forced = self.advance(answer[index])
             index += 1
-            if list(answer[index : index + len(tokens)]) != tokens:
+            if list(answer[index : index + len(forced)]) != forced:
                 raise ModelError(
                     f"the grammar forces other tokens than the tokenizer gives for the gold answer of {self._text!r}; "
                     "set train.loss_on=answer"
                 )
-            index += len(tokens)
-        return found
+            index += len(forced)
+        return allowed_ids
 
     def _renew(self) -> bool:
-        """Where an object has just ended, go on with the grammar of what may follow it; says whether it is another."""
+        """After an entity, switch to the grammar for the rest of the answer; returns whether there is a new grammar."""
         encoder, text = self._encoder, self._text
         answer = encoder.decode(self._ids)
-        said = Said(answer, encoder.format.parse(answer, text, encoder.task))
-        self.circling = said.parsed.is_circling
+        partial = PartialAnswer(answer, encoder.format.parse(answer, text, encoder.task))
+        self.is_circling = partial.parsed.is_looping
         renews = self._ordered or self.matcher.is_stopped()
-        grammar = encoder.format.grammar(text, encoder.task, said) if renews else None
+        grammar = encoder.format.grammar(text, encoder.task, partial) if renews else None
         if grammar is not None:
             self._matcher = self._constraint.compile(lambda: grammar)
         return grammar is not None
 
 
-def _without_special_names(tokenizer: Any) -> str:
-    """The tokenizer as JSON whose special tokens cannot be spelt out: in a text, their names are text."""
+def _without_special_names(tokenizer: Tokenizer) -> str:
+    """Return the tokenizer as JSON in which no text spells a special token: in a text, their names are plain text."""
     tree = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
     special = [token for token in tree["added_tokens"] if token["special"]]
     renamed = {token["content"]: UNSPELLABLE + token["content"] for token in special}

@@ -1,9 +1,8 @@
-"""What to extract from: plain text, a document a line or a file, and every corpus format, from files or stdin.
+"""The documents to extract from: plain text (one document per line or per file) and every corpus format.
 
-Documents come as they are read, so that any number of them takes no memory. A pipe is read once, as stdin is. What
-cannot be read (a line that is not UTF-8, a record that is no document) keeps its place as an Extraction that says why;
-a file that breaks off is one such and the next file goes on. Annotations of a corpus are not looked at. It refuses,
-before anything is read, a file that is not there or of no known format.
+Documents are yielded as they are read, so that memory does not grow with their number. Stdin and pipes are read once.
+A line or record that cannot be read becomes an `unreadable` Extraction in its place; so does a file that cannot be
+read to its end, and reading continues with the next file. Annotations of a corpus are ignored.
 """
 
 from __future__ import annotations
@@ -18,33 +17,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from spantune.core import ConfigError, DataError, Document, encodable, nearest
+from spantune.core import (
+    ConfigError,
+    DataError,
+    Document,
+    Extraction,
+    Prediction,
+    Problem,
+    ProblemKind,
+    Status,
+    encodable,
+    from_document,
+    nearest,
+)
 from spantune.data import Options, cannot_be_read, formats, is_stream, lines_of, read_bytes, read_text, try_lines
-from spantune.encoding import Problem
-from spantune.extraction.result import Extraction, failure
+from spantune.extraction.result import failure
 
 STDIN = "-"
 TEXT = "text"
-"""Plain text, one document a line: what `.txt` files, stdin and pipes are, where no format is named."""
+"""Plain text, one document per line: the format of `.txt` files, stdin and pipes where no format is given."""
 _UNANNOTATED = Options(unannotated=True)
-
-Item = Document | Extraction
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Files to extract from, each with its format; `whole` takes each file of plain text as one document."""
+    """Files to extract from.
+
+    Args:
+        files: each with its format.
+        whole: whether each file of plain text is one document.
+    """
 
     files: tuple[tuple[str, str], ...]
     whole: bool = False
 
     @classmethod
     def open(cls, files: Sequence[str], format: str | None = None, *, whole: bool = False) -> Texts:
-        """Check `files` and recognise their formats where none is named.
+        """Check `files` and detect their formats where none is given.
 
         Raises:
-            ConfigError: the options do not go together.
-            DataError: a file is not there, or of no known format.
+            ConfigError: the options contradict each other.
+            DataError: a file does not exist or has no known format.
         """
         if whole and format not in (None, TEXT):
             raise ConfigError(f"--whole-file takes plain text, not --format {format}; drop one of the two")
@@ -52,11 +65,11 @@ class Texts:
             raise ConfigError("- is stdin and stands alone; name files, or -")
         return cls(tuple((file, _format(file, format, whole)) for file in files), whole)
 
-    def read(self, notes: Counter[str]) -> Iterator[Item]:
-        """Yield the documents, and an `unreadable` Extraction for each that there is none of.
+    def read(self, notes: Counter[str]) -> Iterator[Prediction]:
+        """Yield the documents, and an `unreadable` Extraction for each that cannot be read.
 
-        `notes` counts what reading mended. A line of plain text is called by its number, with the file before it where
-        there are several; a whole file by its path.
+        `notes` counts what reading repaired. The id of a line of plain text is its number, after the file's name where
+        there are several files; the id of a whole file is its path.
         """
         for file, format in self.files:
             try:
@@ -66,12 +79,12 @@ class Texts:
                 yield _unreadable(name if error.line is None else f"{name}:{error.line}", error)
 
     def count(self) -> int | None:
-        """How many there are; None where stdin or a pipe is among them, which can be read once only."""
+        """Return the number of documents; None with stdin or a pipe, which can be read only once."""
         if any(_is_stream(file) for file, _ in self.files):
             return None
         return sum(1 for _ in self.read(Counter()))
 
-    def _read(self, file: str, format: str, notes: Counter[str]) -> Iterator[Item]:
+    def _read(self, file: str, format: str, notes: Counter[str]) -> Iterator[Prediction]:
         if format != TEXT:
             yield from _spooled(file, format, notes) if _is_stream(file) else _corpus(Path(file), file, format, notes)
         elif self.whole:
@@ -82,10 +95,10 @@ class Texts:
 
 
 def _format(file: str, format: str | None, whole: bool) -> str:
-    """The format of a file, which is found to be there."""
+    """Return the format of a file; checks that it exists."""
     stream = _is_stream(file)
     if whole or format == TEXT or (format is None and (stream or file.endswith(".txt"))):
-        if not stream and not (whole and Path(file).is_file()):  # which may be empty
+        if not stream and not (whole and Path(file).is_file()):  # a whole file may be empty
             read_bytes(Path(file), 1)
         return TEXT
     if format is None:
@@ -102,13 +115,13 @@ def _is_stream(file: str) -> bool:
 
 
 def _shown(file: str) -> str:
-    """What a file is called in ids and errors."""
+    """Return the name of a file in ids and errors."""
     return "stdin" if file == STDIN else encodable(file)
 
 
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
-    """The bytes of stdin or a pipe."""
+    """Open stdin or a pipe as bytes."""
     if file == STDIN and sys.stdin is None:
         raise DataError("is closed; name files, or give it something to read", path="stdin")
     try:
@@ -121,11 +134,11 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         raise cannot_be_read(Path(_shown(file)), error) from None
 
 
-def _lines(file: str, prefix: str, notes: Counter[str]) -> Iterator[Item]:
-    """The lines of a text that are not blank."""
+def _lines(file: str, prefix: str, notes: Counter[str]) -> Iterator[Prediction]:
+    """Yield a document for each line that is not blank."""
     for number, text in _numbered(file, notes):
-        name = f"{prefix}{number}"
-        yield _unreadable(name, text) if isinstance(text, DataError) else Document(name, text)
+        id = f"{prefix}{number}"
+        yield _unreadable(id, text) if isinstance(text, DataError) else Document(id, text)
 
 
 def _numbered(file: str, notes: Counter[str]) -> Iterator[tuple[int, str | DataError]]:
@@ -143,27 +156,32 @@ def _whole(file: str) -> str:
         with _opened(file) as content:
             return content.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        found = error.object[error.start]
+        byte = error.object[error.start]
         raise DataError(
-            f"not UTF-8: byte 0x{found:02X} at offset {error.start}; convert it", path=_shown(file)
+            f"not UTF-8: byte 0x{byte:02X} at offset {error.start}; convert it", path=_shown(file)
         ) from None
 
 
-def _corpus(path: Path, shown: str, format: str, notes: Counter[str]) -> Iterator[Item]:
-    """The texts of a corpus; `shown` is what the file is called in errors."""
-    for item in formats.items(path, format, notes, _UNANNOTATED):
-        if isinstance(item, DataError):
-            place = "" if item.line is None else f"-{item.line}"
-            error = DataError(item.message, path=shown, line=item.line, field=item.field)
-            yield _unreadable(f"{Path(shown).stem}{place}", error)
+def _corpus(path: Path, shown: str, format: str, notes: Counter[str]) -> Iterator[Prediction]:
+    """Yield the texts of a corpus; `shown` is the name of the file in errors.
+
+    What an earlier extraction wrote into `meta` is dropped. A document that was unreadable and has no text stays so.
+    """
+    for raw_document in formats.items(path, format, notes, _UNANNOTATED):
+        if isinstance(raw_document, DataError):
+            suffix = "" if raw_document.line is None else f"-{raw_document.line}"
+            error = DataError(raw_document.message, path=shown, line=raw_document.line, field=raw_document.field)
+            yield _unreadable(f"{Path(shown).stem}{suffix}", error)
         else:
-            yield Document(encodable(item.id), item.text, (), item.meta)
+            meta = raw_document.meta
+            earlier = from_document(Document(encodable(raw_document.id), raw_document.text, (), meta))
+            yield earlier if earlier.status is Status.UNREADABLE and not earlier.document.text else earlier.document
 
 
-def _spooled(file: str, format: str, notes: Counter[str]) -> Iterator[Item]:
-    """The texts of a corpus on stdin or in a pipe, by way of a file, since some formats are read twice."""
+def _spooled(file: str, format: str, notes: Counter[str]) -> Iterator[Prediction]:
+    """Yield the texts of a corpus on stdin or in a pipe, copied to a file first, since some formats are read twice."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(_shown(file)).name  # from which ids are made where there are none
+        path = Path(folder) / Path(_shown(file)).name  # ids are made from this name where there are none
         with _opened(file) as content, path.open("wb") as spool:
             shutil.copyfileobj(content, spool)
         try:
@@ -172,5 +190,6 @@ def _spooled(file: str, format: str, notes: Counter[str]) -> Iterator[Item]:
             raise DataError(error.message, path=_shown(file), line=error.line, field=error.field) from None
 
 
-def _unreadable(name: str, error: DataError) -> Extraction:
-    return failure(Document(encodable(name), ""), "unreadable", Problem("unreadable", encodable(str(error))))
+def _unreadable(id: str, error: DataError) -> Extraction:
+    problem = Problem(ProblemKind.UNREADABLE, encodable(str(error)))
+    return failure(Document(encodable(id), ""), Status.UNREADABLE, problem)

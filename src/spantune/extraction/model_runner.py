@@ -2,9 +2,16 @@
 
     pass      row 1 row 1 row 1 row 3 row 4 row 4 …      one sequence of batch size one
 
-A row feeds one token or a whole prompt without holding up the others, so forced tokens cost no pass of their own and
-prompts are taken in whenever there is room. On a CUDA GPU passes have a few fixed widths, and each width is a CUDA
-graph: a step is one launch. A model that is being trained, or whose forward cannot be captured, runs without graphs.
+A row feeds one token or a whole prompt without delaying the others, so forced tokens need no pass of their own and
+prompts join whenever there is room. On a CUDA GPU passes have a few fixed widths, and each width is a CUDA graph: a
+step is one launch. A model that is being trained, or whose forward cannot be captured, runs without graphs.
+
+    slot      0 … P-1        P        P+1      P+2     …
+    holds     instruction    row 1    row 3    row 1   …
+
+The key-value cache holds the instruction once, then the tokens of all rows in any order: `slots[row, position]` is the
+slot of a row's position, and the first positions of every row are those of the instruction. Nothing is padded or
+moved, slots of finished rows are reused, and the size is fixed when the cache is made.
 """
 
 from __future__ import annotations
@@ -14,28 +21,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from subprocess import SubprocessError
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from spantune.core import ModelError
-from spantune.extraction.kv_cache import INSTRUCTION, SlotCache, bytes_per_token
-from spantune.models import RowView, Span, blocks_of, causal_lm, head_size, kernel_error, kv_heads, unread_mask, windows
+from spantune.models import (
+    CausalLM,
+    ModelConfig,
+    RowView,
+    Span,
+    blocks_of,
+    causal_lm,
+    head_size,
+    kernel_error,
+    kv_heads,
+    unread_mask,
+    windows,
+)
 
-WIDTH = 64  # passes of a graph are filled up to a multiple of this, or to a power of two below it
+INSTRUCTION = 0  # the row that the instruction is computed in
+WIDTH = 64  # passes of a graph are padded to a multiple of this, or to a power of two below it
 SMALLEST = 16
-TYPICAL = 768  # slots a row is given on average; the longest rows may take more
+TYPICAL = 768  # slots of a row on average; the longest rows may take more
 KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
-MEMORY_SHARE = 0.8  # of the GPU memory that is free, at the most
+MEMORY_SHARE = 0.8  # maximum share of the free GPU memory
 _LOG = logging.getLogger(__name__)
+Inputs = TypeVar("Inputs", Tensor, NDArray[np.int64])
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Most rows at a time, positions of a row, tokens a pass, and slots (as many as make sense when absent)."""
+    """Maximum numbers of rows at a time, positions of a row, tokens of a pass, and slots (None: by the memory)."""
 
     rows: int
     longest: int
@@ -45,11 +66,83 @@ class Shape:
 
 @dataclass(frozen=True)
 class Part:
-    """What one row feeds in a pass: `ids` at the positions from `position` on."""
+    """The tokens that one row feeds in a pass: `ids` at the positions from `position` on."""
 
     row: int
     position: int
     ids: Sequence[int]
+
+
+class SlotCache(Cache):
+    """Keys and values of every layer, [slots, heads, head size].
+
+    Args:
+        rows: maximum number of rows at a time.
+        longest: maximum number of positions of a row.
+        capacity: slots of all rows and the instruction together.
+        device: the device of the tensors.
+    """
+
+    def __init__(self, rows: int, longest: int, capacity: int, device: torch.device):
+        super().__init__(layers=[])
+        self.capacity, self.longest = capacity, longest
+        self.nobody = rows + 1  # the row of padding tokens; their slot comes after all others
+        self.slots = torch.zeros(rows + 2, longest, dtype=torch.int32, device=device)
+        self.destination = torch.zeros(0, dtype=torch.long, device=device)
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._free = list(range(capacity))[::-1]
+        self._rows = list(range(1, rows + 1))[::-1]
+        self._held: dict[int, list[int]] = {INSTRUCTION: []}
+
+    @property
+    def room(self) -> int:
+        """The number of free slots."""
+        return len(self._free)
+
+    def open(self) -> int:
+        """Open a row that holds only the instruction."""
+        row = self._rows.pop()
+        self._held[row] = []
+        return row
+
+    def take(self, row: int, count: int) -> list[int]:
+        """Take slots for the next `count` tokens of `row`, lowest first; there must be room."""
+        taken = [self._free.pop() for _ in range(count)]
+        self._held[row] += taken
+        return taken
+
+    def close(self, row: int) -> None:
+        """Free a row and its slots."""
+        self._free += self._held.pop(row)[::-1]
+        self._rows.append(row)
+
+    def share(self, length: int) -> None:
+        """Let every row begin with the first `length` positions of the instruction; the slots of the rest are freed."""
+        held = self._held[INSTRUCTION]
+        self._free += held[length:][::-1]
+        del held[length:]
+        self.slots[:, :length] = self.slots[INSTRUCTION, :length].clone()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Store [1, heads, tokens, size] at `destination`; returns the layer's keys and values of all slots."""
+        if layer_idx == len(self._keys):
+            for store, states in ((self._keys, key_states), (self._values, value_states)):
+                store.append(states.new_empty(self.capacity + 1, states.shape[1], states.shape[3]))
+        for store, states in ((self._keys, key_states), (self._values, value_states)):
+            store[layer_idx].index_copy_(0, self.destination, states[0].transpose(0, 1))
+        return self._keys[layer_idx], self._values[layer_idx]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions are always given, so that no model derives them from this."""
+        return 0
+
+
+def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return the bytes of the keys and values of one token in all layers of a model."""
+    return int(2 * config.num_hidden_layers * kv_heads(config) * head_size(config) * dtype.itemsize)
 
 
 class Forward:
@@ -57,14 +150,14 @@ class Forward:
 
     Args:
         model: a causal LM of transformers with our attention, with or without PEFT adapters.
-        shape: the bounds.
-        states: whether `feed` gives last hidden states, for a caller that needs few logits, instead of logits.
+        shape: the maximum numbers.
+        states: whether `feed` returns last hidden states instead of logits, for a caller that needs few logits.
 
     Raises:
         ModelError: not even one row fits into the GPU's memory.
     """
 
-    def __init__(self, model: Any, shape: Shape, *, states: bool = False):
+    def __init__(self, model: CausalLM, shape: Shape, *, states: bool = False):
         assert shape.tokens % WIDTH == 0, "the widest pass is one of the widths"
         self.shape = shape
         self.passes = 0
@@ -78,12 +171,14 @@ class Forward:
         self.cache = SlotCache(shape.rows, shape.longest, self._capacity(), self._device)
         usable = _has_kernel(self._device) and _agrees(self._config, self._dtype, self._device)
         self._static = _Static(self._device, shape, self.cache, self._config) if usable else None
-        self._graphs: dict[int, tuple[Any, Tensor]] | None = {} if self._static and _is_capturable(model) else None
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = (
+            {} if self._static and _is_capturable(model) else None
+        )
         self._mask = unread_mask(self._config, self._dtype, self._device)
 
     @property
     def pipelined(self) -> bool:
-        """Whether passes go on by themselves while the caller does something else."""
+        """Whether passes run asynchronously."""
         return self._device.type == "cuda"
 
     def share(self, ids: Sequence[int]) -> None:
@@ -99,7 +194,7 @@ class Forward:
         self.cache.share(length)
 
     def feed(self, parts: Sequence[Part], wanted: Sequence[int]) -> Tensor:
-        """Feed `parts`; returns logits [wanted, vocabulary], or states, of what follows the parts of these indices.
+        """Feed `parts`; returns logits [wanted, vocabulary], or states [wanted, size], after the `wanted` parts.
 
         On a GPU they are valid until the next call.
         """
@@ -122,7 +217,14 @@ class Forward:
         return self._replay(width)[: len(wanted)]
 
     def _run(self, tokens: Tensor, last: Tensor, spans: Sequence[Span], blocks: Tensor | None = None) -> Tensor:
-        """One pass: `tokens` are ids, positions, slots and cells of the slot map [4, tokens]."""
+        """Run one pass.
+
+        Args:
+            tokens: ids, positions, slots and cells of the slot map [4, tokens].
+            last: indices of the tokens whose output is returned [wanted].
+            spans: where the rows are in the sequence.
+            blocks: the kernel's blocks of queries [blocks, 4], on a GPU.
+        """
         ids, positions, slots, cells = tokens
         self.cache.destination = slots
         self.cache.slots.view(-1).index_copy_(0, cells, slots.to(torch.int32))
@@ -135,11 +237,11 @@ class Forward:
             rows=RowView(self.cache.slots, self._windows, spans, blocks),
             **({} if self.states else {"logits_to_keep": last}),
         )
-        found: Tensor = output.last_hidden_state[0].index_select(0, last) if self.states else output.logits[0]
-        return found
+        result: Tensor = output.last_hidden_state[0].index_select(0, last) if self.states else output.logits[0]
+        return result
 
     def _replay(self, width: int) -> Tensor:
-        """A pass of a fixed width over what was loaded, as a graph where there may be graphs."""
+        """Run a pass of a fixed width over the loaded tokens, as a graph where graphs can be used."""
         assert self._static is not None
         if self._graphs is not None and width not in self._graphs:
             self._capture(width)
@@ -159,7 +261,7 @@ class Forward:
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):
-                self._run(*views)  # compiles kernels and makes their workspaces, which a capture may not
+                self._run(*views)  # compiles kernels and allocates their workspaces, which is not possible in a capture
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
@@ -177,22 +279,22 @@ class Forward:
         wanted = shape.slots or min(shape.rows * TYPICAL, shape.rows * shape.longest) + 2 * shape.longest
         if self._device.type != "cuda":
             return wanted
-        torch.cuda.empty_cache()  # what is kept for nobody counts as taken
+        torch.cuda.empty_cache()  # memory that torch caches counts as used
         size = bytes_per_token(self._config, self._dtype)
-        there = int(torch.cuda.mem_get_info(self._device)[0] * MEMORY_SHARE) // size
-        if there < 2 * shape.longest:
-            needs, has = (tokens * size / 2**30 for tokens in (2 * shape.longest, there))
+        available = int(torch.cuda.mem_get_info(self._device)[0] * MEMORY_SHARE) // size
+        if available < 2 * shape.longest:
+            needs, has = (tokens * size / 2**30 for tokens in (2 * shape.longest, available))
             raise ModelError(
                 f"texts and answers of up to {shape.longest} tokens need {needs:.1f} GiB for keys and values, and the "
                 f"GPU has {has:.1f} GiB to give; lower train.max_tokens or extract.max_new_tokens, or free memory"
             )
-        return min(wanted, there)
+        return min(wanted, available)
 
 
 class _Static:
-    """What a pass reads, at fixed places in GPU memory, and the pinned memory that it is loaded from."""
+    """The inputs of a pass at fixed addresses in GPU memory, and the pinned memory that they are copied from."""
 
-    def __init__(self, device: torch.device, shape: Shape, cache: SlotCache, config: Any):
+    def __init__(self, device: torch.device, shape: Shape, cache: SlotCache, config: ModelConfig):
         from spantune.models import queries_per_block
 
         self._per_block = queries_per_block(config.num_attention_heads // kv_heads(config))
@@ -201,19 +303,19 @@ class _Static:
         size = 4 * shape.tokens + shape.rows + 4 * self._blocks
         self._inputs = torch.zeros(size, dtype=torch.long, device=device)
         self._staging = [torch.zeros(size, dtype=torch.long, pin_memory=device.type == "cuda") for _ in range(2)]
-        self._events: list[Any] = [_event(device) for _ in range(2)]
+        self._events = [_event(device) for _ in range(2)]
         self._turn = 0
 
     def load(self, tokens: NDArray[np.int64], last: NDArray[np.int64], spans: Sequence[Span]) -> int:
-        """Put a pass into pinned memory, filled up to its width, which is returned."""
+        """Put a pass into pinned memory, padded to its width, which is returned."""
         self._turn ^= 1
         if event := self._events[self._turn]:
-            event.synchronize()  # the pass before the last has read it
+            event.synchronize()  # until the pass before the last has read it
         count = tokens.shape[1]
-        width = next((w for w in (16, 32) if w >= count), -(-count // WIDTH) * WIDTH)
+        width = next((width for width in (16, 32) if width >= count), -(-count // WIDTH) * WIDTH)
         staged, ends, blocks = self._split(self._staging[self._turn].numpy())
         staged[:, :count] = tokens
-        staged[:, count:width] = self._nobody()
+        staged[:, count:width] = self._padding()
         ends[: len(last)], ends[len(last) :] = last, 0
         cut = blocks_of(spans, self._per_block)
         blocks[: len(cut)] = cut
@@ -221,28 +323,28 @@ class _Static:
         return width
 
     def blank(self) -> None:
-        """Make the pass in GPU memory one of no row, which a capture may run."""
+        """Make the pass in GPU memory one of padding only, for a capture."""
         staged = torch.zeros(len(self._inputs), dtype=torch.long)
-        self._split(staged.numpy())[0][:] = self._nobody()
+        self._split(staged.numpy())[0][:] = self._padding()
         self._inputs.copy_(staged)
 
     def ready(self) -> None:
-        """Send what was loaded to the GPU."""
+        """Copy the loaded pass to the GPU."""
         self._inputs.copy_(self._staging[self._turn], non_blocking=True)
         if event := self._events[self._turn]:
             event.record()
 
     def views(self, width: int) -> tuple[Tensor, Tensor, Sequence[Span], Tensor]:
-        """The tokens [4, width], the last ones [rows], no spans, and the blocks [blocks, 4] of a pass."""
+        """Return the tokens [4, width], the last ones [rows], no spans, and the blocks [blocks, 4] of a pass."""
         tokens, last, blocks = self._split(self._inputs)
-        shown = self._shape.rows + width // self._per_block + 1
-        return tokens[:, :width], last[: min(width, self._shape.rows)], (), blocks[:shown]
+        block_count = self._shape.rows + width // self._per_block + 1
+        return tokens[:, :width], last[: min(width, self._shape.rows)], (), blocks[:block_count]
 
-    def _nobody(self) -> NDArray[np.int64]:
+    def _padding(self) -> NDArray[np.int64]:
         cell = self._cache.nobody * self._shape.longest
         return np.array([[0], [0], [self._cache.capacity], [cell]])
 
-    def _split(self, inputs: Any) -> tuple[Any, Any, Any]:
+    def _split(self, inputs: Inputs) -> tuple[Inputs, Inputs, Inputs]:
         tokens, rows = 4 * self._shape.tokens, self._shape.rows
         return (
             inputs[:tokens].reshape(4, self._shape.tokens),
@@ -251,7 +353,7 @@ class _Static:
         )
 
 
-def _event(device: torch.device) -> Any:
+def _event(device: torch.device) -> torch.cuda.Event | None:
     return torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
@@ -269,12 +371,12 @@ def _has_kernel(device: torch.device) -> bool:
     return True
 
 
-def _agrees(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernel gives the plain way's attention here, to rounding: a compiler's fault must not go unseen."""
+def _agrees(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernel's attention equals the reference up to rounding: a compiler's error must not go unnoticed."""
     try:
         error = kernel_error(config.num_attention_heads, kv_heads(config), head_size(config), dtype, device)
-    except Exception as found:  # the boundary to a compiler, whose errors have no common kind
-        _LOG.warning("decoding without our GPU kernel, which is slower: %s", (str(found).splitlines() or [""])[0])
+    except Exception as exception:  # a compiler's errors have no common class
+        _LOG.warning("decoding without our GPU kernel, which is slower: %s", (str(exception).splitlines() or [""])[0])
         return False
     if not error < KERNEL_ERROR:
         _LOG.warning("decoding without our GPU kernel, which is off by %.1g here and would be faster", error)
@@ -282,13 +384,13 @@ def _agrees(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
     return True
 
 
-def _is_capturable(model: Any) -> bool:
-    """Whether a CUDA graph can hold the model's forward: not if its weights change or its RoPE looks at positions."""
+def _is_capturable(model: CausalLM) -> bool:
+    """Whether the model's forward can be a CUDA graph: not if its weights change or its RoPE depends on positions."""
 
-    def kinds(values: Any) -> set[str]:
+    def kinds(values: object) -> set[str]:
         if not isinstance(values, dict):
             return set()
         return {str(values.get("rope_type"))}.union(*map(kinds, values.values()))
 
-    looks = {"dynamic", "longrope"} & kinds(getattr(model.config, "rope_parameters", None))
-    return not looks and not any(parameter.requires_grad for parameter in model.parameters())
+    depends_on_positions = {"dynamic", "longrope"} & kinds(getattr(model.config, "rope_parameters", None))
+    return not depends_on_positions and not any(parameter.requires_grad for parameter in model.parameters())

@@ -1,15 +1,14 @@
-"""Extraction of any number of documents: where the results go, what is counted on the way, and how it goes on.
+"""Where the results of an extraction go, and what is counted on the way.
 
-Documents are taken, extracted and written one after another, and none is kept, but for a page, which holds them all.
-Whatever the format of a file, results are native JSONL until all are there, so that nothing is lost by a kill or by a
-document that the format cannot hold. Native JSONL takes every document, with its failure where it has one; a corpus of
-another format would tell a failure from a document without entities by nothing, so it leaves failures out, and they are
-counted and named.
+Documents are extracted and written one after another, and none is kept in memory, except for a page, which holds them
+all. Until all documents are done, results are native JSONL in a journal, whatever the format of the file, so that a
+kill or a document that the format cannot represent loses nothing. Native JSONL holds every document, with its
+problems. A corpus of another format cannot tell a failed document from one without entities, so failed documents are
+not written to it; they are counted and named.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -19,50 +18,78 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spantune.core import ConfigError, DataError, Document, encodable, nearest, require_folder, to_record
+from spantune.core import (
+    ConfigError,
+    DataError,
+    Document,
+    Extraction,
+    Prediction,
+    encodable,
+    from_document,
+    nearest,
+    require_folder,
+)
 from spantune.data import Nested, Options, formats
 from spantune.extraction import resumable
-from spantune.extraction.result import FAILED, Extraction, annotated, is_wanting
 from spantune.extraction.resumable import Done
 from spantune.report import write_page
 
 SHOWN = 10
-"""Most failures that are named."""
+"""The number of failed documents that are named."""
 
 
 @dataclass
 class Tally:
-    """What came of the documents; `failures` are the first of the `failed` ones, in words.
+    """What was counted over the documents.
 
-    `absent` are those, of an interrupted run too, that a format has no place for.
+    Args:
+        documents: all of them.
+        with_problem: those whose answer had a problem, or that have none.
+        failed: those without a whole answer.
+        not_representable: those that the format of the output cannot represent, of an interrupted run too.
+        below_threshold: entities that a threshold dropped.
+        contradicted: entities that another chunk of their text contradicts.
+        failures: the first failed documents, in words.
+        notes: what reading and writing repaired or could not keep, and how often.
     """
 
     documents: int = 0
-    wanting: int = 0
+    with_problem: int = 0
     failed: int = 0
-    absent: int = 0
-    left_out: int = 0
-    overruled: int = 0
+    not_representable: int = 0
+    below_threshold: int = 0
+    contradicted: int = 0
     failures: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
-    def take(self, extraction: Extraction, document: Document) -> None:
-        """Count one, which is written as `document`."""
+    def add(self, extraction: Extraction) -> None:
+        """Count one document."""
         self.documents += 1
-        self.wanting += is_wanting(document.meta)
-        self.left_out += len(extraction.left_out)
-        self.overruled += len(extraction.overruled)
-        if extraction.status in FAILED:
+        self.with_problem += extraction.has_problem
+        self.below_threshold += len(extraction.below_threshold)
+        self.contradicted += len(extraction.contradicted)
+        if extraction.status.is_failure:
             self.failed += 1
             if len(self.failures) < SHOWN:
                 self.failures.append(f"{extraction.document.id}: {extraction.problems[-1].found}")
 
+    def counted(self, extractions: Iterable[Extraction]) -> Iterator[Extraction]:
+        """Yield `extractions` as they come, each counted."""
+        for extraction in extractions:
+            self.add(extraction)
+            yield extraction
+
 
 @dataclass(frozen=True)
 class Target:
-    """Where results go: to stdout, or to a file of a format; with `html` to a page too.
+    """Where results go: to stdout or to a file, and to a page.
 
-    `nested` is what a format of flat tags keeps of entities that overlap.
+    Args:
+        out: the file; None for stdout.
+        format: its format.
+        html: the page, where one is wanted.
+        resume: whether to continue an interrupted run.
+        nested: what a format of flat tags keeps of entities that overlap.
     """
 
     out: Path | None = None
@@ -72,11 +99,11 @@ class Target:
     nested: Nested = "error"
 
     def check(self, inputs: Sequence[str]) -> None:
-        """Refuse what cannot be written, before anything is extracted.
+        """Check, before anything is extracted, that the results can be written.
 
         Raises:
-            ConfigError: options do not go together.
-            DataError: a place cannot be written to.
+            ConfigError: options contradict each other.
+            DataError: a file cannot be written.
         """
         if self.format != "native" and self.out is None:
             raise ConfigError(f"--to {self.format} needs --out FILE; only native JSONL is written to stdout")
@@ -93,18 +120,18 @@ class Target:
             raise ConfigError(f"--out and --html are both {self.out}; name another for one of them")
 
     def held(self) -> AbstractContextManager[None]:
-        """Keep other processes from the file.
+        """Lock the file against other processes.
 
         Raises:
-            DataError: one has it already.
+            DataError: another process has it.
         """
         return resumable.held(self.out) if self.out else nullcontext()
 
-    def begin(self, items: Iterator[Document | Extraction]) -> Done:
-        """Take from `items` what an interrupted run has done already.
+    def begin(self, items: Iterator[Prediction]) -> Done:
+        """Take from `items` the documents that an interrupted run has done.
 
         Raises:
-            DataError: there is such a run, and it is not to be resumed, or it was of other documents.
+            DataError: there is a journal and `resume` is False, or it is of other documents.
         """
         if self.out is None:
             return Done()
@@ -118,53 +145,53 @@ class Target:
         """Write results as they come, and count them in `tally`.
 
         Raises:
-            DataError: a file cannot be written, or the format cannot hold a document; what is done is kept.
+            DataError: a file cannot be written, or the format cannot represent a document; the journal stays.
         """
         if self.out is None:
             self._print(extractions, tally)
             return
-        resumable.append(self.out, _results(extractions, tally))
+        resumable.append(self.out, tally.counted(extractions))
         if self.html:
             self._show(list(self._done()), tally)
         if self.format == "native":
             resumable.finish(self.out)
             return
-        options = Options(nested=self.nested)
-        absent: list[str] = []
-        tally.notes.update(formats.write(self.out, self._kept(absent), self.format, options))
-        tally.absent = len(absent)
+        failed_ids: list[str] = []
+        documents = self._representable(failed_ids)
+        tally.notes.update(formats.write(self.out, documents, self.format, Options(nested=self.nested)))
+        tally.not_representable = len(failed_ids)
         resumable.partial(self.out).unlink()
 
     def _done(self) -> Iterator[Document]:
-        """The documents of the journal, which may be none."""
+        """Yield the documents of the journal, which may be empty."""
         assert self.out is not None
         journal = resumable.partial(self.out)
         return formats.stream(journal, "native", Counter()) if journal.stat().st_size else iter(())
 
-    def _kept(self, absent: list[str]) -> Iterator[Document]:
-        """What a format that is not native takes; the ids of the others go to `absent`."""
+    def _representable(self, failed_ids: list[str]) -> Iterator[Document]:
+        """Yield the documents that did not fail; the ids of the others are added to `failed_ids`."""
         for document in self._done():
-            if is_wanting(document.meta) and document.meta["status"] in FAILED:
-                absent.append(document.id)
+            if from_document(document).status.is_failure:
+                failed_ids.append(document.id)
             else:
                 yield document
 
     def _print(self, extractions: Iterable[Extraction], tally: Tally) -> None:
-        """Write to stdout, until who reads it leaves."""
+        """Write to stdout, until its reader closes it."""
         if sys.stdout is None:
             raise DataError("is closed; give --out FILE", path="stdout")
         shown: list[Document] = []
-        for document in _results(extractions, tally):
+        for extraction in tally.counted(extractions):
             if self.html:
-                shown.append(document)
-            try:  # bytes, since JSONL is UTF-8 whatever the terminal is
-                sys.stdout.buffer.write(json.dumps(to_record(document), ensure_ascii=False).encode() + b"\n")
+                shown.append(extraction.document)
+            try:
+                sys.stdout.buffer.write(resumable.json_line(extraction))
                 sys.stdout.buffer.flush()
             except BrokenPipeError:
-                _give_up_stdout()
+                _discard_stdout()
                 break
             except OSError as error:
-                _give_up_stdout()
+                _discard_stdout()
                 raise DataError(f"cannot be written: {error.strerror}; give --out FILE", path="stdout") from None
         if self.html:
             self._show(shown, tally)
@@ -176,13 +203,6 @@ class Target:
             write_page(self.html, documents, f"{name}: {len(documents)} documents")
         else:
             tally.notes["page that was not written: there are no documents"] += 1
-
-
-def _results(extractions: Iterable[Extraction], tally: Tally) -> Iterator[Document]:
-    for extraction in extractions:
-        document = annotated(extraction)
-        tally.take(extraction, document)
-        yield document
 
 
 def _require_writable(path: Path, *, is_file: bool) -> None:
@@ -199,8 +219,8 @@ def _require_writable(path: Path, *, is_file: bool) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
 
 
-def _give_up_stdout() -> None:
-    """Let what is still to be flushed go nowhere, or Python complains of it when it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+def _discard_stdout() -> None:
+    """Redirect stdout to the null device; otherwise Python reports an error when it flushes stdout at exit."""
+    null_device = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_device, sys.stdout.fileno())
+    os.close(null_device)

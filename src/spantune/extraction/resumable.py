@@ -1,9 +1,9 @@
-"""Results that survive a kill: native JSONL that grows line by line beside the file that it is to become.
+"""The journal of an extraction: native JSONL that grows line by line in `FILE.partial`, until it is renamed to FILE.
 
-It is `FILE.partial`, in which every line is one whole document but, after a kill, the last; one process at a time
-writes it. Going on reads it beside the inputs, document by document, so that none is lost, repeated or taken for
-another. It cannot know whether the same model and options wrote it. It refuses to write over what an interrupted run
-has left.
+After a kill every line but the last is a whole document. One process at a time writes it. A resumed run reads the
+journal and its inputs side by side, document by document, so that none is lost, repeated or mistaken for another. It
+cannot know whether the same model and options wrote the journal. The journal of an interrupted run is never
+overwritten.
 """
 
 from __future__ import annotations
@@ -11,58 +11,67 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from filelock import FileLock, Timeout
-
-from spantune.core import DataError, Document, require_folder, to_record
-from spantune.extraction.result import Extraction, is_wanting
+from spantune.core import (
+    DataError,
+    Document,
+    Extraction,
+    Locked,
+    Prediction,
+    as_extraction,
+    file_lock,
+    from_document,
+    require_folder,
+    to_document,
+    to_record,
+)
 
 
 @dataclass(frozen=True)
 class Done:
-    """What an interrupted run has left: documents, how many of them were wanting, and bytes of whole lines."""
+    """What the journal of an interrupted run holds: documents, those with a problem, and bytes of whole lines."""
 
     documents: int = 0
-    wanting: int = 0
+    with_problem: int = 0
     size: int = 0
 
 
 def partial(path: Path) -> Path:
-    """Where the lines stand until all are there."""
+    """Return the path of the journal of `path`."""
     return path.with_name(f"{path.name}.partial")
 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keep every other process from the journal of `path`.
+    """Lock the journal of `path` against other processes.
 
     Raises:
         DataError: another process has it, or the folder cannot be written.
     """
-    lock = FileLock(path.with_name(f".{path.name}.partial.lock"), blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise DataError("another process is writing it; wait for it, or name another file", path=path) from None
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-        lock.release()
+    lock = path.with_name(f".{path.name}.partial.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(lock))
+        except Locked:
+            raise DataError("another process is writing it; wait for it, or name another file", path=path) from None
+        except OSError as error:
+            raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
 
 
 def require_free(path: Path) -> None:
     """Check that a new journal can be begun.
 
     Raises:
-        DataError: the folder is missing, or an interrupted run has left its lines.
+        DataError: the folder is missing, or there is a journal of an interrupted run.
     """
     require_folder(path)
     if partial(path).exists():
@@ -71,32 +80,33 @@ def require_free(path: Path) -> None:
         )
 
 
-def resume(path: Path, items: Iterator[Document | Extraction]) -> Done:
-    """Take from `items` what the journal of `path`, whole or not, holds already, and make it ready to go on.
+def resume(path: Path, items: Iterator[Prediction]) -> Done:
+    """Take from `items` the documents that the journal of `path` (or `path` itself) holds, and truncate a torn line.
 
     Raises:
         DataError: it holds other documents than the inputs, or is damaged.
     """
     journal = partial(path)
-    found = journal if journal.exists() else path
-    if not found.exists():
+    source = journal if journal.exists() else path
+    if not source.exists():
         require_free(path)
         return Done()
-    documents = wanting = size = 0
-    with found.open("rb") as file:
+    documents = with_problem = size = 0
+    with source.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):  # the kill came while it was written
+            if not line.endswith(b"\n"):  # the process was killed while it wrote this line
                 break
-            record = _record(line, found, number)
-            _check_same(record, next(items, None), found, number)
-            documents, wanting, size = number, wanting + is_wanting(record.get("meta", {})), size + len(line)
-    found.replace(journal)
+            written = _written(line, source, number)
+            _require_same(written, next(items, None), source, number)
+            documents, size = number, size + len(line)
+            with_problem += from_document(written).has_problem
+    source.replace(journal)
     os.truncate(journal, size)
-    return Done(documents, wanting, size)
+    return Done(documents, with_problem, size)
 
 
-def append(path: Path, documents: Iterable[Document]) -> None:
-    """Add `documents` to the journal of `path`, each as soon as it comes.
+def append(path: Path, extractions: Iterable[Extraction]) -> None:
+    """Append `extractions` to the journal of `path`, each as soon as it is there.
 
     Raises:
         DataError: a file cannot be written.
@@ -104,8 +114,8 @@ def append(path: Path, documents: Iterable[Document]) -> None:
     journal = partial(path)
     file: BinaryIO | None = None
     try:
-        for document in documents:
-            line = json.dumps(to_record(document), ensure_ascii=False).encode() + b"\n"
+        for extraction in extractions:
+            line = json_line(extraction)
             with writing(path):
                 file = file or journal.open("ab")
                 file.write(line)
@@ -115,15 +125,20 @@ def append(path: Path, documents: Iterable[Document]) -> None:
             os.fsync(file.fileno())
     finally:
         if file:
-            with suppress(OSError):  # what could not be written has been said
+            with suppress(OSError):  # an error of writing has been raised already
                 file.close()
 
 
+def json_line(extraction: Extraction) -> bytes:
+    """Return the line of native JSONL for `extraction`: UTF-8, whatever the terminal's encoding is."""
+    return json.dumps(to_record(to_document(extraction)), ensure_ascii=False).encode() + b"\n"
+
+
 def finish(path: Path) -> None:
-    """Give the journal of `path`, which is whole, its name.
+    """Rename the complete journal of `path` to `path`.
 
     Raises:
-        DataError: it cannot have that name.
+        DataError: it cannot be renamed.
     """
     with writing(path):
         partial(path).replace(path)
@@ -131,7 +146,7 @@ def finish(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system refuses to write for `path` into one error.
+    """Turn an OSError of writing `path` into a DataError.
 
     Raises:
         DataError: a file cannot be written.
@@ -142,7 +157,8 @@ def writing(path: Path) -> Iterator[None]:
         raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
 
 
-def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _written(line: bytes, path: Path, number: int) -> Document:
+    """Read a line of the journal, without its entities."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -153,20 +169,20 @@ def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
         or not isinstance(record.get("meta", {}), dict)
     ):
         raise DataError("not a document; remove the file and begin anew", path=path, line=number)
-    return record
+    return Document(record["id"], record["text"], (), record.get("meta", {}))
 
 
-def _check_same(record: dict[str, Any], item: Document | Extraction | None, path: Path, number: int) -> None:
+def _require_same(written: Document, item: Prediction | None, path: Path, number: int) -> None:
     if item is None:
         raise DataError(
-            f"holds {record['id']!r}, but the inputs end after {number - 1} documents; resume with the inputs that it "
+            f"holds {written.id!r}, but the inputs end after {number - 1} documents; resume with the inputs that it "
             "was begun with, or remove it",
             path=path,
             line=number,
         )
-    document = item.document if isinstance(item, Extraction) else item
-    if (record["id"], record["text"]) != (document.id, document.text):
-        what = "another text" if record["id"] == document.id else f"{record['id']!r}"
+    document = as_extraction(item).document
+    if (written.id, written.text) != (document.id, document.text):
+        what = "another text" if written.id == document.id else f"{written.id!r}"
         raise DataError(
             f"holds {what} where the inputs have {document.id!r}; resume with the inputs that it was begun with, or "
             "remove it",

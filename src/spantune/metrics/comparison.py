@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from spantune.core import ConfigError, DataError, Document
+from spantune.core import ConfigError, DataError, Document, Prediction, as_extraction
 from spantune.metrics.figures import Protocol, Scores
 from spantune.metrics.pairing import pair
 from spantune.metrics.scoring import RESAMPLES, score
@@ -29,12 +29,17 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class System:
-    """What a run, a model or a file predicted, and the gold documents and protocol that it is measured by."""
+    """The predictions of a run, a model or a file, and the gold documents and protocol that they are scored with."""
 
     name: str
     gold: Sequence[Document]
-    predicted: Sequence[Document]
+    predicted: Sequence[Prediction]
     protocol: Protocol = "cblue"
+
+    @property
+    def documents(self) -> list[Document]:
+        """The documents with the predicted entities."""
+        return [as_extraction(prediction).document for prediction in self.predicted]
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def compare(
     require_comparable(systems)
     codes = list(dict.fromkeys(labels))
     counted = [_counted(system, codes) for system in systems]
-    scores = {one.name: score(one.gold, one.predicted, codes, protocol=one.protocol, seed=seed) for one in systems}
+    scores = {one.name: score(one.gold, one.documents, codes, protocol=one.protocol, seed=seed) for one in systems}
     found = [_gaps(counted[0], other, resamples, seed) for other in counted[1:]]
     corrected = holm([gaps[-1].p for gaps in found])
     differences = []
@@ -200,7 +205,7 @@ def _counted(system: System, codes: Sequence[str]) -> Floats:
     from spantune.metrics import counts
 
     try:
-        pairs = pair(sorted(system.gold, key=lambda document: document.id), system.predicted)
+        pairs = pair(sorted(system.gold, key=lambda document: document.id), system.documents)
         sides = counts.sides(pairs, codes)
     except DataError as error:
         raise DataError(error.message, path=system.name, field=error.field) from None

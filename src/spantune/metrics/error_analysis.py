@@ -1,9 +1,8 @@
-"""Errors of a corpus sorted: how often each kind occurs, which label is taken for which, and what ailed the answers.
+"""The errors of predictions, sorted: by kind, by the labels that were confused, and by what was wrong with the answers.
 
-Entities are paired one to one by `metrics.errors`, so every gold entity is in one row of the matrix and every predicted
-one in one column; what has no counterpart is in the column or row `none`. A pair is placed by its labels whatever its
-boundaries, so the diagonal says beside its count how many of the pairs differ in their boundaries. What ailed an answer
-is read from `meta` (`status` and `problems`), as extraction leaves it; a `meta` of another make says nothing.
+Gold and predicted entities are paired one to one, so every gold entity is in one row of the confusion matrix and every
+predicted one in one column; an entity without a partner is in the column or row `none`. A pair is placed by its labels,
+whatever its boundaries; a count beside the diagonal says how many of its pairs differ in their boundaries.
 """
 
 from __future__ import annotations
@@ -11,14 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Literal, get_args
 
-from spantune.core import Document, Entity
+from spantune.core import Document, Entity, Extraction, Prediction, ProblemKind, Status, as_extraction
 from spantune.metrics.pairing import pair, require_same_text
-
-if TYPE_CHECKING:
-    pass
-
 
 Kind = Literal["correct", "type", "boundary", "boundary+type", "missed", "spurious"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -26,7 +21,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Error:
-    """A gold entity, a predicted one, or both as a pair, and what became of it (`correct` too)."""
+    """The kind of a gold entity, a predicted one, or a pair of both; `correct` is a kind too."""
 
     kind: Kind
     gold: Entity | None
@@ -34,7 +29,7 @@ class Error:
 
 
 def errors(gold: Document, predicted: Document) -> list[Error]:
-    """Pair the entities of one text one to one and name what became of each, in reading order.
+    """Pair the entities of one text one to one and return their kinds, in reading order.
 
     Exact matches are paired first, then equal spans, then overlaps: those of the same label before the
     others, the largest overlap first.
@@ -43,34 +38,36 @@ def errors(gold: Document, predicted: Document) -> list[Error]:
         DataError: the texts differ.
     """
     require_same_text(gold, predicted)
-    true, guessed = set(gold.entities), set(predicted.entities)
-    found = [Error("correct", entity, entity) for entity in true & guessed]
-    true, guessed = true - guessed, guessed - true
-    for one, other in _candidates(true, guessed):
-        if one in true and other in guessed:
-            true.remove(one)
-            guessed.remove(other)
-            found.append(Error(_kind(one, other), one, other))
-    found += [Error("missed", entity, None) for entity in true]
-    found += [Error("spurious", None, entity) for entity in guessed]
-    return sorted(found, key=_position)
+    gold_left, predicted_left = set(gold.entities), set(predicted.entities)
+    exact = gold_left & predicted_left
+    result = [Error("correct", entity, entity) for entity in exact]
+    gold_left, predicted_left = gold_left - exact, predicted_left - exact
+    for gold_entity, predicted_entity in _candidates(gold_left, predicted_left):
+        if gold_entity in gold_left and predicted_entity in predicted_left:
+            gold_left.remove(gold_entity)
+            predicted_left.remove(predicted_entity)
+            result.append(Error(_kind(gold_entity, predicted_entity), gold_entity, predicted_entity))
+    result += [Error("missed", entity, None) for entity in gold_left]
+    result += [Error("spurious", None, entity) for entity in predicted_left]
+    return sorted(result, key=_position)
 
 
-def _candidates(true: Iterable[Entity], guessed: Iterable[Entity]) -> list[tuple[Entity, Entity]]:
-    """Overlapping pairs, best first: equal spans, then same label, then by overlap, then by position."""
-    pairs = [(one, other) for one in true for other in guessed if _overlap(one, other) > 0]
+def _candidates(gold: Iterable[Entity], predicted: Iterable[Entity]) -> list[tuple[Entity, Entity]]:
+    """Return the overlapping pairs, best first: equal spans, then same label, then by overlap, then by position."""
+    predicted = list(predicted)
+    pairs = [(ours, theirs) for ours in gold for theirs in predicted if _overlap(ours, theirs) > 0]
 
-    def rank(both: tuple[Entity, Entity]) -> tuple[bool, bool, int, Entity, Entity]:
-        one, other = both
-        same_span = (one.start, one.end) == (other.start, other.end)
-        return (not same_span, one.label != other.label, -_overlap(one, other), one, other)
+    def rank(candidate: tuple[Entity, Entity]) -> tuple[bool, bool, int, Entity, Entity]:
+        ours, theirs = candidate
+        same_span = (ours.start, ours.end) == (theirs.start, theirs.end)
+        return (not same_span, ours.label != theirs.label, -_overlap(ours, theirs), ours, theirs)
 
     return sorted(pairs, key=rank)
 
 
-def _overlap(one: Entity, other: Entity) -> int:
-    """Characters that both cover; negative for a gap."""
-    return min(one.end, other.end) - max(one.start, other.start)
+def _overlap(first: Entity, second: Entity) -> int:
+    """Return the number of characters that both cover; negative for a gap."""
+    return min(first.end, second.end) - max(first.start, second.start)
 
 
 def _kind(gold: Entity, predicted: Entity) -> Kind:
@@ -86,23 +83,23 @@ def _position(error: Error) -> tuple[Entity, int]:
 
 
 NONE = "none"
-"""The row of what is predicted only, and the column of what is gold only."""
+"""The row of entities that are only predicted, and the column of those that are only in gold."""
 
 AnswerKind = Literal["invalid answer", "mention not in text", "never stopped", "truncated by length"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 
-_STATUSES: Mapping[Any, AnswerKind] = {
-    "length": "truncated by length",
-    "repeated": "never stopped",
-    "failed": "invalid answer",
+_OF_STATUS: Mapping[Status, AnswerKind] = {
+    Status.LENGTH: "truncated by length",
+    Status.REPEATED: "never stopped",
+    Status.FAILED: "invalid answer",
 }
-_PROBLEMS: Mapping[Any, AnswerKind] = {
-    "invalid": "invalid answer",
-    "label": "invalid answer",
-    "grammar": "invalid answer",
-    "ungrounded": "mention not in text",
-    "repeated": "mention not in text",
-    "truncated": "truncated by length",
+_OF_PROBLEM: Mapping[ProblemKind, AnswerKind] = {
+    ProblemKind.INVALID: "invalid answer",
+    ProblemKind.LABEL: "invalid answer",
+    ProblemKind.GRAMMAR: "invalid answer",
+    ProblemKind.UNGROUNDED: "mention not in text",
+    ProblemKind.REPEATED: "mention not in text",
+    ProblemKind.TRUNCATED: "truncated by length",
 }
 
 
@@ -117,86 +114,94 @@ class Confusion:
     counts: tuple[tuple[int, ...], ...]
     boundary: tuple[int, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The matrix as a JSON object; rows are gold, columns predicted."""
+    def as_dict(self) -> dict[str, object]:
+        """Return the matrix as a JSON object; rows are gold, columns predicted."""
         counts = [list(row) for row in self.counts]
         return {"labels": [*self.labels, NONE], "counts": counts, "boundary": list(self.boundary)}
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A document, its prediction, what became of each entity, and what ailed the answer."""
+    """A gold document, its prediction, the kinds of the entities, and the errors of the answer."""
 
     gold: Document
-    predicted: Document
+    extraction: Extraction
     errors: Sequence[Error]
     answer: Mapping[AnswerKind, Sequence[str]]
 
     @property
+    def predicted(self) -> Document:
+        """The document with the predicted entities."""
+        return self.extraction.document
+
+    @property
     def wrong(self) -> int:
-        """Errors of the document, those of its answer included."""
+        """The number of errors, those of the answer included."""
         return sum(error.kind != "correct" for error in self.errors) + len(self.answer)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The judged documents of a corpus with their sums: entities by kind, documents by what ailed their answer."""
+    """The judged documents of a corpus, entities counted by kind, and documents by the errors of their answers."""
 
     documents: Sequence[Judged]
     kinds: Mapping[Kind, int]
     answers: Mapping[AnswerKind, int]
     confusion: Confusion
 
-    def as_dict(self) -> dict[str, Any]:
-        """The sums as a JSON object."""
+    def as_dict(self) -> dict[str, object]:
+        """Return the sums as a JSON object."""
         return {"errors": dict(self.kinds), "answers": dict(self.answers), "confusion": self.confusion.as_dict()}
 
 
-def judge(gold: Sequence[Document], predicted: Sequence[Document], labels: Sequence[str]) -> Outcome:
+def judge(gold: Sequence[Document], predicted: Sequence[Prediction], labels: Sequence[str]) -> Outcome:
     """Sort the errors of `predicted` against `gold`; a label that is not in `labels` comes after them.
 
     Raises:
         DataError: the documents do not pair (see `metrics.pair`).
     """
-    documents = [Judged(one, other, errors(one, other), answer_errors(other)) for one, other in pair(gold, predicted)]
-    found = [error for document in documents for error in document.errors]
-    kinds = Counter(error.kind for error in found)
-    answers = Counter(kind for document in documents for kind in document.answer)
+    extractions = {extraction.document.id: extraction for extraction in map(as_extraction, predicted)}
+    judged = []
+    for document, prediction in pair(gold, [as_extraction(prediction).document for prediction in predicted]):
+        extraction = extractions[prediction.id]
+        judged.append(Judged(document, extraction, errors(document, prediction), answer_errors(extraction)))
+    all_errors = [error for document in judged for error in document.errors]
+    kinds = Counter(error.kind for error in all_errors)
+    answers = Counter(kind for document in judged for kind in document.answer)
     return Outcome(
-        documents,
+        judged,
         {kind: kinds[kind] for kind in KINDS},
         {kind: answers[kind] for kind in ANSWER_KINDS},
-        confusion(found, labels),
+        confusion(all_errors, labels),
     )
 
 
-def confusion(found: Iterable[Error], labels: Sequence[str]) -> Confusion:
-    """The confusion matrix of sorted errors; a label that is not in `labels` comes after them."""
+def confusion(all_errors: Iterable[Error], labels: Sequence[str]) -> Confusion:
+    """Return the confusion matrix of sorted errors; a label that is not in `labels` comes after them."""
     cells: Counter[tuple[str | None, str | None]] = Counter()
     boundary: Counter[str] = Counter()
-    for error in found:
-        one, other = (side.label if side else None for side in (error.gold, error.predicted))
-        cells[one, other] += 1
+    for error in all_errors:
+        cells[error.gold.label if error.gold else None, error.predicted.label if error.predicted else None] += 1
         if error.kind == "boundary" and error.gold:
             boundary[error.gold.label] += 1
     seen = {label for cell in cells for label in cell if label is not None}
     names = (*dict.fromkeys(labels), *sorted(seen.difference(labels)))
-    counts = tuple(tuple(cells[one, other] for other in (*names, None)) for one in (*names, None))
+    counts = tuple(tuple(cells[row, column] for column in (*names, None)) for row in (*names, None))
     return Confusion(names, counts, tuple(boundary[name] for name in names))
 
 
-def answer_errors(document: Document) -> dict[AnswerKind, tuple[str, ...]]:
-    """What ailed the answer that `document` was read from, each kind with what was found, once a kind."""
-    found: dict[AnswerKind, list[str]] = {}
-    status = document.meta.get("status")
-    if isinstance(status, str) and status in _STATUSES:
-        found[_STATUSES[status]] = []
-    problems = document.meta.get("problems")
-    for problem in problems if isinstance(problems, Sequence) else ():
-        kind = problem.get("kind") if isinstance(problem, Mapping) else None
-        if not isinstance(kind, str) or kind not in _PROBLEMS:
+def answer_errors(extraction: Extraction) -> dict[AnswerKind, tuple[str, ...]]:
+    """Return what was wrong with an answer: each kind of error, once, with the parts of the answer that have it."""
+    parts: dict[AnswerKind, list[str]] = {}
+    if extraction.status in _OF_STATUS:
+        parts[_OF_STATUS[extraction.status]] = []
+    for problem in extraction.problems:
+        if problem.kind not in _OF_PROBLEM:
             continue
-        endless = status == "repeated" and kind in ("repeated", "truncated")
-        place: AnswerKind = "never stopped" if endless else _PROBLEMS[kind]
-        found.setdefault(place, []).append(str(problem.get("found", "")))
-    return {kind: tuple(found[kind]) for kind in ANSWER_KINDS if kind in found}
+        is_endless = extraction.status is Status.REPEATED and problem.kind in (
+            ProblemKind.REPEATED,
+            ProblemKind.TRUNCATED,
+        )
+        kind: AnswerKind = "never stopped" if is_endless else _OF_PROBLEM[problem.kind]
+        parts.setdefault(kind, []).append(problem.found)
+    return {kind: tuple(parts[kind]) for kind in ANSWER_KINDS if kind in parts}

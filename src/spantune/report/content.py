@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from spantune.core import Document
+from spantune.core import Document, Prediction
 from spantune.metrics import NONE, Confusion, Figure, Outcome, Scores
 from spantune.report.charts import EvaluationPoint
 from spantune.report.html import interval, number, points
@@ -67,7 +67,7 @@ class Report:
     after: Scores
     labels: Mapping[str, str]
     gold: Sequence[Document]
-    predicted: Sequence[Document]
+    predicted: Sequence[Prediction]
     before: Scores | None = None
     curve: Sequence[tuple[int, float]] = ()
     evaluations: Sequence[EvaluationPoint] = ()

@@ -7,7 +7,7 @@ number, so that a filter over kind and labels is a comparison of numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +34,36 @@ def differing(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Any]:
     return [_row(several, labels, kinds=False) for several in differ]
 
 
-def _row(several: Sequence[Judged], labels: Sequence[str], kinds: bool) -> list[Any]:
-    """A document as the script reads it: id, text, drawings (gold first), codes of its errors, errors of each
-    prediction, and what ailed each answer or was left out of it. A drawing that is the gold one's is 0; gold names its
-    errors with `kinds`.
+def _row(systems: Sequence[Judged], labels: Sequence[str], kinds: bool) -> list[object]:
+    """Return a document as the script reads it.
+
+    Its columns are id, text, drawings (gold first), codes of its errors, and then, for each prediction, the number of
+    errors, what was wrong with the answer or dropped from it, and the raw answer where something was wrong with it. A
+    drawing that equals that of gold is 0. With `kinds` gold shows its errors.
     """
-    gold = several[0].gold
-    true = {error.gold: error.kind for error in several[0].errors if error.gold} if kinds else None
-    drawings: list[Any] = [draw(gold, labels, true)]
-    for one in several:
-        guessed = {error.predicted: error.kind for error in one.errors if error.predicted}
-        markup = draw(one.predicted, labels, guessed)
+    gold = systems[0].gold
+    gold_kinds = {error.gold: error.kind for error in systems[0].errors if error.gold} if kinds else None
+    drawings: list[object] = [draw(gold, labels, gold_kinds)]
+    for judged in systems:
+        predicted_kinds = {error.predicted: error.kind for error in judged.errors if error.predicted}
+        markup = draw(judged.predicted, labels, predicted_kinds)
         drawings.append(0 if markup == drawings[0] else markup)
-    codes = sorted({code for one in several for code in _codes(one, labels)})
-    answers = [[[kind, list(found)] for kind, found in (*one.answer.items(), *_left_out(one))] for one in several]
-    return [gold.id, gold.text, drawings, codes, [one.wrong for one in several], answers]
+    codes = sorted({code for judged in systems for code in _codes(judged, labels)})
+    answers = [
+        [[kind, list(parts)] for kind, parts in (*judged.answer.items(), *_below_threshold(judged))]
+        for judged in systems
+    ]
+    raw_answers = [judged.extraction.answer if judged.extraction.has_problem else "" for judged in systems]
+    return [gold.id, gold.text, drawings, codes, [judged.wrong for judged in systems], answers, raw_answers]
 
 
-def _left_out(judged: Judged) -> list[tuple[str, list[str]]]:
-    """What a threshold left out of a prediction, as `meta` has it; no error of its own: gold then has it as missed."""
-    gone = judged.predicted.meta.get("left_out")
-    rows = [one for one in gone if isinstance(one, Mapping)] if isinstance(gone, Sequence) else []
-    found = [f"{one.get('text', '')} {one.get('label', '')} {one.get('score', '')}".strip() for one in rows]
-    return [("left out by the threshold", found)] if found else []
+def _below_threshold(judged: Judged) -> list[tuple[str, list[str]]]:
+    """Describe the entities that a threshold dropped. They are no errors of their own: gold shows them as missed."""
+    described = [
+        f"{judged.predicted.surface(entity)} {entity.label} {'' if entity.score is None else round(entity.score, 6)}"
+        for entity in judged.extraction.below_threshold
+    ]
+    return [("left out by the threshold", [text.strip() for text in described])] if described else []
 
 
 def _codes(judged: Judged, labels: Sequence[str]) -> set[int]:

@@ -10,7 +10,6 @@ that a run is finished.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,20 +18,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spantune.core import Config, DataError, Document, RunError, TaskSpec
-from spantune.data import Splits, formats, read_splits
+from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec
+from spantune.data import Splits, read_extractions, read_splits
 from spantune.metrics import Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
 from spantune.report.html import interval, points
 from spantune.report.write import write_report
-from spantune.runs import METRICS_FILE, read_config, read_metrics
+from spantune.runs import RunFolder
 
 
 @dataclass(frozen=True)
 class _Run:
     """What the folder of a finished run holds; `closing` is the record of its closing measurement."""
 
-    folder: Path
+    folder: RunFolder
     recipe: Config
     task: TaskSpec
     splits: Splits
@@ -44,16 +43,16 @@ class _Run:
         """The records of the evaluations that steered; a figure that was not finite is none."""
         return [one for one in self.records if one.get("split") == "dev" and one.get("f1") is not None]
 
-    def predictions(self, split: str, step: int) -> list[Document]:
-        """What the run kept of its predictions at a step.
+    def predictions(self, split: str, step: int) -> list[Extraction]:
+        """Read the predictions of the run at a step.
 
         Raises:
             DataError: the file is absent or damaged.
         """
-        return list(formats.read(self.folder / "predictions" / f"{split}-{step}.jsonl", "native").documents)
+        return read_extractions(self.folder.predictions(split, step))
 
     def scores(self, predicted: Sequence[Document]) -> Scores:
-        """Scores of predicted test documents."""
+        """Score predicted test documents."""
         return score(self.splits.test, predicted, self.task.codes, train=self.splits.train)
 
 
@@ -66,23 +65,24 @@ def report_run(folder: Path, splits: Splits | None = None) -> None:
         RunError: the folder is no run, is damaged, or lacks the closing measurement.
         DataError: the run's predictions or the documents of its recipe cannot be read or do not pair.
     """
-    run = _read(folder, splits)
+    run = _read(RunFolder(folder), splits)
     predicted = run.predictions("test", run.closing["step"])
     view, notes = _calibration(run)
-    first = folder / "predictions" / "test-0.jsonl"
     data = run.recipe.data
     report = Report(
         title=f"spantune · {folder.resolve().name}",
-        before=run.scores(run.predictions("test", 0)) if first.is_file() else None,
-        after=run.scores(predicted),
+        before=run.scores(_documents(run.predictions("test", 0)))
+        if run.folder.predictions("test", 0).is_file()
+        else None,
+        after=run.scores(_documents(predicted)),
         labels={label.code: label.name or label.code for label in run.task.labels},
         curve=[(one["step"], _loss(one)) for one in run.records if "loss" in one],
         evaluations=[(one["step"], one["f1"], one.get("f1_low"), one.get("f1_high")) for one in run.dev],
         gold=run.splits.test,
         predicted=predicted,
         facts=_facts(run, predicted),
-        config=(folder / "config.yaml").read_text(encoding="utf-8"),
-        environment=_environment(folder),
+        config=run.folder.config_file.read_text(encoding="utf-8"),
+        environment=run.folder.environment(),
         rates={name: value for name, value in run.closing.items() if name.endswith("_rate")},
         calibration=view,
         notes=notes,
@@ -93,19 +93,23 @@ def report_run(folder: Path, splits: Splits | None = None) -> None:
     write_report(folder, report)
 
 
-def _read(folder: Path, splits: Splits | None) -> _Run:
-    recipe, records = read_config(folder), read_metrics(folder)
+def _documents(extractions: Sequence[Extraction]) -> list[Document]:
+    return [extraction.document for extraction in extractions]
+
+
+def _read(folder: RunFolder, splits: Splits | None) -> _Run:
+    recipe, records = folder.config(), folder.metrics()
     last = max((one["step"] for one in records), default=0)
     closing = [one for one in records if one.get("split") == "test" and one["step"] == last > 0]
     if not closing:
         raise RunError(
-            f"{folder}: no closing measurement in {METRICS_FILE}, so there is nothing to report yet; "
-            f"end the run with spantune train --resume {folder}"
+            f"{folder.path}: no closing measurement in {folder.metrics_file.name}, so there is nothing to report yet; "
+            f"end the run with spantune train --resume {folder.path}"
         )
-    return _Run(folder, recipe, TaskSpec.load(folder), splits or read_splits(recipe.data), records, closing[-1])
+    return _Run(folder, recipe, folder.task(), splits or read_splits(recipe.data), records, closing[-1])
 
 
-def _facts(run: _Run, predicted: Sequence[Document]) -> dict[str, str]:
+def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     """Key figures as they are to be read."""
     facts: dict[str, str] = {}
     trained = run.closing.get("training_seconds")
@@ -118,9 +122,9 @@ def _facts(run: _Run, predicted: Sequence[Document]) -> dict[str, str]:
     if run.dev:
         best = _best(run)
         facts["best step"] = f"{best['step']}, F1 {points(best['f1'])} on {best['documents']} dev documents"
-    stored = Calibration.load(run.folder)
+    stored = Calibration.load(run.folder.path)
     if stored and (stored.threshold is not None or stored.label_thresholds):
-        micro = run.scores([stored.apply(document)[0] for document in predicted]).micro
+        micro = run.scores([stored.apply(document)[0] for document in _documents(predicted)]).micro
         bounds = interval(micro.f1_low, micro.f1_high)
         facts["strict F1 with the stored threshold"] = f"{points(micro.f1)} ({bounds})"
     return facts
@@ -128,7 +132,7 @@ def _facts(run: _Run, predicted: Sequence[Document]) -> dict[str, str]:
 
 def _calibration(run: _Run) -> tuple[CalibrationView | None, list[str]]:
     """The stored calibration, or what one of the best evaluation's predictions would be; and why there is none."""
-    stored = Calibration.load(run.folder)
+    stored = Calibration.load(run.folder.path)
     if stored:
         view = _view(stored, stored=True)
         return view, [] if view else ["calibration: calibration.json holds no evidence to draw"]
@@ -136,7 +140,7 @@ def _calibration(run: _Run) -> tuple[CalibrationView | None, list[str]]:
         return None, ["calibration: no evaluation during training to fit one to"]
     step = _best(run)["step"]
     try:
-        predicted = run.predictions("dev", step)
+        predicted = _documents(run.predictions("dev", step))
         names = {document.id for document in predicted}
         gold = [document for document in run.splits.dev if document.id in names]
         found = calibrate(gold, predicted, data=f"the {len(gold)} dev documents of step {step}")
@@ -170,12 +174,3 @@ def _view(found: Calibration, stored: bool) -> CalibrationView | None:
 
 def _loss(record: Mapping[str, Any]) -> float:
     return math.nan if record["loss"] is None else record["loss"]
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    path = folder / "environment.json"
-    try:
-        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}; restore it, or write {{}} into it") from None
-    return found

@@ -8,6 +8,7 @@ from spantune.training.fingerprint import environment
 from spantune.training.job import Result, train
 from spantune.training.loop import TrainingLoop
 from spantune.training.loss import PackTensors, pack_loss, tensors
+from spantune.training.nan_guard import StepGuard
 from spantune.training.plan import make_plan
 from spantune.training.preparation import DEFAULT_PACK_TOKENS, prepare
 from spantune.training.step import StepRunner
@@ -17,6 +18,7 @@ __all__ = [
     "Collator",
     "PackTensors",
     "Result",
+    "StepGuard",
     "StepRunner",
     "TrainingLoop",
     "environment",

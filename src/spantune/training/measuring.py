@@ -10,12 +10,12 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from spantune.core import DataError, Document, StopRequest, config
-from spantune.data import read
+from spantune.core import DataError, Document, Extraction, Prediction, StopRequest, config
+from spantune.data import read_extractions
 from spantune.encoding import Encoder
-from spantune.extraction import Evaluation, Extraction, Extractor, evaluate, save_predictions
+from spantune.extraction import Evaluation, Extractor, evaluate, save_predictions
 from spantune.metrics import Scores, score
-from spantune.models.interfaces import CausalLM
+from spantune.models import CausalLM
 from spantune.runs import Trackers, read_metrics
 from spantune.training.preparation import Prepared
 
@@ -67,7 +67,8 @@ class Measuring:
         path = self._predictions("test", 0)
         if not path.is_file():
             return None
-        return score(self.prepared.splits.test, read(path, "native").documents, self.prepared.task.codes)
+        predicted = [extraction.document for extraction in read_extractions(path)]
+        return score(self.prepared.splits.test, predicted, self.prepared.task.codes)
 
     def measure(self, documents: Sequence[Document], split: str, step: int, **more: float) -> Evaluation:
         """Extract `documents`, score, keep and record them."""
@@ -111,6 +112,6 @@ class _StoppableExtractor(Extractor):
         super().__init__(model, encoder, settings, on_choices=on_choices)
         self._stop = stop
 
-    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
+    def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """As an Extractor does; raises Stopped."""
         return self._stop.watch(super().stream(documents, strict=strict))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spantune.core import RunError, config
-from spantune.models.interfaces import CausalLM
+from spantune.models import CausalLM
 from spantune.training.collator import Batch, Collator, PaddedRows, Part
 from spantune.training.loss import PackTensors, pack_loss
 from spantune.training.nan_guard import StepGuard

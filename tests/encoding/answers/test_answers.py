@@ -14,9 +14,9 @@ from llguidance import LLMatcher
 from helpers.answers import TASK, documents, f1
 from helpers.fakes import byte_tokenizer
 from helpers.real import SHARED
-from spantune.core import Document, Entity, TaskSpec
+from spantune.core import Document, Entity, Problem, ProblemKind, TaskSpec
 from spantune.data import formats
-from spantune.encoding import Problem, answer_format
+from spantune.encoding import answer_format
 from spantune.encoding.answers import jsonl, jsonl_seed
 from spantune.encoding.answers.anchoring import Mention, Parsed, resolve
 
@@ -208,13 +208,13 @@ def test_resolver(
 def test_overlapping_occurrences_are_different_ones_and_problems_pass_through() -> None:
     found: list[Mention | Problem] = [
         Mention("aa", "sym", (0, 1), (0, 1)),
-        Problem("invalid", "?"),
+        Problem(ProblemKind.INVALID, "?"),
         Mention("aa", "sym", (1, 2), (1, 2)),
         Mention("aa", "sym", (2, 3), (2, 3)),
     ]
     parsed = resolve(found, "aaa", TASK)
     assert spans(parsed) == [(0, 2, "sym"), (1, 3, "sym")]
-    assert parsed.problems == (Problem("invalid", "?"), Problem("repeated", "aa"))
+    assert parsed.problems == (Problem(ProblemKind.INVALID, "?"), Problem(ProblemKind.REPEATED, "aa"))
     assert [item.span for item in parsed.resolved] == [(0, 1), (1, 2)]
 
 

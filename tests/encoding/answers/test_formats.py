@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from helpers.answers import TASK, documents, f1
 from helpers.fakes import MERGES, byte_tokenizer
 from helpers.real import SHARED
-from spantune.core import Document, Entity, Label, ModelError, TaskSpec
+from spantune.core import Document, Entity, Label, ModelError, Problem, TaskSpec
 from spantune.data import formats
-from spantune.encoding import FORMATS, Encoder, Problem, answer_format
+from spantune.encoding import FORMATS, Encoder, answer_format
 from spantune.encoding.answers import grouped, inline
 from spantune.encoding.answers.anchoring import Parsed
 from spantune.extraction import Guide

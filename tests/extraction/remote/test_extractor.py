@@ -15,9 +15,9 @@ import torch
 
 from helpers.completions_server import CompletionsServer, Response, Trouble, serving
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
-from spantune.core import ConfigError, Document, Entity, Label, ModelError, TaskSpec, config
+from spantune.core import ConfigError, Document, Entity, Extraction, Label, ModelError, TaskSpec, config
 from spantune.encoding import Encoder
-from spantune.extraction import Extraction, Extractor, Server
+from spantune.extraction import Extractor, Server
 from spantune.extraction.remote.client import Client, Patience
 from spantune.extraction.remote.extractor import RemoteExtractor
 from spantune.extraction.remote.protocol import Served, choose
@@ -147,7 +147,7 @@ def test_a_server_that_ignores_grammars_is_noticed(model: Any, caplog: pytest.Lo
         asked = Server(server.url, patience=QUICK)
         found = list(RemoteExtractor(asked, Served("tiny", "vllm"), encoder(), SETTINGS).stream(GOLD))
     assert "does not follow the grammar that was sent" in caplog.text
-    assert all(item.wanting for item in found)
+    assert all(item.has_problem for item in found)
 
 
 def at_times(number: int, request: dict[str, Any]) -> Response | str | None:

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from spantune.core import DataError, Document, nearest
+from spantune.core import DataError, Document, Extraction, from_prediction_record, nearest
 from spantune.data.formats import (
     brat,
     chip,
@@ -30,12 +30,12 @@ from spantune.data.formats import (
     table,
 )
 from spantune.data.raw.document import Item, Nested, Options, Sample, unique, verified
-from spantune.data.raw.json_records import read_json_array, read_json_lines
+from spantune.data.raw.json_records import Record, read_json_array, read_json_lines
 from spantune.data.raw.text_files import is_stream, read_bytes, read_chunks
 
 __all__ = [
     "BUNDLED", "FORMATS", "Corpus", "Format", "Item", "Nested", "Options",
-    "detect", "items", "read", "resolve", "stream", "write"
+    "detect", "items", "read", "read_extractions", "resolve", "stream", "write"
 ]  # fmt: skip
 
 BUNDLED = ("biomedical-en-test", "biomedical-en-train", "clinical-zh-test", "clinical-zh-train")
@@ -97,6 +97,18 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     if not documents:
         raise DataError(f"no document was found, read as {name}; expected at least one: check the path", path=file)
     return Corpus(documents, name, file, dict(+notes))
+
+
+def read_extractions(path: Path) -> list[Extraction]:
+    """Read a predictions file of a run: native JSONL with raw answers, and with what was wrong with them in `meta`.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    documents = read(path, "native").documents
+    records = [record for record in read_json_lines(path, Counter()) if isinstance(record, Record)]
+    answers = {record.values.get("id"): str(record.values.get("answer", "")) for record in records}
+    return [from_prediction_record(document, answers.get(document.id, "")) for document in documents]
 
 
 def stream(

@@ -1,6 +1,7 @@
 """spantune's own JSONL: `{"id", "text", "entities": [{"start", "end", "label", "text", "score"?}], "meta"?}` a line.
 
-Offsets are half-open code points, and an entity's `text` is verified against them, so that a file with offsets of
+A predictions file of a run has the model's `answer` too, which only `read_extractions` reads. Offsets are half-open
+code points, and an entity's `text` is verified against them, so that a file with offsets of
 another kind is refused instead of trained on. Ids are unique; a record without one is called `<stem>-<line>`.
 """
 
@@ -14,7 +15,7 @@ from spantune.core import Document, to_record
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
 from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
 
-_FIELDS = ("id", "text", "entities", "meta")
+_FIELDS = ("id", "text", "entities", "meta", "answer")
 _ENTITY_FIELDS = ("start", "end", "label", "text", "score")
 
 

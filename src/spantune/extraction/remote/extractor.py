@@ -1,10 +1,10 @@
-"""Extraction by a server: the same prompt ids and each text's own grammar go out, the same Documents come back.
+"""Extraction by a server: vLLM, llama.cpp's, or any other that completes token ids by OpenAI's protocol.
 
-The server is vLLM, llama.cpp's or any other that completes token ids by OpenAI's protocol. A run gives task, tokenizer,
-settings and calibration; no weights are loaded. Requests overlap, results keep the order. A server knows the grammar of
-the whole answer only and stops at no repetition, so it may state an entity twice, which is then reported; one that
-knows no grammar is asked without, and its answers are read and checked. Scores need token ids and log-probabilities,
-which vLLM and llama.cpp give.
+The task, the tokenizer, the settings and the calibration come from a run; no weights are loaded. Requests are sent
+concurrently, results keep the order of the documents. A server gets the grammar of the whole answer and does not stop
+an answer that repeats itself, so an entity may be written twice, which is then reported. A server without grammars is
+asked without, and its answers are parsed and checked. Scores need token ids and log-probabilities, which vLLM and
+llama.cpp return.
 """
 
 from __future__ import annotations
@@ -17,19 +17,29 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
-from spantune.core import ConfigError, Document, ModelError, config
-from spantune.encoding import Encoder, Problem
+from spantune.core import (
+    ConfigError,
+    Document,
+    Extraction,
+    ModelError,
+    Prediction,
+    Problem,
+    ProblemKind,
+    Status,
+    config,
+)
+from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.grammar import constraint_of
 from spantune.extraction.remote.client import Client, Refused, Server
 from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose
-from spantune.extraction.result import Extraction, Written, calibrated, failure, read_answer
+from spantune.extraction.result import Written, calibrated, failure, read_answer
 from spantune.metrics import Calibration
 from spantune.models import load_tokenizer
 from spantune.runs import read_adapter, read_config
 
 AHEAD = 4
-"""Requests that may wait for an earlier one, so that the order is kept, for each that may be under way."""
+"""How many finished requests may wait for an earlier one, for each request that may be sent at a time."""
 log = logging.getLogger(__name__)
 
 
@@ -37,15 +47,16 @@ class RemoteExtractor:
     """A server's model that extracts the entities of a task from texts.
 
     Args:
-        server: where it is and how it is asked.
-        served: the model that is asked there.
-        encoder: the model's tokenizer under the task.
+        server: its address and how it is asked.
+        served: the model that is asked.
+        encoder: the model's tokenizer and the task.
         settings: the limit of an answer, chunks, and whether to decode under the grammar.
-        on_choices: whether the model was trained on choices: it needs the grammar, and its scores are probabilities
-            among what the grammar allows, which servers do not give.
+        on_choices: whether the model was trained on choices: it then needs the grammar, and has no scores, since
+            servers do not return probabilities that are normalised over the tokens of the grammar.
 
     Raises:
-        ConfigError: the model needs a grammar and the server is asked without, or one is asked for that there is not.
+        ConfigError: the model needs a grammar and the server is asked without, or the answer format has no grammar of
+            the kind that was given.
     """
 
     def __init__(
@@ -62,24 +73,24 @@ class RemoteExtractor:
         self.calibration: Calibration | None = None
         self.on_choices = on_choices
         self._has_grammar = self.settings.grounded and server.grammar != "none"
-        knows = encoder.task.answer in GRAMMARS[served.kind]
-        self._is_proven = False  # that the server takes our grammars
-        self._said: set[str] = set()
+        is_known = encoder.task.answer in GRAMMARS[served.kind]
+        self._accepts_grammars = False  # known after the first answer under a grammar
+        self._warnings: set[str] = set()
         self._constraint = constraint_of(encoder.tokenizer, len(encoder.tokenizer), encoder.stop_id)
-        if self._has_grammar and not knows:
+        if self._has_grammar and not is_known:
             problem = f"answers of the format {encoder.task.answer} have no grammar that a server of the kind "
             problem += f"{served.kind} takes"
             if server.grammar != "auto":
                 raise ConfigError(f"--grammar {server.grammar}: {problem}; give --grammar none, or decode here")
             self._has_grammar = False
-            self._say(f"{problem}: they are read and checked as they come")
+            self._warn(f"{problem}: they are read and checked as they come")
         if on_choices and not self._has_grammar:
             raise ConfigError(
                 "the run was trained on choices (train.loss_on) and cannot answer without the grammar; give --grammar "
                 "vllm or llamacpp, for a server that takes it, or decode here"
             )
 
-    def stream(self, documents: Iterable[Document | Extraction], *, strict: bool = True) -> Iterator[Extraction]:
+    def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; see `Extractor.stream`.
 
         Raises:
@@ -91,7 +102,7 @@ class RemoteExtractor:
             yield calibrated(extraction, self.calibration)
 
     def _ask_all(self, strict: bool, texts: Iterator[Document]) -> Iterator[Extraction]:
-        """Ask for all `texts`, several at a time; yields in order."""
+        """Send requests for all `texts`, several at a time; yields their Extractions in order."""
         most = self.server.concurrency * AHEAD
         free = threading.Semaphore(self.server.concurrency)
         waiting: deque[Future[Extraction]] = deque()
@@ -100,7 +111,7 @@ class RemoteExtractor:
                 free.acquire()
                 future: Future[Extraction] = Future()
                 job = partial(self._ask, client, text, strict)
-                # a thread of its own, and no pool's: what is under way must not hold up who is interrupted
+                # daemon threads, not a pool: requests that are running must not delay the end of an interrupted process
                 threading.Thread(target=_fulfil, args=(future, job, free), daemon=True).start()
                 waiting.append(future)
                 while waiting and (len(waiting) >= most or waiting[0].done()):
@@ -112,65 +123,65 @@ class RemoteExtractor:
         try:
             return self._answer(client, document, with_grammar=self._has_grammar)
         except Refused as refused:
-            if self._has_grammar and (found := self._answer_without(client, document, refused)):
-                return found
+            if self._has_grammar and (extraction := self._answer_without(client, document, refused)):
+                return extraction
             if strict:
                 raise ModelError(f"{self.server.url}: document {document.id!r}: {refused}") from None
-            return failure(document, "failed", Problem("server", str(refused)))
+            return failure(document, Status.FAILED, Problem(ProblemKind.SERVER, str(refused)))
 
     def _answer_without(self, client: Client, document: Document, refused: Refused) -> Extraction | None:
-        """The answer without a grammar, if it was the grammar that the server refused."""
+        """Ask without a grammar; returns None if the server refuses that too."""
         if self.on_choices:
             return None
         try:
-            found = self._answer(client, document, with_grammar=False)
+            extraction = self._answer(client, document, with_grammar=False)
         except Refused:
             return None
-        if not self._is_proven:
+        if not self._accepts_grammars:
             if self.server.grammar != "auto":
                 raise ModelError(
                     f"{self.server.url}: {refused}; it answers without the grammar: serve with one (vLLM: "
                     "--structured-outputs-config.backend guidance), or give --grammar none"
                 ) from None
             self._has_grammar = False
-            self._say(f"the server takes no grammar ({refused}): its answers are read and checked as they come")
-        return found
+            self._warn(f"the server takes no grammar ({refused}): its answers are read and checked as they come")
+        return extraction
 
     def _answer(self, client: Client, document: Document, *, with_grammar: bool) -> Extraction:
         task = self.encoder.task
         grammar = self.encoder.format.grammar(document.text, task, None) if with_grammar else None
         question = Question(document.text, self.encoder, self.settings.max_new_tokens, grammar)
         answer = client.complete(question.request(self.served), question.read)
-        self._is_proven = self._is_proven or with_grammar
+        self._accepts_grammars = self._accepts_grammars or with_grammar
         return read_answer(document, self._written(answer, grammar), self.encoder)
 
     def _written(self, answer: Answer, grammar: str | None) -> Written:
-        """An answer with its tokens, where the server gives them and their probabilities are those of local scores."""
-        status = "length" if answer.finish == "length" else "stopped"
+        """Return the answer, with its tokens where scores can be computed from their log-probabilities."""
+        status = Status.LENGTH if answer.finish == "length" else Status.STOPPED
         ids, logprobs = list(answer.ids), list[float | None](answer.logprobs)
         if ids and ids[-1] == self.encoder.stop_id:
             ids.pop()
         if not ids:
             if answer.text and not self.on_choices:
-                self._say("the server gives no token ids with log-probabilities: entities have no scores")
+                self._warn("the server gives no token ids with log-probabilities: entities have no scores")
             return Written(answer.text, status)
-        if not all(0 <= index < len(self.encoder.tokenizer) for index in ids):  # no token of the run's is among them
+        if not all(0 <= index < len(self.encoder.tokenizer) for index in ids):  # the server has another tokenizer
             what = "follow the grammar that was sent" if grammar is not None else "consist of the run's tokens"
-            self._say(f"an answer does not {what}: it is read as the server spells it, without scores")
+            self._warn(f"an answer does not {what}: it is read as the server spells it, without scores")
             return Written(answer.text, status)
-        # decoded here, since servers may leave out what they take for special
+        # decoded here, since a server may drop special tokens from its text
         text = self.encoder.decode(ids)
         for index in self._forced(ids, grammar) if grammar is not None else ():
             logprobs[index] = None
         return Written(text, status) if self.on_choices else Written(text, status, ids, logprobs)
 
     def _forced(self, ids: list[int], grammar: str) -> Iterator[int]:
-        """The places of the tokens that the grammar left no choice for."""
+        """Yield the indices of the tokens that the grammar forced."""
         matcher = self._constraint.matcher(grammar)
         forced: list[int] = []
         for index, token in enumerate(ids):
             if not matcher.consume_token(token):
-                self._say("an answer does not follow the grammar that was sent: the server ignores it")
+                self._warn("an answer does not follow the grammar that was sent: the server ignores it")
                 return
             if forced and forced[0] == token:
                 yield index
@@ -178,10 +189,10 @@ class RemoteExtractor:
             else:
                 forced = matcher.compute_ff_tokens()
 
-    def _say(self, message: str) -> None:
-        """Warn once of what holds for all documents."""
-        if message not in self._said:
-            self._said.add(message)
+    def _warn(self, message: str) -> None:
+        """Log a warning that concerns all documents, once."""
+        if message not in self._warnings:
+            self._warnings.add(message)
             log.warning("%s: %s", self.server.url, message)
 
 
@@ -197,20 +208,20 @@ def _fulfil(future: Future[Extraction], job: Callable[[], Extraction], free: thr
 def load_remote(
     run: str | Path, server: Server, settings: config.Extract | None = None, min_score: float | None = None
 ) -> RemoteExtractor:
-    """The RemoteExtractor of a finished run whose model `server` serves; `min_score` as in `extract.load_run`.
+    """Load the RemoteExtractor of a finished run whose model `server` serves; `min_score` is as in `load_run`.
 
     Raises:
-        ConfigError: `min_score` is no probability or cannot apply, or the server has not the model that is wanted.
-        RunError: the folder is no run, has no adapter yet, or its calibration is damaged.
+        ConfigError: `min_score` is not a probability or cannot be applied, or the server does not have the model.
+        RunError: the folder is not a run, has no adapter yet, or its calibration is damaged.
         ModelError: the server cannot be reached.
     """
     folder = Path(run)
     recipe = read_config(folder)
     adapter, task = read_adapter(folder)
     calibration = Calibration.load(folder)
-    choices = recipe.train.on_choices
+    on_choices = recipe.train.on_choices
     if min_score is not None:
-        if choices:
+        if on_choices:
             raise ConfigError(
                 "--min-score: the run was trained on choices (train.loss_on), whose scores no server gives; decode here"
             )
@@ -218,6 +229,6 @@ def load_remote(
     encoder = Encoder(load_tokenizer(adapter, recipe.model.source), task, recipe.train.max_tokens)
     with Client(server) as client:
         served = choose(client.models(), server)
-    extractor = RemoteExtractor(server, served, encoder, settings or recipe.extract, on_choices=choices)
+    extractor = RemoteExtractor(server, served, encoder, settings or recipe.extract, on_choices=on_choices)
     extractor.calibration = calibration
     return extractor

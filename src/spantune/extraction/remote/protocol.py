@@ -1,31 +1,30 @@
-"""What is sent to a completions server and what is read from it: OpenAI's fields, and those of vLLM and llama.cpp.
+"""Requests and responses of a completions server: OpenAI's fields, and those of vLLM and llama.cpp.
 
-Prompts are token ids, so that a server can add nothing to them; that it did not is checked by its own count. What only
-one kind of server takes is sent to that kind alone. It refuses a model that the server has not, and an answer that is
-none.
+Prompts are token ids, so that a server can add nothing to them; its own count of the prompt's tokens is checked. Fields
+that only one kind of server knows are sent only to that kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeGuard
 
 from spantune.core import ConfigError, ModelError, half_surrogate, nearest
 from spantune.encoding import WRITINGS, Encoder, gbnf
 from spantune.extraction.remote.client import Server
 
 _OWNERS = {"vllm": "vllm", "llamacpp": "llamacpp"}
-# a model's own defaults may penalise repetition, which no answer would survive
-_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+# a model's default may penalise repetition, which breaks every answer
+_SETTINGS: Mapping[str, Mapping[str, object]] = {
     "vllm": {"logprobs": 1, "return_token_ids": True, "repetition_penalty": 1.0},
     "llamacpp": {"logprobs": 1, "repeat_penalty": 1.0},
     "openai": {},
 }
 
-_ROUNDED = 1e-3  # what a log-probability of 0 may be in a server's arithmetic
+_ROUNDED = 1e-3  # a server's rounding may give a log-probability of 0 as up to this
 
-# answer formats with a grammar of the whole answer in a form that the server takes
+# answer formats that have a grammar of the whole answer for this kind of server
 GRAMMARS: Mapping[str, Collection[str]] = {
     "vllm": ("jsonl", "jsonl_seed", "grouped"),
     "llamacpp": tuple(WRITINGS),
@@ -35,7 +34,7 @@ GRAMMARS: Mapping[str, Collection[str]] = {
 
 @dataclass(frozen=True)
 class Served:
-    """The model that is asked: its name, the kind of server (`vllm`, `llamacpp` or `openai`) and its window."""
+    """The model that is asked: its name, its server's kind (`vllm`, `llamacpp` or `openai`) and its limit of tokens."""
 
     model: str
     kind: str = "openai"
@@ -44,7 +43,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion; token ids and log-probabilities where the server gives them."""
+    """A completion; with token ids and log-probabilities where the server returns them."""
 
     text: str
     finish: str
@@ -52,31 +51,31 @@ class Answer:
     logprobs: tuple[float, ...] = ()
 
 
-def choose(models: Sequence[Mapping[str, Any]], server: Server) -> Served:
-    """The model to ask of those that the server names.
+def choose(models: Sequence[Mapping[str, object]], server: Server) -> Served:
+    """Choose the model to ask among those of the server.
 
     Raises:
-        ConfigError: the one that is wanted is not there, or none is wanted and there are several.
+        ConfigError: the server does not have the given model, or no model is given and it has several.
     """
     by_name = {str(model["id"]): model for model in models}
-    wanted = server.model
-    if wanted is None:
+    name = server.model
+    if name is None:
         if len(by_name) != 1:
             names = ", ".join(by_name) or "no model"
             raise ConfigError(f"{server.url} serves {names}; name the one of this run with --model")
-        wanted = next(iter(by_name))
-    if wanted not in by_name:
-        raise ConfigError(f"{server.url}: no model {wanted!r} there; {nearest(wanted, by_name)}")
-    kind = _OWNERS.get(str(by_name[wanted].get("owned_by")), "openai")
+        name = next(iter(by_name))
+    if name not in by_name:
+        raise ConfigError(f"{server.url}: no model {name!r} there; {nearest(name, by_name)}")
+    kind = _OWNERS.get(str(by_name[name].get("owned_by")), "openai")
     if server.grammar in _SETTINGS:
         kind = server.grammar
     windows = [size for model in models if isinstance(size := model.get("max_model_len"), int)]
-    return Served(wanted, kind, min(windows, default=None))
+    return Served(name, kind, min(windows, default=None))
 
 
 @dataclass(frozen=True)
 class Question:
-    """A text to be completed under the task of `encoder`, and the grammar of its answer where one is sent."""
+    """The prompt for a text, and the grammar of its answer where one is sent."""
 
     text: str
     encoder: Encoder
@@ -87,9 +86,9 @@ class Question:
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", self.encoder.prompt_ids(self.text))
 
-    def request(self, served: Served) -> dict[str, Any]:
-        """The body of the request to a server."""
-        body = {
+    def request(self, served: Served) -> dict[str, object]:
+        """Return the body of the request to a server."""
+        body: dict[str, object] = {
             "model": served.model,
             "prompt": self.prompt,
             "max_tokens": self.max_tokens,
@@ -104,42 +103,56 @@ class Question:
             body["grammar"] = gbnf(self.text, self.encoder.task)
         return body
 
-    def read(self, response: Any) -> Answer:
-        """The answer in a response.
+    def read(self, response: object) -> Answer:
+        """Read the answer of a response.
 
         Raises:
-            ValueError: it holds none.
+            ValueError: the response has no answer.
             ModelError: the server counts other tokens in the prompt than were sent.
         """
-        try:
-            choice = response["choices"][0]
-            text, finish = choice["text"], choice.get("finish_reason")
-            if not isinstance(text, str) or finish not in ("stop", "length"):
-                raise ValueError(f"an answer that ended for {finish!r}")
-            if half_surrogate(text) is not None:
-                raise ValueError("an answer with half of a surrogate pair, which is not text")
-            counted = (response.get("usage") or {}).get("prompt_tokens")
-            ids, logprobs = _tokens(choice)
-        except (LookupError, TypeError, AttributeError):
-            raise ValueError(f"no completion in {str(response)[:80]!r}") from None
-        if counted not in (None, len(self.prompt)):
+        body = response if isinstance(response, Mapping) else {}
+        choices, usage = body.get("choices"), body.get("usage")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, Mapping) or "text" not in choice:
+            raise ValueError(f"no completion in {str(response)[:80]!r}")
+        text, finish = choice["text"], choice.get("finish_reason")
+        if not isinstance(text, str) or finish not in ("stop", "length"):
+            raise ValueError(f"an answer that ended for {finish!r}")
+        if half_surrogate(text) is not None:
+            raise ValueError("an answer with half of a surrogate pair, which is not text")
+        count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+        ids, logprobs = _tokens(choice)
+        if count not in (None, len(self.prompt)):
             raise ModelError(
-                f"the server counts {counted} tokens in a prompt of {len(self.prompt)}: it adds its own, or takes them "
+                f"the server counts {count} tokens in a prompt of {len(self.prompt)}: it adds its own, or takes them "
                 "for text; expected the run's model, which completes token ids as they are"
             )
         return Answer(text, finish, ids, logprobs)
 
 
-def _tokens(choice: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Ids and log-probabilities as vLLM gives them, or as llama.cpp does; nothing where they do not go together."""
-    found = choice.get("logprobs") or {}
-    if "content" in found:
-        rows = found["content"] or []
-        ids, logprobs = [row["id"] for row in rows], [row["logprob"] for row in rows]
+def _tokens(choice: Mapping[str, object]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return ids and log-probabilities in the form of vLLM or of llama.cpp; nothing where they do not fit together."""
+    logprobs = choice.get("logprobs")
+    fields = logprobs if isinstance(logprobs, Mapping) else {}
+    ids: object
+    values: object
+    if "content" in fields:
+        rows = fields["content"] or []
+        if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+            return (), ()
+        ids, values = [row.get("id") for row in rows], [row.get("logprob") for row in rows]
     else:
-        ids, logprobs = choice.get("token_ids") or [], found.get("token_logprobs") or []
-    if len(ids) != len(logprobs) or not all(type(index) is int for index in ids):
+        ids, values = choice.get("token_ids") or [], fields.get("token_logprobs") or []
+    if not _are_ids(ids) or not _are_logprobs(values) or len(ids) != len(values):
         return (), ()
-    if not all(type(value) in (int, float) and -1e9 <= value <= _ROUNDED for value in logprobs):
-        return (), ()
-    return tuple(ids), tuple(min(0.0, float(value)) for value in logprobs)
+    return tuple(ids), tuple(min(0.0, float(value)) for value in values)
+
+
+def _are_ids(values: object) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int for value in values)
+
+
+def _are_logprobs(values: object) -> TypeGuard[list[float]]:
+    return isinstance(values, list) and all(
+        type(value) in (int, float) and -1e9 <= value <= _ROUNDED for value in values
+    )
