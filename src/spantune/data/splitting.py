@@ -25,7 +25,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from spantune.core import ConfigError, DataError, Document, nearest, replacing, replacing_path
 from spantune.data import formats
@@ -101,7 +100,7 @@ class Division:
         """The same, with fewer documents in the first split."""
         return replace(self, parts={**self.parts, next(iter(self.parts)): tuple(documents)})
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The record of the split: seed, shares, counts by split and label, groups and copies."""
         entities = {name: Counter(e.label for d in part for e in d.entities) for name, part in self.parts.items()}
         total = sum(entities.values(), Counter())
@@ -183,7 +182,7 @@ def split(documents: Sequence[Document], rule: Rule) -> Division:
 
 
 def write_splits(
-    folder: Path, division: Division, format: str = "native", facts: Mapping[str, Any] | None = None
+    folder: Path, division: Division, format: str = "native", facts: Mapping[str, object] | None = None
 ) -> dict[str, int]:
     """Write every split and `split.json` (with `facts` first) into `folder`, whole or not at all.
 

@@ -128,7 +128,7 @@ def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
     entities: list[RawEntity] = []
     rows: list[Row] = []
     others: list[str] = []
-    ids: set[str] = set()
+    ids: set[object] = set()
     for number, line in _numbered(annotation, notes):
         if not _KIND.match(line) or "\t" not in line:
             raise DataError(
@@ -228,7 +228,7 @@ def _text_bound_line(document: Document, entity: Entity, row: Row) -> str:
         raise DataError(
             f"document {document.id!r}: brat's labels have no white space and are not empty; rename {entity.label!r}"
         )
-    parts: Parts = row.get("parts") or _parts(document.text, entity.start, entity.end)
+    parts: object = row.get("parts") or _parts(document.text, entity.start, entity.end)
     if not isinstance(parts, list) or not all(_PART.match(str(part)) for part in parts):
         raise strange(document, NAME, f"found {parts!r:.60} for parts; expected [[start, end], …]")
     if not all(entity.start <= first < last <= entity.end for first, last in parts):

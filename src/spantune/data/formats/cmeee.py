@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from spantune.core import DataError, Document, replacing
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
@@ -58,7 +57,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
         file.write(closing if before == between else opening + closing)
 
 
-def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
+def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
     if taken := sorted(set(document.meta) & set(_FIELDS)):
         raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
     rows = [

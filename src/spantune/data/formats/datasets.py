@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from spantune.core import DataError, Document, need, replacing_path
@@ -121,9 +122,10 @@ class _Tagged:
             replace(record, values={_TOKENS: word}, inside=f"token {index} of ").text(_TOKENS)
         return words, [self._tag(record, value, index) for index, value in enumerate(stated)]
 
-    def _tag(self, record: Record, value: Any, index: int) -> tags.Tag:
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        name = self.names[value] if is_number and 0 <= value < len(self.names) else value
+    def _tag(self, record: Record, value: object, index: int) -> tags.Tag:
+        name = value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.names):
+            name = self.names[value]
         if isinstance(name, str) and (tag := tags.parse_tag(name)):
             return tag
         valid = f"a number below {len(self.names)}" if self.names else "a string"
@@ -203,14 +205,16 @@ def _labelled(record: Record, column: str, names: tuple[str, ...]) -> Record:
     if not names or not isinstance(stated, list):
         return record
 
-    def named(row: Any) -> Any:
-        label = row.get("label") if isinstance(row, dict) else None
+    def named(row: object) -> object:
+        if not isinstance(row, dict):
+            return row
+        label = row.get("label")
         return row | {"label": names[label]} if isinstance(label, int) and 0 <= label < len(names) else row
 
     return replace(record, values=record.values | {column: [named(row) for row in stated]})
 
 
-def _size(value: Any) -> str:
+def _size(value: object) -> str:
     return str(len(value)) if isinstance(value, list) else repr(value)
 
 
@@ -219,7 +223,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 @contextmanager
-def _no_bars(datasets: Any) -> Iterator[None]:
+def _no_bars(datasets: ModuleType) -> Iterator[None]:
     """Keep the library's progress bars off the terminal."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()

@@ -75,14 +75,14 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
         raise DataError("the name tells no kind; expected one that ends in .spacy or .jsonl: rename it", path=path)
 
 
-def _record(document: Document) -> dict[str, Any]:
+def _record(document: Document) -> dict[str, object]:
     """`document` as Prodigy's object."""
     record = to_record(document)
     record["spans"] = record.pop("entities")
     return record
 
 
-def _are_spans(stated: list[Any]) -> bool:
+def _are_spans(stated: list[object]) -> bool:
     """Whether these are lists of spans, or objects of such lists."""
     lists = [found for value in stated for found in (value.values() if isinstance(value, dict) else [value])]
     rows = [row for found in lists if isinstance(found, list) for row in found]
@@ -114,7 +114,7 @@ def _of_record(record: Record, notes: Counter[str], options: Options) -> RawDocu
         stated["spans"] = _spans(record, "spans", notes)
     for field in record.others(_FIELDS):
         notes[f"field {field!r} not read"] += 1
-    document = RawDocument(name, record.text("text", blank=True), (), record.path, record.line, record.object("meta"))
+    document = RawDocument(name, record.text("text", blank=True), (), record.path, record.line, record.mapping("meta"))
     return _annotated(document, stated, options)
 
 
@@ -179,7 +179,7 @@ def _of_span(span: Any) -> RawEntity:
     return RawEntity(span.start_char, span.end_char, span.label_, span.text, field="entities")
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     """`value` with lists for the tuples that spaCy makes of them."""
     if isinstance(value, dict):
         return {key: _listed(item) for key, item in value.items()}

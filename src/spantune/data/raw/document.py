@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from spantune.core import DataError, Document, Entity, half_surrogate
 from spantune.data.rules import Rule
@@ -60,7 +60,7 @@ class RawDocument:
     entities: tuple[RawEntity, ...]
     path: Path
     line: int | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, object] = field(default_factory=dict)
 
     def error(self, message: str, entity: RawEntity | None = None) -> DataError:
         """A DataError that says where this document, or an entity of it, stands."""
@@ -107,7 +107,7 @@ class Sample:
     path: Path
     head: bytes = b""
     text: str = ""
-    record: Mapping[str, Any] | None = None
+    record: Mapping[str, object] | None = None
     files: tuple[str, ...] = ()
 
 
@@ -203,12 +203,12 @@ def _entity(document: RawDocument, entity: RawEntity, notes: Counter[str]) -> En
     return Entity(entity.start, entity.end, entity.label, entity.score)
 
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 _ROW: dict[str, type | tuple[type, ...]] = {"start": int, "end": int, "label": str, "id": (int, str)}
 
 
-def kept(document: Document, format: str) -> Mapping[str, Any]:
+def kept(document: Document, format: str) -> Mapping[str, object]:
     """What the reader of `format` put into the document's meta; nothing for a document from elsewhere.
 
     Raises:

@@ -111,7 +111,7 @@ def spool(documents: Iterable[Document], file: TextIO, column: str, notes: Count
     return types
 
 
-def spooled(file: TextIO, types: Mapping[str, type], notes: Counter[str]) -> Iterator[dict[str, Any]]:
+def spooled(file: TextIO, types: Mapping[str, type], notes: Counter[str]) -> Iterator[dict[str, object]]:
     """Yield the rows that `spool` wrote; what is not of its column's type becomes JSON text, and is noted."""
     file.seek(0)
     for line in file:
@@ -143,7 +143,7 @@ def _stated(record: Record, column: str) -> list[Record]:
     return replace(record, values={column: value}).rows(column)
 
 
-def _object(record: Record, item: Any, field: str) -> Any:
+def _object(record: Record, item: object, field: str) -> object:
     if isinstance(item, list):
         if len(item) != len(_TRIPLE):
             raise record.error(f"found a list of {len(item)}; expected [start, end, label]", field)
@@ -151,7 +151,7 @@ def _object(record: Record, item: Any, field: str) -> Any:
     return item
 
 
-def _type(value: Any) -> type:
+def _type(value: object) -> type:
     """The type of a column that can hold `value`; `str` where only JSON can."""
     kind = type(value)
     return kind if kind in (bool, float) or (kind is int and value in _INT64) else str
@@ -181,14 +181,14 @@ def records(batch: Any, before: int, path: Path, notes: Counter[str]) -> Iterato
         yield Record(values, path, number, number)
 
 
-def batches(rows: Iterable[dict[str, Any]], schema: Any) -> Iterator[Any]:
+def batches(rows: Iterable[dict[str, object]], schema: Any) -> Iterator[Any]:
     """Yield `rows` as record batches of bounded size."""
     pyarrow = need("pyarrow", "table")
-    batch: list[dict[str, Any]] = []
+    batch: list[dict[str, object]] = []
     characters = 0
     for row in rows:
         batch.append(row)
-        characters += len(row["text"])
+        characters += len(str(row["text"]))
         if len(batch) == BATCH_ROWS or characters > _BATCH_CHARACTERS:
             yield pyarrow.RecordBatch.from_pylist(batch, schema=schema)
             batch, characters = [], 0
@@ -204,7 +204,7 @@ def schema(column: str, entities: Any, meta: dict[str, type]) -> Any:
     return pyarrow.schema(own | {name: types[kind] for name, kind in meta.items()})
 
 
-def _plain(value: Any, notes: Counter[str]) -> Any:
+def _plain(value: object, notes: Counter[str]) -> object:
     """`value` as JSON can hold it."""
     if value is None or isinstance(value, str | bool | int):
         return value

@@ -1,7 +1,7 @@
 """`jsonl_seed`: the tutorial's answers, objects one after another without line breaks and without escaping.
 
-It exists to reproduce the tutorial's run and to show the difference. A mention with a double quote may not be read back:
-what does not match is reported as invalid.
+It exists to reproduce the tutorial's run and to show the difference. A mention with a double quote may not be read
+back: what does not match is reported as invalid.
 """
 
 from __future__ import annotations
