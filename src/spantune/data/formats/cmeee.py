@@ -43,7 +43,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`: JSONL when its name ends so, else an array; `notes` counts what has no place.
+    """Write `documents` to `path`: JSONL if its name ends so, else an array; `notes` counts what is lost.
 
     Raises:
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.

@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 from spantune.core import DataError, Document
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, reunited, strange
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, meta_error, with_rows
 from spantune.data.raw.json_records import Record, read_json, write_json_lines
 
 NAME = "doccano"
@@ -149,7 +149,7 @@ def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
 
 def _entities(document: Document) -> list[dict[str, object]]:
     """Return the entities as objects with their earlier ids; entities without one get the next numbers."""
-    pairs, gone = reunited(document, NAME)
+    pairs, gone = with_rows(document, NAME)
     used = [row["id"] for row in (*(row for _, row in pairs if row), *gone)]
     fresh = count(max((id for id in used if isinstance(id, int)), default=-1) + 1)
     return [
@@ -169,4 +169,4 @@ def _relations(document: Document) -> list[Mapping[str, object]]:
         ends = [relation.get(name) for relation in relations for name in ("from_id", "to_id")]
         if all(isinstance(end, int | str) for end in ends):
             return relations
-    raise strange(document, "relations", f"found {relations!r:.60}; expected objects with from_id and to_id")
+    raise meta_error(document, "relations", f"found {relations!r:.60}; expected objects with from_id and to_id")

@@ -44,7 +44,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path` with inclusive `end_idx`; `notes` counts what the layout has no place for.
+    """Write `documents` to `path` with inclusive `end_idx`; `notes` counts what the format cannot hold.
 
     Raises:
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.

@@ -27,9 +27,9 @@ from spantune.data.raw.document import (
     RawEntity,
     Row,
     Sample,
-    kept,
-    reunited,
-    strange,
+    meta_error,
+    stored_meta,
+    with_rows,
 )
 from spantune.data.raw.json_records import Record, read_json
 from spantune.data.rules import Rule
@@ -304,7 +304,9 @@ def _with_kind(documents: Iterable[Document]) -> Iterator[tuple[Document, Kind]]
     waiting: list[Document] = []
     kind: Kind | None = None
     for document in documents:
-        if any(entity.score is not None for entity in document.entities) or "predictions" in kept(document, NAME):
+        if any(entity.score is not None for entity in document.entities) or "predictions" in stored_meta(
+            document, NAME
+        ):
             kind = "predictions"
         elif document.entities:
             kind = "annotations"
@@ -317,9 +319,9 @@ def _with_kind(documents: Iterable[Document]) -> Iterator[tuple[Document, Kind]]
 
 def _task(document: Document, kind: Kind, notes: Counter[str]) -> tuple[dict[str, object], dict[str, object]]:
     """Return the task of `document` without completions, and the completion with the document's entities."""
-    values = kept(document, NAME)
+    values = stored_meta(document, NAME)
     frame, fields, data = (_object(document, name, values.get(name)) for name in ("task", kind, "data"))
-    pairs, gone = reunited(document, NAME)
+    pairs, gone = with_rows(document, NAME)
     stale = kind == "predictions" and (bool(gone) or not all(row for _, row in pairs))
     if values.keys() & {"annotations", "predictions"} - {kind} or (stale and fields):
         notes["fields of the annotation left out: its entities are predicted anew"] += 1
@@ -342,13 +344,13 @@ def _object(document: Document, name: str, value: object) -> dict[str, object]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise strange(document, NAME, f"found {value!r:.40} for {name}; expected an object")
+        raise meta_error(document, NAME, f"found {value!r:.40} for {name}; expected an object")
     return value
 
 
 def _results(document: Document, notes: Counter[str]) -> list[dict[str, object]]:
     """Return the regions, each with all its labels, and the kept results whose regions still exist."""
-    pairs, gone = reunited(document, NAME)
+    pairs, gone = with_rows(document, NAME)
     rows = [row for _, row in pairs if row]
     names = _NAMES | next(({name: row[name] for name in _NAMES if name in row} for row in rows), {})
     used = {row["id"] for row in (*rows, *gone)}
@@ -365,9 +367,9 @@ def _results(document: Document, notes: Counter[str]) -> list[dict[str, object]]
         }
         _, labels = regions.setdefault((row["id"], entity.start, entity.end, entity.score), (region, labels))
         labels.append(entity.label)
-    others = kept(document, NAME).get("results", [])
+    others = stored_meta(document, NAME).get("results", [])
     if not isinstance(others, list) or not all(isinstance(other, dict) for other in others):
-        raise strange(document, NAME, f"found {others!r:.60} for results; expected a list of objects")
+        raise meta_error(document, NAME, f"found {others!r:.60} for results; expected a list of objects")
     lost = {str(row["id"]) for row in gone} - {str(row["id"]) for row in rows}
     remaining = [other for other in others if not {str(other.get(end)) for end in ("id", "from_id", "to_id")} & lost]
     notes["result left out: its entity is gone"] += len(others) - len(remaining)
