@@ -1,8 +1,4 @@
-"""What is done to documents before a model sees them: splits, counts, checks, and cutting long ones.
-
-Nothing here changes a text or loses an entity: a cut document's pieces carry their offset and join to exactly what
-they were. It refuses a label that the task does not have and a document that cannot be cut to fit.
-"""
+"""Count what is in a corpus: labels, nesting, lengths, repeated and ambiguous surfaces."""
 
 from __future__ import annotations
 
@@ -17,14 +13,14 @@ from spantune.core import DataError, Document, Entity
 from spantune.data.chunking import sentence_ends
 
 AMBIGUOUS_SHOWN = 10
-"""Most surfaces with several labels that are named."""
+"""The most surfaces with several labels that are listed."""
 BINS = 12
-"""About how many bins a histogram has, besides its open last one."""
+"""The approximate number of bins of a histogram, without its open last one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """How many values lie in [low, high); the last bin of a histogram has no `high`."""
+    """The number of values in [low, high); the last bin of a histogram may have no `high`."""
 
     low: int
     high: int | None
@@ -32,7 +28,7 @@ class Bin:
 
     @property
     def name(self) -> str:
-        """The values as they are read: "20–39", "7" or "180 and more"."""
+        """The range for people: "20–39", "7" or "180 and more"."""
         if self.high is None:
             return f"{self.low} and more"
         return str(self.low) if self.high == self.low + 1 else f"{self.low}–{self.high - 1}"
@@ -42,11 +38,11 @@ class Bin:
 class Statistics:
     """Counts over documents; lengths are in characters, percentiles by nearest rank.
 
-    `nested` counts entities that lie within a longer one, `crossing` the pairs that overlap otherwise, `shared_spans`
-    the spans with several labels, `duplicates` the documents whose text an earlier one has. `depths` counts entities
-    by how deep they lie, 1 being within no other. `surfaces` are the different ones, case and all;
-    `repeated_surfaces` is the share of entities whose surface occurs more than once in their text, `ambiguous_surfaces`
-    how many have several labels, and `ambiguous` those whose labels disagree most, with counts.
+    `nested` counts entities inside a longer one, `crossing` the pairs that overlap otherwise, `shared_spans` the spans
+    with several labels, `duplicates` the documents whose text an earlier one has. `depths` counts entities by depth; 1
+    is inside no other. `surfaces` counts the different ones (case matters); `repeated_surfaces` is the share of
+    entities whose surface occurs more than once in their text, `ambiguous_surfaces` the number with several labels, and
+    `ambiguous` has those whose labels disagree most, with counts.
     """
 
     documents: int
@@ -85,7 +81,7 @@ def statistics(documents: Iterable[Document]) -> Statistics:
         depths.update(map(nesting(document).__getitem__, document.entities))
     surfaces = _surfaces(documents)
     ambiguous = {surface: counts for surface, counts in surfaces.items() if len(counts) > 1}
-    by_dissent = sorted(ambiguous.items(), key=lambda item: (max(item[1].values()) - item[1].total(), item[0]))
+    by_dissent = sorted(ambiguous.items(), key=lambda pair: (max(pair[1].values()) - pair[1].total(), pair[0]))
     repeated = sum(_repeated(document) for document in documents)
     return Statistics(
         documents=len(documents),
@@ -110,7 +106,7 @@ def statistics(documents: Iterable[Document]) -> Statistics:
 
 
 def histogram(values: Iterable[int]) -> tuple[Bin, ...]:
-    """Count `values`, none negative, in about `BINS` bins of one round width; the last takes the largest hundredth."""
+    """Count non-negative `values` in about `BINS` bins of one round width; the last has the largest hundredth."""
     ordered = sorted(values)
     if not ordered:
         return ()
@@ -125,7 +121,7 @@ def histogram(values: Iterable[int]) -> tuple[Bin, ...]:
 
 
 def nesting(document: Document) -> dict[Entity, int]:
-    """How deep every entity lies: 1 within no longer one, else one more than the deepest that it lies in."""
+    """Return the depth of every entity: 1 inside no longer one, else one more than the deepest around it."""
     depths: dict[Entity, int] = {}
     for inner in sorted(set(document.entities), key=lambda entity: entity.start - entity.end):
         around = [
@@ -140,13 +136,13 @@ def nesting(document: Document) -> dict[Entity, int]:
 
 
 def _sentences(document: Document) -> int:
-    """How many sentences the text has, by their stops; what follows the last one counts where it is not blank."""
+    """Count the sentences of the text by their stops; text behind the last stop counts if it is not blank."""
     ends = sentence_ends(document.text)
     return len(ends) + bool(document.text[ends[-1] if ends else 0 :].strip())
 
 
 def _surfaces(documents: Iterable[Document]) -> dict[str, Counter[str]]:
-    """How often each surface has each label."""
+    """Count the labels of each surface."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for document in documents:
         for entity in document.entities:
@@ -155,7 +151,7 @@ def _surfaces(documents: Iterable[Document]) -> dict[str, Counter[str]]:
 
 
 def _repeated(document: Document) -> int:
-    """The entities whose surface occurs elsewhere in the text too."""
+    """Count the entities whose surface occurs more than once in the text."""
     return sum(
         document.text.find(surface, document.text.find(surface) + 1) >= 0
         for surface in map(document.surface, document.entities)

@@ -1,8 +1,8 @@
-"""The documents that a recipe names: to train on, to steer by, and to report on.
+"""Read the train, dev and test documents that a recipe names.
 
-Read the same by the job, by its report and by every command that measures a run, and without a tokenizer or torch.
-Nothing is cut or dropped here; what reading mended is counted in `notes`. Refused is a recipe that leaves no documents
-to train on or none to steer by.
+Training, its report and every command that evaluates a run read them in this way, without a tokenizer or torch. Nothing
+is cut or dropped here; repairs made in reading are counted in `notes`. A recipe without train or dev documents is
+refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spantune.data.raw.document import Options
 
 @dataclass(frozen=True)
 class Splits:
-    """Documents to train on, to steer by, and to report on; `notes` say what reading mended."""
+    """The documents of the three splits; `notes` say what reading repaired."""
 
     train: tuple[Document, ...]
     dev: tuple[Document, ...]
@@ -26,7 +26,7 @@ class Splits:
 
 
 def read_splits(data: config.Data) -> Splits:
-    """The documents of a recipe: dev and test from files, or from the front of the training file.
+    """Read the documents of a recipe: dev and test from files, or from the front of the training file.
 
     Raises:
         DataError: a file is not what it should be, or nothing is left to train on.
@@ -73,11 +73,11 @@ def holdout(documents: Sequence[Document], share: float) -> tuple[list[Document]
 
 
 def limit(documents: Sequence[Document], count: int | None) -> list[Document]:
-    """The first `count` documents; all of them when `count` is None."""
+    """Return the first `count` documents; all of them if `count` is None."""
     return list(documents[:count])
 
 
 def shared_texts(first: Iterable[Document], second: Iterable[Document]) -> list[str]:
-    """The texts that are in both, each once, in the order of `first`."""
+    """Return the texts that are in both, each once, in the order of `first`."""
     texts = {document.text for document in second}
     return list(dict.fromkeys(document.text for document in first if document.text in texts))

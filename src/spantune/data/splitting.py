@@ -1,18 +1,18 @@
-"""Train, dev and test of one corpus, and small samples of it: by label, without leaks, the same again and again.
+"""Train, dev and test splits of one corpus, and small samples of it: stratified by label, reproducible, without leaks.
 
-A cluster (documents of one group, with one text or with nearly one) is never torn apart. Clusters are placed in one
-pass in the order of the file: each goes where the keyed hash of its first text (or of its group) says, unless that
-takes one of its labels further than `_slack` from its share so far; then, the rarest such label first, it goes to the
-split that is most behind.
+Documents of one group, with the same text or with nearly the same text form a cluster, which stays in one split.
+Clusters are placed in one pass in the order of the file. The keyed hash of its first text (or of its group) proposes a
+split. If that takes one of its labels further than `_slack` from its share so far, the cluster goes to the split that
+has the fewest of that label for its share; the rarest label is tried first.
 
-The trade-off: where a document goes depends on what came before and on nothing after, so that appended documents move
-no earlier one, and a label soon reaches every split in which a document of it is expected. Stratifying over the whole
-corpus would come a little closer to the shares and move documents with every new line. The hash alone would also bear
-lines taken out or put in another order, but leave a label of 25 documents out of a tenth every fourteenth time; here
-such a change moves up to fifteen documents in a hundred. One case moves earlier documents: a new one that joins
-clusters of two splits takes the later cluster to the earlier one's split, since a leak would be worse; `moved` names
-them. A group is placed by its first document, whatever size it will have. Refused are shares that leave a split without
-documents.
+The place of a document depends only on earlier documents, so that appended documents move no earlier one, and a label
+soon reaches every split in which it is expected. Stratifying over the whole corpus would come a little closer to the
+shares, but every new line would move documents. The hash alone would not depend on the order of lines, but one time in
+fourteen it would put no document of a label with 25 documents into a split of a tenth; here, removing or reordering
+lines moves up to fifteen documents in a hundred. Only a new document that joins clusters of two splits moves earlier
+ones: the later cluster goes to the split of the earlier one, because a leak would be worse; `moved` names these
+documents. A group is placed by its first document, whatever its size will be. Shares that leave a split empty are
+refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from spantune.core import ConfigError, DataError, Document, nearest, replacing, replacing_path
 from spantune.data import formats
@@ -101,11 +100,11 @@ class Division:
         """The same, with fewer documents in the first split."""
         return replace(self, parts={**self.parts, next(iter(self.parts)): tuple(documents)})
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The record of the split: seed, shares, counts by split and label, groups and copies."""
         entities = {name: Counter(e.label for d in part for e in d.entities) for name, part in self.parts.items()}
         total = sum(entities.values(), Counter())
-        home = {document.id: name for name, part in self.parts.items() for document in part}
+        split_of = {document.id: name for name, part in self.parts.items() for document in part}
         return {
             "seed": self.rule.seed,
             "shares": dict(self.rule.shares),
@@ -120,7 +119,7 @@ class Division:
             },
             "groups": dict(self.groups),
             "near_duplicates": [
-                {"id": copy, "of": of, "split": home[copy]} for copy, of in self.copies if copy in home
+                {"id": copy, "of": of, "split": split_of[copy]} for copy, of in self.copies if copy in split_of
             ],
             "moved": list(self.moved),
         }
@@ -164,8 +163,8 @@ def split(documents: Sequence[Document], rule: Rule) -> Division:
             group = groups[index]
             key = f"text {document.text}" if group is None else f"group {group}"
             name = ledger.choose(document, _fraction(key, rule.seed))
-        for other, source in moves.items():
-            ledger.move(documents[other], source, name)
+        for moved_index, source in moves.items():
+            ledger.move(documents[moved_index], source, name)
         ledger.add(document, name)
         clusters.home.append(name)
         moved |= moves.keys()
@@ -183,11 +182,11 @@ def split(documents: Sequence[Document], rule: Rule) -> Division:
 
 
 def write_splits(
-    folder: Path, division: Division, format: str = "native", facts: Mapping[str, Any] | None = None
+    folder: Path, division: Division, format: str = "native", facts: Mapping[str, object] | None = None
 ) -> dict[str, int]:
     """Write every split and `split.json` (with `facts` first) into `folder`, whole or not at all.
 
-    Returns what the format had no place for, how often.
+    Returns what the format could not hold, with counts.
 
     Raises:
         DataError: the folder holds something already or cannot be made, or the format cannot hold a document.
@@ -238,17 +237,19 @@ def few_shot(documents: Sequence[Document], k: int, seed: int = 0, allow_fewer: 
     total = sum(counts, Counter())
     short = {label: count for label, count in sorted(total.items()) if count < k}
     if not total or (short and not allow_fewer):
-        found = ", ".join(f"{label!r} has {count}" for label, count in short.items()) or "there are no entities at all"
-        raise DataError(f"{found} of {k} entities among {len(documents)} documents; ask for fewer, or --allow-fewer")
-    wanted = Counter({label: min(k, count) for label, count in total.items()})
+        problem = (
+            ", ".join(f"{label!r} has {count}" for label, count in short.items()) or "there are no entities at all"
+        )
+        raise DataError(f"{problem} of {k} entities among {len(documents)} documents; ask for fewer, or --allow-fewer")
+    missing = Counter({label: min(k, count) for label, count in total.items()})
     ties = [_fraction(f"shot {document.id} {document.text}", seed) for document in documents]
     left = {index for index, count in enumerate(counts) if count}
     chosen: list[int] = []
-    while +wanted:
-        best = max(left, key=lambda index: ((counts[index] & wanted).total(), ties[index]))
+    while +missing:
+        best = max(left, key=lambda index: ((counts[index] & missing).total(), ties[index]))
         left.remove(best)
         chosen.append(best)
-        wanted = wanted - counts[best]
+        missing = missing - counts[best]
     have = sum((counts[index] for index in chosen), Counter())
     for index in list(chosen):  # an early choice may have become superfluous
         if all(have[label] - count >= min(k, total[label]) for label, count in counts[index].items()):
@@ -341,12 +342,12 @@ def _groups(documents: Sequence[Document], by: str | None) -> list[str | None]:
     """The group of every document that has one."""
     if by is None:
         return [None] * len(documents)
-    found = [document.meta.get(by) for document in documents]
-    if all(value is None for value in found):
+    values = [document.meta.get(by) for document in documents]
+    if all(value is None for value in values):
         keys = {key for document in documents for key in document.meta}
         hint = nearest(by, keys) if keys else "they have no meta at all"
         raise DataError(f"no document has {by!r} in its meta; {hint}. Name one that is there, or leave --by out")
-    return [value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True) for value in found]
+    return [value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True) for value in values]
 
 
 def _links(
@@ -372,7 +373,7 @@ def _links(
 def _check_filled(parts: Mapping[str, Sequence[Document]], rule: Rule) -> None:
     for name, part in parts.items():
         if not part:
-            sizes = ", ".join(f"{other} {len(documents)}" for other, documents in parts.items())
+            sizes = ", ".join(f"{split} {len(documents)}" for split, documents in parts.items())
             raise DataError(
                 f"the split {name!r} (share {rule.shares[name]:g}) would have no document ({sizes}); give it a larger "
                 "share, take another --seed, or split more documents or smaller groups"

@@ -1,8 +1,7 @@
-"""Annotated files in and out: the table of formats, recognising one by its content, and `bundled:` corpora.
+"""Read and write annotated files: the table of formats, detection by content, and `bundled:` corpora.
 
-A format is a module with `claims`, `read` and `write` that knows no other format; adding one is a module and a line
-here. Readers say what a file states (see `raw`), and what they mend and a writer leaves out is counted in notes; what
-cannot be read faithfully is refused.
+A format is a module with `claims`, `read` and `write` that uses no other format; a new one is a module and a line here.
+Repairs made in reading and losses in writing are counted in notes; a file that cannot be read faithfully is refused.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ DEFAULTS = Options()
 
 
 class Format(NamedTuple):
-    """What a format module offers."""
+    """The functions of a format module."""
 
     read: Callable[[Path, Counter[str], Options], Iterator[Item]]
     write: Callable[[Path, Iterable[Document], Counter[str], Options], None]
@@ -76,7 +75,7 @@ FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The documents of a file, the format it was read as, and `notes`: what was found or mended, how often."""
+    """The documents of a file, the format it was read as, and `notes`: what was repaired or missing, with counts."""
 
     documents: tuple[Document, ...]
     format: str
@@ -114,16 +113,16 @@ def read_extractions(path: Path) -> list[Extraction]:
 def stream(
     path: str | Path, format: str | None, notes: Counter[str], options: Options = DEFAULTS
 ) -> Iterator[Document]:
-    """Yield the documents of `path` as they are read; `notes` is complete when the last one is out.
+    """Yield the documents of `path` as they are read; `notes` is complete after the last one.
 
     Raises:
-        DataError: as `read`, when the place is reached; a repeated id is not noticed, since none are kept.
+        DataError: as `read`, when its place is reached; repeated ids are not detected, because no id is stored.
     """
     return verified(items(path, format, notes, options), notes)
 
 
 def items(path: str | Path, format: str | None, notes: Counter[str], options: Options = DEFAULTS) -> Iterator[Item]:
-    """Yield what `path` states, unverified: a RawDocument, or a DataError where there is none to be had.
+    """Yield the unverified content of `path`: a RawDocument, or a DataError for a document that cannot be read.
 
     Raises:
         DataError: the file cannot be read any further.
@@ -135,7 +134,7 @@ def items(path: str | Path, format: str | None, notes: Counter[str], options: Op
 def write(
     path: str | Path, documents: Iterable[Document], format: str = "native", options: Options = DEFAULTS
 ) -> dict[str, int]:
-    """Write `documents` to `path` and return what the format had no place for, how often.
+    """Write `documents` to `path` and return what the format could not hold, with counts.
 
     Raises:
         DataError: the format cannot hold a document, or the file cannot be written.
@@ -146,7 +145,7 @@ def write(
 
 
 def detect(path: str | Path) -> str:
-    """The name of the format of `path`, from its content.
+    """Return the name of the format of `path`, from its content.
 
     Raises:
         DataError: no format claims the content.
@@ -173,7 +172,7 @@ def detect(path: str | Path) -> str:
 
 
 def resolve(path: str | Path) -> Path:
-    """The file that `path` names; `bundled:NAME` is a corpus that comes with the package.
+    """Return the file that `path` names; `bundled:NAME` is a corpus that comes with the package.
 
     Raises:
         DataError: there is no bundled corpus of that name, or the file is a pipe: a corpus is read more than once.
@@ -199,16 +198,17 @@ def _claimant(sample: Sample) -> str | None:
 
 
 def _of_records(sample: Sample, first: str) -> str | None:
-    """The format that claims the first telling object of a JSON file; None when the file is no JSON.
+    """Return the format that claims an object of a JSON file; None if the file is not JSON.
 
-    A file whose texts all have an empty entity list, or none, could be of several: an array is CBLUE's, JSONL ours.
+    If all texts have an empty entity list, or none, several formats are possible: an array is taken for CMeEE, JSONL
+    for the native format.
     """
     is_array = first.startswith("[")
     broken: DataError | None = None
     read_any = False
     try:
         for record in (read_json_array if is_array else read_json_lines)(sample.path, Counter()):
-            if isinstance(record, DataError):  # said when it is read; a line further on may tell the format
+            if isinstance(record, DataError):  # reading will report it; a later line may show the format
                 broken = broken or record
                 if record.line is not None and record.line > _SAMPLE_LINES:
                     break
@@ -230,9 +230,9 @@ def _of_records(sample: Sample, first: str) -> str | None:
     return "cmeee" if is_array else "native"
 
 
-def _unclaimed(path: Path, found: str) -> str:
+def _unclaimed(path: Path, content: str) -> str:
     raise DataError(
-        f"found {found}, which is of no known format; known: {', '.join(FORMATS)}. Name the one it is "
+        f"found {content}, which is of no known format; known: {', '.join(FORMATS)}. Name the one it is "
         "(data.format=NAME, --format or --from NAME), or convert it",
         path=path,
     )

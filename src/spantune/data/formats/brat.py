@@ -4,10 +4,10 @@ r"""brat's standoff: a folder, and those in it, of `.txt` files with an `.ann` f
     T2⇥Finding 5 9;20 24⇥hand pain
     R1⇥shows Arg1:T2 Arg2:T1
 
-Offsets count the code points of the `.txt` as it is, line ends and a byte-order mark included. An entity of several
-parts covers all from the first to the last; its parts, and every line that is no T line, are kept in meta and written
-back, without the lines whose entity is gone. As in brat, an entity is written in parts around the line breaks in it, so
-that none can begin or end with one.
+Offsets count the code points of the `.txt` file, including line ends and a byte-order mark. An entity of several parts
+is read as one from the first to the last part. Its parts, and all lines that are not T lines, are stored in meta and
+written back, without the lines whose entity no longer exists. As in brat, an entity is written in parts around its line
+breaks, so that it cannot begin or end with one.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from spantune.data.raw.document import (
     RawEntity,
     Row,
     Sample,
-    kept,
-    reunited,
-    strange,
+    meta_error,
+    stored_meta,
+    with_rows,
 )
 from spantune.data.raw.text_files import CRLF_NOTE, read_text
 from spantune.data.rules import Rule
@@ -44,7 +44,7 @@ _KIND = re.compile("[TAMNRE][0-9]|#|\\*")
 _OTHER = re.compile("([AMNRE][0-9]|#|\\*)[^\t\n]*\t[^\n]*")
 _BREAK = "[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]"  # where Python, and so brat, ends a line
 _BREAKS = re.compile(_BREAK + "+")
-# What a file name cannot hold on every system, or hides it, and the sign of its replacement.
+# Characters that some system does not allow in a file name, or that hide the file, and `%`, which replaces them.
 _UNSAFE = re.compile(r'[%\\:*?"<>|\x00-\x1f\x7f]|^\.|[. ]$')
 _REPLACED = re.compile("%([0-7][0-9A-F])")
 _NAME_BYTES = 251  # of the 255 that a file system allows
@@ -61,7 +61,7 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of the folder, called by their path in it without suffix; or that of one file of a pair.
+    """Yield the documents of the folder, named by their path in it without suffix, or the document of one file.
 
     Raises:
         DataError: there is nothing there, or a file that is not of a pair.
@@ -78,18 +78,18 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     elif path.suffix in (".txt", ".ann"):
         stems = {path.with_suffix(""): None}
     else:
-        found = "a file of another name" if path.exists() else "nothing"
-        raise DataError(f"found {found}; expected a folder, or a .txt or .ann file: mend the path", path=path)
+        stated = "a file of another name" if path.exists() else "nothing"
+        raise DataError(f"found {stated}; expected a folder, or a .txt or .ann file: mend the path", path=path)
     for stem in stems:
         id = (stem.relative_to(path) if path.is_dir() else PurePosixPath(stem.name)).as_posix()
         try:
-            yield _document(_REPLACED.sub(lambda found: chr(int(found[1], 16)), id), stem, notes)
+            yield _document(_REPLACED.sub(lambda match: chr(int(match[1], 16)), id), stem, notes)
         except DataError as error:
             yield error
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` into a new folder `path`, a pair each; `notes` counts what the layout has no place for.
+    """Write `documents` into a new folder `path`, a pair of files each; `notes` counts what brat cannot hold.
 
     Characters of an id that a file name cannot hold are written as `%` and their number, which reading undoes.
 
@@ -128,7 +128,7 @@ def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
     entities: list[RawEntity] = []
     rows: list[Row] = []
     others: list[str] = []
-    ids: set[str] = set()
+    ids: set[object] = set()
     for number, line in _numbered(annotation, notes):
         if not _KIND.match(line) or "\t" not in line:
             raise DataError(
@@ -151,7 +151,7 @@ def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
 
 
 def _numbered(path: Path, notes: Counter[str]) -> Iterator[tuple[int, str]]:
-    """The lines of an `.ann` file that are not blank."""
+    """Yield the lines of an `.ann` file that are not blank."""
     for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), start=1):
         notes[CRLF_NOTE] += line.endswith("\r")
         if line.strip():
@@ -159,20 +159,20 @@ def _numbered(path: Path, notes: Counter[str]) -> Iterator[tuple[int, str]]:
 
 
 def _text_bound(line: str, text: str, path: Path, number: int) -> tuple[Row, RawEntity]:
-    """What a T line states, and what to keep of it: its id, and its parts where the span does not say them."""
+    """Return the row to store for a T line (its id, and its parts if the span does not imply them) and its entity."""
     id, _, rest = line.partition("\t")
     span, tab, stated = rest.partition("\t")
-    found = _SPAN.fullmatch(span)
-    if found is None:
+    match = _SPAN.fullmatch(span)
+    if match is None:
         raise DataError(
             f"found {span[:40]!r}; expected `label start end`, further parts after semicolons, and a tab: mend it",
             path=path,
             line=number,
             field=id,
         )
-    parts = [[int(place) for place in part.split(" ")] for part in found[2].split(";")]
+    parts = [[int(place) for place in part.split(" ")] for part in match[2].split(";")]
     start, end = min(part[0] for part in parts), max(part[1] for part in parts)
-    row: Row = {"id": id, "start": start, "end": end, "label": found[1]}
+    row: Row = {"id": id, "start": start, "end": end, "label": match[1]}
     if len(parts) > 1 and parts != _parts(text, start, end):
         row["parts"] = parts
     surface, defect = stated if tab else None, None
@@ -184,14 +184,14 @@ def _text_bound(line: str, text: str, path: Path, number: int) -> tuple[Row, Raw
         surface = text[start:end]
     elif stated != text[start:end] and stated == re.sub(_BREAK, " ", " ".join(pieces)):
         surface, defect = text[start:end], SPACES
-    return row, RawEntity(start, end, found[1], surface, field=id, line=number, defect=defect)
+    return row, RawEntity(start, end, match[1], surface, field=id, line=number, defect=defect)
 
 
 def _parts(text: str, start: int, end: int) -> Parts:
-    """The span without the line breaks in it, as brat keeps one that goes over lines."""
+    """Return the parts of a span between its line breaks, as brat stores a span over several lines."""
     places = [start]
-    for found in _BREAKS.finditer(text, start, end):
-        places += found.span()
+    for match in _BREAKS.finditer(text, start, end):
+        places += match.span()
     places.append(end)
     return [list(part) for part in zip(places[::2], places[1::2], strict=True)]
 
@@ -201,8 +201,8 @@ def _hidden(file: Path, folder: Path) -> bool:
 
 
 def _file_name(id: str) -> str:
-    """The path in the folder, without suffix, for the document `id`."""
-    names = [_UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", name) for name in id.split("/")]
+    """Return the path in the folder, without suffix, for the document `id`."""
+    names = [_UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", name) for name in id.split("/")]
     if not all(names) or any(len(name.encode()) > _NAME_BYTES for name in names):
         raise DataError(
             f"document {id!r}: an id names the file, and a part of this one is empty or over {_NAME_BYTES} bytes; "
@@ -213,8 +213,8 @@ def _file_name(id: str) -> str:
 
 
 def _lines(document: Document, notes: Counter[str]) -> list[str]:
-    """The lines of the `.ann` file."""
-    pairs, gone = reunited(document, NAME)
+    """Return the lines of the `.ann` file."""
+    pairs, gone = with_rows(document, NAME)
     numbers = [re.fullmatch("T([0-9]{1,18})", str(row["id"])) for row in (*(row for _, row in pairs if row), *gone)]
     fresh = count(max((int(number[1]) for number in numbers if number), default=0) + 1)
     lines = [_text_bound_line(document, entity, row or {"id": f"T{next(fresh)}"}) for entity, row in pairs]
@@ -228,9 +228,9 @@ def _text_bound_line(document: Document, entity: Entity, row: Row) -> str:
         raise DataError(
             f"document {document.id!r}: brat's labels have no white space and are not empty; rename {entity.label!r}"
         )
-    parts: Parts = row.get("parts") or _parts(document.text, entity.start, entity.end)
+    parts: object = row.get("parts") or _parts(document.text, entity.start, entity.end)
     if not isinstance(parts, list) or not all(_PART.match(str(part)) for part in parts):
-        raise strange(document, NAME, f"found {parts!r:.60} for parts; expected [[start, end], …]")
+        raise meta_error(document, NAME, f"found {parts!r:.60} for parts; expected [[start, end], …]")
     if not all(entity.start <= first < last <= entity.end for first, last in parts):
         raise DataError(
             f"document {document.id!r}: {entity.label} {document.surface(entity)!r} [{entity.start}, {entity.end}) "
@@ -243,10 +243,10 @@ def _text_bound_line(document: Document, entity: Entity, row: Row) -> str:
 
 
 def _other_lines(document: Document, gone: set[str], notes: Counter[str]) -> list[str]:
-    """The kept lines, without those that hang, directly or not, on an entity that is `gone`."""
-    lines = kept(document, NAME).get("lines", [])
+    """Return the stored lines without those that depend, directly or indirectly, on an entity that is `gone`."""
+    lines = stored_meta(document, NAME).get("lines", [])
     if not isinstance(lines, list) or not all(isinstance(line, str) and _OTHER.fullmatch(line) for line in lines):
-        raise strange(document, NAME, f"found {lines!r:.60} for lines; expected a list of brat's lines")
+        raise meta_error(document, NAME, f"found {lines!r:.60} for lines; expected a list of brat's lines")
     before = len(lines)
     while dangling := [line for line in lines if _named(line) & gone]:
         lines = [line for line in lines if not _named(line) & gone]
@@ -256,7 +256,7 @@ def _other_lines(document: Document, gone: set[str], notes: Counter[str]) -> lis
 
 
 def _named(line: str) -> set[str]:
-    """The ids that a line refers to."""
+    """Return the ids that a line refers to."""
     words = line.split("\t")[1].split(" ")
     if line[0] in "AMN#":  # a type, what it is of, and a value
         return set(words[1:2])

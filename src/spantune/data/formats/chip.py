@@ -39,7 +39,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, one a line; `notes` counts what the layout has no place for.
+    """Write `documents` to `path`, one a line; `notes` counts what the format cannot hold.
 
     Raises:
         DataError: a text or label cannot stand on a line, or the file cannot be written.

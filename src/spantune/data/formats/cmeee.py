@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from spantune.core import DataError, Document, replacing
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
@@ -44,7 +43,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`: JSONL when its name ends so, else an array; `notes` counts what has no place.
+    """Write `documents` to `path`: JSONL if its name ends so, else an array; `notes` counts what is lost.
 
     Raises:
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.
@@ -58,7 +57,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
         file.write(closing if before == between else opening + closing)
 
 
-def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
+def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
     if taken := sorted(set(document.meta) & set(_FIELDS)):
         raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
     rows = [

@@ -1,9 +1,9 @@
 """CoNLL: a token and its tag a line, a blank line between sentences; BIO (IOB2), IOB1, BIOES, BMES and BIOUL tags.
 
-A first pass over the file tells what it does not say of itself: separator, number of columns, scheme, and whether the
-tokens are characters (WeiboNER's carry a number, which is taken off). The text is joined from the tokens, see `tokens`,
-unless a `# text = …` line states it. The trade-off is to read a file twice to hold none of it. Tags without a type,
-lines with other columns than most, and, in writing, overlapping entities and labels with white space are refused.
+A first pass over the file finds its separator, number of columns, scheme, and whether the tokens are characters (those
+of WeiboNER have a number, which is removed). The text is joined from the tokens, see `tokens`, unless a `# text = …`
+line states it. The file is read twice so that it need not be in memory. Tags without a type and lines with other
+columns than most are refused, and in writing overlapping entities and labels with white space.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spantune.data.raw.tokens import Span, TokenCensus, cut, join, locate, split
 from spantune.data.rules import Rule
 
 _BOM = "\ufeff"
-_LIKELY = 0.9  # of the lines have to look right for a file to be claimed; a bad one is then found in its place
+_LIKELY = 0.9  # the share of lines with a tag from which a file is taken for CoNLL
 
 
 def claims(sample: Sample) -> bool:
@@ -51,28 +51,28 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, a tab between token and tag; `notes` counts what has no place.
+    """Write `documents` to `path`, a tab between token and tag; `notes` counts what CoNLL cannot hold.
 
     Raises:
         DataError: entities overlap and `options.nested` is `error`, one begins or ends with white space, a text is
             blank, a label cannot stand in a tag, or the file cannot be written.
     """
     census = TokenCensus()
-    changed: Counter[str | None] = Counter()  # texts that reading would not make again, by what it joins with
+    changed: Counter[str | None] = Counter()  # texts that reading would not restore, by joiner
     with replacing(path) as file:
         for number, document in enumerate(documents):
-            kept = flat(document, options)
-            tokens, tags = _tagged(document, kept, notes, options)
+            entities = flat(document, options)
+            tokens, tags = _tagged(document, entities, notes, options)
             if number == 0 and tokens[0].startswith(_BOM):
-                file.write("\n")  # at the very beginning it would be taken off on reading
+                file.write("\n")  # at the beginning of a file, reading would remove it
             file.write("".join(f"{token}\t{tag}\n" for token, tag in zip(tokens, tags, strict=True)) + "\n")
             for index, token in enumerate(tokens):
                 census.add(token, index == 0)
             changed.update(joiner for joiner in {"", options.joiner} if join(tokens, joiner)[0] != document.text)
-            notes["overlapping entity left out"] += len(document.entities) - len(kept)
+            notes["overlapping entity left out"] += len(document.entities) - len(entities)
             notes["id left out"] += 1
             notes["meta left out"] += bool(set(document.meta) - {"tokens"})
-            notes["score left out"] += sum(entity.score is not None for entity in kept)
+            notes["score left out"] += sum(entity.score is not None for entity in entities)
         if census.is_segmented:
             raise DataError(
                 "every token ends in a number, 0 at the beginning of a text, as WeiboNER's do: reading would take it "
@@ -95,7 +95,7 @@ def _document(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str
     )
     meta: dict[str, object] = {"group": f"document {sentence.group}"} if sentence.group else {}
     if [text[start:end] for start, end in split(text)] != tokens:
-        meta["tokens"] = tokens  # what `write` needs to make the same lines again
+        meta["tokens"] = tokens  # `write` needs them to write the same lines
     notes["text joined from tokens"] += "text" not in sentence.stated
     notes["segmentation number taken off a token"] += len(tokens) * layout.is_segmented
     notes["other columns not read"] += layout.width > 2
@@ -105,7 +105,7 @@ def _document(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str
 
 
 def _row(line: str, layout: Layout, path: Path, number: int) -> tuple[str, Tag]:
-    """The token and the tag on a line."""
+    """Return the token and the tag on a line."""
     row = columns(line, layout.is_tabbed)
     if len(row) != layout.width:
         between = "a tab" if layout.is_tabbed else "blanks"
@@ -130,16 +130,16 @@ def _row(line: str, layout: Layout, path: Path, number: int) -> tuple[str, Tag]:
 
 
 def _text(sentence: Sentence, tokens: list[str], path: Path, layout: Layout) -> tuple[str, list[Span]]:
-    """The text of a sentence, as stated or else joined, and where its tokens stand in it."""
+    """Return the text of a sentence, stated or else joined, and the spans of its tokens."""
     if (text := sentence.stated.get("text")) is None:
         return join(tokens, layout.joiner)
     spans = locate(tokens, text)
     if isinstance(spans, int):
-        found = f"has more than the tokens: {text!r}"
+        problem = f"has more than the tokens: {text!r}"
         if spans < len(tokens):
-            found = f"does not hold the token {tokens[spans]!r} where it would follow: {text!r}"
+            problem = f"does not hold the token {tokens[spans]!r} where it would follow: {text!r}"
         raise DataError(
-            f"the `# text` line {found}; expected the tokens in order with white space between: mend or remove it",
+            f"the `# text` line {problem}; expected the tokens in order with white space between: mend or remove it",
             path=path,
             line=sentence.rows[min(spans, len(tokens) - 1)][0],
         )
@@ -158,7 +158,7 @@ def _entity(chunk: Chunk, text: str, spans: list[Span], rows: list[tuple[int, st
 def _tagged(
     document: Document, entities: list[Entity], notes: Counter[str], options: Options
 ) -> tuple[list[str], list[str]]:
-    """The tokens of `document` and their tags; a token is cut where an entity begins or ends inside it."""
+    """Return the tokens of `document` and their tags; a token is cut where an entity begins or ends inside it."""
     edges = {edge for entity in entities for edge in (entity.start, entity.end)}
     spans = cut(_tokens(document, notes), edges)
     if not spans:
@@ -187,7 +187,7 @@ def _tagged(
 
 
 def _tokens(document: Document, notes: Counter[str]) -> list[Span]:
-    """Where the tokens of `document` stand: those in its meta where they fit the text, else our own."""
+    """Return the spans of the tokens in the document's meta if they fit its text, else of our own tokens."""
     if (tokens := document.meta.get("tokens")) is None:
         return split(document.text)
     if isinstance(tokens, list) and all(isinstance(token, str) and _is_token(token) for token in tokens):
@@ -199,7 +199,7 @@ def _tokens(document: Document, notes: Counter[str]) -> list[Span]:
 
 
 def _is_token(token: str) -> bool:
-    """Whether `token` can stand on a line and be read as one."""
+    """Whether `token` can be written on a line and read back as one."""
     line = f"{token}\tO"
     return (
         bool(token) and not re.search(r"[\t\n]", token) and not line.startswith(DOCSTART) and not is_comment(line, -1)
@@ -216,7 +216,7 @@ _BLANKS = re.compile(r"[ \t]+")
 
 @dataclass(slots=True)
 class Sentence:
-    """Lines with tokens, each with its number, what comments state, and the number of the `-DOCSTART-` above."""
+    """Token lines with their numbers, the fields that comments state, and the number of the last `-DOCSTART-`."""
 
     rows: list[tuple[int, str]] = field(default_factory=list)
     stated: dict[str, str] = field(default_factory=dict)
@@ -225,7 +225,7 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a whole file shows: `token` and `tag` are columns from 0, `joiner` None decides at each boundary."""
+    """The layout of a whole file; `token` and `tag` are columns from 0, a `joiner` of None decides per boundary."""
 
     is_tabbed: bool
     width: int
@@ -237,7 +237,7 @@ class Layout:
 
 
 def survey(path: Path, options: Options) -> Layout:
-    """What all lines of `path` taken together show.
+    """Find the layout of `path` from all its lines.
 
     Raises:
         DataError: most lines have one column, or the file cannot be read.
@@ -306,17 +306,17 @@ def is_comment(line: str, column: int) -> bool:
 
 
 def tag_in(row: list[str], column: int) -> Tag | None:
-    """The tag in `column`; None where there is no such column, or no tag in it."""
+    """Return the tag in `column`; None if there is no such column, or no tag in it."""
     return parse_tag(row[column]) if -len(row) <= column < len(row) else None
 
 
 def columns(line: str, is_tabbed: bool) -> list[str]:
-    """The columns of a line, at tabs or else at runs of blanks."""
+    """Split a line into columns, at tabs or else at runs of blanks."""
     return line.split("\t") if is_tabbed else _BLANKS.split(line.strip(" \t"))
 
 
 def tag_column(options: Options) -> int:
-    """The column of the tags that the user names, or the last.
+    """Return the column of the tags that the user names, or the last one.
 
     Raises:
         ConfigError: it is given as a name.

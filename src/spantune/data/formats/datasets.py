@@ -1,8 +1,8 @@
 """A folder that Hugging Face `datasets` saved (`save_to_disk`): text and entities, or tokens and tags.
 
-The first shape is that of `rows`, with the entities as a list of structs or as JSON; it is the one written. In the
-second, the text is made of `tokens` by the rule of the module of that name, and `ner_tags`, class labels or strings,
-are decoded by that of `tags`; broken ones are refused unless mended. It refuses a folder of several splits.
+The first layout is that of `tabular`, with the entities as a list of structs or as JSON; it is the one that is written.
+In the second, the text is joined from `tokens` by the rule of the module of that name, and `ner_tags`, class labels or
+strings, are decoded by that of `tags`; invalid ones are refused unless repaired. A folder of several splits is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from spantune.core import DataError, Document, need, replacing_path
@@ -87,22 +88,22 @@ class _Tagged:
         written, schemes = tokens.TokenCensus(), tags.SchemeCensus()
         for record in records:
             try:
-                words, found = self._row(record) if isinstance(record, Record) else ([], [])
+                words, row_tags = self._row(record) if isinstance(record, Record) else ([], [])
             except DataError:
                 continue
             for word in words:
                 written.add(word, False)
-            for before, tag in pairwise([tags.OUTSIDE, *found, tags.OUTSIDE]):
+            for before, tag in pairwise([tags.OUTSIDE, *row_tags, tags.OUTSIDE]):
                 schemes.add(tag, before)
         characters = written.cjk and written.characters and self.joiner is None
         return replace(self, joiner="" if characters else self.joiner, scheme=schemes.scheme)
 
     def parse(self, record: Record) -> RawDocument:
-        words, found = self._row(record)
+        words, row_tags = self._row(record)
         text, spans = tokens.join(words, self.joiner)
         self.notes["text joined from its tokens"] += 1
         entities = []
-        for chunk in tags.decode(found, self.scheme):
+        for chunk in tags.decode(row_tags, self.scheme):
             start, end = spans[chunk.start][0], spans[chunk.end - 1][1]
             defect = Defect(Rule.BROKEN_TRANSITION, chunk.fault, tolerated=False) if chunk.fault else None
             field = f"{self.column}[{chunk.place if chunk.fault else chunk.start}]"
@@ -121,9 +122,10 @@ class _Tagged:
             replace(record, values={_TOKENS: word}, inside=f"token {index} of ").text(_TOKENS)
         return words, [self._tag(record, value, index) for index, value in enumerate(stated)]
 
-    def _tag(self, record: Record, value: Any, index: int) -> tags.Tag:
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        name = self.names[value] if is_number and 0 <= value < len(self.names) else value
+    def _tag(self, record: Record, value: object, index: int) -> tags.Tag:
+        name = value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.names):
+            name = self.names[value]
         if isinstance(name, str) and (tag := tags.parse_tag(name)):
             return tag
         valid = f"a number below {len(self.names)}" if self.names else "a string"
@@ -135,7 +137,7 @@ class _Tagged:
 
 
 def _check(path: Path) -> None:
-    """Refuse what is no folder of one saved dataset."""
+    """Refuse what is not a folder of one saved dataset."""
     if (path / _SPLITS).is_file():
         try:
             splits = json.loads((path / _SPLITS).read_text("utf-8"))["splits"]
@@ -153,11 +155,11 @@ def _check(path: Path) -> None:
 
 
 def _parser(table: Any, path: Path, notes: Counter[str], options: Options) -> Callable[[Record], RawDocument]:
-    """How to read a row of `table`: as text and entities, or as tokens and tags."""
+    """Return the function that parses a row of `table`: text and entities, or tokens and tags."""
     features = table.features.to_dict()
     names = list(features)
-    wanted = options.column if options.column is not None else _TAGS
-    tag_column = names[wanted] if isinstance(wanted, int) and -len(names) <= wanted < len(names) else wanted
+    column = options.column if options.column is not None else _TAGS
+    tag_column = names[column] if isinstance(column, int) and -len(names) <= column < len(names) else column
     is_tagged = _TOKENS in names and tag_column in names and _holds_tags(features[tag_column])
     if is_tagged and (options.column is not None or not {"text", tabular.ENTITIES} <= set(names)):
         assert isinstance(tag_column, str)
@@ -170,9 +172,9 @@ def _parser(table: Any, path: Path, notes: Counter[str], options: Options) -> Ca
             f"{', '.join(map(repr, names))}; name the column of tags (--column NAME)",
             path=path,
         )
-    column = tabular.entities_column(names, options, path)
-    labels = _class_names(features[column])
-    return lambda record: tabular.parse(_labelled(record, column, labels), column, notes)
+    entities_column = tabular.entities_column(names, options, path)
+    labels = _class_names(features[entities_column])
+    return lambda record: tabular.parse(_labelled(record, entities_column, labels), entities_column, notes)
 
 
 def _records(table: Any, path: Path, notes: Counter[str]) -> Iterator[Record]:
@@ -186,31 +188,33 @@ def _records(table: Any, path: Path, notes: Counter[str]) -> Iterator[Record]:
 
 
 def _holds_tags(feature: dict[str, Any]) -> bool:
-    """Whether a column is one of lists of strings, numbers or class labels."""
+    """Whether a column has lists of strings, numbers or class labels."""
     return feature.get("feature", {}).get("_type") in ("Value", "ClassLabel")
 
 
 def _class_names(feature: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the class labels in a column of lists, of labels or of structs with a `label`; none elsewhere."""
+    """Return the names of the class labels in a column of lists, of labels or of structs with a `label`; else ()."""
     inner = feature.get("feature", feature)
     label = inner.get("label", inner)
     return tuple(label.get("feature", label).get("names") or ())
 
 
 def _labelled(record: Record, column: str, names: tuple[str, ...]) -> Record:
-    """`record` with the numbers of class labels replaced by their names; what is none is left for its error."""
+    """Return `record` with class labels as names instead of numbers; other values stay, to be refused later."""
     stated = record.values[column]
     if not names or not isinstance(stated, list):
         return record
 
-    def named(row: Any) -> Any:
-        label = row.get("label") if isinstance(row, dict) else None
+    def named(row: object) -> object:
+        if not isinstance(row, dict):
+            return row
+        label = row.get("label")
         return row | {"label": names[label]} if isinstance(label, int) and 0 <= label < len(names) else row
 
     return replace(record, values=record.values | {column: [named(row) for row in stated]})
 
 
-def _size(value: Any) -> str:
+def _size(value: object) -> str:
     return str(len(value)) if isinstance(value, list) else repr(value)
 
 
@@ -219,7 +223,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 @contextmanager
-def _no_bars(datasets: Any) -> Iterator[None]:
+def _no_bars(datasets: ModuleType) -> Iterator[None]:
     """Keep the library's progress bars off the terminal."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()

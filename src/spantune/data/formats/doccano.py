@@ -1,9 +1,9 @@
 """doccano's JSONL: `{"text", "label": [[start, end, "label"], …]}`, or entities as objects, with relations.
 
 Texts are called `text` or `data`, spans `label`, `labels` or `entities` (`start_offset`, `end_offset`), half-open code
-points. The spans come without their text, so nothing can be verified; that is noted. All other fields are the
-document's meta, both ways; where it has relations, entities keep the ids that these name. It refuses text
-classification.
+points. Spans have no text, so that they cannot be verified; this is noted. All other fields are kept in the
+document's meta and written back. In a document with relations, entities keep the ids that the relations name. Text
+classification is refused.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from spantune.core import DataError, Document
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, reunited, strange
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, meta_error, with_rows
 from spantune.data.raw.json_records import Record, read_json, write_json_lines
 
 NAME = "doccano"
@@ -76,7 +75,7 @@ def _document(record: Record, notes: Counter[str]) -> RawDocument:
             ids = [{"id": row.integer("id")} for row in rows]
             meta[NAME] = {"entities": [_row(entity) | id for entity, id in zip(entities, ids, strict=True)]}
     else:
-        entities = tuple(_triple(record, spans, index) for index in range(len(_spans(record, spans))))
+        entities = tuple(_triple(record, f"{spans}[{index}]", span) for index, span in enumerate(_spans(record, spans)))
     name = _id(record, notes)
     return RawDocument(name, record.text(text, blank=True), entities, record.path, record.line, meta)
 
@@ -89,7 +88,7 @@ def _id(record: Record, notes: Counter[str]) -> str:
     return record.text("id") if isinstance(value, str) else str(record.integer("id"))
 
 
-def _spans(record: Record, field: str) -> list[Any]:
+def _spans(record: Record, field: str) -> list[object]:
     spans = record.values.get(field)
     if isinstance(spans, str) or (isinstance(spans, list) and any(isinstance(span, str) for span in spans)):
         raise record.error(
@@ -108,9 +107,8 @@ def _spans(record: Record, field: str) -> list[Any]:
     return spans
 
 
-def _triple(record: Record, field: str, index: int) -> RawEntity:
-    span = record.values[field][index]
-    place = f"{field}[{index}]"
+def _triple(record: Record, place: str, span: object) -> RawEntity:
+    """Return the entity of the triple `span`, which is at `place` in the record."""
     if not isinstance(span, list) or len(span) != 3:
         raise record.error(f"found {json.dumps(span)[:60]}; expected [start, end, label]: mend it", place)
     values = Record(
@@ -129,16 +127,16 @@ def _entity(row: Record, notes: Counter[str]) -> RawEntity:
     return RawEntity(start, end, row.text("label"), field=row.place("end_offset"))
 
 
-def _row(entity: RawEntity) -> dict[str, Any]:
+def _row(entity: RawEntity) -> dict[str, object]:
     return {"start": entity.start, "end": entity.end, "label": entity.label}
 
 
-def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
+def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
     if taken := sorted(set(document.meta) & {"id", "text", "entities", *_TRIPLES}):
         raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
     id = int(document.id) if _NUMBER.fullmatch(document.id) else document.id
-    record: dict[str, Any] = {"id": id, "text": document.text}
+    record: dict[str, object] = {"id": id, "text": document.text}
     others = {name: value for name, value in document.meta.items() if name != NAME}
     if stated := _relations(document):
         entities = _entities(document)
@@ -149,9 +147,9 @@ def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
     return {**record, "label": [[entity.start, entity.end, entity.label] for entity in document.entities], **others}
 
 
-def _entities(document: Document) -> list[dict[str, Any]]:
-    """The entities as objects, under the ids that they had; others get the numbers after those."""
-    pairs, gone = reunited(document, NAME)
+def _entities(document: Document) -> list[dict[str, object]]:
+    """Return the entities as objects with their earlier ids; entities without one get the next numbers."""
+    pairs, gone = with_rows(document, NAME)
     used = [row["id"] for row in (*(row for _, row in pairs if row), *gone)]
     fresh = count(max((id for id in used if isinstance(id, int)), default=-1) + 1)
     return [
@@ -165,10 +163,10 @@ def _entities(document: Document) -> list[dict[str, Any]]:
     ]
 
 
-def _relations(document: Document) -> list[Mapping[str, Any]]:
+def _relations(document: Document) -> list[Mapping[str, object]]:
     relations = document.meta.get("relations", [])
     if isinstance(relations, list) and all(isinstance(relation, dict) for relation in relations):
         ends = [relation.get(name) for relation in relations for name in ("from_id", "to_id")]
         if all(isinstance(end, int | str) for end in ends):
             return relations
-    raise strange(document, "relations", f"found {relations!r:.60}; expected objects with from_id and to_id")
+    raise meta_error(document, "relations", f"found {relations!r:.60}; expected objects with from_id and to_id")

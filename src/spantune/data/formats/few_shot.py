@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from spantune.core import DataError, Document
 from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each
@@ -45,7 +44,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path` with inclusive `end_idx`; `notes` counts what the layout has no place for.
+    """Write `documents` to `path` with inclusive `end_idx`; `notes` counts what the format cannot hold.
 
     Raises:
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.
@@ -53,7 +52,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     write_json_lines(path, (_record(document, notes) for document in documents))
 
 
-def _record(document: Document, notes: Counter[str]) -> dict[str, Any]:
+def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
     if taken := sorted(set(document.meta) & set(_FIELDS)):
         raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
     rows = [

@@ -1,9 +1,10 @@
 """Label Studio's JSON: tasks with `data` and `annotations[].result[]` of type `labels`, and its JSON-MIN export.
 
-Each annotation of a task is a document; a task without any gives its predictions, or nothing. Offsets are half-open
-code points; older versions counted UTF-16 units, which is recognised by the regions' text. What is not the text and its
-spans (other fields, relations, other results) is kept in meta and written back, into tasks that Label Studio imports:
-as predictions where entities have scores, else as annotations. It refuses exports of other tasks, choices say.
+Each annotation of a task is a document; a task without annotations gives its predictions, or nothing. Offsets are
+half-open code points; older versions counted UTF-16 units, which is recognised by the text of the regions. Everything
+but the text and its spans (other fields, relations, other results) is kept in meta and written back. The written tasks
+can be imported by Label Studio; entities with scores are written as predictions, others as annotations. Exports of
+other kinds of tasks, such as choices, are refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from spantune.core import DataError, Document, replacing
 from spantune.data.raw.document import (
@@ -26,9 +27,9 @@ from spantune.data.raw.document import (
     RawEntity,
     Row,
     Sample,
-    kept,
-    reunited,
-    strange,
+    meta_error,
+    stored_meta,
+    with_rows,
 )
 from spantune.data.raw.json_records import Record, read_json
 from spantune.data.rules import Rule
@@ -38,7 +39,7 @@ UTF16 = Defect(Rule.UTF16_OFFSETS, "offsets count UTF-16 units, not code points"
 
 Kind = Literal["annotations", "predictions"]
 
-_OWN = "spantune"  # what the writer puts under the task's meta: id and meta of the document
+_OWN = "spantune"  # the field of a task's meta in which the writer puts id and meta of the document
 _NAMES = {"from_name": "label", "to_name": "text"}
 _MADE = re.compile("spantune-[0-9]+")  # the id of a region that the writer made
 _MIN_FIELDS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
@@ -96,7 +97,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 
 def _expanded(record: Record) -> Record:
-    """A JSON-MIN record, one annotation without its frame, as the task that it is of."""
+    """Return the task of a JSON-MIN record, which is a single annotation."""
     data, results = {}, []
     for name, value in record.others(_MIN_FIELDS).items():
         if isinstance(value, list) and value and all(isinstance(region, dict) for region in value):
@@ -113,7 +114,7 @@ def _expanded(record: Record) -> Record:
 
 
 def _completions(task: Record, notes: Counter[str]) -> Iterator[tuple[Kind, Record]]:
-    """The annotations of a task that its annotators did not cancel, or its predictions where nobody annotated it."""
+    """Yield the annotations of a task that are not cancelled, or the predictions of a task without annotations."""
     stated = "completions" if "completions" in task.values else "annotations"
     annotations = task.rows(stated) if stated in task.values else []
     for annotation in annotations:
@@ -121,28 +122,32 @@ def _completions(task: Record, notes: Counter[str]) -> Iterator[tuple[Kind, Reco
             notes["cancelled annotation skipped"] += 1
         else:
             yield "annotations", annotation
-    predictions = task.values.get("predictions") or []
+    stated_predictions = task.values.get("predictions")
     if annotations:
-        notes["prediction not read: its task is annotated"] += len(predictions)
-    elif predictions:
-        notes["prediction read: its task is not annotated"] += len(predictions)
+        notes["prediction not read: its task is annotated"] += _size(stated_predictions)
+    elif stated_predictions:
+        notes["prediction read: its task is not annotated"] += _size(stated_predictions)
         for prediction in task.rows("predictions"):
             yield "predictions", prediction
     else:
         notes["task without annotation skipped"] += 1
 
 
+def _size(value: object) -> int:
+    return len(value) if isinstance(value, list) else 0
+
+
 def _text_key(task: Record, options: Options) -> str:
-    """The field of the task's data that holds the text."""
-    texts = [name for name, value in task.object("data").items() if isinstance(value, str)]
-    wanted = options.column
-    if wanted is None and len(texts) == 1:
+    """Return the field of the task's data that contains the text."""
+    texts = [name for name, value in task.mapping("data").items() if isinstance(value, str)]
+    column = options.column
+    if column is None and len(texts) == 1:
         return texts[0]
-    if wanted in texts:
-        return str(wanted)
-    found = f"found {', '.join(texts) or 'no text'}"
-    expected = "one text" if wanted is None else f"a text {wanted!r}"
-    raise task.error(f"{found}; expected {expected}: name the field that holds it with --column NAME", "data")
+    if column in texts:
+        return str(column)
+    stated = f"found {', '.join(texts) or 'no text'}"
+    expected = "one text" if column is None else f"a text {column!r}"
+    raise task.error(f"{stated}; expected {expected}: name the field that holds it with --column NAME", "data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,22 +160,22 @@ class _Task:
     several: bool
 
     def document(self, kind: Kind, completion: Record, number: int) -> RawDocument:
-        """The document of `completion`, the `number`-th of the task."""
-        task, data = self.record, self.record.object("data")
-        text = Record(data, task.path, task.line, task.number, "data.").text(self.key, blank=True)
+        """Return the document of `completion`, the `number`-th of the task."""
+        task, data = self.record, self.record.mapping("data")
+        text = task.inner("data").text(self.key, blank=True)
         entities: list[RawEntity] = []
         rows: list[Row] = []
-        others: list[dict[str, Any]] = []
+        others: list[dict[str, object]] = []
         for result in completion.rows("result"):
             if result.values.get("type") == "labels":
-                of_result = self._entities(result, text, kind)
-                entities += of_result
+                region = self._entities(result, text, kind)
+                entities += region
                 if isinstance(result.values.get("id"), str):
-                    rows += [_row(result, entity, kind) for entity in of_result]
+                    rows += [_row(result, entity, kind) for entity in region]
             else:
                 others.append(result.values)
         self._judge_others(completion, others, bool(entities))
-        frame, fields, own = self._frame(), _fields(kind, completion), self._own()
+        frame, fields, (own_id, own_meta) = self._frame(), _fields(kind, completion), self._own()
         details = {
             "key": self.key if self.key != "text" else None,
             "data": {name: value for name, value in data.items() if name != self.key},
@@ -180,27 +185,27 @@ class _Task:
             "results": others,
         }
         details = {name: value for name, value in details.items() if value}
-        id = own.get("id") if not self.several else None
-        meta = {**_derived(frame, fields), **own["meta"], **({NAME: details} if details else {})}
+        id = own_id if not self.several else None
+        meta = {**_derived(frame, fields), **own_meta, **({NAME: details} if details else {})}
         return RawDocument(id or self._id(fields, number), text, tuple(entities), task.path, task.line, meta)
 
-    def _frame(self) -> dict[str, Any]:
-        """The task's fields but for its data, its completions and what our writer put into its meta."""
+    def _frame(self) -> dict[str, object]:
+        """Return the task's fields without its data, its completions and the writer's part of its meta."""
         frame = self.record.others(("data", "annotations", "predictions", "completions"))
         frame["meta"] = {name: value for name, value in self._meta().items() if name != _OWN} or None
         return {name: value for name, value in frame.items() if value is not None or name not in ("id", "meta")}
 
-    def _meta(self) -> dict[str, Any]:
-        return self.record.object("meta") if self.record.values.get("meta") else {}
+    def _meta(self) -> dict[str, object]:
+        return self.record.mapping("meta") if self.record.values.get("meta") else {}
 
-    def _own(self) -> dict[str, Any]:
-        """What our writer put into the task's meta."""
-        meta = Record(self._meta(), self.record.path, self.record.line, inside="meta.")
-        own = Record(meta.object(_OWN), meta.path, meta.line, inside=f"meta.{_OWN}.")
-        return {**({"id": own.text("id")} if "id" in own.values else {}), "meta": own.object("meta")}
+    def _own(self) -> tuple[str | None, dict[str, object]]:
+        """Return the document's id and meta that the writer put into the task's meta."""
+        own = Record(self._meta(), self.record.path, self.record.line, inside="meta.").inner(_OWN)
+        return own.text("id") if "id" in own.values else None, own.mapping("meta")
 
-    def _id(self, fields: Mapping[str, Any], number: int) -> str:
-        task = self._own().get("id", self.record.values.get("id"))
+    def _id(self, fields: Mapping[str, object], number: int) -> str:
+        own_id, _ = self._own()
+        task = self.record.values.get("id") if own_id is None else own_id
         if task is None:
             task = f"{self.record.path.stem}-{self.record.number}"
         completion = fields.get("id")
@@ -208,8 +213,8 @@ class _Task:
             completion = number
         return _joined(task, completion)
 
-    def _judge_others(self, completion: Record, others: list[dict[str, Any]], labelled: bool) -> None:
-        """Count the results that are no spans; an annotation that has only such is of another task."""
+    def _judge_others(self, completion: Record, others: list[dict[str, object]], labelled: bool) -> None:
+        """Count the results that are not spans; refuse an annotation that has no others."""
         kinds = Counter(str(other.get("type")) for other in others)
         del kinds["relation"]
         if kinds and not labelled:
@@ -222,7 +227,7 @@ class _Task:
             self.notes[f"result of type {kind!r} kept in meta only"] += number
 
     def _entities(self, result: Record, text: str, kind: Kind) -> list[RawEntity]:
-        value = Record(result.object("value"), result.path, result.line, result.number, result.place("value."))
+        value = result.inner("value")
         value.note_others(("start", "end", "text", "labels"), self.notes)
         start, end = value.integer("start"), value.integer("end")
         surface = value.text("text") if value.values.get("text") is not None else None
@@ -231,15 +236,16 @@ class _Task:
             raise value.error(
                 f"found {json.dumps(labels)[:60]}; expected a list of labels: give the region one", "labels"
             )
-        score = _score(result) if kind == "predictions" else None
+        has_score = kind == "predictions" and result.values.get("score") is not None
+        score = result.score("score") if has_score else None
         field, defect = value.place("end" if surface is None else "text"), None
-        if surface is not None and text[start:end] != surface and (found := _of_units(text, start, end, surface)):
-            (start, end), defect = found, UTF16
+        if surface is not None and text[start:end] != surface and (span := _of_units(text, start, end, surface)):
+            (start, end), defect = span, UTF16
         return [RawEntity(start, end, label, surface, score, field, defect=defect) for label in labels]
 
 
 def _of_units(text: str, start: int, end: int, surface: str) -> tuple[int, int] | None:
-    """The code points of the span whose UTF-16 units are [start, end), if `surface` stands there."""
+    """Return the span in code points of the UTF-16 units [start, end) if its text is `surface`, else None."""
     units = text.encode("utf-16-le")
     if not 0 <= start < end <= len(units) // 2 or units[2 * start : 2 * end] != surface.encode("utf-16-le"):
         return None
@@ -247,36 +253,27 @@ def _of_units(text: str, start: int, end: int, surface: str) -> tuple[int, int] 
     return first, first + len(surface)
 
 
-def _score(result: Record) -> float | None:
-    score = result.values.get("score")
-    if score is None:
-        return None
-    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-        raise result.error(f"found {score!r}; expected a probability from 0 to 1: mend or remove it", "score")
-    return float(score)
-
-
 def _row(result: Record, entity: RawEntity, kind: Kind) -> Row:
-    """What to keep of a region."""
+    """Return the fields of a region that are kept in meta."""
     known = ("value", "type", "score") if kind == "predictions" else ("value", "type")
     return {**result.others(known), "start": entity.start, "end": entity.end, "label": entity.label}
 
 
 def _is_made(row: Row) -> bool:
-    """Whether the writer would make the same region again."""
+    """Whether the writer would produce the same region."""
     names = {name: value for name, value in row.items() if name not in ("id", "start", "end", "label")}
     return names == _NAMES and bool(_MADE.fullmatch(str(row["id"])))
 
 
-def _fields(kind: Kind, completion: Record) -> dict[str, Any]:
-    """The fields of an annotation or a prediction but for its result; none of a prediction as the writer makes it."""
+def _fields(kind: Kind, completion: Record) -> dict[str, object]:
+    """Return the fields of a completion without its result; none for a prediction that the writer would produce."""
     fields = completion.others(("result",))
     made = kind == "predictions" and fields.keys() <= {"model_version", "score"} and fields.get("model_version") == _OWN
     return {} if made else fields
 
 
-def _derived(frame: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The meta that follows from a task's and an annotation's fields."""
+def _derived(frame: Mapping[str, object], fields: Mapping[str, object]) -> dict[str, object]:
+    """Return the meta that is derived from the fields of a task and an annotation."""
     group = {"group": str(frame["id"])} if "id" in frame else {}
     return group | ({"annotator": fields["completed_by"]} if "completed_by" in fields else {})
 
@@ -285,27 +282,31 @@ def _joined(task: object, completion: object) -> str:
     return f"{task}" if completion is None else f"{task}-{completion}"
 
 
-def _tasks(documents: Iterable[Document], notes: Counter[str]) -> Iterator[dict[str, Any]]:
-    """The tasks to write, those of one id that follow each other as one."""
-    last: dict[str, Any] | None = None
+def _tasks(documents: Iterable[Document], notes: Counter[str]) -> Iterator[dict[str, object]]:
+    """Yield the tasks to write; consecutive completions of the same task are put together."""
+    last: dict[str, object] | None = None
+    completions: list[dict[str, object]] = []
     for document, kind in _with_kind(documents):
         task, completion = _task(document, kind, notes)
         if last is not None and "id" in task and last == {**task, kind: last.get(kind)}:
-            last[kind].append(completion)
+            completions.append(completion)
             continue
         if last is not None:
             yield last
-        last = {**task, kind: [completion]}
+        completions = [completion]
+        last = {**task, kind: completions}
     if last is not None:
         yield last
 
 
 def _with_kind(documents: Iterable[Document]) -> Iterator[tuple[Document, Kind]]:
-    """Each document and what it is written as: one without entities as the one before it, the first as the next."""
+    """Yield each document and its kind; one without entities has the kind of the previous document, or of the next."""
     waiting: list[Document] = []
     kind: Kind | None = None
     for document in documents:
-        if any(entity.score is not None for entity in document.entities) or "predictions" in kept(document, NAME):
+        if any(entity.score is not None for entity in document.entities) or "predictions" in stored_meta(
+            document, NAME
+        ):
             kind = "predictions"
         elif document.entities:
             kind = "annotations"
@@ -316,18 +317,18 @@ def _with_kind(documents: Iterable[Document]) -> Iterator[tuple[Document, Kind]]
     yield from ((held, "annotations") for held in waiting)
 
 
-def _task(document: Document, kind: Kind, notes: Counter[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The task of `document` without completions, and the completion of it that the document is."""
-    values = kept(document, NAME)
+def _task(document: Document, kind: Kind, notes: Counter[str]) -> tuple[dict[str, object], dict[str, object]]:
+    """Return the task of `document` without completions, and the completion with the document's entities."""
+    values = stored_meta(document, NAME)
     frame, fields, data = (_object(document, name, values.get(name)) for name in ("task", kind, "data"))
-    pairs, gone = reunited(document, NAME)
+    pairs, gone = with_rows(document, NAME)
     stale = kind == "predictions" and (bool(gone) or not all(row for _, row in pairs))
     if values.keys() & {"annotations", "predictions"} - {kind} or (stale and fields):
         notes["fields of the annotation left out: its entities are predicted anew"] += 1
         fields = {}
     derived = _derived(frame, fields)
     meta = {name: value for name, value in document.meta.items() if name != NAME and derived.get(name, NAME) != value}
-    own: dict[str, Any] = {} if document.id == _joined(frame.get("id"), fields.get("id")) else {"id": document.id}
+    own: dict[str, object] = {} if document.id == _joined(frame.get("id"), fields.get("id")) else {"id": document.id}
     own |= {"meta": meta} if meta else {}
     task = {**frame, "data": {str(values.get("key", "text")): document.text, **data}}
     if own:
@@ -338,39 +339,38 @@ def _task(document: Document, kind: Kind, notes: Counter[str]) -> tuple[dict[str
     return task, {**fields, "result": _results(document, notes)}
 
 
-def _object(document: Document, name: str, value: Any) -> dict[str, Any]:
-    """`value`, which is `name` of the kept meta, if it is an object; an empty one for None."""
+def _object(document: Document, name: str, value: object) -> dict[str, object]:
+    """Return `value`, the field `name` of the kept meta, if it is an object; an empty one for None."""
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise strange(document, NAME, f"found {value!r:.40} for {name}; expected an object")
+        raise meta_error(document, NAME, f"found {value!r:.40} for {name}; expected an object")
     return value
 
 
-def _results(document: Document, notes: Counter[str]) -> list[dict[str, Any]]:
-    """The regions, labels of one region together, and the kept results whose regions are still there."""
-    pairs, gone = reunited(document, NAME)
+def _results(document: Document, notes: Counter[str]) -> list[dict[str, object]]:
+    """Return the regions, each with all its labels, and the kept results whose regions still exist."""
+    pairs, gone = with_rows(document, NAME)
     rows = [row for _, row in pairs if row]
     names = _NAMES | next(({name: row[name] for name in _NAMES if name in row} for row in rows), {})
     used = {row["id"] for row in (*rows, *gone)}
     fresh = (id for number in count(1) if (id := f"spantune-{number}") not in used)
-    regions: dict[tuple[object, ...], dict[str, Any]] = {}
+    regions: dict[tuple[object, ...], tuple[dict[str, object], list[str]]] = {}
     for entity, row in pairs:
         row = row or {"id": next(fresh), **names}
-        region = regions.setdefault(
-            (row["id"], entity.start, entity.end, entity.score),
-            {
-                "value": {"start": entity.start, "end": entity.end, "text": document.surface(entity), "labels": []},
-                **{name: value for name, value in row.items() if name not in ("start", "end", "label")},
-                "type": "labels",
-                **({} if entity.score is None else {"score": entity.score}),
-            },
-        )
-        region["value"]["labels"].append(entity.label)
-    others = kept(document, NAME).get("results", [])
+        labels: list[str] = []
+        region = {
+            "value": {"start": entity.start, "end": entity.end, "text": document.surface(entity), "labels": labels},
+            **{name: value for name, value in row.items() if name not in ("start", "end", "label")},
+            "type": "labels",
+            **({} if entity.score is None else {"score": entity.score}),
+        }
+        _, labels = regions.setdefault((row["id"], entity.start, entity.end, entity.score), (region, labels))
+        labels.append(entity.label)
+    others = stored_meta(document, NAME).get("results", [])
     if not isinstance(others, list) or not all(isinstance(other, dict) for other in others):
-        raise strange(document, NAME, f"found {others!r:.60} for results; expected a list of objects")
+        raise meta_error(document, NAME, f"found {others!r:.60} for results; expected a list of objects")
     lost = {str(row["id"]) for row in gone} - {str(row["id"]) for row in rows}
-    left = [other for other in others if not {str(other.get(end)) for end in ("id", "from_id", "to_id")} & lost]
-    notes["result left out: its entity is gone"] += len(others) - len(left)
-    return [*regions.values(), *left]
+    remaining = [other for other in others if not {str(other.get(end)) for end in ("id", "from_id", "to_id")} & lost]
+    notes["result left out: its entity is gone"] += len(others) - len(remaining)
+    return [*(region for region, _ in regions.values()), *remaining]

@@ -48,7 +48,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, a heading before each group; `notes` counts what the layout has no place for.
+    """Write `documents` to `path`, a heading before each group; `notes` counts what the format cannot hold.
 
     Raises:
         DataError: entities cross, a text or label cannot stand on a line, or the file cannot be written.

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spantune.core import Document, to_record
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
+from spantune.data.raw import tabular
+from spantune.data.raw.document import Item, Options, RawDocument, Sample, each
 from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
 
 _FIELDS = ("id", "text", "entities", "meta", "answer")
-_ENTITY_FIELDS = ("start", "end", "label", "text", "score")
 
 
 def claims(sample: Sample) -> bool:
@@ -37,11 +37,11 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         else:
             name = f"{path.stem}-{record.line}"
             notes["id made from the line number"] += 1
-        entities = tuple(_entity(row, notes) for row in record.entities(optional=options.unannotated))
+        entities = tuple(tabular.entity(row, notes) for row in record.entities(optional=options.unannotated))
         for field in record.others(_FIELDS):
             notes[f"field {field!r} not read; put it under meta"] += 1
         text = record.text("text", blank=True)
-        return RawDocument(name, text, entities, path, record.line, record.object("meta"))
+        return RawDocument(name, text, entities, path, record.line, record.mapping("meta"))
 
     return each(read_json_lines(path, notes), parse)
 
@@ -53,11 +53,3 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
         DataError: the file cannot be written.
     """
     write_json_lines(path, map(to_record, documents))
-
-
-def _entity(row: Record, notes: Counter[str]) -> RawEntity:
-    start, end, label = row.integer("start"), row.integer("end"), row.text("label")
-    surface = row.text("text") if "text" in row.values else None
-    row.note_others(_ENTITY_FIELDS, notes)
-    score = row.score("score") if "score" in row.values else None
-    return RawEntity(start, end, label, surface, score, row.place("end" if surface is None else "text"))

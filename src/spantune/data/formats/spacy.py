@@ -1,9 +1,9 @@
 """spaCy's DocBin (`.spacy`), and the JSONL of Prodigy and of `Doc.to_json`: `{"text", "spans" or "ents"}`.
 
-Entities are `doc.ents` or a span group; a corpus in which some overlap is written to the group "sc" throughout, one of
-the two for all documents, since a component is trained on one. Tokens are made so that every entity begins and ends at
-one; id and meta are in `user_data`. A DocBin is read by spaCy's own class, which unpickles nothing, and whole; JSONL by
-the line. It refuses documents that state two annotations that differ: `options.column` names one.
+Entities are `doc.ents` or a span group. If some entities of a corpus overlap, all are written to the group "sc",
+because a component is trained on one of the two. Tokens are made so that every entity begins and ends at a token; id
+and meta are in `user_data`. A DocBin is read as a whole by spaCy's own class, which unpickles nothing; JSONL is read
+line by line. Documents with two annotations that differ are refused, unless `options.column` names one.
 """
 
 from __future__ import annotations
@@ -75,22 +75,22 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
         raise DataError("the name tells no kind; expected one that ends in .spacy or .jsonl: rename it", path=path)
 
 
-def _record(document: Document) -> dict[str, Any]:
+def _record(document: Document) -> dict[str, object]:
     """`document` as Prodigy's object."""
     record = to_record(document)
     record["spans"] = record.pop("entities")
     return record
 
 
-def _are_spans(stated: list[Any]) -> bool:
-    """Whether these are lists of spans, or objects of such lists."""
-    lists = [found for value in stated for found in (value.values() if isinstance(value, dict) else [value])]
-    rows = [row for found in lists if isinstance(found, list) for row in found]
-    return bool(stated) and all(isinstance(found, list) for found in lists) and (not rows or "start" in rows[0])
+def _are_spans(stated: list[object]) -> bool:
+    """Whether these are lists of spans, or objects whose values are such lists."""
+    lists = [spans for value in stated for spans in (value.values() if isinstance(value, dict) else [value])]
+    rows = [row for spans in lists if isinstance(spans, list) for row in spans]
+    return bool(stated) and all(isinstance(spans, list) for spans in lists) and (not rows or "start" in rows[0])
 
 
 def _is_refused(record: Record | DataError, notes: Counter[str]) -> bool:
-    """Whether an annotator of Prodigy's did not accept what the record states."""
+    """Whether the annotator did not accept the record in Prodigy."""
     answer = None if isinstance(record, DataError) else record.values.get("answer")
     if answer not in _REFUSED:
         return False
@@ -114,7 +114,7 @@ def _of_record(record: Record, notes: Counter[str], options: Options) -> RawDocu
         stated["spans"] = _spans(record, "spans", notes)
     for field in record.others(_FIELDS):
         notes[f"field {field!r} not read"] += 1
-    document = RawDocument(name, record.text("text", blank=True), (), record.path, record.line, record.object("meta"))
+    document = RawDocument(name, record.text("text", blank=True), (), record.path, record.line, record.mapping("meta"))
     return _annotated(document, stated, options)
 
 
@@ -123,32 +123,32 @@ def _spans(record: Record, field: str, notes: Counter[str]) -> tuple[RawEntity, 
 
 
 def _annotated(document: RawDocument, stated: Mapping[str, tuple[RawEntity, ...]], options: Options) -> RawDocument:
-    """`document` with the one annotation that is stated, or that the options name."""
+    """Return `document` with its only annotation, or the one that the options name."""
     if isinstance(options.column, str) and stated:
         if options.column not in stated:
             raise document.error(f"there are no entities under {options.column!r}; found: {', '.join(stated)}")
         return replace(document, entities=stated[options.column])
-    held = {name: entities for name, entities in stated.items() if entities}
-    if len({frozenset((e.start, e.end, e.label) for e in entities) for entities in held.values()}) > 1:
+    filled = {name: entities for name, entities in stated.items() if entities}
+    if len({frozenset((e.start, e.end, e.label) for e in entities) for entities in filled.values()}) > 1:
         raise document.error(
-            f"entities stand under {', '.join(held)} and differ; expected one annotation: name it (--column NAME)"
+            f"entities stand under {', '.join(filled)} and differ; expected one annotation: name it (--column NAME)"
         )
-    return replace(document, entities=next(iter(held.values()), ()))
+    return replace(document, entities=next(iter(filled.values()), ()))
 
 
 def _docs(path: Path) -> Iterator[tuple[Any, dict[str, tuple[RawEntity, ...]]]]:
-    """Yield each Doc of a DocBin and the entities of its ents, where annotated, and of its span groups."""
+    """Yield each Doc of a DocBin with the entities of its ents, if annotated, and of its span groups."""
     spacy, serialized = need("spacy", "spacy"), need("spacy.tokens", "spacy")
     collecting = gc.isenabled()
     number = 0
     try:
         for doc in serialized.DocBin().from_disk(path).get_docs(spacy.vocab.Vocab()):
             spans = ({"ents": doc.ents} if doc.has_annotation("ENT_IOB") else {}) | dict(doc.spans)
-            yield doc, {key: tuple(map(_of_span, found)) for key, found in spans.items()}
+            yield doc, {key: tuple(map(_of_span, group)) for key, group in spans.items()}
             number += 1
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
         if collecting:
-            gc.enable()  # spaCy's reader leaves it switched off when it fails
+            gc.enable()  # spaCy's reader leaves it disabled after an error
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
             f"not readable as a DocBin after document {number}: {reason}; was it written whole, by spaCy 3?", path=path
@@ -157,12 +157,12 @@ def _docs(path: Path) -> Iterator[tuple[Any, dict[str, tuple[RawEntity, ...]]]]:
 
 def _read_docs(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     for number, (doc, stated) in enumerate(_docs(path), start=1):
-        kept = {key: value for key, value in doc.user_data.items() if isinstance(key, str)}
-        name, meta = kept.pop("id", None), _listed(kept.pop("meta", {}))
+        user_data = {key: value for key, value in doc.user_data.items() if isinstance(key, str)}
+        name, meta = user_data.pop("id", None), _listed(user_data.pop("meta", {}))
         if not isinstance(name, str) or not name:
             name = f"{path.stem}-{number}"
             notes["id made from the document's number"] += 1
-        for key in kept:
+        for key in user_data:
             notes[f"user_data {key!r} not read"] += 1
         if not stated and len(doc):
             notes["document without annotation: read as one without entities"] += 1
@@ -179,8 +179,8 @@ def _of_span(span: Any) -> RawEntity:
     return RawEntity(span.start_char, span.end_char, span.label_, span.text, field="entities")
 
 
-def _listed(value: Any) -> Any:
-    """`value` with lists for the tuples that spaCy makes of them."""
+def _listed(value: object) -> object:
+    """Return `value` with lists in place of the tuples that spaCy makes of them."""
     if isinstance(value, dict):
         return {key: _listed(item) for key, item in value.items()}
     return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
@@ -210,7 +210,7 @@ def _write_docs(partial: Path, documents: list[Document], notes: Counter[str]) -
 
 
 def _doc(serialized: Any, vocab: Any, document: Document) -> tuple[Any, list[Any]]:
-    """The Doc of `document`, and its entities as spans of it."""
+    """Return the Doc of `document`, and its entities as spans of it."""
     if unnamed := next((entity for entity in document.entities if not entity.label), None):
         raise DataError(f"document {document.id!r}: the entity at {unnamed.start} has no label; give it one")
     words, spaces, starts, ends = _words(document.text, document.entities)
@@ -220,18 +220,18 @@ def _doc(serialized: Any, vocab: Any, document: Document) -> tuple[Any, list[Any
 
 
 def _words(text: str, entities: tuple[Entity, ...]) -> tuple[list[str], list[bool], dict[int, int], dict[int, int]]:
-    """Tokens that cover `text`, whether a space follows each, and which one begins and ends at which place.
+    """Return tokens that cover `text`, whether a space follows each, and the tokens by start and by end.
 
-    The first space after a token is its own, as spaCy has it, unless an entity begins or ends with it; other white
-    space is a token.
+    As in spaCy, the first space after a token belongs to it, unless an entity begins or ends with it; other white space
+    is a token.
     """
-    begun, ended = {entity.start for entity in entities}, {entity.end for entity in entities}
+    starting, ending = {entity.start for entity in entities}, {entity.end for entity in entities}
     words: list[str] = []
     spaces: list[bool] = []
     starts: dict[int, int] = {}
     ends: dict[int, int] = {}
-    for start, end in tokens.cut(_covering(text), begun | ended):
-        if words and not spaces[-1] and text[start] == " " and start not in begun and start + 1 not in ended:
+    for start, end in tokens.cut(_covering(text), starting | ending):
+        if words and not spaces[-1] and text[start] == " " and start not in starting and start + 1 not in ending:
             spaces[-1] = True
             start += 1
         if start < end:
@@ -242,7 +242,7 @@ def _words(text: str, entities: tuple[Entity, ...]) -> tuple[list[str], list[boo
 
 
 def _covering(text: str) -> Iterator[tuple[int, int]]:
-    """The tokens of `text` with the white space between them."""
+    """Yield the spans of the tokens of `text` and of the white space between them."""
     place = 0
     for start, end in [*tokens.split(text), (len(text), len(text))]:
         if place < start:

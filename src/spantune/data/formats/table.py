@@ -2,7 +2,7 @@
 
 The columns are `text`, `entities` with JSON (see `rows`), perhaps `id`, and meta. A delimiter is a comma, a tab or a
 semicolon. CSV knows only strings: empty cells of meta are no value, and numbers come back as strings. Both are read
-and written a row or a batch at a time. It refuses rows with too few or too many cells: which one is not known.
+and written a row or a batch at a time. Rows with too few or too many cells are refused.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 def _read_csv(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     first = list(islice(_lines(path, Counter()), _HEADER_LINES))
-    wanted = {"text", options.column if isinstance(options.column, str) else tabular.ENTITIES}
-    fitting = (delimiter for delimiter in _DELIMITERS if wanted <= set(_header(first, delimiter)))
+    columns = {"text", options.column if isinstance(options.column, str) else tabular.ENTITIES}
+    fitting = (delimiter for delimiter in _DELIMITERS if columns <= set(_header(first, delimiter)))
     delimiter = next(fitting, _BY_SUFFIX.get(path.suffix.lower(), ","))
     table = _rows(path, delimiter, notes)
     header = next(table)
@@ -132,7 +132,7 @@ def _rows(path: Path, delimiter: str, notes: Counter[str]) -> Iterator[tuple[int
 
 
 def _lines(path: Path, notes: Counter[str]) -> Iterator[str]:
-    """The lines of `path` with their ends."""
+    """Yield the lines of `path` with their ends."""
     before = notes[CRLF_NOTE]
     for _, line in read_lines(path, notes, blank=True):
         yield line + ("\n" if notes[CRLF_NOTE] == before else "\r\n")
@@ -140,7 +140,7 @@ def _lines(path: Path, notes: Counter[str]) -> Iterator[str]:
 
 
 def _header(lines: Iterable[str], delimiter: str) -> list[str]:
-    """The cells of the first row of `lines`; none where they are no CSV."""
+    """Return the cells of the first row of `lines`; [] if they are not CSV."""
     try:
         return next(filter(None, csv.reader(lines, delimiter=delimiter, strict=True)), [])
     except csv.Error:

@@ -1,8 +1,8 @@
-"""Documents as their files state them, before anything is verified, and the one place that verifies them.
+"""Documents as their files state them, before any check, and the one place that verifies them.
 
-A reader yields a RawDocument for each document and a DataError, as a value, where it could make none: plain reading
-raises it, `data check` counts it and goes on. Readers parse, they do not judge: whether a span lies in its text and
-covers the surface that the file gives for it is decided here, with the same words for every format.
+A reader yields a RawDocument for each document, or a DataError as a value if it could not make one: plain reading
+raises it, `data check` counts it and continues. Readers only parse. Whether a span is inside its text and covers the
+surface that the file gives for it is decided here, with the same messages for every format.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from spantune.core import DataError, Document, Entity, half_surrogate
 from spantune.data.rules import Rule
@@ -36,9 +36,9 @@ class Defect(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RawEntity:
-    """A span as stated: half-open code points, unverified; `surface` is its text where the file gives one.
+    """A span as stated: half-open code points, unverified; `surface` is its text if the file gives one.
 
-    `field` and `line` say where it stands, in the record and, where it is not the record's, in the file.
+    `field` is its place in the record, and `line` its line in the file if that is not the record's.
     """
 
     start: int
@@ -60,10 +60,10 @@ class RawDocument:
     entities: tuple[RawEntity, ...]
     path: Path
     line: int | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, object] = field(default_factory=dict)
 
     def error(self, message: str, entity: RawEntity | None = None) -> DataError:
-        """A DataError that says where this document, or an entity of it, stands."""
+        """Return a DataError with the place of this document, or of an entity of it."""
         line = entity.line if entity is not None and entity.line is not None else self.line
         return DataError(message, path=self.path, line=line, field=(entity.field if entity else "") or None)
 
@@ -77,16 +77,16 @@ class SurrogateError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a file does not say of itself and a user can: only the formats that need an option look at it.
+    """What a file does not say of itself and the user can; a format ignores the options that it does not need.
 
     Args:
-        nested: what a format of flat tags does with entities that overlap: refuse them (`error`), or keep the
+        nested: what a format of flat tags does with overlapping entities: refuse them (`error`), or write the
             `outermost` or the `innermost`.
         column: the column of a table or of token lines that holds the tags or entities, from 0, or negative from the
             end; a name for a table with a header.
-        joiner: what stood between tokens: `""`, `" "`, or None to tell from the tokens.
+        joiner: the text between tokens: `""`, `" "`, or None to decide from the tokens.
         scheme: the tags to write: `bio` or `bioes`.
-        unannotated: whether JSON documents may come without a field of entities, as texts to extract from do.
+        unannotated: whether JSON documents may lack the field of entities, as texts to extract from do.
     """
 
     nested: Nested = "error"
@@ -98,21 +98,21 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a file or folder shows of itself, for a format to claim it.
+    """The beginning of a file, or the content of a folder, by which a format recognises it.
 
     `head` are the first bytes, `text` the first lines (both empty for a folder, `text` also for a binary file),
-    `record` a telling JSON object of the file, `files` the names in a folder.
+    `record` is a JSON object of the file that shows its format, `files` are the names in a folder.
     """
 
     path: Path
     head: bytes = b""
     text: str = ""
-    record: Mapping[str, Any] | None = None
+    record: Mapping[str, object] | None = None
     files: tuple[str, ...] = ()
 
 
 def each(records: Iterable[R | DataError], parse: Callable[[R], RawDocument]) -> Iterator[Item]:
-    """What `parse` makes of each record, or the DataError that it raised or that its meta deserves."""
+    """Yield what `parse` makes of each record, or a DataError if it raises one or the meta cannot be encoded."""
     for record in records:
         if isinstance(record, DataError):
             yield record
@@ -130,7 +130,7 @@ def each(records: Iterable[R | DataError], parse: Callable[[R], RawDocument]) ->
 
 
 def unique(items: Iterable[Item]) -> Iterator[Item]:
-    """Pass `items` on; a document whose id an earlier one has becomes a DataError."""
+    """Yield `items`, with a DataError for a document whose id an earlier one has."""
     lines: dict[str, int | None] = {}
     for item in items:
         if isinstance(item, RawDocument):
@@ -148,7 +148,7 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def verified(items: Iterable[Item], notes: Counter[str]) -> Iterator[Document]:
-    """Yield the documents of `items`; `notes` counts what was mended or could not be verified.
+    """Yield the documents of `items`; `notes` counts what was repaired or could not be verified.
 
     Raises:
         DataError: an item is one, or an entity is empty, outside its text or not the surface that its file gives.
@@ -161,7 +161,7 @@ def verified(items: Iterable[Item], notes: Counter[str]) -> Iterator[Document]:
 
 
 def wrong(document: RawDocument, entity: RawEntity) -> str | None:
-    """Why `entity` cannot be where it claims to be; None when it can."""
+    """Say why the stated place of `entity` is wrong; None if it is not."""
     text, start, end = document.text, entity.start, entity.end
     if entity.surface is not None and (start < 0 or text[start : start + len(entity.surface)] != entity.surface):
         return misplaced(text, start, entity.surface)
@@ -179,12 +179,12 @@ def wrong(document: RawDocument, entity: RawEntity) -> str | None:
 
 
 def misplaced(text: str, start: int, surface: str) -> str:
-    """The message for an entity whose `surface` is not what `text` holds at `start`: found, expected, remedy."""
-    found = text[max(start, 0) : max(start, 0) + len(surface)]
+    """Return the message for an entity whose `surface` is not what `text` has at `start`."""
+    text_there = text[max(start, 0) : max(start, 0) + len(surface)]
     places = [match.start() for match in re.finditer(f"(?={re.escape(surface)})", text)]
     where = f"it occurs at {', '.join(map(str, places[:5]))}" if places else "it does not occur in the text"
     return (
-        f"the entity's text is {surface!r}, but the document holds {found!r} at {start}; {where}. Offsets count "
+        f"the entity's text is {surface!r}, but the document holds {text_there!r} at {start}; {where}. Offsets count "
         "Unicode code points from 0: mend the start or the text"
     )
 
@@ -203,49 +203,51 @@ def _entity(document: RawDocument, entity: RawEntity, notes: Counter[str]) -> En
     return Entity(entity.start, entity.end, entity.label, entity.score)
 
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 _ROW: dict[str, type | tuple[type, ...]] = {"start": int, "end": int, "label": str, "id": (int, str)}
 
 
-def kept(document: Document, format: str) -> Mapping[str, Any]:
-    """What the reader of `format` put into the document's meta; nothing for a document from elsewhere.
+def stored_meta(document: Document, format: str) -> Mapping[str, object]:
+    """Return what the reader of `format` stored in the document's meta; {} for a document of another format.
 
     Raises:
-        DataError: the meta holds something else under that name.
+        DataError: the meta has something else under that name.
     """
     values = document.meta.get(format, {})
     if not isinstance(values, Mapping):
-        raise strange(document, format, f"found {values!r:.40}; expected an object")
+        raise meta_error(document, format, f"found {values!r:.40}; expected an object")
     return values
 
 
-def reunited(document: Document, format: str) -> tuple[list[tuple[Entity, Row]], list[Row]]:
-    """Each entity with its row, in the order of the rows, those without one last; and the rows of entities now gone.
+def with_rows(document: Document, format: str) -> tuple[list[tuple[Entity, Row]], list[Row]]:
+    """Return each entity with its stored row, those without one last, and the rows of removed entities.
 
     Raises:
-        DataError: the rows are not what the reader keeps.
+        DataError: the rows are not as the reader stores them.
     """
-    rows = kept(document, format).get("entities", [])
+    rows = stored_meta(document, format).get("entities", [])
     if not isinstance(rows, list):
-        raise strange(document, format, f"found {rows!r:.40} for entities; expected a list")
-    waiting: dict[tuple[int, int, str], list[Entity]] = {}
+        raise meta_error(document, format, f"found {rows!r:.40} for entities; expected a list")
+    without_row: dict[tuple[int, int, str], list[Entity]] = {}
     for entity in document.entities:
-        waiting.setdefault((entity.start, entity.end, entity.label), []).append(entity)
+        without_row.setdefault((entity.start, entity.end, entity.label), []).append(entity)
     pairs: list[tuple[Entity, Row]] = []
     gone: list[Row] = []
     for row in rows:
         if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in _ROW.items()):
-            raise strange(document, format, f"found {row!r:.60} in entities; expected an object with {', '.join(_ROW)}")
-        if same := waiting.get((row["start"], row["end"], row["label"])):
+            raise meta_error(
+                document, format, f"found {row!r:.60} in entities; expected an object with {', '.join(_ROW)}"
+            )
+        if same := without_row.get((row["start"], row["end"], row["label"])):
             pairs.append((same.pop(0), row))
         else:
             gone.append(row)
-    return pairs + [(entity, {}) for entities in waiting.values() for entity in entities], gone
+    return pairs + [(entity, {}) for entities in without_row.values() for entity in entities], gone
 
 
-def strange(document: Document, format: str, found: str) -> DataError:
-    """The error for meta under `format` that its reader did not write."""
+def meta_error(document: Document, format: str, problem: str) -> DataError:
+    """Return the error for meta under `format` that its reader did not write."""
     return DataError(
-        f"document {document.id!r}: {found}; mend meta[{format!r}], or remove it to write without it", field="meta"
+        f"document {document.id!r}: {problem}; mend meta[{format!r}], or remove it to write without it", field="meta"
     )

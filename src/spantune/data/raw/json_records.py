@@ -1,7 +1,7 @@
-"""A JSON object together with the place where it stands, so that every wrong field can be named.
+"""JSON objects with their place in a file, so that an error names the line and the field.
 
-A field is handed out with the type that was asked for or not at all. It refuses what Python's reader lets pass in
-silence: a repeated key, NaN, half of a surrogate pair.
+A field is returned only with the type that was asked for. What Python's reader silently accepts is refused: a repeated
+key, NaN, half of a surrogate pair.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn, TypeVar
 
 from spantune.core import DataError, half_surrogate, replacing
 from spantune.data.raw.document import SurrogateError
 from spantune.data.raw.text_files import LINE_LIMIT, oversized, read_chunks, try_lines
 
+T = TypeVar("T")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A JSON object at `path:line`, the `number`-th of its file; `inside` is its place in the object around it."""
+    """A JSON object at `path:line`, the `number`-th of its file; `inside` is the path of fields to a nested one."""
 
-    values: dict[str, Any]
+    values: dict[str, object]
     path: Path
     line: int
     number: int = 1
     inside: str = ""
 
     def error(self, message: str, field: str | None = None) -> DataError:
-        """A DataError that says where this record, or its `field`, stands."""
+        """Return a DataError with the place of this record, or of its `field`."""
         place = self.inside.rstrip(".") if field is None else self.inside + field
         return DataError(message, path=self.path, line=self.line, field=place or None)
 
     def text(self, field: str, *, blank: bool = False) -> str:
-        """The string in `field`; an empty one only where `blank` allows it."""
+        """Return the string in `field`; an empty one only if `blank` allows it."""
         value = self._take(field, str, "a string")
-        assert isinstance(value, str)
         if not value and not blank:
             raise self.error("the string is empty; expected at least one character: mend or remove it", field)
         place = half_surrogate(value)
@@ -55,48 +55,49 @@ class Record:
         return value
 
     def integer(self, field: str) -> int:
-        """The whole number in `field`."""
-        value = self._take(field, int, "a whole number")
-        assert isinstance(value, int)
-        return value
+        """Return the whole number in `field`."""
+        return self._take(field, int, "a whole number")
 
     def score(self, field: str) -> float:
-        """The probability in `field`."""
+        """Return the probability in `field`."""
         score = self.values[field]
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
             raise self.error(f"found {score!r}; expected a probability from 0 to 1: mend or remove it", field)
         return float(score)
 
-    def json(self, field: str) -> Any:
-        """The value of the JSON text in `field`."""
+    def json(self, field: str) -> object:
+        """Return the value of the JSON text in `field`."""
         try:
-            return _DECODER.decode(self.text(field))
+            value: object = _DECODER.decode(self.text(field))
         except (ValueError, RecursionError) as error:
             raise self.error(
                 f"not JSON: {error}; mend it there (strings and names stand in double quotes)", field
             ) from None
+        return value
 
     def rows(self, field: str) -> list[Record]:
-        """The list of objects in `field`."""
-        rows = self._take(field, list, "a list of objects ([] for a text without entities)")
-        for index, row in enumerate(rows):
+        """Return the list of objects in `field`."""
+        records = []
+        for index, row in enumerate(self._take(field, list, "a list of objects ([] for a text without entities)")):
             if not isinstance(row, dict):
                 raise self.error(f"found {_kind(row)}; expected an object", f"{field}[{index}]")
-        return [
-            Record(row, self.path, self.line, self.number, f"{self.inside}{field}[{index}].")
-            for index, row in enumerate(rows)
-        ]
+            records.append(Record(row, self.path, self.line, self.number, f"{self.inside}{field}[{index}]."))
+        return records
 
     def entities(self, *, optional: bool) -> list[Record]:
-        """The list of objects in `entities`; none where the field is absent and `optional`."""
+        """Return the list of objects in `entities`; an empty one if the field is absent and `optional`."""
         return [] if optional and "entities" not in self.values else self.rows("entities")
 
-    def object(self, field: str) -> dict[str, Any]:
-        """The object in `field`; an empty one when the field is absent."""
+    def mapping(self, field: str) -> dict[str, object]:
+        """Return the object in `field`; an empty one if the field is absent."""
         return dict(self._take(field, dict, "an object")) if field in self.values else {}
 
-    def others(self, known: Iterable[str]) -> dict[str, Any]:
-        """The fields that are not in `known`."""
+    def inner(self, field: str) -> Record:
+        """Return the object in `field`, an empty one if the field is absent, as a record that knows its place."""
+        return Record(self.mapping(field), self.path, self.line, self.number, f"{self.inside}{field}.")
+
+    def others(self, known: Iterable[str]) -> dict[str, object]:
+        """Return the fields that are not in `known`."""
         known = set(known)
         return {name: value for name, value in self.values.items() if name not in known}
 
@@ -106,21 +107,21 @@ class Record:
             notes[f"entity field {field!r} not read"] += 1
 
     def place(self, field: str) -> str:
-        """Where `field` stands in the object of the file."""
+        """Return the path of `field` from the outermost object."""
         return self.inside + field
 
-    def _take(self, field: str, kind: type, wanted: str) -> Any:
+    def _take(self, field: str, kind: type[T], expected: str) -> T:
         if field not in self.values:
-            found = ", ".join(self.values) or "none"
-            raise self.error(f"the field is missing; expected {wanted}; fields found: {found}", field)
+            names = ", ".join(self.values) or "none"
+            raise self.error(f"the field is missing; expected {expected}; fields found: {names}", field)
         value = self.values[field]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.error(f"found {_kind(value)}; expected {wanted}", field)
+            raise self.error(f"found {_kind(value)}; expected {expected}", field)
         return value
 
 
 def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
-    """Yield the object on each line of `path`, or the DataError that says why the line holds none."""
+    """Yield the object on each line of `path`, or a DataError for a line that has none."""
     for number, (line, text) in enumerate(try_lines(path, notes), start=1):
         try:
             if isinstance(text, DataError):
@@ -133,7 +134,7 @@ def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
             yield error
 
 
-def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> None:
     """Write `records` to `path`, one a line.
 
     Raises:
@@ -145,7 +146,7 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_json(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
-    """Yield the objects of `path`, which is a JSON array or JSONL, as its first character says.
+    """Yield the objects of `path`; the first character decides whether it is a JSON array or JSONL.
 
     Raises:
         DataError: as `read_json_array`, for an array.
@@ -155,7 +156,7 @@ def read_json(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
 
 
 def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
-    """Yield the objects of the JSON array in `path`, an element that is none as a DataError; one is held at a time.
+    """Yield the objects of the JSON array in `path`, and a DataError for other elements; only one is in memory.
 
     Raises:
         DataError: the file is not a JSON array, or an empty one.
@@ -187,15 +188,15 @@ def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
 
 
 class _Window:
-    """The part of a file that is being parsed, moved along chunk by chunk."""
+    """The part of a file that is being parsed; it moves through the file chunk by chunk."""
 
     def __init__(self, path: Path, notes: Counter[str]):
         self.path, self.text, self.place = path, "", 0
-        self._line, self._counted = 1, 0  # the line at that place
+        self._line, self._counted = 1, 0  # a line number, and the place in `text` for which it holds
         self._chunks = read_chunks(path, notes)
 
     def more(self) -> bool:
-        """Drop what is behind and take in the next chunk; False at the end of the file."""
+        """Drop the text before `place` and read the next chunk; False at the end of the file."""
         chunk = next(self._chunks, None)
         if chunk is None:
             return False
@@ -204,49 +205,49 @@ class _Window:
         return True
 
     def next(self) -> str:
-        """The next character that is no white space, "" at the end; it is not passed."""
+        """Move to the next character that is not white space and return it, "" at the end of the file."""
         while True:
             self.place = _skip(self.text, self.place)
             if self.place < len(self.text) or not self.more():
                 return self.text[self.place : self.place + 1]
 
-    def value(self) -> Any:
-        """The JSON value here; it is passed."""
-        wanted = 0
+    def value(self) -> object:
+        """Return the JSON value at `place` and move behind it."""
+        size = 0
         while True:
             try:
                 value, end = _parse(self.text, self.place, self.path, self.line_here(), self.place)
-                if end < len(self.text) or not self.more():  # a number could go on
+                if end < len(self.text) or not self.more():  # a number might continue in the next chunk
                     self.place = end
                     return value
             except DataError:
                 if len(self.text) - self.place > LINE_LIMIT:
                     raise oversized(self.path, self.line_here()) from None
-                wanted = 2 * max(wanted, len(self.text) - self.place)  # doubled, so that no object is parsed too often
+                size = 2 * max(size, len(self.text) - self.place)  # doubled, so that no object is parsed too often
                 if not self.more():
                     raise
-                while len(self.text) < wanted and self.more():
+                while len(self.text) < size and self.more():
                     pass
 
     def line_here(self) -> int:
-        """The line that `place` is on."""
+        """Return the line of `place`."""
         self._line += self.text.count("\n", self._counted, self.place)
         self._counted = self.place
         return self._line
 
     def not_json(self, what: str) -> DataError:
-        """The error for what stands here."""
+        """Return the error for the text at `place`."""
         return _not_json(what, self.text, self.place, self.path, self.line_here(), self.place)
 
 
-def _as_record(value: Any, path: Path, line: int, number: int) -> Record:
+def _as_record(value: object, path: Path, line: int, number: int) -> Record:
     if not isinstance(value, dict):
         raise DataError(f"found {_kind(value)}; expected an object with text and entities", path=path, line=line)
     return Record(value, path, line, number)
 
 
-def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tuple[Any, int]:
-    """The JSON value at `place` and where it ends; `line` is that of the character `line_at`."""
+def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tuple[object, int]:
+    """Return the JSON value at `place` and its end; `line` is the line of the character `line_at`."""
     try:
         value, end = _DECODER.raw_decode(text, place)
     except json.JSONDecodeError as error:
@@ -257,10 +258,10 @@ def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tu
 
 
 def _skip(text: str, place: int) -> int:
-    """The first place from `place` on that is not JSON white space."""
-    blank = _BLANK.match(text, place)
-    assert blank is not None
-    return blank.end()
+    """Return the first place from `place` on that is not JSON white space."""
+    match = _BLANK.match(text, place)
+    assert match is not None
+    return match.end()
 
 
 def _not_json(what: str, text: str, place: int, path: Path, line: int, line_at: int = 0) -> DataError:
@@ -274,11 +275,11 @@ def _not_json(what: str, text: str, place: int, path: Path, line: int, line_at: 
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Describe the type of a JSON value."""
     return _KINDS.get(type(value)) or f"the number {value}"
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -286,7 +287,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _no_constant(name: str) -> Any:
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 

@@ -1,8 +1,8 @@
 """Rows of a table as documents and back: what CSV, Parquet and Hugging Face `datasets` have in common.
 
-A row has `text` and `entities`: JSON in a string, or a list where the table can hold one, of objects
-`{"start", "end", "label", "text"?, "score"?}` or of triples `[start, end, label]`. `id` is optional, and every other
-column is meta, both ways; null there is no value. Null entities are refused, since they may mean none or not annotated.
+A row has `text` and `entities`: JSON in a string, or a list if the table can hold one, of objects `{"start", "end",
+"label", "text"?, "score"?}` or of triples `[start, end, label]`. `id` is optional. Every other column is meta, in
+reading and in writing; null means no value. Null entities are refused, because they may mean not annotated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 
 def entities_column(names: Sequence[str], options: Options, path: Path) -> str:
-    """The column of entities in a table with the columns `names`.
+    """Return the column of entities in a table with the columns `names`.
 
     Raises:
         DataError: there is none, none called `text`, or two have one name.
@@ -50,7 +50,7 @@ def entities_column(names: Sequence[str], options: Options, path: Path) -> str:
 
 
 def parse(record: Record, column: str, notes: Counter[str]) -> RawDocument:
-    """The document in a row, with its entities in `column`.
+    """Parse the document in a row, with its entities in `column`.
 
     Raises:
         DataError: a cell is not what it should be.
@@ -63,7 +63,7 @@ def parse(record: Record, column: str, notes: Counter[str]) -> RawDocument:
 def document(
     record: Record, text: str, entities: tuple[RawEntity, ...], notes: Counter[str], known: Iterable[str]
 ) -> RawDocument:
-    """A document of this row; its id is there or made, and the columns that are not `known` are its meta."""
+    """Make the document of this row; an absent id is made, and the columns that are not `known` are its meta."""
     name = record.values.get("id")
     if name is None:
         name = f"{record.path.stem}-{record.number}"
@@ -78,7 +78,7 @@ def document(
 
 
 def entity(row: Record, notes: Counter[str], known: Iterable[str] = ()) -> RawEntity:
-    """The entity of an object with start, end, label and perhaps text and score; `known` fields are not noted."""
+    """Parse an object with start, end, label and perhaps text and score; other fields than `known` are noted."""
     start, end, label = row.integer("start"), row.integer("end"), row.text("label")
     surface = row.text("text") if "text" in row.values else None
     row.note_others((*_ENTITY_FIELDS, *known), notes)
@@ -87,7 +87,7 @@ def entity(row: Record, notes: Counter[str], known: Iterable[str] = ()) -> RawEn
 
 
 def spool(documents: Iterable[Document], file: TextIO, column: str, notes: Counter[str]) -> dict[str, type]:
-    """Write the rows of `documents` to `file`, and return the columns of meta: only the last document completes them.
+    """Write the rows of `documents` to `file`, and return the columns of meta, which only the last document completes.
 
     A column has the type of its values, `str` when they differ or are lists or objects.
 
@@ -111,8 +111,8 @@ def spool(documents: Iterable[Document], file: TextIO, column: str, notes: Count
     return types
 
 
-def spooled(file: TextIO, types: Mapping[str, type], notes: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows that `spool` wrote; what is not of its column's type becomes JSON text, and is noted."""
+def spooled(file: TextIO, types: Mapping[str, type], notes: Counter[str]) -> Iterator[dict[str, object]]:
+    """Yield the rows that `spool` wrote; a value of another type than its column becomes JSON text and is noted."""
     file.seek(0)
     for line in file:
         row = json.loads(line)
@@ -124,7 +124,7 @@ def spooled(file: TextIO, types: Mapping[str, type], notes: Counter[str]) -> Ite
 
 
 def _stated(record: Record, column: str) -> list[Record]:
-    """The entities of a row as objects, whichever way they are written."""
+    """Return the entities of a row as objects, in whichever layout they are written."""
     value = record.values[column]
     if value is None or value == "":
         raise record.error("the cell is empty; expected a list of objects ([] for a text without entities)", column)
@@ -143,7 +143,7 @@ def _stated(record: Record, column: str) -> list[Record]:
     return replace(record, values={column: value}).rows(column)
 
 
-def _object(record: Record, item: Any, field: str) -> Any:
+def _object(record: Record, item: object, field: str) -> object:
     if isinstance(item, list):
         if len(item) != len(_TRIPLE):
             raise record.error(f"found a list of {len(item)}; expected [start, end, label]", field)
@@ -151,8 +151,8 @@ def _object(record: Record, item: Any, field: str) -> Any:
     return item
 
 
-def _type(value: Any) -> type:
-    """The type of a column that can hold `value`; `str` where only JSON can."""
+def _type(value: object) -> type:
+    """Return the type of a column that can hold `value`; `str` if only JSON can."""
     kind = type(value)
     return kind if kind in (bool, float) or (kind is int and value in _INT64) else str
 
@@ -166,7 +166,7 @@ def records(batch: Any, before: int, path: Path, notes: Counter[str]) -> Iterato
     """Yield the rows of `batch`, a record batch or table that follows `before` others; a row's line is its number.
 
     Raises:
-        DataError: a value cannot be had from its bytes.
+        DataError: a value cannot be decoded.
     """
     try:
         rows = batch.to_pylist()
@@ -181,14 +181,14 @@ def records(batch: Any, before: int, path: Path, notes: Counter[str]) -> Iterato
         yield Record(values, path, number, number)
 
 
-def batches(rows: Iterable[dict[str, Any]], schema: Any) -> Iterator[Any]:
+def batches(rows: Iterable[dict[str, object]], schema: Any) -> Iterator[Any]:
     """Yield `rows` as record batches of bounded size."""
     pyarrow = need("pyarrow", "table")
-    batch: list[dict[str, Any]] = []
+    batch: list[dict[str, object]] = []
     characters = 0
     for row in rows:
         batch.append(row)
-        characters += len(row["text"])
+        characters += len(str(row["text"]))
         if len(batch) == BATCH_ROWS or characters > _BATCH_CHARACTERS:
             yield pyarrow.RecordBatch.from_pylist(batch, schema=schema)
             batch, characters = [], 0
@@ -197,15 +197,15 @@ def batches(rows: Iterable[dict[str, Any]], schema: Any) -> Iterator[Any]:
 
 
 def schema(column: str, entities: Any, meta: dict[str, type]) -> Any:
-    """The schema of rows with `entities` of the given type in `column`, and columns of meta."""
+    """Return the schema of rows with `entities` of the given type in `column`, and columns of meta."""
     pyarrow = need("pyarrow", "table")
     types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
     own = {"id": types[str], "text": types[str], column: entities}
     return pyarrow.schema(own | {name: types[kind] for name, kind in meta.items()})
 
 
-def _plain(value: Any, notes: Counter[str]) -> Any:
-    """`value` as JSON can hold it."""
+def _plain(value: object, notes: Counter[str]) -> object:
+    """Return `value` as JSON can hold it."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):

@@ -1,8 +1,8 @@
 """Tag sequences to spans of tokens and back: BIO (IOB2), IOB1, and BIOES with its other letters (BMES, BIOUL, BIOEW).
 
-Spans are found by conlleval's rule whatever the scheme: B and S always begin one, I and E do after O, after an end
-and after another type. The scheme, told by the majority in the whole file, only decides which beginnings and ends are
-broken. The trade-off: a sequence is never refused here, its faults are stated for the caller to refuse or mend.
+Spans are found by conlleval's rule in every scheme: B and S always begin one, I and E do after O, after an end and
+after another type. The scheme, which the majority of the whole file shows, only decides which beginnings and ends are
+invalid. No sequence is refused here: its faults are returned, and the caller refuses or repairs them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Tag(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Tokens `[start, end)` under one label; `fault` says what is broken in their tags, `place` at which token."""
+    """Tokens `[start, end)` under one label; `fault` says what is invalid in their tags, `place` at which token."""
 
     start: int
     end: int
@@ -45,7 +45,7 @@ OUTSIDE = Tag("O", "O", "")
 
 @lru_cache(maxsize=1 << 12)
 def parse_tag(text: str) -> Tag | None:
-    """The tag that `text` is; None when it is none."""
+    """Return `text` as a tag; None if it is not one."""
     if text == "O":
         return OUTSIDE
     match = _TAG.fullmatch(text)
@@ -54,7 +54,7 @@ def parse_tag(text: str) -> Tag | None:
 
 @dataclass(slots=True)
 class SchemeCensus:
-    """Counts of what tells the schemes apart, over any number of sentences."""
+    """Counts, over any number of sentences, of the transitions that distinguish the schemes."""
 
     closed: int = 0
     unclosed: int = 0
@@ -71,14 +71,14 @@ class SchemeCensus:
 
     @property
     def scheme(self) -> Scheme:
-        """BIOES when more entities are closed than not; IOB1 when more begin with I than with a B that it forbids."""
+        """BIOES if more entities are closed than not; IOB1 if more begin with I than with a B that IOB1 forbids."""
         if self.closed and self.closed >= self.unclosed:
             return "BIOES"
         return "IOB1" if self.begun_inside > self.begun_freely else "IOB2"
 
 
 def decode(tags: Sequence[Tag], scheme: Scheme) -> Iterator[Chunk]:
-    """Yield the chunks of a sentence, in order, with what `scheme` does not allow as their faults."""
+    """Yield the chunks of a sentence in order; what `scheme` does not allow is their fault."""
     start = 0
     for place in range(1, len(tags) + 1):
         following = tags[place] if place < len(tags) else OUTSIDE
@@ -89,7 +89,7 @@ def decode(tags: Sequence[Tag], scheme: Scheme) -> Iterator[Chunk]:
 
 
 def encode(count: int, chunks: Iterable[Chunk], scheme: Literal["bio", "bioes"]) -> list[str]:
-    """The tags of `count` tokens under `chunks`, which do not overlap."""
+    """Return the tags of `count` tokens under `chunks`, which do not overlap."""
     tags = ["O"] * count
     for chunk in chunks:
         tags[chunk.start : chunk.end] = [f"I-{chunk.label}"] * (chunk.end - chunk.start)
@@ -100,26 +100,26 @@ def encode(count: int, chunks: Iterable[Chunk], scheme: Literal["bio", "bioes"])
 
 
 def flat(document: Document, options: Options) -> list[Entity]:
-    """The entities of `document` that one row of tags can hold: all, or the outermost or innermost as asked for.
+    """Return the entities of `document` that one row of tags can hold: all, or by option the outermost or innermost.
 
-    Of entities that overlap, `outermost` keeps the longest, `innermost` the shortest, and the first of equals.
+    Of overlapping entities, `outermost` keeps the longest, `innermost` the shortest, and the first of equals.
 
     Raises:
         DataError: two overlap and `options.nested` is `error`.
     """
-    kept: list[Entity] = []
+    chosen: list[Entity] = []
     sign = -1 if options.nested == "outermost" else 1
     for entity in sorted(document.entities, key=lambda entity: (sign * (entity.end - entity.start), entity)):
-        other = next((other for other in kept if other.start < entity.end and entity.start < other.end), None)
-        if other is None:
-            kept.append(entity)
+        rival = next((e for e in chosen if e.start < entity.end and entity.start < e.end), None)
+        if rival is None:
+            chosen.append(entity)
         elif options.nested == "error":
             raise DataError(
-                f"document {document.id!r}: {_named(document, other)} and {_named(document, entity)} overlap, which "
+                f"document {document.id!r}: {_named(document, rival)} and {_named(document, entity)} overlap, which "
                 "one row of tags cannot show; give --nested outermost or innermost, or write another format",
                 field="entities",
             )
-    return sorted(kept)
+    return sorted(chosen)
 
 
 def _begins(tag: Tag, before: Tag) -> bool:

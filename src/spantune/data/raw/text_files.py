@@ -1,8 +1,8 @@
-"""Text files as the formats see them: UTF-8 lines on the way in, a temporary name and a rename on the way out.
+"""Read UTF-8 text files by lines or chunks.
 
-Lines end at LF or CRLF and at nothing else, so that U+2028 and its like stay in the text; a byte-order mark and CRLF
-are taken off and noted. Nothing holds a whole file: what is read at once is a line or a chunk. It refuses what is
-missing, a folder, without content, not UTF-8 (it says at which byte) or of a line that no document has.
+Lines end at LF or CRLF only, so that U+2028 and similar characters stay in the text; a byte-order mark and CRLF are
+removed and noted. No file is held in memory as a whole. A file is refused if it is missing, a folder, empty, not UTF-8
+(the message names the byte) or has a line that is too long for a document.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Itera
 
 
 def try_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Iterator[tuple[int, str | DataError]]:
-    """As `read_lines`, but a line that is not UTF-8 is yielded as the DataError that says so, and the rest goes on.
+    """As `read_lines`, but a line that is not UTF-8 is yielded as a DataError, and reading continues.
 
     Raises:
         DataError: as `read_lines`, but for such lines.
@@ -101,16 +101,16 @@ def read_chunks(path: Path, notes: Counter[str]) -> Iterator[str]:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether what is there is a pipe or a device, which gives its content once."""
+    """Whether the path is a pipe or a device, which can be read only once."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # whoever opens it says what is wrong
+    except OSError:  # opening it will say what is wrong
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def read_bytes(path: Path, size: int = -1) -> bytes:
-    """The first `size` bytes of the file, or all of it.
+    """Return the first `size` bytes of the file, or all of it.
 
     Raises:
         DataError: it is missing, a folder, unreadable or empty.
@@ -126,7 +126,7 @@ def read_bytes(path: Path, size: int = -1) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The whole file exactly as it is, which may be nothing: line ends and a byte-order mark are kept.
+    """Return the exact content of the file, which may be empty: line ends and a byte-order mark stay.
 
     Raises:
         DataError: it is missing, a folder, unreadable, not UTF-8 or over `LINE_LIMIT`.
@@ -143,7 +143,7 @@ def read_text(path: Path) -> str:
 
 
 def oversized(path: Path, line: int) -> DataError:
-    """The error for a line, or an object, that is longer than any document."""
+    """Return the error for a line, or an object, that is longer than any document."""
     return DataError(
         f"over {LINE_LIMIT >> 20} MiB in one piece, which is no document; is a line break or a bracket missing, or is "
         "the file of another format? Name it with --format, or split the text",
@@ -153,7 +153,7 @@ def oversized(path: Path, line: int) -> DataError:
 
 
 def _line(line: bytes, path: Path, number: int, offset: int, notes: Counter[str]) -> str | DataError:
-    """The text of a line without its end, or why it has none."""
+    """Return the text of a line without its end, or the DataError if it is not UTF-8."""
     try:
         text = _decode(line, path, number, offset, notes).removesuffix("\n")
     except DataError as error:
@@ -165,7 +165,7 @@ def _line(line: bytes, path: Path, number: int, offset: int, notes: Counter[str]
 
 
 def _decode(content: bytes, path: Path, line: int, offset: int, notes: Counter[str]) -> str:
-    """`content`, which begins at byte `offset` and line `line` of the file, as text."""
+    """Decode `content`, which begins at byte `offset` and line `line` of the file."""
     if offset == 0 and content.startswith(codecs.BOM_UTF8):
         notes[BOM_NOTE] += 1
         content, offset = content[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
@@ -181,17 +181,17 @@ def _decode(content: bytes, path: Path, line: int, offset: int, notes: Counter[s
 
 
 def _cut_character(content: bytes) -> bytes:
-    """The bytes at the end that begin a UTF-8 character and do not finish it."""
+    """Return the bytes of an incomplete UTF-8 character at the end of `content`."""
     for size in range(1, min(4, len(content)) + 1):
         byte = content[-size]
         if byte & 0xC0 != 0x80:  # a first byte: of 1 character byte, or of 2, 3 or 4
-            wanted = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
-            return content[-size:] if wanted > size else b""
+            size_of_character = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+            return content[-size:] if size_of_character > size else b""
     return b""
 
 
 def cannot_be_read(path: Path, error: OSError) -> DataError:
-    """Why a file cannot be read, and what to do."""
+    """Return the error for a file that cannot be read."""
     if isinstance(error, FileNotFoundError):
         return DataError("there is no such file; check the path", path=path)
     if isinstance(error, IsADirectoryError):

@@ -1,9 +1,8 @@
-"""Texts to tokens and tokens to texts, for the formats that know tokens only.
+"""Texts to tokens and tokens to texts, for the formats that have only tokens.
 
-A text is made of tokens by one rule: nothing between two tokens where either shows the other a Chinese or Japanese
-character, else one space; nothing anywhere in a file whose every token is one character, Chinese among them. The
-trade-off: white space that the tokens never held is guessed, by a rule that can be said in a sentence, and only a
-`joiner` given by the user is exact. Korean and Thai are not told apart from Latin.
+Tokens are joined by one rule: nothing between two tokens if one of the adjacent characters is Chinese or Japanese, else
+one space; nothing at all in a file in which every token is one character and some are Chinese. White space between the
+tokens is thus guessed, and only a `joiner` from the user is exact. Korean and Thai are treated like Latin.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _REPLACEMENT = "\ufffd"
 
 @dataclass(slots=True)
 class TokenCensus:
-    """What the tokens of a file are: a character each, or numbered by their place in the word, as WeiboNER's `字0`."""
+    """Whether the tokens of a file are characters, or numbered by their place in the word, as WeiboNER's `字0`."""
 
     characters: bool = True
     numbered: bool = True
@@ -42,36 +41,36 @@ class TokenCensus:
 
     @property
     def is_segmented(self) -> bool:
-        """Whether every token ends in WeiboNER's number: its place in the word, 0 at the beginning of a sentence."""
+        """Whether every token ends with WeiboNER's number: its place in the word, 0 at the beginning of a sentence."""
         return self.cjk and self.numbered
 
     def joiner(self, stated: str | None) -> str | None:
-        """What stands between the tokens: as stated, nothing in a file of characters, else None: it depends."""
+        """Return the text between tokens: as stated, "" in a file of characters, else None to decide per boundary."""
         return "" if stated is None and self.cjk and (self.characters or self.numbered) else stated
 
 
 def unnumbered(token: str) -> str:
-    """The character of a WeiboNER token: `3` of `310`, the eleventh of its word."""
+    """Return the character of a WeiboNER token: `3` for `310`, the eleventh of its word."""
     match = _NUMBERED.fullmatch(token)
     assert match is not None, "the census has seen every token"
     return match[1]
 
 
 def is_cjk(character: str) -> bool:
-    """Whether `character` is of a script written without spaces: Han, kana, bopomofo, their punctuation, full width."""
+    """Whether `character` is Han, kana, bopomofo, their punctuation or full width, which need no spaces."""
     code = ord(character)
     return code >= _CJK[0][0] and any(first <= code <= last for first, last in _CJK)
 
 
 def is_character(token: str) -> bool:
-    """Whether `token` is one character with the marks on it, or what a bad conversion left of one."""
+    """Whether `token` is one character with its combining marks, or the replacement character of a bad conversion."""
     return not token.strip(_REPLACEMENT) or all(
         _kind(after) == "mark" or before == _ZERO_WIDTH_JOINER for before, after in pairwise(token)
     )
 
 
 def split(text: str) -> list[Span]:
-    """The tokens of `text`: characters where they are Chinese or Japanese, else words and signs; no white space."""
+    """Return the spans of the tokens of `text`: Chinese and Japanese characters, words and signs; no white space."""
     spans: list[Span] = []
     before = "space"
     for place, character in enumerate(text):
@@ -88,7 +87,7 @@ def split(text: str) -> list[Span]:
 
 
 def cut(spans: Iterable[Span], edges: Iterable[int]) -> list[Span]:
-    """`spans` cut at every one of `edges` that lies inside one."""
+    """Cut `spans` at every one of `edges` that is inside one."""
     ordered = sorted(set(edges))
     pieces: list[Span] = []
     index = 0
@@ -103,7 +102,7 @@ def cut(spans: Iterable[Span], edges: Iterable[int]) -> list[Span]:
 
 
 def join(tokens: Sequence[str], joiner: str | None) -> tuple[str, list[Span]]:
-    """The text of `tokens` and where each stands in it; `joiner` None decides at each boundary."""
+    """Return the text of `tokens` and the span of each; a `joiner` of None decides per boundary."""
     pieces: list[str] = []
     spans: list[Span] = []
     length = 0
@@ -119,9 +118,9 @@ def join(tokens: Sequence[str], joiner: str | None) -> tuple[str, list[Span]]:
 
 
 def locate(tokens: Sequence[str], text: str) -> list[Span] | int:
-    """Where `tokens` stand in `text`, white space between them; else the index of the first that does not.
+    """Return the spans of `tokens` in `text`, white space between them; else the index of the first that does not fit.
 
-    It is `len(tokens)` when text is left after the last.
+    It is `len(tokens)` if text is left after the last token.
     """
     spans: list[Span] = []
     place = 0

@@ -2,9 +2,9 @@
 
     {"dis": ["肺炎", "糖尿病"], "sym": ["咳嗽"]}
 
-Labels are in the order of the task, mentions in the order of the text. The format needs the fewest decoding steps,
-since each label is written once. A mention is searched behind the previous one of its list, so that slightly fewer
-mentions than with `jsonl` are anchored at the right occurrence.
+Labels are in the order of the task, mentions in the order of the text. It takes the fewest decoding steps, since
+each label is written once. A mention is searched behind the previous one of its list, so that slightly fewer mentions
+than with `jsonl` are anchored at the right occurrence.
 """
 
 from __future__ import annotations

@@ -128,9 +128,7 @@ def _strict(line: str, span: tuple[int, int], answer: str) -> Mention | None:
 
 _DECODER = json.JSONDecoder(strict=False)  # allows a line break in a string
 _COMMA = re.compile(r",\s*(?=\}$)")
-_WRAPPING = re.compile(
-    r"[\[\]{},:\s]*+(?:```\w*+)?[\[\]{},:\s]*+"
-)  # possessive, so that a line of brackets takes linear time
+_WRAPPING = re.compile(r"[\[\]{},:\s]*+(?:```\w*+)?[\[\]{},:\s]*+")  # possessive, so that matching takes linear time
 
 
 def lenient_mentions(answer: str, part: tuple[int, int]) -> Iterator[Mention | Problem]:

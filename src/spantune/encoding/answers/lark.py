@@ -18,9 +18,7 @@ def escaped(character: str) -> str:
 
 def literal(text: str) -> str:
     """Return the literal for exactly `text`."""
-    return json.dumps(text, ensure_ascii=False).replace(
-        "\x7f", "\\u007f"
-    )  # the only control character that JSON does not escape
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # a control that JSON does not escape
 
 
 def choice(texts: Iterable[str]) -> str:
@@ -37,8 +35,7 @@ def substring(name: str, characters: Sequence[str]) -> list[str]:
 def later(name: str, characters: Sequence[str], start: int, end: int) -> list[str]:
     """Return the rules of a terminal for a substring later than `characters[start:end]`, by start and then by end.
 
-    It begins behind `start`, or it begins there and ends behind `end`. There are no rules if there is no such
-    substring.
+    It begins behind `start`, or it begins there and ends behind `end`. There are no rules if no such substring exists.
     """
     rules, ways = [], []
     if start + 1 < len(characters):
