@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
@@ -166,6 +167,20 @@ def test_python_examples_use_public_names(readme: Path) -> None:
         for node in ast.walk(ast.parse(example)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "spantune":
                 assert node.attr in spantune.__all__
+
+
+def test_python_examples_import_names_that_exist() -> None:
+    imports = [
+        node
+        for page in PAGES
+        for example in _blocks(_read(page), "python")
+        for node in ast.walk(ast.parse(example))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spantune")
+    ]
+    assert imports
+    for node in imports:
+        public = importlib.import_module(node.module or "").__all__
+        assert {alias.name for alias in node.names} <= set(public), ast.unparse(node)
 
 
 def test_readmes_are_equal() -> None:

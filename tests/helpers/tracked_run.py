@@ -1,6 +1,6 @@
 """A run without a model, as a process to be killed: opens its trackers, records steps, says `ready`, records more.
 
-    python tests/tracked_run.py FOLDER MODE STEPS [STAY_SECONDS [FINISH_SECONDS]]
+    python tests/helpers/tracked_run.py FOLDER MODE STEPS [STAY_SECONDS [FINISH_SECONDS]]
 
 A step takes 10 ms; every fifth is measured; after `ready` they go on for STAY_SECONDS. SIGTERM and SIGINT
 close the records, as in training.

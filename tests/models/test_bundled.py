@@ -255,9 +255,7 @@ def test_prompt_ids_begin_the_ids_of_prompt_and_answer(folder: Path) -> None:
 
 def test_a_second_call_converts_nothing(folder: Path) -> None:
     before = (folder / RECORD).stat().st_mtime_ns
-    started = time.perf_counter()
     assert bundled_folder(model_of(folder).name) == folder
-    assert time.perf_counter() - started < 1
     assert (folder / RECORD).stat().st_mtime_ns == before
 
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from spantune.runs.checkpoints import BestAdapter, Checkpoints, step_of, torn
     from spantune.runs.claim import Claim
     from spantune.runs.folder import (
-        METRICS_FILE,
         RunFolder,
         free_name,
         last_predictions,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
-    "METRICS_FILE",
     "BestAdapter",
     "Checkpoints",
     "Claim",
@@ -60,7 +58,6 @@ __getattr__, __dir__ = lazy_exports(
         "checkpoints": ("BestAdapter", "Checkpoints", "step_of", "torn"),
         "claim": ("Claim",),
         "folder": (
-            "METRICS_FILE",
             "RunFolder",
             "free_name",
             "last_predictions",

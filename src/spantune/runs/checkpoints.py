@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from spantune.core import RunError, sha256_of
+from spantune.core import RunError, first_line, fsync_path, sha256_of
 from spantune.runs.folder import MetricsRecord, RunFolder
 
 MANIFEST = "manifest.json"
@@ -57,7 +56,7 @@ class Checkpoints:
             if final.exists():  # of an earlier attempt that was given up
                 self._remove(final)
             new.rename(final)
-            sync(self.folder)
+            fsync_path(self.folder)
         except WRITING_FAILED as error:
             self._failed(step, error)
             return False
@@ -137,12 +136,12 @@ def seal(folder: Path, step: int) -> None:
     """Sync every file of a filled folder and write its manifest last."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        sync(path)
+        fsync_path(path)
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n", encoding="utf-8")
-    sync(manifest)
-    sync(folder)
+    fsync_path(manifest)
+    fsync_path(folder)
 
 
 def torn(checkpoint: Path) -> str | None:
@@ -161,24 +160,6 @@ def torn(checkpoint: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({first_line(error)})"
     return None if manifest.get("step") == step_of(checkpoint) else f"its manifest is of step {manifest.get('step')}"
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk; folders cannot be synced on Windows and need not be."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, short enough for one sentence."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _free(folder: Path) -> int:
@@ -292,7 +273,7 @@ class BestAdapter:
             evaluation_file = new / self.run.evaluation_file.name
             evaluation_file.write_text(json.dumps(evaluation) + "\n", encoding="utf-8")
             for path in (*new.iterdir(), new):
-                sync(path)
+                fsync_path(path)
             shutil.rmtree(old, ignore_errors=True)
             if final.exists():
                 final.rename(old)

@@ -17,7 +17,7 @@ import pytest
 from helpers.tracked_run import GOLD, LABELS, begin, measure, recipe
 from spantune.core import ConfigError, Document
 from spantune.data import formats
-from spantune.runs import METRICS_FILE, Trackers, hints, open_trackers, read_metrics, require_trackers, rewind
+from spantune.runs import RunFolder, Trackers, hints, open_trackers, read_metrics, require_trackers, rewind
 from spantune.runs.journal import JsonlTracker
 from spantune.runs.trackers import dashboards
 from spantune.runs.trackers.dashboards import Worker, documents, history, run_info
@@ -232,7 +232,7 @@ def test_a_file_that_cannot_be_written_is_said_once_and_ends_no_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     board, info = Board(), run_info(recipe(tmp_path), tmp_path, {}, ())
-    (tmp_path / METRICS_FILE).symlink_to("/dev/full")
+    RunFolder(tmp_path).metrics_file.symlink_to("/dev/full")
     trackers = Trackers(info, JsonlTracker(tmp_path), [Worker("the board", board)])
     for step in (1, 2):
         trackers.metrics(step, {"loss": 1.0})

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
-from spantune.core import Document, Locked, RunError, config, file_lock
+from spantune.core import Document, Locked, RunError, config, file_lock, replace_text
 from spantune.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -101,10 +101,8 @@ class RunInfo:
         """Save values for later: a resume, a sync, the closing lines of the command."""
         path = RunFolder(self.folder).trackers / f"{tracker}.json"
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
         text = json.dumps({**self.remembered(tracker), **values}, ensure_ascii=False, indent=2)
-        temporary.write_text(f"{text}\n", encoding="utf-8")
-        temporary.replace(path)
+        replace_text(path, f"{text}\n")
 
     @contextmanager
     def owned(self, tracker: str, seconds: float = PATIENCE) -> Iterator[None]:
