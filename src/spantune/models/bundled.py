@@ -14,6 +14,7 @@ import importlib.util
 import io
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from spantune.core import ModelError, nearest, sha256_of
+from spantune.core import ModelError, file_lock, nearest, sha256_of
 from spantune.models.gguf_tokenizer import Metadata, build_tokenizer, read_metadata
 
 if TYPE_CHECKING:
@@ -163,15 +164,13 @@ def bundled_folder(name: str, cache: Path | None = None) -> Path:
     Raises:
         ModelError: the name is unknown, the package is missing or altered, or the cache is damaged or too small.
     """
-    from filelock import FileLock
-
     model = _model(name)
     target = _target(model, cache)
     if target.is_dir():
         return _whole(target)
     _require(model)
     _make_room(target.parent)
-    with FileLock(target.with_suffix(".lock")):
+    with file_lock(target.with_suffix(".lock"), math.inf):
         if not target.is_dir():  # another process may have made it while we waited
             _convert(model, target)
     return _whole(target)

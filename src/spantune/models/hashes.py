@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
-from spantune.core import DataError, replacing, sha256_of
+from spantune.core import replace_text, sha256_of
 from spantune.models.bundled import RECORD, cache_root
 
 WANTED = (".json", ".safetensors", ".txt", ".jinja", ".model", ".tiktoken")
@@ -78,7 +78,6 @@ def _write(folder: Path, hashes: dict[str, tuple[Stamp, str]]) -> None:
     path, rows = _record(folder), {name: [*stamp, value] for name, (stamp, value) in hashes.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            json.dump(rows, file, indent=1)
-    except (OSError, DataError) as error:
+        replace_text(path, json.dumps(rows, indent=1))
+    except OSError as error:
         log.debug("the hashes of %s are not remembered: %s", folder, error)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spantune.core import ModelError
+from spantune.core import ModelError, first_line
 
 TIMEOUT_SECONDS = 20.0
 
@@ -52,11 +52,6 @@ class Hub:
 def _is_offline(*names: str) -> bool:
     values = (os.environ.get(name, "").upper() for name in ("SPANTUNE_OFFLINE", *names))
     return any(value in {"1", "TRUE", "YES", "ON"} for value in values)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, shortened."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextlib.contextmanager

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 
-from spantune.core import ConfigError, ModelError, config
+from spantune.core import ConfigError, ModelError, config, first_line
 from spantune.encoding import Tokenizer
 from spantune.models.attention import NAME, check_attention
 from spantune.models.bundled import BUNDLED
-from spantune.models.hubs import first_line
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
 from spantune.models.sources import resolve

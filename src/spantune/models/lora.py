@@ -18,8 +18,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-from spantune.core import ModelError, config, nearest
-from spantune.models.hubs import first_line
+from spantune.core import ModelError, config, first_line, nearest
 from spantune.models.interfaces import CausalLM
 from spantune.models.kernels.lora_linear import FP8, Fp8Linear, linear
 
@@ -177,7 +176,7 @@ def load_adapter_weights(model: CausalLM, folder: Path) -> None:
         weights = load_file(folder / "adapter_model.safetensors")
         outcome = set_peft_model_state_dict(model, weights)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder}: the adapter is damaged ({str(error).splitlines()[0]}); restore it") from None
+        raise ModelError(f"{folder}: the adapter is damaged ({first_line(error)}); restore it") from None
     except RuntimeError as error:
         raise _foreign(folder, str(error).splitlines()[-1].strip()) from None
     missing = [name for name in outcome.missing_keys if "lora_" in name]

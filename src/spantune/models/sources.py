@@ -13,6 +13,7 @@ import hashlib
 import http.client
 import json
 import logging
+import math
 import os
 import re
 import struct
@@ -25,12 +26,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from filelock import FileLock
-
-from spantune.core import ModelError, nearest, replacing
+from spantune.core import ModelError, file_lock, first_line, nearest, replace_text
 from spantune.models import bundled
 from spantune.models.hashes import WANTED, hash_files
-from spantune.models.hubs import HUBS, Hub, HubFile, first_line
+from spantune.models.hubs import HUBS, Hub, HubFile
 
 REACH_SECONDS = 8.0  # until any answer of a hub, name look-up included
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
@@ -123,7 +122,7 @@ def _from_hub(prefix: str, repo: str, revision: str | None) -> Path:
     wanted = _wanted(listing.files, source)
     lock = _record_path(source).with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with file_lock(lock, math.inf):
         record = _read_record(source)
         if record is not None and record.files == wanted and _is_whole(record, source):
             return record.folder
@@ -299,8 +298,7 @@ def _write_record(source: str, record: Record | None) -> None:
         data |= {"folder": str(record.folder), "files": files, "times": record.times, "commit": record.commit}
     path = _record_path(source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        json.dump(data, file, indent=1)
+    replace_text(path, json.dumps(data, indent=1))
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------
