@@ -86,7 +86,7 @@ class SlotCache(Cache):
     def __init__(self, rows: int, longest: int, capacity: int, device: torch.device):
         super().__init__(layers=[])
         self.capacity, self.longest = capacity, longest
-        self.nobody = rows + 1  # the row of padding tokens; their slot comes after all others
+        self.padding_row = rows + 1  # the row of padding tokens; their slot comes after all others
         self.slots = torch.zeros(rows + 2, longest, dtype=torch.int32, device=device)
         self.destination = torch.zeros(0, dtype=torch.long, device=device)
         self._keys: list[Tensor] = []
@@ -341,7 +341,7 @@ class _Static:
         return tokens[:, :width], last[: min(width, self._shape.rows)], (), blocks[:block_count]
 
     def _padding(self) -> NDArray[np.int64]:
-        cell = self._cache.nobody * self._shape.longest
+        cell = self._cache.padding_row * self._shape.longest
         return np.array([[0], [0], [self._cache.capacity], [cell]])
 
     def _split(self, inputs: Inputs) -> tuple[Inputs, Inputs, Inputs]:

@@ -73,14 +73,13 @@ def write_comparison(
     write_files(folder, {"scores.json": f"{scores}\n", "report.md": text}, page)
 
 
-def _as_dict(comparison: Comparison, outcomes: Sequence[Outcome], data: str) -> dict[str, Any]:
-    """The JSON object of the comparison, with the sorted errors of every system."""
-    tree = comparison.as_dict()
+def _as_dict(comparison: Comparison, outcomes: Sequence[Outcome], data: str) -> dict[str, object]:
+    """Return the JSON object of the comparison, with the sorted errors of every system."""
     systems = {
-        name: {**scores, **outcome.as_dict()}
-        for (name, scores), outcome in zip(tree["systems"].items(), outcomes, strict=True)
+        name: {**scores.as_dict(), **outcome.as_dict()}
+        for (name, scores), outcome in zip(comparison.systems.items(), outcomes, strict=True)
     }
-    return {"data": data, **tree, "systems": systems}
+    return {"data": data, **comparison.as_dict(), "systems": systems}
 
 
 def _markdown(comparison: Comparison, codes: Sequence[str], title: str, data: str) -> str:
