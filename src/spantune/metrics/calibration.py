@@ -186,7 +186,7 @@ def calibrate(
     if (
         precision is None
         and chosen != Thresholds()
-        and (held_out is None or held_out.f1 <= tempered.kept(Thresholds()).f1)
+        and (held_out is None or held_out.f1 <= tempered.passing(Thresholds()).f1)
     ):
         notes.append("no threshold: held-out documents gain no F1 by one")
         chosen = Thresholds()
@@ -199,7 +199,7 @@ def calibrate(
         ece=reliability.ece(bins),
         ece_held_out=_held_out_ece(uncalibrated),
         all=_figures(curve.point(0)),
-        chosen=_figures(tempered.kept(chosen)),
+        chosen=_figures(tempered.passing(chosen)),
         held_out=held_out and _figures(held_out),
         best=_threshold_figures(thresholds.best_f1(curve)),
         near_best=thresholds.near_best(curve),
@@ -247,7 +247,7 @@ def _held_out(predictions: Predictions, precision: float | None, per_label: bool
         chosen = _choose(chosen_by, precision, per_label)
         if chosen is None:
             return None
-        points.append(held_out.kept(chosen))
+        points.append(held_out.passing(chosen))
     return Point(
         0.0,
         sum(point.kept for point in points),

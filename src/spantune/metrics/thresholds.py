@@ -149,7 +149,7 @@ class Predictions:
         chosen = np.isin(self.labels, names)
         return curve(self.scores[chosen], self.right[chosen], int(np.isin(self.gold_labels, names).sum()))
 
-    def kept(self, chosen: Thresholds) -> Point:
+    def passing(self, chosen: Thresholds) -> Point:
         """Return the counts of the entities that pass the thresholds."""
         lowest = np.full(len(self.scores), chosen.overall)
         for label, threshold in chosen.labels.items():

@@ -97,7 +97,7 @@ def write_page(path: Path, documents: Sequence[Document], title: str) -> None:
         "browse.html.j2",
         "browse.js.j2",
         title=title,
-        found=counts,
+        statistics=counts,
         key_figures=_key_figures(counts),
         colours=colours(labels),
         bars=_bars,
