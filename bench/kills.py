@@ -38,7 +38,7 @@ from spantune.core import (  # noqa: E402
     sha256_of,
 )
 from spantune.runs import (  # noqa: E402
-    is_finished,
+    RunFolder,
     read_metrics,
     step_of,
     torn,
@@ -59,7 +59,7 @@ OF_THE_CLOCK = (
     "peak_gib",
     "peak_rss_gib",
 )
-STATE = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+STATE = ("adapter_model.safetensors", "optimizer.pt", "random_state.pt")
 
 
 @dataclass
@@ -142,7 +142,7 @@ def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int]
             counts["wrong_checkpoints_taken"] += _took_wrong(life, reference)
             if not life.finished:
                 counts["kills"] += 1
-                life.finished = is_finished(folder)  # killed after its last file
+                life.finished = RunFolder(folder).is_finished  # killed after its last file
                 counts["not_resumed"] += life.finished or not folder.is_dir()
                 phases[life.phase] += 1
                 counts["lost_steps"] += _lost_steps(folder, life)
@@ -230,7 +230,7 @@ def _live(settings: Config, resume: bool, moment: tuple[str, int, float] | None)
 def _work(tree: dict[str, Any], resume: bool, tells: Connection) -> None:
     """In the process: train, and tell each step, checkpoint and evaluation as it begins and ends."""
     from spantune.runs import Checkpoints, resume_recipe
-    from spantune.training import trainer
+    from spantune.training import StepRunner, TrainingLoop
 
     module = sys.modules["spantune.training.job"]
 
@@ -246,18 +246,18 @@ def _work(tree: dict[str, Any], resume: bool, tells: Connection) -> None:
 
         setattr(owner, method, told)
 
-    telling(trainer.PackTrainer, "training_step", "step", lambda self, *_: self.state.global_step + 1)
-    telling(trainer.PackTrainer, "evaluate", "evaluate", lambda self, *_: self.state.global_step)
+    telling(StepRunner, "run", "step", lambda self, batch, step, *_: step)
+    telling(TrainingLoop, "_evaluate", "evaluate", lambda self: self.step)
     telling(Checkpoints, "write", "write", lambda self, step, *_: step)
-    rewound = module._Job.rewound
+    rewind = module._Job.rewind
 
     def going_on(self: Any) -> Path | None:
-        checkpoint: Path | None = rewound(self)
+        checkpoint: Path | None = rewind(self)
         if checkpoint:
             tells.send(("going on", step_of(checkpoint), _state(checkpoint)))
         return checkpoint
 
-    module._Job.rewound = going_on
+    module._Job.rewind = going_on
     settings = parse_config(tree)
     folder = settings.run_folder
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

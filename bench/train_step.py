@@ -244,42 +244,27 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
     if not chosen.no_compile:
         compile_layers(model, chosen.keep[0])
         model.enable_input_require_grads()  # the first layer is then compiled as the others are
-    found = timed(chosen, _packed_step(chosen, model.train(), 4096, torch.device("cuda")), steps_of(chosen))
+    found = timed(chosen, _packed_step(chosen, model.train(), 4096), steps_of(chosen))
     found["graphs"] = counters["stats"]["unique_graphs"]
     return {**found, "base": chosen.part, "keep": chosen.keep[0]}
 
 
-def _packed_step(
-    chosen: argparse.Namespace, model: Any, budget: int, device: torch.device
-) -> Callable[[list[Any]], None]:
-    from spantune.encoding import pack_examples, shared_prefix
-    from spantune.training import PackTensors, pack_loss, tensors
+def _packed_step(chosen: argparse.Namespace, model: Any, budget: int) -> Callable[[list[Any]], None]:
+    """The step of `spantune train`, collating, clipping and the guard included."""
+    from spantune.core import config
+    from spantune.encoding import shared_prefix
+    from spantune.training import Collator, StepGuard, StepRunner
 
-    adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = _optimizer(chosen, adapters)
-    dtype = model.get_input_embeddings().weight.dtype
+    settings = config.Train(optimizer=chosen.optimizer, learning_rate=RATE)
+    collator = Collator(settings, (), budget, 0)
+    runner = StepRunner(model, collator, settings, StepGuard("stop"))
+    numbers = itertools.count(1)
 
     def step(examples: list[Any]) -> None:
-        prefix = examples[0].ids[: shared_prefix(examples)]
-        packs = pack_examples(examples, prefix, budget)
-        total = sum(pack.answer_tokens for pack in packs)
-        for pack in packs:
-            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-                moved = PackTensors(**tensors(pack)).to(device)
-                (pack_loss(model, moved, dtype) / total).backward()
-        torch.nn.utils.clip_grad_norm_(adapters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        collator.prefix = examples[0].ids[: shared_prefix(examples)]
+        runner.run(collator(examples), next(numbers), 1.0)
 
     return step
-
-
-def _optimizer(chosen: argparse.Namespace, adapters: list[Any]) -> Any:
-    if chosen.optimizer == "adamw_8bit":
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit(adapters, lr=RATE)
-    return torch.optim.AdamW(adapters, lr=RATE, fused=True)
 
 
 def seed_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -308,10 +293,9 @@ def _padded_step(model: Any, padding: int, cut: int | None, device: torch.device
         from dataclasses import replace
 
         batch = collate([replace(example, ids=example.ids[:cut]) for example in examples])
-        for row in batch["rows"]:
+        for rows in batch.parts:
             with torch.autocast(device.type, torch.bfloat16, enabled=rough):
-                moved = {name: tensor.to(device) for name, tensor in row.items()}
-                loss = model(**moved, use_cache=False, num_items_in_batch=batch["weight"]).loss
+                loss = model(**vars(rows.to(device)), use_cache=False, num_items_in_batch=batch.weight).loss
             loss.backward()
         torch.nn.utils.clip_grad_norm_(adapters, 1.0)
         optimizer.step()
@@ -338,7 +322,7 @@ def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
         model = get_peft_model(loaded.model, settings).train()
         step = _padded_step(model, loaded.tokenizer.pad_token_id, CUT, cpu)
     else:
-        step = _packed_step(chosen, attach(loaded.model, lora)[0].train(), DEFAULT_PACK_TOKENS["cpu"], cpu)
+        step = _packed_step(chosen, attach(loaded.model, lora)[0].train(), DEFAULT_PACK_TOKENS["cpu"])
     found = timed(chosen, step, _in_turn(chosen, prepared.examples))
     return {**found, "base": str(loaded.dtype).removeprefix("torch.")}
 

@@ -1,7 +1,8 @@
-"""Writes the two reference pages that cannot rot: `cli.md` from the command line, `recipe.md` from the config.
+"""Generates documentation from the code: `cli.md`, `recipe.md` and the source tree in `CONTRIBUTING.md`.
 
-The pages are made from the names, help texts and docstrings in the code and from nothing that depends on the
-terminal or on typer's own layout. `--check` writes nothing and exits with 1 when a page is not what it should be.
+Commands come from the command line's names and help texts, recipe keys from the config, and the tree from the first
+sentence of each module's docstring; nothing depends on the terminal or on typer's own layout. `--check` writes nothing
+and exits with 1 when a page differs from what the code says.
 
     python docs/generate.py
     python docs/generate.py --check
@@ -9,8 +10,12 @@ terminal or on typer's own layout. `--check` writes nothing and exits with 1 whe
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
 import sys
+import textwrap
+import tomllib
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +29,11 @@ from pydantic_core import PydanticUndefined
 from spantune.cli import app
 from spantune.core import Config, Label
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "spantune"
+TREE_START = "<!-- The tree below is made by docs/generate.py from the module docstrings; do not edit. -->"
+TREE_END = "<!-- End of the tree. -->"
+WIDTH = 120
 MADE = "<!-- Made by docs/generate.py from the code; do not edit. -->"
 TYPES = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path", types.NoneType: "none"}
 
@@ -35,16 +44,16 @@ def main() -> int:
         print("usage: python docs/generate.py [--check]", file=sys.stderr)
         return 2
     wrong = 0
-    for name, make in PAGES.items():
-        page, made = HERE / name, make()
-        if page.is_file() and page.read_text(encoding="utf-8") == made:
+    for name, make_page in PAGES.items():
+        path, text = ROOT / name, make_page()
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
             continue
         if sys.argv[1:]:
             wrong = 1
-            print(f"docs/{name} is not what the code says; run python docs/generate.py", file=sys.stderr)
+            print(f"{name} is not what the code says; run python docs/generate.py", file=sys.stderr)
         else:
-            page.write_text(made, encoding="utf-8")
-            print(f"docs/{name} written", file=sys.stderr)
+            path.write_text(text, encoding="utf-8")
+            print(f"{name} written", file=sys.stderr)
     return wrong
 
 
@@ -87,7 +96,51 @@ def recipe_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "recipe.md": recipe_page}
+def contributing_page() -> str:
+    """CONTRIBUTING.md as it stands, with the source tree between its markers made anew."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    before, start, rest = text.partition(TREE_START)
+    _, end, after = rest.partition(TREE_END)
+    assert start and end, "CONTRIBUTING.md has lost the markers of its source tree"
+    return f"{before}{start}\n```\n{source_tree()}\n```\n{end}{after}"
+
+
+def source_tree() -> str:
+    """Every package and module with its first sentence, packages in the order of the layers, the highest first."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = next(part for part in project["tool"]["importlinter"]["contracts"] if part["type"] == "layers")
+    packages = [name.strip() for layer in contract["layers"] for name in layer.split("|")]
+    lines = [(f"{SOURCE.name}/", first_sentence(SOURCE / "__init__.py"))]
+    for package in packages:
+        lines += _tree(SOURCE / package, depth=1)
+    column = max(len(name) for name, _ in lines) + 2
+    shortened = (textwrap.shorten(sentence, WIDTH - column, placeholder=" …") for _, sentence in lines)
+    return "\n".join(
+        f"{name:{column}}{sentence}".rstrip() for (name, _), sentence in zip(lines, shortened, strict=True)
+    )
+
+
+def first_sentence(module: Path) -> str:
+    """The first sentence of a module's docstring without its full stop; empty where there is none."""
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    return re.split(r"(?<=\.)\s", _prose(docstring), maxsplit=1)[0].rstrip(".")
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/cli.md": cli_page,
+    "docs/recipe.md": recipe_page,
+    "CONTRIBUTING.md": contributing_page,
+}
+
+
+def _tree(package: Path, depth: int) -> Iterator[tuple[str, str]]:
+    indent = "    " * depth
+    yield f"{indent}{package.name}/", first_sentence(package / "__init__.py")
+    for path in sorted(package.iterdir()):
+        if (path / "__init__.py").is_file():
+            yield from _tree(path, depth + 1)
+        elif path.suffix == ".py" and path.name != "__init__.py":
+            yield f"{indent}    {path.name}", first_sentence(path)
 
 
 def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -146,7 +199,7 @@ def _fields(prefix: str, section: type[BaseModel]) -> list[str]:
 
 
 def _type(hint: Any) -> str:
-    """A type in words: choices as code, alternatives with "or", None left out."""
+    """A type in words: choices as code, alternatives with "or", without None."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return ", ".join(f"`{part}`" for part in parts)
@@ -163,12 +216,12 @@ def _type(hint: Any) -> str:
 
 def _limits(field: FieldInfo) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    found: list[str] = []
+    limits: list[str] = []
     for part in field.metadata:
-        found += [f"{sign} {getattr(part, key):g}" for key, sign in signs.items() if hasattr(part, key)]
-        found += [f"`{part.pattern}`"] if getattr(part, "pattern", None) else []
-        found += ["not empty"] if getattr(part, "min_length", None) else []
-    return f", {', '.join(found)}" if found else ""
+        limits += [f"{sign} {getattr(part, key):g}" for key, sign in signs.items() if hasattr(part, key)]
+        limits += [f"`{part.pattern}`"] if getattr(part, "pattern", None) else []
+        limits += ["not empty"] if getattr(part, "min_length", None) else []
+    return f", {', '.join(limits)}" if limits else ""
 
 
 def _default(field: FieldInfo) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
@@ -168,6 +169,20 @@ def test_python_examples_use_public_names(readme: Path) -> None:
                 assert node.attr in spantune.__all__
 
 
+def test_python_examples_import_names_that_exist() -> None:
+    imports = [
+        node
+        for page in PAGES
+        for example in _blocks(_read(page), "python")
+        for node in ast.walk(ast.parse(example))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spantune")
+    ]
+    assert imports
+    for node in imports:
+        public = importlib.import_module(node.module or "").__all__
+        assert {alias.name for alias in node.names} <= set(public), ast.unparse(node)
+
+
 def test_readmes_are_equal() -> None:
     english, chinese = map(_read, READMES)
     assert _headings(english) == _headings(chinese)
@@ -182,12 +197,12 @@ def test_readmes_are_equal() -> None:
 def test_readme_tables_are_equal() -> None:
     english, chinese = (_tables(_read(readme)) for readme in READMES)
     assert [len(table) for table in english] == [len(table) for table in chinese]
-    for one, other in zip(english, chinese, strict=True):
-        for row, its in zip(one, other, strict=True):
-            assert len(row) == len(its) == len(one[0])
-            assert [sorted(_CODE.findall(cell)) for cell in row] == [sorted(_CODE.findall(cell)) for cell in its]
-            assert [cell == "–" for cell in row] == [cell == "–" for cell in its]
-            assert [cell.count("**") for cell in row] == [cell.count("**") for cell in its]
+    for english_table, chinese_table in zip(english, chinese, strict=True):
+        for left, right in zip(english_table, chinese_table, strict=True):
+            assert len(left) == len(right) == len(english_table[0])
+            assert [sorted(_CODE.findall(cell)) for cell in left] == [sorted(_CODE.findall(cell)) for cell in right]
+            assert [cell == "–" for cell in left] == [cell == "–" for cell in right]
+            assert [cell.count("**") for cell in left] == [cell.count("**") for cell in right]
     names = [next(table for table in tables if len(table[0]) == 7)[0] for tables in (english, chinese)]
     assert names[0] == names[1]
 
@@ -195,6 +210,48 @@ def test_readme_tables_are_equal() -> None:
 def test_readmes_mark_or_hold_the_figures() -> None:
     english, chinese = (set(re.findall(r"<!-- (FIGURES:[\w-]+) -->", _read(readme))) for readme in READMES)
     assert english == chinese == MARKS
+
+
+def _private_apis() -> dict[str, list[str]]:
+    """The names of docs/compatibility.md that other libraries do not promise, and the files that use them."""
+    table = _tables(_read(ROOT / "docs" / "compatibility.md"))[-1][1:]
+    return {row[1].strip("`"): re.findall(r"`([^`]+)`", row[2]) for row in table}
+
+
+def test_private_apis_stand_in_the_files_that_the_table_names() -> None:
+    apis = _private_apis()
+    assert len(apis) > 8
+    for name, files in apis.items():
+        assert files
+        for file in files:
+            assert name in _read(ROOT / "src" / "spantune" / file), f"{name} is not in {file}"
+
+
+def test_every_private_name_of_a_library_is_in_the_table() -> None:
+    trees = {path: ast.parse(_read(path)) for path in (ROOT / "src" / "spantune").rglob("*.py")}
+    nodes = {path: list(ast.walk(tree)) for path, tree in trees.items()}
+    ours = {node.name for part in nodes.values() for node in part if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    ours |= {
+        node.attr
+        for part in nodes.values()
+        for node in part
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
+    public = {"_asdict", "_replace", "_fields", "_exit"}  # documented with their underscore
+    table = " ".join(_private_apis())
+    for path, part in nodes.items():
+        used = {node.attr for node in part if isinstance(node, ast.Attribute)}
+        private = {name for name in used if name.startswith("_") and not name.startswith("__")} - ours - public
+        assert [name for name in private if name not in table] == [], path
+
+
+def test_every_module_says_what_it_holds() -> None:
+    """In its first sentence, which is its line in the tree of CONTRIBUTING.md; no two say the same."""
+    paths = [path for path in (ROOT / "src" / "spantune").rglob("*.py") if _read(path).strip()]
+    sentences = {path: ast.get_docstring(ast.parse(_read(path))) or "" for path in paths}
+    firsts = [sentence.split("\n\n")[0] for sentence in sentences.values()]
+    assert [path for path, sentence in sentences.items() if not sentence] == []
+    assert sorted({first for first in firsts if firsts.count(first) > 1}) == []
 
 
 def test_generated_pages_are_up_to_date() -> None:

@@ -11,16 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments
 
 from helpers.fakes import tiny_model
 from spantune.core import Keep, config, parse_config
 from spantune.encoding import Example, layout, shared_prefix
 from spantune.models import NAME, attach, compile_layers, has_fp8, to_fp8
-from spantune.models.fp8 import Fp8Linear
-from spantune.training import Collator, PackTensors, pack_loss, tensors
-from spantune.training.schedule import Clock
-from spantune.training.trainer import PackTrainer
+from spantune.models.kernels.lora_linear import Fp8Linear
+from spantune.training import Collator, PackTensors, StepGuard, StepRunner, pack_loss, tensors
 
 pytestmark = [
     pytest.mark.gpu,
@@ -164,36 +161,20 @@ def test_a_compiled_step_is_the_eager_one(fp8: None, base: str, keep: Keep) -> N
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2
 
 
-def trainer(tmp_path: Path, made: Any, chosen: list[Example], budget: int) -> PackTrainer:
-    settings = config.Train()
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), report_to=[], disable_tqdm=True, remove_unused_columns=False, save_strategy="no"
-    )
-    arguments._n_gpu = 1
-    return PackTrainer(
-        model=made,
-        args=arguments,
-        train_dataset=chosen,
-        eval_dataset=chosen,
-        data_collator=Collator(settings, chosen[0].ids[: shared_prefix(chosen)], budget, 0),
-        evaluation=lambda step: {"f1": 0.0},
-        settings=settings,
-        clock=Clock(),
-    )
-
-
-def test_a_step_that_really_runs_out_of_memory_is_split_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_step_that_really_runs_out_of_memory_is_split_and_loses_nothing() -> None:
     """The limit lies between what the step reserves in one pack and in small ones."""
     chosen = drawn(120, longest=60)
     made = model(num_hidden_layers=8)
 
     def attempt(budget: int) -> tuple[float, int, int]:
-        ours = trainer(tmp_path, made, chosen, budget)
+        settings = config.Train()
+        collator = Collator(settings, chosen[0].ids[: shared_prefix(chosen)], budget, 0)
+        runner = StepRunner(made, collator, settings, StepGuard("stop"))
         made.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        loss = ours.training_step(ours.model, ours.data_collator(chosen)).item()
-        return loss, torch.cuda.max_memory_reserved(), ours.splits
+        loss = runner.backward(collator(chosen), 1).item()
+        return loss, torch.cuda.max_memory_reserved(), runner.memory_splits
 
     wanted, large, splits = attempt(1 << 20)
     assert splits == 0

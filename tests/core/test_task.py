@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from spantune.core import ConfigError, Label, RunError, TaskSpec
+from spantune.core import DataError, Document, Entity, Label, RunError, TaskSpec
 from spantune.core.task import TASK_FILE
 
 TASK = TaskSpec(labels=(Label(code="sym", name="症状"), Label(code="bod")), instruction="找出实体：")
@@ -71,10 +71,11 @@ def test_a_task_is_frozen() -> None:
             setattr(value, key, "other")
 
 
-def test_require_names_the_place_the_label_and_the_nearest() -> None:
-    TASK.require("sym", "nowhere")
-    with pytest.raises(ConfigError, match=r"^document '7': label 'sim' .*did you mean 'sym'\? valid: bod, sym"):
-        TASK.require("sim", "document '7'")
+def test_check_names_document_label_and_nearest() -> None:
+    documents = [Document("a", "腹痛", (Entity(0, 2, "sym"),)), Document("b/7", "腹痛", (Entity(0, 1, "bdo"),))]
+    TASK.check(documents[:1])
+    with pytest.raises(DataError, match=r"'b/7'.*'bdo' of '腹' \[0, 1\).*did you mean 'bod'\? valid: bod, sym"):
+        TASK.check(documents)
 
 
 def test_a_folder_without_a_task_is_no_run(tmp_path: Path) -> None:

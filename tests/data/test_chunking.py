@@ -138,7 +138,7 @@ def test_a_reader_who_says_what_it_sees_gives_the_document_back(
     seen = {
         entity for entity in entities for piece in pieces if piece.start <= entity.start and entity.end <= piece.end
     }
-    # an entity that a cut goes through is not seen whole, and one that shares characters with it may be overruled
+    # an entity that a cut goes through is not seen whole, and one that shares characters with it may be suppressed
     if seen != entities:
         return
     merged = merge(Document("d", text), [with_entities(piece, entities) for piece in pieces])
@@ -149,7 +149,7 @@ def test_a_reader_who_says_what_it_sees_gives_the_document_back(
         if shares(entity, other) and not any(sees(piece, entity) and sees(piece, other) for piece in pieces)
     }
     assert set(merged.document.entities) >= entities - together
-    assert set(merged.document.entities) | set(merged.overruled) == entities
+    assert set(merged.document.entities) | set(merged.suppressed) == entities
 
 
 @settings(deadline=None, max_examples=200)
@@ -168,9 +168,9 @@ def test_merging_is_whole_and_does_not_depend_on_the_order(
     assert merge(Document("d", text), mixed) == merged
     everything = {entity.shifted(piece.start) for piece in pieces for entity in piece.document.entities}
     kept = set(merged.document.entities)
-    assert kept | set(merged.overruled) == everything and kept.isdisjoint(merged.overruled)
+    assert kept | set(merged.suppressed) == everything and kept.isdisjoint(merged.suppressed)
     assert not any(rivals(one, other, pieces) for one in kept for other in kept)
-    assert all(any(rivals(one, other, pieces) for other in kept) for one in merged.overruled)
+    assert all(any(rivals(one, other, pieces) for other in kept) for one in merged.suppressed)
     for entity in kept:
         scores = [e.score for p in pieces for e in p.document.entities if e.shifted(p.start) == entity]
         assert entity.score == max(scores, key=lambda score: score or 0.0)
@@ -238,4 +238,4 @@ def two(first: list[Entity], second: list[Entity]) -> list[Chunk]:
 def test_who_is_believed(first: list[Entity], second: list[Entity], kept: list[tuple[int, int, str, float]]) -> None:
     merged = merge(Document("d", TEXT), two(first, second))
     assert [(e.start, e.end, e.label, e.score) for e in merged.document.entities] == kept
-    assert len(merged.overruled) == len({*first, *second}) - len(kept)
+    assert len(merged.suppressed) == len({*first, *second}) - len(kept)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.real import SHARED
 from spantune.core import ConfigError, DataError, Document, Entity
-from spantune.data import Chunk, chunking, formats, loading, merge, statistics
+from spantune.data import Chunk, chunking, counts, formats, loading, merge
 
 LONG = "入院后测血压。夜间诉头痛！“睡不好。”家属陪护；次日复查 CT. No change. Stable"
 
@@ -42,8 +42,8 @@ def test_holdout_refuses_a_share_that_holds_out_all_or_nothing(share: float) -> 
 def test_statistics_count_what_is_there() -> None:
     nested = Document("a", "右膝关节肿痛。", (Entity(0, 4, "bod"), Entity(0, 6, "sym"), Entity(2, 4, "bod")))
     crossing = Document("b", "abcd", (Entity(0, 3, "x"), Entity(1, 4, "y"), Entity(1, 4, "z")))
-    found = statistics.statistics([nested, crossing, Document("c", "abcd"), Document("d", "x" * 40)])
-    assert found == statistics.Statistics(
+    found = counts.statistics([nested, crossing, Document("c", "abcd"), Document("d", "x" * 40)])
+    assert found == counts.Statistics(
         documents=4,
         sentences=4,
         entities={"bod": 2, "sym": 1, "x": 1, "y": 1, "z": 1},
@@ -60,28 +60,28 @@ def test_statistics_count_what_is_there() -> None:
         repeated_surfaces=0,
         ambiguous_surfaces=1,
         ambiguous={"bcd": {"y": 1, "z": 1}},
-        characters=statistics.histogram([7, 4, 4, 40]),
-        entity_characters=statistics.histogram([4, 6, 2, 3, 3, 3]),
+        characters=counts.histogram([7, 4, 4, 40]),
+        entity_characters=counts.histogram([4, 6, 2, 3, 3, 3]),
     )
 
 
 def test_an_entity_annotated_twice_counts_twice() -> None:
-    found = statistics.statistics([Document("a", "abc", (Entity(0, 3, "x"), Entity(0, 1, "x"), Entity(0, 1, "x")))])
+    found = counts.statistics([Document("a", "abc", (Entity(0, 3, "x"), Entity(0, 1, "x"), Entity(0, 1, "x")))])
     assert (found.entities, found.nested, found.depths) == ({"x": 3}, 2, {1: 1, 2: 2})
 
 
 def test_depth_is_that_of_the_longest_chain() -> None:
     chain = Document("a", "abcdefgh", tuple(Entity(0, end, "x") for end in (8, 6, 4, 2)))
-    assert sorted(statistics.nesting(chain).values()) == [1, 2, 3, 4]
+    assert sorted(counts.nesting(chain).values()) == [1, 2, 3, 4]
     # within two that cross each other, which is depth 2 and not 3; one span with two labels is not nested
     crossing = Document("b", "abcdefgh", (Entity(0, 5, "x"), Entity(3, 8, "x"), Entity(3, 5, "x"), Entity(3, 5, "y")))
-    assert sorted(statistics.nesting(crossing).values()) == [1, 1, 2, 2]
+    assert sorted(counts.nesting(crossing).values()) == [1, 1, 2, 2]
 
 
 def test_surfaces_that_occur_elsewhere_or_have_several_labels() -> None:
     twice = Document("a", "咳嗽加重，咳嗽咳痰", (Entity(0, 2, "sym"), Entity(5, 7, "sym"), Entity(7, 9, "sym")))
     overlapping = Document("b", "aaa", (Entity(0, 2, "x"),))  # "aa" begins at 0 and at 1
-    found = statistics.statistics([twice, overlapping, Document("c", "咳嗽", (Entity(0, 2, "dis"),))])
+    found = counts.statistics([twice, overlapping, Document("c", "咳嗽", (Entity(0, 2, "dis"),))])
     assert found.repeated_surfaces == 0.6 and found.surfaces == 3
     assert found.ambiguous == {"咳嗽": {"sym": 2, "dis": 1}}
 
@@ -90,13 +90,13 @@ def test_surfaces_that_occur_elsewhere_or_have_several_labels() -> None:
     ("text", "count"), [("", 0), ("  ", 0), ("无标点", 1), ("一。二！三", 3), ("一。二。 ", 2), ("Yes. 3.5 mg", 2)]
 )
 def test_sentences(text: str, count: int) -> None:
-    assert statistics.statistics([Document("a", text)]).sentences == count
+    assert counts.statistics([Document("a", text)]).sentences == count
 
 
 @given(st.lists(st.integers(0, 10**6), max_size=60))
 def test_a_histogram_counts_every_value_once_in_bins_that_join(values: list[int]) -> None:
-    bins = statistics.histogram(values)
-    assert len(bins) <= statistics.BINS + 2 and bool(bins) == bool(values)
+    bins = counts.histogram(values)
+    assert len(bins) <= counts.BINS + 2 and bool(bins) == bool(values)
     for one in bins:
         assert one.count == sum(one.low <= value and (one.high is None or value < one.high) for value in values)
     assert sum(one.count for one in bins) == len(values)
@@ -104,26 +104,19 @@ def test_a_histogram_counts_every_value_once_in_bins_that_join(values: list[int]
 
 
 def test_bins_are_named_as_they_are_read() -> None:
-    assert [one.name for one in statistics.histogram([0, 1, 1])] == ["0", "1"]
+    assert [one.name for one in counts.histogram([0, 1, 1])] == ["0", "1"]
     long = [*range(20, 220), *range(20, 220), 5000]
-    assert [statistics.histogram(long)[0].name, statistics.histogram(long)[-1].name] == ["20–39", "200 and more"]
+    assert [counts.histogram(long)[0].name, counts.histogram(long)[-1].name] == ["20–39", "200 and more"]
 
 
 def test_statistics_refuse_nothing() -> None:
     with pytest.raises(DataError, match="no documents"):
-        statistics.statistics([])
+        counts.statistics([])
 
 
 def test_shared_texts_are_listed_once_in_order() -> None:
     first = [Document(str(n), text) for n, text in enumerate("dabca")]
     assert loading.shared_texts(first, [Document("x", "a"), Document("y", "d"), Document("z", "q")]) == ["d", "a"]
-
-
-def test_check_labels_names_document_label_and_nearest() -> None:
-    documents = [Document("a", "肺炎", (Entity(0, 2, "dis"),)), Document("b/7", "肺炎", (Entity(0, 2, "diss"),))]
-    loading.check_labels(documents, ("dis", "diss"))
-    with pytest.raises(DataError, match=r"'b/7'.*'diss' of '肺炎' \[0, 2\).*did you mean 'dis'\? valid: bod, dis"):
-        loading.check_labels(documents, ("bod", "dis"))
 
 
 def joined(document: Document, pieces: list[Document]) -> Document:
@@ -200,7 +193,7 @@ def test_pieces_of_a_piece_join_again() -> None:
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
 def test_real_corpus_has_the_known_traps() -> None:
     train = formats.read(SHARED / "cmeee_v1/train.jsonl").documents
-    found = statistics.statistics(train)
+    found = counts.statistics(train)
     assert (found.duplicates, found.shared_spans, found.length_max, found.without_entities) == (43, 33, 4870, 0)
     assert round(found.repeated_surfaces, 2) == 0.18 and found.nested == found.depths[2] == 3644
     assert sum(one.count for one in found.characters) == 15000 and found.ambiguous["贫血"]["dis"] == 103

@@ -12,8 +12,9 @@ import pytest
 
 from helpers.real import SHARED
 from spantune.data import Demands, Report, Tally, check, read_source
-from spantune.data.findings import RULES, Finding
+from spantune.data.findings import Finding
 from spantune.data.raw.document import Defect
+from spantune.data.rules import Rule
 
 Command = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -81,8 +82,8 @@ def test_finding(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert name in found, found
     assert (found[name].count, found[name].where) == (count, f"{path}:{line}")
     assert example in found[name].example
-    assert found[name].message.startswith(RULES[name].message)
-    assert (found[name].severity, found[name].fixable) == (RULES[name].severity, RULES[name].fixable)
+    assert found[name].message.startswith(Rule(name).message)
+    assert (found[name].severity, found[name].fixable) == (Rule(name).severity, Rule(name).fixable)
 
 
 def test_a_right_corpus_has_no_finding(tmp_path: Path) -> None:
@@ -136,15 +137,15 @@ def test_defects_of_formats(tmp_path: Path) -> None:
     assert found["end-half-open"].message.endswith("; 1 of the 2 entities of half.jsonl")
 
 
-def test_a_defect_that_the_table_does_not_know() -> None:
+def test_findings_are_in_the_order_of_severity_and_of_the_rules() -> None:
     tally = Tally()
-    tally.add_defect(Defect("odd", "an odd thing", tolerated=True), "f:1", "'x'")
-    tally.add_defect(Defect("worse", "a bad thing", tolerated=False), "f:2", "'y'")
-    tally.add("two-labels", "f:3", "z" * 500)
-    tally.explain("crossing", "not there")
+    tally.add_defect(Defect(Rule.LINE_BREAK_AS_SPACE, "an odd thing", tolerated=True), "f:1", "'x'")
+    tally.add_defect(Defect(Rule.UTF16_OFFSETS, "a bad thing", tolerated=False), "f:2", "'y'")
+    tally.add(Rule.TWO_LABELS, "f:3", "z" * 500)
+    tally.explain(Rule.CROSSING, "not there")
     worse, labels, odd = tally.findings()
-    assert (worse.name, worse.severity, worse.example) == ("worse", "error", "'y': a bad thing")
-    assert (odd.name, odd.severity, odd.fixable) == ("odd", "warning", True)
+    assert (worse.name, worse.severity, worse.example) == ("utf16-offsets", "error", "'y': a bad thing")
+    assert (odd.name, odd.severity, odd.fixable) == ("line-break-as-space", "warning", True)
     assert len(labels.example) == 120
 
 
@@ -291,8 +292,8 @@ def test_a_line_of_json_that_is_not_utf8_is_a_finding(command: Command, tmp_path
 def test_the_page_lists_every_finding() -> None:
     page = (ROOT / "docs" / "data-check.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z0-9-]+)` \| (\w+) \| .+ \| (.+) \|$", page, re.MULTILINE)
-    assert [(name, severity) for name, severity, _ in rows] == [(name, rule.severity) for name, rule in RULES.items()]
-    assert {name for name, _, mend in rows if mend == "–"} == {name for name, rule in RULES.items() if not rule.fixable}
+    assert [(name, severity) for name, severity, _ in rows] == [(rule, rule.severity) for rule in Rule]
+    assert {name for name, _, mend in rows if mend == "–"} == {rule for rule in Rule if not rule.fixable}
 
 
 def real(*names: str) -> tuple[Report, dict[str, int]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spantune.data.offsets import Shift, fault, mended, shared_shift
+from spantune.data.offsets import Shift, fault, repaired_span, shared_shift
 from spantune.data.raw.document import RawDocument, RawEntity
 
 TEXTS = ["患者😀腹痛三天，🏥查血钾", "𠮷先生咳嗽", "头痛伴恶心"]
@@ -70,7 +70,7 @@ def test_the_rule_of_a_file_is_recognised_and_mends_it(unit: str, by: int, shift
     found = shared_shift(documents)
     assert found == shift
     assert str(found) == words
-    where = [[mended(one.text, entity, found) for entity in one.entities] for one in documents]
+    where = [[repaired_span(one.text, entity, found) for entity in one.entities] for one in documents]
     assert where == [[(start, start + len(surface)) for surface, start in its] for its in TRUE]
 
 
@@ -105,18 +105,18 @@ def test_an_offset_inside_a_character_means_nothing() -> None:
 
 def test_where_an_entity_is_moved_to() -> None:
     text = "哈哈头痛又头痛"
-    assert mended(text, RawEntity(9, 11, "x", "又"), None) == (4, 5)
-    assert mended(text, RawEntity(3, 5, "x", "头痛"), None) is None
-    assert mended(text, RawEntity(3, 5, "x", "头痛"), Shift(-1)) == (2, 4)
-    assert mended(text, RawEntity(2, 9, "x", "头痛"), None) == (2, 4)
-    assert mended(text, RawEntity(0, 2, "x", "腹痛"), Shift(-1)) is None
-    assert mended(text, RawEntity(0, 2, "x"), Shift(-1)) is None
+    assert repaired_span(text, RawEntity(9, 11, "x", "又"), None) == (4, 5)
+    assert repaired_span(text, RawEntity(3, 5, "x", "头痛"), None) is None
+    assert repaired_span(text, RawEntity(3, 5, "x", "头痛"), Shift(-1)) == (2, 4)
+    assert repaired_span(text, RawEntity(2, 9, "x", "头痛"), None) == (2, 4)
+    assert repaired_span(text, RawEntity(0, 2, "x", "腹痛"), Shift(-1)) is None
+    assert repaired_span(text, RawEntity(0, 2, "x"), Shift(-1)) is None
     # fits as it is and by the rule: the file's own rule goes first, that of a few does not
-    assert mended(text, RawEntity(1, 2, "x", "哈"), Shift(-1)) == (0, 1)
-    assert mended(text, RawEntity(1, 2, "x", "哈"), Shift(-1, whole=False)) == (1, 2)
+    assert repaired_span(text, RawEntity(1, 2, "x", "哈"), Shift(-1)) == (0, 1)
+    assert repaired_span(text, RawEntity(1, 2, "x", "哈"), Shift(-1, whole=False)) == (1, 2)
 
 
 def test_occurrences_overlap() -> None:
-    assert mended("aaa.", RawEntity(5, 7, "x", "aa"), None) is None
+    assert repaired_span("aaa.", RawEntity(5, 7, "x", "aa"), None) is None
     assert shared_shift([document("aaa.", ("aa", 4, 6))] * 3) == Shift(-3)  # both places agree as often; the nearer
-    assert mended("aaa.", RawEntity(5, 6, "x", "."), None) == (3, 4)
+    assert repaired_span("aaa.", RawEntity(5, 6, "x", "."), None) == (3, 4)

@@ -19,6 +19,7 @@ from spantune.data import formats, read_source, repair_all
 from spantune.data.checks import Source
 from spantune.data.raw.document import Defect, RawDocument, RawEntity
 from spantune.data.repairs import repair
+from spantune.data.rules import Rule
 
 Command = Callable[..., Any]
 HEAD = {"start": 0, "end": 2, "label": "sym", "text": "头痛"}
@@ -101,7 +102,7 @@ def test_repetitions_are_dropped_and_a_score_is_kept(tmp_path: Path) -> None:
     documents, log = mend(write(tmp_path / "a.jsonl", record))
     assert documents == [("头痛", [(0, 2, "dis"), (0, 2, "sym")])]
     assert [(change["what"], change["after"]) for change in log] == [("duplicate-annotation", None)] * 2
-    assert repair(read_source(tmp_path / "a.jsonl"), tmp_path / "again.jsonl").left_out == []
+    assert repair(read_source(tmp_path / "a.jsonl"), tmp_path / "again.jsonl").dropped == []
     assert json.loads((tmp_path / "mended.jsonl").read_text("utf-8"))["entities"][1]["score"] == 0.5
 
 
@@ -127,7 +128,7 @@ def test_what_has_no_one_right_answer_is_left_out_and_logged(tmp_path: Path) -> 
 
 def test_a_defect_that_plain_reading_refuses_is_mended(tmp_path: Path) -> None:
     """As a format of tags states it: the entity is where the CoNLL rule puts it."""
-    defect = Defect("broken-transition", "I-sym follows O", tolerated=False)
+    defect = Defect(Rule.BROKEN_TRANSITION, "I-sym follows O", tolerated=False)
     entity = RawEntity(0, 2, "sym", field="column 2", line=4, defect=defect)
     source = Source(Path("a.txt"), "native", (RawDocument("a", "头痛", (entity,), Path("a.txt"), 3),), {})
     repaired = repair(source, tmp_path / "out.jsonl")
@@ -135,7 +136,7 @@ def test_a_defect_that_plain_reading_refuses_is_mended(tmp_path: Path) -> None:
     (change,) = repaired.changes
     assert (change.line, change.what, change.after) == (4, "broken-transition", HEAD)
     assert change.before["stated"] == "I-sym follows O"
-    assert repaired.left_out == []
+    assert repaired.dropped == []
 
 
 def test_byte_order_mark_and_crlf_are_logged(tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_a_shifted_file_comes_back(
     )
     repaired = repair(Source(Path("a"), "native", items, {}), folder / "out.jsonl")
     back = formats.read(folder / "out.jsonl").documents
-    lost = sum(change.what != "duplicate-annotation" for change in repaired.left_out)
+    lost = sum(change.what != "duplicate-annotation" for change in repaired.dropped)
     assert [document.text for document in back] == [document.text for document in documents]
     for document, its in zip(documents, back, strict=True):
         surfaces = {(document.surface(e), e.label) for e in document.entities}
@@ -296,7 +297,7 @@ def test_the_published_cmeee_file_is_mended_as_a_whole(tmp_path: Path) -> None:
     if not path.exists():
         pytest.skip("the real data are not here")
     repaired = repair(read_source(path), tmp_path / "out.jsonl")
-    assert len(repaired.changes) == 13086 and not repaired.left_out
+    assert len(repaired.changes) == 13086 and not repaired.dropped
     mended = formats.read(tmp_path / "out.jsonl")
     assert mended.notes == {}
     assert sum(len(document.entities) for document in mended.documents) == 13086

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from helpers.fakes import CHATML, SPECIAL, byte_tokenizer
-from spantune.core import ConfigError, DataError, Document, Entity, Label, ModelError, TaskSpec, config
+from spantune.core import DataError, Document, Entity, Label, ModelError, TaskSpec, config
 from spantune.data import formats
 from spantune.encoding import Encoder, coloured, make_task
 from spantune.encoding.answers import jsonl
@@ -209,7 +209,7 @@ def test_too_long_names_the_document_and_both_figures() -> None:
 
 def test_a_foreign_label_names_document_label_and_nearest() -> None:
     document = Document("note-3", TEXT, (Entity(0, 2, "bdo"),))
-    with pytest.raises(ConfigError, match=r"document 'note-3': label 'bdo' .*did you mean 'bod'\? valid: bod, sym"):
+    with pytest.raises(DataError, match=r"document 'note-3': the label 'bdo' .*did you mean 'bod'\? valid: bod, sym"):
         Encoder(byte_tokenizer(), TASK).example(document)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.fakes import byte_tokenizer
-from spantune.core import ConfigError, Document, Entity, ModelError, config
+from spantune.core import DataError, Document, Entity, ModelError, config
 from spantune.encoding import Encoder, Tokens, count_tokens, make_task
 
 TASK = make_task(config.Task.model_validate({"labels": ["dis"], "instruction": "Find entities."}))
@@ -44,5 +44,5 @@ def test_a_base_models_tokenizer_counts_texts_and_makes_no_examples() -> None:
 
 
 def test_a_label_that_the_task_does_not_have() -> None:
-    with pytest.raises(ConfigError, match=r"document 'x'.*'drug'"):
+    with pytest.raises(DataError, match=r"document 'x'.*'drug'"):
         count_tokens([Document("x", "ab", (Entity(0, 1, "drug"),))], byte_tokenizer(), TASK)

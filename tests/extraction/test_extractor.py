@@ -29,7 +29,7 @@ from spantune.core import (
     config,
 )
 from spantune.data import Cutter, merge
-from spantune.encoding import Encoder, Said
+from spantune.encoding import Encoder, PartialAnswer
 from spantune.extraction import Extractor, Guide, load_run, rates
 from spantune.extraction.grammar import Constraint
 from spantune.extraction.result import failure
@@ -141,7 +141,7 @@ def test_forcing_says_what_masking_alone_would_say() -> None:
             matcher.consume_token(ids[-1])
             if coder.tokenizer.decode(ids[-1:]) == "\n":
                 written = coder.tokenizer.decode(ids[start:])
-                said = Said(written, coder.format.parse(written, text, TASK))
+                said = PartialAnswer(written, coder.format.parse(written, text, TASK))
                 matcher = constraint.matcher(coder.format.grammar(text, TASK, said) or "")
         assert ids[start:] == answer
         lengths.append(len(answer))
@@ -311,7 +311,7 @@ def test_a_long_text_is_taken_in_chunks_with_offsets_of_the_whole() -> None:
     found = [replace(chunk, document=one.document) for chunk, one in zip(chunks, alone, strict=True)]
     wanted = merge(Document("long", text, meta={"k": 1}), found)
     assert len(wanted.document.entities) > 3
-    assert (got.document, got.contradicted) == (wanted.document, wanted.overruled)
+    assert (got.document, got.contradicted) == (wanted.document, wanted.suppressed)
     assert got.answer == "".join(one.answer for one in alone)
     assert got.problems == tuple(problem for one in alone for problem in one.problems)
     assert got.status == next((one.status for one in alone if one.status != "stopped"), "stopped")

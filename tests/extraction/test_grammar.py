@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 from spantune.core import Document, Entity, Label, ModelError, TaskSpec
-from spantune.encoding import FORMATS, Encoder, Said
+from spantune.encoding import FORMATS, Encoder, PartialAnswer
 from spantune.encoding.answers import jsonl, jsonl_seed
 from spantune.encoding.answers.anchoring import Parsed, Resolved
 from spantune.encoding.encoder import special_ids
@@ -35,9 +35,9 @@ def constraint(tokenizer: Any) -> Constraint:
     return Constraint(tokenizer, len(tokenizer) + 7, tokenizer.eos_token_id)  # the logits are wider than the tokenizer
 
 
-def said(last: Entity) -> Said:
+def said(last: Entity) -> PartialAnswer:
     """An answer that has stated an entity, and nothing behind it."""
-    return Said("}", Parsed((Resolved(last, (0, 1), (0, 1)),), ()))
+    return PartialAnswer("}", Parsed((Resolved(last, (0, 1), (0, 1)),), ()))
 
 
 def allowed(constraint: Constraint, matcher: Any) -> set[int]:

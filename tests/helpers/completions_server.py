@@ -44,6 +44,7 @@ class CompletionsServer:
     keys: list[str | None] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
+    hanging: int = 0
     port: int = 0
 
     def __post_init__(self) -> None:
@@ -156,7 +157,9 @@ def serving(server: CompletionsServer, port: int = 0) -> Iterator[CompletionsSer
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             found = server.answer(request) if self.path == "/v1/completions" else Response(404, {"error": "no"})
             if found == "hang":
+                server.hanging += 1
                 server.closing.wait(60)
+                server.hanging -= 1
             if isinstance(found, str):
                 self.close_connection = True
             else:

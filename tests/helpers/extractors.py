@@ -10,7 +10,7 @@ import torch
 
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 from spantune.core import Document, Label, TaskSpec, config
-from spantune.encoding import Encoder, Said
+from spantune.encoding import Encoder, PartialAnswer
 from spantune.extraction import Extractor
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
@@ -69,7 +69,7 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, on_
     from llguidance import LLMatcher
 
     known = llguidance.hf.from_tokenizer(coder.tokenizer, n_vocab=280, eos_token=coder.stop_id)
-    said: Said | None = None
+    said: PartialAnswer | None = None
 
     def fresh() -> Any:
         grammar = coder.format.grammar(text, coder.task, said)
@@ -94,8 +94,8 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, on_
         plain.chosen += [float(distribution[token]), *([None] * len(forced))]
         answer = coder.tokenizer.decode(plain.ids)
         if coder.format.mark in coder.tokenizer.decode([token, *forced]):
-            said = Said(answer, coder.format.parse(answer, text, coder.task))
-            if said.parsed.is_circling:
+            said = PartialAnswer(answer, coder.format.parse(answer, text, coder.task))
+            if said.parsed.is_looping:
                 plain.status = "repeated"
                 break
             if on_choices or coder.task.answer == "inline":  # only what is later in the text may follow

@@ -23,8 +23,7 @@ from typing import Any
 import pytest
 
 from spantune.core import ModelError
-from spantune.models import RECORD
-from spantune.models.bundled import BUNDLED, bundled_folder, is_available
+from spantune.models.bundled import BUNDLED, RECORD, bundled_folder, is_available
 
 NAMES = list(BUNDLED)
 CHINESE = "高血压患者应当低盐饮食,并在医生的指导下服用降压药物。"
@@ -256,9 +255,7 @@ def test_prompt_ids_begin_the_ids_of_prompt_and_answer(folder: Path) -> None:
 
 def test_a_second_call_converts_nothing(folder: Path) -> None:
     before = (folder / RECORD).stat().st_mtime_ns
-    started = time.perf_counter()
     assert bundled_folder(model_of(folder).name) == folder
-    assert time.perf_counter() - started < 1
     assert (folder / RECORD).stat().st_mtime_ns == before
 
 

@@ -18,7 +18,7 @@ from spantune.core import Keep, config, parse_config
 from spantune.models import attach, compile_layers, decoder_layers, to_fp8
 from spantune.models.compilation import _contexts, _keeping
 from spantune.training import PackTensors, pack_loss
-from spantune.training.estimate import _kept
+from spantune.training.estimate import _stored_bytes
 
 CPU = torch.device("cpu")
 SHAPE = {"hidden_size": 64, "intermediate_size": 224, "num_hidden_layers": 3}  # gate_up is wide, as in Phi-4
@@ -136,7 +136,7 @@ def test_a_compiled_step_is_the_eager_one_for_packs_of_any_size_and_keeps_what_i
     assert cached["autograd_cache_bypass"] == 0 < cached["autograd_cache_hit"] + cached["autograd_cache_miss"]
     plain = {"model": {"source": "x", "base": "fp32"}, "task": {"labels": ["a"]}, "data": {"train": "t"}}
     recipe = parse_config({**plain, "train": {"keep": "some", "compile": "on"}})
-    predicted = len(packs[0].ids) * _kept(tiny_model("phi3", **SHAPE), recipe, CPU)
+    predicted = len(packs[0].ids) * _stored_bytes(tiny_model("phi3", **SHAPE), recipe, CPU)
     assert saved_bytes(made, packs[0]) == predicted
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from helpers.fakes import tiny_model
 from spantune.core import config
 from spantune.models import attach
-from spantune.models.fp8 import Fp8Linear
+from spantune.models.kernels.lora_linear import Fp8Linear
 from spantune.models.lora import FusedLora
 
 SETTINGS = {

@@ -14,10 +14,9 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
+from helpers.packs import adapted
 from spantune.core import RunError
 from spantune.runs import BestAdapter, Checkpoints
-from spantune.runs.checkpoints import EVALUATION
-from helpers.packs import adapted
 
 
 class Training:
@@ -48,7 +47,7 @@ class Training:
         weights = load_file(folder / "adapter_model.safetensors")
         assert weights.keys() == get_peft_model_state_dict(self.model).keys()
         (number,) = {int(value) for weight in weights.values() for value in weight.unique()}
-        assert json.loads((folder / EVALUATION).read_text())["step"] == number
+        assert json.loads((folder / "evaluation.json").read_text())["step"] == number
         assert (folder / "task.json").is_file() and (folder / "adapter_config.json").is_file()
         assert not list(self.folder.glob("adapter.*"))
         return number
@@ -64,7 +63,7 @@ def test_the_best_is_kept_and_the_later_of_equals(tmp_path: Path) -> None:
     assert not training.step(4, 0.2) and training.kept == 2
     assert training.step(6, 0.3) and training.kept == 6
     assert (training.best.step, training.best.f1) == (6, 0.3)
-    assert json.loads((tmp_path / "adapter" / EVALUATION).read_text()) == {"step": 6, "f1": 0.3, "f1_low": 0.0}
+    assert json.loads((tmp_path / "adapter" / "evaluation.json").read_text()) == {"step": 6, "f1": 0.3, "f1_low": 0.0}
 
 
 @pytest.mark.parametrize(

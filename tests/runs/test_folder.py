@@ -12,11 +12,18 @@ from typing import Any
 
 import pytest
 
-from spantune.core import Config, parse_config
-from spantune.core import RunError
-from spantune.core import Label, TaskSpec
-from spantune.runs import Claim, free_name, last_predictions, logging_to, read_adapter, read_config, require_free, resume_recipe
-from spantune.runs.folder import is_held, was_let_go
+from spantune.core import Config, Label, RunError, TaskSpec, parse_config
+from spantune.runs import (
+    Claim,
+    RunFolder,
+    free_name,
+    last_predictions,
+    logging_to,
+    read_adapter,
+    read_config,
+    require_free,
+    resume_recipe,
+)
 from spantune.training import environment
 
 TASK = TaskSpec(labels=(Label(code="dis"),), instruction="Find.")
@@ -86,8 +93,8 @@ def test_a_folder_is_named_only_when_it_is_complete_and_is_locked_from_then_on(t
         ):
             pytest.fail("claimed twice")
         folder = claim.create(recipe(tmp_path), TASK, {})
-        assert is_held(folder)
-    assert not is_held(folder) and was_let_go(folder)
+        assert RunFolder(folder).is_running
+    assert not RunFolder(folder).is_running and not RunFolder(folder).was_killed
 
 
 def test_free_names_count_up(tmp_path: Path) -> None:
@@ -160,3 +167,23 @@ def test_an_adapter_comes_with_the_task_of_its_run(tmp_path: Path) -> None:
     (folder / "task.json").unlink()
     with pytest.raises(RunError, match=r"no task\.json here"):
         read_adapter(folder)
+
+
+def test_metrics_are_parsed_again_only_when_the_file_has_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder(tmp_path)
+    assert run.metrics() == []
+    run.metrics_file.write_text('{"step": 1}\n{"ste\n')
+    assert run.metrics() == RunFolder(tmp_path).metrics() == [{"step": 1}]
+    assert caplog.text.count("metrics.jsonl:2: a torn line is left out") == 1, "the file was parsed once"
+    run.metrics().clear()
+    run.metrics_file.write_text('{"step": 2}\n{"step": 3}\n')
+    assert run.metrics() == [{"step": 2}, {"step": 3}]
+
+
+def test_an_environment_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"environment\.json cannot be read: .*; restore it, or write \{\} into it"):
+        RunFolder(tmp_path).environment()
+    RunFolder(tmp_path).environment_file.write_text('{"torch": "2.13"}')
+    assert RunFolder(tmp_path).environment() == {"torch": "2.13"}

@@ -15,12 +15,8 @@ from typing import Any
 
 import pytest
 
-from spantune.core import parse_config
-from spantune.core import ConfigError, RunError
-from spantune.core import Label, TaskSpec
-from spantune.runs import listing
-from spantune.runs import Claim
-from spantune.runs.folder import LOCK_FILE, REPORT
+from spantune.core import ConfigError, Label, RunError, TaskSpec, parse_config
+from spantune.runs import Claim, RunFolder, listing
 from spantune.training import Result
 
 TASK = TaskSpec(labels=(Label(code="dis"),), instruction="Find.")
@@ -47,7 +43,7 @@ def write_run(folder: Path, lines: list[dict[str, Any]], finished: bool = True, 
         claim.create(parse_config({**content, **changes}), TASK, {})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
     if finished:
-        (folder / REPORT).touch()
+        RunFolder(folder).report_html.touch()
     return folder
 
 
@@ -78,7 +74,7 @@ def every(parent: Path) -> list[listing.Run]:
 
 
 def names(found: list[listing.Run]) -> list[str]:
-    return [run.values["name"] for run in found]
+    return [run.name for run in found]
 
 
 def test_a_run_says_what_it_is_made_of_and_what_it_reached(parent: Path) -> None:
@@ -155,18 +151,18 @@ def test_settings_that_differ_are_found(parent: Path) -> None:
 
 def test_running_and_killed_are_told_apart(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "one", [], finished=False)
-    assert listing.state(folder) == "stopped"
+    assert RunFolder(folder).state == "stopped"
     code = (
-        "import sys, time; from pathlib import Path; from spantune.runs.folder import Claim\n"
+        "import sys, time; from pathlib import Path; from spantune.runs import Claim\n"
         "with Claim(Path(sys.argv[1]), resume=True): print('on', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "on\n"
-        assert listing.state(folder) == "running"
+        assert RunFolder(folder).state == "running"
         process.send_signal(signal.SIGKILL)
-    assert listing.state(folder) == "killed"
-    (folder / REPORT).touch()
-    assert listing.state(folder) == "finished"
+    assert RunFolder(folder).state == "killed"
+    RunFolder(folder).report_html.touch()
+    assert RunFolder(folder).state == "finished"
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -214,4 +210,13 @@ def test_a_real_run_is_listed_and_looking_changes_nothing(trained: Result, comma
     assert run["state"] == "finished" and run["f1"] == pytest.approx(trained.as_dict()["f1"], abs=1e-4)
     assert run["f1_before"] is not None and run["step"] == 12 and 0 < run["seconds"] < trained.seconds
     assert {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*")} == before
-    assert os.path.getsize(trained.folder / LOCK_FILE) == 0
+    assert os.path.getsize(RunFolder(trained.folder).lock_file) == 0
+
+
+def test_listing_runs_loads_neither_numpy_nor_pillow() -> None:
+    code = (
+        "import sys; from spantune.runs import RunFolder, listing\n"
+        "print(*sorted({'numpy', 'PIL', 'rich', 'spantune.metrics', 'spantune.data'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

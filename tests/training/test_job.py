@@ -293,7 +293,7 @@ def test_a_run_that_runs_out_of_memory_goes_on_with_smaller_packs_and_records_it
     assert losses(result.folder) == pytest.approx(losses(whole.folder), rel=1e-4)
     collator = Collator(config.Train(), (), 4096, 0)
     collator.restore(read_metrics(result.folder))
-    assert collator.limits() == {"pack_tokens": found[0]["pack_tokens"]}
+    assert collator.limits == {"pack_tokens": found[0]["pack_tokens"]}
 
 
 def test_the_first_steps_are_held_against_the_prediction(trained: Result) -> None:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from spantune.extraction import load_run
 from spantune.runs import Checkpoints, Claim, read_metrics, resume_recipe, step_of
 from spantune.runs.folder import REPORT
 from spantune.training import train
-from spantune.training.nan_guard import MOST_LEFT_OUT, StepGuard
-from spantune.training.trainer import StepCallback
+from spantune.training.nan_guard import MOST_SKIPPED, StepGuard
+from spantune.training.step import StepRunner
 
 Tree = Callable[..., dict[str, Any]]
 QUIET = {"swanlab": "off"}
@@ -64,10 +63,10 @@ def test_a_step_that_is_not_finite_stops_or_is_left_out() -> None:
 
 def test_a_run_of_nothing_but_broken_steps_stops_all_the_same() -> None:
     guard = StepGuard("skip")
-    for step in range(MOST_LEFT_OUT):
+    for step in range(MOST_SKIPPED):
         assert not guard.accepts(math.nan, step, IDS)
     assert guard.accepts(1.0, 5, IDS) and guard.accepts_gradient(1.0, 5, IDS)  # one good step counts anew
-    for step in range(6, 6 + MOST_LEFT_OUT):
+    for step in range(6, 6 + MOST_SKIPPED):
         assert not guard.accepts(math.nan, step, IDS)
     with pytest.raises(RunError, match=r"at step 11, as at the 5 steps before; documents: a, b"):
         guard.accepts(math.nan, 11, IDS)
@@ -126,7 +125,7 @@ def test_a_broken_step_is_left_out_and_the_run_ends_well(
     assert 2 <= sum(line["left_out"] for line in left_out) <= 3
     assert all((line["loss"] is None) == (every == 1) for line in left_out)
     assert all(line["loss"] is not None and line["loss"] > 0 for line in lines if line not in left_out)
-    assert "is left out: the loss became nan; documents: " in caplog.text and "the-bad-one" in caplog.text
+    assert "is skipped: the loss became nan; documents: " in caplog.text and "the-bad-one" in caplog.text
     adapter = load_file(result.folder / "adapter" / "adapter_model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in adapter.values())
     losses = [line["loss"] for line in lines if line["loss"] is not None]
@@ -142,13 +141,23 @@ class Filler:
     def __init__(self, disk: Path, full_after: int, free_after: int):
         self.path, self.full_after, self.free_after = disk / "filler", full_after, free_after
 
-    def __call__(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """On the begin of a step."""
-        if state.global_step == self.full_after:
+    def before_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have every step call this first."""
+        run = StepRunner.run
+
+        def filling(runner: StepRunner, batch: Any, step: int, *rest: Any) -> Any:
+            self(step - 1)
+            return run(runner, batch, step, *rest)
+
+        monkeypatch.setattr(StepRunner, "run", filling)
+
+    def __call__(self, done: int) -> None:
+        """Before the step that follows `done` steps."""
+        if done == self.full_after:
             with self.path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
                 while True:
                     file.write(bytes(shutil.disk_usage(self.path.parent).free or 256))
-        if state.global_step == self.free_after:
+        if done == self.free_after:
             self.path.unlink()
 
 
@@ -161,7 +170,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
     settings = {"max_steps": 24, "eval_steps": 4, "save_steps": 4}
     whole = train(recipe(run={"name": "whole"}, train=settings))
     disk = small_disk(256 << 20)
-    monkeypatch.setattr(StepCallback, "on_step_begin", Filler(disk, 6, 17).__call__, raising=False)
+    Filler(disk, 6, 17).before_steps(monkeypatch)
     seen: dict[int, list[int]] = {}
     write = Checkpoints.write
 
@@ -192,7 +201,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_way_out(
     settings = {"max_steps": 12, "eval_steps": 4, "save_steps": 2, "eval_before": False}
     wanted = recipe(run={"folder": str(disk)}, train=settings)
     with monkeypatch.context() as patched:
-        patched.setattr(StepCallback, "on_step_begin", Filler(disk, 3, -1).__call__, raising=False)
+        Filler(disk, 3, -1).before_steps(patched)
         with pytest.raises(RunError, match="the best adapter could not be written; free some space, and go on with"):
             train(wanted)
     (disk / "filler").unlink()
@@ -295,9 +304,8 @@ def test_a_run_under_way_cannot_be_gone_on_with_until_its_process_is_gone(
     assert len(read_metrics(folder)) >= before
     running.signal(signal.SIGKILL)
     assert running.end() == -signal.SIGKILL
-    started = time.monotonic()
     with Claim(folder, resume=True):
-        assert time.monotonic() - started < 1
+        pass
 
 
 def test_documents_of_a_batch_are_named_in_the_log_of_a_spike(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +23,7 @@ from spantune.core import Interrupted, RunError, Stopped, parse_config
 from spantune.runs import read_metrics, resume_recipe, step_of
 from spantune.runs.folder import REPORT
 from spantune.training import Result, train
+from spantune.training.measuring import Measuring
 
 Tree = Callable[..., dict[str, Any]]
 QUIET = {"swanlab": "off"}
@@ -145,7 +145,7 @@ def test_a_torn_checkpoint_is_not_taken(unbroken: Result, tmp_path: Path) -> Non
     resumed(folder)
     assert_equal(folder, unbroken)
     log = (folder / "run.log").read_text(encoding="utf-8")
-    assert "checkpoint-20 is torn and passed over: optimizer.pt" in log and "going on from checkpoint-18" in log
+    assert "checkpoint-20 is torn and passed over: optimizer.pt" in log and "resuming from checkpoint-18" in log
 
 
 def test_the_best_so_far_stays_the_best_after_a_resume(tree: Tree, tmp_path: Path) -> None:
@@ -191,16 +191,15 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
 
 def signalling(monkeypatch: pytest.MonkeyPatch, number: int, times: int, at: str) -> None:
     """Send real signals to this process when the run begins to extract `at`, a split and step."""
-    module = sys.modules["spantune.training.job"]
-    measure = module._Job._measure
+    measure = Measuring.measure
 
-    def measured(job: Any, documents: Any, split: str, step: int, **more: float) -> Any:
+    def measured(self: Measuring, documents: Any, split: str, step: int, **more: float) -> Any:
         if f"{split}-{step}" == at:
             for _ in range(times):
                 os.kill(os.getpid(), number)
-        return measure(job, documents, split, step, **more)
+        return measure(self, documents, split, step, **more)
 
-    monkeypatch.setattr(module._Job, "_measure", measured)
+    monkeypatch.setattr(Measuring, "measure", measured)
 
 
 @pytest.mark.parametrize("at", ["dev-8", "dev-20"])

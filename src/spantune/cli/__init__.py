@@ -1,7 +1,6 @@
 """The command line: parse, call, print, exit code. No logic lives here, and no torch is imported for --help.
 
-Tables and JSON go to stdout, everything for people to stderr. Exit codes: 0 done, 1 found wanting, 2
-wrong use.
+Tables and JSON go to stdout, messages to stderr. Exit codes: 0 success, 1 a check failed, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -19,6 +18,7 @@ from spantune.cli.options import Json, quiet
 from spantune.core import ConfigError, Interrupted, SpantuneError
 
 if TYPE_CHECKING:
+    from spantune.core import Config
     from spantune.training import Result
 
 
@@ -37,7 +37,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value â
 
 
 def main() -> NoReturn:
-    """Run the command line; an error of the user's making is one sentence on stderr and exit code 2."""
+    """Run the command line; a SpantuneError is one sentence on stderr and exit code 2."""
     try:
         app()
     except SpantuneError as error:
@@ -89,12 +89,12 @@ def plan(
     quiet()
     from spantune.training import make_plan, prepare
 
-    found = make_plan(prepare(settings))
+    audited = make_plan(prepare(settings))
     if as_json:
-        print(json.dumps(found.as_dict(), ensure_ascii=False))
+        print(json.dumps(audited.as_dict(), ensure_ascii=False))
     else:
-        tables.print_plan(found)
-    raise typer.Exit(1 if found.failed else 0)
+        tables.print_plan(audited.as_dict())
+    raise typer.Exit(1 if audited.failed else 0)
 
 
 @app.command()
@@ -119,9 +119,9 @@ def train(
         settings = load_config(recipe, overrides or [])
     else:
         assert resume is not None
-        from spantune.runs import resume_recipe
+        from spantune.runs import RunFolder
 
-        settings = resume_recipe(resume)
+        settings = RunFolder(resume).resume_config()
     _run(settings, resume)
 
 
@@ -129,24 +129,22 @@ app.command()(evaluate.evaluate)
 app.command()(evaluate.compare)
 app.command()(evaluate.report)
 app.command()(runs.runs)
-
-
 app.command()(extract.extract)
 app.command()(calibrate.calibrate)
 app.command()(runs.sync)
 
 
-def _run(recipe: Any, resume: Path | None) -> None:
+def _run(recipe: Config, resume: Path | None) -> None:
     quiet()
-    from spantune.runs import hints
-    from spantune.training import train as job
+    from spantune.runs import RunFolder, hints
+    from spantune.training import train as run_job
 
     try:
-        result: Result = job(recipe, resume)
-    except Interrupted as ended:
-        raise typer.Exit(ended.exit_code) from None
+        result: Result = run_job(recipe, resume)
+    except Interrupted as interrupt:
+        raise typer.Exit(interrupt.exit_code) from None
     tables.print_scores(result.after.as_dict(), sys.stderr)
-    lines = [f"report: {result.folder / 'report.html'}", *hints(result.folder)]
+    lines = [f"report: {RunFolder(result.folder).report_html}", *hints(result.folder)]
     lines.append(f"extract: spantune extract {result.folder} FILE")
     print("\n".join(lines), file=sys.stderr)
     print(json.dumps(result.as_dict(), ensure_ascii=False))

@@ -57,13 +57,13 @@ def calibrate(
         raise RunError(f"{run} is not finished, and training on would undo this; first spantune train --resume {run}")
     quiet()
     from spantune.core import track
-    from spantune.data import check_labels, read_splits
+    from spantune.data import read_splits
     from spantune.extraction import load_bare
     from spantune.metrics import calibration
 
     gold = list(formats.read(data, format).documents if data else read_splits(recipe.data).dev)
     extractor = load_bare(run, device)
-    check_labels(gold, extractor.task.codes)
+    extractor.task.check(gold)
     predicted = [extraction.document for extraction in track(extractor.stream(gold), "extract", len(gold))]
     fitted = calibration.calibrate(gold, predicted, precision, per_label, data or "dev")
     if store:

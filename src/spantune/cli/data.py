@@ -1,6 +1,6 @@
-"""The command line's `spantune data`: look at annotated corpora, check, split and convert them.
+"""The commands of `spantune data`: look at annotated corpora, check, split and convert them.
 
-As in `cli`, no logic lives here: tables and JSON go to stdout, everything for people to stderr.
+As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,7 +22,7 @@ from spantune.core import ConfigError
 if TYPE_CHECKING:
     from spantune.core import Document, TaskSpec
     from spantune.data import Corpus, Options, Report
-    from spantune.encoding import Tokens
+    from spantune.encoding import Tokenizer, Tokens
 
 
 app = typer.Typer(
@@ -139,7 +139,7 @@ def check(
 
         spantune data check cmeee.jsonl --fix mended.jsonl
     """
-    from spantune.data import Demands, Tally, count_left_out, read_source, repair_all
+    from spantune.data import Demands, Tally, count_dropped, read_source, repair_all
     from spantune.data import check as examine
 
     count_tokens = _token_counter(max_tokens, tokenizer)
@@ -150,13 +150,13 @@ def check(
         report = examine(sources, demands)
     else:
         repaired = repair_all(sources, fix)
-        count_left_out(repaired, tally)
-        written = [read_source(one.path, source.format) for one, source in zip(repaired, sources, strict=True)]
+        count_dropped(repaired, tally)
+        written = [read_source(repair.path, source.format) for repair, source in zip(repaired, sources, strict=True)]
         report = examine(written, demands, tally)
-        for one, source in zip(repaired, sources, strict=True):
-            for note, count in {**source.notes, **one.notes}.items():
+        for repair, source in zip(repaired, sources, strict=True):
+            for note, count in {**source.notes, **repair.notes}.items():
                 print(f"{source.path}: {count} × {note}", file=sys.stderr)
-            print(f"{one.path}: {len(one.changes)} changes, logged in {one.log}", file=sys.stderr)
+            print(f"{repair.path}: {len(repair.changes)} changes, logged in {repair.log}", file=sys.stderr)
     if as_json:
         print(json.dumps(report.as_dict(), ensure_ascii=False))
     else:
@@ -226,13 +226,13 @@ def split(
 
 def _finding_rows(report: Report) -> list[tuple[str, ...]]:
     return [
-        (one.severity, one.name, str(one.count), f"{one.message}\n{one.where}: {one.example}")
-        for one in report.findings
+        (finding.severity, finding.name, str(finding.count), f"{finding.message}\n{finding.where}: {finding.example}")
+        for finding in report.findings
     ]
 
 
 def _label_set(labels: str | None, recipe: Path | None) -> tuple[str, ...]:
-    """The label set that is asked for; () for none."""
+    """The label set of the options; () for none."""
     if labels is not None and recipe is not None:
         raise ConfigError("give either --labels or --recipe; both say what the labels are")
     if recipe is not None:
@@ -247,7 +247,7 @@ def _label_set(labels: str | None, recipe: Path | None) -> tuple[str, ...]:
 
 
 def _token_counter(budget: int | None, source: str | None) -> Callable[[Sequence[str]], list[int]] | None:
-    """What counts the tokens of texts under the tokenizer `source`; None without a budget."""
+    """A function that counts the tokens of texts under the tokenizer `source`; None without a budget."""
     if (budget is None) != (source is None):
         raise ConfigError("--max-tokens and --tokenizer go together: a budget counts under one tokenizer")
     if source is None:
@@ -262,14 +262,14 @@ def _token_counter(budget: int | None, source: str | None) -> Callable[[Sequence
 
 @dataclass(frozen=True)
 class _Counter:
-    """What tokens are counted under."""
+    """The tokenizer's source and the task that tokens are counted with."""
 
     source: str
     task: TaskSpec | None
 
 
 def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, preset: str | None) -> _Counter | None:
-    """The tokenizer and task that the options of `inspect` name: an option goes before the recipe."""
+    """The tokenizer and task of the options of `inspect`; an option takes precedence over the recipe."""
     from spantune.core import config, nearest
     from spantune.encoding import PRESETS, make_task
 
@@ -278,9 +278,9 @@ def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, p
     if preset and preset not in PRESETS:
         raise ConfigError(f"unknown task {preset!r}; {nearest(preset, PRESETS)}")
     settings = config.load_config(recipe, overrides) if recipe else None
-    named = config.Task.model_validate({"preset": preset}) if preset else settings and settings.task
+    task = config.Task.model_validate({"preset": preset}) if preset else settings and settings.task
     source = tokenizer or (settings.model.source if settings else "")
-    return _Counter(source, make_task(named) if named else None)
+    return _Counter(source, make_task(task) if task else None)
 
 
 def _options(column: str | None, joiner: str | None) -> Options:
@@ -294,7 +294,7 @@ def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: b
     from spantune.data import statistics
 
     file = str(corpus.path)
-    found = statistics(corpus.documents)
+    corpus_statistics = statistics(corpus.documents)
     tokens = _tokens(counter, corpus.documents) if counter else None
     if html:
         from spantune.report import write_page
@@ -302,32 +302,32 @@ def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: b
         write_page(html, corpus.documents, corpus.path.name)
         print(f"page: {html}", file=sys.stderr)
     if as_json:
-        record = {"format": corpus.format, "notes": dict(corpus.notes), **asdict(found)}
+        record = {"format": corpus.format, "notes": dict(corpus.notes), **asdict(corpus_statistics)}
         print(json.dumps(record | ({"tokens": asdict(tokens)} if tokens else {}), ensure_ascii=False))
         return
     notes = {"format": corpus.format, **{f"mended: {note}": str(count) for note, count in corpus.notes.items()}}
-    tables.print_statistics(found, file, notes)
+    tables.print_statistics(corpus_statistics, file, notes)
     if tokens and counter:
         tables.print_tokens(tokens, counter.source)
     annotated = [document for document in corpus.documents if document.entities] or corpus.documents
-    tables.print_examples(annotated[:examples], list(found.entities))
+    tables.print_examples(annotated[:examples], list(corpus_statistics.entities))
 
 
 def _tokens(counter: _Counter, documents: Sequence[Document]) -> Tokens:
-    from spantune.data import check_labels
     from spantune.encoding import count_tokens
 
     if counter.task:
-        check_labels(documents, counter.task.codes)
+        counter.task.check(documents)
     return count_tokens(documents, _tokenizer(counter.source), counter.task)
 
 
-def _tokenizer(source: str) -> Any:
-    """The tokenizer of a model source, or of a folder, which need hold no more than that."""
+def _tokenizer(source: str) -> Tokenizer:
+    """The tokenizer of a model source, or of a folder that may hold nothing else."""
     quiet()
     from spantune.models import load_tokenizer, resolve
 
-    return load_tokenizer(Path(source) if Path(source).is_dir() else resolve(source), source)
+    tokenizer: Tokenizer = load_tokenizer(Path(source) if Path(source).is_dir() else resolve(source), source)
+    return tokenizer
 
 
 def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: bool) -> None:
@@ -344,7 +344,7 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
     prefix = len(prepared.prefix)
     total = sum(len(example.ids) for example in prepared.examples)
     answers = sum(len(example.ids) - example.answer_start for example in prepared.examples)
-    figures: dict[str, Any] = {
+    figures: dict[str, object] = {
         "examples": len(prepared.examples),
         "shared_prefix_tokens": prefix,
         "tokens": total,

@@ -188,14 +188,13 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     recipe = read_config(run)
     gold = _read(data, how.format)[: how.limit]
     quiet()
-    from spantune.data import check_labels
     from spantune.extraction import evaluate as measure
     from spantune.extraction import load_run, rates, save_predictions
     from spantune.report import Report
 
     settings = recipe.extract.model_copy(update={"grounded": decoding.grounded})
     extractor = load_run(run, decoding.device, settings, decoding.min_score)
-    check_labels(gold, extractor.task.codes)
+    extractor.task.check(gold)
     train = _trained_on(recipe) if how.train is None else how.train
     evaluation = measure(extractor, gold, protocol=how.protocol, train=train)
     save_predictions(run / "predictions" / f"{_stem(data)}.jsonl", evaluation.extractions)

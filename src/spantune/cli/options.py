@@ -1,7 +1,4 @@
-"""The command line's `spantune data`: look at annotated corpora, check, split and convert them.
-
-As in `cli`, no logic lives here: tables and JSON go to stdout, everything for people to stderr.
-"""
+"""Options and settings that several commands share."""
 
 from __future__ import annotations
 
@@ -23,16 +20,20 @@ Column = Annotated[
     str | None, typer.Option(help="Name, or number from 0, of the column or field of tags, entities or text.")
 ]
 Joiner = Annotated[str | None, typer.Option(help="What stands between tokens; told from them when absent.")]
+MinScore = Annotated[
+    float | None,
+    typer.Option(help="Leave out entities with a lower score; 0 keeps all. The run's own threshold when absent."),
+]
 
 
 def quiet() -> None:
-    """Keep the libraries' banners and bars off the terminal; ours say what is going on."""
+    """Hide the banners and progress bars of libraries, and the messages that spantune's own replace."""
     import os
     import warnings
 
     if not sys.warnoptions:
-        warnings.simplefilter("ignore", FutureWarning)  # libraries talking to each other
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost ten times the speed beside a neighbour
+        warnings.simplefilter("ignore", FutureWarning)  # libraries warn of each other's changes
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine, spinning threads are ten times slower
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -42,14 +43,8 @@ def quiet() -> None:
     disable_progress_bar()
 
 
-MinScore = Annotated[
-    float | None,
-    typer.Option(help="Leave out entities with a lower score; 0 keeps all. The run's own threshold when absent."),
-]
-
-
 def report_left_out(calibration: Calibration | None, count: int) -> None:
-    """Say on stderr how many entities a threshold left out, where there is one."""
+    """Print to stderr how many entities the calibrated threshold dropped; nothing where there is none."""
     from spantune.core import console
 
     if calibration and (calibration.threshold is not None or calibration.label_thresholds):
@@ -60,6 +55,6 @@ def report_left_out(calibration: Calibration | None, count: int) -> None:
 
 def describe_threshold(calibration: Calibration) -> str:
     """The thresholds in words."""
-    whole = "none" if calibration.threshold is None else f"score under {calibration.threshold:.3f}"
-    own = ", ".join(f"{label} {threshold:.3f}" for label, threshold in calibration.label_thresholds.items())
-    return f"{whole}; by label: {own}" if own else whole
+    overall = "none" if calibration.threshold is None else f"score under {calibration.threshold:.3f}"
+    by_label = ", ".join(f"{label} {threshold:.3f}" for label, threshold in calibration.label_thresholds.items())
+    return f"{overall}; by label: {by_label}" if by_label else overall

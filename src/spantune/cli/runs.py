@@ -1,6 +1,6 @@
-"""The command line's `spantune runs`: list, filter, sort and compare runs, for people or as CSV and JSON.
+"""The commands `spantune runs`, which lists, filters, sorts and compares runs, and `spantune sync`.
 
-As in `cli`, no logic lives here: tables, CSV and JSON go to stdout, everything for people to stderr.
+As in `cli`, no logic lives here: tables, CSV and JSON go to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -52,71 +52,70 @@ def runs(
 
         spantune runs --csv > runs.csv
     """
-    from spantune.runs import listing
-
     if as_csv + as_json + compare > 1:
         raise ConfigError("give one of --compare, --csv and --json")
-    every = [listing.read(folder) for folder in listing.find(folders or [Path("runs")])]
-    found = listing.in_order(listing.matching(every, where or []), sort)
-    for run in found:
+    from spantune.runs import listing
+
+    all_runs = [listing.read(folder) for folder in listing.find(folders or [Path("runs")])]
+    shown_runs = listing.in_order(listing.matching(all_runs, where or []), sort)
+    for run in shown_runs:
         if run.problem:
-            print(f"{run.values['name']}: {run.problem}", file=sys.stderr)
+            print(f"{run.name}: {run.problem}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"runs": [run.as_dict() for run in found]}, ensure_ascii=False))
+        print(json.dumps({"runs": [run.as_dict() for run in shown_runs]}, ensure_ascii=False))
     elif as_csv:
-        _write_csv(found, listing.differing(found))
+        _write_csv(shown_runs, listing.differing(shown_runs))
     elif compare:
-        _print_compared(found, listing.differing(found))
+        _print_compared(shown_runs, listing.differing(shown_runs))
     else:
-        _print_list(found)
+        _print_list(shown_runs)
 
 
-def _write_csv(found: Sequence[Run], settings: Sequence[str]) -> None:
+def _write_csv(runs: Sequence[Run], settings: Sequence[str]) -> None:
     from spantune.runs import COLUMNS
 
     keys = [*COLUMNS, *settings]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(keys)
-    writer.writerows([_plain(run.get(key)) for key in keys] for run in found)
+    writer.writerows([_plain(run.get(key)) for key in keys] for run in runs)
 
 
-def _print_list(found: Sequence[Run]) -> None:
+def _print_list(runs: Sequence[Run]) -> None:
     head = ["run", "state", "model", "data", "F1", "95 %", "on", "steps", "time", "started"]
     keys = ("name", "state", "model", "data")
-    rows = [(*(_shown(run.get(key)) for key in keys), *_figures(run)) for run in found]
+    rows = [(*(_shown(run.get(key)) for key in keys), *_figures(run)) for run in runs]
     tables.table(head, rows)
 
 
-def _print_compared(found: Sequence[Run], settings: Sequence[str]) -> None:
-    rows = [(key, *(_shown(run.get(key)) for run in found)) for key in ("state", "model", "data")]
-    figures = zip(*(_figures(run) for run in found), strict=True)
+def _print_compared(runs: Sequence[Run], settings: Sequence[str]) -> None:
+    rows = [(key, *(_shown(run.get(key)) for run in runs)) for key in ("state", "model", "data")]
+    figures = zip(*(_figures(run) for run in runs), strict=True)
     names = ("F1", "95 %", "on", "steps", "time", "started")
     rows += [(name, *values) for name, values in zip(names, figures, strict=False)]
-    rows += [(key, *(_shown(run.get(key)) for run in found)) for key in settings if key not in _SHOWN_ABOVE]
-    tables.table(["", *(_shown(run.get("name")) for run in found)], rows)
+    rows += [(key, *(_shown(run.get(key)) for run in runs)) for key in settings if key not in _SHOWN_ABOVE]
+    tables.table(["", *(_shown(run.name) for run in runs)], rows)
 
 
 _SHOWN_ABOVE = ("model.source", "data.train")
 
 
 def _figures(run: Run) -> tuple[str, ...]:
-    f1, low, high = (run.get(key) for key in ("f1", "f1_low", "f1_high"))
-    seconds, started = run.get("seconds"), run.get("started")
+    low, high, seconds = run.f1_low, run.f1_high, run.seconds
     return (
-        f"{f1:.3f}" if f1 is not None else "",
+        f"{run.f1:.3f}" if run.f1 is not None else "",
         f"{low:.3f}–{high:.3f}" if low is not None and high is not None else "",
-        run.get("f1_on") or "",
-        _shown(run.get("step")),
+        run.f1_on or "",
+        _shown(run.step),
         f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}" if seconds is not None else "",
-        started[:16].replace("T", " ") if started else "",
+        run.started[:16].replace("T", " ") if run.started else "",
     )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return tables.visible(_plain(value))
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,13 +1,13 @@
 """Tables for people: plans, scores and plain key-value lists, printed with rich.
 
-What a script reads is printed as JSON by `cli`; these may change their looks at any time.
+Scripts read the JSON that `cli` prints; the tables may change at any time.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from spantune.encoding import Tokens
     from spantune.metrics import Comparison
 
+Record = Mapping[str, Any]
+"""A JSON object whose shape is that of the `as_dict` it comes from."""
+
 
 # Named colours, so that they follow the terminal's theme; the label's name stands beside each.
 _NAMES = ("blue", "red", "green", "magenta", "yellow", "cyan")
@@ -25,22 +28,22 @@ _BAR = 40
 _WIDE = 10_000
 
 
-def print_plan(found: Any) -> None:
-    """Print the audits and the estimate of a Plan."""
+def print_plan(plan: Record) -> None:
+    """Print the audits and the estimate of a plan."""
     marks = {True: "ok", False: "FAILED"}
     rows = [
         (
-            f"waived by {a.waived}" if a.waived and not a.ok else marks[a.ok],
-            a.name,
-            a.found if a.ok else f"{a.found} → {a.remedy}",
+            f"waived by {audit['waived']}" if audit["waived"] and not audit["ok"] else marks[audit["ok"]],
+            audit["name"],
+            audit["found"] if audit["ok"] else f"{audit['found']} → {audit['remedy']}",
         )
-        for a in found.audits
+        for audit in plan["audits"]
     ]
     table(["", "audit", "found"], rows)
-    table(["predicted", ""], [(key.replace("_", " "), str(value)) for key, value in found.estimate.as_dict().items()])
+    table(["predicted", ""], [(key.replace("_", " "), str(value)) for key, value in plan["estimate"].items()])
 
 
-def print_scores(scores: dict[str, Any], stream: Any = None) -> None:
+def print_scores(scores: Record, stream: TextIO | None = None) -> None:
     """Print strict scores, overall and by label, with their intervals."""
     strict = scores["strict"]
     macro = ("mean of labels (macro)", *_quotients(strict["macro"]), "")
@@ -50,8 +53,8 @@ def print_scores(scores: dict[str, Any], stream: Any = None) -> None:
     table([name, "P", "R", "F1", "95 %", "gold"], rows, stream)
 
 
-def print_slices(scores: dict[str, Any], stream: Any = None) -> None:
-    """Print the figures that forgive something, those of slices, and false alarms."""
+def print_slices(scores: Record, stream: TextIO | None = None) -> None:
+    """Print the figures of lenient matching, those of slices, and false alarms."""
     kinds = {
         "boundary": "right place, any label",
         "relaxed": "overlap, right label",
@@ -67,17 +70,17 @@ def print_slices(scores: dict[str, Any], stream: Any = None) -> None:
     if rows:
         table(["slice", "P", "R", "F1", "95 %", "gold"], rows, stream)
     if alarms := scores["alarms"]:
-        found = f"{alarms['predicted']} entities in {alarms['documents']} documents without any"
+        count = f"{alarms['predicted']} entities in {alarms['documents']} documents without any"
         low, high = alarms["per_1000_low"], alarms["per_1000_high"]
         interval = f", 95 % {low:.2f}–{high:.2f}" if low is not None else ""
-        table(["false alarms", found], [("per 1,000 characters", f"{alarms['per_1000']:.2f}{interval}")], stream)
+        table(["false alarms", count], [("per 1,000 characters", f"{alarms['per_1000']:.2f}{interval}")], stream)
 
 
-def print_comparison(found: Comparison) -> None:
+def print_comparison(comparison: Comparison) -> None:
     """Print every system's F1, then each difference in all and by label, and what it means in words."""
-    rows = [(visible(name), *_quotients(scores.micro.as_dict())) for name, scores in found.systems.items()]
-    table([f"strict, {found.protocol}", "P", "R", "F1", "95 %"], rows)
-    for difference in found.differences:
+    rows = [(visible(name), *_quotients(scores.micro.as_dict())) for name, scores in comparison.systems.items()]
+    table([f"strict, {comparison.protocol}", "P", "R", "F1", "95 %"], rows)
+    for difference in comparison.differences:
         gaps = {"all (micro)": difference.micro, **difference.labels}
         rows = [
             (name, f"{gap.f1:+.3f}", f"{gap.f1_low:+.3f} to {gap.f1_high:+.3f}", f"{gap.p:.4f}", f"{gap.p_holm:.4f}",
@@ -89,54 +92,54 @@ def print_comparison(found: Comparison) -> None:
         print(visible(difference.sentence))
 
 
-def _figure(name: str, figure: dict[str, Any]) -> tuple[str, ...]:
+def _figure(name: str, figure: Record) -> tuple[str, ...]:
     return (name, *_quotients(figure), str(figure["gold"]))
 
 
-def _quotients(figure: dict[str, Any]) -> tuple[str, ...]:
+def _quotients(figure: Record) -> tuple[str, ...]:
     """Precision, recall, F1 and the interval of F1."""
     interval = f"{figure['f1_low']:.3f}–{figure['f1_high']:.3f}" if figure["f1_low"] is not None else ""
     return (*(f"{figure[key]:.3f}" for key in ("precision", "recall", "f1")), interval)
 
 
-def print_statistics(found: Statistics, title: str, notes: Mapping[str, str]) -> None:
+def print_statistics(statistics: Statistics, title: str, notes: Mapping[str, str]) -> None:
     """Print counts, entities by label, ambiguous surfaces and histograms of lengths; `notes` come first."""
-    entities = sum(found.entities.values())
+    entities = sum(statistics.entities.values())
     figures = {
         **notes,
-        "documents": str(found.documents),
-        "sentences": str(found.sentences),
-        "without entities": str(found.without_entities),
-        "texts that an earlier document has": str(found.duplicates),
+        "documents": str(statistics.documents),
+        "sentences": str(statistics.sentences),
+        "without entities": str(statistics.without_entities),
+        "texts that an earlier document has": str(statistics.duplicates),
         "entities": str(entities),
-        "nested in a longer one": f"{found.nested} ({found.nested / (entities or 1):.1%})",
-        "by depth": ", ".join(f"{depth}: {count}" for depth, count in found.depths.items()) or "none",
-        "crossing pairs": str(found.crossing),
-        "spans with several labels": str(found.shared_spans),
-        "surface occurs twice in its text": f"{found.repeated_surfaces:.1%}",
-        "surfaces with several labels": f"{found.ambiguous_surfaces} of {found.surfaces}",
+        "nested in a longer one": f"{statistics.nested} ({statistics.nested / (entities or 1):.1%})",
+        "by depth": ", ".join(f"{depth}: {count}" for depth, count in statistics.depths.items()) or "none",
+        "crossing pairs": str(statistics.crossing),
+        "spans with several labels": str(statistics.shared_spans),
+        "surface occurs twice in its text": f"{statistics.repeated_surfaces:.1%}",
+        "surfaces with several labels": f"{statistics.ambiguous_surfaces} of {statistics.surfaces}",
     }
     table(["", title], list(figures.items()))
-    _bars("entities of type", found.entities, list(found.entities))
+    _bars("entities of type", statistics.entities, list(statistics.entities))
     ambiguous = [
         (visible(surface), ", ".join(f"{count} {label}" for label, count in counts.items()))
-        for surface, counts in found.ambiguous.items()
+        for surface, counts in statistics.ambiguous.items()
     ]
     if ambiguous:
         print()
         table(["surface", "labels"], ambiguous)
-    _histogram("characters of a document", found.characters)
-    _histogram("characters of an entity", found.entity_characters)
+    _histogram("characters of a document", statistics.characters)
+    _histogram("characters of an entity", statistics.entity_characters)
 
 
-def print_tokens(found: Tokens, tokenizer: str) -> None:
+def print_tokens(tokens: Tokens, tokenizer: str) -> None:
     """Print the tokens of a corpus, and the shares of an example where a task was given."""
-    figures = [("tokens of all texts", str(found.total)), ("longest text", str(found.longest))]
-    shares = {"instruction": found.instruction_share, "text": found.text_share, "answer": found.answer_share}
+    figures = [("tokens of all texts", str(tokens.total)), ("longest text", str(tokens.longest))]
+    shares = {"instruction": tokens.instruction_share, "text": tokens.text_share, "answer": tokens.answer_share}
     figures += [(f"{name}, of all tokens", f"{share:.1%}") for name, share in shares.items() if share is not None]
     table(["", tokenizer], figures)
-    _histogram("tokens of a text", found.texts)
-    _histogram("tokens of an example", found.examples)
+    _histogram("tokens of a text", tokens.texts)
+    _histogram("tokens of an example", tokens.examples)
 
 
 def print_examples(documents: Iterable[Document], labels: Sequence[str]) -> None:
@@ -150,36 +153,36 @@ def print_examples(documents: Iterable[Document], labels: Sequence[str]) -> None
 
 
 def drawn(document: Document, labels: Sequence[str]) -> Text:
-    """`document` for a terminal; a crossing entity's brackets cross those of the other."""
+    """The text of `document` with its entities in brackets and colours; brackets of crossing entities cross."""
     from rich.text import Text
 
     def style(label: str) -> str:
         return COLOURS[labels.index(label) % len(COLOURS)] if label in labels else "none"
 
     text = Text()
-    places = {0, len(document.text)} | {place for e in document.entities for place in (e.start, e.end)}
+    places = {0, len(document.text)} | {place for entity in document.entities for place in (entity.start, entity.end)}
     ordered = sorted(places)
     for place, end in zip(ordered, [*ordered[1:], len(document.text)], strict=True):
-        for entity in sorted((e for e in document.entities if e.end == place), reverse=True):
+        for entity in sorted((entity for entity in document.entities if entity.end == place), reverse=True):
             text.append(f"|{visible(entity.label)}]", style=f"bold {style(entity.label)}")
-        for entity in sorted((e for e in document.entities if e.start == place), key=lambda e: (-e.end, e.label)):
+        starting = [entity for entity in document.entities if entity.start == place]
+        for entity in sorted(starting, key=lambda entity: (-entity.end, entity.label)):
             text.append("[", style=f"bold {style(entity.label)}")
-        inner = min(
-            (e for e in document.entities if e.start <= place < e.end), key=lambda e: e.end - e.start, default=None
-        )
+        around = [entity for entity in document.entities if entity.start <= place < entity.end]
+        inner = min(around, key=lambda entity: entity.end - entity.start, default=None)
         text.append(visible(document.text[place:end]), style=style(inner.label) if inner else "none")
     return text
 
 
 def visible(text: str) -> str:
-    """`text` with pictures for its control characters, which would otherwise command the terminal."""
+    """`text` with visible symbols for its control characters, which the terminal would otherwise execute."""
     return "".join(
         chr(0x2400 + ord(sign)) if sign < " " else "\u2421" if "\x7f" <= sign < "\xa0" else sign for sign in text
     )
 
 
 def _histogram(title: str, bins: Sequence[Bin]) -> None:
-    _bars(title, {one.name: one.count for one in bins})
+    _bars(title, {bin_.name: bin_.count for bin_ in bins})
 
 
 def _bars(title: str, counts: Mapping[str, int], labels: Sequence[str] = ()) -> None:
@@ -201,7 +204,7 @@ def _bars(title: str, counts: Mapping[str, int], labels: Sequence[str] = ()) -> 
     console.print(rows)
 
 
-def print_split(record: dict[str, Any]) -> None:
+def print_split(record: Record) -> None:
     """Print how many documents and entities, by label, each split has, and with which share."""
 
     def row(name: str, counts: dict[str, int]) -> tuple[str, ...]:
@@ -211,17 +214,17 @@ def print_split(record: dict[str, Any]) -> None:
     rows = [row("documents", record["documents"]), row("entities", record["entities"])]
     rows += [row(f"  {label}", counts) for label, counts in record["labels"].items()]
     table(["", "all", *record["documents"]], rows)
-    held = f"{len(record['near_duplicates'])} duplicates and near-duplicates, {len(record['groups'])} groups, "
-    table([f"{held}{record['left_out']} documents left out, seed {record['seed']}"], [])
+    summary = f"{len(record['near_duplicates'])} duplicates and near-duplicates, {len(record['groups'])} groups, "
+    table([f"{summary}{record['left_out']} documents left out, seed {record['seed']}"], [])
 
 
-def table(header: list[str], rows: Sequence[tuple[str, ...]], stream: Any = None) -> None:
-    """Print rows under a header, to stdout unless `stream` is given; uncut where no terminal reads them."""
+def table(header: list[str], rows: Sequence[tuple[str, ...]], stream: TextIO | None = None) -> None:
+    """Print rows under a header, to stdout unless `stream` is given; not truncated where no terminal reads them."""
     from rich.console import Console
     from rich.table import Column, Table
 
     file = stream or sys.stdout
-    drawn = Table(*(Column(name, overflow="fold") for name in header), box=None, pad_edge=False)
+    rich_table = Table(*(Column(name, overflow="fold") for name in header), box=None, pad_edge=False)
     for row in rows:
-        drawn.add_row(*row)
-    Console(file=file, highlight=False, markup=False, width=None if file.isatty() else _WIDE).print(drawn)
+        rich_table.add_row(*row)
+    Console(file=file, highlight=False, markup=False, width=None if file.isatty() else _WIDE).print(rich_table)

@@ -1,11 +1,20 @@
-"""The values that every layer passes on, the error tree, and the few things that all need of the operating system."""
+"""Documents, tasks and recipes, the error tree, and helpers for files, signals and the terminal."""
 
 from __future__ import annotations
 
 from spantune.core import config
 from spantune.core.config import Config, Keep, Normalize, load_config, parse_config
 from spantune.core.document import Document, Entity, encodable, half_surrogate, to_record
-from spantune.core.errors import ConfigError, DataError, ModelError, RunError, SpantuneError, nearest, need
+from spantune.core.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    RunError,
+    SpantuneError,
+    nearest,
+    need,
+    require_extra,
+)
 from spantune.core.extraction import (
     Extraction,
     Prediction,
@@ -18,10 +27,19 @@ from spantune.core.extraction import (
     to_document,
     to_prediction_record,
 )
-from spantune.core.files import replacing, replacing_path, require_folder, sha256_of
+from spantune.core.files import (
+    first_line,
+    fsync_path,
+    replace_text,
+    replacing,
+    replacing_path,
+    require_folder,
+    sha256_of,
+)
 from spantune.core.lazy import lazy_exports
+from spantune.core.locks import Locked, file_lock
 from spantune.core.signals import Interrupted, Stopped, StopRequest
-from spantune.core.task import Label, TaskSpec
+from spantune.core.task import Label, TaskSpec, first_unknown
 from spantune.core.terminal import bar, console, track
 
 __all__ = [
@@ -34,6 +52,7 @@ __all__ = [
     "Interrupted",
     "Keep",
     "Label",
+    "Locked",
     "ModelError",
     "Normalize",
     "Prediction",
@@ -50,16 +69,22 @@ __all__ = [
     "config",
     "console",
     "encodable",
+    "file_lock",
+    "first_line",
+    "first_unknown",
     "from_document",
     "from_prediction_record",
+    "fsync_path",
     "half_surrogate",
     "lazy_exports",
     "load_config",
     "nearest",
     "need",
     "parse_config",
+    "replace_text",
     "replacing",
     "replacing_path",
+    "require_extra",
     "require_folder",
     "sha256_of",
     "to_document",

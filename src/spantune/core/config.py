@@ -6,14 +6,19 @@ resolved recipe is saved with the run as `config.yaml`. YAML never names code.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spantune.core.errors import ConfigError, nearest
+from spantune.core.files import replace_text
 from spantune.core.task import AnswerFormat, Label
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
 Keep = Literal["none", "some", "most"]
@@ -30,8 +35,8 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _yaml_switches(cls, values: Any) -> Any:
-        """YAML reads a bare on or off as true or false; give such keys their words back."""
+    def _yaml_switches(cls, values: object) -> object:
+        """Turn true and false back into on and off for keys that know "off": YAML reads the bare words as booleans."""
         if not isinstance(values, dict):
             return values
         words = {name for name, field in cls.model_fields.items() if "off" in get_args(field.annotation)}
@@ -84,7 +89,8 @@ class Task(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_codes(cls, values: Any) -> Any:
+    def _bare_codes(cls, values: object) -> object:
+        """Turn a bare string in `labels` into a label with that code."""
         if isinstance(values, dict) and isinstance(values.get("labels"), list | tuple):
             labels = [{"code": label} if isinstance(label, str) else label for label in values["labels"]]
             return {**values, "labels": labels}
@@ -138,7 +144,7 @@ class Lora(Section):
     dora: bool = False
     """Learn magnitude and direction apart (DoRA, arXiv 2402.09353); slower."""
     plus_ratio: float = Field(1.0, ge=1)
-    """Learning rate of B over that of A (LoRA+, arXiv 2402.12354); 16 is its authors' advice."""
+    """The ratio of B's learning rate to A's (LoRA+, arXiv 2402.12354); its authors recommend 16."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Other ranks by module name, such as `{down_proj: 32}`; names that match nothing are an error."""
     targets: str | tuple[str, ...] = "all-linear"
@@ -258,7 +264,8 @@ class Track(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_is_a_list(cls, values: Any) -> Any:
+    def _bare_string_is_a_list(cls, values: object) -> object:
+        """Turn a bare string in `also` or `tags` into a list of one."""
         if not isinstance(values, dict):
             return values
         lists = {"also", "tags"}
@@ -299,7 +306,7 @@ class Config(Section):
     def save(self, folder: Path) -> None:
         """Write the resolved recipe as `config.yaml` into `folder`."""
         text = yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        replace_text(folder / "config.yaml", text)
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -321,8 +328,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return parse_config(tree, where=str(path))
 
 
-def parse_config(tree: dict[str, Any], where: str = "recipe") -> Config:
-    """Check a recipe given as plain values.
+def parse_config(tree: Mapping[str, object], where: str = "recipe") -> Config:
+    """Make a recipe of plain values; `where` begins the error message.
 
     Raises:
         ConfigError: names the key, what was found and what was expected.
@@ -330,25 +337,25 @@ def parse_config(tree: dict[str, Any], where: str = "recipe") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {_describe(item)}" for item in error.errors())) from None
+        raise ConfigError("\n".join(f"{where}: {_describe(details)}" for details in error.errors())) from None
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """The safe loader, but a key that is given twice is an error: YAML would keep the last in silence."""
+    """The safe loader, but a repeated key is an error: YAML itself would silently keep the last one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are all different."""
-        seen: set[Any] = set()
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        """Construct a mapping whose keys are all different."""
+        seen: set[Hashable] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+        return super().construct_mapping(node, deep)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: dict[str, object], override: str) -> None:
+    """Set the value of an override in `tree`."""
     key, equals, value = override.partition("=")
     section, dot, name = key.partition(".")
     if not equals or not dot or not name:
@@ -367,18 +374,18 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     branch[name] = parsed
 
 
-def _describe(item: Any) -> str:
-    """One pydantic finding as a sentence: key, problem, expectation."""
-    parts = [str(part) for part in item["loc"]]
+def _describe(details: ErrorDetails) -> str:
+    """Describe an error of pydantic in a sentence: key, problem, expectation."""
+    parts = [str(part) for part in details["loc"]]
     key = ".".join(parts)
-    if item["type"] == "extra_forbidden":
+    if details["type"] == "extra_forbidden":
         section = Config.model_fields.get(parts[0])
-        model: Any = section.annotation if section and len(parts) > 1 else Config
+        model: object = section.annotation if section and len(parts) > 1 else Config
         if parts[:2] == ["task", "labels"]:
             model = Label
         valid = getattr(model, "model_fields", {})
         return f"unknown key {key!r}; {nearest(parts[-1], valid)}"
-    if item["type"] == "missing":
+    if details["type"] == "missing":
         return f"{key} is missing; it has no default"
-    found = f" (found {item['input']!r})" if isinstance(item["input"], str | int | float | bool) else ""
-    return f"{key or 'recipe'}: {item['msg']}{found}"
+    found = f" (found {details['input']!r})" if isinstance(details["input"], str | int | float | bool) else ""
+    return f"{key or 'recipe'}: {details['msg']}{found}"

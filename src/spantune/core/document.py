@@ -1,8 +1,7 @@
-"""Entity and Document: the two values that travel through everything.
+"""Entity and Document: the two values that every layer passes on.
 
-Offsets are half-open and count Unicode code points of the untouched text. Nested, crossing and
-same-span-two-labels entities are legal; an entity that is empty or outside its text is not, and is
-refused when the document is made. Nothing here changes a text.
+Offsets are half-open and count Unicode code points of the unchanged text. Entities may be nested, may cross, and may
+have the same span under two labels. An entity that is empty or outside its text is refused when the document is made.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from spantune.core.errors import DataError
 
@@ -18,19 +16,19 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def half_surrogate(text: str) -> int | None:
-    """Where half of a surrogate pair, which is not text, stands in `text`, if it does."""
-    found = _SURROGATE.search(text)
-    return found.start() if found else None
+    """Return the offset of the first half of a surrogate pair, which cannot be encoded; None if there is none."""
+    match = _SURROGATE.search(text)
+    return match.start() if match else None
 
 
 def encodable(text: str) -> str:
-    """`text` with a sign in place of what is no text, such as the bytes of a file's name that are not UTF-8."""
+    """Return `text` with U+FFFD for what cannot be encoded, such as bytes of a file name that are not UTF-8."""
     return _SURROGATE.sub("\ufffd", text)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Entity:
-    """A labelled span `text[start:end]`; `score` is a probability in [0, 1] where one is known."""
+    """A labelled span `text[start:end]`; `score` is its probability in [0, 1], if known."""
 
     start: int
     end: int
@@ -38,7 +36,7 @@ class Entity:
     score: float | None = field(default=None, compare=False)
 
     def shifted(self, by: int) -> Entity:
-        """The same entity in a text that begins `by` characters earlier."""
+        """Return the same entity in a text that begins `by` characters earlier."""
         return replace(self, start=self.start + by, end=self.end + by)
 
 
@@ -53,7 +51,7 @@ class Document:
     id: str
     text: str
     entities: tuple[Entity, ...] = ()
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for entity in self.entities:
@@ -67,19 +65,19 @@ class Document:
         object.__setattr__(self, "entities", tuple(sorted(self.entities)))
 
     def surface(self, entity: Entity) -> str:
-        """The characters that `entity` covers."""
+        """Return the characters that `entity` covers."""
         return self.text[entity.start : entity.end]
 
     def with_entities(self, entities: Iterable[Entity]) -> Document:
-        """The same text under another annotation."""
+        """Return the same document with other entities."""
         return replace(self, entities=tuple(entities))
 
 
-def to_record(document: Document) -> dict[str, Any]:
-    """`document` as the native JSON object: id, text, entities with their surface, meta if any."""
+def to_record(document: Document) -> dict[str, object]:
+    """Return `document` as the native JSON object: id, text, entities with their surface, meta if any."""
     entities = []
     for entity in document.entities:
-        row: dict[str, Any] = {
+        row: dict[str, object] = {
             "start": entity.start,
             "end": entity.end,
             "label": entity.label,
@@ -88,7 +86,7 @@ def to_record(document: Document) -> dict[str, Any]:
         if entity.score is not None:
             row["score"] = round(entity.score, 6)
         entities.append(row)
-    record: dict[str, Any] = {"id": document.id, "text": document.text, "entities": entities}
+    record: dict[str, object] = {"id": document.id, "text": document.text, "entities": entities}
     if document.meta:
         record["meta"] = dict(document.meta)
     return record

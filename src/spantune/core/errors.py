@@ -1,13 +1,13 @@
 """The error tree: everything that spantune raises for a user's input or machine.
 
     SpantuneError
-    ├── ConfigError     a recipe, an override or a command line that cannot be right
-    ├── DataError       a corpus file or a document; knows file, line and field
-    ├── ModelError      a model, tokenizer or adapter that is absent or not what it should be
-    └── RunError        a run folder that exists, is missing or is damaged
+    ├── ConfigError     an invalid recipe, override or command line
+    ├── DataError       an invalid corpus file or document; carries file, line and field
+    ├── ModelError      a missing or invalid model, tokenizer or adapter
+    └── RunError        a run folder that exists already, is missing or is damaged
 
 A message says where, what was found, what was expected and what to do. The command line prints it
-and exits with 2. Our own bugs are `assert`s and never derive from these.
+and exits with 2. Bugs in spantune itself are `assert`s and never derive from these.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 
 class SpantuneError(Exception):
-    """Root of the tree; catch it to catch all that a user can mend."""
+    """Root of the tree; catch it to catch every error that a user can fix."""
 
 
 class ConfigError(SpantuneError):
-    """A recipe, override or option that cannot be right."""
+    """An invalid recipe, override or option."""
 
 
 class ModelError(SpantuneError):
-    """A model, tokenizer or adapter that is absent or not what it should be."""
+    """A missing or invalid model, tokenizer or adapter."""
 
 
 class RunError(SpantuneError):
@@ -36,12 +37,12 @@ class RunError(SpantuneError):
 
 
 class DataError(SpantuneError):
-    """A corpus file or document that cannot be read as what it claims to be.
+    """An invalid corpus file or document.
 
     Args:
-        message: what was found, what was expected and the remedy.
-        path: the file, where one is known.
-        line: 1-based line in it.
+        message: what was found, what was expected and what to do.
+        path: the file, if known.
+        line: 1-based line in the file.
         field: the field of the record.
     """
 
@@ -58,15 +59,15 @@ class DataError(SpantuneError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The clause that ends an "unknown name" message: the nearest valid name, and all of them."""
+    """Return the end of an "unknown name" message: the most similar valid name, and all valid names."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}valid: {', '.join(names)}"
 
 
-def need(module: str, extra: str) -> Any:
-    """The module, imported.
+def need(module: str, extra: str, purpose: str = "this kind of file") -> ModuleType:
+    """Import `module`, which the optional dependencies `extra` install; `purpose` begins the error message.
 
     Raises:
         ConfigError: it is not installed; says how to install it.
@@ -76,7 +77,20 @@ def need(module: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         library = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != library:
-            raise  # the library is there and lacks something itself
-        raise ConfigError(
-            f"this kind of file needs {library}, which is not installed; run pip install 'spantune[{extra}]'"
-        ) from None
+            raise  # the library is installed and lacks a dependency of its own
+        raise _not_installed(purpose, library, extra) from None
+
+
+def require_extra(purpose: str, extra: str, modules: Iterable[str]) -> None:
+    """Check before any work that the top-level `modules` of `extra` are installed, without importing them.
+
+    Raises:
+        ConfigError: one is not installed; the message begins with `purpose`, such as `model.base=nf4`.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise _not_installed(purpose, module, extra)
+
+
+def _not_installed(purpose: str, library: str, extra: str) -> ConfigError:
+    return ConfigError(f"{purpose} needs {library}, which is not installed; run pip install 'spantune[{extra}]'")

@@ -141,7 +141,7 @@ def from_document(document: Document) -> Extraction:
     """
     meta = dict(document.meta)
     try:
-        status, problems = Status(meta.pop("status")), _problems(meta.pop("problems"))
+        status, problems = Status(str(meta.pop("status"))), _problems(meta.pop("problems"))
     except (KeyError, ValueError, TypeError):
         return Extraction(document)
     extraction = Extraction(replace(document, meta=meta), status=status, problems=problems)

@@ -1,8 +1,7 @@
-"""Text files as the formats see them: UTF-8 lines on the way in, a temporary name and a rename on the way out.
+"""Files that are whole or absent: a temporary name beside the target, and a rename once everything is written.
 
-Lines end at LF or CRLF and at nothing else, so that U+2028 and its like stay in the text; a byte-order mark and CRLF
-are taken off and noted. Nothing holds a whole file: what is read at once is a line or a chunk. It refuses what is
-missing, a folder, without content, not UTF-8 (it says at which byte) or of a line that no document has.
+`replacing` and `replacing_path` write what a user asked for and report a failure as DataError. `replace_text` writes
+files of our own, whose callers handle OSError themselves.
 """
 
 from __future__ import annotations
@@ -13,19 +12,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from spantune.core.errors import DataError
 
-if TYPE_CHECKING:
-    pass
-
 
 def require_folder(path: Path) -> None:
-    """Check that there is a folder to write `path` into.
+    """Check that the folder to write `path` into exists.
 
     Raises:
-        DataError: there is none.
+        DataError: it does not.
     """
     if not path.parent.is_dir():
         raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
@@ -33,7 +29,9 @@ def require_folder(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 file that takes the name `path` when the block ends well, and vanishes when it does not.
+    """Open a UTF-8 text file that is renamed to `path` when the block succeeds and removed when it raises.
+
+    The content is on the disk before the rename.
 
     Raises:
         DataError: the folder is missing or not writable, or a text cannot be encoded.
@@ -46,19 +44,43 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def replacing_path(path: Path) -> Iterator[Path]:
-    """As `replacing`, for a writer that opens the file, or makes the folder, at the given temporary path itself."""
+    """As `replacing`, for a caller that creates the file or the folder at the given temporary path itself.
+
+    Raises:
+        DataError: as `replacing`, or `path` is a folder with content.
+    """
     require_folder(path)
+    try:
+        with _renamed(path) as partial:
+            yield partial
+            if partial.is_dir() and path.is_dir() and any(path.iterdir()):
+                raise DataError("the folder exists and is not empty; name another, or remove it", path=path)
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise DataError(f"half of a surrogate pair, U+{code:04X}, is not text; mend the document", path=path) from None
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
+
+
+def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write `text` as the UTF-8 file `path` in one step; `durable` waits until it is on the disk.
+
+    Raises:
+        OSError: the file cannot be written; an earlier file at `path` is unchanged.
+    """
+    with _renamed(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        if durable:
+            fsync_path(partial)
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed to it when the block succeeds and removed when it raises."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        if partial.is_dir() and path.is_dir() and any(path.iterdir()):
-            raise DataError("the folder exists and is not empty; name another, or remove it", path=path)
         partial.replace(path)
-    except UnicodeEncodeError as error:
-        found = ord(error.object[error.start])
-        raise DataError(f"half of a surrogate pair, U+{found:04X}, is not text; mend the document", path=path) from None
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -66,7 +88,29 @@ def replacing_path(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def fsync_path(path: Path) -> None:
+    """Wait until a file or folder is on the disk; Windows cannot do this for folders and does not need it."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says in one line of at most 200 characters.
+
+    An OSError gives the system's message without number and path, and an error without a message its class name.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

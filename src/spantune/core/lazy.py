@@ -1,17 +1,16 @@
-"""Package exports that are imported when they are first used, so that a light name does not load torch."""
+"""Package exports that are imported on first use, so that a light name does not load torch."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 
 def lazy_exports(
     package: str, modules: Mapping[str, Sequence[str]]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package whose names are imported on first use (PEP 562).
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Return the `__getattr__` and `__dir__` of a package whose names are imported on first use (PEP 562).
 
     Args:
         package: the package's `__name__`.
@@ -24,11 +23,11 @@ def lazy_exports(
             source, _, alias = name.partition(" as ")
             homes[alias or source] = (f"{package}.{module}", source)
 
-    def get(name: str) -> Any:
+    def get(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, source = homes[name]
-        value = getattr(importlib.import_module(module), source)
+        value: object = getattr(importlib.import_module(module), source)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -1,8 +1,8 @@
-"""A polite end: the first SIGINT or SIGTERM is a request, a second one ends the process at once.
+"""Graceful stop: the first SIGINT or SIGTERM is a request, a second one ends the process at once.
 
-The handler notes the request and does nothing else, so that no signal tears a file, a checkpoint or a tracker's call in
-two; whoever works looks at the request where stopping is safe: after a step, between two documents. The price is that
-an end takes as long as a step does. Outside the main thread, which alone gets signals, nothing is handled.
+The handler only records the request, so that no signal interrupts the writing of a file or checkpoint or a tracker's
+call. The running work checks the request where stopping is safe: after a step, or between two documents. So a stop
+takes up to one step. Only the main thread receives signals; in other threads nothing is handled.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from types import FrameType
+from typing import TypeVar
 
 Item = TypeVar("Item")
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work that a signal has ended; `exit_code` is what a shell expects of it: 130 for SIGINT, 143 for SIGTERM."""
+    """Raised when a signal ends the work; `exit_code` is the shell's convention: 130 for SIGINT, 143 for SIGTERM."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -26,11 +27,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopped(Interrupted):
-    """Work that ended where stopping is safe, as a first signal asked."""
+    """Raised where stopping is safe, after the first signal."""
 
 
 class StopRequest:
-    """Whether a signal has asked the work to stop."""
+    """Records whether a signal has asked the work to stop."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -39,12 +40,12 @@ class StopRequest:
         return self.number is not None
 
     def check(self) -> None:
-        """Raise Stopped once the work is asked to stop."""
+        """Raise Stopped if a stop was requested."""
         if self.number is not None:
             raise Stopped(self.number)
 
     def watch(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield `items`, and raise Stopped between two of them once the work is asked to stop."""
+        """Yield `items`, and raise Stopped between two of them if a stop was requested."""
         self.check()
         for item in items:
             yield item
@@ -52,7 +53,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as requests inside the block."""
+        """Treat SIGINT and SIGTERM as requests inside the block."""
         try:
             previous = {number: signal.signal(number, self._note) for number in HANDLED}
         except ValueError:  # not in the main thread: the caller handles signals
@@ -64,7 +65,7 @@ class StopRequest:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             raise Interrupted(number)
         self.number = number

@@ -1,18 +1,20 @@
-"""TaskSpec: what is to be extracted and how the model is asked, written once as `task.json`.
+"""TaskSpec: what to extract and how the model is asked, saved as `task.json`.
 
-It is saved into the run folder and the adapter folder, and evaluate, extract and serve read it from
-there, so that training and serving cannot differ. It holds no code and no prompt of one document:
-`prompt` turns it into messages.
+Training writes it into the run folder and the adapter folder, and evaluation and extraction read it from there, so that
+both use the same task. `encoding` makes the prompt of a document from it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from spantune.core.errors import ConfigError, RunError, nearest
+from spantune.core.document import Document, Entity
+from spantune.core.errors import DataError, RunError, nearest
+from spantune.core.files import replace_text
 
 TASK_FILE = "task.json"
 AnswerFormat = Literal["jsonl", "grouped", "inline", "jsonl_seed"]
@@ -31,9 +33,9 @@ class Label(BaseModel):
 class TaskSpec(BaseModel):
     """Label set, instruction and answer format of one extraction task.
 
-    `template` is `chat` (the tokenizer's own chat template) or, to reproduce the tutorial's run and for
-    nothing else, `tutorial` (its literal string, in which `<im_sep>` is four ordinary tokens).
-    `empty_answer` is what the model writes for a text without entities; with "" it stops at once.
+    `template` is `chat` (the tokenizer's own chat template) or `tutorial` (the tutorial's literal string, in which
+    `<im_sep>` is four ordinary tokens; only to reproduce its run). `empty_answer` is what the model writes for a text
+    without entities; with "" it stops at once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,17 +68,24 @@ class TaskSpec(BaseModel):
         """The label codes, in the order of the label set."""
         return tuple(label.code for label in self.labels)
 
-    def require(self, code: str, where: str) -> None:
-        """Raise ConfigError unless `code` is a label of this task; `where` begins the message."""
-        if code not in self.codes:
-            raise ConfigError(
-                f"{where}: label {code!r} is not one of the task's: {nearest(code, self.codes)}. "
-                "Add it to task.labels, or mend the data"
+    def check(self, documents: Iterable[Document]) -> None:
+        """Check that every entity of `documents` has a label of this task.
+
+        Raises:
+            DataError: one does not; names the document, the entity and the most similar label.
+        """
+        if unknown := first_unknown(documents, self.codes):
+            document, entity = unknown
+            raise DataError(
+                f"document {document.id!r}: the label {entity.label!r} of {document.surface(entity)!r} "
+                f"[{entity.start}, {entity.end}) is not one of the task's; {nearest(entity.label, self.codes)}. Add it "
+                "to task.labels, or mend the data",
+                field="entities",
             )
 
     def save(self, folder: Path) -> None:
         """Write `task.json` into `folder`."""
-        (folder / TASK_FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        replace_text(folder / TASK_FILE, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> TaskSpec:
@@ -92,3 +101,9 @@ class TaskSpec(BaseModel):
             raise RunError(f"{folder}: no {TASK_FILE} here; expected a run or adapter folder of spantune") from None
         except ValidationError as error:
             raise RunError(f"{path}: not a task: {error.errors()[0]['msg']}; restore it from the run folder") from None
+
+
+def first_unknown(documents: Iterable[Document], codes: Container[str]) -> tuple[Document, Entity] | None:
+    """Find the first entity whose label is not in `codes`, and its document; None when every label is."""
+    entities = ((document, entity) for document in documents for entity in document.entities)
+    return next(((document, entity) for document, entity in entities if entity.label not in codes), None)

@@ -1,6 +1,6 @@
-"""Progress on stderr, to a terminal only: bars with a rate and the time left.
+"""Progress bars and messages for people, on stderr; bars are shown in a terminal only.
 
-Machine-readable output goes to stdout and is never mixed with this.
+Machine-readable output goes to stdout.
 """
 
 from __future__ import annotations
@@ -8,20 +8,24 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 Item = TypeVar("Item")
 
 
-def console() -> Any:
-    """The rich console that all messages for people go to."""
+def console() -> Console:
+    """Return a rich console for messages to people, on stderr."""
     from rich.console import Console
 
     return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
 
 
-def bar() -> Any:
-    """A rich Progress that shows done/total, elapsed and remaining time and a free note; hidden without a terminal."""
+def bar() -> Progress:
+    """Return a rich Progress with done/total, elapsed and remaining time and a note; hidden without a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -46,9 +50,9 @@ def bar() -> Any:
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, unit: str = "") -> Iterator[Item]:
-    """Yield `items` under a progress bar, one without an end where no `total` is known.
+    """Yield `items` under a progress bar, which has no end if `total` is None.
 
-    With the name of a `unit` it says how many of them a second.
+    If `unit` is given, such as `documents`, the bar shows how many of them are done per second.
     """
     with bar() as progress:
         task = progress.add_task(description, total=total, note="")

@@ -1,4 +1,4 @@
-"""Annotated corpora before a model sees them: read, write, check, mend, count, split and chunk."""
+"""Annotated corpora: read, write, check, repair, count, split and cut them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from spantune.data.chunking import Chunk, Cutter, merge, split_long
 from spantune.data.counts import Bin, Statistics, histogram, nesting, statistics
 from spantune.data.findings import Report, Tally
 from spantune.data.formats import Corpus, read, read_extractions, write
-from spantune.data.loading import Splits, check_labels, read_splits, shared_texts
+from spantune.data.loading import Splits, read_splits, shared_texts
 from spantune.data.raw.document import Nested, Options
 from spantune.data.raw.text_files import cannot_be_read, is_stream, lines_of, read_bytes, read_text, try_lines
-from spantune.data.repairs import count_left_out, repair_all
+from spantune.data.repairs import count_dropped, repair_all
 
 __all__ = [
     "Bin",
@@ -27,8 +27,7 @@ __all__ = [
     "Tally",
     "cannot_be_read",
     "check",
-    "check_labels",
-    "count_left_out",
+    "count_dropped",
     "formats",
     "histogram",
     "is_stream",

@@ -1,9 +1,10 @@
-"""Long texts: cut into overlapping chunks, and what was found in them merged by offset.
+"""Cut long texts: `Cutter` into overlapping chunks for extraction, `split_long` into pieces for training.
 
-A chunk ends where a sentence does; where none does in reach, at a clause, at white space, or else between two
-characters. It begins before the end of the one before it, so that an entity across a cut is whole in one of them.
-Every character is in a chunk and no text is changed. Overlap costs what it repeats, and where chunks disagree one of
-them must be believed: see `merge`. It refuses a text over its limit, with the figure, and never cuts one short.
+Both cut by the same rules: a sentence ends after its stops, the quotes and brackets that they close, and the space that
+follows; a part of document `<id>` is called `<id>#<k>`, and no text is changed. A chunk ends at the end of a sentence.
+If none is in reach, it ends after a clause, at white space, or between two characters. It begins before the end of the
+previous chunk, so that an entity at a cut is complete in one of them; `merge` brings the entities of all chunks
+together and decides where they disagree. A text over the limit is refused, never truncated.
 """
 
 from __future__ import annotations
@@ -17,22 +18,38 @@ from unicodedata import category
 
 from spantune.core import DataError, Document, Entity, half_surrogate
 
+_SENTENCE_END = re.compile(r"(?:[。！？；!?;\n]+[”’」』）】)\]\"']*|\.(?=[^\s\d]|\s))\s*")
 _CLAUSE_END = re.compile(r"[，、,：:…—]+[”’」』）】)\]\"']*\s*")
 _SPACE = re.compile(r"\s+")
 _ZERO_WIDTH_JOINER = "\u200d"
-_FIRST_GUESS = 1024  # characters of a chunk; later ones are guessed from the one before
+_FIRST_GUESS = 1024  # characters of the first chunk; each later guess is the size of the chunk before
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Return the offsets behind each sentence of `text`, ascending; text without a stop at its end has none there."""
+    return _ends(_SENTENCE_END, text)
+
+
+def _ends(pattern: re.Pattern[str], text: str) -> list[int]:
+    return [match.end() for match in pattern.finditer(text)]
+
+
+def _part(document: Document, number: int, start: int, end: int) -> Document:
+    """Return `[start, end)` of `document` as the document `<id>#<number>`, with the entities that lie inside."""
+    entities = (e.shifted(-start) for e in document.entities if start <= e.start and e.end <= end)
+    return replace(document, id=f"{document.id}#{number}", text=document.text[start:end], entities=tuple(entities))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a document, called `<id>#<k>`, and where in the document it starts."""
+    """A part of a document and the offset in the document at which it starts."""
 
     document: Document
     start: int
 
     @property
     def end(self) -> int:
-        """Where it ends in the whole text."""
+        """The offset in the whole text at which it ends."""
         return self.start + len(self.document.text)
 
 
@@ -41,10 +58,10 @@ class Cutter:
     """Cuts documents into chunks.
 
     Args:
-        fits: whether a text is short enough to be taken at once.
-        overlap: characters that a chunk repeats of the one before it, and up to as many again so as to begin with a
-            sentence or a clause; never more than half of that one.
-        limit: most characters of a document.
+        fits: whether a text is short enough for one chunk.
+        overlap: characters of the previous chunk that a chunk repeats. It may repeat up to as many again to begin with
+            a sentence or a clause, but never more than half of the previous chunk.
+        limit: the most characters that a document may have.
     """
 
     fits: Callable[[str], bool]
@@ -52,10 +69,10 @@ class Cutter:
     limit: int | None = None
 
     def cut(self, document: Document) -> list[Chunk]:
-        """The chunks of `document`, without entities; a document that fits is its own and only chunk.
+        """Return the chunks of `document`, without entities; a document that fits is its own only chunk.
 
         Raises:
-            DataError: the text is over the limit, holds what is not text, or not one character of it fits.
+            DataError: the text is over the limit, contains half a surrogate pair, or not one character of it fits.
         """
         size = len(document.text)
         half = half_surrogate(document.text)
@@ -75,17 +92,17 @@ class Cutter:
         if self.fits(document.text):
             return [Chunk(bare, 0)]
         return [
-            Chunk(replace(bare, id=f"{document.id}#{number}", text=document.text[start:end]), start)
-            for number, (start, end) in enumerate(self._spans(document))
+            Chunk(_part(bare, number, start, end), start) for number, (start, end) in enumerate(self._spans(document))
         ]
 
     def _spans(self, document: Document) -> Iterator[tuple[int, int]]:
+        """Yield start and end of each chunk; `last` is the end of the previous one."""
         text = document.text
-        marks = [[match.end() for match in mark.finditer(text)] for mark in (SENTENCE_END, _CLAUSE_END, _SPACE)]
+        places = [_ends(pattern, text) for pattern in (_SENTENCE_END, _CLAUSE_END, _SPACE)]
         start, last, guess = 0, 0, _FIRST_GUESS
         while last < len(text):
             reach = self._reach(text, start, guess)
-            if reach <= last:  # what is repeated fills the chunk
+            if reach <= last:  # the overlap alone fills the chunk
                 start, reach = last, self._reach(text, last, guess)
             if reach == start:
                 raise DataError(
@@ -93,14 +110,14 @@ class Cutter:
                     "instruction; raise extract.chunk_tokens or train.max_tokens, or lower extract.max_new_tokens",
                     field="text",
                 )
-            end = reach if reach == len(text) else _end(text, last, reach, marks)
+            end = reach if reach == len(text) else _end(text, last, reach, places)
             yield start, end
             guess = end - start
             overlap = min(self.overlap, guess // 4)
-            start, last = _start(text, end - 2 * overlap, end - overlap, marks) if overlap else end, end
+            start, last = _start(text, end - 2 * overlap, end - overlap, places) if overlap else end, end
 
     def _reach(self, text: str, start: int, guess: int) -> int:
-        """About the furthest place up to which the text from `start` on fits; `start` when no character does."""
+        """Return about the largest end such that `text[start:end]` fits; `start` if not one character fits."""
         low, high = start, min(start + guess, len(text))
         while high > low and self.fits(text[start:high]):
             low, high = high, min(start + 2 * (high - start), len(text))
@@ -115,68 +132,65 @@ class Cutter:
 
 @dataclass(frozen=True)
 class Merged:
-    """A document with the entities of its chunks, and those that another chunk's overruled."""
+    """A document with the entities of its chunks, and the entities suppressed in favour of another chunk's."""
 
     document: Document
-    overruled: tuple[Entity, ...]
+    suppressed: tuple[Entity, ...]
 
 
 def merge(parent: Document, chunks: Sequence[Chunk]) -> Merged:
-    """Bring the entities of `chunks`, in whatever order they come, back to the offsets of `parent`.
+    """Bring the entities of `chunks`, given in any order, back to the offsets of `parent`.
 
-    An entity that several chunks state counts once, with its highest score. Two that share characters and that no
-    chunk states together are in conflict: if one of them comes from a chunk that could see both, and the other does
-    not, the first holds (a cut went through the other, or through what it lies in); else the higher score decides.
-    All else is kept.
+    An entity that several chunks state counts once, with its highest score. Two entities are in conflict if they share
+    characters and no chunk states both. If one of them comes from a chunk that contains both, and the other does not,
+    the first one is kept, because a cut went through the other or its surroundings; otherwise the one with the higher
+    score is kept. Entities without a conflict are all kept.
     """
     stated: dict[Entity, _Statement] = {}
     for chunk in chunks:
         assert parent.text.startswith(chunk.document.text, chunk.start)
         for entity in chunk.document.entities:
-            whole = entity.shifted(chunk.start)
-            known = stated.get(whole, _Statement(whole, ()))
-            stated[whole] = _Statement(max(known.entity, whole, key=_score), (*known.by, chunk))
+            shifted = entity.shifted(chunk.start)
+            known = stated.get(shifted, _Statement(shifted, ()))
+            stated[shifted] = _Statement(max(known.entity, shifted, key=_score), (*known.chunks, chunk))
     rivals = _rivals(stated.values())
 
     def rank(entity: Entity) -> tuple[bool, float, Entity]:
-        one = stated[entity]
-        return (
-            any(stated[rival].sees(one) and not one.sees(stated[rival]) for rival in rivals[entity]),
-            -_score(one.entity),
-            entity,
-        )
+        statement = stated[entity]
+        is_cut = any(stated[rival].sees(statement) and not statement.sees(stated[rival]) for rival in rivals[entity])
+        return is_cut, -_score(statement.entity), entity
 
-    kept: set[Entity] = set()
+    accepted: set[Entity] = set()
     for entity in sorted(stated, key=rank):
-        if kept.isdisjoint(rivals[entity]):
-            kept.add(entity)
-    overruled = tuple(sorted(one.entity for entity, one in stated.items() if entity not in kept))
-    return Merged(parent.with_entities(stated[entity].entity for entity in kept), overruled)
+        if accepted.isdisjoint(rivals[entity]):
+            accepted.add(entity)
+    suppressed = tuple(sorted(statement.entity for entity, statement in stated.items() if entity not in accepted))
+    return Merged(parent.with_entities(stated[entity].entity for entity in accepted), suppressed)
 
 
 @dataclass(frozen=True)
 class _Statement:
-    """An entity at its place in the whole text, and the chunks that state it."""
+    """An entity at its offsets in the whole text, and the chunks that state it."""
 
     entity: Entity
-    by: tuple[Chunk, ...]
+    chunks: tuple[Chunk, ...]
 
-    def sees(self, other: _Statement) -> bool:
-        """Whether a chunk that states this one holds the whole of `other` too."""
-        return any(chunk.start <= other.entity.start and other.entity.end <= chunk.end for chunk in self.by)
+    def sees(self, rival: _Statement) -> bool:
+        """Whether a chunk that states this entity contains the whole of `rival`."""
+        return any(chunk.start <= rival.entity.start and rival.entity.end <= chunk.end for chunk in self.chunks)
 
 
 def _rivals(statements: Iterable[_Statement]) -> Mapping[Entity, set[Entity]]:
-    """The entities that each is in conflict with."""
+    """Return the entities that each entity is in conflict with."""
     rivals: dict[Entity, set[Entity]] = defaultdict(set)
     ordered = sorted(statements, key=lambda statement: statement.entity)
-    for index, one in enumerate(ordered):
-        for other in ordered[index + 1 :]:
-            if other.entity.start >= one.entity.end:
+    for index, first in enumerate(ordered):
+        for second in ordered[index + 1 :]:
+            if second.entity.start >= first.entity.end:
                 break
-            if not any(chunk in other.by for chunk in one.by):
-                rivals[one.entity].add(other.entity)
-                rivals[other.entity].add(one.entity)
+            if not any(chunk in second.chunks for chunk in first.chunks):
+                rivals[first.entity].add(second.entity)
+                rivals[second.entity].add(first.entity)
     return rivals
 
 
@@ -184,51 +198,47 @@ def _score(entity: Entity) -> float:
     return -1.0 if entity.score is None else entity.score
 
 
-def _end(text: str, last: int, reach: int, marks: Sequence[Sequence[int]]) -> int:
-    """The best place in (last, reach] to end a chunk: behind a sentence, else late behind a clause or white space."""
-    late = last + (reach - last) // 2
-    for places, after in zip(marks, (last, late, late), strict=True):
-        place = _last_mark(places, reach)
-        if place > after:
-            return place
+def _end(text: str, last: int, reach: int, places: Sequence[Sequence[int]]) -> int:
+    """Return the best end of a chunk in (last, reach]: behind a sentence, else a clause or space in the second half."""
+    half = last + (reach - last) // 2
+    for ends, minimum in zip(places, (last, half, half), strict=True):
+        end = _last_place(ends, reach)
+        if end > minimum:
+            return end
     return _between_characters(text, last, reach)
 
 
-def _start(text: str, first: int, last: int, marks: Sequence[Sequence[int]]) -> int:
-    """The best place in [first, last] to begin a chunk: the last one before a sentence, clause or word."""
-    for places in marks:
-        place = _last_mark(places, last)
-        if place >= first:
-            return place
+def _start(text: str, first: int, last: int, places: Sequence[Sequence[int]]) -> int:
+    """Return the best start of a chunk in [first, last]: the last start of a sentence, clause or word."""
+    for starts in places:
+        start = _last_place(starts, last)
+        if start >= first:
+            return start
     return _between_characters(text, first, last)
 
 
-def _last_mark(places: Sequence[int], limit: int) -> int:
-    """The last of the ascending `places` that is not over `limit`; -1 when there is none."""
+def _last_place(places: Sequence[int], limit: int) -> int:
+    """Return the last of the ascending `places` that is not over `limit`; -1 if there is none."""
     index = bisect_right(places, limit)
     return places[index - 1] if index else -1
 
 
 def _between_characters(text: str, first: int, place: int) -> int:
-    """`place`, or the nearest one before it, after `first`, that parts no mark from its letter and no joined emoji."""
+    """Return the last place in (first, place] that does not separate a mark from its letter or cut a joined emoji."""
     best = place
     while best > first and (category(text[best])[0] == "M" or _ZERO_WIDTH_JOINER in text[best - 1 : best + 1]):
         best -= 1
     return best if best > first else place
 
 
-# A sentence ends after its stops, the quotes and brackets that they close, and the space that follows.
-SENTENCE_END = re.compile(r"(?:[。！？；!?;\n]+[”’」』）】)\]\"']*|\.(?=[^\s\d]|\s))\s*")
-
-
 def split_long(document: Document, fits: Callable[[Document], bool]) -> list[Document]:
     """Cut `document` at sentence ends into the fewest pieces that `fits` accepts; `[document]` when it fits whole.
 
-    A piece is called `<id>#<k>` and has meta `parent` and `offset` (in characters). No entity is cut: a sentence end
-    inside one is passed over.
+    The meta of a piece has `parent`, the document's id, and `offset`, in characters. No entity is cut: a sentence end
+    inside an entity is skipped.
 
     Raises:
-        DataError: what stands between two sentence ends does not fit.
+        DataError: the text between two such sentence ends does not fit.
     """
     if fits(document):
         return [document]
@@ -246,24 +256,20 @@ def split_long(document: Document, fits: Callable[[Document], bool]) -> list[Doc
 
 
 def _cuts(document: Document) -> list[int]:
-    """The ends of sentences that lie in no entity, and the end of the text."""
+    """Return the sentence ends that are inside no entity, and the end of the text."""
     size = len(document.text)
-    ends = {match.end() for match in SENTENCE_END.finditer(document.text)} - {size}
-    inside = {end for end in ends for entity in document.entities if entity.start < end < entity.end}
-    return [*sorted(ends - inside), size]
+    ends = (end for end in sentence_ends(document.text) if end < size)
+    return [*(end for end in ends if not any(e.start < end < e.end for e in document.entities)), size]
 
 
 def _piece(document: Document, number: int, start: int, end: int) -> Document:
-    entities = tuple(
-        entity.shifted(-start) for entity in document.entities if start <= entity.start and entity.end <= end
-    )
     meta = {**document.meta, "parent": document.id, "offset": start}
-    return Document(f"{document.id}#{number}", document.text[start:end], entities, meta)
+    return replace(_part(document, number, start, end), meta=meta)
 
 
 def _unsplittable(document: Document, start: int, end: int) -> DataError:
     passage = document.text[start:end]
-    spanned = any(match.end() < len(passage) for match in SENTENCE_END.finditer(passage))
+    spanned = any(end < len(passage) for end in sentence_ends(passage))
     why = "entities span the sentence ends inside it" if spanned else "no sentence ends inside it"
     return DataError(
         f"document {document.id!r} ({len(document.text)} characters): the {end - start} characters "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from spantune.core import DataError, Document, Entity
-from spantune.data.chunking import SENTENCE_END
+from spantune.data.chunking import sentence_ends
 
 AMBIGUOUS_SHOWN = 10
 """Most surfaces with several labels that are named."""
@@ -141,7 +141,7 @@ def nesting(document: Document) -> dict[Entity, int]:
 
 def _sentences(document: Document) -> int:
     """How many sentences the text has, by their stops; what follows the last one counts where it is not blank."""
-    ends = [match.end() for match in SENTENCE_END.finditer(document.text)]
+    ends = sentence_ends(document.text)
     return len(ends) + bool(document.text[ends[-1] if ends else 0 :].strip())
 
 

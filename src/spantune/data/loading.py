@@ -7,10 +7,10 @@ to train on or none to steer by.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from spantune.core import ConfigError, DataError, Document, config, nearest
+from spantune.core import ConfigError, DataError, Document, config
 from spantune.data import formats
 from spantune.data.raw.document import Options
 
@@ -81,20 +81,3 @@ def shared_texts(first: Iterable[Document], second: Iterable[Document]) -> list[
     """The texts that are in both, each once, in the order of `first`."""
     texts = {document.text for document in second}
     return list(dict.fromkeys(document.text for document in first if document.text in texts))
-
-
-def check_labels(documents: Iterable[Document], codes: Collection[str]) -> None:
-    """Check that every entity's label is one of `codes`.
-
-    Raises:
-        DataError: one is not.
-    """
-    for document in documents:
-        for entity in document.entities:
-            if entity.label not in codes:
-                raise DataError(
-                    f"document {document.id!r}: the label {entity.label!r} of {document.surface(entity)!r} "
-                    f"[{entity.start}, {entity.end}) is not one of the task's; {nearest(entity.label, codes)}. Add it "
-                    "to task.labels, or mend the data",
-                    field="entities",
-                )

@@ -1,44 +1,44 @@
-"""Mends of a corpus what has one right answer: `repair(source, out)` writes another file and a log of every change.
+"""Repair what has exactly one right answer: `repair(source, out)` writes another file and a log of every change.
 
-An entity is moved to where its text stands (by the rule that the whole file is off by, else to its only place), what
-its format stated otherwise than it says is written as it says, an exact repetition is dropped. Texts are never changed
-and an input is never written to. What has no one right answer cannot stand in a document: it is left out, logged, and
-counted by `left_out`, which a caller reports as an error.
+An entity is moved to where its text occurs: by the shift that the whole file shares, or else to its only occurrence. A
+defect of the format is written as the format requires, and an exact repetition is dropped. Texts are never changed, and
+an input is never written to. Entities and documents without one right answer are dropped, logged, and counted by
+`dropped`, which a caller reports as an error.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from spantune.core import ConfigError, DataError, Document, Entity, replacing, replacing_path
 from spantune.data import formats
-from spantune.data.checks import FILE_NOTES, Source
+from spantune.data.checks import FILE_RULES, Source
 from spantune.data.findings import Tally, place
-from spantune.data.offsets import Shift, fault, mended, shared_shift
+from spantune.data.offsets import Shift, fault, repaired_span, shared_shift
 from spantune.data.raw.document import RawDocument, RawEntity
+from spantune.data.rules import Rule
 
 LOG_SUFFIX = ".changes.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change: `what` is the finding that it mends; `after` is None where something was left out."""
+    """One change: `what` is the rule whose finding it repairs; `after` is None if something was dropped."""
 
     file: str
     line: int | None
     document: str | None
-    what: str
-    before: Any
-    after: Any
+    what: Rule
+    before: object
+    after: object
 
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """A file that was written, the log beside it, its changes, and `notes`: what its format had no place for."""
+    """A repaired file, the log beside it, its changes, and `notes`: what its format could not hold, with counts."""
 
     path: Path
     log: Path
@@ -46,52 +46,53 @@ class Repaired:
     notes: Mapping[str, int]
 
     @property
-    def left_out(self) -> list[Change]:
-        """What was in the input and is not in the output, repetitions apart."""
-        return [change for change in self.changes if change.after is None and change.what != "duplicate-annotation"]
+    def dropped(self) -> list[Change]:
+        """What was in the input and is not in the output, apart from repetitions."""
+        return [c for c in self.changes if c.after is None and c.what is not Rule.DUPLICATE_ANNOTATION]
 
 
 def repair_all(sources: Sequence[Source], out: Path) -> list[Repaired]:
     """Repair one source into the file `out`, or several into files of their names in the new folder `out`.
 
     Raises:
-        ConfigError: `out` is an input, or two inputs have one name.
-        DataError: nothing can be written; nothing is left behind then.
+        ConfigError: `out` is an input, or two inputs have the same name.
+        DataError: something cannot be written; then nothing is.
     """
     targets = [out] if len(sources) == 1 else [out / source.path.name for source in sources]
     if len(set(targets)) < len(targets):
         raise ConfigError(f"two inputs have the same name, and both would be written to {out}: rename one")
     for target in [*targets, *map(_log_of, targets)]:
-        place_and_above = {target.resolve(), *target.resolve().parents}
-        if touched := next((source.path for source in sources if source.path.resolve() in place_and_above), None):
-            raise ConfigError(f"--fix {out} would write over or into the input {touched}; name another place")
+        path_and_parents = {target.resolve(), *target.resolve().parents}
+        if input_path := next((source.path for source in sources if source.path.resolve() in path_and_parents), None):
+            raise ConfigError(f"--fix {out} would write over or into the input {input_path}; name another place")
     if len(sources) == 1:
         return [repair(sources[0], out)]
     with replacing_path(out) as partial:
         partial.mkdir()
         written = [repair(source, partial / source.path.name) for source in sources]
     return [
-        Repaired(target, _log_of(target), one.changes, one.notes) for target, one in zip(targets, written, strict=True)
+        replace(repaired, path=target, log=_log_of(target)) for target, repaired in zip(targets, written, strict=True)
     ]
 
 
 def repair(source: Source, out: Path) -> Repaired:
-    """Write what can be kept and mended of `source` to `out`, in its format, and the changes beside it.
+    """Write the repaired documents of `source` to `out`, in its format, and the log of changes beside it.
 
     Raises:
         DataError: no document could be read, or the format cannot hold one.
     """
     changes: list[Change] = []
-    for note, what in FILE_NOTES.items():
+    for note, rule in FILE_RULES.items():
         if count := source.notes.get(note):
-            changes.append(Change(str(source.path), None, None, what, count, 0))
+            changes.append(Change(str(source.path), None, None, rule, count, 0))
     shift = shared_shift(source.documents)
     documents = []
     for item in source.items:
         if isinstance(item, DataError):
-            changes.append(Change(str(item.path or source.path), item.line, None, "unreadable", item.message, None))
+            path = str(item.path or source.path)
+            changes.append(Change(path, item.line, None, Rule.UNREADABLE, item.message, None))
         else:
-            documents.append(_mended(item, shift, changes))
+            documents.append(_repaired(item, shift, changes))
     if not documents:
         raise DataError("no document can be read, so nothing is written; mend what is found first", path=source.path)
     log = _log_of(out)
@@ -102,12 +103,12 @@ def repair(source: Source, out: Path) -> Repaired:
     return Repaired(out, log, tuple(changes), notes)
 
 
-def count_left_out(repaired: Sequence[Repaired], tally: Tally) -> None:
-    """Add to `tally` what could not be mended, each with its place in the input."""
-    for one in repaired:
-        for change in one.left_out:
+def count_dropped(files: Sequence[Repaired], tally: Tally) -> None:
+    """Add to `tally` what could not be repaired, each with its place in the input."""
+    for repaired in files:
+        for change in repaired.dropped:
             tally.add(
-                "left-out",
+                Rule.LEFT_OUT,
                 place(change.file, change.line),
                 f"{change.what}: {json.dumps(change.before, ensure_ascii=False)}",
             )
@@ -117,34 +118,35 @@ def _log_of(path: Path) -> Path:
     return path.with_name(path.name + LOG_SUFFIX)
 
 
-def _mended(document: RawDocument, shift: Shift | None, changes: list[Change]) -> Document:
-    """`document` with the entities that stand where they say or could be moved there."""
-    kept: dict[Entity, None] = {}
+def _repaired(document: RawDocument, shift: Shift | None, changes: list[Change]) -> Document:
+    """Return `document` with the entities whose offsets are right or could be repaired; the rest go to `changes`."""
+    entities: dict[Entity, None] = {}
     for entity in document.entities:
-        what = fault(document, entity)
-        span = mended(document.text, entity, shift) if entity.surface is not None else (entity.start, entity.end)
-        if span is None or (what and entity.surface is None):
-            changes.append(_change(document, entity, what or "surface-mismatch", None))
+        rule = fault(document, entity)
+        has_surface = entity.surface is not None
+        span = repaired_span(document.text, entity, shift) if has_surface else (entity.start, entity.end)
+        if span is None or (rule and not has_surface):
+            changes.append(_change(document, entity, rule or Rule.SURFACE_MISMATCH, None))
             continue
         after = Entity(*span, entity.label, entity.score)
-        if after in kept:
-            changes.append(_change(document, entity, "duplicate-annotation", None))
+        if after in entities:
+            changes.append(_change(document, entity, Rule.DUPLICATE_ANNOTATION, None))
             continue
-        kept[after] = None
+        entities[after] = None
         if span != (entity.start, entity.end):
-            changes.append(_change(document, entity, what or "surface-mismatch", after))
+            changes.append(_change(document, entity, rule or Rule.SURFACE_MISMATCH, after))
         if entity.defect is not None:
-            changes.append(_change(document, entity, entity.defect.code, after))
-    return Document(document.id, document.text, tuple(kept), document.meta)
+            changes.append(_change(document, entity, entity.defect.rule, after))
+    return Document(document.id, document.text, tuple(entities), document.meta)
 
 
-def _change(document: RawDocument, entity: RawEntity, what: str, after: Entity | None) -> Change:
-    """The change of an entity; of one with a defect, what its format stated is in the defect's words."""
+def _change(document: RawDocument, entity: RawEntity, rule: Rule, after: Entity | None) -> Change:
+    """Return the change of an entity; for the rule of its defect, `before` has the defect's message."""
     line = entity.line if entity.line is not None else document.line
-    before: dict[str, Any] = {"start": entity.start, "end": entity.end, "label": entity.label}
+    before: dict[str, object] = {"start": entity.start, "end": entity.end, "label": entity.label}
     if entity.surface is not None:
         before["text"] = entity.surface
-    if entity.defect is not None and what == entity.defect.code:
+    if entity.defect is not None and rule is entity.defect.rule:
         before = {"stated": entity.defect.message, "text": entity.surface, "label": entity.label}
     if entity.field:
         before["field"] = entity.field
@@ -152,4 +154,4 @@ def _change(document: RawDocument, entity: RawEntity, what: str, after: Entity |
     if after is not None:
         text = document.text[after.start : after.end]
         now = {"start": after.start, "end": after.end, "label": after.label, "text": text}
-    return Change(str(document.path), line, document.id, what, before, now)
+    return Change(str(document.path), line, document.id, rule, before, now)

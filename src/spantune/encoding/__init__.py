@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spantune.encoding.answers import FORMATS, answer_format
-from spantune.encoding.answers.anchoring import Said
+from spantune.encoding.answers.anchoring import PartialAnswer
 from spantune.encoding.answers.gbnf import WRITINGS, gbnf
 from spantune.encoding.encoder import Encoder, Example, Tokens, coloured, count_tokens
 from spantune.encoding.packing import NO_TARGET, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
@@ -19,7 +19,7 @@ __all__ = [
     "Encoder",
     "Example",
     "Pack",
-    "Said",
+    "PartialAnswer",
     "Tokenizer",
     "Tokens",
     "answer_format",

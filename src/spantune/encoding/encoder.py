@@ -1,30 +1,34 @@
-"""From documents to token ids and a loss mask, the same way for training and for serving.
+"""Documents to token ids and a loss mask, in the same way for training and for extraction.
 
-An example is the ids of the prompt (the tokenizer's own chat template) followed by the ids of the
-answer and the stop token; serving feeds the very same prompt ids. Only answer and stop carry loss.
-Nothing is cut: what is too long is an error that names the document.
+An example is the ids of the prompt (the tokenizer's own chat template) followed by the ids of the answer and the stop
+token; extraction feeds the same prompt ids. Only answer and stop token have loss. Nothing is truncated: a document that
+is too long is an error that names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from spantune.core import DataError, Document, ModelError, TaskSpec, track
 from spantune.data import Bin, histogram
 from spantune.encoding.answers import answer_format
 from spantune.encoding.prompts import messages, tutorial_prompt
+from spantune.encoding.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _PROBE = "文本 text"
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids of one document; `ids[answer_start:]` are the answer and the stop token, with loss.
+    """Token ids of one document; `ids[answer_start:]` are the answer and the stop token, which have loss.
 
-    Where the loss is on choices only, `choices` maps the index into `ids` of each answer token that the grammar does
-    not force to the ids that it allows there, in ascending order.
+    If the loss is on choices only, `choices` maps the index in `ids` of each answer token that the grammar does not
+    force to the ids that the grammar allows there, in ascending order.
     """
 
     id: str
@@ -34,7 +38,7 @@ class Example:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """The ids that serving feeds."""
+        """The ids that extraction feeds to the model."""
         return self.ids[: self.answer_start]
 
 
@@ -44,13 +48,13 @@ class Encoder:
     Args:
         tokenizer: a fast tokenizer of transformers with a chat template.
         task: the task.
-        max_tokens: most tokens of prompt and answer together.
+        max_tokens: the most tokens of prompt and answer together; None for no limit.
 
     Raises:
         ModelError: no chat template, a template that loses the instruction or the text, or no stop token.
     """
 
-    def __init__(self, tokenizer: Any, task: TaskSpec, max_tokens: int | None = None):
+    def __init__(self, tokenizer: Tokenizer, task: TaskSpec, max_tokens: int | None = None):
         self.tokenizer, self.task, self.max_tokens = tokenizer, task, max_tokens
         self.format = answer_format(task)
         if task.template == "chat" and not tokenizer.chat_template:
@@ -64,13 +68,13 @@ class Encoder:
         self.stop_id = self._find_stop()
 
     def render_prompt(self, text: str) -> str:
-        """The prompt for `text` as one string, up to where the answer begins."""
+        """Return the prompt for `text` as one string, up to the beginning of the answer."""
         if self.task.template == "tutorial":
             return tutorial_prompt(self.task, text)
         return self._template(messages(self.task, text, self._system), add_generation_prompt=True)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids of the prompt for `text`; a special token spelt out in the text stays plain text."""
+        """Return the ids of the prompt for `text`; the name of a special token in the text is encoded as plain text."""
         ids = self._ids(self.render_prompt(text))
         if sum(token in self._special for token in ids) != self._frame:
             head, tail = self.render_prompt("\0").split("\0")
@@ -79,21 +83,19 @@ class Encoder:
         return ids
 
     def answer_ids(self, document: Document) -> list[int]:
-        """The ids of the gold answer and the stop token."""
+        """Return the ids of the gold answer and the stop token."""
         ids: list[int] = []
         for piece in self.format.pieces(self.format.render(document, self.task)):
             ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*ids, self.stop_id]
 
     def example(self, document: Document) -> Example:
-        """The example of an annotated document.
+        """Encode an annotated document.
 
         Raises:
-            DataError: it takes more than `max_tokens`.
-            ConfigError: it carries a label that is not the task's.
+            DataError: it takes more than `max_tokens`, or has a label that is not the task's.
         """
-        for entity in document.entities:
-            self.task.require(entity.label, f"document {document.id!r}")
+        self.task.check([document])
         prompt = self.prompt_ids(document.text)
         ids = (*prompt, *self.answer_ids(document))
         if self.max_tokens is not None and len(ids) > self.max_tokens:
@@ -110,24 +112,21 @@ class Encoder:
         return self.max_tokens is None or size <= self.max_tokens
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer's ids, as it was written."""
-        # clean-up, where a tokenizer asks for it, takes spaces away, and a mention is no longer in its text
-        text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        return text
+        """Return the exact text of an answer's ids."""
+        # the clean-up of some tokenizers removes spaces, and then a mention would no longer occur in its text
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _template(self, chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        # enable_thinking: templates of reasoning models open a block of thought unless told not to
-        text: str = self.tokenizer.apply_chat_template(
+        # enable_thinking: the templates of reasoning models begin with a block of reasoning unless it is False
+        return self.tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
         )
-        return text
 
     def _keeps_system_role(self) -> bool:
-        """Whether the template renders a system turn; some refuse it, some drop it."""
+        """Whether the template renders a system turn; some templates refuse it, some drop it."""
         import jinja2
 
         for system in (True, False):
@@ -142,8 +141,8 @@ class Encoder:
         )
 
     def _find_stop(self) -> int:
-        """The token that the template puts behind an answer, else the end-of-sequence token."""
-        eos: int | None = self.tokenizer.eos_token_id
+        """Return the token that the template puts behind an answer, else the end-of-sequence token."""
+        eos = self.tokenizer.eos_token_id
         if self.task.template == "chat":
             chat = messages(self.task, _PROBE, self._system)
             prompt = self._template(chat, add_generation_prompt=True)
@@ -157,8 +156,8 @@ class Encoder:
         return eos
 
 
-def coloured(example: Example, tokenizer: Any, prefix: int) -> Any:
-    """A rich Text of an example's tokens: shared prefix dim, prompt plain, tokens with loss green."""
+def coloured(example: Example, tokenizer: Tokenizer, prefix: int) -> Text:
+    """Return the tokens of an example as a rich Text: shared prefix dim, prompt cyan, tokens with loss green."""
     from rich.text import Text
 
     dump = Text()
@@ -170,8 +169,8 @@ def coloured(example: Example, tokenizer: Any, prefix: int) -> Any:
     return dump
 
 
-def special_ids(tokenizer: Any) -> set[int]:
-    """The ids of the tokens that are no text."""
+def special_ids(tokenizer: Tokenizer) -> set[int]:
+    """Return the ids of the tokens that stand for no text."""
     return {
         *tokenizer.all_special_ids,
         *(index for index, token in tokenizer.added_tokens_decoder.items() if token.special),
@@ -180,9 +179,10 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens of all texts, of the longest one, and in how many texts; the shares are of all examples' tokens.
+    """Tokens of all texts and of the longest one, and a histogram over texts.
 
-    `examples` (prompt, answer and stop token) and the shares are there with a task only.
+    With a task there is a histogram over `examples` (prompt, answer and stop token) too, and the shares of instruction,
+    text and answer in the tokens of all examples.
     """
 
     total: int
@@ -194,12 +194,12 @@ class Tokens:
     answer_share: float | None = None
 
 
-def count_tokens(documents: Sequence[Document], tokenizer: Any, task: TaskSpec | None = None) -> Tokens:
-    """Count the tokens of `documents`, and of the examples that `task` makes of them.
+def count_tokens(documents: Sequence[Document], tokenizer: Tokenizer, task: TaskSpec | None = None) -> Tokens:
+    """Count the tokens of `documents`, and with `task` those of their examples.
 
     Raises:
         ModelError: the tokenizer has no chat template, and a task is given.
-        ConfigError: a document carries a label that is not the task's.
+        DataError: a document has a label that is not the task's.
     """
     texts = [
         len(tokenizer(document.text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

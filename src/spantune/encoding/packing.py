@@ -2,9 +2,9 @@
 
     [prefix][rest of prompt 1, answer 1][rest of prompt 2, answer 2]…
 
-A token sees the prefix and its own example; positions restart after the prefix, so every answer token
-has the logits and the gradient it would have alone. Pure integers: `attention` makes the mask. The
-prefix is found as the longest common token prefix, never assumed, since BPE may merge across the seam.
+A token attends to the prefix and to its own example, and positions restart after the prefix, so that every answer token
+has the logits and the gradient that it would have alone. This module has integers only; `attention` makes the mask. The
+prefix is the longest common token prefix of the examples, because BPE may merge across the end of the instruction.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ NO_TARGET = -100
 class Pack:
     """One packed sequence; the first four lists have its length.
 
-    `owner` is 0 for the prefix and 1, 2, … for the examples; `targets` is the id that the position has
-    to predict, or -100 where it predicts no answer token. `allowed` are the ids that each target is one of, where
-    the loss is on choices.
+    `owner` is 0 for the prefix and 1, 2, … for the examples; `targets` is the id that the position has to predict, or
+    -100 if it predicts no answer token. If the loss is on choices, `allowed` are the allowed ids of each target.
     """
 
     ids: list[int]
@@ -35,17 +34,17 @@ class Pack:
 
     @property
     def answer_tokens(self) -> int:
-        """Positions that carry loss."""
+        """The number of positions with loss."""
         return sum(target != NO_TARGET for target in self.targets)
 
     @property
     def answers(self) -> int:
-        """Examples that carry loss."""
+        """The number of examples with loss."""
         return len({owner for owner, target in zip(self.owner, self.targets, strict=True) if target != NO_TARGET})
 
 
 def shared_prefix(examples: Sequence[Example]) -> int:
-    """Length of the longest common token prefix that leaves every example a prompt token of its own.
+    """Return the length of the longest common token prefix that leaves every example a prompt token of its own.
 
     The last prompt token predicts the first answer token, so it has to belong to the example.
     """
@@ -55,16 +54,16 @@ def shared_prefix(examples: Sequence[Example]) -> int:
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of the longest common prefix of all `sequences`."""
-    low, high = min(map(tuple, sequences)), max(map(tuple, sequences))  # the two that differ the earliest
+    """Return the length of the longest common prefix of all `sequences`."""
+    low, high = min(map(tuple, sequences)), max(map(tuple, sequences))  # the two that differ earliest
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 
 def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices grouped by best-fit decreasing, so that each group's lengths sum to `budget` at most.
+    """Group indices by best-fit decreasing, so that each group's lengths sum to at most `budget`.
 
-    The two groups with the most room are then evened out where they can be, since a short pack takes hardly less time
-    than one of twice its length. A length over the budget gets a group of its own.
+    The two groups with the most room are then balanced if possible, because a short pack takes hardly less time than
+    one of twice its length. A length over the budget gets a group of its own.
     """
     groups = best_fit(lengths, budget)
     if len(groups) > 1:
@@ -78,7 +77,7 @@ def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices grouped, the longest first, each into the fullest group with room for it, or else a new one."""
+    """Group indices, the longest first, each into the fullest group with room for it, or else a new one."""
     groups: list[list[int]] = []
     room: list[int] = []
     for index in _longest_first(lengths, range(len(lengths))):
@@ -95,10 +94,10 @@ def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _halves(lengths: Sequence[int], chosen: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The chosen indices in two groups of about the same sum."""
+    """Divide the chosen indices into two groups of about the same sum."""
     larger: list[int] = []
     smaller: list[int] = []
-    ahead = 0  # by how much `larger` is
+    ahead = 0  # the sum of `larger` minus that of `smaller`
     for index in _longest_first(lengths, chosen):
         smaller.append(index)
         ahead -= lengths[index]
@@ -112,7 +111,7 @@ def _longest_first(lengths: Sequence[int], chosen: Iterable[int]) -> list[int]:
 
 
 def layout(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
-    """The pack of `examples`, all of which begin with `prefix`."""
+    """Make one pack of `examples`, all of which begin with `prefix`."""
     shared = len(prefix)
     pack = Pack(list(prefix), list(range(shared)), [PREFIX] * shared, [NO_TARGET] * shared)
     for number, example in enumerate(examples, start=1):
@@ -132,6 +131,6 @@ def layout(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
 
 
 def pack_examples(examples: Sequence[Example], prefix: Sequence[int], budget: int) -> list[Pack]:
-    """The packs of one optimizer step, each of `budget` tokens at most."""
+    """Make the packs of one optimizer step, each of at most `budget` tokens."""
     groups = fill([len(example.ids) - len(prefix) for example in examples], budget - len(prefix))
     return [layout(prefix, [examples[index] for index in group]) for group in groups]

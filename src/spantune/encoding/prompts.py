@@ -1,7 +1,7 @@
-"""The words the model is asked with: presets, instructions made from a label set, and messages.
+"""The wording of prompts: presets, instructions made from a label set, and chat messages.
 
-This is the only module that holds wording. A TaskSpec carries the finished instruction, so that a
-changed preset never changes a trained run. Tokens are the business of `encode`.
+No other module has wording. A TaskSpec has the finished instruction, so that a changed preset never changes a trained
+run. `encoder` turns messages into tokens.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _CMEEE_HOW = {
 行<pro>房室结消融</pro>。""",
 }
 
-# A paraphrase with the flaws of the tutorial's prompt kept: nothing says what a label covers, and the
-# label of its example (地理实体) is not in the label set.
+# A paraphrase that keeps the flaws of the tutorial's prompt: it does not say what a label covers, and the label of its
+# example (地理实体) is not in the label set.
 _TUTORIAL = """\
 你是医学文本实体识别领域的专家，需要从给定的句子里提取 {labels} 这些类型的实体。用 json 格式输出，\
 例如 {{"entity_text": "南京", "entity_label": "地理实体"}}。注意：1. 每一行输出都必须是正确的 json 字符串。\
@@ -110,10 +110,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def make_task(settings: config.Task) -> TaskSpec:
-    """The TaskSpec of a recipe's `task` section: preset, then overrides, then a made instruction.
+    """Make the TaskSpec of a recipe's `task` section: preset, then overrides, then an instruction made from the labels.
 
     Raises:
-        ConfigError: the parts make no task, as with a repeated label code.
+        ConfigError: the parts make no valid task, as with a repeated label code.
     """
     values = {"language": "en", **PRESETS.get(settings.preset or "", {})}
     given = settings.model_dump(exclude_none=True, exclude={"preset"})
@@ -123,7 +123,7 @@ def make_task(settings: config.Task) -> TaskSpec:
     try:
         if "instruction" not in values:
             answer = values.get("answer", "jsonl")
-            labels = _labels(values["labels"])
+            labels = tuple(map(Label.model_validate, values["labels"]))
             is_cmeee = settings.preset == "cmeee" and "labels" not in given
             values["instruction"] = _cmeee(answer) if is_cmeee else instruction_for(labels, values["language"], answer)
         return TaskSpec.model_validate(values)
@@ -134,7 +134,7 @@ def make_task(settings: config.Task) -> TaskSpec:
 
 
 def instruction_for(labels: tuple[Label, ...], language: str, answer: str = "jsonl") -> str:
-    """The plain instruction for any label set and answer format, with names and descriptions where there are any."""
+    """Return an instruction for any label set and answer format, with the labels' names and descriptions."""
     lines = []
     for label in labels:
         name = f" ({label.name})" if label.name and label.name != label.code else ""
@@ -146,14 +146,14 @@ def instruction_for(labels: tuple[Label, ...], language: str, answer: str = "jso
 
 
 def messages(task: TaskSpec, text: str, system: bool = True) -> list[dict[str, str]]:
-    """The chat that asks for the entities of `text`; without a system role the instruction leads the user's turn."""
+    """Return the chat that asks for the entities of `text`; without `system` the user's turn has the instruction."""
     if system:
         return [{"role": "system", "content": task.instruction}, {"role": "user", "content": text}]
     return [{"role": "user", "content": f"{task.instruction}\n\n{text}"}]
 
 
 def tutorial_prompt(task: TaskSpec, text: str) -> str:
-    """The tutorial's literal prompt: `<im_sep>` is not Phi-4's `<|im_sep|>`, and there is no system role."""
+    """Return the tutorial's literal prompt: `<im_sep>` is not Phi-4's `<|im_sep|>`, and there is no system role."""
     return f"<|im_start|>user<im_sep>{task.instruction}{text}<|im_end|><|im_start|>assistant<im_sep>"
 
 
@@ -164,9 +164,5 @@ def _cmeee(answer: str) -> str:
 
 
 def _form(answer: str) -> str:
-    """The format whose wording is used: objects run together are asked for as objects on lines are."""
+    """Return the format whose wording is used: `jsonl_seed` has that of `jsonl`."""
     return answer.removesuffix("_seed")
-
-
-def _labels(values: Any) -> tuple[Label, ...]:
-    return tuple(Label.model_validate(value) for value in values)

@@ -1,10 +1,10 @@
-"""The part of a transformers tokenizer that spantune uses, as a type."""
+"""Protocols for the part of a transformers tokenizer that spantune uses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 
 class AddedToken(Protocol):
@@ -28,9 +28,11 @@ class Tokenizer(Protocol):
     """
 
     chat_template: str | None
+    eos_token: str | None
     eos_token_id: int | None
     pad_token_id: int | None
     vocab_size: int
+    is_fast: bool
 
     @property
     def all_special_ids(self) -> Sequence[int]:
@@ -47,13 +49,23 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]:
         """The ids by their entries in the vocabulary."""
 
+    def __hash__(self) -> int:
+        """A tokenizer is hashed by identity, so that what is derived from it can be cached."""
+
     def __len__(self) -> int:
         """The size of the vocabulary, added tokens included."""
 
+    @overload
     def __call__(
         self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
     ) -> Mapping[str, list[int]]:
         """`{"input_ids": […]}` of a text."""
+
+    @overload
+    def __call__(
+        self, text: list[str], *, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> Mapping[str, list[list[int]]]:
+        """`{"input_ids": [[…], …]}` of texts."""
 
     def decode(self, token_ids: Sequence[int], *, clean_up_tokenization_spaces: bool | None = None) -> str:
         """The text of ids."""
@@ -64,12 +76,15 @@ class Tokenizer(Protocol):
         *,
         tokenize: bool,
         add_generation_prompt: bool,
-        enable_thinking: bool,
+        enable_thinking: bool = ...,
     ) -> str:
         """A conversation as one string."""
 
     def convert_ids_to_tokens(self, ids: int) -> str:
         """The vocabulary's entry of an id."""
+
+    def convert_tokens_to_ids(self, tokens: str) -> int | None:
+        """The id of an entry of the vocabulary."""
 
     def save_pretrained(self, save_directory: str | Path) -> object:
         """Write the tokenizer's files into a folder."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from spantune.extraction.decoder import Decoder, Row
     from spantune.extraction.evaluation import Evaluation, evaluate, save_predictions
     from spantune.extraction.extractor import Extractor, load_bare, load_run
+    from spantune.extraction.gold_walk import mark_choices
     from spantune.extraction.grammar import Allowed, Guide, constraint_of
     from spantune.extraction.inputs import Texts
     from spantune.extraction.model_runner import Forward
@@ -39,6 +40,7 @@ __all__ = [
     "load_bare",
     "load_remote",
     "load_run",
+    "mark_choices",
     "partial",
     "rates",
     "save_predictions",
@@ -51,6 +53,7 @@ __getattr__, __dir__ = lazy_exports(
         "decoder": ("Decoder", "Row"),
         "evaluation": ("Evaluation", "evaluate", "save_predictions"),
         "extractor": ("Extractor", "load_bare", "load_run"),
+        "gold_walk": ("mark_choices",),
         "grammar": ("Allowed", "Guide", "constraint_of"),
         "inputs": ("Texts",),
         "model_runner": ("Forward",),

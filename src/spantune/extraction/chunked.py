@@ -135,6 +135,6 @@ def _joined(waiting: _Waiting) -> Extraction:
         answer="".join(part.answer for part in parts),
         status=next((part.status for part in parts if part.status is not Status.STOPPED), Status.STOPPED),
         problems=tuple(problem for part in parts for problem in part.problems),
-        contradicted=merged.overruled,
+        contradicted=merged.suppressed,
         label_scores=label_scores,
     )

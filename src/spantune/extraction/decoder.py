@@ -271,7 +271,7 @@ class Decoder:
         if self._encoder.format.mark not in self._encoder.decode(row.ids[-1:]):
             return False
         answer = self._encoder.decode(row.ids)
-        return self._encoder.format.parse(answer, row.document.text, self._encoder.task).is_circling
+        return self._encoder.format.parse(answer, row.document.text, self._encoder.task).is_looping
 
 
 class _Waiting:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spantune.core import ModelError
-from spantune.encoding import Encoder, Said, Tokenizer
+from spantune.encoding import Encoder, PartialAnswer, Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -42,9 +42,10 @@ class Constraint:
         tokenizer: the fast tokenizer.
         vocabulary: the size of the model's logits, which may be padded beyond the tokenizer's vocabulary.
         stop: the id of the token that ends an answer.
+        threads: threads that compile grammars and compute masks.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop: int):
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop: int, threads: int = THREADS):
         from llguidance import LLExecutor, LLParserLimits, LLTokenizer
 
         self.stop, self.vocabulary = stop, vocabulary
@@ -53,7 +54,7 @@ class Constraint:
         self._limits = LLParserLimits(
             initial_lexer_fuel=FUEL, step_lexer_fuel=FUEL, max_lexer_states=FUEL, verbose_errors=False
         )
-        threads = min(THREADS, os.cpu_count() or 1)
+        threads = min(threads, os.cpu_count() or 1)
         self._executor, self._compilers = LLExecutor(threads), ThreadPoolExecutor(threads)
 
     def matcher(self, grammar: str) -> LLMatcher:
@@ -80,7 +81,10 @@ class Constraint:
         if not matchers:
             return Allowed(np.zeros((0, 0), np.int64), np.zeros((0, 0), np.bool_))
         words = masks.allocate_token_bitmask(len(matchers), self.vocabulary)
-        masks.fill_next_token_bitmask_par(self._executor, [(m, row) for row, m in enumerate(matchers)], words)
+        if len(matchers) == 1:
+            masks.fill_next_token_bitmask(matchers[0], words)
+        else:
+            masks.fill_next_token_bitmask_par(self._executor, [(m, row) for row, m in enumerate(matchers)], words)
         rows, columns = words.nonzero()
         bits = np.unpackbits(words[rows, columns].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
         word, bit = bits.nonzero()
@@ -198,10 +202,10 @@ class Guide:
         """After an entity, switch to the grammar for the rest of the answer; returns whether there is a new grammar."""
         encoder, text = self._encoder, self._text
         answer = encoder.decode(self._ids)
-        said = Said(answer, encoder.format.parse(answer, text, encoder.task))
-        self.is_circling = said.parsed.is_circling
+        partial = PartialAnswer(answer, encoder.format.parse(answer, text, encoder.task))
+        self.is_circling = partial.parsed.is_looping
         renews = self._ordered or self.matcher.is_stopped()
-        grammar = encoder.format.grammar(text, encoder.task, said) if renews else None
+        grammar = encoder.format.grammar(text, encoder.task, partial) if renews else None
         if grammar is not None:
             self._matcher = self._constraint.compile(lambda: grammar)
         return grammar is not None

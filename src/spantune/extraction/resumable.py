@@ -11,19 +11,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-
-from filelock import FileLock, Timeout
 
 from spantune.core import (
     DataError,
     Document,
     Extraction,
+    Locked,
     Prediction,
     as_extraction,
+    file_lock,
     from_document,
     require_folder,
     to_document,
@@ -52,19 +52,19 @@ def held(path: Path) -> Iterator[None]:
     Raises:
         DataError: another process has it, or the folder cannot be written.
     """
-    lock = FileLock(path.with_name(f".{path.name}.partial.lock"), blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise DataError("another process is writing it; wait for it, or name another file", path=path) from None
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-        lock.release()
+    lock = path.with_name(f".{path.name}.partial.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(lock))
+        except Locked:
+            raise DataError("another process is writing it; wait for it, or name another file", path=path) from None
+        except OSError as error:
+            raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
 
 
 def require_free(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spantune.core import DataError, Document, nearest
+from spantune.core import DataError, Document, first_unknown, nearest
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -234,9 +234,9 @@ def _keys(columns: Iterable[Ints], sizes: Iterable[int]) -> Ints:
 
 
 def _unknown_label(documents: Sequence[Document], rows: Mapping[str, int], name: str) -> DataError:
-    document, label = next(
-        (document, entity.label) for document in documents for entity in document.entities if entity.label not in rows
-    )
+    unknown = first_unknown(documents, rows)
+    assert unknown is not None
+    document, label = unknown[0], unknown[1].label
     return DataError(
         f"document {document.id!r}: {name} label {label!r} is not in the label set; "
         f"{nearest(label, rows)}. Mend the annotation or add the label",

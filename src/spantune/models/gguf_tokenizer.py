@@ -1,8 +1,8 @@
 """A tokenizer made from the vocabulary inside a GGUF file.
 
-Two kinds are known, each rebuilt as its original is: Gemma's SentencePiece BPE and SmolLM's byte-level BPE;
-ids are the file's. The work is ours because transformers 5.17 and 5.23 differ on Gemma's spaces, and both forget
-that SmolLM's digits are single. Another kind is refused.
+Two kinds are supported, each rebuilt as its original is: Gemma's SentencePiece BPE and SmolLM's byte-level BPE, with
+the ids of the file. transformers is not used, since its releases 5.17 and 5.23 differ on Gemma's spaces, and neither
+splits digits as SmolLM does. Another kind is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from spantune.core import ModelError
 
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+Metadata: TypeAlias = Mapping[str, Any]
+"""The key-value header of a GGUF file."""
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # token types of GGUF
 STRING, ARRAY = 8, 9  # value types of GGUF; the others are numbers of fixed width
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The key-value header of a GGUF file (one second for Gemma's, where `gguf.GGUFReader` takes ten).
+def read_metadata(path: Path) -> Metadata:
+    """Read the key-value header of a GGUF file (one second for Gemma's, where `gguf.GGUFReader` takes ten).
 
     Raises:
         ModelError: not a GGUF file of version 3.
@@ -37,7 +39,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return {_value(file, STRING): _value(file, _number(file, "I")) for _ in range(pairs)}
 
 
-def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+def build_tokenizer(metadata: Metadata) -> Tokenizer:
     """The tokenizer that the header describes, without bos or eos added to a text.
 
     Raises:
@@ -50,7 +52,7 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     return builders[kind](metadata)
 
 
-def _gemma(metadata: Mapping[str, Any]) -> Tokenizer:
+def _gemma(metadata: Metadata) -> Tokenizer:
     """SentencePiece BPE: the better-scored piece merges first, runs of white space before all.
 
     HTML tags, single user-defined pieces in the original, are left unreachable, so that `<sub>` in a text is
@@ -81,7 +83,7 @@ def _gemma(metadata: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _smollm(metadata: Mapping[str, Any]) -> Tokenizer:
+def _smollm(metadata: Metadata) -> Tokenizer:
     """Byte-level BPE after splitting off every digit."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
@@ -99,7 +101,7 @@ def _ids(tokens: list[str]) -> dict[str, int]:
     return {token: index for index, token in enumerate(tokens)}
 
 
-def _control(metadata: Mapping[str, Any]) -> list[str]:
+def _control(metadata: Metadata) -> list[str]:
     pairs = zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"], strict=True)
     return [token for token, kind in pairs if kind == CONTROL]
 

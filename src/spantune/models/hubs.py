@@ -1,8 +1,7 @@
-"""The two hubs, each asked in the same five ways: addresses, offline, listing, download, cache.
+"""The two hubs through one interface: addresses, offline setting, listing, download and cache.
 
-Addresses are read from the environment at every call (HF_ENDPOINT, MODELSCOPE_ENDPOINT); SPANTUNE_OFFLINE=1 wants no
-network at all. Whatever an SDK raises
-leaves here as one sentence of ModelError; a bug of ours does not.
+Addresses are read from the environment at every call (HF_ENDPOINT, MODELSCOPE_ENDPOINT); SPANTUNE_OFFLINE=1 switches
+the network off. Errors of an SDK become a ModelError of one sentence; bugs of ours do not.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a hub has of a model at a revision; `commit` is a revision that will still mean the same files later."""
+    """The files of a model at a revision; `commit` is a revision that means the same files for ever."""
 
     files: tuple[HubFile, ...]
     commit: str | None = None
@@ -41,7 +40,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """How one hub is asked: addresses, whether the user wants no network, listing, download, and its cache alone."""
+    """One hub: its addresses, whether the user has switched it off, listing, download, and look-up in its cache."""
 
     endpoints: Callable[[], list[str]]
     offline: Callable[[], bool]
@@ -50,19 +49,19 @@ class Hub:
     cached: Callable[[str, str | None], Path]
 
 
-def _wants_no_network(*names: str) -> bool:
+def _is_offline(*names: str) -> bool:
     values = (os.environ.get(name, "").upper() for name in ("SPANTUNE_OFFLINE", *names))
     return any(value in {"1", "TRUE", "YES", "ON"} for value in values)
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for one sentence of ours."""
+    """Return the first line of an error's message, shortened."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextlib.contextmanager
-def _bars_to_a_terminal_only() -> Iterator[None]:
-    """Keep the SDK's bars out of logs, and everything of its off stdout; what matters is raised, or logged as ever."""
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Keep the SDK's bars out of logs, and its output off stdout; errors are raised and messages logged as before."""
     bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
     with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
         yield
@@ -76,7 +75,7 @@ def _hf_endpoints() -> list[str]:
 
 
 def _hf_offline() -> bool:
-    return _wants_no_network("HF_HUB_OFFLINE")
+    return _is_offline("HF_HUB_OFFLINE")
 
 
 def _hf_list(repo: str, revision: str | None) -> Listing:
@@ -87,17 +86,17 @@ def _hf_list(repo: str, revision: str | None) -> Listing:
             repo, revision=revision or "main", files_metadata=True, timeout=TIMEOUT_SECONDS
         )
     files = []
-    for item in info.siblings or []:
-        sha256 = item.lfs.sha256 if item.lfs else None
-        size = item.lfs.size if item.lfs else item.size
-        files.append(HubFile(item.rfilename, size or 0, sha256, None if sha256 else item.blob_id))
+    for entry in info.siblings or []:
+        sha256 = entry.lfs.sha256 if entry.lfs else None
+        size = entry.lfs.size if entry.lfs else entry.size
+        files.append(HubFile(entry.rfilename, size or 0, sha256, None if sha256 else entry.blob_id))
     return Listing(tuple(files), info.sha)
 
 
 def _hf_download(repo: str, revision: str | None, names: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    with _hf_errors(f"hf:{repo}"), _bars_to_a_terminal_only():
+    with _hf_errors(f"hf:{repo}"), _bars_on_terminals_only():
         folder = snapshot_download(
             repo, revision=revision, endpoint=_hf_endpoints()[0], allow_patterns=names, max_workers=4
         )
@@ -132,36 +131,36 @@ def _hf_errors(source: str) -> Iterator[None]:
 
 
 def _ms_endpoints() -> list[str]:
-    own = os.environ.get("MODELSCOPE_ENDPOINT")
-    return [own.rstrip("/")] if own else ["https://www.modelscope.cn", "https://www.modelscope.ai"]
+    chosen = os.environ.get("MODELSCOPE_ENDPOINT")
+    return [chosen.rstrip("/")] if chosen else ["https://www.modelscope.cn", "https://www.modelscope.ai"]
 
 
 def _ms_endpoint(repo: str) -> str:
-    """The one that has the model; the SDK itself would remember the environment of its first call."""
+    """The address that has the model; the SDK would use the environment of its first call for ever."""
     from modelscope_hub import HubApi
 
-    own = _ms_endpoints()
-    return own[0] if len(own) == 1 else HubApi().resolve_endpoint_for_read(repo)
+    addresses = _ms_endpoints()
+    return addresses[0] if len(addresses) == 1 else HubApi().resolve_endpoint_for_read(repo)
 
 
 def _ms_list(repo: str, revision: str | None) -> Listing:
-    """The listing, and as its commit the last that changed one of the files: the hub names that of each file only."""
+    """The listing; its commit is the last one that changed a file, since the hub reports commits of files only."""
     from modelscope_hub import HubApi
 
     with _ms_errors(f"modelscope:{repo}"):
-        api = HubApi(endpoint=_ms_endpoint(repo)).legacy  # whose entries, unlike those of HubApi, have commits
-        items = api.list_repo_files(repo, "model", revision=revision or "master", recursive=False)
-    items = [item for item in items if item.get("Type") != "tree"]
-    files = tuple(HubFile(item["Path"], int(item.get("Size") or 0), item.get("Sha256")) for item in items)
-    dated = [item for item in items if item.get("Revision") and item.get("CommittedDate")]
-    last = max(dated, key=lambda item: int(item["CommittedDate"]), default=None)
+        api = HubApi(endpoint=_ms_endpoint(repo)).legacy  # its entries, unlike those of HubApi, have commits
+        entries = api.list_repo_files(repo, "model", revision=revision or "master", recursive=False)
+    entries = [entry for entry in entries if entry.get("Type") != "tree"]
+    files = tuple(HubFile(entry["Path"], int(entry.get("Size") or 0), entry.get("Sha256")) for entry in entries)
+    dated = [entry for entry in entries if entry.get("Revision") and entry.get("CommittedDate")]
+    last = max(dated, key=lambda entry: int(entry["CommittedDate"]), default=None)
     return Listing(files, str(last["Revision"]) if last else None)
 
 
 def _ms_download(repo: str, revision: str | None, names: list[str]) -> Path:
     from modelscope import snapshot_download
 
-    with _ms_errors(f"modelscope:{repo}"), _bars_to_a_terminal_only():
+    with _ms_errors(f"modelscope:{repo}"), _bars_on_terminals_only():
         folder = snapshot_download(repo, revision=revision, allow_patterns=names, endpoint=_ms_endpoint(repo))
     return Path(folder)
 
@@ -169,7 +168,7 @@ def _ms_download(repo: str, revision: str | None, names: list[str]) -> Path:
 def _ms_cached(repo: str, revision: str | None) -> Path:
     from modelscope import snapshot_download
 
-    with _ms_errors(f"modelscope:{repo}"), _bars_to_a_terminal_only():
+    with _ms_errors(f"modelscope:{repo}"), _bars_on_terminals_only():
         return Path(snapshot_download(repo, revision=revision, local_files_only=True))
 
 
@@ -188,6 +187,6 @@ def _ms_errors(source: str) -> Iterator[None]:
 
 
 HUBS: dict[str, Hub] = {
-    "modelscope": Hub(_ms_endpoints, _wants_no_network, _ms_list, _ms_download, _ms_cached),
+    "modelscope": Hub(_ms_endpoints, _is_offline, _ms_list, _ms_download, _ms_cached),
     "hf": Hub(_hf_endpoints, _hf_offline, _hf_list, _hf_download, _hf_cached),
 }

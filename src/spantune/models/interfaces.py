@@ -20,6 +20,7 @@ class ModelConfig(Protocol):
     num_hidden_layers: int
     num_attention_heads: int
     max_position_embeddings: int
+    use_cache: bool
     _attn_implementation: str
 
     def __getattr__(self, name: str) -> Any:

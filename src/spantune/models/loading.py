@@ -1,24 +1,27 @@
-"""A model and its tokenizer in memory: device, type and what a known model card says.
+"""Loads a model and its tokenizer: device, type, and the check against a known model card.
 
-Only safetensors are read and no code of a model folder is run. The type of the frozen base is chosen
-by measurement on a CPU: bf16 where a short probe shows that its products are faster, else fp32. A
-quantised base is made of a bf16 checkpoint, layer by layer, so that a GPU never holds both.
+Only safetensors are read, and no code of a model folder is run. On a CPU the type of the frozen base is chosen by
+measurement: bf16 where its matrix products are faster in a short test, else fp32. A quantised base is made from a bf16
+checkpoint layer by layer, so that a GPU never holds both.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from spantune.core import ConfigError, ModelError, config
+from spantune.encoding import Tokenizer
 from spantune.models.attention import NAME, check_attention
 from spantune.models.bundled import BUNDLED
-from spantune.models.fp8 import has_fp8, to_fp8
+from spantune.models.hubs import first_line
+from spantune.models.interfaces import CausalLM, ModelConfig
+from spantune.models.kernels.lora_linear import has_fp8, to_fp8
 from spantune.models.sources import resolve
 
 # What the model card of microsoft/phi-4 says since its tokenizer fix; older uploads have EOS = PAD.
@@ -36,10 +39,10 @@ PHI4_ROPE_BASE = 250000.0
 
 @dataclass(frozen=True)
 class Loaded:
-    """A causal LM, its fast tokenizer, and where they came from."""
+    """A causal LM in memory with its fast tokenizer."""
 
-    model: Any
-    tokenizer: Any
+    model: CausalLM
+    tokenizer: Tokenizer
     path: Path
     device: torch.device
     dtype: torch.dtype
@@ -48,10 +51,10 @@ class Loaded:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a recipe names.
+    """Return the device that a recipe names.
 
     Raises:
-        ConfigError: a GPU is asked for where there is none.
+        ConfigError: `cuda` without a CUDA GPU.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
@@ -62,15 +65,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(base: str, device: torch.device) -> torch.dtype:
-    """bf16 or fp32 as named; else bf16 on CUDA, and on a CPU where a probe shows it 1.2 times as fast."""
+    """Return bf16 or fp32 as named; else bf16 on CUDA, and on a CPU where it measures 1.2 times as fast."""
     if base in ("bf16", "fp32"):
         return torch.bfloat16 if base == "bf16" else torch.float32
     faster = device.type == "cuda" or _bf16_speedup() > 1.2
     return torch.bfloat16 if faster else torch.float32
 
 
-def load_tokenizer(folder: Path, source: str = "") -> Any:
-    """The fast tokenizer of a model folder; a `bundled:` base model that came from a hub gets the bundled template.
+def load_tokenizer(folder: Path, source: str = "") -> Tokenizer:
+    """Load the fast tokenizer of a model folder; a `bundled:` model that came from a hub gets the bundled template.
 
     Raises:
         ModelError: there is none, or only a slow one.
@@ -78,10 +81,10 @@ def load_tokenizer(folder: Path, source: str = "") -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{folder}: no tokenizer can be read here ({str(error).splitlines()[0]}); add tokenizer.json and its config"
+            f"{folder}: no tokenizer can be read here ({first_line(error)}); add tokenizer.json and its config"
         ) from None
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: only a slow tokenizer is here; the grammar needs tokenizer.json")
@@ -90,38 +93,65 @@ def load_tokenizer(folder: Path, source: str = "") -> Any:
     return tokenizer
 
 
-def load_config_of(folder: Path) -> Any:
-    """The transformers config of a model folder."""
+def load_config_of(folder: Path) -> ModelConfig:
+    """Load the transformers configuration of a model folder.
+
+    Raises:
+        ModelError: config.json cannot be read.
+    """
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
+        loaded: ModelConfig = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: config.json cannot be read ({error})") from None
+    return loaded
 
 
-def load(settings: config.Model, tokenizer_folder: Path | None = None) -> Loaded:
-    """Load the base model of a recipe with its tokenizer (from `tokenizer_folder` where given).
+@dataclass(frozen=True)
+class ModelFiles:
+    """What is read of a model before its weights: its local folder, its configuration and its fast tokenizer."""
+
+    folder: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+
+def read_files(source: str, tokenizer_folder: Path | None = None) -> ModelFiles:
+    """Resolve a model source, and read its configuration and tokenizer (from `tokenizer_folder` where given).
+
+    Raises:
+        ModelError: the source cannot be had, or its configuration or tokenizer cannot be read.
+    """
+    folder = resolve(source)
+    return ModelFiles(folder, load_config_of(folder), load_tokenizer(tokenizer_folder or folder, source))
+
+
+def load(settings: config.Model, files: ModelFiles | None = None, *, tokenizer_folder: Path | None = None) -> Loaded:
+    """Load the base model of a recipe with its tokenizer.
+
+    Args:
+        settings: of the recipe.
+        files: what has been read of the model; resolved and read here when absent.
+        tokenizer_folder: the folder of another tokenizer than the model's own.
 
     Raises:
         ModelError: the source cannot be had, or the model is not what its card says.
-        ConfigError: a GPU is asked for where there is none.
+        ConfigError: the recipe names a GPU where there is none, or a base that it cannot compute with.
     """
     device = pick_device(settings.device)
     require_base(settings.base, device)
     dtype = pick_dtype(settings.base, device)
-    folder = resolve(settings.source)
-    model_config = load_config_of(folder)
-    check_attention(model_config)
-    tokenizer = load_tokenizer(tokenizer_folder or folder, settings.source)
+    files = files or read_files(settings.source, tokenizer_folder)
+    check_attention(files.config)
     if settings.verify:
-        problems = card_problems(model_config, tokenizer)
+        problems = card_problems(files.config, files.tokenizer)
         if problems:
-            raise ModelError(f"{folder}: {'; '.join(problems)}")
-    model = _weights(folder, settings.base, device, dtype)
+            raise ModelError(f"{files.folder}: {'; '.join(problems)}")
+    model = _weights(files, settings.base, device, dtype)
     model.set_attn_implementation(NAME)
     model.config.use_cache = False
-    return Loaded(model.eval(), tokenizer, folder, device, dtype, settings.base in config.QUANTIZED)
+    return Loaded(model.eval(), files.tokenizer, files.folder, device, dtype, settings.base in config.QUANTIZED)
 
 
 def require_base(base: config.Base, device: torch.device) -> None:
@@ -140,32 +170,40 @@ def require_base(base: config.Base, device: torch.device) -> None:
         raise ConfigError(f'model.base={base} needs bitsandbytes: pip install "spantune[bitsandbytes]"')
 
 
-def _weights(folder: Path, base: config.Base, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model of `folder` with its weights in the type of `base`."""
+def _weights(files: ModelFiles, base: config.Base, device: torch.device, dtype: torch.dtype) -> CausalLM:
+    """The model with its weights in the type of `base`."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    more: dict[str, Any] = {"device_map": {"": "cpu" if base == "fp8" else device}}
+    options: dict[str, object] = {"device_map": {"": "cpu" if base == "fp8" else device}}
     if base in ("nf4", "int8"):
-        more["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=base == "nf4",
             load_in_8bit=base == "int8",
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=True,
         )
-    try:  # as sdpa first, so that transformers refuses models with sinks, soft caps or ALiBi: ours would drop them
+    try:  # first as sdpa: transformers then refuses sinks, soft caps and ALiBi, which our attention would ignore
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **more
+            files.folder,
+            config=copy.deepcopy(files.config),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            **options,
         )
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: the model cannot be loaded ({str(error).splitlines()[0]}); use another") from None
+        raise ModelError(
+            f"{files.folder}: the model cannot be loaded ({str(error).splitlines()[0]}); use another"
+        ) from None
     if base == "nf4" and device.type == "cpu":
         _keep_differentiable(model)
-    return to_fp8(model, device, model.get_output_embeddings()) if base == "fp8" else model
+    loaded: CausalLM = to_fp8(model, device, model.get_output_embeddings()) if base == "fp8" else model
+    return loaded
 
 
-def _keep_differentiable(model: Any) -> None:
-    """Keep NF4 layers on a CPU out of bitsandbytes' fast layout: it has no gradient, and extraction would leave it."""
+def _keep_differentiable(model: CausalLM) -> None:
+    """Switch off bitsandbytes' fast CPU layout of NF4 layers, which has no gradient and stays after extraction."""
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
@@ -173,13 +211,13 @@ def _keep_differentiable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def is_phi4(model_config: Any) -> bool:
-    """Whether the shape is Phi-4 14B's."""
+def is_phi4(model_config: ModelConfig) -> bool:
+    """Whether a model has the shape of Phi-4 14B."""
     return (model_config.model_type, model_config.hidden_size, model_config.vocab_size) == ("phi3", 5120, 100352)
 
 
-def card_problems(model_config: Any, tokenizer: Any) -> list[str]:
-    """What contradicts the model card of a model that we know, each with its remedy; empty when all is well."""
+def card_problems(model_config: ModelConfig, tokenizer: Tokenizer) -> list[str]:
+    """Return what contradicts the card of a known model, each with its remedy."""
     problems = []
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id == tokenizer.pad_token_id:
         problems.append(
@@ -206,8 +244,8 @@ def card_problems(model_config: Any, tokenizer: Any) -> list[str]:
 
 
 def _bf16_speedup(size: int = 768, repeats: int = 5) -> float:
-    """How many times as fast as fp32 a bf16 matrix product is on this CPU; about 50 ms."""
-    best = {}
+    """How many times as fast as fp32 a bf16 matrix product is on this CPU; measured in about 50 ms."""
+    seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
         times = []
@@ -215,5 +253,5 @@ def _bf16_speedup(size: int = 768, repeats: int = 5) -> float:
             start = time.perf_counter()
             left @ right
             times.append(time.perf_counter() - start)
-        best[dtype] = min(times)
-    return best[torch.float32] / best[torch.bfloat16]
+        seconds[dtype] = min(times)
+    return seconds[torch.float32] / seconds[torch.bfloat16]

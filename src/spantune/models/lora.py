@@ -1,8 +1,8 @@
 """LoRA adapters through PEFT, with targets that are checked against the model.
 
-PEFT is silent when some of the named modules match nothing, and on Phi-4's fused projections that
-leaves 65 % of the linear weights without an adapter. Here a name that matches nothing is an error that
-lists what there is. Adapters are fp32, so that AdamW's small steps are not lost to rounding.
+PEFT does not report target names that match no module, which on Phi-4's fused projections leaves 65 % of the linear
+weights without an adapter. Here a name that matches nothing is an error that lists the names there are. Adapters are
+fp32, so that AdamW's small steps are not lost to rounding.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from spantune.core import ModelError, config, nearest
-from spantune.models.fp8 import Fp8Linear
-from spantune.models.kernels.lora_linear import FP8, linear
+from spantune.models.hubs import first_line
+from spantune.models.interfaces import CausalLM
+from spantune.models.kernels.lora_linear import FP8, Fp8Linear, linear
 
 _REMEDY = "restore the adapter folder, or the model that config.yaml names"
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which linear modules get an adapter: weights with one, all linear weights, names on both sides.
+    """Which linear modules get an adapter: number of weights with one and of all linear weights, and the target names.
 
     `unranked` are the names of `lora.rank_pattern` that match no module with an adapter.
     """
@@ -46,36 +46,36 @@ class Coverage:
         return self.adapted / self.total if self.total else 0.0
 
 
-def linear_names(model: Any) -> Counter[str]:
-    """Weights by leaf name of the model's linear modules, without the output layer."""
+def linear_names(model: CausalLM) -> Counter[str]:
+    """Count the weights of the model's linear modules by leaf name, without the output layer."""
     sizes: Counter[str] = Counter()
     for name, module in linear_modules(model):
         sizes[name.rpartition(".")[2]] += module.weight.numel()
     return sizes
 
 
-def linear_modules(model: Any) -> Iterator[tuple[str, nn.Linear]]:
-    """The linear modules of a causal LM by their names, without the output layer."""
+def linear_modules(model: CausalLM) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the linear modules of a causal LM with their names, without the output layer."""
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not head:
             yield name, module
 
 
-def coverage(model: Any, settings: config.Lora) -> Coverage:
-    """What `lora.targets` matches on `model` (which may live on the meta device)."""
+def coverage(model: CausalLM, settings: config.Lora) -> Coverage:
+    """Find out what `lora.targets` matches on `model`, which may be on the meta device."""
     sizes = linear_names(model)
-    wanted = sorted(sizes) if settings.targets == "all-linear" else _names(settings.targets)
-    matched = tuple(name for name in wanted if name in sizes)
-    unmatched = tuple(name for name in wanted if name not in sizes)
+    targets = sorted(sizes) if settings.targets == "all-linear" else _names(settings.targets)
+    matched = tuple(name for name in targets if name in sizes)
+    unmatched = tuple(name for name in targets if name not in sizes)
     ranked = {_pattern(name, settings) for name, _ in linear_modules(model) if name.rpartition(".")[2] in matched}
     unranked = tuple(sorted(set(settings.rank_pattern) - ranked))
     adapted = sum(sizes[name] for name in matched)
     return Coverage(adapted, sizes.total(), matched, unmatched, tuple(sorted(sizes)), unranked)
 
 
-def adapter_weights(model: Any, settings: config.Lora) -> int:
-    """How many weights the adapters of `settings` have on `model` (which may live on the meta device)."""
+def adapter_weights(model: CausalLM, settings: config.Lora) -> int:
+    """Count the weights of the adapters of `settings` on `model`, which may be on the meta device."""
     matched, total = coverage(model, settings).matched, 0
     for name, module in linear_modules(model):
         if name.rpartition(".")[2] in matched:
@@ -84,41 +84,41 @@ def adapter_weights(model: Any, settings: config.Lora) -> int:
     return total
 
 
-def unranked_error(found: Coverage) -> str | None:
-    """The sentence that says which names of `lora.rank_pattern` match nothing and what there is, or None."""
-    if not found.unranked:
+def unranked_error(covered: Coverage) -> str | None:
+    """Return the error message for names of `lora.rank_pattern` that match nothing; None where all match."""
+    if not covered.unranked:
         return None
     return (
-        f"lora.rank_pattern: {', '.join(found.unranked)} match no module that gets an adapter; "
-        f"{nearest(found.unranked[0], found.matched)}"
+        f"lora.rank_pattern: {', '.join(covered.unranked)} match no module that gets an adapter; "
+        f"{nearest(covered.unranked[0], covered.matched)}"
     )
 
 
-def unmatched_error(found: Coverage) -> str | None:
-    """The sentence that says which targets match nothing and what there is, or None."""
-    if not found.unmatched:
+def unmatched_error(covered: Coverage) -> str | None:
+    """Return the error message for targets that match nothing; None where all match."""
+    if not covered.unmatched:
         return None
     return (
-        f"lora.targets: {', '.join(found.unmatched)} match no linear module of this model "
-        f"({found.share:.0%} of its linear weights would be adapted); {nearest(found.unmatched[0], found.available)}. "
-        "Use lora.targets=all-linear"
+        f"lora.targets: {', '.join(covered.unmatched)} match no linear module of this model "
+        f"({covered.share:.0%} of its linear weights would be adapted); "
+        f"{nearest(covered.unmatched[0], covered.available)}. Use lora.targets=all-linear"
     )
 
 
-def attach(model: Any, settings: config.Lora) -> tuple[Any, Coverage]:
-    """Freeze `model` and put adapters on it; returns the PEFT model and what was matched.
+def attach(model: CausalLM, settings: config.Lora) -> tuple[CausalLM, Coverage]:
+    """Freeze `model` and add adapters; returns the PEFT model and what the targets matched.
 
     Raises:
-        ModelError: a target matches nothing, unless `lora.allow_unmatched` is set and another one does, or a name of
-            `lora.rank_pattern` does, or DoRA is asked for where PEFT cannot compute it.
+        ModelError: a target matches nothing, unless `lora.allow_unmatched` is set and another one matches; or a name of
+            `lora.rank_pattern` matches nothing; or PEFT cannot compute DoRA for the base.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    found = coverage(model, settings)
-    problem = unmatched_error(found)
-    if settings.allow_unmatched and found.matched:
+    covered = coverage(model, settings)
+    problem = unmatched_error(covered)
+    if settings.allow_unmatched and covered.matched:
         problem = None
-    if problem := problem or unranked_error(found):
+    if problem := problem or unranked_error(covered):
         raise ModelError(problem)
     if settings.dora and any(_is_int8_on_cpu(module) for _, module in linear_modules(model)):
         raise ModelError("lora.dora cannot be computed over model.base=int8 on a CPU; set model.base=nf4, fp8 or fp32")
@@ -127,18 +127,18 @@ def attach(model: Any, settings: config.Lora) -> tuple[Any, Coverage]:
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=list(found.matched),
+        target_modules=list(covered.matched),
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         rank_pattern=dict(settings.rank_pattern),
     )
     if all(type(module) in FUSED for _, module in linear_modules(model)):  # bitsandbytes' layers are PEFT's own
         peft_config._register_custom_module({nn.Linear: FusedLora})
-    return get_peft_model(model, peft_config), found
+    return get_peft_model(model, peft_config), covered
 
 
-def load_adapter(model: Any, folder: Path, merge: bool = False) -> Any:
-    """Put a saved adapter on a base model, merged into its weights when `merge`.
+def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM:
+    """Add a saved adapter to a base model; with `merge`, merge it into the model's weights.
 
     Raises:
         ModelError: there is no adapter in `folder`, it is damaged, or it is for another model.
@@ -151,14 +151,38 @@ def load_adapter(model: Any, folder: Path, merge: bool = False) -> Any:
     try:
         stored = _names_in(folder / "adapter_model.safetensors")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of weights that are missing: said below
-            adapted = PeftModel.from_pretrained(model, str(folder))
+            warnings.simplefilter("ignore")  # about missing weights, which are an error below
+            adapted: CausalLM = PeftModel.from_pretrained(model, str(folder))
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(f"{folder}: the adapter is damaged ({str(error).splitlines()[0]}); restore it") from None
-    except (RuntimeError, ValueError) as error:  # shapes, or modules that the model has not
+        raise ModelError(f"{folder}: the adapter is damaged ({first_line(error)}); restore it") from None
+    except (RuntimeError, ValueError) as error:  # other shapes, or modules that the model does not have
         raise _foreign(folder, str(error).splitlines()[-1].strip()) from None
     _check_complete(folder, adapted, stored)
-    return adapted.merge_and_unload().eval() if merge else adapted.eval()
+    if merge:
+        adapted = adapted.merge_and_unload()
+    return adapted.eval()
+
+
+def load_adapter_weights(model: CausalLM, folder: Path) -> None:
+    """Give the adapter of a PEFT model the weights that are saved in `folder`.
+
+    Raises:
+        ModelError: the folder holds no such adapter, or one of another model or shape.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(folder / "adapter_model.safetensors")
+        outcome = set_peft_model_state_dict(model, weights)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder}: the adapter is damaged ({str(error).splitlines()[0]}); restore it") from None
+    except RuntimeError as error:
+        raise _foreign(folder, str(error).splitlines()[-1].strip()) from None
+    missing = [name for name in outcome.missing_keys if "lora_" in name]
+    if missing or outcome.unexpected_keys:
+        raise _foreign(folder, f"differing weights: {', '.join([*missing, *outcome.unexpected_keys][:3])}")
 
 
 def _names_in(path: Path) -> set[str]:
@@ -169,28 +193,28 @@ def _names_in(path: Path) -> set[str]:
         return set(file.keys())
 
 
-def _check_complete(folder: Path, adapted: Any, stored: set[str]) -> None:
-    """PEFT loads what fits and is silent on the rest, which leaves a model that is partly untrained."""
+def _check_complete(folder: Path, adapted: CausalLM, stored: set[str]) -> None:
+    """Check that every weight was loaded: PEFT loads those that match and does not report the others."""
     from peft import get_peft_model_state_dict
 
-    wanted = set(get_peft_model_state_dict(adapted))
-    if stored != wanted:
-        raise _foreign(folder, f"{sorted(stored ^ wanted)[0]} is in one and not in the other")
+    expected = set(get_peft_model_state_dict(adapted))
+    if stored != expected:
+        raise _foreign(folder, f"{sorted(stored ^ expected)[0]} is in one and not in the other")
 
 
-def _foreign(folder: Path, found: str) -> ModelError:
+def _foreign(folder: Path, difference: str) -> ModelError:
     return ModelError(
-        f"{folder}: the adapter is for another model than model.source of the run's recipe ({found}); name the model "
-        "that it was trained on"
+        f"{folder}: the adapter is for another model than model.source of the run's recipe ({difference}); name the "
+        "model that it was trained on"
     )
 
 
 def _pattern(name: str, settings: config.Lora) -> str | None:
-    """The name of `lora.rank_pattern` that PEFT takes for the module `name`, if one matches."""
+    """The name of `lora.rank_pattern` that PEFT matches with the module `name`, if any."""
     from peft.utils.other import get_pattern_key
 
-    found: str = get_pattern_key(list(settings.rank_pattern), name)
-    return found if found in settings.rank_pattern else None
+    pattern: str = get_pattern_key(list(settings.rank_pattern), name)
+    return pattern if pattern in settings.rank_pattern else None
 
 
 def _is_int8_on_cpu(module: nn.Linear) -> bool:
@@ -202,14 +226,14 @@ def _names(targets: str | tuple[str, ...]) -> list[str]:
 
 
 FUSED = (nn.Linear, Fp8Linear)
-"""The very types of linear layer that it is for."""
+"""The types of linear layer that `FusedLora` supports; their subclasses it does not."""
 
 
 class FusedLora(Linear):
     """PEFT's LoRA layer with a leaner forward for the plain case."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """`x` [..., in] through the base layer and its adapter, in the base's type."""
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Apply the base layer and its adapter to `x` [..., in], in the base's type."""
         if not self._plain(args, kwargs):
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
@@ -219,11 +243,11 @@ class FusedLora(Linear):
         rows = x.flatten(0, -2) if scale is not None else x.flatten(0, -2).to(weight.dtype)
         down = self.lora_A[name].weight * self.scaling[name]
         adapters = (down.to(rows.dtype), up.to(rows.dtype))
-        found: Tensor = linear(rows, weight, scale, *adapters)
-        return (found if base.bias is None else found + base.bias).view(*x.shape[:-1], base.out_features)
+        outputs: Tensor = linear(rows, weight, scale, *adapters)
+        return (outputs if base.bias is None else outputs + base.bias).view(*x.shape[:-1], base.out_features)
 
-    def merge(self, *args: Any, **kwargs: Any) -> None:
-        """PEFT's merging, but for a base whose numbers are too coarse to take the update.
+    def merge(self, *args: object, **kwargs: object) -> None:
+        """Merge as PEFT does, except into FP8, whose numbers are too coarse for the update.
 
         Raises:
             ModelError: the base is FP8.
@@ -232,10 +256,10 @@ class FusedLora(Linear):
             raise ModelError("an adapter cannot be merged into an FP8 base; merge it into the bf16 model")
         super().merge(*args, **kwargs)
 
-    def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _plain(self, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
         names = self.active_adapters
         if args or kwargs or self.disable_adapters or self.merged or len(names) != 1 or names[0] not in self.lora_A:
             return False
         (name,) = names
-        lively = self.training and not isinstance(self.lora_dropout[name], nn.Identity)
-        return not lively and name not in self.lora_variant and self.lora_B[name].bias is None
+        drops = self.training and not isinstance(self.lora_dropout[name], nn.Identity)
+        return not drops and name not in self.lora_variant and self.lora_B[name].bias is None

@@ -1,10 +1,10 @@
-"""From a model source, as a recipe names it, to a local folder that is whole.
+"""Resolves a model source, as a recipe names it, to a complete local folder.
 
-`bundled:NAME`, `modelscope:OWNER/NAME[@REVISION]`, `hf:OWNER/NAME[@REVISION]` or a folder. A folder comes back only
-with a configuration, a tokenizer and complete safetensors weights, and a downloaded one only after its files agree
-with the hashes that the hub reports (what came damaged is fetched once more); a download that was cut short goes on
-where it was and is never taken for whole. Pickled weights are neither fetched nor accepted, and a hub that cannot be
-reached is reported within seconds; SPANTUNE_OFFLINE=1 asks none.
+A source is `bundled:NAME`, `modelscope:OWNER/NAME[@REVISION]`, `hf:OWNER/NAME[@REVISION]` or a folder. A folder is
+returned only with a configuration, a tokenizer and complete safetensors weights, and a downloaded one only after its
+files match the hashes that the hub reports (damaged files are downloaded once more). An interrupted download is
+continued, and is never taken for complete. Pickled weights are neither downloaded nor accepted. A hub that cannot be
+reached is reported within seconds; with SPANTUNE_OFFLINE=1 no hub is contacted.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from typing import NoReturn
 
 from filelock import FileLock
 
-from spantune.core import ModelError, nearest, sha256_of
+from spantune.core import ModelError, nearest, replacing
 from spantune.models import bundled
+from spantune.models.hashes import WANTED, hash_files
 from spantune.models.hubs import HUBS, Hub, HubFile, first_line
 
-REACH_SECONDS = 8.0  # to any answer of a hub, name look-up included
+REACH_SECONDS = 8.0  # until any answer of a hub, name look-up included
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-WANTED = (".json", ".safetensors", ".txt", ".jinja", ".model", ".tiktoken")
 UNWANTED = "consolidated"  # Mistral's second copy of the weights
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
 PREFIXES = ("bundled", "modelscope", "hf")
@@ -43,13 +43,13 @@ log = logging.getLogger(__name__)
 
 
 def resolve(source: str) -> Path:
-    """The local folder of a model source, downloaded or converted on first use.
+    """Return the local folder of a model source, downloaded or converted on first use.
 
     Raises:
         ModelError: the source is malformed, absent, incomplete, damaged, or on a hub that cannot be reached.
     """
     prefix, colon, rest = source.partition(":")
-    if not colon or len(prefix) == 1 or Path(source).exists():  # one letter: a drive
+    if not colon or len(prefix) == 1 or Path(source).exists():  # one letter is a drive of Windows
         return _check_folder(Path(source).expanduser(), source)
     if prefix == "bundled":
         return _bundled(rest)
@@ -60,12 +60,12 @@ def resolve(source: str) -> Path:
 
 
 def verify_downloads(folder: Path, source: str) -> list[str]:
-    """Compare the files of `folder` with the hashes that the hub of `source` reports; the names compared.
+    """Compare the files of `folder` with the hashes that the hub of `source` reports; returns the names compared.
 
-    huggingface_hub checks a file's size only, so a corrupt download would otherwise be loaded.
+    huggingface_hub checks only the size of a file, so that a corrupt download would be loaded.
 
     Raises:
-        ModelError: a file is missing or differs (it is removed, so that the next call fetches it), or no network.
+        ModelError: a file is missing, or differs and is removed so that the next call downloads it; or no network.
     """
     prefix, _, rest = source.partition(":")
     if prefix not in HUBS:
@@ -77,15 +77,15 @@ def verify_downloads(folder: Path, source: str) -> list[str]:
 
 
 def pinned(source: str) -> str:
-    """`source` with the commit that it was last resolved to, so that it means the same files later.
+    """Return `source` with the commit that it was last resolved to, so that it means the same files later.
 
-    A source that is no hub's, names a revision already, or whose hub named no commit is returned as it is.
+    A source that is not on a hub, that names a revision, or whose hub reports no commit is returned unchanged.
     """
     prefix, _, rest = source.partition(":")
     if prefix not in HUBS or _parse(prefix, rest)[1]:
         return source
-    known = _read_record(source)
-    return f"{source}@{known.commit}" if known and known.commit else source
+    record = _read_record(source)
+    return f"{source}@{record.commit}" if record and record.commit else source
 
 
 def _bundled(name: str) -> Path:
@@ -112,11 +112,11 @@ def _parse(prefix: str, rest: str) -> tuple[str, str | None]:
 
 
 def _from_hub(prefix: str, repo: str, revision: str | None) -> Path:
-    """List, download, verify, and only then record the folder as whole; one process to a source at a time."""
+    """List, download, verify, and only then record the folder as complete; in one process at a time for each source."""
     hub, source = HUBS[prefix], f"{prefix}:{repo}" + (f"@{revision}" if revision else "")
-    known = _read_record(source)
-    if known is not None and known.commit == revision and revision and _is_whole(known, source):
-        return known.folder  # a commit never means other files: there is nothing to ask
+    record = _read_record(source)
+    if record is not None and record.commit == revision and revision and _is_whole(record, source):
+        return record.folder  # the files of a commit never change, so the hub need not be asked
     if not _reachable(prefix):
         return _offline(prefix, repo, revision, source)
     listing = hub.list_files(repo, revision)
@@ -124,9 +124,9 @@ def _from_hub(prefix: str, repo: str, revision: str | None) -> Path:
     lock = _record_path(source).with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        known = _read_record(source)
-        if known is not None and known.files == wanted and _is_whole(known, source):
-            return known.folder
+        record = _read_record(source)
+        if record is not None and record.files == wanted and _is_whole(record, source):
+            return record.folder
         _write_record(source, None)
         folder = _download(hub, repo, revision, wanted, source)
         record = Record(folder, wanted, _times(folder, wanted), listing.commit)
@@ -137,7 +137,7 @@ def _from_hub(prefix: str, repo: str, revision: str | None) -> Path:
 
 
 def _download(hub: Hub, repo: str, revision: str | None, wanted: Sequence[HubFile], source: str) -> Path:
-    """Fetch the files, and what came damaged once more."""
+    """Download the files, and those that are damaged once more."""
     names = [file.name for file in wanted]
     folder = hub.download(repo, revision, names)
     try:
@@ -150,11 +150,11 @@ def _download(hub: Hub, repo: str, revision: str | None, wanted: Sequence[HubFil
 
 
 def _offline(prefix: str, repo: str, revision: str | None, source: str) -> Path:
-    """What is already here: a folder that we verified, or one that another tool left whole."""
-    known = _read_record(source)
-    if known is not None and _is_whole(known, source):
-        log.warning("%s: the hub is out of reach; using the verified copy in %s", source, known.folder)
-        return known.folder
+    """The local copy: a folder that was verified, or a complete one that another tool downloaded."""
+    record = _read_record(source)
+    if record is not None and _is_whole(record, source):
+        log.warning("%s: the hub is out of reach; using the verified copy in %s", source, record.folder)
+        return record.folder
     if _record_path(source).exists():
         _unreachable(prefix, source, " The copy in its cache is incomplete.")
     try:
@@ -165,22 +165,22 @@ def _offline(prefix: str, repo: str, revision: str | None, source: str) -> Path:
     return folder
 
 
-def _unreachable(prefix: str, source: str, found: str, cause: Exception | None = None) -> NoReturn:
+def _unreachable(prefix: str, source: str, remark: str, cause: Exception | None = None) -> NoReturn:
     hosts = " or ".join(HUBS[prefix].endpoints())
-    unwanted = " (SPANTUNE_OFFLINE or HF_HUB_OFFLINE is set)" if HUBS[prefix].offline() else ""
+    offline = " (SPANTUNE_OFFLINE or HF_HUB_OFFLINE is set)" if HUBS[prefix].offline() else ""
     raise ModelError(
-        f"{source}: this machine could not reach {hosts}{unwanted} and has no whole copy in its cache.{found} Download "
+        f"{source}: this machine could not reach {hosts}{offline} and has no whole copy in its cache.{remark} Download "
         "the model on another machine and give its folder as the source, or copy that machine's hub cache here"
     ) from cause
 
 
 def _reachable(prefix: str) -> bool:
-    """Whether the hub answers at all, in REACH_SECONDS; proxies of the environment count."""
+    """Whether the hub answers within REACH_SECONDS; the proxies of the environment are used."""
     if HUBS[prefix].offline():
         return False
     answered, urls = threading.Event(), HUBS[prefix].endpoints()
     threads = [threading.Thread(target=_knock, args=(url, answered), daemon=True) for url in urls]
-    for thread in threads:  # a thread, since name look-up heeds no timeout
+    for thread in threads:  # in threads, since a name look-up has no timeout
         thread.start()
     deadline = time.monotonic() + REACH_SECONDS
     while any(thread.is_alive() for thread in threads) and not answered.is_set() and time.monotonic() < deadline:
@@ -196,13 +196,13 @@ def _knock(url: str, answered: threading.Event) -> None:
         answered.set()  # a refusal is an answer
     except urllib.error.URLError as error:
         if "CERTIFICATE" in str(error.reason):
-            answered.set()  # there, but the certificates of the SDK may differ from ours: let it say
+            answered.set()  # it is there; the SDK may have other certificates than we have, and reports its own errors
     except (OSError, ValueError, http.client.HTTPException) as error:
         log.debug("%s: %s", url, error)
 
 
 def _wanted(files: Sequence[HubFile], source: str) -> tuple[HubFile, ...]:
-    """The files worth fetching, refused before a byte is spent where the model would not be usable."""
+    """The files to download; a model that could not be used is refused before the download."""
     top = [file for file in files if "/" not in file.name]
     wanted = tuple(
         sorted(
@@ -224,21 +224,20 @@ def _verify(folder: Path, files: Sequence[HubFile], source: str) -> list[str]:
         for copy in {path.resolve(), path}:  # in Hugging Face's cache a link and the blob that it names
             copy.unlink(missing_ok=True)
     if wrong:
-        found = "; ".join(wrong.values())
-        raise ModelError(f"{source}: damaged download in {folder}: {found}; removed: run again to fetch anew")
+        damage = "; ".join(wrong.values())
+        raise ModelError(f"{source}: damaged download in {folder}: {damage}; removed: run again to fetch anew")
     return [file.name for file in files if file.sha256 or file.git_oid]
 
 
 def _damaged(folder: Path, files: Sequence[HubFile]) -> dict[str, str]:
-    """What each file whose hash is not the listed one has, by name."""
+    """A sentence on each file whose hash is not the listed one, by name."""
+    hashes = hash_files(folder, [file.name for file in files if file.sha256], anew=True)
+    hashes |= {file.name: _git_oid(folder / file.name) for file in files if file.git_oid and not file.sha256}
     wrong = {}
     for file in files:
-        expected = file.sha256 or file.git_oid
-        if expected is None:
-            continue
-        found = sha256_of(folder / file.name) if file.sha256 else _git_oid(folder / file.name)
-        if found != expected:
-            wrong[file.name] = f"{file.name} has {found[:16]}…, the hub reports {expected[:16]}…"
+        expected, actual = file.sha256 or file.git_oid, hashes.get(file.name)
+        if expected and actual and actual != expected:
+            wrong[file.name] = f"{file.name} has {actual[:16]}…, the hub reports {expected[:16]}…"
     return wrong
 
 
@@ -252,7 +251,7 @@ def _git_oid(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A folder that was whole, the listing and commit that it agreed with, and when its files had last changed."""
+    """A verified folder, the listing and commit that it matched, and the times of the last changes of its files."""
 
     folder: Path
     files: tuple[HubFile, ...]
@@ -261,7 +260,7 @@ class Record:
 
 
 def _is_whole(record: Record, source: str) -> bool:
-    """Whether every file is as it was verified: by size and time of change, else by its hash, once."""
+    """Whether every file is as it was when verified: by size and time of change, or else, once, by its hash."""
     folder, files = record.folder, record.files
     paths = [(folder / file.name, file.size) for file in files]
     if not all(path.is_file() and path.stat().st_size == size for path, size in paths):
@@ -278,7 +277,7 @@ def _times(folder: Path, files: Sequence[HubFile]) -> tuple[int, ...]:
 
 
 def _record_path(source: str) -> Path:
-    """One file for a source in one hub cache: another cache (another user's, a test's) has its own."""
+    """The record of a source in one hub cache; another cache, such as another user's, has another record."""
     where = "|".join([source, *(os.environ.get(name, "") for name in CACHE_VARIABLES)])
     return bundled.cache_root() / "hub" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
 
@@ -289,31 +288,30 @@ def _read_record(source: str) -> Record | None:
         files = tuple(HubFile(**file) for file in data["files"])
         return Record(Path(data["folder"]), files, tuple(data["times"]), data["commit"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent, or of a download under way
+        return None  # missing, or of a download that has not ended
 
 
 def _write_record(source: str, record: Record | None) -> None:
-    """Note that `source` is whole, or (None) that its download has begun."""
+    """Record that `source` is complete, or (None) that its download has begun."""
     data: dict[str, object] = {"source": source}
     if record is not None:
         files = [{key: getattr(file, key) for key in HubFile.__slots__} for file in record.files]
         data |= {"folder": str(record.folder), "files": files, "times": record.times, "commit": record.commit}
     path = _record_path(source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(data, indent=1), "utf-8")
-    part.replace(path)
+    with replacing(path) as file:
+        json.dump(data, file, indent=1)
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------
 
 
 def _check_folder(folder: Path, source: str) -> Path:
-    """`folder`, if it holds a whole model in safetensors."""
+    """`folder`, if it holds a complete model in safetensors."""
     if not folder.exists():
-        hub = f"; for the model of that name on a hub write modelscope:{source} or hf:{source}"
-        named = hub if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) else ""
-        raise ModelError(f"model folder {source!r} does not exist{named or '; give an existing folder'}")
+        hint = f"; for the model of that name on a hub write modelscope:{source} or hf:{source}"
+        hint = hint if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) else "; give an existing folder"
+        raise ModelError(f"model folder {source!r} does not exist{hint}")
     if not folder.is_dir():
         raise ModelError(f"model source {source!r} is a file; give the folder that holds config.json and safetensors")
     _check_names({path.name for path in folder.iterdir()}, source)
@@ -346,12 +344,12 @@ def _check_names(names: set[str], source: str) -> None:
         raise ModelError(f"{source}: no tokenizer files; expected one of {', '.join(TOKENIZERS)} beside config.json")
     if not any(name.endswith(".safetensors") for name in names):
         pickles = sorted(name for name in names if name.endswith(PICKLES))
-        found = f"only pickles ({', '.join(pickles[:3])}), which can run code" if pickles else "no weights"
-        raise ModelError(f"{source}: {found}; expected safetensors: choose a revision or a conversion that has them")
+        weights = f"only pickles ({', '.join(pickles[:3])}), which can run code" if pickles else "no weights"
+        raise ModelError(f"{source}: {weights}; expected safetensors: choose a revision or a conversion that has them")
 
 
 def _check_shard(shard: Path) -> None:
-    """Refuse a shard that is absent or whose length is not what its own header says."""
+    """Check that a shard exists and has the length that its header implies."""
     if not shard.is_file():
         raise ModelError(f"{shard}: this shard of the index is missing; copy or download the model again")
     size = shard.stat().st_size

@@ -10,7 +10,6 @@ run.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -25,14 +24,14 @@ from spantune.metrics import Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
 from spantune.report.html import interval, points
 from spantune.report.write import write_report
-from spantune.runs import METRICS_FILE, read_config, read_metrics
+from spantune.runs import RunFolder
 
 
 @dataclass(frozen=True)
 class _Run:
     """The content of the folder of a finished run; `closing` is the record of its final evaluation."""
 
-    folder: Path
+    folder: RunFolder
     recipe: Config
     task: TaskSpec
     splits: Splits
@@ -50,7 +49,7 @@ class _Run:
         Raises:
             DataError: the file is missing or damaged.
         """
-        return read_extractions(self.folder / "predictions" / f"{split}-{step}.jsonl")
+        return read_extractions(self.folder.predictions(split, step))
 
     def scores(self, predicted: Sequence[Document]) -> Scores:
         """Score predicted test documents."""
@@ -69,14 +68,15 @@ def report_run(folder: Path, splits: Splits | None = None, after: Scores | None 
         RunError: the folder is not a run, is damaged, or lacks the final evaluation.
         DataError: the run's predictions or the documents of its recipe cannot be read or do not pair.
     """
-    run = _read(folder, splits)
+    run = _read(RunFolder(folder), splits)
     predicted = run.predictions("test", run.closing["step"])
     view, notes = _calibration(run)
-    first = folder / "predictions" / "test-0.jsonl"
     data = run.recipe.data
     report = Report(
         title=f"spantune · {folder.resolve().name}",
-        before=run.scores(_documents(run.predictions("test", 0))) if first.is_file() else None,
+        before=run.scores(_documents(run.predictions("test", 0)))
+        if run.folder.predictions("test", 0).is_file()
+        else None,
         after=after or run.scores(_documents(predicted)),
         labels={label.code: label.name or label.code for label in run.task.labels},
         curve=[(record["step"], _loss(record)) for record in run.records if "loss" in record],
@@ -84,8 +84,8 @@ def report_run(folder: Path, splits: Splits | None = None, after: Scores | None 
         gold=run.splits.test,
         predicted=predicted,
         facts=_facts(run, predicted),
-        config=(folder / "config.yaml").read_text(encoding="utf-8"),
-        environment=_environment(folder),
+        config=run.folder.config_file.read_text(encoding="utf-8"),
+        environment=run.folder.environment(),
         rates={name: value for name, value in run.closing.items() if name.endswith("_rate")},
         calibration=view,
         notes=notes,
@@ -100,16 +100,16 @@ def _documents(extractions: Sequence[Extraction]) -> list[Document]:
     return [extraction.document for extraction in extractions]
 
 
-def _read(folder: Path, splits: Splits | None) -> _Run:
-    recipe, records = read_config(folder), read_metrics(folder)
+def _read(folder: RunFolder, splits: Splits | None) -> _Run:
+    recipe, records = folder.config(), folder.metrics()
     last = max((record["step"] for record in records), default=0)
     closing = [record for record in records if record.get("split") == "test" and record["step"] == last > 0]
     if not closing:
         raise RunError(
-            f"{folder}: no closing measurement in {METRICS_FILE}, so there is nothing to report yet; "
-            f"end the run with spantune train --resume {folder}"
+            f"{folder.path}: no closing measurement in {folder.metrics_file.name}, so there is nothing to report yet; "
+            f"end the run with spantune train --resume {folder.path}"
         )
-    return _Run(folder, recipe, TaskSpec.load(folder), splits or read_splits(recipe.data), records, closing[-1])
+    return _Run(folder, recipe, folder.task(), splits or read_splits(recipe.data), records, closing[-1])
 
 
 def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
@@ -125,7 +125,7 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     if run.dev:
         best = _best(run)
         facts["best step"] = f"{best['step']}, F1 {points(best['f1'])} on {best['documents']} dev documents"
-    stored = Calibration.load(run.folder)
+    stored = Calibration.load(run.folder.path)
     if stored and (stored.threshold is not None or stored.label_thresholds):
         micro = run.scores([stored.apply(document)[0] for document in _documents(predicted)]).micro
         bounds = interval(micro.f1_low, micro.f1_high)
@@ -135,7 +135,7 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
 
 def _calibration(run: _Run) -> tuple[CalibrationView | None, list[str]]:
     """Return the stored calibration, or one fitted to the best evaluation; without one, a note that says why."""
-    stored = Calibration.load(run.folder)
+    stored = Calibration.load(run.folder.path)
     if stored:
         view = _view(stored, stored=True)
         return view, [] if view else ["calibration: calibration.json holds no evidence to draw"]
@@ -177,12 +177,3 @@ def _view(calibration: Calibration, stored: bool) -> CalibrationView | None:
 
 def _loss(record: Mapping[str, Any]) -> float:
     return math.nan if record["loss"] is None else record["loss"]
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    path = folder / "environment.json"
-    try:
-        environment: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}; restore it, or write {{}} into it") from None
-    return environment

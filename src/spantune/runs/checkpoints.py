@@ -1,33 +1,31 @@
-"""Checkpoints that are whole or not there: sealed by a manifest of hashes, renamed into place, pruned by a policy.
+"""Checkpoints that are complete or absent, sealed by a manifest of hashes, and the adapter of the best evaluation.
 
 A checkpoint is filled under a hidden name. The manifest, with the size and SHA-256 of every file, is written last;
-everything is synced to the disk before the folder gets its name. On the way back every hash is compared, and a
-checkpoint that is torn is passed over for the one before it. A checkpoint that cannot be written, as on a full disk,
-ends no run: it is said, no earlier one is touched, and it is tried again after 1, 2, 4, … steps. The price is reading
-what was written once more.
+everything is synced to the disk before the folder gets its name. When a run is resumed, every hash is compared, and a
+torn checkpoint is skipped for the one before it. A checkpoint that cannot be written, as on a full disk, does not end
+the run: a warning is logged, no earlier one is touched, and it is tried again after 1, 2, 4, … steps. The cost is that
+everything written is read once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-from safetensors import SafetensorError
-from spantune.core import RunError
-from spantune.core import sha256_of
-from typing import Any
 import json
 import logging
 import math
-import os
 import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
+
+from spantune.core import RunError, first_line, fsync_path, sha256_of
+from spantune.runs.folder import MetricsRecord, RunFolder
 
 MANIFEST = "manifest.json"
 PART = ".part"
-GONE = ".gone"
+REMOVED = ".gone"
 LONGEST_WAIT = 64  # steps between two attempts
 GIB = 2**30
 
@@ -44,21 +42,21 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
         self.best: int | None = None
         self._failures = 0
-        self._again = 0
+        self._next_attempt = 0
 
     def write(self, step: int, fill: Callable[[Path], None]) -> bool:
-        """Write `checkpoint-<step>`, which `fill` fills, and prune; False where the disk refuses."""
+        """Write `checkpoint-<step>`, which `fill` fills, and prune; False where the disk refuses it."""
         part = self.folder / PART
         try:
             shutil.rmtree(part, ignore_errors=True)
-            made, final = part / f"checkpoint-{step}", self.folder / f"checkpoint-{step}"
-            made.mkdir(parents=True)
-            fill(made)
-            seal(made, step)
+            new, final = part / f"checkpoint-{step}", self.folder / f"checkpoint-{step}"
+            new.mkdir(parents=True)
+            fill(new)
+            seal(new, step)
             if final.exists():  # of an earlier attempt that was given up
                 self._remove(final)
-            made.rename(final)
-            sync(self.folder)
+            new.rename(final)
+            fsync_path(self.folder)
         except WRITING_FAILED as error:
             self._failed(step, error)
             return False
@@ -72,11 +70,11 @@ class Checkpoints:
 
     def is_owed(self, step: int) -> bool:
         """Whether a checkpoint that could not be written is to be tried again after `step`."""
-        return self._failures > 0 and step >= self._again
+        return self._failures > 0 and step >= self._next_attempt
 
     def newest(self) -> Path | None:
-        """The newest checkpoint whose every file is as it was written; torn ones are passed over, and said."""
-        for path in reversed(self._found()):
+        """The newest checkpoint whose every file is as it was written; torn ones are skipped with a warning."""
+        for path in reversed(self._all()):
             problem = torn(path)
             if problem is None:
                 return path
@@ -90,48 +88,47 @@ class Checkpoints:
 
     def discard_after(self, step: int) -> None:
         """Remove what a run that goes on after `step` will write again, torn checkpoints and leftovers included."""
-        for name in (PART, GONE):
+        for name in (PART, REMOVED):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for path in self._found():
+        for path in self._all():
             if step_of(path) > step:
                 self._remove(path)
 
-    def _found(self) -> list[Path]:
+    def _all(self) -> list[Path]:
         named = (path for path in self.folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal())
         return sorted(named, key=step_of)
 
     def _prune(self) -> None:
-        found = self._found()
-        for path in found[: -self.keep]:
+        for path in self._all()[: -self.keep]:
             if step_of(path) != self.best:
                 with suppress(OSError):
                     self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        """Take the name off first, so that what is half removed is no checkpoint."""
-        gone = self.folder / GONE
-        shutil.rmtree(gone, ignore_errors=True)
-        path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        """Rename the folder first, so that a half-removed one is no checkpoint."""
+        removed = self.folder / REMOVED
+        shutil.rmtree(removed, ignore_errors=True)
+        path.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def _failed(self, step: int, error: Exception) -> None:
         wait = min(LONGEST_WAIT, 2**self._failures)
         self._failures += 1
-        self._again = step + wait
-        found = self._found()
+        self._next_attempt = step + wait
+        checkpoints = self._all()
         log.warning(
             "step %d: the checkpoint could not be written (%s; %.2f GiB free); training goes on, the last checkpoint "
             "is %s, and the next attempt is after step %d",
             step,
             first_line(error),
             _free(self.folder) / GIB,
-            found[-1].name if found else "none",
-            self._again,
+            checkpoints[-1].name if checkpoints else "none",
+            self._next_attempt,
         )
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was saved."""
+    """The step after which `checkpoint` was saved."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -139,24 +136,24 @@ def seal(folder: Path, step: int) -> None:
     """Sync every file of a filled folder and write its manifest last."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        sync(path)
+        fsync_path(path)
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n", encoding="utf-8")
-    sync(manifest)
-    sync(folder)
+    fsync_path(manifest)
+    fsync_path(folder)
 
 
 def torn(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, compared with its manifest; None where it is whole."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        for name, wanted in manifest["files"].items():
+        for name, expected in manifest["files"].items():
             path = checkpoint / name
             size = path.stat().st_size
-            if size != wanted["bytes"]:
-                return f"{name} has {size} bytes, its manifest says {wanted['bytes']}"
-            if sha256_of(path) != wanted["sha256"]:
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes, its manifest says {expected['bytes']}"
+            if sha256_of(path) != expected["sha256"]:
                 return f"{name} is not what its manifest says"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -165,35 +162,17 @@ def torn(checkpoint: Path) -> str | None:
     return None if manifest.get("step") == step_of(checkpoint) else f"its manifest is of step {manifest.get('step')}"
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk; folders cannot be synced on Windows and need not be."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, short enough for one sentence."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
-
-
 def _free(folder: Path) -> int:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
 
-EVALUATION = "evaluation.json"
+
 _FIGURES = ("f1", "f1_low", "f1_high")
-_OF_ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 class BestAdapter:
-    """`adapter/` of a run folder.
+    """`adapter/` of a run folder: the adapter of the best evaluation so far.
 
     Args:
         folder: the run folder.
@@ -202,10 +181,10 @@ class BestAdapter:
     """
 
     def __init__(self, folder: Path, model: Any, complete: Callable[[Path], None]):
-        self.folder, self.model, self.complete = folder, model, complete
+        self.run, self.model, self.complete = RunFolder(folder), model, complete
         self.step: int | None = None
         self.f1 = -math.inf
-        self._unsaved: tuple[dict[str, Any], dict[str, Any]] | None = None  # weights and evaluation
+        self._unsaved: tuple[dict[str, object], dict[str, object]] | None = None  # weights and evaluation
 
     def offer(self, step: int, values: Mapping[str, float]) -> bool:
         """Keep the model's adapter if `values`, its evaluation, are the best so far (the later of equals)."""
@@ -215,7 +194,7 @@ class BestAdapter:
         evaluation = _evaluation(step, values)
         self._unsaved = None
         try:
-            self._swap(lambda fresh: self.model.save_pretrained(str(fresh)), evaluation)
+            self._swap(lambda new: self.model.save_pretrained(str(new)), evaluation)
         except WRITING_FAILED as error:
             log.warning(
                 "step %d: the best adapter could not be written (%s); it is kept in memory", step, first_line(error)
@@ -231,7 +210,7 @@ class BestAdapter:
             return
         weights, evaluation = self._unsaved
         try:
-            self._swap(lambda fresh: self.model.save_pretrained(str(fresh), state_dict=weights), evaluation)
+            self._swap(lambda new: self.model.save_pretrained(str(new), state_dict=weights), evaluation)
         except WRITING_FAILED:
             return
         self._unsaved = None
@@ -246,61 +225,63 @@ class BestAdapter:
         self.retry()
         if self._unsaved is not None:
             raise RunError(
-                f"{self.folder}: the best adapter could not be written; free some space, and go on with "
-                f"spantune train --resume {self.folder}"
+                f"{self.run.path}: the best adapter could not be written; free some space, and go on with "
+                f"spantune train --resume {self.run.path}"
             )
-        return self.folder / "adapter"
+        return self.run.adapter
 
-    def settle(self, records: Sequence[Mapping[str, Any]], checkpoints: Checkpoints) -> None:
-        """Put back the adapter of the best of `records`, the evaluations that a resumed run goes on from."""
-        final, old = self.folder / "adapter", self.folder / "adapter.old"
+    def settle(self, records: Sequence[MetricsRecord], checkpoints: Checkpoints) -> None:
+        """Restore the adapter of the best of `records`, the evaluations that a resumed run goes on from."""
+        final, old = self.run.adapter, self.run.adapter.with_suffix(".old")
         if old.exists() and not final.exists():  # killed between two renames
             old.rename(final)
         for record in sorted(records, key=lambda record: (record["f1"], record["step"]), reverse=True):
-            source = None if record["step"] == self._kept() else checkpoints.at(record["step"])
+            source = None if record["step"] == self._saved_step() else checkpoints.at(record["step"])
             if source is not None:
                 log.info("adapter/ is put back to that of step %d", record["step"])
-                self._put_back(source, record)
-            if self._kept() == record["step"]:
+                self._restore(source, record)
+            if self._saved_step() == record["step"]:
                 self.step, self.f1 = record["step"], record["f1"]
                 return
             log.warning("the adapter of step %d, F1 %.4f, is lost: its checkpoint is", record["step"], record["f1"])
         shutil.rmtree(final, ignore_errors=True)
 
-    def _kept(self) -> int | None:
-        """The step of the adapter in the folder, where it is whole and says so."""
+    def _saved_step(self) -> int | None:
+        """The step of the adapter in the folder; None where there is none, or its evaluation is damaged."""
         try:
-            evaluation = json.loads((self.folder / "adapter" / EVALUATION).read_text(encoding="utf-8"))
+            evaluation = json.loads(self.run.evaluation_file.read_text(encoding="utf-8"))
             return int(evaluation["step"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _put_back(self, checkpoint: Path, record: Mapping[str, Any]) -> None:
-        def fill(fresh: Path) -> None:
-            for name in _OF_ADAPTER:
-                shutil.copyfile(checkpoint / name, fresh / name)
+    def _restore(self, checkpoint: Path, record: MetricsRecord) -> None:
+        def fill(new: Path) -> None:
+            for name in _ADAPTER_FILES:
+                shutil.copyfile(checkpoint / name, new / name)
 
         self._swap(fill, _evaluation(record["step"], record))
 
-    def _swap(self, fill: Callable[[Path], None], evaluation: Mapping[str, Any]) -> None:
+    def _swap(self, fill: Callable[[Path], None], evaluation: Mapping[str, object]) -> None:
         """Write the adapter beside its place, sync it, and swap it in."""
-        final, fresh, old = (self.folder / name for name in ("adapter", "adapter.tmp", "adapter.old"))
-        shutil.rmtree(fresh, ignore_errors=True)
+        final = self.run.adapter
+        new, old = final.with_suffix(".tmp"), final.with_suffix(".old")
+        shutil.rmtree(new, ignore_errors=True)
         try:
-            fresh.mkdir()
-            fill(fresh)
-            self.complete(fresh)
-            (fresh / EVALUATION).write_text(json.dumps(evaluation) + "\n", encoding="utf-8")
-            for path in (*fresh.iterdir(), fresh):
-                sync(path)
+            new.mkdir()
+            fill(new)
+            self.complete(new)
+            evaluation_file = new / self.run.evaluation_file.name
+            evaluation_file.write_text(json.dumps(evaluation) + "\n", encoding="utf-8")
+            for path in (*new.iterdir(), new):
+                fsync_path(path)
             shutil.rmtree(old, ignore_errors=True)
             if final.exists():
                 final.rename(old)
-            fresh.rename(final)
+            new.rename(final)
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _evaluation(step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluation(step: int, values: Mapping[str, float]) -> dict[str, object]:
     return {"step": step, **{key: values[key] for key in _FIGURES if key in values}}

@@ -1,22 +1,24 @@
-"""A file of lines that is complete up to the last line, whatever ends the process or fills the disk.
+"""Files of lines that are complete up to the last line, whatever ends the process or fills the disk.
 
-A line goes to the system at once and whole. What a full or read-only disk refuses is kept, said once, and written
-before the next line; only the end of the process can lose it. Lines are not synced to the disk one by one: they
-survive a killed process, not a lost machine.
+They are `metrics.jsonl` and `run.log`. A line goes to the system at once and whole. A line that a full or read-only
+disk refuses stays in memory, which is reported once, and is written before the next line; only the end of the process
+can lose it. Lines are not synced to the disk one by one: they survive a killed process, not a lost machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from spantune.core import replacing
-from typing import Any
 import json
 import logging
 import math
 import os
+import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+from spantune.core import replacing
+from spantune.runs.folder import MetricsRecord, RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +33,12 @@ class Journal:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def append(self, line: str) -> None:
-        """Write `line` and its end, or keep it until the disk takes it."""
+        """Write `line` and its end, or hold it until the disk accepts it."""
         self._pending += line.encode() + b"\n"
         self._write()
 
     def close(self) -> None:
-        """Try once more to write what is kept, and close the file.
+        """Try once more to write the pending lines, and close the file.
 
         Raises:
             OSError: lines are lost, since the disk still refuses them.
@@ -55,12 +57,12 @@ class Journal:
             while self._pending:
                 self._pending = self._pending[os.write(self._descriptor, self._pending) :]
         except OSError as error:
-            first, self._failing = not self._failing, True  # before the warning, which may come here itself
-            if first:
+            is_first, self._failing = not self._failing, True  # before the warning, which may come here itself
+            if is_first:
                 log.warning("%s: %s; lines are kept in memory until there is room", self.path, error.strerror)
             return
-        again, self._failing = self._failing, False
-        if again:
+        was_failing, self._failing = self._failing, False
+        if was_failing:
             log.warning("%s: there is room again; no line was lost", self.path)
 
 
@@ -70,14 +72,13 @@ def _is_torn(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
-METRICS_FILE = "metrics.jsonl"
 
 
 class JsonlTracker:
     """`metrics.jsonl`: one object a line with `step` and `time` (Unix seconds)."""
 
     def __init__(self, folder: Path):
-        self._journal = Journal(folder / METRICS_FILE)
+        self._journal = Journal(RunFolder(folder).metrics_file)
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         """Append one line; a value that is not finite becomes null, since JSON has no NaN."""
@@ -89,28 +90,52 @@ class JsonlTracker:
         self._journal.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; a torn last line is left out."""
-    path = folder / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("%s:%d: a torn line is left out", path, number)
-    return records
-
-
 def rewind(folder: Path, step: int) -> None:
     """Drop what a run resumed at `step` records again: lines after it, the closing measurement, their predictions."""
 
-    def is_kept(record: Mapping[str, Any]) -> bool:
-        return bool(record["step"] <= step and not (record.get("split") == "test" and record["step"] > 0))
+    def is_repeated(record: MetricsRecord) -> bool:
+        return bool(record["step"] > step or (record.get("split") == "test" and record["step"] > 0))
 
-    records = read_metrics(folder)
-    with replacing(folder / METRICS_FILE) as file:
-        file.writelines(json.dumps(record) + "\n" for record in records if is_kept(record))
-    for record in records:
-        if not is_kept(record):
-            (folder / "predictions" / f"{record['split']}-{record['step']}.jsonl").unlink(missing_ok=True)
+    run = RunFolder(folder)
+    records = run.metrics()
+    with replacing(run.metrics_file) as file:
+        file.writelines(json.dumps(record) + "\n" for record in records if not is_repeated(record))
+    for record in filter(is_repeated, records):
+        run.predictions(record["split"], record["step"]).unlink(missing_ok=True)
+
+
+@contextmanager
+def logging_to(folder: Path) -> Iterator[None]:
+    """Send the log of spantune to `run.log` inside the block, and warnings to stderr too."""
+    logger = logging.getLogger("spantune")
+    logger.setLevel(logging.INFO)
+    handler = _RunLog(RunFolder(folder).log_file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    if not any(isinstance(other, logging.StreamHandler) and other.stream is sys.stderr for other in logger.handlers):
+        stderr_handler = logging.StreamHandler()
+        stderr_handler.setLevel(logging.WARNING)
+        logger.addHandler(stderr_handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+class _RunLog(logging.Handler):
+    """`run.log`, which a full disk delays and does not break."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._journal = Journal(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append the record's line."""
+        self._journal.append(self.format(record))
+
+    def close(self) -> None:
+        """Close the file; lines that could not be written were shown on stderr too."""
+        with suppress(OSError):
+            self._journal.close()
+        super().close()

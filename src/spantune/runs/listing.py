@@ -1,42 +1,30 @@
-"""All runs side by side: what each was made of, how far it came and what it reached; filtered and sorted.
+"""All runs side by side: their settings, how far they came and what they reached; filtered and sorted.
 
-Everything is read from the run folders: nothing is kept elsewhere that could disagree with them. Time is summed over
-steps and evaluations, so that neither pauses between resumes nor a machine's clock that was set back count. A folder
-that is damaged is listed as that. Whether a difference in F1 is real is not said here: `spantune compare` does.
+Everything is read from the run folders: nothing is stored elsewhere that could disagree with them. Time is summed over
+steps and evaluations, so that neither pauses between resumes nor a machine's clock that was set back count. A damaged
+folder is listed as damaged. Whether a difference in F1 is significant is not shown here: `spantune compare` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
-from datetime import UTC
-from datetime import datetime
-from difflib import get_close_matches
-from pathlib import Path
-from spantune.core import Config
-from spantune.core import ConfigError
-from spantune.core import RunError
-from spantune.runs.folder import is_finished
-from spantune.runs.folder import is_held
-from spantune.runs.folder import read_config
-from spantune.runs.folder import was_let_go
-from spantune.runs.journal import read_metrics
-from typing import Any
 import fnmatch
 import math
 import operator
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
 
+from spantune.core import Config, ConfigError, RunError
+from spantune.runs.folder import MetricsRecord, RunFolder
 
 COLUMNS = (
     "name", "state", "model", "data", "f1", "f1_low", "f1_high", "f1_on", "f1_before", "step", "seconds", "started",
     "folder",
 )  # fmt: skip
-_TEST = re.compile(r"([\w.]+)\s*(!=|<=|>=|=|<|>)\s*(.*)")
+_CONDITION = re.compile(r"([\w.]+)\s*(!=|<=|>=|=|<|>)\s*(.*)")
 _ORDERS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
@@ -44,17 +32,38 @@ _ORDERS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it is listed: `values` by the names of COLUMNS, `settings` by `section.key`, and what is wrong."""
+    """A run as it is listed: the columns of COLUMNS, its `settings` by `section.key`, and what is wrong with it.
 
-    values: Mapping[str, Any]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    `f1`, its 95 % interval and `f1_before` are shares of 1; `f1_on` is the split that F1 was measured on; `seconds` is
+    the time of steps and evaluations; `started` is in ISO format.
+    """
+
+    name: str
+    state: str
+    folder: str
+    model: str | None = None
+    data: str | None = None
+    f1: float | None = None
+    f1_low: float | None = None
+    f1_high: float | None = None
+    f1_on: str | None = None
+    f1_before: float | None = None
+    step: int | None = None
+    seconds: float | None = None
+    started: str | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
     problem: str = ""
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str) -> object:
         """The value of a column or setting; None where the run has none."""
-        return self.values.get(key, self.settings.get(key))
+        return getattr(self, key) if key in COLUMNS else self.settings.get(key)
 
-    def as_dict(self) -> dict[str, Any]:
+    @property
+    def values(self) -> dict[str, object]:
+        """The columns by name."""
+        return {column: getattr(self, column) for column in COLUMNS}
+
+    def as_dict(self) -> dict[str, object]:
         """Columns and settings for JSON."""
         return {**self.values, **({"problem": self.problem} if self.problem else {}), "settings": dict(self.settings)}
 
@@ -65,48 +74,48 @@ def find(folders: Iterable[Path]) -> list[Path]:
     Raises:
         RunError: a folder does not exist.
     """
-    found: dict[Path, None] = {}
+    run_folders: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
             raise RunError(f"{folder}: no such folder; give run folders, or one that holds them, such as runs")
         inside = [folder] if _is_run(folder) else sorted(path for path in folder.iterdir() if _is_run(path))
-        found.update(dict.fromkeys(inside))
-    return list(found)
+        run_folders.update(dict.fromkeys(inside))
+    return list(run_folders)
 
 
 def read(folder: Path) -> Run:
-    """What a run folder says of itself."""
+    """What a run folder records of its run; a damaged one has the state `damaged` and a `problem`."""
+    run = RunFolder(folder)
     try:
-        recipe = read_config(folder)
-        records = read_metrics(folder)
-        return Run({**_recipe_values(folder, recipe), **_reached(records)}, _flat(recipe))
+        recipe = run.config()
+        listed = Run(
+            folder.name,
+            run.state,
+            str(folder),
+            model=recipe.model.source,
+            data=recipe.data.train,
+            settings=_settings(recipe),
+        )
+        return _with_results(listed, run.metrics())
     except (RunError, OSError, UnicodeDecodeError, KeyError, TypeError) as error:
-        values = dict.fromkeys(COLUMNS) | {"name": folder.name, "state": "damaged", "folder": str(folder)}
-        return Run(values, problem=str(error))
+        return Run(folder.name, "damaged", str(folder), problem=str(error))
 
 
-def state(folder: Path) -> str:
-    """`finished`; `running`; `stopped`, where its process ended in order; or `killed`."""
-    if is_finished(folder):
-        return "finished"
-    if is_held(folder):
-        return "running"
-    return "stopped" if was_let_go(folder) else "killed"
-
-
-def matching(runs: Sequence[Run], tests: Iterable[str]) -> list[Run]:
-    """The runs that pass every test: `KEY=PATTERN` (with * and ?), `KEY!=PATTERN`, or `KEY<NUMBER` and its like.
+def matching(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
+    """The runs that meet every condition: `KEY=PATTERN` (with * and ?), `KEY!=PATTERN`, or `KEY<NUMBER` and its like.
 
     Raises:
-        ConfigError: a test has no such form, or a key that no run has.
+        ConfigError: a condition has no such form, or a key that no run has.
     """
-    for test in tests:
-        match = _TEST.fullmatch(test.strip())
+    for condition in conditions:
+        match = _CONDITION.fullmatch(condition.strip())
         if match is None:
-            raise ConfigError(f"--where {test!r}: expected KEY=PATTERN or KEY>NUMBER, such as state=finished or f1>0.7")
-        key, sign, wanted = match.groups()
+            raise ConfigError(
+                f"--where {condition!r}: expected KEY=PATTERN or KEY>NUMBER, such as state=finished or f1>0.7"
+            )
+        key, sign, expected = match.groups()
         _require_key(runs, key)
-        runs = [run for run in runs if _passes(run.get(key), sign, wanted)]
+        runs = [run for run in runs if _meets(run.get(key), sign, expected)]
     return list(runs)
 
 
@@ -126,44 +135,46 @@ def in_order(runs: Sequence[Run], key: str) -> list[Run]:
 def differing(runs: Sequence[Run]) -> list[str]:
     """The settings that are not the same in all runs, but for the run's own name and folder."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    own = ("run.name", "run.folder")
-    return [key for key in keys if key not in own and len({repr(run.settings.get(key)) for run in runs}) > 1]
+    own_keys = ("run.name", "run.folder")
+    return [key for key in keys if key not in own_keys and len({repr(run.settings.get(key)) for run in runs}) > 1]
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file() and not path.name.startswith(".")
+    return RunFolder(path).is_run and not path.name.startswith(".")
 
 
-def _recipe_values(folder: Path, recipe: Config) -> dict[str, Any]:
-    values = {"name": folder.name, "state": state(folder), "model": recipe.model.source, "data": recipe.data.train}
-    return {**dict.fromkeys(COLUMNS), **values, "folder": str(folder)}
-
-
-def _reached(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """F1, time and steps from the lines of `metrics.jsonl`."""
-    values: dict[str, Any] = {"step": max((record["step"] for record in records), default=0), "seconds": 0.0}
+def _with_results(run: Run, records: Sequence[MetricsRecord]) -> Run:
+    """The run with F1, time and steps from the records of `metrics.jsonl`."""
     if records:
-        values["started"] = datetime.fromtimestamp(records[0]["time"], UTC).isoformat(timespec="seconds")
+        started = datetime.fromtimestamp(records[0]["time"], UTC).isoformat(timespec="seconds")
+        run = replace(run, started=started)
     measured = [record for record in records if record.get("f1") is not None]
     before = [record for record in measured if record["split"] == "test" and record["step"] == 0]
     after = [record for record in measured if record["split"] == "test" and record["step"] > 0]
     dev = sorted((record for record in measured if record["split"] == "dev"), key=lambda record: record["f1"])
     if before:
-        values["f1_before"] = before[-1]["f1"]
+        run = replace(run, f1_before=before[-1]["f1"])
     for record in (after or dev)[-1:]:
-        values |= {key: record.get(key) for key in ("f1", "f1_low", "f1_high")} | {"f1_on": record["split"]}
-    last = 0
+        low, high = record.get("f1_low"), record.get("f1_high")
+        run = replace(run, f1=record["f1"], f1_low=low, f1_high=high, f1_on=record["split"])
+    step = max((record["step"] for record in records), default=0)
+    return replace(run, step=step, seconds=_seconds(records))
+
+
+def _seconds(records: Sequence[MetricsRecord]) -> float:
+    """The time of all steps and evaluations."""
+    seconds, last_step = 0.0, 0
     for record in records:
-        values["seconds"] += record.get("evaluation_seconds") or 0.0
+        seconds += record.get("evaluation_seconds") or 0.0
         if record["split"] == "train":
-            values["seconds"] += (record.get("step_ms") or 0.0) * (record["step"] - last) / 1000
-            last = record["step"]
-    return {**values, "seconds": round(values["seconds"], 1)}
+            seconds += (record.get("step_ms") or 0.0) * (record["step"] - last_step) / 1000
+            last_step = record["step"]
+    return round(seconds, 1)
 
 
-def _flat(recipe: Config) -> dict[str, Any]:
+def _settings(recipe: Config) -> dict[str, object]:
     tree = recipe.model_dump(mode="json")
-    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
 
 
 def _require_key(runs: Sequence[Run], key: str) -> None:
@@ -176,17 +187,20 @@ def _require_key(runs: Sequence[Run], key: str) -> None:
         )
 
 
-def _passes(value: Any, sign: str, wanted: str) -> bool:
-    if sign in _ORDERS:
-        try:
-            return value is not None and _ORDERS[sign](float(value), float(wanted))
-        except ValueError:
-            raise ConfigError(f"{sign} compares numbers, found {value!r} and {wanted!r}; use = or !=") from None
-    found = fnmatch.fnmatchcase("" if value is None else str(value), wanted)
-    return found == (sign == "=")
+def _meets(value: object, sign: str, expected: str) -> bool:
+    if sign not in _ORDERS:
+        matches = fnmatch.fnmatchcase("" if value is None else str(value), expected)
+        return matches == (sign == "=")
+    if value is None:
+        return False
+    try:
+        number = float(value if isinstance(value, int | float) else str(value))
+        return _ORDERS[sign](number, float(expected))
+    except ValueError:
+        raise ConfigError(f"{sign} compares numbers, found {value!r} and {expected!r}; use = or !=") from None
 
 
-def _sortable(value: Any) -> tuple[int, float, str]:
+def _sortable(value: object) -> tuple[int, float, str]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 1, 0.0, str(value)
     return 0, value if math.isfinite(value) else math.inf, ""

@@ -1,8 +1,8 @@
-"""Memory and time of a recipe, predicted from the model's config before anything is spent.
+"""Memory and time of a recipe, predicted from the model's configuration before training.
 
-Weights are exact. Activations are counted by what the compiled layers keep, and agree with the peaks measured on
-Phi-4's shape to 10 %; without compilation they are a rule of thumb. Time is a share of the speed of this device's
-matrix products, which the first measured steps are held against (see `forecast`).
+Weights are exact. Activations are counted by what the compiled layers keep, within 10 % of the peaks measured on
+Phi-4's shape; without compilation they are a rule of thumb. Time is derived from the measured speed of this device's
+matrix products, and is compared with the first steps of the run.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
 from spantune.core import Config, config
 from spantune.encoding import fill
 from spantune.models import (
+    CausalLM,
     adapter_weights,
     coverage,
     decoder_layers,
@@ -34,17 +35,17 @@ from spantune.training.loss import HEAD_CHUNK
 from spantune.training.preparation import Prepared
 
 GIB = 2**30
-BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # nf4: a scale a block of 64, in 8 bits
+BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # nf4: a scale of 8 bits for each block of 64
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 EAGER = 16
-"""Hidden states that a layer keeps for each token when nothing is recomputed; a rule of thumb."""
+"""Hidden states that a layer keeps for each token when nothing is computed again; a rule of thumb."""
 SPEED = {"compiled": 0.65, "fp8": 0.75, "eager": 0.5}
-"""Share of the speed of bf16 products that a step reaches."""
+"""Share of the speed of bf16 products that a training step reaches."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Predicted memory of a training step in GiB, by part; `adapters_gib` has the gradients too."""
+    """Predicted memory of a training step in GiB, by part; `adapters_gib` includes the gradients."""
 
     base_gib: float
     adapters_gib: float
@@ -60,9 +61,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predicted memory, what there is of it, tokens a step (packed and not), steps, and seconds a step.
+    """Predicted memory and what is available, tokens of a step (packed and not), steps, and seconds of a step.
 
-    `fitting` are the settings with which the run would fit where it does not; None: there are none.
+    `fitting` are the settings with which a run that does not fit would fit; None: there are none.
     """
 
     memory: Memory
@@ -72,11 +73,11 @@ class Estimate:
     tokens_unpacked: int
     steps: int
     step_seconds: float
-    fitting: Mapping[str, Any] | None
+    fitting: Mapping[str, object] | None
 
     @property
     def fits(self) -> bool:
-        """Whether the predicted peak is under what is free."""
+        """Whether the predicted peak is less than what is available."""
         return self.memory.total_gib < self.available_gib
 
     def as_dict(self) -> dict[str, float]:
@@ -86,7 +87,7 @@ class Estimate:
         return {key: value if isinstance(value, int) else round(value, 3) for key, value in values.items()}
 
 
-def estimate(prepared: Prepared, model: Any) -> Estimate:
+def estimate(prepared: Prepared, model: CausalLM) -> Estimate:
     """Predict a recipe's memory and time; `model` is its model on the meta device."""
     recipe, settings = prepared.recipe, prepared.recipe.train
     device = pick_device(recipe.model.device)
@@ -108,7 +109,7 @@ def estimate(prepared: Prepared, model: Any) -> Estimate:
     )
 
 
-def predict_memory(model: Any, recipe: Config, device: torch.device, tokens: int) -> Memory:
+def predict_memory(model: CausalLM, recipe: Config, device: torch.device, tokens: int) -> Memory:
     """The memory of a step whose largest part has `tokens`; `model` is on the meta device."""
     base, width = recipe.model.base, _width(recipe.model.base, device)
     linear = [module for _, module in linear_modules(model)]
@@ -123,42 +124,44 @@ def predict_memory(model: Any, recipe: Config, device: torch.device, tokens: int
         base_gib=(weights * BYTES.get(base, width) + scales + others * width) / GIB,
         adapters_gib=8 * adapters / GIB,  # fp32 weight and gradient
         optimizer_gib=MOMENTS[recipe.train.optimizer] * adapters / GIB,
-        activations_gib=tokens * (_kept(model, recipe, device) + working) / GIB,
+        activations_gib=tokens * (_stored_bytes(model, recipe, device) + working) / GIB,
         logits_gib=positions * text.vocab_size * (width + 8) / GIB,
     )
 
 
 def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int:
-    """The most tokens that go through the model at once."""
+    """Return the most tokens of one forward pass."""
     longest = max(len(example.ids) for example in prepared.examples)
     if recipe.train.pack == "none":
         return recipe.train.micro_batch * longest
     return max(recipe.train.pack_tokens or prepared.pack_tokens(device.type), longest)
 
 
-def fitting(prepared: Prepared, model: Any, device: torch.device, available_gib: float) -> dict[str, Any] | None:
-    """The settings nearest to the recipe's with which it would fit, those first that cost the least; None: none do."""
-    for chosen in _alternatives(prepared, device):
-        recipe = _overridden(prepared.recipe, chosen)
+def fitting(
+    prepared: Prepared, model: CausalLM, device: torch.device, available_gib: float
+) -> dict[str, object] | None:
+    """Return the cheapest change of settings with which the recipe would fit; None where there is none."""
+    for settings in _alternatives(prepared, device):
+        recipe = _overridden(prepared.recipe, settings)
         if predict_memory(model, recipe, device, part_tokens(prepared, recipe, device)).total_gib < available_gib:
-            return chosen
+            return settings
     return None
 
 
 def compiling(recipe: Config, device: torch.device) -> bool:
-    """Whether the decoder layers are compiled for training; bitsandbytes' are not, unless asked for."""
+    """Whether the decoder layers are compiled for training; with bitsandbytes only where the recipe says so."""
     settings = recipe.train
     able = device.type == "cuda" and settings.pack == "shared" and recipe.model.base not in ("nf4", "int8")
     return settings.compile == "on" or (settings.compile == "auto" and able)
 
 
 def checkpointing(recipe: Config, device: torch.device) -> bool:
-    """Whether whole layers are recomputed in the backward pass."""
-    wanted = recipe.train.gradient_checkpointing
-    return not compiling(recipe, device) and (wanted == "on" or (wanted == "auto" and device.type == "cuda"))
+    """Whether whole layers are computed again in the backward pass."""
+    setting = recipe.train.gradient_checkpointing
+    return not compiling(recipe, device) and (setting == "on" or (setting == "auto" and device.type == "cuda"))
 
 
-def _kept(model: Any, recipe: Config, device: torch.device) -> int:
+def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     """Bytes that the layers keep for the backward pass, for each token."""
     layers, width = decoder_layers(model), _width(recipe.model.base, device)
     hidden: int = model.config.hidden_size
@@ -180,7 +183,7 @@ def _kept(model: Any, recipe: Config, device: torch.device) -> int:
     return len(layers) * (hidden * width + attended) + outputs * width
 
 
-def _step_flops(model: Any, recipe: Config, device: torch.device) -> float:
+def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
     """Operations for each token: forward, the gradient of the input, and what is computed again."""
     weights = [module.weight for _, module in linear_modules(model)]
     again = sum(weight.numel() for weight in weights if is_wide(*weight.shape))
@@ -191,12 +194,12 @@ def _step_flops(model: Any, recipe: Config, device: torch.device) -> float:
     return 4 * sum(weight.numel() for weight in weights) + 2 * again
 
 
-def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Ever smaller variants of a recipe: what is computed again, optimizer, base and tokens at once, in this order."""
+def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str, object]]:
+    """Ever smaller variants of a recipe: more is computed again, then a smaller optimizer, base and pack."""
     recipe = prepared.recipe
     keeps = get_args(config.Keep)
     lower = keeps[: keeps.index(recipe.train.keep)][::-1]
-    axes: list[list[dict[str, Any]]] = [[{}] for _ in range(4)]
+    axes: list[list[dict[str, object]]] = [[{}] for _ in range(4)]
     parts, bases, optimizers, recomputed = axes
     recomputed += [{"train.keep": keep} for keep in lower] if compiling(recipe, device) else []
     recomputed += [] if compiling(recipe, device) else [{"train.gradient_checkpointing": "on"}]
@@ -215,7 +218,7 @@ def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str
         yield {key: value for part in chosen for key, value in part.items()}
 
 
-def _overridden(recipe: Config, settings: Mapping[str, Any]) -> Config:
+def _overridden(recipe: Config, settings: Mapping[str, object]) -> Config:
     for key, value in settings.items():
         section, _, name = key.partition(".")
         recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={name: value})})
@@ -224,7 +227,7 @@ def _overridden(recipe: Config, settings: Mapping[str, Any]) -> Config:
 
 @cache
 def _width(base: config.Base, device: torch.device) -> int:
-    """Bytes of a number that is computed with."""
+    """Bytes of a number in the type that is computed with."""
     return 2 if pick_dtype(base, device) == torch.bfloat16 else 4
 
 

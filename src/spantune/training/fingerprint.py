@@ -1,8 +1,8 @@
-"""What a run was made from, as hashes: model, documents, task and the code itself; and what has changed since.
+"""The hashes of what a run is made from: model, documents, task and the code; and what has changed since.
 
-Documents are hashed as they were read, limited and split, so that a file of another format or place with the same
-content is the same data; a model by its files, which are read whole, all at once. A run goes on only from what it
-began with. A changed release of spantune or torch is told and not refused.
+Documents are hashed as they were read, limited and split, so that a file of another format or path with the same
+content is the same data; a model by its files, each read once until it changes. A run is resumed only with
+what it began with. A changed release of spantune or torch is only reported.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
 from spantune.core import Document, RunError, TaskSpec, sha256_of
-from spantune.models import RECORD, WANTED, pinned
+from spantune.models import hash_model, pinned
 from spantune.training.preparation import Prepared
 
 ENVIRONMENT_FILE = "environment.json"
@@ -34,21 +33,21 @@ FIXED = {
 
 
 def fingerprint(prepared: Prepared) -> dict[str, str]:
-    """Hashes of all that `prepared` trains from and of the code, and the source of the model with its commit."""
+    """Hash all that `prepared` trains on and the code; includes the source of the model with its commit."""
     splits = prepared.splits
-    found = {"model_sha256": hash_model(prepared.folder), "task_sha256": hash_task(prepared.task)}
-    found |= {
+    hashes = {"model_sha256": hash_model(prepared.files.folder), "task_sha256": hash_task(prepared.task)}
+    hashes |= {
         f"{name}_sha256": hash_documents(documents)
         for name, documents in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))
     }
-    return found | {"model_source": pinned(prepared.recipe.model.source)} | code()
+    return hashes | {"model_source": pinned(prepared.recipe.model.source)} | code()
 
 
 def require_unchanged(folder: Path, now: Mapping[str, str]) -> list[str]:
-    """Compare the environment that a run began in with `now`; returns what else differs, such as a release.
+    """Compare the environment that a run began in with `now`; returns the other differences, such as a release.
 
     Raises:
-        RunError: model, data or task have changed, or the record is damaged.
+        RunError: model, data or task changed, or the record is damaged.
     """
     before = read_environment(folder)
     changed = [what for key, what in FIXED.items() if before.get(key) != now[key]]
@@ -62,36 +61,28 @@ def require_unchanged(folder: Path, now: Mapping[str, str]) -> list[str]:
             f"{folder}: {', '.join(changed)} changed since the run began; put back what it began with, or begin a "
             "new run"
         )
-    others = (key for key in before if key not in FIXED and key in now and before[key] != now[key])
-    return [f"{key} was {before[key]} and is {now[key]}" for key in others]
+    updated = (key for key in before if key not in FIXED and key in now and before[key] != now[key])
+    return [f"{key} was {before[key]} and is {now[key]}" for key in updated]
 
 
 def read_environment(folder: Path) -> dict[str, str]:
-    """The `environment.json` of a run.
+    """Read the `environment.json` of a run.
 
     Raises:
-        RunError: it is absent or damaged.
+        RunError: it is missing or damaged.
     """
     path = folder / ENVIRONMENT_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path} is missing or damaged ({error}); restore it, or train again") from None
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise RunError(f"{path} is damaged: expected an object; restore it, or train again")
-    return {str(key): str(value) for key, value in found.items()}
-
-
-def hash_model(folder: Path) -> str:
-    """One SHA-256 over the names and contents of a model folder's files."""
-    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(WANTED) and path.name != RECORD)
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
-        hashes = list(pool.map(lambda name: sha256_of(folder / name), names))
-    return _hash(f"{name}\t{value}\n" for name, value in zip(names, hashes, strict=True))
+    return {str(key): str(value) for key, value in values.items()}
 
 
 def hash_documents(documents: Iterable[Document]) -> str:
-    """One SHA-256 over ids, texts and entities, in order."""
+    """Return one SHA-256 over ids, texts and entities, in order."""
     return _hash(
         json.dumps([d.id, d.text, [[e.start, e.end, e.label] for e in d.entities]], ensure_ascii=True) + "\n"
         for d in documents
@@ -99,19 +90,21 @@ def hash_documents(documents: Iterable[Document]) -> str:
 
 
 def hash_task(task: TaskSpec) -> str:
-    """The SHA-256 of a task."""
+    """Return the SHA-256 of a task."""
     return _hash([task.model_dump_json()])
 
 
 def code() -> dict[str, str]:
-    """The SHA-256 of spantune's own source, and its commit in a checkout (`+` where files differ from it)."""
-    found = {"code_sha256": _hash(f"{p.relative_to(_SOURCE)}\t{sha256_of(p)}\n" for p in sorted(_SOURCE.rglob("*.py")))}
+    """Return the SHA-256 of spantune's source, and in a checkout its commit (with `+` where files differ from it)."""
+    hashes = {
+        "code_sha256": _hash(f"{p.relative_to(_SOURCE)}\t{sha256_of(p)}\n" for p in sorted(_SOURCE.rglob("*.py")))
+    }
     root = _SOURCE.parents[1]
     if not (root / ".git").exists():
-        return found
+        return hashes
     commit = _git(root, "rev-parse", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src")
-    return found if not commit else found | {"commit": commit + ("+" if changed else "")}
+    return hashes if not commit else hashes | {"commit": commit + ("+" if changed else "")}
 
 
 def _git(root: Path, *arguments: str) -> str:
@@ -133,16 +126,16 @@ _PACKAGES = ("spantune", "torch", "transformers", "peft", "accelerate", "llguida
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine, without names of hosts or users."""
+    """Return the versions of packages and the machine, without names of hosts or users."""
     import torch
 
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    found["device"] = (
+    values = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    values["device"] = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     )
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            values[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            values[name] = "absent"
+    return values

@@ -1,9 +1,9 @@
-"""The loss of a pack: the head is applied to the positions that predict an answer token, and to no other.
+"""The loss of a pack: the head is applied only to the positions that predict an answer token.
 
-The frozen head's gradient is taken chunk by chunk in the forward pass, so that the logits of a 100k or
-262k vocabulary never exist whole. Where the loss is on choices, it is over what the grammar allows there:
-the distribution that extraction chooses from, under a head of a few hundred rows. The sum is returned,
-not the mean: the caller divides by the weight of the whole optimizer step, whatever the packs.
+The gradient through the frozen head is computed chunk by chunk in the forward pass, so that the logits of a vocabulary
+of 100k or 262k never exist all at once. Where the loss is on choices, it is over the ids that the grammar allows, which
+is the distribution that extraction chooses from, with a head of a few hundred rows. The sum is returned and not the
+mean: the caller divides by the weight of the whole optimizer step, so that the packs make no difference.
 """
 
 from __future__ import annotations
@@ -13,12 +13,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from spantune.core import ModelError, Normalize
 from spantune.encoding import NO_TARGET, Pack
-from spantune.models import Places, Spans, capped, causal_lm, few_logits, pack_view, softcap_of, spans
+from spantune.models import (
+    CausalLM,
+    ModelConfig,
+    Places,
+    Spans,
+    capped,
+    causal_lm,
+    few_logits,
+    pack_view,
+    softcap_of,
+    spans,
+)
 
 HEAD_CHUNK = 256  # positions whose logits exist at a time
 
@@ -27,9 +38,9 @@ HEAD_CHUNK = 256  # positions whose logits exist at a time
 class PackTensors:
     """A pack as tensors: `ids`, `positions`, `owner` [tokens]; `index`, `targets` [answer tokens], all long.
 
-    `weights` [answer tokens] float32 are what each target's loss is multiplied by; 1 where there are none.
-    `spans` are the fields of `flash.Spans`. Where the loss is on choices, `union` [ids] are all ids that are allowed
-    somewhere, `targets` places in it, and `allowed` [answer tokens, ids] says which are allowed where.
+    `weights` [answer tokens] float32 are the factors of each target's loss; 1 where there are none. `spans` are the
+    fields of `Spans`. Where the loss is on choices, `union` [ids] are all ids that are allowed somewhere, `targets` are
+    indices into it, and `allowed` [answer tokens, ids] says which are allowed at each answer token.
     """
 
     ids: Tensor
@@ -52,16 +63,16 @@ class PackTensors:
 
         return PackTensors(**{name: moved(value) for name, value in vars(self).items()})
 
-    def view(self, config: Any, dtype: torch.dtype) -> dict[str, Any]:
-        """What tells a model of this config who sees whom: keyword arguments of its `forward`."""
+    def view(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, object]:
+        """Return the keyword arguments of a model's `forward` that say which tokens attend to which."""
         return pack_view(config, Places(self.owner, self.positions), Spans(**self.spans) if self.spans else None, dtype)
 
 
 def tensors(pack: Pack, normalize: Normalize = "tokens") -> dict[str, Any]:
-    """The fields of PackTensors, as a collator hands them to a Trainer."""
+    """Make the fields of PackTensors from a pack, as a collator returns them."""
     targets = torch.tensor(pack.targets)
     index = (targets != NO_TARGET).nonzero()[:, 0]
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "ids": torch.tensor(pack.ids),
         "positions": torch.tensor(pack.positions),
         "owner": torch.tensor(pack.owner),
@@ -70,19 +81,19 @@ def tensors(pack: Pack, normalize: Normalize = "tokens") -> dict[str, Any]:
         "spans": spans(pack.owner)._asdict(),
     }
     if normalize == "examples":
-        owner = found["owner"][index]
-        found["weights"] = torch.bincount(owner)[owner].reciprocal()  # an example's sum to 1
+        owner = fields["owner"][index]
+        fields["weights"] = torch.bincount(owner)[owner].reciprocal()  # those of an example sum to 1
     if not pack.allowed:
-        return found
+        return fields
     union = torch.tensor(sorted({token for allowed in pack.allowed for token in allowed}))
     mask = torch.zeros(len(index), len(union), dtype=torch.bool)
     for row, allowed in zip(mask, pack.allowed, strict=True):
         row[torch.searchsorted(union, torch.tensor(allowed))] = True
-    return found | {"targets": torch.searchsorted(union, found["targets"]), "union": union, "allowed": mask}
+    return fields | {"targets": torch.searchsorted(union, fields["targets"]), "union": union, "allowed": mask}
 
 
-def hidden_states(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
-    """The last hidden states [answer tokens, size] of the positions that predict an answer token."""
+def hidden_states(model: CausalLM, pack: PackTensors, dtype: torch.dtype) -> Tensor:
+    """Return the last hidden states [answer tokens, size] of the positions that predict an answer token."""
     base = causal_lm(model)
     output = base.base_model(
         input_ids=pack.ids[None],
@@ -94,24 +105,24 @@ def hidden_states(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
     return states
 
 
-def pack_loss(model: Any, pack: PackTensors, dtype: torch.dtype) -> Tensor:
-    """Summed, weighted cross entropy of a pack's answer tokens under a causal LM, with or without PEFT adapters."""
+def pack_loss(model: CausalLM, pack: PackTensors, dtype: torch.dtype) -> Tensor:
+    """Return the weighted sum of the cross entropies of a pack's answer tokens, with or without PEFT adapters."""
     states = hidden_states(model, pack, dtype)
     if pack.union is not None:
         assert pack.allowed is not None
-        found = few_logits(model, states, pack.union).float().masked_fill(~pack.allowed, float("-inf"))
-        return _summed(found, pack.targets, pack.weights)
+        logits = few_logits(model, states, pack.union).float().masked_fill(~pack.allowed, float("-inf"))
+        return _summed(logits, pack.targets, pack.weights)
     base = causal_lm(model)
     head, softcap = base.get_output_embeddings(), softcap_of(base.config)
     loss: Tensor = _HeadLoss.apply(states, pack.targets, pack.weights, head, softcap)  # type: ignore[no-untyped-call]
     return loss
 
 
-def check_head(model: Any, pack: PackTensors, dtype: torch.dtype) -> None:
-    """Compare our head with the model's own on a pack, so that no scaling of logits is missed in silence.
+def check_head(model: CausalLM, pack: PackTensors, dtype: torch.dtype) -> None:
+    """Compare our logits with the model's own on a pack, so that no scaling of logits is overlooked.
 
     Raises:
-        ModelError: the model computes its logits in a way that we do not.
+        ModelError: the model computes its logits in a way that spantune does not.
     """
     base = causal_lm(model)
     few = pack.index[:4]
@@ -134,18 +145,18 @@ def check_head(model: Any, pack: PackTensors, dtype: torch.dtype) -> None:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Weighted sum of cross entropies of `head(hidden)`, keeping only the gradient with respect to `hidden`."""
+    """Weighted sum of cross entropies of `head(hidden)` that stores only the gradient with respect to `hidden`."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, weights: Tensor | None, head: Any, softcap: float | None
+        ctx: Any, hidden: Tensor, targets: Tensor, weights: Tensor | None, head: nn.Linear, softcap: float | None
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradients = []
-        for states, wanted, weight in _chunks(hidden, targets, weights):
+        for states, labels, weight in _chunks(hidden, targets, weights):
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
-                loss = _summed(capped(head(states), softcap).float(), wanted, weight)
+                loss = _summed(capped(head(states), softcap).float(), labels, weight)
                 gradients.append(torch.autograd.grad(loss, states)[0])
             total += loss.detach()
         ctx.save_for_backward(torch.cat(gradients))
@@ -158,9 +169,9 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _chunks(hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    states, wanted = torch.split(hidden, HEAD_CHUNK), torch.split(targets, HEAD_CHUNK)
-    weighed = [None] * len(states) if weights is None else torch.split(weights, HEAD_CHUNK)
-    return zip(states, wanted, weighed, strict=True)
+    states, labels = torch.split(hidden, HEAD_CHUNK), torch.split(targets, HEAD_CHUNK)
+    factors = [None] * len(states) if weights is None else torch.split(weights, HEAD_CHUNK)
+    return zip(states, labels, factors, strict=True)
 
 
 def _summed(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
-"""Audits of a recipe before anything is spent, with its memory and time.
+"""Audits of a recipe before training, with its predicted memory and time.
 
-Each audit is a named check with what was found and a remedy; `plan` exits with 1 when one fails, and
-`train` refuses to start. Memory and time are `estimate`'s.
+Each audit is a named check with its result and a remedy; `spantune plan` exits with 1 when one fails, and `train` does
+not start. Memory and time come from `estimate`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,20 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from spantune.core import Config, ModelError
 from spantune.data import shared_texts
-from spantune.models import Coverage, card_problems, coverage, unmatched_error, unranked_error
+from spantune.models import (
+    CausalLM,
+    Coverage,
+    ModelConfig,
+    card_problems,
+    coverage,
+    unmatched_error,
+    unranked_error,
+)
 from spantune.training.estimate import GIB, Estimate, estimate
 from spantune.training.preparation import Prepared
 
@@ -25,9 +32,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Audit:
-    """One check: its name, whether it holds, what was found, and what to do when it does not.
+    """One check: its name, whether it passes, what was found, and what to do when it does not pass.
 
-    `waived` is the setting by which the recipe asks for the flaw, if it does.
+    `waived` is the setting by which the recipe accepts a failure, if it does.
     """
 
     name: str
@@ -46,10 +53,10 @@ class Plan:
 
     @property
     def failed(self) -> list[Audit]:
-        """Audits that do not hold and that the recipe does not waive."""
+        """Audits that do not pass and that the recipe does not waive."""
         return [audit for audit in self.audits if not audit.ok and not audit.waived]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The plan as one JSON object."""
         return {
             "ok": not self.failed,
@@ -60,10 +67,10 @@ class Plan:
 
 def make_plan(prepared: Prepared) -> Plan:
     """Audit a prepared recipe and predict its memory and time."""
-    model = skeleton(prepared.model_config)
-    found, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model)
+    model = skeleton(prepared.files.config)
+    covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model)
     audits = [
-        _targets(prepared.recipe, found),
+        _targets(prepared.recipe, covered),
         _card(prepared),
         _stop(prepared),
         _truncation(prepared),
@@ -77,7 +84,11 @@ def make_plan(prepared: Prepared) -> Plan:
 
 
 def require(plan: Plan) -> None:
-    """Raise ModelError with every failed audit; predicted memory is a warning, since it is an estimate."""
+    """Check that no audit failed; predicted memory is a warning only, since it is an estimate.
+
+    Raises:
+        ModelError: an audit failed; names every one.
+    """
     failed = [audit for audit in plan.failed if audit.name != MEMORY]
     for audit in (audit for audit in plan.failed if audit.name == MEMORY):
         log.warning("%s is in doubt: %s; if it runs out, %s", audit.name, audit.found, audit.remedy)
@@ -85,46 +96,49 @@ def require(plan: Plan) -> None:
         raise ModelError("\n".join(f"audit failed: {audit.name}: {audit.found}; {audit.remedy}" for audit in failed))
 
 
-def skeleton(model_config: Any) -> Any:
-    """The model without weights, on the meta device."""
+def skeleton(model_config: ModelConfig) -> CausalLM:
+    """Make the model without weights, on the meta device."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(model_config)
+        model: CausalLM = AutoModelForCausalLM.from_config(model_config)
+    return model
 
 
-def _targets(recipe: Config, found: Coverage) -> Audit:
+def _targets(recipe: Config, coverage: Coverage) -> Audit:
     name = "every LoRA target matches"
-    unmatched, unranked = unmatched_error(found), unranked_error(found)
+    unmatched, unranked = unmatched_error(coverage), unranked_error(coverage)
     problem = unranked or unmatched
-    covered = f"{', '.join(found.matched)}: {found.share:.0%} of the linear weights"
+    covered = f"{', '.join(coverage.matched)}: {coverage.share:.0%} of the linear weights"
     waived = "lora.allow_unmatched" if recipe.lora.allow_unmatched and not unranked else None
     remedy = "mend lora.rank_pattern" if unranked else "set lora.targets=all-linear"
     return Audit(name, problem is None, problem or covered, remedy, waived)
 
 
 def _card(prepared: Prepared) -> Audit:
-    problems = card_problems(prepared.model_config, prepared.tokenizer)
+    problems = card_problems(prepared.files.config, prepared.tokenizer)
     waived = None if prepared.recipe.model.verify else "model.verify"
-    found = "; ".join(problems) or "special tokens and RoPE as expected, EOS ≠ PAD"
-    return Audit("the model is what its card says", not problems, found, "take the current upload of the model", waived)
+    result = "; ".join(problems) or "special tokens and RoPE as expected, EOS ≠ PAD"
+    return Audit(
+        "the model is what its card says", not problems, result, "take the current upload of the model", waived
+    )
 
 
 def _stop(prepared: Prepared) -> Audit:
     stop = prepared.encoder.stop_id
     missing = sum(example.ids[-1] != stop or example.answer_start >= len(example.ids) for example in prepared.examples)
     token = prepared.tokenizer.convert_ids_to_tokens(stop)
-    found = f"{missing} of {len(prepared.examples)} samples lack it" if missing else f"{token} ends every sample"
-    return Audit("the stop token is in the loss", not missing, found, "remove train.cut_tokens", _cuts(prepared))
+    result = f"{missing} of {len(prepared.examples)} samples lack it" if missing else f"{token} ends every sample"
+    return Audit("the stop token is in the loss", not missing, result, "remove train.cut_tokens", _cuts(prepared))
 
 
 def _truncation(prepared: Prepared) -> Audit:
     longest = max(len(example.ids) for example in prepared.examples)
-    found = (
+    result = (
         f"{prepared.cut} of {len(prepared.examples)} samples are cut" if prepared.cut else f"longest: {longest} tokens"
     )
     remedy = "remove train.cut_tokens; data.too_long=split keeps offsets"
-    return Audit("no truncation", not prepared.cut, found, remedy, _cuts(prepared))
+    return Audit("no truncation", not prepared.cut, result, remedy, _cuts(prepared))
 
 
 def _cuts(prepared: Prepared) -> str | None:
@@ -133,34 +147,38 @@ def _cuts(prepared: Prepared) -> str | None:
 
 def _template(prepared: Prepared) -> Audit:
     encoder, problems = prepared.encoder, 0
-    own = prepared.task.template == "chat"
-    waived = None if own else "task.template"
+    is_chat = prepared.task.template == "chat"
+    waived = None if is_chat else "task.template"
     for document, example in list(zip(prepared.splits.train, prepared.examples, strict=True))[:200]:
         problems += tuple(encoder.prompt_ids(document.text))[: len(example.ids)] != example.prompt
-    found = "training ids equal serving ids" if not problems else f"{problems} documents differ"
-    if not own:
-        found = "the tutorial's literal prompt, whose <im_sep> is four ordinary tokens"
-    return Audit("the tokenizer's chat template is used", own and not problems, found, "set task.template=chat", waived)
+    result = "training ids equal serving ids" if not problems else f"{problems} documents differ"
+    if not is_chat:
+        result = "the tutorial's literal prompt, whose <im_sep> is four ordinary tokens"
+    return Audit(
+        "the tokenizer's chat template is used", is_chat and not problems, result, "set task.template=chat", waived
+    )
 
 
 def _leak(name: str, prepared: Prepared, dev: bool) -> Audit:
-    other = prepared.splits.dev if dev else prepared.splits.test
-    shared = shared_texts(prepared.splits.train, other)
-    found = (
-        f"{len(shared)} shared texts, such as {shared[0][:40]!r}" if shared else f"{len(other)} documents, none shared"
+    documents = prepared.splits.dev if dev else prepared.splits.test
+    shared = shared_texts(prepared.splits.train, documents)
+    result = (
+        f"{len(shared)} shared texts, such as {shared[0][:40]!r}"
+        if shared
+        else f"{len(documents)} documents, none shared"
     )
-    return Audit(name, not shared, found, "remove the shared texts from one side")
+    return Audit(name, not shared, result, "remove the shared texts from one side")
 
 
 def _memory(predicted: Estimate) -> Audit:
     parts = ", ".join(f"{key.removesuffix('_gib')} {value:.1f}" for key, value in asdict(predicted.memory).items())
     total, free = predicted.memory.total_gib, predicted.available_gib
-    found = f"about {total:.1f} GiB ({parts}) of {free:.1f} free on {predicted.device}"
+    result = f"about {total:.1f} GiB ({parts}) of {free:.1f} free on {predicted.device}"
     remedy = "no setting makes it fit; take a smaller model or a larger device"
     if predicted.fitting is not None:
         chosen = predicted.fitting or {"train.keep": "none"}
         remedy = f"set {' '.join(f'{key}={value}' for key, value in chosen.items())}"
-    return Audit(MEMORY, predicted.fits, found, remedy)
+    return Audit(MEMORY, predicted.fits, result, remedy)
 
 
 def _disk(recipe: Config, predicted: Estimate) -> Audit:

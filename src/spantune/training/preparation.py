@@ -1,23 +1,20 @@
 """Everything of a run that needs no weights: task, documents, splits, token ids, shared prefix.
 
-`plan` audits it and `train` runs it, so that what was audited is what is trained. Nothing is cut or
-dropped: a document that is too long is an error, or is split at sentence ends where the recipe says so.
+`plan` audits it and `train` trains on it, so that both use the same values. Nothing is truncated or dropped: a document
+that is too long is an error, or is split at sentence ends where the recipe says so.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from spantune.core import Document, TaskSpec, config
-from spantune.data import Splits, check_labels, read_splits, split_long
-from spantune.encoding import Encoder, Example, make_task, shared_prefix
-from spantune.extraction import Guide, constraint_of
-from spantune.models import load_config_of, load_tokenizer, resolve
+from spantune.data import Splits, read_splits, split_long
+from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
+from spantune.extraction import mark_choices
+from spantune.models import ModelFiles, cache_root, read_files
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 log = logging.getLogger(__name__)
@@ -25,77 +22,66 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe made concrete, but for the weights."""
+    """A recipe with all that it names read and encoded, except the weights; `cut` counts the truncated examples."""
 
     recipe: config.Config
     task: TaskSpec
     splits: Splits
-    folder: Path
-    tokenizer: Any
-    model_config: Any
+    files: ModelFiles
     encoder: Encoder
     examples: tuple[Example, ...]
     cut: int
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.files.tokenizer
+
+    @property
     def prefix(self) -> tuple[int, ...]:
-        """The token ids that every training example begins with."""
+        """The token ids that all training examples begin with."""
         return self.examples[0].ids[: shared_prefix(self.examples)]
 
     def pack_tokens(self, device: str) -> int:
-        """Token budget of a pack, never under the longest example."""
-        chosen = self.recipe.train.pack_tokens or DEFAULT_PACK_TOKENS[device]
-        return max(chosen, max(len(example.ids) for example in self.examples))
+        """Return the most tokens of a pack; at least those of the longest example."""
+        budget = self.recipe.train.pack_tokens or DEFAULT_PACK_TOKENS[device]
+        return max(budget, max(len(example.ids) for example in self.examples))
 
     def steering(self, count: int | None = None) -> list[Document]:
-        """The fixed dev documents that are extracted during training, `count` of them; fewer are among the more."""
-        places = list(range(len(self.splits.dev)))
-        random.Random(self.recipe.run.seed).shuffle(places)
-        chosen = sorted(places[: self.recipe.train.eval_documents if count is None else count])
-        return [self.splits.dev[place] for place in chosen]
+        """Return the fixed `count` dev documents that are extracted during training; a larger count adds to them."""
+        indices = list(range(len(self.splits.dev)))
+        random.Random(self.recipe.run.seed).shuffle(indices)
+        selected = sorted(indices[: self.recipe.train.eval_documents if count is None else count])
+        return [self.splits.dev[index] for index in selected]
 
 
 def prepare(recipe: config.Config) -> Prepared:
     """Read, check, split and encode what a recipe names.
 
     Raises:
-        SpantuneError: whatever is wrong with its files, labels, tokenizer or lengths.
+        SpantuneError: its files, labels, tokenizer or lengths cannot be used.
     """
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
     for documents in (splits.train, splits.dev, splits.test):
-        check_labels(documents, task.codes)
-    folder = resolve(recipe.model.source)
-    tokenizer = load_tokenizer(folder, recipe.model.source)
+        task.check(documents)
+    files = read_files(recipe.model.source)
     settings = recipe.train
     unlimited = settings.cut_tokens is not None
-    encoder = Encoder(tokenizer, task, None if unlimited else settings.max_tokens)
+    encoder = Encoder(files.tokenizer, task, None if unlimited else settings.max_tokens)
     if recipe.data.too_long == "split":
         pieces = (split_long(document, encoder.fits) for document in splits.train)
         splits = replace(splits, train=tuple(piece for group in pieces for piece in group))
     examples = tuple(encoder.example(document) for document in splits.train)
     examples, cut = _cut(examples, settings.cut_tokens)
-    model_config = load_config_of(folder)
     if settings.on_choices:
-        examples = _choices(examples, splits.train, encoder, model_config.vocab_size)
-    return Prepared(recipe, task, splits, folder, tokenizer, model_config, encoder, examples, cut)
-
-
-def _choices(
-    examples: Sequence[Example], documents: Sequence[Document], encoder: Encoder, vocabulary: int
-) -> tuple[Example, ...]:
-    """Examples whose loss is on the choices that the grammar leaves, among what it allows."""
-    constraint = constraint_of(encoder.tokenizer, vocabulary, encoder.stop_id)
-    marked = []
-    for example, document in zip(examples, documents, strict=True):
-        start = example.answer_start
-        choices = Guide(constraint, encoder, document.text).choices(example.ids[start:])
-        marked.append(replace(example, choices={start + index: allowed for index, allowed in choices.items()}))
-    return tuple(marked)
+        cache = cache_root() / "gold"
+        examples = mark_choices(examples, splits.train, encoder, files.config.vocab_size, cache)
+    return Prepared(recipe, task, splits, files, encoder, examples, cut)
 
 
 def _cut(examples: tuple[Example, ...], size: int | None) -> tuple[tuple[Example, ...], int]:
-    """Examples cut at `size` tokens, as the tutorial cuts them, and how many were."""
+    """The examples truncated at `size` tokens, as the tutorial does, and how many are."""
     if size is None:
         return examples, 0
     cut = sum(len(example.ids) > size for example in examples)

@@ -120,7 +120,7 @@ def test_a_broken_transition_is_refused_and_stated_for_the_check(
         formats.read(path)
     items = [item for item in formats.items(path, None, Counter()) if isinstance(item, RawDocument)]
     defects = [entity.defect for item in items for entity in item.entities if entity.defect]
-    assert [(defect.code, defect.tolerated) for defect in defects] == [("broken-transition", False)]
+    assert [(defect.rule, defect.tolerated) for defect in defects] == [("broken-transition", False)]
     surfaces = [f"{entity.label} {entity.surface!r}" for item in items for entity in item.entities]
     assert read in surfaces
 

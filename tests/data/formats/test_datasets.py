@@ -147,7 +147,7 @@ def test_a_broken_transition_is_refused_and_carried_for_mending(tmp_path: Path) 
         formats.read(tmp_path / "x")
     item = list(formats.items(tmp_path / "x", None, Counter()))[1]
     assert isinstance(item, RawDocument)
-    assert [(e.start, e.end, e.label, e.defect and e.defect.code) for e in item.entities] == [
+    assert [(e.start, e.end, e.label, e.defect and e.defect.rule) for e in item.entities] == [
         (2, 3, "x", "broken-transition")
     ]
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +14,14 @@ from typing import Any
 
 import pytest
 
-from spantune.core import Document
-from spantune.core import ConfigError
+from helpers.tracked_run import GOLD, LABELS, begin, measure, recipe
+from spantune.core import ConfigError, Document
 from spantune.data import formats
-from spantune.runs import METRICS_FILE, read_metrics, rewind
+from spantune.runs import RunFolder, Trackers, hints, open_trackers, read_metrics, require_trackers, rewind
 from spantune.runs.journal import JsonlTracker
 from spantune.runs.trackers import dashboards
-from spantune.runs import Trackers, open_trackers, require_trackers
-from spantune.runs.trackers.dashboards import documents, history, run_info
-from spantune.runs import hints
+from spantune.runs.trackers.dashboards import Worker, documents, history, run_info
 from spantune.runs.trackers.interface import Call, Chart
-from spantune.runs.trackers.queue import Worker
-from helpers.tracked_run import GOLD, LABELS, begin, measure, recipe
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -52,10 +49,10 @@ class Board:
     def finish(self, state: str) -> None:
         self.told.append(("finish", state))
 
-    def opened(self) -> None: ...
+    def open(self) -> None: ...
 
-    def leave(self) -> None:
-        self.told.append(("leave",))
+    def kill(self) -> None:
+        self.told.append(("kill",))
 
 
 def with_board(folder: Path, **track: Any) -> tuple[Trackers, Board]:
@@ -64,13 +61,12 @@ def with_board(folder: Path, **track: Any) -> tuple[Trackers, Board]:
     return Trackers(info, JsonlTracker(folder), [Worker("the board", board)]), board
 
 
-def test_metrics_are_on_disk_at_once_with_step_and_time(tmp_path: Path) -> None:
+def test_metrics_are_on_disk_at_once_with_step_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1234.56789)
     tracker = JsonlTracker(tmp_path)
-    before = time.time()
     tracker.metrics(3, {"loss": 1.5, "learning_rate": 1e-4})
     (line,) = lines(tmp_path)  # not closed yet
-    assert before - 1 < line.pop("time") < time.time() + 1
-    assert line == {"step": 3, "split": "train", "loss": 1.5, "learning_rate": 1e-4}
+    assert line == {"time": 1234.568, "step": 3, "split": "train", "loss": 1.5, "learning_rate": 1e-4}
     tracker.finish("success")
 
 
@@ -181,7 +177,7 @@ def test_a_tracker_that_fails_is_reported_once_and_dropped(tmp_path: Path, caplo
         trackers.finish("success")
     assert [line["loss"] for line in lines(tmp_path)] == [1.0, 0.5]
     assert [told[0] for told in sound.told] == ["metrics", "metrics", "finish"]
-    assert [told[0] for told in broken.told] == ["metrics", "leave"]
+    assert [told[0] for told in broken.told] == ["metrics", "kill"]
     said = "this one failed and is dropped (the dashboard is gone); the run goes on"
     assert [record.message for record in caplog.records] == [said]
 
@@ -190,35 +186,45 @@ def test_a_tracker_that_hangs_costs_a_bounded_time_at_the_end_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dashboards, "FINISH_SECONDS", 0.2)
+    go_on = threading.Event()
 
     class Slow(Board):
         def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-            time.sleep(2)
+            self.told.append(("went on", go_on.wait(60)))
 
+    slow = Slow()
     trackers = Trackers(
-        run_info(recipe(tmp_path), tmp_path, {}, ()), JsonlTracker(tmp_path), [Worker("the slow one", Slow())]
+        run_info(recipe(tmp_path), tmp_path, {}, ()), JsonlTracker(tmp_path), [Worker("the slow one", slow)]
     )
-    began = time.monotonic()
     for step in range(100):
         trackers.metrics(step, {"loss": 1.0})
-    assert time.monotonic() - began < 0.2
+    assert len(lines(tmp_path)) == 100 and slow.told == [], "all steps are recorded while the first call hangs"
     trackers.finish("success")
-    assert time.monotonic() - began < 1 and len(lines(tmp_path)) == 100
+    assert slow.told == [("kill",)], "the run has ended while the first call hangs"
+    go_on.set()
     assert "the slow one has not taken everything in 0 s and is left behind" in caplog.text
 
 
 def test_trackers_that_hang_share_the_time_that_they_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboards, "FINISH_SECONDS", 0.4)
 
+    go_on = threading.Event()
+
     class Stuck(Board):
         def finish(self, state: str) -> None:
-            time.sleep(3)
+            go_on.wait(60)
+
+    class Noting(Worker):
+        def finished(self, seconds: float) -> bool:
+            self.seconds = seconds
+            return super().finished(seconds)
 
     sound, info = Board(), run_info(recipe(tmp_path), tmp_path, {}, ())
-    workers = [Worker("one", Stuck()), Worker("two", Stuck()), Worker("three", sound)]
-    began = time.monotonic()
+    workers = [Noting("one", Stuck()), Noting("two", Stuck()), Noting("three", sound)]
     Trackers(info, JsonlTracker(tmp_path), workers).finish("success")
-    assert time.monotonic() - began < 1.5 and sound.told == [("finish", "success")]
+    first, *others = (worker.seconds for worker in workers)
+    assert first <= 0.4 and others == pytest.approx([0.0, 0.0], abs=0.05) and sound.told == [("finish", "success")]
+    go_on.set()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -226,7 +232,7 @@ def test_a_file_that_cannot_be_written_is_said_once_and_ends_no_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     board, info = Board(), run_info(recipe(tmp_path), tmp_path, {}, ())
-    (tmp_path / METRICS_FILE).symlink_to("/dev/full")
+    RunFolder(tmp_path).metrics_file.symlink_to("/dev/full")
     trackers = Trackers(info, JsonlTracker(tmp_path), [Worker("the board", board)])
     for step in (1, 2):
         trackers.metrics(step, {"loss": 1.0})
@@ -260,20 +266,22 @@ def test_several_at_once(tmp_path: Path) -> None:
 def test_opening_waits_for_a_bounded_time_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    go_on = threading.Event()
+
     class Late(Board):
-        def opened(self) -> None:
-            time.sleep(0.6)
+        def open(self) -> None:
+            self.told.append(("open", go_on.wait(60)))
 
     board = Late()
     monkeypatch.setattr(dashboards, "OPEN_SECONDS", 0.1)
     monkeypatch.setattr(dashboards, "_opening", lambda info: {"swanlab": board})
-    began = time.monotonic()
     trackers = open_trackers(recipe(tmp_path), tmp_path)
-    assert time.monotonic() - began < 0.4
+    assert board.told == [], "the run goes on before the tracker has opened"
     assert "SwanLab has not opened in 0 s; the run goes on, and it gets the rest" in caplog.text
     trackers.metrics(1, {"loss": 1.0})
+    go_on.set()
     trackers.finish("success")
-    assert [told[0] for told in board.told] == ["metrics", "finish"]  # nothing is lost by it
+    assert [told[0] for told in board.told] == ["open", "metrics", "finish"]  # nothing is lost by it
 
 
 def test_rewinding_drops_what_a_resumed_run_records_again(tmp_path: Path) -> None:
@@ -298,3 +306,68 @@ def test_a_torn_last_line_is_left_out_and_written_over(tmp_path: Path, caplog: p
 
 def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
+
+
+# --- the queue of one tracker ------------------------------------------------------------------------------------
+
+
+class Keeping:
+    """Keeps what it is told, in which thread."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.told: list[Any] = []
+        self.threads: set[str] = set()
+        self.failure = failure
+
+    def open(self) -> None:
+        if self.failure:
+            raise self.failure
+
+    def add(self, value: Any) -> None:
+        self.told.append(value)
+        self.threads.add(threading.current_thread().name)
+
+    def finish(self, state: str) -> None:
+        self.add(state)
+
+    def kill(self) -> None:
+        self.told.append("killed")
+
+
+def worker(keeping: Keeping) -> Worker:
+    return Worker("x", keeping)  # type: ignore[arg-type]
+
+
+def test_calls_come_in_order_in_one_thread_of_its_own() -> None:
+    keeping = Keeping()
+    working = worker(keeping)
+    assert working.settled(5)
+    for number in range(500):
+        working.put(lambda tracker, number=number: tracker.add(number))  # type: ignore[misc]
+    working.finish("success")
+    assert working.finished(5) and not working.dropped
+    assert keeping.told == [*range(500), "success"] and keeping.threads == {"track x"}
+
+
+def test_one_that_cannot_open_takes_nothing_more(caplog: pytest.LogCaptureFixture) -> None:
+    keeping = Keeping(RuntimeError("no such host"))
+    working = worker(keeping)
+    assert working.settled(5)
+    working.put(lambda tracker: pytest.fail("called"))
+    working.finish("success")
+    assert not working.finished(5) and working.dropped and keeping.told == ["killed"]
+    assert [record.message for record in caplog.records] == ["x could not start (no such host); the run goes on"]
+
+
+def test_one_that_is_too_far_behind_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dashboards, "QUEUE_SIZE", 3)
+    go_on, keeping = threading.Event(), Keeping()
+    working = worker(keeping)
+    for _ in range(10):
+        working.put(lambda tracker: go_on.wait(5) and None)
+    assert caplog.text.count("x is 3 calls behind and is dropped; the run goes on") == 1
+    working.finish("success")
+    assert not working.finished(0.1) and keeping.told == ["killed"]
+    go_on.set()

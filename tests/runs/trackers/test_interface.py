@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spantune.core.config import Track
 from spantune.core import RunError
+from spantune.core.config import Track
 from spantune.runs import hints
 from spantune.runs.trackers.interface import RunInfo
 

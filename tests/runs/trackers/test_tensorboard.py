@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from spantune.runs import hints
 from helpers.tracked_run import begin, measure
+from spantune.runs import hints
 
 pytest.importorskip("tensorboard")
 

@@ -32,10 +32,11 @@ from spantune.data.raw.document import (
     strange,
 )
 from spantune.data.raw.text_files import CRLF_NOTE, read_text
+from spantune.data.rules import Rule
 
 NAME = "brat"
 PARTS_NOTE = "entity of several parts: read from the first to the last"
-SPACES = Defect("line-break-as-space", "entity text has spaces for line breaks", tolerated=True)
+SPACES = Defect(Rule.LINE_BREAK_AS_SPACE, "entity text has spaces for line breaks", tolerated=True)
 
 _SPAN = re.compile("(\\S+) ([0-9]{1,18} [0-9]{1,18}(?:;[0-9]{1,18} [0-9]{1,18})*)")
 _PART = re.compile("\\[[0-9]+, [0-9]+\\]$")

@@ -19,6 +19,7 @@ from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEn
 from spantune.data.raw.tags import OUTSIDE, Chunk, Scheme, SchemeCensus, Tag, decode, encode, flat, parse_tag
 from spantune.data.raw.text_files import read_lines
 from spantune.data.raw.tokens import Span, TokenCensus, cut, join, locate, split, unnumbered
+from spantune.data.rules import Rule
 
 _BOM = "\ufeff"
 _LIKELY = 0.9  # of the lines have to look right for a file to be claimed; a bad one is then found in its place
@@ -149,7 +150,7 @@ def _entity(chunk: Chunk, text: str, spans: list[Span], rows: list[tuple[int, st
     start, end = spans[chunk.start][0], spans[chunk.end - 1][1]
     defect = None
     if chunk.fault:
-        defect = Defect("broken-transition", f"{chunk.fault}; read as {chunk.label} {text[start:end]!r}", False)
+        defect = Defect(Rule.BROKEN_TRANSITION, f"{chunk.fault}; read as {chunk.label} {text[start:end]!r}", False)
     line = rows[chunk.place if chunk.fault else chunk.start][0]
     return RawEntity(start, end, chunk.label, text[start:end], field=f"column {column}", line=line, defect=defect)
 

@@ -21,6 +21,7 @@ from spantune.core import DataError, Document, need, replacing_path
 from spantune.data.raw import tabular, tags, tokens
 from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each
 from spantune.data.raw.json_records import Record
+from spantune.data.rules import Rule
 
 _SPLITS = "dataset_dict.json"
 _FILES = {"dataset_info.json", "state.json"}
@@ -103,7 +104,7 @@ class _Tagged:
         entities = []
         for chunk in tags.decode(found, self.scheme):
             start, end = spans[chunk.start][0], spans[chunk.end - 1][1]
-            defect = Defect("broken-transition", chunk.fault, tolerated=False) if chunk.fault else None
+            defect = Defect(Rule.BROKEN_TRANSITION, chunk.fault, tolerated=False) if chunk.fault else None
             field = f"{self.column}[{chunk.place if chunk.fault else chunk.start}]"
             entities.append(RawEntity(start, end, chunk.label, text[start:end], field=field, defect=defect))
         return tabular.document(record, text, tuple(entities), self.notes, (_TOKENS, self.column))

@@ -15,9 +15,10 @@ from typing import Any
 from spantune.core import DataError, Document
 from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each
 from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
+from spantune.data.rules import Rule
 
-HALF_OPEN = Defect("end-half-open", "end_idx half-open, mended", tolerated=True)
-OFF_BY_ONE = Defect("end-one-too-small", "end_idx one too small, mended", tolerated=True)
+HALF_OPEN = Defect(Rule.END_HALF_OPEN, "end_idx half-open, mended", tolerated=True)
+OFF_BY_ONE = Defect(Rule.END_ONE_TOO_SMALL, "end_idx one too small, mended", tolerated=True)
 
 _RULES = {-1: None, 0: HALF_OPEN, -2: OFF_BY_ONE}
 _FIELDS = ("text", "entities")

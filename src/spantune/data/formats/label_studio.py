@@ -31,9 +31,10 @@ from spantune.data.raw.document import (
     strange,
 )
 from spantune.data.raw.json_records import Record, read_json
+from spantune.data.rules import Rule
 
 NAME = "label_studio"
-UTF16 = Defect("utf16-offsets", "offsets count UTF-16 units, not code points", tolerated=False)
+UTF16 = Defect(Rule.UTF16_OFFSETS, "offsets count UTF-16 units, not code points", tolerated=False)
 
 Kind = Literal["annotations", "predictions"]
 

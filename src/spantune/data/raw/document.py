@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from spantune.core import DataError, Document, Entity, half_surrogate
+from spantune.data.rules import Rule
 
 R = TypeVar("R")
 Nested = Literal["error", "outermost", "innermost"]
 
 
 class Defect(NamedTuple):
-    """What was wrong with how an entity was stated, where it could be read all the same.
+    """What was wrong with how an entity was stated, although it could be read.
 
-    `code` names the finding, `message` says what was found; what is not `tolerated` is refused by plain reading and
-    mended by `data check --fix` only.
+    `message` says what was found. A defect that is not `tolerated` is refused by plain reading and repaired only by
+    `data check --fix`.
     """
 
-    code: str
+    rule: Rule
     message: str
     tolerated: bool
 
@@ -68,6 +69,10 @@ class RawDocument:
 
 
 Item = RawDocument | DataError
+
+
+class SurrogateError(DataError):
+    """A text with half of a surrogate pair, which cannot be encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,7 @@ def each(records: Iterable[R | DataError], parse: Callable[[R], RawDocument]) ->
             continue
         if item.meta and half_surrogate(json.dumps(item.meta, ensure_ascii=False, default=str)) is not None:
             message = "half of a surrogate pair, which is not text; mend or remove it"
-            yield DataError(message, path=item.path, line=item.line, field="meta")
+            yield SurrogateError(message, path=item.path, line=item.line, field="meta")
         else:
             yield item
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spantune.core import DataError, half_surrogate, replacing
+from spantune.data.raw.document import SurrogateError
 from spantune.data.raw.text_files import LINE_LIMIT, oversized, read_chunks, try_lines
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -44,10 +45,12 @@ class Record:
             raise self.error("the string is empty; expected at least one character: mend or remove it", field)
         place = half_surrogate(value)
         if place is not None:
-            raise self.error(
+            raise SurrogateError(
                 f"half of a surrogate pair, U+{ord(value[place]):04X}, at character {place} is not text; "
                 "write the whole character",
-                field,
+                path=self.path,
+                line=self.line,
+                field=self.place(field),
             )
         return value
 

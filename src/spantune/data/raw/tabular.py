@@ -98,7 +98,8 @@ def spool(documents: Iterable[Document], file: TextIO, column: str, notes: Count
     own = ("id", "text", column)
     for document in documents:
         record = to_record(document)
-        meta = {key: value for key, value in record.pop("meta", {}).items() if value is not None}
+        record.pop("meta", None)
+        meta = {key: value for key, value in document.meta.items() if value is not None}
         if taken := sorted({*own, ""} & set(meta)):
             raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
         notes["null meta value left out"] += sum(value is None for value in document.meta.values())

@@ -1,8 +1,8 @@
-"""Answer formats: how entities are written by the model and read back.
+"""Answer formats: how the model writes entities and how its answers are read back.
 
-Each format is a module with `render(document, task)`, `parse(answer, text, task)` and
-`grammar(text, task, said)`. What a format cannot anchor to the text is a Problem in its result, never
-dropped in silence, and so is what it had to mend. Sorting by (start, end) and the cursor of `resolve` belong together.
+Each format is a module with `render(document, task)`, `parse(answer, text, task)` and `grammar(text, task, partial)`.
+A part of an answer that cannot be anchored to the text, or that had to be repaired, is a Problem in the result and is
+never dropped silently. `render` sorts entities by (start, end), on which the cursor of `resolve` depends.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from spantune.core import Document, TaskSpec
 from spantune.encoding.answers import grouped, inline, jsonl, jsonl_seed
-from spantune.encoding.answers.anchoring import Parsed, Resolved, Said
+from spantune.encoding.answers.anchoring import Parsed, PartialAnswer, Resolved
 
-__all__ = ["FORMATS", "AnswerFormat", "Parsed", "Resolved", "Said", "answer_format"]
+__all__ = ["FORMATS", "AnswerFormat", "Parsed", "PartialAnswer", "Resolved", "answer_format"]
 
 
 def _whole(answer: str) -> list[str]:
@@ -23,15 +23,15 @@ def _whole(answer: str) -> list[str]:
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """A format's functions, and `mark`: a sign that what a renewed grammar may follow ends with.
+    """The functions of a format, and `mark`: the character at the end of every answer that a grammar can continue.
 
-    `grammar(text, task, None)` is for an answer from its beginning. `pieces` are the parts of an answer that are
-    tokenised by themselves; where a format has several, a grammar ends with the first of them.
+    `grammar(text, task, None)` is for an answer from its beginning. `pieces` splits an answer into the parts that are
+    tokenised separately; if a format has several, a grammar ends with the first of them.
     """
 
     render: Callable[[Document, TaskSpec], str]
     parse: Callable[[str, str, TaskSpec], Parsed]
-    grammar: Callable[[str, TaskSpec, Said | None], str | None]
+    grammar: Callable[[str, TaskSpec, PartialAnswer | None], str | None]
     mark: str
     pieces: Callable[[str], list[str]] = _whole
 
@@ -45,5 +45,5 @@ FORMATS = {
 
 
 def answer_format(task: TaskSpec) -> AnswerFormat:
-    """The format that `task.answer` names."""
+    """Return the format that `task.answer` names."""
     return FORMATS[task.answer]

@@ -1,8 +1,8 @@
-"""The grammar of an answer as GBNF, which is what llama.cpp's server takes.
+"""The grammar of an answer as GBNF, the grammar language of llama.cpp's server.
 
-GBNF has no substrings, so the text's suffix automaton is written out, a rule a state: at most two for each character,
-and every one of the text's substrings is a way through it. It knows the answer formats that are JSON objects, one for
-each entity, and not what may follow an entity: what is stated twice is found when the answer is read.
+GBNF has no substring rule, so the suffix automaton of the text is written out with a rule per state, at most two per
+character; every substring of the text is a path in it. Only the formats with one JSON object per entity are supported.
+The grammar does not restrict the order of entities: repeated entities are found when the answer is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def gbnf(text: str, task: TaskSpec) -> str:
-    """The grammar for the answers for `text`, in a format that is one of `WRITINGS`."""
+    """Return the grammar for the answers for `text`; `task.answer` must be one of `WRITINGS`."""
     writing = WRITINGS[task.answer]
     empty = _literal(task.empty_answer + writing.terminator if task.empty_answer else "")
     if not text:
@@ -26,44 +26,44 @@ def gbnf(text: str, task: TaskSpec) -> str:
     entities = f"entity+ | {empty}" if task.empty_answer else "entity*"
     opening, middle = _literal('{"entity_text": "'), _literal('", "entity_label": ')
     rules = [f"root ::= {entities}", f"entity ::= {opening} s0 {middle} label", f"label ::= {labels}"]
-    for state, ways in enumerate(_suffix_automaton([writing.character(character) for character in text])):
-        alternatives = [f"{_literal(symbol)} s{target}" for symbol, target in ways.items()]
+    for state, transitions in enumerate(_suffix_automaton([writing.character(character) for character in text])):
+        alternatives = [f"{_literal(symbol)} s{target}" for symbol, target in transitions.items()]
         ending = [] if state == 0 else [_literal("")]  # a mention is not empty
         rules.append(f"s{state} ::= {' | '.join(alternatives + ending)}")
     return "\n".join(rules) + "\n"
 
 
 def _suffix_automaton(symbols: Sequence[str]) -> list[dict[str, int]]:
-    """The smallest automaton of all substrings of `symbols`, from state 0, in which every state accepts.
+    """Return the smallest automaton of all substrings of `symbols`, which starts in state 0 and accepts in every state.
 
-    For each state, the ways out of it; built symbol by symbol (Blumer et al. 1985).
+    It is a list of the transitions of each state, built symbol by symbol (Blumer et al. 1985).
     """
-    ways: list[dict[str, int]] = [{}]
+    transitions: list[dict[str, int]] = [{}]
     link, length = [-1], [0]
     last = 0
     for symbol in symbols:
-        state, at = len(ways), last
-        ways.append({})
+        state, at = len(transitions), last
+        transitions.append({})
         link.append(0)
         length.append(length[last] + 1)
-        while at >= 0 and symbol not in ways[at]:
-            ways[at][symbol] = state
+        while at >= 0 and symbol not in transitions[at]:
+            transitions[at][symbol] = state
             at = link[at]
         if at >= 0:
-            target = ways[at][symbol]
+            target = transitions[at][symbol]
             if length[target] == length[at] + 1:
                 link[state] = target
             else:
-                copy = len(ways)
-                ways.append(dict(ways[target]))
+                copy = len(transitions)
+                transitions.append(dict(transitions[target]))
                 link.append(link[target])
                 length.append(length[at] + 1)
-                while at >= 0 and ways[at].get(symbol) == target:
-                    ways[at][symbol] = copy
+                while at >= 0 and transitions[at].get(symbol) == target:
+                    transitions[at][symbol] = copy
                     at = link[at]
                 link[target] = link[state] = copy
         last = state
-    return ways
+    return transitions
 
 
 def _literal(text: str) -> str:

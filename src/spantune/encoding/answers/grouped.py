@@ -1,10 +1,10 @@
-"""`grouped`: one JSON object on one line, from each label that occurs to the list of its mentions.
+"""`grouped`: one JSON object on one line, which maps each label that occurs to the list of its mentions.
 
     {"dis": ["肺炎", "糖尿病"], "sym": ["咳嗽"]}
 
-Labels come in the order of the task, mentions in that of the text. Fewest steps of all formats, since a label is chosen
-once. A mention is looked for behind the one before it in its list, so a little less is anchored where it was meant than
-with `jsonl`.
+Labels are in the order of the task, mentions in the order of the text. The format needs the fewest decoding steps,
+since each label is written once. A mention is searched behind the previous one of its list, so that slightly fewer
+mentions than with `jsonl` are anchored at the right occurrence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 
 from spantune.core import Document, Problem, ProblemKind, TaskSpec, half_surrogate
-from spantune.encoding.answers.anchoring import Mention, Parsed, Said, resolve
+from spantune.encoding.answers.anchoring import Mention, Parsed, PartialAnswer, resolve
 from spantune.encoding.answers.lark import escaped, later, literal, substring, without
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -23,37 +23,37 @@ _BETWEEN = re.compile(r"[\[\]{},:\s]*")
 
 
 def render(document: Document, task: TaskSpec) -> str:
-    """The answer that states the entities of `document`."""
+    """Write the entities of `document`."""
     groups = {code: [document.surface(e) for e in document.entities if e.label == code] for code in task.codes}
-    found = {code: mentions for code, mentions in groups.items() if mentions}
-    if not found and task.empty_answer:
+    filled = {code: mentions for code, mentions in groups.items() if mentions}
+    if not filled and task.empty_answer:
         return task.empty_answer + "\n"
-    return json.dumps(found, ensure_ascii=False) + "\n"
+    return json.dumps(filled, ensure_ascii=False) + "\n"
 
 
 def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
-    """Read an answer, free or constrained; what is not of the format is a problem, and so is what had to be mended."""
+    """Read an answer, free or constrained; a part that is not in the format, or had to be repaired, is a problem."""
     if answer.strip() in ("", task.empty_answer):
         return Parsed((), ())
     return resolve(_mentions(answer), text, task, by_label=True)
 
 
-def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
-    """A Lark grammar of llguidance for an answer, or for the rest of one that has `said` something.
+def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
+    """Return a Lark grammar of llguidance for an answer, or for the rest of a partial answer.
 
-    Entities are non-empty substrings of `text`; each label comes once at the most, in the order of the task. A mention
-    right after `said` is later in the text than its last. None, where `said` does not end between two mentions.
+    Entities are non-empty substrings of `text`; each label comes at most once, in the order of the task. The next
+    mention comes after the last one of `partial` in the text. None if `partial` does not end between two mentions.
     """
     characters = [escaped(character) for character in text]
-    if said is None:
+    if partial is None:
         empty = literal((task.empty_answer or "{}") + "\n")
         if not text:
             return f"start: {empty}"
         groups = " | ".join(f"{literal(f'{{{_key(code)}')} list{i}" for i, code in enumerate(task.codes))
         return "\n".join([f"start: {groups} | {empty}", *_lists(task), *substring("MENTION", characters)])
-    if not said.parsed.resolved:
+    if not partial.parsed.resolved:
         return None
-    last, tail = said.last, said.tail
+    last, tail = partial.last, partial.tail
     number = task.codes.index(last.label)
     ways, rules = [], later("LATER", characters, last.start, last.end)
     if rules and (opening := without(tail, ', "')) is not None:
@@ -69,12 +69,12 @@ def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
 
 
 def _key(code: str) -> str:
-    """A label as it stands before its first mention."""
+    """Return a label as it is written before its first mention."""
     return f'{json.dumps(code, ensure_ascii=False)}: ["'
 
 
 def _lists(task: TaskSpec) -> list[str]:
-    """What may come from within the first mention of each label on, and from behind a mention on."""
+    """Return the rules for the list of each label: from the inside of a mention, and from behind a mention."""
     rules = []
     for i in range(len(task.codes)):
         others = "".join(f" | {literal(f'], {_key(code)}')} list{j}" for j, code in enumerate(task.codes) if j > i)
@@ -84,7 +84,7 @@ def _lists(task: TaskSpec) -> list[str]:
 
 
 def _mentions(answer: str) -> Iterator[Mention | Problem]:
-    """The strings of an answer: a label where a colon follows, else a mention of the label before."""
+    """Yield the strings of an answer as mentions; a string before a colon is the label of those that follow."""
     label: tuple[str, tuple[int, int]] | None = None
     behind = 0
     for match in _STRING.finditer(answer):
@@ -115,7 +115,7 @@ def _string(source: str) -> str | None:
 
 
 def _is_strict(answer: str) -> bool:
-    """Whether an answer is an object of lists of strings, each label once."""
+    """Whether an answer is exactly an object of lists of strings with each label once."""
     try:
         pairs = json.loads(answer, object_pairs_hook=list)
     except (ValueError, RecursionError):

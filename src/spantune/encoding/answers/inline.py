@@ -2,9 +2,10 @@
 
     <dis>肺炎</dis>患者<sym>咳嗽</sym>
 
-Offsets are exact by construction; the price is the longest answers. `&` and `<` of the text are written as `&amp;` and
-`&lt;`. A closing tag closes the innermost entity of its label: two of one label that cross, or begin together, read as
-nested; the grammar does not write the latter. Tokens never reach over the end of a tag, in training as in decoding.
+Offsets are exact by construction, but answers are longer than in any other format. `&` and `<` of the text are written
+as `&amp;` and `&lt;`. A closing tag closes the innermost entity of its label, so that two entities of one label that
+cross or begin together are read as nested; the grammar does not allow the latter. No token crosses the end of a tag,
+neither in training nor in decoding.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import re
 from dataclasses import dataclass, field
 
 from spantune.core import Document, Entity, Problem, ProblemKind, TaskSpec
-from spantune.encoding.answers.anchoring import Mention, Parsed, Resolved, Said, resolve
+from spantune.encoding.answers.anchoring import Mention, Parsed, PartialAnswer, Resolved, resolve
 from spantune.encoding.answers.lark import choice, literal
 
-_ESCAPED = {"&": "&amp;", "<": "&lt;"}
+_ESCAPES = {"&": "&amp;", "<": "&lt;"}
 _IN_LABEL = re.compile(r"[&<>/\x00-\x1f\x7f]")
 _TOKEN = re.compile(r"<[^<>]*>|&amp;|&lt;|.", re.DOTALL)
 _PARTIAL = re.compile(r"(?:<[^<>]*|&[a-z]*)\Z")
-_PLAIN = {escape: character for character, escape in _ESCAPED.items()}
+_PLAIN = {escape: character for character, escape in _ESCAPES.items()}
 
 
 def render(document: Document, task: TaskSpec) -> str:
-    """The text of `document` with its entities marked."""
+    """Write the text of `document` with its entities marked."""
     if not document.entities and task.empty_answer:
         return task.empty_answer + "\n"
     opens: dict[int, list[Entity]] = {}
@@ -38,40 +39,41 @@ def render(document: Document, task: TaskSpec) -> str:
         pieces += [_closing(entity.label) for entity in inner_first]
         outer_first = sorted(opens.get(place, []), key=lambda e: (-e.end, e.label))
         pieces += [_opening(entity.label) for entity in outer_first]
-        pieces += [_ESCAPED.get(character, character) for character in document.text[place : place + 1]]
+        pieces += [_ESCAPES.get(character, character) for character in document.text[place : place + 1]]
     return "".join(pieces) + "\n"
 
 
 def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
     """Read an answer, free or constrained.
 
-    Where its words are those of the text its offsets are; else each mention is looked for in the text, and the answer
-    is said to be mended.
+    If the answer copies the text exactly, its offsets are used. Otherwise each mention is searched in the text, and the
+    answer is a `repaired` problem.
     """
     if answer.strip() == task.empty_answer:
         return Parsed((), ())
     read = _read(answer, task)
     copied = read.copied.removesuffix("\n") if read.copied == text + "\n" else read.copied
     if not text.startswith(copied):
-        entities = sorted(read.found, key=lambda item: item.entity)
         mentions = [
-            Mention(copied[item.entity.start : item.entity.end], item.entity.label, item.span, item.label_span)
-            for item in entities
+            Mention(
+                copied[stated.entity.start : stated.entity.end], stated.entity.label, stated.span, stated.label_span
+            )
+            for stated in sorted(read.closed, key=lambda resolved: resolved.entity)
         ]
-        found = resolve(mentions, text, task)
-        problems = (*read.problems, *found.problems, Problem(ProblemKind.REPAIRED, answer.strip()))
-        return Parsed(found.resolved, problems, found.in_vain)
-    begun = answer[read.behind :] if copied != text else "".join(_opening(label) for label, _, _ in read.open)
-    return Parsed(tuple(read.found), (*read.problems, *([Problem(ProblemKind.INVALID, begun)] if begun else [])))
+        parsed = resolve(mentions, text, task)
+        problems = (*read.problems, *parsed.problems, Problem(ProblemKind.REPAIRED, answer.strip()))
+        return Parsed(parsed.resolved, problems, parsed.repeats)
+    unclosed = answer[read.behind :] if copied != text else "".join(_opening(label) for label, _, _ in read.open)
+    return Parsed(tuple(read.closed), (*read.problems, *([Problem(ProblemKind.INVALID, unclosed)] if unclosed else [])))
 
 
-def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
-    """A Lark grammar of llguidance for what comes up to the next tag, or to the end.
+def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
+    """Return a Lark grammar of llguidance for the answer up to its next tag, or to its end.
 
-    None, where `said` does not end with a tag.
+    It is None if `partial` does not end with a tag.
     """
-    empty = f" | {literal(task.empty_answer + chr(10))}" if task.empty_answer and said is None else ""
-    read = _read(said.answer if said else "", task)
+    empty = f" | {literal(task.empty_answer + chr(10))}" if task.empty_answer and partial is None else ""
+    read = _read(partial.answer if partial else "", task)
     if read.partial or not text.startswith(read.copied):
         return None
     place, labels = len(read.copied), [label for label, _, _ in read.open]
@@ -85,29 +87,29 @@ def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
     rules = [f"TAG: {choice([*closing, *opening])}", f"LAST: {choice(closing or [chr(10)])}"]
     if not rest:
         return f"start: {choice(first or [chr(10)])}{empty}"
-    ways = ["FIRST" if first else "", f"{literal(_spelt(rest[0]))} s1"]
+    ways = ["FIRST" if first else "", f"{literal(_escaped(rest[0]))} s1"]
     rules += [f"FIRST: {choice(first)}"] if first else []
     for i, character in enumerate(rest[1:], start=1):
-        rules.append(f"s{i}: TAG | {literal(_spelt(character))} s{i + 1}")
+        rules.append(f"s{i}: TAG | {literal(_escaped(character))} s{i + 1}")
     rules.append(f"s{len(rest)}: LAST")
     return "\n".join([f"start: {' | '.join(filter(None, ways))}{empty}", *rules])
 
 
 def pieces(answer: str) -> list[str]:
-    """The parts of an answer that are tokenised by themselves: up to the end of each tag."""
+    """Split an answer into the parts that are tokenised separately: each up to the end of a tag."""
     return re.findall(r"[^<]*(?:<[^<>]*>)|[^<]+", answer)
 
 
 @dataclass
 class _Reading:
-    """What an answer says: the text it copies, entities that are closed, and labels open with start and tag's range.
+    """The text that an answer copies, its closed entities, and its open labels with start and range of the tag.
 
-    `behind` is where it goes on behind the last entity, `opened` whether it ends with an opening tag, and `partial`
-    whether it ends inside a tag or an escape.
+    `behind` is the offset in the answer behind its last entity, `opened` whether the answer ends with an opening tag,
+    and `partial` whether it ends inside a tag or an escape.
     """
 
     copied: str = ""
-    found: list[Resolved] = field(default_factory=list)
+    closed: list[Resolved] = field(default_factory=list)
     open: list[tuple[str, int, tuple[int, int]]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     behind: int = 0
@@ -143,20 +145,20 @@ def _close(read: _Reading, label: str, place: int, match: re.Match[str]) -> None
     _, start, tag = read.open.pop(index)
     if start == place:
         read.problems.append(Problem(ProblemKind.INVALID, _opening(label) + match[0]))
-    elif any(item.entity == Entity(start, place, label) for item in read.found):
+    elif any(resolved.entity == Entity(start, place, label) for resolved in read.closed):
         read.problems.append(Problem(ProblemKind.REPEATED, "".join((_opening(label), match[0]))))
     else:
-        read.found.append(Resolved(Entity(start, place, label), (tag[0], match.end()), tag))
+        read.closed.append(Resolved(Entity(start, place, label), (tag[0], match.end()), tag))
         read.behind = match.end()
 
 
 def _opening(code: str) -> str:
-    return f"<{_IN_LABEL.sub(lambda sign: f'&#{ord(sign[0])};', code)}>"
+    return f"<{_IN_LABEL.sub(lambda match: f'&#{ord(match[0])};', code)}>"
 
 
 def _closing(code: str) -> str:
     return f"</{_opening(code)[1:]}"
 
 
-def _spelt(character: str) -> str:
-    return _ESCAPED.get(character, character)
+def _escaped(character: str) -> str:
+    return _ESCAPES.get(character, character)

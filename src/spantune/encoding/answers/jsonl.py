@@ -1,8 +1,8 @@
-"""`jsonl`: one JSON object a line for each entity, every line ended, the last one too.
+"""`jsonl`: one JSON object per line for each entity; every line ends with a line break, the last one too.
 
-The final line break is not decoration: `"}` with the break after it is one token in many vocabularies,
-and without it forced decoding leaves the tokenisation that training used. What a free model writes
-otherwise is read where its meaning is plain, and said to be mended.
+The last line break is needed: in many vocabularies `"}` and the line break are one token, and without it constrained
+decoding would tokenise differently from training. Objects that an unconstrained model writes in another way are read
+leniently if their meaning is clear, and reported as `repaired`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
-from spantune.core import Document, Problem, ProblemKind, TaskSpec
-from spantune.encoding.answers.anchoring import Mention, Parsed, Said, resolve
+from spantune.core import Document, Problem, ProblemKind, TaskSpec, half_surrogate
+from spantune.encoding.answers.anchoring import Mention, Parsed, PartialAnswer, resolve
 from spantune.encoding.answers.lark import choice, escaped, later, literal, substring, without
 
 _OPEN = '{"entity_text": "'
@@ -24,7 +24,7 @@ _MIDDLE = '", "entity_label": '
 
 @dataclass(frozen=True)
 class Writing:
-    """How a format of JSON objects writes a character of a mention and a label, and what ends an object."""
+    """How a format of JSON objects writes a character of a mention and a label, and the end of an object."""
 
     character: Callable[[str], str]
     label: Callable[[str], str]
@@ -39,7 +39,7 @@ JSON = Writing(
 
 
 def render(document: Document, task: TaskSpec) -> str:
-    """The answer that states the entities of `document`, sorted by (start, end)."""
+    """Write the entities of `document`, sorted by (start, end)."""
     lines = [
         json.dumps({"entity_text": document.surface(entity), "entity_label": entity.label}, ensure_ascii=False)
         for entity in document.entities
@@ -50,43 +50,41 @@ def render(document: Document, task: TaskSpec) -> str:
 
 
 def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
-    """Read an answer, free or constrained; what is no object of the format, or had to be mended, is a problem."""
+    """Read an answer, free or constrained; a part that is not in the format, or had to be repaired, is a problem."""
     return resolve(_mentions(answer, task), text, task)
 
 
-def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
-    """A Lark grammar of llguidance for an answer, or for the rest of one that has `said` something.
+def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
+    """Return a Lark grammar of llguidance for an answer, or for the rest of a partial answer.
 
-    Entities are non-empty substrings of `text`, labels the task's. The first after what is `said` is later in the order
-    of (start, end, label) than its last: renewed after each entity, no answer can go back, repeat itself without end or
-    state an entity twice.
-    None, where `said` does not end with an object: the grammar goes on as it is.
+    Entities are non-empty substrings of `text`, labels those of the task. The next entity comes after the last one of
+    `partial` in the order of (start, end, label). With a new grammar after each entity, an answer cannot go back, loop,
+    or state an entity twice. It is None if `partial` does not end with an object: the earlier grammar stays in use.
     """
-    return object_grammar(text, task, JSON, said)
+    return object_grammar(text, task, JSON, partial)
 
 
-def object_grammar(text: str, task: TaskSpec, writing: Writing, said: Said | None) -> str | None:
-    """The grammar for a way of `writing` the objects."""
+def object_grammar(text: str, task: TaskSpec, writing: Writing, partial: PartialAnswer | None) -> str | None:
+    """Return the grammar for objects in this `writing`."""
     characters = [writing.character(character) for character in text]
     labels = {code: writing.label(code) + "}" + writing.terminator for code in task.codes}
-    if said is None:
+    if partial is None:
         empty = literal(task.empty_answer + writing.terminator if task.empty_answer else "")
         if not text:
             return f"start: {empty}"
         start = f"start: {f'ent+ | {empty}' if task.empty_answer else 'ent*'}"
         return "\n".join([start, *_objects(characters, labels)])
-    opening = without(said.tail, _OPEN) if said.parsed.resolved else None
+    opening = without(partial.tail, _OPEN) if partial.parsed.resolved else None
     if opening is None:
         return None
-    last = said.last
+    last = partial.last
     following, rules = [], later("LATER", characters, last.start, last.end)
     if rules:
         following.append(f"{literal(opening)} LATER {literal(_MIDDLE)} label")
     greater = [written for code, written in labels.items() if code > last.label]
     if greater and text.find(text[last.start : last.end], last.start + 1) < 0:
-        same = "".join(
-            characters[last.start : last.end]
-        )  # apart from the opening, or the lexer would take both for one
+        # a literal of its own: the lexer would read the opening and the mention as one
+        same = "".join(characters[last.start : last.end])
         following.append(f"{literal(opening)} {literal(same)} {literal(_MIDDLE)} ({choice(greater)})")
     if not following:
         return f"start: {literal('')}" if opening == _OPEN else None
@@ -96,7 +94,7 @@ def object_grammar(text: str, task: TaskSpec, writing: Writing, said: Said | Non
 
 
 def _objects(characters: list[str], labels: dict[str, str]) -> list[str]:
-    """The rules for any object."""
+    """Return the rules for any object."""
     return [
         f"ent: {literal(_OPEN)} MENTION {literal(_MIDDLE)} label",
         f"label: {choice(labels.values())}",
@@ -105,38 +103,40 @@ def _objects(characters: list[str], labels: dict[str, str]) -> list[str]:
 
 
 def _mentions(answer: str, task: TaskSpec) -> Iterator[Mention | Problem]:
-    """The mentions of an answer; lines that are no object are read loosely, as many together as there are."""
-    position, odd = 0, 0  # where the line begins, and where the odd lines before it do
-    for line in answer.split("\n"):  # not splitlines: U+2028 and its like stand unescaped in a mention
+    """Yield the mentions of an answer; consecutive lines that are not an object are read together, leniently."""
+    position, lenient = 0, 0  # where the line begins, and where the lines before it that are not an object begin
+    for line in answer.split("\n"):  # not splitlines: a mention may contain U+2028
         span = (position, min(position + len(line) + 1, len(answer)))
         content = line.strip()
         mention = _strict(content, span, answer)
         if mention is not None or not content or content == task.empty_answer:
-            yield from loose_mentions(answer, (odd, position))
-            odd = span[1]
+            yield from lenient_mentions(answer, (lenient, position))
+            lenient = span[1]
         if mention is not None:
             yield mention
         position = span[1]
-    yield from loose_mentions(answer, (odd, position))
+    yield from lenient_mentions(answer, (lenient, position))
 
 
 def _strict(line: str, span: tuple[int, int], answer: str) -> Mention | None:
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):  # a free model may write ten thousand digits or brackets
+    except (ValueError, RecursionError):  # an unconstrained model may write ten thousand digits or brackets
         return None
     return as_mention(record, span, answer)
 
 
-_DECODER = json.JSONDecoder(strict=False)  # a line break in a string is taken as it is
+_DECODER = json.JSONDecoder(strict=False)  # allows a line break in a string
 _COMMA = re.compile(r",\s*(?=\}$)")
-_WRAPPING = re.compile(r"[\[\]{},:\s]*+(?:```\w*+)?[\[\]{},:\s]*+")  # possessive: a line of brackets costs its length
+_WRAPPING = re.compile(
+    r"[\[\]{},:\s]*+(?:```\w*+)?[\[\]{},:\s]*+"
+)  # possessive, so that a line of brackets takes linear time
 
 
-def loose_mentions(answer: str, part: tuple[int, int]) -> Iterator[Mention | Problem]:
-    """The mentions of the objects in a part of an answer, each with the problem that says so, and what is left."""
+def lenient_mentions(answer: str, part: tuple[int, int]) -> Iterator[Mention | Problem]:
+    """Yield the mentions of the objects in a part of an answer, each with a `repaired` problem, and what is left."""
     place, end = part
-    behind = place  # what the objects before this end with
+    behind = place  # the end of the last object
     while (place := answer.find("{", place, end)) >= 0:
         record, stop = _object(answer, place, end)
         mention = as_mention(record, (place, stop), answer)
@@ -150,16 +150,19 @@ def loose_mentions(answer: str, part: tuple[int, int]) -> Iterator[Mention | Pro
     yield from _rest(answer[behind:end])
 
 
-def as_mention(record: Any, span: tuple[int, int], answer: str) -> Mention | None:
-    """The mention that the object at `span` of an answer states; None where it is another object."""
-    if not isinstance(record, dict) or not all(_is_text(record.get(key)) for key in ("entity_text", "entity_label")):
+def as_mention(record: object, span: tuple[int, int], answer: str) -> Mention | None:
+    """Return the mention that the object at `span` of an answer states; None if it is another object."""
+    if not isinstance(record, dict):
+        return None
+    mention, code = record.get("entity_text"), record.get("entity_label")
+    if not _is_text(mention) or not _is_text(code):
         return None
     label = max(answer.rfind("entity_label", *span), span[0])
-    return Mention(record["entity_text"], record["entity_label"], span, (label, span[1]))
+    return Mention(mention, code, span, (label, span[1]))
 
 
-def _object(answer: str, start: int, end: int) -> tuple[Any, int]:
-    """The object that begins at `start`, if it is one, and where it ends."""
+def _object(answer: str, start: int, end: int) -> tuple[object, int]:
+    """Return the object that begins at `start`, None if there is none, and where it ends."""
     try:
         record, stop = _DECODER.raw_decode(answer, start)
         return record, stop
@@ -175,11 +178,11 @@ def _object(answer: str, start: int, end: int) -> tuple[Any, int]:
 
 
 def _rest(text: str) -> Iterator[Problem]:
-    """Lines that are no object: brackets and fences around objects are repairs, all else is invalid."""
+    """Yield the problems of lines that are not an object: brackets and fences are repaired, all else is invalid."""
     for line in filter(None, map(str.strip, text.split("\n"))):
         yield Problem(ProblemKind.REPAIRED if _WRAPPING.fullmatch(line) else ProblemKind.INVALID, line)
 
 
-def _is_text(value: Any) -> bool:
-    """Whether `value` is a string without half a surrogate pair, which an escape can smuggle in."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether `value` is a string without half of a surrogate pair, which an escape can produce."""
+    return isinstance(value, str) and half_surrogate(value) is None

@@ -1,7 +1,7 @@
-"""`jsonl_seed`: the tutorial's answers, objects run together with no line break and no escaping.
+"""`jsonl_seed`: the tutorial's answers, objects one after another without line breaks and without escaping.
 
-Kept to reproduce that run and to show the difference. A mention that holds a double quote cannot be
-read back for certain: what does not match is reported as invalid.
+It exists to reproduce the tutorial's run and to show the difference. A mention with a double quote may not be read
+back: what does not match is reported as invalid.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from spantune.core import Document, Problem, ProblemKind, TaskSpec
-from spantune.encoding.answers.anchoring import Mention, Parsed, Said, resolve
+from spantune.encoding.answers.anchoring import Mention, Parsed, PartialAnswer, resolve
 from spantune.encoding.answers.jsonl import Writing, object_grammar
 
 PLAIN = Writing(character=str, label=lambda code: f'"{code}"', terminator="")
@@ -18,7 +18,7 @@ _OBJECT = re.compile(r'\{"entity_text": "(.*?)", "entity_label": "(.*?)"\}', re.
 
 
 def render(document: Document, task: TaskSpec) -> str:
-    """The answer that states the entities of `document`, unescaped and run together."""
+    """Write the entities of `document`, unescaped and without separators."""
     objects = [
         f'{{"entity_text": "{document.surface(entity)}", "entity_label": "{entity.label}"}}'
         for entity in document.entities
@@ -27,16 +27,16 @@ def render(document: Document, task: TaskSpec) -> str:
 
 
 def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
-    """Read an answer; what stands between objects is a problem."""
+    """Read an answer; text between objects is a problem."""
     return resolve(_mentions(answer, task), text, task)
 
 
-def grammar(text: str, task: TaskSpec, said: Said | None = None) -> str | None:
+def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
     """As `jsonl.grammar`, without escaping and line breaks.
 
-    A mention that `text` goes on from with a double quote cannot be ended: the quote is taken into it.
+    A mention before a double quote of `text` cannot end there: the quote becomes part of it.
     """
-    return object_grammar(text, task, PLAIN, said)
+    return object_grammar(text, task, PLAIN, partial)
 
 
 def _mentions(answer: str, task: TaskSpec) -> Iterator[Mention | Problem]:

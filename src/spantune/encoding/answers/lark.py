@@ -1,6 +1,6 @@
-"""Lark, as llguidance reads it: literals and the terminals for parts of a text.
+"""Lark grammars for llguidance: literals, and terminals for parts of a text.
 
-Texts come as characters in the spelling of the answer, one string each, so that an escape is never taken apart.
+A text is given as a list of its characters as the answer writes them, so that an escape is never split.
 """
 
 from __future__ import annotations
@@ -12,30 +12,33 @@ _ESCAPES = {character: json.dumps(character)[1:-1] for character in (*map(chr, r
 
 
 def escaped(character: str) -> str:
-    """A character as JSON spells it within a string."""
+    """Return a character as JSON writes it inside a string."""
     return _ESCAPES.get(character, character)
 
 
 def literal(text: str) -> str:
-    """`text` and nothing else."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # the one control that JSON leaves as it is
+    """Return the literal for exactly `text`."""
+    return json.dumps(text, ensure_ascii=False).replace(
+        "\x7f", "\\u007f"
+    )  # the only control character that JSON does not escape
 
 
 def choice(texts: Iterable[str]) -> str:
-    """One of `texts`."""
+    """Return an alternative of the literals `texts`."""
     return " | ".join(map(literal, texts))
 
 
 def substring(name: str, characters: Sequence[str]) -> list[str]:
-    """A terminal for a non-empty substring of `characters`."""
+    """Return the rules of a terminal for a non-empty substring of `characters`."""
     chunks = json.dumps(characters, ensure_ascii=False)
     return [f"{name}: {name}_RAW & /(?s:.)+/", f'{name}_RAW: %regex {{"substring_chunks": {chunks}}}']
 
 
 def later(name: str, characters: Sequence[str], start: int, end: int) -> list[str]:
-    """A terminal for a substring that can be found later than `characters[start:end]`, by start and then by end.
+    """Return the rules of a terminal for a substring later than `characters[start:end]`, by start and then by end.
 
-    It begins farther on, or it begins there and goes on farther. No rule where there is none.
+    It begins behind `start`, or it begins there and ends behind `end`. There are no rules if there is no such
+    substring.
     """
     rules, ways = [], []
     if start + 1 < len(characters):
@@ -51,5 +54,5 @@ def later(name: str, characters: Sequence[str], start: int, end: int) -> list[st
 
 
 def without(tail: str, head: str) -> str | None:
-    """What is left to write of `head` when `tail` has been written; None where it begins otherwise."""
+    """Return the rest of `head` behind `tail`, which is already written; None if `head` does not begin with it."""
     return head[len(tail) :] if head.startswith(tail) else None

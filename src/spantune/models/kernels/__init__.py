@@ -1,0 +1,1 @@
+"""Attention and linear products that are written for packs, decoded rows and LoRA."""

@@ -1,11 +1,11 @@
-"""Attention of a pack by the variable-length flash kernel: each example's keys are the prefix's, then its own.
+"""Attention of a pack with the variable-length flash kernel: an example's keys are the prefix's, then its own.
 
     queries   [prefix][example 1][example 2]…          one sequence each
     keys      [prefix][prefix, example 1][prefix, example 2]…
 
-Bottom-right causal order is then exactly what an example would see by itself, sliding windows included, and nothing
+Bottom-right causal order is then exactly the attention of the example by itself, sliding windows included, and nothing
 that a mask would hide is computed. The copies of the prefix's keys are made for one layer at a time; their gradients
-are summed in float32 and in one order. For bf16 and fp16 on CUDA; `attention` has the way for everything else.
+are summed in float32 and in a fixed order. For bf16 and fp16 on CUDA; `attention` computes everything else.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from torch.utils.flop_counter import register_flop_formula
 
 from spantune.encoding import PREFIX
 from spantune.models.architecture import head_size
+from spantune.models.interfaces import ModelConfig
 from spantune.models.kernels.lora_linear import LIBRARY
 
-STEP = 512  # the kernel's longest sequence is rounded up to it, so that a compiled layer sees few values
+STEP = 512  # the longest sequence is rounded up to a multiple of it, so that a compiled layer sees few values
 LARGEST_HEAD = 256
 
 
 class Spans(NamedTuple):
-    """Where the sequences of a pack lie.
+    """The layout of a pack's sequences.
 
-    `queries`, `keys` [sequences + 1] int32 are where each begins; `tokens` [keys] says which token a key is;
-    `own` [tokens] at which key each token's own is, `copies` [examples, prefix] where the prefix's copies are;
-    `longest` bounds the length of a sequence.
+    `queries` and `keys` [sequences + 1] int32 are the starts of the sequences; `tokens` [keys] is the token of each
+    key, `own` [tokens] the key of each token itself, `copies` [examples, prefix] the keys that copy the prefix;
+    `longest` is an upper bound of the length of a sequence.
     """
 
     queries: Tensor
@@ -43,7 +44,7 @@ class Spans(NamedTuple):
 
 
 def spans(owner: Sequence[int]) -> Spans:
-    """The Spans of a pack whose prefix, if it has one, stands first."""
+    """Return the spans of a pack by the owner of each token; the prefix, where there is one, comes first."""
     lengths = [(name, len(list(tokens))) for name, tokens in groupby(owner)]
     prefix = lengths[0][1] if lengths[0][0] == PREFIX else 0
     before = [0 if name == PREFIX else prefix for name, _ in lengths]
@@ -68,8 +69,8 @@ def spans(owner: Sequence[int]) -> Spans:
     )
 
 
-def can_flash(config: Any, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel takes the packs of a model that computes in `dtype` on `device`."""
+def can_flash(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel supports the packs of a model that computes in `dtype` on `device`."""
     half = dtype in (torch.bfloat16, torch.float16)
     return device.type == "cuda" and half and head_size(config) <= LARGEST_HEAD
 
@@ -88,11 +89,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _gradients(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    found = torch.ops.spantune.pack_attention_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
-    return (*found, *[None] * 8)
+    gradients = torch.ops.spantune.pack_attention_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
+    return (*gradients, *[None] * 8)
 
 
-# The operators take the fields of Spans one by one: an operator's schema knows tensors and numbers only.
+# The operators take the fields of Spans one by one: an operator's schema has tensors and numbers only.
 
 
 def _attend(
@@ -133,7 +134,7 @@ def _differentiate(
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value."""
-    unused = torch.zeros(2, dtype=torch.uint64, device=query.device)  # the state of dropout, of which there is none
+    unused = torch.zeros(2, dtype=torch.uint64, device=query.device)  # the random state of dropout, which is off
     of_query, of_keys, of_values = torch.ops.aten._flash_attention_backward(
         grad, query, key[tokens], value[tokens], output, lse, queries, keys, longest, longest, 0.0, True, unused,
         unused, scale=scale, **_windowed(window),
@@ -146,20 +147,20 @@ def _windowed(window: int) -> dict[str, int]:
 
 
 def gathered(gradient: Tensor, own: Tensor, copies: Tensor) -> Tensor:
-    """Gradients [tokens, heads, size] from those of the keys: each token's own, and the sum of the prefix's copies."""
-    found = gradient.index_select(0, own)
+    """Return gradients [tokens, heads, size] from those of the keys: the token's own, plus those of its copies."""
+    gradients = gradient.index_select(0, own)
     if copies.numel():
         shared = copies.shape[1]
         summed = gradient[copies].sum(0, dtype=torch.float32)
-        found[:shared] = (found[:shared].float() + summed).to(found.dtype)
-    return found
+        gradients[:shared] = (gradients[:shared].float() + summed).to(gradients.dtype)
+    return gradients
 
 
-def _attended_shape(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def _attended_shape(query: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
 
 
-def _gradient_shapes(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, ...]:
+def _gradient_shapes(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: object) -> tuple[Tensor, ...]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
@@ -179,7 +180,7 @@ torch.library.register_fake("spantune::pack_attention_backward", _gradient_shape
 
 
 @register_flop_formula(torch.ops.spantune.pack_attention)
-def _flops(query: Any, *_: Any, **__: Any) -> int:
-    """What a compiler weighs recomputation by: as if every query saw every token, since short sequences are slow."""
+def _flops(query: Sequence[int], *_: object, **__: object) -> int:
+    """The cost for a compiler's choice of recomputation: that of dense attention, since short sequences are slow."""
     tokens, heads, size = query
     return int(4 * tokens * tokens * heads * size)

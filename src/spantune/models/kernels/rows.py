@@ -1,8 +1,8 @@
 """Attention of rows that are decoded together in one flat sequence, over a cache of slots.
 
-The queries of a row stand together; each sees the keys of its row up to its own position, and no further back than the
-window of a sliding layer. On a CUDA GPU one kernel takes all rows (see `row_kernel`); elsewhere each row's keys are
-gathered and given to scaled-dot-product attention, so that attention costs what the rows cost by themselves.
+The queries of a row are consecutive; each attends to the keys of its row up to its own position, within the window of a
+sliding layer. On a CUDA GPU one kernel computes all rows (see `rows_triton`); elsewhere the keys of each row are
+gathered and given to scaled-dot-product attention, so that the cost is the sum of the rows' costs.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from spantune.models.architecture import layer_kinds, window_of
+from spantune.models.interfaces import ModelConfig
 
 
 class Span(NamedTuple):
-    """The `queries` of one row in a pass, from index `first` on, at positions from `position` on."""
+    """The queries of one row in a pass: `queries` of them from index `first`, at positions from `position`."""
 
     row: int
     first: int
@@ -30,10 +31,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class RowView:
-    """Who sees whom in a pass: the queries' spans, and the slot of each row's positions [rows, positions].
+    """Which keys the queries of a pass attend to: their spans, and the `slots` [rows, positions] of their keys.
 
-    `blocks` [blocks, 4] are the spans cut into what one program of the kernel takes, as a tensor of a fixed shape;
-    without it the spans are gone through one by one. `windows` has one entry a layer.
+    `blocks` [blocks, 4] are the spans cut into blocks of the kernel's size, as a tensor of a fixed shape; without it
+    the spans are computed one after another. `windows` has one entry for each layer.
     """
 
     slots: Tensor
@@ -50,7 +51,7 @@ class RowView:
             return attend_blocks(query[0], key, value, self.slots, self.blocks, scale, window)
         return torch.cat([self._attend_span(span, query[0], key, value, scale, window) for span in self.spans])[None]
 
-    # what transformers hands an attention function, one by one, and the span of it
+    # the arguments of transformers' attention functions, and a span
     def _attend_span(
         self, span: Span, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
@@ -59,20 +60,20 @@ class RowView:
         begin = max(0, span.position - window + 1) if window else 0
         slots = self.slots[span.row, begin:end]
         keys, values = (store.index_select(0, slots).transpose(0, 1) for store in (key, value))
-        # the query heads that share a key head are taken together: nothing is repeated
+        # the query heads that share a key head are computed together, so that no key is repeated
         queries = query[:, span.first : span.first + span.queries].reshape(heads, -1, size)
         group = queries.shape[1] // span.queries
         mask = None
         if span.queries > 1:
             distance = torch.arange(span.position, end)[:, None] - torch.arange(begin, end)[None, :]
-            seen = (distance >= 0) & (distance < window) if window else distance >= 0
-            mask = seen.to(query.device).repeat(group, 1)
+            visible = (distance >= 0) & (distance < window) if window else distance >= 0
+            mask = visible.to(query.device).repeat(group, 1)
         attended = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask, scale=scale)
         return attended[0].view(heads, group, span.queries, size).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def blocks_of(spans: Sequence[Span], size: int) -> list[tuple[int, int, int, int]]:
-    """The spans cut into blocks of `size` queries: row, first query, queries, position of the first."""
+    """Cut the spans into blocks of `size` queries: (row, first query, queries, position of the first)."""
     return [
         (span.row, span.first + done, min(size, span.queries - done), span.position + done)
         for span in spans
@@ -81,7 +82,7 @@ def blocks_of(spans: Sequence[Span], size: int) -> list[tuple[int, int, int, int
 
 
 def queries_per_block(group: int) -> int:
-    """How many queries of a row one block of the Triton kernel takes, where `group` query heads share a key head."""
+    """Return the queries of a row in a block of the Triton kernel, where `group` query heads share a key head."""
     from spantune.models.kernels import rows_triton
 
     return rows_triton.queries_per_block(group)
@@ -89,7 +90,7 @@ def queries_per_block(group: int) -> int:
 
 @cache
 def kernel_error(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> float:
-    """How far the kernel's attention is from the plain way's on a small random batch, as a share of its norm."""
+    """Return the relative error of the kernel's attention against the plain computation on a small random batch."""
     draw = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -102,12 +103,12 @@ def kernel_error(heads: int, kv_heads: int, size: int, dtype: torch.dtype, devic
     worst = 0.0
     for window in (None, 7):
         plain = RowView(slots, (window,), spans).attend(0, query, key, value, size**-0.5).float()
-        found = RowView(slots, (window,), blocks=blocks).attend(0, query, key, value, size**-0.5).float()
-        worst = max(worst, float((found - plain).norm() / plain.norm()))
+        fast = RowView(slots, (window,), blocks=blocks).attend(0, query, key, value, size**-0.5).float()
+        worst = max(worst, float((fast - plain).norm() / plain.norm()))
     return worst
 
 
-def windows(config: Any) -> list[int | None]:
-    """The attention window of each layer, None where it sees all."""
+def windows(config: ModelConfig) -> list[int | None]:
+    """Return the attention window of each layer in tokens; None where it has none."""
     kinds: Sequence[str | None] = layer_kinds(config) or [None] * config.num_hidden_layers
     return [window_of(config, kind) for kind in kinds]

@@ -1,8 +1,8 @@
-"""The Triton kernel of `row_attention`: all rows of a pass at once, each over its own slots.
+"""The Triton kernel of `RowView`: all rows of a pass at once, each over its own slots.
 
-One program takes a block of a row's queries with all the query heads that share a key head, and goes through the keys
-of the row in order (flash attention's online softmax). It reads no key that is not seen, takes prompts and single
-tokens alike, and its launch depends on shapes only, so that a CUDA graph can hold it. Accumulates in float32.
+One program computes a block of a row's queries with all the query heads that share a key head, over the keys of the
+row in order (flash attention's online softmax). It reads only keys that are attended to, supports prompts and single
+tokens, and its launch depends on shapes only, so that a CUDA graph can capture it. Accumulates in float32.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-KEYS = 64  # keys a step
-QUERIES = 8  # queries of a row in a block, at the least
+KEYS = 64  # keys of a step
+QUERIES = 8  # fewest queries of a row in a block
 
 
 def queries_per_block(group: int) -> int:
-    """How many queries of a row one block takes, where `group` query heads share a key head."""
+    """Return the queries of a row in a block, where `group` query heads share a key head."""
     return _lines(group) // group
 
 
-# A kernel and what launches it take tensors and numbers one by one.
+# A kernel and its launcher take tensors and numbers one by one.
 
 
 def attend_blocks(
     query: Tensor, key: Tensor, value: Tensor, slots: Tensor, blocks: Tensor, scale: float, window: int | None
 ) -> Tensor:
-    """Attention [1, tokens, heads, size] of queries [heads, tokens, size] over keys and values [slots, kv heads, size].
+    """Return attention [1, tokens, heads, size] of queries [heads, tokens, size] over slots [slots, kv heads, size].
 
-    Each of `blocks` [blocks, 4] is (row, first query, queries, position of the first); none, where queries are 0.
+    Each of `blocks` [blocks, 4] is (row, first query, queries, position of the first); one with 0 queries is skipped.
     """
     heads, tokens, size = query.shape
     group = heads // key.shape[1]

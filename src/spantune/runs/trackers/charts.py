@@ -1,26 +1,20 @@
-"""What dashboards show of a measuring beside its scalars: predictions as text, F1 by type and confusion as charts.
+"""What dashboards show of an evaluation beside its scalars: predictions as text, F1 by type and confusion as charts.
 
 A chart is data, with a caption that says the same in words. It becomes ECharts options for dashboards that draw, and a
-picture by Pillow for those that cannot. The picture is plain: it needs no browser and no fonts of its own, and a label
-whose script none of the machine's fonts has is drawn as boxes, which is why the caption says it too.
+picture by Pillow for those that do not. The picture needs no browser and no fonts of its own. A label whose script no
+font of the machine has is drawn as boxes, which is why the caption has it too.
 """
 
 from __future__ import annotations
 
-from PIL import Image
-from PIL import ImageDraw
-from PIL import ImageFont
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from spantune.core import Document
-from spantune.core import Entity
-from spantune.metrics import Confusion
-from spantune.metrics import NONE
-from spantune.metrics import judge
-from typing import Any
 import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from PIL import Image, ImageDraw, ImageFont
+
+from spantune.core import Document, Entity
+from spantune.metrics import NONE, Confusion, judge
 
 WIDTH = 640
 INK, FAINT, BAR, HOT = "#1f2328", "#d0d7de", "#4c8dd6", (35, 105, 190)
@@ -82,8 +76,8 @@ class F1Chart:
             _text(draw, (WIDTH - right + 10, middle), str(bar), "lm", 12)
         return picture
 
-    def options(self) -> dict[str, Any]:
-        """ECharts: bars, and boxes from low to high, whose middle is F1."""
+    def options(self) -> dict[str, object]:
+        """ECharts: bars, and boxes from the lower to the upper bound, whose middle is F1."""
         boxes = [
             [round(100 * value, 1) for value in (bar.low, bar.low, bar.f1, bar.high, bar.high)]
             if bar.low is not None and bar.high is not None
@@ -104,25 +98,30 @@ class F1Chart:
 
 @dataclass(frozen=True)
 class ConfusionChart:
-    """Entities by gold (rows) and predicted (columns) label; `none` is what has no counterpart."""
+    """Entities by gold (rows) and predicted (columns) label; `none` stands for no counterpart."""
 
     name: str
     confusion: Confusion
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of rows and columns."""
+        """The labels of rows and columns."""
         return (*self.confusion.labels, NONE)
 
     @property
     def caption(self) -> str:
-        """The cells off the diagonal that are not empty, the fullest first."""
-        cells = [(count, one, other) for one, row in self._rows() for other, count in row if count and one != other]
-        wrong = "; ".join(f"{one} → {other} {count}" for count, one, other in sorted(cells, reverse=True))
+        """The cells off the diagonal that are not empty, the largest count first."""
+        cells = [
+            (count, gold, predicted)
+            for gold, row in self._rows()
+            for predicted, count in row
+            if count and gold != predicted
+        ]
+        wrong = "; ".join(f"{gold} → {predicted} {count}" for count, gold, predicted in sorted(cells, reverse=True))
         return f"gold → predicted, what is wrong: {wrong or 'nothing'}"
 
     def image(self) -> Image.Image:
-        """Cells shaded by their share of the row; low ones, since boards scale pictures to a height."""
+        """Cells shaded by their share of the row; rows are low, since boards scale pictures to a fixed height."""
         wide, high, left, top = (34 if len(self.labels) > 14 else 46), 24, 120, 74
         picture = Image.new("RGB", (left + wide * len(self.labels) + 12, top + high * len(self.labels) + 4), "white")
         draw = ImageDraw.Draw(picture)
@@ -140,7 +139,7 @@ class ConfusionChart:
                 _text(draw, (place + wide // 2, middle), str(count), "mm", 13, ink)
         return picture
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """ECharts: a heat map."""
         cells = [
             [column, number, count]
@@ -166,41 +165,44 @@ class ConfusionChart:
 
 def charts(
     split: str,
-    values: Mapping[str, Any],
+    values: Mapping[str, float | None],
     gold: Sequence[Document],
     predicted: Sequence[Document],
     labels: Sequence[str],
 ) -> list[F1Chart | ConfusionChart]:
-    """The charts of a measuring: F1 by type from its flat figures, and its confusion matrix."""
+    """The charts of an evaluation: F1 by type from its flat figures, and its confusion matrix."""
     bars = tuple(
         Bar(label, f1, values.get(f"f1_low/{label}"), values.get(f"f1_high/{label}"))
         for label in labels
         if (f1 := values.get(f"f1/{label}")) is not None
     )
-    found: list[F1Chart | ConfusionChart] = [F1Chart(f"{split} F1 by type", bars)] if bars else []
-    return [*found, ConfusionChart(f"{split} confusion", judge(gold, predicted, labels).confusion)]
+    f1_charts: list[F1Chart | ConfusionChart] = [F1Chart(f"{split} F1 by type", bars)] if bars else []
+    return [*f1_charts, ConfusionChart(f"{split} confusion", judge(gold, predicted, labels).confusion)]
 
 
 def panel(gold: Sequence[Document], predicted: Sequence[Document]) -> dict[str, str]:
     """Each document's predicted and gold entities and its text, by document id.
 
-    What changes from one measuring to the next comes first, since a board may show but the first line; and as boards
-    collapse line breaks, the parts are told apart without them.
+    What changes from one evaluation to the next comes first, since a board may show only the first line. The parts are
+    marked by ▸, since boards collapse line breaks.
     """
-    return {one.id: _shown(one, other) for one, other in zip(gold, predicted, strict=True)}
+    pairs = zip(gold, predicted, strict=True)
+    return {
+        gold_document.id: _summary(gold_document, predicted_document) for gold_document, predicted_document in pairs
+    }
 
 
-def _shown(gold: Document, predicted: Document) -> str:
-    wanted, found = (list(dict.fromkeys(map(_key, document.entities))) for document in (gold, predicted))
+def _summary(gold: Document, predicted: Document) -> str:
+    gold_keys, predicted_keys = (list(dict.fromkeys(map(_key, document.entities))) for document in (gold, predicted))
 
     def entity(key: tuple[int, int, str]) -> str:
         start, end, label = key
         return f"{gold.text[start:end]} [{label} {start}:{end}]"
 
-    right = sum(key in wanted for key in found)
-    guessed = "; ".join(f"{'✓' if key in wanted else '✗'} {entity(key)}" for key in found) or "none"
-    head = f"▸ {right} of {len(wanted)} right, {len(found) - right} wrong ▸ predicted: {guessed}"
-    return f"{head}\n\n▸ gold: {'; '.join(map(entity, wanted)) or 'none'}\n\n▸ {gold.text}"
+    right = sum(key in gold_keys for key in predicted_keys)
+    marked = "; ".join(f"{'✓' if key in gold_keys else '✗'} {entity(key)}" for key in predicted_keys) or "none"
+    head = f"▸ {right} of {len(gold_keys)} right, {len(predicted_keys) - right} wrong ▸ predicted: {marked}"
+    return f"{head}\n\n▸ gold: {'; '.join(map(entity, gold_keys)) or 'none'}\n\n▸ {gold.text}"
 
 
 def _key(entity: Entity) -> tuple[int, int, str]:
@@ -214,7 +216,7 @@ def _text(
 
 
 def _short(label: str, most: int) -> str:
-    """What fits in the width of `most` letters; the caption has all of it."""
+    """`label`, cut to the width of `most` letters; the caption has all of it."""
     wide = sum(2 - character.isascii() for character in label)
     return label if wide <= most else f"{label[: (most if label.isascii() else most // 2) - 1]}\u2026"
 
@@ -229,7 +231,7 @@ def _upright(picture: Image.Image, foot: tuple[int, int], text: str) -> None:
 
 @functools.cache
 def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font for ASCII, else the first of the usual ones that the machine has."""
+    """Pillow's own font for ASCII, else the first of _FONTS that the machine has."""
     for name in () if ascii_only else _FONTS:
         try:
             return ImageFont.truetype(name, size)

@@ -1,45 +1,37 @@
-"""What a tracker is: its interface, and what it is told of a run.
+"""The interface of a tracker, and what it is told about a run.
 
-A backend is a small class in a module of its own, `track_<name>`, that imports its SDK when it is made. It does not
-guard itself: `track_process` keeps whatever it does, raises or waits for away from the run. What it has to know again
-later, such as its run id, is kept in the run folder's `trackers/`; nothing secret goes in there.
+A backend is a small class in a module of its own that imports its SDK when it is constructed. It need not protect the
+run from its SDK: the backend runs in a process of its own (`process`), so that nothing it does, raises or waits for
+reaches the run. What it has to know again later, such as its run id, is saved in the run folder's `trackers/`; no
+secret is saved there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import field
-from filelock import FileLock
-from filelock import Timeout
-from pathlib import Path
-from spantune.core import config
-from spantune.core import Document
-from spantune.core import RunError
-from typing import Any
-from typing import Protocol
-from typing import TYPE_CHECKING
 import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
+
+from spantune.core import Document, Locked, RunError, config, file_lock, replace_text
+from spantune.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-TRACKERS = "trackers"
 PATIENCE = 15.0
 """Seconds that a tracker waits for the process of a run that was killed to close its record."""
 
 
 class Chart(Protocol):
-    """A chart that a dashboard shows, drawn only where it is wanted."""
+    """A chart that a dashboard shows; it is drawn only where a dashboard needs the picture."""
 
     @property
     def name(self) -> str:
-        """Where it is shown; one chart a name and step."""
+        """The name that it is shown under; one chart for each name and step."""
 
     @property
     def caption(self) -> str:
@@ -48,12 +40,12 @@ class Chart(Protocol):
     def image(self) -> Image.Image:
         """The chart as a picture."""
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """The chart as ECharts options, which are JSON."""
 
 
 class Tracker(Protocol):
-    """What a backend offers. Its methods are called in one thread, in the order of the run."""
+    """The methods of a backend, which are called in one thread, in the order of the run."""
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         """Record scalars of a split at a step; all are finite."""
@@ -72,12 +64,24 @@ class Tracker(Protocol):
 
 
 Call = Callable[[Tracker], None]
-"""Something that a tracker is told."""
+"""A call that a tracker gets."""
+
+
+class Note(TypedDict, total=False):
+    """What a tracker saves about its record of a run."""
+
+    id: str
+    mode: str
+    directory: str
+    state: str
+    url: str | None
+    hint: str
+    sent: bool
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What trackers are told of a run: its folder, their settings, and all that it is the result of.
+    """What trackers are told about a run: its folder, their settings, its recipe and its environment.
 
     `labels` are the codes of its label set, and `gold` its documents by split and id, to show predictions beside them.
     """
@@ -85,48 +89,46 @@ class RunInfo:
     folder: Path
     name: str
     settings: config.Track
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     labels: Sequence[str] = ()
     gold: Mapping[str, Mapping[str, Document]] = field(default_factory=dict)
 
-    def remembered(self, tracker: str) -> dict[str, Any]:
-        """What the tracker has kept for this run, such as its run id; nothing where that is absent or damaged."""
-        return _read(self.folder / TRACKERS / f"{tracker}.json")
+    def remembered(self, tracker: str) -> Note:
+        """What the tracker has saved for this run, such as its run id; empty where that is absent or damaged."""
+        return _read(RunFolder(self.folder).trackers / f"{tracker}.json")
 
-    def remember(self, tracker: str, **values: Any) -> None:
-        """Keep values for later: a resume, a sync, the closing lines of the command."""
-        path = self.folder / TRACKERS / f"{tracker}.json"
+    def remember(self, tracker: str, **values: Unpack[Note]) -> None:
+        """Save values for later: a resume, a sync, the closing lines of the command."""
+        path = RunFolder(self.folder).trackers / f"{tracker}.json"
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
         text = json.dumps({**self.remembered(tracker), **values}, ensure_ascii=False, indent=2)
-        temporary.write_text(f"{text}\n", encoding="utf-8")
-        temporary.replace(path)
+        replace_text(path, f"{text}\n")
 
     @contextmanager
     def owned(self, tracker: str, seconds: float = PATIENCE) -> Iterator[None]:
-        """Be the one process that writes this tracker's record of the run; one that is ending gets this time for it.
+        """Let only this process write the tracker's record of the run, after waiting `seconds` for one that is ending.
 
         Raises:
-            RunError: another process goes on writing it.
+            RunError: another process still writes it.
         """
-        path = self.folder / TRACKERS / f"{tracker}.lock"
+        path = RunFolder(self.folder).trackers / f"{tracker}.lock"
         path.parent.mkdir(exist_ok=True)
         try:
-            with FileLock(path, timeout=seconds):
+            with file_lock(path, seconds):
                 yield
-        except Timeout:
+        except Locked:
             raise RunError(f"another process writes this run's record for {tracker}; wait for it, or stop it") from None
 
 
 def hints(folder: Path) -> list[str]:
-    """What to type to see or send the record of a run, a line for each of its trackers, SwanLab first."""
-    kept = sorted((folder / TRACKERS).glob("*.json"), key=lambda path: (path.stem != "swanlab", path.stem))
-    return [found["hint"] for found in map(_read, kept) if "hint" in found]
+    """How to see or send the record of a run: a line for each of its trackers, SwanLab first."""
+    paths = sorted(RunFolder(folder).trackers.glob("*.json"), key=lambda path: (path.stem != "swanlab", path.stem))
+    return [note["hint"] for note in map(_read, paths) if "hint" in note]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Note:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent, or damaged: the tracker then begins anew
+        note: Note = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent, or damaged: the tracker then begins a new record
         return {}
-    return found
+    return note

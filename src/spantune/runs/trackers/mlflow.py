@@ -1,21 +1,19 @@
 """MLflow: the server that `MLFLOW_TRACKING_URI` names, else a SQLite file in the run folder's `mlflow/`.
 
-A resumed run goes on in the same MLflow run: steps that it has of a metric are not recorded twice.
+A resumed run continues the same MLflow run: the steps that a metric has already are not recorded twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Mapping
-from pathlib import Path
-from spantune.runs.trackers.interface import Chart
-from spantune.runs.trackers.interface import RunInfo
-from typing import Any
 import json
 import logging
 import os
 import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+from spantune.runs.folder import RunFolder
+from spantune.runs.trackers.interface import Chart, RunInfo
 
 _STATES = {"success": "FINISHED", "crashed": "FAILED", "aborted": "KILLED"}
 _LONGEST = 500
@@ -28,17 +26,17 @@ class MlflowTracker:
     def __init__(self, info: RunInfo):
         from mlflow import MlflowClient
 
-        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table that it makes
+        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it logs every table that it makes
         uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
         if not uri:
-            folder = (info.folder / "mlflow").absolute()
+            folder = RunFolder(info.folder).mlflow.absolute()
             folder.mkdir(exist_ok=True)
             uri, artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
         self._client = MlflowClient(uri)
-        self._last: dict[str, int] = {}  # steps that the run had of each metric before
-        found = info.remembered("mlflow").get("id")
-        self._resumed = found is not None
-        self._id = found or self._created(info, artifacts)
+        self._last: dict[str, int] = {}  # the last step of each metric that the MLflow run had before
+        run_id = info.remembered("mlflow").get("id")
+        self._resumed = run_id is not None
+        self._id = run_id or self._create(info, artifacts)
         if self._resumed:
             self._client.update_run(self._id, "RUNNING")
         info.remember("mlflow", id=self._id, hint=f"MLflow: mlflow ui --backend-store-uri {uri}")
@@ -49,11 +47,11 @@ class MlflowTracker:
 
         now = int(time.time() * 1000)
         named = {f"{split}/{key}": value for key, value in values.items()}
-        new = [Metric(key, value, now, step) for key, value in named.items() if step > self._step_before(key)]
-        self._client.log_batch(self._id, metrics=new)
+        metrics = [Metric(key, value, now, step) for key, value in named.items() if step > self._step_before(key)]
+        self._client.log_batch(self._id, metrics=metrics)
 
     def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
-        """A text file among the artifacts, one an evaluation."""
+        """A text file among the artifacts, one for each evaluation."""
         joined = "\n\n".join(f"# {key}\n\n{text}" for key, text in texts.items())
         self._client.log_text(self._id, joined + "\n", f"{name}/{step:06}.txt")
 
@@ -70,20 +68,22 @@ class MlflowTracker:
         """End the run."""
         self._client.set_terminated(self._id, _STATES[state])
 
-    def _created(self, info: RunInfo, artifacts: str | None) -> str:
+    def _create(self, info: RunInfo, artifacts: str | None) -> str:
         from mlflow.entities import Param
 
         settings, client = info.settings, self._client
-        found = client.get_experiment_by_name(settings.project)
-        experiment = found.experiment_id if found else client.create_experiment(settings.project, artifacts)
+        experiment = client.get_experiment_by_name(settings.project)
+        experiment_id = (
+            experiment.experiment_id if experiment else client.create_experiment(settings.project, artifacts)
+        )
         tags = {f"tag.{tag}": "yes" for tag in settings.tags} | {"group": settings.group or ""}
         note = {"mlflow.note.content": settings.description} if settings.description else {}
-        made: str = client.create_run(experiment, run_name=info.name, tags={**tags, **note}).info.run_id
-        client.log_dict(made, dict(info.config), "config.json")
+        run_id: str = client.create_run(experiment_id, run_name=info.name, tags={**tags, **note}).info.run_id
+        client.log_dict(run_id, dict(info.config), "config.json")
         params = [Param(key, value) for key, value in _flat(info.config) if len(value) <= _LONGEST]
-        for start in range(0, len(params), 100):  # most that a request may hold
-            client.log_batch(made, params=params[start : start + 100])
-        return made
+        for start in range(0, len(params), 100):  # the most that a request may hold
+            client.log_batch(run_id, params=params[start : start + 100])
+        return run_id
 
     def _step_before(self, key: str) -> int:
         if self._resumed and key not in self._last:
@@ -92,7 +92,7 @@ class MlflowTracker:
         return self._last.get(key, -1)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """The leaves of nested values by dotted key."""
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,28 +1,16 @@
-"""A tracker in a process of its own: what its SDK does to a process, it does not do to the run's.
+"""A tracker in a process of its own, which protects the run's process from the tracker's SDK.
 
 SDKs of dashboards install handlers for signals, exceptions and exit, read and set environment variables, print to
-stdout and wait for their cloud without a limit. A process can be told, and can be killed. When the run's own process
-ends, however it does, the tracker sees the end of its input and closes its record: even a hard kill of the run leaves a
-whole one. The price is a second or two to start, and the memory of a Python process. It refuses to outlive the run by
-more than the time that a tracker has to finish.
+stdout and wait for their cloud without a limit. A process of its own can be stopped by a message, and killed. When the
+run's process ends in any way, the tracker sees the end of its input and closes its record: even a hard kill of the run
+leaves a complete one. The cost is a second or two to start, and the memory of a Python process. The process outlives
+the run by no more than the time that a tracker has to finish.
 
-Calls go in as pickles, replies and log records come out as lines of JSON. Both ends are this module.
+Calls go in as pickles; replies and log records come out as lines of JSON. Both ends are in this module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from spantune.core import RunError
-from spantune.runs.trackers.interface import Chart
-from spantune.runs.trackers.interface import RunInfo
-from spantune.runs.trackers.interface import Tracker
-from typing import Any
-from typing import IO
-from typing import NoReturn
-from typing import Protocol
 import json
 import logging
 import os
@@ -32,45 +20,51 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, NoReturn, Protocol
 
+from spantune.core import RunError
+from spantune.runs.trackers.interface import Chart, RunInfo, Tracker
 
 FINISH_SECONDS = 60.0
-"""Most that a tracker may take to finish."""
+"""Longest that a tracker may take to finish."""
 log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """A class that opens a tracker; it is sent to the process by its name."""
+    """A class that opens a tracker; it is pickled by its name."""
 
     def __call__(self, info: RunInfo) -> Tracker:
-        """The tracker."""
+        """Open the tracker."""
 
 
 class TrackerProcess:
     """A tracker whose calls are sent to its process.
 
     Args:
-        name: of the tracker; one process at a time has it for a run.
-        backend: what opens it there.
-        info: of the run.
-        environment: of the process; that of this one when absent.
+        name: the tracker's name; one process at a time writes its record of a run.
+        backend: what opens the tracker in the process.
+        info: what the tracker is told about the run.
+        environment: the variables of the process; those of this process when absent.
     """
 
     def __init__(self, name: str, backend: Backend, info: RunInfo, environment: Mapping[str, str] | None = None):
         self._opening = (name, backend, replace(info, gold={}), FINISH_SECONDS)
         self._environment = environment
-        self._begun: _Process | None = None
+        self._started: _Process | None = None
 
-    def opened(self) -> None:
+    def open(self) -> None:
         """Start the process and wait until the tracker has opened.
 
         Raises:
-            RunError: it could not.
-            OSError: nor could the process.
+            RunError: the tracker could not be opened.
+            OSError: the process could not be started.
         """
-        self._begun = _Process(self._environment)
-        self._begun.send(("open", self._opening))
-        self._begun.reply()
+        self._started = _Process(self._environment)
+        self._started.send(("open", self._opening))
+        self._started.reply()
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         """Send scalars."""
@@ -81,11 +75,11 @@ class TrackerProcess:
         self._process.send(("texts", (step, name, texts)))
 
     def chart(self, step: int, chart: Chart) -> None:
-        """Send a chart's data; it is drawn there."""
+        """Send a chart's data; it is drawn in the process."""
         self._process.send(("chart", (step, chart)))
 
     def attach(self, step: int, path: Path) -> None:
-        """Send the report's place."""
+        """Send the path of the report."""
         self._process.send(("attach", (step, path)))
 
     def finish(self, state: str) -> None:
@@ -98,24 +92,24 @@ class TrackerProcess:
         self._process.reply()
         self._process.end()
 
-    def leave(self) -> None:
+    def kill(self) -> None:
         """Kill the process."""
-        if self._begun:
-            self._begun.end(kill=True)
+        if self._started:
+            self._started.end(kill=True)
 
     @property
     def _process(self) -> _Process:
-        assert self._begun, "called before it was opened"
-        return self._begun
+        assert self._started, "called before it was open"
+        return self._started
 
 
 def call_apart(
-    seconds: float, function: Callable[..., None], *arguments: Any, environment: Mapping[str, str] | None = None
+    seconds: float, function: Callable[..., None], *arguments: object, environment: Mapping[str, str] | None = None
 ) -> None:
     """Call a function of a module in a process of its own, for a bounded time.
 
     Raises:
-        RunError: what it raised.
+        RunError: the function raised an error.
         TimeoutError: it did not end in time and was killed.
     """
     process = _Process(environment)
@@ -130,25 +124,25 @@ class _Process:
     """The run's end of the process."""
 
     def __init__(self, environment: Mapping[str, str] | None):
-        here = str(Path(__file__).parents[3])
-        given = dict(os.environ if environment is None else environment)
-        given["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [given.get("PYTHONPATH")])])
+        source = str(Path(__file__).parents[3])
+        variables = dict(os.environ if environment is None else environment)
+        variables["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [variables.get("PYTHONPATH")])])
         self._popen = subprocess.Popen(
             [sys.executable, "-m", "spantune.runs.trackers.process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=given,
+            env=variables,
             start_new_session=True,  # Ctrl-C in a terminal is for the run, which tells its trackers how it ended
         )
         self._replies: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def send(self, call: tuple[str, tuple[Any, ...]]) -> None:
+    def send(self, call: tuple[str, tuple[object, ...]]) -> None:
         """Send a call.
 
         Raises:
-            RunError: the process has ended, which says why.
+            RunError: the process has ended; says why.
         """
         assert self._popen.stdin
         try:
@@ -159,11 +153,11 @@ class _Process:
             raise RunError("its process has ended") from None
 
     def reply(self, seconds: float | None = None) -> None:
-        """Wait for the reply to what was sent.
+        """Wait for the reply to a call.
 
         Raises:
-            RunError: what went wrong there.
-            TimeoutError: there is none in this time.
+            RunError: the call failed.
+            TimeoutError: there is no reply in this time.
         """
         try:
             failure = self._replies.get(timeout=seconds)
@@ -173,13 +167,13 @@ class _Process:
             raise RunError(failure)
 
     def end(self, kill: bool = False) -> None:
-        """Have the process end, and wait for it."""
+        """Close the input of the process, or kill it, and wait for its end."""
         if kill:
             self._popen.kill()
         assert self._popen.stdin and self._popen.stdout
         try:
             self._popen.stdin.close()
-        except OSError:  # what was buffered for a process that has ended
+        except OSError:  # a call was still buffered when the process ended
             log.debug("a call was not taken", exc_info=True)
         self._popen.wait()
         self._reader.join()
@@ -197,33 +191,33 @@ class _Process:
 
 
 def main() -> NoReturn:
-    """The tracker's end: does what it is sent until its input ends; never returns."""
+    """The process's end: execute the calls that it is sent until its input ends; never returns."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever the SDK prints is for people
+    os.dup2(2, 1)  # so that what the SDK prints goes to stderr
     logger = logging.getLogger("spantune")
     logger.setLevel(logging.INFO)
-    logger.addHandler(_Sending(replies))
+    logger.addHandler(_LogSender(replies))
     try:
         kind, arguments = pickle.load(sys.stdin.buffer)
         if kind == "call":
-            function, given, seconds = arguments
+            function, function_arguments, seconds = arguments
             _end_after(seconds)
-            function(*given)
+            function(*function_arguments)
         else:
             name, backend, info, seconds = arguments
             with info.owned(name):
                 _serve(backend(info), seconds, sys.stdin.buffer, replies)
-    except Exception as error:  # it is told, in one line, and the traceback goes to run.log
+    except Exception as error:  # one line is sent as the reply, and the traceback goes to run.log
         log.info("%s", traceback.format_exc())
-        _say(replies, {"failure": _first_line(error)})
+        _reply(replies, {"failure": _first_line(error)})
         os._exit(1)
-    _say(replies, {"failure": None})
-    os._exit(0)  # an SDK's threads may still wait for its cloud; all is said and written
+    _reply(replies, {"failure": None})
+    os._exit(0)  # an SDK's threads may still wait for its cloud; everything is written and the reply is sent
 
 
 def _serve(tracker: Tracker, seconds: float, calls: IO[bytes], replies: IO[str]) -> None:
-    """Call the tracker until it is to finish."""
-    _say(replies, {"failure": None})
+    """Pass calls on to the tracker up to `finish`."""
+    _reply(replies, {"failure": None})
     while True:
         try:
             method, arguments = pickle.load(calls)
@@ -243,13 +237,13 @@ def _serve(tracker: Tracker, seconds: float, calls: IO[bytes], replies: IO[str])
 
 
 def _end_after(seconds: float) -> None:
-    """Let the process not outlive the run for ever when the run was killed and cannot kill it."""
+    """End the process after this time, since a run that was killed cannot kill it."""
     timer = threading.Timer(seconds + 5, os._exit, (1,))
     timer.daemon = True
     timer.start()
 
 
-class _Sending(logging.Handler):
+class _LogSender(logging.Handler):
     """Sends log records to the run's process, where run.log and stderr are."""
 
     def __init__(self, replies: IO[str]):
@@ -258,13 +252,13 @@ class _Sending(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record."""
-        _say(self._replies, {"log": record.levelno, "name": record.name, "message": record.getMessage()})
+        _reply(self._replies, {"log": record.levelno, "name": record.name, "message": record.getMessage()})
 
 
-def _say(replies: IO[str], message: Mapping[str, Any]) -> None:
+def _reply(replies: IO[str], message: Mapping[str, object]) -> None:
     try:
         print(json.dumps(message), file=replies, flush=True)
-    except OSError:  # the run was killed: nobody listens any more
+    except OSError:  # the run was killed: nobody reads any more
         return
 
 

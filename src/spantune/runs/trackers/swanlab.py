@@ -1,42 +1,42 @@
 """SwanLab: a board on this machine, or its cloud, now or later.
 
-`swanlab.init` is called here and its Trainer callback is not used, since that one loses the config. What else its
-0.10 does that would cost a run its record, and what is done about it:
+`swanlab.init` is called here and SwanLab's Trainer callback is not used, since that loses the config. What else version
+0.10 does that would lose the record of a run, and what is done about it:
 
-- It reads every SWANLAB_ variable, some of which crash it: its process gets those that say where its cloud is and who
-  is asking, and no other, since the recipe decides.
-- It writes its store when it finishes, so the kill of its process leaves an empty file; a resumed run and `sync` tell
+- It reads every SWANLAB_ variable, some of which crash it: its process gets those for the address of the cloud and the
+  account, and no other, since the recipe decides.
+- It writes its store when it finishes, so that killing its process leaves an empty file; a resumed run and `sync` send
   it everything again.
-- Its local board cannot go on with a run, and would show a second one: what a killed run left is moved aside.
-- It waits for a cloud that is gone without a limit; its process is killed then, and `sync` sends the rest.
-- It takes Ctrl-C to itself, prints to stdout and finishes whatever it will at exit: in its process, not in the run's.
-- Its local board shows no ECharts, and scalars one by one: charts are pictures there, and hold the bounds of types.
+- Its local board cannot continue a run and would show a second one: what a killed run wrote is moved aside.
+- It waits for an unreachable cloud without a limit; its process is killed then, and `sync` sends the rest.
+- It handles Ctrl-C, prints to stdout and finishes its record at exit: in its process, not in the run's.
+- Its local board shows no ECharts, and one chart for each scalar: charts are pictures there, and have the intervals
+  of types.
 
-The key is SwanLab's own business: SWANLAB_API_KEY, or what `swanlab login` has kept. It is written nowhere, for which
-SWANLAB_DEBUG is among the hidden variables: with it SwanLab logs what it logs in with.
+SwanLab itself reads its key: from SWANLAB_API_KEY, or from what `swanlab login` has stored. The key is written nowhere;
+SWANLAB_DEBUG is hidden for this reason: with it SwanLab logs the credentials that it logs in with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from spantune.core import ConfigError
-from spantune.core import RunError
-from spantune.runs.trackers.interface import Chart
-from spantune.runs.trackers.interface import RunInfo
-from typing import Any
 import json
 import logging
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from spantune.core import ConfigError, RunError
+from spantune.runs.folder import RunFolder
+from spantune.runs.trackers.interface import Chart, RunInfo
 
 ANSWER_SECONDS = 5.0
-"""Most that the cloud may take to answer at all before a run is recorded offline."""
+"""Longest that the cloud may take to answer at all before a run is recorded offline."""
 NAME = "swanlab"
-_KEPT = ("API_KEY", "API_HOST", "WEB_HOST", "WORKSPACE", "ROOT", "SAVE_DIR", "CONFIG_DIR", "SECRETS_DIR")
-_KEPT_VARIABLES = {f"SWANLAB_{name}" for name in _KEPT}
+_ALLOWED = ("API_KEY", "API_HOST", "WEB_HOST", "WORKSPACE", "ROOT", "SAVE_DIR", "CONFIG_DIR", "SECRETS_DIR")
+_ALLOWED_VARIABLES = {f"SWANLAB_{name}" for name in _ALLOWED}
 log = logging.getLogger(__name__)
 
 
@@ -44,11 +44,11 @@ class SwanlabTracker:
     """A SwanLab experiment: config, scalars, predictions as a text panel, charts, and the closing report.
 
     Args:
-        info: of the run.
-        aside: a folder to send the whole record from again, leaving that of the run as it is; else the run's own.
+        info: what is told about the run.
+        aside: a temporary folder, from which the whole record is sent again while that of the run is not changed.
 
     Raises:
-        RunError: the cloud cannot be had, and the record is sent again; a run is recorded offline then.
+        RunError: the record is to be sent again and the cloud cannot be used; a new run is recorded offline instead.
     """
 
     def __init__(self, info: RunInfo, aside: Path | None = None):
@@ -56,7 +56,7 @@ class SwanlabTracker:
 
         self._swanlab, self._info, self._aside = swanlab, info, aside
         self._mode = "online" if aside else info.settings.swanlab
-        self._folder = aside or info.folder / "swanlab"
+        self._folder = aside or RunFolder(info.folder).swanlab
         self._id = info.remembered(NAME).get("id") or secrets.token_hex(10)
         info.remember(NAME, id=self._id, sent=False)
         if aside is None:
@@ -67,7 +67,7 @@ class SwanlabTracker:
             info.remember(NAME, hint=self._hint(finished=False))
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """One chart a key; the local board, which shows each alone, has the bounds of types in its pictures only."""
+        """One chart for each key; on the local board the intervals of types are in the pictures only."""
         if self._mode == "local":
             values = {key: value for key, value in values.items() if not key.startswith(("f1_low/", "f1_high/"))}
         self._run.log({f"{split}/{key}": value for key, value in values.items()}, step=step)
@@ -80,10 +80,10 @@ class SwanlabTracker:
     def chart(self, step: int, chart: Chart) -> None:
         """A picture on the local board, which shows no ECharts; ECharts for the cloud."""
         if self._mode == "local":
-            shown = self._swanlab.Image(chart.image(), caption=chart.caption)
+            media = self._swanlab.Image(chart.image(), caption=chart.caption)
         else:
-            shown = self._swanlab.ECharts(_Options(chart.options()), caption=chart.caption)
-        self._run.log({chart.name: shown}, step=step)
+            media = self._swanlab.ECharts(_Options(chart.options()), caption=chart.caption)
+        self._run.log({chart.name: media}, step=step)
 
     def attach(self, step: int, path: Path) -> None:
         """The report as text, and for the cloud its page as a file."""
@@ -93,7 +93,7 @@ class SwanlabTracker:
             self._run.save(str(path), base_path=str(path.parent), policy="end")
 
     def finish(self, state: str) -> None:
-        """Close the experiment; the cloud may make this take for ever."""
+        """Close the experiment; this may wait for the cloud without a limit."""
         url = self._run.url if self._mode == "online" else None
         self._run.finish(state=state, error=None if state == "success" else f"the run was {state}")
         hint = self._hint(finished=True)
@@ -102,25 +102,25 @@ class SwanlabTracker:
     def _begin(self) -> Any:
         if self._mode != "online":
             return self._init(self._mode)
-        why = unreachable()
+        reason = unreachable()
         try:
-            if why is None:
+            if reason is None:
                 return self._init("online")
-        except Exception as error:  # whatever its SDK raises for a cloud that will not have us
-            why = str(error).strip() or type(error).__name__
+        except Exception as error:  # whatever its SDK raises for a refused login
+            reason = str(error).strip() or type(error).__name__
             shutil.rmtree(self._folder, ignore_errors=True)
         if self._aside:
-            raise RunError(f"SwanLab's cloud cannot be had: {why}")
+            raise RunError(f"SwanLab's cloud cannot be had: {reason}")
         log.warning(
             "SwanLab's cloud cannot be had: %s. The run goes on and is recorded offline; when it is finished, send it "
-            "with: spantune sync %s", why, self._info.folder,
+            "with: spantune sync %s", reason, self._info.folder,
         )  # fmt: skip
         self._mode = "offline"
         return self._init("offline")
 
     def _init(self, mode: str) -> Any:
         info, settings, swanlab = self._info, self._info.settings, self._swanlab
-        # run.log keeps the console; host name, command line and git remote are nobody else's business
+        # the console is in run.log; host name, command line and git remote are private
         quiet = {"terminal": {"proxy_type": "none"}, "probe": {"runtime": False, "git": False, "requirements": False}}
         return swanlab.init(
             project=settings.project,
@@ -132,7 +132,7 @@ class SwanlabTracker:
             log_dir=str(self._folder),
             mode=mode,
             id=self._id,
-            resume="allow",  # its own way to take an id that it has not given; it begins a new run where there is none
+            resume="allow",  # only so does it accept our id; it begins a new run where there is none
             settings=swanlab.Settings(interactive=False, **quiet),
         )
 
@@ -147,7 +147,7 @@ class SwanlabTracker:
 class _Options:
     """ECharts options as SwanLab takes them."""
 
-    def __init__(self, options: Mapping[str, Any]):
+    def __init__(self, options: Mapping[str, object]):
         self._options = options
 
     def dump_options(self) -> str:
@@ -156,13 +156,13 @@ class _Options:
 
 
 def require_key() -> None:
-    """Check that online mode can know who is asking.
+    """Check that there is an API key for the online mode.
 
     Raises:
         ConfigError: there is no API key; SwanLab would block on a prompt.
     """
-    own = os.environ.get("SWANLAB_ROOT") or os.environ.get("SWANLAB_SAVE_DIR") or Path.home() / ".swanlab"
-    if os.environ.get("SWANLAB_API_KEY") or any((Path(place) / ".netrc").is_file() for place in (own, ".swanlab")):
+    root = os.environ.get("SWANLAB_ROOT") or os.environ.get("SWANLAB_SAVE_DIR") or Path.home() / ".swanlab"
+    if os.environ.get("SWANLAB_API_KEY") or any((Path(folder) / ".netrc").is_file() for folder in (root, ".swanlab")):
         return
     raise ConfigError(
         "SwanLab's cloud needs an API key: set SWANLAB_API_KEY or run `swanlab login`; or set track.swanlab=local"
@@ -170,16 +170,16 @@ def require_key() -> None:
 
 
 def swanlab_environment() -> dict[str, str]:
-    """The environment of SwanLab's process: without variables that would override the recipe or crash it."""
-    found = {name for name in os.environ if name.startswith("SWANLAB_")}
-    hidden = found - _KEPT_VARIABLES
+    """The environment of SwanLab's process, without variables that would override the recipe or crash it."""
+    variables = {name for name in os.environ if name.startswith("SWANLAB_")}
+    hidden = variables - _ALLOWED_VARIABLES
     if hidden:
         log.info("%s: not used; the recipe's section track decides", ", ".join(sorted(hidden)))
     return {name: value for name, value in os.environ.items() if name not in hidden}
 
 
 def unreachable() -> str | None:
-    """Why SwanLab's cloud does not answer, within ANSWER_SECONDS; None when it does, whatever it says."""
+    """Why SwanLab's cloud does not answer within ANSWER_SECONDS; None when it answers anything."""
     import requests
     import swanlab
 
@@ -194,27 +194,27 @@ def unreachable() -> str | None:
 
 
 def sync_store(info: RunInfo) -> None:
-    """Send what a run that was recorded offline to its end has in its store, under the run's own id.
+    """Send the store of a run that was recorded offline to its end, under the run's own id.
 
     Raises:
-        RunError: SwanLab's cloud will not have it.
+        RunError: SwanLab's cloud cannot be used or refuses it.
     """
     import swanlab
 
-    if why := unreachable():
-        raise RunError(f"SwanLab's cloud cannot be had: {why}")
+    if reason := unreachable():
+        raise RunError(f"SwanLab's cloud cannot be had: {reason}")
     with info.owned(NAME):
-        kept = info.remembered(NAME)
-        settings = swanlab.Settings(run=swanlab.Settings.Run(id=kept["id"]))
+        note = info.remembered(NAME)
+        settings = swanlab.Settings(run=swanlab.Settings.Run(id=note["id"]))
         try:
-            swanlab.sync(info.folder / "swanlab" / kept["directory"], settings)
-        except Exception as error:  # whatever its SDK raises for a cloud that will not have us
+            swanlab.sync(RunFolder(info.folder).swanlab / note["directory"], settings)
+        except Exception as error:  # whatever its SDK raises for a refused upload
             raise RunError(f"SwanLab's cloud cannot be had: {error}") from error
-        info.remember(NAME, sent=True, hint=f"dashboard: in SwanLab's cloud, run {kept['id']}")
+        info.remember(NAME, sent=True, hint=f"dashboard: in SwanLab's cloud, run {note['id']}")
 
 
 def _move_aside(folder: Path) -> None:
-    """Keep what an earlier process of the run left, out of the way of the new record, which repeats it."""
+    """Move the record of an earlier process of the run out of the way of the new one, which repeats it."""
     if any(folder.glob("run-*")):
         number = 1 + len(list(folder.parent.glob(f"{folder.name}.killed-*")))
         folder.rename(folder.with_name(f"{folder.name}.killed-{number}"))

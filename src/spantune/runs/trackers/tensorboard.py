@@ -1,17 +1,17 @@
 """TensorBoard: event files in the run folder's `tensorboard/`, written by tensorboardX, which needs no torch.
 
-A resumed run writes them anew from the run's own record, so a killed one leaves no gap and no step twice.
+A resumed run writes them again from the run's own record, so a killed one leaves no gap and no step twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from spantune.runs.trackers.interface import Chart
-from spantune.runs.trackers.interface import RunInfo
 import json
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
 
+from spantune.runs.folder import RunFolder
+from spantune.runs.trackers.interface import Chart, RunInfo
 
 
 class TensorboardTracker:
@@ -20,7 +20,7 @@ class TensorboardTracker:
     def __init__(self, info: RunInfo):
         from tensorboardX import SummaryWriter
 
-        folder = info.folder / "tensorboard"
+        folder = RunFolder(info.folder).tensorboard
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = SummaryWriter(str(folder), flush_secs=10)
         self._text("run", 0, {"name": info.name, "description": info.settings.description or "none"})
@@ -28,7 +28,7 @@ class TensorboardTracker:
         info.remember("tensorboard", hint=f"TensorBoard: tensorboard --logdir {folder}")
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """One scalar a tag."""
+        """One scalar for each tag."""
         for key, value in values.items():
             self._writer.add_scalar(f"{split}/{key}", value, step)
 

@@ -1,33 +1,24 @@
-"""Sending a run's record to SwanLab's cloud later: once, under the id that the run has had from its start.
+"""Upload of a run's record to SwanLab's cloud after the run: once, under the id that the run has had from its start.
 
-A run that was recorded offline to its end is sent from SwanLab's own store, which has the times of all points. One that
-was killed, recorded locally, or left behind by a cloud that went away is told again from `metrics.jsonl` and
-`predictions/`. What the cloud has already is not sent again. It refuses a run that is still being recorded.
+A run that was recorded offline to its end is sent from SwanLab's own store, which has the times of all points. The
+record of a run that was killed, recorded locally, or cut off from the cloud is made again from `metrics.jsonl` and
+`predictions/`. What the cloud has already is not sent again. A run that is still being recorded is refused.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from spantune.core import Config
-from spantune.core import DataError
-from spantune.core import RunError
-from spantune.core import TaskSpec
-from spantune.data import read_splits
-from spantune.runs.folder import read_config
-from spantune.runs.journal import read_metrics
-from spantune.runs.trackers.dashboards import history
-from spantune.runs.trackers.dashboards import run_info
-from spantune.runs.trackers.interface import RunInfo
-from spantune.runs.trackers.process import call_apart
-from spantune.runs.trackers.swanlab import NAME
-from spantune.runs.trackers.swanlab import SwanlabTracker
-from spantune.runs.trackers.swanlab import require_key
-from spantune.runs.trackers.swanlab import swanlab_environment
-from spantune.runs.trackers.swanlab import sync_store
 import logging
 import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 
+from spantune.core import Config, DataError, RunError
+from spantune.data import read_splits
+from spantune.runs.folder import RunFolder
+from spantune.runs.trackers.dashboards import history, run_info
+from spantune.runs.trackers.interface import RunInfo
+from spantune.runs.trackers.process import call_apart
+from spantune.runs.trackers.swanlab import NAME, SwanlabTracker, require_key, swanlab_environment, sync_store
 
 SECONDS = 600.0
 log = logging.getLogger(__name__)
@@ -35,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sent:
-    """Where SwanLab shows a run, where that is known, and whether it was sent before."""
+    """The id of a run in SwanLab's cloud, its page where that is known, and whether it was sent before."""
 
     id: str
     url: str | None
@@ -47,48 +38,49 @@ def sync(folder: Path, seconds: float = SECONDS) -> Sent:
 
     Raises:
         ConfigError: there is no API key.
-        RunError: the folder is no run, or the cloud cannot be had or has not taken everything in `seconds`.
+        RunError: the folder is no run, or the cloud cannot be used or has not taken everything in `seconds`.
     """
-    info = _info(read_config(folder), folder)
-    kept = info.remembered(NAME)
-    if kept.get("sent"):
-        return Sent(kept["id"], kept.get("url"), True)
+    run = RunFolder(folder)
+    info = _info(run.config(), run)
+    note = info.remembered(NAME)
+    if note.get("sent"):
+        return Sent(note["id"], note.get("url"), True)
     require_key()
-    stored = kept.get("mode") == "offline" and kept.get("state") in ("success", "crashed", "aborted")
+    is_stored = note.get("mode") == "offline" and note.get("state") in ("success", "crashed", "aborted")
     try:
-        call_apart(seconds, sync_store if stored else tell_again, info, environment=swanlab_environment())
+        call_apart(seconds, sync_store if is_stored else send_again, info, environment=swanlab_environment())
     except TimeoutError:
         raise RunError(
             f"{folder}: SwanLab's cloud has not taken everything in {seconds:.0f} s; run this again, it goes on"
         ) from None
-    kept = info.remembered(NAME)
-    return Sent(kept["id"], kept.get("url"), False)
+    note = info.remembered(NAME)
+    return Sent(note["id"], note.get("url"), False)
 
 
-def tell_again(info: RunInfo) -> None:
+def send_again(info: RunInfo) -> None:
     """Make the run's record in SwanLab's cloud from the files of the run folder.
 
     Raises:
-        RunError: the cloud cannot be had.
+        RunError: the cloud cannot be used.
     """
-    report = info.folder / "report.html"
+    run = RunFolder(info.folder)
     with info.owned(NAME), tempfile.TemporaryDirectory() as aside:
         state = info.remembered(NAME).get("state", "running")
         tracker = SwanlabTracker(info, Path(aside))
         for call in history(info):
             call(tracker)
-        if report.is_file():
-            tracker.attach(max((record["step"] for record in read_metrics(info.folder)), default=0), report)
-        tracker.finish("success" if report.is_file() else "aborted" if state == "running" else state)
+        if run.is_finished:
+            tracker.attach(max((record["step"] for record in run.metrics()), default=0), run.report_html)
+        tracker.finish("success" if run.is_finished else "aborted" if state == "running" else state)
 
 
-def _info(recipe: Config, folder: Path) -> RunInfo:
+def _info(recipe: Config, run: RunFolder) -> RunInfo:
     track = recipe.track.model_copy(update={"swanlab": "online"})
     recipe = recipe.model_copy(update={"track": track})
     try:
         splits = read_splits(recipe.data)
     except DataError as error:
         log.warning("the predictions are not sent, since their documents cannot be read: %s", error)
-        return run_info(recipe, folder, {}, ())
+        return run_info(recipe, run.path, {}, ())
     gold = {"dev": splits.dev, "test": splits.test}
-    return run_info(recipe, folder, gold, TaskSpec.load(folder).codes)
+    return run_info(recipe, run.path, gold, run.task().codes)

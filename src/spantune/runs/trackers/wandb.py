@@ -1,19 +1,17 @@
 """Weights & Biases: online where the recipe is online, else into the run folder's `wandb/`, to be sent by `wandb sync`.
 
-`WANDB_MODE`, where it is set, decides instead. The key is W&B's own business: `WANDB_API_KEY` or `wandb login`. A
+`WANDB_MODE`, where it is set, decides instead. The key is read by W&B itself: from `WANDB_API_KEY` or `wandb login`. A
 resumed run has the id of the first one; offline it is a new folder that holds the whole history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from spantune.runs.trackers.interface import Chart
-from spantune.runs.trackers.interface import RunInfo
-from typing import Any
 import os
 import secrets
+from collections.abc import Mapping
+from pathlib import Path
 
+from spantune.runs.trackers.interface import Chart, RunInfo
 
 
 class WandbTracker:
@@ -24,8 +22,8 @@ class WandbTracker:
 
         self._wandb = wandb
         settings = info.settings
-        mode: Any = os.environ.get("WANDB_MODE") or ("online" if settings.swanlab == "online" else "offline")
-        # the console is in run.log; host, command line and git remote are nobody else's business
+        mode = os.environ.get("WANDB_MODE") or ("online" if settings.swanlab == "online" else "offline")
+        # the console is in run.log; host, command line and git remote are private
         private = {
             "disable_git": True,
             "disable_code": True,

@@ -1,90 +1,31 @@
-"""A step is the same step however it is packed, the schedule ends low, and a broken loss ends the run."""
+"""A step is the same step however it is packed, what is due follows it, and a broken loss ends the run."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-from transformers import TrainingArguments
 
 from helpers.packs import adapted, examples
-from spantune.core import RunError, config
+from spantune.core import ModelError, RunError, StopRequest, config
 from spantune.encoding import NO_TARGET, Example, shared_prefix
-from spantune.training import Collator
-from spantune.training.schedule import CLOCK_FILE, Clock, Schedule, read_clock
-from spantune.training.trainer import PackTrainer
+from spantune.runs import BestAdapter, Checkpoints
+from spantune.training.collator import Batch, Collator
+from spantune.training.loop import Services, TrainingLoop
+from spantune.training.nan_guard import StepGuard
+from spantune.training.schedule import Clock
+from spantune.training.step import StepRunner
 
 PAD = 269
 
 
 def train_settings(**changes: Any) -> config.Train:
     return config.Train(**changes)
-
-
-class Hand(Clock):
-    """A clock that is set by hand."""
-
-    def __init__(self, seconds: float = 0.0):
-        super().__init__()
-        self.now = seconds
-
-    @property
-    def seconds(self) -> float:
-        return self.now
-
-
-def factors(total: int = 10, **changes: Any) -> list[float]:
-    schedule = Schedule(train_settings(**changes), total, Hand())
-    return [schedule.factor(step) for step in range(total + 1)]
-
-
-def test_cosine_and_linear_fall_to_nothing_and_constant_does_not() -> None:
-    assert factors(warmup=0) == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 10)) for step in range(11)])
-    assert factors(warmup=0, schedule="linear") == pytest.approx([1 - step / 10 for step in range(11)])
-    assert factors(warmup=0, schedule="constant") == [1.0] * 11
-    assert factors(warmup=0)[0] == 1.0 and factors(warmup=0)[-1] == pytest.approx(0.0)
-
-
-def test_warm_up_is_a_share_below_one_and_steps_from_one_on() -> None:
-    for warmup in (0.3, 3):
-        found = factors(warmup=warmup, schedule="constant")
-        assert found[:3] == pytest.approx([1 / 4, 2 / 4, 3 / 4]) and found[3:] == [1.0] * 8
-    assert factors(warmup=3)[3:] == pytest.approx(factors(warmup=0)[3:])
-
-
-def test_the_schedule_follows_whichever_is_further_steps_or_clock() -> None:
-    clock = Hand()
-    schedule = Schedule(train_settings(warmup=0, schedule="linear", max_minutes=2.0), 100, clock)
-    assert schedule.progress(10) == pytest.approx(0.1)
-    clock.now = 60.0
-    assert schedule.progress(10) == pytest.approx(0.5) and schedule.factor(10) == pytest.approx(0.5)
-    assert schedule.progress(80) == pytest.approx(0.8)
-    clock.now = 500.0
-    assert schedule.progress(10) == 1.0 and schedule.factor(10) == 0.0
-    assert Schedule(train_settings(), 100, clock).progress(10) == pytest.approx(0.1)  # no minutes, no clock
-
-
-def test_a_run_that_the_clock_ends_is_not_all_warm_up() -> None:
-    clock = Hand()
-    schedule = Schedule(train_settings(warmup=0.1, max_minutes=1.0), 10**6, clock)
-    assert schedule.factor(0) < 1e-4
-    for now, factor in ((3.0, 0.5), (6.0, 0.5 * (1 + math.cos(math.pi * 0.1))), (60.0, 0.0)):
-        clock.now = now
-        assert schedule.factor(5) == pytest.approx(factor, abs=1e-4)
-
-
-def test_a_clock_goes_on_where_the_checkpoint_left_it(tmp_path: Path) -> None:
-    assert read_clock(None) == 0.0 and read_clock(tmp_path) == 0.0
-    (tmp_path / CLOCK_FILE).write_text("12.5\n")
-    clock = Clock(read_clock(tmp_path))
-    assert 12.5 <= clock.seconds < 13.5
-    time.sleep(0.01)
-    assert clock.seconds > 12.505
 
 
 def collator(budget: int = 4096, **changes: Any) -> Collator:
@@ -96,86 +37,89 @@ def answer_tokens(chosen: list[Example]) -> int:
     return sum(len(example.ids) - example.answer_start for example in chosen)
 
 
-def test_what_runs_while_the_clock_is_stopped_takes_no_time() -> None:
-    clock = Clock(10.0)
-    with clock.stopped():
-        time.sleep(0.05)
-    assert 10.0 <= clock.seconds < 10.04
-    assert clock.expected(0.5) == pytest.approx(20.0, abs=0.1) and clock.expected(0.0) == math.inf
-
-
 def test_shared_packs_hold_every_answer_token_once() -> None:
     chosen = examples()
     for budget, packs in ((4096, 1), (200, 2), (1, 4)):
         batch = collator(budget)(chosen)
-        assert batch["examples"] == chosen and batch["weight"] == answer_tokens(chosen)
-        assert len(batch["packs"]) == packs
-        assert sum(len(pack["index"]) for pack in batch["packs"]) == answer_tokens(chosen)
-        assert all(len(pack["ids"]) <= budget or packs == 4 for pack in batch["packs"])
-        assert batch["tokens"] == sum(len(pack["ids"]) for pack in batch["packs"]) and batch["padding"] == 0
+        assert batch.examples == tuple(chosen) and batch.weight == answer_tokens(chosen)
+        assert len(batch.parts) == packs
+        assert sum(len(pack.index) for pack in batch.parts) == answer_tokens(chosen)
+        assert all(len(pack.ids) <= budget or packs == 4 for pack in batch.parts)
+        assert batch.tokens == sum(len(pack.ids) for pack in batch.parts) and batch.padding == 0
 
 
 def test_padded_rows_hold_the_examples_as_they_are() -> None:
     chosen = examples()
     batch = collator(pack="none", micro_batch=3)(chosen)
-    assert [len(row["input_ids"]) for row in batch["rows"]] == [3, 1]
-    assert batch["weight"] == answer_tokens(chosen) and batch["examples"] == chosen
-    rows = [(row, number) for row in batch["rows"] for number in range(len(row["input_ids"]))]
+    assert [len(row.input_ids) for row in batch.parts] == [3, 1]
+    assert batch.weight == answer_tokens(chosen) and batch.examples == tuple(chosen)
+    rows = [(row, number) for row in batch.parts for number in range(len(row.input_ids))]
     for (row, number), example in zip(rows, chosen, strict=True):
-        size, width = len(example.ids), row["input_ids"].shape[1]
-        assert row["input_ids"][number].tolist() == [*example.ids, *[PAD] * (width - size)]
-        assert row["attention_mask"][number].tolist() == [1] * size + [0] * (width - size)
-        labels = row["labels"][number].tolist()
+        size, width = len(example.ids), row.input_ids.shape[1]
+        assert row.input_ids[number].tolist() == [*example.ids, *[PAD] * (width - size)]
+        assert row.attention_mask[number].tolist() == [1] * size + [0] * (width - size)
+        labels = row.labels[number].tolist()
         assert labels == [NO_TARGET] * example.answer_start + list(example.ids[example.answer_start :]) + [
             NO_TARGET
         ] * (width - size)
 
 
-def trainer(
-    tmp_path: Path, settings: config.Train, model: Any = None, lora_plus: float = 1.0, **changes: Any
-) -> PackTrainer:
-    """A trainer of the four examples in one pack, evaluated by a figure that tells the step."""
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, remove_unused_columns=False, **changes
-    )
+def runner(
+    settings: config.Train | None = None, model: Any = None, made: Collator | None = None, lora_plus: float = 1.0
+) -> StepRunner:
+    settings = settings or train_settings()
+    return StepRunner(model or adapted("phi3"), made or collator(), settings, StepGuard(settings.on_nan), lora_plus)
 
-    def evaluation(step: int) -> Mapping[str, float]:
-        return {"f1": step / 10}
 
-    return PackTrainer(
-        model=model or adapted("phi3"),
-        args=arguments,
-        train_dataset=examples(),
-        eval_dataset=examples(),
-        data_collator=collator(),
-        evaluation=evaluation,
-        settings=settings,
-        clock=Clock(),
-        lora_plus=lora_plus,
-    )
+class Looped:
+    """A loop over the four examples, a step each, evaluated by a figure that tells the step; and what it recorded."""
+
+    def __init__(self, folder: Path, settings: config.Train, stepper: StepRunner, f1: Callable[[int], float]):
+        self.lines: list[dict[str, float]] = []
+
+        def record(step: int, values: Mapping[str, float], split: str) -> None:
+            self.lines.append({"step": step, **values})
+
+        services = Services(
+            checkpoints=Checkpoints(folder / "checkpoints"),
+            best=BestAdapter(folder, stepper.model, lambda adapter: None),
+            stop=StopRequest(),
+            evaluate=lambda step, seconds: {"f1": f1(step)},
+            record=record,
+        )
+        self.loop = TrainingLoop(stepper, examples(), settings, Clock(), services)
+
+
+def looped(
+    tmp_path: Path,
+    f1: Callable[[int], float] = lambda step: step / 10,
+    lora_plus: float = 1.0,
+    **changes: Any,
+) -> Looped:
+    settings = train_settings(**{"batch_examples": 4, "log_steps": 1, **changes})
+    return Looped(tmp_path, settings, runner(settings, lora_plus=lora_plus), f1)
 
 
 @pytest.mark.parametrize(("before", "steps"), [((), 6), ((0.3,), 4)])
 def test_patience_counts_evaluations_without_a_better_f1_across_a_resume(
     tmp_path: Path, before: tuple[float, ...], steps: int
 ) -> None:
-    changes = {"max_steps": 20, "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 2}
-    made = trainer(tmp_path, train_settings(patience=2), save_strategy="no", **changes)
-    made.evaluation = lambda step: {"f1": 0.3}
-    made.go_on_from([{"split": "dev", "f1": f1} for f1 in before])
-    made.train()
-    assert made.state.global_step == steps
+    made = looped(tmp_path, lambda step: 0.3, patience=2, max_steps=20, eval_steps=2).loop
+    made.resume(None, [{"split": "dev", "f1": f1} for f1 in before])
+    made.run()
+    assert made.step == steps
 
 
-def step(tmp_path: Path, batch: dict[str, Any], model: Any = None) -> tuple[float, dict[str, torch.Tensor]]:
+def step(tmp_path: Path, batch: Batch, model: Any = None) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one training step from the same start."""
-    made = trainer(tmp_path, train_settings(), model)
-    loss = made.training_step(made.model, batch)
+    made = runner(model=model)
+    made.collator.budget = batch.limits.get("pack_tokens", made.collator.budget)
+    loss = made.backward(replace(batch, limits=made.collator.limits), 1)
+    made.guard.accepts(loss.item(), 1, [example.id for example in batch.examples])
     return loss.item(), {name: p.grad for name, p in made.model.named_parameters() if p.grad is not None}
 
 
-Batch = Callable[[], dict[str, Any]]
-BATCHES: dict[str, Batch] = {
+BATCHES: dict[str, Callable[[], Batch]] = {
     "two packs": lambda: collator(200)(examples()),
     "alone": lambda: collator(1)(examples()),
     "another order": lambda: collator()(examples()[::-1]),
@@ -232,9 +176,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path, broken: float) -> None:
-    changes = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
-    made = trainer(tmp_path, train_settings(on_nan="skip", schedule="constant"), save_strategy="no", **changes)
-    trained = {name: p for name, p in made.model.named_parameters() if p.requires_grad}
+    made = looped(tmp_path, on_nan="skip", schedule="constant", max_steps=2, learning_rate=1e-2)
+    trained = {name: p for name, p in made.loop.runner.model.named_parameters() if p.requires_grad}
     seen: list[dict[str, torch.Tensor]] = []
     first = next(iter(trained.values()))
 
@@ -243,26 +186,50 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path, broken:
         return gradient * (broken if len(seen) == 1 else 1.0)
 
     first.register_hook(spoil)
-    made.train()
+    made.loop.run()
     assert all(torch.equal(seen[0][name], seen[1][name]) for name in trained), "the first step is left out"
     assert not any(torch.equal(seen[1][name], p) for name, p in trained.items()), "the second is not"
-    spoilt, good = (entry for entry in made.state.log_history if "loss" in entry)
+    spoilt, good = (line for line in made.lines if "loss" in line)
     assert spoilt["left_out"] == 1 and math.isfinite(spoilt["loss"]) and not math.isfinite(spoilt["grad_norm"])
     assert "left_out" not in good and good["loss"] == pytest.approx(spoilt["loss"])
 
 
-def test_the_loop_uses_our_schedule_and_evaluates_by_calling_back(tmp_path: Path) -> None:
-    settings = train_settings(schedule="linear", warmup=0)
-    changes = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
-    made = trainer(tmp_path, settings, eval_strategy="steps", eval_steps=2, save_strategy="no", **changes)
-    made.train()
-    history = made.state.log_history
-    assert [entry["learning_rate"] for entry in history if "loss" in entry] == pytest.approx(
-        [1e-3, 7.5e-4, 5e-4, 2.5e-4]
-    )
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    assert losses[-1] < losses[0]
-    assert made.evaluate() == {"eval_f1": 0.4}
+def test_the_loop_follows_the_schedule_and_evaluates_what_is_due(tmp_path: Path) -> None:
+    evaluated: list[int] = []
+
+    def f1(step: int) -> float:
+        evaluated.append(step)
+        return step / 10
+
+    made = looped(tmp_path, f1, schedule="linear", warmup=0, max_steps=5, eval_steps=2, learning_rate=1e-3)
+    made.loop.run()
+    lines = [line for line in made.lines if "loss" in line]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert evaluated == [2, 4, 5], "the last step is evaluated whatever the interval"
+    assert made.loop.services.best.step == 5 and (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_loop_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    changes = {"max_steps": 6, "save_steps": 3, "eval_steps": 6, "learning_rate": 1e-2, "keep_checkpoints": 9}
+    whole = looped(tmp_path / "whole", **changes)
+    whole.loop.run()
+    resumed = looped(tmp_path / "resumed", **changes)
+    resumed.loop.resume(tmp_path / "whole" / "checkpoints" / "checkpoint-3", [])
+    resumed.loop.run()
+    for line, other_line in zip(whole.lines[3:], resumed.lines, strict=True):
+        assert [line[key] for key in ("step", "loss", "grad_norm", "epoch")] == [
+            other_line[key] for key in ("step", "loss", "grad_norm", "epoch")
+        ]
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    first = looped(tmp_path, max_steps=1)
+    first.loop.run()
+    settings = train_settings(batch_examples=4)
+    other = Looped(tmp_path / "other", settings, runner(settings, adapted("phi3", hidden_size=64)), lambda step: 0.0)
+    with pytest.raises(ModelError, match="checkpoint-1: the adapter is for another model"):
+        other.loop.resume(tmp_path / "checkpoints" / "checkpoint-1", [])
 
 
 def test_a_step_by_examples_is_the_mean_of_their_means_however_they_are_packed(tmp_path: Path) -> None:
@@ -279,15 +246,17 @@ def test_a_step_by_examples_is_the_mean_of_their_means_however_they_are_packed(t
 
 
 def test_lora_plus_raises_the_rate_of_b_alone(tmp_path: Path) -> None:
-    changes = {"max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
     moved: dict[float, dict[str, float]] = {}
     for ratio in (1.0, 16.0):
-        settings = train_settings(schedule="constant", warmup=0)
-        made = trainer(tmp_path, settings, lora_plus=ratio, save_strategy="no", weight_decay=0.0, **changes)
-        before = {name: p.detach().clone() for name, p in made.model.named_parameters() if p.requires_grad}
-        made.train()
-        assert made.state.log_history[0]["learning_rate"] == pytest.approx(1e-3)
-        after = dict(made.model.named_parameters())
+        made = looped(
+            tmp_path / str(ratio),
+            lora_plus=ratio, schedule="constant", warmup=0, max_steps=1, learning_rate=1e-3, weight_decay=0.0,
+        )  # fmt: skip
+        model = made.loop.runner.model
+        before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        made.loop.run()
+        assert made.lines[0]["learning_rate"] == pytest.approx(1e-3)
+        after = dict(model.named_parameters())
         moved[ratio] = {name: (after[name] - old).abs().max().item() for name, old in before.items()}
     for name, distance in moved[1.0].items():  # Adam's first step is as long as the rate
         assert moved[16.0][name] == pytest.approx((16 if "lora_B" in name else 1) * distance, rel=1e-3), name
@@ -315,10 +284,9 @@ def test_a_step_that_does_not_fit_is_split_and_loses_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, pack: Literal["shared", "none"]
 ) -> None:
     wanted, gradients = step(tmp_path, collator(pack=pack)(examples()))
-    made = trainer(tmp_path, train_settings())
-    made.data_collator = collator(pack=pack)
+    made = runner(made=collator(pack=pack))
     small = Small(made.model, max(lengths()) * (1 if pack == "shared" else 2))
-    loss = made.training_step(made.model, made.data_collator(examples()))
+    loss = made.backward(made.collator(examples()), 1)
     assert small.sizes[0] > small.room and max(small.sizes[-2:]) <= small.room
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
     for name, parameter in made.model.named_parameters():
@@ -328,20 +296,19 @@ def test_a_step_that_does_not_fit_is_split_and_loses_nothing(
     assert "out of memory at step 1: it is split and repeated" in caplog.text
     made.model.zero_grad()
     tried = len(small.sizes)
-    made.training_step(made.model, made.data_collator(examples()))  # the limit stays low: nothing fails again
-    assert max(small.sizes[tried:]) <= small.room and made.splits == caplog.text.count("out of memory")
+    made.backward(made.collator(examples()), 1)  # the limit stays low: nothing fails again
+    assert max(small.sizes[tried:]) <= small.room and made.memory_splits == caplog.text.count("out of memory")
 
 
 def test_gradients_of_the_packs_before_the_failure_do_not_count_twice(tmp_path: Path) -> None:
     wanted, gradients = step(tmp_path, collator(200)(examples()))
-    made = trainer(tmp_path, train_settings())
-    made.data_collator = collator(200)
-    batch = made.data_collator(examples())
-    first, second = (len(part["ids"]) for part in batch["packs"])
-    batch["packs"].sort(key=lambda part: len(part["ids"]))
+    made = runner(made=collator(200))
+    batch = made.collator(examples())
+    first, second = (len(part.ids) for part in batch.parts)
+    batch = replace(batch, parts=tuple(sorted(batch.parts, key=lambda part: len(part.ids))))
     assert first != second
     small = Small(made.model, max(first, second) - 1)
-    assert made.training_step(made.model, batch).item() == pytest.approx(wanted, rel=1e-5)
+    assert made.backward(batch, 1).item() == pytest.approx(wanted, rel=1e-5)
     assert small.sizes[0] <= small.room < small.sizes[1]
     for name, parameter in made.model.named_parameters():
         if parameter.requires_grad:
@@ -352,10 +319,9 @@ def test_gradients_of_the_packs_before_the_failure_do_not_count_twice(tmp_path: 
 @pytest.mark.parametrize("pack", ["shared", "none"])
 def test_an_example_that_does_not_fit_by_itself_is_named(tmp_path: Path, pack: Literal["shared", "none"]) -> None:
     longest = max(examples(), key=lambda example: len(example.ids))
-    made = trainer(tmp_path, train_settings())
-    made.data_collator = collator(pack=pack)
+    made = runner(made=collator(pack=pack))
     Small(made.model, len(longest.ids) - 1)
     with pytest.raises(
         RunError, match=rf"out of memory at step 1: document '{longest.id}' \({len(longest.ids)} tokens\) .*keep=none"
     ):
-        made.training_step(made.model, made.data_collator(examples()))
+        made.backward(made.collator(examples()), 1)

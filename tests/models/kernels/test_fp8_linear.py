@@ -15,8 +15,7 @@ from helpers.fakes import tiny_model
 from helpers.packs import examples, gradients, packed
 from spantune.core import ModelError, config
 from spantune.models import attach, load, to_fp8
-from spantune.models.fp8 import Fp8Linear
-from spantune.models.kernels.lora_linear import FP8, quantize
+from spantune.models.kernels.lora_linear import FP8, Fp8Linear, quantize
 from spantune.training import pack_loss
 
 CPU = torch.device("cpu")

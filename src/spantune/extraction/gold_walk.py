@@ -1,0 +1,268 @@
+"""The choices that the grammar leaves in the gold answers, which `train.loss_on=choices` puts the loss on.
+
+Each answer is walked through its grammar token by token, some 15 ms for a sentence. Many answers are walked in
+parallel processes, and the result is cached on disk, so that `plan`, `train` and `train --resume` walk them once.
+A cache file is named by the hash of everything that the result depends on; one that is damaged is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from importlib import metadata
+from itertools import chain, islice
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spantune.core import DataError, Document, replacing_path, track
+from spantune.encoding import Encoder, Example
+from spantune.extraction.grammar import Constraint, Guide, constraint_of
+
+WALK_VERSION = 1
+"""To be raised when the walk would find other choices: every cached result is then made again."""
+SERIAL_UNDER = 500
+"""Fewer answers than this are walked in this process: a worker takes seconds to start."""
+CACHED_FROM = 100
+"""Fewer answers than this are not cached: they are walked in about the time that starting takes."""
+CHUNK = 32
+"""Answers that a worker walks at a time."""
+WORKER_GIB = 1
+"""Memory of a worker: 0.7 GiB with a vocabulary of 262,144."""
+CACHE_FILES = 8
+"""Most results in the cache; the least recently used are removed."""
+
+log = logging.getLogger(__name__)
+
+Answer: TypeAlias = tuple[str, tuple[int, ...]]
+"""A text and the ids of its gold answer with the stop token."""
+Choices: TypeAlias = dict[int, tuple[int, ...]]
+"""The ids that are allowed at each index of an answer where there is a choice."""
+
+
+def mark_choices(
+    examples: Sequence[Example], documents: Sequence[Document], encoder: Encoder, vocabulary: int, cache: Path
+) -> tuple[Example, ...]:
+    """Add to each example the ids that the grammar allows at its answer tokens.
+
+    Args:
+        examples: one for each document.
+        documents: the gold documents.
+        encoder: of the examples.
+        vocabulary: the size of the model's logits.
+        cache: the folder of cached results.
+
+    Raises:
+        ModelError: the grammar cannot be followed with this tokenizer.
+    """
+    answers = [(d.text, e.ids[e.answer_start :]) for e, d in zip(examples, documents, strict=True)]
+    cached = len(answers) >= CACHED_FROM
+    path = cache / f"{_key(documents, answers, encoder, vocabulary)}.npz"
+    table = _read(path, len(answers)) if cached else None
+    if table is None:
+        processes = _processes() if len(answers) >= SERIAL_UNDER else 1
+        walked = walk(answers, encoder, vocabulary, processes)
+        table = _Table.of(track(walked, "find choices", len(answers), "answers"))
+        if cached:
+            _write(path, table)
+    return tuple(
+        replace(example, choices={example.answer_start + index: ids for index, ids in choices.items()})
+        for example, choices in zip(examples, table.choices(), strict=True)
+    )
+
+
+def walk(answers: Sequence[Answer], encoder: Encoder, vocabulary: int, processes: int = 1) -> Iterator[Choices]:
+    """The choices of each answer, in order; in this process or in several."""
+    if processes > 1:
+        batches = [answers[start : start + CHUNK] for start in range(0, len(answers), CHUNK)]
+        yield from _walk_in_parallel(batches, encoder, vocabulary, min(processes, len(batches)))
+    else:
+        constraint = constraint_of(encoder.tokenizer, vocabulary, encoder.stop_id)
+        for text, ids in answers:
+            yield Guide(constraint, encoder, text).choices(ids)
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+def _walk_in_parallel(
+    batches: Sequence[Sequence[Answer]], encoder: Encoder, vocabulary: int, processes: int
+) -> Iterator[Choices]:
+    others = set(multiprocessing.active_children())
+    arguments = (pickle.dumps(encoder), vocabulary)
+    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, arguments)
+    done = 0
+    try:
+        with _spawning():
+            results = executor.map(_walk_batch, batches)
+        for choices in results:
+            done += 1
+            yield from choices
+    except BrokenProcessPool:
+        log.warning("a worker process was killed (out of memory?); the gold answers are walked in this process")
+        yield from walk(list(chain(*batches[done:])), encoder, vocabulary)
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _spawning() -> Iterator[None]:
+    """Start processes that do not import the caller's script, which may be what trains, and do not get Ctrl-C."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    masks = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_given: tuple[bytes, int]  # of a worker: the pickled encoder and the size of the vocabulary
+
+
+def _start_worker(pickled: bytes, vocabulary: int) -> None:
+    """Keep what a worker needs, and end it when the process that started it ends, however that does."""
+    global _given
+    _given = pickled, vocabulary
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@cache
+def _worker() -> tuple[Encoder, Constraint]:
+    """The encoder and the constraint of this worker, made once."""
+    pickled, vocabulary = _given
+    encoder: Encoder = pickle.loads(pickled)
+    return encoder, Constraint(encoder.tokenizer, vocabulary, encoder.stop_id, threads=1)
+
+
+def _walk_batch(answers: Sequence[Answer]) -> list[Choices]:
+    encoder, constraint = _worker()
+    return [Guide(constraint, encoder, text).choices(ids) for text, ids in answers]
+
+
+def _processes() -> int:
+    """One process for each core that this process may use, and at most half the machine's memory for all of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not hasattr(os, "sysconf"):
+        return cores
+    gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return max(1, min(cores, int(gib / 2 / WORKER_GIB)))
+
+
+# -- cache -----------------------------------------------------------------------------------------------------------
+
+
+class _Table(NamedTuple):
+    """The choices of all answers as int32 arrays in which equal sets of allowed ids are stored once."""
+
+    counts: NDArray[np.int32]
+    """Choices of each answer."""
+    indexes: NDArray[np.int32]
+    """The index in its answer of each choice."""
+    sets: NDArray[np.int32]
+    """The set of allowed ids of each choice."""
+    sizes: NDArray[np.int32]
+    """Ids of each set."""
+    ids: NDArray[np.int32]
+    """The ids of all sets, one set after another."""
+
+    @classmethod
+    def of(cls, walked: Iterable[Mapping[int, tuple[int, ...]]]) -> _Table:
+        """The table of the choices of answers."""
+        numbers: dict[tuple[int, ...], int] = {}
+        counts: list[int] = []
+        indexes: list[int] = []
+        sets: list[int] = []
+        for choices in walked:
+            counts.append(len(choices))
+            indexes += choices
+            sets += [numbers.setdefault(ids, len(numbers)) for ids in choices.values()]
+        columns = (counts, indexes, sets, [len(ids) for ids in numbers], list(chain(*numbers)))
+        return cls(*(np.array(column, np.int32) for column in columns))
+
+    def choices(self) -> Iterator[Choices]:
+        """The choices of each answer; equal sets are one tuple, and equal ids one int."""
+        shared = np.array(range(self.ids.max(initial=-1) + 1), dtype=object)
+        ids = shared[self.ids].tolist()
+        ends = np.cumsum(self.sizes).tolist()
+        sets = [tuple(ids[end - size : end]) for size, end in zip(self.sizes.tolist(), ends, strict=True)]
+        pairs = zip(self.indexes.tolist(), (sets[number] for number in self.sets.tolist()), strict=True)
+        for count in self.counts.tolist():
+            yield dict(islice(pairs, count))
+
+    def is_whole(self, answers: int) -> bool:
+        """Whether the arrays agree with each other and with the number of answers."""
+        choices = len(self.indexes) == len(self.sets) == self.counts.sum()
+        return choices and len(self.counts) == answers and self.sizes.sum() == len(self.ids)
+
+
+def _key(documents: Sequence[Document], answers: Sequence[Answer], encoder: Encoder, vocabulary: int) -> str:
+    """The SHA-256 of everything that the choices depend on."""
+    tokenizer = encoder.tokenizer
+    parts: list[object] = [WALK_VERSION, metadata.version("llguidance"), vocabulary, encoder.stop_id]
+    parts += [encoder.task.model_dump_json(), tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    for document, (_, ids) in zip(documents, answers, strict=True):
+        entities = [[entity.start, entity.end, entity.label] for entity in document.entities]
+        digest.update(json.dumps([document.id, document.text, entities, ids]).encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path, answers: int) -> _Table | None:
+    """The table in a cache file; None where there is none, or only a damaged one."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            table = _Table(**{name: arrays[name] for name in _Table._fields})
+        if not table.is_whole(answers):
+            raise ValueError("its arrays do not fit each other")
+        path.touch()  # the cache keeps what was used last
+        return table
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("%s: damaged cache (%s); the gold answers are walked again", path, error)
+        return None
+
+
+def _write(path: Path, table: _Table) -> None:
+    """Cache a table, and remove what was used least recently beyond CACHE_FILES."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_path(path) as partial, partial.open("wb") as file:
+            np.savez(file, **table._asdict())
+        cached = sorted(path.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime_ns)
+        for old in cached[:-CACHE_FILES]:
+            old.unlink(missing_ok=True)
+    except (OSError, DataError) as error:
+        log.warning("the choices in the gold answers cannot be cached (%s); the next run walks them again", error)

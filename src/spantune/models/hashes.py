@@ -1,0 +1,84 @@
+"""SHA-256 hashes of a model's files, which can be tens of gigabytes: a file is read once, and again when it changes.
+
+A hash is remembered in the cache with the size, the time of the last change and the inode of its file. A file that was
+changed within the last two seconds is not remembered, since a second change might leave all three as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeAlias
+
+from spantune.core import DataError, replacing, sha256_of
+from spantune.models.bundled import RECORD, cache_root
+
+WANTED = (".json", ".safetensors", ".txt", ".jinja", ".model", ".tiktoken")
+"""How the names of a model's files end."""
+SETTLED_NS = 2_000_000_000
+
+log = logging.getLogger(__name__)
+
+Stamp: TypeAlias = tuple[int, int, int]
+"""Size in bytes, time of the last change in nanoseconds and inode of a file."""
+
+
+def hash_model(folder: Path) -> str:
+    """One SHA-256 over the names and contents of a model folder's files; an unchanged file is not read again."""
+    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(WANTED) and path.name != RECORD)
+    lines = (f"{name}\t{value}\n" for name, value in hash_files(folder, names).items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def hash_files(folder: Path, names: Sequence[str], *, anew: bool = False) -> dict[str, str]:
+    """The SHA-256 of each named file in `folder`, in the given order.
+
+    Args:
+        folder: the folder.
+        names: of files in it.
+        anew: read every file, as the check of a download must.
+    """
+    remembered = {} if anew else _read(folder)
+    stamps = {name: _stamp(folder / name) for name in names}
+    hashes = {name: value for name, (stamp, value) in remembered.items() if stamps.get(name) == stamp}
+    unread = [name for name in names if name not in hashes]
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        hashes |= zip(unread, pool.map(lambda name: sha256_of(folder / name), unread), strict=True)
+    if unread:
+        before = time.time_ns() - SETTLED_NS
+        settled = [name for name in hashes if stamps[name][1] < before and _stamp(folder / name) == stamps[name]]
+        _write(folder, {name: (stamps[name], hashes[name]) for name in settled})
+    return {name: hashes[name] for name in names}
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _record(folder: Path) -> Path:
+    return cache_root() / "hashes" / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
+
+
+def _read(folder: Path) -> dict[str, tuple[Stamp, str]]:
+    """What is remembered of a folder's files; nothing where the record is absent or damaged."""
+    try:
+        rows = json.loads(_record(folder).read_text("utf-8")).items()
+        return {name: ((size, changed, inode), str(value)) for name, (size, changed, inode, value) in rows}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write(folder: Path, hashes: dict[str, tuple[Stamp, str]]) -> None:
+    path, rows = _record(folder), {name: [*stamp, value] for name, (stamp, value) in hashes.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            json.dump(rows, file, indent=1)
+    except (OSError, DataError) as error:
+        log.debug("the hashes of %s are not remembered: %s", folder, error)

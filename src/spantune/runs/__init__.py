@@ -1,0 +1,76 @@
+"""The run folder: claimed, recorded, checkpointed, listed, and mirrored on dashboards; names are imported lazily."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spantune.core import lazy_exports
+
+if TYPE_CHECKING:
+    from spantune.runs import listing
+    from spantune.runs.checkpoints import BestAdapter, Checkpoints, step_of, torn
+    from spantune.runs.claim import Claim
+    from spantune.runs.folder import (
+        RunFolder,
+        free_name,
+        last_predictions,
+        read_adapter,
+        read_config,
+        read_metrics,
+        require_free,
+        resume_recipe,
+    )
+    from spantune.runs.journal import logging_to, rewind
+    from spantune.runs.listing import COLUMNS, Run
+    from spantune.runs.trackers.dashboards import Trackers, open_trackers, require_trackers
+    from spantune.runs.trackers.interface import hints
+    from spantune.runs.trackers.upload import sync
+
+__all__ = [
+    "COLUMNS",
+    "BestAdapter",
+    "Checkpoints",
+    "Claim",
+    "Run",
+    "RunFolder",
+    "Trackers",
+    "free_name",
+    "hints",
+    "last_predictions",
+    "listing",
+    "logging_to",
+    "open_trackers",
+    "read_adapter",
+    "read_config",
+    "read_metrics",
+    "require_free",
+    "require_trackers",
+    "resume_recipe",
+    "rewind",
+    "step_of",
+    "sync",
+    "torn",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "checkpoints": ("BestAdapter", "Checkpoints", "step_of", "torn"),
+        "claim": ("Claim",),
+        "folder": (
+            "RunFolder",
+            "free_name",
+            "last_predictions",
+            "read_adapter",
+            "read_config",
+            "read_metrics",
+            "require_free",
+            "resume_recipe",
+        ),
+        "journal": ("logging_to", "rewind"),
+        "listing": ("COLUMNS", "Run"),
+        "trackers.dashboards": ("Trackers", "open_trackers", "require_trackers"),
+        "trackers.interface": ("hints",),
+        "trackers.upload": ("sync",),
+    },
+)

@@ -1,0 +1,111 @@
+"""The claim of one process on a run folder, by a lock file that says how its last process ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from spantune.core import Config, Locked, RunError, TaskSpec, file_lock
+from spantune.runs.folder import RunFolder
+
+PATIENCE = 1.0  # seconds: a process that looks whether a run is running holds its lock for a moment
+
+
+class Claim:
+    """A run folder that only this process works on, until the block ends.
+
+    A new folder has a hidden name, `.<name>.part`, until `create` gives it its own name with all that belongs into it;
+    one that is never created leaves nothing behind.
+
+    Raises:
+        RunError: the folder exists, another process works on it, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool = False):
+        self.folder = folder
+        self._part = None if resume else folder.with_name(f".{folder.name}.part")
+        self._new_folders: list[Path] = []
+        self._lock = ExitStack()
+
+    def __enter__(self) -> Claim:
+        if self._part is None:
+            self._acquire(self.folder)
+            run = RunFolder(self.folder)
+            if run.is_finished:  # since it was last looked at
+                self._release()
+                raise RunError(f"{run.path} is finished; its report is {run.report_html}")
+            return self
+        self._new_folders = [path for path in (self._part, *self._part.parents) if not path.exists()]
+        try:
+            self._part.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder.parent}: no run folder can be made here ({error.strerror}); set run.folder to a place "
+                "that can be written"
+            ) from None
+        exists = RunError(f"{self.folder} exists since a moment ago; give another run.name")
+        try:
+            self._acquire(self._part)
+        except RunError as error:
+            raise exists if self.folder.exists() else error from None
+        if self.folder.exists():  # another process was faster
+            self.__exit__()
+            raise exists
+        return self
+
+    def create(self, recipe: Config, task: TaskSpec, environment: Mapping[str, str]) -> Path:
+        """Write recipe, task and environment, and give the folder its name."""
+        assert self._part is not None
+        recipe.save(self._part)
+        task.save(self._part)
+        text = json.dumps(environment, indent=2) + "\n"
+        RunFolder(self._part).environment_file.write_text(text, encoding="utf-8")
+        try:
+            self._part.rename(self.folder)
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot be made ({error.strerror}); give another run.name") from None
+        self._part = None
+        return self.folder
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+        if self._part is not None:
+            shutil.rmtree(self._part, ignore_errors=True)
+            for path in self._new_folders[1:]:
+                with suppress(OSError):  # not empty: others have begun to use it
+                    path.rmdir()
+
+    def _acquire(self, folder: Path) -> None:
+        """Lock the run that is in `folder` now, and write the number of this process into the lock file."""
+        path = RunFolder(folder).lock_file
+        try:
+            self._lock.enter_context(file_lock(path, PATIENCE))
+            path.write_text(f"{os.getpid()}\n", encoding="utf-8")
+        except Locked:
+            raise RunError(
+                f"{self.folder}: {_holder(path)} is working on this run; wait for it, stop it, or give another run.name"
+            ) from None
+        except OSError as error:
+            self._lock.close()
+            raise RunError(
+                f"{self.folder}: cannot be written ({error.strerror}); make it writable, or copy the run elsewhere"
+            ) from None
+
+    def _release(self) -> None:
+        """Empty the lock file, which says that this process ended in order, and unlock the run."""
+        with suppress(OSError):
+            RunFolder(self._part or self.folder).lock_file.write_text("", encoding="utf-8")
+        self._lock.close()
+
+
+def _holder(lock_file: Path) -> str:
+    """The process that holds a lock, in words."""
+    try:
+        number = lock_file.read_text(encoding="utf-8").strip()
+    except OSError:
+        number = ""
+    return f"process {number}" if number.isdecimal() else "another process"

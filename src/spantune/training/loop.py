@@ -1,0 +1,270 @@
+"""The training loop: steps, their record, evaluations that steer, and checkpoints that a run resumes from.
+
+A step is `batch_examples` examples in an order that only the seed decides. After a step come, in this order, its line
+in `metrics.jsonl`, the evaluation that is due, and the checkpoint that is due; so a line never covers steps of both
+sides of a resume, and a checkpoint holds what the evaluation changed. A request to stop, and an evaluation that such a
+request interrupts, end the loop after a checkpoint; the evaluation is made up for when the run resumes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from spantune.core import Stopped, StopRequest, config
+from spantune.encoding import Example
+from spantune.models import load_adapter_weights
+from spantune.runs import BestAdapter, Checkpoints, step_of
+from spantune.training.collator import Batch
+from spantune.training.estimate import GIB, Estimate
+from spantune.training.line import TrainingLine
+from spantune.training.nan_guard import StepGuard
+from spantune.training.schedule import Clock, ExampleOrder, Schedule
+from spantune.training.step import StepResult, StepRunner
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+OPTIMIZER_FILE = "optimizer.pt"
+RANDOM_STATE_FILE = "random_state.pt"
+WARM_STEPS, MEASURED_STEPS = 2, 3  # of a run, that are held against the estimate
+
+log = logging.getLogger(__name__)
+
+Values = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How many steps a run has, and after how many of them what is due."""
+
+    total: int
+    log: int
+    evaluate: int
+    save: int
+
+    @classmethod
+    def of(cls, settings: config.Train, examples: int) -> Intervals:
+        """The intervals of a recipe's section for so many training examples."""
+        per_epoch = -(-examples // settings.batch_examples)
+        total = settings.max_steps or max(1, round(settings.epochs * per_epoch))
+        evaluate = settings.eval_steps or max(1, total // 4)
+        return cls(total, settings.log_steps, evaluate, settings.save_steps or evaluate)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the loop uses and does not own.
+
+    `evaluate` takes a step and the seconds that one evaluation may take; it extracts the dev documents, and records and
+    returns their figures. `record` writes a line: step, values, split. `estimate`, where there is one, is compared with
+    the first steps.
+    """
+
+    checkpoints: Checkpoints
+    best: BestAdapter
+    stop: StopRequest
+    evaluate: Callable[[int, float], Values]
+    record: Callable[[int, Values, str], None]
+    estimate: Estimate | None = None
+    progress: Progress | None = None
+
+
+class TrainingLoop:
+    """Trains a model from the step that it has reached to the last one.
+
+    Args:
+        runner: takes the steps.
+        examples: all training examples.
+        settings: the recipe's section `train`.
+        clock: counts the run's training seconds.
+        services: see there.
+        seed: decides the order of the examples.
+    """
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        examples: Sequence[Example],
+        settings: config.Train,
+        clock: Clock,
+        services: Services,
+        seed: int = 0,
+    ):
+        self.runner, self.examples, self.settings, self.clock, self.services = (
+            runner, examples, settings, clock, services,
+        )  # fmt: skip
+        self.intervals = Intervals.of(settings, len(examples))
+        self.schedule = Schedule(settings, self.intervals.total, clock)
+        self.order = ExampleOrder(len(examples), settings.batch_examples, seed)
+        self.step = 0
+        self.is_over = False
+        """Whether the last step is done; decided once after each step, since the clock goes on meanwhile."""
+        self.dev_f1s: list[float] = []
+        self._next_batch: Batch | None = None
+        self._line = TrainingLine(runner, clock)
+        self._bar: TaskID | None = None
+
+    def resume(self, checkpoint: Path | None, records: Sequence[Mapping[str, object]]) -> None:
+        """Take up what a run has recorded and, where there is one, its checkpoint.
+
+        Raises:
+            ModelError: the checkpoint's adapter is not that of the model.
+        """
+        self.dev_f1s = _column(records, "dev", "f1")
+        self.runner.guard = StepGuard(self.settings.on_nan, _column(records, "train", "loss"))
+        self.runner.collator.restore(records)
+        if checkpoint is None:
+            return
+        self.step = step_of(checkpoint)
+        load_adapter_weights(self.runner.model, checkpoint)
+        state = torch.load(checkpoint / OPTIMIZER_FILE, map_location=self.runner.device, weights_only=True)
+        self.runner.optimizer.load_state_dict(state)
+        random_state = torch.load(checkpoint / RANDOM_STATE_FILE, weights_only=True)
+        torch.set_rng_state(random_state["cpu"])
+        if self.runner.device.type == "cuda" and "cuda" in random_state:
+            torch.cuda.set_rng_state(random_state["cuda"], self.runner.device)
+
+    def run(self, evaluated_steps: Sequence[int] = ()) -> None:
+        """Train to the end, until patience or time is over, or until a stop is asked for.
+
+        Args:
+            evaluated_steps: steps whose evaluations are on record; that of the checkpoint that a stop cut off is made
+                up for first.
+        """
+        self._open_bar()
+        self.is_over = self._has_ended()
+        if self.step > 0 and self._is_evaluation_due() and self.step not in evaluated_steps:
+            self._evaluate()
+        while not (self.is_over or self.is_out_of_patience or self.services.stop):
+            batch = self._next_batch or self._batch(self.step)
+            self._next_batch = None
+            result = self.runner.run(batch, self.step + 1, self.schedule.factor(self.step), self._prepare_next)
+            self.step += 1
+            self._after(result)
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether as many evaluations as `patience` says have brought no better F1."""
+        f1s = self.dev_f1s
+        waited = len(f1s) - 1 - f1s.index(max(f1s)) if f1s else 0
+        return self.settings.patience is not None and waited >= self.settings.patience
+
+    def _after(self, result: StepResult) -> None:
+        """What follows a step: its line, the evaluation, the checkpoint."""
+        self.is_over = self._has_ended()
+        services, intervals = self.services, self.intervals
+        self._line.add(result, self.step)
+        if services.estimate is not None:
+            self._compare_with_estimate(services.estimate)
+        is_stopping = bool(services.stop)  # asked once: a signal may come at any time
+        is_evaluated = self._is_evaluation_due() and not is_stopping
+        is_saved = (
+            self.is_over or is_stopping or self.step % intervals.save == 0 or services.checkpoints.is_owed(self.step)
+        )
+        if is_evaluated or is_saved or self.step % intervals.log == 0:
+            self._record_line()
+        if is_evaluated and self._evaluate():
+            is_saved = True
+        if is_saved:
+            self._save()
+        if self.is_out_of_patience and not self.is_over:
+            log.info("no better F1 in %d evaluations; the run stops", self.settings.patience)
+
+    def _has_ended(self) -> bool:
+        """Whether all steps are done, or all minutes used."""
+        return self.schedule.progress(self.step) >= 1.0
+
+    def _is_evaluation_due(self) -> bool:
+        return self.step % self.intervals.evaluate == 0 or self.is_over
+
+    def _evaluate(self) -> bool:
+        """Extract the dev documents and keep the best adapter; whether a checkpoint is due because of it."""
+        model = self.runner.model
+        model.eval()
+        try:
+            with self.clock.stopped():
+                values = self.services.evaluate(self.step, self._seconds_for_evaluation())
+        except Stopped:  # saved first, and evaluated when the run resumes
+            return True
+        finally:
+            model.train()
+        self.dev_f1s.append(values["f1"])
+        is_best = self.services.best.offer(self.step, values)
+        if is_best:
+            self.services.checkpoints.best = self.step
+        return is_best
+
+    def _seconds_for_evaluation(self) -> float:
+        """Seconds that one evaluation may take, so that all of them take `eval_share` of the expected training time."""
+        progress = self.schedule.progress(self.step)  # by the clock where that ends the run before its last step does
+        evaluations = math.ceil(self.step / progress / self.intervals.evaluate)
+        return self.settings.eval_share * self.clock.expected(progress) / evaluations
+
+    def _save(self) -> None:
+        """Write a checkpoint: adapter, optimizer, random state and clock."""
+        if not self.runner.accelerator.is_main_process:
+            return
+        self.services.checkpoints.write(self.step, self._fill)
+        self.services.best.retry()  # after a checkpoint there may be room for the best adapter too
+
+    def _fill(self, folder: Path) -> None:
+        self.runner.accelerator.unwrap_model(self.runner.model).save_pretrained(str(folder))
+        torch.save(self.runner.optimizer.state_dict(), folder / OPTIMIZER_FILE)
+        random_state = {"cpu": torch.get_rng_state()}
+        if self.runner.device.type == "cuda":
+            random_state["cuda"] = torch.cuda.get_rng_state(self.runner.device)
+        torch.save(random_state, folder / RANDOM_STATE_FILE)
+        self.clock.save(folder)
+
+    def _record_line(self) -> None:
+        """Write the line of the steps since the last one, and show its loss."""
+        values = self._line.taken(self.step, self.order.epoch_after(self.step), self.settings.batch_examples)
+        self._record(values, "train")
+        if self.services.progress is not None and self._bar is not None:
+            self.services.progress.update(self._bar, completed=self.step, note=f"loss {values['loss']:.3f}")
+
+    def _record(self, values: Values, split: str) -> None:
+        if self.runner.accelerator.is_main_process:
+            self.services.record(self.step, values, split)
+
+    def _batch(self, step: int) -> Batch:
+        """The batch of the step after `step`."""
+        return self.runner.collator([self.examples[place] for place in self.order.places(step)])
+
+    def _prepare_next(self) -> None:
+        """Make the batch of the step after the one under way, while the device computes."""
+        if self.step + 1 < self.intervals.total:
+            self._next_batch = self._batch(self.step + 1)
+
+    def _open_bar(self) -> None:
+        self._line.begin(self.step)
+        if self.services.progress is not None:
+            total = self.intervals.total
+            self._bar = self.services.progress.add_task("train", total=total, completed=self.step, note="")
+
+    def _compare_with_estimate(self, estimate: Estimate) -> None:
+        """Measure some of the first steps, and record them beside the estimate."""
+        measured = self._line.first_steps(WARM_STEPS, MEASURED_STEPS)
+        if measured is None:
+            return
+        predicted = estimate.step_seconds
+        values = {"step_ms": round(1000 * measured, 1), "predicted_step_ms": round(1000 * predicted, 1)}
+        log.info("%d steps: %.0f ms each, predicted %.0f", MEASURED_STEPS, 1000 * measured, 1000 * predicted)
+        if torch.cuda.is_available():
+            peak, total = torch.cuda.max_memory_allocated() / GIB, estimate.memory.total_gib
+            values |= {"peak_gib": round(peak, 3), "predicted_gib": round(total, 3)}
+            log.info("memory: %.1f GiB at most, predicted %.1f", peak, total)
+        self._record(values, "plan")
+
+
+def _column(records: Sequence[Mapping[str, object]], split: str, key: str) -> list[float]:
+    """The values of a key on a split's lines, without those that are null."""
+    values = (record[key] for record in records if record["split"] == split)
+    return [float(str(value)) for value in values if value is not None]

@@ -1,0 +1,117 @@
+"""Measuring a run by real extraction: the test documents before and after training, a slice of dev while it trains.
+
+What is measured is recorded, shown on the dashboards, and kept in `predictions/`. A signal ends an extraction between
+two documents.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from spantune.core import DataError, Document, Extraction, Prediction, StopRequest, config
+from spantune.data import read_extractions
+from spantune.encoding import Encoder
+from spantune.extraction import Evaluation, Extractor, evaluate, save_predictions
+from spantune.metrics import Scores, score
+from spantune.models import CausalLM
+from spantune.runs import Trackers, read_metrics
+from spantune.training.preparation import Prepared
+
+FEWEST_DEV_DOCUMENTS = 8
+"""Dev documents that steer at the least, however little time `train.eval_share` leaves."""
+
+log = logging.getLogger(__name__)
+
+
+class Measuring:
+    """Extracts and scores the held-out documents of a run.
+
+    Args:
+        prepared: the run's documents, encoder and recipe.
+        model: the model under training.
+        folder: the run folder.
+        trackers: where the figures go.
+        stop: ends an extraction between two documents.
+    """
+
+    def __init__(self, prepared: Prepared, model: CausalLM, folder: Path, trackers: Trackers, stop: StopRequest):
+        self.prepared, self.folder, self.trackers, self.stop = prepared, folder, trackers, stop
+        self.use(model)
+        self._steering: list[Document] = []
+        self._seconds_per_document = 0.0
+
+    def use(self, model: CausalLM) -> None:
+        """Extract with another model from here on."""
+        recipe = self.prepared.recipe
+        self.extractor = _StoppableExtractor(
+            self.stop, model, self.prepared.encoder, recipe.extract, on_choices=recipe.train.on_choices
+        )
+
+    def measure_dev(self, step: int, seconds: float) -> Mapping[str, float]:
+        """Measure the dev documents that steer, as many as `seconds` allow from the first measuring on.
+
+        Raises:
+            Stopped: a signal came meanwhile; nothing is recorded.
+        """
+        self._steering = self._steering or self.prepared.steering(self._slice_size(seconds))
+        return self.measure(self._steering, "dev", step).values()
+
+    def measure_test(self, step: int, **more: float) -> Evaluation:
+        """Measure all test documents; `more` figures go on the same line."""
+        return self.measure(self.prepared.splits.test, "test", step, **more)
+
+    def scores_before(self) -> Scores | None:
+        """The untrained model's scores, from the predictions that the run kept before it was interrupted."""
+        path = self._predictions("test", 0)
+        if not path.is_file():
+            return None
+        predicted = [extraction.document for extraction in read_extractions(path)]
+        return score(self.prepared.splits.test, predicted, self.prepared.task.codes)
+
+    def measure(self, documents: Sequence[Document], split: str, step: int, **more: float) -> Evaluation:
+        """Extract `documents`, score, keep and record them."""
+        evaluation = evaluate(self.extractor, list(documents), f"extract {split}")
+        self._seconds_per_document = evaluation.seconds / len(documents)
+        self._keep_predictions(split, step, evaluation)
+        self.trackers.measuring(step, split, evaluation.values() | more, evaluation.gold, evaluation.predicted)
+        return evaluation
+
+    def _slice_size(self, seconds: float) -> int:
+        """How many dev documents steer: as many as before a resume, else what fits into `seconds`."""
+        settings = self.prepared.recipe.train
+        wanted = min(settings.eval_documents, len(self.prepared.splits.dev))
+        recorded_sizes = [record["documents"] for record in read_metrics(self.folder) if record.get("split") == "dev"]
+        if recorded_sizes:
+            return int(recorded_sizes[-1])
+        if not self._seconds_per_document:
+            return wanted
+        size = max(min(FEWEST_DEV_DOCUMENTS, wanted), min(wanted, int(seconds / self._seconds_per_document)))
+        if size < wanted:
+            log.info("%d of %d dev documents steer: train.eval_share=%g of the time", size, wanted, settings.eval_share)
+        return size
+
+    def _keep_predictions(self, split: str, step: int, evaluation: Evaluation) -> None:
+        """Write what was extracted; a disk that refuses it costs these predictions and not the run."""
+        try:
+            save_predictions(self._predictions(split, step), evaluation.extractions)
+        except (DataError, OSError) as error:
+            log.warning("step %d: the predictions on %s are not kept: %s", step, split, error)
+
+    def _predictions(self, split: str, step: int) -> Path:
+        return self.folder / "predictions" / f"{split}-{step}.jsonl"
+
+
+class _StoppableExtractor(Extractor):
+    """An extractor that ends between two documents once the run is asked to stop."""
+
+    def __init__(
+        self, stop: StopRequest, model: CausalLM, encoder: Encoder, settings: config.Extract, *, on_choices: bool
+    ):
+        super().__init__(model, encoder, settings, on_choices=on_choices)
+        self._stop = stop
+
+    def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
+        """As an Extractor does; raises Stopped."""
+        return self._stop.watch(super().stream(documents, strict=strict))

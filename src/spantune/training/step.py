@@ -1,0 +1,197 @@
+"""One optimizer step: every part of a batch forward and backward, the gradient clipped, the weights changed.
+
+The loss of a step is normalised over all its targets, so it does not depend on how its examples are packed. A part that
+does not fit into memory is split, and the step is repeated from its beginning. A step whose loss or gradient is not
+finite changes no weight.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from spantune.core import RunError, config
+from spantune.models import CausalLM
+from spantune.training.collator import Batch, Collator, PaddedRows, Part
+from spantune.training.loss import PackTensors, pack_loss
+from spantune.training.nan_guard import StepGuard
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to: the loss a target token (or an example), and the gradient's norm before it was clipped."""
+
+    loss: Tensor
+    gradient_norm: float
+    learning_rate: float
+
+
+class StepRunner:
+    """Runs optimizer steps on one model.
+
+    Args:
+        model: a causal LM with adapters, on its device.
+        collator: makes the batches, and makes them again where a part does not fit into memory.
+        settings: the recipe's section `train`.
+        guard: refuses losses and gradients that are not finite.
+        lora_plus: the ratio of the learning rate of B to that of A (LoRA+); 1 for plain LoRA.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        collator: Collator,
+        settings: config.Train,
+        guard: StepGuard,
+        lora_plus: float = 1.0,
+    ):
+        device = next(model.parameters()).device
+        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", device_placement=False)
+        self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(model, settings, lora_plus)
+        self._peak_rates = [group["lr"] for group in optimizer.param_groups]
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.collator, self.settings, self.guard, self.device = collator, settings, guard, device
+        self.tokens = self.padding = 0
+        """Positions fed to the model so far, padding apart."""
+        self.memory_splits = 0
+        """Steps that were split since the caller last reset the number."""
+        self._autocast = model.get_input_embeddings().weight.dtype == torch.bfloat16
+        self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+    def run(
+        self, batch: Batch, step: int, rate_factor: float, meanwhile: Callable[[], None] | None = None
+    ) -> StepResult:
+        """Take optimizer step number `step`.
+
+        Args:
+            batch: its examples.
+            step: its number, from 1.
+            rate_factor: what the peak learning rate is multiplied by.
+            meanwhile: called once while the device still computes, to prepare what comes next.
+
+        Raises:
+            RunError: one example alone does not fit into memory, or the guard ends the run.
+        """
+        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * rate_factor
+        loss = self.backward(batch, step)
+        if meanwhile is not None:
+            meanwhile()
+        documents = [example.id for example in batch.examples]
+        is_accepted = self.guard.accepts(loss.item(), step, documents)
+        if not is_accepted:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = torch.zeros_like(loss)
+        norm = float(self.accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm))
+        if is_accepted and self.guard.accepts_gradient(norm, step, documents):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(loss, norm, self.optimizer.param_groups[0]["lr"])
+
+    def backward(self, batch: Batch, step: int) -> Tensor:
+        """Add the gradients of a batch, and return its loss (a float32 scalar on the device).
+
+        Raises:
+            RunError: one example alone does not fit into memory.
+        """
+        if not self.model.training:  # setting it walks through all modules, while the GPU waits
+            self.model.train()
+        if batch.limits != self.collator.limits:  # made before the limits were lowered
+            batch = self.collator(batch.examples)
+        outcome = self._attempt(batch)
+        while not isinstance(outcome, Tensor):
+            batch = self._split(batch, step, outcome)
+            outcome = self._attempt(batch)
+        self.tokens += batch.tokens
+        self.padding += batch.padding
+        return outcome
+
+    def _attempt(self, batch: Batch) -> Tensor | Part:
+        """The step's loss, or the first part that does not fit into memory."""
+        summed = torch.zeros((), device=self.device)
+        for number, part in enumerate(batch.parts, start=1):
+            is_last = number == len(batch.parts)  # where several processes train, gradients are reduced once a step
+            try:
+                with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                    loss = self._part_loss(part.to(self.device), max(1, batch.weight))
+                    self.accelerator.backward(loss)
+            except torch.OutOfMemoryError:
+                return part
+            summed += loss.detach().float()
+        return summed
+
+    def _split(self, batch: Batch, step: int, part: Part) -> Batch:
+        """The batch again in smaller parts, with the memory of the failed attempt freed.
+
+        Raises:
+            RunError: `part` is a single example.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not self.collator.lower(part):
+            ids = (part.input_ids[0] if isinstance(part, PaddedRows) else part.ids).tolist()
+            name = next(example.id for example in batch.examples if list(example.ids) == ids)
+            raise RunError(
+                f"out of memory at step {step}: document {name!r} ({len(ids)} tokens) does not fit by itself; set "
+                "train.keep=none, model.base=fp8 or nf4, or a lower train.max_tokens with data.too_long=split"
+            )
+        self.memory_splits += 1
+        limits = ", ".join(f"train.{name}={value}" for name, value in self.collator.limits.items())
+        log.warning("out of memory at step %d: it is split and repeated; %s for the rest of the run", step, limits)
+        return self.collator(batch.examples)
+
+    def _part_loss(self, part: Part, weight: int) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            if isinstance(part, PackTensors):
+                dtype = torch.bfloat16 if self._autocast else torch.float32
+                with self._input_casts_by_autocast():
+                    return pack_loss(self.model, part, dtype) / weight
+            loss: Tensor = self.model(**vars(part), use_cache=False, num_items_in_batch=weight).loss
+            return loss
+
+    @contextmanager
+    def _input_casts_by_autocast(self) -> Iterator[None]:
+        """PEFT's `disable_input_dtype_casting`, without its walks through all modules for every pack."""
+        for module in self._adapters:
+            module.cast_input_dtype_enabled = not self._autocast
+        try:
+            yield
+        finally:
+            for module in self._adapters:
+                module.cast_input_dtype_enabled = True
+
+
+def make_optimizer(model: CausalLM, settings: config.Train, lora_plus: float = 1.0) -> Optimizer:
+    """The recipe's optimizer over the parameters that require a gradient.
+
+    With `lora_plus` other than 1 the learning rate of every B is that many times the rate of A (LoRA+, arXiv
+    2402.12354).
+    """
+    options: dict[str, Any] = {"lr": settings.learning_rate}
+    optimizer_class: Callable[..., Optimizer] = torch.optim.AdamW
+    if settings.optimizer == "adamw":
+        options["fused"] = True
+    else:
+        from bitsandbytes import optim
+
+        optimizer_class = {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[settings.optimizer]
+    if lora_plus != 1.0:
+        return create_loraplus_optimizer(  # type: ignore[no-any-return]
+            model, optimizer_class, loraplus_lr_ratio=lora_plus, loraplus_weight_decay=settings.weight_decay, **options
+        )
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return optimizer_class(trainable, weight_decay=settings.weight_decay, **options)
