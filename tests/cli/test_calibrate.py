@@ -116,10 +116,10 @@ def test_the_api_applies_it_and_keeps_what_was_left_out(run: Path, bare: list[Do
     extractor = load_run(run)
     found = list(extractor.stream(bare))
     for one, document in zip(found, bare, strict=True):
-        assert set(one.document.entities) | set(one.left_out) == set(document.entities)
+        assert set(one.document.entities) | set(one.below_threshold) == set(document.entities)
         assert all(entity.label != "dis" or entity.score == 1 for entity in one.document.entities)
-        assert all(entity.label == "dis" for entity in one.left_out)
-    assert any(one.left_out and one.answer and not one.problems for one in found)
+        assert all(entity.label == "dis" for entity in one.below_threshold)
+    assert any(one.below_threshold and one.answer and not one.problems for one in found)
     extractor.calibration = None
     assert [one.answer for one in extractor.stream(bare)] == [one.answer for one in found]
     assert load_run(run, min_score=0).calibration == Calibration(temperature=0.5)

@@ -95,7 +95,7 @@ def test_a_long_instruction_is_taken_in_parts_and_can_be_cut() -> None:
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_pass_of_fixed_width_is_filled_with_nobody() -> None:
+def test_a_pass_of_fixed_width_is_padded() -> None:
     """What a GPU would read; without a GPU it is only looked at."""
     pytest.importorskip("triton")
     cache = SlotCache(3, 64, 100, torch.device("cpu"))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from spantune.metrics import bootstrap
-from spantune.metrics.bootstrap import exchange, holm, interval, p_value, quotients, resample
+from spantune.metrics.bootstrap import exchange, holm, interval, p_value, resample
+from spantune.metrics.counts import quotients
 
 
 def test_a_resample_is_a_sum_of_as_many_documents() -> None:

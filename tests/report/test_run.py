@@ -113,6 +113,12 @@ def test_figures_are_those_of_the_last_predictions_and_of_those_before_training(
     assert (found["run"], found["date"]) == ("one", "2023-11-14")
 
 
+def test_scores_that_are_at_hand_are_not_computed_again(run: Path) -> None:
+    report_run(run, after=score(TEST, TEST, TASK.codes, resamples=0))
+    micro = figures(run)["strict"]["micro"]
+    assert micro["f1"] == 1.0 and micro["f1_low"] is None
+
+
 def test_the_page_has_curves_cost_speed_names_recipe_and_environment(run: Path) -> None:
     report_run(run)
     shown = page(run)

@@ -1,6 +1,6 @@
-"""The command line's `spantune calibrate`, and what `extract` and `evaluate` say of a threshold.
+"""The command `spantune calibrate`.
 
-As in `cli`, no logic lives here: the table or JSON goes to stdout, everything for people to stderr.
+As in `cli`, there is no logic here: the table or JSON goes to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -64,21 +64,20 @@ def calibrate(
     gold = list(formats.read(data, format).documents if data else read_splits(recipe.data).dev)
     extractor = load_bare(run, device)
     extractor.task.check(gold)
-    extractions = list(track(extractor.stream(gold), "extract", len(gold)))
-    predicted = [extraction.document for extraction in extractions]
-    found = calibration.calibrate(gold, predicted, precision, per_label, data or "dev")
+    predicted = [extraction.document for extraction in track(extractor.stream(gold), "extract", len(gold))]
+    fitted = calibration.calibrate(gold, predicted, precision, per_label, data or "dev")
     if store:
-        found.save(run)
-        _report_again(run)
+        fitted.save(run)
+        _update_report(run)
     stored = str(run / calibration.CALIBRATION_FILE) if store else None
     if as_json:
-        print(json.dumps({**found.model_dump(mode="json"), "stored": stored}, ensure_ascii=False))
+        print(json.dumps({**fitted.model_dump(mode="json"), "stored": stored}, ensure_ascii=False))
     else:
-        _print(found, stored)
+        _print(fitted, stored)
 
 
-def _report_again(run: Path) -> None:
-    """Bring the calibration into the run's report; one that cannot be made again is said, and stays as it was."""
+def _update_report(run: Path) -> None:
+    """Make the run's report again with the calibration; an error is reported, and the old report stays."""
     from spantune.report import report_run
 
     try:
@@ -88,7 +87,7 @@ def _report_again(run: Path) -> None:
 
 
 def _precision(objective: str) -> float | None:
-    """The precision that is wanted; None for the best F1."""
+    """Parse the objective: the precision to reach; None for the best F1."""
     if objective == "f1":
         return None
     name, _, value = objective.partition("=")
@@ -101,14 +100,14 @@ def _precision(objective: str) -> float | None:
     return precision
 
 
-def _print(found: Calibration, stored: str | None) -> None:
-    evidence = found.evidence
+def _print(calibration: Calibration, stored: str | None) -> None:
+    evidence = calibration.evidence
     assert evidence is not None
     tables.table(
         ["scores from", "to", "entities", "mean score", "precision"],
         [
-            (f"{one.low:.3f}", f"{one.high:.3f}", str(one.count), f"{one.confidence:.3f}", f"{one.precision:.3f}")
-            for one in evidence.bins
+            (f"{bin.low:.3f}", f"{bin.high:.3f}", str(bin.count), f"{bin.confidence:.3f}", f"{bin.precision:.3f}")
+            for bin in evidence.bins
         ],
     )
     print()
@@ -118,11 +117,11 @@ def _print(found: Calibration, stored: str | None) -> None:
     low, high = evidence.near_best
     figures = [
         ("documents", f"{evidence.documents} ({evidence.data})"),
-        ("temperature", f"{found.temperature:.3f}"),
+        ("temperature", f"{calibration.temperature:.3f}"),
         ("calibration error", f"{evidence.ece_before:.3f} → {evidence.ece:.3f}{held_out}"),
         ("best F1", f"{evidence.best.f1:.3f} from a score of {evidence.best.threshold:.3f}"),
         ("nearly as good", f"thresholds from {low:.3f} to {high:.3f}"),
-        ("threshold", describe_threshold(found)),
+        ("threshold", describe_threshold(calibration)),
         *(("note", note) for note in evidence.notes),
         ("stored", stored or "no"),
     ]
@@ -136,7 +135,7 @@ def _rows(evidence: Evidence) -> list[tuple[str, ...]]:
         "with one chosen on other documents": evidence.held_out,
     }
     return [
-        (name, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", str(one.kept))
-        for name, one in named.items()
-        if one
+        (name, f"{figures.precision:.3f}", f"{figures.recall:.3f}", f"{figures.f1:.3f}", str(figures.kept))
+        for name, figures in named.items()
+        if figures
     ]

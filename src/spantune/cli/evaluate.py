@@ -1,6 +1,6 @@
-"""The command line's `evaluate`, `compare` and `report`: score a run or two files, and say what a difference is worth.
+"""The commands `spantune evaluate`, `compare` and `report`: score a run or a file, and compare systems.
 
-As in `cli`, no logic lives here: tables and JSON go to stdout, everything for people to stderr.
+As in `cli`, there is no logic here: tables and JSON go to stdout, messages to stderr.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The command line's `spantune extract`.
+"""The command `spantune extract`.
 
-As in `cli`, no logic lives here: results go to stdout or a file, everything for people to stderr.
+As in `cli`, there is no logic here: results go to stdout or a file, messages to stderr.
 """
 
 from __future__ import annotations
@@ -99,13 +99,13 @@ def extract(
         return load_remote(run, Server(url, model, grammar, concurrency), recipe.extract, min_score)
 
     with target.held():
-        items = texts.read(tally.notes)
-        done = target.begin(items)
+        documents = texts.read(tally.notes)
+        done = target.begin(documents)
         if done.documents:
             tally.documents, tally.with_problem = done.documents, done.with_problem
             _say(f"{done.documents} documents were done")
         total = texts.count() if sys.stderr.isatty() else None
-        work = _Work(items, load, None if total is None else total - done.documents)
+        work = _Work(documents, load, None if total is None else total - done.documents)
         try:
             target.write(work.results(), tally)
         finally:
@@ -117,7 +117,7 @@ def extract(
 class _Work:
     """The documents that are not done yet, and the engine for them, which is loaded only where there is one."""
 
-    items: Iterator[Prediction]
+    documents: Iterator[Prediction]
     load: Callable[[], Engine]
     total: int | None
     calibration: Calibration | None = None
@@ -126,10 +126,10 @@ class _Work:
         """Yield an Extraction for each document."""
         from spantune.core import track
 
-        for first in self.items:
+        for first in self.documents:
             engine = self.load()
             self.calibration = engine.calibration
-            stream = engine.stream(itertools.chain([first], self.items), strict=False)
+            stream = engine.stream(itertools.chain([first], self.documents), strict=False)
             yield from track(stream, "extract", self.total, unit="documents")
 
 

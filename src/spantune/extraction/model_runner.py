@@ -86,7 +86,7 @@ class SlotCache(Cache):
     def __init__(self, rows: int, longest: int, capacity: int, device: torch.device):
         super().__init__(layers=[])
         self.capacity, self.longest = capacity, longest
-        self.nobody = rows + 1  # the row of padding tokens; their slot comes after all others
+        self.padding_row = rows + 1  # the row of padding tokens; their slot comes after all others
         self.slots = torch.zeros(rows + 2, longest, dtype=torch.int32, device=device)
         self.destination = torch.zeros(0, dtype=torch.long, device=device)
         self._keys: list[Tensor] = []
@@ -193,8 +193,8 @@ class Forward:
         del self.instruction[length:]
         self.cache.share(length)
 
-    def feed(self, parts: Sequence[Part], wanted: Sequence[int]) -> Tensor:
-        """Feed `parts`; returns logits [wanted, vocabulary], or states [wanted, size], after the `wanted` parts.
+    def feed(self, parts: Sequence[Part], output_parts: Sequence[int]) -> Tensor:
+        """Feed `parts`; returns logits [output_parts, vocabulary], or states [output_parts, size], after these parts.
 
         On a GPU they are valid until the next call.
         """
@@ -210,18 +210,18 @@ class Forward:
         rows = np.repeat([part.row for part in parts], counts)
         positions = np.arange(firsts[-1]) + np.repeat([s.position - s.first for s in spans], counts)
         tokens = np.stack([ids, positions, np.array(taken), rows * self.shape.longest + positions])
-        last = np.array([firsts[index + 1] - 1 for index in wanted], np.int64)
+        last = np.array([firsts[index + 1] - 1 for index in output_parts], np.int64)
         if self._static is None:
             return self._run(torch.from_numpy(tokens).to(self._device), torch.from_numpy(last).to(self._device), spans)
         width = self._static.load(tokens, last, spans)
-        return self._replay(width)[: len(wanted)]
+        return self._replay(width)[: len(output_parts)]
 
     def _run(self, tokens: Tensor, last: Tensor, spans: Sequence[Span], blocks: Tensor | None = None) -> Tensor:
         """Run one pass.
 
         Args:
             tokens: ids, positions, slots and cells of the slot map [4, tokens].
-            last: indices of the tokens whose output is returned [wanted].
+            last: indices of the tokens whose output is returned [output_parts].
             spans: where the rows are in the sequence.
             blocks: the kernel's blocks of queries [blocks, 4], on a GPU.
         """
@@ -276,9 +276,9 @@ class Forward:
 
     def _capacity(self) -> int:
         shape = self.shape
-        wanted = shape.slots or min(shape.rows * TYPICAL, shape.rows * shape.longest) + 2 * shape.longest
+        slots = shape.slots or min(shape.rows * TYPICAL, shape.rows * shape.longest) + 2 * shape.longest
         if self._device.type != "cuda":
-            return wanted
+            return slots
         torch.cuda.empty_cache()  # memory that torch caches counts as used
         size = bytes_per_token(self._config, self._dtype)
         available = int(torch.cuda.mem_get_info(self._device)[0] * MEMORY_SHARE) // size
@@ -288,7 +288,7 @@ class Forward:
                 f"texts and answers of up to {shape.longest} tokens need {needs:.1f} GiB for keys and values, and the "
                 f"GPU has {has:.1f} GiB to give; lower train.max_tokens or extract.max_new_tokens, or free memory"
             )
-        return min(wanted, available)
+        return min(slots, available)
 
 
 class _Static:
@@ -341,7 +341,7 @@ class _Static:
         return tokens[:, :width], last[: min(width, self._shape.rows)], (), blocks[:block_count]
 
     def _padding(self) -> NDArray[np.int64]:
-        cell = self._cache.nobody * self._shape.longest
+        cell = self._cache.padding_row * self._shape.longest
         return np.array([[0], [0], [self._cache.capacity], [cell]])
 
     def _split(self, inputs: Inputs) -> tuple[Inputs, Inputs, Inputs]:

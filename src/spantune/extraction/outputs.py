@@ -87,7 +87,7 @@ class Target:
     Args:
         out: the file; None for stdout.
         format: its format.
-        html: the page, where one is wanted.
+        html: the page; None for no page.
         resume: whether to continue an interrupted run.
         nested: what a format of flat tags keeps of entities that overlap.
     """

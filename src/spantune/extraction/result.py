@@ -75,11 +75,11 @@ def rates(extractions: Sequence[Extraction]) -> dict[str, float]:
     total = max(1, len(extractions))
 
     def share(*kinds: ProblemKind) -> float:
-        return sum(any(problem.kind in kinds for problem in item.problems) for item in extractions) / total
+        return sum(any(problem.kind in kinds for problem in extraction.problems) for extraction in extractions) / total
 
     return {
         "invalid_rate": share(ProblemKind.INVALID, ProblemKind.LABEL),
         "repaired_rate": share(ProblemKind.REPAIRED),
         "ungrounded_rate": share(ProblemKind.UNGROUNDED),
-        "non_stop_rate": sum(item.status is not Status.STOPPED for item in extractions) / total,
+        "non_stop_rate": sum(extraction.status is not Status.STOPPED for extraction in extractions) / total,
     }

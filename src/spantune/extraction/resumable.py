@@ -172,15 +172,15 @@ def _written(line: bytes, path: Path, number: int) -> Document:
     return Document(record["id"], record["text"], (), record.get("meta", {}))
 
 
-def _require_same(written: Document, item: Prediction | None, path: Path, number: int) -> None:
-    if item is None:
+def _require_same(written: Document, expected: Prediction | None, path: Path, number: int) -> None:
+    if expected is None:
         raise DataError(
             f"holds {written.id!r}, but the inputs end after {number - 1} documents; resume with the inputs that it "
             "was begun with, or remove it",
             path=path,
             line=number,
         )
-    document = as_extraction(item).document
+    document = as_extraction(expected).document
     if (written.id, written.text) != (document.id, document.text):
         what = "another text" if written.id == document.id else f"{written.id!r}"
         raise DataError(

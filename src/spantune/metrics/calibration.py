@@ -1,11 +1,10 @@
-"""The calibration of a run: its temperature and thresholds, from gold documents and what the model made of them.
+"""The calibration of a run: its temperature and thresholds, from gold documents and the model's predictions.
 
-    found = calibrate(gold, load_bare(run).extract(gold))
-    found.save(run)
+    calibration = calibrate(gold, load_bare(run).extract(gold))
+    calibration.save(run)
 
-`load_run` reads it back and applies it. It judges entities one by one, so what the model never found stays
-missed, and it is fitted and chosen on one corpus: beside its figures stand those of documents that were held out, five
-times a fifth. It refuses a precision that no threshold reaches.
+`load_run` loads and applies it. A calibration cannot add entities that were not predicted. It is fitted and chosen on
+one corpus; its evidence also has the figures of held-out documents, by cross-validation over five folds.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,19 +23,19 @@ from spantune.metrics.thresholds import Curve, Point, Predictions, Thresholds, c
 
 CALIBRATION_FILE = "calibration.json"
 LABEL_PREDICTIONS = 50
-"""Fewest predictions of a label for a threshold of its own."""
+"""The minimum number of predictions of a label for a threshold of its own."""
 CURVE_POINTS = 101
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Value(BaseModel):
-    """A frozen part of `calibration.json`, which refuses keys that it does not know."""
+    """A frozen part of `calibration.json`; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Figures(Value):
-    """What the entities that are kept come to; `kept`, `correct` and `gold` are counts."""
+    """The figures of the entities that pass a threshold; `kept` is their number."""
 
     precision: Probability
     recall: Probability
@@ -53,7 +52,7 @@ class ThresholdFigures(Figures):
 
 
 class ReliabilityBin(Value):
-    """Calibrated scores from `low` to `high`: how many, their mean, and the share that is right."""
+    """Predictions with calibrated scores from `low` to `high`: number, mean score (`confidence`) and precision."""
 
     low: Probability
     high: Probability
@@ -63,10 +62,10 @@ class ReliabilityBin(Value):
 
 
 class Evidence(Value):
-    """What a calibration was made from and what it is worth.
+    """What a calibration was made from, and its figures.
 
-    `ece_held_out` and `held_out` are of documents that had no part in the temperature, or the thresholds, that they
-    were measured with; None where there were too few documents or kinds of predictions.
+    `ece_held_out` and `held_out` are measured on documents that were not used to fit the temperature or to choose the
+    thresholds; None where there were too few documents or kinds of predictions.
     """
 
     data: str
@@ -86,10 +85,10 @@ class Evidence(Value):
 
 
 class Calibration(Value):
-    """How the scores of a run are to be read, and which entities are kept.
+    """The temperature and thresholds for the scores of a run.
 
-    An entity's score p becomes p^(1/`temperature`). It is kept when that reaches the threshold of its label in
-    `label_thresholds`, else `threshold`; None keeps all.
+    An entity's score p becomes p^(1/`temperature`). The entity is dropped when that is below the threshold of its label
+    in `label_thresholds`, or else below `threshold`; with None no entity is dropped.
     """
 
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -98,36 +97,37 @@ class Calibration(Value):
     evidence: Evidence | None = None
 
     def with_min_score(self, score: float) -> Calibration:
-        """The same temperature under one threshold for all labels; 0 keeps all.
+        """Return the same temperature with one threshold for all labels; 0 keeps all entities.
 
         Raises:
-            ConfigError: `score` is no probability.
+            ConfigError: `score` is not a probability.
         """
         if not 0 <= score <= 1:
             raise ConfigError(f"a lowest score of {score:g}; expected a probability from 0 (keep all) to 1")
         return self.model_copy(update={"threshold": score or None, "label_thresholds": {}})
 
     def apply(self, document: Document) -> tuple[Document, tuple[Entity, ...]]:
-        """`document` with calibrated scores, and the entities that were left out of it; one without a score is kept."""
-        kept: list[Entity] = []
-        left_out: list[Entity] = []
+        """Return `document` with calibrated scores, and the entities that were dropped; none without a score is."""
+        passing: list[Entity] = []
+        dropped: list[Entity] = []
         for entity in document.entities:
             if entity.score is None:
-                kept.append(entity)
+                passing.append(entity)
                 continue
             score = entity.score ** (1 / self.temperature)
-            lowest = self.label_thresholds.get(entity.label, self.threshold)
-            (kept if lowest is None or score >= lowest else left_out).append(replace(entity, score=score))
-        return document.with_entities(kept), tuple(left_out)
+            threshold = self.label_thresholds.get(entity.label, self.threshold)
+            passes = threshold is None or score >= threshold
+            (passing if passes else dropped).append(replace(entity, score=score))
+        return document.with_entities(passing), tuple(dropped)
 
     def save(self, folder: Path) -> None:
-        """Write `calibration.json` into a run folder, whole or not at all."""
+        """Write `calibration.json` into a run folder, atomically."""
         with replacing(folder / CALIBRATION_FILE) as file:
             file.write(self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Calibration | None:
-        """The calibration of a run folder, None where it has none.
+        """Load the calibration of a run folder; None where it has none.
 
         Raises:
             RunError: the file is damaged.
@@ -155,30 +155,30 @@ def calibrate(
     per_label: bool = False,
     data: str = "dev",
 ) -> Calibration:
-    """Fit the temperature and choose the threshold.
+    """Fit the temperature and choose the thresholds.
 
     Args:
         gold: annotated documents that the model was not trained on.
-        predicted: the same documents with the bare scores of `extract`, nothing left out.
-        precision: the precision that the threshold is to reach with the most entities kept; None: the best F1, and no
-            threshold at all where held-out documents gain nothing by it.
-        per_label: give each label with `LABEL_PREDICTIONS` predictions a threshold of its own.
+        predicted: the same documents with uncalibrated scores, and no entity dropped.
+        precision: the precision that the thresholds are to reach with as many entities as possible; None for the best
+            F1, and no threshold where that does not improve the F1 of held-out documents.
+        per_label: whether each label with `LABEL_PREDICTIONS` predictions has a threshold of its own.
         data: the name of the corpus, for the record.
 
     Raises:
-        DataError: the documents do not pair, nothing was predicted, or a score is missing or no probability.
+        DataError: the documents do not pair, nothing was predicted, or a score is missing or not a probability.
         ConfigError: no threshold reaches the precision.
     """
     if precision is not None and not 0 < precision <= 1:
         raise ConfigError(f"a wanted precision of {precision:g}; expected a share over 0, 1 at the most")
-    bare = collect(gold, predicted)
-    temperature = reliability.fit_temperature(bare.scores, bare.right)
+    uncalibrated = collect(gold, predicted)
+    temperature = reliability.fit_temperature(uncalibrated.scores, uncalibrated.right)
     notes = [] if temperature else ["temperature left at 1: it needs predictions of both kinds, right and wrong"]
-    found = replace(bare, scores=reliability.tempered(bare.scores, temperature or 1.0))
-    chosen = _choose(found, precision, per_label)
+    tempered = replace(uncalibrated, scores=reliability.tempered(uncalibrated.scores, temperature or 1.0))
+    chosen = _choose(tempered, precision, per_label)
     if chosen is None:
-        raise _unreached(found.curve(), precision)
-    held_out = _held_out(found, precision, per_label)
+        raise _unreached(tempered.curve(), precision)
+    held_out = _held_out(tempered, precision, per_label)
     if per_label and not chosen.labels:
         notes.append(
             f"no label has its own threshold: it takes {LABEL_PREDICTIONS} predictions, and the objective reached"
@@ -186,19 +186,26 @@ def calibrate(
     if (
         precision is None
         and chosen != Thresholds()
-        and (held_out is None or held_out.f1 <= found.kept(Thresholds()).f1)
+        and (held_out is None or held_out.f1 <= tempered.passing(Thresholds()).f1)
     ):
         notes.append("no threshold: held-out documents gain no F1 by one")
         chosen = Thresholds()
+    bins, curve = reliability.bins(tempered.scores, tempered.right), tempered.curve()
     evidence = Evidence(
         data=data,
         documents=len(gold),
         objective="f1" if precision is None else f"precision={precision:g}",
-        ece_held_out=_held_out_ece(bare),
-        chosen=_figures(found.kept(chosen)),
+        ece_before=reliability.ece(reliability.bins(uncalibrated.scores, uncalibrated.right)),
+        ece=reliability.ece(bins),
+        ece_held_out=_held_out_ece(uncalibrated),
+        all=_figures(curve.point(0)),
+        chosen=_figures(tempered.passing(chosen)),
         held_out=held_out and _figures(held_out),
+        best=_threshold_figures(thresholds.best_f1(curve)),
+        near_best=thresholds.near_best(curve),
+        bins=tuple(ReliabilityBin(**asdict(bin)) for bin in bins),
+        curve=tuple(map(_threshold_figures, thresholds.thinned(curve, CURVE_POINTS))),
         notes=tuple(notes),
-        **_measured(bare, found),
     )
     return Calibration(
         temperature=temperature or 1.0,
@@ -208,74 +215,64 @@ def calibrate(
     )
 
 
-def _choose(found: Predictions, precision: float | None, per_label: bool) -> Thresholds | None:
-    """The thresholds for an objective; None where the overall one is not reached.
+def _choose(predictions: Predictions, precision: float | None, per_label: bool) -> Thresholds | None:
+    """Choose the thresholds for an objective; returns None where all labels together do not reach it.
 
-    A precision holds for all labels together: those without a threshold of their own reach it by themselves too, or
-    no label has its own.
+    A precision is to be reached by all labels together: labels without a threshold of their own reach it together too,
+    or no label has its own.
     """
 
-    def choose(points: Curve) -> Point | None:
-        return thresholds.best_f1(points) if precision is None else thresholds.reaching(points, precision)
+    def choose(curve: Curve) -> Point | None:
+        return thresholds.best_f1(curve) if precision is None else thresholds.reaching(curve, precision)
 
-    overall = choose(found.curve()) if len(found.scores) else None
+    overall = choose(predictions.curve()) if len(predictions.scores) else None
     if overall is None:
         return None
     if not per_label:
         return Thresholds(overall.threshold)
-    labels, counts = np.unique(found.labels, return_counts=True)
-    points = {str(label): choose(found.curve([label])) for label in labels[counts >= LABEL_PREDICTIONS]}
-    own = {label: point.threshold for label, point in points.items() if point}
-    others = set(labels) - own.keys()
-    if own and others and precision is not None:
-        rest = thresholds.reaching(found.curve(others), precision)
-        return Thresholds(rest.threshold, own) if rest else Thresholds(overall.threshold)
-    return Thresholds(overall.threshold, own)
+    labels, counts = np.unique(predictions.labels, return_counts=True)
+    points = {str(label): choose(predictions.curve([label])) for label in labels[counts >= LABEL_PREDICTIONS]}
+    label_thresholds = {label: point.threshold for label, point in points.items() if point}
+    other_labels = set(labels) - label_thresholds.keys()
+    if label_thresholds and other_labels and precision is not None:
+        others = thresholds.reaching(predictions.curve(other_labels), precision)
+        return Thresholds(others.threshold, label_thresholds) if others else Thresholds(overall.threshold)
+    return Thresholds(overall.threshold, label_thresholds)
 
 
-def _measured(bare: Predictions, found: Predictions) -> dict[str, Any]:
-    """What bare and calibrated scores come to, whatever was chosen."""
-    after, points = reliability.bins(found.scores, found.right), found.curve()
-    return {
-        "ece_before": reliability.ece(reliability.bins(bare.scores, bare.right)),
-        "ece": reliability.ece(after),
-        "all": _figures(points.point(0)),
-        "best": _at(thresholds.best_f1(points)),
-        "near_best": thresholds.near_best(points),
-        "bins": tuple(ReliabilityBin(**asdict(one)) for one in after),
-        "curve": tuple(map(_at, thresholds.thinned(points, CURVE_POINTS))),
-    }
-
-
-def _held_out(found: Predictions, precision: float | None, per_label: bool) -> Point | None:
-    """The counts of all documents, each judged by thresholds that were chosen without it."""
+def _held_out(predictions: Predictions, precision: float | None, per_label: bool) -> Point | None:
+    """Return the counts of all documents, each with thresholds that were chosen without it."""
     points = []
-    for others, mine in found.folds():
-        chosen = _choose(others, precision, per_label)
+    for chosen_by, held_out in predictions.folds():
+        chosen = _choose(chosen_by, precision, per_label)
         if chosen is None:
             return None
-        points.append(mine.kept(chosen))
-    kept, correct, gold = (sum(getattr(point, name) for point in points) for name in ("kept", "correct", "gold"))
-    return Point(0.0, kept, correct, gold)
+        points.append(held_out.passing(chosen))
+    return Point(
+        0.0,
+        sum(point.kept for point in points),
+        sum(point.correct for point in points),
+        sum(point.gold for point in points),
+    )
 
 
-def _held_out_ece(bare: Predictions) -> float | None:
-    """The ECE of all predictions, each tempered by what was fitted without its document."""
+def _held_out_ece(uncalibrated: Predictions) -> float | None:
+    """Return the ECE of all predictions, each with a temperature that was fitted without its document."""
     scores, rights = [], []
-    for others, mine in bare.folds():
-        temperature = reliability.fit_temperature(others.scores, others.right) if len(others.scores) else None
+    for fitted_to, held_out in uncalibrated.folds():
+        temperature = reliability.fit_temperature(fitted_to.scores, fitted_to.right) if len(fitted_to.scores) else None
         if temperature is None:
             return None
-        scores.append(reliability.tempered(mine.scores, temperature))
-        rights.append(mine.right)
+        scores.append(reliability.tempered(held_out.scores, temperature))
+        rights.append(held_out.right)
     return reliability.ece(reliability.bins(np.concatenate(scores), np.concatenate(rights)))
 
 
-def _unreached(points: Curve, precision: float | None) -> ConfigError:
-    top = thresholds.most_precise(points)
+def _unreached(curve: Curve, precision: float | None) -> ConfigError:
+    highest = thresholds.most_precise(curve)
     return ConfigError(
-        f"no threshold reaches precision {precision:g} on these documents; the highest is {top.precision:.3f}, from "
-        f"{top.threshold:.3f} on, where {top.kept} of {points.kept[0]} predictions are left: ask for less"
+        f"no threshold reaches precision {precision:g} on these documents; the highest is {highest.precision:.3f}, "
+        f"from {highest.threshold:.3f} on, where {highest.kept} of {curve.kept[0]} predictions are left: ask for less"
     )
 
 
@@ -290,5 +287,5 @@ def _figures(point: Point) -> Figures:
     )
 
 
-def _at(point: Point) -> ThresholdFigures:
+def _threshold_figures(point: Point) -> ThresholdFigures:
     return ThresholdFigures(threshold=point.threshold, **_figures(point).model_dump())

@@ -1,15 +1,15 @@
-"""Whether systems differ on the same documents: paired bootstrap, approximate randomisation, and a plain sentence.
+"""Whether systems differ on the same documents: paired bootstrap, approximate randomisation, and a sentence in words.
 
-Two systems that read the same texts err on the same documents, so that their difference is far less uncertain than
-either figure, and overlapping intervals of the two say nothing. Refused is what cannot be compared: other documents,
-other texts, other protocols, or other gold annotations of the same texts, such as CMeEE V1 and V2.
+Two systems that read the same texts have errors in the same documents, so their difference is far less uncertain than
+either figure, and overlapping intervals of the two figures say nothing about it. Systems that were scored on other
+documents, texts or gold annotations (such as CMeEE V1 and V2), or under other protocols, cannot be compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spantune.core import ConfigError, DataError, Document, Prediction, as_extraction
 from spantune.metrics.figures import Protocol, Scores
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 ALPHA = 0.05
-"""A difference counts as real below this p."""
+"""The level of significance: a difference is real below this p."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ class System:
 
 @dataclass(frozen=True)
 class Gap:
-    """F1 of the second less F1 of the first: interval by paired bootstrap, p by approximate randomisation.
+    """F1 of the second system minus F1 of the first.
 
-    `p_holm` is p after Holm's correction: over the labels, or over the pairs of systems.
+    The interval is by paired bootstrap, p by approximate randomisation. `p_holm` is p after Holm's correction over the
+    labels, or over the pairs of systems.
     """
 
     f1: float
@@ -57,18 +58,18 @@ class Gap:
 
     @property
     def real(self) -> bool:
-        """Whether both tests say that chance is no explanation: p_holm is below ALPHA and the interval leaves 0 out."""
+        """Whether the difference is significant: `p_holm` is below ALPHA and 0 is outside the interval."""
         return self.p_holm < ALPHA and not self.f1_low <= 0 <= self.f1_high
 
     def as_dict(self) -> dict[str, float | bool]:
-        """The gap as a JSON object."""
+        """Return the gap as a JSON object."""
         bounds = {"f1": self.f1, "f1_low": self.f1_low, "f1_high": self.f1_high}
         return {**bounds, "p": self.p, "p_holm": self.p_holm, "real": self.real}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two systems on the same documents: the gap of strict micro F1, and that of each label that occurs."""
+    """The gap between two systems on the same documents: of strict micro F1, and of F1 for each label that occurs."""
 
     first: str
     second: str
@@ -78,19 +79,19 @@ class Difference:
 
     @property
     def sentence(self) -> str:
-        """What the figures say, in words."""
+        """The result in words."""
         gap = self.micro
         p = "p < 0.001" if gap.p_holm < 0.001 else f"p = {gap.p_holm:.3f}"
         p += f" after Holm's correction for {self.corrected_for} comparisons" if self.corrected_for > 1 else ""
-        facts = f"(95 % interval {100 * gap.f1_low:+.1f} to {100 * gap.f1_high:+.1f}, {p})"
+        details = f"(95 % interval {100 * gap.f1_low:+.1f} to {100 * gap.f1_high:+.1f}, {p})"
         if not gap.f1:
-            return f"{self.second} and {self.first} have the same F1 {facts}."
-        more = "higher" if gap.f1 > 0 else "lower"
-        amount = f"The F1 of {self.second} is {abs(100 * gap.f1):.1f} points {more} than that of {self.first} {facts}"
-        return f"{amount}: the difference is real." if gap.real else f"{amount}: this may be chance."
+            return f"{self.second} and {self.first} have the same F1 {details}."
+        direction = "higher" if gap.f1 > 0 else "lower"
+        amount = f"The F1 of {self.second} is {abs(100 * gap.f1):.1f} points {direction} than that of {self.first}"
+        return f"{amount} {details}: {'the difference is real' if gap.real else 'this may be chance'}."
 
-    def as_dict(self) -> dict[str, Any]:
-        """The difference as a JSON object."""
+    def as_dict(self) -> dict[str, object]:
+        """Return the difference as a JSON object."""
         labels = {code: gap.as_dict() for code, gap in self.labels.items()}
         names = {"first": self.first, "second": self.second, "sentence": self.sentence}
         return {**names, "micro": self.micro.as_dict(), "labels": labels}
@@ -98,15 +99,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Systems by name with their scores, and every other's difference from the first."""
+    """The scores of systems by name, and the difference of every other system from the first."""
 
     systems: Mapping[str, Scores]
     differences: tuple[Difference, ...]
     protocol: Protocol
     documents: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """The comparison as a JSON object."""
+    def as_dict(self) -> dict[str, object]:
+        """Return the comparison as a JSON object."""
         return {
             "protocol": self.protocol,
             "documents": self.documents,
@@ -122,7 +123,7 @@ def compare(
 
     Raises:
         ConfigError: fewer than two systems, two of one name, or several protocols.
-        DataError: systems were measured on different documents, texts or annotations, or predictions do not fit.
+        DataError: systems were scored on different documents, texts or annotations, or predictions do not pair.
     """
     import numpy as np
 
@@ -131,22 +132,24 @@ def compare(
     require_comparable(systems)
     codes = list(dict.fromkeys(labels))
     counted = [_counted(system, codes) for system in systems]
-    scores = {one.name: score(one.gold, one.documents, codes, protocol=one.protocol, seed=seed) for one in systems}
-    found = [_gaps(counted[0], other, resamples, seed) for other in counted[1:]]
-    corrected = holm([gaps[-1].p for gaps in found])
+    scores = {
+        system.name: score(system.gold, system.documents, codes, protocol=system.protocol, seed=seed)
+        for system in systems
+    }
+    all_gaps = [_gaps(counted[0], table, resamples, seed) for table in counted[1:]]
+    corrected = holm([gaps[-1].p for gaps in all_gaps])
     differences = []
-    for system, gaps, p, table in zip(systems[1:], found, corrected, counted[1:], strict=True):
-        occurs = np.flatnonzero((counted[0] + table)[:, :-1].any(axis=(0, 2))).tolist()
-        by_label = {codes[row]: gaps[row] for row in occurs}
-        adjusted = holm([gap.p for gap in by_label.values()])
-        labelled = {code: replace(by_label[code], p_holm=its) for code, its in zip(by_label, adjusted, strict=True)}
-        micro = replace(gaps[-1], p_holm=p)
-        differences.append(Difference(systems[0].name, system.name, micro, labelled, len(found)))
+    for system, gaps, p_holm, table in zip(systems[1:], all_gaps, corrected, counted[1:], strict=True):
+        label_rows = np.flatnonzero((counted[0] + table)[:, :-1].any(axis=(0, 2))).tolist()
+        label_p = holm([gaps[row].p for row in label_rows])
+        labels_gaps = {codes[row]: replace(gaps[row], p_holm=p) for row, p in zip(label_rows, label_p, strict=True)}
+        micro = replace(gaps[-1], p_holm=p_holm)
+        differences.append(Difference(systems[0].name, system.name, micro, labels_gaps, len(all_gaps)))
     return Comparison(scores, tuple(differences), systems[0].protocol, len(systems[0].gold))
 
 
 def require_comparable(systems: Sequence[System]) -> None:
-    """Check that all systems were measured in one way on one annotation of one set of documents.
+    """Check that all systems were scored under one protocol against one annotation of one set of documents.
 
     Raises:
         ConfigError: fewer than two systems, two of one name, or several protocols.
@@ -165,42 +168,46 @@ def require_comparable(systems: Sequence[System]) -> None:
         _require_same_gold(first, other)
 
 
-def _require_same_gold(first: System, other: System) -> None:
-    """Refuse gold documents that are others, or that are annotated in another way."""
-    ours, theirs = ({document.id: document for document in system.gold} for system in (first, other))
-    both = f"{first.name} and {other.name}"
-    same = [(document, [theirs[name]]) for name, document in ours.items() if name in theirs]
-    if moved := [one.id for one, (its,) in same if one.text != its.text]:
+def _require_same_gold(first: System, second: System) -> None:
+    """Raise DataError for gold documents that differ, or are annotated differently."""
+    first_gold, second_gold = ({document.id: document for document in system.gold} for system in (first, second))
+    both = f"{first.name} and {second.name}"
+    same_ids = [(document, [second_gold[id]]) for id, document in first_gold.items() if id in second_gold]
+    if other_texts := [document.id for document, (counterpart,) in same_ids if document.text != counterpart.text]:
         raise DataError(
-            f"{both} were measured on different texts: document {moved[0]!r} differs, as do {len(moved) - 1} more; "
-            "measure both on one corpus"
+            f"{both} were measured on different texts: document {other_texts[0]!r} differs, as do "
+            f"{len(other_texts) - 1} more; measure both on one corpus"
         )
     by_text: dict[str, list[Document]] = {}
-    for name, document in theirs.items():
-        if name not in ours:
+    for id, document in second_gold.items():
+        if id not in first_gold:
             by_text.setdefault(document.text, []).append(document)
-    renamed = [document for name, document in ours.items() if name not in theirs and document.text in by_text]
-    shared = same + [(document, by_text[document.text]) for document in renamed]
-    changed = [one.id for one, its in shared if set(one.entities) not in [set(that.entities) for that in its]]
+    renamed = [document for id, document in first_gold.items() if id not in second_gold and document.text in by_text]
+    shared = same_ids + [(document, by_text[document.text]) for document in renamed]
+    changed = [
+        document.id
+        for document, counterparts in shared
+        if set(document.entities) not in [set(counterpart.entities) for counterpart in counterparts]
+    ]
     if changed:
         raise DataError(
             f"the gold annotations of {both} differ in {len(changed)} of {len(shared)} texts that both have, first in "
             f"document {changed[0]!r}; figures against different annotations, such as CMeEE V1 and V2, do not compare: "
             "measure both against one"
         )
-    if alone := sorted(ours.keys() ^ theirs.keys()):
-        owner = first.name if alone[0] in ours else other.name
+    if unshared := sorted(first_gold.keys() ^ second_gold.keys()):
+        owner = first.name if unshared[0] in first_gold else second.name
         raise DataError(
-            f"{both} were measured on different documents: {alone[0]!r} is one of {owner} only ({len(alone)} such); "
-            "measure both on one corpus"
+            f"{both} were measured on different documents: {unshared[0]!r} is one of {owner} only ({len(unshared)} "
+            "such); measure both on one corpus"
         )
 
 
 def _counted(system: System, codes: Sequence[str]) -> Floats:
-    """Strict counts [documents, labels + 1, 4] of a system.
+    """Return the strict counts [documents, labels + 1, 4] of a system.
 
     Raises:
-        DataError: its predictions do not fit the gold documents.
+        DataError: its predictions do not pair with the gold documents.
     """
     from spantune.metrics import counts
 
@@ -214,20 +221,21 @@ def _counted(system: System, codes: Sequence[str]) -> Floats:
 
 
 def _gaps(first: Floats, second: Floats, resamples: int, seed: int) -> list[Gap]:
-    """The gap of every label, and of all as the last."""
+    """Return the gap of every label, and last that of all labels together."""
     import numpy as np
 
-    from spantune.metrics.bootstrap import exchange, interval, p_value, quotients, resample
+    from spantune.metrics.bootstrap import exchange, interval, p_value, resample
+    from spantune.metrics.counts import quotients
 
-    def f1(counted: Floats) -> Floats:
-        return quotients(counted.reshape(*counted.shape[:-1], -1, 4))[..., 2]
+    def f1(counts: Floats) -> Floats:
+        return quotients(counts.reshape(*counts.shape[:-1], -1, 4))[..., 2]
 
-    one, other = (table.reshape(len(table), -1) for table in (first, second))
-    observed = f1(other.sum(axis=0)) - f1(one.sum(axis=0))
-    drawn = resample(np.concatenate((one, other), axis=1), resamples, seed)
-    low, high = interval(f1(drawn[:, one.shape[1] :]) - f1(drawn[:, : one.shape[1]]))
-    ours, theirs = exchange(one, other, resamples, seed)
-    chance = f1(theirs) - f1(ours)
+    first, second = (table.reshape(len(table), -1) for table in (first, second))
+    observed = f1(second.sum(axis=0)) - f1(first.sum(axis=0))
+    drawn = resample(np.concatenate((first, second), axis=1), resamples, seed)
+    low, high = interval(f1(drawn[:, first.shape[1] :]) - f1(drawn[:, : first.shape[1]]))
+    first_exchanged, second_exchanged = exchange(first, second, resamples, seed)
+    chance = f1(second_exchanged) - f1(first_exchanged)
     gaps = []
     for row, (gap, lowest, highest) in enumerate(np.stack((observed, low, high), axis=1).tolist()):
         p = p_value(chance[:, row], gap)

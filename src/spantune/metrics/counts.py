@@ -1,8 +1,8 @@
-"""The counts behind every figure: entities as columns of numbers, and what of them is correct in each document.
+"""The counts behind every figure: entities as columns of numbers, and how many of them are correct in each document.
 
-The texts lie one after another on one line, so that entities of different documents never overlap, and whether
-entities are equal, inside one another or overlapping is answered for a whole corpus at once. Equal entities of a
-document count once. Refused are labels outside the label set and scores that are no probabilities.
+The texts are placed one after another on one line, so that entities of different documents never overlap, and equal,
+nested and overlapping entities are found for a whole corpus at once. Equal entities of a document count once. Labels
+outside the label set and scores that are not probabilities are errors.
 """
 
 from __future__ import annotations
@@ -21,16 +21,33 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 CORRECT, FOUND, PREDICTED, GOLD = range(4)
-"""Columns of a count: correct predictions, gold entities found (of another slice, maybe), and all of either."""
+"""Columns of a count: correct predictions, gold entities that were found (maybe in another slice), and all of each."""
+
+
+def quotients(counts: Floats) -> Floats:
+    """Return precision, recall and F1 [..., 3] of counts [..., 4]; a quotient without a denominator is 0.
+
+    F1 is computed from whole numbers, so that equal counts have equal F1.
+    """
+    correct, found, predicted, gold = (counts[..., column] for column in (CORRECT, FOUND, PREDICTED, GOLD))
+    ratios = ((correct, predicted), (found, gold), (2 * correct * found, correct * gold + found * predicted))
+    return np.stack([np.divide(a, b, out=np.zeros_like(a), where=b > 0) for a, b in ratios], axis=-1)
 
 
 @dataclass(frozen=True)
 class Side:
-    """The different entities of one side, in order of place.
+    """The different entities of gold or of the predictions, in order of position; all columns are [entities].
 
-    `document` and `label` are row numbers, `start` and `end` places on the line of all texts; `nested` says that an
-    entity is inside a longer one of its side or has a shorter one inside, `inside` the first of these; `hit` that the
-    other side has it too.
+    Args:
+        document: the row of the document.
+        start: the position on the line of all texts.
+        end: likewise.
+        label: the row of the label.
+        nested: whether the entity is inside a longer one of its side or has a shorter one inside.
+        inside: whether it is inside a longer one.
+        surface: the text that it covers.
+        hit: whether the other side has it too.
+        repeated: how many equal entities were dropped.
     """
 
     document: Ints
@@ -44,40 +61,41 @@ class Side:
     repeated: int
 
     def take(self, rows: Ints) -> Side:
-        """The entities at `rows` only."""
+        """Return the entities at `rows`."""
         columns = {name: getattr(self, name)[rows] for name in Side.__dataclass_fields__ if name != "repeated"}
         return replace(self, **columns)
 
 
 def sides(pairs: Sequence[tuple[Document, Document]], codes: Sequence[str]) -> tuple[Side, Side]:
-    """Gold and predicted entities, with `hit` where the other side has the same place and label.
+    """Return the gold and the predicted entities, with `hit` where the other side has the same span and label.
 
     Raises:
-        DataError: a label is not in `codes`, or a score is no probability.
+        DataError: a label is not in `codes`, or a score is not a probability.
     """
-    gold = _side([one for one, _ in pairs], codes, "gold")
-    predicted = _side([other for _, other in pairs], codes, "predicted")
+    gold = _side([document for document, _ in pairs], codes, "gold")
+    predicted = _side([document for _, document in pairs], codes, "predicted")
     sizes = (*_size(gold, predicted), len(codes))
-    return _hit(
-        gold, predicted, *(_keys((one.start, one.end - one.start, one.label), sizes) for one in (gold, predicted))
+    gold_keys, predicted_keys = (
+        _keys((side.start, side.end - side.start, side.label), sizes) for side in (gold, predicted)
     )
+    return _hit(gold, predicted, gold_keys, predicted_keys)
 
 
 def mentions(gold: Side, predicted: Side) -> tuple[Side, Side]:
-    """The first entity of every surface and label in a document, with `hit` where the other side has such a one."""
+    """Return the first entity of each surface and label in a document, with `hit` where the other side has it too."""
     numbers = {surface: number for number, surface in enumerate({*gold.surface, *predicted.surface})}
     sizes = (0, len(numbers), 1 + int(max(gold.label.max(initial=0), predicted.label.max(initial=0))))
     chosen, keys = [], []
     for side in (gold, predicted):
-        surface = np.fromiter((numbers[one] for one in side.surface), dtype=np.int64, count=len(side.surface))
-        found, rows = np.unique(_keys((side.document, surface, side.label), sizes), return_index=True)
+        surface = np.fromiter((numbers[text] for text in side.surface), dtype=np.int64, count=len(side.surface))
+        distinct, rows = np.unique(_keys((side.document, surface, side.label), sizes), return_index=True)
         chosen.append(side.take(np.sort(rows)))
-        keys.append(found[np.argsort(rows)])
+        keys.append(distinct[np.argsort(rows)])
     return _hit(chosen[0], chosen[1], keys[0], keys[1])
 
 
 def strict(gold: Side, predicted: Side, documents: int, labels: int) -> Floats:
-    """Counts [documents, labels + 1, 4] by label; the last is their sum."""
+    """Return strict counts [documents, labels + 1, 4] by label; the last row is their sum."""
     table = np.zeros((documents, labels + 1, 4))
     for row in range(labels):
         table[:, row] = tally(gold, predicted, (gold.label == row, predicted.label == row), documents)
@@ -86,15 +104,15 @@ def strict(gold: Side, predicted: Side, documents: int, labels: int) -> Floats:
 
 
 def unannotated(gold: Side, predicted: Side, documents: Sequence[Document]) -> Floats:
-    """For each document [documents, 3]: whether it has no gold entity and, if so, its characters and predictions."""
+    """Return [documents, 3]: whether a document has no gold entity and, if so, its characters and predictions."""
     empty = np.bincount(gold.document, minlength=len(documents)) == 0
     characters = [len(document.text) for document in documents]
-    guesses = np.bincount(predicted.document, minlength=len(documents))
-    return np.stack([empty, empty * characters, empty * guesses], axis=1).astype(float)
+    predictions = np.bincount(predicted.document, minlength=len(documents))
+    return np.stack([empty, empty * characters, empty * predictions], axis=1).astype(float)
 
 
 def tally(gold: Side, predicted: Side, chosen: tuple[Bools, Bools], documents: int) -> Floats:
-    """Counts [documents, 4] of the `chosen` gold and predicted entities."""
+    """Return counts [documents, 4] of the `chosen` gold and predicted entities."""
     of_gold, of_predicted = chosen
     columns = (
         predicted.document[of_predicted & predicted.hit],
@@ -106,27 +124,28 @@ def tally(gold: Side, predicted: Side, chosen: tuple[Bools, Bools], documents: i
 
 
 def boundary(gold: Side, predicted: Side, documents: int) -> Floats:
-    """Counts [documents, 4] of entities with equal places, whatever their labels, one to one."""
+    """Return counts [documents, 4] of entities with equal spans, whatever their labels, paired one to one."""
     return _counted(gold, predicted, documents, gold.document[_same_places(gold, predicted)[0]], np.ones(1))
 
 
 def relaxed(gold: Side, predicted: Side, documents: int) -> Floats:
-    """Counts [documents, 4] of entities that overlap one of their label, one to one and as many as can be."""
+    """Return counts [documents, 4] of entities that overlap one of the same label, in a maximum matching."""
     line = max(gold.end.max(initial=0), predicted.end.max(initial=0))
-    spans = [Spans(one.start + one.label * line, one.end + one.label * line) for one in (gold, predicted)]
+    spans = [Spans(side.start + side.label * line, side.end + side.label * line) for side in (gold, predicted)]
     rows, pairs = count_pairs(spans[0], spans[1])
     return _counted(gold, predicted, documents, gold.document[rows], pairs)
 
 
 def partial(gold: Side, predicted: Side, documents: int) -> Floats:
-    """Counts [documents, 4] where equal places are correct and other overlaps half, whatever the labels, one to one.
+    """Return counts [documents, 4] where equal spans are correct and other overlaps half, paired one to one.
 
-    Pairing equal places first costs nothing: the two halves that such a pair may forgo are worth no more than it.
+    Labels are ignored. Pairing equal spans first loses nothing: the two halves that such a pair may prevent are worth
+    no more than the pair.
     """
-    equal, its = _same_places(gold, predicted)
+    equal, also_equal = _same_places(gold, predicted)
     rest = np.flatnonzero(~equal)
     rows, pairs = count_pairs(
-        Spans(gold.start[rest], gold.end[rest]), Spans(predicted.start[~its], predicted.end[~its])
+        Spans(gold.start[rest], gold.end[rest]), Spans(predicted.start[~also_equal], predicted.end[~also_equal])
     )
     where = np.concatenate((gold.document[equal], gold.document[rest[rows]]))
     return _counted(gold, predicted, documents, where, np.concatenate((np.ones(int(equal.sum())), pairs / 2)))
@@ -135,51 +154,57 @@ def partial(gold: Side, predicted: Side, documents: int) -> Floats:
 def _side(documents: Sequence[Document], codes: Sequence[str], name: str) -> Side:
     rows = {code: row for row, code in enumerate(codes)}
     try:
-        flat = [(d, e.start, e.end, rows[e.label]) for d, one in enumerate(documents) for e in one.entities]
+        flat = [
+            (row, entity.start, entity.end, rows[entity.label])
+            for row, document in enumerate(documents)
+            for entity in document.entities
+        ]
     except KeyError:
         raise _unknown_label(documents, rows, name) from None
     _require_probabilities(documents, name)
-    lengths = np.array([len(one.text) for one in documents], dtype=np.int64)
+    lengths = np.array([len(document.text) for document in documents], dtype=np.int64)
     offsets = np.cumsum(lengths) - lengths
     table = np.array(flat, dtype=np.int64).reshape(-1, 4)
     table = table[np.lexsort(table.T[::-1])]
-    fresh = np.ones(len(table), dtype=bool)
-    fresh[1:] = (table[1:] != table[:-1]).any(axis=1)
-    document, start, end, label = table[fresh].T
+    distinct = np.ones(len(table), dtype=bool)
+    distinct[1:] = (table[1:] != table[:-1]).any(axis=1)
+    document, start, end, label = table[distinct].T
     surface = np.empty(len(document), dtype=object)
-    surface[:] = [documents[d].text[s:e] for d, s, e in zip(*(c.tolist() for c in (document, start, end)), strict=True)]
+    columns = (column.tolist() for column in (document, start, end))
+    surface[:] = [documents[row].text[begin:stop] for row, begin, stop in zip(*columns, strict=True)]
     start, end = start + offsets[document], end + offsets[document]
     around, inside = _nesting(start, end)
-    nothing = np.zeros(len(document), dtype=bool)
-    return Side(document, start, end, label, around | inside, inside, surface, nothing, int((~fresh).sum()))
+    no_hit = np.zeros(len(document), dtype=bool)
+    return Side(document, start, end, label, around | inside, inside, surface, no_hit, int((~distinct).sum()))
 
 
-def _hit(gold: Side, predicted: Side, ours: Ints, theirs: Ints) -> tuple[Side, Side]:
-    return replace(gold, hit=np.isin(ours, theirs)), replace(predicted, hit=np.isin(theirs, ours))
+def _hit(gold: Side, predicted: Side, gold_keys: Ints, predicted_keys: Ints) -> tuple[Side, Side]:
+    gold_hit, predicted_hit = np.isin(gold_keys, predicted_keys), np.isin(predicted_keys, gold_keys)
+    return replace(gold, hit=gold_hit), replace(predicted, hit=predicted_hit)
 
 
 def _nesting(start: Ints, end: Ints) -> tuple[Bools, Bools]:
-    """Which entities have a shorter one inside, and which are inside a longer one."""
+    """Return which entities have a shorter one inside, and which are inside a longer one."""
     order = np.lexsort((-end, start))
-    fresh = np.ones(len(order), dtype=bool)
-    fresh[1:] = (np.diff(start[order]) != 0) | (np.diff(end[order]) != 0)
-    ends = end[order][fresh]
+    distinct = np.ones(len(order), dtype=bool)
+    distinct[1:] = (np.diff(start[order]) != 0) | (np.diff(end[order]) != 0)
+    ends = end[order][distinct]
     around, inside = np.zeros((2, len(ends)), dtype=bool)
     inside[1:] = np.maximum.accumulate(ends)[:-1] >= ends[1:]
     around[:-1] = np.minimum.accumulate(ends[::-1])[::-1][1:] <= ends[:-1]
     place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.cumsum(fresh) - 1
+    place[order] = np.cumsum(distinct) - 1
     return around[place], inside[place]
 
 
 def _same_places(gold: Side, predicted: Side) -> tuple[Bools, Bools]:
-    """Which entities of either side have a partner at the same place; a place with two entities can have two pairs."""
+    """Return which entities of each side have a partner at the same span; each has one partner at most."""
     size = _size(gold, predicted)
     keys = []
-    for one in (gold, predicted):
-        place = _keys((one.start, one.end - one.start), size)
+    for side in (gold, predicted):
+        place = _keys((side.start, side.end - side.start), size)
         _, first, inverse = np.unique(place, return_index=True, return_inverse=True)
-        rank = np.arange(len(place)) - first[inverse]  # equal places stand together
+        rank = np.arange(len(place)) - first[inverse]  # equal spans are adjacent
         keys.append((place, rank))
     ranks = max(int(rank.max(initial=0)) for _, rank in keys) + 1
     mixed = [place * ranks + rank for place, rank in keys]
@@ -194,14 +219,14 @@ def _counted(gold: Side, predicted: Side, documents: int, where: Ints, weights: 
 
 
 def _size(gold: Side, predicted: Side) -> tuple[int, int]:
-    """One more than the largest start, and than the largest length."""
+    """Return one more than the largest start, and one more than the largest length."""
     starts = [int(side.start.max(initial=0)) for side in (gold, predicted)]
     lengths = [int((side.end - side.start).max(initial=0)) for side in (gold, predicted)]
     return max(starts) + 1, max(lengths) + 1
 
 
 def _keys(columns: Iterable[Ints], sizes: Iterable[int]) -> Ints:
-    """One number for every row of `columns`, whose values are below `sizes`."""
+    """Return one number for every row of `columns`, whose values are below `sizes`."""
     key: Ints = np.zeros((), dtype=np.int64)
     for column, size in zip(columns, sizes, strict=True):
         key = key * size + column
@@ -238,29 +263,32 @@ class Spans(NamedTuple):
 
 
 def count_pairs(gold: Spans, predicted: Spans) -> tuple[Ints, Ints]:
-    """How many pairs of overlapping spans there can be at most, each span in one pair at most.
+    """Return the maximum number of pairs of overlapping spans, where each span is in one pair at most.
 
     Returns:
-        For every group with a pair: the row of one of its gold spans, and its number of pairs.
+        The row of one gold span of every group with a pair [groups], and the number of pairs [groups].
     """
     groups = _groups(gold, predicted)
-    ours, theirs = groups[: len(gold.start)], groups[len(gold.start) :]
+    of_gold, of_predicted = groups[: len(gold.start)], groups[len(gold.start) :]
     size = int(groups.max(initial=-1)) + 1
-    golds, guesses = np.bincount(ours, minlength=size), np.bincount(theirs, minlength=size)
-    pairs = np.minimum(golds, guesses)  # exact where it is 0 or 1, since the one span overlaps another
+    gold_counts, predicted_counts = np.bincount(of_gold, minlength=size), np.bincount(of_predicted, minlength=size)
+    pairs = np.minimum(gold_counts, predicted_counts)  # exact where it is 0 or 1, since a single span overlaps another
     hard = np.flatnonzero(pairs > 1)
-    for group, ones, others in zip(hard, _members(ours, hard), _members(theirs, hard), strict=True):
-        start, end = predicted.start[others], predicted.end[others]
+    for group, gold_rows, predicted_rows in zip(
+        hard, _members(of_gold, hard), _members(of_predicted, hard), strict=True
+    ):
+        start, end = predicted.start[predicted_rows], predicted.end[predicted_rows]
         neighbours = [
-            np.flatnonzero((start < gold.end[one]) & (gold.start[one] < end)).tolist() for one in ones.tolist()
+            np.flatnonzero((start < gold.end[row]) & (gold.start[row] < end)).tolist() for row in gold_rows.tolist()
         ]
         pairs[group] = len(maximum_matching(neighbours))
-    found, rows = np.unique(ours, return_index=True)
-    return rows[pairs[found] > 0], pairs[found][pairs[found] > 0]
+    with_gold, rows = np.unique(of_gold, return_index=True)
+    group_pairs = pairs[with_gold]
+    return rows[group_pairs > 0], group_pairs[group_pairs > 0]
 
 
 def maximum_matching(neighbours: Sequence[Sequence[int]]) -> dict[int, int]:
-    """A largest matching of a bipartite graph, from right to left; `neighbours` are those of each left node."""
+    """Return a maximum matching of a bipartite graph as {right: left}; `neighbours` are those of each left node."""
     partner: dict[int, int] = {}
     for left in range(len(neighbours)):
         _augment(left, neighbours, partner)
@@ -268,7 +296,7 @@ def maximum_matching(neighbours: Sequence[Sequence[int]]) -> dict[int, int]:
 
 
 def _augment(left: int, neighbours: Sequence[Sequence[int]], partner: dict[int, int]) -> None:
-    """Give `left` a partner, others moving to new ones where that frees one; leave all as it is where none can be."""
+    """Match `left` along an augmenting path; changes nothing where there is none."""
     came_from: dict[int, int] = {}
     left_by: dict[int, int | None] = {left: None}
     waiting = [left]
@@ -289,7 +317,7 @@ def _augment(left: int, neighbours: Sequence[Sequence[int]], partner: dict[int, 
 
 
 def _groups(gold: Spans, predicted: Spans) -> Ints:
-    """The group of every span, gold ones first."""
+    """Return the group of overlapping spans of every span, gold ones first."""
     start, end = np.concatenate((gold.start, predicted.start)), np.concatenate((gold.end, predicted.end))
     order = np.argsort(start, kind="stable")
     reach = np.maximum.accumulate(end[order])
@@ -299,7 +327,7 @@ def _groups(gold: Spans, predicted: Spans) -> Ints:
 
 
 def _members(groups: Ints, chosen: Ints) -> list[Ints]:
-    """The rows of every chosen group."""
+    """Return the rows of every chosen group."""
     order = np.argsort(groups, kind="stable")
     begins = np.searchsorted(groups[order], chosen)
     ends = np.searchsorted(groups[order], chosen, side="right")

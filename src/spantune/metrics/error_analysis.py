@@ -149,6 +149,11 @@ class Outcome:
     answers: Mapping[AnswerKind, int]
     confusion: Confusion
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Entities by kind, and then documents by the errors of their answers."""
+        return dict([*self.kinds.items(), *self.answers.items()])
+
     def as_dict(self) -> dict[str, object]:
         """Return the sums as a JSON object."""
         return {"errors": dict(self.kinds), "answers": dict(self.answers), "confusion": self.confusion.as_dict()}

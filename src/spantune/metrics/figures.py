@@ -1,13 +1,17 @@
-"""The values of a measurement: figures with their counts and intervals, and the scores that hold them.
+"""The values of a measurement: figures with their counts and intervals, and the scores of a corpus.
 
-Plain numbers, made by `metrics`; each knows itself as a JSON object, in fractions of 1.
+All values are fractions of 1 and have a form as a JSON object.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+
+import numpy as np
+
+from spantune.metrics.counts import quotients
 
 Protocol = Literal["cblue", "promptcblue"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -15,7 +19,7 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """The 95 % intervals of precision, recall and F1, None where there are none."""
+    """The 95 % intervals of precision, recall and F1; None where there is none."""
 
     f1_low: float | None = None
     f1_high: float | None = None
@@ -25,12 +29,40 @@ class Bounds:
     recall_high: float | None = None
 
 
-@dataclass(frozen=True)
-class Figure(Bounds):
-    """Counts of entities, what follows from them, and 95 % intervals where there are any.
+class Ratios:
+    """Precision, recall and F1 of counts; a quotient without a denominator is 0.0."""
 
-    A quotient without a denominator is 0.0. `correct` is fractional where an overlap counts as half. `found` is how
-    many gold entities were found, where that is not `correct`: in slices that an entity can be in on one side only.
+    @property
+    def counts(self) -> tuple[float, float, float, float]:
+        """Correct predictions, gold entities that were found, all predictions, and all gold entities."""
+        raise NotImplementedError
+
+    @property
+    def precision(self) -> float:
+        """The share of the predicted entities that are correct."""
+        return self._quotients()[0]
+
+    @property
+    def recall(self) -> float:
+        """The share of the gold entities that were found."""
+        return self._quotients()[1]
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall."""
+        return self._quotients()[2]
+
+    def _quotients(self) -> list[float]:
+        values: list[float] = quotients(np.array(self.counts, dtype=float)).tolist()
+        return values
+
+
+@dataclass(frozen=True)
+class Figure(Bounds, Ratios):
+    """Counts of entities, and 95 % intervals where there are any.
+
+    `correct` is fractional where an overlap counts as half. `found` is how many gold entities were found, where that
+    differs from `correct`: in slices that an entity can be in on one side only.
     """
 
     correct: float
@@ -39,46 +71,32 @@ class Figure(Bounds):
     found: int | None = None
 
     @property
-    def precision(self) -> float:
-        """Share of the predicted entities that are correct."""
-        return self.correct / self.predicted if self.predicted else 0.0
-
-    @property
-    def recall(self) -> float:
-        """Share of the gold entities that were found."""
-        found = self.correct if self.found is None else self.found
-        return found / self.gold if self.gold else 0.0
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall."""
-        found = self.correct if self.found is None else self.found
-        crossed = self.correct * self.gold + found * self.predicted
-        return 2 * self.correct * found / crossed if crossed else 0.0
+    def counts(self) -> tuple[float, float, float, float]:
+        """Correct predictions, gold entities that were found, all predictions, and all gold entities."""
+        return self.correct, self.correct if self.found is None else self.found, self.predicted, self.gold
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """The figure as a JSON object; `found` is in it only where it is not `correct`."""
-        found = {} if self.found is None else {"found": self.found}
-        counts = {"correct": self.correct, "predicted": self.predicted, "gold": self.gold, **found}
-        return {**_quotients(self), **counts}
+        """Return the figure as a JSON object; it has `found` only where that differs from `correct`."""
+        counts = {"correct": self.correct, "predicted": self.predicted, "gold": self.gold}
+        return {**_values(self), **counts, **({} if self.found is None else {"found": self.found})}
 
 
 @dataclass(frozen=True)
 class Average(Bounds):
-    """Means over the labels that occur in gold or in predictions: a label in neither was not measured."""
+    """Means over the labels that occur in gold or in predictions."""
 
     precision: float
     recall: float
     f1: float
 
     def as_dict(self) -> dict[str, float | None]:
-        """The means as a JSON object."""
-        return _quotients(self)
+        """Return the means as a JSON object."""
+        return _values(self)
 
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """What was predicted in the documents that have no gold entity; `per_1000` of their characters."""
+    """The predictions in documents without a gold entity; `per_1000` is their number per 1,000 characters."""
 
     documents: int
     characters: int
@@ -92,7 +110,7 @@ class FalseAlarms:
         return 1000 * self.predicted / self.characters if self.characters else 0.0
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """The false alarms as a JSON object."""
+        """Return the false alarms as a JSON object."""
         return {**asdict(self), "per_1000": self.per_1000}
 
 
@@ -100,9 +118,9 @@ class FalseAlarms:
 class Scores:
     """Scores of a corpus; `micro`, `macro` and `labels`, by code in the order of the label set, are strict.
 
-    `boundary` asks for the right place whatever the label, `relaxed` for an overlap with one of the label, `partial`
-    counts an overlap as half whatever the label (SemEval-2013 task 9.1); all three pair entities one to one and always
-    by place. `slices` are strict figures by kind and name, and `notes` count what was met and is no error.
+    `boundary` counts an equal span, whatever the label, `relaxed` an overlap with an entity of the same label, and
+    `partial` an overlap as half, whatever the label (SemEval-2013 task 9.1); all three pair entities one to one, by
+    position. `slices` are strict figures by kind and name, and `notes` count what was noticed and is not an error.
     """
 
     micro: Figure
@@ -119,11 +137,11 @@ class Scores:
 
     @property
     def macro_f1(self) -> float:
-        """Mean F1 of the labels that occur in gold or in predictions."""
+        """The mean F1 of the labels that occur in gold or in predictions."""
         return self.macro.f1
 
-    def as_dict(self) -> dict[str, Any]:
-        """The scores as a JSON object."""
+    def as_dict(self) -> dict[str, object]:
+        """Return the scores as a JSON object."""
         labels = {code: figure.as_dict() for code, figure in self.labels.items()}
         return {
             "protocol": self.protocol,
@@ -141,7 +159,7 @@ class Scores:
         }
 
 
-def _quotients(values: Figure | Average) -> dict[str, float | None]:
-    """Precision, recall and F1, each with the bounds of its interval after it."""
+def _values(figure: Figure | Average) -> dict[str, float | None]:
+    """Return precision, recall and F1, each followed by the bounds of its interval."""
     names = [f"{name}{end}" for name in ("precision", "recall", "f1") for end in ("", "_low", "_high")]
-    return {name: getattr(values, name) for name in names}
+    return {name: getattr(figure, name) for name in names}

@@ -1,10 +1,10 @@
-"""Entity scores of predicted documents against gold ones, and their errors sorted by kind.
+"""Scores of predicted documents against gold documents.
 
 An entity is correct when its (start, end, label) is in the gold set of the same document, however entities nest or
-cross; protocol `promptcblue` compares (mention, label) instead. Beside these strict figures stand those that forgive a
-boundary or a label, slices of the corpus, and false alarms; all have 95 % intervals, by the bootstrap over documents.
-Documents are paired by id, and a pair whose texts differ or that holds a label outside the label set is refused, not
-skipped. What each figure counts is written in docs/measuring.md.
+cross; protocol `promptcblue` compares (mention, label) instead. Besides these strict figures there are lenient ones
+that ignore the boundary or the label, slices of the corpus, and false alarms; all have 95 % intervals, by the
+bootstrap over documents. Documents are paired by id; texts that differ and labels outside the label set are errors.
+docs/measuring.md says what each figure counts.
 """
 
 from __future__ import annotations
@@ -27,11 +27,8 @@ if TYPE_CHECKING:
     Key = tuple[str, str]
 
 RESAMPLES = 10_000
-"""Corpora drawn for an interval."""
+"""The number of corpora that are drawn for an interval."""
 MACRO, ALARMS = ("strict", "macro"), ("alarms", "per_1000")
-
-
-# What is scored, and options that callers give by name: a dataclass for four of them would be made for each call.
 
 
 def score(
@@ -44,15 +41,24 @@ def score(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Scores:
-    """Score `predicted` against `gold`; `train` adds the slices of surfaces that are, or are not, annotated in it.
+    """Score `predicted` against `gold`.
 
-    The intervals are those of the percentile bootstrap over documents; a figure without any entity has none, nor has
-    any with `resamples=0`. A resample that lacks a label altogether counts as F1 0, so that the interval of a label
-    seen in very few documents is wide; a macro average leaves such a label out.
+    The intervals are those of the percentile bootstrap over documents; a figure without any entity has none. A resample
+    without a label counts as F1 0, so that the interval of a label in very few documents is wide; a macro average
+    ignores such a label.
+
+    Args:
+        gold: annotated documents.
+        predicted: the same documents with predicted entities.
+        labels: the label set.
+        protocol: what counts as correct.
+        train: the training documents, for the slices of surfaces that are, or are not, annotated in them.
+        resamples: the number of resamples of the bootstrap; 0 for no intervals.
+        seed: its seed.
 
     Raises:
         ConfigError: there is no such protocol.
-        DataError: the documents do not pair (see `pair`), a label is not in `labels`, or a score is no probability.
+        DataError: the documents do not pair (see `pair`), a label is not in `labels`, or a score is not a probability.
     """
     require_protocol(protocol)
     pairs, codes = pair(gold, predicted), list(dict.fromkeys(labels))
@@ -97,7 +103,7 @@ def require_protocol(name: str) -> None:
 def _tables(
     placed: Sides, units: Sides, gold: Sequence[Document], codes: Sequence[str], train: Sequence[Document] | None
 ) -> dict[Key, Floats]:
-    """Counts [documents, 4] by kind and name of figure; empty slices are left out."""
+    """Return counts [documents, 4] by kind and name of figure, without empty slices."""
     from spantune.metrics import counts
 
     size = len(gold)
@@ -114,10 +120,11 @@ def _tables(
 
 
 def _bounds(tables: Mapping[Key, Floats], alarms: Floats, resamples: int, seed: int) -> dict[Key, Floats]:
-    """Intervals [2, precision + recall + F1] of every figure and of the macro average, and [2] of the false alarms."""
+    """Return the intervals [2, precision + recall + F1] of every figure and the macro average, [2] of false alarms."""
     import numpy as np
 
-    from spantune.metrics.bootstrap import average, interval, quotients, resample
+    from spantune.metrics.bootstrap import average, interval, resample
+    from spantune.metrics.counts import quotients
 
     size = len(alarms)
     counted = np.stack(list(tables.values()), axis=1)
@@ -155,7 +162,7 @@ def _average(figures: Sequence[Figure], bounds: Floats | None) -> Average:
 
 
 def _named(bounds: Floats | None) -> dict[str, float]:
-    """Bounds [2, precision + recall + F1] by the names of their fields."""
+    """Return bounds [2, precision + recall + F1] by the names of their fields."""
     if bounds is None:
         return {}
     names = [f"{name}_{end}" for end in ("low", "high") for name in ("precision", "recall", "f1")]
@@ -169,7 +176,7 @@ def _alarms(counted: Floats, bounds: Floats | None) -> FalseAlarms | None:
 
 
 def _notes(placed: Sides, by_label: Mapping[str, Figure]) -> dict[str, int]:
-    """What was met and is no error: repeated entities, and labels that no gold entity has."""
+    """Count what is not an error and worth a note: repeated entities, and labels that no gold entity has."""
     notes = {
         f"{name} entity repeated in its document, counted once": side.repeated
         for name, side in zip(("gold", "predicted"), placed, strict=True)
@@ -181,15 +188,15 @@ def _notes(placed: Sides, by_label: Mapping[str, Figure]) -> dict[str, int]:
 
 
 ENTITY_LENGTHS = (1, 2, 4, 8, 16)
-"""Lower bounds of the slices by characters of an entity."""
+"""Lower bounds of the slices by the number of characters of an entity."""
 TEXT_LENGTHS = (0, 32, 64, 128, 256)
-"""Lower bounds of the slices by characters of a text."""
+"""Lower bounds of the slices by the number of characters of a text."""
 FREQUENCIES = (0, 1, 10, 100, 1000)
-"""Lower bounds of the slices by how many entities have the label."""
+"""Lower bounds of the slices by the number of entities that have the label."""
 
 
 class Slice(NamedTuple):
-    """Some gold and predicted entities, such as kind "nesting", name "inside"."""
+    """A part of the gold and predicted entities, such as kind "nesting", name "inside"."""
 
     kind: str
     name: str
@@ -200,7 +207,7 @@ class Slice(NamedTuple):
 def slices(
     both: tuple[Side, Side], texts: Sequence[Document], codes: Sequence[str], train: Sequence[Document] | None
 ) -> Iterator[Slice]:
-    """The slices of both sides; labels are counted, and surfaces known, in `train` where it is given."""
+    """Yield the slices of both sides; with `train`, labels are counted and surfaces looked up in it."""
     yield Slice("nesting", "nested", *(side.nested for side in both))
     yield Slice("nesting", "inside", *(side.inside for side in both))
     yield Slice("nesting", "flat", *(~side.nested for side in both))
@@ -213,11 +220,11 @@ def slices(
         known = {document.surface(entity) for document in train for entity in document.entities}
         seen = [_among(side, known) for side in both]
         yield Slice("surface", "seen", *seen)
-        yield Slice("surface", "unseen", *(~one for one in seen))
+        yield Slice("surface", "unseen", *(~side for side in seen))
 
 
 def _frequency(gold: Side, codes: Sequence[str], train: Sequence[Document] | None) -> Ints:
-    """How many entities have each label, in `train` or else in gold."""
+    """Return how many entities have each label [labels], in `train` or else in gold."""
     if train is None:
         return np.bincount(gold.label, minlength=len(codes))
     rows = {code: row for row, code in enumerate(codes)}
@@ -230,9 +237,9 @@ def _among(side: Side, known: Collection[str]) -> Bools:
 
 
 def _binned(kind: str, values: Sequence[Ints], bounds: Sequence[int]) -> Iterator[Slice]:
-    """Slices of `kind` by `values` of gold and predicted entities: from each bound to before the next."""
-    places = [np.searchsorted(bounds, column, side="right") - 1 for column in values]
-    for place, low in enumerate(bounds):
-        high = bounds[place + 1] - 1 if place + 1 < len(bounds) else None
+    """Yield slices of `kind` by `values` of gold and predicted entities: from each bound up to the next."""
+    bins = [np.searchsorted(bounds, column, side="right") - 1 for column in values]
+    for index, low in enumerate(bounds):
+        high = bounds[index + 1] - 1 if index + 1 < len(bounds) else None
         name = f"{low}+" if high is None else str(low) if high == low else f"{low}-{high}"
-        yield Slice(kind, name, places[0] == place, places[1] == place)
+        yield Slice(kind, name, bins[0] == index, bins[1] == index)

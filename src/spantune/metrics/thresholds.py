@@ -1,8 +1,8 @@
-"""Precision, recall and F1 against the threshold on scores, exact, from one sort of all predictions.
+"""Precision, recall and F1 by the threshold on scores, exact, from one sort of all predictions.
 
-What scores at or above a threshold is kept. A threshold lies halfway between the lowest score that is kept and the
-highest that is not, so that rounding on another machine moves nothing across it; keeping all is 0. The counts are micro
-counts, and what the model never found stays missed at every threshold.
+Entities with a score at or above a threshold pass. A threshold is halfway between the lowest score that passes and the
+highest that does not, so that rounding on another machine changes nothing; at 0 all pass. The counts are micro counts,
+and an entity that was not predicted is missed at every threshold.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spantune.core import DataError, Document, Entity
+from spantune.metrics.counts import quotients
+from spantune.metrics.figures import Ratios
 from spantune.metrics.pairing import pair
 
 if TYPE_CHECKING:
@@ -22,12 +24,12 @@ if TYPE_CHECKING:
 
 
 NEAR = 0.005
-"""F1 within this of the best counts as near-equal."""
+"""F1 within this distance of the best counts as near-equal."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """What a threshold keeps: counts of kept, correct and gold entities; a quotient without a denominator is 0."""
+class Point(Ratios):
+    """A threshold, and the counts of the entities that pass, those of them that are correct, and all gold entities."""
 
     threshold: float
     kept: int
@@ -35,24 +37,14 @@ class Point:
     gold: int
 
     @property
-    def precision(self) -> float:
-        """Share of the kept entities that are correct."""
-        return self.correct / self.kept if self.kept else 0.0
-
-    @property
-    def recall(self) -> float:
-        """Share of the gold entities that are kept."""
-        return self.correct / self.gold if self.gold else 0.0
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall."""
-        return 2 * self.correct / (self.kept + self.gold) if self.kept + self.gold else 0.0
+    def counts(self) -> tuple[float, float, float, float]:
+        """Correct predictions, gold entities that were found, all predictions, and all gold entities."""
+        return self.correct, self.correct, self.kept, self.gold
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One point for each distinct score, lowest threshold (0: keep all) first; `points[i]` in arrays."""
+    """A point for each distinct score, by ascending threshold; the first threshold is 0. Columns are [points]."""
 
     thresholds: NDArray[np.float64]
     kept: NDArray[np.int64]
@@ -60,67 +52,71 @@ class Curve:
     gold: int
 
     @property
-    def f1(self) -> NDArray[np.float64]:
-        """F1 at each threshold."""
-        return 2 * self.correct / (self.kept + self.gold)
+    def precision(self) -> NDArray[np.float64]:
+        """Precision at each threshold [points]."""
+        return self._quotients()[:, 0]
 
     @property
-    def precision(self) -> NDArray[np.float64]:
-        """Precision at each threshold."""
-        return self.correct / self.kept
+    def f1(self) -> NDArray[np.float64]:
+        """F1 at each threshold [points]."""
+        return self._quotients()[:, 2]
 
     def point(self, index: int) -> Point:
-        """The point at `index`."""
+        """Return the point at `index`."""
         return Point(float(self.thresholds[index]), int(self.kept[index]), int(self.correct[index]), self.gold)
+
+    def _quotients(self) -> NDArray[np.float64]:
+        gold = np.full_like(self.kept, self.gold)
+        return quotients(np.stack((self.correct, self.correct, self.kept, gold), axis=-1).astype(float))
 
 
 def curve(scores: NDArray[np.float64], right: NDArray[np.bool_], gold: int) -> Curve:
-    """The curve of at least one prediction, over all its thresholds.
+    """Return the curve of at least one prediction over all thresholds.
 
     Args:
-        scores: of each prediction [predictions].
-        right: whether each is in gold [predictions].
-        gold: how many gold entities there are.
+        scores: of the predictions [predictions].
+        right: whether each of them is in gold [predictions].
+        gold: the number of gold entities.
     """
     values, first = np.unique(scores[order := np.argsort(scores, kind="stable")], return_index=True)
     kept = len(scores) - first
     correct = np.cumsum(right[order][::-1].astype(np.int64))[kept - 1]
-    between = (values[1:] + values[:-1]) / 2
-    between = np.where(between > values[:-1], between, values[1:])  # neighbours among the floats
-    return Curve(np.concatenate([[0.0], between]), kept, correct, gold)
+    middle = (values[1:] + values[:-1]) / 2
+    middle = np.where(middle > values[:-1], middle, values[1:])  # between two adjacent floats there is no other
+    return Curve(np.concatenate([[0.0], middle]), kept, correct, gold)
 
 
-def best_f1(found: Curve) -> Point:
-    """The point of the highest F1; of equals the one that keeps the most."""
-    return found.point(int(found.f1.argmax()))
+def best_f1(curve: Curve) -> Point:
+    """Return the point of the highest F1; among equals the one where most entities pass."""
+    return curve.point(int(curve.f1.argmax()))
 
 
-def near_best(found: Curve) -> tuple[float, float]:
-    """The lowest and the highest threshold around the best one with an F1 nowhere more than `NEAR` under it."""
-    f1 = found.f1
+def near_best(curve: Curve) -> tuple[float, float]:
+    """Return the lowest and the highest threshold around the best, with an F1 nowhere more than `NEAR` below it."""
+    f1 = curve.f1
     best = int(f1.argmax())
-    under = np.flatnonzero(f1 < f1[best] - NEAR)
-    before, after = under[under < best], under[under > best]
+    worse = np.flatnonzero(f1 < f1[best] - NEAR)
+    before, after = worse[worse < best], worse[worse > best]
     low = int(before[-1]) + 1 if len(before) else 0
     high = int(after[0]) - 1 if len(after) else len(f1) - 1
-    return float(found.thresholds[low]), float(found.thresholds[high])
+    return float(curve.thresholds[low]), float(curve.thresholds[high])
 
 
-def reaching(found: Curve, precision: float) -> Point | None:
-    """The lowest threshold with at least this precision, which has the highest recall; None when none has it."""
-    enough = np.flatnonzero(found.precision >= precision)
-    return found.point(int(enough[0])) if len(enough) else None
+def reaching(curve: Curve, precision: float) -> Point | None:
+    """Return the lowest threshold with at least this precision, which has the highest recall; None if there is none."""
+    enough = np.flatnonzero(curve.precision >= precision)
+    return curve.point(int(enough[0])) if len(enough) else None
 
 
-def most_precise(found: Curve) -> Point:
-    """The point of the highest precision; of equals the one that keeps the most."""
-    return found.point(int(found.precision.argmax()))
+def most_precise(curve: Curve) -> Point:
+    """Return the point of the highest precision; among equals the one where most entities pass."""
+    return curve.point(int(curve.precision.argmax()))
 
 
-def thinned(found: Curve, count: int) -> list[Point]:
-    """At most `count` points, evenly spaced by rank, the ends among them."""
-    places = np.unique(np.linspace(0, len(found.kept) - 1, count).round().astype(int))
-    return [found.point(int(place)) for place in places]
+def thinned(curve: Curve, count: int) -> list[Point]:
+    """Return at most `count` points, evenly spaced by rank, both ends included."""
+    indices = np.unique(np.linspace(0, len(curve.kept) - 1, count).round().astype(int))
+    return [curve.point(int(index)) for index in indices]
 
 
 FOLDS = 5
@@ -128,7 +124,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Thresholds:
-    """One threshold for all labels, and those of labels that have their own; 0 keeps all."""
+    """A threshold for all labels, and those of labels with a threshold of their own; at 0 all entities pass."""
 
     overall: float = 0.0
     labels: dict[str, float] = field(default_factory=dict)
@@ -136,7 +132,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Predictions:
-    """All predictions as arrays [predictions], and of gold entities [gold] where they are."""
+    """All predictions as arrays [predictions], and the labels and documents of gold entities [gold]."""
 
     scores: NDArray[np.float64]
     right: NDArray[np.bool_]
@@ -146,15 +142,15 @@ class Predictions:
     gold_documents: NDArray[np.int64]
 
     def curve(self, labels: Iterable[str] | None = None) -> Curve:
-        """The curve of some labels, or of all."""
+        """Return the curve of some labels, or of all."""
         if labels is None:
             return curve(self.scores, self.right, len(self.gold_labels))
         names = list(labels)
-        mine = np.isin(self.labels, names)
-        return curve(self.scores[mine], self.right[mine], int(np.isin(self.gold_labels, names).sum()))
+        chosen = np.isin(self.labels, names)
+        return curve(self.scores[chosen], self.right[chosen], int(np.isin(self.gold_labels, names).sum()))
 
-    def kept(self, chosen: Thresholds) -> Point:
-        """What thresholds keep."""
+    def passing(self, chosen: Thresholds) -> Point:
+        """Return the counts of the entities that pass the thresholds."""
         lowest = np.full(len(self.scores), chosen.overall)
         for label, threshold in chosen.labels.items():
             lowest[self.labels == label] = threshold
@@ -162,38 +158,38 @@ class Predictions:
         return Point(chosen.overall, int(mask.sum()), int((mask & self.right).sum()), len(self.gold_labels))
 
     def folds(self) -> Iterator[tuple[Predictions, Predictions]]:
-        """Pairs of the predictions to choose by and those held out: every fifth document, five times."""
+        """Yield pairs of predictions to choose by and held-out predictions: every fifth document, five times."""
         for fold in range(FOLDS):
-            yield self._of(False, fold), self._of(True, fold)
+            yield self._fold(False, fold), self._fold(True, fold)
 
-    def _of(self, inside: bool, fold: int) -> Predictions:
-        mine = (self.documents % FOLDS == fold) == inside
-        golden = (self.gold_documents % FOLDS == fold) == inside
+    def _fold(self, inside: bool, fold: int) -> Predictions:
+        predicted = (self.documents % FOLDS == fold) == inside
+        gold = (self.gold_documents % FOLDS == fold) == inside
         return Predictions(
-            self.scores[mine],
-            self.right[mine],
-            self.labels[mine],
-            self.documents[mine],
-            self.gold_labels[golden],
-            self.gold_documents[golden],
+            self.scores[predicted],
+            self.right[predicted],
+            self.labels[predicted],
+            self.documents[predicted],
+            self.gold_labels[gold],
+            self.gold_documents[gold],
         )
 
 
 def collect(gold: Sequence[Document], predicted: Sequence[Document]) -> Predictions:
-    """Bring the predictions of documents, paired by id, into arrays; of a repeated one the highest score counts.
+    """Bring the predictions of documents, paired by id, into arrays; of equal entities the highest score counts.
 
     Raises:
-        DataError: the documents do not pair, nothing was predicted, or a score is missing or no probability.
+        DataError: the documents do not pair, nothing was predicted, or a score is missing or not a probability.
     """
     rows: list[tuple[float, bool, str, int]] = []
-    true: list[tuple[str, int]] = []
-    for number, (right, guessed) in enumerate(pair(gold, predicted)):
-        wanted = set(right.entities)
-        true += [(entity.label, number) for entity in wanted]
+    gold_rows: list[tuple[str, int]] = []
+    for number, (gold_document, document) in enumerate(pair(gold, predicted)):
+        gold_entities = set(gold_document.entities)
+        gold_rows += [(entity.label, number) for entity in gold_entities]
         highest: dict[Entity, float] = {}
-        for entity in guessed.entities:
-            highest[entity] = max(_score(guessed, entity), highest.get(entity, 0.0))
-        rows += [(score, entity in wanted, entity.label, number) for entity, score in highest.items()]
+        for entity in document.entities:
+            highest[entity] = max(_score(document, entity), highest.get(entity, 0.0))
+        rows += [(score, entity in gold_entities, entity.label, number) for entity, score in highest.items()]
     if not rows:
         raise DataError(
             f"nothing was extracted from {len(gold)} documents, so there are no scores to calibrate; give documents "
@@ -205,17 +201,17 @@ def collect(gold: Sequence[Document], predicted: Sequence[Document]) -> Predicti
         np.array(rights, dtype=bool),
         np.array(labels),
         np.array(documents),
-        np.array([label for label, _ in true], dtype=str),
-        np.array([number for _, number in true], dtype=int),
+        np.array([label for label, _ in gold_rows], dtype=str),
+        np.array([number for _, number in gold_rows], dtype=int),
     )
 
 
 def _score(document: Document, entity: Entity) -> float:
     score = entity.score
     if score is None or math.isnan(score) or not 0 <= score <= 1:
-        found = "no score" if score is None else f"the score {score}"
+        what = "no score" if score is None else f"the score {score}"
         raise DataError(
-            f"document {document.id!r}: {entity.label!r} at [{entity.start}, {entity.end}) has {found}; expected a "
+            f"document {document.id!r}: {entity.label!r} at [{entity.start}, {entity.end}) has {what}; expected a "
             "probability from 0 to 1: calibrate what extract wrote, with its scores",
             field="score",
         )

@@ -1,4 +1,4 @@
-"""Pages, Markdown and JSON from figures and documents; no score is computed here."""
+"""Reports as HTML pages, Markdown and JSON, made from scores and documents."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Charts as SVG text for a page: curves, bars with intervals, reliability, scores by threshold.
 
-Drawn by pygal, of which only the shapes are kept: its style, scripts, comments and hover boxes are taken out, so that
-the charts take their colours from the page (light or dark) and the same values give the same text. Values are shares of
-1 and drawn as points. A curve of more than MOST points is drawn by the lowest and the highest of each stretch.
+The charts are drawn by pygal. Its style, scripts, comments and hover boxes are removed, so that the charts take their
+colours from the page (light or dark) and equal values give equal text. Values are shares of 1 and drawn as points. Of a
+curve of more than MOST points only the lowest and the highest of each section are drawn.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from spantune.report.html import points
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
     from spantune.metrics import Figure
 
 
 WIDTH, HEIGHT = 400, 240
-"""Size of a chart, in its own units."""
+"""The size of a chart, in SVG units."""
 MOST = 1000
-"""Most points of a curve."""
+"""The maximum number of points of a curve."""
 FEW = 30
-"""Most points of a curve that are marked."""
+"""The maximum number of points of a curve that has dots."""
 
 _HOVER = ("plot text-overlay", "plot tooltip-overlay")
 
@@ -34,7 +36,7 @@ EvaluationPoint = tuple[int, float, float | None, float | None]
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its title, its SVG element, what it shows in a sentence, and the names of its lines in their order."""
+    """A chart: its title, its SVG element, a summary in words, and the names of its lines in their order."""
 
     title: str
     svg: str
@@ -42,30 +44,49 @@ class Chart:
     lines: Sequence[str] = ()
 
 
+class _Drawing(Protocol):
+    """A chart of pygal."""
+
+    title: str | None
+    x_title: str
+    y_title: str | None
+    x_labels: Sequence[object]
+    x_value_formatter: Callable[[float], str]
+
+    def add(self, title: str, values: Sequence[object], **options: bool) -> object:
+        """Add a line or a row of bars."""
+
+    def add_xml_filter(self, filter: Callable[[Element], Element]) -> None:
+        """Change the drawing before it is rendered."""
+
+    def render(self, *, is_unicode: bool) -> str:
+        """Return the SVG text."""
+
+
 def loss_chart(curve: Sequence[tuple[int, float]]) -> Chart:
-    """Training loss by step, (step, loss); a loss that is not finite breaks the line and is marked and counted."""
+    """Draw training loss by step, (step, loss); a value that is not finite interrupts the line and is marked."""
     finite = [(step, loss) for step, loss in curve if math.isfinite(loss)]
-    broken = [step for step, loss in curve if not math.isfinite(loss)]
+    not_finite = [step for step, loss in curve if not math.isfinite(loss)]
     top = max((loss for _, loss in finite), default=1.0)
     chart = _lines(
         "step", "loss", [step for step, _ in curve], (min(0.0, *(loss for _, loss in finite), 0.0), top or 1)
     )
     line = [(step, loss if math.isfinite(loss) else None) for step, loss in _thinned(curve)]
     chart.add("loss", line, allow_interruptions=True, show_dots=len(line) <= FEW)
-    chart.add("not finite", [(step, top) for step in broken], stroke=False)
+    chart.add("not finite", [(step, top) for step in not_finite], stroke=False)
     summary = f"{len(curve)} points"
     if finite:
-        (first, began), (last, ended) = finite[0], finite[-1]
-        summary += f"; loss {began:.3g} at step {first}, {ended:.3g} at step {last}"
-    if broken:
-        summary += f"; {len(broken)} not a finite number (dots at the top)"
+        (first_step, first_loss), (last_step, last_loss) = finite[0], finite[-1]
+        summary += f"; loss {first_loss:.3g} at step {first_step}, {last_loss:.3g} at step {last_step}"
+    if not_finite:
+        summary += f"; {len(not_finite)} not a finite number (dots at the top)"
     if len(line) < len(curve):
         summary += "; drawn by the lowest and the highest of each stretch"
     return _chart("Training loss", chart, f"{summary}.")
 
 
 def f1_chart(evaluations: Sequence[EvaluationPoint]) -> Chart:
-    """Strict F1 by step, (step, F1, low, high), with the interval of every evaluation that has one."""
+    """Draw strict F1 by step, (step, F1, low, high), with the interval of every evaluation that has one."""
     chart = _lines("step", "F1", [step for step, *_ in evaluations], (0, 100))
     chart.add("F1", [(step, 100 * f1) for step, f1, _, _ in evaluations])
     bounds = [(step, low, high) for step, _, low, high in evaluations if low is not None and high is not None]
@@ -77,14 +98,14 @@ def f1_chart(evaluations: Sequence[EvaluationPoint]) -> Chart:
 
 
 def bars_chart(title: str, figures: Mapping[str, Figure], colours: Mapping[str, int]) -> Chart:
-    """F1 of each figure as a bar with its interval, the first on top, in the colour of its place if it has one."""
-    chart = _pygal().HorizontalBar(**_settings(50 + 26 * len(figures), range=(0, 100)))
+    """Draw the F1 of each figure as a bar with its interval, the first on top, in its palette colour if it has one."""
+    chart: _Drawing = _pygal().HorizontalBar(**_settings(50 + 26 * len(figures), range=(0, 100)))
     rows = list(figures.items())[::-1]  # the first is drawn lowest
     chart.x_labels = [name if len(name) <= 14 else f"{name[:13]}\u2026" for name, _ in rows]
-    bars: list[Any] = []
+    bars: list[dict[str, object]] = []
     for name, figure in rows:
         colour = f"var(--entity-{colours[name]})" if name in colours else "var(--accent)"
-        bar: dict[str, Any] = {"value": 100 * figure.f1, "color": colour}
+        bar: dict[str, object] = {"value": 100 * figure.f1, "color": colour}
         if figure.f1_low is not None and figure.f1_high is not None:
             bar["ci"] = {"low": 100 * figure.f1_low, "high": 100 * figure.f1_high}
         bars.append(bar)
@@ -95,19 +116,19 @@ def bars_chart(title: str, figures: Mapping[str, Figure], colours: Mapping[str, 
 
 
 def reliability_chart(bins: Sequence[tuple[float, float, int, float, float]]) -> Chart:
-    """Precision by mean score of each bin, (low, high, count, mean score, precision); a bin without any is left out."""
+    """Draw precision by mean score of the bins, (low, high, count, mean score, precision), without empty bins."""
     filled = [(mean, precision) for _, _, count, mean, precision in bins if count]
     chart = _lines("score", "precision", [0, 1], (0, 100))
     chart.x_value_formatter = lambda value: f"{value:.1f}"
     chart.add("predictions", [(mean, 100 * precision) for mean, precision in filled])
     chart.add("perfectly calibrated", [(0, 0), (1, 100)], show_dots=False)
-    count = sum(one[2] for one in bins)
+    count = sum(bin_count for _, _, bin_count, _, _ in bins)
     summary = f"{count} predictions in {len(filled)} bins. Under the diagonal the scores promise too much."
     return _chart("Reliability", chart, summary, ("predictions", "perfectly calibrated"))
 
 
 def threshold_chart(curve: Sequence[tuple[float, float, float, float]], chosen: float | None) -> Chart:
-    """Precision, recall and F1 by threshold, (threshold, precision, recall, F1), and a line at the chosen one."""
+    """Draw precision, recall and F1 by threshold, (threshold, precision, recall, F1), with a line at the chosen one."""
     chart = _lines("threshold", "", [0, 1], (0, 100))
     chart.x_value_formatter = lambda value: f"{value:.1f}"
     names = ("F1", "precision", "recall")
@@ -122,10 +143,10 @@ def threshold_chart(curve: Sequence[tuple[float, float, float, float]], chosen: 
     return _chart("F1 by threshold", chart, summary, names if chosen is None else (*names, "chosen threshold"))
 
 
-def _lines(x_title: str, y_title: str, places: Sequence[float], bounds: tuple[float, float]) -> Any:
-    """An XY chart of `bounds` whose ticks are whole numbers where `places` are steps."""
-    low, high = min(places), max(places)
-    chart = _pygal().XY(**_settings(HEIGHT, range=bounds, xrange=(low, high if high > low else low + 1)))
+def _lines(x_title: str, y_title: str, x_values: Sequence[float], bounds: tuple[float, float]) -> _Drawing:
+    """Make an XY chart with `bounds` of y; its ticks are whole numbers where `x_values` are steps."""
+    low, high = min(x_values), max(x_values)
+    chart: _Drawing = _pygal().XY(**_settings(HEIGHT, range=bounds, xrange=(low, high if high > low else low + 1)))
     chart.x_title, chart.y_title = x_title, y_title or None
     if x_title == "step" and high - low <= 6:
         chart.x_labels = list(range(int(low), int(high) + (1 if high > low else 2)))
@@ -133,32 +154,33 @@ def _lines(x_title: str, y_title: str, places: Sequence[float], bounds: tuple[fl
 
 
 def _pygal() -> Any:
-    """pygal, without the hook that it puts into Python's imports for map plugins; Python 3.11 warns of its kind."""
+    """Import pygal, without its import hook for map plugins, of which Python 3.11 warns."""
     import pygal
 
     sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "pygal"]
     return pygal
 
 
-def _settings(height: int, **more: Any) -> dict[str, Any]:
+def _settings(height: int, **more: object) -> dict[str, object]:
+    """Return the settings of pygal for a chart of this height."""
     from pygal.style import Style
 
     style = Style(label_font_size=11, major_label_font_size=11, title_font_size=11, value_font_size=11)
     formatter: Callable[[float], str] = lambda value: f"{value:.6g}"  # noqa: E731
-    fixed: dict[str, Any] = {"show_legend": False, "no_prefix": True, "disable_xml_declaration": True, "js": ()}
-    sizes: dict[str, Any] = {"width": WIDTH, "height": height, "margin": 4, "spacing": 6, "max_scale": 6}
-    ways: dict[str, Any] = {"value_formatter": formatter, "x_value_formatter": formatter, "show_x_guides": False}
-    return {"style": style, **fixed, **sizes, **ways, "dots_size": 3, **more}
+    fixed: dict[str, object] = {"show_legend": False, "no_prefix": True, "disable_xml_declaration": True, "js": ()}
+    sizes: dict[str, object] = {"width": WIDTH, "height": height, "margin": 4, "spacing": 6, "max_scale": 6}
+    formats: dict[str, object] = {"value_formatter": formatter, "x_value_formatter": formatter, "show_x_guides": False}
+    return {"style": style, **fixed, **sizes, **formats, "dots_size": 3, **more}
 
 
-def _chart(title: str, chart: Any, summary: str, lines: Sequence[str] = ()) -> Chart:
+def _chart(title: str, chart: _Drawing, summary: str, lines: Sequence[str] = ()) -> Chart:
     chart.title = None
-    chart.add_xml_filter(lambda root: _bare(root, f"{title}: {summary}"))
+    chart.add_xml_filter(lambda root: _shapes_only(root, f"{title}: {summary}"))
     return Chart(title, chart.render(is_unicode=True), summary, lines)
 
 
-def _bare(root: Any, description: str) -> Any:
-    """Only the shapes of pygal's drawing, under a name for those who cannot see it; a value shows as its title."""
+def _shapes_only(root: Element, description: str) -> Element:
+    """Remove all but the shapes of a drawing, and describe it for screen readers; a value becomes a title."""
     for parent in list(root.iter()):
         for child in list(parent):
             kind = child.get("class")
@@ -174,15 +196,17 @@ def _bare(root: Any, description: str) -> Any:
 
 
 def _thinned(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST points: all, or the lowest and the highest of each stretch in their order; none that is not finite
-    goes, for it breaks the line."""
+    """Return at most MOST points: all, or the lowest and the highest of each section, in order.
+
+    Points that are not finite are always among them, since they interrupt the line.
+    """
     if len(curve) <= MOST:
         return list(curve)
     edges = [round(index * len(curve) / (MOST // 2)) for index in range(MOST // 2 + 1)]
-    kept: set[int] = {0, len(curve) - 1}
+    chosen: set[int] = {0, len(curve) - 1}
     for begin, end in pairwise(edges):
         finite = [index for index in range(begin, end) if math.isfinite(curve[index][1])]
-        kept.update(index for index in range(begin, end) if not math.isfinite(curve[index][1]))
+        chosen.update(index for index in range(begin, end) if not math.isfinite(curve[index][1]))
         if finite:
-            kept.update((min(finite, key=lambda i: curve[i][1]), max(finite, key=lambda i: curve[i][1])))
-    return [curve[index] for index in sorted(kept)]
+            chosen.update((min(finite, key=lambda i: curve[i][1]), max(finite, key=lambda i: curve[i][1])))
+    return [curve[index] for index in sorted(chosen)]

@@ -1,8 +1,7 @@
-"""The report of several systems on the same documents: figures side by side, differences, and where they disagree.
+"""The report of several systems on the same documents: their figures, differences, and the documents they differ on.
 
-It writes the same three files as the report of one run and computes no difference: `compare` has done that. Its page
-shows the documents on which at least two systems predicted different entities. Refused are systems that are not those
-of the comparison.
+It consists of the same three files as the report of a run. The differences are those of `metrics.compare`. The page
+shows the documents on which at least two systems predicted different entities.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from spantune.core import ConfigError
 from spantune.metrics import Comparison, Gap, Outcome, System, judge
@@ -27,8 +25,8 @@ def write_comparison(
 
     Args:
         folder: an existing folder.
-        comparison: what `compare` found.
-        systems: the systems that it was given, in the same order.
+        comparison: the result of `compare`.
+        systems: the systems that were compared, in the same order.
         labels: code to name; the order gives the colours.
         data: the name of the corpus, for the record.
 
@@ -41,9 +39,7 @@ def write_comparison(
         raise ConfigError(f"expected the systems that were compared, {list(comparison.systems)}, found {names}")
     gold = systems[0].gold
     outcomes = [judge(gold, system.predicted, list(labels)) for system in systems]
-    seen = dict.fromkeys(label for outcome in outcomes for label in outcome.confusion.labels)
-    codes = list(dict.fromkeys([*labels, *seen]))
-    found: list[Mapping[Any, int]] = [{**one.kinds, **one.answers} for one in outcomes]
+    codes = list(dict.fromkeys([*labels, *(label for outcome in outcomes for label in outcome.confusion.labels)]))
     rows = documents.differing(outcomes, codes)
     title = " · ".join(names)
     page = render(
@@ -62,7 +58,7 @@ def write_comparison(
         gap_cells=_gap_cells,
         chart=charts.bars_chart("Strict F1", {name: scores.micro for name, scores in comparison.systems.items()}, {}),
         columns=("gold", *names),
-        kinds={kind: sum(counts[kind] for counts in found) for kind in documents.VIEW_KINDS},
+        kinds={kind: sum(outcome.counts[kind] for outcome in outcomes) for kind in documents.VIEW_KINDS},
         compared=True,
         size=documents.PAGE,
         count=len(rows),
@@ -73,39 +69,38 @@ def write_comparison(
     write_files(folder, {"scores.json": f"{scores}\n", "report.md": text}, page)
 
 
-def _as_dict(comparison: Comparison, outcomes: Sequence[Outcome], data: str) -> dict[str, Any]:
-    """The JSON object of the comparison, with the sorted errors of every system."""
-    tree = comparison.as_dict()
+def _as_dict(comparison: Comparison, outcomes: Sequence[Outcome], data: str) -> dict[str, object]:
+    """Return the JSON object of the comparison, with the sorted errors of every system."""
     systems = {
-        name: {**scores, **outcome.as_dict()}
-        for (name, scores), outcome in zip(tree["systems"].items(), outcomes, strict=True)
+        name: {**scores.as_dict(), **outcome.as_dict()}
+        for (name, scores), outcome in zip(comparison.systems.items(), outcomes, strict=True)
     }
-    return {"data": data, **tree, "systems": systems}
+    return {"data": data, **comparison.as_dict(), "systems": systems}
 
 
 def _markdown(comparison: Comparison, codes: Sequence[str], title: str, data: str) -> str:
     head = ("F1", "95 %", "precision", "recall", "correct", "predicted", "gold")
     names = [cell(name) for name in comparison.systems]
-    said = f"{comparison.documents} documents · protocol: {comparison.protocol}"
-    parts = [f"# {cell(title)}", f"data: {cell(data)} · {said}" if data else said]
-    parts += [cell(one.sentence) for one in comparison.differences]
+    size = f"{comparison.documents} documents · protocol: {comparison.protocol}"
+    parts = [f"# {cell(title)}", f"data: {cell(data)} · {size}" if data else size]
+    parts += [cell(difference.sentence) for difference in comparison.differences]
     figures = [[cell(name), *figure_cells(scores.micro)] for name, scores in comparison.systems.items()]
     parts += ["## Strict F1", table(("", *head), figures)]
-    overall = [[cell(one.second), *_gap_cells(one.micro)] for one in comparison.differences]
+    overall = [[cell(difference.second), *_gap_cells(difference.micro)] for difference in comparison.differences]
     parts += [f"## Differences from {names[0]}", table(("", "F1", "95 %", "p (Holm)"), overall)]
     rows = []
     for code in codes:
-        found = [scores.labels.get(code) for scores in comparison.systems.values()]
-        f1s = [points(figure.f1) if figure else "–" for figure in found]
-        gaps = [text for one in comparison.differences for text in _gap_cells(one.labels.get(code))]
+        label_figures = [scores.labels.get(code) for scores in comparison.systems.values()]
+        f1s = [points(figure.f1) if figure else "–" for figure in label_figures]
+        gaps = [text for difference in comparison.differences for text in _gap_cells(difference.labels.get(code))]
         rows.append([cell(code), *f1s, *gaps])
-    more = [text for name in names[1:] for text in (f"{name}: difference", "95 %", "p (Holm)")]
-    parts += ["## By type", table(("type", *names, *more), rows)]
+    gap_head = [text for name in names[1:] for text in (f"{name}: difference", "95 %", "p (Holm)")]
+    parts += ["## By type", table(("type", *names, *gap_head), rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def _gap_cells(gap: Gap | None) -> list[str]:
-    """Difference, interval and corrected p; dashes for a label that neither system nor gold has."""
+    """Return difference, interval and corrected p; dashes for a label that occurs nowhere."""
     if gap is None:
         return ["–"] * 3
     bounds = f"{_signed(gap.f1_low)} to {_signed(gap.f1_high)}"
@@ -113,5 +108,5 @@ def _gap_cells(gap: Gap | None) -> list[str]:
 
 
 def _signed(value: float) -> str:
-    """A difference in points with its sign."""
+    """Format a difference in points with its sign."""
     return f"{100 * value:+.1f}".replace("-", "\u2212")

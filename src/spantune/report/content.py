@@ -1,7 +1,7 @@
-"""What a report says, and its figures without the page: `scores.json` for programs, `report.md` for a repository.
+"""The content of a report, and its figures without the page: `scores.json` for programs, `report.md` for people.
 
-Both files hold the figures of the page and none of its documents. What came from data is escaped for Markdown, so that
-no name of a label or a run breaks a table or becomes markup.
+Both files have the figures of the page, but no documents. Names from data are escaped for Markdown, so that they
+neither break a table nor become markup.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from spantune.core import Document, Prediction
 from spantune.metrics import NONE, Confusion, Figure, Outcome, Scores
@@ -21,11 +20,19 @@ Row = Sequence[str]
 
 @dataclass(frozen=True)
 class CalibrationView:
-    """What is shown of a calibration, fitted to `data`: `ece` of bare scores, `ece_after` of calibrated ones.
+    """What a report shows of a calibration; all values are shares of 1.
 
-    `bins` are (low, high, count, mean score, precision) and `curve` (threshold, precision, recall, F1), both of
-    calibrated scores; all are shares of 1. What is `stored` applies when the run extracts, and else is what one would
-    come to; without a threshold all entities are kept. `notes` say what was not done.
+    Args:
+        bins: (low, high, count, mean score, precision) of calibrated scores.
+        ece: the expected calibration error of uncalibrated scores.
+        ece_after: that of calibrated scores.
+        temperature: the fitted temperature.
+        curve: (threshold, precision, recall, F1) of calibrated scores.
+        threshold: the threshold for all labels; None for none.
+        label_thresholds: the thresholds of labels that have their own.
+        data: the name of the corpus that it was fitted to.
+        stored: whether the run stores it, so that it applies when the run extracts.
+        notes: what was not done, and why.
     """
 
     bins: Sequence[tuple[float, float, int, float, float]]
@@ -41,26 +48,40 @@ class CalibrationView:
 
     @property
     def sentences(self) -> str:
-        """What it says, in words."""
-        whole = "no threshold" if self.threshold is None else f"threshold {self.threshold:.3f}"
-        own = ", ".join(f"{label} {threshold:.3f}" for label, threshold in self.label_thresholds.items())
+        """The calibration in words."""
+        threshold = "no threshold" if self.threshold is None else f"threshold {self.threshold:.3f}"
+        labels = ", ".join(f"{label} {value:.3f}" for label, value in self.label_thresholds.items())
         fitted = f"Fitted to {self.data}: " if self.data else ""
         state = "The run stores it." if self.stored else "The run does not store it; spantune calibrate does."
-        said = (
+        text = (
             f"{fitted}expected calibration error {points(self.ece)} points, {points(self.ece_after)} after "
-            f"temperature {self.temperature:.3g}; {whole}{f', by label {own}' if own else ''}. {state}"
+            f"temperature {self.temperature:.3g}; {threshold}{f', by label {labels}' if labels else ''}. {state}"
         )
-        return " ".join([said[0].upper() + said[1:], *(f"{note[0].upper()}{note[1:]}." for note in self.notes)])
+        return " ".join([text[0].upper() + text[1:], *(f"{note[0].upper()}{note[1:]}." for note in self.notes)])
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report shows: scores, documents with predictions, curves by training step, and provenance.
+    """The content of a report: scores, documents with predictions, curves by training step, and provenance.
 
-    `labels` maps code to name and its order gives the colours; `curve` is (step, training loss) and `evaluations`
-    (step, F1, low, high), F1 in [0, 1]; `rates` are shares of documents; `facts` are key figures as they are to be
-    read. A predicted document says in `meta` what ailed its answer and what a threshold left out of it. `notes` say
-    what the report lacks. `date` is written as it is given.
+    Args:
+        title: the title of the page.
+        after: the scores of the predictions.
+        labels: code to name; the order gives the colours.
+        gold: the annotated documents.
+        predicted: their predictions; an Extraction also has the errors of its answer.
+        before: the scores before training.
+        curve: (step, training loss).
+        evaluations: (step, F1, low, high), F1 in [0, 1].
+        facts: key figures as text.
+        rates: shares of documents.
+        calibration: the calibration, where there is one.
+        notes: what the report lacks, and why.
+        config: the recipe as text.
+        environment: the environment of the run, by name.
+        run: the name of the run.
+        data: the name of the corpus.
+        date: the date as text.
     """
 
     title: str
@@ -83,12 +104,12 @@ class Report:
 
     @property
     def all_notes(self) -> list[str]:
-        """What the report lacks, and what the scores met that is no error, with how often."""
+        """What the report lacks, and the notes of the scores with their counts."""
         return [*self.notes, *(f"{count} × {note}" for note, count in self.after.notes.items())]
 
 
-def as_dict(report: Report, outcome: Outcome) -> dict[str, Any]:
-    """The figures of a report as a JSON object, in fractions of 1."""
+def as_dict(report: Report, outcome: Outcome) -> dict[str, object]:
+    """Return the figures of a report as a JSON object, in fractions of 1."""
     provenance = {"run": report.run, "data": report.data, "date": report.date}
     before = {"before": report.before.as_dict()} if report.before else {}
     view = report.calibration
@@ -100,7 +121,7 @@ def as_dict(report: Report, outcome: Outcome) -> dict[str, Any]:
 
 
 def as_markdown(report: Report, outcome: Outcome) -> str:
-    """The figures of a report as Markdown tables."""
+    """Return the figures of a report as Markdown tables."""
     parts = [f"# {cell(report.title)}", _origin(report), _headline(report), _labels(report)]
     parts += [measures_table(report.after), slices_table(report.after)]
     kinds = [(kind, number(count)) for kind, count in outcome.kinds.items()]
@@ -120,31 +141,31 @@ def as_markdown(report: Report, outcome: Outcome) -> str:
 
 
 def table(head: Row, rows: Iterable[Row]) -> str:
-    """A Markdown table; every column but the first is set to the right."""
+    """Format a Markdown table; all columns but the first are aligned right."""
     lines = [" | ".join(row) for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
     return "\n".join(f"| {line} |" for line in lines)
 
 
 def cell(text: str) -> str:
-    """`text` as Markdown that shows it in one line."""
+    """Escape `text` for Markdown, in one line."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", " ".join(text.split()))
 
 
 def fenced(text: str) -> str:
-    """`text` as a block of code, in a fence longer than any within."""
+    """Format `text` as a block of code, with a fence longer than any in it."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}yaml\n{text.rstrip()}\n{fence}"
 
 
 def figure_cells(figure: Figure) -> list[str]:
-    """F1, its interval, precision, recall and the counts of a figure."""
+    """Return F1, its interval, precision, recall and the counts of a figure as text."""
     bounds = interval(figure.f1_low, figure.f1_high) or "–"
     counts = [number(value) for value in (figure.correct, figure.predicted, figure.gold)]
     return [points(figure.f1), bounds, points(figure.precision), points(figure.recall), *counts]
 
 
 def measures(scores: Scores) -> dict[str, Figure]:
-    """Figures beside the strict one, by what they are."""
+    """Return the lenient figures by their names."""
     return {
         "boundary: label ignored": scores.boundary,
         "relaxed: overlap, same label": scores.relaxed,
@@ -153,7 +174,7 @@ def measures(scores: Scores) -> dict[str, Figure]:
 
 
 def measures_table(scores: Scores) -> str:
-    """Other ways of counting, and false alarms where there are documents without entities."""
+    """Format the lenient figures, and the false alarms where there are documents without entities."""
     rows = [[name, *figure_cells(figure)] for name, figure in measures(scores).items()]
     parts = ["## Other ways of counting", table(("", *_FIGURE), rows)]
     if scores.alarms:
@@ -166,7 +187,7 @@ def measures_table(scores: Scores) -> str:
 
 
 def slices_table(scores: Scores) -> str:
-    """The slices that the scores hold, one table."""
+    """Format the slices of the scores as one table."""
     rows = [
         [f"{cell(family)}: {cell(name)}", *figure_cells(figure)]
         for family, figures in scores.slices.items()
@@ -176,7 +197,7 @@ def slices_table(scores: Scores) -> str:
 
 
 def named(rates: Mapping[str, float]) -> dict[str, float]:
-    """Rates under names for readers: `non_stop_rate` as `non stop rate`."""
+    """Return rates by readable names: `non_stop_rate` as `non stop rate`."""
     return {name.replace("_", " "): value for name, value in rates.items()}
 
 
@@ -185,18 +206,18 @@ _FIGURE = ("F1", "95 %", "precision", "recall", "correct", "predicted", "gold")
 
 
 def _origin(report: Report) -> str:
-    known = {"run": report.run, "data": report.data, "date": report.date, "protocol": report.after.protocol}
-    said = [f"{name}: {cell(value)}" for name, value in known.items() if value]
-    return " · ".join([*said, f"{number(report.after.documents)} documents"])
+    origin = {"run": report.run, "data": report.data, "date": report.date, "protocol": report.after.protocol}
+    parts = [f"{name}: {cell(value)}" for name, value in origin.items() if value]
+    return " · ".join([*parts, f"{number(report.after.documents)} documents"])
 
 
 def _headline(report: Report) -> str:
     scores = report.after
     macro = interval(scores.macro.f1_low, scores.macro.f1_high)
-    said = f"Strict F1 **{points(scores.micro.f1)}**"
-    said += f" (95 % interval {interval(scores.micro.f1_low, scores.micro.f1_high) or 'none'})"
-    said += f", macro F1 {points(scores.macro_f1)}" + (f" ({macro})" if macro else "")
-    return said + (f"; before training {points(report.before.micro.f1)}." if report.before else ".")
+    text = f"Strict F1 **{points(scores.micro.f1)}**"
+    text += f" (95 % interval {interval(scores.micro.f1_low, scores.micro.f1_high) or 'none'})"
+    text += f", macro F1 {points(scores.macro_f1)}" + (f" ({macro})" if macro else "")
+    return text + (f"; before training {points(report.before.micro.f1)}." if report.before else ".")
 
 
 def _labels(report: Report) -> str:
@@ -204,9 +225,9 @@ def _labels(report: Report) -> str:
     return f"## By type\n\n{table(('type', *_FIGURE), [*rows, ['all (micro)', *figure_cells(report.after.micro)]])}"
 
 
-def _confusion(found: Confusion) -> str:
-    names = [*map(cell, found.labels), NONE]
-    rows = [[name, *(number(count) for count in row)] for name, row in zip(names, found.counts, strict=True)]
+def _confusion(confusion: Confusion) -> str:
+    names = [*map(cell, confusion.labels), NONE]
+    rows = [[name, *(number(count) for count in row)] for name, row in zip(names, confusion.counts, strict=True)]
     return table(("gold \\\\ predicted", *names), rows)
 
 

@@ -1,40 +1,45 @@
-"""The documents of a report as its page shows them: gold and predictions drawn, with what the filters look for.
+"""The documents of a page: drawn with their entities, with the values that the page's filters need.
 
-Drawn here, by `drawing`, and shown by the browser fifty at a time: a page holds a document once as text and once as
-markup for gold and for each prediction that differs from it, and needs no second drawing program. An error is one whole
-number, so that a filter over kind and labels is a comparison of numbers.
+Documents are drawn here and shown by the browser fifty at a time: a page holds a document once as text and once as
+markup for gold and for each prediction that differs from gold. An error is one whole number, so that a filter over
+kinds and labels compares numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from spantune.core import Document, replacing
+from spantune.core import Document, Entity, replacing
 from spantune.data import Bin, Statistics, nesting, statistics
-from spantune.metrics import ANSWER_KINDS, KINDS, Error, Judged, Outcome
+from spantune.metrics import ANSWER_KINDS, KINDS, Judged, Outcome
 from spantune.report.html import colours, draw, embed, number, render
 
 PAGE = 50
-"""Documents that are shown at once."""
+"""The number of documents that are shown at a time."""
 VIEW_KINDS: tuple[str, ...] = (*KINDS, *ANSWER_KINDS)
 
 
-def rows(outcome: Outcome, labels: Sequence[str]) -> list[Any]:
-    """Every document with its prediction, those with an error before the others, each in the order of the corpus."""
-    ordered = sorted(outcome.documents, key=lambda document: not document.wrong)
-    return [_row([document], labels, kinds=True) for document in ordered]
+Row = list[object]
+"""A document as the script of a page reads it: a JSON array that begins with id and text."""
 
 
-def differing(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Any]:
-    """The documents on which the predictions of several systems differ, in the order of the corpus."""
-    together = zip(*(outcome.documents for outcome in outcomes), strict=True)
-    differ = (several for several in together if len({frozenset(one.predicted.entities) for one in several}) > 1)
-    return [_row(several, labels, kinds=False) for several in differ]
+def rows(outcome: Outcome, labels: Sequence[str]) -> list[Row]:
+    """Return all documents with their predictions: those with an error first, in the order of the corpus."""
+    ordered = sorted(outcome.documents, key=lambda judged: not judged.wrong)
+    return [_row([judged], labels, kinds=True) for judged in ordered]
 
 
-def _row(systems: Sequence[Judged], labels: Sequence[str], kinds: bool) -> list[object]:
+def differing(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Row]:
+    """Return the documents on which the predictions of several systems differ, in the order of the corpus."""
+    return [
+        _row(systems, labels, kinds=False)
+        for systems in zip(*(outcome.documents for outcome in outcomes), strict=True)
+        if len({frozenset(judged.predicted.entities) for judged in systems}) > 1
+    ]
+
+
+def _row(systems: Sequence[Judged], labels: Sequence[str], kinds: bool) -> Row:
     """Return a document as the script reads it.
 
     Its columns are id, text, drawings (gold first), codes of its errors, and then, for each prediction, the number of
@@ -67,35 +72,33 @@ def _below_threshold(judged: Judged) -> list[tuple[str, list[str]]]:
 
 
 def _codes(judged: Judged, labels: Sequence[str]) -> set[int]:
-    none = len(labels)
-    found = {_code(KINDS.index(error.kind), *_places(error, labels), none + 1) for error in judged.errors}
-    return found | {_code(VIEW_KINDS.index(kind), none, none, none + 1) for kind in judged.answer}
+    """Return the errors of a document and of its answer, each as one number of kind, gold and predicted label."""
+    no_label = len(labels)
 
+    def code(kind: str, gold: Entity | None, predicted: Entity | None) -> int:
+        number = VIEW_KINDS.index(kind)
+        for entity in (gold, predicted):
+            number = number * (no_label + 1) + (labels.index(entity.label) if entity else no_label)
+        return number
 
-def _places(error: Error, labels: Sequence[str]) -> tuple[int, int]:
-    """The places of the gold and of the predicted label; no label is the place after the last."""
-    one, other = (labels.index(side.label) if side else len(labels) for side in (error.gold, error.predicted))
-    return one, other
-
-
-def _code(kind: int, gold: int, predicted: int, size: int) -> int:
-    return (kind * size + gold) * size + predicted
+    codes = {code(error.kind, error.gold, error.predicted) for error in judged.errors}
+    return codes | {code(kind, None, None) for kind in judged.answer}
 
 
 def write_page(path: Path, documents: Sequence[Document], title: str) -> None:
-    """Write the page of `documents` to `path` as one HTML file that needs nothing else.
+    """Write the page of `documents` to `path` as one self-contained HTML file.
 
     Raises:
         DataError: there are no documents, or the file cannot be written.
     """
-    found = statistics(documents)
-    labels = list(found.entities)
+    counts = statistics(documents)
+    labels = list(counts.entities)
     page = render(
         "browse.html.j2",
         "browse.js.j2",
         title=title,
-        found=found,
-        key_figures=_key_figures(found),
+        statistics=counts,
+        key_figures=_key_figures(counts),
         colours=colours(labels),
         bars=_bars,
         size=PAGE,
@@ -105,30 +108,30 @@ def write_page(path: Path, documents: Sequence[Document], title: str) -> None:
         file.write(page)
 
 
-def _corpus_row(document: Document, labels: Sequence[str]) -> list[Any]:
-    """A document as the script reads it: id, text, places of its labels, whether entities nest, markup."""
-    places = sorted({labels.index(entity.label) for entity in document.entities})
+def _corpus_row(document: Document, labels: Sequence[str]) -> Row:
+    """Return id, text, indices of the labels, whether entities nest, and the drawing."""
+    label_indices = sorted({labels.index(entity.label) for entity in document.entities})
     nested = any(depth > 1 for depth in nesting(document).values())
-    return [document.id, document.text, places, nested, draw(document, labels)]
+    return [document.id, document.text, label_indices, nested, draw(document, labels)]
 
 
-def _key_figures(found: Statistics) -> dict[str, str]:
-    entities = sum(found.entities.values())
+def _key_figures(counts: Statistics) -> dict[str, str]:
+    entities = sum(counts.entities.values())
     return {
-        "documents": number(found.documents),
-        "sentences": number(found.sentences),
+        "documents": number(counts.documents),
+        "sentences": number(counts.sentences),
         "entities": number(entities),
-        "nested": number(found.nested),
-        "deepest": str(max(found.depths, default=0)),
-        "crossing": number(found.crossing),
-        "without entities": number(found.without_entities),
-        "repeated texts": number(found.duplicates),
-        "surfaces found twice in their text": f"{found.repeated_surfaces:.1%}",
-        "surfaces with several labels": f"{number(found.ambiguous_surfaces)} of {number(found.surfaces)}",
+        "nested": number(counts.nested),
+        "deepest": str(max(counts.depths, default=0)),
+        "crossing": number(counts.crossing),
+        "without entities": number(counts.without_entities),
+        "repeated texts": number(counts.duplicates),
+        "surfaces found twice in their text": f"{counts.repeated_surfaces:.1%}",
+        "surfaces with several labels": f"{number(counts.ambiguous_surfaces)} of {number(counts.surfaces)}",
     }
 
 
 def _bars(bins: Sequence[Bin]) -> list[tuple[str, int, float]]:
-    """The range, count and length in percent of every bin of a histogram."""
-    most = max((one.count for one in bins), default=0) or 1
-    return [(one.name, one.count, round(100 * one.count / most, 1)) for one in bins]
+    """Return the range, count and length in percent of every bin of a histogram."""
+    highest = max((bin.count for bin in bins), default=0) or 1
+    return [(bin.name, bin.count, round(100 * bin.count / highest, 1)) for bin in bins]

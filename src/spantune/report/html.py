@@ -1,7 +1,7 @@
-"""HTML pages that are one file: a template of `templates/` with its style, its script and its data inside.
+"""Self-contained HTML pages: a template of `templates/` with its style, its script and its data inside.
 
-What is put into a template is escaped unless it is Markup, and the page's policy allows its own script and style and
-nothing else, from nowhere. A page has one script at most, known to the policy by its hash.
+Values are escaped by the template unless they are Markup. The page's content security policy allows only its own style
+and its own script, which it knows by its hash, and no loading from anywhere.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unicodedata import category
 
 from spantune.core import Document, Entity
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 
-def render(template: str, script: str, **values: Any) -> str:
-    """The page of `template` with the program of `script`, both files of `templates/`, filled with `values`.
+def render(template: str, script: str, **values: object) -> str:
+    """Return the page of `template` with the program of `script`, both files of `templates/`, filled with `values`.
 
-    The script gets the values too; it is a program, into which no data belong: those go through `embed`.
+    The script gets the values too, but data must not be put into it: they go through `embed`.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -46,30 +46,30 @@ def render(template: str, script: str, **values: Any) -> str:
     )
 
 
-def embed(values: Any) -> Markup:
-    """JSON that no HTML parser takes for the end of its element."""
+def embed(values: object) -> Markup:
+    """Return JSON for a script element; it cannot end the element, since it has no `<`."""
     from markupsafe import Markup
 
     return Markup(json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def colours(labels: Sequence[str]) -> dict[str, int]:
-    """The place in the palette of every label."""
+    """Return the index of every label in the palette."""
     return {label: index % len(PALETTE) for index, label in enumerate(labels)}
 
 
 def number(value: float) -> str:
-    """A count with separators, and a half where there is one: 12,345 or 1,234.5."""
+    """Format a count with separators, and with a half where there is one: 12,345 or 1,234.5."""
     return f"{value:,.1f}" if value % 1 else f"{value:,.0f}"
 
 
 def points(value: float) -> str:
-    """A share as percentage points: 0.7423 as 74.2."""
+    """Format a share as percentage points: 0.7423 as 74.2."""
     return f"{100 * value:.1f}"
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """The bounds of an interval in points, or an empty text where there is none."""
+    """Format the bounds of an interval in points; an empty text where there is none."""
     return "" if low is None or high is None else f"{points(low)}\u2013{points(high)}"
 
 
@@ -80,10 +80,10 @@ SIGNS: Mapping[str, str] = {
     "missed": "\u2212",
     "spurious": "+",
 }
-"""Kind of error to the sign in its tag; every other kind is drawn as correct."""
+"""The sign in the tag of each kind of error; every other kind is drawn as correct."""
 
 JOINER = "\u200d"
-"""Joins emoji into one."""
+"""The zero-width joiner, which joins emoji into one."""
 
 PALETTE = (
     ("#1771e3", "#83b1e9"),
@@ -99,34 +99,37 @@ PALETTE = (
     ("#55055a", "#c869c3"),
     ("#4100f5", "#b4af6e"),
 )
-"""(light, dark) colours, by search: contrast at least 4.6 on white and 5 on #1b1d22, and at least 6 apart
-(OKLab, 0 to 100) in normal, protan, deutan and tritan vision (Machado 2009). Further labels begin again."""
+"""(light, dark) colours, found by search: contrast at least 4.6 on white and 5 on #1b1d22, and at least 6 apart
+(OKLab, 0 to 100) in normal, protan, deutan and tritan vision (Machado 2009). With more labels the colours repeat."""
 
 
 def draw(document: Document, labels: Sequence[str], kinds: Mapping[Entity, str] | None = None) -> str:
-    """Draw `document` as one HTML element; put `style()` on the page once.
+    """Draw `document` as one HTML element, for a page that has `style()`.
 
-    A label's place in `labels` gives its colour, and one that is not there is grey. `kinds` says what became
-    of an entity (a kind of `metrics.errors`); without it all are drawn as correct.
+    Args:
+        document: the text with its entities.
+        labels: the index of a label in them gives its colour; a label that is not among them is grey.
+        kinds: the kind of each entity (see `metrics.error_analysis`); None draws all as correct.
     """
     entities = sorted(set(document.entities))
-    rows = _levels(entities)
+    levels = _levels(entities)
     lines = {
-        entity: _line(document, entity, labels, (kinds or {}).get(entity, ""), level) for entity, level in rows.items()
+        entity: _line(document, entity, labels, (kinds or {}).get(entity, ""), level)
+        for entity, level in levels.items()
     }
-    ends = {entity: _whole(document.text, entity.end) for entity in entities}
-    places = {place for entity in entities for place in (entity.start, entity.end, ends[entity])}
+    tag_offsets = {entity: _tag_offset(document.text, entity.end) for entity in entities}
+    cuts = {offset for entity in entities for offset in (entity.start, entity.end, tag_offsets[entity])}
     parts = []
-    for begin, end in pairwise(sorted({0, len(document.text)} | places)):
-        parts.append(_under(escape(document.text[begin:end]), _covering(rows, begin, end), lines))
-        ending = [entity for entity in rows if ends[entity] == end]
-        parts += _tags(rows, ending, end, lines)
-    depth = max(rows.values(), default=-1) + 1
+    for begin, end in pairwise(sorted({0, len(document.text)} | cuts)):
+        parts.append(_under(escape(document.text[begin:end]), _covering(levels, begin, end), lines))
+        ending = [entity for entity in levels if tag_offsets[entity] == end]
+        parts += _tags(levels, ending, end, lines)
+    depth = max(levels.values(), default=-1) + 1
     return f'<div class="drawn" dir="auto" lang="" style="--depth:{depth}">{"".join(parts)}</div>'
 
 
 def style() -> str:
-    """The style sheet of drawings, for light and dark; it sets its colours from the page's colour scheme."""
+    """Return the style sheet of drawings; its colours follow the light or dark colour scheme of the page."""
     light, dark = (
         "".join(f"--entity-{index}:{colours[mode]};" for index, colours in enumerate(PALETTE)) for mode in (0, 1)
     )
@@ -153,54 +156,55 @@ _SHAPES = """.drawn{white-space:pre-wrap;overflow-wrap:anywhere;line-height:calc
 
 
 def _levels(entities: Iterable[Entity]) -> dict[Entity, int]:
-    """The level of every entity, 0 the nearest to the text: shorter ones first, so that nesting reads inside out."""
+    """Return the level of every entity, 0 next to the text; shorter entities come first, so inner ones are nearer."""
     levels: dict[Entity, int] = {}
     for entity in sorted(entities, key=lambda entity: (entity.end - entity.start, entity)):
-        taken = {level for other, level in levels.items() if other.start < entity.end and entity.start < other.end}
+        taken = {level for placed, level in levels.items() if placed.start < entity.end and entity.start < placed.end}
         levels[entity] = next(level for level in range(len(taken) + 1) if level not in taken)
     return levels
 
 
 def _covering(levels: Mapping[Entity, int], begin: int, end: int) -> list[Entity]:
-    """The entities over [begin, end), the nearest to the text first."""
-    return sorted((one for one in levels if one.start <= begin and end <= one.end), key=levels.__getitem__)
+    """Return the entities that cover [begin, end), the nearest to the text first."""
+    covering = (entity for entity in levels if entity.start <= begin and end <= entity.end)
+    return sorted(covering, key=levels.__getitem__)
 
 
 def _line(document: Document, entity: Entity, labels: Sequence[str], kind: str, level: int) -> tuple[str, str]:
-    """The opening tags of an entity: of its line under the text, and of the tag that ends it."""
-    place = str(labels.index(entity.label) % len(PALETTE)) if entity.label in labels else "other"
+    """Return the markup of an entity: the start tag of its line under the text, and its label behind the text."""
+    colour = str(labels.index(entity.label) % len(PALETTE)) if entity.label in labels else "other"
     sign = SIGNS.get(kind)
     shape = " ".join(kind.split("+")) if sign else ""
     tag = f"{entity.label} {sign} {kind}" if sign else entity.label
     hint = f"{document.surface(entity)} [{entity.start}, {entity.end}) {tag}"
-    under = f'<span class="under entity-{place} {shape}" style="--level:{level}">'
+    under = f'<span class="under entity-{colour} {shape}" style="--level:{level}">'
     error = " error" if sign else ""
-    end = f'<i class="tag entity-{place}{error}" data-tag="{escape(tag)}" title="{escape(hint)}"></i>'
+    end = f'<i class="tag entity-{colour}{error}" data-tag="{escape(tag)}" title="{escape(hint)}"></i>'
     return under, end
 
 
 def _under(content: str, covering: Iterable[Entity], lines: Mapping[Entity, tuple[str, str]]) -> str:
-    """`content` inside the lines of the entities that cover it."""
+    """Put `content` inside the lines of the entities that cover it."""
     for entity in covering:
         content = f"{lines[entity][0]}{content}</span>"
     return content
 
 
 def _tags(
-    levels: Mapping[Entity, int], ending: Iterable[Entity], place: int, lines: Mapping[Entity, tuple[str, str]]
+    levels: Mapping[Entity, int], ending: Iterable[Entity], offset: int, lines: Mapping[Entity, tuple[str, str]]
 ) -> list[str]:
-    """The tags that stand at `place`, inner ones first, over the lines that go on there."""
-    waiting = sorted(ending, key=levels.__getitem__)
-    going_on = {one for one in levels if one.start < place < one.end}
+    """Return the labels at `offset`, inner ones first, above the lines that continue there."""
+    ordered = sorted(ending, key=levels.__getitem__)
+    continuing = {entity for entity in levels if entity.start < offset < entity.end}
     tags = []
-    for position, entity in enumerate(waiting):
-        over = going_on | {one for one in waiting[position + 1 :] if one.end == place}
-        tags.append(_under(lines[entity][1], sorted(over, key=levels.__getitem__), lines))
+    for index, entity in enumerate(ordered):
+        above = continuing | {later for later in ordered[index + 1 :] if later.end == offset}
+        tags.append(_under(lines[entity][1], sorted(above, key=levels.__getitem__), lines))
     return tags
 
 
-def _whole(text: str, place: int) -> int:
-    """The first place from `place` on where a tag tears no mark from its letter and no joined emoji apart."""
-    while 0 < place < len(text) and (category(text[place])[0] == "M" or JOINER in text[place - 1 : place + 1]):
-        place += 1
-    return place
+def _tag_offset(text: str, offset: int) -> int:
+    """Return the first offset from `offset` on that is not inside a letter with marks or a joined emoji."""
+    while 0 < offset < len(text) and (category(text[offset])[0] == "M" or JOINER in text[offset - 1 : offset + 1]):
+        offset += 1
+    return offset

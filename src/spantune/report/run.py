@@ -1,11 +1,11 @@
-"""The report of a run, made from its folder alone: by the job at its end, and again whenever one asks.
+"""The report of a run, made from its folder alone: at the end of training, and again by `spantune report`.
 
     report_run(Path("runs/demo"))
 
 It reads what the run recorded (recipe, task, environment, `metrics.jsonl`, predictions, calibration) and the documents
-that the recipe names; no model is loaded, so that it takes seconds and no GPU. What the scores lack because a file is
-not there is said in the report's notes. Refused is a run without its closing measurement: `report.html` is the sign
-that a run is finished.
+of the recipe; no model is loaded, so that it takes seconds and no GPU. What the report lacks because a file is missing
+is written into its notes. A run without its final evaluation has no report: `report.html` is the sign of a finished
+run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from spantune.runs import RunFolder
 
 @dataclass(frozen=True)
 class _Run:
-    """What the folder of a finished run holds; `closing` is the record of its closing measurement."""
+    """The content of the folder of a finished run; `closing` is the record of its final evaluation."""
 
     folder: RunFolder
     recipe: Config
@@ -40,14 +40,14 @@ class _Run:
 
     @property
     def dev(self) -> list[Mapping[str, Any]]:
-        """The records of the evaluations that steered; a figure that was not finite is none."""
-        return [one for one in self.records if one.get("split") == "dev" and one.get("f1") is not None]
+        """The records of the evaluations during training that have an F1."""
+        return [record for record in self.records if record.get("split") == "dev" and record.get("f1") is not None]
 
     def predictions(self, split: str, step: int) -> list[Extraction]:
         """Read the predictions of the run at a step.
 
         Raises:
-            DataError: the file is absent or damaged.
+            DataError: the file is missing or damaged.
         """
         return read_extractions(self.folder.predictions(split, step))
 
@@ -56,13 +56,16 @@ class _Run:
         return score(self.splits.test, predicted, self.task.codes, train=self.splits.train)
 
 
-def report_run(folder: Path, splits: Splits | None = None) -> None:
+def report_run(folder: Path, splits: Splits | None = None, after: Scores | None = None) -> None:
     """Write `scores.json`, `report.md` and, last, `report.html` into the folder of a run.
 
-    `splits` are the documents of its recipe where they are at hand; without them they are read again.
+    Args:
+        folder: the folder of the run.
+        splits: the documents of its recipe; read again without them.
+        after: the scores of its final predictions, with the training documents; computed again without them.
 
     Raises:
-        RunError: the folder is no run, is damaged, or lacks the closing measurement.
+        RunError: the folder is not a run, is damaged, or lacks the final evaluation.
         DataError: the run's predictions or the documents of its recipe cannot be read or do not pair.
     """
     run = _read(RunFolder(folder), splits)
@@ -74,10 +77,10 @@ def report_run(folder: Path, splits: Splits | None = None) -> None:
         before=run.scores(_documents(run.predictions("test", 0)))
         if run.folder.predictions("test", 0).is_file()
         else None,
-        after=run.scores(_documents(predicted)),
+        after=after or run.scores(_documents(predicted)),
         labels={label.code: label.name or label.code for label in run.task.labels},
-        curve=[(one["step"], _loss(one)) for one in run.records if "loss" in one],
-        evaluations=[(one["step"], one["f1"], one.get("f1_low"), one.get("f1_high")) for one in run.dev],
+        curve=[(record["step"], _loss(record)) for record in run.records if "loss" in record],
+        evaluations=[(record["step"], record["f1"], record.get("f1_low"), record.get("f1_high")) for record in run.dev],
         gold=run.splits.test,
         predicted=predicted,
         facts=_facts(run, predicted),
@@ -99,8 +102,8 @@ def _documents(extractions: Sequence[Extraction]) -> list[Document]:
 
 def _read(folder: RunFolder, splits: Splits | None) -> _Run:
     recipe, records = folder.config(), folder.metrics()
-    last = max((one["step"] for one in records), default=0)
-    closing = [one for one in records if one.get("split") == "test" and one["step"] == last > 0]
+    last = max((record["step"] for record in records), default=0)
+    closing = [record for record in records if record.get("split") == "test" and record["step"] == last > 0]
     if not closing:
         raise RunError(
             f"{folder.path}: no closing measurement in {folder.metrics_file.name}, so there is nothing to report yet; "
@@ -110,13 +113,13 @@ def _read(folder: RunFolder, splits: Splits | None) -> _Run:
 
 
 def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
-    """Key figures as they are to be read."""
+    """Return key figures as text."""
     facts: dict[str, str] = {}
     trained = run.closing.get("training_seconds")
     if run.dev and trained:
-        share = sum(one["evaluation_seconds"] for one in run.dev) / trained
+        share = sum(record["evaluation_seconds"] for record in run.dev) / trained
         facts["evaluations, share of training time"] = f"{share:.1%}"
-    speed = [one["examples_per_s"] for one in run.records if one.get("examples_per_s") is not None]
+    speed = [record["examples_per_s"] for record in run.records if record.get("examples_per_s") is not None]
     if speed:
         facts["training examples/s (median)"] = f"{median(speed):.2f}"
     if run.dev:
@@ -131,7 +134,7 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
 
 
 def _calibration(run: _Run) -> tuple[CalibrationView | None, list[str]]:
-    """The stored calibration, or what one of the best evaluation's predictions would be; and why there is none."""
+    """Return the stored calibration, or one fitted to the best evaluation; without one, a note that says why."""
     stored = Calibration.load(run.folder.path)
     if stored:
         view = _view(stored, stored=True)
@@ -141,31 +144,31 @@ def _calibration(run: _Run) -> tuple[CalibrationView | None, list[str]]:
     step = _best(run)["step"]
     try:
         predicted = _documents(run.predictions("dev", step))
-        names = {document.id for document in predicted}
-        gold = [document for document in run.splits.dev if document.id in names]
-        found = calibrate(gold, predicted, data=f"the {len(gold)} dev documents of step {step}")
+        predicted_ids = {document.id for document in predicted}
+        gold = [document for document in run.splits.dev if document.id in predicted_ids]
+        fitted = calibrate(gold, predicted, data=f"the {len(gold)} dev documents of step {step}")
     except DataError as error:
         return None, [f"calibration: {error.message}"]
-    return _view(found, stored=False), []
+    return _view(fitted, stored=False), []
 
 
 def _best(run: _Run) -> Mapping[str, Any]:
-    """The evaluation whose adapter was kept: that of the best F1, of equal ones the last."""
-    return max(run.dev, key=lambda one: (one["f1"], one["step"]))
+    """Return the evaluation with the best F1, of equal ones the last: its adapter is the one of the run."""
+    return max(run.dev, key=lambda record: (record["f1"], record["step"]))
 
 
-def _view(found: Calibration, stored: bool) -> CalibrationView | None:
-    evidence = found.evidence
+def _view(calibration: Calibration, stored: bool) -> CalibrationView | None:
+    evidence = calibration.evidence
     if evidence is None:
         return None
     return CalibrationView(
-        bins=[(one.low, one.high, one.count, one.confidence, one.precision) for one in evidence.bins],
+        bins=[(bin.low, bin.high, bin.count, bin.confidence, bin.precision) for bin in evidence.bins],
         ece=evidence.ece_before,
         ece_after=evidence.ece,
-        temperature=found.temperature,
-        curve=[(one.threshold, one.precision, one.recall, one.f1) for one in evidence.curve],
-        threshold=found.threshold,
-        label_thresholds=found.label_thresholds,
+        temperature=calibration.temperature,
+        curve=[(point.threshold, point.precision, point.recall, point.f1) for point in evidence.curve],
+        threshold=calibration.threshold,
+        label_thresholds=calibration.label_thresholds,
         data=evidence.data,
         stored=stored,
         notes=evidence.notes,

@@ -1,9 +1,9 @@
-"""The report of a run: one self-contained HTML page, the same figures as Markdown, and as JSON.
+"""The report of a run: one self-contained HTML page, and the same figures as Markdown and as JSON.
 
-`report.html` has scores with intervals, curves, the confusion matrix, calibration and every document with its errors
-to filter; `report.md` and `scores.json` have the figures. All that came from data or a model is escaped, and the page
-loads nothing from anywhere, which its content security policy enforces. It shows what it is given: it computes no
-score, and refuses documents that do not pair. Without JavaScript the figures are shown, and no documents.
+`report.html` has scores with intervals, curves, the confusion matrix, calibration, and all documents with their errors
+and filters; `report.md` and `scores.json` have the figures. All data and answers are escaped, and the page loads
+nothing from anywhere, which its content security policy enforces. No score is computed here. Without JavaScript the
+page shows the figures, but no documents.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def write_report(folder: Path, report: Report) -> None:
         types=_types(report),
         calibration=_calibration(report.calibration),
         columns=("gold", "predicted"),
-        kinds={**outcome.kinds, **outcome.answers},
+        kinds=outcome.counts,
         compared=False,
         size=documents.PAGE,
         data=embed({"columns": ("gold", "predicted"), "labels": labels, "rows": documents.rows(outcome, labels)}),
@@ -55,7 +55,7 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, str], page: str) -> None:
-    """Write `files`, by name, and last the page as `report.html`; none where a text cannot be encoded.
+    """Write `files`, by name, and last the page as `report.html`; writes no file where a text cannot be encoded.
 
     Raises:
         DataError: a file cannot be written.
@@ -63,8 +63,8 @@ def write_files(folder: Path, files: Mapping[str, str], page: str) -> None:
     with replacing(folder / "report.html") as file:
         file.write(page)
         for name, text in files.items():
-            with replacing(folder / name) as other:
-                other.write(text)
+            with replacing(folder / name) as text_file:
+                text_file.write(text)
 
 
 def _curves(report: Report) -> list[Chart]:
