@@ -5,7 +5,7 @@
 Each corpus is written by the `jsonl` format without offsets and read back; what is lost is lost to every model that
 writes answers of this kind, so that the F1 is a ceiling. `first occurrence`, `k-th to k-th` (the k-th time a mention
 is written is its k-th occurrence) and `cursor` (the next occurrence from the start of the entity before) need no more
-than that entities are written as they stand; `spantune` is the resolver of `spantune.encoding.answers`, which knows that answers
+than that entities are written as they stand; `spantune` is ours, which knows that answers
 are sorted by (start, end, label). Prints a Markdown table of F1 in points.
 """
 

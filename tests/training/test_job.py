@@ -120,7 +120,7 @@ def test_the_closing_line_is_the_last_measurement(trained: Result) -> None:
 
 def test_measuring_again_gives_the_same_f1(trained: Result, corpus: Path) -> None:
     gold = formats.read(corpus / "test.jsonl").documents
-    again = evaluate(load_run(trained.folder), gold)
+    again = evaluate(load_run(trained.folder), gold, train=formats.read(corpus / "train.jsonl").documents)
     assert again.scores == trained.after.scores and again.scores.micro.f1 > 0
     kept = formats.read(trained.folder / "predictions" / "test-12.jsonl").documents
     assert [document.entities for document in kept] == [document.entities for document in again.predicted]

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from spantune.core import Config, ConfigError, StopRequest, bar, console
+from spantune.core import Config, StopRequest, bar, console, require_extra
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
 from spantune.metrics import Scores
@@ -26,10 +25,10 @@ from spantune.runs import (
     BestAdapter,
     Checkpoints,
     Claim,
+    RunFolder,
     Trackers,
     logging_to,
     open_trackers,
-    read_metrics,
     require_free,
     require_trackers,
     rewind,
@@ -83,7 +82,8 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
     started = time.perf_counter()
     folder = resume or require_free(recipe)
     require_trackers(recipe.track)
-    _require_optimizer(recipe)
+    if recipe.train.optimizer != "adamw":
+        require_extra(f"train.optimizer={recipe.train.optimizer}", "bitsandbytes", ["bitsandbytes"])
     set_seed(recipe.run.seed)
     prepared = prepare(recipe)
     plan = make_plan(prepared)
@@ -91,7 +91,7 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
     with Claim(folder, resume=resume is not None) as claim:
         recorded = environment() | fingerprint(prepared)
         changes = require_unchanged(folder, recorded) if resume else []
-        loaded = load(recipe.model)
+        loaded = load(recipe.model, prepared.files)
         model, coverage = attach(loaded.model, recipe.lora)
         if recipe.train.pack == "shared":
             _check_packs(model, prepared, loaded)
@@ -110,10 +110,10 @@ class _Job:
     """A run from its claimed folder to its report: measured, trained, measured again."""
 
     def __init__(self, prepared: Prepared, loaded: Loaded, folder: Path, estimate: Estimate):
-        self.recipe, self.prepared, self.loaded, self.folder = prepared.recipe, prepared, loaded, folder
+        self.recipe, self.prepared, self.loaded, self.folder = prepared.recipe, prepared, loaded, RunFolder(folder)
         self.estimate = estimate
         self.stop = StopRequest()
-        self.checkpoints = Checkpoints(folder / "checkpoints", self.recipe.train.keep_checkpoints)
+        self.checkpoints = Checkpoints(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
         self.best = BestAdapter(folder, loaded.model, self._complete)
 
     def run(self, *, is_resumed: bool) -> tuple[Scores | None, Evaluation]:
@@ -121,7 +121,7 @@ class _Job:
         checkpoint = self.rewind() if is_resumed else None
         splits = self.prepared.splits
         gold = {"dev": splits.dev, "test": splits.test}
-        trackers = open_trackers(self.recipe, self.folder, gold, self.prepared.task.codes)
+        trackers = open_trackers(self.recipe, self.folder.path, gold, self.prepared.task.codes)
         measuring = Measuring(self.prepared, self.loaded.model, self.folder, trackers, self.stop)
         state = "crashed"
         with self.stop.listening():
@@ -146,8 +146,8 @@ class _Job:
         checkpoint = self.checkpoints.newest()
         step = step_of(checkpoint) if checkpoint else -1
         self.checkpoints.discard_after(step)
-        rewind(self.folder, step)
-        records = [record for record in _dev_records(self.folder) if record["f1"] is not None]
+        rewind(self.folder.path, step)
+        records = [record for record in self._dev_records() if record["f1"] is not None]
         self.best.settle(records, self.checkpoints)
         self.checkpoints.best = self.best.step
         log.info("resuming %s", f"from {checkpoint.name}" if checkpoint else "from the beginning")
@@ -155,7 +155,7 @@ class _Job:
 
     def _train(self, checkpoint: Path | None, measuring: Measuring, trackers: Trackers) -> float:
         """Train as far as is left; returns the seconds that the run has trained in all."""
-        settings, records = self.recipe.train, read_metrics(self.folder)
+        settings, records = self.recipe.train, self.folder.metrics()
         self._arrange_layers()
         budget = self.prepared.pack_tokens(self.loaded.device.type)
         collator = Collator(settings, self.prepared.prefix, budget, self.loaded.tokenizer.pad_token_id or 0)
@@ -176,7 +176,7 @@ class _Job:
             )
             loop = TrainingLoop(runner, self.prepared.examples, settings, clock, services, self.recipe.run.seed)
             loop.resume(checkpoint, records)
-            loop.run([record["step"] for record in _dev_records(self.folder)])
+            loop.run([record["step"] for record in self._dev_records()])
         self.stop.check()
         return clock.seconds
 
@@ -195,10 +195,10 @@ class _Job:
         adapter = self.best.require()
         base = self.loaded.model.unload()
         measuring.use(load_adapter(base, adapter, merge=not self.loaded.quantized))
-        step = max((record["step"] for record in read_metrics(self.folder)), default=0)
+        step = max((record["step"] for record in self.folder.metrics()), default=0)
         after = measuring.measure_test(step, training_seconds=round(training_seconds, 1))
-        report_run(self.folder, self.prepared.splits)
-        trackers.attach(step, self.folder / "report.html")
+        report_run(self.folder.path, self.prepared.splits, after.scores)
+        trackers.attach(step, self.folder.report_html)
         trackers.finish("success")
         return after
 
@@ -207,14 +207,18 @@ class _Job:
         self.loaded.tokenizer.save_pretrained(str(adapter))
         self.prepared.task.save(adapter)
 
+    def _dev_records(self) -> list[dict[str, Any]]:
+        """The lines of the evaluations that steer."""
+        return [record for record in self.folder.metrics() if record.get("split") == "dev"]
+
     def _stopped(self) -> str:
         """What a stopped run has reached, and how it resumes."""
-        records, last = read_metrics(self.folder), self.checkpoints.newest()
+        records, last = self.folder.metrics(), self.checkpoints.newest()
         steps = [record["step"] for record in records if record["split"] == "train"]
         reached = f"stopped after step {max(steps)}" if steps else "stopped before the first step"
         best = f"; best dev F1 {self.best.f1:.4f} at step {self.best.step}" if self.best.step is not None else ""
         saved = f"; saved at step {step_of(last)}" if last else "; nothing is saved yet"
-        return f"{reached}{best}{saved}; go on with: spantune train --resume {self.folder}"
+        return f"{reached}{best}{saved}; go on with: spantune train --resume {self.folder.path}"
 
 
 def _pinned(recipe: Config) -> Config:
@@ -223,19 +227,7 @@ def _pinned(recipe: Config) -> Config:
     return recipe.model_copy(update={"model": model})
 
 
-def _require_optimizer(recipe: Config) -> None:
-    if recipe.train.optimizer != "adamw" and find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f'train.optimizer={recipe.train.optimizer} needs bitsandbytes: pip install "spantune[bitsandbytes]"'
-        )
-
-
 def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:
     """Send one small pack through the model, so that a head of an unknown kind is refused before the run."""
     pack = layout(prepared.prefix, prepared.examples[:2])
     check_head(model.eval(), PackTensors(**tensors(pack)).to(loaded.device), loaded.dtype)
-
-
-def _dev_records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the evaluations that steer."""
-    return [record for record in read_metrics(folder) if record.get("split") == "dev"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from spantune.core import DataError, Document, Extraction, Prediction, StopRequest, config
 from spantune.data import read_extractions
@@ -16,7 +15,7 @@ from spantune.encoding import Encoder
 from spantune.extraction import Evaluation, Extractor, evaluate, save_predictions
 from spantune.metrics import Scores, score
 from spantune.models import CausalLM
-from spantune.runs import Trackers, read_metrics
+from spantune.runs import RunFolder, Trackers
 from spantune.training.preparation import Prepared
 
 FEWEST_DEV_DOCUMENTS = 8
@@ -31,12 +30,12 @@ class Measuring:
     Args:
         prepared: the run's documents, encoder and recipe.
         model: the model under training.
-        folder: the run folder.
+        folder: the folder of the run.
         trackers: where the figures go.
         stop: ends an extraction between two documents.
     """
 
-    def __init__(self, prepared: Prepared, model: CausalLM, folder: Path, trackers: Trackers, stop: StopRequest):
+    def __init__(self, prepared: Prepared, model: CausalLM, folder: RunFolder, trackers: Trackers, stop: StopRequest):
         self.prepared, self.folder, self.trackers, self.stop = prepared, folder, trackers, stop
         self.use(model)
         self._steering: list[Document] = []
@@ -64,7 +63,7 @@ class Measuring:
 
     def scores_before(self) -> Scores | None:
         """The untrained model's scores, from the predictions that the run kept before it was interrupted."""
-        path = self._predictions("test", 0)
+        path = self.folder.predictions("test", 0)
         if not path.is_file():
             return None
         predicted = [extraction.document for extraction in read_extractions(path)]
@@ -72,7 +71,8 @@ class Measuring:
 
     def measure(self, documents: Sequence[Document], split: str, step: int, **more: float) -> Evaluation:
         """Extract `documents`, score, keep and record them."""
-        evaluation = evaluate(self.extractor, list(documents), f"extract {split}")
+        train = self.prepared.splits.train if split == "test" else None  # for the slices of the report
+        evaluation = evaluate(self.extractor, list(documents), f"extract {split}", train=train)
         self._seconds_per_document = evaluation.seconds / len(documents)
         self._keep_predictions(split, step, evaluation)
         self.trackers.measuring(step, split, evaluation.values() | more, evaluation.gold, evaluation.predicted)
@@ -82,7 +82,7 @@ class Measuring:
         """How many dev documents steer: as many as before a resume, else what fits into `seconds`."""
         settings = self.prepared.recipe.train
         wanted = min(settings.eval_documents, len(self.prepared.splits.dev))
-        recorded_sizes = [record["documents"] for record in read_metrics(self.folder) if record.get("split") == "dev"]
+        recorded_sizes = [record["documents"] for record in self.folder.metrics() if record.get("split") == "dev"]
         if recorded_sizes:
             return int(recorded_sizes[-1])
         if not self._seconds_per_document:
@@ -95,12 +95,9 @@ class Measuring:
     def _keep_predictions(self, split: str, step: int, evaluation: Evaluation) -> None:
         """Write what was extracted; a disk that refuses it costs these predictions and not the run."""
         try:
-            save_predictions(self._predictions(split, step), evaluation.extractions)
+            save_predictions(self.folder.predictions(split, step), evaluation.extractions)
         except (DataError, OSError) as error:
             log.warning("step %d: the predictions on %s are not kept: %s", step, split, error)
-
-    def _predictions(self, split: str, step: int) -> Path:
-        return self.folder / "predictions" / f"{split}-{step}.jsonl"
 
 
 class _StoppableExtractor(Extractor):
