@@ -312,6 +312,8 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a recipe and apply `section.key=value` overrides, whose values are YAML.
 
+        recipe = spantune.load_config("recipes/demo.yaml", ["run.name=first", "train.max_minutes=3"])
+
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest valid one) or a value out of range.
     """

@@ -122,7 +122,16 @@ def load_run(
 ) -> Extractor:
     """Load the Extractor of a finished run, with its adapter merged into the base model, and the run's calibration.
 
-    `min_score` replaces the thresholds of the calibration: entities with a lower score are dropped; 0 keeps all.
+        extractor = spantune.load("runs/demo")
+        for document in extractor.extract(["患者因急性阑尾炎行腹腔镜手术。"]):
+            for entity in document.entities:
+                print(entity.start, entity.end, entity.label, document.surface(entity), entity.score)
+
+    Args:
+        run: the run folder.
+        device: `auto` (a GPU where there is one), `cpu`, or a torch device such as `cuda:1`.
+        settings: the section `extract` of a recipe (batch size, limits, grammar); that of the run when absent.
+        min_score: drop entities with a lower score, a probability, instead of by the run's thresholds; 0 drops none.
 
     Raises:
         ConfigError: `min_score` is not a probability.

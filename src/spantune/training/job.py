@@ -74,7 +74,11 @@ class Result:
 def train(recipe: Config, resume: Path | None = None) -> Result:
     """Run a recipe, or resume the run in the folder `resume`.
 
-    A first SIGINT or SIGTERM ends the run in order and saved, with a KeyboardInterrupt; a second one at once.
+        result = spantune.train(spantune.load_config("recipes/demo.yaml"))
+        print(result.folder, result.after.scores.micro.f1)
+
+    The folder of a new run is `run.folder`/`run.name` of the recipe and must not exist. A first SIGINT or SIGTERM ends
+    the run in order and saved, with a KeyboardInterrupt; a second one ends it at once.
 
     Raises:
         SpantuneError: the recipe, the data, the model or the run folder cannot be used; nothing is left behind.

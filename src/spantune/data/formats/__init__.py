@@ -84,7 +84,15 @@ class Corpus:
 
 
 def read(path: str | Path, format: str | None = None, options: Options = DEFAULTS) -> Corpus:
-    """Read the corpus `path`, a file, a folder or `bundled:NAME`, recognising its format when none is given.
+    """Read a whole corpus and verify every offset.
+
+        corpus = spantune.read("cmeee.jsonl")
+        print(corpus.format, len(corpus.documents), dict(corpus.notes))
+
+    Args:
+        path: a file, a folder or `bundled:NAME`.
+        format: a name of `FORMATS`; recognised from the content when absent.
+        options: what some formats need to know, such as the column of the tags.
 
     Raises:
         DataError: the file cannot be read as what it claims to be.
@@ -134,7 +142,11 @@ def items(path: str | Path, format: str | None, notes: Counter[str], options: Op
 def write(
     path: str | Path, documents: Iterable[Document], format: str = "native", options: Options = DEFAULTS
 ) -> dict[str, int]:
-    """Write `documents` to `path` and return what the format could not hold, with counts.
+    """Write `documents` to `path`, and return what the format could not hold, with counts.
+
+        spantune.write("corpus.json", corpus.documents, "label_studio")
+
+    An existing file is replaced only when all documents are written.
 
     Raises:
         DataError: the format cannot hold a document, or the file cannot be written.
