@@ -28,6 +28,8 @@ from spantune.core.extraction import (
     to_prediction_record,
 )
 from spantune.core.files import (
+    Locked,
+    file_lock,
     first_line,
     fsync_path,
     replace_text,
@@ -37,7 +39,6 @@ from spantune.core.files import (
     sha256_of,
 )
 from spantune.core.lazy import lazy_exports
-from spantune.core.locks import Locked, file_lock
 from spantune.core.signals import Interrupted, Stopped, StopRequest
 from spantune.core.task import Label, TaskSpec, first_unknown
 from spantune.core.terminal import bar, console, track

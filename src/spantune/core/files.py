@@ -1,4 +1,4 @@
-"""Files that are whole or absent: a temporary name beside the target, and a rename once everything is written.
+"""Files that are whole or absent: a temporary name beside the target, and a rename once everything is written; locks.
 
 `replacing` and `replacing_path` write what a user asked for and report a failure as DataError. `replace_text` writes
 files of our own, whose callers handle OSError themselves.
@@ -114,3 +114,30 @@ def first_line(error: BaseException) -> str:
         return error.strerror
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
+
+
+class Locked(Exception):
+    """Another process holds the lock; the caller turns this into an error that says what is locked."""
+
+
+@contextmanager
+def file_lock(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path` inside the block, and wait for it at most `patience` seconds (`math.inf`: for ever).
+
+    The file is made where it is absent, and it is not removed. A lock follows its file when the folder is renamed.
+
+    Raises:
+        Locked: another process holds the lock.
+        OSError: the file cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=patience)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Locked(str(path)) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -129,7 +129,7 @@ def load_run(
 
     Args:
         run: the run folder.
-        device: `auto` (a GPU where there is one), `cpu`, or a torch device such as `cuda:1`.
+        device: `auto` (a GPU where there is one), `cpu` or `cuda`.
         settings: the section `extract` of a recipe (batch size, limits, grammar); that of the run when absent.
         min_score: drop entities with a lower score, a probability, instead of by the run's thresholds; 0 drops none.
 
