@@ -77,7 +77,7 @@ def test_names_that_are_taken_move_on() -> None:
     assert type(written.meta["status"]) is str and type(written.meta["problems"][0]["kind"]) is str
 
 
-def test_a_predictions_file_holds_all_of_an_extraction_but_label_scores(tmp_path: Path) -> None:
+def test_a_predictions_file_holds_all_of_an_extraction(tmp_path: Path) -> None:
     entities = (Entity(0, 1, "a", 0.75), Entity(1, 3, "b", 0.5))
     extractions = [
         Extraction(Document("1", "abc", entities[:1], {"k": [1]}), "raw \u2028\n", below_threshold=entities[1:]),

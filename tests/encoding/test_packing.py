@@ -28,7 +28,7 @@ from spantune.encoding import (
     pack_examples,
     shared_prefix,
 )
-from spantune.encoding.packing import PADDING, best_fit
+from spantune.encoding.packing import best_fit
 from spantune.models import load_tokenizer, resolve
 
 TASK = TaskSpec(labels=(Label(code="sym"),), instruction="Find.")
@@ -209,7 +209,7 @@ def test_a_small_pack_exactly() -> None:
     )
     assert layout([1, 2], [first, second]).answer_tokens == 4
     assert layout([], [second]) == Pack([1, 2, 12, 22], [0, 1, 2, 3], [1] * 4, [x, x, 22, x])
-    assert (PREFIX, PADDING, NO_TARGET) == (0, -1, -100)
+    assert (PREFIX, NO_TARGET) == (0, -100)
 
 
 def test_an_example_that_does_not_begin_with_the_prefix_is_our_own_bug() -> None:

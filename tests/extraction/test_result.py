@@ -103,18 +103,14 @@ def test_what_went_wrong_is_written_into_meta() -> None:
         }
 
 
-def test_label_scores_of_chunks_are_those_of_the_entities_that_are_kept() -> None:
+def test_an_entity_in_two_chunks_has_the_score_of_the_surer_one() -> None:
     def engine(texts: Iterator[Document]) -> Iterator[Extraction]:
         for number, text in enumerate(texts):  # "b" lies in both chunks, the second is less sure of it
             place = text.text.index("b")
-            entity = Entity(place, place + 1, "x", (0.9, 0.1)[number])
-            yield Extraction(
-                text.with_entities([entity]), "", Status.STOPPED, (), label_scores={entity: (0.95, 0.2)[number]}
-            )
+            yield Extraction(text.with_entities([Entity(place, place + 1, "x", (0.9, 0.1)[number])]))
 
-    (found,) = by_chunks([Document("d", "a b c")], Cutter(lambda text: len(text) <= 4, overlap=2), engine, strict=True)
-    assert [(e.start, e.score) for e in found.document.entities] == [(2, 0.9)]
-    assert found.label_scores == {Entity(2, 3, "x"): 0.95}
+    (joined,) = by_chunks([Document("d", "a b c")], Cutter(lambda text: len(text) <= 4, overlap=2), engine, strict=True)
+    assert [(e.start, e.score) for e in joined.document.entities] == [(2, 0.9)]
 
 
 def sizes(settings: config.Extract, max_tokens: int | None, window: int | None) -> list[int]:

@@ -29,7 +29,7 @@ from spantune.core import (
 from spantune.data import formats, read_splits
 from spantune.metrics import Calibration, calibrate, score
 from spantune.report import report_run
-from spantune.runs import read_config, resume_recipe
+from spantune.runs import RunFolder, resume_recipe
 
 Command = Callable[..., Any]
 TASK = TaskSpec.model_validate(
@@ -194,7 +194,7 @@ def test_the_same_folder_gives_the_same_files(run: Path) -> None:
     names = ("report.html", "report.md", "scores.json")
     report_run(run)
     first = {name: (run / name).read_bytes() for name in names}
-    report_run(run, read_splits(read_config(run).data))
+    report_run(run, read_splits(RunFolder(run).config().data))
     assert {name: (run / name).read_bytes() for name in names} == first
 
 

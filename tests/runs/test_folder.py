@@ -17,10 +17,7 @@ from spantune.runs import (
     Claim,
     RunFolder,
     free_name,
-    last_predictions,
     logging_to,
-    read_adapter,
-    read_config,
     require_free,
     resume_recipe,
 )
@@ -51,7 +48,7 @@ def test_a_new_folder_holds_recipe_task_and_environment(tmp_path: Path) -> None:
     assert folder == tmp_path / "deep" / "runs" / "one"
     names = ["config.yaml", "environment.json", "run.lock", "task.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
-    assert read_config(folder) == wanted
+    assert RunFolder(folder).config() == wanted
     assert TaskSpec.load(folder) == TASK
     found = json.loads((folder / "environment.json").read_text())
     assert {"python", "system", "device", "torch", "transformers", "peft", "swanlab", "llguidance"} <= found.keys()
@@ -81,7 +78,7 @@ def test_what_a_killed_start_left_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / ".one.part").mkdir()
     (tmp_path / ".one.part" / "config.yaml").write_text("half a rec")
     folder = create(recipe(tmp_path))
-    assert read_config(folder) == recipe(tmp_path) and [path.name for path in tmp_path.iterdir()] == ["one"]
+    assert RunFolder(folder).config() == recipe(tmp_path) and [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
 def test_a_folder_is_named_only_when_it_is_complete_and_is_locked_from_then_on(tmp_path: Path) -> None:
@@ -147,26 +144,26 @@ def test_the_newest_predictions_are_those_of_the_largest_step(tmp_path: Path) ->
     (tmp_path / "predictions").mkdir()
     for name in ("test-9", "test-10", "test", "dev-99", "test-late", "other-test-11"):
         (tmp_path / "predictions" / f"{name}.jsonl").touch()
-    assert last_predictions(tmp_path, "test").name == "test-10.jsonl"
-    assert last_predictions(tmp_path, "dev").name == "dev-99.jsonl"
+    assert RunFolder(tmp_path).last_predictions("test").name == "test-10.jsonl"
+    assert RunFolder(tmp_path).last_predictions("dev").name == "dev-99.jsonl"
     with pytest.raises(RunError, match=r"no predictions/train-<step>\.jsonl here"):
-        last_predictions(tmp_path, "train")
+        RunFolder(tmp_path).last_predictions("train")
 
 
 def test_an_adapter_comes_with_the_task_of_its_run(tmp_path: Path) -> None:
     folder = create(recipe(tmp_path / "runs"))
     with pytest.raises(RunError, match="no adapter here yet"):
-        read_adapter(folder)
+        RunFolder(folder).adapter_task()
     (folder / "adapter").mkdir()
     TASK.save(folder / "adapter")
-    assert read_adapter(folder) == (folder / "adapter", TASK)
+    assert RunFolder(folder).adapter == folder / "adapter" and RunFolder(folder).adapter_task() == TASK
     other = TASK.model_copy(update={"labels": (Label(code="dis"), Label(code="bug"))})
     other.save(folder)
     with pytest.raises(RunError, match=r"task\.json: its labels \(dis, bug\) are not .* \(dis\); they differ in bug"):
-        read_adapter(folder)
+        RunFolder(folder).adapter_task()
     (folder / "task.json").unlink()
     with pytest.raises(RunError, match=r"no task\.json here"):
-        read_adapter(folder)
+        RunFolder(folder).adapter_task()
 
 
 def test_metrics_are_parsed_again_only_when_the_file_has_changed(

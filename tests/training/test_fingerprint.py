@@ -15,7 +15,6 @@ import pytest
 from spantune.core import Document, Entity, Label, RunError, TaskSpec, parse_config
 from spantune.training import prepare
 from spantune.training.fingerprint import (
-    ENVIRONMENT_FILE,
     FIXED,
     code,
     fingerprint,
@@ -75,7 +74,7 @@ def test_a_prepared_recipe_has_a_hash_for_each_part(tree: Callable[..., dict[str
 
 def folder_of(tmp_path: Path, environment: object) -> Path:
     TASK.save(tmp_path)
-    (tmp_path / ENVIRONMENT_FILE).write_text(json.dumps(environment))
+    (tmp_path / "environment.json").write_text(json.dumps(environment))
     return tmp_path
 
 
@@ -94,6 +93,6 @@ def test_every_part_that_changed_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"torch": '])
 def test_a_damaged_record_is_an_error_with_a_way_out(content: str, tmp_path: Path) -> None:
-    (tmp_path / ENVIRONMENT_FILE).write_text(content)
+    (tmp_path / "environment.json").write_text(content)
     with pytest.raises(RunError, match=r"environment\.json is (missing or )?damaged.*; restore it, or train again"):
         read_environment(tmp_path)

@@ -17,7 +17,7 @@ from spantune.core import Config, ConfigError, DataError, ModelError, RunError, 
 from spantune.data import formats
 from spantune.extraction import evaluate, load_run
 from spantune.models import load
-from spantune.runs import read_config, read_metrics, resume_recipe
+from spantune.runs import RunFolder, read_metrics, resume_recipe
 from spantune.training import Collator, Result, train
 
 Tree = Callable[..., dict[str, Any]]
@@ -142,7 +142,7 @@ def test_the_adapter_loads_with_plain_peft(trained: Result) -> None:
     from peft import PeftModel
 
     ids = torch.arange(40)[None]
-    base = load(read_config(trained.folder).model).model
+    base = load(RunFolder(trained.folder).config().model).model
     plain = PeftModel.from_pretrained(base, str(trained.folder / "adapter")).eval()
     ours = load_run(trained.folder).model
     with torch.no_grad():

@@ -49,11 +49,12 @@ def calibrate(
         spantune calibrate runs/demo --objective precision=0.9 --no-store
     """
     from spantune.data import formats
-    from spantune.runs import read_config
+    from spantune.runs import RunFolder
 
     precision = _precision(objective)
-    recipe = read_config(run)
-    if not (run / "report.html").is_file():
+    folder = RunFolder(run)
+    recipe = folder.config()
+    if not folder.is_finished:
         raise RunError(f"{run} is not finished, and training on would undo this; first spantune train --resume {run}")
     quiet()
     from spantune.core import track
@@ -69,7 +70,7 @@ def calibrate(
     if store:
         fitted.save(run)
         _update_report(run)
-    stored = str(run / calibration.CALIBRATION_FILE) if store else None
+    stored = str(folder.calibration_file) if store else None
     if as_json:
         print(json.dumps({**fitted.model_dump(mode="json"), "stored": stored}, ensure_ascii=False))
     else:

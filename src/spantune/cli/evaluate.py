@@ -138,9 +138,10 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished ru
     Example: spantune report runs/demo
     """
     from spantune.report import report_run
+    from spantune.runs import RunFolder
 
     report_run(run)
-    print(run / "report.html")
+    print(RunFolder(run).report_html)
 
 
 @dataclass(frozen=True)
@@ -182,10 +183,11 @@ class _Decoding:
 
 def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple[dict[str, object], Report]:
     """Extract with a run's adapter and save the predictions in its folder; returns the figures and their report."""
-    from spantune.runs import read_config
+    from spantune.runs import RunFolder
     from spantune.training import environment
 
-    recipe = read_config(run)
+    folder = RunFolder(run)
+    recipe = folder.config()
     gold = _read(data, how.format)[: how.limit]
     quiet()
     from spantune.extraction import evaluate as measure
@@ -197,7 +199,7 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     extractor.task.check(gold)
     train = _trained_on(recipe) if how.train is None else how.train
     evaluation = measure(extractor, gold, protocol=how.protocol, train=train)
-    save_predictions(run / "predictions" / f"{_stem(data)}.jsonl", evaluation.extractions)
+    save_predictions(folder.predictions_folder / f"{_stem(data)}.jsonl", evaluation.extractions)
     dropped = evaluation.below_threshold
     report_left_out(extractor.calibration, dropped["entities"])
     facts = {"extraction": f"{evaluation.seconds:.1f} s", "decoding": "grammar" if decoding.grounded else "free"}
@@ -212,7 +214,7 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
         predicted=evaluation.extractions,
         facts=facts,
         rates=rates(evaluation.extractions),
-        config=(run / "config.yaml").read_text(encoding="utf-8"),
+        config=folder.config_file.read_text(encoding="utf-8"),
         environment=environment(),
         run=name,
         data=data,
@@ -268,17 +270,17 @@ def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -
     from spantune.core import from_document
     from spantune.data import read_extractions, read_splits
     from spantune.metrics import System
-    from spantune.runs import last_predictions, read_config
+    from spantune.runs import RunFolder
 
-    is_run = _is_run(path)
-    if not is_run and gold is None:
+    run = RunFolder(path)
+    if not run.is_run and gold is None:
         raise ConfigError(f"{path} is no run folder; to compare files of predictions, give --gold FILE")
-    file = last_predictions(path, "test") if is_run else path
-    if is_run and file.stem == "test-0":
+    file = run.last_predictions("test") if run.is_run else path
+    if run.is_run and file.stem == "test-0":
         raise RunError(f"{path} has no predictions after training; end the run with spantune train --resume {path}")
-    predictions = read_extractions(file) if is_run else list(map(from_document, _read(str(file), how.format)))
+    predictions = read_extractions(file) if run.is_run else list(map(from_document, _read(str(file), how.format)))
     if gold is None:
-        gold = read_splits(read_config(path).data).test
+        gold = read_splits(run.config().data).test
     return System(name, gold, _aligned(gold, predictions, str(file)), how.protocol)
 
 
@@ -309,7 +311,9 @@ def _label_names(paths: Sequence[Path], codes: Sequence[str]) -> dict[str, str]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file()
+    from spantune.runs import RunFolder
+
+    return RunFolder(path).is_run
 
 
 def _read(path: str, format: str | None) -> Sequence[Document]:

@@ -136,15 +136,16 @@ class _Work:
 def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
     """Return the recipe of a run with the settings of this call."""
     from spantune.core import load_config
-    from spantune.runs import read_config
+    from spantune.runs import RunFolder
 
-    recipe = read_config(run)
+    folder = RunFolder(run)
+    recipe = folder.config()
     for override in overrides:
         if not override.startswith("extract."):
             raise ConfigError(f"--set {override}: expected extract.key=value; the rest of a finished run is as it is")
     if batch_size:
         overrides = [*overrides, f"extract.batch_size={batch_size}"]
-    return load_config(run / "config.yaml", overrides) if overrides else recipe
+    return load_config(folder.config_file, overrides) if overrides else recipe
 
 
 def _report(tally: Tally, calibration: Calibration | None, target: Target) -> None:

@@ -8,7 +8,7 @@ them. In memory `Document.meta` holds nothing but what is the user's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from spantune.core.document import Document, Entity, to_record
@@ -88,7 +88,6 @@ class Extraction:
         problems: what was wrong with it.
         below_threshold: entities that were dropped because of their score.
         contradicted: entities that were dropped because another chunk of the text contradicts them.
-        label_scores: the probabilities of the labels alone, given the mentions, not calibrated.
     """
 
     document: Document
@@ -97,7 +96,6 @@ class Extraction:
     problems: tuple[Problem, ...] = ()
     below_threshold: tuple[Entity, ...] = ()
     contradicted: tuple[Entity, ...] = ()
-    label_scores: Mapping[Entity, float] = field(default_factory=dict)
 
     @property
     def has_problem(self) -> bool:

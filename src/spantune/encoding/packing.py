@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from spantune.encoding.encoder import Example
 
-PREFIX, PADDING = 0, -1
+PREFIX = 0
 NO_TARGET = -100
 
 

@@ -123,18 +123,10 @@ def _joined(waiting: _Waiting) -> Extraction:
         return replace(parts[0], document=document.with_entities(parts[0].document.entities))
     chunks = [replace(chunk, document=part.document) for chunk, part in zip(waiting.chunks, parts, strict=True)]
     merged = merge(document.with_entities(()), chunks)
-    merged_scores = {(entity, entity.score) for entity in merged.document.entities}
-    label_scores = {
-        shifted: part.label_scores[entity]
-        for chunk, part in zip(chunks, parts, strict=True)
-        for entity in part.document.entities
-        if entity in part.label_scores and ((shifted := entity.shifted(chunk.start)), shifted.score) in merged_scores
-    }
     return Extraction(
         merged.document,
         answer="".join(part.answer for part in parts),
         status=next((part.status for part in parts if part.status is not Status.STOPPED), Status.STOPPED),
         problems=tuple(problem for part in parts for problem in part.problems),
         contradicted=merged.suppressed,
-        label_scores=label_scores,
     )

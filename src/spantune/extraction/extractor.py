@@ -20,7 +20,7 @@ from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Written, calibrated, read_answer
 from spantune.metrics import Calibration
 from spantune.models import CausalLM, Loaded, load, load_adapter, vocabulary_size
-from spantune.runs import read_adapter, read_config
+from spantune.runs import RunFolder
 
 ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
 TOKENS = {"cpu": 1024, "cuda": 512}  # maximum tokens of a pass
@@ -148,9 +148,8 @@ def load_run(
 
 def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | None = None) -> Extractor:
     """Load the Extractor of a finished run without its calibration: uncalibrated scores, and no entity dropped."""
-    folder = Path(run)
-    recipe = read_config(folder)
-    adapter, task = read_adapter(folder)
+    folder = RunFolder(Path(run))
+    recipe, task, adapter = folder.config(), folder.adapter_task(), folder.adapter
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)

@@ -46,7 +46,6 @@ from spantune.models import (
 
 INSTRUCTION = 0  # the row that the instruction is computed in
 WIDTH = 64  # passes of a graph are padded to a multiple of this, or to a power of two below it
-SMALLEST = 16
 TYPICAL = 768  # slots of a row on average; the longest rows may take more
 KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
 MEMORY_SHARE = 0.8  # maximum share of the free GPU memory

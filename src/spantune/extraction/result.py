@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spantune.core import Document, Extraction, Problem, ProblemKind, Status
@@ -46,23 +46,20 @@ def read_answer(document: Document, written: Written, encoder: Encoder) -> Extra
         # a span begins and ends at an ASCII character, where `first_character` increases
         return set(range(*(bisect_left(token_indices, end, key=first_character) for end in span)))
 
-    def probability(indices: Iterable[int]) -> float:
-        return math.exp(sum(written.logprobs[index] or 0.0 for index in indices))
-
-    entities, label_scores = [], {}
+    entities = []
     for resolved in parsed.resolved:
         entity = resolved.entity
         if token_indices:
-            label_tokens = tokens_of(resolved.label_span)
-            entity = replace(entity, score=probability(tokens_of(resolved.span) | label_tokens))
-            label_scores[entity] = probability(label_tokens)
+            entity_tokens = tokens_of(resolved.span) | tokens_of(resolved.label_span)
+            score = math.exp(sum(written.logprobs[index] or 0.0 for index in entity_tokens))
+            entity = replace(entity, score=score)
         entities.append(entity)
     problems = parsed.problems
     was_cut = written.status in (Status.LENGTH, Status.REPEATED)
     if was_cut and problems and problems[-1].kind is ProblemKind.INVALID:
         problems = (*problems[:-1], Problem(ProblemKind.TRUNCATED, problems[-1].found))
     annotated = document.with_entities(entities)
-    return Extraction(annotated, written.text, written.status, problems, label_scores=label_scores)
+    return Extraction(annotated, written.text, written.status, problems)
 
 
 def failure(document: Document, status: Status, problem: Problem) -> Extraction:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from spantune.core import ConfigError, ModelError, config, first_line
+from spantune.core import ConfigError, ModelError, config, first_line, require_extra
 from spantune.encoding import Tokenizer
 from spantune.models.attention import NAME, check_attention
 from spantune.models.bundled import BUNDLED
@@ -165,8 +164,8 @@ def require_base(base: config.Base, device: torch.device) -> None:
             f"model.base=fp8 needs a GPU of compute capability 9.0 (Hopper) or more, and {name} has "
             f"{capability[0]}.{capability[1]}; set model.base=nf4 or bf16"
         )
-    if base in ("nf4", "int8") and find_spec("bitsandbytes") is None:
-        raise ConfigError(f'model.base={base} needs bitsandbytes: pip install "spantune[bitsandbytes]"')
+    if base in ("nf4", "int8"):
+        require_extra(f"model.base={base}", "bitsandbytes", ["bitsandbytes"])
 
 
 def _weights(files: ModelFiles, base: config.Base, device: torch.device, dtype: torch.dtype) -> CausalLM:

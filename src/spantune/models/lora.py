@@ -22,8 +22,6 @@ from spantune.core import ModelError, config, first_line, nearest
 from spantune.models.interfaces import CausalLM
 from spantune.models.kernels.lora_linear import FP8, Fp8Linear, linear
 
-_REMEDY = "restore the adapter folder, or the model that config.yaml names"
-
 
 @dataclass(frozen=True)
 class Coverage:

@@ -58,23 +58,6 @@ def resolve(source: str) -> Path:
     raise ModelError(f"model source {source!r}: prefix {prefix!r} is unknown; {nearest(prefix, PREFIXES)}, or a folder")
 
 
-def verify_downloads(folder: Path, source: str) -> list[str]:
-    """Compare the files of `folder` with the hashes that the hub of `source` reports; returns the names compared.
-
-    huggingface_hub checks only the size of a file, so that a corrupt download would be loaded.
-
-    Raises:
-        ModelError: a file is missing, or differs and is removed so that the next call downloads it; or no network.
-    """
-    prefix, _, rest = source.partition(":")
-    if prefix not in HUBS:
-        raise ModelError(f"{source}: only the files of a hub have reported hashes; {nearest(prefix, HUBS)}")
-    repo, revision = _parse(prefix, rest)
-    if not _reachable(prefix):
-        _unreachable(prefix, source, "")
-    return _verify(folder, _wanted(HUBS[prefix].list_files(repo, revision).files, source), source)
-
-
 def pinned(source: str) -> str:
     """Return `source` with the commit that it was last resolved to, so that it means the same files later.
 
@@ -213,7 +196,7 @@ def _wanted(files: Sequence[HubFile], source: str) -> tuple[HubFile, ...]:
     return wanted
 
 
-def _verify(folder: Path, files: Sequence[HubFile], source: str) -> list[str]:
+def _verify(folder: Path, files: Sequence[HubFile], source: str) -> None:
     missing = [file.name for file in files if not (folder / file.name).is_file()]
     if missing:
         raise ModelError(f"{source}: {missing[0]} is missing from {folder}; run again to fetch it")
@@ -225,7 +208,6 @@ def _verify(folder: Path, files: Sequence[HubFile], source: str) -> list[str]:
     if wrong:
         damage = "; ".join(wrong.values())
         raise ModelError(f"{source}: damaged download in {folder}: {damage}; removed: run again to fetch anew")
-    return [file.name for file in files if file.sha256 or file.git_oid]
 
 
 def _damaged(folder: Path, files: Sequence[HubFile]) -> dict[str, str]:

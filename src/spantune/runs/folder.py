@@ -227,16 +227,6 @@ def require_free(recipe: Config) -> Path:
     return folder
 
 
-def read_config(folder: Path) -> Config:
-    """As `RunFolder.config`."""
-    return RunFolder(folder).config()
-
-
-def read_adapter(folder: Path) -> tuple[Path, TaskSpec]:
-    """The adapter folder of a run, and as `RunFolder.adapter_task`."""
-    return RunFolder(folder).adapter, RunFolder(folder).adapter_task()
-
-
 def read_metrics(folder: Path) -> list[MetricsRecord]:
     """As `RunFolder.metrics`."""
     return RunFolder(folder).metrics()
@@ -245,8 +235,3 @@ def read_metrics(folder: Path) -> list[MetricsRecord]:
 def resume_recipe(folder: Path) -> Config:
     """As `RunFolder.resume_config`."""
     return RunFolder(folder).resume_config()
-
-
-def last_predictions(folder: Path, split: str) -> Path:
-    """As `RunFolder.last_predictions`."""
-    return RunFolder(folder).last_predictions(split)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from spantune.core import Document, RunError, TaskSpec, sha256_of
 from spantune.models import hash_model, pinned
+from spantune.runs import RunFolder
 from spantune.training.preparation import Prepared
 
-ENVIRONMENT_FILE = "environment.json"
 _SOURCE = Path(__file__).parents[1]
 
 FIXED = {
@@ -71,7 +71,7 @@ def read_environment(folder: Path) -> dict[str, str]:
     Raises:
         RunError: it is missing or damaged.
     """
-    path = folder / ENVIRONMENT_FILE
+    path = RunFolder(folder).environment_file
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -36,7 +36,7 @@ from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Serv
 from spantune.extraction.result import Written, calibrated, failure, read_answer
 from spantune.metrics import Calibration
 from spantune.models import load_tokenizer
-from spantune.runs import read_adapter, read_config
+from spantune.runs import RunFolder
 
 AHEAD = 4
 """How many finished requests may wait for an earlier one, for each request that may be sent at a time."""
@@ -215,10 +215,9 @@ def load_remote(
         RunError: the folder is not a run, has no adapter yet, or its calibration is damaged.
         ModelError: the server cannot be reached.
     """
-    folder = Path(run)
-    recipe = read_config(folder)
-    adapter, task = read_adapter(folder)
-    calibration = Calibration.load(folder)
+    folder = RunFolder(Path(run))
+    recipe, task = folder.config(), folder.adapter_task()
+    calibration = Calibration.load(folder.path)
     on_choices = recipe.train.on_choices
     if min_score is not None:
         if on_choices:
@@ -226,7 +225,7 @@ def load_remote(
                 "--min-score: the run was trained on choices (train.loss_on), whose scores no server gives; decode here"
             )
         calibration = (calibration or Calibration()).with_min_score(min_score)
-    encoder = Encoder(load_tokenizer(adapter, recipe.model.source), task, recipe.train.max_tokens)
+    encoder = Encoder(load_tokenizer(folder.adapter, recipe.model.source), task, recipe.train.max_tokens)
     with Client(server) as client:
         served = choose(client.models(), server)
     extractor = RemoteExtractor(server, served, encoder, settings or recipe.extract, on_choices=on_choices)

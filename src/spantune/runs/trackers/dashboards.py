@@ -10,7 +10,6 @@ warning says so once.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import math
 import queue
@@ -20,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from spantune.core import ConfigError, DataError, Document, config
+from spantune.core import DataError, Document, config, require_extra
 from spantune.data import formats
 from spantune.runs.folder import METRICS_FILE, RunFolder
 from spantune.runs.journal import JsonlTracker
@@ -255,8 +254,7 @@ def require_trackers(settings: config.Track) -> None:
         ConfigError: a tracker is not installed, or SwanLab's online mode has no API key and would block on a prompt.
     """
     for name in settings.also:
-        if not all(importlib.util.find_spec(module) for module in _MODULES[name]):
-            raise ConfigError(f"track.also names {name}, which is not installed: pip install 'spantune[{name}]'")
+        require_extra(f"track.also={name}", name, _MODULES[name])
     if settings.swanlab == "online":
         require_key()
 
