@@ -256,7 +256,7 @@ class TrainingLoop:
             return
         predicted = estimate.step_seconds
         values = {"step_ms": round(1000 * measured, 1), "predicted_step_ms": round(1000 * predicted, 1)}
-        log.info("%d steps: %.0f ms each, predicted %.0f", MEASURED_STEPS, 1000 * measured, 1000 * predicted)
+        log.info("%d steps: %.0f ms each, predicted %.0f", MEASURED_STEPS, *values.values())
         if torch.cuda.is_available():
             peak, total = torch.cuda.max_memory_allocated() / GIB, estimate.memory.total_gib
             values |= {"peak_gib": round(peak, 3), "predicted_gib": round(total, 3)}

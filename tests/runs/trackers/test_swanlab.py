@@ -386,7 +386,8 @@ def test_a_hard_kill_of_the_run_leaves_a_whole_store(cloud: Cloud, tmp_path: Pat
     assert store_of(folder).stat().st_size > 1000
     sync(folder)
     recorded = steps_of(folder)
-    assert steps(cloud.run.series("train/loss")) == recorded[: len(cloud.run.scalars)] and len(recorded) >= 7
+    shown = steps(cloud.run.series("train/loss"))  # all that had left the killed process
+    assert shown and shown == recorded[: len(shown)] and len(recorded) >= 7
     assert cloud.run.states == ["RUNNING", "ABORTED"]
 
 
