@@ -16,6 +16,7 @@ from spantune import __version__
 from spantune.cli import calibrate, data, evaluate, extract, runs, tables
 from spantune.cli.options import Json, quiet
 from spantune.core import ConfigError, Interrupted, SpantuneError
+from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
     from spantune.core import Config
@@ -119,8 +120,6 @@ def train(
         settings = load_config(recipe, overrides or [])
     else:
         assert resume is not None
-        from spantune.runs import RunFolder
-
         settings = RunFolder(resume).resume_config()
     _run(settings, resume)
 
@@ -136,7 +135,7 @@ app.command()(runs.sync)
 
 def _run(recipe: Config, resume: Path | None) -> None:
     quiet()
-    from spantune.runs import RunFolder, hints
+    from spantune.runs import hints
     from spantune.training import train as run_job
 
     try:

@@ -15,6 +15,7 @@ import typer
 from spantune.cli import tables
 from spantune.cli.options import Device, Format, Json, describe_threshold, quiet
 from spantune.core import ConfigError, RunError, SpantuneError
+from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
     from spantune.metrics import Calibration, Evidence, Figures
@@ -49,7 +50,6 @@ def calibrate(
         spantune calibrate runs/demo --objective precision=0.9 --no-store
     """
     from spantune.data import formats
-    from spantune.runs import RunFolder
 
     precision = _precision(objective)
     folder = RunFolder(run)

@@ -18,6 +18,7 @@ import typer
 from spantune.cli import tables
 from spantune.cli.options import Device, Format, Json, MinScore, quiet, report_left_out
 from spantune.core import ConfigError, DataError, RunError
+from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
     from spantune.core import Config, Document, Extraction
@@ -138,7 +139,6 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished ru
     Example: spantune report runs/demo
     """
     from spantune.report import report_run
-    from spantune.runs import RunFolder
 
     report_run(run)
     print(RunFolder(run).report_html)
@@ -183,7 +183,6 @@ class _Decoding:
 
 def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple[dict[str, object], Report]:
     """Extract with a run's adapter and save the predictions in its folder; returns the figures and their report."""
-    from spantune.runs import RunFolder
     from spantune.training import environment
 
     folder = RunFolder(run)
@@ -270,7 +269,6 @@ def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -
     from spantune.core import from_document
     from spantune.data import read_extractions, read_splits
     from spantune.metrics import System
-    from spantune.runs import RunFolder
 
     run = RunFolder(path)
     if not run.is_run and gold is None:
@@ -305,15 +303,9 @@ def _label_names(paths: Sequence[Path], codes: Sequence[str]) -> dict[str, str]:
     """Return the names of the labels in the first run among `paths`; without a run, the codes."""
     from spantune.core import TaskSpec
 
-    run = next(filter(_is_run, paths), None)
+    run = next((path for path in paths if RunFolder(path).is_run), None)
     names = {label.code: label.name for label in TaskSpec.load(run).labels} if run else {}
     return {code: names.get(code) or code for code in codes}
-
-
-def _is_run(path: Path) -> bool:
-    from spantune.runs import RunFolder
-
-    return RunFolder(path).is_run
 
 
 def _read(path: str, format: str | None) -> Sequence[Document]:
@@ -336,7 +328,7 @@ def _print_scores(figures: dict[str, object], as_json: bool) -> None:
 
 def _require_report_folder(folder: Path | None) -> None:
     """Check, before anything is measured, that a report can be written into the folder."""
-    if folder and _is_run(folder):
+    if folder and RunFolder(folder).is_run:
         raise ConfigError(
             f"--report {folder} is a run folder, which has a report of its own; give another, such as {folder / 'test'}"
         )

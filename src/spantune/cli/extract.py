@@ -16,6 +16,7 @@ import typer
 
 from spantune.cli.options import Device, MinScore, quiet, report_left_out
 from spantune.core import ConfigError
+from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
     from spantune.core import Config, Extraction, Prediction
@@ -136,7 +137,6 @@ class _Work:
 def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
     """Return the recipe of a run with the settings of this call."""
     from spantune.core import load_config
-    from spantune.runs import RunFolder
 
     folder = RunFolder(run)
     recipe = folder.config()

@@ -69,10 +69,6 @@ def _hf_endpoints() -> list[str]:
     return [(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")]
 
 
-def _hf_offline() -> bool:
-    return _is_offline("HF_HUB_OFFLINE")
-
-
 def _hf_list(repo: str, revision: str | None) -> Listing:
     from huggingface_hub import HfApi
 
@@ -183,5 +179,5 @@ def _ms_errors(source: str) -> Iterator[None]:
 
 HUBS: dict[str, Hub] = {
     "modelscope": Hub(_ms_endpoints, _is_offline, _ms_list, _ms_download, _ms_cached),
-    "hf": Hub(_hf_endpoints, _hf_offline, _hf_list, _hf_download, _hf_cached),
+    "hf": Hub(_hf_endpoints, lambda: _is_offline("HF_HUB_OFFLINE"), _hf_list, _hf_download, _hf_cached),
 }

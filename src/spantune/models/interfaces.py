@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -69,6 +69,3 @@ class CausalLM(Protocol):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients."""
-
-    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Any:
-        """Have `hook` called before every forward pass."""

@@ -62,7 +62,8 @@ def linear_modules(model: CausalLM) -> Iterator[tuple[str, nn.Linear]]:
 def coverage(model: CausalLM, settings: config.Lora) -> Coverage:
     """Find out what `lora.targets` matches on `model`, which may be on the meta device."""
     sizes = linear_names(model)
-    targets = sorted(sizes) if settings.targets == "all-linear" else _names(settings.targets)
+    named = (settings.targets,) if isinstance(settings.targets, str) else settings.targets
+    targets = sorted(sizes) if settings.targets == "all-linear" else named
     matched = tuple(name for name in targets if name in sizes)
     unmatched = tuple(name for name in targets if name not in sizes)
     ranked = {_pattern(name, settings) for name, _ in linear_modules(model) if name.rpartition(".")[2] in matched}
@@ -117,7 +118,8 @@ def attach(model: CausalLM, settings: config.Lora) -> tuple[CausalLM, Coverage]:
         problem = None
     if problem := problem or unranked_error(covered):
         raise ModelError(problem)
-    if settings.dora and any(_is_int8_on_cpu(module) for _, module in linear_modules(model)):
+    weights = (module.weight for _, module in linear_modules(model))
+    if settings.dora and any(weight.dtype == torch.int8 and weight.device.type == "cpu" for weight in weights):
         raise ModelError("lora.dora cannot be computed over model.base=int8 on a CPU; set model.base=nf4, fp8 or fp32")
     peft_config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -212,14 +214,6 @@ def _pattern(name: str, settings: config.Lora) -> str | None:
 
     pattern: str = get_pattern_key(list(settings.rank_pattern), name)
     return pattern if pattern in settings.rank_pattern else None
-
-
-def _is_int8_on_cpu(module: nn.Linear) -> bool:
-    return module.weight.dtype == torch.int8 and module.weight.device.type == "cpu"
-
-
-def _names(targets: str | tuple[str, ...]) -> list[str]:
-    return [targets] if isinstance(targets, str) else list(targets)
 
 
 FUSED = (nn.Linear, Fp8Linear)

@@ -186,14 +186,9 @@ def _knock(url: str, answered: threading.Event) -> None:
 def _wanted(files: Sequence[HubFile], source: str) -> tuple[HubFile, ...]:
     """The files to download; a model that could not be used is refused before the download."""
     top = [file for file in files if "/" not in file.name]
-    wanted = tuple(
-        sorted(
-            (file for file in top if file.name.endswith(WANTED) and not file.name.startswith(UNWANTED)),
-            key=lambda file: file.name,
-        )
-    )
     _check_names({file.name for file in top}, source)
-    return wanted
+    wanted = (file for file in top if file.name.endswith(WANTED) and not file.name.startswith(UNWANTED))
+    return tuple(sorted(wanted, key=lambda file: file.name))
 
 
 def _verify(folder: Path, files: Sequence[HubFile], source: str) -> None:
@@ -299,9 +294,8 @@ def _check_folder(folder: Path, source: str) -> Path:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            shards = [
-                folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            ]
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            shards = [folder / name for name in sorted(names)]
         except (ValueError, KeyError, AttributeError) as error:
             raise ModelError(f"{index}: not an index of shards ({error}); download the model again") from error
     for shard in shards:
@@ -311,15 +305,10 @@ def _check_folder(folder: Path, source: str) -> Path:
 
 def _check_names(names: set[str], source: str) -> None:
     if "config.json" not in names:
-        adapter = "adapter_config.json" in names
-        raise ModelError(
-            f"{source}: no config.json"
-            + (
-                "; this is an adapter: give the model it was trained on"
-                if adapter
-                else "; give a model in the format of transformers"
-            )
-        )
+        hint = "give a model in the format of transformers"
+        if "adapter_config.json" in names:
+            hint = "this is an adapter: give the model it was trained on"
+        raise ModelError(f"{source}: no config.json; {hint}")
     if not any(Path(name).match(pattern) for name in names for pattern in TOKENIZERS):
         raise ModelError(f"{source}: no tokenizer files; expected one of {', '.join(TOKENIZERS)} beside config.json")
     if not any(name.endswith(".safetensors") for name in names):

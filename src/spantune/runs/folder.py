@@ -55,8 +55,6 @@ class RunFolder:
     checkpoints = _Part("checkpoints")
     predictions_folder = _Part("predictions")
     calibration_file = _Part("calibration.json")
-    scores = _Part("scores.json")
-    report_md = _Part("report.md")
     report_html = _Part(REPORT)
     trackers = _Part("trackers")
     swanlab = _Part("swanlab")

@@ -75,7 +75,8 @@ class Worker:
         self.name, self._tracker = name, tracker
         self._calls: queue.Queue[Call] = queue.Queue(QUEUE_SIZE)
         self._settled = threading.Event()
-        self._finished = self._dropped = self._killed = False
+        self.dropped = False  # whether it failed or fell too far behind, which was logged
+        self._finished = self._killed = False
         self._thread = threading.Thread(target=self._work, name=f"track {name}", daemon=True)
         self._thread.start()
 
@@ -85,12 +86,12 @@ class Worker:
 
     def put(self, call: Call) -> None:
         """Queue a call; it is ignored when the tracker was dropped."""
-        if self._dropped:
+        if self.dropped:
             return
         try:
             self._calls.put_nowait(call)
         except queue.Full:
-            self._dropped = True
+            self.dropped = True
             log.error("%s is %d calls behind and is dropped; the run goes on", self.name, QUEUE_SIZE)
 
     def finish(self, state: str) -> None:
@@ -104,16 +105,11 @@ class Worker:
 
     def finished(self, seconds: float) -> bool:
         """Whether the tracker took every call and ended within this time; otherwise it is killed."""
-        self._thread.join(0 if self._dropped else seconds)
+        self._thread.join(0 if self.dropped else seconds)
         if not self._finished:
             self._killed = True  # so that its end is not reported as a failure
             self._tracker.kill()
         return self._finished
-
-    @property
-    def dropped(self) -> bool:
-        """Whether it failed or fell too far behind, which was logged."""
-        return self._dropped
 
     def _work(self) -> None:
         problem = "could not start"
@@ -124,8 +120,8 @@ class Worker:
             while not self._finished:
                 self._calls.get()(self._tracker)
         except Exception as error:  # whatever an SDK raises: training goes on without its dashboard
-            if not self._dropped and not self._killed:
-                self._dropped = True
+            if not self.dropped and not self._killed:
+                self.dropped = True
                 log.error("%s %s (%s); the run goes on", self.name, problem, error)
         finally:
             self._settled.set()
