@@ -21,6 +21,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn, Protocol
@@ -209,10 +210,16 @@ def main() -> NoReturn:
                 _serve(backend(info), seconds, sys.stdin.buffer, replies)
     except Exception as error:  # one line is sent as the reply, and the traceback goes to run.log
         log.info("%s", traceback.format_exc())
-        _reply(replies, {"failure": _first_line(error)})
-        os._exit(1)
-    _reply(replies, {"failure": None})
-    os._exit(0)  # an SDK's threads may still wait for its cloud; everything is written and the reply is sent
+        _leave(replies, _first_line(error))
+    _leave(replies, None)
+
+
+def _leave(replies: IO[str], failure: str | None) -> NoReturn:
+    """Write out what the SDK has printed, send the last reply, and end the process."""
+    with suppress(OSError, ValueError):  # the SDK may have closed it
+        sys.stdout.flush()
+    _reply(replies, {"failure": failure})
+    os._exit(0 if failure is None else 1)  # an SDK's threads may still wait for its cloud
 
 
 def _serve(tracker: Tracker, seconds: float, calls: IO[bytes], replies: IO[str]) -> None:
