@@ -50,12 +50,14 @@ class Constraint:
 
         self.stop, self.vocabulary = stop, vocabulary
         self.containing = cache(lambda sign: {index for token, index in tokenizer.get_vocab().items() if sign in token})
-        self._tokenizer = LLTokenizer(_without_special_names(tokenizer), n_vocab=vocabulary, eos_token=stop)
+        # no slices: they speed up the masks of free strings, which no grammar has, and slow compiling down
+        self._tokenizer = LLTokenizer(_without_special_names(tokenizer), n_vocab=vocabulary, eos_token=stop, slices=[])
         self._limits = LLParserLimits(
             initial_lexer_fuel=FUEL, step_lexer_fuel=FUEL, max_lexer_states=FUEL, verbose_errors=False
         )
         threads = min(threads, os.cpu_count() or 1)
-        self._executor, self._compilers = LLExecutor(threads), ThreadPoolExecutor(threads)
+        self._executor = LLExecutor(threads)
+        self._compilers = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def matcher(self, grammar: str) -> LLMatcher:
         """Compile a Lark grammar.
@@ -70,8 +72,15 @@ class Constraint:
         return matcher
 
     def compile(self, grammar: Callable[[], str]) -> Future[LLMatcher]:
-        """Compile a grammar as `matcher`, in another thread."""
-        return self._compilers.submit(lambda: self.matcher(grammar()))
+        """Compile a grammar as `matcher`, in another thread if there is more than one."""
+        if self._compilers is not None:
+            return self._compilers.submit(lambda: self.matcher(grammar()))
+        compiled: Future[LLMatcher] = Future()
+        try:
+            compiled.set_result(self.matcher(grammar()))
+        except ModelError as error:
+            compiled.set_exception(error)
+        return compiled
 
     def allowed(self, matchers: Sequence[LLMatcher]) -> Allowed:
         """Return the tokens that may come next for each matcher; there is at least one for each."""

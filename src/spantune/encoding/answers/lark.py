@@ -26,10 +26,10 @@ def choice(texts: Iterable[str]) -> str:
     return " | ".join(map(literal, texts))
 
 
-def substring(name: str, characters: Sequence[str]) -> list[str]:
-    """Return the rules of a terminal for a non-empty substring of `characters`."""
+def substring(name: str, characters: Sequence[str], excluded: str = "") -> list[str]:
+    """Return the rules of a terminal for a non-empty substring of `characters` that `excluded` does not match."""
     chunks = json.dumps(characters, ensure_ascii=False)
-    return [f"{name}: {name}_RAW & /(?s:.)+/", f'{name}_RAW: %regex {{"substring_chunks": {chunks}}}']
+    return [f'{name}: {name}_RAW & ~(""{excluded})', f'{name}_RAW: %regex {{"substring_chunks": {chunks}}}']
 
 
 def later(name: str, characters: Sequence[str], start: int, end: int) -> list[str]:
@@ -37,17 +37,21 @@ def later(name: str, characters: Sequence[str], start: int, end: int) -> list[st
 
     It begins behind `start`, or it begins there and ends behind `end`. There are no rules if no such substring exists.
     """
-    rules, ways = [], []
-    if start + 1 < len(characters):
-        rules += substring(f"{name}_FARTHER", characters[start + 1 :])
-        ways.append(f"{name}_FARTHER")
-    if end < len(characters):
-        beginning = literal("".join(characters[start : end + 1]))
-        rules += substring(f"{name}_LONGER_ANY", characters[start:])
-        rules += [f"{name}_LONGER_BEGINS: {beginning} /(?s:.*)/"]
-        rules += [f"{name}_LONGER: {name}_LONGER_ANY & {name}_LONGER_BEGINS"]
-        ways.append(f"{name}_LONGER")
-    return [f"{name}: {' | '.join(ways)}", *rules] if ways else []
+    if start + 1 >= len(characters) and end >= len(characters):
+        return []
+    # the beginnings of the last substring are excluded, but for those that occur again behind `start`
+    again = next((size for size in range(end - start, 0, -1) if _occurs(characters, start, size)), 0)
+    excluded = ""
+    if start + again < end:
+        rest = len("".join(characters[start + again + 1 : end]))
+        excluded = f" | {literal(''.join(characters[start : start + again + 1]))}" + f" /(?s:.{{0,{rest}}})/" * (rest > 0)
+    return substring(name, characters[start:], excluded)
+
+
+def _occurs(characters: Sequence[str], start: int, size: int) -> bool:
+    """Whether the `size` characters at `start` occur again behind it."""
+    sought = characters[start : start + size]
+    return any(characters[place : place + size] == sought for place in range(start + 1, len(characters) - size + 1))
 
 
 def without(tail: str, head: str) -> str | None:
