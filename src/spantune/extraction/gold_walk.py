@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from spantune.core import DataError, Document, replacing_path, track
 from spantune.encoding import Encoder, Example
-from spantune.extraction.grammar import Constraint, Guide, constraint_of
+from spantune.extraction.grammar import Constraint, Guide, constraint_of, without_special_names
 
 WALK_VERSION = 1
 """To be raised when the walk would find other choices: every cached result is then made again."""
@@ -106,7 +106,7 @@ def _walk_in_parallel(
     batches: Sequence[Sequence[Answer]], encoder: Encoder, vocabulary: int, processes: int
 ) -> Iterator[Choices]:
     others = set(multiprocessing.active_children())
-    arguments = (pickle.dumps(encoder), vocabulary)
+    arguments = (pickle.dumps((encoder, without_special_names(encoder.tokenizer))), vocabulary)
     executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, arguments)
     done = 0
     try:
@@ -141,7 +141,7 @@ def _spawning() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_given: tuple[bytes, int]  # of a worker: the pickled encoder and the size of the vocabulary
+_given: tuple[bytes, int]  # of a worker: the pickled encoder with its tokenizer's JSON, and the size of the vocabulary
 
 
 def _start_worker(pickled: bytes, vocabulary: int) -> None:
@@ -162,8 +162,9 @@ def _end_with_parent() -> None:
 def _worker() -> tuple[Encoder, Constraint]:
     """The encoder and the constraint of this worker, made once."""
     pickled, vocabulary = _given
-    encoder: Encoder = pickle.loads(pickled)
-    return encoder, Constraint(encoder.tokenizer, vocabulary, encoder.stop_id, threads=1)
+    encoder: Encoder
+    encoder, source = pickle.loads(pickled)
+    return encoder, Constraint(encoder.tokenizer, vocabulary, encoder.stop_id, threads=1, source=source)
 
 
 def _walk_batch(answers: Sequence[Answer]) -> list[Choices]:

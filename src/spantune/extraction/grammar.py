@@ -43,15 +43,18 @@ class Constraint:
         vocabulary: the size of the model's logits, which may be padded beyond the tokenizer's vocabulary.
         stop: the id of the token that ends an answer.
         threads: threads that compile grammars and compute masks.
+        source: `without_special_names(tokenizer)`, if it is known already: it takes seconds to make.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop: int, threads: int = THREADS):
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop: int, threads: int = THREADS, source: str = ""):
         from llguidance import LLExecutor, LLParserLimits, LLTokenizer
 
         self.stop, self.vocabulary = stop, vocabulary
         self.containing = cache(lambda sign: {index for token, index in tokenizer.get_vocab().items() if sign in token})
         # no slices: they speed up the masks of free strings, which no grammar has, and slow compiling down
-        self._tokenizer = LLTokenizer(_without_special_names(tokenizer), n_vocab=vocabulary, eos_token=stop, slices=[])
+        self._tokenizer = LLTokenizer(
+            source or without_special_names(tokenizer), n_vocab=vocabulary, eos_token=stop, slices=[]
+        )
         self._limits = LLParserLimits(
             initial_lexer_fuel=FUEL, step_lexer_fuel=FUEL, max_lexer_states=FUEL, verbose_errors=False
         )
@@ -220,7 +223,7 @@ class Guide:
         return grammar is not None
 
 
-def _without_special_names(tokenizer: Tokenizer) -> str:
+def without_special_names(tokenizer: Tokenizer) -> str:
     """Return the tokenizer as JSON in which no text spells a special token: in a text, their names are plain text."""
     tree = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
     special = [token for token in tree["added_tokens"] if token["special"]]

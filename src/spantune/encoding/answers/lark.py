@@ -44,7 +44,8 @@ def later(name: str, characters: Sequence[str], start: int, end: int) -> list[st
     excluded = ""
     if start + again < end:
         rest = len("".join(characters[start + again + 1 : end]))
-        excluded = f" | {literal(''.join(characters[start : start + again + 1]))}" + f" /(?s:.{{0,{rest}}})/" * (rest > 0)
+        excluded = f" | {literal(''.join(characters[start : start + again + 1]))}"
+        excluded += f" /(?s:.{{0,{rest}}})/" if rest else ""
     return substring(name, characters[start:], excluded)
 
 
