@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import httpx2 as httpx
 import pytest
@@ -41,7 +42,15 @@ def unreachable(number: int) -> httpx.Response:
     raise httpx.ConnectError("it is down")
 
 
-def test_pauses_grow_up_to_the_longest_and_are_random() -> None:
+def test_pauses_grow_up_to_the_longest_and_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    pause = Patience.pause
+
+    def recorded(patience: Patience, state: Any) -> float:
+        pauses.append(pause(patience, state))
+        return pauses[-1]
+
+    monkeypatch.setattr(Patience, "pause", recorded)
     asked = Asked(
         lambda number: httpx.Response(500 if number < 9 else 200, json={}),
         attempts=50,
@@ -49,9 +58,9 @@ def test_pauses_grow_up_to_the_longest_and_are_random() -> None:
     )
     asked.complete()
     gaps = [after - before for before, after in pairwise(asked.times)]
-    assert len(gaps) == 8 and len({round(gap, 5) for gap in gaps}) > 4
-    for gap, most in zip(gaps, (0.04, 0.08, 0.16, 0.16, 0.16, 0.16, 0.16, 0.16), strict=True):
-        assert most / 2 <= gap < most + 0.1
+    assert len(pauses) == len(gaps) == 8 and len({round(seconds, 5) for seconds in pauses}) > 4
+    for seconds, gap, most in zip(pauses, gaps, (0.04, 0.08, 0.16, 0.16, 0.16, 0.16, 0.16, 0.16), strict=True):
+        assert most / 2 <= seconds <= most and gap >= seconds
 
 
 def test_a_busy_server_is_asked_again_no_earlier_than_it_says() -> None:
