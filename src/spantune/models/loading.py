@@ -7,20 +7,23 @@ checkpoint layer by layer, so that a GPU never holds both.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from spantune.core import ConfigError, ModelError, config, first_line, require_extra
+from spantune.core import ConfigError, ModelError, config, foreign, require_extra
 from spantune.encoding import Tokenizer
 from spantune.models.attention import NAME, check_attention
 from spantune.models.bundled import BUNDLED
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
-from spantune.models.sources import resolve
+from spantune.models.sources import resolve, weight_files
+from spantune.models.weights import require_complete, require_finite_files
 
 # What the model card of microsoft/phi-4 says since its tokenizer fix; older uploads have EOS = PAD.
 PHI4_IDS = {
@@ -78,12 +81,8 @@ def load_tokenizer(folder: Path, source: str = "") -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{folder}: no tokenizer can be read here ({first_line(error)}); add tokenizer.json and its config"
-        ) from None
+    with foreign(folder, "no tokenizer can be read here", "restore tokenizer.json and tokenizer_config.json"):
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: only a slow tokenizer is here; the grammar needs tokenizer.json")
     if not tokenizer.chat_template and source.startswith("bundled:"):
@@ -99,10 +98,8 @@ def load_config_of(folder: Path) -> ModelConfig:
     """
     from transformers import AutoConfig
 
-    try:
-        loaded: ModelConfig = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: config.json cannot be read ({error})") from None
+    with foreign(folder, "config.json cannot be read", "restore it, or take another model"):
+        loaded: ModelConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return loaded
 
 
@@ -146,7 +143,8 @@ def load(settings: config.Model, files: ModelFiles | None = None, *, tokenizer_f
         problems = card_problems(files.config, files.tokenizer)
         if problems:
             raise ModelError(f"{files.folder}: {'; '.join(problems)}")
-    model = _weights(files, settings.base, device, dtype)
+    require_finite_files(files.folder, weight_files(files.folder))
+    model = _weights(files, settings, device, dtype)
     model.set_attn_implementation(NAME)
     model.config.use_cache = False
     return Loaded(model.eval(), files.tokenizer, files.folder, device, dtype, settings.base in config.QUANTIZED)
@@ -168,10 +166,11 @@ def require_base(base: config.Base, device: torch.device) -> None:
         require_extra(f"model.base={base}", "bitsandbytes", ["bitsandbytes"])
 
 
-def _weights(files: ModelFiles, base: config.Base, device: torch.device, dtype: torch.dtype) -> CausalLM:
-    """The model with its weights in the type of `base`."""
+def _weights(files: ModelFiles, settings: config.Model, device: torch.device, dtype: torch.dtype) -> CausalLM:
+    """The model with its weights in the type of `settings.base`; every weight is that of the folder."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    base = settings.base
     options: dict[str, object] = {"device_map": {"": "cpu" if base == "fp8" else device}}
     if base in ("nf4", "int8"):
         options["quantization_config"] = BitsAndBytesConfig(
@@ -181,23 +180,37 @@ def _weights(files: ModelFiles, base: config.Base, device: torch.device, dtype: 
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=True,
         )
-    try:  # first as sdpa: transformers then refuses sinks, soft caps and ALiBi, which our attention would ignore
-        model = AutoModelForCausalLM.from_pretrained(
+    # first as sdpa: transformers then refuses sinks, soft caps and ALiBi, which our attention would ignore
+    with foreign(files.folder, "the model cannot be loaded", "use another"), _without_report():
+        model, info = AutoModelForCausalLM.from_pretrained(
             files.folder,
             config=copy.deepcopy(files.config),
             dtype=dtype,
             attn_implementation="sdpa",
             use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{files.folder}: the model cannot be loaded ({str(error).splitlines()[0]}); use another"
-        ) from None
+    require_complete(files.folder, info, extra_allowed=not settings.verify)
     if base == "nf4" and device.type == "cpu":
         _keep_differentiable(model)
     loaded: CausalLM = to_fp8(model, device, model.get_output_embeddings()) if base == "fp8" else model
     return loaded
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Switch off transformers' table of missing weights, which are errors here."""
+    from transformers.utils import logging as messages
+
+    level = messages.get_verbosity()
+    messages.set_verbosity_error()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(level)
 
 
 def _keep_differentiable(model: CausalLM) -> None:
