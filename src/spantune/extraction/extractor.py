@@ -118,7 +118,12 @@ class Extractor:
 
 
 def load_run(
-    run: str | Path, device: str = "auto", settings: config.Extract | None = None, min_score: float | None = None
+    run: str | Path,
+    device: str = "auto",
+    settings: config.Extract | None = None,
+    min_score: float | None = None,
+    *,
+    accept_changes: bool = False,
 ) -> Extractor:
     """Load the Extractor of a finished run, with its adapter merged into the base model, and the run's calibration.
 
@@ -132,24 +137,27 @@ def load_run(
         device: `auto` (a GPU where there is one), `cpu` or `cuda`.
         settings: the section `extract` of a recipe (batch size, limits, grammar); that of the run when absent.
         min_score: drop entities with a lower score, a probability, instead of by the run's thresholds; 0 drops none.
+        accept_changes: go on with an adapter whose files were changed after training, with a warning.
 
     Raises:
         ConfigError: `min_score` is not a probability.
-        RunError: the folder is not a run, has no adapter yet, or its calibration is damaged.
-        ModelError: the base model cannot be loaded.
+        RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
+        ModelError: the base model or the adapter cannot be loaded.
     """
     calibration = Calibration.load(Path(run))
     if min_score is not None:
         calibration = (calibration or Calibration()).with_min_score(min_score)
-    extractor = load_bare(run, device, settings)
+    extractor = load_bare(run, device, settings, accept_changes=accept_changes)
     extractor.calibration = calibration
     return extractor
 
 
-def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | None = None) -> Extractor:
+def load_bare(
+    run: str | Path, device: str = "auto", settings: config.Extract | None = None, *, accept_changes: bool = False
+) -> Extractor:
     """Load the Extractor of a finished run without its calibration: uncalibrated scores, and no entity dropped."""
     folder = RunFolder(Path(run))
-    recipe, task, adapter = folder.config(), folder.adapter_task(), folder.adapter
+    recipe, task, adapter = folder.config(), folder.adapter_task(accept_changes=accept_changes), folder.adapter
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spantune.models.adapter import load_adapter, load_adapter_weights
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -38,8 +39,6 @@ from spantune.models.lora import (
     attach,
     coverage,
     linear_modules,
-    load_adapter,
-    load_adapter_weights,
     unmatched_error,
     unranked_error,
 )

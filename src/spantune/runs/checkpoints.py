@@ -20,10 +20,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from spantune.core import RunError, first_line, fsync_path, sha256_of
+from spantune.core import RunError, first_line, fsync_path
 from spantune.runs.folder import MetricsRecord, RunFolder
+from spantune.runs.manifest import MANIFEST, first_difference, seal
 
-MANIFEST = "manifest.json"
 PART = ".part"
 REMOVED = ".gone"
 LONGEST_WAIT = 64  # steps between two attempts
@@ -52,7 +52,7 @@ class Checkpoints:
             new, final = part / f"checkpoint-{step}", self.folder / f"checkpoint-{step}"
             new.mkdir(parents=True)
             fill(new)
-            seal(new, step)
+            seal(new, step=step)
             if final.exists():  # of an earlier attempt that was given up
                 self._remove(final)
             new.rename(final)
@@ -132,34 +132,9 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def seal(folder: Path, step: int) -> None:
-    """Sync every file of a filled folder and write its manifest last."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        fsync_path(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n", encoding="utf-8")
-    fsync_path(manifest)
-    fsync_path(folder)
-
-
 def torn(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, compared with its manifest; None where it is whole."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        for name, expected in manifest["files"].items():
-            path = checkpoint / name
-            size = path.stat().st_size
-            if size != expected["bytes"]:
-                return f"{name} has {size} bytes, its manifest says {expected['bytes']}"
-            if sha256_of(path) != expected["sha256"]:
-                return f"{name} is not what its manifest says"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest cannot be read ({first_line(error)})"
-    return None if manifest.get("step") == step_of(checkpoint) else f"its manifest is of step {manifest.get('step')}"
+    return first_difference(checkpoint, step=step_of(checkpoint))
 
 
 def _free(folder: Path) -> int:
@@ -247,7 +222,10 @@ class BestAdapter:
         shutil.rmtree(final, ignore_errors=True)
 
     def _saved_step(self) -> int | None:
-        """The step of the adapter in the folder; None where there is none, or its evaluation is damaged."""
+        """The step of the adapter in the folder; None where there is none, or it was changed since it was written."""
+        if (self.run.adapter / MANIFEST).exists() and (problem := first_difference(self.run.adapter)):
+            log.warning("%s was changed after it was written: %s", self.run.adapter, problem)
+            return None
         try:
             evaluation = json.loads(self.run.evaluation_file.read_text(encoding="utf-8"))
             return int(evaluation["step"])
@@ -272,8 +250,7 @@ class BestAdapter:
             self.complete(new)
             evaluation_file = new / self.run.evaluation_file.name
             evaluation_file.write_text(json.dumps(evaluation) + "\n", encoding="utf-8")
-            for path in (*new.iterdir(), new):
-                fsync_path(path)
+            seal(new)
             shutil.rmtree(old, ignore_errors=True)
             if final.exists():
                 final.rename(old)
