@@ -42,7 +42,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
-from spantune.models.sources import pinned, resolve
+from spantune.models.sources import pinned, public_name, resolve
 
 __all__ = [
     "NAME",
@@ -82,6 +82,7 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "pinned",
+    "public_name",
     "queries_per_block",
     "read_files",
     "resolve",

@@ -117,7 +117,7 @@ def _set_weights(model: CausalLM, folder: Path, weights: dict[str, Tensor]) -> N
     """Give `model` the weights of its adapter, which must be the same ones in name and shape."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    own = get_peft_model_state_dict(model)
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
     if weights.keys() != own.keys():
         names = few(weights.keys() ^ own.keys())
         raise _of_another_model(folder, f"weights are in one and not in the other: {names}")

@@ -22,7 +22,7 @@ from spantune.models.attention import NAME, check_attention
 from spantune.models.bundled import BUNDLED
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
-from spantune.models.sources import resolve, weight_files
+from spantune.models.sources import public_name, resolve, weight_files
 from spantune.models.weights import require_complete, require_finite_files
 
 # What the model card of microsoft/phi-4 says since its tokenizer fix; older uploads have EOS = PAD.
@@ -147,6 +147,8 @@ def load(settings: config.Model, files: ModelFiles | None = None, *, tokenizer_f
     model = _weights(files, settings, device, dtype)
     model.set_attn_implementation(NAME)
     model.config.use_cache = False
+    # PEFT writes this name into adapters, which are passed on: never the path of a folder on this machine
+    model.name_or_path = model.config._name_or_path = public_name(settings.source)
     return Loaded(model.eval(), files.tokenizer, files.folder, device, dtype, settings.base in config.QUANTIZED)
 
 

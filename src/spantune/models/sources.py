@@ -70,6 +70,17 @@ def pinned(source: str) -> str:
     return f"{source}@{record.commit}" if record and record.commit else source
 
 
+def public_name(source: str) -> str:
+    """Return the name by which others know a model source: a hub's name, or that of a bundled model; "" for a folder.
+
+    A bundled model keeps its own name, since its weights are not those of the original on the hubs.
+    """
+    prefix, _, rest = source.partition(":")
+    if prefix in HUBS:
+        return _parse(prefix, rest)[0]
+    return source if prefix == "bundled" else ""
+
+
 def _bundled(name: str) -> Path:
     if bundled.is_available(name):
         return bundled.bundled_folder(name)

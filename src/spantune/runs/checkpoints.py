@@ -152,7 +152,7 @@ class BestAdapter:
     Args:
         folder: the run folder.
         model: the PEFT model that is trained.
-        complete: writes what else belongs into the folder that it is given: tokenizer and task.
+        complete: writes what else belongs into the folder that it is given: tokenizer, task and model card.
     """
 
     def __init__(self, folder: Path, model: Any, complete: Callable[[Path], None]):
@@ -169,7 +169,7 @@ class BestAdapter:
         evaluation = _evaluation(step, values)
         self._unsaved = None
         try:
-            self._swap(lambda new: self.model.save_pretrained(str(new)), evaluation)
+            self._swap(self._save, evaluation)
         except WRITING_FAILED as error:
             log.warning(
                 "step %d: the best adapter could not be written (%s); it is kept in memory", step, first_line(error)
@@ -185,7 +185,7 @@ class BestAdapter:
             return
         weights, evaluation = self._unsaved
         try:
-            self._swap(lambda new: self.model.save_pretrained(str(new), state_dict=weights), evaluation)
+            self._swap(lambda new: self._save(new, weights), evaluation)
         except WRITING_FAILED:
             return
         self._unsaved = None
@@ -221,6 +221,10 @@ class BestAdapter:
             log.warning("the adapter of step %d, F1 %.4f, is lost: its checkpoint is", record["step"], record["f1"])
         shutil.rmtree(final, ignore_errors=True)
 
+    def _save(self, new: Path, weights: Mapping[str, object] | None = None) -> None:
+        """Write the model's adapter, or with `weights` that one; no hub is asked whether embeddings were trained."""
+        self.model.save_pretrained(str(new), state_dict=weights, save_embedding_layers=False)
+
     def _saved_step(self) -> int | None:
         """The step of the adapter in the folder; None where there is none, or it was changed since it was written."""
         if (self.run.adapter / MANIFEST).exists() and (problem := first_difference(self.run.adapter)):
@@ -247,9 +251,9 @@ class BestAdapter:
         try:
             new.mkdir()
             fill(new)
-            self.complete(new)
             evaluation_file = new / self.run.evaluation_file.name
             evaluation_file.write_text(json.dumps(evaluation) + "\n", encoding="utf-8")
+            self.complete(new)
             seal(new)
             shutil.rmtree(old, ignore_errors=True)
             if final.exists():

@@ -17,10 +17,15 @@ READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
 
 
 def seal(folder: Path, **about: object) -> None:
-    """Sync every file of a filled folder and write its manifest last, with the values of `about`."""
+    """Sync every file of a filled folder and write its manifest last, with the values of `about`.
+
+    Notes for people, `*.md`, may be edited and are not in it.
+    """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         fsync_path(path)
+        if path.suffix == ".md":
+            continue
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({**about, "files": files}, indent=1) + "\n", encoding="utf-8")
