@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import Document, Extraction, Prediction, Problem, ProblemKind, Status, TaskSpec, config
+from spantune.core import Document, Extraction, ModelError, Prediction, Problem, ProblemKind, Status, TaskSpec, config
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
@@ -51,6 +51,7 @@ class Extractor:
         self.calibration = calibration
         self.effort = Effort()
         self._device = next(model.parameters()).device
+        _require_embeddings(model, encoder)
         self._constraint = (
             constraint_of(encoder.tokenizer, vocabulary_size(model), encoder.stop_id)
             if self.settings.grounded
@@ -115,6 +116,17 @@ class Extractor:
     def _decoder(self, forward: Forward) -> Decoder:
         rules = Rules(self.settings.max_new_tokens, self._constraint, self.on_choices)
         return Decoder(self.model, self.encoder, forward, rules, self.effort)
+
+
+def _require_embeddings(model: CausalLM, encoder: Encoder) -> None:
+    """Check that the model has an embedding for each token of the frame that the chat template puts around a text."""
+    ids, rows = (*encoder.prompt_ids(""), encoder.stop_id), len(model.get_input_embeddings().weight)
+    if not 0 <= min(ids) <= max(ids) < rows:
+        wrong = next(index for index in ids if not 0 <= index < rows)
+        raise ModelError(
+            f"the prompt or the stop token has the token id {wrong}, and the model has embeddings for {rows}; take the "
+            "tokenizer and chat template that the model came with"
+        )
 
 
 def load_run(

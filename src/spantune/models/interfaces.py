@@ -27,6 +27,9 @@ class ModelConfig(Protocol):
     def __getattr__(self, name: str) -> Any:
         """Whatever else the architecture's configuration holds."""
 
+    def get_text_config(self) -> ModelConfig:
+        """The configuration of the part that reads text; the configuration itself where there is no other part."""
+
 
 class CausalLM(Protocol):
     """A causal language model of transformers, with or without PEFT adapters (`PreTrainedModel`, `PeftModel`)."""

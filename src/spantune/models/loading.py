@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from spantune.core import ConfigError, ModelError, config, foreign, require_extra
-from spantune.encoding import Tokenizer
+from spantune.encoding import Tokenizer, render_chat, special_ids
 from spantune.models.attention import NAME, check_attention
 from spantune.models.bundled import BUNDLED
 from spantune.models.interfaces import CausalLM, ModelConfig
@@ -36,6 +36,18 @@ PHI4_PROMPT = (
     "<|im_start|>system<|im_sep|>S<|im_end|><|im_start|>user<|im_sep|>U<|im_end|><|im_start|>assistant<|im_sep|>"
 )
 PHI4_ROPE_BASE = 250000.0
+
+SIZES = {
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "vocab_size": 1 << 28,
+    "max_position_embeddings": 1 << 40,
+}
+"""The sizes of a model that spantune computes with, and the greatest that is not taken for a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,14 @@ def load_config_of(folder: Path) -> ModelConfig:
 
     with foreign(folder, "config.json cannot be read", "restore it, or take another model"):
         loaded: ModelConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        text: ModelConfig = loaded.get_text_config()
+        sizes = {name: getattr(text, name, None) for name in SIZES}
+    for name, size in sizes.items():
+        if size is not None and (type(size) is not int or not 0 < size <= SIZES[name]):
+            raise ModelError(
+                f"{folder}: config.json says {name}={size!r}, expected a whole number from 1 to {SIZES[name]}; "
+                "restore it, or take another model"
+            )
     return loaded
 
 
@@ -119,7 +139,28 @@ def read_files(source: str, tokenizer_folder: Path | None = None) -> ModelFiles:
         ModelError: the source cannot be had, or its configuration or tokenizer cannot be read.
     """
     folder = resolve(source)
-    return ModelFiles(folder, load_config_of(folder), load_tokenizer(tokenizer_folder or folder, source))
+    files = ModelFiles(folder, load_config_of(folder), load_tokenizer(tokenizer_folder or folder, source))
+    _require_ids(files, tokenizer_folder or folder)
+    return files
+
+
+def _require_ids(files: ModelFiles, tokenizer_folder: Path) -> None:
+    """Check that the model has an embedding for each token that a text, the stop or padding can be encoded as.
+
+    Special tokens beyond the vocabulary, such as Gemma's for images, are never encoded and may be there.
+    """
+    tokenizer, size = files.tokenizer, files.config.get_text_config().vocab_size
+    with foreign(tokenizer_folder, "the tokenizer's vocabulary cannot be read", "restore tokenizer.json"):
+        vocabulary, special = tokenizer.get_vocab(), special_ids(tokenizer)
+        used = {"EOS": tokenizer.eos_token_id, "PAD": tokenizer.pad_token_id}
+    beyond = {token: index for token, index in vocabulary.items() if not 0 <= index < size and index not in special}
+    beyond |= {name: index for name, index in used.items() if index is not None and not 0 <= index < size}
+    if beyond:
+        token, index = max(beyond.items(), key=lambda pair: pair[1])
+        raise ModelError(
+            f"{tokenizer_folder}: {len(beyond)} tokens, such as {token!r} with the id {index}, are beyond the model's "
+            f"vocabulary of {size}; take the tokenizer that the model came with"
+        )
 
 
 def load(settings: config.Model, files: ModelFiles | None = None, *, tokenizer_folder: Path | None = None) -> Loaded:
@@ -251,7 +292,7 @@ def card_problems(model_config: ModelConfig, tokenizer: Tokenizer) -> list[str]:
     if rope.get("rope_theta") != PHI4_ROPE_BASE:
         problems.append(f"Phi-4's RoPE base must be 250000, found {rope.get('rope_theta')}; mend config.json")
     chat = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
-    if tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) != PHI4_PROMPT:
+    if render_chat(tokenizer, chat, add_generation_prompt=True) != PHI4_PROMPT:
         problems.append("the chat template is not Phi-4's; take chat_template.jinja of the current upload")
     return problems
 
