@@ -20,6 +20,9 @@ Column = Annotated[
     str | None, typer.Option(help="Name, or number from 0, of the column or field of tags, entities or text.")
 ]
 Joiner = Annotated[str | None, typer.Option(help="What stands between tokens; told from them when absent.")]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Use an adapter that was changed after training, with a warning.")
+]
 MinScore = Annotated[
     float | None,
     typer.Option(help="Leave out entities with a lower score; 0 keeps all. The run's own threshold when absent."),

@@ -38,6 +38,7 @@ from spantune.core.files import (
     require_folder,
     sha256_of,
 )
+from spantune.core.foreign import foreign
 from spantune.core.lazy import lazy_exports
 from spantune.core.signals import Interrupted, Stopped, StopRequest
 from spantune.core.task import Label, TaskSpec, first_unknown
@@ -73,6 +74,7 @@ __all__ = [
     "file_lock",
     "first_line",
     "first_unknown",
+    "foreign",
     "from_document",
     "from_prediction_record",
     "fsync_path",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import Document, Extraction, Prediction, Problem, ProblemKind, Status, TaskSpec, config
+from spantune.core import Document, Extraction, ModelError, Prediction, Problem, ProblemKind, Status, TaskSpec, config
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
@@ -51,6 +51,7 @@ class Extractor:
         self.calibration = calibration
         self.effort = Effort()
         self._device = next(model.parameters()).device
+        _require_embeddings(model, encoder)
         self._constraint = (
             constraint_of(encoder.tokenizer, vocabulary_size(model), encoder.stop_id)
             if self.settings.grounded
@@ -117,8 +118,24 @@ class Extractor:
         return Decoder(self.model, self.encoder, forward, rules, self.effort)
 
 
+def _require_embeddings(model: CausalLM, encoder: Encoder) -> None:
+    """Check that the model has an embedding for each token of the frame that the chat template puts around a text."""
+    ids, rows = (*encoder.prompt_ids(""), encoder.stop_id), len(model.get_input_embeddings().weight)
+    if not 0 <= min(ids) <= max(ids) < rows:
+        wrong = next(index for index in ids if not 0 <= index < rows)
+        raise ModelError(
+            f"the prompt or the stop token has the token id {wrong}, and the model has embeddings for {rows}; take the "
+            "tokenizer and chat template that the model came with"
+        )
+
+
 def load_run(
-    run: str | Path, device: str = "auto", settings: config.Extract | None = None, min_score: float | None = None
+    run: str | Path,
+    device: str = "auto",
+    settings: config.Extract | None = None,
+    min_score: float | None = None,
+    *,
+    accept_changes: bool = False,
 ) -> Extractor:
     """Load the Extractor of a finished run, with its adapter merged into the base model, and the run's calibration.
 
@@ -132,24 +149,27 @@ def load_run(
         device: `auto` (a GPU where there is one), `cpu` or `cuda`.
         settings: the section `extract` of a recipe (batch size, limits, grammar); that of the run when absent.
         min_score: drop entities with a lower score, a probability, instead of by the run's thresholds; 0 drops none.
+        accept_changes: go on with an adapter whose files were changed after training, with a warning.
 
     Raises:
         ConfigError: `min_score` is not a probability.
-        RunError: the folder is not a run, has no adapter yet, or its calibration is damaged.
-        ModelError: the base model cannot be loaded.
+        RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
+        ModelError: the base model or the adapter cannot be loaded.
     """
     calibration = Calibration.load(Path(run))
     if min_score is not None:
         calibration = (calibration or Calibration()).with_min_score(min_score)
-    extractor = load_bare(run, device, settings)
+    extractor = load_bare(run, device, settings, accept_changes=accept_changes)
     extractor.calibration = calibration
     return extractor
 
 
-def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | None = None) -> Extractor:
+def load_bare(
+    run: str | Path, device: str = "auto", settings: config.Extract | None = None, *, accept_changes: bool = False
+) -> Extractor:
     """Load the Extractor of a finished run without its calibration: uncalibrated scores, and no entity dropped."""
     folder = RunFolder(Path(run))
-    recipe, task, adapter = folder.config(), folder.adapter_task(), folder.adapter
+    recipe, task, adapter = folder.config(), folder.adapter_task(accept_changes=accept_changes), folder.adapter
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)

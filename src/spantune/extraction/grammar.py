@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spantune.core import ModelError
+from spantune.core import ModelError, foreign
 from spantune.encoding import Encoder, PartialAnswer, Tokenizer
 
 if TYPE_CHECKING:
@@ -52,9 +52,10 @@ class Constraint:
         self.stop, self.vocabulary = stop, vocabulary
         self.containing = cache(lambda sign: {index for token, index in tokenizer.get_vocab().items() if sign in token})
         # no slices: they speed up the masks of free strings, which no grammar has, and slow compiling down
-        self._tokenizer = LLTokenizer(
-            source or without_special_names(tokenizer), n_vocab=vocabulary, eos_token=stop, slices=[]
-        )
+        with foreign("the tokenizer", "no grammar can be followed with it", "restore tokenizer.json"):
+            self._tokenizer = LLTokenizer(
+                source or without_special_names(tokenizer), n_vocab=vocabulary, eos_token=stop, slices=[]
+            )
         self._limits = LLParserLimits(
             initial_lexer_fuel=FUEL, step_lexer_fuel=FUEL, max_lexer_states=FUEL, verbose_errors=False
         )

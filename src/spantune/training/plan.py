@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from spantune.core import Config, ModelError
+from spantune.core import Config, ModelError, foreign
 from spantune.data import shared_texts
 from spantune.models import (
     CausalLM,
@@ -97,11 +97,17 @@ def require(plan: Plan) -> None:
 
 
 def skeleton(model_config: ModelConfig) -> CausalLM:
-    """Make the model without weights, on the meta device."""
+    """Make the model without weights, on the meta device.
+
+    Raises:
+        ModelError: transformers cannot make a causal LM of this configuration.
+    """
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model: CausalLM = AutoModelForCausalLM.from_config(model_config)
+    where = getattr(model_config, "_name_or_path", "") or "the model"
+    problem = "no causal language model can be made from config.json"
+    with foreign(where, problem, "restore it, or take another model"), torch.device("meta"):
+        model: CausalLM = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
     return model
 
 
