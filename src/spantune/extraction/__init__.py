@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from spantune.extraction.evaluation import Evaluation, evaluate, save_predictions
     from spantune.extraction.extractor import Extractor, load_bare, load_run
     from spantune.extraction.gold_walk import mark_choices
-    from spantune.extraction.grammar import Allowed, Guide, constraint_of
+    from spantune.extraction.grammar import Allowed, Guide, constraint_of, require_grammar
     from spantune.extraction.inputs import Texts
     from spantune.extraction.model_runner import Forward
     from spantune.extraction.outputs import SHOWN, Tally, Target
@@ -43,6 +43,7 @@ __all__ = [
     "mark_choices",
     "partial",
     "rates",
+    "require_grammar",
     "save_predictions",
 ]
 
@@ -54,7 +55,7 @@ __getattr__, __dir__ = lazy_exports(
         "evaluation": ("Evaluation", "evaluate", "save_predictions"),
         "extractor": ("Extractor", "load_bare", "load_run"),
         "gold_walk": ("mark_choices",),
-        "grammar": ("Allowed", "Guide", "constraint_of"),
+        "grammar": ("Allowed", "Guide", "constraint_of", "require_grammar"),
         "inputs": ("Texts",),
         "model_runner": ("Forward",),
         "outputs": ("SHOWN", "Tally", "Target"),

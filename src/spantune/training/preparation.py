@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from spantune.core import Document, TaskSpec, config
 from spantune.data import Splits, read_splits, split_long
 from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
-from spantune.extraction import mark_choices
+from spantune.extraction import mark_choices, require_grammar
 from spantune.models import ModelFiles, cache_root, read_files
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
@@ -61,6 +61,7 @@ def prepare(recipe: config.Config) -> Prepared:
     Raises:
         SpantuneError: its files, labels, tokenizer or lengths cannot be used.
     """
+    require_grammar(recipe.extract, on_choices=recipe.train.on_choices)
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
     for documents in (splits.train, splits.dev, splits.test):
