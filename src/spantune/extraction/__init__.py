@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
-    from spantune.extraction.chunked import Engine
+    from spantune.extraction.chunked import Engine, refusals
     from spantune.extraction.decoder import Decoder, Row
     from spantune.extraction.evaluation import Evaluation, evaluate, save_predictions
     from spantune.extraction.extractor import Extractor, load_bare, load_run
@@ -43,6 +43,7 @@ __all__ = [
     "mark_choices",
     "partial",
     "rates",
+    "refusals",
     "require_grammar",
     "save_predictions",
 ]
@@ -50,7 +51,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "chunked": ("Engine",),
+        "chunked": ("Engine", "refusals"),
         "decoder": ("Decoder", "Row"),
         "evaluation": ("Evaluation", "evaluate", "save_predictions"),
         "extractor": ("Extractor", "load_bare", "load_run"),
