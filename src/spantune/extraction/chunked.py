@@ -17,7 +17,6 @@ from spantune.encoding import Encoder
 from spantune.extraction.result import failure
 from spantune.metrics import Calibration
 
-
 _WIDEST = "\U0010fffd" * 4 + "\ufdfd"
 """More tokens than a single character of any text takes: characters of four bytes, and one that NFKC makes 18 of."""
 
