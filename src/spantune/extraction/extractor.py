@@ -15,7 +15,7 @@ from spantune.core import Document, Extraction, ModelError, Prediction, Problem,
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
-from spantune.extraction.grammar import constraint_of
+from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Written, calibrated, read_answer
 from spantune.metrics import Calibration
@@ -35,6 +35,9 @@ class Extractor:
         settings: batch size, limits and whether to decode under the grammar.
         calibration: calibrates scores and drops entities below a threshold; None leaves both as the model gave them.
         on_choices: as in `Rules`.
+
+    Raises:
+        ConfigError: as `require_grammar`.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Extractor:
     ):
         self.model, self.encoder, self.on_choices = model, encoder, on_choices
         self.settings = settings or config.Extract()
+        require_grammar(self.settings, on_choices=on_choices)
         self.calibration = calibration
         self.effort = Effort()
         self._device = next(model.parameters()).device
@@ -152,7 +156,7 @@ def load_run(
         accept_changes: go on with an adapter whose files were changed after training, with a warning.
 
     Raises:
-        ConfigError: `min_score` is not a probability.
+        ConfigError: `min_score` is not a probability, or as `require_grammar`.
         RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
         ModelError: the base model or the adapter cannot be loaded.
     """
@@ -170,6 +174,7 @@ def load_bare(
     """Load the Extractor of a finished run without its calibration: uncalibrated scores, and no entity dropped."""
     folder = RunFolder(Path(run))
     recipe, task, adapter = folder.config(), folder.adapter_task(accept_changes=accept_changes), folder.adapter
+    require_grammar(settings or recipe.extract, on_choices=recipe.train.on_choices)  # before the model is loaded
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)

@@ -60,14 +60,14 @@ class Result:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The closing JSON line: run, f1_before, f1, its interval and seconds."""
+        """The closing JSON line: run, f1_before, f1, its interval (null where documents are too few), seconds."""
         micro = self.after.scores.micro
         return {
             "run": str(self.folder),
             "f1_before": round(self.before.micro.f1, 4) if self.before else None,
             "f1": round(micro.f1, 4),
-            "f1_low": round(micro.f1_low or 0.0, 4),
-            "f1_high": round(micro.f1_high or 0.0, 4),
+            "f1_low": None if micro.f1_low is None else round(micro.f1_low, 4),
+            "f1_high": None if micro.f1_high is None else round(micro.f1_high, 4),
             "seconds": round(self.seconds, 1),
         }
 

@@ -30,7 +30,7 @@ from spantune.core import (
 )
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
-from spantune.extraction.grammar import constraint_of
+from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.remote.client import Client, Refused, Server
 from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose
 from spantune.extraction.result import Written, calibrated, failure, read_answer
@@ -70,6 +70,7 @@ class RemoteExtractor:
     ):
         self.server, self.served, self.encoder = server, served, encoder
         self.settings = settings or config.Extract()
+        require_grammar(self.settings, on_choices=on_choices)
         self.calibration: Calibration | None = None
         self.on_choices = on_choices
         self._has_grammar = self.settings.grounded and server.grammar != "none"
