@@ -70,13 +70,13 @@ class SchemeCensus:
     begun_inside: int = 0
     begun_freely: int = 0
 
-    def add(self, tag: Tag, before: Tag) -> None:
-        """Count the step from `before` to `tag`; a sentence begins and ends with OUTSIDE."""
-        self.closed += tag.role in "ES"
+    def add(self, tag: Tag, before: Tag, count: int = 1) -> None:
+        """Count steps from `before` to `tag`; a sentence begins and ends with OUTSIDE."""
         begins = _begins(tag, before)
-        self.unclosed += before.role in "BI" and (tag.role == "O" or begins)
-        self.begun_inside += begins and tag.role == "I"
-        self.begun_freely += tag.role == "B" and tag.label != before.label
+        self.closed += count * (tag.role in "ES")
+        self.unclosed += count * (before.role in "BI" and (tag.role == "O" or begins))
+        self.begun_inside += count * (begins and tag.role == "I")
+        self.begun_freely += count * (tag.role == "B" and tag.label != before.label)
 
     @property
     def scheme(self) -> Scheme:

@@ -97,7 +97,10 @@ def survey(
         census.is_indexed,
         options.label or "",
     )
-    return _with_schemes(layout, read, _has_further_columns(census, places), census)
+    schemed = tuple(layer._replace(scheme=_scheme(layout, layer, census)) for layer in layers)
+    if len(layers) > 1:
+        _check_layers(layout, read, census)
+    return replace(layout, layers=schemed)
 
 
 def _chosen(census: Census, options: Options) -> list[int]:
@@ -123,46 +126,46 @@ def _has_further_columns(census: Census, places: Sequence[int]) -> bool:
     """Whether there are columns besides index, token, tags, empty ones and the one that states spaces."""
     known = {census.token, census.spaces, *places, *([0] if census.is_indexed else [])}
     return any(
-        place not in known and (cells is None or set(cells) - {"O", UNSET, "-"})
+        place not in known and (cells is None or set(cells) - {"O", UNSET, "-", ""})
         for place, cells in enumerate(census.cells)
     )
 
 
-def _with_schemes(layout: Layout, read: Callable[[], Iterable[Sentence]], has_further: bool, census: Census) -> Layout:
-    """Return `layout` with the schemes that all its lines show; refuse columns that are not layers of one nesting."""
-    schemes = [SchemeCensus() for _ in layout.layers]
+def _scheme(layout: Layout, layer: Layer, census: Census) -> Scheme:
+    """Return the scheme that the steps from cell to cell show."""
+    if layer.spelling == "io":
+        return "IOB1"
+    scheme = SchemeCensus()
+    for (cell_before, cell), count in (census.steps[layer.column] or {}).items():
+        before, tag = (OUTSIDE if text is None else layout.tag(text, layer) or OUTSIDE for text in (cell_before, cell))
+        scheme.add(tag, before, count)
+    return scheme.scheme
+
+
+def _check_layers(layout: Layout, read: Callable[[], Iterable[Sentence]], census: Census) -> None:
+    """Refuse columns of tags that are not layers of one nested annotation."""
     spans: Counter[int] = Counter()
     same: Counter[tuple[int, int]] = Counter()
     for sentence in read():
         rows = [columns(line, layout.is_tabbed) for _, line in sentence.rows]
         rows = [row for row in rows if len(row) == layout.width]
-        chunks: list[set[tuple[int, int]]] = []
-        for layer, scheme in zip(layout.layers, schemes, strict=True):
+        by_column: dict[int, set[tuple[int, int]]] = {}
+        for layer in layout.layers:
             tags = [layout.tag(row[layer.column], layer) or OUTSIDE for row in rows]
-            before = OUTSIDE
-            for tag in tags:
-                scheme.add(tag, before)
-                before = tag
-            scheme.add(OUTSIDE, before)
-            if len(schemes) > 1:
-                chunks.append({(chunk.start, chunk.end) for chunk in decode(tags, "IOB1")})
-                spans[layer.column] += len(chunks[-1])
-        for (left, left_spans), (right, right_spans) in combinations(zip(layout.layers, chunks, strict=False), 2):
-            same[left.column, right.column] += len(left_spans & right_spans)
-    layers = tuple(
-        layer._replace(scheme="IOB1" if layer.spelling == "io" else scheme.scheme)
-        for layer, scheme in zip(layout.layers, schemes, strict=True)
-    )
+            by_column[layer.column] = {(chunk.start, chunk.end) for chunk in decode(tags, "IOB1")}
+            spans[layer.column] += len(by_column[layer.column])
+        for left, right in combinations(by_column, 2):
+            same[left, right] += len(by_column[left] & by_column[right])
     if any(2 * count > min(spans[left], spans[right]) for (left, right), count in same.items()):
         raise _ambiguous(
-            census, layers, "some of them mark the same spans, as coarse and fine types or two annotators do"
+            census, layout.layers, "some of them mark the same spans, as coarse and fine types or two annotators do"
         )
-    if len(layers) > 1 and any(layer.spelling in ("bare", "io") for layer in layers):
-        raise _ambiguous(census, layers, "tags without B and I do not show which of them belong together")
-    labels = [census.labels(layer.column) for layer in layers]
-    if has_further and len(labels) > 1 and any(sum(bool(its & others) for others in labels) == 1 for its in labels):
-        raise _ambiguous(census, layers, "they share no label, and the file has columns of other annotations")
-    return replace(layout, layers=layers)
+    if any(layer.spelling in ("bare", "io") for layer in layout.layers):
+        raise _ambiguous(census, layout.layers, "tags without B and I do not show which of them belong together")
+    labels = [census.labels(layer.column) for layer in layout.layers]
+    has_further = _has_further_columns(census, [layer.column for layer in layout.layers])
+    if has_further and any(sum(bool(its & others) for others in labels) == 1 for its in labels):
+        raise _ambiguous(census, layout.layers, "they share no label, and the file has columns of other annotations")
 
 
 def _ambiguous(census: Census, layers: Sequence[Layer], why: str) -> DataError:

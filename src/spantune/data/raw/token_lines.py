@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from spantune.data.raw.tags import Spelling, parse_tag
@@ -22,7 +22,7 @@ _NEWDOC = re.compile(rf"# *{_GROUP.pattern}(?: *= ?(.*))?")
 _NAMES = "global.columns"
 _BLANKS = re.compile(r"[ \t]+")
 _MOST_COLUMNS = 128
-_MOST_VALUES = 4096  # different cells of a column, above which it holds no tags
+_MOST_STEPS = 1 << 14  # different pairs of a cell and the next in a column, above which it holds no tags
 _TOKEN_NAMES = frozenset(("token", "tokens", "word", "words", "form", "wordform", "text"))
 _TAG_NAME = re.compile(r"(?:ne[-_:].*|ner|ne|tags?|labels?|bio|iob2?|entit(?:y|ies)|(?:.*[-_:])(?:ner|tags?|labels?))")
 _PLAIN_LABEL = re.compile(r"[A-Za-z][\w./:&+-]+")
@@ -74,7 +74,7 @@ def sentences(
             sentence.group = f"document {documents}" if is_start else sentence.group
         elif line == header:
             notes["header line"] += 1
-        elif is_comment(line, is_token) and (not sentence.rows or _is_aside(line)):
+        elif line[0] == "#" and is_comment(line, is_token) and (not sentence.rows or _is_aside(line)):
             if newdoc := _NEWDOC.fullmatch(line):
                 documents += 1
                 sentence.group = (newdoc[1] or "").strip() or f"document {documents}"
@@ -122,11 +122,16 @@ def _take(line: str, sentence: Sentence) -> bool:
 
 @dataclass(slots=True)
 class Census:
-    """What the lines of one shape (tabs or blanks, number of columns) hold, cell by cell, and how many have another."""
+    """What the lines of one shape (tabs or blanks, number of columns) hold, and how many lines have another.
+
+    `steps` counts, by column, the pairs of the cell before and a cell; None stands for the edges of a sentence. A
+    column of so many different ones that it holds no tags has None. `cells` counts the cells.
+    """
 
     shape: tuple[bool, int]
     names: tuple[str, ...] = ()
     shapes: Counter[tuple[bool, int]] = field(default_factory=Counter)
+    steps: list[Counter[tuple[str | None, str | None]] | None] = field(default_factory=list)
     cells: list[Counter[str] | None] = field(default_factory=list)
     tokens: tuple[TokenCensus, TokenCensus] = field(default_factory=lambda: (TokenCensus(), TokenCensus()))
     miscounted: int = 0
@@ -141,18 +146,21 @@ class Census:
             return None
         shape = _shape(first.rows[0][1])
         while True:
-            census = cls(shape, names, cells=[Counter() for _ in range(shape[1])])
+            census = cls(shape, names, steps=[Counter() for _ in range(shape[1])])
             for sentence in read():
                 census.add(sentence)
             most = census.shapes.most_common(1)[0][0]
             if census.shapes[shape] == census.shapes[most]:
                 census.names = names if len(names) == shape[1] else ()
+                census.cells = [None if steps is None else _cells(steps) for steps in census.steps]
                 return census
             shape = most
 
     def add(self, sentence: Sentence) -> None:
         """Count the lines of a sentence."""
         expected: int | None = None
+        edge: list[str | None] = [None] * self.shape[1]
+        before: Sequence[str | None] = edge
         for index, (_, line) in enumerate(sentence.rows):
             is_tabbed = "\t" in line
             row = columns(line, is_tabbed)
@@ -162,17 +170,25 @@ class Census:
                 continue
             for census, cell in zip(self.tokens, row, strict=False):
                 census.add(cell, index == 0)
-            for place, counts in enumerate(self.cells):
-                if counts is not None:
-                    counts[row[place]] += 1
-                    if len(counts) > _MOST_VALUES:
-                        self.cells[place] = None
+            self._count_steps(before, row)
+            before = row
             if "SpaceAfter" in line:
                 self.spaces = next((place for place, cell in enumerate(row) if no_space_after(cell)), self.spaces)
+        self._count_steps(before, edge)
         self._last = expected - 1 if expected is not None else self._last
+
+    def _count_steps(self, before: Sequence[str | None], row: Sequence[str | None]) -> None:
+        for place, steps in enumerate(self.steps):
+            if steps is not None:
+                steps[before[place], row[place]] += 1
+                if len(steps) > _MOST_STEPS:
+                    self.steps[place] = None
 
     def _count(self, cell: str, expected: int | None) -> int | None:
         """Hold the first cell of a row against the `expected` number, None for the first of a sentence."""
+        if not cell[:1].isdigit():
+            self.miscounted += 1
+            return expected if expected is None else expected + 1
         if part := INDEX_PART.fullmatch(cell):
             return expected if expected is not None or part[1] == "0" else int(part[1])
         if not _NUMBER.fullmatch(cell):
@@ -255,6 +271,14 @@ class Census:
             return labelled
         named = [place for place in labelled if not self.labels(place) <= _PHRASES]
         return named or [place for place in marked if place not in labelled][-1:] or labelled[-1:]
+
+
+def _cells(steps: Counter[tuple[str | None, str | None]]) -> Counter[str]:
+    cells: Counter[str] = Counter()
+    for (_, cell), count in steps.items():
+        if cell is not None:
+            cells[cell] += count
+    return cells
 
 
 _SPELLINGS: tuple[Spelling, ...] = ("prefix", "suffix", "bare")
