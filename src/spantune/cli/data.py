@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import tables
-from spantune.cli.options import Column, Format, Joiner, Json, quiet
+from spantune.cli.options import Column, Encoding, Format, Joiner, Json, Label, quiet
 from spantune.core import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def inspect(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
     examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +69,7 @@ def inspect(
         return
     if task and not (tokenizer or recipe):
         raise ConfigError("--task needs --tokenizer, whose tokens are to be counted")
-    corpus = formats.read(file, format, _options(column, joiner))
+    corpus = formats.read(file, format, _options(column, joiner, label, encoding))
     _inspect_corpus(corpus, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
 
 
@@ -79,6 +81,8 @@ def convert(
     source_format: Annotated[str | None, typer.Option("--from", help="Format to read; recognised when absent.")] = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
     nested: Annotated[
         Literal["error", "outermost", "innermost"],
         typer.Option(help="What flat tags keep of entities that overlap; error refuses them."),
@@ -96,8 +100,8 @@ def convert(
     from spantune.core import track
     from spantune.data import formats
 
-    name = source_format or formats.detect(source)
-    options = replace(_options(column, joiner), nested=nested, scheme=scheme)
+    options = replace(_options(column, joiner, label, encoding), nested=nested, scheme=scheme)
+    name = source_format or formats.detect(source, options)
     notes: Counter[str] = Counter()
     count = 0
 
@@ -127,6 +131,8 @@ def check(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
     as_json: Json = False,
 ) -> None:
     """Check annotated files and say what is wrong, how often and where; exit 1 when an error is, or remains.
@@ -144,7 +150,7 @@ def check(
 
     count_tokens = _token_counter(max_tokens, tokenizer)
     demands = Demands(_label_set(labels, recipe), max_tokens or 0, count_tokens)
-    sources = [read_source(file, format, _options(column, joiner)) for file in files]
+    sources = [read_source(file, format, _options(column, joiner, label, encoding)) for file in files]
     tally = Tally()
     if fix is None:
         report = examine(sources, demands)
@@ -183,6 +189,8 @@ def split(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
     write_format: Annotated[str, typer.Option(help="Format of the splits.")] = "native",
     as_json: Json = False,
 ) -> None:
@@ -203,7 +211,7 @@ def split(
     if k_shot and sample:
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
     rule = splitting.Rule(splitting.parse_shares(shares, names), seed, by, threshold)
-    corpus = formats.read(file, format, _options(column, joiner))
+    corpus = formats.read(file, format, _options(column, joiner, label, encoding))
     division = splitting.split(corpus.documents, rule)
     first = next(iter(division.parts.values()))
     if k_shot:
@@ -283,11 +291,11 @@ def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, p
     return _Counter(source, make_task(task) if task else None)
 
 
-def _options(column: str | None, joiner: str | None) -> Options:
+def _options(column: str | None, joiner: str | None, label: str | None, encoding: str | None) -> Options:
     from spantune.data import Options
 
     number = column is not None and column.removeprefix("-").isdecimal()
-    return Options(column=int(column) if column and number else column, joiner=joiner)
+    return Options(column=int(column) if column and number else column, joiner=joiner, label=label, encoding=encoding)
 
 
 def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: bool, counter: _Counter | None) -> None:

@@ -98,7 +98,7 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
         DataError: the file cannot be read as what it claims to be.
     """
     file = resolve(path)
-    name = format or detect(file)
+    name = format or detect(file, options)
     notes: Counter[str] = Counter()
     documents = tuple(verified(unique(_format(name).read(file, notes, options)), notes))
     if not documents:
@@ -136,7 +136,7 @@ def items(path: str | Path, format: str | None, notes: Counter[str], options: Op
         DataError: the file cannot be read any further.
     """
     file = resolve(path)
-    return _format(format or detect(file)).read(file, notes, options)
+    return _format(format or detect(file, options)).read(file, notes, options)
 
 
 def write(
@@ -156,31 +156,35 @@ def write(
     return dict(+notes)
 
 
-def detect(path: str | Path) -> str:
-    """Return the name of the format of `path`, from its content.
+def detect(path: str | Path, options: Options = DEFAULTS) -> str:
+    """Return the name of the format of `path`, from its content; `options` say what reading will be told.
 
     Raises:
         DataError: no format claims the content.
+        ConfigError: the encoding is unknown.
     """
     file = resolve(path)
     if file.is_dir():
-        sample = Sample(file, files=tuple(sorted(entry.name for entry in file.iterdir())))
-        return _claimant(sample) or _unclaimed(file, f"a folder with {', '.join(sample.files[:5]) or 'nothing in it'}")
+        sample = Sample(file, files=tuple(sorted(entry.name for entry in file.iterdir())), options=options)
+        return _claimant(sample) or _unclaimed(
+            sample, f"a folder with {', '.join(sample.files[:5]) or 'nothing in it'}"
+        )
     head = read_bytes(file, _SAMPLE_BYTES)
-    if name := _claimant(Sample(file, head)):  # a binary file
+    if name := _claimant(Sample(file, head, options=options)):  # a binary file
         return name
     try:
-        text = next(chunk for chunk in read_chunks(file, Counter()) if chunk.strip()).lstrip("\r\n")
+        chunks = read_chunks(file, Counter(), options.encoding)
+        text = next(chunk for chunk in chunks if chunk.strip()).lstrip("\r\n")
     except DataError:
         if not head.lstrip(_BLANK).startswith(b"{"):
             raise
         text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")  # JSONL, of which one line may be unreadable
     lines = [line.removesuffix("\r") for line in text.split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES]]
     first = next(line for line in lines if line.strip())
-    sample = Sample(file, head, "\n".join(lines))
+    sample = Sample(file, head, "\n".join(lines), options=options)
     if first.lstrip()[0] in "[{" and (name := _of_records(sample, first.lstrip())):
         return name
-    return _claimant(sample) or _unclaimed(file, f"text beginning {first[:40]!r}")
+    return _claimant(sample) or _unclaimed(sample, f"text beginning {first[:40]!r}")
 
 
 def resolve(path: str | Path) -> Path:
@@ -215,24 +219,24 @@ def _of_records(sample: Sample, first: str) -> str | None:
     If all texts have an empty entity list, or none, several formats are possible: an array is taken for CMeEE, JSONL
     for the native format.
     """
-    is_array = first.startswith("[")
+    is_array, encoding = first.startswith("["), sample.options.encoding
     broken: DataError | None = None
     read_any = False
     try:
-        for record in (read_json_array if is_array else read_json_lines)(sample.path, Counter()):
+        for record in (read_json_array if is_array else read_json_lines)(sample.path, Counter(), encoding):
             if isinstance(record, DataError):  # reading will report it; a later line may show the format
                 broken = broken or record
                 if record.line is not None and record.line > _SAMPLE_LINES:
                     break
                 continue
             read_any = True
-            if name := _claimant(replace(sample, record=record.values)):
+            if name := _claimant(replace(sample, text="", record=record.values)):  # the text would be searched anew
                 return name
             names = set(record.values)
             if "text" in names and names <= {"id", "text", "meta"}:
                 break  # texts to extract from
             if "text" not in names or record.values.get("entities") != []:
-                return _unclaimed(sample.path, f"an object with {', '.join(record.values)[:80]}")
+                return _unclaimed(replace(sample, text=""), f"an object with {', '.join(record.values)[:80]}")
     except DataError as error:
         broken = broken or error
     if not read_any and _claimant(sample):  # marked text, say, that begins with a bracket
@@ -242,9 +246,17 @@ def _of_records(sample: Sample, first: str) -> str | None:
     return "cmeee" if is_array else "native"
 
 
-def _unclaimed(path: Path, content: str) -> str:
+def _unclaimed(sample: Sample, content: str) -> str:
+    remedies = "Name the one it is (data.format=NAME, --format or --from NAME), or convert it"
+    if sample.record is None and sample.text and sample.options.column is None:
+        remedies = (
+            "Name the column of tags or entities (data.column, --column NAME or NUMBER) if it is a table or has a "
+            f"token a line; else n{remedies[1:]}"
+        )
+    if sample.text and sample.options.column is not None:
+        content += f", and whose column {sample.options.column!r} holds no tags or entities"
+    if sample.head.count(0) * 4 > len(sample.head) and "\0" in sample.text:
+        remedies = "It looks like UTF-16 or UTF-32: name its encoding (data.encoding, --encoding utf-16-le, say)"
     raise DataError(
-        f"found {content}, which is of no known format; known: {', '.join(FORMATS)}. Name the one it is "
-        "(data.format=NAME, --format or --from NAME), or convert it",
-        path=path,
+        f"found {content}, which is of no known format; known: {', '.join(FORMATS)}. {remedies}", path=sample.path
     )

@@ -43,7 +43,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         text = record.text("text", blank=True)
         return RawDocument(name, text, entities, path, record.line, record.mapping("meta"))
 
-    return each(read_json_lines(path, notes), parse)
+    return each(read_json_lines(path, notes, options.encoding), parse)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

@@ -54,7 +54,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """
     if read_bytes(path, len(_ZLIB)) == _ZLIB:
         return _read_docs(path, notes, options)
-    accepted = (record for record in read_json_lines(path, notes) if not _is_refused(record, notes))
+    accepted = (record for record in read_json_lines(path, notes, options.encoding) if not _is_refused(record, notes))
     return each(accepted, lambda record: _of_record(record, notes, options))
 
 

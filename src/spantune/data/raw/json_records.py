@@ -120,9 +120,9 @@ class Record:
         return value
 
 
-def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def read_json_lines(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
     """Yield the object on each line of `path`, or a DataError for a line that has none."""
-    for number, (line, text) in enumerate(try_lines(path, notes), start=1):
+    for number, (line, text) in enumerate(try_lines(path, notes, encoding=encoding), start=1):
         try:
             if isinstance(text, DataError):
                 raise text
@@ -145,23 +145,23 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> Non
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def read_json(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
     """Yield the objects of `path`; the first character decides whether it is a JSON array or JSONL.
 
     Raises:
         DataError: as `read_json_array`, for an array.
     """
-    first = next(chunk for chunk in read_chunks(path, Counter()) if chunk.strip())  # a line may be the whole file
-    return (read_json_array if first.lstrip().startswith("[") else read_json_lines)(path, notes)
+    first = next(chunk for chunk in read_chunks(path, Counter(), encoding) if chunk.strip())  # one line may be all
+    return (read_json_array if first.lstrip().startswith("[") else read_json_lines)(path, notes, encoding)
 
 
-def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def read_json_array(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
     """Yield the objects of the JSON array in `path`, and a DataError for other elements; only one is in memory.
 
     Raises:
         DataError: the file is not a JSON array, or an empty one.
     """
-    text = _Window(path, notes)
+    text = _Window(path, notes, encoding)
     if text.next() != "[":
         raise text.not_json("expected [, which begins an array")
     text.place += 1
@@ -190,10 +190,10 @@ def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
 class _Window:
     """The part of a file that is being parsed; it moves through the file chunk by chunk."""
 
-    def __init__(self, path: Path, notes: Counter[str]):
+    def __init__(self, path: Path, notes: Counter[str], encoding: str | None):
         self.path, self.text, self.place = path, "", 0
         self._line, self._counted = 1, 0  # a line number, and the place in `text` for which it holds
-        self._chunks = read_chunks(path, notes)
+        self._chunks = read_chunks(path, notes, encoding)
 
     def more(self) -> bool:
         """Drop the text before `place` and read the next chunk; False at the end of the file."""
