@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
-from spantune.core import DataError, half_surrogate, replacing
+from spantune.core import DataError, Document, half_surrogate, replacing
 from spantune.data.raw.document import SurrogateError
 from spantune.data.raw.text_files import LINE_LIMIT, oversized, read_chunks, try_lines
 
@@ -84,6 +84,27 @@ class Record:
             records.append(Record(row, self.path, self.line, self.number, f"{self.inside}{field}[{index}]."))
         return records
 
+    def items(self, field: str) -> list[object]:
+        """Return the list of whatever values in `field`."""
+        return list(self._take(field, list, "a list"))
+
+    def at(self, place: str, values: dict[str, object]) -> Record:
+        """Return the object `values`, which is at `place` in this one, as a record that knows its place."""
+        return Record(values, self.path, self.line, self.number, f"{self.inside}{place}.")
+
+    def cells(self, place: str, value: object, expected: str) -> Record:
+        """Return the list `value`, which is at `place`, as a record of the fields `[0]`, `[1]`, …
+
+        Args:
+            place: the path of the value from this record.
+            value: the value, which may be anything.
+            expected: what it should be, such as `[start, end, label]`, whose commas say how many values.
+        """
+        if not isinstance(value, list) or len(value) != expected.count(",") + 1:
+            raise self.error(f"found {json.dumps(value, ensure_ascii=False)[:60]}; expected {expected}: mend it", place)
+        cells: dict[str, object] = {f"[{index}]": cell for index, cell in enumerate(value)}
+        return Record(cells, self.path, self.line, self.number, self.inside + place)
+
     def entities(self, *, optional: bool) -> list[Record]:
         """Return the list of objects in `entities`; an empty one if the field is absent and `optional`."""
         return [] if optional and "entities" not in self.values else self.rows("entities")
@@ -120,8 +141,48 @@ class Record:
         return value
 
 
+class Value(NamedTuple):
+    """A JSON value of any type, the line where it begins, and its number in the file, from 1."""
+
+    value: object
+    line: int
+    number: int
+
+
+def document_id(record: Record, notes: Counter[str], field: str = "id") -> str:
+    """Return the document's id in `field`; one made from its number if it is absent or null.
+
+    Raises:
+        DataError: the id is neither a string nor a whole number.
+    """
+    value = record.values.get(field)
+    if value is None:
+        notes["id made from the document's number"] += 1
+        return f"{record.path.stem}-{record.number}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        notes["id is a number, taken as text"] += 1
+        return str(value)
+    return record.text(field)
+
+
+def with_meta(record: dict[str, object], document: Document, own: Iterable[str]) -> dict[str, object]:
+    """Return `record` with the document's meta beside the layout's fields.
+
+    Raises:
+        DataError: a key of the meta is one of the layout's `own` fields.
+    """
+    if taken := sorted(set(document.meta) & {*own, *record}):
+        raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
+    return {**record, **document.meta}
+
+
 def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
     """Yield the object on each line of `path`, or a DataError for a line that has none."""
+    return _records(read_line_values(path, notes), path)
+
+
+def read_line_values(path: Path, notes: Counter[str]) -> Iterator[Value | DataError]:
+    """Yield the JSON value on each line of `path`, or a DataError for a line that has none."""
     for number, (line, text) in enumerate(try_lines(path, notes), start=1):
         try:
             if isinstance(text, DataError):
@@ -129,7 +190,7 @@ def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
             value, end = _parse(text, _skip(text, 0), path, line)
             if (rest := _skip(text, end)) != len(text):
                 raise _not_json("more follows the value", text, rest, path, line)
-            yield _as_record(value, path, line, number)
+            yield Value(value, line, number)
         except DataError as error:
             yield error
 
@@ -161,6 +222,15 @@ def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
     Raises:
         DataError: the file is not a JSON array, or an empty one.
     """
+    return _records(read_array_values(path, notes), path)
+
+
+def read_array_values(path: Path, notes: Counter[str]) -> Iterator[Value]:
+    """Yield the elements of the JSON array in `path`; only one is in memory.
+
+    Raises:
+        DataError: the file is not a JSON array, or an empty one.
+    """
     text = _Window(path, notes)
     if text.next() != "[":
         raise text.not_json("expected [, which begins an array")
@@ -171,11 +241,7 @@ def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
     while True:
         text.next()
         line, number = text.line_here(), number + 1
-        value = text.value()
-        try:
-            yield _as_record(value, path, line, number)
-        except DataError as error:
-            yield error
+        yield Value(text.value(), line, number)
         mark = text.next()
         text.place += 1
         if mark == "]":
@@ -185,6 +251,20 @@ def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
             raise text.not_json("expected , or ] after a value")
     if text.next():
         raise text.not_json("more follows the array")
+
+
+def read_json_value(path: Path, notes: Counter[str]) -> object:
+    """Return the one JSON value of `path`, which is in memory as a whole.
+
+    Raises:
+        DataError: the file is not one JSON value.
+    """
+    text = _Window(path, notes)
+    text.next()
+    value = text.value()
+    if text.next():
+        raise text.not_json("more follows the value")
+    return value
 
 
 class _Window:
@@ -240,10 +320,15 @@ class _Window:
         return _not_json(what, self.text, self.place, self.path, self.line_here(), self.place)
 
 
-def _as_record(value: object, path: Path, line: int, number: int) -> Record:
-    if not isinstance(value, dict):
-        raise DataError(f"found {_kind(value)}; expected an object with text and entities", path=path, line=line)
-    return Record(value, path, line, number)
+def _records(values: Iterable[Value | DataError], path: Path) -> Iterator[Record | DataError]:
+    for value in values:
+        if isinstance(value, DataError):
+            yield value
+        elif isinstance(value.value, dict):
+            yield Record(value.value, path, value.line, value.number)
+        else:
+            found = f"found {_kind(value.value)}; expected an object with text and entities"
+            yield DataError(found, path=path, line=value.line)
 
 
 def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tuple[object, int]:
