@@ -1,8 +1,8 @@
 """spantune's own JSONL: `{"id", "text", "entities": [{"start", "end", "label", "text", "score"?}], "meta"?}` a line.
 
-A predictions file of a run has the model's `answer` too, which only `read_extractions` reads. Offsets are half-open
-code points, and an entity's `text` is verified against them, so that a file with offsets of
-another kind is refused instead of trained on. Ids are unique; a record without one is called `<stem>-<line>`.
+A JSON array of such objects, as other tools write them, is read too; its ids may be numbers. A predictions file of a run has the model's `answer` too, which only `read_extractions` reads. Offsets are half-open
+code points, and an entity's `text` is verified against them, so that a file with offsets of another kind is refused
+instead of trained on. Ids are unique; a record without one is called `<stem>-<line>`, in an array `<stem>-<number>`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from spantune.core import Document, to_record
 from spantune.data.raw import tabular
 from spantune.data.raw.document import Item, Options, RawDocument, Sample, each
-from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
+from spantune.data.raw.json_records import Record, begins_array, document_id, read_json, write_json_lines
 
 _FIELDS = ("id", "text", "entities", "meta", "answer")
 
@@ -29,10 +29,17 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`; `notes` counts what was made or ignored."""
+    """Yield the documents of `path`; `notes` counts what was made or ignored.
+
+    Raises:
+        DataError: the file is neither JSONL nor an array of objects.
+    """
+    is_array = begins_array(path)
 
     def parse(record: Record) -> RawDocument:
-        if "id" in record.values:
+        if is_array:
+            name = document_id(record, notes)
+        elif "id" in record.values:
             name = record.text("id")
         else:
             name = f"{path.stem}-{record.line}"
@@ -43,7 +50,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         text = record.text("text", blank=True)
         return RawDocument(name, text, entities, path, record.line, record.mapping("meta"))
 
-    return each(read_json_lines(path, notes), parse)
+    return each(read_json(path, notes), parse)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

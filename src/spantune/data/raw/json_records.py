@@ -16,10 +16,11 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 from spantune.core import DataError, Document, half_surrogate, replacing
 from spantune.data.raw.document import SurrogateError
-from spantune.data.raw.text_files import LINE_LIMIT, oversized, read_chunks, try_lines
+from spantune.data.raw.text_files import CHUNK, LINE_LIMIT, cannot_be_read, oversized, read_chunks, try_lines
 
 T = TypeVar("T")
 _BLANK = re.compile(r"[ \t\r\n]*")
+_BYTES_BEFORE = b"\xef\xbb\xbf \t\r\n"  # a byte-order mark and white space
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
@@ -206,14 +207,29 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> Non
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def begins_array(path: Path) -> bool:
+    """Whether the first character of `path` begins a JSON array; only bytes are looked at, so any line may be broken.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                if first := chunk.lstrip(_BYTES_BEFORE):
+                    return first.startswith(b"[")
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+    return False
+
+
 def read_json(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
     """Yield the objects of `path`; the first character decides whether it is a JSON array or JSONL.
 
     Raises:
         DataError: as `read_json_array`, for an array.
     """
-    first = next(chunk for chunk in read_chunks(path, Counter()) if chunk.strip())  # a line may be the whole file
-    return (read_json_array if first.lstrip().startswith("[") else read_json_lines)(path, notes)
+    return (read_json_array if begins_array(path) else read_json_lines)(path, notes)
 
 
 def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
