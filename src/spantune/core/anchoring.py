@@ -13,7 +13,7 @@ from spantune.core.document import Entity
 
 
 class Anchors:
-    """The spans of `text` that are taken, and a cursor for each `group` of surfaces that is in the order of the text."""
+    """The taken spans of a text, and a cursor for each group of surfaces that are in the order of the text."""
 
     def __init__(self, text: str) -> None:
         self._text = text

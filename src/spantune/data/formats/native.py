@@ -1,8 +1,9 @@
 """spantune's own JSONL: `{"id", "text", "entities": [{"start", "end", "label", "text", "score"?}], "meta"?}` a line.
 
-A JSON array of such objects, as other tools write them, is read too; its ids may be numbers. A predictions file of a run has the model's `answer` too, which only `read_extractions` reads. Offsets are half-open
-code points, and an entity's `text` is verified against them, so that a file with offsets of another kind is refused
-instead of trained on. Ids are unique; a record without one is called `<stem>-<line>`, in an array `<stem>-<number>`.
+A JSON array of such objects, as other tools write them, is read too; its ids may be numbers. A predictions file of
+a run has the model's `answer` too, which only `read_extractions` reads. Offsets are half-open code points, and an
+entity's `text` is verified against them, so that a file with offsets of another kind is refused instead of trained on.
+Ids are unique; a record without one is called `<stem>-<line>`, in an array `<stem>-<number>`.
 """
 
 from __future__ import annotations

@@ -114,6 +114,10 @@ class Record:
         """Return the object in `field`; an empty one if the field is absent."""
         return dict(self._take(field, dict, "an object")) if field in self.values else {}
 
+    def required(self, field: str) -> dict[str, object]:
+        """Return the object in `field`."""
+        return dict(self._take(field, dict, "an object"))
+
     def inner(self, field: str) -> Record:
         """Return the object in `field`, an empty one if the field is absent, as a record that knows its place."""
         return Record(self.mapping(field), self.path, self.line, self.number, f"{self.inside}{field}.")
@@ -281,6 +285,26 @@ def read_json_value(path: Path, notes: Counter[str]) -> object:
     if text.next():
         raise text.not_json("more follows the value")
     return value
+
+
+def json_sequence(text: str) -> list[object]:
+    """Return the JSON values in `text`, one after another with white space or commas between.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    values: list[object] = []
+    place = _skip(text, 0)
+    while place < len(text):
+        try:
+            value, end = _DECODER.raw_decode(text, place)
+        except RecursionError:
+            raise ValueError("brackets are nested too deeply") from None
+        values.append(value)
+        place = _skip(text, end)
+        if text.startswith(",", place):
+            place = _skip(text, place + 1)
+    return values
 
 
 class _Window:
