@@ -293,12 +293,12 @@ def _claimant(sample: Sample) -> str | None:
 def _of_records(sample: Sample, first: str) -> str | None:
     """Return the format that claims an object of a JSON file; None if the file is not JSON.
 
-    If all texts have an empty entity list, or none, several formats are possible: an array is taken for CMeEE, JSONL
-    for the native format.
+    If all texts have an empty entity list, or none, several formats are possible: an array without ids is taken for
+    CMeEE, anything else for the native format.
     """
     is_array = first.startswith("[")
     broken: DataError | None = None
-    read_any = False
+    read_any = has_id = False
     try:
         for record in (read_json_array if is_array else read_json_lines)(sample.path, Counter()):
             if isinstance(record, DataError):  # reading will report it; a later line may show the format
@@ -310,6 +310,7 @@ def _of_records(sample: Sample, first: str) -> str | None:
             if name := _claimant(replace(sample, record=record.values)):
                 return name
             names = set(record.values)
+            has_id = has_id or "id" in names
             if "text" in names and names <= {"id", "text", "meta"}:
                 break  # texts to extract from
             if "text" not in names or record.values.get("entities") != []:
@@ -320,7 +321,7 @@ def _of_records(sample: Sample, first: str) -> str | None:
         return None
     if broken is not None:
         raise broken
-    return "cmeee" if is_array else "native"
+    return "cmeee" if is_array and not has_id else "native"
 
 
 def _unclaimed(path: Path, content: str) -> str:

@@ -38,8 +38,8 @@ _WORDING = {
     ),
     "en": (
         "Find every entity of these types in the given text: {labels}. Write one JSON object a line for each entity, "
-        'in the order of the text, such as: {{"entity_text": "words of the text", "entity_label": "{first}"}}. Copy each '
-        "entity exactly as it stands in the text. If there is none, write: {none}",
+        'in the order of the text, such as: {{"entity_text": "words of the text", "entity_label": "{first}"}}. Copy '
+        "each entity exactly as it stands in the text. If there is none, write: {none}",
         "No entities found",
         "Text: ",
     ),

@@ -21,12 +21,9 @@ _FIELDS = ("id", "text", "entities", "meta", "answer")
 
 
 def claims(sample: Sample) -> bool:
-    """Whether the file can only be this format."""
-    record = sample.record or {}
-    rows = record.get("entities")
-    if isinstance(rows, list) and rows:
-        return isinstance(rows[0], dict) and "start" in rows[0]
-    return isinstance(rows, list) and "id" in record and "text" in record and "relations" not in record  # doccano's
+    """Whether the file can only be this format; a text without entities does not show it."""
+    rows = sample.record.get("entities") if sample.record else None
+    return isinstance(rows, list) and bool(rows) and isinstance(rows[0], dict) and "start" in rows[0]
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:

@@ -88,8 +88,8 @@ class Tagged:
         remedy = "map the tags of the column, or name another (--column NAME)"
         if isinstance(value, int) and not self.names:
             remedy = (
-                "the file does not say what its numbers mean; the names are the ClassLabel of the data set's card: "
-                "write the tags as names, or save the data set with to_parquet or save_to_disk, which keep them"
+                "map the tags of the column to their names, which the data set's card lists as ClassLabel, or save it "
+                "with to_parquet or save_to_disk, which keep them"
             )
         raise record.error(
             f"found {name!r}; expected {valid} for a tag such as O, B-dis, I-dis: {remedy}", f"{self.column}[{index}]"
