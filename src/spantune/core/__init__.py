@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spantune.core import config
+from spantune.core.anchoring import Anchors, occurrences
 from spantune.core.config import Config, Keep, Normalize, load_config, parse_config
 from spantune.core.document import Document, Entity, encodable, half_surrogate, to_record
 from spantune.core.errors import (
@@ -45,6 +46,7 @@ from spantune.core.task import Label, TaskSpec, first_unknown
 from spantune.core.terminal import bar, console, track
 
 __all__ = [
+    "Anchors",
     "Config",
     "ConfigError",
     "DataError",
@@ -83,6 +85,7 @@ __all__ = [
     "load_config",
     "nearest",
     "need",
+    "occurrences",
     "parse_config",
     "replace_text",
     "replacing",
