@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from helpers.extractors import extractor, lively_model
 from helpers.fakes import MERGES, save_model
-from spantune.core import DataError, Document, ModelError, RunError, SpantuneError
+from spantune.core import DataError, Document, ModelError, ProblemKind, RunError, SpantuneError, Status
 from spantune.extraction import load_run
 
 MODEL = lively_model("phi3", 2)
@@ -60,6 +61,19 @@ def test_half_a_character_is_refused_with_its_place() -> None:
     text = b"ab\xff".decode("utf-8", errors="surrogateescape")
     with pytest.raises(DataError, match="document 'x': half a surrogate pair at character 2"):
         extractor(MODEL).extract([Document("x", text)])
+
+
+@pytest.mark.parametrize(("grounded", "on_choices"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_a_model_that_computes_no_numbers_fails_in_words(value: float, grounded: bool, on_choices: bool) -> None:
+    model = lively_model("phi3", 2)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(value)
+    documents = [Document("1", "肺炎"), Document("2", "x")]
+    for extraction in extractor(model, grounded=grounded, on_choices=on_choices).stream(documents):
+        assert extraction.status is Status.FAILED and not extraction.document.entities
+        (problem,) = extraction.problems
+        assert (problem.kind, problem.found) == (ProblemKind.INVALID, "the model computed NaN for the next token")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import Document, Extraction, ModelError, Prediction, Problem, ProblemKind, Status, TaskSpec, config
+from spantune.core import Document, Extraction, ModelError, Prediction, Problem, Status, TaskSpec, config
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
@@ -96,7 +96,7 @@ class Extractor:
             written = Written(self.encoder.decode(row.ids), status, row.ids, row.logprobs)
             extraction = read_answer(row.document, written, self.encoder)
             if row.failure:
-                problem = Problem(ProblemKind.GRAMMAR, row.failure)
+                problem = Problem(row.failure_kind, row.failure)
                 extraction = replace(extraction, problems=(*extraction.problems, problem))
             yield extraction
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
