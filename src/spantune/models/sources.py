@@ -48,7 +48,7 @@ def resolve(source: str) -> Path:
         ModelError: the source is malformed, absent, incomplete, damaged, or on a hub that cannot be reached.
     """
     prefix, colon, rest = source.partition(":")
-    if not colon or len(prefix) == 1 or Path(source).exists():  # one letter is a drive of Windows
+    if not colon or Path(source).exists():
         return _check_folder(Path(source).expanduser(), source)
     if prefix == "bundled":
         return _bundled(rest)
