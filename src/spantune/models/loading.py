@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ def load_config_of(folder: Path) -> ModelConfig:
     from transformers import AutoConfig
 
     with foreign(folder, "config.json cannot be read", "restore it, or take another model"):
+        json.loads((folder / "config.json").read_text(encoding="utf-8"), parse_constant=_number)
         loaded: ModelConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text: ModelConfig = loaded.get_text_config()
         sizes = {name: getattr(text, name, None) for name in SIZES}
@@ -121,6 +123,13 @@ def load_config_of(folder: Path) -> ModelConfig:
                 "restore it, or take another model"
             )
     return loaded
+
+
+def _number(constant: str) -> float:
+    """The number of a constant in JSON; some models have Infinity, none has NaN."""
+    if constant == "NaN":
+        raise ValueError("it holds NaN")
+    return float(constant)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class RunFolder:
             return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
         except OSError:
             raise RunError(f"{self.path}: no config.yaml here; expected a run folder such as runs/demo") from None
-        except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ConfigError) as error:
             raise RunError(f"{path} is damaged: {error}; restore it, or train again") from None
 
     def resume_config(self) -> Config:
