@@ -13,8 +13,10 @@ import yaml
 
 from helpers.extractors import extractor, lively_model
 from helpers.fakes import MERGES, save_model
+from helpers.run_folders import save_run
 from spantune.core import DataError, Document, ModelError, ProblemKind, RunError, SpantuneError, Status
 from spantune.extraction import load_run
+from spantune.models import hash_model
 
 MODEL = lively_model("phi3", 2)
 
@@ -88,6 +90,19 @@ def test_a_run_without_an_adapter(run: Path) -> None:
     shutil.rmtree(run / "adapter")
     with pytest.raises(RunError, match=r"no adapter here yet; finish the run with spantune train --resume"):
         load_run(run)
+
+
+def test_a_base_model_that_was_changed_is_told(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    run = save_run(tmp_path / "run", model)
+    (run / "environment.json").write_text(json.dumps({"model_sha256": hash_model(model)}), encoding="utf-8")
+    load_run(run)
+    assert not caplog.messages
+    (model / "generation_config.json").write_text("{}", encoding="utf-8")
+    load_run(run)
+    assert caplog.messages == [f"{run}: the files of the base model are not those that the run was trained on: {model}"]
 
 
 def test_an_adapter_of_another_model(run: Path, tmp_path: Path) -> None:

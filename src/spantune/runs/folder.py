@@ -160,8 +160,10 @@ class RunFolder:
         path = self.environment_file
         try:
             environment: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read: {error}; restore it, or write {{}} into it") from None
+        if not isinstance(environment, dict):
+            raise RunError(f"{path} is damaged: expected an object; restore it, or write {{}} into it")
         return environment
 
     def metrics(self) -> list[MetricsRecord]:
