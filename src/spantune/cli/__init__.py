@@ -15,7 +15,7 @@ import typer
 from spantune import __version__
 from spantune.cli import calibrate, data, evaluate, extract, runs, tables
 from spantune.cli.options import Json, quiet
-from spantune.core import ConfigError, Interrupted, SpantuneError
+from spantune.core import ConfigError, Interrupted, SpantuneError, require_system
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value â
 def main() -> NoReturn:
     """Run the command line; a SpantuneError is one sentence on stderr and exit code 2."""
     try:
+        require_system()
         app()
     except SpantuneError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ from spantune.core.errors import (
     nearest,
     need,
     require_extra,
+    require_system,
 )
 from spantune.core.extraction import (
     Extraction,
@@ -92,6 +93,7 @@ __all__ = [
     "replacing_path",
     "require_extra",
     "require_folder",
+    "require_system",
     "sha256_of",
     "to_document",
     "to_prediction_record",

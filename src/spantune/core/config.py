@@ -66,7 +66,8 @@ class Model(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes the GPU when there is one."""
     verify: bool = True
-    """Assert what a known model card says (special ids, RoPE base); off only to reproduce a flaw."""
+    """Assert what a known model card says (special ids, RoPE base), and that every weight of the files has a place in
+    the model; off only to reproduce a flaw, or to leave such weights out."""
 
 
 class Task(Section):

@@ -13,6 +13,7 @@ and exits with 2. Bugs in spantune itself are `assert`s and never derive from th
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
@@ -90,6 +91,19 @@ def require_extra(purpose: str, extra: str, modules: Iterable[str]) -> None:
     for module in modules:
         if find_spec(module) is None:
             raise _not_installed(purpose, module, extra)
+
+
+def require_system() -> None:
+    """Check that this is a system that spantune runs on: Linux or macOS.
+
+    Raises:
+        ConfigError: it is Windows.
+    """
+    if sys.platform == "win32":
+        raise ConfigError(
+            "spantune runs on Linux and macOS; on Windows install it inside WSL, the Windows Subsystem for Linux "
+            "(wsl --install)"
+        )
 
 
 def _not_installed(purpose: str, library: str, extra: str) -> ConfigError:

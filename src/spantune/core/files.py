@@ -89,9 +89,7 @@ def _renamed(path: Path) -> Iterator[Path]:
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file or folder is on the disk; Windows cannot do this for folders and does not need it."""
-    if os.name == "nt" and path.is_dir():
-        return
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

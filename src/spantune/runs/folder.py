@@ -91,7 +91,7 @@ class RunFolder:
             return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
         except OSError:
             raise RunError(f"{self.path}: no config.yaml here; expected a run folder such as runs/demo") from None
-        except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ConfigError) as error:
             raise RunError(f"{path} is damaged: {error}; restore it, or train again") from None
 
     def resume_config(self) -> Config:
@@ -160,8 +160,10 @@ class RunFolder:
         path = self.environment_file
         try:
             environment: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read: {error}; restore it, or write {{}} into it") from None
+        if not isinstance(environment, dict):
+            raise RunError(f"{path} is damaged: expected an object; restore it, or write {{}} into it")
         return environment
 
     def metrics(self) -> list[MetricsRecord]:
