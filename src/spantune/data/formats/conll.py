@@ -69,7 +69,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     try:
         layout = survey(lambda: sentences(lines(Counter()), Counter(), header=header[0]), header, options)
     except DataError as error:
-        raise error if error.path else DataError(error.message, path=path) from None
+        raise error if error.path else DataError(error.message, path=path, line=error.line) from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     notes["tags read as IOB1"] += any(layer[1:] == ("prefix", "IOB1") for layer in layout.layers)
