@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spantune.core import config
+from spantune.core.anchoring import Anchors, occurrences
 from spantune.core.config import Config, Keep, Normalize, load_config, parse_config
 from spantune.core.document import Document, Entity, encodable, half_surrogate, to_record
 from spantune.core.errors import (
@@ -38,12 +39,14 @@ from spantune.core.files import (
     require_folder,
     sha256_of,
 )
+from spantune.core.foreign import foreign
 from spantune.core.lazy import lazy_exports
 from spantune.core.signals import Interrupted, Stopped, StopRequest
 from spantune.core.task import Label, TaskSpec, first_unknown
 from spantune.core.terminal import bar, console, track
 
 __all__ = [
+    "Anchors",
     "Config",
     "ConfigError",
     "DataError",
@@ -73,6 +76,7 @@ __all__ = [
     "file_lock",
     "first_line",
     "first_unknown",
+    "foreign",
     "from_document",
     "from_prediction_record",
     "fsync_path",
@@ -81,6 +85,7 @@ __all__ = [
     "load_config",
     "nearest",
     "need",
+    "occurrences",
     "parse_config",
     "replace_text",
     "replacing",

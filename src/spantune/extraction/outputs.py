@@ -103,19 +103,20 @@ class Target:
 
         Raises:
             ConfigError: options contradict each other.
-            DataError: a file cannot be written.
+            DataError: a file cannot be written, or the format can only be read.
         """
         if self.format != "native" and self.out is None:
             raise ConfigError(f"--to {self.format} needs --out FILE; only native JSONL is written to stdout")
-        if self.format not in formats.FORMATS:
-            raise ConfigError(f"unknown format {self.format!r}; {nearest(self.format, formats.FORMATS)}")
+        if not formats.is_known(self.format):
+            raise ConfigError(f"unknown format {self.format!r}; {nearest(self.format, formats.names())}")
+        writes_folder = formats.of_name(self.format, writing=True).folder
         if self.resume and self.out is None:
             raise ConfigError("--resume goes on with a file; give --out FILE")
         for path in (self.out, self.html):
             if path and any(Path(name).exists() and path.exists() and path.samefile(name) for name in inputs):
                 raise ConfigError(f"{path} is read from, and would be written over; name another")
             if path:
-                _require_writable(path, is_file=path == self.html or self.format not in formats.FOLDERS)
+                _require_writable(path, is_file=path == self.html or not writes_folder)
         if self.out and self.html and self.out.resolve() == self.html.resolve():
             raise ConfigError(f"--out and --html are both {self.out}; name another for one of them")
 
