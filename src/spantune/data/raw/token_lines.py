@@ -203,7 +203,7 @@ class Census:
             return expected if expected is None else expected + 1
         if part := INDEX_PART.fullmatch(cell):
             return expected if expected is not None or part[1] == "0" else int(part[1])
-        if not _NUMBER.fullmatch(cell):
+        if not INDEX.fullmatch(cell):
             self.miscounted += 1
             return expected if expected is None else expected + 1
         number = int(cell)
@@ -294,7 +294,7 @@ def _cells(steps: Counter[tuple[str | None, str | None]]) -> Counter[str]:
 
 
 _SPELLINGS: tuple[Spelling, ...] = ("prefix", "suffix", "bare")
-_NUMBER = re.compile(r"[0-9]{1,9}")
+INDEX = re.compile(r"[0-9]{1,9}")
 INDEX_PART = re.compile(r"([0-9]{1,9})([-.])([0-9]{1,9})")
 """The index of a contracted token (`3-4`) or of a node without a token (`8.1`) in CoNLL-U."""
 
