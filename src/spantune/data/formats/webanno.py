@@ -20,7 +20,7 @@ from spantune.data.raw.text_files import read_lines
 
 _MAGIC = "#FORMAT=WebAnno TSV 3"
 _FIRST_COLUMN = 3  # after number, offsets and token
-_TOKEN = re.compile(r"[0-9]+-[0-9]+(?:\.[0-9]+)?\t([0-9]+)-([0-9]+)\t([^\t]*)(?:\t(.*))?", re.DOTALL)
+_TOKEN = re.compile(r"[0-9]+-[0-9]+(?:\.[0-9]+)?\t([0-9]{1,18})-([0-9]{1,18})\t([^\t]*)(?:\t(.*))?", re.DOTALL)
 _VALUES = re.compile(r"(?:\\.|[^|\\])+", re.DOTALL)
 _VALUE = re.compile(r"(.*?)(?:\[([0-9]+)\])?", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)

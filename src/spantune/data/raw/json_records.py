@@ -316,13 +316,16 @@ class _Window:
         self._line, self._counted = 1, 0  # a line number, and the place in `text` for which it holds
         self._chunks = read_chunks(path, notes, encoding)
 
-    def more(self) -> bool:
-        """Drop the text before `place` and read the next chunk; False at the end of the file."""
-        chunk = next(self._chunks, None)
-        if chunk is None:
+    def more(self, size: int = 1) -> bool:
+        """Drop the text before `place` and read chunks of `size` characters or more; False at the end of the file."""
+        chunks: list[str] = []
+        while size > 0 and (chunk := next(self._chunks, None)) is not None:
+            chunks.append(chunk)
+            size -= len(chunk)
+        if not chunks:
             return False
         self.line_here()
-        self.text, self.place, self._counted = self.text[self.place :] + chunk, 0, 0
+        self.text, self.place, self._counted = "".join([self.text[self.place :], *chunks]), 0, 0
         return True
 
     def next(self) -> str:
@@ -334,7 +337,6 @@ class _Window:
 
     def value(self) -> object:
         """Return the JSON value at `place` and move behind it."""
-        size = 0
         while True:
             try:
                 value, end = _parse(self.text, self.place, self.path, self.line_here(), self.place)
@@ -342,13 +344,11 @@ class _Window:
                     self.place = end
                     return value
             except DataError:
-                if len(self.text) - self.place > LINE_LIMIT:
+                length = len(self.text) - self.place
+                if length > LINE_LIMIT:
                     raise oversized(self.path, self.line_here()) from None
-                size = 2 * max(size, len(self.text) - self.place)  # doubled, so that no object is parsed too often
-                if not self.more():
+                if not self.more(length):  # doubled, so that no object is parsed too often
                     raise
-                while len(self.text) < size and self.more():
-                    pass
 
     def line_here(self) -> int:
         """Return the line of `place`."""
@@ -378,8 +378,11 @@ def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tu
         value, end = _DECODER.raw_decode(text, place)
     except json.JSONDecodeError as error:
         raise _not_json(error.msg, text, error.pos, path, line, line_at) from None
-    except (ValueError, RecursionError) as error:
-        raise _not_json(str(error), text, place, path, line, line_at) from None
+    except RecursionError:
+        raise _not_json("lists and objects are nested too deeply", text, place, path, line, line_at) from None
+    except ValueError as error:
+        problem = "a number has thousands of digits" if "digits" in str(error) else str(error)
+        raise _not_json(problem, text, place, path, line, line_at) from None
     return value, end
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from spantune.core import DataError
 from spantune.data.raw.tags import Spelling, parse_tag
 from spantune.data.raw.tokens import TokenCensus
 
@@ -22,6 +23,7 @@ _NEWDOC = re.compile(rf"# *{_GROUP.pattern}(?: *= ?(.*))?")
 _NAMES = "global.columns"
 _BLANKS = re.compile(r"[ \t]+")
 _MOST_COLUMNS = 128
+_MOST_ROWS = 500_000
 _MOST_STEPS = 1 << 14  # different pairs of a cell and the next in a column, above which it holds no tags
 _TOKEN_NAMES = frozenset(("token", "tokens", "word", "words", "form", "wordform", "text"))
 _TAG_NAME = re.compile(r"(?:ne[-_:].*|ner|ne|tags?|labels?|bio|iob2?|entit(?:y|ies)|(?:.*[-_:])(?:ner|tags?|labels?))")
@@ -62,7 +64,11 @@ def sentences(
     is_token: Callable[[str], bool] = may_be_token,
     header: str | None = None,
 ) -> Iterator[Sentence]:
-    """Yield the sentences of numbered `lines`; comment lines stand before the first token of one."""
+    """Yield the sentences of numbered `lines`; comment lines stand before the first token of one.
+
+    Raises:
+        DataError: one is too long to be a sentence.
+    """
     sentence, documents = Sentence(), 0
     for number, line in lines:
         is_start = line.startswith(DOCSTART)
@@ -82,6 +88,12 @@ def sentences(
                 notes["comment line"] += 1
         else:
             sentence.rows.append((number, line))
+            if len(sentence.rows) > _MOST_ROWS:
+                raise DataError(
+                    f"over {_MOST_ROWS} lines without a blank one between, which is no sentence; put blank lines "
+                    "between sentences, or name the file's format if it is another",
+                    line=sentence.rows[0][0],
+                )
     if sentence.rows:
         yield sentence
 
@@ -191,7 +203,7 @@ class Census:
             return expected if expected is None else expected + 1
         if part := INDEX_PART.fullmatch(cell):
             return expected if expected is not None or part[1] == "0" else int(part[1])
-        if not _NUMBER.fullmatch(cell):
+        if not INDEX.fullmatch(cell):
             self.miscounted += 1
             return expected if expected is None else expected + 1
         number = int(cell)
@@ -282,7 +294,7 @@ def _cells(steps: Counter[tuple[str | None, str | None]]) -> Counter[str]:
 
 
 _SPELLINGS: tuple[Spelling, ...] = ("prefix", "suffix", "bare")
-_NUMBER = re.compile(r"[0-9]{1,9}")
+INDEX = re.compile(r"[0-9]{1,9}")
 INDEX_PART = re.compile(r"([0-9]{1,9})([-.])([0-9]{1,9})")
 """The index of a contracted token (`3-4`) or of a node without a token (`8.1`) in CoNLL-U."""
 
