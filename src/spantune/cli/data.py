@@ -5,8 +5,6 @@ As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stde
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +15,7 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import Column, Format, Joiner, Json, quiet
-from spantune.core import ConfigError
+from spantune.core import ConfigError, print_table, print_text, put_json, say, visible
 
 if TYPE_CHECKING:
     from spantune.core import Document, TaskSpec
@@ -109,8 +107,8 @@ def convert(
 
     lost = formats.write(target, track(counted(), "convert"), to, options)
     for note, number in {**+notes, **lost}.items():
-        print(f"{number} × {note}", file=sys.stderr)
-    print(f"{count} documents, {name} → {to}: {target}", file=sys.stderr)
+        say(f"{number} × {note}")
+    say(f"{count} documents, {name} → {to}: {target}")
 
 
 @app.command()
@@ -155,14 +153,14 @@ def check(
         report = examine(written, demands, tally)
         for repair, source in zip(repaired, sources, strict=True):
             for note, count in {**source.notes, **repair.notes}.items():
-                print(f"{source.path}: {count} × {note}", file=sys.stderr)
-            print(f"{repair.path}: {len(repair.changes)} changes, logged in {repair.log}", file=sys.stderr)
+                say(f"{source.path}: {count} × {note}")
+            say(f"{repair.path}: {len(repair.changes)} changes, logged in {repair.log}")
     if as_json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False))
+        put_json(report.as_dict())
     else:
-        tables.table(["", "finding", "count", "what, and the first"], _finding_rows(report))
+        print_table(["", "finding", "count", "what, and the first"], _finding_rows(report))
         counted = f"{report.documents} documents, {report.entities} entities"
-        print(f"{counted}: {report.errors} errors, {report.warnings} warnings", file=sys.stderr)
+        say(f"{counted}: {report.errors} errors, {report.warnings} warnings")
     raise typer.Exit(1 if report.errors else 0)
 
 
@@ -213,20 +211,25 @@ def split(
     facts = {"source": file, "k_shot": k_shot, "sample": sample, "left_out": len(corpus.documents) - division.size}
     lost = splitting.write_splits(to, division, write_format, facts)
     for note, count in {**corpus.notes, **lost}.items():
-        print(f"{count} × {note}", file=sys.stderr)
+        say(f"{count} × {note}")
     if by is None and any("group" in document.meta for document in corpus.documents):
-        print("documents have a group in their meta; --by group would keep each in one split", file=sys.stderr)
+        say("documents have a group in their meta; --by group would keep each in one split")
     record = {**facts, **division.as_dict()}
     if as_json:
-        print(json.dumps(record, ensure_ascii=False))
+        put_json(record)
     else:
         tables.print_split(record)
-    print(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}", file=sys.stderr)
+    say(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}")
 
 
 def _finding_rows(report: Report) -> list[tuple[str, ...]]:
     return [
-        (finding.severity, finding.name, str(finding.count), f"{finding.message}\n{finding.where}: {finding.example}")
+        (
+            finding.severity,
+            finding.name,
+            str(finding.count),
+            f"{visible(finding.message)}\n{visible(f'{finding.where}: {finding.example}')}",
+        )
         for finding in report.findings
     ]
 
@@ -300,10 +303,10 @@ def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: b
         from spantune.report import write_page
 
         write_page(html, corpus.documents, corpus.path.name)
-        print(f"page: {html}", file=sys.stderr)
+        say(f"page: {html}")
     if as_json:
         record = {"format": corpus.format, "notes": dict(corpus.notes), **asdict(corpus_statistics)}
-        print(json.dumps(record | ({"tokens": asdict(tokens)} if tokens else {}), ensure_ascii=False))
+        put_json(record | ({"tokens": asdict(tokens)} if tokens else {}))
         return
     notes = {"format": corpus.format, **{f"mended: {note}": str(count) for note, count in corpus.notes.items()}}
     tables.print_statistics(corpus_statistics, file, notes)
@@ -335,7 +338,7 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
 
     settings = load_config(recipe, overrides)
     quiet()
-    from rich.console import Console
+    from rich.text import Text
 
     from spantune.encoding import coloured
     from spantune.training import prepare
@@ -354,11 +357,11 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
         "stop_token": prepared.tokenizer.convert_ids_to_tokens(prepared.encoder.stop_id),
     }
     if as_json:
-        print(json.dumps(figures, ensure_ascii=False))
+        put_json(figures)
         return
-    tables.table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
-    console = Console(highlight=False)
-    console.print("[dim]shared prefix[/dim] [cyan]prompt[/cyan] [bold green]answer and stop: with loss[/bold green]")
+    print_table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
+    kinds = {"shared prefix": "dim", "prompt": "cyan", "answer and stop: with loss": "bold green"}
+    print_text(Text(" ").join(Text(kind, style) for kind, style in kinds.items()))
     for example in prepared.examples[:count]:
-        console.print(f"\n{example.id}", style="bold", markup=False)
-        console.print(coloured(example, prepared.tokenizer, prefix))
+        print_text(Text(f"\n{visible(example.id)}", style="bold"))
+        print_text(coloured(example, prepared.tokenizer, prefix))

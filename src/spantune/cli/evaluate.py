@@ -5,8 +5,6 @@ As in `cli`, there is no logic here: tables and JSON go to stdout, messages to s
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +15,7 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import Device, Format, Json, MinScore, quiet, report_left_out
-from spantune.core import ConfigError, DataError, RunError
+from spantune.core import ConfigError, DataError, RunError, put, put_json, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -79,7 +77,7 @@ def evaluate(
             "give a run folder with --data FILE (the labels are its task's), or --gold FILE with --predicted FILE"
         )
     for note, count in content.after.notes.items():
-        print(f"{count} × {note}", file=sys.stderr)
+        say(f"{count} × {note}")
     if report:
         from spantune.report import write_report
 
@@ -121,14 +119,14 @@ def compare(
     comparison = compare_systems(read, codes)
     for name, scores in comparison.systems.items():
         for note, count in scores.notes.items():
-            print(f"{name}: {count} × {note}", file=sys.stderr)
+            say(f"{name}: {count} × {note}")
     if report:
         from spantune.report import write_comparison
 
         data = gold or f"the test documents of {read[0].name}"
         write_comparison(_existing(report), comparison, read, _label_names(systems, codes), data)
     if as_json:
-        print(json.dumps(comparison.as_dict(), ensure_ascii=False))
+        put_json(comparison.as_dict())
     else:
         tables.print_comparison(comparison)
 
@@ -141,7 +139,7 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished ru
     from spantune.report import report_run
 
     report_run(run)
-    print(RunFolder(run).report_html)
+    put(str(RunFolder(run).report_html))
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,7 @@ def _trained_on(recipe: Config) -> Sequence[Document] | None:
     try:
         return read_splits(recipe.data).train
     except DataError as error:
-        print(f"no figures for seen and unseen surfaces; the training data cannot be read: {error}", file=sys.stderr)
+        say(f"no figures for seen and unseen surfaces; the training data cannot be read: {error}")
         return None
 
 
@@ -289,7 +287,7 @@ def _aligned(gold: Sequence[Document], predictions: Sequence[Extraction], path: 
     documents = [prediction.document for prediction in predictions]
     aligned = align(gold, documents)
     if [document.id for document in aligned] != [document.id for document in documents]:
-        print(f"{path}: no id is that of a gold document; paired by their texts, which are the same", file=sys.stderr)
+        say(f"{path}: no id is that of a gold document; paired by their texts, which are the same")
     return [replace(prediction, document=document) for prediction, document in zip(predictions, aligned, strict=True)]
 
 
@@ -314,13 +312,13 @@ def _read(path: str, format: str | None) -> Sequence[Document]:
 
     corpus = formats.read(path, format)
     for note, count in corpus.notes.items():
-        print(f"{path}: {count} × {note}", file=sys.stderr)
+        say(f"{path}: {count} × {note}")
     return corpus.documents
 
 
 def _print_scores(figures: dict[str, object], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(figures, ensure_ascii=False))
+        put_json(figures)
         return
     tables.print_scores(figures)
     tables.print_slices(figures)

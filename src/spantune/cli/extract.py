@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli.options import Device, MinScore, quiet, report_left_out
-from spantune.core import ConfigError
+from spantune.core import ConfigError, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def extract(
         done = target.begin(documents)
         if done.documents:
             tally.documents, tally.with_problem = done.documents, done.with_problem
-            _say(f"{done.documents} documents were done")
+            say(f"{done.documents} documents were done")
         total = texts.count() if sys.stderr.isatty() else None
         work = _Work(documents, load, None if total is None else total - done.documents)
         try:
@@ -154,24 +154,18 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
 
     report_left_out(calibration, tally.below_threshold)
     for note, count in tally.notes.items():
-        _say(f"{count} × {note}")
+        say(f"{count} × {note}")
     if tally.contradicted:
-        _say(f"{tally.contradicted} entities left out, which the next chunk of their text contradicts")
+        say(f"{tally.contradicted} entities left out, which the next chunk of their text contradicts")
     for line in tally.failures:
-        _say(f"failed: {line}")
+        say(f"failed: {line}")
     if tally.failed > SHOWN:
-        _say(f"failed: {tally.failed - SHOWN} more")
+        say(f"failed: {tally.failed - SHOWN} more")
     if tally.not_representable:
-        _say(
+        say(
             f"{tally.not_representable} documents are not in {target.out}: {target.format} has no place for what failed"
         )
     if tally.with_problem:
-        _say(f"{tally.with_problem} of {tally.documents} answers were wanting; see meta.problems of each")
+        say(f"{tally.with_problem} of {tally.documents} answers were wanting; see meta.problems of each")
     if target.out and partial(target.out).exists():
-        _say(f"{partial(target.out)} holds what is done; go on with --resume")
-
-
-def _say(line: str) -> None:
-    from spantune.core import console
-
-    console().print(line, markup=False)
+        say(f"{partial(target.out)} holds what is done; go on with --resume")

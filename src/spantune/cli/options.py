@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # A command has as many parameters as options: typer reads them from the signature.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already; never what is read.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
 Column = Annotated[
@@ -45,12 +46,10 @@ def quiet() -> None:
 
 def report_left_out(calibration: Calibration | None, count: int) -> None:
     """Print to stderr how many entities the calibrated threshold dropped; nothing where there is none."""
-    from spantune.core import console
+    from spantune.core import say
 
     if calibration and (calibration.threshold is not None or calibration.label_thresholds):
-        console().print(
-            f"{count} entities left out, {describe_threshold(calibration)}; --min-score 0 keeps all", markup=False
-        )
+        say(f"{count} entities left out, {describe_threshold(calibration)}; --min-score 0 keeps all")
 
 
 def describe_threshold(calibration: Calibration) -> str:

@@ -45,7 +45,7 @@ class Document:
     """A text with its entities, sorted by (start, end, label).
 
     Raises:
-        DataError: an entity is empty or lies outside the text.
+        DataError: an entity is empty or lies outside the text, or a value is of a wrong type.
     """
 
     id: str
@@ -54,7 +54,18 @@ class Document:
     meta: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if (
+            not isinstance(self.id, str)
+            or not isinstance(self.text, str)
+            or not isinstance(self.entities, list | tuple)
+        ):
+            raise DataError(
+                f"document {self.id!r}: expected an id and a text that are strings and a list of entities, found "
+                f"{type(self.id).__name__}, {type(self.text).__name__} and {type(self.entities).__name__}"
+            )
         for entity in self.entities:
+            if not isinstance(entity, Entity):
+                raise DataError(f"document {self.id!r}: expected Entity objects, found {entity!r}", field="entities")
             if not 0 <= entity.start < entity.end <= len(self.text):
                 raise DataError(
                     f"document {self.id!r}: entity {entity.label!r} at [{entity.start}, {entity.end}) is empty or "

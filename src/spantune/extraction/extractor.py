@@ -11,7 +11,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import Document, Extraction, Prediction, Problem, ProblemKind, Status, TaskSpec, config
+from spantune.core import (
+    Document,
+    Extraction,
+    Prediction,
+    Problem,
+    ProblemKind,
+    Status,
+    TaskSpec,
+    config,
+    expect,
+    expect_each,
+)
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
@@ -46,6 +57,7 @@ class Extractor:
         *,
         on_choices: bool = False,
     ):
+        expect(encoder, Encoder, "Extractor", "an Encoder as the second argument; spantune.load makes both from a run")
         self.model, self.encoder, self.on_choices = model, encoder, on_choices
         self.settings = settings or config.Extract()
         self.calibration = calibration
@@ -67,9 +79,11 @@ class Extractor:
         """Return the texts with their entities, in the same order.
 
         Raises:
-            DataError: as `stream`, with `strict`.
+            ConfigError: `texts` is no list of texts.
+        DataError: as `stream`, with `strict`.
         """
-        documents = (Document(str(i), text) if isinstance(text, str) else text for i, text in enumerate(texts))
+        given = expect_each(texts, (str, Document), "texts", "a list of texts or Documents")
+        documents = (Document(str(i), text) if isinstance(text, str) else text for i, text in enumerate(given))
         return [extraction.document for extraction in self.stream(documents)]
 
     def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
@@ -138,6 +152,7 @@ def load_run(
         RunError: the folder is not a run, has no adapter yet, or its calibration is damaged.
         ModelError: the base model cannot be loaded.
     """
+    expect(run, (str, Path), "load", "the path of a run folder, such as runs/demo")
     calibration = Calibration.load(Path(run))
     if min_score is not None:
         calibration = (calibration or Calibration()).with_min_score(min_score)

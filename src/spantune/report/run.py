@@ -56,7 +56,7 @@ class _Run:
         return score(self.splits.test, predicted, self.task.codes, train=self.splits.train)
 
 
-def report_run(folder: Path, splits: Splits | None = None, after: Scores | None = None) -> None:
+def report_run(folder: str | Path, splits: Splits | None = None, after: Scores | None = None) -> None:
     """Write `scores.json`, `report.md` and, last, `report.html` into the folder of a run.
 
     Args:
@@ -68,7 +68,8 @@ def report_run(folder: Path, splits: Splits | None = None, after: Scores | None 
         RunError: the folder is not a run, is damaged, or lacks the final evaluation.
         DataError: the run's predictions or the documents of its recipe cannot be read or do not pair.
     """
-    run = _read(RunFolder(folder), splits)
+    run = _read(RunFolder(Path(folder)), splits)
+    folder = run.folder.path
     predicted = run.predictions("test", run.closing["step"])
     view, notes = _calibration(run)
     data = run.recipe.data

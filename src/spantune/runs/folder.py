@@ -11,13 +11,24 @@ import functools
 import itertools
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from spantune.core import Config, ConfigError, Locked, RunError, TaskSpec, file_lock, parse_config
+from spantune.core import (
+    Config,
+    ConfigError,
+    Locked,
+    RunError,
+    TaskSpec,
+    expect,
+    file_lock,
+    lost_credentials,
+    parse_config,
+)
 
 METRICS_FILE = "metrics.jsonl"
 REPORT = "report.html"
@@ -43,6 +54,10 @@ class RunFolder:
     """The folder `path` of a run: the paths of its parts, and the parts that are read back. It need not exist."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        path = expect(self.path, (str, Path), "run folder", "the path of a run folder, such as runs/demo")
+        object.__setattr__(self, "path", Path(path))
 
     config_file = _Part("config.yaml")
     task_file = _Part("task.json")
@@ -93,15 +108,31 @@ class RunFolder:
         except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
             raise RunError(f"{path} is damaged: {error}; restore it, or train again") from None
 
-    def resume_config(self) -> Config:
+    def resume_config(self, overrides: Sequence[str] = ()) -> Config:
         """Read the recipe of a run to resume, with the name and place that its folder has now.
+
+        A saved recipe holds `***` for a credential: `overrides` give the whole value again, and nothing else.
 
         Raises:
             RunError: the folder is no run, or is finished.
+            ConfigError: a value with a credential is missing, or an override is of another key.
         """
         if self.is_finished:
             raise RunError(f"{self.path} is finished; its report is {self.report_html}")
         config = self.config()
+        lost = lost_credentials(config)
+        for override in overrides:
+            if override.partition("=")[0] not in lost:
+                raise ConfigError(
+                    f"{override}: a run goes on with the recipe that it began with, {self.config_file}; leave it out"
+                )
+        if overrides:
+            config = parse_config(config.model_dump(mode="json"), str(self.config_file), list(overrides))
+        if missing := [key for key in lost if key in lost_credentials(config)]:
+            raise ConfigError(
+                f"{self.config_file}: {', '.join(missing)} held a credential, which is not saved; give the value "
+                f"again: spantune train --resume {self.path} {missing[0]}=VALUE"
+            )
         place = {"name": self.path.name, "folder": self.path.parent}
         return config.model_copy(update={"run": config.run.model_copy(update=place)})
 

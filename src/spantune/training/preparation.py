@@ -10,7 +10,7 @@ import logging
 import random
 from dataclasses import dataclass, replace
 
-from spantune.core import Document, TaskSpec, config
+from spantune.core import Document, TaskSpec, as_config, config
 from spantune.data import Splits, read_splits, split_long
 from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
 from spantune.extraction import mark_choices
@@ -61,6 +61,7 @@ def prepare(recipe: config.Config) -> Prepared:
     Raises:
         SpantuneError: its files, labels, tokenizer or lengths cannot be used.
     """
+    recipe = as_config(recipe)
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
     for documents in (splits.train, splits.dev, splits.test):

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from spantune.core import DataError, Document, Extraction, from_prediction_record, nearest
+from spantune.core import DataError, Document, Extraction, expect, expect_each, from_prediction_record, nearest
 from spantune.data.formats import (
     brat,
     chip,
@@ -97,6 +97,7 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     Raises:
         DataError: the file cannot be read as what it claims to be.
     """
+    expect(path, (str, Path), "read", "the path of a corpus, or bundled:NAME")
     file = resolve(path)
     name = format or detect(file)
     notes: Counter[str] = Counter()
@@ -151,8 +152,10 @@ def write(
     Raises:
         DataError: the format cannot hold a document, or the file cannot be written.
     """
+    expect(path, (str, Path), "write", "the path to write to")
+    checked = expect_each(documents, Document, "documents", "a list of Documents, such as corpus.documents")
     notes: Counter[str] = Counter()
-    _format(format).write(Path(path), documents, notes, options)
+    _format(format).write(Path(path), checked, notes, options)
     return dict(+notes)
 
 
