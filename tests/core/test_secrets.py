@@ -31,7 +31,7 @@ def test_credentials_are_masked_once(text: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["https://host:8000/v1/@x", "stop token: <|end|>", "a basic example of the bearer", "a@b.example", "key=d", "3:4@5"],
+    ["https://host:8000/v1/@x", "stop token: <|end|>", "a basic example of the bearer", "a@b.example", "3:4@5"],
 )  # fmt: skip
 def test_ordinary_text_is_unchanged(text: str) -> None:
     assert masked(text) == text

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import tables
-from spantune.cli.options import Column, Format, Joiner, Json, quiet
-from spantune.core import ConfigError, print_table, print_text, put_json, say, visible
+from spantune.cli.options import Column, Force, Format, Joiner, Json, quiet
+from spantune.core import ConfigError, overwriting, print_table, print_text, put_json, require_new, say, visible
 
 if TYPE_CHECKING:
     from spantune.core import Document, TaskSpec
@@ -41,6 +41,7 @@ def inspect(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    force: Force = False,
     examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
     as_json: Json = False,
 ) -> None:
@@ -65,6 +66,8 @@ def inspect(
         return
     if task and not (tokenizer or recipe):
         raise ConfigError("--task needs --tokenizer, whose tokens are to be counted")
+    if html:
+        require_new(html, [file, *([recipe] if recipe else [])], force=force)
     corpus = formats.read(file, format, _options(column, joiner))
     _inspect_corpus(corpus, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
 
@@ -82,6 +85,7 @@ def convert(
         typer.Option(help="What flat tags keep of entities that overlap; error refuses them."),
     ] = "error",
     scheme: Annotated[Literal["bio", "bioes"], typer.Option(help="Tags to write.")] = "bio",
+    force: Force = False,
 ) -> None:
     """Convert a corpus; what reading mended and what the target cannot hold is said on stderr.
 
@@ -94,6 +98,7 @@ def convert(
     from spantune.core import track
     from spantune.data import formats
 
+    require_new(target, [source], force=force)
     name = source_format or formats.detect(source)
     options = replace(_options(column, joiner), nested=nested, scheme=scheme)
     notes: Counter[str] = Counter()
@@ -105,7 +110,8 @@ def convert(
             count += 1
             yield document
 
-    lost = formats.write(target, track(counted(), "convert"), to, options)
+    with overwriting(target, force=force) as place:
+        lost = formats.write(place, track(counted(), "convert", unit="documents"), to, options)
     for note, number in {**+notes, **lost}.items():
         say(f"{number} × {note}")
     say(f"{count} documents, {name} → {to}: {target}")
@@ -125,6 +131,7 @@ def check(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Check annotated files and say what is wrong, how often and where; exit 1 when an error is, or remains.
@@ -137,9 +144,12 @@ def check(
 
         spantune data check cmeee.jsonl --fix mended.jsonl
     """
-    from spantune.data import Demands, Tally, count_dropped, read_source, repair_all
+    from spantune.data import Demands, Tally, count_dropped, read_source, repair_all, repair_targets
     from spantune.data import check as examine
 
+    if fix is not None:
+        for path in repair_targets(fix, len(files)):
+            require_new(path, files, force=force)
     count_tokens = _token_counter(max_tokens, tokenizer)
     demands = Demands(_label_set(labels, recipe), max_tokens or 0, count_tokens)
     sources = [read_source(file, format, _options(column, joiner)) for file in files]
@@ -147,7 +157,7 @@ def check(
     if fix is None:
         report = examine(sources, demands)
     else:
-        repaired = repair_all(sources, fix)
+        repaired = repair_all(sources, fix, force=force)
         count_dropped(repaired, tally)
         written = [read_source(repair.path, source.format) for repair, source in zip(repaired, sources, strict=True)]
         report = examine(written, demands, tally)
@@ -182,6 +192,7 @@ def split(
     column: Column = None,
     joiner: Joiner = None,
     write_format: Annotated[str, typer.Option(help="Format of the splits.")] = "native",
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Split a corpus by label, with no text or near-duplicate in two splits; appended documents move no earlier one.
@@ -200,6 +211,7 @@ def split(
 
     if k_shot and sample:
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
+    require_new(to, [file], force=force)
     rule = splitting.Rule(splitting.parse_shares(shares, names), seed, by, threshold)
     corpus = formats.read(file, format, _options(column, joiner))
     division = splitting.split(corpus.documents, rule)
@@ -209,7 +221,8 @@ def split(
     if sample:
         division = division.with_first(splitting.sample(first, sample, seed))
     facts = {"source": file, "k_shot": k_shot, "sample": sample, "left_out": len(corpus.documents) - division.size}
-    lost = splitting.write_splits(to, division, write_format, facts)
+    with overwriting(to, force=force) as folder:
+        lost = splitting.write_splits(folder, division, write_format, facts)
     for note, count in {**corpus.notes, **lost}.items():
         say(f"{count} × {note}")
     if by is None and any("group" in document.meta for document in corpus.documents):

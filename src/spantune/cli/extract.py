@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spantune.cli.options import Device, MinScore, quiet, report_left_out
+from spantune.cli.options import Device, Force, MinScore, parts_read, quiet, report_left_out
 from spantune.core import ConfigError, say
 from spantune.runs import RunFolder
 
@@ -46,6 +46,7 @@ def extract(
         bool, typer.Option("--whole-file", help="Take each text file as one document, not its lines.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --out where an interrupted run ended.")] = False,
+    force: Force = False,
     min_score: MinScore = None,
     batch_size: Annotated[int | None, typer.Option(help="Documents decoded together.", min=1)] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="extract.key=value for the recipe.")] = None,
@@ -84,8 +85,8 @@ def extract(
     if url is not None and (batch_size is not None or device != "auto"):
         raise ConfigError("--batch-size and --device are of decoding here; for a server there is --concurrency")
     recipe = _recipe(run, overrides or [], batch_size)
-    target = Target(out, to, html, resume, nested)
-    target.check(files)
+    target = Target(out, to, html, resume, nested, force)
+    target.check([*files, *parts_read([run])])
     texts = Texts.open(files, format, whole=whole_file)
     quiet()
     tally = Tally()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -42,6 +44,17 @@ def quiet() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+
+
+def parts_read(inputs: Iterable[str | Path | None]) -> list[Path]:
+    """The files and folders that a command reads: of a run folder its own parts, so that others may stand in it."""
+    from spantune.runs import RunFolder
+
+    parts = []
+    for source in inputs:
+        run = RunFolder(Path(source or ""))
+        parts += [] if source is None else run.parts if run.is_run else [run.path]
+    return parts
 
 
 def report_left_out(calibration: Calibration | None, count: int) -> None:

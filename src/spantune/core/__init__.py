@@ -14,7 +14,7 @@ from spantune.core.config import (
     parse_value,
 )
 from spantune.core.crash import log_crash, log_crashes_into
-from spantune.core.document import Document, Entity, encodable, half_surrogate, to_record
+from spantune.core.document import Document, Entity, encodable, half_surrogate, hash_documents, to_record
 from spantune.core.errors import (
     ConfigError,
     DataError,
@@ -113,6 +113,7 @@ __all__ = [
     "fsync_path",
     "guard_terminal",
     "half_surrogate",
+    "hash_documents",
     "json_text",
     "lazy_exports",
     "load_config",

@@ -6,6 +6,8 @@ have the same span under two labels. An entity that is empty or outside its text
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -82,6 +84,15 @@ class Document:
     def with_entities(self, entities: Iterable[Entity]) -> Document:
         """Return the same document with other entities."""
         return replace(self, entities=tuple(entities))
+
+
+def hash_documents(documents: Iterable[Document]) -> str:
+    """Return one SHA-256 over ids, texts and entities, in order."""
+    digest = hashlib.sha256()
+    for document in documents:
+        entities = [[entity.start, entity.end, entity.label] for entity in document.entities]
+        digest.update((json.dumps([document.id, document.text, entities], ensure_ascii=True) + "\n").encode())
+    return digest.hexdigest()
 
 
 def to_record(document: Document) -> dict[str, object]:

@@ -116,7 +116,7 @@ def expect_each(
         expect(values, (), name, expected)
     else:
         for number, value in enumerate(values):
-            yield expect(value, kinds, f"{name}[{number}]", f"a member of {expected}")  # type: ignore[arg-type]
+            yield expect(value, kinds, f"{name}[{number}]", f"a member of {expected}")
 
 
 def os_error(error: OSError) -> str:

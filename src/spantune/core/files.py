@@ -66,7 +66,7 @@ def overwriting(path: Path, *, force: bool) -> Iterator[Path]:
     What exists is replaced, a folder with all that is in it, when the block succeeds, and is unchanged when it raises.
 
     Raises:
-        DataError: it cannot be replaced.
+        DataError: it cannot be replaced, or is a folder where a file is to be written.
     """
     if not (force and os.path.lexists(path)):
         yield path
@@ -76,6 +76,8 @@ def overwriting(path: Path, *, force: bool) -> Iterator[Path]:
     try:
         work.mkdir()
         yield new
+        if path.is_dir() and not new.is_dir():
+            raise DataError("is a folder, and a file is to be written; name a file inside it", path=path)
         if path.is_dir() or new.is_dir():
             path.rename(old)
         new.replace(path)

@@ -25,7 +25,6 @@ from spantune.core import (
     as_extraction,
     file_lock,
     from_document,
-    json_text,
     require_folder,
     to_document,
     to_record,
@@ -131,8 +130,8 @@ def append(path: Path, extractions: Iterable[Extraction]) -> None:
 
 
 def json_line(extraction: Extraction) -> bytes:
-    """Return the line of native JSONL for `extraction`: UTF-8, without signs that a terminal would execute."""
-    return json_text(to_record(to_document(extraction))).encode() + b"\n"
+    """Return the line of native JSONL for `extraction`: UTF-8, whatever the terminal's encoding is."""
+    return json.dumps(to_record(to_document(extraction)), ensure_ascii=False).encode() + b"\n"
 
 
 def finish(path: Path) -> None:

@@ -24,7 +24,7 @@ from spantune.metrics import Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
 from spantune.report.html import interval, points
 from spantune.report.write import write_report
-from spantune.runs import RunFolder
+from spantune.runs import RunFolder, evaluated
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     if run.dev:
         best = _best(run)
         facts["best step"] = f"{best['step']}, F1 {points(best['f1'])} on {best['documents']} dev documents"
+    for entry in evaluated(run.folder.path):
+        facts[f"predictions/{entry.file}"] = f"{entry.documents} documents of {entry.data}"
     stored = Calibration.load(run.folder.path)
     if stored and (stored.threshold is not None or stored.label_thresholds):
         micro = run.scores([stored.apply(document)[0] for document in _documents(predicted)]).micro

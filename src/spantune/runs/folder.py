@@ -76,6 +76,14 @@ class RunFolder:
     tensorboard = _Part("tensorboard")
     mlflow = _Part("mlflow")
 
+    @property
+    def parts(self) -> list[Path]:
+        """The files and folders of the run itself that are there; a report, and what else is in it, is made of them."""
+        own = [self.config_file, self.task_file, self.environment_file, self.metrics_file, self.log_file]
+        own += [self.lock_file, self.adapter, self.checkpoints, self.predictions_folder, self.calibration_file]
+        own += [self.trackers, self.swanlab, self.tensorboard, self.mlflow, self.report_html]
+        return [path for path in own if path.exists()]
+
     def predictions(self, split: str, step: int) -> Path:
         """The file of the predictions on a split after a step."""
         return self.predictions_folder / f"{split}-{step}.jsonl"
