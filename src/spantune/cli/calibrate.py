@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spantune.cli.options import Device, Format, Json, describe_threshold, quiet
-from spantune.core import ConfigError, RunError, SpantuneError, print_table, put, put_json, say
+from spantune.core import ConfigError, RunError, SpantuneError, log_crashes_into, print_table, put, put_json, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def calibrate(
     precision = _precision(objective)
     folder = RunFolder(run)
     recipe = folder.config()
+    log_crashes_into(run)
     if not folder.is_finished:
         raise RunError(f"{run} is not finished, and training on would undo this; first spantune train --resume {run}")
     quiet()

@@ -15,7 +15,7 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import Device, Force, Format, Json, MinScore, parts_read, quiet, report_left_out
-from spantune.core import ConfigError, DataError, RunError, put, put_json, require_new, say
+from spantune.core import ConfigError, DataError, RunError, log_crashes_into, put, put_json, require_new, say
 from spantune.runs import RunFolder, name_predictions, predictions_for
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished ru
     """
     from spantune.report import report_run
 
+    log_crashes_into(run)
     report_run(run)
     put(str(RunFolder(run).report_html))
 
@@ -195,6 +196,7 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
 
     folder = RunFolder(run)
     recipe = folder.config()
+    log_crashes_into(run)
     gold = _read(data, how.format)[: how.limit]
     quiet()
     from spantune.extraction import evaluate as measure

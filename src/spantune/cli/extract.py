@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli.options import Device, Force, MinScore, parts_read, quiet, report_left_out
-from spantune.core import ConfigError, say
+from spantune.core import ConfigError, log_crashes_into, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
 
     folder = RunFolder(run)
     recipe = folder.config()
+    log_crashes_into(run)
     for override in overrides:
         if not override.startswith("extract."):
             raise ConfigError(f"--set {override}: expected extract.key=value; the rest of a finished run is as it is")

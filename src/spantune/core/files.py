@@ -45,9 +45,11 @@ def require_new(path: Path, inputs: Iterable[str | Path] = (), *, force: bool = 
             raise ConfigError(f"{path} is the folder that you are in, or above it; name another")
         if not path.is_file() and not path.is_dir():
             raise ConfigError(f"{path} is a device or pipe, which cannot be replaced; name a file")
-    is_empty = path.is_dir() and not any(path.iterdir())
-    if not force and not is_empty:
-        raise ConfigError(f"{path} exists; name another, or give --force to replace it")
+    if force or (path.is_dir() and not any(path.iterdir())):
+        return
+    if path.is_dir():
+        raise ConfigError(f"{path} exists and is not empty; name another, or give --force to replace it as a whole")
+    raise ConfigError(f"{path} exists; name another, or give --force to replace it")
 
 
 def _is_read(source: Path, target: Path) -> bool:
