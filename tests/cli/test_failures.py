@@ -6,24 +6,33 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.command import fresh, one_line_error
-from spantune.core import Document, Entity, crash
+from spantune.core import crash
 from spantune.data import formats
 
 Command = Callable[..., Any]
-DOCUMENTS = [Document(f"d{i}", f"患者{i}肺炎", (Entity(3, 5, "dis"),)) for i in range(4)]
+DOCUMENTS = formats.read("bundled:clinical-zh-test").documents[:20]
 
 
 @pytest.fixture
 def corpus_file(tmp_path: Path) -> Path:
     formats.write(tmp_path / "in.jsonl", DOCUMENTS)
     return tmp_path / "in.jsonl"
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can enter, which those of pytest are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.fixture(autouse=True)
@@ -89,22 +98,20 @@ def test_a_name_that_is_too_long_is_one_line(command: Command, corpus_file: Path
 
 
 @pytest.mark.skipif(os.name == "nt" or os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv")
-def test_a_folder_without_permission_is_one_line(corpus_file: Path, tmp_path: Path) -> None:
-    locked = tmp_path / "locked"
+def test_a_folder_without_permission_is_one_line(corpus_file: Path, open_folder: Path) -> None:
+    locked, readable = open_folder / "locked", Path(shutil.copy(corpus_file, open_folder / "in.jsonl"))
     locked.mkdir()
     shutil.copy(corpus_file, locked / "in.jsonl")
     locked.chmod(0)
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(0o755)
-    corpus_file.chmod(0o644)
+    readable.chmod(0o644)
     user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-m", "spantune"]
     environment = {**os.environ, "HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"}
     inside, new = str(locked / "in.jsonl"), str(locked / "new")
     for arguments in (
         ["data", "inspect", inside],
-        ["data", "convert", inside, "/dev/shm/out", "--to", "native"],
-        ["data", "convert", str(corpus_file), new, "--to", "native"],
-        ["data", "inspect", str(corpus_file), "--html", new],
+        ["data", "convert", inside, str(open_folder / "out"), "--to", "native"],
+        ["data", "convert", str(readable), new, "--to", "native"],
+        ["data", "inspect", str(readable), "--html", new],
         ["evaluate", "--gold", inside, "--predicted", inside],
         ["train", "--resume", str(locked)],
         ["extract", str(locked), inside],

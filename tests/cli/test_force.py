@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from helpers.command import one_line_error
-from spantune.core import ConfigError, DataError, Document, Entity, overwriting, require_new
+from spantune.core import ConfigError, DataError, overwriting, require_new
 from spantune.data import formats
 
 Command = Callable[..., Any]
-DOCUMENTS = [Document(f"d{i}", f"患者{i}肺炎", (Entity(3, 5, "dis"),)) for i in range(12)]
+DOCUMENTS = formats.read("bundled:clinical-zh-test").documents[:20]
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def commands(source: Path, target: Path) -> dict[str, list[Any]]:
         "fix": ["data", "check", source, "--fix", target],
         "split": ["data", "split", source, "--to", target, "--shares", "0.5,0.5"],
         "report": ["evaluate", "--gold", source, "--predicted", source, "--report", target.parent],
-        "compare": ["compare", "--gold", source, source, source, "--report", target.parent],
+        "compare": ["compare", "--gold", source, source, source.with_name("copy.jsonl"), "--report", target.parent],
     }
 
 
-@pytest.mark.parametrize("name", sorted(commands(Path(), Path())))
+@pytest.mark.parametrize("name", sorted(commands(Path("x"), Path("y"))))
 def test_what_exists_is_replaced_with_force_only(
     command: Command, corpus_file: Path, tmp_path: Path, name: str
 ) -> None:
@@ -47,6 +47,7 @@ def test_what_exists_is_replaced_with_force_only(
     else:
         target.write_text("old")
     before = corpus_file.read_bytes()
+    (tmp_path / "copy.jsonl").write_bytes(before)
     arguments = commands(corpus_file, target)[name]
     one_line_error(command(*arguments), str(target), "--force")
     assert "old" in ((target / "old") if name == "split" else target).read_text()
@@ -86,10 +87,12 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(command: Command, corpus_
     one_line_error(command("data", "convert", corpus_file, brat, "--to", "native", "--force"), "name a file inside it")
     assert (brat / "more.txt").read_text() == "mine"
     assert command("data", "convert", corpus_file, brat, "--to", "brat", "--force").code == 0
-    assert not (brat / "more.txt").exists() and len(formats.read(brat).documents) == 12
+    assert not (brat / "more.txt").exists() and len(formats.read(brat).documents) == 20
     one_line_error(command("data", "convert", brat, brat, "--to", "brat", "--force"), "is read from")
-    one_line_error(command("data", "convert", brat, brat / "d0.txt", "--to", "native", "--force"), "is read from")
-    assert len(formats.read(brat).documents) == 12
+    one_line_error(
+        command("data", "convert", brat, next(brat.glob("*.txt")), "--to", "native", "--force"), "is read from"
+    )
+    assert len(formats.read(brat).documents) == 20
 
 
 def test_a_folder_above_an_input_and_where_one_is_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
