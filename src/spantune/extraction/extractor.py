@@ -12,7 +12,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import Document, Extraction, ModelError, Prediction, Problem, Status, TaskSpec, config
+from spantune.core import (
+    Document,
+    Extraction,
+    ModelError,
+    Prediction,
+    Problem,
+    Status,
+    TaskSpec,
+    config,
+    expect,
+    expect_each,
+)
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
@@ -52,6 +63,7 @@ class Extractor:
         *,
         on_choices: bool = False,
     ):
+        expect(encoder, Encoder, "Extractor", "an Encoder as the second argument; spantune.load makes both from a run")
         self.model, self.encoder, self.on_choices = model, encoder, on_choices
         self.settings = settings or config.Extract()
         require_grammar(self.settings, on_choices=on_choices)
@@ -75,9 +87,11 @@ class Extractor:
         """Return the texts with their entities, in the same order.
 
         Raises:
-            DataError: as `stream`, with `strict`.
+            ConfigError: `texts` is no list of texts.
+        DataError: as `stream`, with `strict`.
         """
-        documents = (Document(str(i), text) if isinstance(text, str) else text for i, text in enumerate(texts))
+        given = expect_each(texts, (str, Document), "texts", "a list of texts or Documents")
+        documents = (Document(str(i), text) if isinstance(text, str) else text for i, text in enumerate(given))
         return [extraction.document for extraction in self.stream(documents)]
 
     def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
@@ -163,6 +177,7 @@ def load_run(
         RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
         ModelError: the base model or the adapter cannot be loaded.
     """
+    expect(run, (str, Path), "load", "the path of a run folder, such as runs/demo")
     calibration = Calibration.load(Path(run))
     if min_score is not None:
         calibration = (calibration or Calibration()).with_min_score(min_score)
