@@ -110,7 +110,7 @@ def test_gliner_2_states_entities_as_an_object(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["back.json", "back.jsonl"])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(documents=st.lists(annotated(), min_size=1, max_size=3))
 def test_what_is_written_is_read_back_but_for_the_places_that_are_counted(name: str, documents: list[Document]) -> None:
     corpus, notes = round_trip(documents, "chat", name)

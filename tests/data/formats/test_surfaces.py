@@ -61,7 +61,7 @@ def test_what_the_order_does_not_decide_is_counted(
     assert corpus.notes == notes
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(annotated(), min_size=1, max_size=3))
 def test_the_writer_counts_exactly_what_comes_back_elsewhere(documents: list[Document]) -> None:
     named = [Document(f"d{n}", d.text, d.entities, {"ward": n}) for n, d in enumerate(documents)]

@@ -53,7 +53,7 @@ def test_tokens_that_we_would_cut_otherwise_are_written_back(tmp_path: Path) -> 
     assert json.loads((tmp_path / "back.jsonl").read_text("utf-8")) == row
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(annotated(), min_size=1, max_size=3))
 def test_what_is_written_is_read_back_or_counted(documents: list[Document]) -> None:
     documents = [Document(f"d{n}", d.text, d.entities) for n, d in enumerate(documents)]

@@ -190,7 +190,30 @@ def _stated(sentence: _Sentence, layers: Sequence[_Layer]) -> Iterator[tuple[_La
 def _document(
     id: str, group: Sequence[_Sentence], layers: Sequence[_Layer], path: Path, notes: Counter[str]
 ) -> RawDocument:
-    text, spans = "", list[list[tuple[int, int]]]()
+    text, spans = _joined(group, path, notes)
+    entities: dict[tuple[str, str], RawEntity] = {}  # by layer and number of the annotation
+    for sentence, places in zip(group, spans, strict=True):
+        for layer, index, number, label in _stated(sentence, layers):
+            (start, end), line = places[index], sentence.tokens[index].line
+            key = (layer.name, number or f"of line {line}, {len(entities)}")
+            if key in entities:
+                start, end, line = (
+                    min(start, entities[key].start),
+                    max(end, entities[key].end),
+                    entities[key].line or line,
+                )
+            elif not label:
+                notes[f"annotation without a value: labelled {layer.short}"] += 1
+            entities[key] = RawEntity(
+                start, end, label or layer.short, text[start:end], field=f"layer {layer.short}", line=line
+            )
+    return RawDocument(id, text, tuple(entities.values()), path, group[0].tokens[0].line)
+
+
+def _joined(group: Sequence[_Sentence], path: Path, notes: Counter[str]) -> tuple[str, list[list[tuple[int, int]]]]:
+    """Return the text of the sentences, and for each the spans of its tokens in it."""
+    text = ""
+    spans: list[list[tuple[int, int]]] = []
     behind = 0  # where the text so far ends, in UTF-16 units of the file
     for sentence in group:
         own, base, places = _located(sentence, path)
@@ -200,26 +223,7 @@ def _document(
         spans.append([(len(text) + start, len(text) + end) for start, end in places])
         text += own
         behind = base + _units(own)
-    entities: list[RawEntity] = []
-    open_entities: dict[tuple[str, str, str], int] = {}
-    for sentence, places in zip(group, spans, strict=True):
-        for layer, index, key, label in _stated(sentence, layers):
-            (start, end), line = places[index], sentence.tokens[index].line
-            if not label:
-                notes[f"annotation without a value: labelled {layer.short}"] += not (
-                    key and (layer.name, key, "") in open_entities
-                )
-            if key and (earlier := open_entities.get((layer.name, key, label))) is not None:
-                start = min(start, entities[earlier].start)
-                end = max(end, entities[earlier].end)
-                entities[earlier] = RawEntity(
-                    start, end, label or layer.short, text[start:end], field=layer.name, line=entities[earlier].line
-                )
-                continue
-            if key:
-                open_entities[layer.name, key, label] = len(entities)
-            entities.append(RawEntity(start, end, label or layer.short, text[start:end], field=layer.name, line=line))
-    return RawDocument(id, text, tuple(entities), path, group[0].tokens[0].line)
+    return text, spans
 
 
 def _located(sentence: _Sentence, path: Path) -> tuple[str, int, list[tuple[int, int]]]:
