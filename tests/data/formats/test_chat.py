@@ -40,15 +40,10 @@ def test_the_layouts_are_recognised_and_the_tutorials_prefix_is_no_text(record, 
     assert corpus.format == "chat"
     assert [document.text for document in corpus.documents] == ["患者腹痛三天。", "无不适。"]
     assert spans(corpus.documents) == [[("腹", 2, "bod"), ("腹痛", 2, "sym")], []]
-    assert (
-        corpus.notes
-        == {
-            "taken off the user's turn, where it stands in every record: '文本:'": 2,
-            "id made from the document's number": 2,
-            AMBIGUOUS: 0,
-        }
-        or AMBIGUOUS not in corpus.notes
-    )
+    assert corpus.notes == {
+        "taken off the user's turn, where it stands in every record: '文本:'": 2,
+        "id made from the document's number": 2,
+    }
 
 
 def test_an_instruction_in_the_users_turn_is_taken_off_where_every_record_has_it(tmp_path: Path) -> None:
@@ -97,9 +92,7 @@ def test_universalner_asks_for_one_label_after_another(tmp_path: Path) -> None:
     row = {"id": "ner_1", "conversations": [{"from": who, "value": value} for who, value in said]}
     corpus = formats.read(file_of(tmp_path, "t.json", [row]))
     assert corpus.documents[0].id == "ner_1"
-    assert spans(corpus.documents) == [
-        [("Ada Roe", 0, "person"), ("Rome", 11, "place"), ("Roe", 4, "person")]
-    ] or spans(corpus.documents) == [[("Ada Roe", 0, "person"), ("Roe", 4, "person"), ("Rome", 11, "place")]]
+    assert spans(corpus.documents) == [[("Ada Roe", 0, "person"), ("Roe", 4, "person"), ("Rome", 11, "place")]]
     assert corpus.notes[AMBIGUOUS] == 1
 
 
