@@ -41,6 +41,7 @@ class Repaired:
     """A repaired file, the log beside it, its changes, and `notes`: what its format could not hold, with counts."""
 
     path: Path
+    format: str
     log: Path
     changes: tuple[Change, ...]
     notes: Mapping[str, int]
@@ -78,6 +79,8 @@ def repair_all(sources: Sequence[Source], out: Path) -> list[Repaired]:
 def repair(source: Source, out: Path) -> Repaired:
     """Write the repaired documents of `source` to `out`, in its format, and the log of changes beside it.
 
+    A source whose format can only be read is written in the native format, which the notes say.
+
     Raises:
         DataError: no document could be read, or the format cannot hold one.
     """
@@ -99,8 +102,12 @@ def repair(source: Source, out: Path) -> Repaired:
     with replacing(log) as file:
         for change in changes:
             file.write(json.dumps(asdict(change), ensure_ascii=False) + "\n")
-        notes = formats.write(out, documents, source.format)
-    return Repaired(out, log, tuple(changes), notes)
+        is_writable = formats.of_name(source.format).write is not None
+        format = source.format if is_writable else "native"
+        notes = formats.write(out, documents, format)
+    if not is_writable:
+        notes[f"file written as native, since {source.format} can only be read"] = 1
+    return Repaired(out, format, log, tuple(changes), notes)
 
 
 def count_dropped(files: Sequence[Repaired], tally: Tally) -> None:
