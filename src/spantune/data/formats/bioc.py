@@ -43,7 +43,7 @@ def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
     if sample.record is not None:
         passages = sample.record.get("passages")
-        return isinstance(passages, list) and (not passages or "offset" in passages[0])
+        return isinstance(passages, list) and all(isinstance(row, dict) and "offset" in row for row in passages[:1])
     return bool(_COLLECTION.match(sample.head)) and b'"passages"' in sample.head and b'"offset"' in sample.head
 
 

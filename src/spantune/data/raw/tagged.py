@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from spantune.core import DataError, Document, Entity
@@ -116,14 +116,13 @@ def with_tokens(document: RawDocument, words: Sequence[str]) -> RawDocument:
     return replace(document, meta={**document.meta, KEPT_TOKENS: list(words)})
 
 
-@dataclass(slots=True)
 class Tokenizer:
     """Documents to tokens whose edges are those of the entities, and a count of texts that do not come back."""
 
-    notes: Counter[str]
-    joiner: str | None = None
-    _census: tokens.TokenCensus = field(default_factory=tokens.TokenCensus)
-    _changed: Counter[str | None] = field(default_factory=Counter)
+    def __init__(self, notes: Counter[str], joiner: str | None = None) -> None:
+        self.notes, self.joiner = notes, joiner
+        self._census = tokens.TokenCensus()
+        self._changed: Counter[str | None] = Counter()  # texts that reading would not restore, by joiner
 
     def words(self, document: Document, entities: Iterable[Entity]) -> tuple[list[str], list[tuple[int, int]]]:
         """Return the tokens of `document`, and the first token and the one after the last of each of `entities`.
