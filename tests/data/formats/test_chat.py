@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from helpers.corpora import file_of, round_trip, spans
 from helpers.refusal import assert_unreadable
 from helpers.strategies import annotated
 from spantune.core import Document, Entity
-from spantune.data import formats
+from spantune.data import Options, formats
 from spantune.data.raw.anchored import AMBIGUOUS
 
 ANSWER = '{"entity_text": "腹痛", "entity_label": "sym"}{"entity_text": "腹", "entity_label": "bod"}'
@@ -94,6 +95,19 @@ def test_universalner_asks_for_one_label_after_another(tmp_path: Path) -> None:
     assert corpus.documents[0].id == "ner_1"
     assert spans(corpus.documents) == [[("Ada Roe", 0, "person"), ("Roe", 4, "person"), ("Rome", 11, "place")]]
     assert corpus.notes[AMBIGUOUS] == 1
+
+
+@pytest.mark.parametrize(("said", "answer"), [("query", "response"), ("prompt", "completion")])
+def test_a_question_and_an_answer_of_other_names(said: str, answer: str, tmp_path: Path) -> None:
+    corpus = formats.read(file_of(tmp_path, "t.jsonl", [{said: "患者腹痛。", answer: ANSWER, "history": []}]))
+    assert spans(corpus.documents) == [[("腹", 2, "bod"), ("腹痛", 2, "sym")]]
+    assert corpus.notes["field 'history' not read"] == 1
+
+
+def test_texts_to_extract_from_need_no_answer_that_can_be_read(tmp_path: Path) -> None:
+    path = file_of(tmp_path, "t.jsonl", [messages("患者腹痛。", "I cannot help with that.")])
+    (document,) = formats.stream(path, None, Counter(), Options(unannotated=True))
+    assert (document.text, document.entities) == ("患者腹痛。", ())
 
 
 def test_gliner_2_states_entities_as_an_object(tmp_path: Path) -> None:

@@ -72,8 +72,9 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 def _records(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
     """Yield the documents of a collection, of several, or of lines."""
-    lines = list(_line_documents(path, notes))
-    if lines:
+    line_notes: Counter[str] = Counter()
+    if lines := list(_line_documents(path, line_notes)):
+        notes.update(line_notes)
         yield from lines
         return
     value = read_json_value(path, notes)

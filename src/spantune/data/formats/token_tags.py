@@ -31,8 +31,8 @@ def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
     if sample.head.startswith(_PARQUET):
         footer = _footer(sample.path)
-        named = {name for name in (*_TOKENS, "text") if bytes([len(name)]) + name.encode() in footer}
-        return "text" not in named and bool(named)
+        named = {name for name in (*_TOKENS, "text", "entities") if bytes([len(name)]) + name.encode() in footer}
+        return not named.isdisjoint(_TOKENS) and not {"text", "entities"} <= named
     record = sample.record or {}
     return any(
         isinstance(record.get(words), list) and isinstance(record.get(column), list)

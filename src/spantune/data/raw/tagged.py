@@ -57,15 +57,22 @@ class Tagged:
             DataError: tokens and tags are not lists of one length, or a value of theirs is none.
         """
         words, row_tags = self._row(record)
+        known: tuple[str, ...] = (self.tokens, self.column)
         text, spans = tokens.join(words, self.joiner)
-        self.notes[JOINED] += 1
+        stated = record.values.get("text") if self.keeps_tokens else None
+        if isinstance(stated, str) and isinstance(
+            places := tokens.locate(words, record.text("text", blank=True)), list
+        ):
+            known, text, spans = (*known, "text"), stated, places
+        else:
+            self.notes[JOINED] += 1
         entities = []
         for chunk in tags.decode(row_tags, self.scheme):
             start, end = spans[chunk.start][0], spans[chunk.end - 1][1]
             defect = Defect(Rule.BROKEN_TRANSITION, chunk.fault, tolerated=False) if chunk.fault else None
             place = f"{self.column}[{chunk.place if chunk.fault else chunk.start}]"
             entities.append(RawEntity(start, end, chunk.label, text[start:end], field=place, defect=defect))
-        document = tabular.document(record, text, tuple(entities), self.notes, (self.tokens, self.column))
+        document = tabular.document(record, text, tuple(entities), self.notes, known)
         return with_tokens(document, words) if self.keeps_tokens else document
 
     def _row(self, record: Record) -> tuple[list[str], list[tags.Tag]]:
