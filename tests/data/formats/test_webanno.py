@@ -85,6 +85,12 @@ def test_a_text_of_several_lines_and_parts_of_tokens(tmp_path: Path) -> None:
     assert spans(corpus.documents) == [[("Ada\nRoe", 2, "PER"), ("Lee", 10, "PER")]]
 
 
+def test_line_breaks_of_two_characters_are_told_by_the_offsets(tmp_path: Path) -> None:
+    content = HEAD + "#Text=Ada\n#Text=Roe\n1-1\t0-3\tAda\tPER[1]\t\n1-2\t5-8\tRoe\tPER[1]\t\n"
+    corpus = formats.read(file_of(tmp_path, "a.tsv", content))
+    assert spans(corpus.documents) == [[("Ada\r\nRoe", 0, "PER")]]
+
+
 def test_sentences_are_documents_unless_an_annotation_joins_them(tmp_path: Path) -> None:
     content = HEAD + (
         "#Text=One.\n1-1\t0-3\tOne\tx\t\n1-2\t3-4\t.\t_\t\n\n"

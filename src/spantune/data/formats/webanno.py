@@ -26,6 +26,7 @@ _VALUE = re.compile(r"(.*?)(?:\[([0-9]+)\])?", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _OF_WORDS = ("POS", "Lemma", "Stem", "MorphologicalFeatures", "SurfaceForm", "Token", "Sentence")
 _LABELS = ("value", "label", "type", "entity")
+_LINE_BREAKS = ("\n", "\r\n")  # between the #Text lines of a sentence; the offsets of its tokens tell which
 _CONTROLS = {"t": "\t", "n": "\n", "r": "\r"}
 
 
@@ -233,8 +234,8 @@ def _located(sentence: _Sentence, path: Path) -> tuple[str, int, list[tuple[int,
         DataError: a token is not what stands at its offsets.
     """
     first = sentence.tokens[0]
-    raw = "\n".join(sentence.texts)
-    for text in dict.fromkeys((raw, _unescaped(raw, _CONTROLS))):
+    lines = [_LINE_BREAKS[0].join(sentence.texts), _LINE_BREAKS[1].join(sentence.texts)]
+    for text in dict.fromkeys([*lines, *(_unescaped(line, _CONTROLS) for line in lines)]):
         for form in dict.fromkeys((first.form, _unescaped(first.form))):
             place = text.find(form)
             base = first.start - _units(text[:place])
@@ -243,7 +244,7 @@ def _located(sentence: _Sentence, path: Path) -> tuple[str, int, list[tuple[int,
                 return text, base, spans
     wrong = spans if isinstance(spans, _Token) else first
     raise DataError(
-        f"the token {wrong.form!r} is not what stands at {wrong.start}-{wrong.end} of the sentence {raw[:60]!r}; "
+        f"the token {wrong.form!r} is not what stands at {wrong.start}-{wrong.end} of the sentence {lines[0][:60]!r}; "
         "expected offsets in UTF-16 units: mend the line",
         path=path,
         line=wrong.line,

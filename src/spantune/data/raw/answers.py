@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from spantune.data.raw.anchored import Surface
-from spantune.data.raw.json_records import Record, json_sequence
+from spantune.data.raw.json_records import DECODER, Record
 
 TEXT_KEYS = ("text", "entity_text", "word", "mention", "surface", "span", "value", "name", "entity")
 LABEL_KEYS = ("label", "entity_label", "type", "entity_type", "entity_group", "category", "tag", "class", "entity")
@@ -80,7 +80,7 @@ def answered(record: Record, answer: str, place: str, notes: Counter[str]) -> li
     if content.lower().rstrip(".。") in NO_ENTITIES:
         return []
     try:
-        values = json_sequence(content)
+        values = _sequence(content)
     except ValueError as error:
         if plain := _unescaped(content, place):
             return plain
@@ -90,6 +90,23 @@ def answered(record: Record, answer: str, place: str, notes: Counter[str]) -> li
             place,
         ) from None
     return [surface for value in values for surface in stated(record, value, place, notes)]
+
+
+def _sequence(text: str) -> list[object]:
+    """Return the JSON values in `text`, one after another with white space or commas between.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    values: list[object] = []
+    while text:
+        try:
+            value, end = DECODER.raw_decode(text)
+        except RecursionError:
+            raise ValueError("brackets are nested too deeply") from None
+        values.append(value)
+        text = text[end:].lstrip().removeprefix(",").lstrip()
+    return values
 
 
 def _unescaped(content: str, place: str) -> list[Surface]:
