@@ -159,8 +159,21 @@ def test_order_is_kept_and_corpora_and_texts_say_the_same(
     ]
 
 
-@pytest.mark.parametrize("format", sorted(set(formats.FORMATS) - {"datasets"}))
-def test_every_format_can_be_written_and_read_again(command: Command, run: Path, tmp_path: Path, format: str) -> None:
+def test_a_format_that_is_only_read_is_refused_before_anything_is_extracted(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in.txt", "疹")
+    outcome = command("extract", run, source, "--out", tmp_path / "out", "--to", "webanno")
+    one_line_error(outcome, "webanno can only be read; write one of native, ")
+    assert not list(tmp_path.glob("out*"))
+
+
+# one of each kind: a folder, tokens, offsets, texts to anchor, and what ids and texts can break
+FORMATS = ("brat", "chat", "chip", "cmeee", "conll", "label_studio", "marked", "native", "pubtator", "spacy", "table")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats_can_be_written_and_read_again(command: Command, run: Path, tmp_path: Path, format: str) -> None:
     source = write(tmp_path / "in.txt", "疹", "瘤")
     out = tmp_path / {"table": "out.csv", "spacy": "out.jsonl"}.get(format, "out")
     outcome = command("extract", run, source, "--out", out, "--to", format)

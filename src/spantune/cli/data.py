@@ -165,7 +165,7 @@ def check(
     else:
         repaired = repair_all(sources, fix, force=force)
         count_dropped(repaired, tally)
-        written = [read_source(repair.path, source.format) for repair, source in zip(repaired, sources, strict=True)]
+        written = [read_source(repair.path, repair.format) for repair in repaired]
         report = examine(written, demands, tally)
         for repair, source in zip(repaired, sources, strict=True):
             for note, count in {**source.notes, **repair.notes}.items():

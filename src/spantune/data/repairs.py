@@ -41,6 +41,7 @@ class Repaired:
     """A repaired file, the log beside it, its changes, and `notes`: what its format could not hold, with counts."""
 
     path: Path
+    format: str
     log: Path
     changes: tuple[Change, ...]
     notes: Mapping[str, int]
@@ -85,6 +86,8 @@ def repair_all(sources: Sequence[Source], out: Path, *, force: bool = False) -> 
 def repair(source: Source, out: Path, *, force: bool = False) -> Repaired:
     """Write the repaired documents of `source` to `out`, in its format, and the log of changes beside it.
 
+    A source whose format can only be read is written in the native format, which the notes say.
+
     Raises:
         DataError: no document could be read, or the format cannot hold one.
     """
@@ -103,12 +106,16 @@ def repair(source: Source, out: Path, *, force: bool = False) -> Repaired:
     if not documents:
         raise DataError("no document can be read, so nothing is written; mend what is found first", path=source.path)
     log = _log_of(out)
+    is_writable = formats.of_name(source.format).write is not None
+    format = source.format if is_writable else "native"
     with replacing(log) as file:
         for change in changes:
             file.write(json.dumps(asdict(change), ensure_ascii=False) + "\n")
         with overwriting(out, force=force) as place:
-            notes = formats.write(place, documents, source.format)
-    return Repaired(out, log, tuple(changes), notes)
+            notes = formats.write(place, documents, format)
+    if not is_writable:
+        notes[f"file written as native, since {source.format} can only be read"] = 1
+    return Repaired(out, format, log, tuple(changes), notes)
 
 
 def count_dropped(files: Sequence[Repaired], tally: Tally) -> None:

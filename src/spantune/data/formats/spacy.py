@@ -104,7 +104,11 @@ def _are_spans(stated: list[object]) -> bool:
     """Whether these are lists of spans, or objects whose values are such lists."""
     lists = [spans for value in stated for spans in (value.values() if isinstance(value, dict) else [value])]
     rows = [row for spans in lists if isinstance(spans, list) for row in spans]
-    return bool(stated) and all(isinstance(spans, list) for spans in lists) and (not rows or "start" in rows[0])
+    return (
+        bool(stated)
+        and all(isinstance(spans, list) for spans in lists)
+        and all(isinstance(row, dict) and "start" in row for row in rows[:1])
+    )
 
 
 def _is_refused(record: Record | DataError, notes: Counter[str]) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar
 
-from spantune.core import DataError, Document, half_surrogate, replacing
+from spantune.core import DataError, half_surrogate, replacing
 from spantune.data.raw.document import SurrogateError
 from spantune.data.raw.encodings import open_as_utf8
 from spantune.data.raw.text_files import CHUNK, LINE_LIMIT, cannot_be_read, oversized, read_chunks, try_lines
@@ -70,7 +70,7 @@ class Record:
     def json(self, field: str) -> object:
         """Return the value of the JSON text in `field`."""
         try:
-            value: object = _DECODER.decode(self.text(field))
+            value: object = DECODER.decode(self.text(field))
         except (ValueError, RecursionError) as error:
             raise self.error(
                 f"not JSON: {error}; mend it there (strings and names stand in double quotes)", field
@@ -169,17 +169,6 @@ def document_id(record: Record, notes: Counter[str], field: str = "id") -> str:
         notes["id is a number, taken as text"] += 1
         return str(value)
     return record.text(field)
-
-
-def with_meta(record: dict[str, object], document: Document, own: Iterable[str]) -> dict[str, object]:
-    """Return `record` with the document's meta beside the layout's fields.
-
-    Raises:
-        DataError: a key of the meta is one of the layout's `own` fields.
-    """
-    if taken := sorted(set(document.meta) & {*own, *record}):
-        raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
-    return {**record, **document.meta}
 
 
 def read_json_lines(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
@@ -288,26 +277,6 @@ def read_json_value(path: Path, notes: Counter[str], encoding: str | None = None
     return value
 
 
-def json_sequence(text: str) -> list[object]:
-    """Return the JSON values in `text`, one after another with white space or commas between.
-
-    Raises:
-        ValueError: something else is there.
-    """
-    values: list[object] = []
-    place = _skip(text, 0)
-    while place < len(text):
-        try:
-            value, end = _DECODER.raw_decode(text, place)
-        except RecursionError:
-            raise ValueError("brackets are nested too deeply") from None
-        values.append(value)
-        place = _skip(text, end)
-        if text.startswith(",", place):
-            place = _skip(text, place + 1)
-    return values
-
-
 class _Window:
     """The part of a file that is being parsed; it moves through the file chunk by chunk."""
 
@@ -375,7 +344,7 @@ def _records(values: Iterable[Value | DataError], path: Path) -> Iterator[Record
 def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tuple[object, int]:
     """Return the JSON value at `place` and its end; `line` is the line of the character `line_at`."""
     try:
-        value, end = _DECODER.raw_decode(text, place)
+        value, end = DECODER.raw_decode(text, place)
     except json.JSONDecodeError as error:
         raise _not_json(error.msg, text, error.pos, path, line, line_at) from None
     except RecursionError:
@@ -420,4 +389,5 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+"""Decodes JSON and refuses what Python's own decoder lets pass: repeated keys, NaN."""
