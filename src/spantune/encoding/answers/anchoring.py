@@ -8,7 +8,7 @@ occurrence and 96 % for matching the k-th mention to the k-th occurrence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spantune.core import Entity, Problem, ProblemKind, TaskSpec
 
@@ -78,40 +78,51 @@ class PartialAnswer:
 def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *, by_label: bool = False) -> Parsed:
     """Anchor mentions to `text`; the parser's problems are passed on.
 
-    With `by_label`, the mentions of each label are in the order of the text; otherwise all mentions are.
+    With `by_label`, the mentions of each label are in the order of the text; otherwise all mentions are. White space at
+    the ends of a mention is trimmed, and is a `repaired` problem. Where the task is not nested, an occurrence that
+    overlaps no earlier entity is preferred; `read_answer` decides where there is none.
     """
-    cursors, used = dict[str, Entity](), set[Entity]()
+    cursors, used, covered = dict[str, Entity](), set[Entity](), bytearray(len(text))
     resolved: list[Resolved] = []
     problems: list[Problem] = []
     repeats = 0
     for mention in mentions:
         if isinstance(mention, Problem):
             problems.append(mention)
-        elif mention.label not in task.codes:
+            continue
+        trimmed = replace(mention, text=mention.text.strip())
+        if mention.label not in task.codes:
             problems.append(Problem(ProblemKind.LABEL, mention.label))
-        elif not mention.text or mention.text not in text:
+        elif not trimmed.text or trimmed.text not in text:
             problems.append(Problem(ProblemKind.UNGROUNDED, mention.text))
         else:
             group = mention.label if by_label else ""
             last = cursors.get(group, Entity(0, 0, ""))
-            ahead = (e for e in _occurrences(mention, text, last.start) if e > last and e not in used)
             # if the answer is not in order, search from the beginning of the text
-            anywhere = (e for e in _occurrences(mention, text, 0) if e not in used)
-            entity = next(ahead, None) or next(anywhere, None)
+            ways = [_occurrences(trimmed, text, last), _occurrences(trimmed, text)]
+            if not task.nested:
+                free = [_occurrences(trimmed, text, Entity(last.end, 0, "")), _occurrences(trimmed, text)]
+                ways = [(e for e in way if 1 not in covered[e.start : e.end]) for way in free] + ways
+            entity = next((e for way in ways for e in way if e not in used), None)
             if entity is None:
                 problems.append(Problem(ProblemKind.REPEATED, mention.text))
                 repeats += 1
                 continue
+            if trimmed != mention:
+                problems.append(Problem(ProblemKind.REPAIRED, mention.text))
             repeats = 0
             cursors[group] = entity
             used.add(entity)
+            covered[entity.start : entity.end] = b"\1" * (entity.end - entity.start)
             resolved.append(Resolved(entity, mention.span, mention.label_span))
     return Parsed(tuple(resolved), tuple(problems), repeats)
 
 
-def _occurrences(mention: Mention, text: str, start: int) -> Iterator[Entity]:
-    """Yield the entities that a mention could be, in the order of the text."""
-    place = text.find(mention.text, start)
+def _occurrences(mention: Mention, text: str, last: Entity | None = None) -> Iterator[Entity]:
+    """Yield the entities that a mention could be, in the order of the text; only those later than `last`."""
+    place = text.find(mention.text, last.start if last else 0)
     while place >= 0:
-        yield Entity(place, place + len(mention.text), mention.label)
+        entity = Entity(place, place + len(mention.text), mention.label)
+        if last is None or entity > last:
+            yield entity
         place = text.find(mention.text, place + 1)
