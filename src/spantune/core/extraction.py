@@ -51,6 +51,7 @@ class ProblemKind(StrEnum):
     - `repaired`: a part that is not quite of the format and was read all the same.
     - `overlapping`: an entity that was dropped because it overlaps one with a higher score, for a task whose entities
       do not overlap.
+    - `unconstrained`: the server refused the grammar of the text, and answered without it.
     - `server`: the server did not answer for this document.
     - `refused`: the text is too long.
     - `unreadable`: the text could not be read.
@@ -64,6 +65,7 @@ class ProblemKind(StrEnum):
     GRAMMAR = "grammar"
     REPAIRED = "repaired"
     OVERLAPPING = "overlapping"
+    UNCONSTRAINED = "unconstrained"
     SERVER = "server"
     REFUSED = "refused"
     UNREADABLE = "unreadable"

@@ -136,6 +136,8 @@ def _strict(line: str, span: tuple[int, int], answer: str) -> Mention | None:
     return as_mention(record, span, answer)
 
 
+LONGEST_REPAIR = 4096
+"""Most characters of an object that is read though it is not JSON: reading tries at every brace of an answer."""
 _DECODER = json.JSONDecoder(strict=False)  # allows a line break in a string
 _COMMA = re.compile(r",\s*(?=\}$)")
 _WRAPPING = re.compile(r"[\[\]{},:\s]*+(?:```\w*+)?[\[\]{},:\s]*+")  # possessive, so that matching takes linear time
@@ -176,6 +178,8 @@ def _object(answer: str, start: int, end: int) -> tuple[object, int]:
         return record, stop
     except (ValueError, RecursionError):
         stop = answer.find("}", start, end) + 1
+    if stop - start > LONGEST_REPAIR:
+        return None, stop
     source = _COMMA.sub("", answer[start:stop])
     for read in (json.loads, ast.literal_eval):
         try:
