@@ -458,7 +458,9 @@ def test_an_adapter_for_another_model(command: Command, run: Path, tmp_path: Pat
     weights = run / "adapter" / "adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({name: tensor.repeat(2, 2) for name, tensor in tensors.items()}, weights)
-    one_line_error(command("extract", run, source, "--accept-changes"), "adapter", "another model")
+    outcome = command("extract", run, source, "--accept-changes")
+    assert outcome.code == 2 and outcome.out == "" and "Traceback" not in outcome.err
+    assert "adapter is for another model" in outcome.err.splitlines()[-1]
     save_file({name.replace("layers.0", "layers.7"): tensor for name, tensor in tensors.items()}, weights)
     one_line_error(command("extract", run, source), "adapter", "another model")
     weights.write_bytes(b"\0" * 64)
