@@ -470,12 +470,13 @@ def test_an_adapter_for_another_model(command: Command, run: Path, tmp_path: Pat
     source = write(tmp_path / "in.txt", "疹")
     weights = run / "adapter" / "adapter_model.safetensors"
     tensors = load_file(weights)
-    save_file({name: tensor.repeat(2, 2) for name, tensor in tensors.items()}, weights)
-    one_line_error(command("extract", run, source), "adapter", "another model")
-    save_file({name.replace("layers.0", "layers.7"): tensor for name, tensor in tensors.items()}, weights)
-    one_line_error(command("extract", run, source), "adapter", "another model")
-    weights.write_bytes(b"\0" * 64)
-    one_line_error(command("extract", run, source), "adapter", "damaged")
+    wider = {name: tensor.repeat(2, 2) for name, tensor in tensors.items()}
+    elsewhere = {name.replace("layers.0", "layers.7"): tensor for name, tensor in tensors.items()}
+    for content, said in ((wider, "for another model"), (elsewhere, "for another model"), (None, "damaged")):
+        weights.write_bytes(b"\0" * 64) if content is None else save_file(content, weights)
+        outcome = command("extract", run, source, "--accept-changes")
+        assert outcome.code == 2 and outcome.out == "" and "Traceback" not in outcome.err
+        assert f"the adapter is {said}" in outcome.err.splitlines()[-1]
 
 
 def test_a_label_set_that_differs_from_the_adapters(command: Command, run: Path, tmp_path: Path) -> None:
