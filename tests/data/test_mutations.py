@@ -6,6 +6,7 @@ format.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import re
@@ -133,6 +134,15 @@ def _value(content: bytes, rng: random.Random) -> re.Match[bytes] | None:
 MUTATIONS: tuple[Mutation, ...] = (
     truncated, flipped, encoded, nested, relined, retyped, retyped, with_nul, with_huge_number,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector out of the recursion of deep JSON, where no finaliser of the test's own can run."""
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()
 
 
 @contextmanager
