@@ -214,7 +214,7 @@ def test_data_inspect_shows_examples_with_nested_entities_and_no_control_charact
         tmp_path / "in.jsonl", [Document("none", "没有实体"), nested, Document("b", "甲", (Entity(0, 1, "x"),))]
     )
     shown = command("data", "inspect", tmp_path / "in.jsonl", "--examples", 1).out
-    assert "[[腹部|bod]胀[痛|sym]␛[|x]31m␊三天" in shown and "\x1b" not in shown
+    assert "[[腹部|bod]胀[痛|sym]\\x1b[|x]31m\\n三天" in shown and "\x1b" not in shown
     assert "没有实体" not in shown and "甲" not in shown
     assert "腹部" not in command("data", "inspect", tmp_path / "in.jsonl", "--examples", 0).out.split("characters")[-1]
 

@@ -322,7 +322,7 @@ def test_wrong_use_is_one_error_and_leaves_nothing(command: Command, run: Path, 
         ([source, "--out", out, "--html", out], ["both"]),
         ([source, "--out", out, "--html", tmp_path / "run" / ".." / out.name], ["both"]),
         ([source, "--out", tmp_path / "run"], ["is a folder"]),
-        ([source, "--out", tmp_path / "run", "--to", "brat"], ["is not empty"]),
+        ([source, "--out", tmp_path / "run", "--to", "brat"], ["is read from"]),
         ([source, "--out", tmp_path / "odd.jsonl", "--to", "brat"], ["writes a folder"]),
         ([source, "--out", ".", "--to", "brat"], ["is no name"]),
         ([source, "--out", out, "--html", tmp_path / "run"], ["is a folder"]),
@@ -337,7 +337,7 @@ def test_pipes_are_read_once_and_whole(run: Path, tmp_path: Path) -> None:
     spantune = f"{sys.executable} -m spantune extract {run} --device cpu --set extract.max_new_tokens=1"
     out = tmp_path / "out.jsonl"
     for arguments in ("<(printf '{0}')", "/dev/stdin --format text < <(printf '{0}')"):
-        command = f"{spantune} --out {out} {arguments.format(lines)}"
+        command = f"{spantune} --force --out {out} {arguments.format(lines)}"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
         assert [row["text"] for row in map(json.loads, out.read_text().splitlines())] == [
             f"疹{n}" for n in range(1500)
@@ -420,7 +420,7 @@ def test_nothing_on_stdin_is_no_document_and_no_page(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page, out = tmp_path / "page.html", tmp_path / "out"
-    for arguments in ([], ["--html", page], ["--html", page, "--out", out], ["--to", "cmeee", "--out", out]):
+    for arguments in ([], ["--html", page], ["--html", page, "--out", out], ["--to", "cmeee", "--out", out, "--force"]):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), encoding="utf-8"))
         outcome = command("extract", run, "-", *arguments)
         assert (outcome.code, outcome.out) == (0, ""), outcome.err

@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spantune.core import DataError, Document, TaskSpec, config
+from spantune.core import DataError, Document, TaskSpec, as_config, config
 from spantune.data import Splits, read_splits, split_long
 from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
 from spantune.extraction import mark_choices, require_grammar
@@ -62,6 +62,7 @@ def prepare(recipe: config.Config) -> Prepared:
     Raises:
         SpantuneError: its files, labels, tokenizer or lengths cannot be used.
     """
+    recipe = as_config(recipe)
     require_grammar(recipe.extract, on_choices=recipe.train.on_choices)
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
