@@ -345,8 +345,6 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"{path}: no such recipe; give the path of a YAML file such as recipes/demo.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a YAML recipe: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping with the sections {', '.join(Config.model_fields)}")
     return parse_config(tree, where=str(path), overrides=overrides)
 
 
@@ -364,14 +362,14 @@ def as_config(recipe: object) -> Config:
     return load_config(expect(recipe, (str, Path), "recipe", expected))
 
 
-def parse_config(
-    tree: Mapping[str, object], where: str = "recipe", overrides: list[str] | tuple[str, ...] = ()
-) -> Config:
+def parse_config(tree: object, where: str = "recipe", overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Make a recipe of plain values and overrides; `where` begins the error message.
 
     Raises:
         ConfigError: names the key, what was found and what was expected.
     """
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{where}: a recipe is a mapping with the sections {', '.join(Config.model_fields)}")
     sections = {name: dict(values) if isinstance(values, dict) else values for name, values in tree.items()}
     for override in overrides:
         _apply(sections, override)

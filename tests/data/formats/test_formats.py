@@ -507,3 +507,11 @@ def test_real_documents_survive_every_lossless_format_in_a_row(tmp_path: Path) -
         assert format == "chip" or formats.detect(path) == format
         documents = formats.read(path, format).documents
         assert sorted(annotation(documents)) == sorted(annotation(source)), format
+
+
+def test_an_array_of_unannotated_texts_on_one_line_is_recognised_in_one_pass(tmp_path: Path) -> None:
+    """With the file's beginning searched for each text, this took minutes."""
+    records = [{"text": f"患者腹痛三天，无发热，见 {{sym|x}}。{number}", "entities": []} for number in range(15_000)]
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    assert formats.detect(path) == "cmeee"

@@ -165,9 +165,13 @@ def _document(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str
 def _words(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str]) -> _Words:
     words = _Words()
     contracted, place_of_contracted = range(0), 0
+    is_plain = not layout.is_indexed and layout.spaces is None and not layout.is_segmented
     for number, line in sentence.rows:
         row = _row(line, layout, path, number)
         token, tags = row[layout.token], [_tag(row, layer, layout, path, number) for layer in layout.layers]
+        if token and is_plain:
+            words.add_tags(number, tags, words.add_token(token, is_glued=False))
+            continue
         part = INDEX_PART.fullmatch(row[0]) if layout.is_indexed else None
         is_outside = all(tag.role == "O" for tag in tags)
         if part and not is_outside:

@@ -171,30 +171,32 @@ class Census:
     def add(self, sentence: Sentence) -> None:
         """Count the lines of a sentence."""
         expected: int | None = None
-        edge: list[str | None] = [None] * self.shape[1]
+        width = self.shape[1]
+        edge: list[str | None] = [None] * width
         before: Sequence[str | None] = edge
+        censuses = self.tokens[: max(1, width - 1)]
         for index, (_, line) in enumerate(sentence.rows):
             is_tabbed = "\t" in line
             row = columns(line, is_tabbed)
             self.shapes[is_tabbed, len(row)] += 1
-            expected = self._count(row[0], expected)
+            if width > 2:  # else there is no column for an index
+                expected = self._count(row[0], expected)
             if (is_tabbed, len(row)) != self.shape:
                 continue
-            for census, cell in zip(self.tokens, row, strict=False):
+            for census, cell in zip(censuses, row, strict=False):
                 census.add(cell, index == 0)
-            self._count_steps(before, row)
+            for place, steps in enumerate(self.steps):
+                if steps is not None:
+                    steps[before[place], row[place]] += 1
+                    if len(steps) > _MOST_STEPS:
+                        self.steps[place] = None
             before = row
             if "SpaceAfter" in line:
                 self.spaces = next((place for place, cell in enumerate(row) if no_space_after(cell)), self.spaces)
-        self._count_steps(before, edge)
-        self._last = expected - 1 if expected is not None else self._last
-
-    def _count_steps(self, before: Sequence[str | None], row: Sequence[str | None]) -> None:
         for place, steps in enumerate(self.steps):
             if steps is not None:
-                steps[before[place], row[place]] += 1
-                if len(steps) > _MOST_STEPS:
-                    self.steps[place] = None
+                steps[before[place], None] += 1
+        self._last = expected - 1 if expected is not None else self._last
 
     def _count(self, cell: str, expected: int | None) -> int | None:
         """Hold the first cell of a row against the `expected` number, None for the first of a sentence."""
