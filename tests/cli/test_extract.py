@@ -20,6 +20,8 @@ import pytest
 
 from helpers.command import fresh, last_object, one_line_error
 from helpers.completions_server import CompletionsServer, Response, serving
+from helpers.run_folders import save_run
+from spantune.core import Document, Entity
 from spantune.data import formats
 
 Command = Callable[..., Any]
@@ -333,7 +335,7 @@ def test_wrong_use_is_one_error_and_leaves_nothing(command: Command, run: Path, 
         ([source, "--out", out, "--html", out], ["both"]),
         ([source, "--out", out, "--html", tmp_path / "run" / ".." / out.name], ["both"]),
         ([source, "--out", tmp_path / "run"], ["is a folder"]),
-        ([source, "--out", tmp_path / "run", "--to", "brat"], ["is not empty"]),
+        ([source, "--out", tmp_path / "run", "--to", "brat"], ["is read from"]),
         ([source, "--out", tmp_path / "odd.jsonl", "--to", "brat"], ["writes a folder"]),
         ([source, "--out", ".", "--to", "brat"], ["is no name"]),
         ([source, "--out", out, "--html", tmp_path / "run"], ["is a folder"]),
@@ -348,7 +350,7 @@ def test_pipes_are_read_once_and_whole(run: Path, tmp_path: Path) -> None:
     spantune = f"{sys.executable} -m spantune extract {run} --device cpu --set extract.max_new_tokens=1"
     out = tmp_path / "out.jsonl"
     for arguments in ("<(printf '{0}')", "/dev/stdin --format text < <(printf '{0}')"):
-        command = f"{spantune} --out {out} {arguments.format(lines)}"
+        command = f"{spantune} --force --out {out} {arguments.format(lines)}"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
         assert [row["text"] for row in map(json.loads, out.read_text().splitlines())] == [
             f"疹{n}" for n in range(1500)
@@ -431,7 +433,7 @@ def test_nothing_on_stdin_is_no_document_and_no_page(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page, out = tmp_path / "page.html", tmp_path / "out"
-    for arguments in ([], ["--html", page], ["--html", page, "--out", out], ["--to", "cmeee", "--out", out]):
+    for arguments in ([], ["--html", page], ["--html", page, "--out", out], ["--to", "cmeee", "--out", out, "--force"]):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), encoding="utf-8"))
         outcome = command("extract", run, "-", *arguments)
         assert (outcome.code, outcome.out) == (0, ""), outcome.err
@@ -531,3 +533,21 @@ def test_a_server_that_fails_at_one_document_and_one_that_is_not_there(
     gone = ["--engine", "openai", "--url", "http://127.0.0.1:9/v1", "--out", tmp_path / "out.jsonl"]
     one_line_error(command("extract", run, source, *gone), "127.0.0.1:9", "is the server up")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_changed_adapter_is_refused_by_every_command_that_loads_it(
+    command: Command, tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = save_run(tmp_path / "run", tiny_folder)
+    texts, gold = write(tmp_path / "in.txt", "abc"), tmp_path / "gold.jsonl"
+    formats.write(gold, [Document("1", "abc", (Entity(0, 1, "dis"),))])
+    calls = (["extract", run, texts], ["evaluate", run, "--data", gold], ["calibrate", run, "--data", gold])
+    task = run / "adapter" / "task.json"
+    task.write_text(task.read_text(encoding="utf-8").replace("Find entities.", "Find diseases."), encoding="utf-8")
+    for call in calls:
+        one_line_error(command(*call), "adapter was changed after training: task.json ", "--accept-changes")
+    for call in calls:
+        outcome = command(*call, "--accept-changes")
+        assert "changed" not in outcome.err  # a run that finds nothing cannot be calibrated, and says so
+        assert "adapter was changed after training, which is accepted: task.json " in caplog.text
+        caplog.clear()

@@ -5,8 +5,6 @@ As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stde
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import tables
-from spantune.cli.options import Column, Format, Joiner, Json, quiet
-from spantune.core import ConfigError
+from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, quiet
+from spantune.core import ConfigError, overwriting, print_table, print_text, put_json, require_new, say, visible
 
 if TYPE_CHECKING:
     from spantune.core import Document, TaskSpec
@@ -43,6 +41,9 @@ def inspect(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
+    force: Force = False,
     examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +68,9 @@ def inspect(
         return
     if task and not (tokenizer or recipe):
         raise ConfigError("--task needs --tokenizer, whose tokens are to be counted")
-    corpus = formats.read(file, format, _options(column, joiner))
+    if html:
+        require_new(html, [file, *([recipe] if recipe else [])], force=force)
+    corpus = formats.read(file, format, _options(column, joiner, label, encoding))
     _inspect_corpus(corpus, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
 
 
@@ -79,11 +82,14 @@ def convert(
     source_format: Annotated[str | None, typer.Option("--from", help="Format to read; recognised when absent.")] = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
     nested: Annotated[
         Literal["error", "outermost", "innermost"],
         typer.Option(help="What flat tags keep of entities that overlap; error refuses them."),
     ] = "error",
     scheme: Annotated[Literal["bio", "bioes"], typer.Option(help="Tags to write.")] = "bio",
+    force: Force = False,
 ) -> None:
     """Convert a corpus; what reading mended and what the target cannot hold is said on stderr.
 
@@ -96,8 +102,9 @@ def convert(
     from spantune.core import track
     from spantune.data import formats
 
-    name = source_format or formats.detect(source)
-    options = replace(_options(column, joiner), nested=nested, scheme=scheme)
+    require_new(target, [source], force=force)
+    options = replace(_options(column, joiner, label, encoding), nested=nested, scheme=scheme)
+    name = source_format or formats.detect(source, options)
     notes: Counter[str] = Counter()
     count = 0
 
@@ -107,10 +114,11 @@ def convert(
             count += 1
             yield document
 
-    lost = formats.write(target, track(counted(), "convert"), to, options)
+    with overwriting(target, force=force) as place:
+        lost = formats.write(place, track(counted(), "convert", unit="documents"), to, options)
     for note, number in {**+notes, **lost}.items():
-        print(f"{number} × {note}", file=sys.stderr)
-    print(f"{count} documents, {name} → {to}: {target}", file=sys.stderr)
+        say(f"{number} × {note}")
+    say(f"{count} documents, {name} → {to}: {target}")
 
 
 @app.command()
@@ -127,6 +135,9 @@ def check(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Check annotated files and say what is wrong, how often and where; exit 1 when an error is, or remains.
@@ -139,30 +150,33 @@ def check(
 
         spantune data check cmeee.jsonl --fix mended.jsonl
     """
-    from spantune.data import Demands, Tally, count_dropped, read_source, repair_all
+    from spantune.data import Demands, Tally, count_dropped, read_source, repair_all, repair_targets
     from spantune.data import check as examine
 
+    if fix is not None:
+        for path in repair_targets(fix, len(files)):
+            require_new(path, files, force=force)
     count_tokens = _token_counter(max_tokens, tokenizer)
     demands = Demands(_label_set(labels, recipe), max_tokens or 0, count_tokens)
-    sources = [read_source(file, format, _options(column, joiner)) for file in files]
+    sources = [read_source(file, format, _options(column, joiner, label, encoding)) for file in files]
     tally = Tally()
     if fix is None:
         report = examine(sources, demands)
     else:
-        repaired = repair_all(sources, fix)
+        repaired = repair_all(sources, fix, force=force)
         count_dropped(repaired, tally)
         written = [read_source(repair.path, repair.format) for repair in repaired]
         report = examine(written, demands, tally)
         for repair, source in zip(repaired, sources, strict=True):
             for note, count in {**source.notes, **repair.notes}.items():
-                print(f"{source.path}: {count} × {note}", file=sys.stderr)
-            print(f"{repair.path}: {len(repair.changes)} changes, logged in {repair.log}", file=sys.stderr)
+                say(f"{source.path}: {count} × {note}")
+            say(f"{repair.path}: {len(repair.changes)} changes, logged in {repair.log}")
     if as_json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False))
+        put_json(report.as_dict())
     else:
-        tables.table(["", "finding", "count", "what, and the first"], _finding_rows(report))
+        print_table(["", "finding", "count", "what, and the first"], _finding_rows(report))
         counted = f"{report.documents} documents, {report.entities} entities"
-        print(f"{counted}: {report.errors} errors, {report.warnings} warnings", file=sys.stderr)
+        say(f"{counted}: {report.errors} errors, {report.warnings} warnings")
     raise typer.Exit(1 if report.errors else 0)
 
 
@@ -183,7 +197,10 @@ def split(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
     write_format: Annotated[str, typer.Option(help="Format of the splits.")] = "native",
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Split a corpus by label, with no text or near-duplicate in two splits; appended documents move no earlier one.
@@ -202,8 +219,9 @@ def split(
 
     if k_shot and sample:
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
+    require_new(to, [file], force=force)
     rule = splitting.Rule(splitting.parse_shares(shares, names), seed, by, threshold)
-    corpus = formats.read(file, format, _options(column, joiner))
+    corpus = formats.read(file, format, _options(column, joiner, label, encoding))
     division = splitting.split(corpus.documents, rule)
     first = next(iter(division.parts.values()))
     if k_shot:
@@ -211,22 +229,28 @@ def split(
     if sample:
         division = division.with_first(splitting.sample(first, sample, seed))
     facts = {"source": file, "k_shot": k_shot, "sample": sample, "left_out": len(corpus.documents) - division.size}
-    lost = splitting.write_splits(to, division, write_format, facts)
+    with overwriting(to, force=force) as folder:
+        lost = splitting.write_splits(folder, division, write_format, facts)
     for note, count in {**corpus.notes, **lost}.items():
-        print(f"{count} × {note}", file=sys.stderr)
+        say(f"{count} × {note}")
     if by is None and any("group" in document.meta for document in corpus.documents):
-        print("documents have a group in their meta; --by group would keep each in one split", file=sys.stderr)
+        say("documents have a group in their meta; --by group would keep each in one split")
     record = {**facts, **division.as_dict()}
     if as_json:
-        print(json.dumps(record, ensure_ascii=False))
+        put_json(record)
     else:
         tables.print_split(record)
-    print(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}", file=sys.stderr)
+    say(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}")
 
 
 def _finding_rows(report: Report) -> list[tuple[str, ...]]:
     return [
-        (finding.severity, finding.name, str(finding.count), f"{finding.message}\n{finding.where}: {finding.example}")
+        (
+            finding.severity,
+            finding.name,
+            str(finding.count),
+            f"{visible(finding.message)}\n{visible(f'{finding.where}: {finding.example}')}",
+        )
         for finding in report.findings
     ]
 
@@ -283,11 +307,11 @@ def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, p
     return _Counter(source, make_task(task) if task else None)
 
 
-def _options(column: str | None, joiner: str | None) -> Options:
+def _options(column: str | None, joiner: str | None, label: str | None, encoding: str | None) -> Options:
     from spantune.data import Options
 
     number = column is not None and column.removeprefix("-").isdecimal()
-    return Options(column=int(column) if column and number else column, joiner=joiner)
+    return Options(column=int(column) if column and number else column, joiner=joiner, label=label, encoding=encoding)
 
 
 def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: bool, counter: _Counter | None) -> None:
@@ -300,10 +324,10 @@ def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: b
         from spantune.report import write_page
 
         write_page(html, corpus.documents, corpus.path.name)
-        print(f"page: {html}", file=sys.stderr)
+        say(f"page: {html}")
     if as_json:
         record = {"format": corpus.format, "notes": dict(corpus.notes), **asdict(corpus_statistics)}
-        print(json.dumps(record | ({"tokens": asdict(tokens)} if tokens else {}), ensure_ascii=False))
+        put_json(record | ({"tokens": asdict(tokens)} if tokens else {}))
         return
     notes = {"format": corpus.format, **{f"mended: {note}": str(count) for note, count in corpus.notes.items()}}
     tables.print_statistics(corpus_statistics, file, notes)
@@ -335,7 +359,7 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
 
     settings = load_config(recipe, overrides)
     quiet()
-    from rich.console import Console
+    from rich.text import Text
 
     from spantune.encoding import coloured
     from spantune.training import prepare
@@ -354,11 +378,11 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
         "stop_token": prepared.tokenizer.convert_ids_to_tokens(prepared.encoder.stop_id),
     }
     if as_json:
-        print(json.dumps(figures, ensure_ascii=False))
+        put_json(figures)
         return
-    tables.table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
-    console = Console(highlight=False)
-    console.print("[dim]shared prefix[/dim] [cyan]prompt[/cyan] [bold green]answer and stop: with loss[/bold green]")
+    print_table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
+    kinds = {"shared prefix": "dim", "prompt": "cyan", "answer and stop: with loss": "bold green"}
+    print_text(Text(" ").join(Text(kind, style) for kind, style in kinds.items()))
     for example in prepared.examples[:count]:
-        console.print(f"\n{example.id}", style="bold", markup=False)
-        console.print(coloured(example, prepared.tokenizer, prefix))
+        print_text(Text(f"\n{visible(example.id)}", style="bold"))
+        print_text(coloured(example, prepared.tokenizer, prefix))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -14,12 +16,20 @@ if TYPE_CHECKING:
 
 # A command has as many parameters as options: typer reads them from the signature.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already; never what is read.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
 Column = Annotated[
     str | None, typer.Option(help="Name, or number from 0, of the column or field of tags, entities or text.")
 ]
 Joiner = Annotated[str | None, typer.Option(help="What stands between tokens; told from them when absent.")]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Use an adapter that was changed after training, with a warning.")
+]
+Label = Annotated[str | None, typer.Option("--label", help="The label of tags that have none: B, I and O.")]
+Encoding = Annotated[
+    str | None, typer.Option(help="Encoding of text files, such as windows-1252; UTF-8, or as marked, when absent.")
+]
 MinScore = Annotated[
     float | None,
     typer.Option(help="Leave out entities with a lower score; 0 keeps all. The run's own threshold when absent."),
@@ -43,14 +53,23 @@ def quiet() -> None:
     disable_progress_bar()
 
 
+def parts_read(inputs: Iterable[str | Path | None]) -> list[Path]:
+    """The files and folders that a command reads: of a run folder its own parts, so that others may stand in it."""
+    from spantune.runs import RunFolder
+
+    parts = []
+    for source in inputs:
+        run = RunFolder(Path(source or ""))
+        parts += [] if source is None else run.parts if run.is_run else [run.path]
+    return parts
+
+
 def report_left_out(calibration: Calibration | None, count: int) -> None:
     """Print to stderr how many entities the calibrated threshold dropped; nothing where there is none."""
-    from spantune.core import console
+    from spantune.core import say
 
     if calibration and (calibration.threshold is not None or calibration.label_thresholds):
-        console().print(
-            f"{count} entities left out, {describe_threshold(calibration)}; --min-score 0 keeps all", markup=False
-        )
+        say(f"{count} entities left out, {describe_threshold(calibration)}; --min-score 0 keeps all")
 
 
 def describe_threshold(calibration: Calibration) -> str:

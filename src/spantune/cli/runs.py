@@ -6,17 +6,16 @@ As in `cli`, no logic lives here: tables, CSV and JSON go to stdout, messages to
 from __future__ import annotations
 
 import csv
+import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spantune.cli import tables
 from spantune.cli.options import Json
-from spantune.core import ConfigError
+from spantune.core import ConfigError, print_table, put, put_json, say, visible
 
 if TYPE_CHECKING:
     from spantune.runs import Run
@@ -60,9 +59,9 @@ def runs(
     shown_runs = listing.in_order(listing.matching(all_runs, where or []), sort)
     for run in shown_runs:
         if run.problem:
-            print(f"{run.name}: {run.problem}", file=sys.stderr)
+            say(f"{run.name}: {run.problem}")
     if as_json:
-        print(json.dumps({"runs": [run.as_dict() for run in shown_runs]}, ensure_ascii=False))
+        put_json({"runs": [run.as_dict() for run in shown_runs]})
     elif as_csv:
         _write_csv(shown_runs, listing.differing(shown_runs))
     elif compare:
@@ -75,16 +74,18 @@ def _write_csv(runs: Sequence[Run], settings: Sequence[str]) -> None:
     from spantune.runs import COLUMNS
 
     keys = [*COLUMNS, *settings]
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    page = io.StringIO()
+    writer = csv.writer(page, lineterminator="\n")
     writer.writerow(keys)
     writer.writerows([_plain(run.get(key)) for key in keys] for run in runs)
+    put(page.getvalue().removesuffix("\n"))
 
 
 def _print_list(runs: Sequence[Run]) -> None:
     head = ["run", "state", "model", "data", "F1", "95 %", "on", "steps", "time", "started"]
     keys = ("name", "state", "model", "data")
     rows = [(*(_shown(run.get(key)) for key in keys), *_figures(run)) for run in runs]
-    tables.table(head, rows)
+    print_table(head, rows)
 
 
 def _print_compared(runs: Sequence[Run], settings: Sequence[str]) -> None:
@@ -93,7 +94,7 @@ def _print_compared(runs: Sequence[Run], settings: Sequence[str]) -> None:
     names = ("F1", "95 %", "on", "steps", "time", "started")
     rows += [(name, *values) for name, values in zip(names, figures, strict=False)]
     rows += [(key, *(_shown(run.get(key)) for run in runs)) for key in settings if key not in _SHOWN_ABOVE]
-    tables.table(["", *(_shown(run.name) for run in runs)], rows)
+    print_table(["", *(_shown(run.name) for run in runs)], rows)
 
 
 _SHOWN_ABOVE = ("model.source", "data.train")
@@ -103,7 +104,11 @@ def _figures(run: Run) -> tuple[str, ...]:
     low, high, seconds = run.f1_low, run.f1_high, run.seconds
     return (
         f"{run.f1:.3f}" if run.f1 is not None else "",
-        f"{low:.3f}–{high:.3f}" if low is not None and high is not None else "",
+        f"{low:.3f}–{high:.3f}"
+        if low is not None and high is not None
+        else "too few to say"
+        if run.f1 is not None
+        else "",
         run.f1_on or "",
         _shown(run.step),
         f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}" if seconds is not None else "",
@@ -112,7 +117,7 @@ def _figures(run: Run) -> tuple[str, ...]:
 
 
 def _shown(value: object) -> str:
-    return tables.visible(_plain(value))
+    return visible(_plain(value))
 
 
 def _plain(value: object) -> str:
@@ -136,6 +141,6 @@ def sync(
 
     sent = send(run, seconds)
     what = "was sent before" if sent.before else "is sent"
-    print(f"{run} {what}: {sent.url or f'SwanLab run {sent.id}'}", file=sys.stderr)
+    say(f"{run} {what}: {sent.url or f'SwanLab run {sent.id}'}")
     if as_json:
-        print(json.dumps({"id": sent.id, "url": sent.url, "before": sent.before}))
+        put_json({"id": sent.id, "url": sent.url, "before": sent.before})

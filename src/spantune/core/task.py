@@ -13,8 +13,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError, RunError, nearest
-from spantune.core.files import replace_text
+from spantune.core.errors import DataError, RunError, expect, nearest
+from spantune.core.files import first_line, replace_text
 
 TASK_FILE = "task.json"
 AnswerFormat = Literal["jsonl", "grouped", "inline", "jsonl_seed"]
@@ -83,22 +83,24 @@ class TaskSpec(BaseModel):
                 field="entities",
             )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write `task.json` into `folder`."""
-        replace_text(folder / TASK_FILE, self.model_dump_json(indent=2) + "\n")
+        replace_text(Path(folder) / TASK_FILE, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> TaskSpec:
+    def load(cls, folder: str | Path) -> TaskSpec:
         """Read `task.json` from a run or adapter folder.
 
         Raises:
             RunError: the file is absent or not a task.
         """
-        path = folder / TASK_FILE
+        path = Path(expect(folder, (str, Path), "TaskSpec.load", "the path of a run or adapter folder")) / TASK_FILE
         try:
             return cls.model_validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{folder}: no {TASK_FILE} here; expected a run or adapter folder of spantune") from None
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {first_line(error)}; restore it from the run folder") from None
         except ValidationError as error:
             raise RunError(f"{path}: not a task: {error.errors()[0]['msg']}; restore it from the run folder") from None
 

@@ -34,7 +34,7 @@ from spantune.models.hubs import HUBS, Hub, HubFile
 REACH_SECONDS = 8.0  # until any answer of a hub, name look-up included
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-UNWANTED = "consolidated"  # Mistral's second copy of the weights
+UNWANTED = ("consolidated", "adapter_")  # Mistral's second copy of the weights; an adapter beside them
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
 PREFIXES = ("bundled", "modelscope", "hf")
 
@@ -48,7 +48,7 @@ def resolve(source: str) -> Path:
         ModelError: the source is malformed, absent, incomplete, damaged, or on a hub that cannot be reached.
     """
     prefix, colon, rest = source.partition(":")
-    if not colon or len(prefix) == 1 or Path(source).exists():  # one letter is a drive of Windows
+    if not colon or Path(source).exists():
         return _check_folder(Path(source).expanduser(), source)
     if prefix == "bundled":
         return _bundled(rest)
@@ -68,6 +68,17 @@ def pinned(source: str) -> str:
         return source
     record = _read_record(source)
     return f"{source}@{record.commit}" if record and record.commit else source
+
+
+def public_name(source: str) -> str:
+    """Return the name by which others know a model source: a hub's name, or that of a bundled model; "" for a folder.
+
+    A bundled model keeps its own name, since its weights are not those of the original on the hubs.
+    """
+    prefix, _, rest = source.partition(":")
+    if prefix in HUBS:
+        return _parse(prefix, rest)[0]
+    return source if prefix == "bundled" else ""
 
 
 def _bundled(name: str) -> Path:
@@ -290,17 +301,38 @@ def _check_folder(folder: Path, source: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"model source {source!r} is a file; give the folder that holds config.json and safetensors")
     _check_names({path.name for path in folder.iterdir()}, source)
-    shards = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-            shards = [folder / name for name in sorted(names)]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index}: not an index of shards ({error}); download the model again") from error
-    for shard in shards:
+    if (folder / "adapter_config.json").exists():  # transformers would load the adapter, onto a base that it names
+        raise ModelError(
+            f"{source}: holds a model and an adapter_config.json, so that either could be meant; move the adapter "
+            "to a folder of its own"
+        )
+    for shard in weight_files(folder):
         _check_shard(shard)
     return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder: those of its index, and `model.safetensors`; without both, all.
+
+    Raises:
+        ModelError: the index of the shards is damaged.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single = [whole] if whole.exists() else []
+    if not index.exists():
+        return single or sorted(folder.glob("*.safetensors"))
+    problem = None
+    try:
+        data = json.loads(index.read_text("utf-8"))
+        weight_map = data.get("weight_map") if isinstance(data, dict) else None
+        names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+        if not names or any(name != Path(name).name for name in names):
+            problem = "expected weight_map, a mapping of weights to names of files beside it"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        problem = first_line(error)
+    if problem is not None:
+        raise ModelError(f"{index}: not an index of shards ({problem}); download the model again")
+    return sorted({*single, *(folder / name for name in names)})
 
 
 def _check_names(names: set[str], source: str) -> None:

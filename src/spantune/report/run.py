@@ -20,11 +20,11 @@ from typing import Any
 
 from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec
 from spantune.data import Splits, read_extractions, read_splits
-from spantune.metrics import Calibration, Scores, calibrate, score
+from spantune.metrics import TOO_FEW, Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
 from spantune.report.html import interval, points
 from spantune.report.write import write_report
-from spantune.runs import RunFolder
+from spantune.runs import RunFolder, evaluated
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Run:
         return score(self.splits.test, predicted, self.task.codes, train=self.splits.train)
 
 
-def report_run(folder: Path, splits: Splits | None = None, after: Scores | None = None) -> None:
+def report_run(folder: str | Path, splits: Splits | None = None, after: Scores | None = None) -> None:
     """Write `scores.json`, `report.md` and, last, `report.html` into the folder of a run.
 
     Args:
@@ -68,7 +68,8 @@ def report_run(folder: Path, splits: Splits | None = None, after: Scores | None 
         RunError: the folder is not a run, is damaged, or lacks the final evaluation.
         DataError: the run's predictions or the documents of its recipe cannot be read or do not pair.
     """
-    run = _read(RunFolder(folder), splits)
+    run = _read(RunFolder(Path(folder)), splits)
+    folder = run.folder.path
     predicted = run.predictions("test", run.closing["step"])
     view, notes = _calibration(run)
     data = run.recipe.data
@@ -125,10 +126,12 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     if run.dev:
         best = _best(run)
         facts["best step"] = f"{best['step']}, F1 {points(best['f1'])} on {best['documents']} dev documents"
+    for entry in evaluated(run.folder.path):
+        facts[f"predictions/{entry.file}"] = f"{entry.documents} documents of {entry.data}"
     stored = Calibration.load(run.folder.path)
     if stored and (stored.threshold is not None or stored.label_thresholds):
         micro = run.scores([stored.apply(document)[0] for document in _documents(predicted)]).micro
-        bounds = interval(micro.f1_low, micro.f1_high)
+        bounds = interval(micro.f1_low, micro.f1_high) or TOO_FEW
         facts["strict F1 with the stored threshold"] = f"{points(micro.f1)} ({bounds})"
     return facts
 

@@ -8,8 +8,10 @@ from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
     from spantune.runs import listing
+    from spantune.runs.card import write_card
     from spantune.runs.checkpoints import BestAdapter, Checkpoints, step_of, torn
     from spantune.runs.claim import Claim
+    from spantune.runs.evaluations import Evaluated, evaluated, name_predictions, predictions_for
     from spantune.runs.folder import (
         RunFolder,
         free_name,
@@ -28,14 +30,18 @@ __all__ = [
     "BestAdapter",
     "Checkpoints",
     "Claim",
+    "Evaluated",
     "Run",
     "RunFolder",
     "Trackers",
+    "evaluated",
     "free_name",
     "hints",
     "listing",
     "logging_to",
+    "name_predictions",
     "open_trackers",
+    "predictions_for",
     "read_metrics",
     "require_free",
     "require_trackers",
@@ -44,13 +50,16 @@ __all__ = [
     "step_of",
     "sync",
     "torn",
+    "write_card",
 ]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "card": ("write_card",),
         "checkpoints": ("BestAdapter", "Checkpoints", "step_of", "torn"),
         "claim": ("Claim",),
+        "evaluations": ("Evaluated", "evaluated", "name_predictions", "predictions_for"),
         "folder": (
             "RunFolder",
             "free_name",

@@ -11,13 +11,25 @@ import functools
 import itertools
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from spantune.core import Config, ConfigError, Locked, RunError, TaskSpec, file_lock, parse_config
+from spantune.core import (
+    Config,
+    ConfigError,
+    Locked,
+    RunError,
+    TaskSpec,
+    expect,
+    file_lock,
+    lost_credentials,
+    parse_config,
+)
+from spantune.runs.manifest import MANIFEST, first_addition, first_difference
 
 METRICS_FILE = "metrics.jsonl"
 REPORT = "report.html"
@@ -44,6 +56,10 @@ class RunFolder:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        path = expect(self.path, (str, Path), "run folder", "the path of a run folder, such as runs/demo")
+        object.__setattr__(self, "path", Path(path))
+
     config_file = _Part("config.yaml")
     task_file = _Part("task.json")
     environment_file = _Part("environment.json")
@@ -60,6 +76,14 @@ class RunFolder:
     swanlab = _Part("swanlab")
     tensorboard = _Part("tensorboard")
     mlflow = _Part("mlflow")
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files and folders of the run itself that are there; a report, and what else is in it, is made of them."""
+        own = [self.config_file, self.task_file, self.environment_file, self.metrics_file, self.log_file]
+        own += [self.lock_file, self.adapter, self.checkpoints, self.predictions_folder, self.calibration_file]
+        own += [self.trackers, self.swanlab, self.tensorboard, self.mlflow, self.report_html]
+        return [path for path in own if path.exists()]
 
     def predictions(self, split: str, step: int) -> Path:
         """The file of the predictions on a split after a step."""
@@ -90,18 +114,34 @@ class RunFolder:
             return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
         except OSError:
             raise RunError(f"{self.path}: no config.yaml here; expected a run folder such as runs/demo") from None
-        except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ConfigError) as error:
             raise RunError(f"{path} is damaged: {error}; restore it, or train again") from None
 
-    def resume_config(self) -> Config:
+    def resume_config(self, overrides: Sequence[str] = ()) -> Config:
         """Read the recipe of a run to resume, with the name and place that its folder has now.
+
+        A saved recipe holds `***` for a credential: `overrides` give the whole value again, and nothing else.
 
         Raises:
             RunError: the folder is no run, or is finished.
+            ConfigError: a value with a credential is missing, or an override is of another key.
         """
         if self.is_finished:
             raise RunError(f"{self.path} is finished; its report is {self.report_html}")
         config = self.config()
+        lost = lost_credentials(config)
+        for override in overrides:
+            if override.partition("=")[0] not in lost:
+                raise ConfigError(
+                    f"{override}: a run goes on with the recipe that it began with, {self.config_file}; leave it out"
+                )
+        if overrides:
+            config = parse_config(config.model_dump(mode="json"), str(self.config_file), list(overrides))
+        if missing := [key for key in lost if key in lost_credentials(config)]:
+            raise ConfigError(
+                f"{self.config_file}: {', '.join(missing)} held a credential, which is not saved; give the value "
+                f"again: spantune train --resume {self.path} {missing[0]}=VALUE"
+            )
         place = {"name": self.path.name, "folder": self.path.parent}
         return config.model_copy(update={"run": config.run.model_copy(update=place)})
 
@@ -113,14 +153,18 @@ class RunFolder:
         """
         return TaskSpec.load(self.path)
 
-    def adapter_task(self) -> TaskSpec:
-        """Read the task that the adapter was trained for.
+    def adapter_task(self, *, accept_changes: bool = False) -> TaskSpec:
+        """Read the task that the adapter was trained for, once the adapter's files are those that the run wrote.
+
+        Args:
+            accept_changes: go on with files that were changed after training, with a warning.
 
         Raises:
-            RunError: there is no adapter yet, or the run's own task is another.
+            RunError: there is no adapter yet, its files were changed, or the run's own task is another.
         """
         if not self.adapter.is_dir():
             raise RunError(f"{self.path}: no adapter here yet; finish the run with spantune train --resume {self.path}")
+        self._verify_adapter(accept_changes)
         task, own_task = TaskSpec.load(self.adapter), self.task()
         if task.codes != own_task.codes:
             differing = sorted(set(task.codes) ^ set(own_task.codes)) or ["their order"]
@@ -131,6 +175,21 @@ class RunFolder:
             )
         return task
 
+    def _verify_adapter(self, accept_changes: bool) -> None:
+        """Compare the adapter's files with its manifest; an adapter of release 0.1 has none."""
+        if not (self.adapter / MANIFEST).exists():
+            log.warning("%s has no %s: whether it was changed after training is not known", self.adapter, MANIFEST)
+            return
+        change = first_difference(self.adapter) or first_addition(self.adapter)
+        if change is None:
+            return
+        if not accept_changes:
+            raise RunError(
+                f"{self.adapter} was changed after training: {change}; restore it, or accept what it is now with "
+                "--accept-changes (in Python accept_changes=True)"
+            )
+        log.warning("%s was changed after training, which is accepted: %s", self.adapter, change)
+
     def environment(self) -> dict[str, str]:
         """Read what the run was started with: versions, device, hashes.
 
@@ -140,8 +199,10 @@ class RunFolder:
         path = self.environment_file
         try:
             environment: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read: {error}; restore it, or write {{}} into it") from None
+        if not isinstance(environment, dict):
+            raise RunError(f"{path} is damaged: expected an object; restore it, or write {{}} into it")
         return environment
 
     def metrics(self) -> list[MetricsRecord]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from spantune.core import Document, RunError, TaskSpec, sha256_of
+from spantune.core import RunError, TaskSpec, hash_documents, sha256_of
 from spantune.models import hash_model, pinned
 from spantune.runs import RunFolder
 from spantune.training.preparation import Prepared
@@ -79,14 +79,6 @@ def read_environment(folder: Path) -> dict[str, str]:
     if not isinstance(values, dict):
         raise RunError(f"{path} is damaged: expected an object; restore it, or train again")
     return {str(key): str(value) for key, value in values.items()}
-
-
-def hash_documents(documents: Iterable[Document]) -> str:
-    """Return one SHA-256 over ids, texts and entities, in order."""
-    return _hash(
-        json.dumps([d.id, d.text, [[e.start, e.end, e.label] for e in d.entities]], ensure_ascii=True) + "\n"
-        for d in documents
-    )
 
 
 def hash_task(task: TaskSpec) -> str:

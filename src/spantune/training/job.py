@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from spantune.core import Config, StopRequest, bar, console, require_extra
+from spantune.core import Config, StopRequest, as_config, bar, expect, require_extra, say
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
 from spantune.metrics import Scores
-from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned
+from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned, public_name
 from spantune.report import report_run
 from spantune.runs import (
     BestAdapter,
@@ -33,6 +34,7 @@ from spantune.runs import (
     require_trackers,
     rewind,
     step_of,
+    write_card,
 )
 from spantune.training.collator import Collator
 from spantune.training.estimate import Estimate, checkpointing, compiling
@@ -59,20 +61,20 @@ class Result:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The closing JSON line: run, f1_before, f1, its interval and seconds."""
+        """The closing JSON line: run, f1_before, f1, its interval (null where documents are too few), seconds."""
         micro = self.after.scores.micro
         return {
             "run": str(self.folder),
             "f1_before": round(self.before.micro.f1, 4) if self.before else None,
             "f1": round(micro.f1, 4),
-            "f1_low": round(micro.f1_low or 0.0, 4),
-            "f1_high": round(micro.f1_high or 0.0, 4),
+            "f1_low": None if micro.f1_low is None else round(micro.f1_low, 4),
+            "f1_high": None if micro.f1_high is None else round(micro.f1_high, 4),
             "seconds": round(self.seconds, 1),
         }
 
 
-def train(recipe: Config, resume: Path | None = None) -> Result:
-    """Run a recipe, or resume the run in the folder `resume`.
+def train(recipe: Config | Mapping[str, object] | str | Path, resume: str | Path | None = None) -> Result:
+    """Run a recipe, which may be given as the path of its file too, or resume the run in the folder `resume`.
 
         result = spantune.train(spantune.load_config("recipes/demo.yaml"))
         print(result.folder, result.after.scores.micro.f1)
@@ -84,7 +86,9 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
         SpantuneError: the recipe, the data, the model or the run folder cannot be used; nothing is left behind.
     """
     started = time.perf_counter()
-    folder = resume or require_free(recipe)
+    recipe = as_config(recipe)
+    expect(resume, (str, Path, type(None)), "resume", "the path of a run folder")
+    folder = Path(resume) if resume else require_free(recipe)
     require_trackers(recipe.track)
     if recipe.train.optimizer != "adamw":
         require_extra(f"train.optimizer={recipe.train.optimizer}", "bitsandbytes", ["bitsandbytes"])
@@ -138,7 +142,7 @@ class _Job:
                 state = "success"
             except KeyboardInterrupt:
                 state = "aborted"
-                console().print(self._stopped(), markup=False)
+                say(self._stopped())
                 raise
             finally:
                 if state != "success":
@@ -207,9 +211,10 @@ class _Job:
         return after
 
     def _complete(self, adapter: Path) -> None:
-        """Write what makes an adapter folder whole beside the adapter: tokenizer and task."""
+        """Write what makes an adapter folder whole beside the adapter: tokenizer, task and model card."""
         self.loaded.tokenizer.save_pretrained(str(adapter))
         self.prepared.task.save(adapter)
+        write_card(adapter, self.prepared.task, public_name(self.recipe.model.source))
 
     def _dev_records(self) -> list[dict[str, Any]]:
         """The lines of the evaluations that steer."""

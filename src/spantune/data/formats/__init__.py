@@ -14,7 +14,7 @@ from importlib import resources
 from itertools import islice
 from pathlib import Path
 
-from spantune.core import DataError, Document, Extraction, from_prediction_record, nearest
+from spantune.core import DataError, Document, Extraction, expect, expect_each, from_prediction_record, nearest
 from spantune.data.formats import (
     bioc,
     brat,
@@ -110,8 +110,9 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     Raises:
         DataError: the file cannot be read as what it claims to be.
     """
+    expect(path, (str, Path), "read", "the path of a corpus, or bundled:NAME")
     file = resolve(path)
-    name = format or detect(file)
+    name = format or detect(file, options)
     notes: Counter[str] = Counter()
     documents = tuple(verified(unique(of_name(name).read(file, notes, options)), notes))
     if not documents:
@@ -149,7 +150,7 @@ def items(path: str | Path, format: str | None, notes: Counter[str], options: Op
         DataError: the file cannot be read any further.
     """
     file = resolve(path)
-    return of_name(format or detect(file)).read(file, notes, options)
+    return of_name(format or detect(file, options)).read(file, notes, options)
 
 
 def write(
@@ -164,76 +165,86 @@ def write(
     Raises:
         DataError: the format cannot hold a document, or the file cannot be written.
     """
+    expect(path, (str, Path), "write", "the path to write to")
+    checked = expect_each(documents, Document, "documents", "a list of Documents, such as corpus.documents")
     notes: Counter[str] = Counter()
     writer = of_name(format, writing=True).write
     assert writer is not None
-    writer(Path(path), documents, notes, options)
+    writer(Path(path), checked, notes, options)
     return dict(+notes)
 
 
-def detect(path: str | Path) -> str:
-    """Return the name of the format of `path`, from its content.
+def detect(path: str | Path, options: Options = DEFAULTS) -> str:
+    """Return the name of the format of `path`, from its content; `options` say what reading will be told.
 
     Raises:
         DataError: no format claims the content.
+        ConfigError: the encoding is unknown.
     """
     file = resolve(path)
     try:
-        return _detect(file)
+        return _detect(file, options)
     except DataError:
-        if file.exists() and (name := _added_claimant(file)):
+        if file.exists() and (name := _added_claimant(file, options)):
             return name
         raise
 
 
-def _added_claimant(file: Path) -> str | None:
+def _added_claimant(file: Path, options: Options) -> str | None:
     """Return the format of another package that claims a file which none of spantune's own can be."""
     if not (added_names := plugins.added_names(FORMATS)):
         return None
     if file.is_dir():
-        samples = [_folder_sample(file)]
+        samples = [_folder_sample(file, options)]
     else:
         head = read_bytes(file, _SAMPLE_BYTES)
         text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
-        first = next((r.values for r in _some_records(file, text) if isinstance(r, Record)), None)
-        samples = [Sample(file, head), Sample(file, head, text), Sample(file, head, text, first)]
+        first = next((r.values for r in _some_records(file, text, options) if isinstance(r, Record)), None)
+        samples = [
+            Sample(file, head, options=options),
+            Sample(file, head, text, options=options),
+            Sample(file, head, text, first, options=options),
+        ]
     formats = [(name, of_name(name)) for name in added_names]
     return next((name for sample in samples for name, format in formats if format.claims(sample)), None)
 
 
-def _some_records(file: Path, text: str) -> Iterator[Record | DataError]:
+def _some_records(file: Path, text: str, options: Options) -> Iterator[Record | DataError]:
     """Yield the JSON objects of a file until it is found to be none of JSON."""
     if text[:1] not in ("[", "{"):
         return
     try:
-        yield from islice((read_json_array if text[0] == "[" else read_json_lines)(file, Counter()), _SAMPLE_LINES)
+        read_records = read_json_array if text[0] == "[" else read_json_lines
+        yield from islice(read_records(file, Counter(), options.encoding), _SAMPLE_LINES)
     except DataError:
         return
 
 
-def _folder_sample(folder: Path) -> Sample:
-    return Sample(folder, files=tuple(sorted(entry.name for entry in folder.iterdir())))
+def _folder_sample(folder: Path, options: Options) -> Sample:
+    return Sample(folder, files=tuple(sorted(entry.name for entry in folder.iterdir())), options=options)
 
 
-def _detect(file: Path) -> str:
+def _detect(file: Path, options: Options) -> str:
     if file.is_dir():
-        sample = _folder_sample(file)
-        return _claimant(sample) or _unclaimed(file, f"a folder with {', '.join(sample.files[:5]) or 'nothing in it'}")
+        sample = _folder_sample(file, options)
+        content = f"a folder with {', '.join(sample.files[:5]) or 'nothing in it'}"
+        return _claimant(sample) or _unclaimed(sample, content)
     head = read_bytes(file, _SAMPLE_BYTES)
-    if name := _claimant(Sample(file, head)):  # a binary file
+    if name := _claimant(Sample(file, head, options=options)):  # a binary file
         return name
     try:
-        text = next(chunk for chunk in read_chunks(file, Counter()) if chunk.strip()).lstrip("\r\n")
+        chunks = read_chunks(file, Counter(), options.encoding)
+        text = next(chunk for chunk in chunks if chunk.strip()).lstrip("\r\n")
     except DataError:
         if not head.lstrip(_BLANK).startswith(b"{"):
             raise
         text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")  # JSONL, of which one line may be unreadable
     lines = [line.removesuffix("\r") for line in text.split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES]]
     first = next(line for line in lines if line.strip())
-    sample = Sample(file, head, "\n".join(lines))
+    sample = Sample(file, head, "\n".join(lines), options=options)
     if first.lstrip()[0] in "[{" and (name := _of_records(sample, first.lstrip())):
         return name
-    return _claimant(sample) or _unclaimed(file, f"text beginning {first[:40]!r}")
+    return _claimant(sample) or _unclaimed(sample, f"text beginning {first[:40]!r}")
 
 
 def resolve(path: str | Path) -> Path:
@@ -296,25 +307,25 @@ def _of_records(sample: Sample, first: str) -> str | None:
     If all texts have an empty entity list, or none, several formats are possible: an array without ids is taken for
     CMeEE, anything else for the native format.
     """
-    is_array = first.startswith("[")
+    is_array, encoding = first.startswith("["), sample.options.encoding
     broken: DataError | None = None
     read_any = has_id = False
     try:
-        for record in (read_json_array if is_array else read_json_lines)(sample.path, Counter()):
+        for record in (read_json_array if is_array else read_json_lines)(sample.path, Counter(), encoding):
             if isinstance(record, DataError):  # reading will report it; a later line may show the format
                 broken = broken or record
                 if record.line is not None and record.line > _SAMPLE_LINES:
                     break
                 continue
             read_any = True
-            if name := _claimant(replace(sample, record=record.values)):
+            if name := _claimant(replace(sample, text="", record=record.values)):  # the text would be searched anew
                 return name
             names = set(record.values)
             has_id = has_id or "id" in names
             if "text" in names and names <= {"id", "text", "meta"}:
                 break  # texts to extract from
             if "text" not in names or record.values.get("entities") != []:
-                return _unclaimed(sample.path, f"an object with {', '.join(record.values)[:80]}")
+                return _unclaimed(replace(sample, text=""), f"an object with {', '.join(record.values)[:80]}")
     except DataError as error:
         broken = broken or error
     if not read_any and _claimant(sample):  # marked text, say, that begins with a bracket
@@ -324,9 +335,17 @@ def _of_records(sample: Sample, first: str) -> str | None:
     return "cmeee" if is_array and not has_id else "native"
 
 
-def _unclaimed(path: Path, content: str) -> str:
+def _unclaimed(sample: Sample, content: str) -> str:
+    remedies = "Name the one it is (data.format=NAME, --format or --from NAME), or convert it"
+    if sample.record is None and sample.text and sample.options.column is None:
+        remedies = (
+            "Name the column of tags or entities (data.column, --column NAME or NUMBER) if it is a table or has a "
+            f"token a line; else n{remedies[1:]}"
+        )
+    if sample.text and sample.options.column is not None:
+        content += f", and whose column {sample.options.column!r} holds no tags or entities"
+    if sample.head.count(0) * 4 > len(sample.head) and "\0" in sample.text:
+        remedies = "It looks like UTF-16 or UTF-32: name its encoding (data.encoding, --encoding utf-16-le, say)"
     raise DataError(
-        f"found {content}, which is of no known format; known: {', '.join(names())}. Name the one it is "
-        "(data.format=NAME, --format or --from NAME), or convert it",
-        path=path,
+        f"found {content}, which is of no known format; known: {', '.join(names())}. {remedies}", path=sample.path
     )

@@ -53,7 +53,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         DataError: the file is not BioC.
     """
-    return each(_records(path, notes), lambda record: _document(record, notes, options))
+    return each(_records(path, notes, options.encoding), lambda record: _document(record, notes, options))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
@@ -70,14 +70,14 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
         file.write("\n]}\n")
 
 
-def _records(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def _records(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[Record | DataError]:
     """Yield the documents of a collection, of several, or of lines."""
     line_notes: Counter[str] = Counter()
-    if lines := list(_line_documents(path, line_notes)):
+    if lines := list(_line_documents(path, line_notes, encoding)):
         notes.update(line_notes)
         yield from lines
         return
-    value = read_json_value(path, notes)
+    value = read_json_value(path, notes, encoding)
     top = Record({"collections": value if isinstance(value, list) else [value]}, path, 1)
     number = 0
     for collection in top.rows("collections"):
@@ -88,9 +88,9 @@ def _records(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
             yield Record(row.values, path, 1, number, row.inside)
 
 
-def _line_documents(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def _line_documents(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[Record | DataError]:
     """Yield the documents of JSON lines; nothing if the first line is no document."""
-    for number, record in enumerate(read_json_lines(path, notes)):
+    for number, record in enumerate(read_json_lines(path, notes, encoding)):
         if number == 0 and (isinstance(record, DataError) or "passages" not in record.values):
             return
         yield record

@@ -108,7 +108,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
     """
-    frame = _Frame.of(_said(path))
+    frame = _Frame.of(_said(path, options.encoding))
 
     def parse(record: Record) -> RawDocument:
         turns = _turns(record)
@@ -119,7 +119,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         entities = anchored(record, text, surfaces, notes)
         return RawDocument(document_id(record, notes), text, entities, path, record.line)
 
-    return each(read_json(path, notes), parse)
+    return each(read_json(path, notes, options.encoding), parse)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
@@ -167,9 +167,9 @@ def _shared_beginning(strings: list[str]) -> str:
     return first[:length]
 
 
-def _said(path: Path) -> Iterator[str]:
+def _said(path: Path, encoding: str | None) -> Iterator[str]:
     """Yield the user's first turn of every record that can be read."""
-    for record in read_json(path, Counter()):
+    for record in read_json(path, Counter(), encoding):
         if isinstance(record, Record):
             try:
                 yield _turns(record)[0].said

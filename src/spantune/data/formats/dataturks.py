@@ -45,7 +45,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
             notes[f"field {field!r} not read"] += 1
         return RawDocument(document_id(record, notes), text, entities, path, record.line)
 
-    return each(read_json(path, notes), parse)
+    return each(read_json(path, notes, options.encoding), parse)
 
 
 def _entities(row: Record, notes: Counter[str]) -> Iterator[RawEntity]:

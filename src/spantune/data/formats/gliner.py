@@ -34,13 +34,13 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         DataError: the file is neither JSONL nor an array of objects.
     """
     census = tokens.TokenCensus()
-    for record in read_json(path, Counter()):
+    for record in read_json(path, Counter(), options.encoding):
         words = record.values.get(_TOKENS) if isinstance(record, Record) else None
         for index, word in enumerate(words if isinstance(words, list) else []):
             if isinstance(word, str) and word:
                 census.add(word, index == 0)
     joiner = "" if options.joiner is None and census.cjk and census.characters else options.joiner
-    return each(read_json(path, notes), lambda record: _document(record, joiner, notes))
+    return each(read_json(path, notes, options.encoding), lambda record: _document(record, joiner, notes))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

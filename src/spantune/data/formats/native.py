@@ -32,7 +32,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
     """
-    is_array = begins_array(path)
+    is_array = begins_array(path, options.encoding)
 
     def parse(record: Record) -> RawDocument:
         if is_array:
@@ -48,7 +48,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         text = record.text("text", blank=True)
         return RawDocument(name, text, entities, path, record.line, record.mapping("meta"))
 
-    return each(read_json(path, notes), parse)
+    return each(read_json(path, notes, options.encoding), parse)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

@@ -41,7 +41,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         DataError: the file cannot be read any further.
     """
     block: list[tuple[int, str]] = []
-    for number, line in read_lines(path, notes, blank=True):
+    for number, line in read_lines(path, notes, blank=True, encoding=options.encoding):
         match = _SECTION.fullmatch(line)
         if block and (not line.strip() or (match and match[2] == "t")):
             yield _item(block, path, notes)

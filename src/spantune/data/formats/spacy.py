@@ -64,9 +64,9 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     if read_bytes(path, len(_ZLIB)) == _ZLIB:
         return _read_docs(path, notes, options)
     if pairs.begins(read_bytes(path, pairs.HEAD)):
-        return pairs.read(path, notes)
-    accepted = (record for record in read_json(path, notes) if not _is_refused(record, notes))
-    is_array = begins_array(path)
+        return pairs.read(path, notes, options.encoding)
+    accepted = (record for record in read_json(path, notes, options.encoding) if not _is_refused(record, notes))
+    is_array = begins_array(path, options.encoding)
     return each(accepted, lambda record: _of_record(record, notes, options, is_array))
 
 

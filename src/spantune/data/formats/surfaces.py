@@ -42,7 +42,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         name = document_id(record, notes)
         return RawDocument(name, text, entities, path, record.line, record.others((*_FIELDS, field)))
 
-    return each(read_json(path, notes), parse)
+    return each(read_json(path, notes, options.encoding), parse)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

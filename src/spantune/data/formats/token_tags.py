@@ -50,7 +50,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """
     if read_bytes(path, len(_PARQUET)) == _PARQUET:
         return _read_parquet(path, notes, options)
-    return _read_rows(partial(read_json, path), path, notes, options)
+    return _read_rows(partial(read_json, path, encoding=options.encoding), path, notes, options)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

@@ -43,7 +43,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         DataError: the file is neither JSONL nor an array of objects.
     """
     contents: dict[str, _Content] = {}
-    for record in read_json(path, notes):
+    for record in read_json(path, notes, options.encoding):
         if isinstance(record, DataError):
             yield record
             continue

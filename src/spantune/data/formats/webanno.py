@@ -20,7 +20,7 @@ from spantune.data.raw.text_files import read_lines
 
 _MAGIC = "#FORMAT=WebAnno TSV 3"
 _FIRST_COLUMN = 3  # after number, offsets and token
-_TOKEN = re.compile(r"[0-9]+-[0-9]+(?:\.[0-9]+)?\t([0-9]+)-([0-9]+)\t([^\t]*)(?:\t(.*))?", re.DOTALL)
+_TOKEN = re.compile(r"[0-9]+-[0-9]+(?:\.[0-9]+)?\t([0-9]{1,18})-([0-9]{1,18})\t([^\t]*)(?:\t(.*))?", re.DOTALL)
 _VALUES = re.compile(r"(?:\\.|[^|\\])+", re.DOTALL)
 _VALUE = re.compile(r"(.*?)(?:\[([0-9]+)\])?", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -79,7 +79,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         DataError: the header is not that of the format, or has no layer of that name.
     """
-    lines = read_lines(path, notes, blank=True)
+    lines = read_lines(path, notes, blank=True, encoding=options.encoding)
     layers = _layers(_header(lines, path), path, options, notes)
     sentences = list(_sentences(lines, path))
     for number, group in enumerate(_groups(sentences, layers), start=1):

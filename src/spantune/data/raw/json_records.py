@@ -16,6 +16,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 from spantune.core import DataError, half_surrogate, replacing
 from spantune.data.raw.document import SurrogateError
+from spantune.data.raw.encodings import open_as_utf8
 from spantune.data.raw.text_files import CHUNK, LINE_LIMIT, cannot_be_read, oversized, read_chunks, try_lines
 
 T = TypeVar("T")
@@ -170,14 +171,14 @@ def document_id(record: Record, notes: Counter[str], field: str = "id") -> str:
     return record.text(field)
 
 
-def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def read_json_lines(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
     """Yield the object on each line of `path`, or a DataError for a line that has none."""
-    return _records(read_line_values(path, notes), path)
+    return _records(read_line_values(path, notes, encoding), path)
 
 
-def read_line_values(path: Path, notes: Counter[str]) -> Iterator[Value | DataError]:
+def read_line_values(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Value | DataError]:
     """Yield the JSON value on each line of `path`, or a DataError for a line that has none."""
-    for number, (line, text) in enumerate(try_lines(path, notes), start=1):
+    for number, (line, text) in enumerate(try_lines(path, notes, encoding=encoding), start=1):
         try:
             if isinstance(text, DataError):
                 raise text
@@ -200,14 +201,14 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> Non
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def begins_array(path: Path) -> bool:
+def begins_array(path: Path, encoding: str | None = None) -> bool:
     """Whether the first character of `path` begins a JSON array; only bytes are looked at, so any line may be broken.
 
     Raises:
         DataError: the file is missing or cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_as_utf8(path, Counter(), encoding) as file:
             while chunk := file.read(CHUNK):
                 if first := chunk.lstrip(_BYTES_BEFORE):
                     return first.startswith(b"[")
@@ -216,31 +217,31 @@ def begins_array(path: Path) -> bool:
     return False
 
 
-def read_json(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def read_json(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
     """Yield the objects of `path`; the first character decides whether it is a JSON array or JSONL.
 
     Raises:
         DataError: as `read_json_array`, for an array.
     """
-    return (read_json_array if begins_array(path) else read_json_lines)(path, notes)
+    return (read_json_array if begins_array(path, encoding) else read_json_lines)(path, notes, encoding)
 
 
-def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def read_json_array(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
     """Yield the objects of the JSON array in `path`, and a DataError for other elements; only one is in memory.
 
     Raises:
         DataError: the file is not a JSON array, or an empty one.
     """
-    return _records(read_array_values(path, notes), path)
+    return _records(read_array_values(path, notes, encoding), path)
 
 
-def read_array_values(path: Path, notes: Counter[str]) -> Iterator[Value]:
+def read_array_values(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Value]:
     """Yield the elements of the JSON array in `path`; only one is in memory.
 
     Raises:
         DataError: the file is not a JSON array, or an empty one.
     """
-    text = _Window(path, notes)
+    text = _Window(path, notes, encoding)
     if text.next() != "[":
         raise text.not_json("expected [, which begins an array")
     text.place += 1
@@ -262,13 +263,13 @@ def read_array_values(path: Path, notes: Counter[str]) -> Iterator[Value]:
         raise text.not_json("more follows the array")
 
 
-def read_json_value(path: Path, notes: Counter[str]) -> object:
+def read_json_value(path: Path, notes: Counter[str], encoding: str | None = None) -> object:
     """Return the one JSON value of `path`, which is in memory as a whole.
 
     Raises:
         DataError: the file is not one JSON value.
     """
-    text = _Window(path, notes)
+    text = _Window(path, notes, encoding)
     text.next()
     value = text.value()
     if text.next():
@@ -279,18 +280,21 @@ def read_json_value(path: Path, notes: Counter[str]) -> object:
 class _Window:
     """The part of a file that is being parsed; it moves through the file chunk by chunk."""
 
-    def __init__(self, path: Path, notes: Counter[str]):
+    def __init__(self, path: Path, notes: Counter[str], encoding: str | None):
         self.path, self.text, self.place = path, "", 0
         self._line, self._counted = 1, 0  # a line number, and the place in `text` for which it holds
-        self._chunks = read_chunks(path, notes)
+        self._chunks = read_chunks(path, notes, encoding)
 
-    def more(self) -> bool:
-        """Drop the text before `place` and read the next chunk; False at the end of the file."""
-        chunk = next(self._chunks, None)
-        if chunk is None:
+    def more(self, size: int = 1) -> bool:
+        """Drop the text before `place` and read chunks of `size` characters or more; False at the end of the file."""
+        chunks: list[str] = []
+        while size > 0 and (chunk := next(self._chunks, None)) is not None:
+            chunks.append(chunk)
+            size -= len(chunk)
+        if not chunks:
             return False
         self.line_here()
-        self.text, self.place, self._counted = self.text[self.place :] + chunk, 0, 0
+        self.text, self.place, self._counted = "".join([self.text[self.place :], *chunks]), 0, 0
         return True
 
     def next(self) -> str:
@@ -302,7 +306,6 @@ class _Window:
 
     def value(self) -> object:
         """Return the JSON value at `place` and move behind it."""
-        size = 0
         while True:
             try:
                 value, end = _parse(self.text, self.place, self.path, self.line_here(), self.place)
@@ -310,13 +313,11 @@ class _Window:
                     self.place = end
                     return value
             except DataError:
-                if len(self.text) - self.place > LINE_LIMIT:
+                length = len(self.text) - self.place
+                if length > LINE_LIMIT:
                     raise oversized(self.path, self.line_here()) from None
-                size = 2 * max(size, len(self.text) - self.place)  # doubled, so that no object is parsed too often
-                if not self.more():
+                if not self.more(length):  # doubled, so that no object is parsed too often
                     raise
-                while len(self.text) < size and self.more():
-                    pass
 
     def line_here(self) -> int:
         """Return the line of `place`."""
@@ -346,8 +347,11 @@ def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tu
         value, end = DECODER.raw_decode(text, place)
     except json.JSONDecodeError as error:
         raise _not_json(error.msg, text, error.pos, path, line, line_at) from None
-    except (ValueError, RecursionError) as error:
-        raise _not_json(str(error), text, place, path, line, line_at) from None
+    except RecursionError:
+        raise _not_json("lists and objects are nested too deeply", text, place, path, line, line_at) from None
+    except ValueError as error:
+        problem = "a number has thousands of digits" if "digits" in str(error) else str(error)
+        raise _not_json(problem, text, place, path, line, line_at) from None
     return value, end
 
 

@@ -36,13 +36,13 @@ def begins(head: bytes) -> bool:
     return any(pattern.match(head) for pattern in (_ARRAY, _LINE, _WRAPPED))
 
 
-def read(path: Path, notes: Counter[str]) -> Iterator[Item]:
+def read(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Item]:
     """Yield the documents of `path`, called `<stem>-<number>`.
 
     Raises:
         DataError: the file cannot be read any further.
     """
-    return each(_pairs(path, notes), lambda record: _document(record, notes))
+    return each(_pairs(path, notes, encoding), lambda record: _document(record, notes))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str]) -> None:
@@ -80,19 +80,19 @@ def triples(record: Record, field: str) -> tuple[RawEntity, ...]:
     return tuple(_triple(record, f"{field}[{index}]", row) for index, row in enumerate(record.items(field)))
 
 
-def _pairs(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def _pairs(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[Record | DataError]:
     """Yield each pair as a record of `[0]` and `[1]`."""
     head = read_bytes(path, HEAD)
     place = ""
     values: Iterable[Value | DataError]
     if _WRAPPED.match(head):
-        whole = read_json_value(path, notes)
+        whole = read_json_value(path, notes, encoding)
         assert isinstance(whole, dict)
         place = "annotations"
         items = Record(whole, path, 1).items(place)
         values = [Value(value, 1, number) for number, value in enumerate(items, start=1)]
     else:
-        values = (read_array_values if _ARRAY.match(head) else read_line_values)(path, notes)
+        values = (read_array_values if _ARRAY.match(head) else read_line_values)(path, notes, encoding)
     for value in values:
         if isinstance(value, DataError):
             yield value

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from spantune.core import DataError, Document, config, require_extra
+from spantune.core import DataError, Document, config, masked_values, require_extra
 from spantune.data import formats
 from spantune.runs.folder import METRICS_FILE, RunFolder
 from spantune.runs.journal import JsonlTracker
@@ -140,11 +140,11 @@ class Trackers:
         self._info, self._record, self._workers = info, record, list(workers)
         self._not_finite: set[str] = set()  # keys of which a warning was logged
 
-    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """Record scalars everywhere."""
+    def metrics(self, step: int, values: Mapping[str, float | None], split: str = "train") -> None:
+        """Record scalars everywhere; None is null in the file and not shown on dashboards."""
         self._record.metrics(step, values, split)
         for key, value in values.items():
-            if not math.isfinite(value) and key not in self._not_finite:
+            if value is not None and not math.isfinite(value) and key not in self._not_finite:
                 self._not_finite.add(key)
                 warning = "%s/%s is %s at step %d: null in %s, and no dashboard shows values that are not finite"
                 log.warning(warning, split, key, value, step, METRICS_FILE)
@@ -154,7 +154,7 @@ class Trackers:
         self,
         step: int,
         split: str,
-        values: Mapping[str, float],
+        values: Mapping[str, float | None],
         gold: Sequence[Document],
         predicted: Sequence[Document],
     ) -> None:
@@ -287,12 +287,14 @@ def open_trackers(
 def run_info(
     recipe: config.Config, folder: Path, gold: Mapping[str, Iterable[Document]], labels: Sequence[str]
 ) -> RunInfo:
-    """What trackers are told: the whole recipe, and the environment that the run folder holds."""
+    """What trackers are told, credentials masked: the whole recipe, and the environment that the run folder holds."""
     run = RunFolder(folder)
     environment = run.environment() if run.environment_file.is_file() else {}
     by_id = {split: {document.id: document for document in split_documents} for split, split_documents in gold.items()}
-    settings = {**recipe.model_dump(mode="json"), "environment": environment}
-    return RunInfo(folder, recipe.track.experiment or recipe.run.name, recipe.track, settings, labels, by_id)
+    settings = masked_values({**recipe.model_dump(mode="json"), "environment": environment})
+    assert isinstance(settings, dict)
+    track = config.Track.model_validate(settings["track"])
+    return RunInfo(folder, track.experiment or recipe.run.name, track, settings, labels, by_id)
 
 
 def _opening(info: RunInfo) -> dict[str, Remote]:
