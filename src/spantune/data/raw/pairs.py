@@ -14,11 +14,11 @@ from pathlib import Path
 
 from spantune.core import DataError, Document, replacing
 from spantune.data.raw.document import Item, RawDocument, RawEntity, each
+from spantune.data.raw.encodings import open_as_utf8
 from spantune.data.raw.json_records import Record, Value, read_array_values, read_json_value, read_line_values
-from spantune.data.raw.text_files import read_bytes
+from spantune.data.raw.text_files import cannot_be_read
 
-HEAD = 1 << 16
-"""The bytes by which a file is recognised."""
+_HEAD = 1 << 16  # bytes by which a file is recognised
 
 _TEXT = rb'"(?:[^"\\]|\\.)*+"\s*,\s*'
 _ANNOTATION = rb'(?:\{\s*"entities"\s*:\s*\[|\[\s*(?:\]|\[\s*[0-9]+\s*,\s*[0-9]+\s*,\s*"))'
@@ -29,6 +29,19 @@ _CLASSES = rb'"classes"\s*:\s*\[[^\[\]{}]*\]\s*'
 _WRAPPED = re.compile(
     rb"[\xef\xbb\xbf\s]*\{\s*(?:" + _CLASSES + rb',\s*)?"annotations"\s*:\s*\[\s*(?:null\s*,\s*)*' + _PAIR
 )
+
+
+def head_of(path: Path, encoding: str | None) -> bytes:
+    """Return the first bytes of a file, as UTF-8.
+
+    Raises:
+        DataError: it cannot be read, or not in this encoding.
+    """
+    try:
+        with open_as_utf8(path, Counter(), encoding) as file:
+            return file.read(_HEAD)
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
 
 
 def begins(head: bytes) -> bool:
@@ -82,7 +95,7 @@ def triples(record: Record, field: str) -> tuple[RawEntity, ...]:
 
 def _pairs(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[Record | DataError]:
     """Yield each pair as a record of `[0]` and `[1]`."""
-    head = read_bytes(path, HEAD)
+    head = head_of(path, encoding)
     place = ""
     values: Iterable[Value | DataError]
     if _WRAPPED.match(head):
