@@ -62,6 +62,7 @@ def extract(
         typer.Option(help="How the grammar is sent; auto: as the server says it can, none: not at all."),
     ] = "auto",
     concurrency: Annotated[int, typer.Option(help="Most requests to the server at a time.", min=1)] = 16,
+    timeout: Annotated[float, typer.Option(help="Seconds that a whole answer of the server may take.", min=1)] = 180,
 ) -> None:
     """Extract entities: native JSONL to stdout, in order; exit 1 when an answer was cut, invalid or ungrounded.
 
@@ -99,7 +100,7 @@ def extract(
             return load_run(run, device, recipe.extract, min_score, accept_changes=accept_changes)
         from spantune.extraction import Server, load_remote
 
-        server = Server(url, model, grammar, concurrency)
+        server = Server(url, model, grammar, concurrency, timeout)
         return load_remote(run, server, recipe.extract, min_score, accept_changes=accept_changes)
 
     with target.held():

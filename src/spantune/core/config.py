@@ -88,6 +88,9 @@ class Task(Section):
     """Language of an instruction made from the labels; the preset's when absent, else en."""
     template: Literal["chat", "tutorial"] | None = None
     """`chat`, or `tutorial` for the tutorial's literal prompt string."""
+    nested: bool = True
+    """Whether entities of a text may overlap; with false the model is told that they do not, the grammar keeps to it,
+    and of two that overlap all the same the one with the higher score is kept."""
 
     @model_validator(mode="before")
     @classmethod

@@ -35,7 +35,8 @@ class TaskSpec(BaseModel):
 
     `template` is `chat` (the tokenizer's own chat template) or `tutorial` (the tutorial's literal string, in which
     `<im_sep>` is four ordinary tokens; only to reproduce its run). `empty_answer` is what the model writes for a text
-    without entities; with "" it stops at once.
+    without entities; with "" it stops at once. Where `nested` is false, no two entities of a text overlap: the model is
+    told so, the grammar keeps to it, and of entities that overlap all the same the one with the highest score is kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +47,7 @@ class TaskSpec(BaseModel):
     empty_answer: str = ""
     language: str = "en"
     template: Literal["chat", "tutorial"] = "chat"
+    nested: bool = True
 
     @field_validator("labels")
     @classmethod

@@ -106,11 +106,11 @@ def repair(source: Source, out: Path, *, force: bool = False) -> Repaired:
     if not documents:
         raise DataError("no document can be read, so nothing is written; mend what is found first", path=source.path)
     log = _log_of(out)
+    is_writable = formats.of_name(source.format).write is not None
+    format = source.format if is_writable else "native"
     with replacing(log) as file:
         for change in changes:
             file.write(json.dumps(asdict(change), ensure_ascii=False) + "\n")
-        is_writable = formats.of_name(source.format).write is not None
-        format = source.format if is_writable else "native"
         with overwriting(out, force=force) as place:
             notes = formats.write(place, documents, format)
     if not is_writable:

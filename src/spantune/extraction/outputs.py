@@ -24,6 +24,7 @@ from spantune.core import (
     Document,
     Extraction,
     Prediction,
+    ProblemKind,
     encodable,
     from_document,
     json_text,
@@ -73,6 +74,8 @@ class Tally:
         self.with_problem += extraction.has_problem
         self.below_threshold += len(extraction.below_threshold)
         self.contradicted += len(extraction.contradicted)
+        if any(problem.kind is ProblemKind.UNCONSTRAINED for problem in extraction.problems):
+            self.notes["document that the server answered without its grammar, which it refused"] += 1
         if extraction.status.is_failure:
             self.failed += 1
             if len(self.failures) < SHOWN:

@@ -82,8 +82,8 @@ def read_environment(folder: Path) -> dict[str, str]:
 
 
 def hash_task(task: TaskSpec) -> str:
-    """Return the SHA-256 of a task."""
-    return _hash([task.model_dump_json()])
+    """Return the SHA-256 of a task; that of a nested one is what it was before tasks could be another."""
+    return _hash([task.model_dump_json(exclude={"nested"} if task.nested else None)])
 
 
 def code() -> dict[str, str]:
