@@ -348,6 +348,15 @@ def test_training_data_of_spacy_2_is_recognised_and_read(name: str, tmp_path: Pa
     assert corpus.notes.get("null in place of a document left out") == (1 if name == "annotator.json" else None)
 
 
+def test_training_data_of_spacy_2_is_read_in_other_encodings(tmp_path: Path) -> None:
+    content = json.dumps([["在𠮷", {"entities": [[1, 2, "LOC"]]}]], ensure_ascii=False)
+    (tmp_path / "a.json").write_text(content, encoding="utf-16")
+    assert formats.read(tmp_path / "a.json").documents[0].entities == (Entity(1, 2, "LOC"),)
+    (tmp_path / "b.json").write_text(content, encoding="gb18030")
+    options = Options(encoding="gb18030")
+    assert formats.read(tmp_path / "b.json", None, options).documents[0].text == "在𠮷"
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.lists(annotated(), min_size=1, max_size=3))
 def test_training_data_of_spacy_2_comes_back(documents: list[Document]) -> None:

@@ -49,6 +49,7 @@ TEXT = "pain, fever, pain, cough, pain"
         (["fever", "pain"], [6, 13], {AMBIGUOUS: 1}),
         (["pain", "fever"], [0, 6], {}),
         (["cough", "fever", "pain"], [6, 13, 19], {AMBIGUOUS: 1}),
+        (["cough", "pain", "pain", "fever"], [0, 6, 19, 26], {AMBIGUOUS: 2}),
         (["fever", "fever"], [6], {REPEATED: 1}),
     ],
 )

@@ -85,6 +85,15 @@ def test_what_is_written_is_read_back_or_counted(documents: list[Document]) -> N
             assert back.entities == document.entities
 
 
+def test_white_space_is_counted_as_the_whole_file_will_be_joined(tmp_path: Path) -> None:
+    characters = Document("a", "患a,b", (Entity(0, 1, "x"),))
+    assert formats.write(tmp_path / "a.jsonl", [characters], "token_tags") == {}
+    assert formats.read(tmp_path / "a.jsonl").documents[0].text == "患a,b"
+    notes = formats.write(tmp_path / "b.jsonl", [characters, Document("b", "word")], "token_tags")
+    assert notes == {"white space that reading does not restore": 1}
+    assert [document.text for document in formats.read(tmp_path / "b.jsonl").documents] == ["患a , b", "word"]
+
+
 def test_overlaps_are_refused_or_flattened_and_parquet_is_not_written(tmp_path: Path) -> None:
     document = Document("d", "ab cd", (Entity(0, 5, "x"), Entity(3, 5, "y", 0.5)))
     with pytest.raises(DataError, match="overlap, which one row of tags cannot show"):

@@ -78,11 +78,11 @@ def test_escapes_and_utf16_offsets(tmp_path: Path) -> None:
 def test_a_text_of_several_lines_and_parts_of_tokens(tmp_path: Path) -> None:
     content = HEAD + (
         "#Text=  Ada\n#Text=Roe-Lee\n"
-        "1-1\t2-5\tAda\tPER[1]\t\n1-2\t6-13\tRoe-Lee\t_\t\n1-2.1\t6-9\tRoe\tPER[1]\t\n1-2.2\t10-13\tLee\tPER\t\n"
+        "1-1\t2-5\tAda\tPER[1]\t\n1-2\t6-13\tRoe-Lee\tLOC[2]\t\n1-2.1\t6-9\tRoe\tPER[1]|LOC[2]\t\n1-2.2\t10-13\tLee\tPER\t\n"
     )
     corpus = formats.read(file_of(tmp_path, "a.tsv", content))
     assert corpus.documents[0].text == "  Ada\nRoe-Lee"
-    assert spans(corpus.documents) == [[("Ada\nRoe", 2, "PER"), ("Lee", 10, "PER")]]
+    assert spans(corpus.documents) == [[("Ada\nRoe", 2, "PER"), ("Roe-Lee", 6, "LOC"), ("Lee", 10, "PER")]]
 
 
 def test_line_breaks_of_two_characters_are_told_by_the_offsets(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spantune.core import DataError, Document, replacing
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, stored_meta, with_rows
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, with_rows
 from spantune.data.raw.json_records import Record, document_id, read_json_lines, read_json_value
 
 NAME = "bioc"
@@ -157,7 +157,6 @@ def _entity(row: Record, unit: _Unit, options: Options, notes: Counter[str]) -> 
 
 
 def _written(document: Document, notes: Counter[str]) -> dict[str, object]:
-    stored_meta(document, NAME)
     pairs, gone = with_rows(document, NAME)
     notes["identifier left out: its entity is gone"] += len(gone)
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
