@@ -251,7 +251,8 @@ def _random(folder: Path, device: torch.device) -> Any:
 
     torch.set_default_dtype(torch.bfloat16)
     with device, no_init_weights():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation=NAME)
+        shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(shape, attn_implementation=NAME, trust_remote_code=False)
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():

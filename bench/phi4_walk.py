@@ -58,7 +58,8 @@ def peft(chosen: argparse.Namespace) -> dict[str, object]:
     code = (
         "import sys, torch\n"
         "from transformers import AutoModelForCausalLM\nfrom peft import PeftModel\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16, device_map={'': 0})\n"
+        "options = dict(dtype=torch.bfloat16, device_map={'': 0}, trust_remote_code=False)\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], **options)\n"
         "ids = torch.arange(100, 130, device='cuda')[None]\n"
         "before = model(ids).logits\n"
         "model = PeftModel.from_pretrained(model, sys.argv[2])\n"

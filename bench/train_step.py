@@ -209,7 +209,7 @@ def phi4(chosen: argparse.Namespace, base: str) -> Any:
     config = AutoConfig.for_model("phi3", **{**shape, "num_hidden_layers": chosen.layers})
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
     device = torch.device("cuda")
     for layer in model.model.layers:
         _draw(layer, device)

@@ -17,9 +17,29 @@ import yaml
 from helpers.command import Outcome
 from helpers.fakes import MERGES, save_model
 from helpers.forked import Command
+from helpers.recorded_errors import ErrorRecorder
 from helpers.swanlab_cloud import KEY, Cloud
 
 os.environ["MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS"] = "1"  # read when modelscope is imported; else half a minute
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option with which docs/errors.md is made."""
+    parser.addoption(
+        "--record-errors", metavar="FOLDER", help="write the errors that tests make here; see docs/errors.py"
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _recorded_errors(request: pytest.FixtureRequest) -> Iterator[None]:
+    folder = request.config.getoption("--record-errors")
+    if folder is None:
+        yield
+        return
+    recorder = ErrorRecorder(Path(folder) / f"{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.jsonl")
+    recorder.start()
+    yield
+    recorder.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,8 @@ import pytest
 
 from helpers.command import fresh, last_object, one_line_error
 from helpers.completions_server import CompletionsServer, Response, serving
+from helpers.run_folders import save_run
+from spantune.core import Document, Entity
 from spantune.data import formats
 
 Command = Callable[..., Any]
@@ -518,3 +520,21 @@ def test_a_server_that_fails_at_one_document_and_one_that_is_not_there(
     gone = ["--engine", "openai", "--url", "http://127.0.0.1:9/v1", "--out", tmp_path / "out.jsonl"]
     one_line_error(command("extract", run, source, *gone), "127.0.0.1:9", "is the server up")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_changed_adapter_is_refused_by_every_command_that_loads_it(
+    command: Command, tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = save_run(tmp_path / "run", tiny_folder)
+    texts, gold = write(tmp_path / "in.txt", "abc"), tmp_path / "gold.jsonl"
+    formats.write(gold, [Document("1", "abc", (Entity(0, 1, "dis"),))])
+    calls = (["extract", run, texts], ["evaluate", run, "--data", gold], ["calibrate", run, "--data", gold])
+    task = run / "adapter" / "task.json"
+    task.write_text(task.read_text(encoding="utf-8").replace("Find entities.", "Find diseases."), encoding="utf-8")
+    for call in calls:
+        one_line_error(command(*call), "adapter was changed after training: task.json ", "--accept-changes")
+    for call in calls:
+        outcome = command(*call, "--accept-changes")
+        assert "changed" not in outcome.err  # a run that finds nothing cannot be calibrated, and says so
+        assert "adapter was changed after training, which is accepted: task.json " in caplog.text
+        caplog.clear()

@@ -92,7 +92,7 @@ def test_an_adapter_of_a_wider_model(run: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "r": config["r"] * 2}), encoding="utf-8")
     with pytest.raises(ModelError, match=r"run.adapter: the adapter is for another model than .*\(size mismatch"):
-        load_run(run)
+        load_run(run, accept_changes=True)
 
 
 def test_an_adapter_of_other_labels(run: Path) -> None:
@@ -103,7 +103,7 @@ def test_an_adapter_of_other_labels(run: Path) -> None:
     with pytest.raises(
         RunError, match=r"its labels \(dis, sym, pro.*\) are not those .* \(dis, sym\); they differ in bod"
     ):
-        load_run(run)
+        load_run(run, accept_changes=True)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"])

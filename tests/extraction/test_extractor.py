@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from helpers.extractors import DOCUMENTS, LIMIT, TASK, TEXTS, Plain, encoder, extractor, lively_model, plain_loop
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 from spantune.core import (
+    ConfigError,
     DataError,
     Document,
     Entity,
@@ -425,3 +426,10 @@ def test_a_text_whose_grammar_fails_is_reported_and_the_others_go_on(monkeypatch
     bad, good = extractor.stream([Document("bad", "poison here"), Document("good", "all is well")])
     assert bad.status == "failed" and [problem.kind for problem in bad.problems] == ["grammar"]
     assert good.status != "failed" and good.answer
+
+
+def test_a_model_trained_on_choices_is_never_decoded_without_the_grammar() -> None:
+    free = config.Extract(grounded=False)
+    with pytest.raises(ConfigError, match=r"extract\.grounded is false \(--free\), and train\.loss_on=choices"):
+        Extractor(tiny_model("phi3", vocabulary=280), encoder(), free, on_choices=True)
+    Extractor(tiny_model("phi3", vocabulary=280), encoder(), free)

@@ -22,8 +22,10 @@ from spantune.core import (
 )
 from spantune.data import Cutter
 from spantune.encoding import Encoder
+from spantune.extraction import Evaluation
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.result import failure
+from spantune.metrics import score
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
 
@@ -35,6 +37,16 @@ def letters(texts: Iterator[Document]) -> Iterator[Extraction]:
         bad = "z" in text.text
         problems = (Problem(ProblemKind.TRUNCATED, "z"),) if bad else ()
         yield Extraction(text.with_entities(found), text.text, Status.LENGTH if bad else Status.STOPPED, problems)
+
+
+def test_the_bounds_of_an_evaluation_are_none_where_documents_are_few() -> None:
+    gold = [Document(str(index), "ab", (Entity(0, 1, "dis"),)) for index in range(10)]
+    for count, bounds in ((10, (1.0, 1.0)), (9, (None, None)), (1, (None, None))):
+        extractions = tuple(map(Extraction, gold[:count]))
+        scores = score(gold[:count], gold[:count], ("dis", "sym"))
+        values = Evaluation(tuple(gold[:count]), extractions, scores, 1.0).values()
+        assert (values["f1_low"], values["f1_high"]) == bounds and values["f1"] == 1.0
+        assert ("f1_low/dis" in values, "f1_low/sym" in values) == (bounds[0] is not None, False)
 
 
 def run(*documents: Document | Extraction, size: int = 6, limit: int = 40, strict: bool = True) -> list[Extraction]:

@@ -1,8 +1,14 @@
-"""The fixtures of the corpus formats, and what they hold."""
+"""The fixtures of the corpus formats and what they hold, and small files made in a test."""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from spantune.core import Document
+from spantune.data import Corpus, formats
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -13,3 +19,28 @@ CLINIC = [
     [("血钾", "ite"), ("螺内酯", "dru")],
     [("皮肤科", "dep"), ("带状疱疹", "dis")],
 ]
+
+
+def file_of(folder: Path, name: str, content: str | Sequence[object]) -> Path:
+    """The file `name` in `folder` with this text, or with these values: an array in `.json`, else one a line."""
+    if not isinstance(content, str):
+        rows = [json.dumps(value, ensure_ascii=False) for value in content]
+        content = "[" + ",\n".join(rows) + "]" if name.endswith(".json") else "".join(f"{row}\n" for row in rows)
+    path = folder / name
+    path.write_text(content, encoding="utf-8", newline="")
+    return path
+
+
+def spans(documents: Iterable[Document]) -> list[list[tuple[str, int, str]]]:
+    """The surface, the start and the label of every entity."""
+    return [[(document.surface(e), e.start, e.label) for e in document.entities] for document in documents]
+
+
+def round_trip(documents: Sequence[Document], format: str, name: str) -> tuple[Corpus, dict[str, int]]:
+    """What is read after writing, recognised where an entity is there, and the notes of the writer."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        notes = formats.write(path, documents, format)
+        if any(document.entities for document in documents):
+            assert formats.detect(path) == format
+        return formats.read(path, format), notes

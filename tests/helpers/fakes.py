@@ -86,7 +86,7 @@ def tiny_model(family: str = "phi3", vocabulary: int = 272, **changes: Any) -> A
     }
     config = AutoConfig.for_model(family, vocab_size=vocabulary, **{**_SHAPE, **extra[family], **changes})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, trust_remote_code=False)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2) if parameter.dim() > 1 else None
     model.tie_weights()

@@ -77,6 +77,18 @@ def test_the_same_predictions_do_not_differ() -> None:
     assert difference.sentence.startswith("b and a have the same F1")
 
 
+def test_few_documents_give_a_difference_without_an_interval_that_is_never_real() -> None:
+    gold = gold_of(9)
+    nothing = [one.with_entities(()) for one in gold]
+    (difference,) = compare([System("a", gold, nothing), System("b", gold, gold)], LABELS).differences
+    assert difference.micro.f1 == 1.0 and difference.micro.p < 0.05
+    assert difference.micro.f1_low is difference.micro.f1_high is None and not difference.micro.real
+    assert "100.0 points higher than that of a (no interval, p = 0.0" in difference.sentence
+    assert difference.sentence.endswith("these are too few documents to say whether that is chance.")
+    assert all(gap.f1_low is None for gap in difference.labels.values())
+    assert difference.as_dict()["micro"]["f1_low"] is None  # type: ignore[index]
+
+
 def test_the_order_of_documents_does_not_matter() -> None:
     gold = gold_of(40)
     first, second = found(gold, 0.7, 0), found(gold, 0.7, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from transformers import AutoConfig
 
 from helpers.fakes import CHATML, byte_tokenizer
+from helpers.own_code import save_own_code
 from helpers.packs import examples, packed
 from spantune.core import ConfigError, ModelError, config
 from spantune.models import (
@@ -236,3 +239,55 @@ def test_a_base_or_an_optimizer_that_needs_bitsandbytes_says_so(
     ):
         train(recipe)
     assert not (tmp_path / "runs").exists()
+
+
+READ_ALL = """
+import sys
+from pathlib import Path
+from spantune.core import ModelError, config
+from spantune.models import load, load_config_of, load_tokenizer
+from spantune.training.plan import skeleton
+
+steps = {
+    "config": load_config_of,
+    "tokenizer": load_tokenizer,
+    "skeleton": lambda folder: skeleton(load_config_of(folder)),
+    "model": lambda folder: load(config.Model(source=str(folder), base="fp32", device="cpu")),
+}
+for name in ("config", "tokenizer", "model"):
+    for step, read in steps.items():
+        try:
+            read(Path(sys.argv[1]) / name)
+        except ModelError as error:
+            if "wants to run code of its own (auto_map), which spantune never does; take" in str(error):
+                print("refused", name, step)
+print("left", sys.stdin is not None and len(sys.stdin.readlines()))
+"""
+
+
+@pytest.mark.parametrize("answers", ["y\n" * 20, None])
+def test_the_code_of_a_folder_is_neither_run_nor_asked_for(tmp_path: Path, answers: str | None) -> None:
+    for part in ("config", "tokenizer", "model"):
+        save_own_code(tmp_path / part, tmp_path / "marker", part)  # type: ignore[arg-type]
+    command = [sys.executable, "-c", READ_ALL, str(tmp_path)]
+    command = command if answers else ["sh", "-c", '"$@" <&-', "sh", *command]
+    ended = subprocess.run(command, input=answers, capture_output=True, text=True, check=False)
+    refused = [("config", "config"), ("config", "skeleton"), ("config", "model"), ("tokenizer", "tokenizer")]
+    lines = [f"refused {name} {step}" for name, step in (*refused, ("model", "skeleton"), ("model", "model"))]
+    assert ended.stdout.splitlines() == [*lines, f"left {20 if answers else False}"], ended.stderr[-2000:]
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_known_model_that_brings_code_is_loaded_without_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    folder = save_own_code(tmp_path / "model", tmp_path / "marker", "native")
+    disable_progress_bar()
+    capfd.readouterr()
+    loaded = load(config.Model(source=str(folder), base="fp32", device="cpu"))
+    assert type(loaded.model).__name__ == "Phi3ForCausalLM" and type(loaded.model).__module__.startswith(
+        "transformers."
+    )
+    assert capfd.readouterr() == ("", "") and not caplog.records and not (tmp_path / "marker").exists()

@@ -228,7 +228,10 @@ def test_other_ways_of_counting_are_shown(tmp_path: Path):
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     for shown in ("partial: overlap counts half", "2\u20133", "3.00 per 1,000 characters"):
         assert shown in page.text and shown in text
-    assert "| entity length: 2\u20133 | 40.0 | \u2013 | 50.0 | 33.3 | 1 | 2 | 3 |" in text and "| 1.5 | 3 | 4 |" in text
+    assert (
+        "| entity length: 2\u20133 | 40.0 | too few to say | 50.0 | 33.3 | 1 | 2 | 3 |" in text
+        and "| 1.5 | 3 | 4 |" in text
+    )
 
 
 def test_headline_names_f1_interval_precision_and_change(tmp_path: Path):

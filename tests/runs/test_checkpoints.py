@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from spantune.runs import Checkpoints, step_of, torn
-from spantune.runs.checkpoints import MANIFEST, seal
+from spantune.runs.manifest import MANIFEST, seal
 
 
 def filled(content: bytes = b"weights" * 100) -> Callable[[Path], None]:
@@ -59,7 +59,7 @@ TEARS: dict[str, Callable[[Path], object]] = {
     "no manifest": lambda folder: (folder / MANIFEST).unlink(),
     "half a manifest": lambda folder: (folder / MANIFEST).write_text('{"step": 8, "fi'),
     "no object": lambda folder: (folder / MANIFEST).write_text("[]"),
-    "of another step": lambda folder: seal(folder, 7),
+    "of another step": lambda folder: seal(folder, step=7),
 }
 
 

@@ -129,3 +129,14 @@ def test_a_full_disk_keeps_the_best_in_memory(
         training.best.require()
     filler.unlink()
     assert training.best.require() == disk / "adapter" and training.kept == 4
+
+
+def test_an_adapter_that_was_changed_meanwhile_is_restored_on_a_resume(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = Training(tmp_path)
+    training.step(2, 0.5)
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"changed")
+    training.best.settle(records(s2=0.5), training.checkpoints)
+    assert training.kept == 2
+    assert "adapter was changed after it was written: adapter_model.safetensors has 7 bytes" in caplog.text

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import logging
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.run_folders import copy_run, save_run
 from spantune.core import Config, Label, RunError, TaskSpec, parse_config
 from spantune.runs import (
     Claim,
@@ -167,6 +170,72 @@ def test_an_adapter_comes_with_the_task_of_its_run(tmp_path: Path) -> None:
     (folder / "task.json").unlink()
     with pytest.raises(RunError, match=r"no task\.json here"):
         RunFolder(folder).adapter_task()
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def edit(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+WEIGHTS = "adapter_model.safetensors"
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a bit of the weights": (lambda adapter: flip_a_bit(adapter / WEIGHTS), f"{WEIGHTS} is not what its manifest says"),
+    "no weights": (lambda adapter: (adapter / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
+    "the scale": (lambda adapter: edit(adapter / "adapter_config.json", lora_alpha=9.0), "adapter_config.json "),
+    "the instruction": (lambda adapter: edit(adapter / "task.json", instruction="Do."), "task.json has"),
+    "the answer format": (lambda adapter: edit(adapter / "task.json", answer="inline"), "task.json has"),
+    "the template": (lambda adapter: edit(adapter / "task.json", template="tutorial"), "task.json has"),
+    "a label": (lambda adapter: edit(adapter / "task.json", labels=[{"code": "sym"}]), "task.json has"),
+    "the tokenizer": (lambda adapter: edit(adapter / "tokenizer_config.json", x=1), "tokenizer_config.json has"),
+    "another template": (lambda adapter: (adapter / "added_tokens.json").touch(), "added_tokens.json was added"),
+    "the manifest": (lambda adapter: (adapter / "manifest.json").write_text("[]"), "its manifest cannot be read"),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an adapter; not to be changed."""
+    return save_run(tmp_path_factory.mktemp("runs") / "run", tiny_folder)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_adapter_that_was_changed_is_refused_or_accepted_in_words(
+    name: str, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(copy_run(run, tmp_path / "run"))
+    assert folder.adapter_task() == folder.task() and not caplog.messages
+    change, said = CHANGES[name]
+    change(folder.adapter)
+    with pytest.raises(RunError) as caught:
+        folder.adapter_task()
+    assert f"{folder.adapter} was changed after training: {said}" in str(caught.value)
+    assert "--accept-changes (in Python accept_changes=True)" in str(caught.value)
+    with contextlib.suppress(RunError):  # a label of the adapter that the run does not have is refused all the same
+        folder.adapter_task(accept_changes=True)
+    (message,) = caplog.messages
+    assert f"{folder.adapter} was changed after training, which is accepted: {said}" in message
+
+
+def test_what_is_written_beside_the_adapter_later_is_no_change(run: Path, tmp_path: Path) -> None:
+    folder = RunFolder(copy_run(run, tmp_path / "run"))
+    for path in (folder.calibration_file, folder.adapter / "adapter.gguf", folder.adapter / "README.md"):
+        path.write_text("{}", encoding="utf-8")
+    assert folder.adapter_task() == folder.task()
+
+
+def test_an_adapter_without_a_manifest_goes_on_with_a_warning(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(copy_run(run, tmp_path / "run"))
+    (folder.adapter / "manifest.json").unlink()
+    assert folder.adapter_task() == folder.task()
+    (message,) = caplog.messages
+    assert message == f"{folder.adapter} has no manifest.json: whether it was changed after training is not known"
 
 
 def test_metrics_are_parsed_again_only_when_the_file_has_changed(

@@ -102,10 +102,8 @@ def test_metrics_lines_keep_the_contract(trained: Result) -> None:
     }
     for record in of(records, "dev") + of(records, "test"):
         assert wanted <= record.keys()
-        assert all(record[f"f1_low/{c}"] <= record[f"f1/{c}"] <= record[f"f1_high/{c}"] for c in codes
-                   if f"f1_low/{c}" in record)  # fmt: skip
-        assert any(f"f1_low/{c}" in record for c in codes)
-        assert 0 <= record["f1_low"] <= record["f1_high"] <= 1
+        assert record["f1_low"] is record["f1_high"] is None  # 8 documents are too few to say
+        assert not any(key.startswith(("f1_low/", "f1_high/")) for key in record)
 
 
 def test_the_closing_line_is_the_last_measurement(trained: Result) -> None:
@@ -113,8 +111,8 @@ def test_the_closing_line_is_the_last_measurement(trained: Result) -> None:
     assert set(line) == {"run", "f1_before", "f1", "f1_low", "f1_high", "seconds"}
     before, after = of(read_metrics(trained.folder), "test")
     assert line["f1"] == round(after["f1"], 4) and line["f1_before"] == round(before["f1"], 4)
-    assert (line["f1_low"], line["f1_high"]) == (round(after["f1_low"], 4), round(after["f1_high"], 4))
-    assert line["f1"] > line["f1_before"] and line["f1_low"] <= line["f1"] <= line["f1_high"]
+    assert line["f1_low"] is line["f1_high"] is after["f1_low"] is None
+    assert line["f1"] > line["f1_before"]
     assert line["run"] == str(trained.folder) and line["seconds"] > 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers.fakes import MERGES, save_model
-from spantune.core import DataError, Document, Entity, ModelError, parse_config
+from spantune.core import ConfigError, DataError, Document, Entity, ModelError, parse_config, to_record
 from spantune.data import formats
 from spantune.training import make_plan, prepare
 from spantune.training.plan import MEMORY, Audit, Plan, require
@@ -23,6 +23,8 @@ NAMES = [
     "the tokenizer's chat template is used",
     "dev shares no text with train",
     "test shares no text with train",
+    "every example fits the model's window",
+    "every dev and test text can be extracted",
     MEMORY,
     "disk",
 ]
@@ -109,6 +111,55 @@ def test_a_text_on_both_sides_fails(plan: Planner, corpus: Path, tmp_path: Path,
     assert found.failed[0].found.startswith("1 shared texts, such as ") and leaked.text[:10] in found.failed[0].found
     with pytest.raises(ModelError, match=f"audit failed: {name}"):
         require(found)
+
+
+EXTRACTABLE = NAMES[8]
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+@pytest.mark.parametrize(
+    ("documents", "settings", "words"),
+    [
+        (
+            [Document("short", "痛"), Document("long", "痛" * 300)],
+            {"max_characters": 200},
+            "document 'long' has 300 characters, over extract.max_characters=200; raise it",
+        ),
+        ([Document("a", "痛")], {"max_new_tokens": 4096}, "extract.max_new_tokens=4096 leave no room for a text"),
+    ],
+)
+def test_a_text_that_no_evaluation_could_take_fails_before_training(
+    plan: Planner, tmp_path: Path, split: str, documents: list[Document], settings: dict[str, Any], words: str
+) -> None:
+    file = tmp_path / "held.jsonl"
+    file.write_text("".join(json.dumps(to_record(document)) + "\n" for document in documents), encoding="utf-8")
+    (failed,) = plan(data={split: str(file)}, extract=settings, train={"eval_before": False}).failed
+    assert failed.name == EXTRACTABLE and f"{file}: " in failed.found and words in failed.found
+    with pytest.raises(ModelError, match=f"audit failed: {EXTRACTABLE}: .*held.jsonl"):
+        require(Plan((failed,), plan().estimate))
+
+
+def test_a_text_of_which_not_one_character_fits_fails(plan: Planner, tree: Any, corpus: Path, tmp_path: Path) -> None:
+    instruction = len(prepare(parse_config(tree(tmp_path))).encoder.prompt_ids(""))
+    found = plan(extract={"max_new_tokens": 2048 - instruction - 1})
+    assert [audit.name for audit in found.failed] == [EXTRACTABLE]
+    assert "not even the character" in found.failed[0].found and str(corpus / "dev.jsonl") in found.failed[0].found
+
+
+def test_examples_over_the_models_window_fail(plan: Planner, tmp_path: Path) -> None:
+    formats.write(tmp_path / "train.jsonl", [Document("long", "a b " * 900), Document("b", "c d")])
+    (failed,) = plan(data={"train": str(tmp_path / "train.jsonl")}, train={"max_tokens": 9999}).failed
+    assert failed.name == NAMES[7] and "train.jsonl: document 'long' takes" in failed.found
+
+
+def test_choices_without_the_grammar_and_unknown_labels_are_errors_of_prepare(tree: Any, tmp_path: Path) -> None:
+    recipe = parse_config(tree(tmp_path / "runs"))
+    free = recipe.model_copy(update={"extract": recipe.extract.model_copy(update={"grounded": False})})
+    with pytest.raises(ConfigError, match=r"extract\.grounded is false .* train\.loss_on=choices"):
+        prepare(free)
+    formats.write(tmp_path / "odd.jsonl", [Document("x", "肺炎", (Entity(0, 2, "disease"),))])
+    with pytest.raises(DataError, match=r"odd\.jsonl, field entities: document 'x': the label 'disease'"):
+        prepare(parse_config(tree(tmp_path / "runs", data={"test": str(tmp_path / "odd.jsonl")})))
 
 
 def test_memory_that_is_too_small_fails_the_plan_but_not_the_run(

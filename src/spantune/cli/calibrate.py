@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spantune.cli.options import Device, Format, Json, describe_threshold, quiet
+from spantune.cli.options import AcceptChanges, Device, Format, Json, describe_threshold, quiet
 from spantune.core import ConfigError, RunError, SpantuneError, log_crashes_into, print_table, put, put_json, say
 from spantune.runs import RunFolder
 
@@ -35,6 +35,7 @@ def calibrate(
     store: Annotated[
         bool, typer.Option("--store/--no-store", help="Make it the run's default, or only show it.")
     ] = True,
+    accept_changes: AcceptChanges = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -61,7 +62,7 @@ def calibrate(
     from spantune.metrics import calibration
 
     gold = list(formats.read(data, format).documents if data else read_splits(recipe.data).dev)
-    extractor = load_bare(run, device)
+    extractor = load_bare(run, device, accept_changes=accept_changes)
     extractor.task.check(gold)
     predicted = [extraction.document for extraction in track(extractor.stream(gold), "extract", len(gold))]
     fitted = calibration.calibrate(gold, predicted, precision, per_label, data or "dev")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import tables
-from spantune.cli.options import Column, Force, Format, Joiner, Json, quiet
+from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, quiet
 from spantune.core import ConfigError, overwriting, print_table, print_text, put_json, require_new, say, visible
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def inspect(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
     force: Force = False,
     examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
     as_json: Json = False,
@@ -68,7 +70,7 @@ def inspect(
         raise ConfigError("--task needs --tokenizer, whose tokens are to be counted")
     if html:
         require_new(html, [file, *([recipe] if recipe else [])], force=force)
-    corpus = formats.read(file, format, _options(column, joiner))
+    corpus = formats.read(file, format, _options(column, joiner, label, encoding))
     _inspect_corpus(corpus, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
 
 
@@ -80,6 +82,8 @@ def convert(
     source_format: Annotated[str | None, typer.Option("--from", help="Format to read; recognised when absent.")] = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
     nested: Annotated[
         Literal["error", "outermost", "innermost"],
         typer.Option(help="What flat tags keep of entities that overlap; error refuses them."),
@@ -99,8 +103,8 @@ def convert(
     from spantune.data import formats
 
     require_new(target, [source], force=force)
-    name = source_format or formats.detect(source)
-    options = replace(_options(column, joiner), nested=nested, scheme=scheme)
+    options = replace(_options(column, joiner, label, encoding), nested=nested, scheme=scheme)
+    name = source_format or formats.detect(source, options)
     notes: Counter[str] = Counter()
     count = 0
 
@@ -131,6 +135,8 @@ def check(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -152,7 +158,7 @@ def check(
             require_new(path, files, force=force)
     count_tokens = _token_counter(max_tokens, tokenizer)
     demands = Demands(_label_set(labels, recipe), max_tokens or 0, count_tokens)
-    sources = [read_source(file, format, _options(column, joiner)) for file in files]
+    sources = [read_source(file, format, _options(column, joiner, label, encoding)) for file in files]
     tally = Tally()
     if fix is None:
         report = examine(sources, demands)
@@ -191,6 +197,8 @@ def split(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
     write_format: Annotated[str, typer.Option(help="Format of the splits.")] = "native",
     force: Force = False,
     as_json: Json = False,
@@ -213,7 +221,7 @@ def split(
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
     require_new(to, [file], force=force)
     rule = splitting.Rule(splitting.parse_shares(shares, names), seed, by, threshold)
-    corpus = formats.read(file, format, _options(column, joiner))
+    corpus = formats.read(file, format, _options(column, joiner, label, encoding))
     division = splitting.split(corpus.documents, rule)
     first = next(iter(division.parts.values()))
     if k_shot:
@@ -299,11 +307,11 @@ def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, p
     return _Counter(source, make_task(task) if task else None)
 
 
-def _options(column: str | None, joiner: str | None) -> Options:
+def _options(column: str | None, joiner: str | None, label: str | None, encoding: str | None) -> Options:
     from spantune.data import Options
 
     number = column is not None and column.removeprefix("-").isdecimal()
-    return Options(column=int(column) if column and number else column, joiner=joiner)
+    return Options(column=int(column) if column and number else column, joiner=joiner, label=label, encoding=encoding)
 
 
 def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: bool, counter: _Counter | None) -> None:

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import tables
-from spantune.cli.options import Device, Force, Format, Json, MinScore, parts_read, quiet, report_left_out
+from spantune.cli.options import (
+    AcceptChanges,
+    Device,
+    Force,
+    Format,
+    Json,
+    MinScore,
+    parts_read,
+    quiet,
+    report_left_out,
+)
 from spantune.core import ConfigError, DataError, RunError, log_crashes_into, put, put_json, require_new, say
 from spantune.runs import RunFolder, name_predictions, predictions_for
 
@@ -57,6 +67,7 @@ def evaluate(
         bool, typer.Option("--grounded/--free", help="Decode under the grammar, or without it.")
     ] = True,
     min_score: MinScore = None,
+    accept_changes: AcceptChanges = False,
     device: Device = "auto",
     report: ReportFolder = None,
     force: Force = False,
@@ -75,7 +86,7 @@ def evaluate(
     _require_report_folder(report, (run, data, gold, predicted, train), force)
     how = _How(protocol, format, limit, labels, _read(train, None) if train else None)
     if run and data and not (gold or predicted or labels):
-        figures, content = _evaluate_run(run, data, how, _Decoding(grounded, min_score, device))
+        figures, content = _evaluate_run(run, data, how, _Decoding(grounded, min_score, device, accept_changes))
     elif gold and predicted and not (run or data):
         figures, content = _score_files(gold, predicted, how)
     else:
@@ -188,6 +199,7 @@ class _Decoding:
     grounded: bool
     min_score: float | None
     device: Device
+    accept_changes: bool
 
 
 def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple[dict[str, object], Report]:
@@ -204,7 +216,7 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     from spantune.report import Report
 
     settings = recipe.extract.model_copy(update={"grounded": decoding.grounded})
-    extractor = load_run(run, decoding.device, settings, decoding.min_score)
+    extractor = load_run(run, decoding.device, settings, decoding.min_score, accept_changes=decoding.accept_changes)
     extractor.task.check(gold)
     train = _trained_on(recipe) if how.train is None else how.train
     evaluation = measure(extractor, gold, protocol=how.protocol, train=train)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spantune.cli.options import Device, Force, MinScore, parts_read, quiet, report_left_out
+from spantune.cli.options import AcceptChanges, Device, Force, MinScore, parts_read, quiet, report_left_out
 from spantune.core import ConfigError, log_crashes_into, say
 from spantune.runs import RunFolder
 
@@ -48,6 +48,7 @@ def extract(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --out where an interrupted run ended.")] = False,
     force: Force = False,
     min_score: MinScore = None,
+    accept_changes: AcceptChanges = False,
     batch_size: Annotated[int | None, typer.Option(help="Documents decoded together.", min=1)] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="extract.key=value for the recipe.")] = None,
     device: Device = "auto",
@@ -95,10 +96,11 @@ def extract(
         if url is None:
             from spantune.extraction import load_run
 
-            return load_run(run, device, recipe.extract, min_score)
+            return load_run(run, device, recipe.extract, min_score, accept_changes=accept_changes)
         from spantune.extraction import Server, load_remote
 
-        return load_remote(run, Server(url, model, grammar, concurrency), recipe.extract, min_score)
+        server = Server(url, model, grammar, concurrency)
+        return load_remote(run, server, recipe.extract, min_score, accept_changes=accept_changes)
 
     with target.held():
         documents = texts.read(tally.notes)

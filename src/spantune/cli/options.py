@@ -23,6 +23,13 @@ Column = Annotated[
     str | None, typer.Option(help="Name, or number from 0, of the column or field of tags, entities or text.")
 ]
 Joiner = Annotated[str | None, typer.Option(help="What stands between tokens; told from them when absent.")]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Use an adapter that was changed after training, with a warning.")
+]
+Label = Annotated[str | None, typer.Option("--label", help="The label of tags that have none: B, I and O.")]
+Encoding = Annotated[
+    str | None, typer.Option(help="Encoding of text files, such as windows-1252; UTF-8, or as marked, when absent.")
+]
 MinScore = Annotated[
     float | None,
     typer.Option(help="Leave out entities with a lower score; 0 keeps all. The run's own threshold when absent."),

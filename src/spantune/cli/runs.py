@@ -104,7 +104,11 @@ def _figures(run: Run) -> tuple[str, ...]:
     low, high, seconds = run.f1_low, run.f1_high, run.seconds
     return (
         f"{run.f1:.3f}" if run.f1 is not None else "",
-        f"{low:.3f}–{high:.3f}" if low is not None and high is not None else "",
+        f"{low:.3f}–{high:.3f}"
+        if low is not None and high is not None
+        else "too few to say"
+        if run.f1 is not None
+        else "",
         run.f1_on or "",
         _shown(run.step),
         f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}" if seconds is not None else "",

@@ -72,19 +72,21 @@ def print_slices(scores: Record, stream: TextIO | None = None) -> None:
     if alarms := scores["alarms"]:
         count = f"{alarms['predicted']} entities in {alarms['documents']} documents without any"
         low, high = alarms["per_1000_low"], alarms["per_1000_high"]
-        interval = f", 95 % {low:.2f}–{high:.2f}" if low is not None else ""
+        interval = f", 95 % {low:.2f}–{high:.2f}" if low is not None else ", without an interval: few documents"
         print_table(["false alarms", count], [("per 1,000 characters", f"{alarms['per_1000']:.2f}{interval}")], stream)
 
 
 def print_comparison(comparison: Comparison) -> None:
     """Print every system's F1, then each difference in all and by label, and what it means in words."""
+    from spantune.metrics import TOO_FEW
+
     rows = [(visible(name), *_quotients(scores.micro.as_dict())) for name, scores in comparison.systems.items()]
     print_table([f"strict, {comparison.protocol}", "P", "R", "F1", "95 %"], rows)
     for difference in comparison.differences:
         gaps = {"all (micro)": difference.micro, **difference.labels}
         rows = [
-            (name, f"{gap.f1:+.3f}", f"{gap.f1_low:+.3f} to {gap.f1_high:+.3f}", f"{gap.p:.4f}", f"{gap.p_holm:.4f}",
-             "real" if gap.real else "")
+            (name, f"{gap.f1:+.3f}", TOO_FEW if gap.f1_low is None else f"{gap.f1_low:+.3f} to {gap.f1_high:+.3f}",
+             f"{gap.p:.4f}", f"{gap.p_holm:.4f}", "real" if gap.real else "")
             for name, gap in gaps.items()
         ]  # fmt: skip
         put("")
@@ -98,7 +100,12 @@ def _figure(name: str, figure: Record) -> tuple[str, ...]:
 
 def _quotients(figure: Record) -> tuple[str, ...]:
     """Precision, recall, F1 and the interval of F1."""
-    interval = f"{figure['f1_low']:.3f}–{figure['f1_high']:.3f}" if figure["f1_low"] is not None else ""
+    from spantune.metrics import TOO_FEW
+
+    has_entities = figure.get("gold", figure["f1"]) or figure.get("predicted")
+    interval = TOO_FEW if has_entities else ""
+    if figure["f1_low"] is not None:
+        interval = f"{figure['f1_low']:.3f}–{figure['f1_high']:.3f}"
     return (*(f"{figure[key]:.3f}" for key in ("precision", "recall", "f1")), interval)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spantune.core import config
+from spantune.core.anchoring import Anchors, occurrences
 from spantune.core.config import (
     Config,
     Keep,
@@ -53,6 +54,7 @@ from spantune.core.files import (
     require_new,
     sha256_of,
 )
+from spantune.core.foreign import foreign
 from spantune.core.lazy import lazy_exports
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
@@ -75,6 +77,7 @@ from spantune.core.terminal import (
 )
 
 __all__ = [
+    "Anchors",
     "Config",
     "ConfigError",
     "DataError",
@@ -108,6 +111,7 @@ __all__ = [
     "file_lock",
     "first_line",
     "first_unknown",
+    "foreign",
     "from_document",
     "from_prediction_record",
     "fsync_path",
@@ -124,6 +128,7 @@ __all__ = [
     "masked_values",
     "nearest",
     "need",
+    "occurrences",
     "os_error",
     "overwriting",
     "parse_config",

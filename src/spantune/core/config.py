@@ -130,6 +130,10 @@ class Data(Section):
     """The column or field of tags, entities or text, where a format asks for one; see the page on formats."""
     joiner: str | None = None
     """What stands between tokens, where a format has tokens; told from the tokens when absent."""
+    label: str | None = None
+    """The label of tags that have none (`B`, `I`, `O`)."""
+    encoding: str | None = None
+    """The encoding of text files, such as `windows-1252`; UTF-8, or what a byte-order mark says, when absent."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many documents of `train` (after the holdout is taken)."""
     dev_limit: int | None = Field(None, ge=1)

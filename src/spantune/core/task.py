@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from spantune.core.document import Document, Entity
 from spantune.core.errors import DataError, RunError, expect, nearest
-from spantune.core.files import replace_text
+from spantune.core.files import first_line, replace_text
 
 TASK_FILE = "task.json"
 AnswerFormat = Literal["jsonl", "grouped", "inline", "jsonl_seed"]
@@ -99,6 +99,8 @@ class TaskSpec(BaseModel):
             return cls.model_validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{folder}: no {TASK_FILE} here; expected a run or adapter folder of spantune") from None
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {first_line(error)}; restore it from the run folder") from None
         except ValidationError as error:
             raise RunError(f"{path}: not a task: {error.errors()[0]['msg']}; restore it from the run folder") from None
 

@@ -74,7 +74,7 @@ def read_source(file: str | Path, format: str | None = None, options: Options | 
     """
     notes: Counter[str] = Counter()
     path = formats.resolve(file)
-    name = format or formats.detect(path)
+    name = format or formats.detect(path, options or Options())
     items = tuple(formats.items(path, name, notes, options or Options()))
     return Source(path, name, items, dict(+notes))
 

@@ -74,6 +74,20 @@ class Cutter:
         Raises:
             DataError: the text is over the limit, contains half a surrogate pair, or not one character of it fits.
         """
+        self.check(document)
+        bare = document.with_entities(())
+        if self.fits(document.text):
+            return [Chunk(bare, 0)]
+        return [
+            Chunk(_part(bare, number, start, end), start) for number, (start, end) in enumerate(self._spans(document))
+        ]
+
+    def check(self, document: Document) -> None:
+        """Check what can be known of `document` without cutting it.
+
+        Raises:
+            DataError: the text is over the limit, or contains half a surrogate pair.
+        """
         size = len(document.text)
         half = half_surrogate(document.text)
         if half is not None:
@@ -88,12 +102,6 @@ class Cutter:
                 "or split the document",
                 field="text",
             )
-        bare = document.with_entities(())
-        if self.fits(document.text):
-            return [Chunk(bare, 0)]
-        return [
-            Chunk(_part(bare, number, start, end), start) for number, (start, end) in enumerate(self._spans(document))
-        ]
 
     def _spans(self, document: Document) -> Iterator[tuple[int, int]]:
         """Yield start and end of each chunk; `last` is the end of the previous one."""

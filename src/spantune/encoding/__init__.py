@@ -5,7 +5,8 @@ from __future__ import annotations
 from spantune.encoding.answers import FORMATS, answer_format
 from spantune.encoding.answers.anchoring import PartialAnswer
 from spantune.encoding.answers.gbnf import WRITINGS, gbnf
-from spantune.encoding.encoder import Encoder, Example, Tokens, coloured, count_tokens
+from spantune.encoding.chat import render_chat
+from spantune.encoding.encoder import Encoder, Example, Tokens, coloured, count_tokens, special_ids
 from spantune.encoding.packing import NO_TARGET, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
 from spantune.encoding.prompts import PRESETS, make_task
 from spantune.encoding.tokenizer import Tokenizer
@@ -31,5 +32,7 @@ __all__ = [
     "layout",
     "make_task",
     "pack_examples",
+    "render_chat",
     "shared_prefix",
+    "special_ids",
 ]

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spantune.core import DataError, Document, ModelError, TaskSpec, track, visible
+from spantune.core import DataError, Document, ModelError, TaskSpec, foreign, track, visible
 from spantune.data import Bin, histogram
 from spantune.encoding.answers import answer_format
+from spantune.encoding.chat import render_chat
 from spantune.encoding.prompts import messages, tutorial_prompt
 from spantune.encoding.tokenizer import Tokenizer
 
@@ -117,28 +118,26 @@ class Encoder:
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with foreign("the tokenizer", "it cannot encode a text", "restore tokenizer.json"):
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _template(self, chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
         # enable_thinking: the templates of reasoning models begin with a block of reasoning unless it is False
-        return self.tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
-        )
+        return render_chat(self.tokenizer, chat, add_generation_prompt=add_generation_prompt, enable_thinking=False)
 
     def _keeps_system_role(self) -> bool:
         """Whether the template renders a system turn; some templates refuse it, some drop it."""
-        import jinja2
-
+        failure: ModelError | None = None
         for system in (True, False):
             try:
                 prompt = self._template(messages(self.task, _PROBE, system), add_generation_prompt=True)
-            except jinja2.TemplateError:
+            except ModelError as error:  # a template may refuse the role
+                failure = error
                 continue
             if self.task.instruction.strip() in prompt and _PROBE in prompt:
                 return system
-        raise ModelError(
-            "the tokenizer's chat template renders neither the instruction nor the text; mend the template"
-        )
+        why = f": {failure}" if failure else "; mend the template"
+        raise ModelError(f"the tokenizer's chat template renders neither the instruction nor the text{why}")
 
     def _find_stop(self) -> int:
         """Return the token that the template puts behind an answer, else the end-of-sequence token."""
@@ -171,10 +170,9 @@ def coloured(example: Example, tokenizer: Tokenizer, prefix: int) -> Text:
 
 def special_ids(tokenizer: Tokenizer) -> set[int]:
     """Return the ids of the tokens that stand for no text."""
-    return {
-        *tokenizer.all_special_ids,
-        *(index for index, token in tokenizer.added_tokens_decoder.items() if token.special),
-    }
+    with foreign("the tokenizer", "its special tokens cannot be read", "restore tokenizer_config.json"):
+        added = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+        return {*tokenizer.all_special_ids, *added}
 
 
 @dataclass(frozen=True, slots=True)

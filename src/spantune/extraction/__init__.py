@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
-    from spantune.extraction.chunked import Engine
+    from spantune.extraction.chunked import Engine, refusals
     from spantune.extraction.decoder import Decoder, Row
     from spantune.extraction.evaluation import Evaluation, evaluate, save_predictions
     from spantune.extraction.extractor import Extractor, load_bare, load_run
     from spantune.extraction.gold_walk import mark_choices
-    from spantune.extraction.grammar import Allowed, Guide, constraint_of
+    from spantune.extraction.grammar import Allowed, Guide, constraint_of, require_grammar
     from spantune.extraction.inputs import Texts
     from spantune.extraction.model_runner import Forward
     from spantune.extraction.outputs import SHOWN, Tally, Target
@@ -43,18 +43,20 @@ __all__ = [
     "mark_choices",
     "partial",
     "rates",
+    "refusals",
+    "require_grammar",
     "save_predictions",
 ]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "chunked": ("Engine",),
+        "chunked": ("Engine", "refusals"),
         "decoder": ("Decoder", "Row"),
         "evaluation": ("Evaluation", "evaluate", "save_predictions"),
         "extractor": ("Extractor", "load_bare", "load_run"),
         "gold_walk": ("mark_choices",),
-        "grammar": ("Allowed", "Guide", "constraint_of"),
+        "grammar": ("Allowed", "Guide", "constraint_of", "require_grammar"),
         "inputs": ("Texts",),
         "model_runner": ("Forward",),
         "outputs": ("SHOWN", "Tally", "Target"),

@@ -17,6 +17,9 @@ from spantune.encoding import Encoder
 from spantune.extraction.result import failure
 from spantune.metrics import Calibration
 
+_WIDEST = "\U0010fffd" * 4 + "\ufdfd"
+"""More tokens than a single character of any text takes: characters of four bytes, and one that NFKC makes 18 of."""
+
 
 class Engine(Protocol):
     """What extracts entities: a model in this process, or a server."""
@@ -107,6 +110,33 @@ def cutter(encoder: Encoder, settings: config.Extract, window: int | None) -> Cu
         settings.overlap,
         settings.max_characters,
     )
+
+
+def refusals(
+    documents: Iterable[Document], encoder: Encoder, settings: config.Extract, window: int | None
+) -> Iterator[DataError]:
+    """Yield the errors with which an engine would refuse `documents`, one for each; nothing is decoded.
+
+    Args:
+        documents: the documents; none is read further where there is no room for any text.
+        encoder: the tokenizer and the task.
+        settings: the limits of extraction.
+        window: as in `cutter`.
+    """
+    try:
+        cuts = cutter(encoder, settings, window)
+    except DataError as error:
+        yield error
+        return
+    # where any character fits beside the instruction, a text has chunks, and need not be tokenised to know it
+    needs_cutting = not cuts.fits(_WIDEST)
+    for document in documents:
+        try:
+            cuts.check(document)
+            if needs_cutting:
+                cuts.cut(document)
+        except DataError as error:
+            yield error
 
 
 def _ready(queue: deque[_Waiting | Extraction]) -> Iterator[Extraction]:

@@ -31,14 +31,19 @@ class Evaluation:
         """The documents as the model annotated them."""
         return [extraction.document for extraction in self.extractions]
 
-    def values(self) -> dict[str, float]:
-        """Return flat figures for `metrics.jsonl` and the trackers."""
+    def values(self) -> dict[str, float | None]:
+        """Return flat figures for `metrics.jsonl` and the trackers; the bounds are None where there is no interval."""
         micro = self.scores.micro
-        flat = {"f1": micro.f1, "precision": micro.precision, "recall": micro.recall, "macro_f1": self.scores.macro_f1}
-        flat |= {"f1_low": micro.f1_low or 0.0, "f1_high": micro.f1_high or 0.0}
+        flat: dict[str, float | None] = {
+            "f1": micro.f1,
+            "precision": micro.precision,
+            "recall": micro.recall,
+            "macro_f1": self.scores.macro_f1,
+        }
+        flat |= {"f1_low": micro.f1_low, "f1_high": micro.f1_high}
         for label, figure in self.scores.labels.items():
             flat[f"f1/{label}"] = figure.f1
-            if figure.f1_low is not None and figure.f1_high is not None:  # a label without any entity has no interval
+            if figure.f1_low is not None and figure.f1_high is not None:
                 flat |= {f"f1_low/{label}": figure.f1_low, f"f1_high/{label}": figure.f1_high}
         cost = {"documents": len(self.gold), "evaluation_seconds": round(self.seconds, 2)}
         return flat | rates(self.extractions) | cost

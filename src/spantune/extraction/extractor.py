@@ -14,6 +14,7 @@ from pathlib import Path
 from spantune.core import (
     Document,
     Extraction,
+    ModelError,
     Prediction,
     Problem,
     ProblemKind,
@@ -26,7 +27,7 @@ from spantune.core import (
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
-from spantune.extraction.grammar import constraint_of
+from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Written, calibrated, read_answer
 from spantune.metrics import Calibration
@@ -46,6 +47,9 @@ class Extractor:
         settings: batch size, limits and whether to decode under the grammar.
         calibration: calibrates scores and drops entities below a threshold; None leaves both as the model gave them.
         on_choices: as in `Rules`.
+
+    Raises:
+        ConfigError: as `require_grammar`.
     """
 
     def __init__(
@@ -60,9 +64,11 @@ class Extractor:
         expect(encoder, Encoder, "Extractor", "an Encoder as the second argument; spantune.load makes both from a run")
         self.model, self.encoder, self.on_choices = model, encoder, on_choices
         self.settings = settings or config.Extract()
+        require_grammar(self.settings, on_choices=on_choices)
         self.calibration = calibration
         self.effort = Effort()
         self._device = next(model.parameters()).device
+        _require_embeddings(model, encoder)
         self._constraint = (
             constraint_of(encoder.tokenizer, vocabulary_size(model), encoder.stop_id)
             if self.settings.grounded
@@ -131,8 +137,24 @@ class Extractor:
         return Decoder(self.model, self.encoder, forward, rules, self.effort)
 
 
+def _require_embeddings(model: CausalLM, encoder: Encoder) -> None:
+    """Check that the model has an embedding for each token of the frame that the chat template puts around a text."""
+    ids, rows = (*encoder.prompt_ids(""), encoder.stop_id), len(model.get_input_embeddings().weight)
+    if not 0 <= min(ids) <= max(ids) < rows:
+        wrong = next(index for index in ids if not 0 <= index < rows)
+        raise ModelError(
+            f"the prompt or the stop token has the token id {wrong}, and the model has embeddings for {rows}; take the "
+            "tokenizer and chat template that the model came with"
+        )
+
+
 def load_run(
-    run: str | Path, device: str = "auto", settings: config.Extract | None = None, min_score: float | None = None
+    run: str | Path,
+    device: str = "auto",
+    settings: config.Extract | None = None,
+    min_score: float | None = None,
+    *,
+    accept_changes: bool = False,
 ) -> Extractor:
     """Load the Extractor of a finished run, with its adapter merged into the base model, and the run's calibration.
 
@@ -146,25 +168,29 @@ def load_run(
         device: `auto` (a GPU where there is one), `cpu` or `cuda`.
         settings: the section `extract` of a recipe (batch size, limits, grammar); that of the run when absent.
         min_score: drop entities with a lower score, a probability, instead of by the run's thresholds; 0 drops none.
+        accept_changes: go on with an adapter whose files were changed after training, with a warning.
 
     Raises:
-        ConfigError: `min_score` is not a probability.
-        RunError: the folder is not a run, has no adapter yet, or its calibration is damaged.
-        ModelError: the base model cannot be loaded.
+        ConfigError: `min_score` is not a probability, or as `require_grammar`.
+        RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
+        ModelError: the base model or the adapter cannot be loaded.
     """
     expect(run, (str, Path), "load", "the path of a run folder, such as runs/demo")
     calibration = Calibration.load(Path(run))
     if min_score is not None:
         calibration = (calibration or Calibration()).with_min_score(min_score)
-    extractor = load_bare(run, device, settings)
+    extractor = load_bare(run, device, settings, accept_changes=accept_changes)
     extractor.calibration = calibration
     return extractor
 
 
-def load_bare(run: str | Path, device: str = "auto", settings: config.Extract | None = None) -> Extractor:
+def load_bare(
+    run: str | Path, device: str = "auto", settings: config.Extract | None = None, *, accept_changes: bool = False
+) -> Extractor:
     """Load the Extractor of a finished run without its calibration: uncalibrated scores, and no entity dropped."""
     folder = RunFolder(Path(run))
-    recipe, task, adapter = folder.config(), folder.adapter_task(), folder.adapter
+    recipe, task, adapter = folder.config(), folder.adapter_task(accept_changes=accept_changes), folder.adapter
+    require_grammar(settings or recipe.extract, on_choices=recipe.train.on_choices)  # before the model is loaded
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)

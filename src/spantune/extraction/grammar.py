@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spantune.core import ModelError
+from spantune.core import ConfigError, ModelError, config, foreign
 from spantune.encoding import Encoder, PartialAnswer, Tokenizer
 
 if TYPE_CHECKING:
@@ -26,6 +26,22 @@ if TYPE_CHECKING:
 THREADS = 8
 UNSPELLABLE = "\uffff\ufffe"  # noncharacters, which no text contains
 FUEL = 1 << 30  # llguidance's default limits fail for texts of a few hundred characters
+
+
+def require_grammar(settings: config.Extract, *, on_choices: bool) -> None:
+    """Check that a model that was trained on choices is decoded under the grammar.
+
+    Every use of such a model passes here: its figures without the grammar would say nothing.
+
+    Raises:
+        ConfigError: `extract.grounded` is false and the model was trained on choices.
+    """
+    if on_choices and not settings.grounded:
+        raise ConfigError(
+            "extract.grounded is false (--free), and train.loss_on=choices trains a model that cannot answer without "
+            "the grammar: what it writes and its F1 would mean nothing; keep extract.grounded=true, or train with "
+            "train.loss_on=answer"
+        )
 
 
 class Allowed(NamedTuple):
@@ -52,9 +68,10 @@ class Constraint:
         self.stop, self.vocabulary = stop, vocabulary
         self.containing = cache(lambda sign: {index for token, index in tokenizer.get_vocab().items() if sign in token})
         # no slices: they speed up the masks of free strings, which no grammar has, and slow compiling down
-        self._tokenizer = LLTokenizer(
-            source or without_special_names(tokenizer), n_vocab=vocabulary, eos_token=stop, slices=[]
-        )
+        with foreign("the tokenizer", "no grammar can be followed with it", "restore tokenizer.json"):
+            self._tokenizer = LLTokenizer(
+                source or without_special_names(tokenizer), n_vocab=vocabulary, eos_token=stop, slices=[]
+            )
         self._limits = LLParserLimits(
             initial_lexer_fuel=FUEL, step_lexer_fuel=FUEL, max_lexer_states=FUEL, verbose_errors=False
         )

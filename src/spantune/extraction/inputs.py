@@ -103,8 +103,8 @@ def _format(file: str, format: str | None, whole: bool) -> str:
         return TEXT
     if format is None:
         return formats.detect(file)
-    if format not in formats.FORMATS:
-        raise ConfigError(f"unknown format {format!r}; {nearest(format, (TEXT, *formats.FORMATS))}")
+    if not formats.is_known(format):
+        raise ConfigError(f"unknown format {format!r}; {nearest(format, (TEXT, *formats.names()))}")
     if not stream and not (path := formats.resolve(file)).is_dir():
         read_bytes(path, 1)
     return format

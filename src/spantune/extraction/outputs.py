@@ -110,17 +110,18 @@ class Target:
 
         Raises:
             ConfigError: options contradict each other.
-            DataError: a file cannot be written.
+            DataError: a file cannot be written, or the format can only be read.
         """
         if self.format != "native" and self.out is None:
             raise ConfigError(f"--to {self.format} needs --out FILE; only native JSONL is written to stdout")
-        if self.format not in formats.FORMATS:
-            raise ConfigError(f"unknown format {self.format!r}; {nearest(self.format, formats.FORMATS)}")
+        if not formats.is_known(self.format):
+            raise ConfigError(f"unknown format {self.format!r}; {nearest(self.format, formats.names())}")
+        writes_folder = formats.of_name(self.format, writing=True).folder
         if self.resume and self.out is None:
             raise ConfigError("--resume goes on with a file; give --out FILE")
         for path in (self.out, self.html):
             if path:
-                is_file = path == self.html or self.format not in formats.FOLDERS
+                is_file = path == self.html or not writes_folder
                 _require_writable(path, is_file=is_file, force=self.force)
                 require_new(path, inputs, force=self.force or self._goes_on(path))
         if self.out:

@@ -6,14 +6,16 @@ from spantune.metrics import bootstrap, calibration, counts
 from spantune.metrics.calibration import Calibration, Evidence, Figures, calibrate
 from spantune.metrics.comparison import Comparison, Gap, System, compare
 from spantune.metrics.error_analysis import ANSWER_KINDS, KINDS, NONE, Confusion, Error, Judged, Outcome, judge
-from spantune.metrics.figures import Figure, Protocol, Scores
+from spantune.metrics.figures import FEWEST_DOCUMENTS, TOO_FEW, Figure, Protocol, Scores
 from spantune.metrics.pairing import align, pair
 from spantune.metrics.scoring import score
 
 __all__ = [
     "ANSWER_KINDS",
+    "FEWEST_DOCUMENTS",
     "KINDS",
     "NONE",
+    "TOO_FEW",
     "Calibration",
     "Comparison",
     "Confusion",

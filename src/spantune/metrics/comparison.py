@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from spantune.core import ConfigError, DataError, Document, Prediction, as_extraction
-from spantune.metrics.figures import Protocol, Scores
+from spantune.metrics.figures import FEWEST_DOCUMENTS, Protocol, Scores
 from spantune.metrics.pairing import pair
 from spantune.metrics.scoring import RESAMPLES, score
 
@@ -47,21 +47,23 @@ class Gap:
     """F1 of the second system minus F1 of the first.
 
     The interval is by paired bootstrap, p by approximate randomisation. `p_holm` is p after Holm's correction over the
-    labels, or over the pairs of systems.
+    labels, or over the pairs of systems. There is no interval where fewer than FEWEST_DOCUMENTS documents bear on it.
     """
 
     f1: float
-    f1_low: float
-    f1_high: float
+    f1_low: float | None
+    f1_high: float | None
     p: float
     p_holm: float
 
     @property
     def real(self) -> bool:
         """Whether the difference is significant: `p_holm` is below ALPHA and 0 is outside the interval."""
+        if self.f1_low is None or self.f1_high is None:
+            return False
         return self.p_holm < ALPHA and not self.f1_low <= 0 <= self.f1_high
 
-    def as_dict(self) -> dict[str, float | bool]:
+    def as_dict(self) -> dict[str, float | bool | None]:
         """Return the gap as a JSON object."""
         bounds = {"f1": self.f1, "f1_low": self.f1_low, "f1_high": self.f1_high}
         return {**bounds, "p": self.p, "p_holm": self.p_holm, "real": self.real}
@@ -83,12 +85,16 @@ class Difference:
         gap = self.micro
         p = "p < 0.001" if gap.p_holm < 0.001 else f"p = {gap.p_holm:.3f}"
         p += f" after Holm's correction for {self.corrected_for} comparisons" if self.corrected_for > 1 else ""
-        details = f"(95 % interval {100 * gap.f1_low:+.1f} to {100 * gap.f1_high:+.1f}, {p})"
+        if gap.f1_low is None or gap.f1_high is None:
+            details, verdict = f"(no interval, {p})", "these are too few documents to say whether that is chance"
+        else:
+            details = f"(95 % interval {100 * gap.f1_low:+.1f} to {100 * gap.f1_high:+.1f}, {p})"
+            verdict = "the difference is real" if gap.real else "this may be chance"
         if not gap.f1:
             return f"{self.second} and {self.first} have the same F1 {details}."
         direction = "higher" if gap.f1 > 0 else "lower"
         amount = f"The F1 of {self.second} is {abs(100 * gap.f1):.1f} points {direction} than that of {self.first}"
-        return f"{amount} {details}: {'the difference is real' if gap.real else 'this may be chance'}."
+        return f"{amount} {details}: {verdict}."
 
     def as_dict(self) -> dict[str, object]:
         """Return the difference as a JSON object."""
@@ -225,12 +231,14 @@ def _gaps(first: Floats, second: Floats, resamples: int, seed: int) -> list[Gap]
     import numpy as np
 
     from spantune.metrics.bootstrap import exchange, interval, p_value, resample
-    from spantune.metrics.counts import quotients
+    from spantune.metrics.counts import GOLD, PREDICTED, quotients
 
     def f1(counts: Floats) -> Floats:
         return quotients(counts.reshape(*counts.shape[:-1], -1, 4))[..., 2]
 
     first, second = (table.reshape(len(table), -1) for table in (first, second))
+    entities = (table.reshape(len(table), -1, 4)[..., [PREDICTED, GOLD]].sum(axis=-1) for table in (first, second))
+    bearing = (sum(entities) > 0).sum(axis=0).tolist()
     observed = f1(second.sum(axis=0)) - f1(first.sum(axis=0))
     drawn = resample(np.concatenate((first, second), axis=1), resamples, seed)
     low, high = interval(f1(drawn[:, first.shape[1] :]) - f1(drawn[:, : first.shape[1]]))
@@ -239,5 +247,6 @@ def _gaps(first: Floats, second: Floats, resamples: int, seed: int) -> list[Gap]
     gaps = []
     for row, (gap, lowest, highest) in enumerate(np.stack((observed, low, high), axis=1).tolist()):
         p = p_value(chance[:, row], gap)
-        gaps.append(Gap(gap, lowest, highest, p, p))
+        is_enough = bearing[row] >= FEWEST_DOCUMENTS
+        gaps.append(Gap(gap, lowest if is_enough else None, highest if is_enough else None, p, p))
     return gaps

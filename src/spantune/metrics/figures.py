@@ -16,10 +16,23 @@ from spantune.metrics.counts import quotients
 Protocol = Literal["cblue", "promptcblue"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
+FEWEST_DOCUMENTS = 10
+"""A figure that fewer documents bear on has no interval.
+
+The percentile bootstrap is too narrow by sqrt((n - 1) / n), and takes the normal quantile where Student's t would be
+right (Hesterberg, What Teachers Should Know About the Bootstrap, 2015). For a mean of n normal values its 95 % interval
+therefore covers 85 % of the time with 5 documents, 89.8 % with 9 and 90.4 % with 10; with one it is a single point.
+"""
+TOO_FEW = "too few to say"
+"""What is shown where a figure has no interval because too few documents bear on it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """The 95 % intervals of precision, recall and F1; None where there is none."""
+    """The 95 % intervals of precision, recall and F1.
+
+    All are None for a figure without any entity, and where fewer than FEWEST_DOCUMENTS documents bear on it.
+    """
 
     f1_low: float | None = None
     f1_high: float | None = None

@@ -17,7 +17,7 @@ import numpy as np
 
 from spantune.core import ConfigError, Document, expect_each, nearest
 from spantune.metrics.counts import Bools, Ints, Side
-from spantune.metrics.figures import PROTOCOLS, Average, FalseAlarms, Figure, Protocol, Scores
+from spantune.metrics.figures import FEWEST_DOCUMENTS, PROTOCOLS, Average, FalseAlarms, Figure, Protocol, Scores
 from spantune.metrics.pairing import pair
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def score(
 ) -> Scores:
     """Score `predicted` against `gold`.
 
-    The intervals are those of the percentile bootstrap over documents; a figure without any entity has none. A resample
-    without a label counts as F1 0, so that the interval of a label in very few documents is wide; a macro average
-    ignores such a label.
+    The intervals are those of the percentile bootstrap over documents. A figure has one if at least FEWEST_DOCUMENTS
+    documents have an entity that it counts. A resample without a label counts as F1 0, so that the interval of a label
+    in few documents is wide; a macro average ignores such a label.
 
     Args:
         gold: annotated documents.
@@ -128,9 +128,11 @@ def _bounds(tables: Mapping[Key, Floats], alarms: Floats, resamples: int, seed: 
     import numpy as np
 
     from spantune.metrics.bootstrap import average, interval, resample
-    from spantune.metrics.counts import quotients
+    from spantune.metrics.counts import GOLD, PREDICTED, quotients
 
     size = len(alarms)
+    if size < FEWEST_DOCUMENTS:
+        return {}
     counted = np.stack(list(tables.values()), axis=1)
     drawn = resample(np.concatenate((counted.reshape(size, -1), alarms), axis=1), resamples, seed)
     figures = drawn[:, : -alarms.shape[1]].reshape(resamples, *counted.shape[1:])
@@ -138,7 +140,9 @@ def _bounds(tables: Mapping[Key, Floats], alarms: Floats, resamples: int, seed: 
     bounds = dict(zip(tables, np.moveaxis(interval(quotients(figures)), 1, 0), strict=True))
     bounds[MACRO] = interval(average(figures[:, by_label]))
     bounds[ALARMS] = interval(1000 * drawn[:, -1] / np.maximum(drawn[:, -2], 1))
-    return bounds
+    bearing = {key: int((table[:, PREDICTED] + table[:, GOLD] > 0).sum()) for key, table in tables.items()}
+    bearing |= {MACRO: bearing["strict", "micro"], ALARMS: int(alarms[:, 0].sum())}
+    return {key: value for key, value in bounds.items() if bearing[key] >= FEWEST_DOCUMENTS}
 
 
 def _figure(key: Key, total: Floats, bounds: Floats | None) -> Figure:

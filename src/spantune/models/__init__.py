@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spantune.models.adapter import load_adapter, load_adapter_weights
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -38,12 +39,10 @@ from spantune.models.lora import (
     attach,
     coverage,
     linear_modules,
-    load_adapter,
-    load_adapter_weights,
     unmatched_error,
     unranked_error,
 )
-from spantune.models.sources import pinned, resolve
+from spantune.models.sources import pinned, public_name, resolve
 
 __all__ = [
     "NAME",
@@ -83,6 +82,7 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "pinned",
+    "public_name",
     "queries_per_block",
     "read_files",
     "resolve",

@@ -294,6 +294,7 @@ def _save_weights(model: BundledModel, source: Path, made: Path) -> None:
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
+            trust_remote_code=False,
         )
     lost = {key: sorted(map(str, value)) for key, value in info.items() if value}
     head, embedding = net.get_output_embeddings().weight, net.get_input_embeddings().weight

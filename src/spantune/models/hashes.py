@@ -1,7 +1,8 @@
 """SHA-256 hashes of a model's files, which can be tens of gigabytes: a file is read once, and again when it changes.
 
-A hash is remembered in the cache with the size, the time of the last change and the inode of its file. A file that was
-changed within the last two seconds is not remembered, since a second change might leave all three as they are.
+A hash, or what else was found in a file, is remembered in the cache with the size, the time of the last change and the
+inode of its file. A file that was changed within the last two seconds is not remembered, since a second change might
+leave all three as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -43,17 +44,27 @@ def hash_files(folder: Path, names: Sequence[str], *, anew: bool = False) -> dic
         names: of files in it.
         anew: read every file, as the check of a download must.
     """
-    remembered = {} if anew else _read(folder)
+    return read_once(folder, names, "hashes", lambda path: sha256_of(path), anew=anew)
+
+
+def read_once(
+    folder: Path, names: Sequence[str], kind: str, read: Callable[[Path], str], *, anew: bool = False
+) -> dict[str, str]:
+    """What `read` says of each named file in `folder`; it is remembered as `kind` until the file changes.
+
+    `read` is called in several threads; with `anew` it is called for every file.
+    """
+    remembered = {} if anew else _read(folder, kind)
     stamps = {name: _stamp(folder / name) for name in names}
-    hashes = {name: value for name, (stamp, value) in remembered.items() if stamps.get(name) == stamp}
-    unread = [name for name in names if name not in hashes]
+    values = {name: value for name, (stamp, value) in remembered.items() if stamps.get(name) == stamp}
+    unread = [name for name in names if name not in values]
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        hashes |= zip(unread, pool.map(lambda name: sha256_of(folder / name), unread), strict=True)
+        values |= zip(unread, pool.map(lambda name: read(folder / name), unread), strict=True)
     if unread:
         before = time.time_ns() - SETTLED_NS
-        settled = [name for name in hashes if stamps[name][1] < before and _stamp(folder / name) == stamps[name]]
-        _write(folder, {name: (stamps[name], hashes[name]) for name in settled})
-    return {name: hashes[name] for name in names}
+        settled = [name for name in values if stamps[name][1] < before and _stamp(folder / name) == stamps[name]]
+        _write(folder, kind, {name: (stamps[name], values[name]) for name in settled})
+    return {name: values[name] for name in names}
 
 
 def _stamp(path: Path) -> Stamp:
@@ -61,23 +72,23 @@ def _stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _record(folder: Path) -> Path:
-    return cache_root() / "hashes" / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
+def _record(folder: Path, kind: str) -> Path:
+    return cache_root() / kind / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
 
 
-def _read(folder: Path) -> dict[str, tuple[Stamp, str]]:
+def _read(folder: Path, kind: str) -> dict[str, tuple[Stamp, str]]:
     """What is remembered of a folder's files; nothing where the record is absent or damaged."""
     try:
-        rows = json.loads(_record(folder).read_text("utf-8")).items()
+        rows = json.loads(_record(folder, kind).read_text("utf-8")).items()
         return {name: ((size, changed, inode), str(value)) for name, (size, changed, inode, value) in rows}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _write(folder: Path, hashes: dict[str, tuple[Stamp, str]]) -> None:
-    path, rows = _record(folder), {name: [*stamp, value] for name, (stamp, value) in hashes.items()}
+def _write(folder: Path, kind: str, values: dict[str, tuple[Stamp, str]]) -> None:
+    path, rows = _record(folder, kind), {name: [*stamp, value] for name, (stamp, value) in values.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(rows, indent=1))
     except OSError as error:
-        log.debug("the hashes of %s are not remembered: %s", folder, error)
+        log.debug("the %s of %s are not remembered: %s", kind, folder, error)

@@ -22,9 +22,13 @@ class ModelConfig(Protocol):
     max_position_embeddings: int
     use_cache: bool
     _attn_implementation: str
+    _name_or_path: str
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else the architecture's configuration holds."""
+
+    def get_text_config(self) -> ModelConfig:
+        """The configuration of the part that reads text; the configuration itself where there is no other part."""
 
 
 class CausalLM(Protocol):
@@ -33,6 +37,7 @@ class CausalLM(Protocol):
     config: ModelConfig
     training: bool
     device: torch.device
+    name_or_path: str
 
     def __call__(self, **inputs: Any) -> Any:
         """The forward pass; the output has `logits` [batch, tokens, vocabulary]."""

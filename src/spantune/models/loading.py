@@ -7,20 +7,23 @@ checkpoint layer by layer, so that a GPU never holds both.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from spantune.core import ConfigError, ModelError, config, first_line, require_extra
-from spantune.encoding import Tokenizer
+from spantune.core import ConfigError, ModelError, config, foreign, require_extra
+from spantune.encoding import Tokenizer, render_chat, special_ids
 from spantune.models.attention import NAME, check_attention
 from spantune.models.bundled import BUNDLED
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
-from spantune.models.sources import resolve
+from spantune.models.sources import public_name, resolve, weight_files
+from spantune.models.weights import require_complete, require_finite_files
 
 # What the model card of microsoft/phi-4 says since its tokenizer fix; older uploads have EOS = PAD.
 PHI4_IDS = {
@@ -33,6 +36,18 @@ PHI4_PROMPT = (
     "<|im_start|>system<|im_sep|>S<|im_end|><|im_start|>user<|im_sep|>U<|im_end|><|im_start|>assistant<|im_sep|>"
 )
 PHI4_ROPE_BASE = 250000.0
+
+SIZES = {
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "vocab_size": 1 << 28,
+    "max_position_embeddings": 1 << 40,
+}
+"""The sizes of a model that spantune computes with, and the greatest that is not taken for a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +93,8 @@ def load_tokenizer(folder: Path, source: str = "") -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{folder}: no tokenizer can be read here ({first_line(error)}); add tokenizer.json and its config"
-        ) from None
+    with foreign(folder, "no tokenizer can be read here", "restore tokenizer.json and tokenizer_config.json"):
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: only a slow tokenizer is here; the grammar needs tokenizer.json")
     if not tokenizer.chat_template and source.startswith("bundled:"):
@@ -99,10 +110,16 @@ def load_config_of(folder: Path) -> ModelConfig:
     """
     from transformers import AutoConfig
 
-    try:
-        loaded: ModelConfig = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: config.json cannot be read ({error})") from None
+    with foreign(folder, "config.json cannot be read", "restore it, or take another model"):
+        loaded: ModelConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        text: ModelConfig = loaded.get_text_config()
+        sizes = {name: getattr(text, name, None) for name in SIZES}
+    for name, size in sizes.items():
+        if size is not None and (type(size) is not int or not 0 < size <= SIZES[name]):
+            raise ModelError(
+                f"{folder}: config.json says {name}={size!r}, expected a whole number from 1 to {SIZES[name]}; "
+                "restore it, or take another model"
+            )
     return loaded
 
 
@@ -122,7 +139,28 @@ def read_files(source: str, tokenizer_folder: Path | None = None) -> ModelFiles:
         ModelError: the source cannot be had, or its configuration or tokenizer cannot be read.
     """
     folder = resolve(source)
-    return ModelFiles(folder, load_config_of(folder), load_tokenizer(tokenizer_folder or folder, source))
+    files = ModelFiles(folder, load_config_of(folder), load_tokenizer(tokenizer_folder or folder, source))
+    _require_ids(files, tokenizer_folder or folder)
+    return files
+
+
+def _require_ids(files: ModelFiles, tokenizer_folder: Path) -> None:
+    """Check that the model has an embedding for each token that a text, the stop or padding can be encoded as.
+
+    Special tokens beyond the vocabulary, such as Gemma's for images, are never encoded and may be there.
+    """
+    tokenizer, size = files.tokenizer, files.config.get_text_config().vocab_size
+    with foreign(tokenizer_folder, "the tokenizer's vocabulary cannot be read", "restore tokenizer.json"):
+        vocabulary, special = tokenizer.get_vocab(), special_ids(tokenizer)
+        used = {"EOS": tokenizer.eos_token_id, "PAD": tokenizer.pad_token_id}
+    beyond = {token: index for token, index in vocabulary.items() if not 0 <= index < size and index not in special}
+    beyond |= {name: index for name, index in used.items() if index is not None and not 0 <= index < size}
+    if beyond:
+        token, index = max(beyond.items(), key=lambda pair: pair[1])
+        raise ModelError(
+            f"{tokenizer_folder}: {len(beyond)} tokens, such as {token!r} with the id {index}, are beyond the model's "
+            f"vocabulary of {size}; take the tokenizer that the model came with"
+        )
 
 
 def load(settings: config.Model, files: ModelFiles | None = None, *, tokenizer_folder: Path | None = None) -> Loaded:
@@ -146,9 +184,12 @@ def load(settings: config.Model, files: ModelFiles | None = None, *, tokenizer_f
         problems = card_problems(files.config, files.tokenizer)
         if problems:
             raise ModelError(f"{files.folder}: {'; '.join(problems)}")
-    model = _weights(files, settings.base, device, dtype)
+    require_finite_files(files.folder, weight_files(files.folder))
+    model = _weights(files, settings, device, dtype)
     model.set_attn_implementation(NAME)
     model.config.use_cache = False
+    # PEFT writes this name into adapters, which are passed on: never the path of a folder on this machine
+    model.name_or_path = model.config._name_or_path = public_name(settings.source)
     return Loaded(model.eval(), files.tokenizer, files.folder, device, dtype, settings.base in config.QUANTIZED)
 
 
@@ -168,10 +209,11 @@ def require_base(base: config.Base, device: torch.device) -> None:
         require_extra(f"model.base={base}", "bitsandbytes", ["bitsandbytes"])
 
 
-def _weights(files: ModelFiles, base: config.Base, device: torch.device, dtype: torch.dtype) -> CausalLM:
-    """The model with its weights in the type of `base`."""
+def _weights(files: ModelFiles, settings: config.Model, device: torch.device, dtype: torch.dtype) -> CausalLM:
+    """The model with its weights in the type of `settings.base`; every weight is that of the folder."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    base = settings.base
     options: dict[str, object] = {"device_map": {"": "cpu" if base == "fp8" else device}}
     if base in ("nf4", "int8"):
         options["quantization_config"] = BitsAndBytesConfig(
@@ -181,23 +223,37 @@ def _weights(files: ModelFiles, base: config.Base, device: torch.device, dtype: 
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=True,
         )
-    try:  # first as sdpa: transformers then refuses sinks, soft caps and ALiBi, which our attention would ignore
-        model = AutoModelForCausalLM.from_pretrained(
+    # first as sdpa: transformers then refuses sinks, soft caps and ALiBi, which our attention would ignore
+    with foreign(files.folder, "the model cannot be loaded", "use another"), _without_report():
+        model, info = AutoModelForCausalLM.from_pretrained(
             files.folder,
             config=copy.deepcopy(files.config),
             dtype=dtype,
             attn_implementation="sdpa",
             use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{files.folder}: the model cannot be loaded ({str(error).splitlines()[0]}); use another"
-        ) from None
+    require_complete(files.folder, info, extra_allowed=not settings.verify)
     if base == "nf4" and device.type == "cpu":
         _keep_differentiable(model)
     loaded: CausalLM = to_fp8(model, device, model.get_output_embeddings()) if base == "fp8" else model
     return loaded
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Switch off transformers' table of missing weights, which are errors here."""
+    from transformers.utils import logging as messages
+
+    level = messages.get_verbosity()
+    messages.set_verbosity_error()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(level)
 
 
 def _keep_differentiable(model: CausalLM) -> None:
@@ -236,7 +292,7 @@ def card_problems(model_config: ModelConfig, tokenizer: Tokenizer) -> list[str]:
     if rope.get("rope_theta") != PHI4_ROPE_BASE:
         problems.append(f"Phi-4's RoPE base must be 250000, found {rope.get('rope_theta')}; mend config.json")
     chat = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
-    if tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) != PHI4_PROMPT:
+    if render_chat(tokenizer, chat, add_generation_prompt=True) != PHI4_PROMPT:
         problems.append("the chat template is not Phi-4's; take chat_template.jinja of the current upload")
     return problems
 

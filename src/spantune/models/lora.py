@@ -7,18 +7,15 @@ fp32, so that AdamW's small steps are not lost to rounding.
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-from spantune.core import ModelError, config, first_line, nearest
+from spantune.core import ModelError, config, nearest
 from spantune.models.interfaces import CausalLM
 from spantune.models.kernels.lora_linear import FP8, Fp8Linear, linear
 
@@ -134,78 +131,6 @@ def attach(model: CausalLM, settings: config.Lora) -> tuple[CausalLM, Coverage]:
     if all(type(module) in FUSED for _, module in linear_modules(model)):  # bitsandbytes' layers are PEFT's own
         peft_config._register_custom_module({nn.Linear: FusedLora})
     return get_peft_model(model, peft_config), covered
-
-
-def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM:
-    """Add a saved adapter to a base model; with `merge`, merge it into the model's weights.
-
-    Raises:
-        ModelError: there is no adapter in `folder`, it is damaged, or it is for another model.
-    """
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder}: no adapter_config.json here; expected the adapter folder of a finished run")
-    try:
-        stored = _names_in(folder / "adapter_model.safetensors")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about missing weights, which are an error below
-            adapted: CausalLM = PeftModel.from_pretrained(model, str(folder))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(f"{folder}: the adapter is damaged ({first_line(error)}); restore it") from None
-    except (RuntimeError, ValueError) as error:  # other shapes, or modules that the model does not have
-        raise _foreign(folder, str(error).splitlines()[-1].strip()) from None
-    _check_complete(folder, adapted, stored)
-    if merge:
-        adapted = adapted.merge_and_unload()
-    return adapted.eval()
-
-
-def load_adapter_weights(model: CausalLM, folder: Path) -> None:
-    """Give the adapter of a PEFT model the weights that are saved in `folder`.
-
-    Raises:
-        ModelError: the folder holds no such adapter, or one of another model or shape.
-    """
-    from peft import set_peft_model_state_dict
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(folder / "adapter_model.safetensors")
-        outcome = set_peft_model_state_dict(model, weights)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder}: the adapter is damaged ({first_line(error)}); restore it") from None
-    except RuntimeError as error:
-        raise _foreign(folder, str(error).splitlines()[-1].strip()) from None
-    missing = [name for name in outcome.missing_keys if "lora_" in name]
-    if missing or outcome.unexpected_keys:
-        raise _foreign(folder, f"differing weights: {', '.join([*missing, *outcome.unexpected_keys][:3])}")
-
-
-def _names_in(path: Path) -> set[str]:
-    """The names of the tensors in a file."""
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        return set(file.keys())
-
-
-def _check_complete(folder: Path, adapted: CausalLM, stored: set[str]) -> None:
-    """Check that every weight was loaded: PEFT loads those that match and does not report the others."""
-    from peft import get_peft_model_state_dict
-
-    expected = set(get_peft_model_state_dict(adapted))
-    if stored != expected:
-        raise _foreign(folder, f"{sorted(stored ^ expected)[0]} is in one and not in the other")
-
-
-def _foreign(folder: Path, difference: str) -> ModelError:
-    return ModelError(
-        f"{folder}: the adapter is for another model than model.source of the run's recipe ({difference}); name the "
-        "model that it was trained on"
-    )
 
 
 def _pattern(name: str, settings: config.Lora) -> str | None:

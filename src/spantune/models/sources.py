@@ -70,6 +70,17 @@ def pinned(source: str) -> str:
     return f"{source}@{record.commit}" if record and record.commit else source
 
 
+def public_name(source: str) -> str:
+    """Return the name by which others know a model source: a hub's name, or that of a bundled model; "" for a folder.
+
+    A bundled model keeps its own name, since its weights are not those of the original on the hubs.
+    """
+    prefix, _, rest = source.partition(":")
+    if prefix in HUBS:
+        return _parse(prefix, rest)[0]
+    return source if prefix == "bundled" else ""
+
+
 def _bundled(name: str) -> Path:
     if bundled.is_available(name):
         return bundled.bundled_folder(name)
@@ -290,17 +301,33 @@ def _check_folder(folder: Path, source: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"model source {source!r} is a file; give the folder that holds config.json and safetensors")
     _check_names({path.name for path in folder.iterdir()}, source)
-    shards = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-            shards = [folder / name for name in sorted(names)]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index}: not an index of shards ({error}); download the model again") from error
-    for shard in shards:
+    for shard in weight_files(folder):
         _check_shard(shard)
     return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder: those of its index, and `model.safetensors`; without both, all.
+
+    Raises:
+        ModelError: the index of the shards is damaged.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single = [whole] if whole.exists() else []
+    if not index.exists():
+        return single or sorted(folder.glob("*.safetensors"))
+    problem = None
+    try:
+        data = json.loads(index.read_text("utf-8"))
+        weight_map = data.get("weight_map") if isinstance(data, dict) else None
+        names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+        if not names or any(name != Path(name).name for name in names):
+            problem = "expected weight_map, a mapping of weights to names of files beside it"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        problem = first_line(error)
+    if problem is not None:
+        raise ModelError(f"{index}: not an index of shards ({problem}); download the model again")
+    return sorted({*single, *(folder / name for name in names)})
 
 
 def _check_names(names: set[str], source: str) -> None:
@@ -309,6 +336,11 @@ def _check_names(names: set[str], source: str) -> None:
         if "adapter_config.json" in names:
             hint = "this is an adapter: give the model it was trained on"
         raise ModelError(f"{source}: no config.json; {hint}")
+    if "adapter_config.json" in names:
+        raise ModelError(
+            f"{source}: holds a model and an adapter_config.json, so that either could be meant; move the adapter "
+            "to a folder of its own"
+        )
     if not any(Path(name).match(pattern) for name in names for pattern in TOKENIZERS):
         raise ModelError(f"{source}: no tokenizer files; expected one of {', '.join(TOKENIZERS)} beside config.json")
     if not any(name.endswith(".safetensors") for name in names):

@@ -93,7 +93,8 @@ def f1_chart(evaluations: Sequence[EvaluationPoint]) -> Chart:
     whiskers = [place for step, low, high in bounds for place in ((step, 100 * low), (step, 100 * high), (step, None))]
     chart.add("95 % interval", whiskers, allow_interruptions=True, show_dots=False)
     best = max(evaluations, key=lambda point: point[1])
-    summary = f"{len(evaluations)} evaluations; best {points(best[1])} at step {best[0]}. Bars: 95 % intervals."
+    summary = f"{len(evaluations)} evaluations; best {points(best[1])} at step {best[0]}."
+    summary += " Bars: 95 % intervals, where documents are enough."
     return _chart("Strict F1 on the dev set", chart, summary)
 
 
@@ -112,7 +113,7 @@ def bars_chart(title: str, figures: Mapping[str, Figure], colours: Mapping[str, 
     chart.add("F1", bars)
     ranked = sorted(figures, key=lambda name: figures[name].f1)
     summary = f"Best {ranked[-1]} {points(figures[ranked[-1]].f1)}, worst {ranked[0]} {points(figures[ranked[0]].f1)}."
-    return _chart(title, chart, f"{summary} Lines over the bars: 95 % intervals.")
+    return _chart(title, chart, f"{summary} Lines over the bars: 95 % intervals, where documents are enough.")
 
 
 def reliability_chart(bins: Sequence[tuple[float, float, int, float, float]]) -> Chart:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spantune.core import ConfigError
-from spantune.metrics import Comparison, Gap, Outcome, System, judge
+from spantune.metrics import TOO_FEW, Comparison, Gap, Outcome, System, judge
 from spantune.report import charts, documents
 from spantune.report.content import cell, figure_cells, table
 from spantune.report.html import SIGNS, colours, embed, interval, points, render
@@ -103,7 +103,9 @@ def _gap_cells(gap: Gap | None) -> list[str]:
     """Return difference, interval and corrected p; dashes for a label that occurs nowhere."""
     if gap is None:
         return ["–"] * 3
-    bounds = f"{_signed(gap.f1_low)} to {_signed(gap.f1_high)}"
+    bounds = TOO_FEW
+    if gap.f1_low is not None and gap.f1_high is not None:
+        bounds = f"{_signed(gap.f1_low)} to {_signed(gap.f1_high)}"
     return [_signed(gap.f1), bounds, "< 0.001" if gap.p_holm < 0.001 else f"{gap.p_holm:.3f}"]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from spantune.core import Document, Prediction
-from spantune.metrics import NONE, Confusion, Figure, Outcome, Scores
+from spantune.metrics import NONE, TOO_FEW, Confusion, Figure, Outcome, Scores
 from spantune.report.charts import EvaluationPoint
 from spantune.report.html import interval, number, points
 
@@ -159,7 +159,7 @@ def fenced(text: str) -> str:
 
 def figure_cells(figure: Figure) -> list[str]:
     """Return F1, its interval, precision, recall and the counts of a figure as text."""
-    bounds = interval(figure.f1_low, figure.f1_high) or "–"
+    bounds = interval(figure.f1_low, figure.f1_high) or (TOO_FEW if figure.gold or figure.predicted else "–")
     counts = [number(value) for value in (figure.correct, figure.predicted, figure.gold)]
     return [points(figure.f1), bounds, points(figure.precision), points(figure.recall), *counts]
 
@@ -215,7 +215,7 @@ def _headline(report: Report) -> str:
     scores = report.after
     macro = interval(scores.macro.f1_low, scores.macro.f1_high)
     text = f"Strict F1 **{points(scores.micro.f1)}**"
-    text += f" (95 % interval {interval(scores.micro.f1_low, scores.micro.f1_high) or 'none'})"
+    text += f" (95 % interval {interval(scores.micro.f1_low, scores.micro.f1_high) or f'none: {TOO_FEW}'})"
     text += f", macro F1 {points(scores.macro_f1)}" + (f" ({macro})" if macro else "")
     return text + (f"; before training {points(report.before.micro.f1)}." if report.before else ".")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec
 from spantune.data import Splits, read_extractions, read_splits
-from spantune.metrics import Calibration, Scores, calibrate, score
+from spantune.metrics import TOO_FEW, Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
 from spantune.report.html import interval, points
 from spantune.report.write import write_report
@@ -131,7 +131,7 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     stored = Calibration.load(run.folder.path)
     if stored and (stored.threshold is not None or stored.label_thresholds):
         micro = run.scores([stored.apply(document)[0] for document in _documents(predicted)]).micro
-        bounds = interval(micro.f1_low, micro.f1_high)
+        bounds = interval(micro.f1_low, micro.f1_high) or TOO_FEW
         facts["strict F1 with the stored threshold"] = f"{points(micro.f1)} ({bounds})"
     return facts
 

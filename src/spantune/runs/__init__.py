@@ -8,6 +8,7 @@ from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
     from spantune.runs import listing
+    from spantune.runs.card import write_card
     from spantune.runs.checkpoints import BestAdapter, Checkpoints, step_of, torn
     from spantune.runs.claim import Claim
     from spantune.runs.evaluations import Evaluated, evaluated, name_predictions, predictions_for
@@ -49,11 +50,13 @@ __all__ = [
     "step_of",
     "sync",
     "torn",
+    "write_card",
 ]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "card": ("write_card",),
         "checkpoints": ("BestAdapter", "Checkpoints", "step_of", "torn"),
         "claim": ("Claim",),
         "evaluations": ("Evaluated", "evaluated", "name_predictions", "predictions_for"),

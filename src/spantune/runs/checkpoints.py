@@ -20,10 +20,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from spantune.core import RunError, first_line, fsync_path, sha256_of
+from spantune.core import RunError, first_line, fsync_path
 from spantune.runs.folder import MetricsRecord, RunFolder
+from spantune.runs.manifest import MANIFEST, first_difference, seal
 
-MANIFEST = "manifest.json"
 PART = ".part"
 REMOVED = ".gone"
 LONGEST_WAIT = 64  # steps between two attempts
@@ -52,7 +52,7 @@ class Checkpoints:
             new, final = part / f"checkpoint-{step}", self.folder / f"checkpoint-{step}"
             new.mkdir(parents=True)
             fill(new)
-            seal(new, step)
+            seal(new, step=step)
             if final.exists():  # of an earlier attempt that was given up
                 self._remove(final)
             new.rename(final)
@@ -132,34 +132,9 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def seal(folder: Path, step: int) -> None:
-    """Sync every file of a filled folder and write its manifest last."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        fsync_path(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n", encoding="utf-8")
-    fsync_path(manifest)
-    fsync_path(folder)
-
-
 def torn(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, compared with its manifest; None where it is whole."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        for name, expected in manifest["files"].items():
-            path = checkpoint / name
-            size = path.stat().st_size
-            if size != expected["bytes"]:
-                return f"{name} has {size} bytes, its manifest says {expected['bytes']}"
-            if sha256_of(path) != expected["sha256"]:
-                return f"{name} is not what its manifest says"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest cannot be read ({first_line(error)})"
-    return None if manifest.get("step") == step_of(checkpoint) else f"its manifest is of step {manifest.get('step')}"
+    return first_difference(checkpoint, step=step_of(checkpoint))
 
 
 def _free(folder: Path) -> int:
@@ -177,7 +152,7 @@ class BestAdapter:
     Args:
         folder: the run folder.
         model: the PEFT model that is trained.
-        complete: writes what else belongs into the folder that it is given: tokenizer and task.
+        complete: writes what else belongs into the folder that it is given: tokenizer, task and model card.
     """
 
     def __init__(self, folder: Path, model: Any, complete: Callable[[Path], None]):
@@ -194,7 +169,7 @@ class BestAdapter:
         evaluation = _evaluation(step, values)
         self._unsaved = None
         try:
-            self._swap(lambda new: self.model.save_pretrained(str(new)), evaluation)
+            self._swap(self._save, evaluation)
         except WRITING_FAILED as error:
             log.warning(
                 "step %d: the best adapter could not be written (%s); it is kept in memory", step, first_line(error)
@@ -210,7 +185,7 @@ class BestAdapter:
             return
         weights, evaluation = self._unsaved
         try:
-            self._swap(lambda new: self.model.save_pretrained(str(new), state_dict=weights), evaluation)
+            self._swap(lambda new: self._save(new, weights), evaluation)
         except WRITING_FAILED:
             return
         self._unsaved = None
@@ -246,8 +221,15 @@ class BestAdapter:
             log.warning("the adapter of step %d, F1 %.4f, is lost: its checkpoint is", record["step"], record["f1"])
         shutil.rmtree(final, ignore_errors=True)
 
+    def _save(self, new: Path, weights: Mapping[str, object] | None = None) -> None:
+        """Write the model's adapter, or with `weights` that one; no hub is asked whether embeddings were trained."""
+        self.model.save_pretrained(str(new), state_dict=weights, save_embedding_layers=False)
+
     def _saved_step(self) -> int | None:
-        """The step of the adapter in the folder; None where there is none, or its evaluation is damaged."""
+        """The step of the adapter in the folder; None where there is none, or it was changed since it was written."""
+        if (self.run.adapter / MANIFEST).exists() and (problem := first_difference(self.run.adapter)):
+            log.warning("%s was changed after it was written: %s", self.run.adapter, problem)
+            return None
         try:
             evaluation = json.loads(self.run.evaluation_file.read_text(encoding="utf-8"))
             return int(evaluation["step"])
@@ -269,11 +251,10 @@ class BestAdapter:
         try:
             new.mkdir()
             fill(new)
-            self.complete(new)
             evaluation_file = new / self.run.evaluation_file.name
             evaluation_file.write_text(json.dumps(evaluation) + "\n", encoding="utf-8")
-            for path in (*new.iterdir(), new):
-                fsync_path(path)
+            self.complete(new)
+            seal(new)
             shutil.rmtree(old, ignore_errors=True)
             if final.exists():
                 final.rename(old)

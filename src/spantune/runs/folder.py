@@ -29,6 +29,7 @@ from spantune.core import (
     lost_credentials,
     parse_config,
 )
+from spantune.runs.manifest import MANIFEST, first_addition, first_difference
 
 METRICS_FILE = "metrics.jsonl"
 REPORT = "report.html"
@@ -152,14 +153,18 @@ class RunFolder:
         """
         return TaskSpec.load(self.path)
 
-    def adapter_task(self) -> TaskSpec:
-        """Read the task that the adapter was trained for.
+    def adapter_task(self, *, accept_changes: bool = False) -> TaskSpec:
+        """Read the task that the adapter was trained for, once the adapter's files are those that the run wrote.
+
+        Args:
+            accept_changes: go on with files that were changed after training, with a warning.
 
         Raises:
-            RunError: there is no adapter yet, or the run's own task is another.
+            RunError: there is no adapter yet, its files were changed, or the run's own task is another.
         """
         if not self.adapter.is_dir():
             raise RunError(f"{self.path}: no adapter here yet; finish the run with spantune train --resume {self.path}")
+        self._verify_adapter(accept_changes)
         task, own_task = TaskSpec.load(self.adapter), self.task()
         if task.codes != own_task.codes:
             differing = sorted(set(task.codes) ^ set(own_task.codes)) or ["their order"]
@@ -169,6 +174,21 @@ class RunFolder:
                 f"{self.adapter / 'task.json'}, or train a run with these labels"
             )
         return task
+
+    def _verify_adapter(self, accept_changes: bool) -> None:
+        """Compare the adapter's files with its manifest; an adapter of release 0.1 has none."""
+        if not (self.adapter / MANIFEST).exists():
+            log.warning("%s has no %s: whether it was changed after training is not known", self.adapter, MANIFEST)
+            return
+        change = first_difference(self.adapter) or first_addition(self.adapter)
+        if change is None:
+            return
+        if not accept_changes:
+            raise RunError(
+                f"{self.adapter} was changed after training: {change}; restore it, or accept what it is now with "
+                "--accept-changes (in Python accept_changes=True)"
+            )
+        log.warning("%s was changed after training, which is accepted: %s", self.adapter, change)
 
     def environment(self) -> dict[str, str]:
         """Read what the run was started with: versions, device, hashes.

@@ -80,9 +80,9 @@ class JsonlTracker:
     def __init__(self, folder: Path):
         self._journal = Journal(RunFolder(folder).metrics_file)
 
-    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+    def metrics(self, step: int, values: Mapping[str, float | None], split: str = "train") -> None:
         """Append one line; a value that is not finite becomes null, since JSON has no NaN."""
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
         self._journal.append(json.dumps({"step": step, "time": round(time.time(), 3), "split": split, **finite}))
 
     def finish(self, state: str) -> None:

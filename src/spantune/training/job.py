@@ -20,7 +20,7 @@ from spantune.core import Config, StopRequest, as_config, bar, expect, require_e
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
 from spantune.metrics import Scores
-from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned
+from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned, public_name
 from spantune.report import report_run
 from spantune.runs import (
     BestAdapter,
@@ -34,6 +34,7 @@ from spantune.runs import (
     require_trackers,
     rewind,
     step_of,
+    write_card,
 )
 from spantune.training.collator import Collator
 from spantune.training.estimate import Estimate, checkpointing, compiling
@@ -60,14 +61,14 @@ class Result:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The closing JSON line: run, f1_before, f1, its interval and seconds."""
+        """The closing JSON line: run, f1_before, f1, its interval (null where documents are too few), seconds."""
         micro = self.after.scores.micro
         return {
             "run": str(self.folder),
             "f1_before": round(self.before.micro.f1, 4) if self.before else None,
             "f1": round(micro.f1, 4),
-            "f1_low": round(micro.f1_low or 0.0, 4),
-            "f1_high": round(micro.f1_high or 0.0, 4),
+            "f1_low": None if micro.f1_low is None else round(micro.f1_low, 4),
+            "f1_high": None if micro.f1_high is None else round(micro.f1_high, 4),
             "seconds": round(self.seconds, 1),
         }
 
@@ -210,9 +211,10 @@ class _Job:
         return after
 
     def _complete(self, adapter: Path) -> None:
-        """Write what makes an adapter folder whole beside the adapter: tokenizer and task."""
+        """Write what makes an adapter folder whole beside the adapter: tokenizer, task and model card."""
         self.loaded.tokenizer.save_pretrained(str(adapter))
         self.prepared.task.save(adapter)
+        write_card(adapter, self.prepared.task, public_name(self.recipe.model.source))
 
     def _dev_records(self) -> list[dict[str, Any]]:
         """The lines of the evaluations that steer."""

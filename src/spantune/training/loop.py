@@ -215,7 +215,10 @@ class TrainingLoop:
         self.services.best.retry()  # after a checkpoint there may be room for the best adapter too
 
     def _fill(self, folder: Path) -> None:
-        self.runner.accelerator.unwrap_model(self.runner.model).save_pretrained(str(folder))
+        model = self.runner.accelerator.unwrap_model(self.runner.model)
+        model.save_pretrained(
+            str(folder), save_embedding_layers=False
+        )  # PEFT would ask a hub whether they were trained
         torch.save(self.runner.optimizer.state_dict(), folder / OPTIMIZER_FILE)
         random_state = {"cpu": torch.get_rng_state()}
         if self.runner.device.type == "cuda":

@@ -55,7 +55,8 @@ class Measuring:
             Stopped: a signal came meanwhile; nothing is recorded.
         """
         self._steering = self._steering or self.prepared.steering(self._slice_size(seconds))
-        return self.measure(self._steering, "dev", step).values()
+        values = self.measure(self._steering, "dev", step).values()
+        return {key: value for key, value in values.items() if value is not None}
 
     def measure_test(self, step: int, **more: float) -> Evaluation:
         """Measure all test documents; `more` figures go on the same line."""

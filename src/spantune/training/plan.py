@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from spantune.core import Config, ModelError
+from spantune.core import Config, ModelError, foreign
 from spantune.data import shared_texts
+from spantune.extraction import refusals
 from spantune.models import (
     CausalLM,
     Coverage,
@@ -24,7 +25,7 @@ from spantune.models import (
     unranked_error,
 )
 from spantune.training.estimate import GIB, Estimate, estimate
-from spantune.training.preparation import Prepared
+from spantune.training.preparation import Prepared, splits_with_files
 
 MEMORY = "the run fits into memory"
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ def make_plan(prepared: Prepared) -> Plan:
         _template(prepared),
         _leak("dev shares no text with train", prepared, dev=True),
         _leak("test shares no text with train", prepared, dev=False),
+        _window(prepared),
+        _extractable(prepared),
         _memory(predicted),
         _disk(prepared.recipe, predicted),
     ]
@@ -97,11 +100,17 @@ def require(plan: Plan) -> None:
 
 
 def skeleton(model_config: ModelConfig) -> CausalLM:
-    """Make the model without weights, on the meta device."""
+    """Make the model without weights, on the meta device.
+
+    Raises:
+        ModelError: transformers cannot make a causal LM of this configuration.
+    """
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model: CausalLM = AutoModelForCausalLM.from_config(model_config)
+    where = getattr(model_config, "_name_or_path", "") or "the model"
+    problem = "no causal language model can be made from config.json"
+    with foreign(where, problem, "restore it, or take another model"), torch.device("meta"):
+        model: CausalLM = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
     return model
 
 
@@ -168,6 +177,37 @@ def _leak(name: str, prepared: Prepared, dev: bool) -> Audit:
         else f"{len(documents)} documents, none shared"
     )
     return Audit(name, not shared, result, "remove the shared texts from one side")
+
+
+def _window(prepared: Prepared) -> Audit:
+    window = prepared.files.config.max_position_embeddings
+    longest = max(prepared.examples, key=lambda example: len(example.ids))
+    size = len(longest.ids)
+    result = f"longest: {size} of {window} tokens"
+    if size > window:
+        result = (
+            f"{prepared.recipe.data.train}: document {longest.id!r} takes {size} tokens, over the window of {window}"
+        )
+    remedy = f"set train.max_tokens={window} and data.too_long=split"
+    return Audit("every example fits the model's window", size <= window, result, remedy)
+
+
+def _extractable(prepared: Prepared) -> Audit:
+    """Check what would end the run at an evaluation: a text that extraction refuses, or no text at all."""
+    recipe, window = prepared.recipe, prepared.files.config.max_position_embeddings
+    held_out = splits_with_files(recipe, prepared.splits)[1:]
+    problems = []
+    for documents, path in held_out if held_out[0] != held_out[1] else held_out[:1]:
+        errors = [error.message for error in refusals(documents, prepared.encoder, recipe.extract, window)]
+        if not documents:
+            errors.append("no documents; name another corpus, or raise the limit")
+        if errors:
+            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+            problems.append(f"{path}: {errors[0]}{more}")
+    dev, test = (len(documents) for documents, _ in held_out)
+    result = "; ".join(problems) or f"{dev} documents of dev and {test} of test, none refused"
+    remedy = "mend these documents or settings: evaluation would end the run there"
+    return Audit("every dev and test text can be extracted", not problems, result, remedy)
 
 
 def _memory(predicted: Estimate) -> Audit:

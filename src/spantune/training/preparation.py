@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spantune.core import Document, TaskSpec, as_config, config
+from spantune.core import DataError, Document, TaskSpec, as_config, config
 from spantune.data import Splits, read_splits, split_long
 from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
-from spantune.extraction import mark_choices
+from spantune.extraction import mark_choices, require_grammar
 from spantune.models import ModelFiles, cache_root, read_files
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
@@ -62,10 +63,11 @@ def prepare(recipe: config.Config) -> Prepared:
         SpantuneError: its files, labels, tokenizer or lengths cannot be used.
     """
     recipe = as_config(recipe)
+    require_grammar(recipe.extract, on_choices=recipe.train.on_choices)
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
-    for documents in (splits.train, splits.dev, splits.test):
-        task.check(documents)
+    for documents, path in splits_with_files(recipe, splits):
+        _check_labels(task, documents, path)
     files = read_files(recipe.model.source)
     settings = recipe.train
     unlimited = settings.cut_tokens is not None
@@ -79,6 +81,20 @@ def prepare(recipe: config.Config) -> Prepared:
         cache = cache_root() / "gold"
         examples = mark_choices(examples, splits.train, encoder, files.config.vocab_size, cache)
     return Prepared(recipe, task, splits, files, encoder, examples, cut)
+
+
+def splits_with_files(recipe: config.Config, splits: Splits) -> list[tuple[tuple[Document, ...], str]]:
+    """Return the documents of train, dev and test, each with the file that they come from."""
+    dev = recipe.data.dev or recipe.data.train
+    return [(splits.train, recipe.data.train), (splits.dev, dev), (splits.test, recipe.data.test or dev)]
+
+
+def _check_labels(task: TaskSpec, documents: Sequence[Document], path: str) -> None:
+    """Raise DataError, with the file, for a label that is not the task's."""
+    try:
+        task.check(documents)
+    except DataError as error:
+        raise DataError(error.message, path=path, field=error.field) from None
 
 
 def _cut(examples: tuple[Example, ...], size: int | None) -> tuple[tuple[Example, ...], int]:

@@ -85,7 +85,7 @@ BAD = {
     "end first": (GOOD + "肺炎。|||1 0 dis|||", ["bad.txt:2, field entity 1", "end 0 before the start 1", "inclusive"]),
     "outside": (GOOD + "肺炎。|||0 3 dis|||", ["bad.txt:2, field entity 1", "[0, 4)", "3 characters", "mend them"]),
     "outside later": (GOOD + "肺|||0 0 a|||7 8 b|||", ["bad.txt:2, field entity 2", "[7, 9)", "expected half-open"]),
-    "gb18030": (GOOD.encode() + "肺炎。|||".encode("gb18030"), ["bad.txt:2:", "not UTF-8", "iconv"]),
+    "gb18030": (GOOD.encode() + "肺炎。|||".encode("gb18030"), ["bad.txt:2:", "not UTF-8", "--encoding"]),
     "nothing": (b"\n\n", ["bad.txt", "is empty", "check the path"]),
 }
 

@@ -57,7 +57,7 @@ def lines(*rows: str) -> str:
         ("bmes.txt", WARD, {JOINED: 3}),
         ("segmented.txt", WARD, {JOINED: 3, NUMBER: 26}),
         ("news.iob1", NEWS, {JOINED: 2, COLUMNS: 2, "tags read as IOB1": 1}),
-        ("universal.conll", UNIVERSAL, {COLUMNS: 2, "comment line": 1}),
+        ("universal.conll", UNIVERSAL, {}),
     ],
 )
 def test_fixture_is_recognised_and_read(
@@ -77,7 +77,10 @@ def test_ids_groups_and_tokens_are_kept_where_the_text_does_not_show_them() -> N
     ]
     universal = formats.read(FIXTURES / "universal.conll").documents
     assert [document.id for document in universal] == ["ward-1", "ward/2"]
-    assert universal[1].meta == {"tokens": ["用", "CT", "检查"]}
+    assert [document.meta for document in universal] == [
+        {"group": "ward", "tokens": universal[0].meta["tokens"]},
+        {"group": "ward", "tokens": ["用", "CT", "检查"]},
+    ]
     news = formats.read(FIXTURES / "news.iob1").documents
     assert [document.meta["group"] for document in news] == ["document 1", "document 2"]
 
@@ -151,7 +154,7 @@ def test_the_text_is_joined_by_the_rule(rows: list[str], joiner: str | None, tex
 
 def test_a_column_is_named_by_its_number(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("肺 B-a O B-b\n炎 I-a O O\n", encoding="utf-8")
-    for column, entities in [(None, [("肺", "b")]), (1, [("肺炎", "a")]), (-2, [])]:
+    for column, entities in [(None, [("肺", "b"), ("肺炎", "a")]), (1, [("肺炎", "a")]), (-2, [])]:
         assert found(formats.read(tmp_path / "x", "conll", Options(column=column)).documents) == [("肺炎", entities)]
     for wrong in (0, 4, -4, -5):
         with pytest.raises(
@@ -346,7 +349,7 @@ BAD: dict[str, tuple[str | bytes, list[str]]] = {
     "three columns": (GOOD + "肺\tNN\tO\n", ["bad.txt:5:", "found 3 column(s)", "expected 2", "mend the line"]),
     "blanks for a tab": (GOOD + "肺 O\n", ["bad.txt:5:", "found 1 column(s) in '肺 O'", "a tab between"]),
     "blanks": ("a O\nb O\nc d O\n", ["bad.txt:3:", "found 3 column(s)", "expected 2 with blanks between"]),
-    "empty token": (GOOD + "\tO\n", ["bad.txt:5:", "token is empty", "at least one character", "mend"]),
+    "empty token": (GOOD + "\tB-dis\n", ["bad.txt:5:", "token is empty", "at least one character", "mend"]),
     "empty tag": (GOOD + "肺\t\n", ["bad.txt:5, field column 2", "found ''", "expected O or a tag", "mend it"]),
     "no type": (GOOD + "肺\tB\n", ["bad.txt:5, field column 2", "found 'B'", "as B-TYPE", "mend it"]),
     "no type after the dash": (GOOD + "肺\tB-\n", ["bad.txt:5, field column 2", "found 'B-'", "as B-TYPE"]),
@@ -360,7 +363,7 @@ BAD: dict[str, tuple[str | bytes, list[str]]] = {
     "tokens alone": ("肺\n炎\n", ["bad.txt:", "most lines have one column", "expected a token and a tag"]),
     "comments alone": ("# id = 1\n# x\n", ["bad.txt:", "expected a token and a tag"]),
     "broken transition": (GOOD + "肺\tI-dis\n", ["bad.txt:5, field column 2", "I-dis", "has B", "--fix OUT"]),
-    "gb18030": (GOOD.encode() + "肺\tO".encode("gb18030"), ["bad.txt:5:", "not UTF-8", "iconv"]),
+    "gb18030": (GOOD.encode() + "肺\tO".encode("gb18030"), ["bad.txt:5:", "not UTF-8", "the text around it is UTF-8"]),
     "nothing": (b"\n\t\n", ["bad.txt", "is empty", "check the path"]),
 }
 

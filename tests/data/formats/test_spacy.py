@@ -278,7 +278,7 @@ def test_a_docbin_that_is_none_is_refused_and_leaves_the_collector_on(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "document", "message"),
     [
-        ("x.json", Document("d", "a"), r"one that ends in \.spacy or \.jsonl: rename it"),
+        ("x.txt", Document("d", "a"), r"one that ends in \.spacy, \.jsonl or \.json: rename it"),
         ("x.jsonl", Document("d", "a\ud83d"), r"U\+D83D.*mend the document"),
         pytest.param("x.spacy", Document("d", "a\ud83d"), r"U\+D83D.*mend the document", marks=needs_spacy),
         pytest.param(

@@ -227,7 +227,7 @@ BAD_CSV = {
         ["bad.csv:3, field entities[0].text", "'ung '", "it occurs at 0", "mend"],
     ),
     "id twice": (HEAD + b"a,x,[]\na,y,[]\n", ["bad.csv:3, field id", "'a' is repeated", "line 2"]),
-    "not utf-8": (HEAD + "a,肺,[]\n".encode("gb18030"), ["bad.csv:2:", "not UTF-8", "iconv"]),
+    "not utf-8": (HEAD + "a,肺,[]\n".encode("gb18030"), ["bad.csv:2:", "not UTF-8", "gb18030 if the text is Chinese"]),
     "empty": (b"\n\n", ["is empty", "check the path"]),
 }
 

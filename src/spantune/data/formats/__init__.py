@@ -1,46 +1,56 @@
 """Read and write annotated files: the table of formats, detection by content, and `bundled:` corpora.
 
-A format is a module with `claims`, `read` and `write` that uses no other format; a new one is a module and a line here.
+A format is a module with `claims`, `read` and `write` that uses no other format; a new one is a module and a line here,
+or a `Format` that another package names as an entry point of the group `spantune.formats`.
 Repairs made in reading and losses in writing are counted in notes; a file that cannot be read faithfully is refused.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from spantune.core import DataError, Document, Extraction, expect, expect_each, from_prediction_record, nearest
 from spantune.data.formats import (
+    bioc,
     brat,
+    chat,
     chip,
+    cluener,
     cmeee,
     conll,
     datasets,
+    dataturks,
     doccano,
     few_shot,
+    gliner,
     label_studio,
     marked,
     native,
+    pubtator,
     spacy,
+    surfaces,
     table,
+    token_tags,
+    uie,
+    webanno,
 )
-from spantune.data.raw.document import Item, Nested, Options, Sample, unique, verified
+from spantune.data.raw import plugins
+from spantune.data.raw.document import Item, Nested, Options, RawDocument, RawEntity, Sample, unique, verified
 from spantune.data.raw.json_records import Record, read_json_array, read_json_lines
+from spantune.data.raw.plugins import Format
 from spantune.data.raw.text_files import is_stream, read_bytes, read_chunks
 
 __all__ = [
-    "BUNDLED", "FORMATS", "Corpus", "Format", "Item", "Nested", "Options",
-    "detect", "items", "read", "read_extractions", "resolve", "stream", "write"
+    "BUNDLED", "FORMATS", "Corpus", "Format", "Item", "Nested", "Options", "RawDocument", "RawEntity", "Sample",
+    "detect", "is_known", "items", "names", "of_name", "read", "read_extractions", "resolve", "stream", "write"
 ]  # fmt: skip
 
 BUNDLED = ("biomedical-en-test", "biomedical-en-train", "clinical-zh-test", "clinical-zh-train")
-
-FOLDERS = ("brat", "datasets")
-"""Formats that write a folder."""
 
 _BUNDLED_PREFIX = "bundled:"
 _SAMPLE_LINES = 200
@@ -49,28 +59,31 @@ _BLANK = b"\xef\xbb\xbf \t\r\n"
 DEFAULTS = Options()
 
 
-class Format(NamedTuple):
-    """The functions of a format module."""
-
-    read: Callable[[Path, Counter[str], Options], Iterator[Item]]
-    write: Callable[[Path, Iterable[Document], Counter[str], Options], None]
-    claims: Callable[[Sample], bool]
-
-
 FORMATS = {
+    "webanno": Format(webanno.read, None, webanno.claims),
     "native": Format(native.read, native.write, native.claims),
+    "surfaces": Format(surfaces.read, surfaces.write, surfaces.claims),
     "few_shot": Format(few_shot.read, few_shot.write, few_shot.claims),
     "cmeee": Format(cmeee.read, cmeee.write, cmeee.claims),
     "chip": Format(chip.read, chip.write, chip.claims),
     "conll": Format(conll.read, conll.write, conll.claims),
-    "brat": Format(brat.read, brat.write, brat.claims),
+    "brat": Format(brat.read, brat.write, brat.claims, folder=True),
     "label_studio": Format(label_studio.read, label_studio.write, label_studio.claims),
     "doccano": Format(doccano.read, doccano.write, doccano.claims),
     "spacy": Format(spacy.read, spacy.write, spacy.claims),
+    "token_tags": Format(token_tags.read, token_tags.write, token_tags.claims),
     "table": Format(table.read, table.write, table.claims),
-    "datasets": Format(datasets.read, datasets.write, datasets.claims),
+    "datasets": Format(datasets.read, datasets.write, datasets.claims, folder=True),
+    "cluener": Format(cluener.read, cluener.write, cluener.claims),
+    "uie": Format(uie.read, uie.write, uie.claims),
+    "gliner": Format(gliner.read, gliner.write, gliner.claims),
+    "dataturks": Format(dataturks.read, None, dataturks.claims),
+    "bioc": Format(bioc.read, bioc.write, bioc.claims),
+    "chat": Format(chat.read, chat.write, chat.claims),
+    "pubtator": Format(pubtator.read, pubtator.write, pubtator.claims),
     "marked": Format(marked.read, marked.write, marked.claims),
 }
+"""The formats that come with spantune, in the order in which they are asked whether a file is theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +112,9 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     """
     expect(path, (str, Path), "read", "the path of a corpus, or bundled:NAME")
     file = resolve(path)
-    name = format or detect(file)
+    name = format or detect(file, options)
     notes: Counter[str] = Counter()
-    documents = tuple(verified(unique(_format(name).read(file, notes, options)), notes))
+    documents = tuple(verified(unique(of_name(name).read(file, notes, options)), notes))
     if not documents:
         raise DataError(f"no document was found, read as {name}; expected at least one: check the path", path=file)
     return Corpus(documents, name, file, dict(+notes))
@@ -137,7 +150,7 @@ def items(path: str | Path, format: str | None, notes: Counter[str], options: Op
         DataError: the file cannot be read any further.
     """
     file = resolve(path)
-    return _format(format or detect(file)).read(file, notes, options)
+    return of_name(format or detect(file, options)).read(file, notes, options)
 
 
 def write(
@@ -155,35 +168,83 @@ def write(
     expect(path, (str, Path), "write", "the path to write to")
     checked = expect_each(documents, Document, "documents", "a list of Documents, such as corpus.documents")
     notes: Counter[str] = Counter()
-    _format(format).write(Path(path), checked, notes, options)
+    writer = of_name(format, writing=True).write
+    assert writer is not None
+    writer(Path(path), checked, notes, options)
     return dict(+notes)
 
 
-def detect(path: str | Path) -> str:
-    """Return the name of the format of `path`, from its content.
+def detect(path: str | Path, options: Options = DEFAULTS) -> str:
+    """Return the name of the format of `path`, from its content; `options` say what reading will be told.
 
     Raises:
         DataError: no format claims the content.
+        ConfigError: the encoding is unknown.
     """
     file = resolve(path)
+    try:
+        return _detect(file, options)
+    except DataError:
+        if file.exists() and (name := _added_claimant(file, options)):
+            return name
+        raise
+
+
+def _added_claimant(file: Path, options: Options) -> str | None:
+    """Return the format of another package that claims a file which none of spantune's own can be."""
+    if not (added_names := plugins.added_names(FORMATS)):
+        return None
     if file.is_dir():
-        sample = Sample(file, files=tuple(sorted(entry.name for entry in file.iterdir())))
-        return _claimant(sample) or _unclaimed(file, f"a folder with {', '.join(sample.files[:5]) or 'nothing in it'}")
+        samples = [_folder_sample(file, options)]
+    else:
+        head = read_bytes(file, _SAMPLE_BYTES)
+        text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
+        first = next((r.values for r in _some_records(file, text, options) if isinstance(r, Record)), None)
+        samples = [
+            Sample(file, head, options=options),
+            Sample(file, head, text, options=options),
+            Sample(file, head, text, first, options=options),
+        ]
+    formats = [(name, of_name(name)) for name in added_names]
+    return next((name for sample in samples for name, format in formats if format.claims(sample)), None)
+
+
+def _some_records(file: Path, text: str, options: Options) -> Iterator[Record | DataError]:
+    """Yield the JSON objects of a file until it is found to be none of JSON."""
+    if text[:1] not in ("[", "{"):
+        return
+    try:
+        read_records = read_json_array if text[0] == "[" else read_json_lines
+        yield from islice(read_records(file, Counter(), options.encoding), _SAMPLE_LINES)
+    except DataError:
+        return
+
+
+def _folder_sample(folder: Path, options: Options) -> Sample:
+    return Sample(folder, files=tuple(sorted(entry.name for entry in folder.iterdir())), options=options)
+
+
+def _detect(file: Path, options: Options) -> str:
+    if file.is_dir():
+        sample = _folder_sample(file, options)
+        content = f"a folder with {', '.join(sample.files[:5]) or 'nothing in it'}"
+        return _claimant(sample) or _unclaimed(sample, content)
     head = read_bytes(file, _SAMPLE_BYTES)
-    if name := _claimant(Sample(file, head)):  # a binary file
+    if name := _claimant(Sample(file, head, options=options)):  # a binary file
         return name
     try:
-        text = next(chunk for chunk in read_chunks(file, Counter()) if chunk.strip()).lstrip("\r\n")
+        chunks = read_chunks(file, Counter(), options.encoding)
+        text = next(chunk for chunk in chunks if chunk.strip()).lstrip("\r\n")
     except DataError:
         if not head.lstrip(_BLANK).startswith(b"{"):
             raise
         text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")  # JSONL, of which one line may be unreadable
     lines = [line.removesuffix("\r") for line in text.split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES]]
     first = next(line for line in lines if line.strip())
-    sample = Sample(file, head, "\n".join(lines))
+    sample = Sample(file, head, "\n".join(lines), options=options)
     if first.lstrip()[0] in "[{" and (name := _of_records(sample, first.lstrip())):
         return name
-    return _claimant(sample) or _unclaimed(file, f"text beginning {first[:40]!r}")
+    return _claimant(sample) or _unclaimed(sample, f"text beginning {first[:40]!r}")
 
 
 def resolve(path: str | Path) -> Path:
@@ -202,10 +263,38 @@ def resolve(path: str | Path) -> Path:
     return Path(str(resources.files("spantune").joinpath("data", "bundled", f"{name}.txt")))
 
 
-def _format(name: str) -> Format:
-    if name not in FORMATS:
-        raise DataError(f"unknown format {name!r}; {nearest(name, FORMATS)}")
-    return FORMATS[name]
+def names() -> list[str]:
+    """Return the names of all known formats: spantune's own, and those that installed packages add.
+
+    Raises:
+        ConfigError: a package adds a format under a name that is taken.
+    """
+    return [*FORMATS, *plugins.added_names(FORMATS)]
+
+
+def is_known(name: str) -> bool:
+    """Whether there is a format of that name; other packages are asked only if spantune has none.
+
+    Raises:
+        ConfigError: a package adds a format under a name that is taken.
+    """
+    return name in FORMATS or name in names()
+
+
+def of_name(name: str, *, writing: bool = False) -> Format:
+    """Return the format `name`; one of another package is loaded now. With `writing`, it must have a writer.
+
+    Raises:
+        DataError: there is none of that name, or it can only be read.
+        ConfigError: it is of another package and cannot be loaded.
+    """
+    if not is_known(name):
+        raise DataError(f"unknown format {name!r}; {nearest(name, names())}")
+    format = FORMATS[name] if name in FORMATS else plugins.added(name)
+    if writing and format.write is None:
+        writable = ", ".join(name for name in FORMATS if FORMATS[name].write)
+        raise DataError(f"{name} can only be read; write one of {writable}")
+    return format
 
 
 def _claimant(sample: Sample) -> str | None:
@@ -215,39 +304,48 @@ def _claimant(sample: Sample) -> str | None:
 def _of_records(sample: Sample, first: str) -> str | None:
     """Return the format that claims an object of a JSON file; None if the file is not JSON.
 
-    If all texts have an empty entity list, or none, several formats are possible: an array is taken for CMeEE, JSONL
-    for the native format.
+    If all texts have an empty entity list, or none, several formats are possible: an array without ids is taken for
+    CMeEE, anything else for the native format.
     """
-    is_array = first.startswith("[")
+    is_array, encoding = first.startswith("["), sample.options.encoding
     broken: DataError | None = None
-    read_any = False
+    read_any = has_id = False
     try:
-        for record in (read_json_array if is_array else read_json_lines)(sample.path, Counter()):
+        for record in (read_json_array if is_array else read_json_lines)(sample.path, Counter(), encoding):
             if isinstance(record, DataError):  # reading will report it; a later line may show the format
                 broken = broken or record
                 if record.line is not None and record.line > _SAMPLE_LINES:
                     break
                 continue
             read_any = True
-            if name := _claimant(replace(sample, record=record.values)):
+            if name := _claimant(replace(sample, text="", record=record.values)):  # the text would be searched anew
                 return name
             names = set(record.values)
+            has_id = has_id or "id" in names
             if "text" in names and names <= {"id", "text", "meta"}:
                 break  # texts to extract from
             if "text" not in names or record.values.get("entities") != []:
-                return _unclaimed(sample.path, f"an object with {', '.join(record.values)[:80]}")
+                return _unclaimed(replace(sample, text=""), f"an object with {', '.join(record.values)[:80]}")
     except DataError as error:
         broken = broken or error
     if not read_any and _claimant(sample):  # marked text, say, that begins with a bracket
         return None
     if broken is not None:
         raise broken
-    return "cmeee" if is_array else "native"
+    return "cmeee" if is_array and not has_id else "native"
 
 
-def _unclaimed(path: Path, content: str) -> str:
+def _unclaimed(sample: Sample, content: str) -> str:
+    remedies = "Name the one it is (data.format=NAME, --format or --from NAME), or convert it"
+    if sample.record is None and sample.text and sample.options.column is None:
+        remedies = (
+            "Name the column of tags or entities (data.column, --column NAME or NUMBER) if it is a table or has a "
+            f"token a line; else n{remedies[1:]}"
+        )
+    if sample.text and sample.options.column is not None:
+        content += f", and whose column {sample.options.column!r} holds no tags or entities"
+    if sample.head.count(0) * 4 > len(sample.head) and "\0" in sample.text:
+        remedies = "It looks like UTF-16 or UTF-32: name its encoding (data.encoding, --encoding utf-16-le, say)"
     raise DataError(
-        f"found {content}, which is of no known format; known: {', '.join(FORMATS)}. Name the one it is "
-        "(data.format=NAME, --format or --from NAME), or convert it",
-        path=path,
+        f"found {content}, which is of no known format; known: {', '.join(names())}. {remedies}", path=sample.path
     )

@@ -83,7 +83,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     for stem in stems:
         id = (stem.relative_to(path) if path.is_dir() else PurePosixPath(stem.name)).as_posix()
         try:
-            yield _document(_REPLACED.sub(lambda match: chr(int(match[1], 16)), id), stem, notes)
+            yield _document(_REPLACED.sub(lambda match: chr(int(match[1], 16)), id), stem, notes, options.encoding)
         except DataError as error:
             yield error
 
@@ -116,11 +116,11 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
                 ) from None
 
 
-def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
+def _document(id: str, stem: Path, notes: Counter[str], encoding: str | None) -> RawDocument:
     texts, annotation = stem.with_name(stem.name + ".txt"), stem.with_name(stem.name + ".ann")
     if not texts.is_file():
         raise DataError(f"there is no {texts.name} beside it, so no text; add it, or remove this file", path=annotation)
-    text = read_text(texts)
+    text = read_text(texts, notes, encoding)
     notes["byte-order mark kept: offsets count it"] += text.startswith("\ufeff")
     if not annotation.is_file():
         notes["text without .ann file: no entities"] += 1
@@ -129,7 +129,7 @@ def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
     rows: list[Row] = []
     others: list[str] = []
     ids: set[object] = set()
-    for number, line in _numbered(annotation, notes):
+    for number, line in _numbered(annotation, notes, encoding):
         if not _KIND.match(line) or "\t" not in line:
             raise DataError(
                 f"found {line[:40]!r}; expected an id that begins with T, A, M, N, R, E, # or *, and a tab: mend it",
@@ -150,9 +150,9 @@ def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
     return RawDocument(id, text, tuple(entities), annotation, meta=meta)
 
 
-def _numbered(path: Path, notes: Counter[str]) -> Iterator[tuple[int, str]]:
+def _numbered(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[tuple[int, str]]:
     """Yield the lines of an `.ann` file that are not blank."""
-    for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), start=1):
+    for number, line in enumerate(read_text(path, notes, encoding).removeprefix("\ufeff").split("\n"), start=1):
         notes[CRLF_NOTE] += line.endswith("\r")
         if line.strip():
             yield number, line.removesuffix("\r")

@@ -29,7 +29,7 @@ def claims(sample: Sample) -> bool:
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """Yield the sentences of `path`, called `<stem>-<line>`."""
-    for number, line in read_lines(path, notes):
+    for number, line in read_lines(path, notes, encoding=options.encoding):
         try:
             text, entities = _parse(line)
         except DataError as error:

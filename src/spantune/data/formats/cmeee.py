@@ -39,7 +39,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         text = record.text("text", blank=True)
         return RawDocument(f"{path.stem}-{record.number}", text, entities, path, record.line, record.others(_FIELDS))
 
-    return each(read_json(path, notes), parse)
+    return each(read_json(path, notes, options.encoding), parse)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

@@ -1,9 +1,9 @@
-"""CoNLL: a token and its tag a line, a blank line between sentences; BIO (IOB2), IOB1, BIOES, BMES and BIOUL tags.
+"""CoNLL and its relatives: a token and its tags a line, a blank line between sentences.
 
-A first pass over the file finds its separator, number of columns, scheme, and whether the tokens are characters (those
-of WeiboNER have a number, which is removed). The text is joined from the tokens, see `tokens`, unless a `# text = …`
-line states it. The file is read twice so that it need not be in memory. Tags without a type and lines with other
-columns than most are refused, and in writing overlapping entities and labels with white space.
+`token_lines` tells the layout of the whole file. The text is joined from the tokens, see `tokens`, unless a comment
+`# text = …` states it or a column says where no space follows. The file is read twice or more, so that it need not be
+in memory. Lines with other columns than most are refused, and in writing overlapping entities and labels with white
+space.
 """
 
 from __future__ import annotations
@@ -12,42 +12,76 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from spantune.core import ConfigError, DataError, Document, Entity, replacing
 from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample
-from spantune.data.raw.tags import OUTSIDE, Chunk, Scheme, SchemeCensus, Tag, decode, encode, flat, parse_tag
+from spantune.data.raw.tags import Chunk, Tag, decode, encode, flat
 from spantune.data.raw.text_files import read_lines
+from spantune.data.raw.token_layout import Layer, Layout, survey
+from spantune.data.raw.token_lines import (
+    DOCSTART,
+    INDEX_PART,
+    Census,
+    Sentence,
+    columns,
+    find_header,
+    is_comment,
+    may_be_token,
+    no_space_after,
+    sentences,
+)
 from spantune.data.raw.tokens import Span, TokenCensus, cut, join, locate, split, unnumbered
 from spantune.data.rules import Rule
+
+EMPTY_TOKEN = "line with an empty token and the tag O left out"
 
 _BOM = "\ufeff"
 _LIKELY = 0.9  # the share of lines with a tag from which a file is taken for CoNLL
 
 
 def claims(sample: Sample) -> bool:
-    """Whether the file can only be this format."""
-    lines = [line for line in sample.text.split("\n") if line.strip() and not line.startswith(DOCSTART)]
-    lines = [line for line in lines if not is_comment(line, -1)]
-    rows = [columns(line, "\t" in line) for line in lines]
-    widths = Counter(len(row) for row in rows if len(row) > 1 and parse_tag(row[-1]))
-    count = max(widths.values(), default=0)
-    return count > 0 and count >= _LIKELY * len(rows) and (count > 1 or "\t" in lines[0])
+    """Whether the file can only be this format; a column that the user names need not be told from its tags alone."""
+    lines = list(enumerate(sample.text.split("\n"), start=1))
+    header, names = find_header(lines)
+    census = Census.of(lambda: sentences(lines, Counter(), header=header), names)
+    if census is None or census.shape[1] < 2 or not (census.rows > 1 or census.shape[0]):
+        return False
+    column = sample.options.column
+    if column is None or (place := census.place(column)) is None:  # reading will say which columns there are
+        return any(census.tagged(place) >= _LIKELY * census.shapes.total() for place in census.tag_columns())
+    return census.spelling(place, is_named=True) is not None
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """Yield the sentences of `path`, called as their `# id` or `# sent_id` says, else `<stem>-<line>`.
 
     Raises:
-        ConfigError: `options.column` is no column of the file.
+        DataError: it is not clear which columns hold the tags.
+        ConfigError: `options.column` is no column of the file, or `options.label` is missing.
     """
-    layout = survey(path, options)
-    notes["tags read as IOB1"] += layout.scheme == "IOB1"
-    for sentence in sentences(path, notes, tag_column(options)):
+
+    def lines(notes: Counter[str]) -> Iterator[tuple[int, str]]:
+        return read_lines(path, notes, blank=True, encoding=options.encoding)
+
+    header = find_header(lines(Counter()))
+    try:
+        layout = survey(lambda: sentences(lines(Counter()), Counter(), header=header[0]), header, options)
+    except DataError as error:
+        raise error if error.path else DataError(error.message, path=path) from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    notes["tags read as IOB1"] += any(layer[1:] == ("prefix", "IOB1") for layer in layout.layers)
+    notes["tags without B and I: neighbours of one type read as one entity"] += layout.layers[0].spelling == "io"
+    for sentence in sentences(lines(notes), notes, layout.is_token, layout.header):
         try:
-            yield _document(sentence, path, layout, notes)
+            document = _document(sentence, path, layout, notes)
         except DataError as error:
             yield error
+            continue
+        if document is not None:
+            yield document
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
@@ -82,77 +116,151 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     notes["white space that reading does not restore"] += changed[census.joiner(options.joiner)]
 
 
-def _document(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str]) -> RawDocument:
-    tokens: list[str] = []
-    tags: list[Tag] = []
-    for number, line in sentence.rows:
-        token, tag = _row(line, layout, path, number)
-        tokens.append(token)
-        tags.append(tag)
-    text, spans = _text(sentence, tokens, path, layout)
+@dataclass(slots=True)
+class _Words:
+    """The tokens of a sentence, and of every line with tags its number, its tags by layer and its token, None for none.
+
+    `glued` says of each token whether no space follows it.
+    """
+
+    tokens: list[str] = field(default_factory=list)
+    glued: list[bool] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    tags: list[list[Tag]] = field(default_factory=list)
+    places: list[int | None] = field(default_factory=list)
+
+    def add_token(self, token: str, *, is_glued: bool) -> int:
+        self.tokens.append(token)
+        self.glued.append(is_glued)
+        return len(self.tokens) - 1
+
+    def add_tags(self, line: int, tags: list[Tag], place: int | None) -> None:
+        self.lines.append(line)
+        self.tags.append(tags)
+        self.places.append(place)
+
+
+def _document(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str]) -> RawDocument | None:
+    """Return the document of a sentence; None if all its tokens are empty."""
+    words = _words(sentence, path, layout, notes)
+    if not words.tokens:
+        return None
+    text, spans = _text(sentence, words, path, layout)
     entities = tuple(
-        _entity(chunk, text, spans, sentence.rows, layout.tag + 1) for chunk in decode(tags, layout.scheme)
+        chain.from_iterable(_entities(index, layer, words, text, spans) for index, layer in enumerate(layout.layers))
     )
-    meta: dict[str, object] = {"group": f"document {sentence.group}"} if sentence.group else {}
-    if [text[start:end] for start, end in split(text)] != tokens:
-        meta["tokens"] = tokens  # `write` needs them to write the same lines
+    meta: dict[str, object] = {"group": sentence.group} if sentence.group else {}
+    if [text[start:end] for start, end in split(text)] != words.tokens:
+        meta["tokens"] = words.tokens  # `write` needs them to write the same lines
     notes["text joined from tokens"] += "text" not in sentence.stated
-    notes["segmentation number taken off a token"] += len(tokens) * layout.is_segmented
-    notes["other columns not read"] += layout.width > 2
+    notes["segmentation number taken off a token"] += len(words.tokens) * layout.is_segmented
+    columns_read = {layout.token, layout.spaces, *(layer.column for layer in layout.layers)} - {None}
+    notes["other columns not read"] += layout.width > layout.is_indexed + len(columns_read)
     first = sentence.rows[0][0]
     name = sentence.stated.get("id") or sentence.stated.get("sent_id") or f"{path.stem}-{first}"
     return RawDocument(name, text, entities, path, first, meta)
 
 
-def _row(line: str, layout: Layout, path: Path, number: int) -> tuple[str, Tag]:
-    """Return the token and the tag on a line."""
+def _words(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str]) -> _Words:
+    words = _Words()
+    contracted, place_of_contracted = range(0), 0
+    for number, line in sentence.rows:
+        row = _row(line, layout, path, number)
+        token, tags = row[layout.token], [_tag(row, layer, layout, path, number) for layer in layout.layers]
+        part = INDEX_PART.fullmatch(row[0]) if layout.is_indexed else None
+        is_outside = all(tag.role == "O" for tag in tags)
+        if part and not is_outside:
+            raise _line_error("a line of several words, or of none, has a tag; expected it on the words", path, number)
+        is_glued = layout.spaces is not None and no_space_after(row[layout.spaces])
+        if not token and not is_outside:
+            raise _line_error("the token is empty, but tagged; expected at least one character", path, number)
+        if part and part[2] == "-":
+            place_of_contracted = words.add_token(token, is_glued=is_glued)
+            contracted = range(int(part[1]), int(part[3]) + 1)
+            notes["contracted token (3-4) read, and not its words"] += 1
+        elif part:
+            notes["line of a word that is not in the text (8.1) left out"] += 1
+        elif not token:
+            notes[EMPTY_TOKEN] += 1
+            words.add_tags(number, tags, None)
+        elif layout.is_indexed and row[0].isdecimal() and int(row[0]) in contracted:
+            words.add_tags(number, tags, place_of_contracted)
+        else:
+            place = words.add_token(unnumbered(token) if layout.is_segmented else token, is_glued=is_glued)
+            words.add_tags(number, tags, place)
+    return words
+
+
+def _row(line: str, layout: Layout, path: Path, number: int) -> list[str]:
+    """Return the columns of a line."""
     row = columns(line, layout.is_tabbed)
+    if len(row) == layout.width - 1 and layout.token == 0 and not layout.is_tabbed and line[0] in " \t":
+        row = ["", *row]  # the token is empty
     if len(row) != layout.width:
         between = "a tab" if layout.is_tabbed else "blanks"
-        raise DataError(
+        raise _line_error(
             f"found {len(row)} column(s) in {line[:40]!r}; expected {layout.width} with {between} between, as most "
-            "lines have: mend the line",
-            path=path,
-            line=number,
+            "lines have",
+            path,
+            number,
         )
-    token = row[layout.token]
-    if not token:
-        raise DataError("the token is empty; expected at least one character: mend the line", path=path, line=number)
-    if (tag := parse_tag(row[layout.tag])) is None:
+    return row
+
+
+def _tag(row: list[str], layer: Layer, layout: Layout, path: Path, number: int) -> Tag:
+    """Return the tag of a row in `layer`."""
+    cell = row[layer.column]
+    if (tag := layout.tag(cell, layer)) is None:
+        example = {
+            "prefix": "O or a tag with its type, as B-TYPE, I-TYPE, E-TYPE or S-TYPE",
+            "suffix": "O or a tag with its type before it, as TYPE-B, TYPE-I",
+            "bare": "O, B or I, as the other lines of the file have",
+            "io": "O or a type",
+        }[layer.spelling]
         raise DataError(
-            f"found {row[layout.tag]!r}; expected O or a tag with its type, as B-TYPE, I-TYPE, E-TYPE or S-TYPE: mend "
-            "it, or name the column that holds the tags",
+            f"found {cell!r}; expected {example}: mend it, or name the column that holds the tags",
             path=path,
             line=number,
-            field=f"column {layout.tag + 1}",
+            field=f"column {layer.column + 1}",
         )
-    return unnumbered(token) if layout.is_segmented else token, tag
+    return tag
 
 
-def _text(sentence: Sentence, tokens: list[str], path: Path, layout: Layout) -> tuple[str, list[Span]]:
+def _line_error(problem: str, path: Path, number: int) -> DataError:
+    return DataError(f"{problem}: mend the line", path=path, line=number)
+
+
+def _text(sentence: Sentence, words: _Words, path: Path, layout: Layout) -> tuple[str, list[Span]]:
     """Return the text of a sentence, stated or else joined, and the spans of its tokens."""
+    tokens = words.tokens
     if (text := sentence.stated.get("text")) is None:
-        return join(tokens, layout.joiner)
+        return join(tokens, layout.joiner, words.glued)
     spans = locate(tokens, text)
     if isinstance(spans, int):
         problem = f"has more than the tokens: {text!r}"
         if spans < len(tokens):
             problem = f"does not hold the token {tokens[spans]!r} where it would follow: {text!r}"
+        place = min(spans, len(tokens) - 1)
+        lines = (line for line, its_place in zip(words.lines, words.places, strict=True) if its_place == place)
         raise DataError(
             f"the `# text` line {problem}; expected the tokens in order with white space between: mend or remove it",
             path=path,
-            line=sentence.rows[min(spans, len(tokens) - 1)][0],
+            line=next(lines, sentence.rows[0][0]),
         )
     return text, spans
 
 
-def _entity(chunk: Chunk, text: str, spans: list[Span], rows: list[tuple[int, str]], column: int) -> RawEntity:
-    start, end = spans[chunk.start][0], spans[chunk.end - 1][1]
-    defect = None
-    if chunk.fault:
-        defect = Defect(Rule.BROKEN_TRANSITION, f"{chunk.fault}; read as {chunk.label} {text[start:end]!r}", False)
-    line = rows[chunk.place if chunk.fault else chunk.start][0]
-    return RawEntity(start, end, chunk.label, text[start:end], field=f"column {column}", line=line, defect=defect)
+def _entities(index: int, layer: Layer, words: _Words, text: str, spans: list[Span]) -> Iterator[RawEntity]:
+    """Yield the entities of one layer."""
+    for chunk in decode([tags[index] for tags in words.tags], layer.scheme):
+        places = [place for place in words.places[chunk.start : chunk.end] if place is not None]
+        start, end = spans[places[0]][0], spans[places[-1]][1]
+        defect = None
+        if chunk.fault:
+            defect = Defect(Rule.BROKEN_TRANSITION, f"{chunk.fault}; read as {chunk.label} {text[start:end]!r}", False)
+        line = words.lines[chunk.place if chunk.fault else chunk.start]
+        field = f"column {layer.column + 1}"
+        yield RawEntity(start, end, chunk.label, text[start:end], field=field, line=line, defect=defect)
 
 
 def _tagged(
@@ -202,125 +310,8 @@ def _is_token(token: str) -> bool:
     """Whether `token` can be written on a line and read back as one."""
     line = f"{token}\tO"
     return (
-        bool(token) and not re.search(r"[\t\n]", token) and not line.startswith(DOCSTART) and not is_comment(line, -1)
+        bool(token)
+        and not re.search(r"[\t\n]", token)
+        and not line.startswith(DOCSTART)
+        and not is_comment(line, may_be_token)
     )
-
-
-DOCSTART = "-DOCSTART-"
-
-_COMMENT = re.compile(r"#(?:[ \t]|$)")
-_FIELD = re.compile(r"# *([\w.:-]+) *= ?(.*)")
-_STATED = ("id", "sent_id", "text")
-_BLANKS = re.compile(r"[ \t]+")
-
-
-@dataclass(slots=True)
-class Sentence:
-    """Token lines with their numbers, the fields that comments state, and the number of the last `-DOCSTART-`."""
-
-    rows: list[tuple[int, str]] = field(default_factory=list)
-    stated: dict[str, str] = field(default_factory=dict)
-    group: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The layout of a whole file; `token` and `tag` are columns from 0, a `joiner` of None decides per boundary."""
-
-    is_tabbed: bool
-    width: int
-    token: int
-    tag: int
-    scheme: Scheme
-    is_segmented: bool
-    joiner: str | None
-
-
-def survey(path: Path, options: Options) -> Layout:
-    """Find the layout of `path` from all its lines.
-
-    Raises:
-        DataError: most lines have one column, or the file cannot be read.
-        ConfigError: `options.column` is no column of the file.
-    """
-    column = tag_column(options)
-    shapes: Counter[tuple[bool, int]] = Counter()
-    scheme, censuses, counted = SchemeCensus(), (TokenCensus(), TokenCensus()), True
-    for sentence in sentences(path, Counter(), column):
-        before = OUTSIDE
-        for index, (_, line) in enumerate(sentence.rows):
-            row = columns(line, "\t" in line)
-            shapes["\t" in line, len(row)] += 1
-            counted = counted and row[0] == str(index + 1)
-            for census, token in zip(censuses, row, strict=False):
-                census.add(token, index == 0)
-            tag = tag_in(row, column) or OUTSIDE
-            scheme.add(tag, before)
-            before = tag
-        scheme.add(OUTSIDE, before)
-    if not shapes or shapes.most_common(1)[0][0][1] < 2:
-        raise DataError(
-            "most lines have one column; expected a token and a tag on each, with a tab or blanks between, and a blank "
-            "line between sentences",
-            path=path,
-        )
-    (is_tabbed, width), _ = shapes.most_common(1)[0]
-    place = 1 if counted and width > 2 else 0
-    if not -width <= column < width or column % width == place:
-        raise ConfigError(
-            f"{path}: column {column} cannot hold the tags; the lines have {width} columns, from 0, and {place} holds "
-            "the tokens: choose another"
-        )
-    tokens = censuses[place]
-    joiner = tokens.joiner(options.joiner)
-    return Layout(is_tabbed, width, place, column % width, scheme.scheme, tokens.is_segmented, joiner)
-
-
-def sentences(path: Path, notes: Counter[str], column: int) -> Iterator[Sentence]:
-    """Yield the sentences of `path`; comment lines stand before the first token of one."""
-    sentence = Sentence()
-    for number, line in read_lines(path, notes, blank=True):
-        is_start = line.startswith(DOCSTART)
-        if is_start or not line.strip(" \t"):
-            if sentence.rows:
-                yield sentence
-                sentence = Sentence(group=sentence.group)
-            sentence.group += is_start
-        elif not sentence.rows and is_comment(line, column):
-            stated = _FIELD.match(line)
-            if stated and stated[1] in _STATED and stated[1] not in sentence.stated:
-                sentence.stated[stated[1]] = stated[2]
-            else:
-                notes["comment line"] += 1
-        else:
-            sentence.rows.append((number, line))
-    if sentence.rows:
-        yield sentence
-
-
-def is_comment(line: str, column: int) -> bool:
-    """Whether a line is a comment; a token `#` has a tag on its line, a comment `# key = value` may end like one."""
-    if not _COMMENT.match(line):
-        return False
-    return bool(_FIELD.match(line)) or tag_in(columns(line, "\t" in line), column) is None
-
-
-def tag_in(row: list[str], column: int) -> Tag | None:
-    """Return the tag in `column`; None if there is no such column, or no tag in it."""
-    return parse_tag(row[column]) if -len(row) <= column < len(row) else None
-
-
-def columns(line: str, is_tabbed: bool) -> list[str]:
-    """Split a line into columns, at tabs or else at runs of blanks."""
-    return line.split("\t") if is_tabbed else _BLANKS.split(line.strip(" \t"))
-
-
-def tag_column(options: Options) -> int:
-    """Return the column of the tags that the user names, or the last one.
-
-    Raises:
-        ConfigError: it is given as a name.
-    """
-    if isinstance(options.column, str):
-        raise ConfigError(f"column {options.column!r}: token lines have no header; give the column's number, from 0")
-    return -1 if options.column is None else options.column

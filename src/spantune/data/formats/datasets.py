@@ -12,17 +12,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from spantune.core import DataError, Document, need, replacing_path
-from spantune.data.raw import tabular, tags, tokens
-from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each
+from spantune.data.raw import tabular
+from spantune.data.raw.document import Item, Options, RawDocument, Sample, each
 from spantune.data.raw.json_records import Record
-from spantune.data.rules import Rule
+from spantune.data.raw.tagged import Tagged, class_names
 
 _SPLITS = "dataset_dict.json"
 _FILES = {"dataset_info.json", "state.json"}
@@ -73,69 +72,6 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
             datasets.Dataset.from_file(f"{folder}/arrow").save_to_disk(str(partial))
 
 
-@dataclass(frozen=True, slots=True)
-class _Tagged:
-    """The column of tags, the names where they are numbers, and what all rows together tell of scheme and joiner."""
-
-    column: str
-    names: tuple[str, ...]
-    notes: Counter[str]
-    joiner: str | None = None
-    scheme: tags.Scheme = "IOB2"
-
-    def after(self, records: Iterable[Record | DataError]) -> _Tagged:
-        """The same with the scheme and joiner that `records` show; rows that cannot be read are passed over."""
-        written, schemes = tokens.TokenCensus(), tags.SchemeCensus()
-        for record in records:
-            try:
-                words, row_tags = self._row(record) if isinstance(record, Record) else ([], [])
-            except DataError:
-                continue
-            for word in words:
-                written.add(word, False)
-            for before, tag in pairwise([tags.OUTSIDE, *row_tags, tags.OUTSIDE]):
-                schemes.add(tag, before)
-        characters = written.cjk and written.characters and self.joiner is None
-        return replace(self, joiner="" if characters else self.joiner, scheme=schemes.scheme)
-
-    def parse(self, record: Record) -> RawDocument:
-        words, row_tags = self._row(record)
-        text, spans = tokens.join(words, self.joiner)
-        self.notes["text joined from its tokens"] += 1
-        entities = []
-        for chunk in tags.decode(row_tags, self.scheme):
-            start, end = spans[chunk.start][0], spans[chunk.end - 1][1]
-            defect = Defect(Rule.BROKEN_TRANSITION, chunk.fault, tolerated=False) if chunk.fault else None
-            field = f"{self.column}[{chunk.place if chunk.fault else chunk.start}]"
-            entities.append(RawEntity(start, end, chunk.label, text[start:end], field=field, defect=defect))
-        return tabular.document(record, text, tuple(entities), self.notes, (_TOKENS, self.column))
-
-    def _row(self, record: Record) -> tuple[list[str], list[tags.Tag]]:
-        words, stated = record.values[_TOKENS], record.values[self.column]
-        if not isinstance(words, list) or not isinstance(stated, list) or len(words) != len(stated):
-            raise record.error(
-                f"expected a list of tokens and one of as many tags; found {_size(words)} and {_size(stated)}: mend "
-                "the row",
-                self.column,
-            )
-        for index, word in enumerate(words):
-            replace(record, values={_TOKENS: word}, inside=f"token {index} of ").text(_TOKENS)
-        return words, [self._tag(record, value, index) for index, value in enumerate(stated)]
-
-    def _tag(self, record: Record, value: object, index: int) -> tags.Tag:
-        name = value
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.names):
-            name = self.names[value]
-        if isinstance(name, str) and (tag := tags.parse_tag(name)):
-            return tag
-        valid = f"a number below {len(self.names)}" if self.names else "a string"
-        raise record.error(
-            f"found {name!r}; expected {valid} for a tag such as O, B-dis, I-dis: map the tags of the column, or name "
-            "another (--column NAME)",
-            f"{self.column}[{index}]",
-        )
-
-
 def _check(path: Path) -> None:
     """Refuse what is not a folder of one saved dataset."""
     if (path / _SPLITS).is_file():
@@ -163,7 +99,7 @@ def _parser(table: Any, path: Path, notes: Counter[str], options: Options) -> Ca
     is_tagged = _TOKENS in names and tag_column in names and _holds_tags(features[tag_column])
     if is_tagged and (options.column is not None or not {"text", tabular.ENTITIES} <= set(names)):
         assert isinstance(tag_column, str)
-        tagged = _Tagged(tag_column, _class_names(features[tag_column]), notes, options.joiner)
+        tagged = Tagged(_TOKENS, tag_column, class_names(features[tag_column]), notes, options.joiner)
         columns = table.select_columns([_TOKENS, tag_column])
         return tagged.after(_records(columns, path, Counter())).parse
     if _TOKENS in names and "text" not in names:
@@ -173,7 +109,7 @@ def _parser(table: Any, path: Path, notes: Counter[str], options: Options) -> Ca
             path=path,
         )
     entities_column = tabular.entities_column(names, options, path)
-    labels = _class_names(features[entities_column])
+    labels = class_names(features[entities_column])
     return lambda record: tabular.parse(_labelled(record, entities_column, labels), entities_column, notes)
 
 
@@ -192,13 +128,6 @@ def _holds_tags(feature: dict[str, Any]) -> bool:
     return feature.get("feature", {}).get("_type") in ("Value", "ClassLabel")
 
 
-def _class_names(feature: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of the class labels in a column of lists, of labels or of structs with a `label`; else ()."""
-    inner = feature.get("feature", feature)
-    label = inner.get("label", inner)
-    return tuple(label.get("feature", label).get("names") or ())
-
-
 def _labelled(record: Record, column: str, names: tuple[str, ...]) -> Record:
     """Return `record` with class labels as names instead of numbers; other values stay, to be refused later."""
     stated = record.values[column]
@@ -212,10 +141,6 @@ def _labelled(record: Record, column: str, names: tuple[str, ...]) -> Record:
         return row | {"label": names[label]} if isinstance(label, int) and 0 <= label < len(names) else row
 
     return replace(record, values=record.values | {column: [named(row) for row in stated]})
-
-
-def _size(value: object) -> str:
-    return str(len(value)) if isinstance(value, list) else repr(value)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

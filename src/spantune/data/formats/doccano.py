@@ -47,7 +47,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
     """
-    return each(read_json(path, notes), lambda record: _document(record, notes))
+    return each(read_json(path, notes, options.encoding), lambda record: _document(record, notes))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

@@ -40,7 +40,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         text = record.text("text", blank=True)
         return RawDocument(f"{path.stem}-{record.line}", text, entities, path, record.line, record.others(_FIELDS))
 
-    return each(read_json_lines(path, notes), parse)
+    return each(read_json_lines(path, notes, options.encoding), parse)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

@@ -61,7 +61,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         DataError: the file is neither an array nor JSONL of tasks.
     """
-    for record in read_json(path, notes):
+    for record in read_json(path, notes, options.encoding):
         if isinstance(record, DataError):
             yield record
             continue

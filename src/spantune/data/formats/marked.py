@@ -32,7 +32,7 @@ def claims(sample: Sample) -> bool:
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """Yield the sentences of `path`, called `<stem>-<line>`; `notes` counts the comment lines."""
     group = ""
-    for number, line in read_lines(path, notes):
+    for number, line in read_lines(path, notes, encoding=options.encoding):
         if heading := _HEADING.match(line):
             group = heading[1].strip()
         elif line.startswith("#"):

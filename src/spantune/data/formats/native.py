@@ -1,8 +1,9 @@
 """spantune's own JSONL: `{"id", "text", "entities": [{"start", "end", "label", "text", "score"?}], "meta"?}` a line.
 
-A predictions file of a run has the model's `answer` too, which only `read_extractions` reads. Offsets are half-open
-code points, and an entity's `text` is verified against them, so that a file with offsets of
-another kind is refused instead of trained on. Ids are unique; a record without one is called `<stem>-<line>`.
+A JSON array of such objects, as other tools write them, is read too; its ids may be numbers. A predictions file of
+a run has the model's `answer` too, which only `read_extractions` reads. Offsets are half-open code points, and an
+entity's `text` is verified against them, so that a file with offsets of another kind is refused instead of trained on.
+Ids are unique; a record without one is called `<stem>-<line>`, in an array `<stem>-<number>`.
 """
 
 from __future__ import annotations
@@ -14,25 +15,29 @@ from pathlib import Path
 from spantune.core import Document, to_record
 from spantune.data.raw import tabular
 from spantune.data.raw.document import Item, Options, RawDocument, Sample, each
-from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
+from spantune.data.raw.json_records import Record, begins_array, document_id, read_json, write_json_lines
 
 _FIELDS = ("id", "text", "entities", "meta", "answer")
 
 
 def claims(sample: Sample) -> bool:
-    """Whether the file can only be this format."""
-    record = sample.record or {}
-    rows = record.get("entities")
-    if isinstance(rows, list) and rows:
-        return isinstance(rows[0], dict) and "start" in rows[0]
-    return isinstance(rows, list) and "id" in record and "text" in record and "relations" not in record  # doccano's
+    """Whether the file can only be this format; a text without entities does not show it."""
+    rows = sample.record.get("entities") if sample.record else None
+    return isinstance(rows, list) and bool(rows) and isinstance(rows[0], dict) and "start" in rows[0]
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`; `notes` counts what was made or ignored."""
+    """Yield the documents of `path`; `notes` counts what was made or ignored.
+
+    Raises:
+        DataError: the file is neither JSONL nor an array of objects.
+    """
+    is_array = begins_array(path, options.encoding)
 
     def parse(record: Record) -> RawDocument:
-        if "id" in record.values:
+        if is_array:
+            name = document_id(record, notes)
+        elif "id" in record.values:
             name = record.text("id")
         else:
             name = f"{path.stem}-{record.line}"
@@ -43,7 +48,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         text = record.text("text", blank=True)
         return RawDocument(name, text, entities, path, record.line, record.mapping("meta"))
 
-    return each(read_json_lines(path, notes), parse)
+    return each(read_json(path, notes, options.encoding), parse)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

@@ -1,5 +1,7 @@
-"""spaCy's DocBin (`.spacy`), and the JSONL of Prodigy and of `Doc.to_json`: `{"text", "spans" or "ents"}`.
+"""spaCy's DocBin (`.spacy`), the JSONL of Prodigy and of `Doc.to_json`, and spaCy 2's training data as JSON.
 
+The JSONL is `{"text", "spans" or "ents"}`, or `{"text", "entities": [[start, end, label], …]}`; the training data are
+`[[text, {"entities": [[start, end, label], …]}], …]`, which `pairs` reads, as ner-annotator's wrapped ones.
 Entities are `doc.ents` or a span group. If some entities of a corpus overlap, all are written to the group "sc",
 because a component is trained on one of the two. Tokens are made so that every entity begins and ends at a token; id
 and meta are in `user_data`. A DocBin is read as a whole by spaCy's own class, which unpickles nothing; JSONL is read
@@ -18,26 +20,33 @@ from pathlib import Path
 from typing import Any
 
 from spantune.core import DataError, Document, Entity, need, replacing_path, to_record
-from spantune.data.raw import tabular, tokens
+from spantune.data.raw import pairs, tabular, tokens
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
+from spantune.data.raw.json_records import Record, begins_array, document_id, read_json, write_json_lines
 from spantune.data.raw.text_files import read_bytes
 
 _ZLIB = b"\x78"
 _KEYS = (b"\xa7version", b"\xa5attrs")  # how a DocBin begins, in MessagePack
 _GROUP = "sc"  # spaCy's own default
-_FIELDS = ("id", "text", "ents", "spans", "meta", "answer")
+_FIELDS = ("id", "text", "ents", "spans", "entities", "meta", "answer")
 _SPAN_FIELDS = ("token_start", "token_end")
 _REFUSED = ("reject", "ignore")
+_ANSWERS = ("accept", *_REFUSED)
 
 
 def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
     if sample.record is not None:
+        if "text" in sample.record and pairs.are_triples(sample.record.get("entities")):
+            return True
+        if sample.record.get("answer") in _ANSWERS and (
+            "_input_hash" in sample.record or "_task_hash" in sample.record
+        ):
+            return "text" in sample.record  # Prodigy's, which leaves out an empty list
         stated = [sample.record[name] for name in ("ents", "spans") if name in sample.record]
         return "text" in sample.record and "entities" not in sample.record and _are_spans(stated)
     if not sample.head.startswith(_ZLIB):
-        return False
+        return pairs.begins(sample.head)
     try:
         start = zlib.decompressobj().decompress(sample.head, 64)
     except zlib.error:
@@ -49,17 +58,22 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """Yield the documents of `path`, called `<stem>-<number>` (`<stem>-<line>` in JSONL) where no id is given.
 
     Raises:
-        DataError: the file is neither JSONL nor a whole DocBin.
+        DataError: the file is neither JSON nor a whole DocBin.
         ConfigError: it is a DocBin and spaCy is not installed.
     """
     if read_bytes(path, len(_ZLIB)) == _ZLIB:
         return _read_docs(path, notes, options)
-    accepted = (record for record in read_json_lines(path, notes) if not _is_refused(record, notes))
-    return each(accepted, lambda record: _of_record(record, notes, options))
+    if pairs.begins(read_bytes(path, pairs.HEAD)):
+        return pairs.read(path, notes)
+    accepted = (record for record in read_json(path, notes, options.encoding) if not _is_refused(record, notes))
+    is_array = begins_array(path, options.encoding)
+    return each(accepted, lambda record: _of_record(record, notes, options, is_array))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`: Prodigy's JSONL when its name ends in `.jsonl`, a DocBin when in `.spacy`.
+    """Write `documents` to `path`, whose ending decides.
+
+    `.jsonl` is Prodigy's JSONL, `.json` spaCy 2's training data, and `.spacy` a DocBin.
 
     Raises:
         DataError: the name has another ending, spaCy cannot hold a document, or the file cannot be written.
@@ -68,11 +82,15 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
         write_json_lines(path, map(_record, documents))
+    elif suffix == ".json":
+        pairs.write(path, documents, notes)
     elif suffix == ".spacy":
         with replacing_path(path) as partial:
             _write_docs(partial, list(documents), notes)
     else:
-        raise DataError("the name tells no kind; expected one that ends in .spacy or .jsonl: rename it", path=path)
+        raise DataError(
+            "the name tells no kind; expected one that ends in .spacy, .jsonl or .json: rename it", path=path
+        )
 
 
 def _record(document: Document) -> dict[str, object]:
@@ -98,13 +116,17 @@ def _is_refused(record: Record | DataError, notes: Counter[str]) -> bool:
     return True
 
 
-def _of_record(record: Record, notes: Counter[str], options: Options) -> RawDocument:
-    if "id" in record.values:
+def _of_record(record: Record, notes: Counter[str], options: Options, is_array: bool) -> RawDocument:
+    if is_array:
+        name = document_id(record, notes)
+    elif "id" in record.values:
         name = record.text("id")
     else:
         name = f"{record.path.stem}-{record.line}"
         notes["id made from the line number"] += 1
     stated: dict[str, tuple[RawEntity, ...]] = {}
+    if pairs.are_triples(triples := record.values.get("entities")) or (triples == [] and "spans" not in record.values):
+        stated["entities"] = pairs.triples(record, "entities")
     if "ents" in record.values:
         stated["ents"] = _spans(record, "ents", notes)
     if isinstance(groups := record.values.get("spans"), dict):

@@ -2,7 +2,8 @@
 
 The columns are `text`, `entities` with JSON (see `rows`), perhaps `id`, and meta. A delimiter is a comma, a tab or a
 semicolon. CSV knows only strings: empty cells of meta are no value, and numbers come back as strings. Both are read
-and written a row or a batch at a time. Rows with too few or too many cells are refused.
+and written a row or a batch at a time. Rows with too few or too many cells are refused. Label Studio's CSV and TSV
+exports are read too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
@@ -25,6 +27,8 @@ from spantune.data.raw.text_files import CRLF_NOTE, LINE_LIMIT, read_bytes, read
 _PARQUET = b"PAR1"
 _DELIMITERS = (",", "\t", ";")
 _HEADER_LINES = 100
+_EXPORT = {"annotator", "annotation_id", "lead_time"}  # columns of every table that Label Studio exports
+_EXPORT_ROWS = 1000
 _BY_SUFFIX = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 
 
@@ -33,7 +37,7 @@ def claims(sample: Sample) -> bool:
     if sample.head.startswith(_PARQUET):
         return True
     lines = [line + "\n" for line in sample.text.split("\n")]
-    return any({"text", tabular.ENTITIES} <= set(_header(lines, delimiter)) for delimiter in _DELIMITERS)
+    return any(_is_header(_header(lines, delimiter), sample.options) for delimiter in _DELIMITERS)
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
@@ -70,17 +74,65 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 
 def _read_csv(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    first = list(islice(_lines(path, Counter()), _HEADER_LINES))
-    columns = {"text", options.column if isinstance(options.column, str) else tabular.ENTITIES}
-    fitting = (delimiter for delimiter in _DELIMITERS if columns <= set(_header(first, delimiter)))
+    first = list(islice(_lines(path, Counter(), options), _HEADER_LINES))
+    fitting = (delimiter for delimiter in _DELIMITERS if _is_header(_header(first, delimiter), options))
     delimiter = next(fitting, _BY_SUFFIX.get(path.suffix.lower(), ","))
-    table = _rows(path, delimiter, notes)
+    table = _rows(path, delimiter, notes, options)
     header = next(table)
     if isinstance(header, DataError):
         raise header
-    _, names = header
+    names = header[1]
+
+    def anew() -> Iterator[list[str]]:
+        rows = islice(_rows(path, delimiter, Counter(), options), 1, None)
+        return (row[1] for row in rows if not isinstance(row, DataError) and len(row[1]) == len(names))
+
+    if is_export := options.column is None and set(names) >= _EXPORT:
+        options = replace(options, column=_column_of_regions(names, anew()))
     column = tabular.entities_column([name for name in names if name], options, path)
-    return each(_records(table, names, path, column, notes), lambda record: tabular.parse(record, column, notes))
+    is_export = is_export or set(names) >= _EXPORT or _holds_regions(row[names.index(column)] for row in anew())
+    records = _records(table, names, path, column, notes)
+    if is_export:
+        records = (_exported(record, column, notes) if isinstance(record, Record) else record for record in records)
+    return each(records, lambda record: tabular.parse(record, column, notes))
+
+
+def _is_header(names: Iterable[str], options: Options) -> bool:
+    """Whether a table with the columns `names` is one of texts and entities, in the column that the user names."""
+    names = list(names)
+    column = tabular.ENTITIES if options.column is None else options.column
+    if isinstance(column, int):
+        return "text" in names and -len(names) <= column < len(names) and names[column] != "text"
+    return {"text", column} <= set(names) or (options.column is None and {"text", *_EXPORT} <= set(names))
+
+
+def _holds_regions(cells: Iterable[str]) -> bool:
+    """Whether the first cell with something in it holds Label Studio's regions."""
+    first = next((cell for cell in cells if cell not in ("", "[]")), "")
+    try:
+        regions = json.loads(first) if first.startswith("[") else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(regions, list) and any(isinstance(row, dict) and "labels" in row for row in regions)
+
+
+def _column_of_regions(names: list[str], rows: Iterable[list[str]]) -> str | None:
+    """Return the only column of a Label Studio export that holds regions; None if there is none, or several."""
+    columns = list(zip(*islice(rows, _EXPORT_ROWS), strict=True))
+    found = [name for name, cells in zip(names, columns, strict=False) if _holds_regions(cells)]
+    return found[0] if len(found) == 1 else None
+
+
+def _exported(record: Record, column: str, notes: Counter[str]) -> Record:
+    """Return a row of a Label Studio export, where an empty cell means no region, and a row is an annotation."""
+    values = dict(record.values)
+    if values[column] == "":
+        values[column] = "[]"
+        notes["empty cell of regions read as no entities"] += 1
+    if values.get("id") and values.get("annotation_id"):
+        values["group"] = values.get("group") or values["id"]
+        values["id"] = f"{values['id']}-{values['annotation_id']}"
+    return replace(record, values=values)
 
 
 def _records(
@@ -107,11 +159,13 @@ def _records(
         )
 
 
-def _rows(path: Path, delimiter: str, notes: Counter[str]) -> Iterator[tuple[int, list[str]] | DataError]:
+def _rows(
+    path: Path, delimiter: str, notes: Counter[str], options: Options
+) -> Iterator[tuple[int, list[str]] | DataError]:
     """Yield (line it begins on, cells) of each row, or the DataError that says what is wrong with it."""
     if csv.field_size_limit() < LINE_LIMIT:  # the module's own limit is less than a long document
         csv.field_size_limit(LINE_LIMIT)
-    reader = csv.reader(_lines(path, notes), delimiter=delimiter, strict=True)
+    reader = csv.reader(_lines(path, notes, options), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -131,10 +185,10 @@ def _rows(path: Path, delimiter: str, notes: Counter[str]) -> Iterator[tuple[int
             yield line, row
 
 
-def _lines(path: Path, notes: Counter[str]) -> Iterator[str]:
+def _lines(path: Path, notes: Counter[str], options: Options) -> Iterator[str]:
     """Yield the lines of `path` with their ends."""
     before = notes[CRLF_NOTE]
-    for _, line in read_lines(path, notes, blank=True):
+    for _, line in read_lines(path, notes, blank=True, encoding=options.encoding):
         yield line + ("\n" if notes[CRLF_NOTE] == before else "\r\n")
         before = notes[CRLF_NOTE]
 

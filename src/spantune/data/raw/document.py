@@ -83,10 +83,13 @@ class Options:
         nested: what a format of flat tags does with overlapping entities: refuse them (`error`), or write the
             `outermost` or the `innermost`.
         column: the column of a table or of token lines that holds the tags or entities, from 0, or negative from the
-            end; a name for a table with a header.
+            end; a name where there is a header.
         joiner: the text between tokens: `""`, `" "`, or None to decide from the tokens.
         scheme: the tags to write: `bio` or `bioes`.
         unannotated: whether JSON documents may lack the field of entities, as texts to extract from do.
+        label: the label of tags that have none (`B`, `I`, `O`).
+        encoding: the encoding of text files, by a name that Python knows; UTF-8, or what a byte-order mark says, when
+            None.
     """
 
     nested: Nested = "error"
@@ -94,6 +97,8 @@ class Options:
     joiner: str | None = None
     scheme: Literal["bio", "bioes"] = "bio"
     unannotated: bool = False
+    label: str | None = None
+    encoding: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,8 @@ class Sample:
     """The beginning of a file, or the content of a folder, by which a format recognises it.
 
     `head` are the first bytes, `text` the first lines (both empty for a folder, `text` also for a binary file),
-    `record` is a JSON object of the file that shows its format, `files` are the names in a folder.
+    `record` is a JSON object of the file that shows its format, `files` are the names in a folder. Where there is a
+    record, `text` is empty. `options` are the user's.
     """
 
     path: Path
@@ -109,6 +115,7 @@ class Sample:
     text: str = ""
     record: Mapping[str, object] | None = None
     files: tuple[str, ...] = ()
+    options: Options = Options()
 
 
 def each(records: Iterable[R | DataError], parse: Callable[[R], RawDocument]) -> Iterator[Item]:

@@ -12,14 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
-from spantune.core import DataError, half_surrogate, replacing
+from spantune.core import DataError, Document, half_surrogate, replacing
 from spantune.data.raw.document import SurrogateError
-from spantune.data.raw.text_files import LINE_LIMIT, oversized, read_chunks, try_lines
+from spantune.data.raw.encodings import open_as_utf8
+from spantune.data.raw.text_files import CHUNK, LINE_LIMIT, cannot_be_read, oversized, read_chunks, try_lines
 
 T = TypeVar("T")
 _BLANK = re.compile(r"[ \t\r\n]*")
+_BYTES_BEFORE = b"\xef\xbb\xbf \t\r\n"  # a byte-order mark and white space
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
@@ -84,6 +86,27 @@ class Record:
             records.append(Record(row, self.path, self.line, self.number, f"{self.inside}{field}[{index}]."))
         return records
 
+    def items(self, field: str) -> list[object]:
+        """Return the list of whatever values in `field`."""
+        return list(self._take(field, list, "a list"))
+
+    def at(self, place: str, values: dict[str, object]) -> Record:
+        """Return the object `values`, which is at `place` in this one, as a record that knows its place."""
+        return Record(values, self.path, self.line, self.number, f"{self.inside}{place}.")
+
+    def cells(self, place: str, value: object, expected: str) -> Record:
+        """Return the list `value`, which is at `place`, as a record of the fields `[0]`, `[1]`, …
+
+        Args:
+            place: the path of the value from this record.
+            value: the value, which may be anything.
+            expected: what it should be, such as `[start, end, label]`, whose commas say how many values.
+        """
+        if not isinstance(value, list) or len(value) != expected.count(",") + 1:
+            raise self.error(f"found {json.dumps(value, ensure_ascii=False)[:60]}; expected {expected}: mend it", place)
+        cells: dict[str, object] = {f"[{index}]": cell for index, cell in enumerate(value)}
+        return Record(cells, self.path, self.line, self.number, self.inside + place)
+
     def entities(self, *, optional: bool) -> list[Record]:
         """Return the list of objects in `entities`; an empty one if the field is absent and `optional`."""
         return [] if optional and "entities" not in self.values else self.rows("entities")
@@ -91,6 +114,10 @@ class Record:
     def mapping(self, field: str) -> dict[str, object]:
         """Return the object in `field`; an empty one if the field is absent."""
         return dict(self._take(field, dict, "an object")) if field in self.values else {}
+
+    def required(self, field: str) -> dict[str, object]:
+        """Return the object in `field`."""
+        return dict(self._take(field, dict, "an object"))
 
     def inner(self, field: str) -> Record:
         """Return the object in `field`, an empty one if the field is absent, as a record that knows its place."""
@@ -120,16 +147,56 @@ class Record:
         return value
 
 
-def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+class Value(NamedTuple):
+    """A JSON value of any type, the line where it begins, and its number in the file, from 1."""
+
+    value: object
+    line: int
+    number: int
+
+
+def document_id(record: Record, notes: Counter[str], field: str = "id") -> str:
+    """Return the document's id in `field`; one made from its number if it is absent or null.
+
+    Raises:
+        DataError: the id is neither a string nor a whole number.
+    """
+    value = record.values.get(field)
+    if value is None:
+        notes["id made from the document's number"] += 1
+        return f"{record.path.stem}-{record.number}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        notes["id is a number, taken as text"] += 1
+        return str(value)
+    return record.text(field)
+
+
+def with_meta(record: dict[str, object], document: Document, own: Iterable[str]) -> dict[str, object]:
+    """Return `record` with the document's meta beside the layout's fields.
+
+    Raises:
+        DataError: a key of the meta is one of the layout's `own` fields.
+    """
+    if taken := sorted(set(document.meta) & {*own, *record}):
+        raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
+    return {**record, **document.meta}
+
+
+def read_json_lines(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
     """Yield the object on each line of `path`, or a DataError for a line that has none."""
-    for number, (line, text) in enumerate(try_lines(path, notes), start=1):
+    return _records(read_line_values(path, notes, encoding), path)
+
+
+def read_line_values(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Value | DataError]:
+    """Yield the JSON value on each line of `path`, or a DataError for a line that has none."""
+    for number, (line, text) in enumerate(try_lines(path, notes, encoding=encoding), start=1):
         try:
             if isinstance(text, DataError):
                 raise text
             value, end = _parse(text, _skip(text, 0), path, line)
             if (rest := _skip(text, end)) != len(text):
                 raise _not_json("more follows the value", text, rest, path, line)
-            yield _as_record(value, path, line, number)
+            yield Value(value, line, number)
         except DataError as error:
             yield error
 
@@ -145,23 +212,47 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> Non
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def begins_array(path: Path, encoding: str | None = None) -> bool:
+    """Whether the first character of `path` begins a JSON array; only bytes are looked at, so any line may be broken.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+    """
+    try:
+        with open_as_utf8(path, Counter(), encoding) as file:
+            while chunk := file.read(CHUNK):
+                if first := chunk.lstrip(_BYTES_BEFORE):
+                    return first.startswith(b"[")
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+    return False
+
+
+def read_json(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
     """Yield the objects of `path`; the first character decides whether it is a JSON array or JSONL.
 
     Raises:
         DataError: as `read_json_array`, for an array.
     """
-    first = next(chunk for chunk in read_chunks(path, Counter()) if chunk.strip())  # a line may be the whole file
-    return (read_json_array if first.lstrip().startswith("[") else read_json_lines)(path, notes)
+    return (read_json_array if begins_array(path, encoding) else read_json_lines)(path, notes, encoding)
 
 
-def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def read_json_array(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
     """Yield the objects of the JSON array in `path`, and a DataError for other elements; only one is in memory.
 
     Raises:
         DataError: the file is not a JSON array, or an empty one.
     """
-    text = _Window(path, notes)
+    return _records(read_array_values(path, notes, encoding), path)
+
+
+def read_array_values(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Value]:
+    """Yield the elements of the JSON array in `path`; only one is in memory.
+
+    Raises:
+        DataError: the file is not a JSON array, or an empty one.
+    """
+    text = _Window(path, notes, encoding)
     if text.next() != "[":
         raise text.not_json("expected [, which begins an array")
     text.place += 1
@@ -171,11 +262,7 @@ def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
     while True:
         text.next()
         line, number = text.line_here(), number + 1
-        value = text.value()
-        try:
-            yield _as_record(value, path, line, number)
-        except DataError as error:
-            yield error
+        yield Value(text.value(), line, number)
         mark = text.next()
         text.place += 1
         if mark == "]":
@@ -187,13 +274,47 @@ def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
         raise text.not_json("more follows the array")
 
 
+def read_json_value(path: Path, notes: Counter[str], encoding: str | None = None) -> object:
+    """Return the one JSON value of `path`, which is in memory as a whole.
+
+    Raises:
+        DataError: the file is not one JSON value.
+    """
+    text = _Window(path, notes, encoding)
+    text.next()
+    value = text.value()
+    if text.next():
+        raise text.not_json("more follows the value")
+    return value
+
+
+def json_sequence(text: str) -> list[object]:
+    """Return the JSON values in `text`, one after another with white space or commas between.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    values: list[object] = []
+    place = _skip(text, 0)
+    while place < len(text):
+        try:
+            value, end = _DECODER.raw_decode(text, place)
+        except RecursionError:
+            raise ValueError("brackets are nested too deeply") from None
+        values.append(value)
+        place = _skip(text, end)
+        if text.startswith(",", place):
+            place = _skip(text, place + 1)
+    return values
+
+
 class _Window:
     """The part of a file that is being parsed; it moves through the file chunk by chunk."""
 
-    def __init__(self, path: Path, notes: Counter[str]):
+    def __init__(self, path: Path, notes: Counter[str], encoding: str | None):
         self.path, self.text, self.place = path, "", 0
         self._line, self._counted = 1, 0  # a line number, and the place in `text` for which it holds
-        self._chunks = read_chunks(path, notes)
+        self._chunks = read_chunks(path, notes, encoding)
 
     def more(self) -> bool:
         """Drop the text before `place` and read the next chunk; False at the end of the file."""
@@ -240,10 +361,15 @@ class _Window:
         return _not_json(what, self.text, self.place, self.path, self.line_here(), self.place)
 
 
-def _as_record(value: object, path: Path, line: int, number: int) -> Record:
-    if not isinstance(value, dict):
-        raise DataError(f"found {_kind(value)}; expected an object with text and entities", path=path, line=line)
-    return Record(value, path, line, number)
+def _records(values: Iterable[Value | DataError], path: Path) -> Iterator[Record | DataError]:
+    for value in values:
+        if isinstance(value, DataError):
+            yield value
+        elif isinstance(value.value, dict):
+            yield Record(value.value, path, value.line, value.number)
+        else:
+            found = f"found {_kind(value.value)}; expected an object with text and entities"
+            yield DataError(found, path=path, line=value.line)
 
 
 def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tuple[object, int]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, time
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,9 +56,22 @@ def parse(record: Record, column: str, notes: Counter[str]) -> RawDocument:
     Raises:
         DataError: a cell is not what it should be.
     """
-    entities = tuple(entity(row, notes) for row in _stated(record, column))
+    entities = tuple(chain.from_iterable(_labelled(row, notes) for row in _stated(record, column)))
     text = record.text("text", blank=True)
     return document(record, text, entities, notes, ("text", column))
+
+
+def _labelled(row: Record, notes: Counter[str]) -> Iterator[RawEntity]:
+    """Yield the entities of an object: one, or one for each of the `labels` that Label Studio gives a region."""
+    labels = row.values.get("labels")
+    if "label" in row.values or "labels" not in row.values:
+        yield entity(row, notes)
+        return
+    if not isinstance(labels, list) or not labels:
+        raise row.error(f"found {labels!r:.40}; expected a list of at least one label", "labels")
+    for label in labels:
+        values = {name: value for name, value in row.values.items() if name != "labels"}
+        yield entity(replace(row, values=values | {"label": label}), notes)
 
 
 def document(

@@ -1,5 +1,8 @@
 """Tag sequences to spans of tokens and back: BIO (IOB2), IOB1, and BIOES with its other letters (BMES, BIOUL, BIOEW).
 
+A tag is spelt `B-PER` or `B_PER` (prefix), `PER-B` or `PER_B` (suffix), `B` (bare, the user names the label) or `PER`
+(io, where neighbours of one type are one entity).
+
 Spans are found by conlleval's rule in every scheme: B and S always begin one, I and E do after O, after an end and
 after another type. The scheme, which the majority of the whole file shows, only decides which beginnings and ends are
 invalid. No sequence is refused here: its faults are returned, and the caller refuses or repairs them.
@@ -17,9 +20,11 @@ from spantune.core import DataError, Document, Entity
 from spantune.data.raw.document import Options
 
 Scheme = Literal["IOB1", "IOB2", "BIOES"]
+Spelling = Literal["prefix", "suffix", "bare", "io"]
 
 _ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
-_TAG = re.compile(rf"([{''.join(_ROLES)}])-(\S+)")
+_PREFIXED = re.compile(rf"(?P<role>[{''.join(_ROLES)}])[-_](?P<label>\S+)")
+_SUFFIXED = re.compile(rf"(?P<label>\S+)[-_](?P<role>[{''.join(_ROLES)}])")
 
 
 class Tag(NamedTuple):
@@ -44,12 +49,16 @@ OUTSIDE = Tag("O", "O", "")
 
 
 @lru_cache(maxsize=1 << 12)
-def parse_tag(text: str) -> Tag | None:
-    """Return `text` as a tag; None if it is not one."""
+def parse_tag(text: str, spelling: Spelling = "prefix", label: str = "") -> Tag | None:
+    """Return `text` as a tag, which has `label` if it is spelt bare; None if it is not one."""
     if text == "O":
         return OUTSIDE
-    match = _TAG.fullmatch(text)
-    return Tag(text, _ROLES[match[1]], match[2]) if match else None
+    if spelling == "bare":
+        return Tag(text, _ROLES[text], label) if text in _ROLES else None
+    if spelling == "io":
+        return Tag(text, "I", text) if text and not re.search(r"\s", text) else None
+    match = (_PREFIXED if spelling == "prefix" else _SUFFIXED).fullmatch(text)
+    return Tag(text, _ROLES[match["role"]], match["label"]) if match else None
 
 
 @dataclass(slots=True)
@@ -61,13 +70,13 @@ class SchemeCensus:
     begun_inside: int = 0
     begun_freely: int = 0
 
-    def add(self, tag: Tag, before: Tag) -> None:
-        """Count the step from `before` to `tag`; a sentence begins and ends with OUTSIDE."""
-        self.closed += tag.role in "ES"
+    def add(self, tag: Tag, before: Tag, count: int = 1) -> None:
+        """Count steps from `before` to `tag`; a sentence begins and ends with OUTSIDE."""
         begins = _begins(tag, before)
-        self.unclosed += before.role in "BI" and (tag.role == "O" or begins)
-        self.begun_inside += begins and tag.role == "I"
-        self.begun_freely += tag.role == "B" and tag.label != before.label
+        self.closed += count * (tag.role in "ES")
+        self.unclosed += count * (before.role in "BI" and (tag.role == "O" or begins))
+        self.begun_inside += count * (begins and tag.role == "I")
+        self.begun_freely += count * (tag.role == "B" and tag.label != before.label)
 
     @property
     def scheme(self) -> Scheme:

@@ -1,8 +1,8 @@
-"""Read UTF-8 text files by lines or chunks.
+"""Read text files by lines or chunks: UTF-8, or the encoding that the user or a byte-order mark names.
 
 Lines end at LF or CRLF only, so that U+2028 and similar characters stay in the text; a byte-order mark and CRLF are
-removed and noted. No file is held in memory as a whole. A file is refused if it is missing, a folder, empty, not UTF-8
-(the message names the byte) or has a line that is too long for a document.
+removed and noted. No file is held in memory as a whole. A file is refused if it is missing, a folder, empty, of another
+encoding (the message names the byte) or has a line that is too long for a document.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from spantune.core import DataError
+from spantune.data.raw.encodings import advice, open_as_utf8, window
 
 BOM_NOTE = "byte-order mark taken off"
 CRLF_NOTE = "CRLF line end"
@@ -22,19 +23,25 @@ LINE_LIMIT = 64 << 20  # bytes
 CHUNK = 1 << 20
 
 
-def read_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Iterator[tuple[int, str]]:
+def read_lines(
+    path: Path, notes: Counter[str], *, blank: bool = False, encoding: str | None = None
+) -> Iterator[tuple[int, str]]:
     """Yield (1-based number, text without its line end) of every line that is not blank; of `blank` ones if asked.
 
     Raises:
-        DataError: the file is missing, a folder, unreadable, blank, not UTF-8 or has a line over `LINE_LIMIT`.
+        DataError: the file is missing, a folder, unreadable, blank, of another encoding or has a line over
+            `LINE_LIMIT`.
+        ConfigError: the encoding is unknown.
     """
-    for number, text in try_lines(path, notes, blank=blank):
+    for number, text in try_lines(path, notes, blank=blank, encoding=encoding):
         if isinstance(text, DataError):
             raise text
         yield number, text
 
 
-def try_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Iterator[tuple[int, str | DataError]]:
+def try_lines(
+    path: Path, notes: Counter[str], *, blank: bool = False, encoding: str | None = None
+) -> Iterator[tuple[int, str | DataError]]:
     """As `read_lines`, but a line that is not UTF-8 is yielded as a DataError, and reading continues.
 
     Raises:
@@ -42,7 +49,7 @@ def try_lines(path: Path, notes: Counter[str], *, blank: bool = False) -> Iterat
     """
     empty = True
     try:
-        with path.open("rb") as file:
+        with open_as_utf8(path, notes, encoding) as file:
             for number, text in lines_of(file, path, notes, blank=True):
                 filled = isinstance(text, DataError) or bool(text.strip())
                 empty = empty and not filled
@@ -73,7 +80,7 @@ def lines_of(
             yield number, text
 
 
-def read_chunks(path: Path, notes: Counter[str]) -> Iterator[str]:
+def read_chunks(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[str]:
     """Yield the file as strings of about a megabyte, line ends as they are, without a byte-order mark.
 
     Raises:
@@ -81,7 +88,7 @@ def read_chunks(path: Path, notes: Counter[str]) -> Iterator[str]:
     """
     offset, line, rest, empty, split = 0, 1, b"", True, False
     try:
-        with path.open("rb") as file:
+        with open_as_utf8(path, notes, encoding) as file:
             while chunk := file.read(CHUNK):
                 content = rest + chunk
                 rest = _cut_character(content)
@@ -125,14 +132,17 @@ def read_bytes(path: Path, size: int = -1) -> bytes:
     return content
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, notes: Counter[str] | None = None, encoding: str | None = None) -> str:
     """Return the exact content of the file, which may be empty: line ends and a byte-order mark stay.
 
+    The mark of UTF-16 or UTF-32 does not stay, because offsets do not count it.
+
     Raises:
-        DataError: it is missing, a folder, unreadable, not UTF-8 or over `LINE_LIMIT`.
+        DataError: it is missing, a folder, unreadable, of another encoding or over `LINE_LIMIT`.
+        ConfigError: the encoding is unknown.
     """
     try:
-        with path.open("rb") as file:
+        with open_as_utf8(path, Counter() if notes is None else notes, encoding) as file:
             content = file.read(LINE_LIMIT + 1)
     except OSError as error:
         raise cannot_be_read(path, error) from None
@@ -173,8 +183,8 @@ def _decode(content: bytes, path: Path, line: int, offset: int, notes: Counter[s
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"not UTF-8: byte 0x{content[error.start]:02X} at offset {offset + error.start} of the file; convert it, "
-            "for example with `iconv -f GB18030 -t UTF-8`",
+            f"not UTF-8: byte 0x{content[error.start]:02X} at offset {offset + error.start} of the file; "
+            f"{advice(window(path, offset + error.start, content))}",
             path=path,
             line=line + content.count(b"\n", 0, error.start),
         ) from None

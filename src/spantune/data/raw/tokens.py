@@ -101,14 +101,19 @@ def cut(spans: Iterable[Span], edges: Iterable[int]) -> list[Span]:
     return pieces
 
 
-def join(tokens: Sequence[str], joiner: str | None) -> tuple[str, list[Span]]:
-    """Return the text of `tokens` and the span of each; a `joiner` of None decides per boundary."""
+def join(tokens: Sequence[str], joiner: str | None, glued: Sequence[bool] = ()) -> tuple[str, list[Span]]:
+    """Return the text of `tokens` and the span of each; a `joiner` of None decides per boundary.
+
+    `glued` says of each token that nothing stands after it.
+    """
     pieces: list[str] = []
     spans: list[Span] = []
     length = 0
     for index, token in enumerate(tokens):
         if index:
             between = joiner if joiner is not None else _between(tokens[index - 1], token)
+            if glued and glued[index - 1]:
+                between = ""
             pieces.append(between)
             length += len(between)
         spans.append((length, length + len(token)))

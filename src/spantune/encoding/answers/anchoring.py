@@ -1,16 +1,15 @@
-"""Anchor mentions to spans of the text, with a cursor that moves backwards only if nothing is found ahead.
+"""Anchor the mentions of an answer to spans of the text, by the rule of `core.Anchors`, and report what has no place.
 
 Entities are rendered sorted by (start, end, label), so a mention is the first occurrence that comes after the previous
-entity in this order. On gold CMeEE answers this recovers 99 % of the entities exactly, against 93 % for the first
-occurrence and 96 % for matching the k-th mention to the k-th occurrence.
+entity in this order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from spantune.core import Entity, Problem, ProblemKind, TaskSpec
+from spantune.core import Anchors, Entity, Problem, ProblemKind, TaskSpec
 
 LOOP_REPEATS = 2
 """Repeated mentions in a row that show that an answer loops; a single one is a slip."""
@@ -80,7 +79,7 @@ def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *,
 
     With `by_label`, the mentions of each label are in the order of the text; otherwise all mentions are.
     """
-    cursors, used = dict[str, Entity](), set[Entity]()
+    anchors = Anchors(text)
     resolved: list[Resolved] = []
     problems: list[Problem] = []
     repeats = 0
@@ -91,27 +90,10 @@ def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *,
             problems.append(Problem(ProblemKind.LABEL, mention.label))
         elif not mention.text or mention.text not in text:
             problems.append(Problem(ProblemKind.UNGROUNDED, mention.text))
-        else:
-            group = mention.label if by_label else ""
-            last = cursors.get(group, Entity(0, 0, ""))
-            ahead = (e for e in _occurrences(mention, text, last.start) if e > last and e not in used)
-            # if the answer is not in order, search from the beginning of the text
-            anywhere = (e for e in _occurrences(mention, text, 0) if e not in used)
-            entity = next(ahead, None) or next(anywhere, None)
-            if entity is None:
-                problems.append(Problem(ProblemKind.REPEATED, mention.text))
-                repeats += 1
-                continue
+        elif entity := anchors.place(mention.text, mention.label, mention.label if by_label else ""):
             repeats = 0
-            cursors[group] = entity
-            used.add(entity)
             resolved.append(Resolved(entity, mention.span, mention.label_span))
+        else:
+            problems.append(Problem(ProblemKind.REPEATED, mention.text))
+            repeats += 1
     return Parsed(tuple(resolved), tuple(problems), repeats)
-
-
-def _occurrences(mention: Mention, text: str, start: int) -> Iterator[Entity]:
-    """Yield the entities that a mention could be, in the order of the text."""
-    place = text.find(mention.text, start)
-    while place >= 0:
-        yield Entity(place, place + len(mention.text), mention.label)
-        place = text.find(mention.text, place + 1)

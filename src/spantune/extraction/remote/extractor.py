@@ -30,7 +30,7 @@ from spantune.core import (
 )
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
-from spantune.extraction.grammar import constraint_of
+from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.remote.client import Client, Refused, Server
 from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose
 from spantune.extraction.result import Written, calibrated, failure, read_answer
@@ -70,6 +70,7 @@ class RemoteExtractor:
     ):
         self.server, self.served, self.encoder = server, served, encoder
         self.settings = settings or config.Extract()
+        require_grammar(self.settings, on_choices=on_choices)
         self.calibration: Calibration | None = None
         self.on_choices = on_choices
         self._has_grammar = self.settings.grounded and server.grammar != "none"
@@ -206,17 +207,22 @@ def _fulfil(future: Future[Extraction], job: Callable[[], Extraction], free: thr
 
 
 def load_remote(
-    run: str | Path, server: Server, settings: config.Extract | None = None, min_score: float | None = None
+    run: str | Path,
+    server: Server,
+    settings: config.Extract | None = None,
+    min_score: float | None = None,
+    *,
+    accept_changes: bool = False,
 ) -> RemoteExtractor:
-    """Load the RemoteExtractor of a finished run whose model `server` serves; `min_score` is as in `load_run`.
+    """Load the RemoteExtractor of a finished run whose model `server` serves; the other arguments are as in `load_run`.
 
     Raises:
         ConfigError: `min_score` is not a probability or cannot be applied, or the server does not have the model.
-        RunError: the folder is not a run, has no adapter yet, or its calibration is damaged.
+        RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
         ModelError: the server cannot be reached.
     """
     folder = RunFolder(Path(run))
-    recipe, task = folder.config(), folder.adapter_task()
+    recipe, task = folder.config(), folder.adapter_task(accept_changes=accept_changes)
     calibration = Calibration.load(folder.path)
     on_choices = recipe.train.on_choices
     if min_score is not None:

@@ -140,11 +140,11 @@ class Trackers:
         self._info, self._record, self._workers = info, record, list(workers)
         self._not_finite: set[str] = set()  # keys of which a warning was logged
 
-    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """Record scalars everywhere."""
+    def metrics(self, step: int, values: Mapping[str, float | None], split: str = "train") -> None:
+        """Record scalars everywhere; None is null in the file and not shown on dashboards."""
         self._record.metrics(step, values, split)
         for key, value in values.items():
-            if not math.isfinite(value) and key not in self._not_finite:
+            if value is not None and not math.isfinite(value) and key not in self._not_finite:
                 self._not_finite.add(key)
                 warning = "%s/%s is %s at step %d: null in %s, and no dashboard shows values that are not finite"
                 log.warning(warning, split, key, value, step, METRICS_FILE)
@@ -154,7 +154,7 @@ class Trackers:
         self,
         step: int,
         split: str,
-        values: Mapping[str, float],
+        values: Mapping[str, float | None],
         gold: Sequence[Document],
         predicted: Sequence[Document],
     ) -> None:

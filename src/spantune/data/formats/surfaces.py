@@ -1,0 +1,63 @@
+"""Texts with entities that have no offsets: `{"text", "entities": [{"text": "腹痛", "label": "sym"}]}`, JSON or JSONL.
+
+Entities may also be pairs of text and label, or an object from label to texts. They are anchored in the order in which
+they are stated, see `anchored`; what was ambiguous is counted, and a text that does not occur is an error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from spantune.core import Document
+from spantune.data.raw.anchored import anchored, note_lost_places
+from spantune.data.raw.answers import is_stated, stated
+from spantune.data.raw.document import Item, Options, RawDocument, Sample, each
+from spantune.data.raw.json_records import Record, document_id, read_json, with_meta, write_json_lines
+
+_FIELDS = ("id", "text", "entities")
+
+
+def claims(sample: Sample) -> bool:
+    """Whether the file can only be this format."""
+    record = sample.record or {}
+    return isinstance(record.get("text"), str) and is_stated(record.get("entities"))
+
+
+def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the documents of `path`, called `<stem>-<number>` where no id is given.
+
+    Raises:
+        DataError: the file is neither JSONL nor an array of objects.
+    """
+
+    def parse(record: Record) -> RawDocument:
+        text = record.text("text", blank=True)
+        if options.unannotated and "entities" not in record.values:
+            value: object = []
+        elif isinstance(record.values.get("entities"), dict):
+            value = record.required("entities")
+        else:
+            value = record.items("entities")
+        entities = anchored(record, text, list(stated(record, value, "entities")), notes)
+        name = document_id(record, notes)
+        return RawDocument(name, text, entities, path, record.line, record.others(_FIELDS))
+
+    return each(read_json(path, notes, options.encoding), parse)
+
+
+def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
+    """Write `documents` to `path`, one a line; `notes` counts the entities that reading would put elsewhere.
+
+    Raises:
+        DataError: a meta key is one of the layout's own fields, or the file cannot be written.
+    """
+    write_json_lines(path, (_record(document, notes) for document in documents))
+
+
+def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
+    note_lost_places(document, notes)
+    notes["score left out"] += sum(entity.score is not None for entity in document.entities)
+    rows = [{"text": document.surface(entity), "label": entity.label} for entity in document.entities]
+    return with_meta({"id": document.id, "text": document.text, "entities": rows}, document, _FIELDS)

@@ -1,0 +1,109 @@
+"""Entities stated by text and label without offsets, in the layouts that people and models write as JSON.
+
+They are a list of objects (`{"text": "腹痛", "label": "sym"}`, under these or other usual names), a list of pairs
+(`["腹痛", "sym"]`), an object from label to texts (`{"sym": ["腹痛"]}`), or one of these under `entities`. An answer of
+chat data is such values as text, several one after another too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from spantune.data.raw.anchored import Surface
+from spantune.data.raw.json_records import Record, json_sequence
+
+TEXT_KEYS = ("text", "entity_text", "word", "mention", "surface", "span", "value", "name", "entity")
+LABEL_KEYS = ("label", "entity_label", "type", "entity_type", "entity_group", "category", "tag", "class", "entity")
+_OFFSETS = re.compile(r"(start|begin|end|stop|offset|position|points|locations)", re.IGNORECASE)
+_FENCE = re.compile(r"```\w*\s*(.*?)\s*```", re.DOTALL)
+_PLAIN = re.compile(r'\s*\{"entity_text": "(.*?)", "entity_label": "(.*?)"\}', re.DOTALL)
+
+NO_ENTITIES = {
+    "", "无", "没有", "没有实体", "没有找到任何实体", "没有找到实体", "未找到任何实体",
+    "none", "no entities", "no entities found", "no entity found", "n/a",
+}  # fmt: skip
+"""Answers, in lower case and without a full stop, that state no entity."""
+
+
+def is_stated(value: object) -> bool:
+    """Whether `value` states at least one entity in one of the layouts, and no offsets."""
+    if isinstance(value, Mapping):
+        return bool(value) and all(isinstance(texts, list) and _are_texts(texts) for texts in value.values())
+    if not isinstance(value, list) or not value:
+        return False
+    first = value[0]
+    if isinstance(first, Mapping):
+        return _keys(first) is not None and not any(map(_OFFSETS.match, first))
+    return isinstance(first, list) and len(first) == 2 and _are_texts(first)
+
+
+def stated(record: Record, value: object, place: str) -> Iterator[Surface]:
+    """Yield the surfaces that `value`, which is at `place` in the record, states.
+
+    Raises:
+        DataError: it is in none of the layouts.
+    """
+    if isinstance(value, dict):
+        row = record.at(place, value)
+        if (keys := _keys(value)) is not None:
+            yield Surface(row.text(keys[0]), row.text(keys[1]), f"{place}.{keys[0]}")
+        elif "entities" in value:
+            yield from stated(record, value["entities"], f"{place}.entities")
+        else:
+            for label in value:
+                for index, text in enumerate(row.items(label)):
+                    here = f"{label}[{index}]"
+                    yield Surface(row.cells(here, [text], "[text]").text("[0]"), label, f"{place}.{here}", label)
+        return
+    if not isinstance(value, list):
+        raise record.error(f"found {value!r:.40}; expected a list of entities ([] for none): mend it", place)
+    for index, item in enumerate(value):
+        here = f"{place}[{index}]"
+        if isinstance(item, dict):
+            yield from stated(record, item, here)
+        else:
+            pair = record.cells(here, item, "[text, label]")
+            yield Surface(pair.text("[0]"), pair.text("[1]"), here)
+
+
+def answered(record: Record, answer: str, place: str) -> list[Surface]:
+    """Return the surfaces that the text `answer` states.
+
+    Raises:
+        DataError: it is not JSON, or in none of the layouts.
+    """
+    fenced = _FENCE.fullmatch(answer.strip())
+    content = fenced[1] if fenced else answer.strip()
+    if content.lower().rstrip(".。") in NO_ENTITIES:
+        return []
+    try:
+        values = json_sequence(content)
+    except ValueError as error:
+        if plain := _unescaped(content, place):
+            return plain
+        raise record.error(
+            f"the answer is not JSON: {error}; found {content[:60]!r}; expected entities such as "
+            '{"entity_text": "…", "entity_label": "…"}: mend it, or remove a record that extracts nothing',
+            place,
+        ) from None
+    return [surface for value in values for surface in stated(record, value, place)]
+
+
+def _unescaped(content: str, place: str) -> list[Surface]:
+    """Return the surfaces of objects whose strings are not escaped, as the tutorial's; [] if more is there."""
+    matches = list(_PLAIN.finditer(content))
+    if "".join(match[0] for match in matches).strip() != content:
+        return []
+    return [Surface(match[1], match[2], place) for match in matches]
+
+
+def _keys(row: Mapping[str, object]) -> tuple[str, str] | None:
+    """Return the fields of text and label of an object that states an entity; None if it is another object."""
+    text = next((key for key in TEXT_KEYS if isinstance(row.get(key), str)), None)
+    label = next((key for key in LABEL_KEYS if key != text and isinstance(row.get(key), str)), None)
+    return (text, label) if text and label else None
+
+
+def _are_texts(values: list[object]) -> bool:
+    return all(isinstance(value, str) for value in values)

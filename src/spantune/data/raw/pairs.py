@@ -1,0 +1,125 @@
+"""spaCy 2's training data as JSON: pairs of a text and `{"entities": [[start, end, "label"], …]}`.
+
+They stand in an array, a pair a line, or as ner-annotator writes them: `{"classes": […], "annotations": [pair, …]}`, in
+which null stands for a text without annotation. Instead of the object the triples themselves may stand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from spantune.core import DataError, Document, replacing
+from spantune.data.raw.document import Item, RawDocument, RawEntity, each
+from spantune.data.raw.json_records import Record, Value, read_array_values, read_json_value, read_line_values
+from spantune.data.raw.text_files import read_bytes
+
+HEAD = 1 << 16
+"""The bytes by which a file is recognised."""
+
+_TEXT = rb'"(?:[^"\\]|\\.)*+"\s*,\s*'
+_ANNOTATION = rb'(?:\{\s*"entities"\s*:\s*\[|\[\s*(?:\]|\[\s*[0-9]+\s*,\s*[0-9]+\s*,\s*"))'
+_PAIR = rb"\[\s*" + _TEXT + _ANNOTATION
+_ARRAY = re.compile(rb"[\xef\xbb\xbf\s]*\[\s*" + _PAIR)
+_LINE = re.compile(rb"[\xef\xbb\xbf\s]*" + _PAIR)
+_CLASSES = rb'"classes"\s*:\s*\[[^\[\]{}]*\]\s*'
+_WRAPPED = re.compile(
+    rb"[\xef\xbb\xbf\s]*\{\s*(?:" + _CLASSES + rb',\s*)?"annotations"\s*:\s*\[\s*(?:null\s*,\s*)*' + _PAIR
+)
+
+
+def begins(head: bytes) -> bool:
+    """Whether a file with these first bytes holds such pairs."""
+    return any(pattern.match(head) for pattern in (_ARRAY, _LINE, _WRAPPED))
+
+
+def read(path: Path, notes: Counter[str]) -> Iterator[Item]:
+    """Yield the documents of `path`, called `<stem>-<number>`.
+
+    Raises:
+        DataError: the file cannot be read any further.
+    """
+    return each(_pairs(path, notes), lambda record: _document(record, notes))
+
+
+def write(path: Path, documents: Iterable[Document], notes: Counter[str]) -> None:
+    """Write `documents` to `path` as an array of pairs; `notes` counts what has no place.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        before = "[\n"
+        for document in documents:
+            rows = [[entity.start, entity.end, entity.label] for entity in document.entities]
+            file.write(before + json.dumps([document.text, {"entities": rows}], ensure_ascii=False))
+            before = ",\n"
+            notes["id left out"] += 1
+            notes["meta left out"] += bool(document.meta)
+            notes["score left out"] += sum(entity.score is not None for entity in document.entities)
+        file.write("\n]\n" if before == ",\n" else "[]\n")
+
+
+def are_triples(value: object) -> bool:
+    """Whether `value` is a list that begins with `[start, end, label]`."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], list) or len(value[0]) != 3:
+        return False
+    start, end, label = value[0]
+    return isinstance(start, int) and isinstance(end, int) and isinstance(label, str)
+
+
+def triples(record: Record, field: str) -> tuple[RawEntity, ...]:
+    """Return the entities of the triples in `field`.
+
+    Raises:
+        DataError: one is no triple.
+    """
+    return tuple(_triple(record, f"{field}[{index}]", row) for index, row in enumerate(record.items(field)))
+
+
+def _pairs(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+    """Yield each pair as a record of `[0]` and `[1]`."""
+    head = read_bytes(path, HEAD)
+    place = ""
+    values: Iterable[Value | DataError]
+    if _WRAPPED.match(head):
+        whole = read_json_value(path, notes)
+        assert isinstance(whole, dict)
+        place = "annotations"
+        items = Record(whole, path, 1).items(place)
+        values = [Value(value, 1, number) for number, value in enumerate(items, start=1)]
+    else:
+        values = (read_array_values if _ARRAY.match(head) else read_line_values)(path, notes)
+    for value in values:
+        if isinstance(value, DataError):
+            yield value
+        elif value.value is None:
+            notes["null in place of a document left out"] += 1
+        else:
+            record = Record({}, path, value.line, value.number)
+            here = f"{place}[{value.number - 1}]" if place else ""
+            try:
+                yield record.cells(here, value.value, '[text, {"entities": […]}]')
+            except DataError as error:
+                yield error
+
+
+def _document(record: Record, notes: Counter[str]) -> RawDocument:
+    text = record.text("[0]", blank=True)
+    if isinstance(record.values["[1]"], dict):
+        annotation = record.inner("[1]")
+        entities = triples(annotation, "entities")
+        for field in annotation.others(("entities",)):
+            notes[f"field {field!r} not read"] += 1
+    else:
+        entities = triples(record, "[1]")
+    notes["id made from the document's number"] += 1
+    return RawDocument(f"{record.path.stem}-{record.number}", text, entities, record.path, record.line)
+
+
+def _triple(record: Record, place: str, value: object) -> RawEntity:
+    row = record.cells(place, value, "[start, end, label]")
+    return RawEntity(row.integer("[0]"), row.integer("[1]"), row.text("[2]"), field=row.place(""))

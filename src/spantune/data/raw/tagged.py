@@ -1,0 +1,191 @@
+"""Rows of tokens and tags as documents, and documents as tokens: what Hugging Face's files and GLiNER have in common.
+
+The text is joined from the tokens by the rule of `tokens`, and tags are decoded by that of `tags`; invalid ones are
+refused unless repaired. Tags are strings, or numbers where the file names its classes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from spantune.core import DataError, Document, Entity
+from spantune.data.raw import tabular, tags, tokens
+from spantune.data.raw.document import Defect, RawDocument, RawEntity
+from spantune.data.raw.json_records import Record
+from spantune.data.rules import Rule
+
+JOINED = "text joined from its tokens"
+NOT_RESTORED = "white space that reading does not restore"
+KEPT_TOKENS = "tokens"
+"""The key of meta under which tokens are kept that `words_of` would not make of the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """The columns of tokens and tags, the names where tags are numbers, and what all rows tell of scheme and joiner."""
+
+    tokens: str
+    column: str
+    names: tuple[str, ...]
+    notes: Counter[str]
+    joiner: str | None = None
+    scheme: tags.Scheme = "IOB2"
+    keeps_tokens: bool = False
+
+    def after(self, records: Iterable[Record | DataError]) -> Tagged:
+        """Return the same with the scheme and joiner that `records` show; rows that cannot be read are passed over."""
+        written, schemes = tokens.TokenCensus(), tags.SchemeCensus()
+        for record in records:
+            try:
+                words, row_tags = self._row(record) if isinstance(record, Record) else ([], [])
+            except DataError:
+                continue
+            for word in words:
+                written.add(word, False)
+            for before, tag in pairwise([tags.OUTSIDE, *row_tags, tags.OUTSIDE]):
+                schemes.add(tag, before)
+        characters = written.cjk and written.characters and self.joiner is None
+        return replace(self, joiner="" if characters else self.joiner, scheme=schemes.scheme)
+
+    def parse(self, record: Record) -> RawDocument:
+        """Return the document of a row; its other columns are meta.
+
+        Raises:
+            DataError: tokens and tags are not lists of one length, or a value of theirs is none.
+        """
+        words, row_tags = self._row(record)
+        text, spans = tokens.join(words, self.joiner)
+        self.notes[JOINED] += 1
+        entities = []
+        for chunk in tags.decode(row_tags, self.scheme):
+            start, end = spans[chunk.start][0], spans[chunk.end - 1][1]
+            defect = Defect(Rule.BROKEN_TRANSITION, chunk.fault, tolerated=False) if chunk.fault else None
+            place = f"{self.column}[{chunk.place if chunk.fault else chunk.start}]"
+            entities.append(RawEntity(start, end, chunk.label, text[start:end], field=place, defect=defect))
+        document = tabular.document(record, text, tuple(entities), self.notes, (self.tokens, self.column))
+        return with_tokens(document, words) if self.keeps_tokens else document
+
+    def _row(self, record: Record) -> tuple[list[str], list[tags.Tag]]:
+        words, stated = record.values.get(self.tokens), record.values.get(self.column)
+        if not isinstance(words, list) or not isinstance(stated, list) or len(words) != len(stated):
+            raise record.error(
+                f"expected a list of tokens and one of as many tags; found {_size(words)} and {_size(stated)}: mend "
+                "the row",
+                self.column,
+            )
+        return words_in(record, self.tokens), [self._tag(record, value, index) for index, value in enumerate(stated)]
+
+    def _tag(self, record: Record, value: object, index: int) -> tags.Tag:
+        name = value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.names):
+            name = self.names[value]
+        if isinstance(name, str) and (tag := tags.parse_tag(name)):
+            return tag
+        valid = f"a number below {len(self.names)}" if self.names else "a string"
+        remedy = "map the tags of the column, or name another (--column NAME)"
+        if isinstance(value, int) and not self.names:
+            remedy = (
+                "map the tags of the column to their names, which the data set's card lists as ClassLabel, or save it "
+                "with to_parquet or save_to_disk, which keep them"
+            )
+        raise record.error(
+            f"found {name!r}; expected {valid} for a tag such as O, B-dis, I-dis: {remedy}", f"{self.column}[{index}]"
+        )
+
+
+def words_in(record: Record, column: str) -> list[str]:
+    """Return the tokens in `column`.
+
+    Raises:
+        DataError: it is not a list of strings that are not empty.
+    """
+    words = record.items(column)
+    return [
+        replace(record, values={column: word}, inside=f"{record.inside}token {index} of ").text(column)
+        for index, word in enumerate(words)
+    ]
+
+
+def with_tokens(document: RawDocument, words: Sequence[str]) -> RawDocument:
+    """Return `document` with its tokens in the meta if `words_of` would not make the same of its text."""
+    if [document.text[start:end] for start, end in tokens.split(document.text)] == list(words):
+        return document
+    return replace(document, meta={**document.meta, KEPT_TOKENS: list(words)})
+
+
+@dataclass(slots=True)
+class Tokenizer:
+    """Documents to tokens whose edges are those of the entities, and a count of texts that do not come back."""
+
+    notes: Counter[str]
+    joiner: str | None = None
+    _census: tokens.TokenCensus = field(default_factory=tokens.TokenCensus)
+    _changed: Counter[str | None] = field(default_factory=Counter)
+
+    def words(self, document: Document, entities: Iterable[Entity]) -> tuple[list[str], list[tuple[int, int]]]:
+        """Return the tokens of `document`, and the first token and the one after the last of each of `entities`.
+
+        The tokens are those of the meta if they fit the text, cut where an entity begins or ends inside one.
+
+        Raises:
+            DataError: an entity begins or ends with white space, which is in no token.
+        """
+        entities = list(entities)
+        edges = {edge for entity in entities for edge in (entity.start, entity.end)}
+        spans = tokens.cut(self._spans(document), edges)
+        words = [document.text[start:end] for start, end in spans]
+        for index, word in enumerate(words):
+            self._census.add(word, index == 0)
+        for joiner in {self.joiner, "", None}:
+            self._changed[joiner] += tokens.join(words, joiner)[0] != document.text
+        starts = {start: index for index, (start, _) in enumerate(spans)}
+        ends = {end: index for index, (_, end) in enumerate(spans, 1)}
+        for entity in entities:
+            if entity.start not in starts or entity.end not in ends:
+                raise DataError(
+                    f"document {document.id!r}: {entity.label} {document.surface(entity)!r} [{entity.start}, "
+                    f"{entity.end}) begins or ends with white space, which is in no token; trim it, or write another "
+                    "format",
+                    field="entities",
+                )
+        return words, [(starts[entity.start], ends[entity.end]) for entity in entities]
+
+    def finish(self) -> None:
+        """Count the texts that reading will not restore, which only the whole file decides."""
+        is_joined = self.joiner is None and self._census.cjk and self._census.characters
+        self.notes[NOT_RESTORED] += self._changed["" if is_joined else self.joiner]
+
+    def _spans(self, document: Document) -> list[tuple[int, int]]:
+        kept = document.meta.get(KEPT_TOKENS)
+        if kept is None:
+            return tokens.split(document.text)
+        if isinstance(kept, list) and all(isinstance(word, str) and word.strip() for word in kept):
+            spans = tokens.locate(kept, document.text)
+            if not isinstance(spans, int):
+                return spans
+        self.notes["meta tokens do not fit the text: not used"] += 1
+        return tokens.split(document.text)
+
+
+def class_names(feature: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the names of the class labels in a column of lists, of labels or of structs with a `label`; else ().
+
+    Args:
+        feature: the column's feature, as `datasets` writes it in JSON.
+    """
+    inner = _inside(feature)
+    label = inner.get("label", inner)
+    names = _inside(label).get("names") if isinstance(label, Mapping) else None
+    return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
+
+def _inside(feature: Mapping[str, object]) -> Mapping[str, object]:
+    inner = feature.get("feature", feature)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _size(value: object) -> str:
+    return str(len(value)) if isinstance(value, list) else repr(value)

@@ -1,0 +1,180 @@
+"""The layout of a file of token lines: which columns hold tokens and tags, and how the tags are spelt.
+
+What a file does not say of itself is told from all its lines. Several columns of tags are the layers of one nested
+annotation, unless they cannot be: a column of nothing but phrase types (NP, VP …) is syntax and is not read beside
+another; columns that mark the same spans, or that share no label in a file with further columns such as parts of
+speech, are refused: the user names one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import NamedTuple
+
+from spantune.core import ConfigError, DataError, nearest
+from spantune.data.raw.document import Options
+from spantune.data.raw.tags import OUTSIDE, Scheme, SchemeCensus, Spelling, Tag, decode, parse_tag
+from spantune.data.raw.token_lines import UNSET, Census, Sentence, columns
+from spantune.data.raw.tokens import TokenCensus
+
+
+class Layer(NamedTuple):
+    """A column of tags, from 0, with its spelling and its scheme."""
+
+    column: int
+    spelling: Spelling = "prefix"
+    scheme: Scheme = "IOB2"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The layout of a whole file: columns from 0; a `joiner` of None decides per boundary.
+
+    `spaces` is the column that says where no space follows, `header` the line of column names.
+    """
+
+    is_tabbed: bool
+    width: int
+    token: int
+    layers: tuple[Layer, ...]
+    spaces: int | None = None
+    is_segmented: bool = False
+    joiner: str | None = None
+    header: str | None = None
+    is_indexed: bool = False
+    label: str = ""
+
+    def tag(self, cell: str, layer: Layer) -> Tag | None:
+        """Return the tag in a cell of `layer`; None if it holds none."""
+        return OUTSIDE if cell == UNSET else parse_tag(cell, layer.spelling, self.label)
+
+    def is_token(self, line: str) -> bool:
+        """Whether a line that begins like a comment is one of a token `#`."""
+        row = columns(line, self.is_tabbed)
+        return len(row) == self.width and all(self.tag(row[layer.column], layer) for layer in self.layers)
+
+
+def survey(
+    read: Callable[[], Iterable[Sentence]], header: tuple[str | None, tuple[str, ...]], options: Options
+) -> Layout:
+    """Find the layout of a file from all the sentences that `read` yields anew at each call.
+
+    Raises:
+        DataError: most lines have one column, or it is not clear which columns hold the tags.
+        ConfigError: `options.column` is no column of the file, or a label is missing for tags that have none.
+    """
+    line, names = header
+    census = Census.of(read, names)
+    if census is None or census.shape[1] < 2:
+        raise DataError(
+            "most lines have one column; expected a token and a tag on each, with a tab or blanks between, and a blank "
+            "line between sentences"
+        )
+    places = _chosen(census, options)
+    width, token = census.shape[1], census.token
+    layers = [Layer(place, census.spelling(place, is_named=options.column is not None) or "prefix") for place in places]
+    if options.label is None and (bare := [layer for layer in layers if layer.spelling == "bare"]):
+        raise ConfigError(
+            f"the tags of column {bare[0].column} are B and I without a type; name the label of their entities "
+            "(--label NAME, data.label in a recipe)"
+        )
+    spaces = census.spaces if census.spaces not in (token, *places) and options.joiner is None else None
+    tokens = census.tokens[token] if token < 2 else TokenCensus(numbered=False)
+    joiner = " " if spaces is not None else tokens.joiner(options.joiner)
+    is_tabbed = census.shape[0]
+    layout = Layout(
+        is_tabbed,
+        width,
+        token,
+        tuple(layers),
+        spaces,
+        tokens.is_segmented,
+        joiner,
+        line,
+        census.is_indexed,
+        options.label or "",
+    )
+    schemed = tuple(layer._replace(scheme=_scheme(layout, layer, census)) for layer in layers)
+    if len(layers) > 1:
+        _check_layers(layout, read, census)
+    return replace(layout, layers=schemed)
+
+
+def _chosen(census: Census, options: Options) -> list[int]:
+    """Return the columns of tags: the one that the user names, or those found; the last one if none is."""
+    if options.column is None:
+        return census.tag_columns() or [census.shape[1] - 1]
+    place = census.place(options.column)
+    if place is not None:
+        return [place]
+    if isinstance(options.column, str):
+        if not census.names:
+            raise ConfigError(
+                f"column {options.column!r}: the token lines have no header; give the column's number, from 0"
+            )
+        raise ConfigError(f"there is no column {options.column!r} of tags; {nearest(options.column, census.names)}")
+    raise ConfigError(
+        f"column {options.column} cannot hold the tags; the lines have {census.shape[1]} columns, from 0, and "
+        f"{census.token} holds the tokens: choose another"
+    )
+
+
+def _has_further_columns(census: Census, places: Sequence[int]) -> bool:
+    """Whether there are columns besides index, token, tags, empty ones and the one that states spaces."""
+    known = {census.token, census.spaces, *places, *([0] if census.is_indexed else [])}
+    return any(
+        place not in known and (cells is None or set(cells) - {"O", UNSET, "-", ""})
+        for place, cells in enumerate(census.cells)
+    )
+
+
+def _scheme(layout: Layout, layer: Layer, census: Census) -> Scheme:
+    """Return the scheme that the steps from cell to cell show."""
+    if layer.spelling == "io":
+        return "IOB1"
+    scheme = SchemeCensus()
+    for (cell_before, cell), count in (census.steps[layer.column] or {}).items():
+        before, tag = (OUTSIDE if text is None else layout.tag(text, layer) or OUTSIDE for text in (cell_before, cell))
+        scheme.add(tag, before, count)
+    return scheme.scheme
+
+
+def _check_layers(layout: Layout, read: Callable[[], Iterable[Sentence]], census: Census) -> None:
+    """Refuse columns of tags that are not layers of one nested annotation."""
+    spans: Counter[int] = Counter()
+    same: Counter[tuple[int, int]] = Counter()
+    for sentence in read():
+        rows = [columns(line, layout.is_tabbed) for _, line in sentence.rows]
+        rows = [row for row in rows if len(row) == layout.width]
+        by_column: dict[int, set[tuple[int, int]]] = {}
+        for layer in layout.layers:
+            tags = [layout.tag(row[layer.column], layer) or OUTSIDE for row in rows]
+            by_column[layer.column] = {(chunk.start, chunk.end) for chunk in decode(tags, "IOB1")}
+            spans[layer.column] += len(by_column[layer.column])
+        for left, right in combinations(by_column, 2):
+            same[left, right] += len(by_column[left] & by_column[right])
+    if any(2 * count > min(spans[left], spans[right]) for (left, right), count in same.items()):
+        raise _ambiguous(
+            census, layout.layers, "some of them mark the same spans, as coarse and fine types or two annotators do"
+        )
+    if any(layer.spelling in ("bare", "io") for layer in layout.layers):
+        raise _ambiguous(census, layout.layers, "tags without B and I do not show which of them belong together")
+    labels = [census.labels(layer.column) for layer in layout.layers]
+    has_further = _has_further_columns(census, [layer.column for layer in layout.layers])
+    if has_further and any(sum(bool(its & others) for others in labels) == 1 for its in labels):
+        raise _ambiguous(census, layout.layers, "they share no label, and the file has columns of other annotations")
+
+
+def _ambiguous(census: Census, layers: Sequence[Layer], why: str) -> DataError:
+    shown = []
+    for layer in layers:
+        labels = sorted(census.labels(layer.column))
+        name = f" {census.names[layer.column]}" if len(census.names) > layer.column else ""
+        shown.append(f"{layer.column}{name} ({', '.join(labels[:3])}{' …' if len(labels) > 3 else ''})")
+    return DataError(
+        f"several columns hold tags, and it is not clear that they are layers of one annotation: {', '.join(shown)}; "
+        f"{why}: name one (--column, data.column in a recipe)"
+    )

@@ -1,0 +1,135 @@
+"""Reads a saved LoRA adapter onto a model: its configuration, and every weight by name, shape and value.
+
+PEFT loads the weights that match, and has settings that run or replace what an adapter of spantune never does; here
+a setting, a weight or a shape that is not as expected is an error that names it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from spantune.core import ModelError, first_line, foreign
+from spantune.models.interfaces import CausalLM
+from spantune.models.weights import few, require_finite
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+DESCRIPTIVE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
+"""Settings of PEFT that describe an adapter, and change nothing in what it computes."""
+
+Rank = Annotated[int, Field(gt=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Saved(BaseModel):
+    """The settings of a saved adapter that spantune writes; PEFT's other ones must have their defaults."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+
+    peft_type: Literal["LORA"]
+    r: Rank
+    lora_alpha: Finite
+    target_modules: list[str] = Field(min_length=1)
+    lora_dropout: Finite = Field(default=0.0, ge=0, le=1)
+    use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: dict[str, Rank] = {}
+    alpha_pattern: dict[str, Finite] = {}
+
+    @property
+    def largest_rank(self) -> int:
+        """The most dimensions that an adapter of these settings has."""
+        return max([self.r, *self.rank_pattern.values()])
+
+
+def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM:
+    """Add a saved adapter to a base model; with `merge`, merge it into the model's weights.
+
+    Raises:
+        ModelError: there is no adapter in `folder`, it is damaged or not finite, or it is for another model.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder}: no {CONFIG} here; expected the adapter folder of a finished run")
+    saved, weights = _read_config(folder), _read_weights(folder)
+    ranks = [len(weight) for name, weight in weights.items() if "lora_A" in name and weight.dim() == 2]
+    if saved.largest_rank > max(ranks, default=0):  # before so many weights are made
+        detail = f"size mismatch: {CONFIG} has a rank of {saved.largest_rank}, {WEIGHTS} has {max(ranks, default=0)}"
+        raise _of_another_model(folder, detail)
+    settings = saved.model_dump(include=set(_Saved.model_fields) - {"peft_type"})
+    with foreign(folder, f"the adapter does not fit the model by {CONFIG}", "name the model that it was trained on"):
+        wanted = LoraConfig(task_type=TaskType.CAUSAL_LM, inference_mode=True, **settings)
+        adapted: CausalLM = get_peft_model(model, wanted)
+    _set_weights(adapted, folder, weights)
+    if merge:
+        adapted = adapted.merge_and_unload()
+    return adapted.eval()
+
+
+def load_adapter_weights(model: CausalLM, folder: Path) -> None:
+    """Give the adapter of a PEFT model the weights that are saved in `folder`.
+
+    Raises:
+        ModelError: the folder holds no such adapter, one that is not finite, or one of another model or shape.
+    """
+    _set_weights(model, folder, _read_weights(folder))
+
+
+def _read_config(folder: Path) -> _Saved:
+    """The settings of the adapter in `folder`."""
+    from peft import LoraConfig
+
+    problem, path = f"the adapter is damaged: {CONFIG}", folder / CONFIG
+    try:
+        saved = _Saved.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "its content"
+        raise ModelError(f"{folder}: {problem}, {field}: {first['msg']}; restore it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{folder}: {problem} cannot be read ({first_line(error)}); restore it") from None
+    defaults: dict[str, Any] = LoraConfig().to_dict()
+    for name, value in (saved.model_extra or {}).items():
+        if name not in DESCRIPTIVE and value != defaults.get(name, value):
+            raise ModelError(
+                f"{folder}: {CONFIG} sets {name}, which no adapter of spantune does; restore it, or take an adapter "
+                "that spantune trained"
+            )
+    return saved
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of the adapter in `folder` by their names; every one is finite."""
+    from safetensors.torch import load_file
+
+    with foreign(folder, f"the adapter is damaged: {WEIGHTS} cannot be read", "restore it"):
+        weights: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    require_finite(folder, weights)
+    return weights
+
+
+def _set_weights(model: CausalLM, folder: Path, weights: dict[str, Tensor]) -> None:
+    """Give `model` the weights of its adapter, which must be the same ones in name and shape."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if weights.keys() != own.keys():
+        names = few(weights.keys() ^ own.keys())
+        raise _of_another_model(folder, f"weights are in one and not in the other: {names}")
+    shapes = ((name, list(weight.shape), list(own[name].shape)) for name, weight in weights.items())
+    if wrong := [f"{name} is {stored} and the model's is {ours}" for name, stored, ours in shapes if stored != ours]:
+        raise _of_another_model(folder, f"size mismatch: {few(wrong)}")
+    with foreign(folder, "the adapter's weights cannot be loaded", "restore them"):
+        set_peft_model_state_dict(model, weights)
+
+
+def _of_another_model(folder: Path, difference: str) -> ModelError:
+    return ModelError(
+        f"{folder}: the adapter is for another model than model.source of the run's recipe ({difference}); name the "
+        "model that it was trained on"
+    )

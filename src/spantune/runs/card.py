@@ -1,0 +1,86 @@
+"""The model card of an adapter: what it was trained on and for, how well it does, and how it is loaded.
+
+It stands for PEFT's own card, a form to be filled in, and names nothing of the machine that the adapter was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from spantune.core import Label, TaskSpec
+
+CARD = "README.md"
+
+_TEXT = """\
+# A named-entity extractor (LoRA adapter)
+
+spantune trained this adapter {base}. It finds entities of {count} types in texts of the language `{language}`, and
+answers in the format `{answer}`; `task.json` holds the instruction and the types:
+
+{labels}
+
+{figures}
+
+## How to load it
+
+With spantune, from the run folder that this folder is the `adapter/` of:
+
+    spantune extract RUN FILE
+
+With PEFT alone, which knows neither the instruction nor the answer format:
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained({name!r})
+    model = PeftModel.from_pretrained(base, "adapter")
+"""
+
+
+def write_card(adapter: Path, task: TaskSpec, base: str) -> None:
+    """Write `README.md` into an adapter folder, with the figures of its `evaluation.json` where there is one.
+
+    Args:
+        adapter: the folder.
+        task: what the adapter was trained for.
+        base: the public name of the base model; "" where it has none.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    about: dict[str, object] = {"library_name": "peft", "pipeline_tag": "text-generation", "language": task.language}
+    about["tags"] = ["lora", "named-entity-recognition", "spantune"]
+    if base and ":" not in base:
+        about["base_model"] = base
+    text = _TEXT.format(
+        base=f"on `{base}`" if base else "on a model in a local folder",
+        count=len(task.labels),
+        language=task.language,
+        answer=task.answer,
+        labels="\n".join(map(_line, task.labels)),
+        figures=_figures(adapter / "evaluation.json"),
+        name=base if base and ":" not in base else "the folder of the base model",
+    )
+    front_matter = yaml.safe_dump(about, allow_unicode=True, sort_keys=False)
+    (adapter / CARD).write_text(f"---\n{front_matter}---\n\n{text}", encoding="utf-8")
+
+
+def _line(label: Label) -> str:
+    name = " ".join(label.name.split())
+    return f"- `{label.code}`" + (f": {name}" if name and name != label.code else "")
+
+
+def _figures(evaluation: Path) -> str:
+    """What the evaluation during training said, in a sentence."""
+    try:
+        values = json.loads(evaluation.read_text(encoding="utf-8"))
+        interval = f" (95 % interval {values['f1_low']:.4f} to {values['f1_high']:.4f})" if "f1_low" in values else ""
+        return (
+            f"After step {values['step']} its strict micro F1 on the dev documents was {values['f1']:.4f}{interval}, "
+            "measured by real extraction."
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return "How well it does was not recorded."

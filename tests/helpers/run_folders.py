@@ -1,0 +1,52 @@
+"""A run folder with a real adapter, made without training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from spantune.core import Label, TaskSpec, config, parse_config
+from spantune.models import attach, load, public_name
+from spantune.runs import BestAdapter, write_card
+
+TASK = TaskSpec(labels=(Label(code="dis", name="disease"), Label(code="sym")), instruction="Find entities.")
+
+
+def save_run(folder: Path, model: Path) -> Path:
+    """A finished run with a random adapter for the model in the folder `model`."""
+    folder.mkdir(parents=True)
+    settings = {"source": str(model), "base": "fp32", "device": "cpu"}
+    recipe = parse_config(
+        {
+            "run": {"name": folder.name, "folder": str(folder.parent)},
+            "model": settings,
+            "task": {"labels": list(TASK.codes), "instruction": TASK.instruction},
+            "data": {"train": "unread.jsonl"},
+            "extract": {"max_new_tokens": 40},
+        }
+    )
+    recipe.save(folder)
+    TASK.save(folder)
+    (folder / "environment.json").write_text("{}\n", encoding="utf-8")
+    loaded = load(config.Model(**settings))
+    adapted, _ = attach(loaded.model, config.Lora(rank=4, alpha=8))
+    torch.manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+    def complete(adapter: Path) -> None:
+        loaded.tokenizer.save_pretrained(str(adapter))
+        TASK.save(adapter)
+        write_card(adapter, TASK, public_name(str(model)))
+
+    BestAdapter(folder, adapted, complete).offer(4, {"f1": 0.5, "f1_low": 0.25, "f1_high": 0.75})
+    (folder / "report.html").write_text("<html></html>", encoding="utf-8")
+    return folder
+
+
+def copy_run(run: Path, folder: Path) -> Path:
+    """A copy of a run folder that may be damaged."""
+    return Path(shutil.copytree(run, folder))
