@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from spantune.core import Document, Entity, Extraction, Problem, ProblemKind, Status
+from spantune.core import Document, Entity, Extraction, Problem, ProblemKind, Status, masked
 from spantune.encoding import Encoder
 from spantune.metrics import Calibration
 
@@ -90,6 +90,7 @@ def without_overlaps(entities: Iterable[Entity]) -> tuple[list[Entity], list[Ent
 
 def failure(document: Document, status: Status, problem: Problem) -> Extraction:
     """Return the Extraction of a document without an answer."""
+    problem = replace(problem, found=masked(problem.found))  # an error may quote a URL or a key
     return Extraction(document.with_entities(()), "", status, (problem,))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec
+from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec, expect
 from spantune.data import Splits, read_extractions, read_splits
 from spantune.metrics import TOO_FEW, Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
@@ -68,8 +68,8 @@ def report_run(folder: str | Path, splits: Splits | None = None, after: Scores |
         RunError: the folder is not a run, is damaged, or lacks the final evaluation.
         DataError: the run's predictions or the documents of its recipe cannot be read or do not pair.
     """
-    run = _read(RunFolder(Path(folder)), splits)
-    folder = run.folder.path
+    folder = Path(expect(folder, (str, Path), "report_run", "the path of a run folder"))
+    run = _read(RunFolder(folder), splits)
     predicted = run.predictions("test", run.closing["step"])
     view, notes = _calibration(run)
     data = run.recipe.data

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import replacing
+from spantune.core import masked, replacing
 from spantune.metrics import NONE, judge
 from spantune.report import charts, content, documents
 from spantune.report.charts import Chart
@@ -21,11 +22,19 @@ from spantune.report.html import SIGNS, colours, embed, interval, render
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write `scores.json`, `report.md` and, last, `report.html` into `folder`.
+    """Write `scores.json`, `report.md` and, last, `report.html` into `folder`; credentials in settings are masked.
 
     Raises:
         DataError: the gold and predicted documents do not pair, or the files cannot be written.
     """
+    report = replace(
+        report,
+        title=masked(report.title),
+        config=masked(report.config),
+        data=masked(report.data),
+        facts={key: masked(value) for key, value in report.facts.items()},
+        environment={key: masked(value) for key, value in report.environment.items()},
+    )
     outcome = judge(report.gold, report.predicted, list(report.labels))
     labels = list(outcome.confusion.labels)
     page = render(

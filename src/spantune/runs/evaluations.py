@@ -62,7 +62,8 @@ def name_predictions(run: Path, data: str, documents: Sequence[Document]) -> Pat
     entry = Evaluated("", masked(source), hash_documents(documents), len(documents))
     earlier = evaluated(run)
     known = next((other for other in earlier if (other.data, other.sha256) == (entry.data, entry.sha256)), None)
-    name = known.file if known else _free_name(folder, data, hashlib.sha256(f"{source}\0{entry.sha256}".encode()))
+    digest = hashlib.sha256(f"{source}\0{entry.sha256}".encode()).hexdigest()
+    name = known.file if known else _free_name(folder, data, digest)
     entries = [other for other in earlier if other.file != name]
     record = [asdict(other) for other in (*entries, Evaluated(name, entry.data, entry.sha256, entry.documents))]
     try:
@@ -73,12 +74,12 @@ def name_predictions(run: Path, data: str, documents: Sequence[Document]) -> Pat
     return folder / name
 
 
-def _free_name(folder: Path, data: str, identity: hashlib._Hash) -> str:
+def _free_name(folder: Path, data: str, digest: str) -> str:
     """The name of the corpus, or with a part of the hash; never a name that the training itself uses."""
     stem = Path(data.replace(":", "-")).stem or Path(data).resolve().stem
     stem = stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
     split, _, step = stem.rpartition("-")
     if split in ("dev", "test") and step.isdecimal():
         stem = f"corpus-{stem}"
-    names = [f"{stem}.jsonl", *(f"{stem}.{identity.hexdigest()[:digits]}.jsonl" for digits in (8, 16, 32, 64))]
+    names = [f"{stem}.jsonl", *(f"{stem}.{digest[:digits]}.jsonl" for digits in (8, 16, 32, 64))]
     return next(name for name in names if not (folder / name).exists())
