@@ -40,6 +40,7 @@ from spantune.core.files import (
     sha256_of,
 )
 from spantune.core.foreign import foreign
+from spantune.core.json_text import non_finite, to_json
 from spantune.core.lazy import lazy_exports
 from spantune.core.signals import Interrupted, Stopped, StopRequest
 from spantune.core.task import Label, TaskSpec, first_unknown
@@ -85,6 +86,7 @@ __all__ = [
     "load_config",
     "nearest",
     "need",
+    "non_finite",
     "occurrences",
     "parse_config",
     "replace_text",
@@ -94,6 +96,7 @@ __all__ = [
     "require_folder",
     "sha256_of",
     "to_document",
+    "to_json",
     "to_prediction_record",
     "to_record",
     "track",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from spantune.core import ConfigError, DataError, Document, Entity, replacing, replacing_path
 from spantune.data import formats
-from spantune.data.checks import FILE_RULES, Source
+from spantune.data.checks import FILE_RULES, Source, of_file
 from spantune.data.findings import Tally, place
 from spantune.data.offsets import Shift, fault, repaired_span, shared_shift
 from spantune.data.raw.document import RawDocument, RawEntity
@@ -82,9 +82,9 @@ def repair(source: Source, out: Path) -> Repaired:
         DataError: no document could be read, or the format cannot hold one.
     """
     changes: list[Change] = []
-    for note, rule in FILE_RULES.items():
-        if count := source.notes.get(note):
-            changes.append(Change(str(source.path), None, None, rule, count, 0))
+    for rule, note, count in of_file(source.notes):
+        before = count if note in FILE_RULES else {"stated": note, "count": count}
+        changes.append(Change(str(source.path), None, None, rule, before, 0))
     shift = shared_shift(source.documents)
     documents = []
     for item in source.items:
