@@ -5,7 +5,6 @@ Tables and JSON go to stdout, messages to stderr. Exit codes: 0 success, 1 a che
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -15,7 +14,7 @@ import typer
 from spantune import __version__
 from spantune.cli import calibrate, data, evaluate, extract, runs, tables
 from spantune.cli.options import Json, quiet
-from spantune.core import ConfigError, Interrupted, SpantuneError
+from spantune.core import ConfigError, Interrupted, SpantuneError, to_json
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def plan(
 
     audited = make_plan(prepare(settings))
     if as_json:
-        print(json.dumps(audited.as_dict(), ensure_ascii=False))
+        print(to_json(audited.as_dict()))
     else:
         tables.print_plan(audited.as_dict())
     raise typer.Exit(1 if audited.failed else 0)
@@ -146,7 +145,7 @@ def _run(recipe: Config, resume: Path | None) -> None:
     lines = [f"report: {RunFolder(result.folder).report_html}", *hints(result.folder)]
     lines.append(f"extract: spantune extract {result.folder} FILE")
     print("\n".join(lines), file=sys.stderr)
-    print(json.dumps(result.as_dict(), ensure_ascii=False))
+    print(to_json(result.as_dict()))
 
 
 def _recipes() -> Path:

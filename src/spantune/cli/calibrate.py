@@ -5,7 +5,6 @@ As in `cli`, there is no logic here: the table or JSON goes to stdout, messages 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,7 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import AcceptChanges, Device, Format, Json, describe_threshold, quiet
-from spantune.core import ConfigError, RunError, SpantuneError
+from spantune.core import ConfigError, RunError, SpantuneError, to_json
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def calibrate(
         _update_report(run)
     stored = str(folder.calibration_file) if store else None
     if as_json:
-        print(json.dumps({**fitted.model_dump(mode="json"), "stored": stored}, ensure_ascii=False))
+        print(to_json({**fitted.model_dump(mode="json"), "stored": stored}))
     else:
         _print(fitted, stored)
 

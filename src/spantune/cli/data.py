@@ -5,7 +5,6 @@ As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stde
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import Column, Encoding, Format, Joiner, Json, Label, quiet
-from spantune.core import ConfigError
+from spantune.core import ConfigError, to_json
 
 if TYPE_CHECKING:
     from spantune.core import Document, TaskSpec
@@ -164,7 +163,7 @@ def check(
                 print(f"{source.path}: {count} × {note}", file=sys.stderr)
             print(f"{repair.path}: {len(repair.changes)} changes, logged in {repair.log}", file=sys.stderr)
     if as_json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False))
+        print(to_json(report.as_dict()))
     else:
         tables.table(["", "finding", "count", "what, and the first"], _finding_rows(report))
         counted = f"{report.documents} documents, {report.entities} entities"
@@ -226,7 +225,7 @@ def split(
         print("documents have a group in their meta; --by group would keep each in one split", file=sys.stderr)
     record = {**facts, **division.as_dict()}
     if as_json:
-        print(json.dumps(record, ensure_ascii=False))
+        print(to_json(record))
     else:
         tables.print_split(record)
     print(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}", file=sys.stderr)
@@ -311,7 +310,7 @@ def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: b
         print(f"page: {html}", file=sys.stderr)
     if as_json:
         record = {"format": corpus.format, "notes": dict(corpus.notes), **asdict(corpus_statistics)}
-        print(json.dumps(record | ({"tokens": asdict(tokens)} if tokens else {}), ensure_ascii=False))
+        print(to_json(record | ({"tokens": asdict(tokens)} if tokens else {})))
         return
     notes = {"format": corpus.format, **{f"mended: {note}": str(count) for note, count in corpus.notes.items()}}
     tables.print_statistics(corpus_statistics, file, notes)
@@ -362,7 +361,7 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
         "stop_token": prepared.tokenizer.convert_ids_to_tokens(prepared.encoder.stop_id),
     }
     if as_json:
-        print(json.dumps(figures, ensure_ascii=False))
+        print(to_json(figures))
         return
     tables.table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
     console = Console(highlight=False)

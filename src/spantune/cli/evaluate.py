@@ -5,7 +5,6 @@ As in `cli`, there is no logic here: tables and JSON go to stdout, messages to s
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import AcceptChanges, Device, Format, Json, MinScore, quiet, report_left_out
-from spantune.core import ConfigError, DataError, RunError
+from spantune.core import ConfigError, DataError, RunError, to_json
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def compare(
         data = gold or f"the test documents of {read[0].name}"
         write_comparison(_existing(report), comparison, read, _label_names(systems, codes), data)
     if as_json:
-        print(json.dumps(comparison.as_dict(), ensure_ascii=False))
+        print(to_json(comparison.as_dict()))
     else:
         tables.print_comparison(comparison)
 
@@ -322,7 +321,7 @@ def _read(path: str, format: str | None) -> Sequence[Document]:
 
 def _print_scores(figures: dict[str, object], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(figures, ensure_ascii=False))
+        print(to_json(figures))
         return
     tables.print_scores(figures)
     tables.print_slices(figures)

@@ -6,7 +6,6 @@ As in `cli`, no logic lives here: tables, CSV and JSON go to stdout, messages to
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import Json
-from spantune.core import ConfigError
+from spantune.core import ConfigError, to_json
 
 if TYPE_CHECKING:
     from spantune.runs import Run
@@ -62,7 +61,7 @@ def runs(
         if run.problem:
             print(f"{run.name}: {run.problem}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"runs": [run.as_dict() for run in shown_runs]}, ensure_ascii=False))
+        print(to_json({"runs": [run.as_dict() for run in shown_runs]}))
     elif as_csv:
         _write_csv(shown_runs, listing.differing(shown_runs))
     elif compare:
@@ -122,7 +121,7 @@ def _shown(value: object) -> str:
 def _plain(value: object) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else to_json(value)
 
 
 def sync(
@@ -142,4 +141,4 @@ def sync(
     what = "was sent before" if sent.before else "is sent"
     print(f"{run} {what}: {sent.url or f'SwanLab run {sent.id}'}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"id": sent.id, "url": sent.url, "before": sent.before}))
+        print(to_json({"id": sent.id, "url": sent.url, "before": sent.before}))

@@ -9,19 +9,21 @@ from collections.abc import Iterator, Mapping
 from spantune.core.errors import DataError
 
 
-def to_json(value: object, *, indent: int | None = None, ascii_only: bool = False) -> str:
+def to_json(value: object, *, indent: int | None = None, ascii_only: bool = False, compact: bool = False) -> str:
     """Return `value` as JSON text.
 
     Args:
         value: what `json.dumps` can write.
         indent: the indentation of a text of several lines; one line when None.
         ascii_only: whether other characters are written as escapes.
+        compact: whether to leave out the blanks after commas and colons.
 
     Raises:
         DataError: a number is NaN or infinite, which JSON cannot hold, or the value is nested too deeply.
     """
     try:
-        return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, indent=indent)
+        separators = (",", ":") if compact else None
+        return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, indent=indent, separators=separators)
     except RecursionError:
         raise DataError("the value is nested too deeply to be written as JSON; flatten it") from None
     except ValueError:
@@ -31,7 +33,7 @@ def to_json(value: object, *, indent: int | None = None, ascii_only: bool = Fals
         raise DataError(
             "found NaN or an infinite number, which JSON cannot hold; replace it by a finite number or null, or remove "
             "it",
-            field=place,
+            field=place or None,
         ) from None
 
 

@@ -8,12 +8,11 @@ an input is never written to. Entities and documents without one right answer ar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from spantune.core import ConfigError, DataError, Document, Entity, replacing, replacing_path
+from spantune.core import ConfigError, DataError, Document, Entity, replacing, replacing_path, to_json
 from spantune.data import formats
 from spantune.data.checks import FILE_RULES, Source, of_file
 from spantune.data.findings import Tally, place
@@ -98,7 +97,7 @@ def repair(source: Source, out: Path) -> Repaired:
     log = _log_of(out)
     with replacing(log) as file:
         for change in changes:
-            file.write(json.dumps(asdict(change), ensure_ascii=False) + "\n")
+            file.write(to_json(asdict(change)) + "\n")
         notes = formats.write(out, documents, source.format)
     return Repaired(out, log, tuple(changes), notes)
 
@@ -110,7 +109,7 @@ def count_dropped(files: Sequence[Repaired], tally: Tally) -> None:
             tally.add(
                 Rule.LEFT_OUT,
                 place(change.file, change.line),
-                f"{change.what}: {json.dumps(change.before, ensure_ascii=False)}",
+                f"{change.what}: {to_json(change.before)}",
             )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from spantune.core import Document, RunError, TaskSpec, sha256_of
+from spantune.core import Document, RunError, TaskSpec, sha256_of, to_json
 from spantune.models import hash_model, pinned
 from spantune.runs import RunFolder
 from spantune.training.preparation import Prepared
@@ -84,7 +84,7 @@ def read_environment(folder: Path) -> dict[str, str]:
 def hash_documents(documents: Iterable[Document]) -> str:
     """Return one SHA-256 over ids, texts and entities, in order."""
     return _hash(
-        json.dumps([d.id, d.text, [[e.start, e.end, e.label] for e in d.entities]], ensure_ascii=True) + "\n"
+        to_json([d.id, d.text, [[e.start, e.end, e.label] for e in d.entities]], ascii_only=True) + "\n"
         for d in documents
     )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
-from spantune.core import Document, Locked, RunError, config, file_lock, replace_text
+from spantune.core import Document, Locked, RunError, config, file_lock, replace_text, to_json
 from spantune.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class RunInfo:
         """Save values for later: a resume, a sync, the closing lines of the command."""
         path = RunFolder(self.folder).trackers / f"{tracker}.json"
         path.parent.mkdir(exist_ok=True)
-        text = json.dumps({**self.remembered(tracker), **values}, ensure_ascii=False, indent=2)
+        text = to_json({**self.remembered(tracker), **values}, indent=2)
         replace_text(path, f"{text}\n")
 
     @contextmanager

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn, Protocol
 
-from spantune.core import RunError
+from spantune.core import RunError, to_json
 from spantune.runs.trackers.interface import Chart, RunInfo, Tracker
 
 FINISH_SECONDS = 60.0
@@ -264,7 +264,7 @@ class _LogSender(logging.Handler):
 
 def _reply(replies: IO[str], message: Mapping[str, object]) -> None:
     try:
-        print(json.dumps(message), file=replies, flush=True)
+        print(to_json(message, ascii_only=True), file=replies, flush=True)
     except OSError:  # the run was killed: nobody reads any more
         return
 
