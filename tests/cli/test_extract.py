@@ -402,14 +402,16 @@ def test_a_format_that_cannot_hold_a_document_loses_nothing(command: Command, ru
     assert not partial.exists() and not list(tmp_path.glob("*.lock"))
 
 
-def test_a_record_that_cannot_be_written_again_is_unreadable(command: Command, run: Path, tmp_path: Path) -> None:
+def test_meta_that_cannot_be_written_again_is_left_out_and_counted(command: Command, run: Path, tmp_path: Path) -> None:
     source = write(
-        tmp_path / "in.jsonl", r'{"id": "a", "text": "疹", "meta": {"k": "\udfff"}}', '{"id": "b", "text": "疹"}'
+        tmp_path / "in.jsonl",
+        r'{"id": "a", "text": "疹", "meta": {"k": "\udfff", "big": 1e999, "ward": 3}}',
+        '{"id": "b", "text": "疹"}',
     )
     outcome = command("extract", run, source)
     one, two = rows(outcome)
-    assert one["meta"]["status"] == "unreadable" and two["entities"]
-    assert "in.jsonl:1, field meta: half of a surrogate pair" in outcome.err
+    assert one["meta"] == {"ward": 3} and one["entities"] and two["entities"]
+    assert "half of a surrogate pair, NaN or a number too large: k" in outcome.err
 
 
 def test_names_that_are_not_utf8_and_what_cannot_be_opened(command: Command, run: Path, tmp_path: Path) -> None:

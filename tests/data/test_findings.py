@@ -86,6 +86,15 @@ def test_finding(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (found[name].severity, found[name].fixable) == (Rule(name).severity, Rule(name).fixable)
 
 
+def test_meta_that_no_file_can_hold_is_a_finding_by_its_field(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", FEVER, '{"text": "a", "entities": [], "meta": {"x": {"y": 1e999}, "z": "\\ud83d"}}'
+    )
+    finding = checked(path)["meta-left-out"]
+    assert (finding.count, finding.where) == (2, str(path))
+    assert "a number too large: x.y" in finding.example
+
+
 def test_a_right_corpus_has_no_finding(tmp_path: Path) -> None:
     signs = "咳嗽痰喘热寒汗渴痛麻痒肿胀晕眩吐泻秘悸"
     rows = [native(f"患者{sign}{other}。", (2, 4, "sym", sign + other)) for sign in signs for other in "甚轻"]

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spantune.cli.options import AcceptChanges, Device, Format, Json, describe_threshold, quiet
-from spantune.core import ConfigError, RunError, SpantuneError, log_crashes_into, print_table, put, put_json, say
+from spantune.core import (
+    ConfigError,
+    RunError,
+    SpantuneError,
+    log_crashes_into,
+    print_table,
+    put,
+    put_json,
+    say,
+)
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:

@@ -15,7 +15,16 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, quiet
-from spantune.core import ConfigError, overwriting, print_table, print_text, put_json, require_new, say, visible
+from spantune.core import (
+    ConfigError,
+    overwriting,
+    print_table,
+    print_text,
+    put_json,
+    require_new,
+    say,
+    visible,
+)
 
 if TYPE_CHECKING:
     from spantune.core import Document, TaskSpec

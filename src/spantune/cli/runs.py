@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spantune.cli.options import Json
-from spantune.core import ConfigError, print_table, put, put_json, say, visible
+from spantune.core import ConfigError, print_table, put, put_json, say, to_json, visible
 
 if TYPE_CHECKING:
     from spantune.runs import Run
@@ -123,7 +122,7 @@ def _shown(value: object) -> str:
 def _plain(value: object) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else to_json(value)
 
 
 def sync(

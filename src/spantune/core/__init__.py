@@ -59,6 +59,7 @@ from spantune.core.foreign import foreign
 from spantune.core.lazy import lazy_exports
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
+from spantune.core.strict_json import non_finite, to_json
 from spantune.core.task import Label, TaskSpec, first_unknown
 from spantune.core.terminal import (
     SafeFormatter,
@@ -129,6 +130,7 @@ __all__ = [
     "masked_values",
     "nearest",
     "need",
+    "non_finite",
     "occurrences",
     "os_error",
     "overwriting",
@@ -149,6 +151,7 @@ __all__ = [
     "say",
     "sha256_of",
     "to_document",
+    "to_json",
     "to_prediction_record",
     "to_record",
     "track",

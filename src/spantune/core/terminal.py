@@ -7,7 +7,6 @@ Nothing is read as markup. In JSON such characters are JSON escapes, so that a r
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from spantune.core.secrets import masked, masked_values
+from spantune.core.strict_json import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -63,7 +63,7 @@ def put_json(record: Mapping[str, object]) -> None:
 
 def json_text(value: object) -> str:
     """Return `value` as JSON in one line that a terminal does not execute: control characters are JSON escapes."""
-    return _UNSAFE_IN_JSON.sub(lambda sign: f"\\u{ord(sign[0]):04x}", json.dumps(value, ensure_ascii=False))
+    return _UNSAFE_IN_JSON.sub(lambda sign: f"\\u{ord(sign[0]):04x}", to_json(value))
 
 
 def print_table(

@@ -20,6 +20,7 @@ from spantune.data import formats
 from spantune.data.duplicates import check_repetition
 from spantune.data.findings import Report, Tally, excerpt, place, place_of, shown
 from spantune.data.offsets import ENOUGH, Shift, fault, repaired_span, shared_shift
+from spantune.data.raw import faithful
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, SurrogateError
 from spantune.data.raw.text_files import BOM_NOTE, CRLF_NOTE
 from spantune.data.rules import LONG, RARE, Rule
@@ -103,6 +104,14 @@ def check(sources: Sequence[Source], demands: Demands, tally: Tally | None = Non
     return Report(tuple(str(source.path) for source in sources), len(documents), entities, tally.findings())
 
 
+def of_file(notes: Mapping[str, int]) -> Iterator[tuple[Rule, str, int]]:
+    """Yield the rule, the note and its count for each of a reader's `notes` that is a finding about the whole file."""
+    for note, count in notes.items():
+        rule = Rule.META_LEFT_OUT if note.startswith(faithful.NOTE) else FILE_RULES.get(note)
+        if rule is not None and count:
+            yield rule, note, count
+
+
 def _check_items(source: Source, tally: Tally) -> None:
     """Count documents that could not be read, repeated ids, and the reader's notes of the whole file."""
     ids: set[str] = set()
@@ -115,9 +124,8 @@ def _check_items(source: Source, tally: Tally) -> None:
         if item.id in ids:
             tally.add(Rule.REPEATED_ID, place_of(item), excerpt(item.id))
         ids.add(item.id)
-    for note, rule in FILE_RULES.items():
-        if count := source.notes.get(note, 0):
-            tally.add(rule, str(source.path), note, count)
+    for rule, note, count in of_file(source.notes):
+        tally.add(rule, str(source.path), note, count)
 
 
 def _check_offsets(documents: Sequence[RawDocument], file: str, tally: Tally) -> list[RawDocument]:

@@ -8,14 +8,13 @@ an input is never written to. Entities and documents without one right answer ar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from spantune.core import ConfigError, DataError, Document, Entity, overwriting, replacing, replacing_path
+from spantune.core import ConfigError, DataError, Document, Entity, overwriting, replacing, replacing_path, to_json
 from spantune.data import formats
-from spantune.data.checks import FILE_RULES, Source
+from spantune.data.checks import FILE_RULES, Source, of_file
 from spantune.data.findings import Tally, place
 from spantune.data.offsets import Shift, fault, repaired_span, shared_shift
 from spantune.data.raw.document import RawDocument, RawEntity
@@ -92,9 +91,9 @@ def repair(source: Source, out: Path, *, force: bool = False) -> Repaired:
         DataError: no document could be read, or the format cannot hold one.
     """
     changes: list[Change] = []
-    for note, rule in FILE_RULES.items():
-        if count := source.notes.get(note):
-            changes.append(Change(str(source.path), None, None, rule, count, 0))
+    for rule, note, count in of_file(source.notes):
+        before = count if note in FILE_RULES else {"stated": note, "count": count}
+        changes.append(Change(str(source.path), None, None, rule, before, 0))
     shift = shared_shift(source.documents)
     documents = []
     for item in source.items:
@@ -110,7 +109,7 @@ def repair(source: Source, out: Path, *, force: bool = False) -> Repaired:
     format = source.format if is_writable else "native"
     with replacing(log) as file:
         for change in changes:
-            file.write(json.dumps(asdict(change), ensure_ascii=False) + "\n")
+            file.write(to_json(asdict(change)) + "\n")
         with overwriting(out, force=force) as place:
             notes = formats.write(place, documents, format)
     if not is_writable:
@@ -125,7 +124,7 @@ def count_dropped(files: Sequence[Repaired], tally: Tally) -> None:
             tally.add(
                 Rule.LEFT_OUT,
                 place(change.file, change.line),
-                f"{change.what}: {json.dumps(change.before, ensure_ascii=False)}",
+                f"{change.what}: {to_json(change.before)}",
             )
 
 

@@ -45,6 +45,7 @@ class Rule(StrEnum):
     END_HALF_OPEN = ("end-half-open", "error", True, "half-open ends in a format of inclusive ends")
     BROKEN_TRANSITION = ("broken-transition", "error", True, "tags that continue an entity which nothing has begun")
     UTF16_OFFSETS = ("utf16-offsets", "error", True, "offsets that count UTF-16 code units, not code points")
+    AMBIGUOUS_ID = ("ambiguous-id", "error", True, "entities with the id of another entity of their document")
     LEFT_OUT = ("left-out", "error", False, "documents and entities that could not be mended and were not written")
     LABEL_OUTSIDE = ("label-outside", "error", False, "entities with a label that the schema does not have")
     SHARED_TEXT = ("shared-text", "error", False,
@@ -73,6 +74,8 @@ class Rule(StrEnum):
     MIXED_NORMALISATION = ("mixed-normalisation", "warning", False,
         "texts that are not in Unicode's form NFC, where others are")
     TOO_LONG = ("too-long", "warning", False, "texts with more tokens than the budget")
+    META_LEFT_OUT = ("meta-left-out", "warning", True,
+        "fields of meta that no file can hold: half of a surrogate pair, or a number that is not finite")
     LINE_BREAK_AS_SPACE = ("line-break-as-space", "warning", True, "entities stated otherwise than the format says")
     LONG_TEXT = ("long-text", "info", False,
         f"texts of more than {LONG} characters, which trainers made for sentences cut or drop")

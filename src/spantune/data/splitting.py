@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
-from spantune.core import ConfigError, DataError, Document, nearest, replacing, replacing_path
+from spantune.core import ConfigError, DataError, Document, nearest, replacing, replacing_path, to_json
 from spantune.data import formats
 from spantune.data.duplicates import near_duplicates
 
@@ -201,7 +201,7 @@ def write_splits(
         for name, part in division.parts.items():
             notes.update(formats.write(partial / f"{name}{SUFFIXES.get(format, '.jsonl')}", part, format))
         with replacing(partial / RECORD) as file:
-            file.write(json.dumps({**(facts or {}), **division.as_dict()}, ensure_ascii=False, indent=1) + "\n")
+            file.write(to_json({**(facts or {}), **division.as_dict()}, indent=1) + "\n")
     return dict(notes)
 
 

@@ -5,13 +5,12 @@ The figures are those of `metrics.score`, and the rates of answers with problems
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spantune.core import Document, Extraction, replacing, to_prediction_record, track
+from spantune.core import Document, Extraction, replacing, to_json, to_prediction_record, track
 from spantune.extraction.extractor import Extractor
 from spantune.extraction.result import rates
 from spantune.metrics import Protocol, Scores, score
@@ -94,4 +93,4 @@ def save_predictions(path: Path, extractions: Sequence[Extraction]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         for extraction in extractions:
-            file.write(json.dumps(to_prediction_record(extraction), ensure_ascii=False) + "\n")
+            file.write(to_json(to_prediction_record(extraction)) + "\n")

@@ -8,7 +8,6 @@ A cache file is named by the hash of everything that the result depends on; one 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -32,7 +31,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from spantune.core import DataError, Document, replacing_path, track
+from spantune.core import DataError, Document, replacing_path, to_json, track
 from spantune.encoding import Encoder, Example
 from spantune.extraction.grammar import Constraint, Guide, constraint_of, without_special_names
 
@@ -243,10 +242,10 @@ def _key(documents: Sequence[Document], answers: Sequence[Answer], encoder: Enco
     tokenizer = encoder.tokenizer
     parts: list[object] = [WALK_VERSION, metadata.version("llguidance"), vocabulary, encoder.stop_id]
     parts += [encoder.task.model_dump_json(), tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template]
-    digest = hashlib.sha256(json.dumps(parts).encode())
+    digest = hashlib.sha256(to_json(parts, ascii_only=True).encode())
     for document, (_, ids) in zip(documents, answers, strict=True):
         entities = [[entity.start, entity.end, entity.label] for entity in document.entities]
-        digest.update(json.dumps([document.id, document.text, entities, ids]).encode())
+        digest.update(to_json([document.id, document.text, entities, ids], ascii_only=True).encode())
     return digest.hexdigest()
 
 

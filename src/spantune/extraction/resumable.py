@@ -27,6 +27,7 @@ from spantune.core import (
     from_document,
     require_folder,
     to_document,
+    to_json,
     to_record,
 )
 
@@ -131,7 +132,7 @@ def append(path: Path, extractions: Iterable[Extraction]) -> None:
 
 def json_line(extraction: Extraction) -> bytes:
     """Return the line of native JSONL for `extraction`: UTF-8, whatever the terminal's encoding is."""
-    return json.dumps(to_record(to_document(extraction)), ensure_ascii=False).encode() + b"\n"
+    return to_json(to_record(to_document(extraction))).encode() + b"\n"
 
 
 def finish(path: Path) -> None:

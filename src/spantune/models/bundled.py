@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from spantune.core import ModelError, file_lock, nearest, say, sha256_of, waiting
+from spantune.core import ModelError, file_lock, nearest, say, sha256_of, to_json, waiting
 from spantune.models.gguf_tokenizer import Metadata, build_tokenizer, read_metadata
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ def _write_record(model: BundledModel, made: Path, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "bytes": sizes,
     }
-    (made / RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    (made / RECORD).write_text(to_json(record, indent=2, ascii_only=True) + "\n", "utf-8")
 
 
 @contextlib.contextmanager

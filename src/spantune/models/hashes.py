@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
-from spantune.core import replace_text, sha256_of
+from spantune.core import replace_text, sha256_of, to_json
 from spantune.models.bundled import RECORD, cache_root
 
 WANTED = (".json", ".safetensors", ".txt", ".jinja", ".model", ".tiktoken")
@@ -89,6 +89,6 @@ def _write(folder: Path, kind: str, values: dict[str, tuple[Stamp, str]]) -> Non
     path, rows = _record(folder, kind), {name: [*stamp, value] for name, (stamp, value) in values.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(rows, indent=1))
+        replace_text(path, to_json(rows, indent=1, ascii_only=True))
     except OSError as error:
         log.debug("the %s of %s are not remembered: %s", kind, folder, error)

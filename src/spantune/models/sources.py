@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from spantune.core import ModelError, file_lock, first_line, nearest, replace_text
+from spantune.core import ModelError, file_lock, first_line, nearest, replace_text, to_json
 from spantune.models import bundled
 from spantune.models.hashes import WANTED, hash_files
 from spantune.models.hubs import HUBS, Hub, HubFile
@@ -286,7 +286,7 @@ def _write_record(source: str, record: Record | None) -> None:
         data |= {"folder": str(record.folder), "files": files, "times": record.times, "commit": record.commit}
     path = _record_path(source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(data, indent=1))
+    replace_text(path, to_json(data, indent=1, ascii_only=True))
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------

@@ -6,11 +6,10 @@ shows the documents on which at least two systems predicted different entities.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spantune.core import ConfigError
+from spantune.core import ConfigError, to_json
 from spantune.metrics import TOO_FEW, Comparison, Gap, Outcome, System, judge
 from spantune.report import charts, documents
 from spantune.report.content import cell, figure_cells, table
@@ -64,7 +63,7 @@ def write_comparison(
         count=len(rows),
         data=embed({"columns": ("gold", *names), "labels": codes, "rows": rows}),
     )
-    scores = json.dumps(_as_dict(comparison, outcomes, data), ensure_ascii=False, indent=2)
+    scores = to_json(_as_dict(comparison, outcomes, data), indent=2)
     text = _markdown(comparison, codes, title, data)
     write_files(folder, {"scores.json": f"{scores}\n", "report.md": text}, page)
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 from unicodedata import category
 
-from spantune.core import Document, Entity
+from spantune.core import Document, Entity, to_json
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -50,7 +49,7 @@ def embed(values: object) -> Markup:
     """Return JSON for a script element; it cannot end the element, since it has no `<`."""
     from markupsafe import Markup
 
-    return Markup(json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
+    return Markup(to_json(values, compact=True).replace("<", "\\u003c"))
 
 
 def colours(labels: Sequence[str]) -> dict[str, int]:

@@ -8,12 +8,11 @@ page shows the figures, but no documents.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import masked, replacing
+from spantune.core import masked, replacing, to_json
 from spantune.metrics import NONE, judge
 from spantune.report import charts, content, documents
 from spantune.report.charts import Chart
@@ -59,7 +58,7 @@ def write_report(folder: Path, report: Report) -> None:
         size=documents.PAGE,
         data=embed({"columns": ("gold", "predicted"), "labels": labels, "rows": documents.rows(outcome, labels)}),
     )
-    scores = json.dumps(content.as_dict(report, outcome), ensure_ascii=False, indent=2)
+    scores = to_json(content.as_dict(report, outcome), indent=2)
     write_files(folder, {"scores.json": f"{scores}\n", "report.md": content.as_markdown(report, outcome)}, page)
 
 

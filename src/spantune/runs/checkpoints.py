@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from spantune.core import RunError, first_line, fsync_path
+from spantune.core import RunError, first_line, fsync_path, to_json
 from spantune.runs.folder import MetricsRecord, RunFolder
 from spantune.runs.manifest import MANIFEST, first_difference, seal
 
@@ -252,7 +252,7 @@ class BestAdapter:
             new.mkdir()
             fill(new)
             evaluation_file = new / self.run.evaluation_file.name
-            evaluation_file.write_text(json.dumps(evaluation) + "\n", encoding="utf-8")
+            evaluation_file.write_text(to_json(evaluation) + "\n", encoding="utf-8")
             self.complete(new)
             seal(new)
             shutil.rmtree(old, ignore_errors=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from spantune.core import Config, Locked, RunError, TaskSpec, file_lock, masked_values
+from spantune.core import Config, Locked, RunError, TaskSpec, file_lock, masked_values, to_json
 from spantune.runs.folder import RunFolder
 
 PATIENCE = 1.0  # seconds: a process that looks whether a run is running holds its lock for a moment
@@ -62,7 +61,7 @@ class Claim:
         assert self._part is not None
         recipe.save(self._part)
         task.save(self._part)
-        text = json.dumps(masked_values(environment), indent=2) + "\n"
+        text = to_json(masked_values(environment), indent=2, ascii_only=True) + "\n"
         RunFolder(self._part).environment_file.write_text(text, encoding="utf-8")
         try:
             self._part.rename(self.folder)

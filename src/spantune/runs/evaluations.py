@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from spantune.core import Document, RunError, hash_documents, masked, replace_text
+from spantune.core import Document, RunError, hash_documents, masked, replace_text, to_json
 from spantune.runs.folder import RunFolder
 
 RECORD = "inputs.json"
@@ -68,7 +68,7 @@ def name_predictions(run: Path, data: str, documents: Sequence[Document]) -> Pat
     record = [asdict(other) for other in (*entries, Evaluated(name, entry.data, entry.sha256, entry.documents))]
     try:
         folder.mkdir(exist_ok=True)
-        replace_text(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        replace_text(folder / RECORD, to_json(record, indent=1) + "\n")
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror}); make it writable, or copy the run") from None
     return folder / name

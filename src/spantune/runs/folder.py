@@ -260,7 +260,7 @@ def _parse_metrics(path: Path, version: tuple[int, int, int]) -> tuple[MetricsRe
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            records.append(json.loads(line))
+            records.append(json.loads(line, parse_constant=lambda _: None))
         except json.JSONDecodeError:
             log.warning("%s:%d: a torn line is left out", path, number)
     return tuple(records)

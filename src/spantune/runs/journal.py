@@ -7,7 +7,6 @@ can lose it. Lines are not synced to the disk one by one: they survive a killed 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from spantune.core import SafeFormatter, StderrHandler, log_crashes_into, replacing
+from spantune.core import SafeFormatter, StderrHandler, log_crashes_into, replacing, to_json
 from spantune.runs.folder import MetricsRecord, RunFolder
 
 log = logging.getLogger(__name__)
@@ -83,7 +82,9 @@ class JsonlTracker:
     def metrics(self, step: int, values: Mapping[str, float | None], split: str = "train") -> None:
         """Append one line; a value that is not finite becomes null, since JSON has no NaN."""
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
-        self._journal.append(json.dumps({"step": step, "time": round(time.time(), 3), "split": split, **finite}))
+        self._journal.append(
+            to_json({"step": step, "time": round(time.time(), 3), "split": split, **finite}, ascii_only=True)
+        )
 
     def finish(self, state: str) -> None:
         """Close the file."""
@@ -99,7 +100,7 @@ def rewind(folder: Path, step: int) -> None:
     run = RunFolder(folder)
     records = run.metrics()
     with replacing(run.metrics_file) as file:
-        file.writelines(json.dumps(record) + "\n" for record in records if not is_repeated(record))
+        file.writelines(to_json(record, ascii_only=True) + "\n" for record in records if not is_repeated(record))
     for record in filter(is_repeated, records):
         run.predictions(record["split"], record["step"]).unlink(missing_ok=True)
 

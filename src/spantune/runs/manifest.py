@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spantune.core import first_line, fsync_path, sha256_of
+from spantune.core import first_line, fsync_path, sha256_of, to_json
 
 MANIFEST = "manifest.json"
 READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
@@ -28,7 +28,7 @@ def seal(folder: Path, **about: object) -> None:
             continue
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({**about, "files": files}, indent=1) + "\n", encoding="utf-8")
+    manifest.write_text(to_json({**about, "files": files}, indent=1, ascii_only=True) + "\n", encoding="utf-8")
     fsync_path(manifest)
     fsync_path(folder)
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.real import SHARED
+from helpers.refusal import assert_unreadable
 from helpers.strategies import annotated, texts
 from spantune.core import DataError, Document, Entity
-from spantune.data import formats
+from spantune.data import formats, read_source
 from spantune.data.formats import brat
+from spantune.data.raw.document import RawDocument
 from spantune.data.raw.text_files import CRLF_NOTE
+from spantune.data.repairs import repair
 
 WARD = Path(__file__).parents[2] / "fixtures" / "brat" / "ward"
 BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -87,6 +92,64 @@ def test_lines_that_hang_on_an_entity_now_gone_are_left_out_and_counted(tmp_path
     assert lines(tmp_path / "back" / "pain.ann") == lines(WARD / "pain.ann") - Counter(gone) + Counter(
         ["T6\tSign 0 4\tPain"]
     )
+
+
+REPEATED = "T1\tL 0 1\ta\nT1\tL 1 2\tb\nT2\tL 2 3\tc\n"
+
+
+def test_an_id_given_twice_costs_nothing_where_no_line_refers_to_it(tmp_path: Path) -> None:
+    corpus = formats.read(pair(tmp_path / "in", "abc", REPEATED + "A1\tNegated T2\n"))
+    assert found(corpus.documents[0]) == [("a", "L"), ("b", "L"), ("c", "L")]
+    assert corpus.notes == {brat.REPEATED_ID.message: 1}
+    formats.write(tmp_path / "out", corpus.documents, "brat")
+    back = (tmp_path / "out" / "a.ann").read_text("utf-8")
+    assert back == "T1\tL 0 1\ta\nT3\tL 1 2\tb\nT2\tL 2 3\tc\nA1\tNegated T2\n"
+
+
+def test_the_same_entity_stated_twice_is_no_ambiguous_id(tmp_path: Path) -> None:
+    annotation = "T1\tL 0 1\ta\nT1\tL 0 1\ta\nA1\tNegated T1\n"
+    corpus = formats.read(pair(tmp_path / "in", "abc", annotation))
+    meta = corpus.documents[0].meta["brat"]
+    assert isinstance(meta, dict) and meta["lines"] == ["A1\tNegated T1"]
+
+
+def test_only_what_refers_to_an_ambiguous_id_is_left_out_by_fix(tmp_path: Path) -> None:
+    hanging = ["R1\tr Arg1:T1 Arg2:T2", "#1\tNote R1\tsure?", "*\tEquiv T2 T1", "E1\tL:T1"]
+    folder = pair(tmp_path / "in", "abc", "\n".join([REPEATED + "A1\tNegated T2", *hanging]))
+    repaired = repair(read_source(folder), tmp_path / "out")
+    back = (tmp_path / "out" / "a.ann").read_text("utf-8")
+    assert back == "T1\tL 0 1\ta\nT3\tL 1 2\tb\nT2\tL 2 3\tc\nA1\tNegated T2\n"
+    log = repaired.log.read_text("utf-8")
+    assert [line for line in hanging if line.replace("\t", " ") not in log] == []
+
+
+def test_links_and_what_cannot_be_read_are_named(tmp_path: Path) -> None:
+    folder = pair(tmp_path / "in", "abc", "T1\tL 0 1\ta\n")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "loop").symlink_to("..")
+    for suffix in (".txt", ".ann"):
+        (folder / "sub" / f"b{suffix}").symlink_to(folder / f"a{suffix}")
+    corpus = formats.read(folder)
+    assert [(document.id, document.text) for document in corpus.documents] == [("a", "abc"), ("sub/b", "abc")]
+    assert corpus.notes == {"link to a folder not followed: sub/loop": 1, "link to a file, read as the file": 2}
+    (folder / "c.ann").symlink_to("nowhere")
+    assert_unreadable(folder, None, ["in/c.ann", "leads to no file", "remove"])
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pair(tmp_path / "in", "abc", "T1\tL 0 1\ta\n")
+    pair(folder / "locked", "abc", "", "b")
+
+    def scandir(path: str) -> Any:  # the tests may run as root, whom no permission stops
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", path)
+        return real_scandir(path)
+
+    real_scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    first, second = formats.items(folder, "brat", Counter())
+    assert str(first) == f"{folder / 'locked'}: cannot be read: Permission denied; check its permissions"
+    assert isinstance(second, RawDocument)
 
 
 def test_only_what_an_attribute_is_of_counts_not_its_value(tmp_path: Path) -> None:
@@ -206,7 +269,10 @@ BAD: dict[str, tuple[str | bytes, list[str]]] = {
     "parts' surface": ("T1\tL 0 4;14 18\thand foot", ["a.ann:1, field T1", "'hand foot'", "does not occur"]),
     "part outside": ("T1\tL 0 4;14 90\thand pain", ["[14, 90)", "18 characters"]),
     "part backwards": ("T1\tL 0 4;18 14\thand pain", ["[18, 14)"]),
-    "repeated T": ("T1\tL 0 4\thand\nT1\tL 9 13\tfoot", ["a.ann:2", "id T1 is repeated", "unique"]),
+    "repeated T": (
+        "T1\tL 0 4\thand\nT1\tL 9 13\tfoot\nR1\tr Arg1:T1 Arg2:T1\n#1\tNote R1\tx",
+        ["a.ann:2, field T1", "id T1 is given to two entities", "R1 r Arg1:T1 Arg2:T1; #1 Note R1 x", "--fix"],
+    ),
     "gb18030": (
         b"T1\tL 0 4\thand\nT2\tL 9 13\t" + "肺炎".encode("gb18030"),
         ["a.ann:2", "not UTF-8", "gb18030 if the text is Chinese"],

@@ -112,6 +112,34 @@ def test_round_trip_is_the_identity(
     assert formats.read(path).documents == tuple(named)
 
 
+def test_annotations_of_old_exports_are_read_and_written_as_triples(tmp_path: Path) -> None:
+    rows = [
+        {"id": 1, "text": "nothing", "annotations": [], "meta": {}, "annotation_approver": None},
+        {
+            "id": 2,
+            "text": "lung pain",
+            "annotations": [
+                {"label": 7, "start_offset": 0, "end_offset": 4, "user": 1},
+                {"label": "sign", "start_offset": 5, "end_offset": 9, "user": 1},
+            ],
+            "meta": {"ward": 3},
+        },
+    ]
+    path = tmp_path / "old.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    corpus = formats.read(path)
+    assert corpus.format == "doccano"
+    assert list(map(found, corpus.documents)) == [[], [("lung", "7"), ("pain", "sign")]]
+    assert corpus.documents[1].meta == {"meta": {"ward": 3}}
+    assert corpus.notes == {
+        "entity field 'user' not read": 2,
+        "label is a number, taken as text": 1,
+        "entity without its text: offsets not verified": 2,
+    }
+    formats.write(tmp_path / "back.jsonl", corpus.documents, "doccano")
+    assert formats.read(tmp_path / "back.jsonl").documents == corpus.documents
+
+
 LABEL = '{"text": "lung pain", "label": [%s]}'
 ENTITY = '{"text": "lung pain", "entities": [{"id": 0, "label": "b", "start_offset": 0, "end_offset": 4%s}]%s}'
 BAD = {
@@ -124,6 +152,16 @@ BAD = {
         "doccano",
         '{"text": "fine", "label": "positive"}',
         ["whole text", "sequence labelling"],
+    ),
+    "old classification": (
+        None,
+        '{"text": "fine", "annotations": [{"label": 1, "user": 1}]}',
+        ["bad.jsonl:1, field annotations[0]", "whole text", "sequence labelling"],
+    ),
+    "label of an old export": (
+        None,
+        '{"text": "fine", "annotations": [{"label": null, "start_offset": 0, "end_offset": 1}]}',
+        ["field annotations[0].label", "found null", "a string"],
     ),
     "second line a class": (
         None,

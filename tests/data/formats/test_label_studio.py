@@ -212,6 +212,97 @@ def test_the_text_among_several_is_named_by_the_column_option(tmp_path: Path) ->
         formats.read(source, options=Options(column="text"))
 
 
+LINKS = [
+    "/data/upload/7/0a1b-letter.txt",
+    "/data/local-files/?d=letters%2F1.txt",
+    "s3://bucket/a b.txt",
+    "gs://bucket/a.txt",
+    "azure-blob://container/a",
+    "http://example.com/a.txt\n",
+    "https://example.com/a?b=c",
+]
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("result", [[], [{"type": "labels", "value": {"start": 5, "end": 11, "labels": ["ORG"]}}]])
+def test_a_text_that_is_only_a_link_is_refused(link: str, result: list[Any], tmp_path: Path) -> None:
+    task = {"data": {"text": link}, "annotations": [{"result": result}]}
+    (tmp_path / "in.json").write_text(json.dumps([task]), encoding="utf-8")
+    assert_unreadable(tmp_path / "in.json", None, ["in.json:1, field data.text", "only a link", "put the text"])
+
+
+def test_a_text_with_a_link_in_it_and_a_link_that_is_annotated_are_texts(tmp_path: Path) -> None:
+    region = {"type": "labels", "value": {"start": 0, "end": 5, "text": "https", "labels": ["SCHEME"]}}
+    rows = [("see https://example.com", []), ("s3://a is down, again", []), ("https://example.com", [region])]
+    tasks = [{"id": text, "data": {"text": text}, "annotations": [{"result": result}]} for text, result in rows]
+    (tmp_path / "in.json").write_text(json.dumps(tasks), encoding="utf-8")
+    assert [document.text for document in formats.read(tmp_path / "in.json").documents] == [text for text, _ in rows]
+
+
+def test_other_results_cost_nothing_where_some_annotation_has_labels(tmp_path: Path) -> None:
+    choice = '{"type": "choices", "value": {"choices": ["x"]}}'
+    negative = TASK[2:-1] % choice
+    skipped = TASK[2:-1].replace('"id": 1', '"id": 2').replace('"id": 2,', '"id": 2, "was_cancelled": true,') % REGION
+    for name, tasks_after in (("read", TASK[2:-1].replace('"id": 1', '"id": 2') % REGION), ("skipped", skipped)):
+        path = tmp_path / f"{name}.json"
+        path.write_text(f"[{negative},\n{tasks_after}]", encoding="utf-8")
+        corpus = formats.read(path)
+        assert [len(document.entities) for document in corpus.documents] == [0, 1][: len(corpus.documents)]
+        assert corpus.notes["result of type 'choices' kept in meta only"] == 1
+    assert_unreadable_choices = tmp_path / "none.json"
+    assert_unreadable_choices.write_text(f"[{negative}]", encoding="utf-8")
+    assert_unreadable(assert_unreadable_choices, None, ["no labels in the whole file"])
+
+
+def test_what_stands_in_fields_that_are_not_needed_costs_no_document(tmp_path: Path) -> None:
+    unneeded = [
+        '"note": "\\ud800"',
+        '"predictions": 5',
+        '"size": 1e999',
+        '"meta": 3',
+        '"inner": [{"x": -1e999, "y": 1}]',
+    ]
+    text = "[" + ",\n".join(
+        TASK[2:-1].replace('"id": 1', f'"id": {n}, {field}') % REGION for n, field in enumerate(unneeded)
+    )
+    text += ', {"data": {"text": "x"}, "predictions": 5, "annotations": []}]'
+    (tmp_path / "in.json").write_text(text, encoding="utf-8")
+    corpus = formats.read(tmp_path / "in.json")
+    assert [found(document) for document in corpus.documents] == 5 * [[("lung", "b")]]
+    assert {note.rpartition(": ")[2]: count for note, count in corpus.notes.items()} == {
+        "label_studio.task.note": 1,
+        "label_studio.task.size": 1,
+        "label_studio.task.inner[].x": 1,
+        "task skipped: it has no annotation, and its predictions are no list".rpartition(": ")[2]: 1,
+    }
+    assert formats.write(tmp_path / "out.json", corpus.documents, "label_studio") == {}
+    assert formats.read(tmp_path / "out.json").documents == corpus.documents
+    back = tasks(tmp_path / "out.json")
+    assert (back[3]["meta"], back[4]["inner"]) == (3, [{"y": 1}])
+
+
+def test_regions_of_html_are_placed_in_its_source_by_the_text_that_is_seen(tmp_path: Path) -> None:
+    source = "<p>Paid to AT&amp;T <b>In</b>c</p><!-- x > y -->\n<p>1 < 2</p>"
+    regions = [(8, 12, "AT&T", "AT&amp;T"), (13, 16, "Inc", "In</b>c"), (17, 22, "1 < 2", "1 < 2")]
+    result = [
+        {
+            "type": kind,
+            "value": {
+                "start": "/p[1]/text()[1]",
+                "globalOffsets": {"start": start, "end": end},
+                "text": text,
+                kind: ["ORG"],
+            },
+        }
+        for kind, (start, end, text, _) in zip(["labels", "hypertextlabels", "labels"], regions, strict=True)
+    ]
+    task = {"data": {"text": source}, "annotations": [{"result": result}]}
+    (tmp_path / "in.json").write_text(json.dumps([task]), encoding="utf-8")
+    corpus = formats.read(tmp_path / "in.json")
+    assert found(corpus.documents[0]) == [(expected, "ORG") for *_, expected in regions]
+    assert corpus.notes["region of HTML placed by its globalOffsets, to be written as a region of text"] == 3
+
+
 def test_tasks_as_lines_and_completions_of_old_versions_are_read(tmp_path: Path) -> None:
     task = '{"id": 1, "data": {"text": "lung"}, "completions": [{"id": 2, "result": []}]}\n'
     (tmp_path / "old.jsonl").write_text(task + task.replace("1,", "2,"), encoding="utf-8")
@@ -240,6 +331,10 @@ def test_round_trip_is_the_identity(
 
 REGION = '{"id": "a", "type": "labels", "value": {"start": 0, "end": 4, "text": "lung", "labels": ["b"]}}'
 TASK = '[\n{"id": 1, "data": {"text": "lung pain"}, "annotations": [{"id": 2, "result": [%s]}]}]'
+HTML = (
+    '{"type": "hypertextlabels", "value": {"start": "/text()[1]", "end": "/text()[1]", "startOffset": 5, '
+    '"endOffset": 9, "globalOffsets": {"start": 5, "end": 9}, "text": "pain", "hypertextlabels": ["b"]}}'
+)
 PREDICTED = '[{"data": {"text": "lung pain"}, "predictions": [{"result": [%s]}]}]'
 BAD = {
     "choices": (
@@ -283,7 +378,18 @@ BAD = {
     "predictions by id": (None, PREDICTED.replace('{"result": [%s]}', "3"), ["predictions[0]", "the number 3"]),
     "our meta": (None, TASK.replace('"data"', '"meta": {"spantune": 3}, "data"') % "", ["meta.spantune", "an object"]),
     "our id": (None, TASK.replace('"data"', '"meta": {"spantune": {"id": 3}}, "data"') % "", ["meta.spantune.id"]),
-    "meta": (None, TASK.replace('"data"', '"meta": 3, "data"') % "", ["field meta", "the number 3"]),
+    "label of half a pair": (None, TASK % REGION.replace('"b"', '"\\ud800"'), ["value.labels", "a list of labels"]),
+    "id of half a pair": (
+        None,
+        TASK.replace('"id": 1', '"id": "\\ud800"') % "",
+        ["bad.json:2, field id", "another id"],
+    ),
+    "html": (
+        None,
+        TASK % HTML.replace('"start": 5, "end"', '"start": 4, "end"'),
+        ["result[0].value.start", "a region of HTML", "<Labels> on a <Text>"],
+    ),
+    "html without offsets": (None, TASK % HTML.replace("globalO", "o"), ["value.start", "a region of HTML"]),
     "repeated": (None, TASK[:-1] % "" + ",\n" + TASK[2:] % "", ["bad.json:3", "'1-2' is repeated"]),
     "nobody annotated": (None, TASK.replace('{"id": 2, "result": [%s]}', ""), ["no document was found"]),
     "cut short": (None, TASK[:-1] % "", ["bad.json:2", "expected , or ]"]),

@@ -41,6 +41,7 @@ from spantune.data.formats import (
 )
 from spantune.data.raw import plugins
 from spantune.data.raw.document import Item, Nested, Options, RawDocument, RawEntity, Sample, unique, verified
+from spantune.data.raw.faithful import faithful
 from spantune.data.raw.json_records import Record, read_json_array, read_json_lines
 from spantune.data.raw.plugins import Format
 from spantune.data.raw.text_files import is_stream, read_bytes, read_chunks
@@ -114,7 +115,7 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     file = resolve(path)
     name = format or detect(file, options)
     notes: Counter[str] = Counter()
-    documents = tuple(verified(unique(of_name(name).read(file, notes, options)), notes))
+    documents = tuple(verified(unique(faithful(of_name(name).read(file, notes, options), notes)), notes))
     if not documents:
         raise DataError(f"no document was found, read as {name}; expected at least one: check the path", path=file)
     return Corpus(documents, name, file, dict(+notes))
@@ -150,7 +151,7 @@ def items(path: str | Path, format: str | None, notes: Counter[str], options: Op
         DataError: the file cannot be read any further.
     """
     file = resolve(path)
-    return of_name(format or detect(file, options)).read(file, notes, options)
+    return faithful(of_name(format or detect(file, options)).read(file, notes, options), notes)
 
 
 def write(

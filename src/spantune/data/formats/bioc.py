@@ -8,14 +8,13 @@ written back; relations are not read. A file that is not JSON lines is in memory
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spantune.core import DataError, Document, replacing
+from spantune.core import DataError, Document, replacing, to_json
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, with_rows
 from spantune.data.raw.json_records import Record, document_id, read_json_lines, read_json_value
 
@@ -64,9 +63,9 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     """
     head = {"source": "spantune", "date": "", "key": "", "infons": {}}
     with replacing(path) as file:
-        file.write(json.dumps(head)[:-1] + ', "documents": [')
+        file.write(to_json(head)[:-1] + ', "documents": [')
         for number, document in enumerate(documents):
-            file.write((",\n" if number else "\n") + json.dumps(_written(document, notes), ensure_ascii=False))
+            file.write((",\n" if number else "\n") + to_json(_written(document, notes)))
         file.write("\n]}\n")
 
 

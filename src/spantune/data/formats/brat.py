@@ -7,18 +7,21 @@ r"""brat's standoff: a folder, and those in it, of `.txt` files with an `.ann` f
 Offsets count the code points of the `.txt` file, including line ends and a byte-order mark. An entity of several parts
 is read as one from the first to the last part. Its parts, and all lines that are not T lines, are stored in meta and
 written back, without the lines whose entity no longer exists. As in brat, an entity is written in parts around its line
-breaks, so that it cannot begin or end with one.
+breaks, so that it cannot begin or end with one. Of two entities with the same id the second gets another, and a line
+that refers to this id is an error, since nobody knows which entity it means.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path, PurePosixPath
 
-from spantune.core import DataError, Document, Entity, replacing_path
+from spantune.core import DataError, Document, Entity, encodable, replacing_path
 from spantune.data.raw.document import (
     Defect,
     Item,
@@ -31,11 +34,14 @@ from spantune.data.raw.document import (
     stored_meta,
     with_rows,
 )
-from spantune.data.raw.text_files import CRLF_NOTE, read_text
+from spantune.data.raw.text_files import CRLF_NOTE, cannot_be_read, read_text
 from spantune.data.rules import Rule
 
 NAME = "brat"
 PARTS_NOTE = "entity of several parts: read from the first to the last"
+REPEATED_ID = Defect(
+    Rule.AMBIGUOUS_ID, "an id given twice, to which no line refers: the second entity gets another", tolerated=True
+)
 SPACES = Defect(Rule.LINE_BREAK_AS_SPACE, "entity text has spaces for line breaks", tolerated=True)
 
 _SPAN = re.compile("(\\S+) ([0-9]{1,18} [0-9]{1,18}(?:;[0-9]{1,18} [0-9]{1,18})*)")
@@ -67,10 +73,10 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         DataError: there is nothing there, or a file that is not of a pair.
     """
     if path.is_dir():
+        files, unreadable = _files(path, notes)
+        yield from unreadable
         stems: dict[Path, None] = {}
-        for file in sorted(path.rglob("*")):
-            if not file.is_file():
-                continue
+        for file in files:
             if file.suffix in (".txt", ".ann") and not _hidden(file, path):
                 stems[file.with_suffix("")] = None
             else:
@@ -116,6 +122,35 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
                 ) from None
 
 
+def _files(folder: Path, notes: Counter[str]) -> tuple[list[Path], list[DataError]]:
+    """Return the files in a folder and those in it, sorted, and an error for each folder or link that cannot be read.
+
+    A link to a file is read as the file. A link to a folder is not followed, and named in `notes`.
+    """
+    failures: list[OSError] = []
+    files: list[Path] = []
+    errors: list[DataError] = []
+    for root, folders, names in os.walk(folder, onerror=failures.append):
+        for name in folders:
+            if (link := Path(root, name)).is_symlink():
+                notes[f"link to a folder not followed: {encodable(str(link.relative_to(folder)))}"] += 1
+        for file in (Path(root, name) for name in names):
+            try:
+                is_file, is_link = file.is_file(), file.is_symlink()
+            except OSError as error:  # its folder may be listed, but not searched
+                errors.append(cannot_be_read(file, error))
+                continue
+            if is_file:
+                files.append(file)
+                notes["link to a file, read as the file"] += is_link
+            elif is_link:
+                errors.append(DataError("this link leads to no file; mend or remove it", path=file))
+            else:
+                notes["neither file nor folder, not read"] += 1
+    errors += [cannot_be_read(Path(error.filename), error) for error in failures]
+    return sorted(files), errors
+
+
 def _document(id: str, stem: Path, notes: Counter[str], encoding: str | None) -> RawDocument:
     texts, annotation = stem.with_name(stem.name + ".txt"), stem.with_name(stem.name + ".ann")
     if not texts.is_file():
@@ -128,7 +163,6 @@ def _document(id: str, stem: Path, notes: Counter[str], encoding: str | None) ->
     entities: list[RawEntity] = []
     rows: list[Row] = []
     others: list[str] = []
-    ids: set[object] = set()
     for number, line in _numbered(annotation, notes, encoding):
         if not _KIND.match(line) or "\t" not in line:
             raise DataError(
@@ -138,16 +172,54 @@ def _document(id: str, stem: Path, notes: Counter[str], encoding: str | None) ->
             )
         if line.startswith("T"):
             row, entity = _text_bound(line, text, annotation, number)
-            if row["id"] in ids:
-                raise DataError(f"the id {row['id']} is repeated; make ids unique", path=annotation, line=number)
-            ids.add(row["id"])
             rows.append(row)
             entities.append(entity)
         else:
             others.append(line)
+    entities, others = _with_own_ids(entities, rows, others)
     notes[PARTS_NOTE] += sum("parts" in row for row in rows)
-    meta = {NAME: {"entities": rows, "lines": others}} if others or any("parts" in row for row in rows) else {}
+    is_plain = not others and all(
+        "parts" not in row and row["id"] == e.field for row, e in zip(rows, entities, strict=True)
+    )
+    meta = {} if is_plain else {NAME: {"entities": rows, "lines": others}}
     return RawDocument(id, text, tuple(entities), annotation, meta=meta)
+
+
+def _with_own_ids(entities: list[RawEntity], rows: list[Row], lines: list[str]) -> tuple[list[RawEntity], list[str]]:
+    """Give in `rows` a new id to each entity whose id an earlier one has; return the entities and the lines to keep.
+
+    The lines that refer to such an id are not kept, unless both entities are the same. The defect of the entity names
+    them.
+    """
+    first_rows: dict[str, Row] = {}
+    fresh = _fresh_ids(rows)
+    judged: list[RawEntity] = []
+    for row, entity in zip(rows, entities, strict=True):
+        id = str(row["id"])
+        first = first_rows.setdefault(id, row)
+        if row is first:
+            judged.append(entity)
+            continue
+        dangling = [] if row == first else _dependent(lines, {id})
+        row["id"] = next(fresh)
+        lines = [line for line in lines if line not in dangling]
+        left_out = "; ".join(line.replace("\t", " ") for line in dangling)
+        defect = REPEATED_ID
+        if dangling:
+            message = (
+                f"the id {id} is given to two entities, so that what refers to it, which `--fix` leaves out, may mean "
+                f"either: {left_out}"
+            )
+            defect = Defect(Rule.AMBIGUOUS_ID, message, tolerated=False)
+        judged.append(replace(entity, defect=defect))
+    return judged, lines
+
+
+def _fresh_ids(rows: Iterable[Row]) -> Iterator[str]:
+    """Yield ids that no row has."""
+    numbers = [re.fullmatch("T([0-9]{1,18})", str(row["id"])) for row in rows]
+    first = max((int(number[1]) for number in numbers if number), default=0) + 1
+    return (f"T{number}" for number in count(first))
 
 
 def _numbered(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[tuple[int, str]]:
@@ -215,9 +287,8 @@ def _file_name(id: str) -> str:
 def _lines(document: Document, notes: Counter[str]) -> list[str]:
     """Return the lines of the `.ann` file."""
     pairs, gone = with_rows(document, NAME)
-    numbers = [re.fullmatch("T([0-9]{1,18})", str(row["id"])) for row in (*(row for _, row in pairs if row), *gone)]
-    fresh = count(max((int(number[1]) for number in numbers if number), default=0) + 1)
-    lines = [_text_bound_line(document, entity, row or {"id": f"T{next(fresh)}"}) for entity, row in pairs]
+    fresh = _fresh_ids([*(row for _, row in pairs if row), *gone])
+    lines = [_text_bound_line(document, entity, row or {"id": next(fresh)}) for entity, row in pairs]
     notes["meta left out"] += bool(set(document.meta) - {NAME})
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
     return lines + _other_lines(document, {str(row["id"]) for row in gone}, notes)
@@ -247,12 +318,19 @@ def _other_lines(document: Document, gone: set[str], notes: Counter[str]) -> lis
     lines = stored_meta(document, NAME).get("lines", [])
     if not isinstance(lines, list) or not all(isinstance(line, str) and _OTHER.fullmatch(line) for line in lines):
         raise meta_error(document, NAME, f"found {lines!r:.60} for lines; expected a list of brat's lines")
-    before = len(lines)
-    while dangling := [line for line in lines if _named(line) & gone]:
-        lines = [line for line in lines if not _named(line) & gone]
-        gone = gone | {line.partition("\t")[0] for line in dangling}
-    notes["line left out: its entity is gone"] += before - len(lines)
-    return lines
+    dangling = _dependent(lines, gone)
+    kept = [line for line in lines if line not in dangling]
+    notes["line left out: its entity is gone"] += len(lines) - len(kept)
+    return kept
+
+
+def _dependent(lines: Sequence[str], ids: set[str]) -> list[str]:
+    """Return the lines that refer to one of `ids`, or to such a line."""
+    dependent: dict[str, None] = {}
+    while more := [line for line in lines if line not in dependent and _named(line) & ids]:
+        dependent.update(dict.fromkeys(more))
+        ids = ids | {line.partition("\t")[0] for line in more}
+    return list(dependent)
 
 
 def _named(line: str) -> set[str]:

@@ -8,14 +8,13 @@ conversations, which ask for one label after another, are read too. Written are 
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spantune.core import DataError, Document, replacing
+from spantune.core import DataError, Document, replacing, to_json
 from spantune.data.raw.anchored import Surface, anchored, note_lost_places
 from spantune.data.raw.answers import answered, stated
 from spantune.data.raw.document import Item, Options, RawDocument, Sample, each
@@ -146,7 +145,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
         if not is_alpaca:
             turns = (("system", instruction), ("user", said), ("assistant", answer))
             record = {"messages": [{"role": role, "content": content} for role, content in turns]}
-        records.append(json.dumps(record, ensure_ascii=False))
+        records.append(to_json(record))
     notes["id left out"] += len(documents)
     with replacing(path) as file:
         file.write("[\n" + ",\n".join(records) + "\n]\n" if is_alpaca else "".join(line + "\n" for line in records))
@@ -154,8 +153,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 def _answer(document: Document) -> str:
     return "\n".join(
-        json.dumps({"entity_text": document.surface(entity), "entity_label": entity.label}, ensure_ascii=False)
-        for entity in document.entities
+        to_json({"entity_text": document.surface(entity), "entity_label": entity.label}) for entity in document.entities
     )
 
 

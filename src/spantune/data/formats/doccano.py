@@ -1,9 +1,10 @@
 """doccano's JSONL: `{"text", "label": [[start, end, "label"], …]}`, or entities as objects, with relations.
 
-Texts are called `text` or `data`, spans `label`, `labels` or `entities` (`start_offset`, `end_offset`), half-open code
-points. Spans have no text, so that they cannot be verified; this is noted. All other fields are kept in the
-document's meta and written back. In a document with relations, entities keep the ids that the relations name. Text
-classification is refused.
+Texts are called `text` or `data`, spans `label`, `labels`, `entities` or, in exports before version 1.1, `annotations`
+(objects with `start_offset` and `end_offset`), half-open code points. Spans have no text, so that they cannot be
+verified; this is noted. The labels of `annotations` may be numbers. All other fields are kept in the document's meta
+and written back. In a document with relations, entities keep the ids that the relations name. Text classification is
+refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from spantune.data.raw.json_records import Record, read_json, write_json_lines
 NAME = "doccano"
 
 _TEXTS = ("text", "data")
+_OBJECTS = ("entities", "annotations")
 _TRIPLES = ("label", "labels")
 _NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 _ENTITY_FIELDS = ("id", "label", "start_offset", "end_offset")
@@ -32,6 +34,9 @@ def claims(sample: Sample) -> bool:
     record = sample.record or {}
     if not any(isinstance(record.get(name), str) for name in _TEXTS):
         return False
+    old_rows = record.get("annotations")
+    if isinstance(old_rows, list) and "entities" not in record:
+        return all(isinstance(row, dict) and "label" in row for row in old_rows)
     rows = record.get("entities")
     if isinstance(rows, list) and rows:
         return isinstance(rows[0], dict) and "start_offset" in rows[0]
@@ -61,14 +66,14 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 def _document(record: Record, notes: Counter[str]) -> RawDocument:
     text = next((name for name in _TEXTS if name in record.values), "text")
-    given = [name for name in ("entities", *_TRIPLES) if name in record.values]
+    given = [name for name in (*_OBJECTS, *_TRIPLES) if name in record.values]
     if len(given) > 1:
         raise record.error(
             f"found spans under {' and '.join(given)}; expected one of them: remove the others", given[1]
         )
     spans = given[0] if given else "label"
     meta = record.others((text, spans, "id"))
-    if spans == "entities":
+    if spans in _OBJECTS:
         rows = record.rows(spans)
         entities = tuple(_entity(row, notes) for row in rows)
         if meta.get("relations"):
@@ -122,9 +127,20 @@ def _triple(record: Record, place: str, span: object) -> RawEntity:
 
 
 def _entity(row: Record, notes: Counter[str]) -> RawEntity:
+    """Return the entity of an object of `entities`, or of `annotations`, whose label may be the number of a label."""
+    if not {"start_offset", "end_offset"} & row.values.keys():
+        raise row.error(
+            f"found {json.dumps(row.values, ensure_ascii=False)[:60]}, a label of the whole text; expected "
+            "start_offset and end_offset: export a sequence labelling project"
+        )
     row.note_others(_ENTITY_FIELDS, notes)
-    start, end = row.integer("start_offset"), row.integer("end_offset")
-    return RawEntity(start, end, row.text("label"), field=row.place("end_offset"))
+    start, end, label = row.integer("start_offset"), row.integer("end_offset"), row.values.get("label")
+    if "annotations[" in row.inside and isinstance(label, int) and not isinstance(label, bool):
+        notes["label is a number, taken as text"] += 1
+        name = str(label)
+    else:
+        name = row.text("label")
+    return RawEntity(start, end, name, field=row.place("end_offset"))
 
 
 def _row(entity: RawEntity) -> dict[str, object]:
@@ -132,7 +148,7 @@ def _row(entity: RawEntity) -> dict[str, object]:
 
 
 def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
-    if taken := sorted(set(document.meta) & {"id", "text", "entities", *_TRIPLES}):
+    if taken := sorted(set(document.meta) & {"id", "text", *_OBJECTS, *_TRIPLES}):
         raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
     id = int(document.id) if _NUMBER.fullmatch(document.id) else document.id

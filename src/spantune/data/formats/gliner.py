@@ -6,13 +6,12 @@ are kept in the document's meta where writing would not make the same of the tex
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import Document, replacing
+from spantune.core import Document, replacing, to_json
 from spantune.data.raw import tagged, tokens
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, with_meta
 from spantune.data.raw.json_records import Record, document_id, read_json
@@ -55,7 +54,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     with replacing(path) as file:
         before = opening
         for document in documents:
-            file.write(before + json.dumps(_record(document, tokenizer), ensure_ascii=False))
+            file.write(before + to_json(_record(document, tokenizer)))
             before = between
         file.write(closing if before == between else opening + closing)
     tokenizer.finish()

@@ -3,8 +3,8 @@
 Each annotation of a task is a document; a task without annotations gives its predictions, or nothing. Offsets are
 half-open code points; older versions counted UTF-16 units, which is recognised by the text of the regions. Everything
 but the text and its spans (other fields, relations, other results) is kept in meta and written back. The written tasks
-can be imported by Label Studio; entities with scores are written as predictions, others as annotations. Exports of
-other kinds of tasks, such as choices, are refused.
+can be imported by Label Studio; entities with scores are written as predictions, others as annotations. Exports without
+any labels, of choices or images, are refused, and tasks whose text is only a link to a file.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Literal
 
-from spantune.core import DataError, Document, replacing
+from spantune.core import DataError, Document, half_surrogate, replacing, to_json
 from spantune.data.raw.document import (
     Defect,
     Item,
@@ -27,11 +28,13 @@ from spantune.data.raw.document import (
     RawEntity,
     Row,
     Sample,
+    SurrogateError,
     meta_error,
     stored_meta,
     with_rows,
 )
 from spantune.data.raw.json_records import Record, read_json
+from spantune.data.raw.regions import html_span, span_of_units
 from spantune.data.rules import Rule
 
 NAME = "label_studio"
@@ -42,6 +45,14 @@ Kind = Literal["annotations", "predictions"]
 _OWN = "spantune"  # the field of a task's meta in which the writer puts id and meta of the document
 _NAMES = {"from_name": "label", "to_name": "text"}
 _MADE = re.compile("spantune-[0-9]+")  # the id of a region that the writer made
+# A whole text that is a link; a path in a storage may have blanks in it if it ends as a file name does.
+_LINK = re.compile(
+    r"\s*(?:(?:https?|s3|gs|azure-blob)://\S+|/data/(?:upload/|local-files/\?d=)\S+"
+    r"|(?:(?:s3|gs|azure-blob)://|/data/(?:upload/|local-files/\?d=))[^\n]+\.\w{1,5})\s*",
+    re.IGNORECASE,
+)
+_HTML_FIELDS = ("start", "end", "startOffset", "endOffset", "globalOffsets", "text")
+_SPANS = ("labels", "hypertextlabels")  # the types of results that are spans of a text
 _MIN_FIELDS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
 
 
@@ -58,17 +69,21 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
     `options.column` names the text where a task's data have several.
 
+    The file is read a second time, up to its first labels, if a result of another kind comes before all labels.
+
     Raises:
         DataError: the file is neither an array nor JSONL of tasks.
     """
+    has_labels = cache(lambda: _has_labels(path, options))
     for record in read_json(path, notes, options.encoding):
         if isinstance(record, DataError):
             yield record
             continue
         try:
-            record = record if "data" in record.values else _expanded(record)
+            record = _task_of(record)
             completions = list(_completions(record, notes))
-            task = _Task(record, _text_key(record, options), notes, len(completions) > 1) if completions else None
+            several = len(completions) > 1
+            task = _Task(record, _text_key(record, options), notes, several, has_labels) if completions else None
         except DataError as error:
             yield error
             continue
@@ -91,13 +106,37 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     with replacing(path) as file:
         before = "[\n"
         for task in _tasks(documents, notes):
-            file.write(before + json.dumps(task, ensure_ascii=False))
+            file.write(before + to_json(task))
             before = ",\n"
         file.write("\n]\n" if before == ",\n" else "[\n]\n")
 
 
-def _expanded(record: Record) -> Record:
-    """Return the task of a JSON-MIN record, which is a single annotation."""
+def _has_labels(path: Path, options: Options) -> bool:
+    """Whether any result of the file is of labels, even one that is not read, such as a cancelled annotation's."""
+    for record in read_json(path, Counter(), options.encoding):
+        if isinstance(record, DataError):
+            continue
+        for kind in ("annotations", "completions", "predictions"):
+            for completion in _objects(_task_of(record).values.get(kind)):
+                if any(result.get("type") in _SPANS for result in _objects(completion.get("result"))):
+                    return True
+    return False
+
+
+def _objects(value: object) -> list[dict[str, object]]:
+    """Return the objects in a list; none if it is no list."""
+    return [inner for inner in value if isinstance(inner, dict)] if isinstance(value, list) else []
+
+
+def _mapping(value: object) -> dict[str, object]:
+    """Return the value if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def _task_of(record: Record) -> Record:
+    """Return the task of a record, which in JSON-MIN is a single annotation."""
+    if "data" in record.values:
+        return record
     data, results = {}, []
     for name, value in record.others(_MIN_FIELDS).items():
         if isinstance(value, list) and value and all(isinstance(region, dict) for region in value):
@@ -125,6 +164,8 @@ def _completions(task: Record, notes: Counter[str]) -> Iterator[tuple[Kind, Reco
     stated_predictions = task.values.get("predictions")
     if annotations:
         notes["prediction not read: its task is annotated"] += _size(stated_predictions)
+    elif stated_predictions and not isinstance(stated_predictions, list):
+        notes["task skipped: it has no annotation, and its predictions are no list"] += 1
     elif stated_predictions:
         notes["prediction read: its task is not annotated"] += _size(stated_predictions)
         for prediction in task.rows("predictions"):
@@ -152,25 +193,35 @@ def _text_key(task: Record, options: Options) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A task that is being read: its text is `data[key]`; `several` says whether it has several completions."""
+    """A task that is being read.
+
+    Args:
+        record: the task.
+        key: the field of its data that holds the text.
+        notes: what is counted.
+        several: whether it has several completions.
+        has_labels: says whether its file has any labels.
+    """
 
     record: Record
     key: str
     notes: Counter[str]
     several: bool
+    has_labels: Callable[[], bool]
 
     def document(self, kind: Kind, completion: Record, number: int) -> RawDocument:
         """Return the document of `completion`, the `number`-th of the task."""
         task, data = self.record, self.record.mapping("data")
         text = task.inner("data").text(self.key, blank=True)
+        self._refuse_link(text, completion)
         entities: list[RawEntity] = []
         rows: list[Row] = []
         others: list[dict[str, object]] = []
         for result in completion.rows("result"):
-            if result.values.get("type") == "labels":
+            if result.values.get("type") in _SPANS:
                 region = self._entities(result, text, kind)
                 entities += region
-                if isinstance(result.values.get("id"), str):
+                if isinstance(id := result.values.get("id"), str) and half_surrogate(id) is None:
                     rows += [_row(result, entity, kind) for entity in region]
             else:
                 others.append(result.values)
@@ -185,18 +236,27 @@ class _Task:
             "results": others,
         }
         details = {name: value for name, value in details.items() if value}
-        id = own_id if not self.several else None
+        id = (own_id if not self.several else None) or self._id(fields, number)
+        if half_surrogate(id) is not None:
+            raise SurrogateError(
+                f"half of a surrogate pair in {id!r}, which is not text; give the task another id",
+                path=task.path,
+                line=task.line,
+                field="id",
+            )
         meta = {**_derived(frame, fields), **own_meta, **({NAME: details} if details else {})}
-        return RawDocument(id or self._id(fields, number), text, tuple(entities), task.path, task.line, meta)
+        return RawDocument(id, text, tuple(entities), task.path, task.line, meta)
 
     def _frame(self) -> dict[str, object]:
         """Return the task's fields without its data, its completions and the writer's part of its meta."""
         frame = self.record.others(("data", "annotations", "predictions", "completions"))
-        frame["meta"] = {name: value for name, value in self._meta().items() if name != _OWN} or None
+        if isinstance(self.record.values.get("meta"), dict):
+            frame["meta"] = {name: value for name, value in self._meta().items() if name != _OWN} or None
         return {name: value for name, value in frame.items() if value is not None or name not in ("id", "meta")}
 
     def _meta(self) -> dict[str, object]:
-        return self.record.mapping("meta") if self.record.values.get("meta") else {}
+        """Return the task's meta; an empty one if it is of another type, which only our writer's part depends on."""
+        return self.record.mapping("meta") if isinstance(self.record.values.get("meta"), dict) else {}
 
     def _own(self) -> tuple[str | None, dict[str, object]]:
         """Return the document's id and meta that the writer put into the task's meta."""
@@ -213,14 +273,31 @@ class _Task:
             completion = number
         return _joined(task, completion)
 
+    def _refuse_link(self, text: str, completion: Record) -> None:
+        """Refuse a text that is only a link, unless a region states a part of the link as its text."""
+        if _LINK.fullmatch(text) is None:
+            return
+        regions = [_mapping(result.get("value")) for result in _objects(completion.values.get("result"))]
+        surfaces = [(region.get("start"), region.get("text")) for region in regions]
+        if not any(
+            isinstance(start, int) and isinstance(surface, str) and surface and text.startswith(surface, start)
+            for start, surface in surfaces
+        ):
+            raise self.record.inner("data").error(
+                f"found {text.strip()[:60]!r}, only a link to a file; expected the text, to which the offsets belong: "
+                "put the text of that file into the task (Label Studio leaves it out where the interface has "
+                'valueType="url")',
+                self.key,
+            )
+
     def _judge_others(self, completion: Record, others: list[dict[str, object]], labelled: bool) -> None:
-        """Count the results that are not spans; refuse an annotation that has no others."""
+        """Count the results that are not spans; refuse an annotation of them if its whole file has no spans."""
         kinds = Counter(str(other.get("type")) for other in others)
         del kinds["relation"]
-        if kinds and not labelled:
+        if kinds and not labelled and not self.has_labels():
             raise completion.error(
-                f"found results of type {', '.join(sorted(kinds))}; expected labels, spans of a text: export a project "
-                "whose labelling interface has <Labels> on a <Text>",
+                f"found results of type {', '.join(sorted(kinds))}, and no labels in the whole file; expected labels, "
+                "spans of a text: export a project whose labelling interface has <Labels> on a <Text>",
                 "result",
             )
         for kind, number in kinds.items():
@@ -228,29 +305,31 @@ class _Task:
 
     def _entities(self, result: Record, text: str, kind: Kind) -> list[RawEntity]:
         value = result.inner("value")
-        value.note_others(("start", "end", "text", "labels"), self.notes)
-        start, end = value.integer("start"), value.integer("end")
-        surface = value.text("text") if value.values.get("text") is not None else None
-        labels = value.values.get("labels")
-        if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
-            raise value.error(
-                f"found {json.dumps(labels)[:60]}; expected a list of labels: give the region one", "labels"
-            )
         has_score = kind == "predictions" and result.values.get("score") is not None
         score = result.score("score") if has_score else None
+        if str(value.values.get("start")).startswith("/"):  # an XPath
+            value.note_others((*_HTML_FIELDS, *_SPANS), self.notes)
+            self.notes["region of HTML placed by its globalOffsets, to be written as a region of text"] += 1
+            start, end = html_span(text, value)
+            surface: str | None = text[start:end]
+        else:
+            value.note_others(("start", "end", "text", *_SPANS), self.notes)
+            start, end = value.integer("start"), value.integer("end")
+            surface = value.text("text") if value.values.get("text") is not None else None
+        labels = _labels(value, "labels" if "labels" in value.values else str(result.values.get("type")))
         field, defect = value.place("end" if surface is None else "text"), None
-        if surface is not None and text[start:end] != surface and (span := _of_units(text, start, end, surface)):
+        if surface is not None and text[start:end] != surface and (span := span_of_units(text, start, end, surface)):
             (start, end), defect = span, UTF16
         return [RawEntity(start, end, label, surface, score, field, defect=defect) for label in labels]
 
 
-def _of_units(text: str, start: int, end: int, surface: str) -> tuple[int, int] | None:
-    """Return the span in code points of the UTF-16 units [start, end) if its text is `surface`, else None."""
-    units = text.encode("utf-16-le")
-    if not 0 <= start < end <= len(units) // 2 or units[2 * start : 2 * end] != surface.encode("utf-16-le"):
-        return None
-    first = len(units[: 2 * start].decode("utf-16-le"))
-    return first, first + len(surface)
+def _labels(value: Record, field: str) -> list[str]:
+    """Return the labels of a region."""
+    labels = value.values.get(field)
+    names = [label for label in labels if isinstance(label, str)] if isinstance(labels, list) else []
+    if names and names == labels and all(name and half_surrogate(name) is None for name in names):
+        return names
+    raise value.error(f"found {json.dumps(labels)[:60]}; expected a list of labels: give the region one", field)
 
 
 def _row(result: Record, entity: RawEntity, kind: Kind) -> Row:

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from spantune.core import DataError, Document, need, replacing, replacing_path
+from spantune.core import DataError, Document, need, replacing, replacing_path, to_json
 from spantune.data.raw import tabular
 from spantune.data.raw.document import Item, Options, Sample, each
 from spantune.data.raw.json_records import Record
@@ -208,7 +208,7 @@ def _write_csv(file: TextIO, path: Path, documents: Iterable[Document], notes: C
         writer = csv.writer(file, delimiter=_BY_SUFFIX[path.suffix.lower()], lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(["id", "text", column, *types])
         for row in tabular.spooled(rest, types, notes):
-            entities = json.dumps(row[column], ensure_ascii=False)
+            entities = to_json(row[column])
             notes["empty meta value left out"] += sum(row.get(name) == "" for name in types)
             writer.writerow([row["id"], row["text"], entities, *(row.get(name, "") for name in types)])
 
@@ -235,9 +235,7 @@ def _write_parquet(partial: Path, documents: Iterable[Document], notes: Counter[
     with tempfile.TemporaryFile("w+", encoding="utf-8", dir=partial.parent) as rest:
         types = tabular.spool(documents, rest, column, notes)
         schema = tabular.schema(column, need("pyarrow", "table").string(), types)
-        written = (
-            row | {column: json.dumps(row[column], ensure_ascii=False)} for row in tabular.spooled(rest, types, notes)
-        )
+        written = (row | {column: to_json(row[column])} for row in tabular.spooled(rest, types, notes))
         with parquet.ParquetWriter(partial, schema) as writer:
             for batch in tabular.batches(written, schema):
                 writer.write_batch(batch)

@@ -7,7 +7,6 @@ surface that the file gives for it is decided here, with the same messages for e
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from spantune.core import DataError, Document, Entity, half_surrogate
+from spantune.core import DataError, Document, Entity
 from spantune.data.rules import Rule
 
 R = TypeVar("R")
@@ -119,21 +118,15 @@ class Sample:
 
 
 def each(records: Iterable[R | DataError], parse: Callable[[R], RawDocument]) -> Iterator[Item]:
-    """Yield what `parse` makes of each record, or a DataError if it raises one or the meta cannot be encoded."""
+    """Yield what `parse` makes of each record, or a DataError if it raises one."""
     for record in records:
         if isinstance(record, DataError):
             yield record
             continue
         try:
-            item = parse(record)
+            yield parse(record)
         except DataError as error:
             yield error
-            continue
-        if item.meta and half_surrogate(json.dumps(item.meta, ensure_ascii=False, default=str)) is not None:
-            message = "half of a surrogate pair, which is not text; mend or remove it"
-            yield SurrogateError(message, path=item.path, line=item.line, field="meta")
-        else:
-            yield item
 
 
 def unique(items: Iterable[Item]) -> Iterator[Item]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar
 
-from spantune.core import DataError, half_surrogate, replacing
+from spantune.core import DataError, half_surrogate, replacing, to_json
 from spantune.data.raw.document import SurrogateError
 from spantune.data.raw.encodings import open_as_utf8
 from spantune.data.raw.text_files import CHUNK, LINE_LIMIT, cannot_be_read, oversized, read_chunks, try_lines
@@ -198,7 +198,7 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> Non
     """
     with replacing(path) as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(to_json(record) + "\n")
 
 
 def begins_array(path: Path, encoding: str | None = None) -> bool:

@@ -6,13 +6,12 @@ which null stands for a text without annotation. Instead of the object the tripl
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from spantune.core import DataError, Document, replacing
+from spantune.core import DataError, Document, replacing, to_json
 from spantune.data.raw.document import Item, RawDocument, RawEntity, each
 from spantune.data.raw.encodings import open_as_utf8
 from spantune.data.raw.json_records import Record, Value, read_array_values, read_json_value, read_line_values
@@ -68,7 +67,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str]) -> Non
         before = "[\n"
         for document in documents:
             rows = [[entity.start, entity.end, entity.label] for entity in document.entities]
-            file.write(before + json.dumps([document.text, {"entities": rows}], ensure_ascii=False))
+            file.write(before + to_json([document.text, {"entities": rows}]))
             before = ",\n"
             notes["id left out"] += 1
             notes["meta left out"] += bool(document.meta)

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from spantune.core import DataError, Document, need, to_record
+from spantune.core import DataError, Document, need, to_json, to_record
 from spantune.data.raw.document import Options, RawDocument, RawEntity
 from spantune.data.raw.json_records import Record
 
@@ -121,7 +121,7 @@ def spool(documents: Iterable[Document], file: TextIO, column: str, notes: Count
             kind = _type(value)
             types[key] = kind if types.get(key, kind) is kind else str
         record[column] = record.pop(ENTITIES)
-        file.write(json.dumps(record | meta) + "\n")
+        file.write(to_json(record | meta, ascii_only=True) + "\n")
     return types
 
 
@@ -132,7 +132,7 @@ def spooled(file: TextIO, types: Mapping[str, type], notes: Counter[str]) -> Ite
         row = json.loads(line)
         for key, kind in types.items():
             if kind is str and not isinstance(row.get(key, ""), str):
-                row[key] = json.dumps(row[key], ensure_ascii=False)
+                row[key] = to_json(row[key])
                 notes["meta value written as JSON text"] += 1
         yield row
 

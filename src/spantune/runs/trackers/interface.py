@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
-from spantune.core import Document, Locked, RunError, config, file_lock, masked_values, replace_text
+from spantune.core import Document, Locked, RunError, config, file_lock, masked_values, replace_text, to_json
 from spantune.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class RunInfo:
         path = RunFolder(self.folder).trackers / f"{tracker}.json"
         path.parent.mkdir(exist_ok=True)
         note = masked_values({**self.remembered(tracker), **values})
-        text = json.dumps(note, ensure_ascii=False, indent=2)
+        text = to_json(note, indent=2)
         replace_text(path, f"{text}\n")
 
     @contextmanager

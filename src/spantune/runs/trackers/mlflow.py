@@ -5,13 +5,13 @@ A resumed run continues the same MLflow run: the steps that a metric has already
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from spantune.core import to_json
 from spantune.runs.folder import RunFolder
 from spantune.runs.trackers.interface import Chart, RunInfo
 
@@ -98,4 +98,4 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{key}", value if isinstance(value, str) else to_json(value)

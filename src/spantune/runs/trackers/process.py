@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn, Protocol
 
-from spantune.core import RunError, printable
+from spantune.core import RunError, printable, to_json
 from spantune.runs.trackers.interface import Chart, RunInfo, Tracker
 
 FINISH_SECONDS = 60.0
@@ -298,7 +298,7 @@ class _LogSender(logging.Handler):
 
 def _reply(replies: IO[str], message: Mapping[str, object]) -> None:
     try:
-        print(json.dumps(message), file=replies, flush=True)
+        print(to_json(message, ascii_only=True), file=replies, flush=True)
     except OSError:  # the run was killed: nobody reads any more
         return
 

@@ -19,7 +19,6 @@ SWANLAB_DEBUG is hidden for this reason: with it SwanLab logs the credentials th
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -28,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spantune.core import ConfigError, RunError
+from spantune.core import ConfigError, RunError, to_json
 from spantune.runs.folder import RunFolder
 from spantune.runs.trackers.interface import Chart, RunInfo
 
@@ -152,7 +151,7 @@ class _Options:
 
     def dump_options(self) -> str:
         """The options as JSON."""
-        return json.dumps(self._options, ensure_ascii=False)
+        return to_json(self._options)
 
 
 def require_key() -> None:

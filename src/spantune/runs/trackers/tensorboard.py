@@ -5,11 +5,11 @@ A resumed run writes them again from the run's own record, so a killed one leave
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from spantune.core import to_json
 from spantune.runs.folder import RunFolder
 from spantune.runs.trackers.interface import Chart, RunInfo
 
@@ -24,7 +24,7 @@ class TensorboardTracker:
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = SummaryWriter(str(folder), flush_secs=10)
         self._text("run", 0, {"name": info.name, "description": info.settings.description or "none"})
-        self._writer.add_text("config", _code(json.dumps(info.config, ensure_ascii=False, indent=2)), 0)
+        self._writer.add_text("config", _code(to_json(info.config, indent=2)), 0)
         info.remember("tensorboard", hint=f"TensorBoard: tensorboard --logdir {folder}")
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:

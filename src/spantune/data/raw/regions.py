@@ -1,0 +1,57 @@
+"""The places of regions that a browser has counted: in HTML as it is shown, and in UTF-16 units."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from html import unescape
+
+from spantune.data.raw.json_records import Record
+
+_HTML = re.compile(r"(?P<tag><!--.*?-->|</?[a-zA-Z!?][^>]*>)|&(?:#\w+|\w+);|.", re.DOTALL)
+
+
+def html_span(html: str, value: Record) -> tuple[int, int]:
+    """Return the place in the source `html` of a region that an XPath and `globalOffsets` in the visible text state.
+
+    Raises:
+        DataError: the visible text is not what the region states as its text, or it states none.
+    """
+    stated = value.values.get("globalOffsets")
+    start, end = (stated.get("start"), stated.get("end")) if isinstance(stated, dict) else (None, None)
+    surface = value.text("text").replace("\\n", "\n") if value.values.get("text") else None
+    if isinstance(start, int) and isinstance(end, int) and surface:
+        shown = _shown(html)
+        region = shown[start:end] if 0 <= start < end <= len(shown) else []
+        if "".join(character for character, _, _ in region) == surface:
+            return region[0][1], region[-1][2]
+        if 0 <= start < end <= len(html) and html[start:end] == surface:  # text in which "<" is no markup
+            return start, end
+    raise value.error(
+        f"found a region of HTML ({json.dumps(value.values.get('start'))[:40]}), and its text "
+        f"{json.dumps(surface, ensure_ascii=False)[:40]} is not at its globalOffsets; expected offsets in the text: "
+        "annotate with <Labels> on a <Text>, or export from a version of Label Studio that writes globalOffsets and "
+        "text",
+        "start",
+    )
+
+
+@lru_cache(maxsize=1)
+def _shown(html: str) -> list[tuple[str, int, int]]:
+    """Return the visible characters of `html`, each with the start and the end of what it is in the source."""
+    return [
+        (character, *match.span())
+        for match in _HTML.finditer(html)
+        if match["tag"] is None
+        for character in unescape(match[0])
+    ]
+
+
+def span_of_units(text: str, start: int, end: int, surface: str) -> tuple[int, int] | None:
+    """Return the span in code points of the UTF-16 units [start, end) if its text is `surface`, else None."""
+    units = text.encode("utf-16-le")
+    if not 0 <= start < end <= len(units) // 2 or units[2 * start : 2 * end] != surface.encode("utf-16-le"):
+        return None
+    first = len(units[: 2 * start].decode("utf-16-le"))
+    return first, first + len(surface)
