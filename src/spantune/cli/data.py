@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import tables
-from spantune.cli.options import Column, Format, Joiner, Json, quiet
+from spantune.cli.options import Column, Format, Joiner, Json, Offsets, quiet
 from spantune.core import ConfigError
 
 if TYPE_CHECKING:
     from spantune.core import Document, TaskSpec
-    from spantune.data import Corpus, Options, Report
+    from spantune.data import Corpus, Options, Report, Unit
     from spantune.encoding import Tokenizer, Tokens
 
 
@@ -43,6 +43,7 @@ def inspect(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    offsets: Offsets = None,
     examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +68,7 @@ def inspect(
         return
     if task and not (tokenizer or recipe):
         raise ConfigError("--task needs --tokenizer, whose tokens are to be counted")
-    corpus = formats.read(file, format, _options(column, joiner))
+    corpus = formats.read(file, format, _options(column, joiner, offsets))
     _inspect_corpus(corpus, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
 
 
@@ -79,6 +80,7 @@ def convert(
     source_format: Annotated[str | None, typer.Option("--from", help="Format to read; recognised when absent.")] = None,
     column: Column = None,
     joiner: Joiner = None,
+    offsets: Offsets = None,
     nested: Annotated[
         Literal["error", "outermost", "innermost"],
         typer.Option(help="What flat tags keep of entities that overlap; error refuses them."),
@@ -97,7 +99,7 @@ def convert(
     from spantune.data import formats
 
     name = source_format or formats.detect(source)
-    options = replace(_options(column, joiner), nested=nested, scheme=scheme)
+    options = replace(_options(column, joiner, offsets), nested=nested, scheme=scheme)
     notes: Counter[str] = Counter()
     count = 0
 
@@ -127,6 +129,7 @@ def check(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    offsets: Offsets = None,
     as_json: Json = False,
 ) -> None:
     """Check annotated files and say what is wrong, how often and where; exit 1 when an error is, or remains.
@@ -139,19 +142,22 @@ def check(
 
         spantune data check cmeee.jsonl --fix mended.jsonl
     """
-    from spantune.data import Demands, Tally, count_dropped, read_source, repair_all
+    from spantune.data import Demands, Options, Tally, count_dropped, read_source, repair_all
     from spantune.data import check as examine
 
     count_tokens = _token_counter(max_tokens, tokenizer)
     demands = Demands(_label_set(labels, recipe), max_tokens or 0, count_tokens)
-    sources = [read_source(file, format, _options(column, joiner)) for file in files]
+    sources = [read_source(file, format, _options(column, joiner, offsets)) for file in files]
     tally = Tally()
     if fix is None:
         report = examine(sources, demands)
     else:
         repaired = repair_all(sources, fix)
         count_dropped(repaired, tally)
-        written = [read_source(repair.path, source.format) for repair, source in zip(repaired, sources, strict=True)]
+        stated = Options(offsets="codepoints" if offsets else None)
+        written = [
+            read_source(repair.path, source.format, stated) for repair, source in zip(repaired, sources, strict=True)
+        ]
         report = examine(written, demands, tally)
         for repair, source in zip(repaired, sources, strict=True):
             for note, count in {**source.notes, **repair.notes}.items():
@@ -183,6 +189,7 @@ def split(
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
+    offsets: Offsets = None,
     write_format: Annotated[str, typer.Option(help="Format of the splits.")] = "native",
     as_json: Json = False,
 ) -> None:
@@ -203,7 +210,7 @@ def split(
     if k_shot and sample:
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
     rule = splitting.Rule(splitting.parse_shares(shares, names), seed, by, threshold)
-    corpus = formats.read(file, format, _options(column, joiner))
+    corpus = formats.read(file, format, _options(column, joiner, offsets))
     division = splitting.split(corpus.documents, rule)
     first = next(iter(division.parts.values()))
     if k_shot:
@@ -283,11 +290,11 @@ def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, p
     return _Counter(source, make_task(task) if task else None)
 
 
-def _options(column: str | None, joiner: str | None) -> Options:
+def _options(column: str | None, joiner: str | None, offsets: Unit | None) -> Options:
     from spantune.data import Options
 
     number = column is not None and column.removeprefix("-").isdecimal()
-    return Options(column=int(column) if column and number else column, joiner=joiner)
+    return Options(column=int(column) if column and number else column, joiner=joiner, offsets=offsets)
 
 
 def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: bool, counter: _Counter | None) -> None:

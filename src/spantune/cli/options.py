@@ -20,6 +20,10 @@ Column = Annotated[
     str | None, typer.Option(help="Name, or number from 0, of the column or field of tags, entities or text.")
 ]
 Joiner = Annotated[str | None, typer.Option(help="What stands between tokens; told from them when absent.")]
+Offsets = Annotated[
+    Literal["codepoints", "utf16", "bytes", "crlf"] | None,
+    typer.Option(help="What the file's offsets count; crlf: each CRLF as one. Code points when absent."),
+]
 MinScore = Annotated[
     float | None,
     typer.Option(help="Leave out entities with a lower score; 0 keeps all. The run's own threshold when absent."),

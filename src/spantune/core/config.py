@@ -118,6 +118,9 @@ class Data(Section):
     """The column or field of tags, entities or text, where a format asks for one; see the page on formats."""
     joiner: str | None = None
     """What stands between tokens, where a format has tokens; told from the tokens when absent."""
+    offsets: Literal["codepoints", "utf16", "bytes", "crlf"] | None = None
+    """What the files' offsets count: code points (also when absent), UTF-16 code units, UTF-8 bytes, or characters with
+    each CRLF as one."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many documents of `train` (after the holdout is taken)."""
     dev_limit: int | None = Field(None, ge=1)

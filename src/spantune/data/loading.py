@@ -49,7 +49,7 @@ def read_splits(data: config.Data) -> Splits:
 
 
 def _read(path: str, data: config.Data, notes: list[str]) -> Sequence[Document]:
-    corpus = formats.read(path, data.format, Options(column=data.column, joiner=data.joiner))
+    corpus = formats.read(path, data.format, Options(column=data.column, joiner=data.joiner, offsets=data.offsets))
     notes.extend(f"{path}: {count} × {note}" for note, count in corpus.notes.items())
     notes.append(f"{path}: {len(corpus.documents)} documents, format {corpus.format}")
     return corpus.documents

@@ -28,6 +28,7 @@ from spantune.data.formats import (
     spacy,
     table,
 )
+from spantune.data.offsets import settled
 from spantune.data.raw.document import Item, Nested, Options, Sample, unique, verified
 from spantune.data.raw.json_records import Record, read_json_array, read_json_lines
 from spantune.data.raw.text_files import is_stream, read_bytes, read_chunks
@@ -42,6 +43,7 @@ BUNDLED = ("biomedical-en-test", "biomedical-en-train", "clinical-zh-test", "cli
 FOLDERS = ("brat", "datasets")
 """Formats that write a folder."""
 
+_IN_CODE_POINTS = ("conll", "marked", "brat")  # no offsets are stated, or, in brat, the reader converts its parts
 _BUNDLED_PREFIX = "bundled:"
 _SAMPLE_LINES = 200
 _SAMPLE_BYTES = 1 << 16
@@ -100,7 +102,7 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     file = resolve(path)
     name = format or detect(file)
     notes: Counter[str] = Counter()
-    documents = tuple(verified(unique(_format(name).read(file, notes, options)), notes))
+    documents = tuple(verified(unique(_settled(name, file, notes, options)), notes))
     if not documents:
         raise DataError(f"no document was found, read as {name}; expected at least one: check the path", path=file)
     return Corpus(documents, name, file, dict(+notes))
@@ -136,7 +138,7 @@ def items(path: str | Path, format: str | None, notes: Counter[str], options: Op
         DataError: the file cannot be read any further.
     """
     file = resolve(path)
-    return _format(format or detect(file)).read(file, notes, options)
+    return _settled(format or detect(file), file, notes, options)
 
 
 def write(
@@ -197,6 +199,12 @@ def resolve(path: str | Path) -> Path:
     if name not in BUNDLED:
         raise DataError(f"no corpus {name!r} comes with spantune; {nearest(name, BUNDLED)}", path=path)
     return Path(str(resources.files("spantune").joinpath("data", "bundled", f"{name}.txt")))
+
+
+def _settled(name: str, file: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield what the format reads, with offsets in code points."""
+    unit = "codepoints" if name in _IN_CODE_POINTS else options.offsets
+    return settled(_format(name).read(file, notes, options), unit, notes)
 
 
 def _format(name: str) -> Format:

@@ -20,7 +20,6 @@ from typing import Literal
 
 from spantune.core import DataError, Document, replacing
 from spantune.data.raw.document import (
-    Defect,
     Item,
     Options,
     RawDocument,
@@ -32,10 +31,8 @@ from spantune.data.raw.document import (
     with_rows,
 )
 from spantune.data.raw.json_records import Record, read_json
-from spantune.data.rules import Rule
 
 NAME = "label_studio"
-UTF16 = Defect(Rule.UTF16_OFFSETS, "offsets count UTF-16 units, not code points", tolerated=False)
 
 Kind = Literal["annotations", "predictions"]
 
@@ -238,19 +235,8 @@ class _Task:
             )
         has_score = kind == "predictions" and result.values.get("score") is not None
         score = result.score("score") if has_score else None
-        field, defect = value.place("end" if surface is None else "text"), None
-        if surface is not None and text[start:end] != surface and (span := _of_units(text, start, end, surface)):
-            (start, end), defect = span, UTF16
-        return [RawEntity(start, end, label, surface, score, field, defect=defect) for label in labels]
-
-
-def _of_units(text: str, start: int, end: int, surface: str) -> tuple[int, int] | None:
-    """Return the span in code points of the UTF-16 units [start, end) if its text is `surface`, else None."""
-    units = text.encode("utf-16-le")
-    if not 0 <= start < end <= len(units) // 2 or units[2 * start : 2 * end] != surface.encode("utf-16-le"):
-        return None
-    first = len(units[: 2 * start].decode("utf-16-le"))
-    return first, first + len(surface)
+        field = value.place("end" if surface is None else "text")
+        return [RawEntity(start, end, label, surface, score, field) for label in labels]
 
 
 def _row(result: Record, entity: RawEntity, kind: Kind) -> Row:

@@ -7,15 +7,15 @@ surface that the file gives for it is decided here, with the same messages for e
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from spantune.core import DataError, Document, Entity, half_surrogate
+from spantune.core import DataError, Document, Entity
+from spantune.data.raw.units import UNITS, Unit, unit_of
 from spantune.data.rules import Rule
 
 R = TypeVar("R")
@@ -87,6 +87,8 @@ class Options:
         joiner: the text between tokens: `""`, `" "`, or None to decide from the tokens.
         scheme: the tags to write: `bio` or `bioes`.
         unannotated: whether JSON documents may lack the field of entities, as texts to extract from do.
+        offsets: what the stated offsets count: code points, UTF-16 code units, UTF-8 bytes, or characters with each
+            CRLF as one; None takes them for code points and says where that is in doubt.
     """
 
     nested: Nested = "error"
@@ -94,6 +96,7 @@ class Options:
     joiner: str | None = None
     scheme: Literal["bio", "bioes"] = "bio"
     unannotated: bool = False
+    offsets: Unit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class Sample:
 
 
 def each(records: Iterable[R | DataError], parse: Callable[[R], RawDocument]) -> Iterator[Item]:
-    """Yield what `parse` makes of each record, or a DataError if it raises one or the meta cannot be encoded."""
+    """Yield what `parse` makes of each record, or a DataError if it raises one."""
     for record in records:
         if isinstance(record, DataError):
             yield record
@@ -122,11 +125,7 @@ def each(records: Iterable[R | DataError], parse: Callable[[R], RawDocument]) ->
         except DataError as error:
             yield error
             continue
-        if item.meta and half_surrogate(json.dumps(item.meta, ensure_ascii=False, default=str)) is not None:
-            message = "half of a surrogate pair, which is not text; mend or remove it"
-            yield SurrogateError(message, path=item.path, line=item.line, field="meta")
-        else:
-            yield item
+        yield item
 
 
 def unique(items: Iterable[Item]) -> Iterator[Item]:
@@ -168,7 +167,7 @@ def wrong(document: RawDocument, entity: RawEntity) -> str | None:
     if not 0 <= start < end <= len(text):
         return (
             f"[{start}, {end}) is empty or outside the text of {len(text)} characters; expected half-open offsets in "
-            "code points: mend them"
+            "code points: mend them, or say with --offsets (data.offsets in a recipe) what else they count"
         )
     if entity.surface is not None and end != start + len(entity.surface):
         return (
@@ -183,10 +182,14 @@ def misplaced(text: str, start: int, surface: str) -> str:
     text_there = text[max(start, 0) : max(start, 0) + len(surface)]
     places = [match.start() for match in re.finditer(f"(?={re.escape(surface)})", text)]
     where = f"it occurs at {', '.join(map(str, places[:5]))}" if places else "it does not occur in the text"
-    return (
-        f"the entity's text is {surface!r}, but the document holds {text_there!r} at {start}; {where}. Offsets count "
-        "Unicode code points from 0: mend the start or the text"
-    )
+    if unit := unit_of(text, start, surface):
+        remedy = (
+            f"If the offsets of the file count {unit}, give --offsets {UNITS[unit]} (data.offsets in a recipe), or let "
+            "`spantune data check FILE --fix OUT` mend them"
+        )
+    else:
+        remedy = "Offsets count Unicode code points from 0: mend the start or the text"
+    return f"the entity's text is {surface!r}, but the document holds {text_there!r} at {start}; {where}. {remedy}"
 
 
 def _entity(document: RawDocument, entity: RawEntity, notes: Counter[str]) -> Entity:
@@ -244,6 +247,43 @@ def with_rows(document: Document, format: str) -> tuple[list[tuple[Entity, Row]]
         else:
             gone.append(row)
     return pairs + [(entity, {}) for entities in without_row.values() for entity in entities], gone
+
+
+def moved(
+    document: RawDocument, entities: Sequence[RawEntity], place: Callable[[int], int | None] | None = None
+) -> RawDocument:
+    """Return `document` with `entities` in place of its own, one for each, and its stored rows moved with them.
+
+    A row keeps its parts only if `place`, which gives the new place of an offset, leaves them inside the entity.
+    """
+    spans = {
+        (old.start, old.end, old.label): (new.start, new.end)
+        for old, new in zip(document.entities, entities, strict=True)
+        if (old.start, old.end) != (new.start, new.end)
+    }
+    meta = dict(document.meta)
+    for format, values in document.meta.items() if spans else ():
+        rows = values.get("entities") if isinstance(values, dict) else None
+        if isinstance(values, dict) and isinstance(rows, list):
+            meta[format] = values | {"entities": [_moved_row(row, spans, place) for row in rows]}
+    return replace(document, entities=tuple(entities), meta=meta)
+
+
+def _moved_row(
+    row: object, spans: Mapping[tuple[int, int, str], tuple[int, int]], place: Callable[[int], int | None] | None
+) -> object:
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in _ROW.items()):
+        return row
+    span = spans.get((row["start"], row["end"], row["label"]))
+    if span is None:
+        return row
+    after = {**row, "start": span[0], "end": span[1]}
+    parts = after.pop("parts", None)
+    if place is not None and isinstance(parts, list):
+        placed = [[place(first), place(last)] for first, last in parts]
+        if all(first is not None and last is not None and span[0] <= first < last <= span[1] for first, last in placed):
+            after["parts"] = placed
+    return after
 
 
 def meta_error(document: Document, format: str, problem: str) -> DataError:
