@@ -74,13 +74,20 @@ def settled(items: Iterable[Item], unit: Unit | None, notes: Counter[str]) -> It
 
 
 def _settled(document: RawDocument, unit: Unit | None, notes: Counter[str]) -> RawDocument:
-    if document.meta and half_surrogate(json.dumps(document.meta, ensure_ascii=False, default=str)) is not None:
+    if document.meta and _has_half_surrogate(document):
         notes["half of a surrogate pair in a field beside the text: read as U+FFFD"] += 1
         document = replace(document, meta={encodable(key): _encodable(value) for key, value in document.meta.items()})
     if unit not in (None, "codepoints"):
         document = _converted(document, unit, notes)
     entities = [_tolerated(document.text, entity, unit is None) for entity in document.entities]
     return moved(document, entities) if entities != list(document.entities) else document
+
+
+def _has_half_surrogate(document: RawDocument) -> bool:
+    try:
+        return half_surrogate(json.dumps(document.meta, ensure_ascii=False, default=str)) is not None
+    except RecursionError:
+        raise document.error("a field beside the text is nested too deeply to be kept; remove it") from None
 
 
 def _encodable(value: object) -> object:

@@ -206,7 +206,7 @@ BAD: dict[str, tuple[str | bytes, list[str]]] = {
     "parts' surface": ("T1\tL 0 4;14 18\thand foot", ["a.ann:1, field T1", "'hand foot'", "does not occur"]),
     "part outside": ("T1\tL 0 4;14 90\thand pain", ["[14, 90)", "18 characters"]),
     "part backwards": ("T1\tL 0 4;18 14\thand pain", ["[18, 14)"]),
-    "repeated T": ("T1\tL 0 4\thand\nT1\tL 9 13\tfoot", ["a.ann:2", "id T1 is repeated", "unique"]),
+    "repeated T": ("T1\tL 0 4\thand\nT1\tL 9 13\tfoot\nA1\tBig T1", ["a.ann:2", "id T1 is repeated", "unique"]),
     "gb18030": (b"T1\tL 0 4\thand\nT2\tL 9 13\t" + "肺炎".encode("gb18030"), ["a.ann:2", "not UTF-8", "iconv"]),
     "byte offsets": ("T1\tL 15 19\tpain", ["'pain'", "it occurs at 14", "code points"]),
 }

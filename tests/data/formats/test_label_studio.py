@@ -278,7 +278,7 @@ BAD = {
         ["annotations[0]", "the number 2"],
     ),
     "score": (None, PREDICTED % REGION.replace('"id"', '"score": 7, "id"'), ["result[0].score", "found 7", "0 to 1"]),
-    "predictions by id": (None, PREDICTED.replace('{"result": [%s]}', "3"), ["predictions[0]", "the number 3"]),
+    "predictions by id": (None, PREDICTED.replace('{"result": [%s]}', "3"), ["no document was found"]),
     "our meta": (None, TASK.replace('"data"', '"meta": {"spantune": 3}, "data"') % "", ["meta.spantune", "an object"]),
     "our id": (None, TASK.replace('"data"', '"meta": {"spantune": {"id": 3}}, "data"') % "", ["meta.spantune.id"]),
     "meta": (None, TASK.replace('"data"', '"meta": 3, "data"') % "", ["field meta", "the number 3"]),

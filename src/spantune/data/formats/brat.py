@@ -4,19 +4,22 @@ r"""brat's standoff: a folder, and those in it, of `.txt` files with an `.ann` f
     T2⇥Finding 5 9;20 24⇥hand pain
     R1⇥shows Arg1:T2 Arg2:T1
 
-Offsets count the code points of the `.txt` file, including line ends and a byte-order mark. An entity of several parts
-is read as one from the first to the last part. Its parts, and all lines that are not T lines, are stored in meta and
-written back, without the lines whose entity no longer exists. As in brat, an entity is written in parts around its line
-breaks, so that it cannot begin or end with one.
+Offsets count the code points of the `.txt` file, or what `--offsets` says, with line ends and a byte-order mark. An
+entity of several parts is read as one from the first to the last part. Its parts, and all lines that are not T lines,
+are stored in meta and written back, without the lines whose entity no longer exists. As in brat, an entity is written
+in parts around its line breaks, so that it cannot begin or end with one.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from spantune.core import DataError, Document, Entity, replacing_path
 from spantune.data.raw.document import (
@@ -31,7 +34,8 @@ from spantune.data.raw.document import (
     stored_meta,
     with_rows,
 )
-from spantune.data.raw.text_files import CRLF_NOTE, read_text
+from spantune.data.raw.text_files import CRLF_NOTE, cannot_be_read, read_text
+from spantune.data.raw.units import Unit, code_point
 from spantune.data.rules import Rule
 
 NAME = "brat"
@@ -67,14 +71,8 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         DataError: there is nothing there, or a file that is not of a pair.
     """
     if path.is_dir():
-        stems: dict[Path, None] = {}
-        for file in sorted(path.rglob("*")):
-            if not file.is_file():
-                continue
-            if file.suffix in (".txt", ".ann") and not _hidden(file, path):
-                stems[file.with_suffix("")] = None
-            else:
-                notes["file that is no .txt or .ann not read"] += 1
+        stems, unreadable = _stems(path, notes)
+        yield from unreadable
     elif path.suffix in (".txt", ".ann"):
         stems = {path.with_suffix(""): None}
     else:
@@ -83,9 +81,26 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     for stem in stems:
         id = (stem.relative_to(path) if path.is_dir() else PurePosixPath(stem.name)).as_posix()
         try:
-            yield _document(_REPLACED.sub(lambda match: chr(int(match[1], 16)), id), stem, notes)
+            name = _REPLACED.sub(lambda match: chr(int(match[1], 16)), id)
+            yield _document(name, stem, notes, options.offsets or "codepoints")
         except DataError as error:
             yield error
+
+
+def _stems(folder: Path, notes: Counter[str]) -> tuple[dict[Path, None], list[DataError]]:
+    """Return the paths of the documents in `folder` without suffix, and an error for each folder that is unreadable."""
+    files: list[Path] = []
+    errors: list[OSError] = []
+    for place, folders, names in os.walk(folder, onerror=errors.append):
+        notes["link to a folder not followed"] += sum((Path(place) / name).is_symlink() for name in folders)
+        files += [Path(place) / name for name in names]
+    stems: dict[Path, None] = {}
+    for file in sorted(files):
+        if file.suffix in (".txt", ".ann") and not _hidden(file, folder):
+            stems[file.with_suffix("")] = None
+        else:
+            notes["file that is no .txt or .ann not read"] += 1
+    return stems, [cannot_be_read(Path(error.filename), error) for error in errors]
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
@@ -116,7 +131,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
                 ) from None
 
 
-def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
+def _document(id: str, stem: Path, notes: Counter[str], unit: Unit) -> RawDocument:
     texts, annotation = stem.with_name(stem.name + ".txt"), stem.with_name(stem.name + ".ann")
     if not texts.is_file():
         raise DataError(f"there is no {texts.name} beside it, so no text; add it, or remove this file", path=annotation)
@@ -128,7 +143,6 @@ def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
     entities: list[RawEntity] = []
     rows: list[Row] = []
     others: list[str] = []
-    ids: set[object] = set()
     for number, line in _numbered(annotation, notes):
         if not _KIND.match(line) or "\t" not in line:
             raise DataError(
@@ -137,17 +151,54 @@ def _document(id: str, stem: Path, notes: Counter[str]) -> RawDocument:
                 line=number,
             )
         if line.startswith("T"):
-            row, entity = _text_bound(line, text, annotation, number)
-            if row["id"] in ids:
-                raise DataError(f"the id {row['id']} is repeated; make ids unique", path=annotation, line=number)
-            ids.add(row["id"])
+            row, entity = _text_bound(_Line(line, number, annotation), text, unit)
             rows.append(row)
             entities.append(entity)
         else:
             others.append(line)
+    is_repeated = len({row["id"] for row in rows}) < len(rows)
+    if is_repeated:
+        others = _with_own_ids(rows, entities, others, notes)
     notes[PARTS_NOTE] += sum("parts" in row for row in rows)
-    meta = {NAME: {"entities": rows, "lines": others}} if others or any("parts" in row for row in rows) else {}
+    is_special = others or is_repeated or any("parts" in row for row in rows)
+    meta = {NAME: {"entities": rows, "lines": others}} if is_special else {}
     return RawDocument(id, text, tuple(entities), annotation, meta=meta)
+
+
+def _with_own_ids(rows: list[Row], entities: list[RawEntity], lines: list[str], notes: Counter[str]) -> list[str]:
+    """Give every row after the first with its id a new one, and return `lines` without those that refer to such an id.
+
+    Where lines refer to it, this is a defect of the later entity; otherwise nothing is ambiguous, and it is noted.
+    """
+    ids = Counter(row["id"] for row in rows)
+    repeated = {str(id) for id, times in ids.items() if times > 1}
+    kept, left_out = _without(lines, repeated)
+    fresh = _fresh_numbers(rows)
+    seen: set[object] = set()
+    for index, row in enumerate(rows):
+        id = row["id"]
+        if id in seen:
+            row["id"] = f"T{next(fresh)}"
+            lost = [line for line in left_out if _without([line], {str(id)})[1]] or left_out
+            if left_out:
+                listed = ", ".join(line.partition("\t")[0] for line in lost)
+                message = (
+                    f"the id {id} is repeated and {listed} may mean either; make ids unique (--fix makes it "
+                    f"{row['id']} and leaves out the lines that refer to it)"
+                )
+                defect = Defect(Rule.REPEATED_ENTITY_ID, message, tolerated=False)
+                entities[index] = replace(entities[index], defect=defect)
+            else:
+                notes["repeated id of an entity made unique: no line refers to it"] += 1
+        seen.add(id)
+    notes["line left out: the id that it refers to is repeated"] += len(left_out)
+    return kept
+
+
+def _fresh_numbers(rows: Iterable[Row]) -> Iterator[int]:
+    """Yield the numbers from the one after the highest of the rows' ids."""
+    numbers = [re.fullmatch("T([0-9]{1,18})", str(row["id"])) for row in rows]
+    return count(max((int(number[1]) for number in numbers if number), default=0) + 1)
 
 
 def _numbered(path: Path, notes: Counter[str]) -> Iterator[tuple[int, str]]:
@@ -158,19 +209,31 @@ def _numbered(path: Path, notes: Counter[str]) -> Iterator[tuple[int, str]]:
             yield number, line.removesuffix("\r")
 
 
-def _text_bound(line: str, text: str, path: Path, number: int) -> tuple[Row, RawEntity]:
-    """Return the row to store for a T line (its id, and its parts if the span does not imply them) and its entity."""
-    id, _, rest = line.partition("\t")
+class _Line(NamedTuple):
+    """A line of an `.ann` file and its place."""
+
+    text: str
+    number: int
+    path: Path
+
+    def error(self, message: str) -> DataError:
+        """Return a DataError with the place of this line."""
+        return DataError(message, path=self.path, line=self.number, field=self.text.partition("\t")[0])
+
+
+def _text_bound(line: _Line, text: str, unit: Unit) -> tuple[Row, RawEntity]:
+    """Return the row to store for a T line (its id, and its parts if the span does not imply them) and its entity.
+
+    Offsets are counted in `unit`; the entity's are code points.
+    """
+    id, _, rest = line.text.partition("\t")
     span, tab, stated = rest.partition("\t")
     match = _SPAN.fullmatch(span)
     if match is None:
-        raise DataError(
-            f"found {span[:40]!r}; expected `label start end`, further parts after semicolons, and a tab: mend it",
-            path=path,
-            line=number,
-            field=id,
+        raise line.error(
+            f"found {span[:40]!r}; expected `label start end`, further parts after semicolons, and a tab: mend it"
         )
-    parts = [[int(place) for place in part.split(" ")] for part in match[2].split(";")]
+    parts = [[_place(line, text, int(place), unit) for place in part.split(" ")] for part in match[2].split(";")]
     start, end = min(part[0] for part in parts), max(part[1] for part in parts)
     row: Row = {"id": id, "start": start, "end": end, "label": match[1]}
     if len(parts) > 1 and parts != _parts(text, start, end):
@@ -184,7 +247,18 @@ def _text_bound(line: str, text: str, path: Path, number: int) -> tuple[Row, Raw
         surface = text[start:end]
     elif stated != text[start:end] and stated == re.sub(_BREAK, " ", " ".join(pieces)):
         surface, defect = text[start:end], SPACES
-    return row, RawEntity(start, end, match[1], surface, field=id, line=number, defect=defect)
+    return row, RawEntity(start, end, match[1], surface, field=id, line=line.number, defect=defect)
+
+
+def _place(line: _Line, text: str, offset: int, unit: Unit) -> int:
+    """Return the offset in code points; one in code points already may lie outside the text, which is judged later."""
+    place = offset if unit == "codepoints" else code_point(text, offset, unit)
+    if place is None:
+        raise line.error(
+            f"{offset} is inside a character or outside the text, counted as --offsets {unit} says; check what the "
+            "offsets count"
+        )
+    return place
 
 
 def _parts(text: str, start: int, end: int) -> Parts:
@@ -215,8 +289,7 @@ def _file_name(id: str) -> str:
 def _lines(document: Document, notes: Counter[str]) -> list[str]:
     """Return the lines of the `.ann` file."""
     pairs, gone = with_rows(document, NAME)
-    numbers = [re.fullmatch("T([0-9]{1,18})", str(row["id"])) for row in (*(row for _, row in pairs if row), *gone)]
-    fresh = count(max((int(number[1]) for number in numbers if number), default=0) + 1)
+    fresh = _fresh_numbers((*(row for _, row in pairs if row), *gone))
     lines = [_text_bound_line(document, entity, row or {"id": f"T{next(fresh)}"}) for entity, row in pairs]
     notes["meta left out"] += bool(set(document.meta) - {NAME})
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
@@ -247,12 +320,19 @@ def _other_lines(document: Document, gone: set[str], notes: Counter[str]) -> lis
     lines = stored_meta(document, NAME).get("lines", [])
     if not isinstance(lines, list) or not all(isinstance(line, str) and _OTHER.fullmatch(line) for line in lines):
         raise meta_error(document, NAME, f"found {lines!r:.60} for lines; expected a list of brat's lines")
-    before = len(lines)
+    kept, left_out = _without(lines, gone)
+    notes["line left out: its entity is gone"] += len(left_out)
+    return kept
+
+
+def _without(lines: list[str], gone: set[str]) -> tuple[list[str], list[str]]:
+    """Return `lines` without those that depend, directly or indirectly, on an id that is `gone`, and those lines."""
+    left_out: list[str] = []
     while dangling := [line for line in lines if _named(line) & gone]:
         lines = [line for line in lines if not _named(line) & gone]
+        left_out += dangling
         gone = gone | {line.partition("\t")[0] for line in dangling}
-    notes["line left out: its entity is gone"] += before - len(lines)
-    return lines
+    return lines, left_out
 
 
 def _named(line: str) -> set[str]:

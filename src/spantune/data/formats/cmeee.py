@@ -6,14 +6,13 @@ beside text and entities are the document's meta, both ways.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spantune.core import DataError, Document, replacing
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_records import Record, read_json
+from spantune.data.raw.json_records import Record, read_json, to_json
 
 _FIELDS = ("text", "entities")
 _ENTITY_FIELDS = ("start_idx", "end_idx", "type", "entity")
@@ -52,7 +51,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     with replacing(path) as file:
         before = opening
         for document in documents:
-            file.write(before + json.dumps(_record(document, notes), ensure_ascii=False))
+            file.write(before + to_json(_record(document, notes)))
             before = between
         file.write(closing if before == between else opening + closing)
 

@@ -1,9 +1,10 @@
 """doccano's JSONL: `{"text", "label": [[start, end, "label"], …]}`, or entities as objects, with relations.
 
-Texts are called `text` or `data`, spans `label`, `labels` or `entities` (`start_offset`, `end_offset`), half-open code
-points. Spans have no text, so that they cannot be verified; this is noted. All other fields are kept in the
-document's meta and written back. In a document with relations, entities keep the ids that the relations name. Text
-classification is refused.
+Texts are called `text` or `data`, spans `label`, `labels`, `entities` or, in the layout of old versions, `annotations`
+(`start_offset`, `end_offset`; labels are numbers in the latter). They count half-open code points, or what `--offsets`
+says, and have no text, so that they cannot be verified; this is noted. All other fields are kept in the document's meta
+and written back. In a document with relations, entities keep the ids that the relations name. Text classification is
+refused.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ NAME = "doccano"
 
 _TEXTS = ("text", "data")
 _TRIPLES = ("label", "labels")
+_OBJECTS = ("entities", "annotations")
 _NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 _ENTITY_FIELDS = ("id", "label", "start_offset", "end_offset")
+_OLD_FIELDS = ("user", "document", "prob", "manual", "created_at", "updated_at")
 
 
 def claims(sample: Sample) -> bool:
@@ -32,6 +35,8 @@ def claims(sample: Sample) -> bool:
     record = sample.record or {}
     if not any(isinstance(record.get(name), str) for name in _TEXTS):
         return False
+    if "annotations" in record and "entities" not in record and isinstance(rows := record["annotations"], list):
+        return all(isinstance(row, dict) and "label" in row for row in rows) and not record.keys() & {*_TRIPLES}
     rows = record.get("entities")
     if isinstance(rows, list) and rows:
         return isinstance(rows[0], dict) and "start_offset" in rows[0]
@@ -61,16 +66,18 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 def _document(record: Record, notes: Counter[str]) -> RawDocument:
     text = next((name for name in _TEXTS if name in record.values), "text")
-    given = [name for name in ("entities", *_TRIPLES) if name in record.values]
+    given = [name for name in (*_OBJECTS, *_TRIPLES) if name in record.values]
     if len(given) > 1:
         raise record.error(
             f"found spans under {' and '.join(given)}; expected one of them: remove the others", given[1]
         )
     spans = given[0] if given else "label"
     meta = record.others((text, spans, "id"))
-    if spans == "entities":
+    if spans in _OBJECTS:
         rows = record.rows(spans)
-        entities = tuple(_entity(row, notes) for row in rows)
+        if any("start_offset" not in row.values and "label" in row.values for row in rows):
+            raise _classified(record, spans)
+        entities = tuple(_entity(row, spans == "annotations", notes) for row in rows)
         if meta.get("relations"):
             ids = [{"id": row.integer("id")} for row in rows]
             meta[NAME] = {"entities": [_row(entity) | id for entity, id in zip(entities, ids, strict=True)]}
@@ -91,11 +98,7 @@ def _id(record: Record, notes: Counter[str]) -> str:
 def _spans(record: Record, field: str) -> list[object]:
     spans = record.values.get(field)
     if isinstance(spans, str) or (isinstance(spans, list) and any(isinstance(span, str) for span in spans)):
-        raise record.error(
-            f"found {json.dumps(spans, ensure_ascii=False)[:60]}: labels of a whole text, as text classification has; "
-            "expected spans [start, end, label]: export a sequence labelling project",
-            field,
-        )
+        raise _classified(record, field)
     if not isinstance(spans, list):
         found = f"found {json.dumps(spans)[:60]}" if field in record.values else "the field is missing"
         fields = ", ".join(record.values) or "none"
@@ -105,6 +108,14 @@ def _spans(record: Record, field: str) -> list[object]:
             field,
         )
     return spans
+
+
+def _classified(record: Record, field: str) -> DataError:
+    return record.error(
+        f"found {json.dumps(record.values[field], ensure_ascii=False)[:60]}: labels of a whole text, as text "
+        "classification has; expected spans [start, end, label]: export a sequence labelling project",
+        field,
+    )
 
 
 def _triple(record: Record, place: str, span: object) -> RawEntity:
@@ -121,10 +132,13 @@ def _triple(record: Record, place: str, span: object) -> RawEntity:
     return RawEntity(values.integer("[0]"), values.integer("[1]"), values.text("[2]"), field=record.place(place))
 
 
-def _entity(row: Record, notes: Counter[str]) -> RawEntity:
-    row.note_others(_ENTITY_FIELDS, notes)
+def _entity(row: Record, is_old: bool, notes: Counter[str]) -> RawEntity:
+    """Return the entity of an object; in the old layout the label is a number, which is taken as text."""
+    row.note_others((*_ENTITY_FIELDS, *_OLD_FIELDS) if is_old else _ENTITY_FIELDS, notes)
     start, end = row.integer("start_offset"), row.integer("end_offset")
-    return RawEntity(start, end, row.text("label"), field=row.place("end_offset"))
+    is_number = is_old and not isinstance(row.values.get("label"), str)
+    label = str(row.integer("label")) if is_number else row.text("label")
+    return RawEntity(start, end, label, field=row.place("end_offset"))
 
 
 def _row(entity: RawEntity) -> dict[str, object]:
@@ -132,7 +146,7 @@ def _row(entity: RawEntity) -> dict[str, object]:
 
 
 def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
-    if taken := sorted(set(document.meta) & {"id", "text", "entities", *_TRIPLES}):
+    if taken := sorted(set(document.meta) & {"id", "text", *_OBJECTS, *_TRIPLES}):
         raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
     id = int(document.id) if _NUMBER.fullmatch(document.id) else document.id

@@ -1,10 +1,10 @@
 """Label Studio's JSON: tasks with `data` and `annotations[].result[]` of type `labels`, and its JSON-MIN export.
 
 Each annotation of a task is a document; a task without annotations gives its predictions, or nothing. Offsets are
-half-open code points; older versions counted UTF-16 units, which is recognised by the text of the regions. Everything
+half-open code points; older versions counted UTF-16 units. Everything
 but the text and its spans (other fields, relations, other results) is kept in meta and written back. The written tasks
 can be imported by Label Studio; entities with scores are written as predictions, others as annotations. Exports of
-other kinds of tasks, such as choices, are refused.
+other kinds of tasks, such as choices alone or labels on HTML, are refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from spantune.data.raw.document import (
     stored_meta,
     with_rows,
 )
-from spantune.data.raw.json_records import Record, read_json
+from spantune.data.raw.json_records import Record, read_json, to_json
 
 NAME = "label_studio"
 
@@ -40,6 +40,14 @@ _OWN = "spantune"  # the field of a task's meta in which the writer puts id and 
 _NAMES = {"from_name": "label", "to_name": "text"}
 _MADE = re.compile("spantune-[0-9]+")  # the id of a region that the writer made
 _MIN_FIELDS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
+
+
+_HTML = "hypertextlabels"
+_OF_HTML = (
+    "labels on HTML (<HyperText>), whose offsets count in the rendered page; expected labels on plain text: import the "
+    "texts without their tags into a project with <Text>, and label or pre-annotate them there"
+)
+_LINK = re.compile(r"(?:https?|s3|s3s|gs|azure-blob|file|ftp)://\S+|/?data/(?:upload|local-files)/\S*", re.IGNORECASE)
 
 
 def claims(sample: Sample) -> bool:
@@ -58,6 +66,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         DataError: the file is neither an array nor JSONL of tasks.
     """
+    judge = _Judge(path)
     for record in read_json(path, notes):
         if isinstance(record, DataError):
             yield record
@@ -65,7 +74,9 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         try:
             record = record if "data" in record.values else _expanded(record)
             completions = list(_completions(record, notes))
-            task = _Task(record, _text_key(record, options), notes, len(completions) > 1) if completions else None
+            task = (
+                _Task(record, _text_key(record, options), notes, len(completions) > 1, judge) if completions else None
+            )
         except DataError as error:
             yield error
             continue
@@ -88,7 +99,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     with replacing(path) as file:
         before = "[\n"
         for task in _tasks(documents, notes):
-            file.write(before + json.dumps(task, ensure_ascii=False))
+            file.write(before + to_json(task))
             before = ",\n"
         file.write("\n]\n" if before == ",\n" else "[\n]\n")
 
@@ -119,19 +130,18 @@ def _completions(task: Record, notes: Counter[str]) -> Iterator[tuple[Kind, Reco
             notes["cancelled annotation skipped"] += 1
         else:
             yield "annotations", annotation
-    stated_predictions = task.values.get("predictions")
+    predictions = task.values.get("predictions")
+    is_readable = isinstance(predictions, list) and all(isinstance(prediction, dict) for prediction in predictions)
+    count = len(predictions) if isinstance(predictions, list) else int(predictions is not None)
     if annotations:
-        notes["prediction not read: its task is annotated"] += _size(stated_predictions)
-    elif stated_predictions:
-        notes["prediction read: its task is not annotated"] += _size(stated_predictions)
+        notes["prediction not read: its task is annotated"] += count
+    elif predictions and is_readable:
+        notes["prediction read: its task is not annotated"] += count
         for prediction in task.rows("predictions"):
             yield "predictions", prediction
     else:
+        notes["predictions not read: found no list of objects"] += not is_readable and predictions is not None
         notes["task without annotation skipped"] += 1
-
-
-def _size(value: object) -> int:
-    return len(value) if isinstance(value, list) else 0
 
 
 def _text_key(task: Record, options: Options) -> str:
@@ -147,6 +157,38 @@ def _text_key(task: Record, options: Options) -> str:
     raise task.error(f"{stated}; expected {expected}: name the field that holds it with --column NAME", "data")
 
 
+@dataclass(slots=True)
+class _Judge:
+    """Says whether any annotation of the file at `path` has labels, which is looked up when it is first asked."""
+
+    path: Path
+    known: bool | None = None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is a result of type `labels` in the file."""
+        if self.known is None:
+            self.known = any(map(_is_labelled, read_json(self.path, Counter())))
+        return self.known
+
+
+def _is_labelled(record: Record | DataError) -> bool:
+    if isinstance(record, DataError):
+        return False
+    if "data" not in record.values:
+        record = _expanded(record)
+    completions = [record.values.get(kind) for kind in ("annotations", "completions", "predictions")]
+    results = [
+        completion.get("result")
+        for listed in completions
+        if isinstance(listed, list)
+        for completion in listed
+        if isinstance(completion, dict)
+    ]
+    rows = [row for result in results if isinstance(result, list) for row in result]
+    return any(isinstance(row, dict) and row.get("type") == "labels" for row in rows)
+
+
 @dataclass(frozen=True, slots=True)
 class _Task:
     """A task that is being read: its text is `data[key]`; `several` says whether it has several completions."""
@@ -155,6 +197,7 @@ class _Task:
     key: str
     notes: Counter[str]
     several: bool
+    judge: _Judge
 
     def document(self, kind: Kind, completion: Record, number: int) -> RawDocument:
         """Return the document of `completion`, the `number`-th of the task."""
@@ -172,6 +215,7 @@ class _Task:
             else:
                 others.append(result.values)
         self._judge_others(completion, others, bool(entities))
+        self._judge_text(text, entities)
         frame, fields, (own_id, own_meta) = self._frame(), _fields(kind, completion), self._own()
         details = {
             "key": self.key if self.key != "text" else None,
@@ -211,10 +255,12 @@ class _Task:
         return _joined(task, completion)
 
     def _judge_others(self, completion: Record, others: list[dict[str, object]], labelled: bool) -> None:
-        """Count the results that are not spans; refuse an annotation that has no others."""
+        """Count the results that are not spans; refuse an annotation without spans in a file without any."""
         kinds = Counter(str(other.get("type")) for other in others)
         del kinds["relation"]
-        if kinds and not labelled:
+        if _HTML in kinds:
+            raise completion.error(f"found results of type {_HTML}, {_OF_HTML}", "result")
+        if kinds and not labelled and not self.judge.has_labels:
             raise completion.error(
                 f"found results of type {', '.join(sorted(kinds))}; expected labels, spans of a text: export a project "
                 "whose labelling interface has <Labels> on a <Text>",
@@ -223,9 +269,20 @@ class _Task:
         for kind, number in kinds.items():
             self.notes[f"result of type {kind!r} kept in meta only"] += number
 
+    def _judge_text(self, text: str, entities: list[RawEntity]) -> None:
+        """Refuse a text that is the address of a text, unless a region states a text that stands in it."""
+        if _LINK.fullmatch(text.strip()) and not any(entity.surface and entity.surface in text for entity in entities):
+            raise self.record.error(
+                f'found {text.strip()[:60]!r}, which is a link to a text (valueType="url"), and offsets count in that '
+                "text, which the export does not have; put the texts themselves into the tasks and export again",
+                f"data.{self.key}",
+            )
+
     def _entities(self, result: Record, text: str, kind: Kind) -> list[RawEntity]:
         value = result.inner("value")
         value.note_others(("start", "end", "text", "labels"), self.notes)
+        if "globalOffsets" in value.values or str(value.values.get("start")).startswith("/"):
+            raise value.error(f"found offsets in elements of a page, {_OF_HTML}", "start")
         start, end = value.integer("start"), value.integer("end")
         surface = value.text("text") if value.values.get("text") is not None else None
         labels = value.values.get("labels")

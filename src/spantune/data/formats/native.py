@@ -7,7 +7,6 @@ another kind is refused instead of trained on. Ids are unique; a record without 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from spantune.core import Document, half_surrogate, to_record
 from spantune.data.raw import tabular
 from spantune.data.raw.document import Item, Options, RawDocument, Sample, SurrogateError, each
-from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
+from spantune.data.raw.json_records import Record, read_json_lines, to_json, write_json_lines
 
 _FIELDS = ("id", "text", "entities", "meta", "answer")
 
@@ -42,7 +41,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         for field in record.others(_FIELDS):
             notes[f"field {field!r} not read; put it under meta"] += 1
         text, meta = record.text("text", blank=True), record.mapping("meta")
-        if half_surrogate(json.dumps(meta, ensure_ascii=False)) is not None:
+        if half_surrogate(to_json(meta)) is not None:
             message = "half of a surrogate pair, which is not text; mend or remove it"
             raise SurrogateError(message, path=path, line=record.line, field="meta")
         return RawDocument(name, text, entities, path, record.line, meta)

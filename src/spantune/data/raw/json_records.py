@@ -7,12 +7,13 @@ key, NaN, half of a surrogate pair.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from spantune.core import DataError, half_surrogate, replacing
 from spantune.data.raw.document import SurrogateError
@@ -129,7 +130,10 @@ def read_json_lines(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
             value, end = _parse(text, _skip(text, 0), path, line)
             if (rest := _skip(text, end)) != len(text):
                 raise _not_json("more follows the value", text, rest, path, line)
-            yield _as_record(value, path, line, number)
+            record = _as_record(value, path, line, number)
+            if _UNUSUAL.search(text):
+                _require_finite(record)
+            yield record
         except DataError as error:
             yield error
 
@@ -142,7 +146,24 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> Non
     """
     with replacing(path) as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(to_json(record) + "\n")
+
+
+def to_json(record: Mapping[str, object]) -> str:
+    """Return a document's record as JSON on one line.
+
+    Raises:
+        DataError: JSON cannot hold it: a number is NaN or infinite, or it is nested too deeply.
+    """
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        named = f"document {record['id']!r}: " if "id" in record else ""
+        raise DataError(
+            f"{named}JSON cannot hold a value of its meta ({error}); expected text, finite numbers, lists and objects: "
+            "change or remove it",
+            field="meta",
+        ) from None
 
 
 def read_json(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
@@ -171,9 +192,12 @@ def read_json_array(path: Path, notes: Counter[str]) -> Iterator[Record | DataEr
     while True:
         text.next()
         line, number = text.line_here(), number + 1
-        value = text.value()
+        value, is_unusual = text.value()
         try:
-            yield _as_record(value, path, line, number)
+            record = _as_record(value, path, line, number)
+            if is_unusual:
+                _require_finite(record)
+            yield record
         except DataError as error:
             yield error
         mark = text.next()
@@ -211,15 +235,16 @@ class _Window:
             if self.place < len(self.text) or not self.more():
                 return self.text[self.place : self.place + 1]
 
-    def value(self) -> object:
-        """Return the JSON value at `place` and move behind it."""
+    def value(self) -> tuple[object, bool]:
+        """Return the JSON value at `place`, and whether a number of it may not be finite, and move behind it."""
         size = 0
         while True:
             try:
                 value, end = _parse(self.text, self.place, self.path, self.line_here(), self.place)
                 if end < len(self.text) or not self.more():  # a number might continue in the next chunk
+                    is_unusual = _UNUSUAL.search(self.text, self.place, end) is not None
                     self.place = end
-                    return value
+                    return value, is_unusual
             except DataError:
                 if len(self.text) - self.place > LINE_LIMIT:
                     raise oversized(self.path, self.line_here()) from None
@@ -244,6 +269,24 @@ def _as_record(value: object, path: Path, line: int, number: int) -> Record:
     if not isinstance(value, dict):
         raise DataError(f"found {_kind(value)}; expected an object with text and entities", path=path, line=line)
     return Record(value, path, line, number)
+
+
+def _require_finite(record: Record) -> None:
+    """Refuse NaN, infinity and numbers beyond the range of a float, which JSON cannot hold or Python cannot keep.
+
+    Raises:
+        DataError: the record has one; the error names the field.
+    """
+    waiting: list[tuple[str, object]] = list(record.values.items())
+    while waiting:
+        field, value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            found = "NaN is not a JSON number" if math.isnan(value) else "the number is infinite or beyond 1.8e308"
+            raise record.error(f"{found}; mend it, or write it as a string", field)
+        if isinstance(value, dict):
+            waiting += [(f"{field}.{name}", inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{field}[{index}]", inner) for index, inner in enumerate(value)]
 
 
 def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tuple[object, int]:
@@ -287,8 +330,6 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return values
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+_UNUSUAL = re.compile(r"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{308}")
+"""What a number that is not finite looks like; strings may look so, too."""
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)

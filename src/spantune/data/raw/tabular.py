@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from spantune.core import DataError, Document, need, to_record
 from spantune.data.raw.document import Options, RawDocument, RawEntity
-from spantune.data.raw.json_records import Record
+from spantune.data.raw.json_records import Record, to_json
 
 ENTITIES = "entities"
 
@@ -107,7 +107,7 @@ def spool(documents: Iterable[Document], file: TextIO, column: str, notes: Count
             kind = _type(value)
             types[key] = kind if types.get(key, kind) is kind else str
         record[column] = record.pop(ENTITIES)
-        file.write(json.dumps(record | meta) + "\n")
+        file.write(to_json(record | meta) + "\n")
     return types
 
 
