@@ -1,0 +1,188 @@
+"""Units of offsets, stated texts that differ in white space, and the findings about borders, labels and folders."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spantune.core import DataError
+from spantune.data import Demands, Options, check, formats, read_source
+from spantune.data.offsets import DOUBTFUL, SPACES
+from spantune.data.raw.units import Unit, agree, code_point
+from spantune.data.repairs import repair
+
+
+def write(path: Path, *records: object) -> Path:
+    path.write_bytes("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
+    return path
+
+
+def found(path: Path, options: Options | None = None) -> list[tuple[int, int, str]]:
+    corpus = formats.read(path, options=options or Options())
+    return [(e.start, e.end, document.surface(e)) for document in corpus.documents for e in document.entities]
+
+
+def findings(*paths: Path, options: Options | None = None) -> dict[str, int]:
+    report = check([read_source(path, None, options) for path in paths], Demands())
+    return {finding.name: finding.count for finding in report.findings}
+
+
+def native(text: str, *rows: dict[str, Any]) -> dict[str, Any]:
+    return {"id": text, "text": text, "entities": list(rows)}
+
+
+def row(start: int, end: int, text: str | None = None, label: str = "x") -> dict[str, Any]:
+    return {"start": start, "end": end, "label": label} | ({} if text is None else {"text": text})
+
+
+@pytest.mark.parametrize("unit", ["utf16", "bytes", "crlf"])
+def test_every_border_is_found_again(unit: Unit) -> None:
+    text = "a😀é\r\n\n𠮷\r\nb"
+    count = {
+        "utf16": lambda part: len(part.encode("utf-16-le")) // 2,
+        "bytes": lambda part: len(part.encode()),
+        "crlf": lambda part: len(part.replace("\r\n", "\n")),
+    }[unit]
+    borders = [place for place in range(len(text) + 1) if unit != "crlf" or text[place - 1 : place + 1] != "\r\n"]
+    assert [code_point(text, count(text[:place]), unit) for place in borders] == borders
+    assert code_point(text, 99, unit) is None and code_point(text, -1, unit) is None
+
+
+@pytest.mark.parametrize(("unit", "start"), [("utf16", 5), ("bytes", 9)])
+def test_the_option_reads_offsets_without_texts(unit: Unit, start: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"id": 1, "text": "👨🏻 Acme", "label": [[start, start + 4, "ORG"]]})
+    assert found(path, Options(offsets=unit)) == [(3, 7, "Acme")]
+    assert "offset-unit" not in findings(path, options=Options(offsets=unit))
+
+
+def test_a_doubt_about_the_unit_is_counted_and_a_choice_ends_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", native("😀 ab\r\ncd", row(2, 4), row(6, 8), row(0, 1, "😀")))
+    assert formats.read(path).notes[DOUBTFUL.message] == 2
+    assert findings(path)["offset-unit"] == 2
+    assert DOUBTFUL.message not in formats.read(path, options=Options(offsets="codepoints")).notes
+
+
+def test_texts_that_fit_as_code_points_outweigh_the_option(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", native("😀 lung pain", row(2, 6, "lung"), row(7, 11)))
+    assert found(path, Options(offsets="utf16")) == [(2, 6, "lung"), (7, 11, "pain")]
+    assert any("not applied" in note for note in formats.read(path, options=Options(offsets="utf16")).notes)
+
+
+def test_an_offset_inside_a_character_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", native("😀 lung", row(1, 3)))
+    with pytest.raises(DataError, match=r"a\.jsonl:1, field .*\[1, 3\) begins or ends inside a character"):
+        formats.read(path, options=Options(offsets="utf16"))
+
+
+@pytest.mark.parametrize(
+    ("stated", "start", "end", "place"),
+    [
+        ("Green Hill", 2, 13, (2, 13)),
+        ("Green\\nHill", 15, 25, (15, 25)),
+        ("GreenHill", 15, 25, (15, 25)),
+        ("Green  Hill ", 2, 13, (2, 13)),
+        ("Green Hill", 1, 13, (2, 13)),
+    ],
+)
+def test_a_text_that_differs_in_white_space_stays_at_its_offsets(
+    stated: str, start: int, end: int, place: tuple[int, int], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.jsonl", native("a Green  Hill, Green\nHill; Green Hill", row(start, end, stated)))
+    assert [span[:2] for span in found(path)] == [place]
+    assert formats.read(path).notes == {SPACES.message: 1}
+    repair(read_source(path), tmp_path / "out.jsonl")
+    assert [span[:2] for span in found(tmp_path / "out.jsonl")] == [place]
+    assert findings(path)["white-space-in-text"] == 1
+
+
+def test_other_texts_do_not_agree() -> None:
+    assert not agree("Green Hall", "Green Hill") and not agree(" ", "\n") and not agree("", "")
+
+
+def test_crlf_counted_once_is_recognised_and_keeps_what_refers_to_the_entity(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_bytes(b"Bo ran.\r\nBo hid.\r\nBo sat.\r\n")
+    (tmp_path / "in" / "a.ann").write_text("T1\tP 8 10\tBo\nT2\tP 16 18\tBo\nR1\tsame Arg1:T1 Arg2:T2\n", "utf-8")
+    expected = "T1\tP 9 11\tBo\nT2\tP 18 20\tBo\nR1\tsame Arg1:T1 Arg2:T2\n"
+    repair(read_source(tmp_path / "in"), tmp_path / "out")
+    assert (tmp_path / "out" / "a.ann").read_text("utf-8") == expected
+    documents = formats.read(tmp_path / "in", options=Options(offsets="crlf")).documents
+    formats.write(tmp_path / "again", documents, "brat")
+    assert (tmp_path / "again" / "a.ann").read_text("utf-8") == expected
+
+
+def test_an_id_given_twice_costs_what_refers_to_it(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("Ada met Bo", "utf-8")
+    ann = "T1\tP 0 3\tAda\nT1\tP 8 10\tBo\nR1\tmet Arg1:T1 Arg2:T1\n#1\tNote R1\tx\n"
+    (tmp_path / "in" / "a.ann").write_text(ann, "utf-8")
+    with pytest.raises(DataError, match="the id T1 is repeated and R1, #1 may mean either"):
+        formats.read(tmp_path / "in")
+    repaired = repair(read_source(tmp_path / "in"), tmp_path / "out")
+    assert (tmp_path / "out" / "a.ann").read_text("utf-8") == "T1\tP 0 3\tAda\nT2\tP 8 10\tBo\n"
+    assert [change.what for change in repaired.changes] == ["repeated-entity-id"]
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "other").symlink_to(tmp_path / "out")
+    assert read_source(tmp_path / "in").notes["link to a folder not followed"] == 1
+
+
+def test_borders_are_judged_and_blanks_at_the_edges_trimmed(tmp_path: Path) -> None:
+    rows = (row(0, 5, "lung "), row(1, 4, "ung"), row(5, 6, "患"), row(7, 10, "กขค"))
+    path = write(tmp_path / "a.jsonl", native("lung 患者กขคง", *rows))
+    assert {name: findings(path).get(name) for name in ("edge-space", "cut-word")} == {"edge-space": 1, "cut-word": 1}
+    repair(read_source(path), tmp_path / "out.jsonl")
+    assert found(tmp_path / "out.jsonl")[0] == (0, 4, "lung")
+
+
+def test_spellings_and_files_of_labels_are_compared(tmp_path: Path) -> None:
+    first = write(
+        tmp_path / "a.jsonl", native("ab", row(0, 1, "a", "Sym"), row(1, 2, "b", "ｓｙｍ"), row(0, 2, "ab", "d"))
+    )
+    second = write(tmp_path / "b.jsonl", native("cd", row(0, 1, "c", "Sym"), row(1, 2, "d", "ｓｙｍ")))
+    counts = findings(first, second)
+    assert (counts["label-spelling"], counts["label-in-one-file"]) == (1, 1)
+    assert "label-in-one-file" not in findings(first)
+
+
+TASK = '{"id": 1, "data": {"text": %s}, "annotations": [{"id": 2, "result": [%s]}]%s}'
+LABEL = '{"id": "a", "type": "labels", "value": {"start": 0, "end": 4, %s"labels": ["b"]}}'
+CHOICE = '{"id": "c", "type": "choices", "value": {"choices": ["x"]}}'
+
+
+@pytest.mark.parametrize(
+    "link", ["/data/upload/7/a.txt", "s3://bucket/a.txt", "https://x.org/a", "/data/local-files/?d=a"]
+)
+def test_a_link_for_a_text_is_refused(link: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("[" + TASK % (json.dumps(link), LABEL % "", "") + "]", "utf-8")
+    with pytest.raises(DataError, match="field data.text: .* a link to a text"):
+        formats.read(path)
+    path.write_text("[" + TASK % (json.dumps(link), LABEL % f'"text": "{link[:4]}", ', "") + "]", "utf-8")
+    assert len(formats.read(path).documents) == 1  # a region's text stands in it: the link is the text
+
+
+def test_negatives_and_unused_fields_cost_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    tasks = [
+        TASK % ('"lung"', LABEL % "", ', "note": "\\ud800"'),
+        (TASK % ('"fine"', CHOICE, ', "predictions": 5')).replace('"id": 1', '"id": 3'),
+        '{"id": 4, "data": {"text": "x"}, "annotations": [], "predictions": 5}',
+    ]
+    path.write_text("[" + ",".join(tasks) + "]", "utf-8")
+    corpus = formats.read(path)
+    assert [(document.id, len(document.entities)) for document in corpus.documents] == [("1-2", 1), ("3-2", 0)]
+    assert corpus.notes["half of a surrogate pair in a field beside the text: read as U+FFFD"] == 1
+    formats.write(tmp_path / "out.jsonl", corpus.documents)
+
+
+def test_doccano_of_old_versions_is_read(tmp_path: Path) -> None:
+    spans = [{"label": 7, "start_offset": 0, "end_offset": 2, "user": 1}]
+    path = write(tmp_path / "a.jsonl", {"id": 15, "text": "EU rejects", "annotations": spans, "meta": {}})
+    assert (formats.detect(path), found(path)) == ("doccano", [(0, 2, "EU")])
+    write(path, {"id": 15, "text": "EU", "annotations": [{"label": 7, "user": 1}]})
+    (error,) = formats.items(path, None, Counter())
+    assert "labels of a whole text" in str(error)
