@@ -159,7 +159,7 @@ CHOICE = '{"id": "c", "type": "choices", "value": {"choices": ["x"]}}'
 def test_a_link_for_a_text_is_refused(link: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("[" + TASK % (json.dumps(link), LABEL % "", "") + "]", "utf-8")
-    with pytest.raises(DataError, match="field data.text: .* a link to a text"):
+    with pytest.raises(DataError, match=r"field data\.text: .* a link to a text"):
         formats.read(path)
     path.write_text("[" + TASK % (json.dumps(link), LABEL % f'"text": "{link[:4]}", ', "") + "]", "utf-8")
     assert len(formats.read(path).documents) == 1  # a region's text stands in it: the link is the text

@@ -179,8 +179,8 @@ def _with_own_ids(rows: list[Row], entities: list[RawEntity], lines: list[str], 
         id = row["id"]
         if id in seen:
             row["id"] = f"T{next(fresh)}"
-            lost = [line for line in left_out if _without([line], {str(id)})[1]] or left_out
-            if left_out:
+            lost = _without(left_out, {str(id)})[1]
+            if lost:
                 listed = ", ".join(line.partition("\t")[0] for line in lost)
                 message = (
                     f"the id {id} is repeated and {listed} may mean either; make ids unique (--fix makes it "

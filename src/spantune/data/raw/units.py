@@ -30,7 +30,7 @@ def code_point(text: str, offset: int, unit: Unit) -> int | None:
     """Return the offset in code points for `offset`, counted in `unit`; None inside a character or outside the text."""
     if offset < 0:
         return None
-    if unit == "codepoints" or not _IRREGULAR[unit].search(text, 0, offset):
+    if unit == "codepoints" or not _IRREGULAR[unit].search(text, 0, offset + 1):
         return offset if offset <= len(text) else None
     borders = _borders(text, unit)
     place = bisect_left(borders, offset)
