@@ -155,7 +155,7 @@ def test_a_sentence_end_inside_an_entity_is_passed_over() -> None:
 @pytest.mark.parametrize(
     ("document", "why"),
     [
-        (Document("n/1", "短。" + "长" * 30 + "。短。"), r"\[2, 33\) .*no sentence ends inside"),
+        (Document("n/1", "短。" + "长" * 30 + "。短。"), r"\[2, 33\) .*no sentence and no clause ends inside"),
         (Document("n/1", "甲。乙。丙。丁。", (Entity(0, 3, "x"), Entity(2, 7, "y"))), r"\[0, 8\) .*entities span"),
     ],
 )

@@ -149,11 +149,11 @@ def test_defects_of_formats(tmp_path: Path) -> None:
 def test_findings_are_in_the_order_of_severity_and_of_the_rules() -> None:
     tally = Tally()
     tally.add_defect(Defect(Rule.LINE_BREAK_AS_SPACE, "an odd thing", tolerated=True), "f:1", "'x'")
-    tally.add_defect(Defect(Rule.UTF16_OFFSETS, "a bad thing", tolerated=False), "f:2", "'y'")
+    tally.add_defect(Defect(Rule.BROKEN_TRANSITION, "a bad thing", tolerated=False), "f:2", "'y'")
     tally.add(Rule.TWO_LABELS, "f:3", "z" * 500)
     tally.explain(Rule.CROSSING, "not there")
     worse, labels, odd = tally.findings()
-    assert (worse.name, worse.severity, worse.example) == ("utf16-offsets", "error", "'y': a bad thing")
+    assert (worse.name, worse.severity, worse.example) == ("broken-transition", "error", "'y': a bad thing")
     assert (odd.name, odd.severity, odd.fixable) == ("line-break-as-space", "warning", True)
     assert len(labels.example) == 120
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import tables
-from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, quiet
+from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, quiet
 from spantune.core import (
     ConfigError,
     overwriting,
@@ -28,7 +28,7 @@ from spantune.core import (
 
 if TYPE_CHECKING:
     from spantune.core import Document, TaskSpec
-    from spantune.data import Corpus, Options, Report
+    from spantune.data import Corpus, Options, Report, Unit
     from spantune.encoding import Tokenizer, Tokens
 
 
@@ -52,6 +52,7 @@ def inspect(
     joiner: Joiner = None,
     label: Label = None,
     encoding: Encoding = None,
+    offsets: Offsets = None,
     force: Force = False,
     examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
     as_json: Json = False,
@@ -79,7 +80,7 @@ def inspect(
         raise ConfigError("--task needs --tokenizer, whose tokens are to be counted")
     if html:
         require_new(html, [file, *([recipe] if recipe else [])], force=force)
-    corpus = formats.read(file, format, _options(column, joiner, label, encoding))
+    corpus = formats.read(file, format, _options(column, joiner, label, encoding, offsets))
     _inspect_corpus(corpus, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
 
 
@@ -93,6 +94,7 @@ def convert(
     joiner: Joiner = None,
     label: Label = None,
     encoding: Encoding = None,
+    offsets: Offsets = None,
     nested: Annotated[
         Literal["error", "outermost", "innermost"],
         typer.Option(help="What flat tags keep of entities that overlap; error refuses them."),
@@ -112,7 +114,7 @@ def convert(
     from spantune.data import formats
 
     require_new(target, [source], force=force)
-    options = replace(_options(column, joiner, label, encoding), nested=nested, scheme=scheme)
+    options = replace(_options(column, joiner, label, encoding, offsets), nested=nested, scheme=scheme)
     name = source_format or formats.detect(source, options)
     notes: Counter[str] = Counter()
     count = 0
@@ -146,6 +148,7 @@ def check(
     joiner: Joiner = None,
     label: Label = None,
     encoding: Encoding = None,
+    offsets: Offsets = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -159,7 +162,7 @@ def check(
 
         spantune data check cmeee.jsonl --fix mended.jsonl
     """
-    from spantune.data import Demands, Tally, count_dropped, read_source, repair_all, repair_targets
+    from spantune.data import Demands, Options, Tally, count_dropped, read_source, repair_all, repair_targets
     from spantune.data import check as examine
 
     if fix is not None:
@@ -167,14 +170,15 @@ def check(
             require_new(path, files, force=force)
     count_tokens = _token_counter(max_tokens, tokenizer)
     demands = Demands(_label_set(labels, recipe), max_tokens or 0, count_tokens)
-    sources = [read_source(file, format, _options(column, joiner, label, encoding)) for file in files]
+    sources = [read_source(file, format, _options(column, joiner, label, encoding, offsets)) for file in files]
     tally = Tally()
     if fix is None:
         report = examine(sources, demands)
     else:
         repaired = repair_all(sources, fix, force=force)
         count_dropped(repaired, tally)
-        written = [read_source(repair.path, repair.format) for repair in repaired]
+        stated = Options(offsets="codepoints" if offsets else None)
+        written = [read_source(repair.path, repair.format, stated) for repair in repaired]
         report = examine(written, demands, tally)
         for repair, source in zip(repaired, sources, strict=True):
             for note, count in {**source.notes, **repair.notes}.items():
@@ -208,6 +212,7 @@ def split(
     joiner: Joiner = None,
     label: Label = None,
     encoding: Encoding = None,
+    offsets: Offsets = None,
     write_format: Annotated[str, typer.Option(help="Format of the splits.")] = "native",
     force: Force = False,
     as_json: Json = False,
@@ -230,7 +235,7 @@ def split(
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
     require_new(to, [file], force=force)
     rule = splitting.Rule(splitting.parse_shares(shares, names), seed, by, threshold)
-    corpus = formats.read(file, format, _options(column, joiner, label, encoding))
+    corpus = formats.read(file, format, _options(column, joiner, label, encoding, offsets))
     division = splitting.split(corpus.documents, rule)
     first = next(iter(division.parts.values()))
     if k_shot:
@@ -316,11 +321,14 @@ def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, p
     return _Counter(source, make_task(task) if task else None)
 
 
-def _options(column: str | None, joiner: str | None, label: str | None, encoding: str | None) -> Options:
+def _options(
+    column: str | None, joiner: str | None, label: str | None, encoding: str | None, offsets: Unit | None
+) -> Options:
     from spantune.data import Options
 
     number = column is not None and column.removeprefix("-").isdecimal()
-    return Options(column=int(column) if column and number else column, joiner=joiner, label=label, encoding=encoding)
+    name_or_number = int(column) if column and number else column
+    return Options(column=name_or_number, joiner=joiner, label=label, encoding=encoding, offsets=offsets)
 
 
 def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: bool, counter: _Counter | None) -> None:

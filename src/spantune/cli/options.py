@@ -30,6 +30,10 @@ Label = Annotated[str | None, typer.Option("--label", help="The label of tags th
 Encoding = Annotated[
     str | None, typer.Option(help="Encoding of text files, such as windows-1252; UTF-8, or as marked, when absent.")
 ]
+Offsets = Annotated[
+    Literal["codepoints", "utf16", "bytes", "crlf"] | None,
+    typer.Option(help="What the file's offsets count; crlf: each CRLF as one. Code points when absent."),
+]
 MinScore = Annotated[
     float | None,
     typer.Option(help="Leave out entities with a lower score; 0 keeps all. The run's own threshold when absent."),

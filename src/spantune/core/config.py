@@ -143,6 +143,9 @@ class Data(Section):
     """The label of tags that have none (`B`, `I`, `O`)."""
     encoding: str | None = None
     """The encoding of text files, such as `windows-1252`; UTF-8, or what a byte-order mark says, when absent."""
+    offsets: Literal["codepoints", "utf16", "bytes", "crlf"] | None = None
+    """What the files' offsets count: code points (also when absent), UTF-16 code units, UTF-8 bytes, or characters with
+    each CRLF as one."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many documents of `train` (after the holdout is taken)."""
     dev_limit: int | None = Field(None, ge=1)
@@ -152,7 +155,8 @@ class Data(Section):
     holdout: float = Field(0.1, ge=0, lt=1)
     """Share of `train` that is held out, from its front, when `dev` is absent."""
     too_long: Literal["error", "split"] = "error"
-    """A document over `train.max_tokens`: refuse it, or split it at sentence ends with offsets kept."""
+    """A document over `train.max_tokens`: refuse it, or split it at sentence ends, or after clauses where
+    a sentence is too long, with offsets kept."""
 
 
 class Lora(Section):

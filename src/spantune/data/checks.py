@@ -23,6 +23,7 @@ from spantune.data.offsets import ENOUGH, Shift, fault, repaired_span, shared_sh
 from spantune.data.raw import faithful
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, SurrogateError
 from spantune.data.raw.text_files import BOM_NOTE, CRLF_NOTE
+from spantune.data.raw.units import trimmed
 from spantune.data.rules import LONG, RARE, Rule
 
 _CHARACTERS = {
@@ -94,6 +95,8 @@ def check(sources: Sequence[Source], demands: Demands, tally: Tally | None = Non
     for document in documents:
         _check_spans(document, tally)
     _check_labels(documents, demands.labels, tally)
+    _check_spellings(documents, tally)
+    _check_files(splits, tally)
     for case in inconsistencies(documents):
         example = (
             f"{excerpt(case.whole)} {case.times} times, only {excerpt(case.part)} in it {case.cut} times ({case.label})"
@@ -236,6 +239,7 @@ def _check_spans(document: RawDocument, tally: Tally) -> None:
     entities, text = document.entities, document.text
     labels: dict[tuple[int, int], set[str]] = {}
     for entity in entities:
+        _check_borders(document, entity, tally)
         if text.count(surface := text[entity.start : entity.end]) > 1:
             tally.add(Rule.REPEATED_SURFACE, place_of(document, entity), excerpt(surface))
         span_labels = labels.setdefault((entity.start, entity.end), set())
@@ -261,6 +265,26 @@ def _check_spans(document: RawDocument, tally: Tally) -> None:
             tally.add(Rule.CROSSING, place_of(document, entity), example)
 
 
+def _check_borders(document: RawDocument, entity: RawEntity, tally: Tally) -> None:
+    """Count an entity that begins or ends with white space, or inside a word."""
+    text, start, end = document.text, entity.start, entity.end
+    if trimmed(text, start, end) != (start, end):
+        tally.add(Rule.EDGE_SPACE, place_of(document, entity), f"{excerpt(text[start:end])} ({entity.label})")
+    if any(0 < border < len(text) and _is_in_word(text[border - 1], text[border]) for border in (start, end)):
+        around = text[max(start - _AROUND, 0) : end + _AROUND]
+        tally.add(Rule.CUT_WORD, place_of(document, entity), f"{shown(document, entity)} in {excerpt(around)}")
+
+
+def _is_in_word(left: str, right: str) -> bool:
+    """Whether both are letters, or a letter and its mark, of a script with spaces between words."""
+    return (
+        _UNSPACED.match(left) is None
+        and _UNSPACED.match(right) is None
+        and unicodedata.category(left)[0] in "LM"
+        and unicodedata.category(right)[0] in "LM"
+    )
+
+
 def _check_labels(documents: Sequence[RawDocument], schema: Collection[str], tally: Tally) -> None:
     """Count the entities whose label is not in a non-empty `schema`, and the labels with few examples."""
     counts: Counter[str] = Counter(dict.fromkeys(schema, 0))
@@ -277,6 +301,44 @@ def _check_labels(documents: Sequence[RawDocument], schema: Collection[str], tal
             tally.add(Rule.RARE_LABEL, first.get(label, str(documents[0].path)), f"{label}: {count}")
 
 
+def _check_spellings(documents: Iterable[RawDocument], tally: Tally) -> None:
+    """Count the labels that differ from a more frequent one in case or width only."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for document in documents:
+        for entity in document.entities:
+            counts[entity.label] += 1
+            first.setdefault(entity.label, place_of(document, entity))
+    frequent: dict[str, str] = {}
+    for label, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        other = frequent.setdefault(unicodedata.normalize("NFKC", label).casefold(), label)
+        if other != label:
+            tally.add(Rule.LABEL_SPELLING, first[label], f"{label} {count} times, {other} {counts[other]} times")
+
+
+def _check_files(splits: Sequence[Sequence[RawDocument]], tally: Tally) -> None:
+    """Count the labels that only one of several annotated files has."""
+    annotated = [split for split in splits if any(document.entities for document in split)]
+    places: dict[str, list[str]] = {}
+    for split in annotated:
+        first: dict[str, str] = {}
+        for document in split:
+            for entity in document.entities:
+                if entity.label not in first:
+                    first[entity.label] = place_of(document, entity)
+        for label, where in first.items():
+            places.setdefault(label, []).append(where)
+    for label, where_of_label in places.items():
+        if len(annotated) > 1 and len(where_of_label) == 1:
+            tally.add(Rule.LABEL_IN_ONE_FILE, where_of_label[0], f"{label}: in one of {len(annotated)} files")
+
+
+_AROUND = 10  # characters shown around a cut word
+_UNSPACED = re.compile(  # Thai, Lao, Tibetan, Burmese; Hangul, whose particles join the word; Khmer and the Tai scripts
+    "[\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u2e80-\ua4cf\ua9e0-\ua9ff"
+    "\uaa60-\uaadf\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00016fe0-\U00018d08\U0001b000-\U0001b2ff"
+    "\U00020000-\U000323af]"
+)
 _WIDE = "\u2e80"  # the first character of the scripts without spaces between words
 _LONGEST = 4  # characters of a word in such a script
 _BEFORE = re.compile(r"[^\s\u2e80-\U0010ffff]+\s?$")

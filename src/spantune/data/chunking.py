@@ -246,32 +246,45 @@ def _is_between_words(text: str, place: int) -> bool:
 def split_long(document: Document, fits: Callable[[Document], bool]) -> list[Document]:
     """Cut `document` at sentence ends into the fewest pieces that `fits` accepts; `[document]` when it fits whole.
 
-    The meta of a piece has `parent`, the document's id, and `offset`, in characters. No entity is cut: a sentence end
-    inside an entity is skipped.
+    A sentence that does not fit itself is cut after its clauses: a list of references may have no sentence end. The
+    meta of a piece has `parent`, the document's id, and `offset`, in characters. No entity is cut: an end inside an
+    entity is skipped.
 
     Raises:
-        DataError: the text between two such sentence ends does not fit.
+        DataError: the text between two such ends does not fit.
     """
     if fits(document):
         return [document]
     pieces: list[Document] = []
     start, end = 0, 0
-    for cut in _cuts(document):
-        if not fits(_piece(document, len(pieces), start, cut)):
-            if end > start:
-                pieces.append(_piece(document, len(pieces), start, end))
-                start = end
-            if not fits(_piece(document, len(pieces), start, cut)):
-                raise _unsplittable(document, start, cut)
+    for cut in _cuts(document, fits):
+        if end > start and not fits(_piece(document, len(pieces), start, cut)):
+            pieces.append(_piece(document, len(pieces), start, end))
+            start = end
         end = cut
     return [*pieces, _piece(document, len(pieces), start, end)]
 
 
-def _cuts(document: Document) -> list[int]:
-    """Return the sentence ends that are inside no entity, and the end of the text."""
-    size = len(document.text)
-    ends = (end for end in sentence_ends(document.text) if end < size)
-    return [*(end for end in ends if not any(e.start < end < e.end for e in document.entities)), size]
+def _cuts(document: Document, fits: Callable[[Document], bool]) -> Iterator[int]:
+    """Yield the ends of sentences, and of clauses inside a sentence that does not fit; the last is the text's end."""
+    start = 0
+    for end in _outside_entities(document, sentence_ends(document.text), 0, len(document.text)):
+        if not fits(_piece(document, 0, start, end)):
+            begin = start
+            for clause in _outside_entities(document, clause_ends(document.text), start, end):
+                if not fits(_piece(document, 0, begin, clause)):
+                    raise _unsplittable(document, begin, clause)
+                begin = clause
+                yield clause
+        else:
+            yield end
+        start = end
+
+
+def _outside_entities(document: Document, ends: Iterable[int], start: int, end: int) -> list[int]:
+    """Return the `ends` between `start` and `end` that are inside no entity, and `end`."""
+    inside = (place for place in ends if start < place < end)
+    return [*(place for place in inside if not any(e.start < place < e.end for e in document.entities)), end]
 
 
 def _piece(document: Document, number: int, start: int, end: int) -> Document:
@@ -281,8 +294,8 @@ def _piece(document: Document, number: int, start: int, end: int) -> Document:
 
 def _unsplittable(document: Document, start: int, end: int) -> DataError:
     passage = document.text[start:end]
-    spanned = any(end < len(passage) for end in sentence_ends(passage))
-    why = "entities span the sentence ends inside it" if spanned else "no sentence ends inside it"
+    spanned = any(place < len(passage) for ends in (sentence_ends, clause_ends) for place in ends(passage))
+    why = "entities span the ends of clauses inside it" if spanned else "no sentence and no clause ends inside it"
     return DataError(
         f"document {document.id!r} ({len(document.text)} characters): the {end - start} characters "
         f"[{start}, {end}) {passage[:20]!r}… are too long and {why}; raise train.max_tokens, or shorten the text",

@@ -49,9 +49,10 @@ def read_splits(data: config.Data) -> Splits:
 
 
 def _read(path: str, data: config.Data, notes: list[str]) -> Sequence[Document]:
-    corpus = formats.read(
-        path, data.format, Options(column=data.column, joiner=data.joiner, label=data.label, encoding=data.encoding)
+    options = Options(
+        column=data.column, joiner=data.joiner, label=data.label, encoding=data.encoding, offsets=data.offsets
     )
+    corpus = formats.read(path, data.format, options)
     notes.extend(f"{path}: {count} × {note}" for note, count in corpus.notes.items())
     notes.append(f"{path}: {len(corpus.documents)} documents, format {corpus.format}")
     return corpus.documents

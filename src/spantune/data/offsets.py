@@ -1,21 +1,33 @@
 """Find wrong offsets, the one shift by which a whole file is wrong, and the right place of an entity.
 
-The offsets of a file are not wrong at random: they count from 1, in UTF-16 units as JavaScript and Java do, or in UTF-8
-bytes. The shift is estimated from the wrong entities and used only if it corrects nine in ten of them. An entity is
-moved only to a place where its text occurs. One without its text is not moved, nor one with several possible places.
+The offsets of a file are not wrong at random: they count from 1, in UTF-16 units as JavaScript and Java do, in UTF-8
+bytes, or each CRLF as one character. The user may name the unit, and `settled`, which every file passes, converts it.
+Otherwise the shift is estimated from the wrong entities and used only if it corrects nine in ten of them. An entity is
+moved only to a place where its text occurs, and never if the text at its own place differs in white space only. One
+without its text is not moved, nor one with several possible places.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from spantune.data.raw.document import RawDocument, RawEntity
+from spantune.core import DataError
+from spantune.data.raw.document import Defect, Item, RawDocument, RawEntity, moved
+from spantune.data.raw.units import UNITS, Unit, agree, code_point, is_doubtful, trimmed
 from spantune.data.rules import Rule
 
-UNITS = {"UTF-16 code units": ("utf-16-le", 2), "UTF-8 bytes": ("utf-8", 1)}
+SPACES = Defect(
+    Rule.WHITE_SPACE_IN_TEXT, "entity text differs from the document in white space only: read at its offsets", True
+)
+DOUBTFUL = Defect(
+    Rule.OFFSET_UNIT,
+    "entity without its text behind a character beyond U+FFFF or a CRLF: offsets taken for code points; name with "
+    "--offsets (data.offsets in a recipe) what they count: codepoints, utf16, bytes or crlf",
+    tolerated=True,
+)
 
 ENOUGH = 0.9  # the share of the wrong entities that a shift must correct
 _REACH = 1000  # characters; no way of counting is wrong by more
@@ -35,19 +47,87 @@ class Shift:
 
     def start(self, text: str, stated: int) -> int | None:
         """Return the start in code points for the offset `stated`; None if it is inside a character."""
-        if not self.unit:
-            return stated + self.by
-        encoding, width = UNITS[self.unit]
-        try:
-            return len(text.encode(encoding)[: stated * width].decode(encoding)) if stated >= 0 else None
-        except UnicodeDecodeError:
-            return None
+        return code_point(text, stated, UNITS[self.unit]) if self.unit else stated + self.by
 
     def __str__(self) -> str:
         if self.unit:
             return f"offsets count {self.unit}, not code points"
         size = f"each start is {abs(self.by)} too {'large' if self.by < 0 else 'small'}"
         return f"offsets are 1-based: {size}" if self.by == -1 else size
+
+
+def settled(items: Iterable[Item], unit: Unit | None, notes: Counter[str]) -> Iterator[Item]:
+    """Yield `items` with offsets in code points, which `unit` says what they count in; without it, doubts are marked.
+
+    A stated text that differs from the text at the offsets in white space only is replaced by it.
+    """
+    for item in items:
+        if isinstance(item, DataError):
+            yield item
+            continue
+        try:
+            yield _settled(item, unit, notes)
+        except DataError as error:
+            yield error
+
+
+def _settled(document: RawDocument, unit: Unit | None, notes: Counter[str]) -> RawDocument:
+    if document.is_counted:
+        return document
+    if unit not in (None, "codepoints"):
+        document = _converted(document, unit, notes)
+    entities = [_tolerated(document.text, entity, unit is None) for entity in document.entities]
+    return moved(document, entities) if entities != list(document.entities) else document
+
+
+def _converted(document: RawDocument, unit: Unit, notes: Counter[str]) -> RawDocument:
+    """Return `document` with its offsets converted from `unit`, unless its stated texts fit as code points only."""
+    text = document.text
+    entities: list[RawEntity] = []
+    for entity in document.entities:
+        start, end = code_point(text, entity.start, unit), code_point(text, entity.end, unit)
+        if start is not None and entity.surface is not None and text.startswith(entity.surface, start):
+            end = start + len(entity.surface)  # a reader may have counted the end from the text
+        if start is None or end is None:
+            if _fits(document):
+                break
+            raise document.error(
+                f"[{entity.start}, {entity.end}) begins or ends inside a character or outside the text, counted as "
+                f"--offsets {unit} says; check what the offsets count",
+                entity,
+            )
+        entities.append(replace(entity, start=start, end=end))
+    else:
+        converted = moved(document, entities, lambda offset: code_point(text, offset, unit))
+        if not _fits(document) or _fits(converted):
+            return converted
+    notes[f"document whose offsets fit as code points: --offsets {unit} not applied"] += 1
+    return document
+
+
+def _fits(document: RawDocument) -> bool:
+    """Whether entities with their text are there, and all at their offsets."""
+    stated = [entity for entity in document.entities if entity.surface is not None]
+    return bool(stated) and all(fault(document, entity) is None for entity in stated)
+
+
+def _tolerated(text: str, entity: RawEntity, is_doubted: bool) -> RawEntity:
+    """Return `entity` with the text at its offsets if only white space differs, and with the mark of a doubt."""
+    if entity.defect is not None or not 0 <= entity.start < entity.end <= len(text):
+        return entity
+    if entity.surface is None:
+        return replace(entity, defect=DOUBTFUL) if is_doubted and is_doubtful(text, entity.end) else entity
+    found = text[entity.start : entity.end]
+    is_end_wrong = found.startswith(entity.surface)  # or right; a wrong end may be one of many, so it stays an error
+    if is_end_wrong or not agree(found, entity.surface):
+        return entity
+    start, end = entity.start, entity.end
+    inside = trimmed(text, start, end)
+    if not entity.surface[:1].isspace():
+        start = inside[0]
+    if not entity.surface[-1:].isspace():
+        end = inside[1]
+    return replace(entity, start=start, end=end, surface=text[start:end], defect=SPACES)
 
 
 def fault(document: RawDocument, entity: RawEntity) -> Rule | None:
@@ -74,7 +154,7 @@ def shared_shift(documents: Iterable[RawDocument]) -> Shift | None:
         for entity in document.entities:
             if entity.surface is not None:
                 (right if _occurs(document.text, entity.start, entity) else wrong).append((document.text, entity))
-    if not wrong or len(wrong) < min(_FEW, len(right) + 1):
+    if not wrong:
         return None
     for unit in UNITS:
         shift = Shift(unit=unit)
@@ -82,6 +162,8 @@ def shared_shift(documents: Iterable[RawDocument]) -> Shift | None:
         unchanged = sum(shift.start(text, entity.start) == entity.start for text, entity in right)
         if corrected >= ENOUGH * len(wrong) and corrected + unchanged >= ENOUGH * (len(wrong) + len(right)):
             return shift
+    if len(wrong) < min(_FEW, len(right) + 1):
+        return None
     distances: Counter[int] = Counter()
     for text, entity in wrong:
         distances.update(_distances(text, entity))

@@ -17,7 +17,8 @@ from spantune.data import formats
 from spantune.data.checks import FILE_RULES, Source, of_file
 from spantune.data.findings import Tally, place
 from spantune.data.offsets import Shift, fault, repaired_span, shared_shift
-from spantune.data.raw.document import RawDocument, RawEntity
+from spantune.data.raw.document import RawDocument, RawEntity, moved
+from spantune.data.raw.units import trimmed
 from spantune.data.rules import Rule
 
 LOG_SUFFIX = ".changes.jsonl"
@@ -135,12 +136,14 @@ def _log_of(path: Path) -> Path:
 def _repaired(document: RawDocument, shift: Shift | None, changes: list[Change]) -> Document:
     """Return `document` with the entities whose offsets are right or could be repaired; the rest go to `changes`."""
     entities: dict[Entity, None] = {}
+    placed: list[RawEntity] = []
     for entity in document.entities:
         rule = fault(document, entity)
-        has_surface = entity.surface is not None
-        span = repaired_span(document.text, entity, shift) if has_surface else (entity.start, entity.end)
-        if span is None or (rule and not has_surface):
-            changes.append(_change(document, entity, rule or Rule.SURFACE_MISMATCH, None))
+        span = _span(document, entity, shift)
+        placed.append(entity if span is None else replace(entity, start=span[0], end=span[1]))
+        if span is None:
+            stated_rule = rule or (Rule.EDGE_SPACE if entity.surface is None else Rule.SURFACE_MISMATCH)
+            changes.append(_change(document, entity, stated_rule, None))
             continue
         after = Entity(*span, entity.label, entity.score)
         if after in entities:
@@ -148,10 +151,28 @@ def _repaired(document: RawDocument, shift: Shift | None, changes: list[Change])
             continue
         entities[after] = None
         if span != (entity.start, entity.end):
-            changes.append(_change(document, entity, rule or Rule.SURFACE_MISMATCH, after))
-        if entity.defect is not None:
+            is_trimmed = rule is None and entity.start <= span[0] and span[1] <= entity.end
+            changes.append(_change(document, entity, rule or _mended_rule(is_trimmed), after))
+        if entity.defect is not None and entity.defect.rule.fixable:
             changes.append(_change(document, entity, entity.defect.rule, after))
-    return Document(document.id, document.text, tuple(entities), document.meta)
+    meta = moved(document, placed, lambda offset: shift.start(document.text, offset) if shift else offset).meta
+    return Document(document.id, document.text, tuple(entities), meta)
+
+
+def _mended_rule(is_trimmed: bool) -> Rule:
+    return Rule.EDGE_SPACE if is_trimmed else Rule.SURFACE_MISMATCH
+
+
+def _span(document: RawDocument, entity: RawEntity, shift: Shift | None) -> tuple[int, int] | None:
+    """Return the right span of `entity`, without white space at its edges; None if it is unknown or blank."""
+    if entity.surface is None:
+        span = None if fault(document, entity) else (entity.start, entity.end)
+    else:
+        span = repaired_span(document.text, entity, shift)
+    if span is None:
+        return None
+    span = trimmed(document.text, *span)
+    return span if span[0] < span[1] else None
 
 
 def _change(document: RawDocument, entity: RawEntity, rule: Rule, after: Entity | None) -> Change:

@@ -44,7 +44,6 @@ class Rule(StrEnum):
     END_ONE_TOO_SMALL = ("end-one-too-small", "error", True, "ends that are one too small for an inclusive end")
     END_HALF_OPEN = ("end-half-open", "error", True, "half-open ends in a format of inclusive ends")
     BROKEN_TRANSITION = ("broken-transition", "error", True, "tags that continue an entity which nothing has begun")
-    UTF16_OFFSETS = ("utf16-offsets", "error", True, "offsets that count UTF-16 code units, not code points")
     AMBIGUOUS_ID = ("ambiguous-id", "error", True, "entities with the id of another entity of their document")
     LEFT_OUT = ("left-out", "error", False, "documents and entities that could not be mended and were not written")
     LABEL_OUTSIDE = ("label-outside", "error", False, "entities with a label that the schema does not have")
@@ -53,10 +52,16 @@ class Rule(StrEnum):
     CONFLICTING_SHARED_TEXT = ("conflicting-shared-text", "error", False,
         "texts that stand in several files and are annotated differently")
     DUPLICATE_ANNOTATION = ("duplicate-annotation", "warning", True, "entities that repeat span and label of another")
+    EDGE_SPACE = ("edge-space", "warning", True, "entities that begin or end with white space")
+    CUT_WORD = ("cut-word", "warning", False, "entities that begin or end inside a word")
+    OFFSET_UNIT = ("offset-unit", "warning", False,
+        "entities without their text behind characters that some tools count as two: say with --offsets what counts")
     TWO_LABELS = ("two-labels", "warning", False, "spans with several labels")
     CROSSING = ("crossing", "warning", False, "entities that overlap another without one holding the other")
     BOUNDARY_INCONSISTENCY = ("boundary-inconsistency", "warning", False,
         "surfaces annotated sometimes with and sometimes without a word at their edge")
+    LABEL_SPELLING = ("label-spelling", "warning", False, "labels that differ from another in case or width only")
+    LABEL_IN_ONE_FILE = ("label-in-one-file", "warning", False, "labels that only one of several files has")
     RARE_LABEL = ("rare-label", "warning", False, f"labels with fewer than {RARE} examples")
     DUPLICATE_TEXT = ("duplicate-text", "warning", False, "documents with the text of an earlier one of their file")
     CONFLICTING_DUPLICATE = ("conflicting-duplicate", "warning", False,
@@ -77,6 +82,8 @@ class Rule(StrEnum):
     META_LEFT_OUT = ("meta-left-out", "warning", True,
         "fields of meta that no file can hold: half of a surrogate pair, or a number that is not finite")
     LINE_BREAK_AS_SPACE = ("line-break-as-space", "warning", True, "entities stated otherwise than the format says")
+    WHITE_SPACE_IN_TEXT = ("white-space-in-text", "warning", True,
+        "entities whose stated text differs from the document in white space")
     LONG_TEXT = ("long-text", "info", False,
         f"texts of more than {LONG} characters, which trainers made for sentences cut or drop")
     REPEATED_SURFACE = ("repeated-surface", "info", False,

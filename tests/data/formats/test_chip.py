@@ -17,6 +17,7 @@ from helpers.refusal import assert_unwritable
 from helpers.strategies import annotated
 from spantune.core import DataError, Document, Entity
 from spantune.data import formats
+from spantune.data.offsets import DOUBTFUL
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "chip" / "clinic.txt"
 UNVERIFIED = "entity without its text: offsets not verified"
@@ -24,7 +25,7 @@ UNVERIFIED = "entity without its text: offsets not verified"
 
 def test_the_fixture_is_recognised_and_read() -> None:
     corpus = formats.read(FIXTURE)
-    assert (corpus.format, corpus.notes) == ("chip", {UNVERIFIED: 6})
+    assert (corpus.format, corpus.notes) == ("chip", {UNVERIFIED: 6, DOUBTFUL.message: 2})
     assert [document.id for document in corpus.documents] == ["clinic-1", "clinic-2", "clinic-3"]
     assert [[(d.surface(e), e.start, e.label) for e in d.entities] for d in corpus.documents] == [
         [("右肩", 0, "bod"), ("右肩疼痛", 0, "sym"), ("血钾", 7, "ite")],

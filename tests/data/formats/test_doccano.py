@@ -14,6 +14,7 @@ from helpers.refusal import assert_unreadable
 from helpers.strategies import annotated
 from spantune.core import DataError, Document, Entity
 from spantune.data import formats
+from spantune.data.offsets import DOUBTFUL
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "doccano"
 UNVERIFIED = "entity without its text: offsets not verified"
@@ -33,7 +34,7 @@ def test_triples_are_recognised_and_read(name: str) -> None:
         [],
         [("cafe\u0301", "place"), ("lunch", "food")],
     ]
-    assert corpus.notes == {UNVERIFIED: 4} | ({} if name == "label" else {NO_ID: 3})
+    assert corpus.notes == {UNVERIFIED: 4, DOUBTFUL.message: 3} | ({} if name == "label" else {NO_ID: 3})
 
 
 def test_ids_and_other_fields_are_kept_and_written_back(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from helpers.real import SHARED
 from helpers.refusal import assert_unreadable
 from helpers.strategies import annotated
 from spantune.core import DataError, Document, Entity
-from spantune.data import Options, formats
-from spantune.data.formats.label_studio import UTF16
+from spantune.data import Options, formats, read_source
 from spantune.data.raw.document import RawDocument
+from spantune.data.repairs import repair
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "label_studio"
 NOTE = "𠮷先生右肩疼痛，血钾低。"
@@ -82,15 +82,13 @@ def test_json_min_is_recognised_and_read(tmp_path: Path) -> None:
     assert [(d.id, d.text, d.entities) for d in again] == [(d.id, d.text, d.entities) for d in corpus.documents]
 
 
-def test_offsets_in_utf16_units_are_named_and_their_code_points_found() -> None:
-    with pytest.raises(DataError, match=r"annotations\[0\]\.result\[1\]\.value\.text: offsets count UTF-16 units"):
+def test_offsets_in_utf16_units_are_named_and_read_under_the_option(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"result\[1\]\.value\.text: .* count UTF-16 code units, give --offsets utf16"):
         formats.read(FIXTURES / "utf16.json")
-    (document,) = formats.items(FIXTURES / "utf16.json", None, Counter())
-    assert isinstance(document, RawDocument)
-    assert [(document.text[e.start : e.end], e.surface, e.defect) for e in document.entities] == [
-        ("Pain", "Pain", None),
-        ("lunch", "lunch", UTF16),
-    ]
+    corpus = formats.read(FIXTURES / "utf16.json", options=Options(offsets="utf16"))
+    assert [found(document) for document in corpus.documents] == [[("Pain", "sign"), ("lunch", "food")]]
+    repair(read_source(FIXTURES / "utf16.json"), tmp_path / "mended.json")
+    assert formats.read(tmp_path / "mended.json").documents == corpus.documents
 
 
 def test_a_negative_start_is_no_utf16_offset(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from helpers.refusal import assert_refused, assert_unreadable
 from helpers.strategies import annotated
 from spantune.core import ConfigError, DataError, Document, Entity
 from spantune.data import Options, formats
+from spantune.data.offsets import DOUBTFUL
 
 needs_spacy = pytest.mark.skipif(
     importlib.util.find_spec("spacy") is None, reason="spaCy, of the extra `spacy`, is not installed"
@@ -68,6 +69,7 @@ def test_prodigy_keeps_meta_and_leaves_out_what_was_rejected() -> None:
         "id made from the line number": 6,
         "field '_input_hash' not read": 6,
         "entity without its text: offsets not verified": 10,
+        DOUBTFUL.message: 1,
         "document left out: its answer is reject": 1,
     }
 

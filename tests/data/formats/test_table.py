@@ -20,6 +20,7 @@ from helpers.refusal import assert_refused
 from helpers.strategies import annotated
 from spantune.core import ConfigError, DataError, Document, Entity
 from spantune.data import Options, formats
+from spantune.data.offsets import DOUBTFUL
 from spantune.data.raw.text_files import BOM_NOTE, CRLF_NOTE
 
 try:
@@ -54,7 +55,11 @@ def test_csv_keeps_ids_and_other_columns_and_notes_its_line_ends() -> None:
     assert corpus.notes == {CRLF_NOTE: 7}  # the break inside a cell is a line feed
     corpus = formats.read(FIXTURES / "table/triples.tsv")
     assert corpus.documents[2].id == "triples-3"
-    assert corpus.notes == {"id made from the row number": 6, "entity without its text: offsets not verified": 10}
+    assert corpus.notes == {
+        "id made from the row number": 6,
+        "entity without its text: offsets not verified": 10,
+        DOUBTFUL.message: 1,
+    }
 
 
 @needs_parquet

@@ -39,6 +39,7 @@ from spantune.data.formats import (
     uie,
     webanno,
 )
+from spantune.data.offsets import settled
 from spantune.data.raw import plugins
 from spantune.data.raw.document import Item, Nested, Options, RawDocument, RawEntity, Sample, unique, verified
 from spantune.data.raw.faithful import faithful
@@ -115,7 +116,7 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     file = resolve(path)
     name = format or detect(file, options)
     notes: Counter[str] = Counter()
-    documents = tuple(verified(unique(faithful(of_name(name).read(file, notes, options), notes)), notes))
+    documents = tuple(verified(unique(_items(name, file, notes, options)), notes))
     if not documents:
         raise DataError(f"no document was found, read as {name}; expected at least one: check the path", path=file)
     return Corpus(documents, name, file, dict(+notes))
@@ -151,7 +152,7 @@ def items(path: str | Path, format: str | None, notes: Counter[str], options: Op
         DataError: the file cannot be read any further.
     """
     file = resolve(path)
-    return faithful(of_name(format or detect(file, options)).read(file, notes, options), notes)
+    return _items(format or detect(file, options), file, notes, options)
 
 
 def write(
@@ -296,6 +297,11 @@ def of_name(name: str, *, writing: bool = False) -> Format:
         writable = ", ".join(name for name in FORMATS if FORMATS[name].write)
         raise DataError(f"{name} can only be read; write one of {writable}")
     return format
+
+
+def _items(name: str, file: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield what the format reads, with offsets in code points and with meta that every output can hold."""
+    return faithful(settled(of_name(name).read(file, notes, options), options.offsets, notes), notes)
 
 
 def _claimant(sample: Sample) -> str | None:

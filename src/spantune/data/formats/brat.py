@@ -4,11 +4,11 @@ r"""brat's standoff: a folder, and those in it, of `.txt` files with an `.ann` f
     T2⇥Finding 5 9;20 24⇥hand pain
     R1⇥shows Arg1:T2 Arg2:T1
 
-Offsets count the code points of the `.txt` file, including line ends and a byte-order mark. An entity of several parts
-is read as one from the first to the last part. Its parts, and all lines that are not T lines, are stored in meta and
-written back, without the lines whose entity no longer exists. As in brat, an entity is written in parts around its line
-breaks, so that it cannot begin or end with one. Of two entities with the same id the second gets another, and a line
-that refers to this id is an error, since nobody knows which entity it means.
+Offsets count the code points of the `.txt` file, or what `--offsets` says, with line ends and a byte-order mark. An
+entity of several parts is read as one from the first to the last part. Its parts, and all lines that are not T lines,
+are stored in meta and written back, without the lines whose entity no longer exists. As in brat, an entity is written
+in parts around its line breaks, so that it cannot begin or end with one. Of two entities with the same id the second
+gets another, and a line that refers to this id is an error, since nobody knows which entity it means.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from spantune.core import DataError, Document, Entity, encodable, replacing_path
 from spantune.data.raw.document import (
@@ -35,6 +36,7 @@ from spantune.data.raw.document import (
     with_rows,
 )
 from spantune.data.raw.text_files import CRLF_NOTE, cannot_be_read, read_text
+from spantune.data.raw.units import Unit, code_point
 from spantune.data.rules import Rule
 
 NAME = "brat"
@@ -89,7 +91,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     for stem in stems:
         id = (stem.relative_to(path) if path.is_dir() else PurePosixPath(stem.name)).as_posix()
         try:
-            yield _document(_REPLACED.sub(lambda match: chr(int(match[1], 16)), id), stem, notes, options.encoding)
+            yield _document(_REPLACED.sub(lambda match: chr(int(match[1], 16)), id), stem, notes, options)
         except DataError as error:
             yield error
 
@@ -151,10 +153,11 @@ def _files(folder: Path, notes: Counter[str]) -> tuple[list[Path], list[DataErro
     return sorted(files), errors
 
 
-def _document(id: str, stem: Path, notes: Counter[str], encoding: str | None) -> RawDocument:
+def _document(id: str, stem: Path, notes: Counter[str], options: Options) -> RawDocument:
     texts, annotation = stem.with_name(stem.name + ".txt"), stem.with_name(stem.name + ".ann")
     if not texts.is_file():
         raise DataError(f"there is no {texts.name} beside it, so no text; add it, or remove this file", path=annotation)
+    encoding, unit = options.encoding, options.offsets or "codepoints"
     text = read_text(texts, notes, encoding)
     notes["byte-order mark kept: offsets count it"] += text.startswith("\ufeff")
     if not annotation.is_file():
@@ -171,7 +174,7 @@ def _document(id: str, stem: Path, notes: Counter[str], encoding: str | None) ->
                 line=number,
             )
         if line.startswith("T"):
-            row, entity = _text_bound(line, text, annotation, number)
+            row, entity = _text_bound(_Line(line, number, annotation), text, unit)
             rows.append(row)
             entities.append(entity)
         else:
@@ -182,7 +185,7 @@ def _document(id: str, stem: Path, notes: Counter[str], encoding: str | None) ->
         "parts" not in row and row["id"] == e.field for row, e in zip(rows, entities, strict=True)
     )
     meta = {} if is_plain else {NAME: {"entities": rows, "lines": others}}
-    return RawDocument(id, text, tuple(entities), annotation, meta=meta)
+    return RawDocument(id, text, tuple(entities), annotation, meta=meta, is_counted=True)
 
 
 def _with_own_ids(entities: list[RawEntity], rows: list[Row], lines: list[str]) -> tuple[list[RawEntity], list[str]]:
@@ -230,19 +233,31 @@ def _numbered(path: Path, notes: Counter[str], encoding: str | None) -> Iterator
             yield number, line.removesuffix("\r")
 
 
-def _text_bound(line: str, text: str, path: Path, number: int) -> tuple[Row, RawEntity]:
-    """Return the row to store for a T line (its id, and its parts if the span does not imply them) and its entity."""
-    id, _, rest = line.partition("\t")
+class _Line(NamedTuple):
+    """A line of an `.ann` file and its place."""
+
+    text: str
+    number: int
+    path: Path
+
+    def error(self, message: str) -> DataError:
+        """Return a DataError with the place of this line."""
+        return DataError(message, path=self.path, line=self.number, field=self.text.partition("\t")[0])
+
+
+def _text_bound(line: _Line, text: str, unit: Unit) -> tuple[Row, RawEntity]:
+    """Return the row to store for a T line (its id, and its parts if the span does not imply them) and its entity.
+
+    Offsets are counted in `unit`; the entity's are code points.
+    """
+    id, _, rest = line.text.partition("\t")
     span, tab, stated = rest.partition("\t")
     match = _SPAN.fullmatch(span)
     if match is None:
-        raise DataError(
-            f"found {span[:40]!r}; expected `label start end`, further parts after semicolons, and a tab: mend it",
-            path=path,
-            line=number,
-            field=id,
+        raise line.error(
+            f"found {span[:40]!r}; expected `label start end`, further parts after semicolons, and a tab: mend it"
         )
-    parts = [[int(place) for place in part.split(" ")] for part in match[2].split(";")]
+    parts = [[_place(line, text, int(place), unit) for place in part.split(" ")] for part in match[2].split(";")]
     start, end = min(part[0] for part in parts), max(part[1] for part in parts)
     row: Row = {"id": id, "start": start, "end": end, "label": match[1]}
     if len(parts) > 1 and parts != _parts(text, start, end):
@@ -256,7 +271,18 @@ def _text_bound(line: str, text: str, path: Path, number: int) -> tuple[Row, Raw
         surface = text[start:end]
     elif stated != text[start:end] and stated == re.sub(_BREAK, " ", " ".join(pieces)):
         surface, defect = text[start:end], SPACES
-    return row, RawEntity(start, end, match[1], surface, field=id, line=number, defect=defect)
+    return row, RawEntity(start, end, match[1], surface, field=id, line=line.number, defect=defect)
+
+
+def _place(line: _Line, text: str, offset: int, unit: Unit) -> int:
+    """Return the offset in code points; one in code points already may lie outside the text, which is judged later."""
+    place = offset if unit == "codepoints" else code_point(text, offset, unit)
+    if place is None:
+        raise line.error(
+            f"{offset} is inside a character or outside the text, counted as --offsets {unit} says; check what the "
+            "offsets count"
+        )
+    return place
 
 
 def _parts(text: str, start: int, end: int) -> Parts:

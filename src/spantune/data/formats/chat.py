@@ -116,7 +116,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         text = frame.inside(turns[0].said, notes)
         surfaces = [] if options.unannotated else _surfaces(record, turns, notes)
         entities = anchored(record, text, surfaces, notes)
-        return RawDocument(document_id(record, notes), text, entities, path, record.line)
+        return RawDocument(document_id(record, notes), text, entities, path, record.line, is_counted=True)
 
     return each(read_json(path, notes, options.encoding), parse)
 

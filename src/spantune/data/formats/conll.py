@@ -159,7 +159,7 @@ def _document(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str
     notes["other columns not read"] += layout.width > layout.is_indexed + len(columns_read)
     first = sentence.rows[0][0]
     name = sentence.stated.get("id") or sentence.stated.get("sent_id") or f"{path.stem}-{first}"
-    return RawDocument(name, text, entities, path, first, meta)
+    return RawDocument(name, text, entities, path, first, meta, is_counted=True)
 
 
 def _words(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str]) -> _Words:

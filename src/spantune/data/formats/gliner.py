@@ -76,7 +76,8 @@ def _document(record: Record, joiner: str | None, notes: Counter[str]) -> RawDoc
         start, end = spans[first][0], spans[last][1]
         entities.append(RawEntity(start, end, label, text[start:end], field=row.place("")))
     name, meta = document_id(record, notes), record.others(_FIELDS)
-    return tagged.with_tokens(RawDocument(name, text, tuple(entities), record.path, record.line, meta), words)
+    document = RawDocument(name, text, tuple(entities), record.path, record.line, meta, is_counted=True)
+    return tagged.with_tokens(document, words)
 
 
 def _record(document: Document, tokenizer: tagged.Tokenizer) -> dict[str, object]:

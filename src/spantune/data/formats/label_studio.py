@@ -1,7 +1,7 @@
 """Label Studio's JSON: tasks with `data` and `annotations[].result[]` of type `labels`, and its JSON-MIN export.
 
 Each annotation of a task is a document; a task without annotations gives its predictions, or nothing. Offsets are
-half-open code points; older versions counted UTF-16 units, which is recognised by the text of the regions. Everything
+half-open code points; older versions counted UTF-16 units. Everything
 but the text and its spans (other fields, relations, other results) is kept in meta and written back. The written tasks
 can be imported by Label Studio; entities with scores are written as predictions, others as annotations. Exports without
 any labels, of choices or images, are refused, and tasks whose text is only a link to a file.
@@ -21,7 +21,6 @@ from typing import Literal
 
 from spantune.core import DataError, Document, half_surrogate, replacing, to_json
 from spantune.data.raw.document import (
-    Defect,
     Item,
     Options,
     RawDocument,
@@ -34,11 +33,9 @@ from spantune.data.raw.document import (
     with_rows,
 )
 from spantune.data.raw.json_records import Record, read_json
-from spantune.data.raw.regions import html_span, span_of_units
-from spantune.data.rules import Rule
+from spantune.data.raw.regions import html_span
 
 NAME = "label_studio"
-UTF16 = Defect(Rule.UTF16_OFFSETS, "offsets count UTF-16 units, not code points", tolerated=False)
 
 Kind = Literal["annotations", "predictions"]
 
@@ -317,10 +314,8 @@ class _Task:
             start, end = value.integer("start"), value.integer("end")
             surface = value.text("text") if value.values.get("text") is not None else None
         labels = _labels(value, "labels" if "labels" in value.values else str(result.values.get("type")))
-        field, defect = value.place("end" if surface is None else "text"), None
-        if surface is not None and text[start:end] != surface and (span := span_of_units(text, start, end, surface)):
-            (start, end), defect = span, UTF16
-        return [RawEntity(start, end, label, surface, score, field, defect=defect) for label in labels]
+        field = value.place("end" if surface is None else "text")
+        return [RawEntity(start, end, label, surface, score, field) for label in labels]
 
 
 def _labels(value: Record, field: str) -> list[str]:

@@ -46,7 +46,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
                 yield error
                 continue
             meta = {"group": group} if group else {}
-            yield RawDocument(f"{path.stem}-{number}", text, entities, path, number, meta)
+            yield RawDocument(f"{path.stem}-{number}", text, entities, path, number, meta, is_counted=True)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

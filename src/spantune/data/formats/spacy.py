@@ -194,7 +194,9 @@ def _read_docs(path: Path, notes: Counter[str], options: Options) -> Iterator[It
             notes["document without annotation: read as one without entities"] += 1
         elif "ents" in stated and not doc.has_annotation("ENT_IOB", require_complete=True):
             notes["document annotated in part: the rest read as without entities"] += 1
-        document = RawDocument(name, doc.text, (), path, number, meta if isinstance(meta, dict) else {"meta": meta})
+        document = RawDocument(
+            name, doc.text, (), path, number, meta if isinstance(meta, dict) else {"meta": meta}, is_counted=True
+        )
         try:
             yield _annotated(document, stated, options)
         except DataError as error:

@@ -40,7 +40,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         value: object = [] if options.unannotated else _value(record)
         entities = anchored(record, text, list(stated(record, value, "entities", notes)), notes)
         name = document_id(record, notes)
-        return RawDocument(name, text, entities, path, record.line, record.others((*_FIELDS, field)))
+        return RawDocument(name, text, entities, path, record.line, record.others((*_FIELDS, field)), is_counted=True)
 
     return each(read_json(path, notes, options.encoding), parse)
 

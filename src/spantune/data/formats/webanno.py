@@ -208,7 +208,7 @@ def _document(
             entities[key] = RawEntity(
                 start, end, label or layer.short, text[start:end], field=f"layer {layer.short}", line=line
             )
-    return RawDocument(id, text, tuple(entities.values()), path, group[0].tokens[0].line)
+    return RawDocument(id, text, tuple(entities.values()), path, group[0].tokens[0].line, is_counted=True)
 
 
 def _joined(group: Sequence[_Sentence], path: Path, notes: Counter[str]) -> tuple[str, list[list[tuple[int, int]]]]:

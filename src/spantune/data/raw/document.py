@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from spantune.core import DataError, Document, Entity
+from spantune.data.raw.units import UNITS, Unit, unit_of
 from spantune.data.rules import Rule
 
 R = TypeVar("R")
@@ -52,7 +53,10 @@ class RawEntity:
 
 @dataclass(frozen=True, slots=True)
 class RawDocument:
-    """A document as stated at `line` of `path`."""
+    """A document as stated at `line` of `path`.
+
+    `is_counted` says that the reader has counted the offsets itself, in code points; otherwise the file states them.
+    """
 
     id: str
     text: str
@@ -60,6 +64,7 @@ class RawDocument:
     path: Path
     line: int | None = None
     meta: Mapping[str, object] = field(default_factory=dict)
+    is_counted: bool = False
 
     def error(self, message: str, entity: RawEntity | None = None) -> DataError:
         """Return a DataError with the place of this document, or of an entity of it."""
@@ -89,6 +94,8 @@ class Options:
         label: the label of tags that have none (`B`, `I`, `O`).
         encoding: the encoding of text files, by a name that Python knows; UTF-8, or what a byte-order mark says, when
             None.
+        offsets: what the stated offsets count: code points, UTF-16 code units, UTF-8 bytes, or characters with each
+            CRLF as one; None takes them for code points and says where that is in doubt.
     """
 
     nested: Nested = "error"
@@ -98,6 +105,7 @@ class Options:
     unannotated: bool = False
     label: str | None = None
     encoding: str | None = None
+    offsets: Unit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +176,7 @@ def wrong(document: RawDocument, entity: RawEntity) -> str | None:
     if not 0 <= start < end <= len(text):
         return (
             f"[{start}, {end}) is empty or outside the text of {len(text)} characters; expected half-open offsets in "
-            "code points: mend them"
+            "code points: mend them, or say with --offsets (data.offsets in a recipe) what else they count"
         )
     if entity.surface is not None and end != start + len(entity.surface):
         return (
@@ -183,10 +191,14 @@ def misplaced(text: str, start: int, surface: str) -> str:
     text_there = text[max(start, 0) : max(start, 0) + len(surface)]
     places = [match.start() for match in re.finditer(f"(?={re.escape(surface)})", text)]
     where = f"it occurs at {', '.join(map(str, places[:5]))}" if places else "it does not occur in the text"
-    return (
-        f"the entity's text is {surface!r}, but the document holds {text_there!r} at {start}; {where}. Offsets count "
-        "Unicode code points from 0: mend the start or the text"
-    )
+    if unit := unit_of(text, start, surface):
+        remedy = (
+            f"If the offsets of the file count {unit}, give --offsets {UNITS[unit]} (data.offsets in a recipe), or let "
+            "`spantune data check FILE --fix OUT` mend them"
+        )
+    else:
+        remedy = "Offsets count Unicode code points from 0: mend the start or the text"
+    return f"the entity's text is {surface!r}, but the document holds {text_there!r} at {start}; {where}. {remedy}"
 
 
 def _entity(document: RawDocument, entity: RawEntity, notes: Counter[str]) -> Entity:
@@ -255,6 +267,43 @@ def with_meta(record: dict[str, object], document: Document, own: Iterable[str])
     if taken := sorted(set(document.meta) & {*own, *record}):
         raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
     return {**record, **document.meta}
+
+
+def moved(
+    document: RawDocument, entities: Sequence[RawEntity], place: Callable[[int], int | None] | None = None
+) -> RawDocument:
+    """Return `document` with `entities` in place of its own, one for each, and its stored rows moved with them.
+
+    A row keeps its parts only if `place`, which gives the new place of an offset, leaves them inside the entity.
+    """
+    spans = {
+        (old.start, old.end, old.label): (new.start, new.end)
+        for old, new in zip(document.entities, entities, strict=True)
+        if (old.start, old.end) != (new.start, new.end)
+    }
+    meta = dict(document.meta)
+    for format, values in document.meta.items() if spans else ():
+        rows = values.get("entities") if isinstance(values, dict) else None
+        if isinstance(values, dict) and isinstance(rows, list):
+            meta[format] = values | {"entities": [_moved_row(row, spans, place) for row in rows]}
+    return replace(document, entities=tuple(entities), meta=meta)
+
+
+def _moved_row(
+    row: object, spans: Mapping[tuple[int, int, str], tuple[int, int]], place: Callable[[int], int | None] | None
+) -> object:
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in _ROW.items()):
+        return row
+    span = spans.get((row["start"], row["end"], row["label"]))
+    if span is None:
+        return row
+    after = {**row, "start": span[0], "end": span[1]}
+    parts = after.pop("parts", None)
+    if place is not None and isinstance(parts, list):
+        placed = [[place(first), place(last)] for first, last in parts]
+        if all(first is not None and last is not None and span[0] <= first < last <= span[1] for first, last in placed):
+            after["parts"] = placed
+    return after
 
 
 def meta_error(document: Document, format: str, problem: str) -> DataError:

@@ -1,4 +1,4 @@
-"""The places of regions that a browser has counted: in HTML as it is shown, and in UTF-16 units."""
+"""The places of regions that a browser has counted in HTML as it is shown."""
 
 from __future__ import annotations
 
@@ -46,12 +46,3 @@ def _shown(html: str) -> list[tuple[str, int, int]]:
         if match["tag"] is None
         for character in unescape(match[0])
     ]
-
-
-def span_of_units(text: str, start: int, end: int, surface: str) -> tuple[int, int] | None:
-    """Return the span in code points of the UTF-16 units [start, end) if its text is `surface`, else None."""
-    units = text.encode("utf-16-le")
-    if not 0 <= start < end <= len(units) // 2 or units[2 * start : 2 * end] != surface.encode("utf-16-le"):
-        return None
-    first = len(units[: 2 * start].decode("utf-16-le"))
-    return first, first + len(surface)

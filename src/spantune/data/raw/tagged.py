@@ -73,6 +73,7 @@ class Tagged:
             place = f"{self.column}[{chunk.place if chunk.fault else chunk.start}]"
             entities.append(RawEntity(start, end, chunk.label, text[start:end], field=place, defect=defect))
         document = tabular.document(record, text, tuple(entities), self.notes, known)
+        document = replace(document, is_counted=True)
         return with_tokens(document, words) if self.keeps_tokens else document
 
     def _row(self, record: Record) -> tuple[list[str], list[tags.Tag]]:

@@ -111,14 +111,15 @@ def encode(count: int, chunks: Iterable[Chunk], scheme: Literal["bio", "bioes"])
 def flat(document: Document, options: Options) -> list[Entity]:
     """Return the entities of `document` that one row of tags can hold: all, or by option the outermost or innermost.
 
-    Of overlapping entities, `outermost` keeps the longest, `innermost` the shortest, and the first of equals.
+    Of overlapping entities, `outermost` keeps the longest, `innermost` the shortest, and of those with one length the
+    one with the highest score, which is 1 where there is none; of equals, the first.
 
     Raises:
         DataError: two overlap and `options.nested` is `error`.
     """
     chosen: list[Entity] = []
     sign = -1 if options.nested == "outermost" else 1
-    for entity in sorted(document.entities, key=lambda entity: (sign * (entity.end - entity.start), entity)):
+    for entity in sorted(document.entities, key=lambda entity: _precedence(entity, sign)):
         rival = next((e for e in chosen if e.start < entity.end and entity.start < e.end), None)
         if rival is None:
             chosen.append(entity)
@@ -129,6 +130,10 @@ def flat(document: Document, options: Options) -> list[Entity]:
                 field="entities",
             )
     return sorted(chosen)
+
+
+def _precedence(entity: Entity, sign: int) -> tuple[int, float, Entity]:
+    return sign * (entity.end - entity.start), -1 if entity.score is None else -entity.score, entity
 
 
 def _begins(tag: Tag, before: Tag) -> bool:
