@@ -135,11 +135,16 @@ def _lines(document: Document, notes: Counter[str]) -> Iterator[str]:
     pairs, gone = with_rows(document, NAME)
     notes["concept left out: its entity is gone"] += len(gone)
     for entity, row in sorted(pairs, key=lambda pair: pair[0]):
-        yield _entity_line(document, entity, str(row.get("id", "")))
+        concept = str(row.get("id", ""))
+        if re.search(r"[\t\r\n]", concept):
+            raise meta_error(document, NAME, f"found {concept!r:.40} for an id; expected no tab or line break in it")
+        yield _entity_line(document, entity, concept)
     relations = stored.get("relations", [])
     if not isinstance(relations, list) or not all(isinstance(cells, list) for cells in relations):
         raise meta_error(document, NAME, f"found {relations!r:.40} for relations; expected lists of strings")
     for cells in relations:
+        if any(re.search(r"[\t\r\n]", str(cell)) for cell in cells):
+            raise meta_error(document, NAME, f"found {cells!r:.60} in relations; expected no tab or line break in them")
         yield "\t".join([document.id, *map(str, cells)])
 
 
@@ -153,7 +158,7 @@ def _title_end(document: Document, stored: object) -> int | None:
 
 def _entity_line(document: Document, entity: Entity, concept: str) -> str:
     surface = document.surface(entity)
-    if "\t" in surface or "\t" in entity.label or "\n" in entity.label or not entity.label:
+    if "\t" in surface or re.search(r"[\t\r\n]", entity.label) or not entity.label:
         raise DataError(
             f"document {document.id!r}: {entity.label!r} {surface!r} [{entity.start}, {entity.end}) has a tab or a "
             "line break in it, or no label, which no column can hold; change it",

@@ -378,8 +378,10 @@ def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tu
         value, end = _DECODER.raw_decode(text, place)
     except json.JSONDecodeError as error:
         raise _not_json(error.msg, text, error.pos, path, line, line_at) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _not_json(str(error), text, place, path, line, line_at) from None
+    except RecursionError:
+        raise _not_json("brackets are nested too deeply", text, place, path, line, line_at) from None
     return value, end
 
 
