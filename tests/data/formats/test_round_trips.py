@@ -115,6 +115,7 @@ def test_what_is_written_is_read_or_refused_or_counted(format: str, file: str) -
     @example(ODD)
     @example(ODD[1:])
     @example(PLAIN)
+    @example([Document("a", "lung", (Entity(0, 4, "b"),), {format: {"entities": [], "x": 1}})])
     def trip(documents: list[Document]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / file

@@ -13,7 +13,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spantune.core import DataError, Document, Entity, replacing
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, meta_error, stored_meta, with_rows
+from spantune.data.raw.document import (
+    Item,
+    Options,
+    RawDocument,
+    RawEntity,
+    Sample,
+    meta_error,
+    stored_meta,
+    unwritten_meta,
+    with_rows,
+)
 from spantune.data.raw.text_files import read_lines
 
 NAME = "pubtator"
@@ -127,7 +137,9 @@ def _lines(document: Document, notes: Counter[str]) -> Iterator[str]:
         raise DataError(f"document {document.id!r}: a text with a line break cannot be on a line; remove it")
     stored = stored_meta(document, NAME)
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
-    notes["meta left out"] += bool(set(document.meta) - {NAME})
+    notes["meta left out"] += bool(set(document.meta) - {NAME}) or unwritten_meta(
+        document, NAME, ("title", "entities", "relations")
+    )
     title = _title_end(document, stored.get("title"))
     yield f"{document.id}|t|{document.text if title is None else document.text[:title]}"
     if title is not None:
