@@ -250,7 +250,7 @@ def test_metrics_are_parsed_again_only_when_the_file_has_changed(
 
 def test_a_metric_that_is_no_json_is_read_as_none(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN, "norm": -Infinity, "f1": 0.5}\n')
-    assert RunFolder(tmp_path).metrics() == ({"step": 1, "loss": None, "norm": None, "f1": 0.5},)
+    assert list(RunFolder(tmp_path).metrics()) == [{"step": 1, "loss": None, "norm": None, "f1": 0.5}]
 
 
 def test_an_environment_that_cannot_be_read_is_said(tmp_path: Path) -> None:
