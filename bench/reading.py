@@ -1,9 +1,11 @@
 """Speed and memory of reading corpora from 10 MB to 1 GB, one process a file so that each peak is its own.
 
     python bench/reading.py [--formats native few_shot cmeee conll] [--megabytes 10 100 1000] [--folder /tmp/reading]
+    python bench/reading.py --recognise [--megabytes 1 3 30]
 
 Files are made of the bundled clinical corpus, over and over. Prints a Markdown table; a ratio is MB/s against those of
-the format's smallest file in the same run.
+the format's smallest file in the same run. `--recognise` only recognises the format, of the worst file for it: an array
+on one line of texts that nobody annotated, which must be read to its end.
 """
 
 from __future__ import annotations
@@ -47,17 +49,49 @@ def measure(path: str, format: str) -> None:
     print(json.dumps({"documents": count, "seconds": seconds, "peak": peak}))
 
 
+def write_unannotated(path: Path, megabytes: int) -> None:
+    """Write about so many megabytes of the corpus's texts as a JSON array without line breaks."""
+    texts = [document.text for document in formats.read("bundled:clinical-zh-train").documents]
+    written, number = 0, 0
+    with path.open("w", encoding="utf-8") as file:
+        while written < megabytes * 1_000_000:
+            record = json.dumps({"text": f"{texts[number % len(texts)]}{number}", "entities": []}, ensure_ascii=False)
+            file.write(("," if number else "[") + record)
+            written, number = written + len(record.encode()), number + 1
+        file.write("]")
+
+
+def recognise(folder: Path, sizes: list[int]) -> None:
+    """Print how long recognition takes."""
+    print("| MB | s | MB/s | ratio |\n|---|---|---|---|")
+    first = 0.0
+    for megabytes in sizes:
+        path = folder / "unannotated.json"
+        write_unannotated(path, megabytes)
+        began = time.perf_counter()
+        formats.detect(path)
+        seconds = time.perf_counter() - began
+        speed = path.stat().st_size / 1e6 / seconds
+        first = first or speed
+        print(f"| {megabytes} | {seconds:.2f} | {speed:.2f} | {speed / first:.2f} |", flush=True)
+        path.unlink()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", nargs="+", default=["native", "few_shot", "cmeee", "conll"])
     parser.add_argument("--megabytes", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--folder", type=Path, default=Path("/tmp/reading"))
+    parser.add_argument("--recognise", action="store_true", help="only recognise the format")
     parser.add_argument("--measure", nargs=2, metavar=("FILE", "FORMAT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         measure(*arguments.measure)
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.recognise:
+        recognise(arguments.folder, arguments.megabytes)
+        return
     print("| format | MB | documents | s | MB/s | ratio | peak MiB |\n|---|---|---|---|---|---|---|")
     for format in arguments.formats:
         first = 0.0

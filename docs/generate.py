@@ -37,6 +37,27 @@ WIDTH = 120
 MADE = "<!-- Made by docs/generate.py from the code; do not edit. -->"
 TYPES = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path", types.NoneType: "none"}
 
+_EXIT_CODES = """
+Tables and JSON go to stdout, everything for people to stderr. `spantune --version` prints the version; `--help` works
+everywhere.
+
+| exit code | what |
+|---|---|
+| 0 | done |
+| 1 | a check failed: an audit of `plan`, an error of `data check`, an answer of `extract` with a problem |
+| 2 | wrong use, or a recipe, file, model or run that cannot be used: one line says where, what and what to do |
+| 70 | a bug of spantune: the line names the log file with the traceback; please report it |
+| 130, 143 | ended by SIGINT or SIGTERM |
+
+The log file of a bug is `crash.log` in the run folder, or else in the folder of the user's logs. No command replaces a
+file or folder without `--force`, and none replaces what it reads, even then. A run's own derived files are written
+again without it: its report, its calibration, and the predictions for the very same corpus.
+
+Credentials are masked as `***` in all that is printed or written: user and password of a URL, its parameters such as
+`token=`, authorisation headers, and the values of environment variables named `…_KEY`, `…_TOKEN`, `…_SECRET` or
+`…_PASSWORD`. Control characters of texts, labels and paths are shown as escapes such as `\\x1b`.
+""".strip()
+
 
 def main() -> int:
     """Write the pages, or with `--check` only compare them; returns the exit code."""
@@ -66,8 +87,7 @@ def cli_page() -> str:
         "",
         _prose(root.help),
         "",
-        "Tables and JSON go to stdout, everything for people to stderr. Exit codes: 0 done, 1 found wanting, 2 wrong",
-        "use. `spantune --version` prints the version; `--help` works everywhere.",
+        *_EXIT_CODES.splitlines(),
     ]
     for name, command in _commands(root, "spantune"):
         lines += ["", f"## {name}", "", "```", _usage(name, command), "```", "", _help(command.help)]

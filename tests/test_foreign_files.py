@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -119,3 +120,18 @@ def test_a_model_folder_with_an_adapter_in_it_is_refused(model: Path, whole: Pat
     shutil.copy(whole / "run" / "adapter" / "adapter_config.json", model)
     with pytest.raises(ModelError, match=r"holds a model and an adapter_config\.json, so that either could be meant"):
         read_files(str(model))
+
+
+def test_every_load_says_that_no_code_is_trusted() -> None:
+    root, calls = Path(__file__).parents[1], 0
+    for path in [
+        *(root / "src").rglob("*.py"),
+        *(root / "bench").rglob("*.py"),
+        *(root / "tests/helpers").glob("*.py"),
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("from_pretrained", "from_config"):
+                values = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+                assert values.get("trust_remote_code") is False, f"{path}:{node.lineno}"
+                calls += 1
+    assert calls >= 6

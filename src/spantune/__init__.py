@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spantune.core.errors import require_system
 from spantune.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ __all__ = [
     "write",
 ]
 
-__getattr__, __dir__ = lazy_exports(
+_import, __dir__ = lazy_exports(
     __name__,
     {
         "core": (
@@ -72,3 +73,14 @@ __getattr__, __dir__ = lazy_exports(
         "training": ("train",),
     },
 )
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on its first use.
+
+    Raises:
+        ConfigError: spantune does not run on this system.
+    """
+    if name in __all__:
+        require_system()
+    return _import(name)

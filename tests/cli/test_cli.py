@@ -214,7 +214,7 @@ def test_data_inspect_shows_examples_with_nested_entities_and_no_control_charact
         tmp_path / "in.jsonl", [Document("none", "没有实体"), nested, Document("b", "甲", (Entity(0, 1, "x"),))]
     )
     shown = command("data", "inspect", tmp_path / "in.jsonl", "--examples", 1).out
-    assert "[[腹部|bod]胀[痛|sym]␛[|x]31m␊三天" in shown and "\x1b" not in shown
+    assert "[[腹部|bod]胀[痛|sym]\\x1b[|x]31m\\n三天" in shown and "\x1b" not in shown
     assert "没有实体" not in shown and "甲" not in shown
     assert "腹部" not in command("data", "inspect", tmp_path / "in.jsonl", "--examples", 0).out.split("characters")[-1]
 
@@ -319,6 +319,26 @@ def test_data_inspect_a_recipe_shows_tokens_and_shared_prefix(command: Command, 
     assert 0 < found["tokens_with_loss"] < found["tokens"] and found["shared_prefix_tokens"] > 10
     shown = command("data", "inspect", "--recipe", recipe_file(), "--examples", 1)
     assert "shared prefix" in shown.out and "Find·" not in shown.out and "entity_label" in shown.out.replace("·", "")
+
+
+def test_every_data_command_takes_the_options_of_token_files(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "tokens.tsv"
+    places = ["Köln", "Bonn", "Trier", "Mainz", "Worms", "Speyer", "Basel", "Konstanz", "Chur", "Ulm"]
+    rows = "".join(f"{place}\tx\tB\tx\n{place[::-1] * 3}\tx\tO\tx\n\n" for place in places)
+    file.write_bytes(rows.encode("latin-1"))
+    options = ("--column", "2", "--label", "LOC", "--encoding", "latin-1")
+    found = last_object(command("data", "inspect", file, *options, "--json"))
+    assert (found["format"], found["documents"], found["entities"]) == ("conll", 10, {"LOC": 10})
+    assert command("data", "check", file, *options).code == 0
+    assert command("data", "split", file, "--to", tmp_path / "splits", "--shares", "0.4,0.3,0.3", *options).code == 0
+    out = tmp_path / "out.jsonl"
+    assert command("data", "convert", file, out, "--to", "native", *options).code == 0
+    assert json.loads(out.read_text("utf-8").splitlines()[0])["text"] == "Köln nlöKnlöKnlöK"
+    out.unlink()
+    one_line_error(command("data", "convert", file, out, "--to", "native", *options[:2], *options[4:]), "--label NAME")
+    one_line_error(command("data", "convert", file, out, "--to", "native", *options[:4]), "windows-1252")
+    one_line_error(command("data", "inspect", file, *options[:5], "klingon"), "unknown encoding 'klingon'")
+    assert not out.exists()
 
 
 def test_data_convert_says_what_it_did_on_stderr(command: Command, tmp_path: Path) -> None:

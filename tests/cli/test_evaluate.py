@@ -15,6 +15,7 @@ from helpers.command import one_line_error
 from helpers.real import SHARED
 from spantune.core import Document, Entity
 from spantune.data import formats
+from spantune.runs import evaluated
 
 Command = Callable[..., Any]
 TEXTS = ["肺炎患者咳嗽", "右肺疼痛", "无异常"]
@@ -259,3 +260,23 @@ def test_the_annotations_of_cmeee_v1_and_v2_are_far_apart(command: Command) -> N
     micro = found["strict"]["micro"]
     assert found["documents"] == 2500 and micro["gold"] == 13_086
     assert micro["f1"] == pytest.approx(0.648, abs=0.001) and micro["f1_high"] - micro["f1_low"] < 0.03
+
+
+def test_inputs_of_one_name_are_kept_apart_and_found_again(command: Command, trained: Any, tmp_path: Path) -> None:
+    run = Path(
+        shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("swanlab", "checkpoints"))
+    )
+    corpora = {name: tmp_path / name / "test.jsonl" for name in ("a", "b")}
+    for name, text in (("a", "疮"), ("b", "痈")):
+        corpora[name].parent.mkdir()
+        formats.write(corpora[name], [Document(name, text, (Entity(0, 1, "dis"),))])
+        assert command("evaluate", run, "--data", corpora[name]).code == 0
+        assert command("evaluate", run, "--data", corpora[name]).code == 0  # the very same input, again
+    kept = {entry.data: run / "predictions" / entry.file for entry in evaluated(run)}
+    texts = {data: [document.text for document in formats.read(path).documents] for data, path in kept.items()}
+    assert texts == {str(corpora["a"]): ["疮"], str(corpora["b"]): ["痈"]} and len(set(kept.values())) == 2
+    for corpus in corpora.values():
+        compared = command("compare", "--gold", corpus, run, corpus, "--json")
+        assert compared.code == 0, compared.err
+    assert command("report", run).code == 0
+    assert all(f"predictions/{path.name}" in (run / "report.md").read_text(encoding="utf-8") for path in kept.values())

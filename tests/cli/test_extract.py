@@ -159,8 +159,21 @@ def test_order_is_kept_and_corpora_and_texts_say_the_same(
     ]
 
 
-@pytest.mark.parametrize("format", sorted(set(formats.FORMATS) - {"datasets"}))
-def test_every_format_can_be_written_and_read_again(command: Command, run: Path, tmp_path: Path, format: str) -> None:
+def test_a_format_that_is_only_read_is_refused_before_anything_is_extracted(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in.txt", "疹")
+    outcome = command("extract", run, source, "--out", tmp_path / "out", "--to", "webanno")
+    one_line_error(outcome, "webanno can only be read; write one of native, ")
+    assert not list(tmp_path.glob("out*"))
+
+
+# one of each kind: a folder, tokens, offsets, texts to anchor, and what ids and texts can break
+FORMATS = ("brat", "chat", "chip", "cmeee", "conll", "label_studio", "marked", "native", "pubtator", "spacy", "table")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats_can_be_written_and_read_again(command: Command, run: Path, tmp_path: Path, format: str) -> None:
     source = write(tmp_path / "in.txt", "疹", "瘤")
     out = tmp_path / {"table": "out.csv", "spacy": "out.jsonl"}.get(format, "out")
     outcome = command("extract", run, source, "--out", out, "--to", format)
@@ -322,7 +335,7 @@ def test_wrong_use_is_one_error_and_leaves_nothing(command: Command, run: Path, 
         ([source, "--out", out, "--html", out], ["both"]),
         ([source, "--out", out, "--html", tmp_path / "run" / ".." / out.name], ["both"]),
         ([source, "--out", tmp_path / "run"], ["is a folder"]),
-        ([source, "--out", tmp_path / "run", "--to", "brat"], ["is not empty"]),
+        ([source, "--out", tmp_path / "run", "--to", "brat"], ["is read from"]),
         ([source, "--out", tmp_path / "odd.jsonl", "--to", "brat"], ["writes a folder"]),
         ([source, "--out", ".", "--to", "brat"], ["is no name"]),
         ([source, "--out", out, "--html", tmp_path / "run"], ["is a folder"]),
@@ -337,7 +350,7 @@ def test_pipes_are_read_once_and_whole(run: Path, tmp_path: Path) -> None:
     spantune = f"{sys.executable} -m spantune extract {run} --device cpu --set extract.max_new_tokens=1"
     out = tmp_path / "out.jsonl"
     for arguments in ("<(printf '{0}')", "/dev/stdin --format text < <(printf '{0}')"):
-        command = f"{spantune} --out {out} {arguments.format(lines)}"
+        command = f"{spantune} --force --out {out} {arguments.format(lines)}"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
         assert [row["text"] for row in map(json.loads, out.read_text().splitlines())] == [
             f"疹{n}" for n in range(1500)
@@ -422,7 +435,7 @@ def test_nothing_on_stdin_is_no_document_and_no_page(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page, out = tmp_path / "page.html", tmp_path / "out"
-    for arguments in ([], ["--html", page], ["--html", page, "--out", out], ["--to", "cmeee", "--out", out]):
+    for arguments in ([], ["--html", page], ["--html", page, "--out", out], ["--to", "cmeee", "--out", out, "--force"]):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), encoding="utf-8"))
         outcome = command("extract", run, "-", *arguments)
         assert (outcome.code, outcome.out) == (0, ""), outcome.err
@@ -459,12 +472,13 @@ def test_an_adapter_for_another_model(command: Command, run: Path, tmp_path: Pat
     source = write(tmp_path / "in.txt", "疹")
     weights = run / "adapter" / "adapter_model.safetensors"
     tensors = load_file(weights)
-    save_file({name: tensor.repeat(2, 2) for name, tensor in tensors.items()}, weights)
-    one_line_error(command("extract", run, source), "adapter", "another model")
-    save_file({name.replace("layers.0", "layers.7"): tensor for name, tensor in tensors.items()}, weights)
-    one_line_error(command("extract", run, source), "adapter", "another model")
-    weights.write_bytes(b"\0" * 64)
-    one_line_error(command("extract", run, source), "adapter", "damaged")
+    wider = {name: tensor.repeat(2, 2) for name, tensor in tensors.items()}
+    elsewhere = {name.replace("layers.0", "layers.7"): tensor for name, tensor in tensors.items()}
+    for content, said in ((wider, "for another model"), (elsewhere, "for another model"), (None, "damaged")):
+        weights.write_bytes(b"\0" * 64) if content is None else save_file(content, weights)
+        outcome = command("extract", run, source, "--accept-changes")
+        assert outcome.code == 2 and outcome.out == "" and "Traceback" not in outcome.err
+        assert f"the adapter is {said}" in outcome.err.splitlines()[-1]
 
 
 def test_a_label_set_that_differs_from_the_adapters(command: Command, run: Path, tmp_path: Path) -> None:

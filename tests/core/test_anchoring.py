@@ -15,6 +15,12 @@ def test_a_surface_is_the_first_occurrence_after_the_one_before() -> None:
     assert anchors.place("cough", "sym") is None
 
 
+def test_a_shorter_surface_at_the_same_start_comes_before_and_is_not_ahead() -> None:
+    anchors = Anchors("ab a")
+    assert anchors.place("ab", "x") == Entity(0, 2, "x")
+    assert anchors.place("a", "x") == Entity(3, 4, "x")
+
+
 def test_each_group_has_its_own_order() -> None:
     anchors = Anchors("a b a b")
     assert anchors.place("b", "x", "x") == Entity(2, 3, "x")

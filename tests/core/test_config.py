@@ -224,3 +224,52 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_kept_are_refused(sections: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         parse_config({**LEAST, **sections})
+
+
+def test_merge_keys_are_supported(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: {source: x}\ntask: {labels: [dis]}\ndata: {train: x}\nextract: {<<: {overlap: 7}, overlap: 9}\n"
+    )
+    assert load_config(path).extract.overlap == 9
+    merged = "lora:\n  <<: [&a {rank: 4, alpha: 8}, &b {<<: *a, dropout: 0.5}]\n  rank: 2\n"
+    path.write_text("model: {source: x}\ntask: {labels: [dis]}\ndata: {train: x}\n" + merged)
+    assert (load_config(path).lora.rank, load_config(path).lora.alpha, load_config(path).lora.dropout) == (2, 8, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("? [a]\n: 1\n", "a key must be a word such as train, found a sequence"),
+        ("? {a: 1}\n: 1\n", "found a mapping"),
+        ("train: {1: 2}\n", "found '1'; quote it"),
+        ("on: 1\n", "found 'on'; quote it"),
+        ("train: {<<: &a {x: 1}, <<: *a}\n", "'<<' is given twice"),
+        ("run: {name: 2024-13-45}\n", "not a YAML recipe"),
+        ("[" * 3000, "not a YAML recipe"),
+        ("train: {<<: 5}\n", "not a YAML recipe"),
+    ],
+)
+def test_other_keys_than_words_are_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="not a YAML recipe") as error:
+        load_config(path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", [".x", ".", "..", "-/x", "a b"])
+def test_a_run_name_that_would_not_be_listed_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.name"):
+        parse_config(
+            {"run": {"name": name}, "model": {"source": "x"}, "task": {"labels": ["a"]}, "data": {"train": "x"}}
+        )
+
+
+def test_no_credential_is_saved_and_none_is_allowed_in_what_the_model_is_told(tmp_path: Path) -> None:
+    plain: dict[str, Any] = {"model": {"source": "x"}, "task": {"labels": ["a"]}, "data": {"train": "http://u:pw@h/x"}}
+    parse_config({**plain, "track": {"description": "see http://h/?token=abc"}}).save(tmp_path)
+    saved = (tmp_path / "config.yaml").read_text()
+    assert "pw" not in saved and "abc" not in saved and "http://***@h/x" in saved
+    with pytest.raises(ConfigError, match="a URL with a password or key stands in the instruction"):
+        parse_config({**plain, "task": {"labels": ["a"], "instruction": "see http://u:pw@h"}})

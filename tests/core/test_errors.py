@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import spantune
 from spantune.core import ConfigError, DataError, errors, nearest, need, require_extra
 
 
@@ -47,3 +51,20 @@ def test_need_and_require_extra_say_how_to_install_what_is_missing() -> None:
         need("nowhere.inside", "table")
     with pytest.raises(ConfigError, match=r"^model\.base=nf4 needs nowhere, .*pip install 'spantune\[bitsandbytes\]'"):
         require_extra("model.base=nf4", "bitsandbytes", ["json", "nowhere"])
+
+
+def test_windows_is_refused_at_the_start_and_told_of_wsl(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("--version").code == 0
+    monkeypatch.setattr(sys, "platform", "win32")
+    for arguments in (["--version"], ["data", "check", "x.jsonl"]):
+        outcome = command(*arguments)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert outcome.err.startswith("error: spantune runs on Linux and macOS; on Windows install it inside WSL, ")
+        assert outcome.err.count("\n") == 1
+    for name in spantune.__all__:
+        with pytest.raises(ConfigError, match="WSL"):
+            spantune.__getattr__(name)
+    with pytest.raises(AttributeError):
+        _ = spantune.nothing

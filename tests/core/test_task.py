@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -97,3 +98,13 @@ def test_a_damaged_task_is_a_run_error(tmp_path: Path, content: bytes) -> None:
 def test_an_empty_answer_that_reading_would_not_recognise_is_refused(answer: str) -> None:
     with pytest.raises(ValidationError, match="one line without spaces"):
         TaskSpec(labels=(Label(code="dis"),), instruction="find", empty_answer=answer)
+
+
+def test_a_task_that_was_saved_before_tasks_could_be_flat_is_nested(tmp_path: Path) -> None:
+    TASK.save(tmp_path)
+    saved = json.loads((tmp_path / TASK_FILE).read_text(encoding="utf-8"))
+    del saved["nested"]
+    (tmp_path / TASK_FILE).write_text(json.dumps(saved), encoding="utf-8")
+    assert TaskSpec.load(tmp_path).nested
+    TASK.model_copy(update={"nested": False}).save(tmp_path)
+    assert not TaskSpec.load(tmp_path).nested

@@ -139,6 +139,16 @@ def test_a_defect_that_plain_reading_refuses_is_mended(tmp_path: Path) -> None:
     assert repaired.dropped == []
 
 
+def test_a_file_of_a_format_that_is_only_read_is_mended_into_the_native_one(command: Command, tmp_path: Path) -> None:
+    point = {"start": 0, "end": 4, "text": "Rome"}
+    path = write(tmp_path / "a.json", {"content": "Rome!", "annotation": [{"label": ["LOC"], "points": [point]}]})
+    outcome = command("data", "check", path, "--fix", tmp_path / "mended.jsonl", "--json")
+    corpus = formats.read(tmp_path / "mended.jsonl")
+    assert corpus.format == "native"
+    assert [(d.text, d.entities) for d in corpus.documents] == [("Rome!", (Entity(0, 4, "LOC"),))]
+    assert "file written as native, since dataturks can only be read" in outcome.err
+
+
 def test_byte_order_mark_and_crlf_are_logged(tmp_path: Path) -> None:
     path = tmp_path / "windows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(native("a\u200b")).encode() + b"\r\n")

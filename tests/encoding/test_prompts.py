@@ -116,3 +116,15 @@ def test_the_instruction_shows_the_answer_format(language: str, answer: str, exa
     assert made.answer == preset.answer == answer and example in made.instruction
     assert example.replace("dis", "pro") in preset.instruction and "疾病(dis)" in preset.instruction
     assert all(sign not in made.instruction + preset.instruction for sign in ("EXAMPLE", "{how}", "{none}", "{{"))
+
+
+@pytest.mark.parametrize("answer", ["jsonl", "grouped", "inline"])
+def test_a_task_whose_entities_do_not_overlap_says_so(answer: str) -> None:
+    for values, nested, flat in (
+        ({"labels": ["x"], "language": "en"}, "Entities may be nested", "Entities do not overlap"),
+        ({"labels": ["x"], "language": "zh"}, "实体可以嵌套", "实体之间互不重叠"),
+        ({"preset": "cmeee"}, "实体可以嵌套", "实体之间互不重叠"),
+    ):
+        usual, other = task(**values, answer=answer), task(**values, answer=answer, nested=False)
+        assert usual.nested and not other.nested and nested in usual.instruction and "overlap" not in usual.instruction
+        assert other.instruction == usual.instruction.replace(nested, flat)

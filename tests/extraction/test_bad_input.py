@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from helpers.extractors import extractor, lively_model
 from helpers.fakes import MERGES, save_model
-from spantune.core import DataError, Document, ModelError, RunError, SpantuneError
+from helpers.run_folders import save_run
+from spantune.core import DataError, Document, ModelError, ProblemKind, RunError, SpantuneError, Status
 from spantune.extraction import load_run
+from spantune.models import hash_model
 
 MODEL = lively_model("phi3", 2)
 
@@ -62,6 +65,19 @@ def test_half_a_character_is_refused_with_its_place() -> None:
         extractor(MODEL).extract([Document("x", text)])
 
 
+@pytest.mark.parametrize(("grounded", "on_choices"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_a_model_that_computes_no_numbers_fails_in_words(value: float, grounded: bool, on_choices: bool) -> None:
+    model = lively_model("phi3", 2)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(value)
+    documents = [Document("1", "肺炎"), Document("2", "x")]
+    for extraction in extractor(model, grounded=grounded, on_choices=on_choices).stream(documents):
+        assert extraction.status is Status.FAILED and not extraction.document.entities
+        (problem,) = extraction.problems
+        assert (problem.kind, problem.found) == (ProblemKind.INVALID, "the model computed NaN for the next token")
+
+
 @pytest.fixture
 def run(trained: Any, tmp_path: Path) -> Path:
     """A copy of a run that may be damaged."""
@@ -74,6 +90,19 @@ def test_a_run_without_an_adapter(run: Path) -> None:
     shutil.rmtree(run / "adapter")
     with pytest.raises(RunError, match=r"no adapter here yet; finish the run with spantune train --resume"):
         load_run(run)
+
+
+def test_a_base_model_that_was_changed_is_told(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    run = save_run(tmp_path / "run", model)
+    (run / "environment.json").write_text(json.dumps({"model_sha256": hash_model(model)}), encoding="utf-8")
+    load_run(run)
+    assert not caplog.messages
+    (model / "generation_config.json").write_text("{}", encoding="utf-8")
+    load_run(run)
+    assert caplog.messages == [f"{run}: the files of the base model are not those that the run was trained on: {model}"]
 
 
 def test_an_adapter_of_another_model(run: Path, tmp_path: Path) -> None:

@@ -77,6 +77,22 @@ def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int, on_c
 
 
 @pytest.mark.parametrize("on_choices", [False, True])
+@pytest.mark.parametrize("answer", ["jsonl", "grouped", "inline", "jsonl_seed"])
+def test_a_flat_task_has_no_overlaps_and_no_mention_has_white_space_at_its_ends(answer: str, on_choices: bool) -> None:
+    found = 0
+    for nested in (True, False):
+        task = TASK.model_copy(update={"answer": answer, "nested": nested})
+        tool = extractor(lively_model("phi3", 2), task, on_choices=on_choices, batch_size=4, max_new_tokens=90)
+        for extraction in tool.stream(DOCUMENTS):
+            document = extraction.document
+            surfaces = [document.surface(entity) for entity in document.entities]
+            assert surfaces == [surface.strip() for surface in surfaces]
+            assert nested or all(first.end <= second.start for first, second in pairwise(document.entities))
+            found += len(surfaces)
+    assert found > 3
+
+
+@pytest.mark.parametrize("on_choices", [False, True])
 @pytest.mark.parametrize("answer", ["grouped", "inline", "jsonl_seed"])
 @pytest.mark.parametrize(("family", "seed"), [("phi3", 2), ("gemma3_text", 3), ("qwen2", 5)])
 def test_every_format_equals_a_plain_loop(family: str, seed: int, answer: str, on_choices: bool) -> None:

@@ -23,7 +23,7 @@ from spantune.extraction import Guide, constraint_of, gold_walk, mark_choices
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find.")
 DOCUMENTS = [
     Document(f"d{number}", text, (Entity(0, 2, "dis"), Entity(len(text) - 1, len(text), "sym")))
-    for number, text in enumerate(["肺炎患者咳嗽", "abcab it", 'a "q" \\ b'] * 40)
+    for number, text in enumerate(["肺炎患者咳嗽", "abcab it", 'ab "q" \\ b'] * 40)
 ]
 
 

@@ -24,7 +24,7 @@ from spantune.data import Cutter
 from spantune.encoding import Encoder
 from spantune.extraction import Evaluation
 from spantune.extraction.chunked import by_chunks, cutter
-from spantune.extraction.result import failure
+from spantune.extraction.result import Written, failure, read_answer, without_overlaps
 from spantune.metrics import score
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
@@ -149,3 +149,26 @@ def test_as_much_is_taken_at_once_as_settings_training_and_window_allow() -> Non
 def test_a_window_without_room_is_an_error_with_the_figures() -> None:
     with pytest.raises(DataError, match=r"instruction's \d+ tokens and extract\.max_new_tokens=500 leave no.* 520;"):
         sizes(config.Extract(max_new_tokens=500), None, 520)
+
+
+def test_of_overlapping_entities_the_higher_score_is_kept_and_the_other_reported() -> None:
+    low, high, apart = Entity(0, 3, "dis", 0.2), Entity(2, 4, "sym", 0.9), Entity(4, 5, "dis", 0.1)
+    assert without_overlaps([low, high, apart]) == ([high, apart], [low])
+    same, other = Entity(0, 2, "sym", 0.5), Entity(0, 2, "dis", 0.5)
+    assert without_overlaps([same, other]) == ([other], [same])
+    sure = Entity(1, 2, "dis")  # without a score: as sure as can be
+    assert without_overlaps([high, low, sure]) == ([sure, high], [low])
+    assert without_overlaps([]) == ([], [])
+
+
+def test_an_answer_for_a_flat_task_is_read_without_overlaps() -> None:
+    lines = ['{"entity_text": "肺炎", "entity_label": "dis"}\n', '{"entity_text": "肺", "entity_label": "sym"}\n']
+    for nested, entities in ((True, [Entity(0, 1, "sym"), Entity(0, 2, "dis")]), (False, [Entity(0, 1, "sym")])):
+        coder = Encoder(byte_tokenizer(MERGES), TASK.model_copy(update={"nested": nested}))
+        ids = [coder.tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
+        logprobs = [*[-0.5] * len(ids[0]), *[-0.01] * len(ids[1])]  # the second is the surer one
+        written = Written("".join(lines), Status.STOPPED, [*ids[0], *ids[1]], logprobs)
+        extraction = read_answer(Document("d", "肺炎"), written, coder)
+        assert list(extraction.document.entities) == entities
+        assert [problem.found for problem in extraction.problems] == ([] if nested else ["肺炎"])
+        assert all(problem.kind is ProblemKind.OVERLAPPING for problem in extraction.problems)

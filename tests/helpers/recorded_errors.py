@@ -29,7 +29,7 @@ class ErrorRecorder:
         recorder = self
 
         def record(error: SpantuneError, *arguments: object) -> None:
-            Exception.__init__(error, *arguments)
+            recorder._init(error, *arguments)
             recorder._write(error)
 
         SpantuneError.__init__ = record  # type: ignore[method-assign]

@@ -43,6 +43,19 @@ class Noting:
             file.write(f"{text}\n")
 
 
+class Leaking(Noting):
+    """Prints, logs, remembers and raises a credential, as SDKs of dashboards with a server do."""
+
+    def __init__(self, info: RunInfo):
+        secret = os.environ["TRACKER_URI"]
+        print(f"View run at {secret}/runs/1 \x1b[31m")
+        print(f"retrying {secret}", file=sys.stderr)
+        os.write(2, f"from C: {secret}\n".encode())
+        logging.getLogger("spantune.leaking").warning("connected to %s", secret)
+        info.remember("leaking", hint=f"dashboard: {secret}", url=secret)
+        raise ConnectionError(f"{secret} refused the token")
+
+
 class Failing(Noting):
     """Fails at the second step, as an SDK without its server does."""
 
@@ -71,6 +84,15 @@ def noted(path: Path, value: Any) -> None:
     """Something to call."""
     print("printed by the function")
     path.write_text(f"{value} {sys.flags.utf8_mode >= 0}", encoding="utf-8")
+
+
+def paths(path: Path) -> None:
+    """What is imported from where."""
+    import types
+
+    import spantune
+
+    path.write_text("\n".join([str(types.__file__), str(spantune.__file__), os.__file__, *sys.path]), encoding="utf-8")
 
 
 def refusing() -> None:

@@ -135,12 +135,15 @@ def test_the_log_goes_to_the_run_and_warnings_to_stderr(tmp_path: Path, capsys: 
 
 
 def test_two_runs_in_a_process_do_not_say_everything_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("spantune")
+    before = logger.level, list(logger.handlers)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         with logging_to(tmp_path / name):
-            pass
-    logging.getLogger("spantune").warning("once")
-    assert capsys.readouterr().err.count("once") == 1
+            logger.warning("said in %s", name)
+        assert capsys.readouterr().err == f"said in {name}\n"
+        assert (tmp_path / name / "run.log").read_text(encoding="utf-8").count("said in") == 1
+        assert (logger.level, logger.handlers) == before
 
 
 def test_the_newest_predictions_are_those_of_the_largest_step(tmp_path: Path) -> None:

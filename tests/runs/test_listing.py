@@ -133,6 +133,44 @@ def test_a_test_that_cannot_be_right(test: str, message: str, parent: Path) -> N
         listing.matching(every(parent)[1:], [test])
 
 
+@pytest.mark.parametrize(
+    ("test", "is_met"),
+    [
+        ("train.learning_rate=1e-4", True),
+        ("train.learning_rate=1E-04", True),
+        ("train.learning_rate!=1e-4", False),
+        ("train.learning_rate=2e-4", False),
+        ("lora.dora=true", True),
+        ("lora.dora=yes", True),
+        ("lora.dora!=true", False),
+        ("lora.dora=false", False),
+        ("lora.dora=t*", True),
+        ("lora.rank=16.0", True),
+        ("lora.rank=true", False),
+        ("train.max_steps=null", True),
+        ("train.max_steps=", True),
+        ("track.also=mlflow", True),
+        ("track.also=[mlflow]", True),
+        ("track.also=[mlflow, wandb]", False),
+        ("track.swanlab=off", True),
+        ("track.swanlab=false", True),
+        ("data.train=[", False),
+    ],
+)
+def test_values_are_compared_as_a_recipe_reads_them(test: str, is_met: bool) -> None:
+    settings = {
+        "train.learning_rate": 0.0001,
+        "lora.dora": True,
+        "lora.rank": 16,
+        "train.max_steps": None,
+        "track.also": ["mlflow"],
+        "track.swanlab": "off",
+        "data.train": "x.jsonl",
+    }
+    run = listing.Run("a", "finished", "a", settings=settings)
+    assert listing.matching([run], [test]) == [run] * is_met
+
+
 def test_runs_are_sorted_with_the_unknown_last(parent: Path) -> None:
     found = every(parent)
     assert names(listing.in_order(found, "f1")) == ["stopped", "first", "second", "damaged"]

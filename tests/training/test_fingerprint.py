@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -96,3 +97,9 @@ def test_a_damaged_record_is_an_error_with_a_way_out(content: str, tmp_path: Pat
     (tmp_path / "environment.json").write_text(content)
     with pytest.raises(RunError, match=r"environment\.json is (missing or )?damaged.*; restore it, or train again"):
         read_environment(tmp_path)
+
+
+def test_a_flat_task_is_another_and_a_nested_one_what_it_was() -> None:
+    before = TASK.model_dump_json(exclude={"nested"})  # the JSON of a task when all were nested
+    assert hash_task(TASK) == hashlib.sha256(before.encode()).hexdigest()
+    assert hash_task(TASK.model_copy(update={"nested": False})) != hash_task(TASK)

@@ -16,16 +16,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from helpers.fakes import write_jsonl
 from helpers.forked import Command
 from spantune.core import Config, RunError, parse_config
 from spantune.data import read
 from spantune.extraction import load_run
+from spantune.models import load
 from spantune.runs import Checkpoints, Claim, read_metrics, resume_recipe, step_of
 from spantune.runs.folder import REPORT
-from spantune.training import train
+from spantune.training import job, train
 from spantune.training.nan_guard import MOST_SKIPPED, StepGuard
 from spantune.training.step import StepRunner
 
@@ -88,24 +89,29 @@ def test_the_first_steps_are_no_spike(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.fixture
-def poisoned(recipe: Callable[..., Config], corpus: Path, tiny_folder: Path, tmp_path: Path) -> Callable[..., Config]:
-    """A recipe whose model has one embedding that is not a number, of a sign that one training document has."""
-    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
-    weights = load_file(model / "model.safetensors")
-    from spantune.models import load_tokenizer
+def poisoned(
+    recipe: Callable[..., Config], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Config]:
+    """A recipe whose model computes NaN for a sign that one training document has, as some do for rare inputs.
 
-    (token,) = load_tokenizer(model)("~", add_special_tokens=False).input_ids
-    weights["model.embed_tokens.weight"][token] = math.nan
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    Its embedding is spoilt once the model is loaded: a folder with such a weight is refused.
+    """
+
+    def load_spoilt(*arguments: Any) -> Any:
+        loaded = load(*arguments)
+        (token,) = loaded.tokenizer("~", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            loaded.model.get_input_embeddings().weight[token] = math.nan
+        return loaded
+
+    monkeypatch.setattr(job, "load", load_spoilt)
     lines = (corpus / "train.jsonl").read_text(encoding="utf-8")
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"id": "the-bad-one", "text": "~痨", "entities": []}])
     (tmp_path / "train.jsonl").write_text(lines + bad.read_text(encoding="utf-8"), encoding="utf-8")
 
     def make(**settings: Any) -> Config:
         data = {"train": str(tmp_path / "train.jsonl")}
-        return recipe(
-            data=data, model={"source": str(model), "verify": False}, train={"eval_before": False, **settings}
-        )
+        return recipe(data=data, train={"eval_before": False, **settings})
 
     return make
 

@@ -25,6 +25,7 @@ NAMES = [
     "test shares no text with train",
     "every example fits the model's window",
     "every dev and test text can be extracted",
+    "gold is nested only where the task is",
     MEMORY,
     "disk",
 ]
@@ -160,6 +161,38 @@ def test_choices_without_the_grammar_and_unknown_labels_are_errors_of_prepare(tr
     formats.write(tmp_path / "odd.jsonl", [Document("x", "肺炎", (Entity(0, 2, "disease"),))])
     with pytest.raises(DataError, match=r"odd\.jsonl, field entities: document 'x': the label 'disease'"):
         prepare(parse_config(tree(tmp_path / "runs", data={"test": str(tmp_path / "odd.jsonl")})))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_gold_that_contradicts_a_task_without_overlaps_fails(plan: Planner, tmp_path: Path, split: str) -> None:
+    nested = Document("nested", "肺炎咳", (Entity(0, 3, "dis"), Entity(0, 1, "bod"), Entity(1, 2, "bod")))
+    formats.write(tmp_path / "nested.jsonl", [Document("flat", "肺癌", (Entity(0, 2, "dis"),)), nested])
+    sections: dict[str, Any] = {"data": {split: str(tmp_path / "nested.jsonl")}, "task": {"nested": False}}
+    found = audit(plan(**sections), NAMES[9])
+    assert not found.ok and "entities overlap in " in found.found and "task.nested=true" in found.remedy
+    assert "nested.jsonl: 1 documents, first 'nested'" in found.found
+    assert audit(plan(data=sections["data"]), NAMES[9]).ok
+
+
+def test_a_flat_corpus_of_a_nested_task_is_noted(plan: Planner, tmp_path: Path) -> None:
+    files = {}
+    for name, text in (("train", "肺癌"), ("dev", "胃癌"), ("test", "肝癌")):
+        formats.write(tmp_path / f"{name}.jsonl", [Document(name, text, (Entity(0, 1, "bod"), Entity(1, 2, "dis")))])
+        files[name] = str(tmp_path / f"{name}.jsonl")
+    found = audit(plan(data=files), NAMES[9])
+    assert found.ok and "no entities overlap: task.nested=false would tell" in found.found
+    assert audit(plan(data=files, task={"nested": False}), NAMES[9]).found == "no entities overlap"
+
+
+def test_gold_with_white_space_at_its_ends_is_said_and_refused_for_choices(
+    plan: Planner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    formats.write(tmp_path / "train.jsonl", [Document("padded", "痛 了", (Entity(0, 2, "sym"),))])
+    data = {"train": str(tmp_path / "train.jsonl")}
+    with pytest.raises(DataError, match=r"'padded': '痛 ' at \[0, 2\) begins or ends with white space"):
+        plan(data=data)
+    plan(data=data, train={"loss_on": "answer"})
+    assert "train.jsonl: 1 entities begin or end with white space, first '痛 ' in document 'padded'" in caplog.text
 
 
 def test_memory_that_is_too_small_fails_the_plan_but_not_the_run(

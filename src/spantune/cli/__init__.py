@@ -1,26 +1,45 @@
 """The command line: parse, call, print, exit code. No logic lives here, and no torch is imported for --help.
 
-Tables and JSON go to stdout, messages to stderr. Exit codes: 0 success, 1 a check failed, 2 wrong use.
+Tables and JSON go to stdout, messages to stderr. Exit codes: 0 success, 1 a check failed, 2 wrong use or a file that
+cannot be used, 70 a bug of ours.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
 from spantune import __version__
 from spantune.cli import calibrate, data, evaluate, extract, runs, tables
 from spantune.cli.options import Json, quiet
-from spantune.core import ConfigError, Interrupted, SpantuneError, to_json
+from spantune.core import (
+    ConfigError,
+    Interrupted,
+    SpantuneError,
+    first_line,
+    guard_terminal,
+    log_crash,
+    os_error,
+    put,
+    put_json,
+    require_system,
+    say,
+)
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
     from spantune.core import Config
     from spantune.training import Result
 
+
+BUG = 70
+"""The exit code of a bug of ours: EX_SOFTWARE of sysexits.h."""
+_WrongUse = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
+"""What typer raises for wrong use of the command line: ClickException, whose name it does not export."""
 
 app = typer.Typer(
     name="spantune",
@@ -37,22 +56,47 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value â
 
 
 def main() -> NoReturn:
-    """Run the command line; a SpantuneError is one sentence on stderr and exit code 2."""
+    """Run the command line; an error is one sentence on stderr and exit code 2, or 70 where it is a bug of ours."""
+    guard_terminal()
     try:
-        app()
+        require_system()
+        code = app(standalone_mode=False)
+    except _WrongUse as error:
+        page = io.StringIO()
+        error.show(page)
+        say(page.getvalue().rstrip("\n"))
+        code = 2
     except SpantuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = _fail(str(error))
+    except OSError as error:
+        code = _fail(os_error(error))
+    except MemoryError:
+        code = _fail("the memory of this machine is not enough; take less at a time, such as a smaller batch or file")
     except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0)
+        code = 130
+    except Exception as error:  # a bug: its traceback is kept for the report of it
+        code = _report_bug(error)
+    sys.exit(code or 0)
+
+
+def _fail(sentence: str) -> int:
+    say(f"error: {sentence}")
+    return 2
+
+
+def _report_bug(error: Exception) -> int:
+    """Write the traceback of a bug into a log file, and say in a line where it is."""
+    path = log_crash(error)
+    where = f"the traceback is in {path}" if path else "its traceback could not be written"
+    say(f"error: this is a bug in spantune ({type(error).__name__}: {first_line(error)}); {where}; please report it")
+    return BUG
 
 
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Fine-tune open LLMs into entity extractors whose every entity is in the text."""
     if version:
-        print(__version__)
+        put(__version__)
         raise typer.Exit
 
 
@@ -91,7 +135,7 @@ def plan(
 
     audited = make_plan(prepare(settings))
     if as_json:
-        print(to_json(audited.as_dict()))
+        put_json(audited.as_dict())
     else:
         tables.print_plan(audited.as_dict())
     raise typer.Exit(1 if audited.failed else 0)
@@ -110,16 +154,18 @@ def train(
         spantune train recipes/cmeee-small.yaml data.train=cmeee.jsonl train.max_steps=24
 
         spantune train --resume runs/cmeee-small
+
+    A password or key in a value of the recipe is not saved with the run: give the value again after --resume.
     """
-    if (recipe is None) == (resume is None):
-        raise ConfigError("give either a recipe, or --resume with a run folder (whose recipe is kept)")
-    if recipe is not None:
+    arguments = [*([str(recipe)] if recipe else []), *(overrides or [])]
+    if resume is not None and all("=" in argument for argument in arguments):
+        settings = RunFolder(resume).resume_config(arguments)
+    elif resume is None and recipe is not None:
         from spantune.core import load_config
 
         settings = load_config(recipe, overrides or [])
     else:
-        assert resume is not None
-        settings = RunFolder(resume).resume_config()
+        raise ConfigError("give either a recipe, or --resume with a run folder (whose recipe is kept)")
     _run(settings, resume)
 
 
@@ -144,8 +190,8 @@ def _run(recipe: Config, resume: Path | None) -> None:
     tables.print_scores(result.after.as_dict(), sys.stderr)
     lines = [f"report: {RunFolder(result.folder).report_html}", *hints(result.folder)]
     lines.append(f"extract: spantune extract {result.folder} FILE")
-    print("\n".join(lines), file=sys.stderr)
-    print(to_json(result.as_dict()))
+    say("\n".join(lines))
+    put_json(result.as_dict())
 
 
 def _recipes() -> Path:

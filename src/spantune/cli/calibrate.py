@@ -5,15 +5,22 @@ As in `cli`, there is no logic here: the table or JSON goes to stdout, messages 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spantune.cli import tables
 from spantune.cli.options import AcceptChanges, Device, Format, Json, describe_threshold, quiet
-from spantune.core import ConfigError, RunError, SpantuneError, to_json
+from spantune.core import (
+    ConfigError,
+    RunError,
+    SpantuneError,
+    log_crashes_into,
+    print_table,
+    put,
+    put_json,
+    say,
+)
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -54,6 +61,7 @@ def calibrate(
     precision = _precision(objective)
     folder = RunFolder(run)
     recipe = folder.config()
+    log_crashes_into(run)
     if not folder.is_finished:
         raise RunError(f"{run} is not finished, and training on would undo this; first spantune train --resume {run}")
     quiet()
@@ -72,7 +80,7 @@ def calibrate(
         _update_report(run)
     stored = str(folder.calibration_file) if store else None
     if as_json:
-        print(to_json({**fitted.model_dump(mode="json"), "stored": stored}))
+        put_json({**fitted.model_dump(mode="json"), "stored": stored})
     else:
         _print(fitted, stored)
 
@@ -84,7 +92,7 @@ def _update_report(run: Path) -> None:
     try:
         report_run(run)
     except SpantuneError as error:
-        print(f"the calibration is stored, and the report is the old one: {error}", file=sys.stderr)
+        say(f"the calibration is stored, and the report is the old one: {error}")
 
 
 def _precision(objective: str) -> float | None:
@@ -104,16 +112,16 @@ def _precision(objective: str) -> float | None:
 def _print(calibration: Calibration, stored: str | None) -> None:
     evidence = calibration.evidence
     assert evidence is not None
-    tables.table(
+    print_table(
         ["scores from", "to", "entities", "mean score", "precision"],
         [
             (f"{bin.low:.3f}", f"{bin.high:.3f}", str(bin.count), f"{bin.confidence:.3f}", f"{bin.precision:.3f}")
             for bin in evidence.bins
         ],
     )
-    print()
-    tables.table(["", "P", "R", "F1", "kept"], _rows(evidence))
-    print()
+    put("")
+    print_table(["", "P", "R", "F1", "kept"], _rows(evidence))
+    put("")
     held_out = "" if evidence.ece_held_out is None else f", {evidence.ece_held_out:.3f} on held-out documents"
     low, high = evidence.near_best
     figures = [
@@ -126,7 +134,7 @@ def _print(calibration: Calibration, stored: str | None) -> None:
         *(("note", note) for note in evidence.notes),
         ("stored", stored or "no"),
     ]
-    tables.table(["", evidence.objective], figures)
+    print_table(["", evidence.objective], figures)
 
 
 def _rows(evidence: Evidence) -> list[tuple[str, ...]]:

@@ -5,7 +5,6 @@ As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stde
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,8 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import tables
-from spantune.cli.options import Column, Encoding, Format, Joiner, Json, Label, quiet
-from spantune.core import ConfigError, to_json
+from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, quiet
+from spantune.core import (
+    ConfigError,
+    overwriting,
+    print_table,
+    print_text,
+    put_json,
+    require_new,
+    say,
+    visible,
+)
 
 if TYPE_CHECKING:
     from spantune.core import Document, TaskSpec
@@ -44,6 +52,7 @@ def inspect(
     joiner: Joiner = None,
     label: Label = None,
     encoding: Encoding = None,
+    force: Force = False,
     examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
     as_json: Json = False,
 ) -> None:
@@ -68,6 +77,8 @@ def inspect(
         return
     if task and not (tokenizer or recipe):
         raise ConfigError("--task needs --tokenizer, whose tokens are to be counted")
+    if html:
+        require_new(html, [file, *([recipe] if recipe else [])], force=force)
     corpus = formats.read(file, format, _options(column, joiner, label, encoding))
     _inspect_corpus(corpus, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
 
@@ -87,6 +98,7 @@ def convert(
         typer.Option(help="What flat tags keep of entities that overlap; error refuses them."),
     ] = "error",
     scheme: Annotated[Literal["bio", "bioes"], typer.Option(help="Tags to write.")] = "bio",
+    force: Force = False,
 ) -> None:
     """Convert a corpus; what reading mended and what the target cannot hold is said on stderr.
 
@@ -99,6 +111,7 @@ def convert(
     from spantune.core import track
     from spantune.data import formats
 
+    require_new(target, [source], force=force)
     options = replace(_options(column, joiner, label, encoding), nested=nested, scheme=scheme)
     name = source_format or formats.detect(source, options)
     notes: Counter[str] = Counter()
@@ -110,10 +123,11 @@ def convert(
             count += 1
             yield document
 
-    lost = formats.write(target, track(counted(), "convert"), to, options)
+    with overwriting(target, force=force) as place:
+        lost = formats.write(place, track(counted(), "convert", unit="documents"), to, options)
     for note, number in {**+notes, **lost}.items():
-        print(f"{number} × {note}", file=sys.stderr)
-    print(f"{count} documents, {name} → {to}: {target}", file=sys.stderr)
+        say(f"{number} × {note}")
+    say(f"{count} documents, {name} → {to}: {target}")
 
 
 @app.command()
@@ -132,6 +146,7 @@ def check(
     joiner: Joiner = None,
     label: Label = None,
     encoding: Encoding = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Check annotated files and say what is wrong, how often and where; exit 1 when an error is, or remains.
@@ -144,9 +159,12 @@ def check(
 
         spantune data check cmeee.jsonl --fix mended.jsonl
     """
-    from spantune.data import Demands, Tally, count_dropped, read_source, repair_all
+    from spantune.data import Demands, Tally, count_dropped, read_source, repair_all, repair_targets
     from spantune.data import check as examine
 
+    if fix is not None:
+        for path in repair_targets(fix, len(files)):
+            require_new(path, files, force=force)
     count_tokens = _token_counter(max_tokens, tokenizer)
     demands = Demands(_label_set(labels, recipe), max_tokens or 0, count_tokens)
     sources = [read_source(file, format, _options(column, joiner, label, encoding)) for file in files]
@@ -154,20 +172,20 @@ def check(
     if fix is None:
         report = examine(sources, demands)
     else:
-        repaired = repair_all(sources, fix)
+        repaired = repair_all(sources, fix, force=force)
         count_dropped(repaired, tally)
-        written = [read_source(repair.path, source.format) for repair, source in zip(repaired, sources, strict=True)]
+        written = [read_source(repair.path, repair.format) for repair in repaired]
         report = examine(written, demands, tally)
         for repair, source in zip(repaired, sources, strict=True):
             for note, count in {**source.notes, **repair.notes}.items():
-                print(f"{source.path}: {count} × {note}", file=sys.stderr)
-            print(f"{repair.path}: {len(repair.changes)} changes, logged in {repair.log}", file=sys.stderr)
+                say(f"{source.path}: {count} × {note}")
+            say(f"{repair.path}: {len(repair.changes)} changes, logged in {repair.log}")
     if as_json:
-        print(to_json(report.as_dict()))
+        put_json(report.as_dict())
     else:
-        tables.table(["", "finding", "count", "what, and the first"], _finding_rows(report))
+        print_table(["", "finding", "count", "what, and the first"], _finding_rows(report))
         counted = f"{report.documents} documents, {report.entities} entities"
-        print(f"{counted}: {report.errors} errors, {report.warnings} warnings", file=sys.stderr)
+        say(f"{counted}: {report.errors} errors, {report.warnings} warnings")
     raise typer.Exit(1 if report.errors else 0)
 
 
@@ -191,6 +209,7 @@ def split(
     label: Label = None,
     encoding: Encoding = None,
     write_format: Annotated[str, typer.Option(help="Format of the splits.")] = "native",
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Split a corpus by label, with no text or near-duplicate in two splits; appended documents move no earlier one.
@@ -209,6 +228,7 @@ def split(
 
     if k_shot and sample:
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
+    require_new(to, [file], force=force)
     rule = splitting.Rule(splitting.parse_shares(shares, names), seed, by, threshold)
     corpus = formats.read(file, format, _options(column, joiner, label, encoding))
     division = splitting.split(corpus.documents, rule)
@@ -218,22 +238,28 @@ def split(
     if sample:
         division = division.with_first(splitting.sample(first, sample, seed))
     facts = {"source": file, "k_shot": k_shot, "sample": sample, "left_out": len(corpus.documents) - division.size}
-    lost = splitting.write_splits(to, division, write_format, facts)
+    with overwriting(to, force=force) as folder:
+        lost = splitting.write_splits(folder, division, write_format, facts)
     for note, count in {**corpus.notes, **lost}.items():
-        print(f"{count} × {note}", file=sys.stderr)
+        say(f"{count} × {note}")
     if by is None and any("group" in document.meta for document in corpus.documents):
-        print("documents have a group in their meta; --by group would keep each in one split", file=sys.stderr)
+        say("documents have a group in their meta; --by group would keep each in one split")
     record = {**facts, **division.as_dict()}
     if as_json:
-        print(to_json(record))
+        put_json(record)
     else:
         tables.print_split(record)
-    print(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}", file=sys.stderr)
+    say(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}")
 
 
 def _finding_rows(report: Report) -> list[tuple[str, ...]]:
     return [
-        (finding.severity, finding.name, str(finding.count), f"{finding.message}\n{finding.where}: {finding.example}")
+        (
+            finding.severity,
+            finding.name,
+            str(finding.count),
+            f"{visible(finding.message)}\n{visible(f'{finding.where}: {finding.example}')}",
+        )
         for finding in report.findings
     ]
 
@@ -307,10 +333,10 @@ def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: b
         from spantune.report import write_page
 
         write_page(html, corpus.documents, corpus.path.name)
-        print(f"page: {html}", file=sys.stderr)
+        say(f"page: {html}")
     if as_json:
         record = {"format": corpus.format, "notes": dict(corpus.notes), **asdict(corpus_statistics)}
-        print(to_json(record | ({"tokens": asdict(tokens)} if tokens else {})))
+        put_json(record | ({"tokens": asdict(tokens)} if tokens else {}))
         return
     notes = {"format": corpus.format, **{f"mended: {note}": str(count) for note, count in corpus.notes.items()}}
     tables.print_statistics(corpus_statistics, file, notes)
@@ -342,7 +368,7 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
 
     settings = load_config(recipe, overrides)
     quiet()
-    from rich.console import Console
+    from rich.text import Text
 
     from spantune.encoding import coloured
     from spantune.training import prepare
@@ -361,11 +387,11 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
         "stop_token": prepared.tokenizer.convert_ids_to_tokens(prepared.encoder.stop_id),
     }
     if as_json:
-        print(to_json(figures))
+        put_json(figures)
         return
-    tables.table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
-    console = Console(highlight=False)
-    console.print("[dim]shared prefix[/dim] [cyan]prompt[/cyan] [bold green]answer and stop: with loss[/bold green]")
+    print_table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
+    kinds = {"shared prefix": "dim", "prompt": "cyan", "answer and stop: with loss": "bold green"}
+    print_text(Text(" ").join(Text(kind, style) for kind, style in kinds.items()))
     for example in prepared.examples[:count]:
-        console.print(f"\n{example.id}", style="bold", markup=False)
-        console.print(coloured(example, prepared.tokenizer, prefix))
+        print_text(Text(f"\n{visible(example.id)}", style="bold"))
+        print_text(coloured(example, prepared.tokenizer, prefix))

@@ -5,7 +5,6 @@ As in `cli`, there is no logic here: tables and JSON go to stdout, messages to s
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import tables
-from spantune.cli.options import AcceptChanges, Device, Format, Json, MinScore, quiet, report_left_out
-from spantune.core import ConfigError, DataError, RunError, to_json
-from spantune.runs import RunFolder
+from spantune.cli.options import (
+    AcceptChanges,
+    Device,
+    Force,
+    Format,
+    Json,
+    MinScore,
+    parts_read,
+    quiet,
+    report_left_out,
+)
+from spantune.core import ConfigError, DataError, RunError, log_crashes_into, put, put_json, require_new, say
+from spantune.runs import RunFolder, name_predictions, predictions_for
 
 if TYPE_CHECKING:
     from spantune.core import Config, Document, Extraction
@@ -34,6 +43,9 @@ ReportFolder = Annotated[
     Path | None,
     typer.Option("--report", help="Write report.html, report.md and scores.json into this folder.", show_default=False),
 ]
+
+
+REPORT_FILES = ("report.html", "report.md", "scores.json")
 
 
 # A command has as many parameters as options: typer reads them from the signature.
@@ -58,9 +70,12 @@ def evaluate(
     accept_changes: AcceptChanges = False,
     device: Device = "auto",
     report: ReportFolder = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Score a run's extractions, or predictions in a file, against gold: F1 and its slices, with 95 % intervals.
+
+    A run keeps the predictions for each corpus in a file of its own; those for the very same corpus are replaced.
 
     Examples:
 
@@ -68,7 +83,7 @@ def evaluate(
 
         spantune evaluate --gold test.jsonl --predicted predicted.jsonl --train train.jsonl
     """
-    _require_report_folder(report)
+    _require_report_folder(report, (run, data, gold, predicted, train), force)
     how = _How(protocol, format, limit, labels, _read(train, None) if train else None)
     if run and data and not (gold or predicted or labels):
         figures, content = _evaluate_run(run, data, how, _Decoding(grounded, min_score, device, accept_changes))
@@ -79,7 +94,7 @@ def evaluate(
             "give a run folder with --data FILE (the labels are its task's), or --gold FILE with --predicted FILE"
         )
     for note, count in content.after.notes.items():
-        print(f"{count} × {note}", file=sys.stderr)
+        say(f"{count} × {note}")
     if report:
         from spantune.report import write_report
 
@@ -99,11 +114,13 @@ def compare(
     labels: Labels = None,
     format: Format = None,
     report: ReportFolder = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Say whether systems differ on the same documents: paired bootstrap and approximate randomisation.
 
-    Refuses runs that were measured on other documents, or against another annotation of the same texts.
+    Refuses runs that were measured on other documents, or against another annotation of the same texts. With --gold, a
+    run's predictions for that very corpus are taken, which spantune evaluate has kept, else those for its own test set.
 
     Examples:
 
@@ -113,7 +130,7 @@ def compare(
     """
     from spantune.metrics import compare as compare_systems
 
-    _require_report_folder(report)
+    _require_report_folder(report, (*systems, gold), force)
     how = _How(protocol, format, None, labels, None)
     gold_documents = _read(gold, format) if gold else None
     read = [_system(path, name, gold_documents, how) for path, name in zip(systems, _names(systems), strict=True)]
@@ -121,14 +138,14 @@ def compare(
     comparison = compare_systems(read, codes)
     for name, scores in comparison.systems.items():
         for note, count in scores.notes.items():
-            print(f"{name}: {count} × {note}", file=sys.stderr)
+            say(f"{name}: {count} × {note}")
     if report:
         from spantune.report import write_comparison
 
         data = gold or f"the test documents of {read[0].name}"
         write_comparison(_existing(report), comparison, read, _label_names(systems, codes), data)
     if as_json:
-        print(to_json(comparison.as_dict()))
+        put_json(comparison.as_dict())
     else:
         tables.print_comparison(comparison)
 
@@ -136,12 +153,15 @@ def compare(
 def report(run: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
     """Make a run's report.html, report.md and scores.json again from what the run recorded; loads no model.
 
+    These files are the run's own, and are replaced.
+
     Example: spantune report runs/demo
     """
     from spantune.report import report_run
 
+    log_crashes_into(run)
     report_run(run)
-    print(RunFolder(run).report_html)
+    put(str(RunFolder(run).report_html))
 
 
 @dataclass(frozen=True)
@@ -188,6 +208,7 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
 
     folder = RunFolder(run)
     recipe = folder.config()
+    log_crashes_into(run)
     gold = _read(data, how.format)[: how.limit]
     quiet()
     from spantune.extraction import evaluate as measure
@@ -199,7 +220,9 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     extractor.task.check(gold)
     train = _trained_on(recipe) if how.train is None else how.train
     evaluation = measure(extractor, gold, protocol=how.protocol, train=train)
-    save_predictions(folder.predictions_folder / f"{_stem(data)}.jsonl", evaluation.extractions)
+    path = name_predictions(run, data, gold)
+    save_predictions(path, evaluation.extractions)
+    say(f"predictions: {path}")
     dropped = evaluation.below_threshold
     report_left_out(extractor.calibration, dropped["entities"])
     facts = {"extraction": f"{evaluation.seconds:.1f} s", "decoding": "grammar" if decoding.grounded else "free"}
@@ -223,13 +246,6 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     return evaluation.as_dict(), report
 
 
-def _stem(data: str) -> str:
-    """Return the name of a corpus's predictions in a run; never a name that the training itself uses."""
-    stem = Path(data.replace(":", "-")).stem
-    split, _, step = stem.rpartition("-")
-    return f"corpus-{stem}" if split in ("dev", "test") and step.isdecimal() else stem
-
-
 def _trained_on(recipe: Config) -> Sequence[Document] | None:
     """Return the training documents of a run; None, with a message on stderr, when they cannot be read any more."""
     from spantune.data import read_splits
@@ -237,7 +253,7 @@ def _trained_on(recipe: Config) -> Sequence[Document] | None:
     try:
         return read_splits(recipe.data).train
     except DataError as error:
-        print(f"no figures for seen and unseen surfaces; the training data cannot be read: {error}", file=sys.stderr)
+        say(f"no figures for seen and unseen surfaces; the training data cannot be read: {error}")
         return None
 
 
@@ -274,7 +290,9 @@ def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -
     run = RunFolder(path)
     if not run.is_run and gold is None:
         raise ConfigError(f"{path} is no run folder; to compare files of predictions, give --gold FILE")
-    file = run.last_predictions("test") if run.is_run else path
+    file = path
+    if run.is_run:
+        file = (predictions_for(path, gold) if gold else None) or run.last_predictions("test")
     if run.is_run and file.stem == "test-0":
         raise RunError(f"{path} has no predictions after training; end the run with spantune train --resume {path}")
     predictions = read_extractions(file) if run.is_run else list(map(from_document, _read(str(file), how.format)))
@@ -290,7 +308,7 @@ def _aligned(gold: Sequence[Document], predictions: Sequence[Extraction], path: 
     documents = [prediction.document for prediction in predictions]
     aligned = align(gold, documents)
     if [document.id for document in aligned] != [document.id for document in documents]:
-        print(f"{path}: no id is that of a gold document; paired by their texts, which are the same", file=sys.stderr)
+        say(f"{path}: no id is that of a gold document; paired by their texts, which are the same")
     return [replace(prediction, document=document) for prediction, document in zip(predictions, aligned, strict=True)]
 
 
@@ -315,26 +333,30 @@ def _read(path: str, format: str | None) -> Sequence[Document]:
 
     corpus = formats.read(path, format)
     for note, count in corpus.notes.items():
-        print(f"{path}: {count} × {note}", file=sys.stderr)
+        say(f"{path}: {count} × {note}")
     return corpus.documents
 
 
 def _print_scores(figures: dict[str, object], as_json: bool) -> None:
     if as_json:
-        print(to_json(figures))
+        put_json(figures)
         return
     tables.print_scores(figures)
     tables.print_slices(figures)
 
 
-def _require_report_folder(folder: Path | None) -> None:
+def _require_report_folder(folder: Path | None, inputs: Iterable[str | Path | None], force: bool) -> None:
     """Check, before anything is measured, that a report can be written into the folder."""
-    if folder and RunFolder(folder).is_run:
+    if folder is None:
+        return
+    if RunFolder(folder).is_run:
         raise ConfigError(
             f"--report {folder} is a run folder, which has a report of its own; give another, such as {folder / 'test'}"
         )
-    if folder and folder.exists() and not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--report {folder} is a file; expected a folder, which is made where it is not there")
+    for name in REPORT_FILES:
+        require_new(folder / name, parts_read(inputs), force=force)
 
 
 def _existing(folder: Path) -> Path:

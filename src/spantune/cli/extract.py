@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spantune.cli.options import AcceptChanges, Device, MinScore, quiet, report_left_out
-from spantune.core import ConfigError
+from spantune.cli.options import AcceptChanges, Device, Force, MinScore, parts_read, quiet, report_left_out
+from spantune.core import ConfigError, log_crashes_into, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def extract(
         bool, typer.Option("--whole-file", help="Take each text file as one document, not its lines.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --out where an interrupted run ended.")] = False,
+    force: Force = False,
     min_score: MinScore = None,
     accept_changes: AcceptChanges = False,
     batch_size: Annotated[int | None, typer.Option(help="Documents decoded together.", min=1)] = None,
@@ -61,6 +62,7 @@ def extract(
         typer.Option(help="How the grammar is sent; auto: as the server says it can, none: not at all."),
     ] = "auto",
     concurrency: Annotated[int, typer.Option(help="Most requests to the server at a time.", min=1)] = 16,
+    timeout: Annotated[float, typer.Option(help="Seconds that a whole answer of the server may take.", min=1)] = 180,
 ) -> None:
     """Extract entities: native JSONL to stdout, in order; exit 1 when an answer was cut, invalid or ungrounded.
 
@@ -85,8 +87,8 @@ def extract(
     if url is not None and (batch_size is not None or device != "auto"):
         raise ConfigError("--batch-size and --device are of decoding here; for a server there is --concurrency")
     recipe = _recipe(run, overrides or [], batch_size)
-    target = Target(out, to, html, resume, nested)
-    target.check(files)
+    target = Target(out, to, html, resume, nested, force)
+    target.check([*files, *parts_read([run])])
     texts = Texts.open(files, format, whole=whole_file)
     quiet()
     tally = Tally()
@@ -98,7 +100,7 @@ def extract(
             return load_run(run, device, recipe.extract, min_score, accept_changes=accept_changes)
         from spantune.extraction import Server, load_remote
 
-        server = Server(url, model, grammar, concurrency)
+        server = Server(url, model, grammar, concurrency, timeout)
         return load_remote(run, server, recipe.extract, min_score, accept_changes=accept_changes)
 
     with target.held():
@@ -106,7 +108,7 @@ def extract(
         done = target.begin(documents)
         if done.documents:
             tally.documents, tally.with_problem = done.documents, done.with_problem
-            _say(f"{done.documents} documents were done")
+            say(f"{done.documents} documents were done")
         total = texts.count() if sys.stderr.isatty() else None
         work = _Work(documents, load, None if total is None else total - done.documents)
         try:
@@ -142,6 +144,7 @@ def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
 
     folder = RunFolder(run)
     recipe = folder.config()
+    log_crashes_into(run)
     for override in overrides:
         if not override.startswith("extract."):
             raise ConfigError(f"--set {override}: expected extract.key=value; the rest of a finished run is as it is")
@@ -156,24 +159,18 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
 
     report_left_out(calibration, tally.below_threshold)
     for note, count in tally.notes.items():
-        _say(f"{count} × {note}")
+        say(f"{count} × {note}")
     if tally.contradicted:
-        _say(f"{tally.contradicted} entities left out, which the next chunk of their text contradicts")
+        say(f"{tally.contradicted} entities left out, which the next chunk of their text contradicts")
     for line in tally.failures:
-        _say(f"failed: {line}")
+        say(f"failed: {line}")
     if tally.failed > SHOWN:
-        _say(f"failed: {tally.failed - SHOWN} more")
+        say(f"failed: {tally.failed - SHOWN} more")
     if tally.not_representable:
-        _say(
+        say(
             f"{tally.not_representable} documents are not in {target.out}: {target.format} has no place for what failed"
         )
     if tally.with_problem:
-        _say(f"{tally.with_problem} of {tally.documents} answers were wanting; see meta.problems of each")
+        say(f"{tally.with_problem} of {tally.documents} answers were wanting; see meta.problems of each")
     if target.out and partial(target.out).exists():
-        _say(f"{partial(target.out)} holds what is done; go on with --resume")
-
-
-def _say(line: str) -> None:
-    from spantune.core import console
-
-    console().print(line, markup=False)
+        say(f"{partial(target.out)} holds what is done; go on with --resume")

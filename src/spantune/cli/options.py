@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 # A command has as many parameters as options: typer reads them from the signature.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already; never what is read.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
 Column = Annotated[
@@ -50,14 +53,23 @@ def quiet() -> None:
     disable_progress_bar()
 
 
+def parts_read(inputs: Iterable[str | Path | None]) -> list[Path]:
+    """The files and folders that a command reads: of a run folder its own parts, so that others may stand in it."""
+    from spantune.runs import RunFolder
+
+    parts = []
+    for source in inputs:
+        run = RunFolder(Path(source or ""))
+        parts += [] if source is None else run.parts if run.is_run else [run.path]
+    return parts
+
+
 def report_left_out(calibration: Calibration | None, count: int) -> None:
     """Print to stderr how many entities the calibrated threshold dropped; nothing where there is none."""
-    from spantune.core import console
+    from spantune.core import say
 
     if calibration and (calibration.threshold is not None or calibration.label_thresholds):
-        console().print(
-            f"{count} entities left out, {describe_threshold(calibration)}; --min-score 0 keeps all", markup=False
-        )
+        say(f"{count} entities left out, {describe_threshold(calibration)}; --min-score 0 keeps all")
 
 
 def describe_threshold(calibration: Calibration) -> str:

@@ -6,16 +6,15 @@ As in `cli`, no logic lives here: tables, CSV and JSON go to stdout, messages to
 from __future__ import annotations
 
 import csv
-import sys
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spantune.cli import tables
 from spantune.cli.options import Json
-from spantune.core import ConfigError, to_json
+from spantune.core import ConfigError, print_table, put, put_json, say, to_json, visible
 
 if TYPE_CHECKING:
     from spantune.runs import Run
@@ -59,9 +58,9 @@ def runs(
     shown_runs = listing.in_order(listing.matching(all_runs, where or []), sort)
     for run in shown_runs:
         if run.problem:
-            print(f"{run.name}: {run.problem}", file=sys.stderr)
+            say(f"{run.name}: {run.problem}")
     if as_json:
-        print(to_json({"runs": [run.as_dict() for run in shown_runs]}))
+        put_json({"runs": [run.as_dict() for run in shown_runs]})
     elif as_csv:
         _write_csv(shown_runs, listing.differing(shown_runs))
     elif compare:
@@ -74,16 +73,18 @@ def _write_csv(runs: Sequence[Run], settings: Sequence[str]) -> None:
     from spantune.runs import COLUMNS
 
     keys = [*COLUMNS, *settings]
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    page = io.StringIO()
+    writer = csv.writer(page, lineterminator="\n")
     writer.writerow(keys)
     writer.writerows([_plain(run.get(key)) for key in keys] for run in runs)
+    put(page.getvalue().removesuffix("\n"))
 
 
 def _print_list(runs: Sequence[Run]) -> None:
     head = ["run", "state", "model", "data", "F1", "95 %", "on", "steps", "time", "started"]
     keys = ("name", "state", "model", "data")
     rows = [(*(_shown(run.get(key)) for key in keys), *_figures(run)) for run in runs]
-    tables.table(head, rows)
+    print_table(head, rows)
 
 
 def _print_compared(runs: Sequence[Run], settings: Sequence[str]) -> None:
@@ -92,7 +93,7 @@ def _print_compared(runs: Sequence[Run], settings: Sequence[str]) -> None:
     names = ("F1", "95 %", "on", "steps", "time", "started")
     rows += [(name, *values) for name, values in zip(names, figures, strict=False)]
     rows += [(key, *(_shown(run.get(key)) for run in runs)) for key in settings if key not in _SHOWN_ABOVE]
-    tables.table(["", *(_shown(run.name) for run in runs)], rows)
+    print_table(["", *(_shown(run.name) for run in runs)], rows)
 
 
 _SHOWN_ABOVE = ("model.source", "data.train")
@@ -115,7 +116,7 @@ def _figures(run: Run) -> tuple[str, ...]:
 
 
 def _shown(value: object) -> str:
-    return tables.visible(_plain(value))
+    return visible(_plain(value))
 
 
 def _plain(value: object) -> str:
@@ -139,6 +140,6 @@ def sync(
 
     sent = send(run, seconds)
     what = "was sent before" if sent.before else "is sent"
-    print(f"{run} {what}: {sent.url or f'SwanLab run {sent.id}'}", file=sys.stderr)
+    say(f"{run} {what}: {sent.url or f'SwanLab run {sent.id}'}")
     if as_json:
-        print(to_json({"id": sent.id, "url": sent.url, "before": sent.before}))
+        put_json({"id": sent.id, "url": sent.url, "before": sent.before})

@@ -5,9 +5,10 @@ Scripts read the JSON that `cli` prints; the tables may change at any time.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
+
+from spantune.core import print_table, print_text, put, visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -25,7 +26,6 @@ Record = Mapping[str, Any]
 _NAMES = ("blue", "red", "green", "magenta", "yellow", "cyan")
 COLOURS = (*_NAMES, *(f"bright_{name}" for name in _NAMES))
 _BAR = 40
-_WIDE = 10_000
 
 
 def print_plan(plan: Record) -> None:
@@ -39,8 +39,8 @@ def print_plan(plan: Record) -> None:
         )
         for audit in plan["audits"]
     ]
-    table(["", "audit", "found"], rows)
-    table(["predicted", ""], [(key.replace("_", " "), str(value)) for key, value in plan["estimate"].items()])
+    print_table(["", "audit", "found"], rows)
+    print_table(["predicted", ""], [(key.replace("_", " "), str(value)) for key, value in plan["estimate"].items()])
 
 
 def print_scores(scores: Record, stream: TextIO | None = None) -> None:
@@ -50,7 +50,7 @@ def print_scores(scores: Record, stream: TextIO | None = None) -> None:
     rows = [_figure("all (micro)", strict["micro"]), macro]
     rows += [_figure(label, figure) for label, figure in strict["labels"].items()]
     name = "strict" if scores["protocol"] == "cblue" else f"strict, {scores['protocol']}"
-    table([name, "P", "R", "F1", "95 %", "gold"], rows, stream)
+    print_table([name, "P", "R", "F1", "95 %", "gold"], rows, stream)
 
 
 def print_slices(scores: Record, stream: TextIO | None = None) -> None:
@@ -61,19 +61,19 @@ def print_slices(scores: Record, stream: TextIO | None = None) -> None:
         "partial": "overlap is half, any label",
     }
     rows = [_figure(name, scores[kind]) for kind, name in kinds.items()]
-    table(["forgiving", "P", "R", "F1", "95 %", "gold"], rows, stream)
+    print_table(["forgiving", "P", "R", "F1", "95 %", "gold"], rows, stream)
     rows = [
         _figure(f"{kind} {name}", figure)
         for kind, figures in scores["slices"].items()
         for name, figure in figures.items()
     ]
     if rows:
-        table(["slice", "P", "R", "F1", "95 %", "gold"], rows, stream)
+        print_table(["slice", "P", "R", "F1", "95 %", "gold"], rows, stream)
     if alarms := scores["alarms"]:
         count = f"{alarms['predicted']} entities in {alarms['documents']} documents without any"
         low, high = alarms["per_1000_low"], alarms["per_1000_high"]
         interval = f", 95 % {low:.2f}–{high:.2f}" if low is not None else ", without an interval: few documents"
-        table(["false alarms", count], [("per 1,000 characters", f"{alarms['per_1000']:.2f}{interval}")], stream)
+        print_table(["false alarms", count], [("per 1,000 characters", f"{alarms['per_1000']:.2f}{interval}")], stream)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -81,7 +81,7 @@ def print_comparison(comparison: Comparison) -> None:
     from spantune.metrics import TOO_FEW
 
     rows = [(visible(name), *_quotients(scores.micro.as_dict())) for name, scores in comparison.systems.items()]
-    table([f"strict, {comparison.protocol}", "P", "R", "F1", "95 %"], rows)
+    print_table([f"strict, {comparison.protocol}", "P", "R", "F1", "95 %"], rows)
     for difference in comparison.differences:
         gaps = {"all (micro)": difference.micro, **difference.labels}
         rows = [
@@ -89,9 +89,9 @@ def print_comparison(comparison: Comparison) -> None:
              f"{gap.p:.4f}", f"{gap.p_holm:.4f}", "real" if gap.real else "")
             for name, gap in gaps.items()
         ]  # fmt: skip
-        print()
-        table([visible(f"{difference.second} less {difference.first}"), "F1", "95 %", "p", "p (Holm)", ""], rows)
-        print(visible(difference.sentence))
+        put("")
+        print_table([visible(f"{difference.second} less {difference.first}"), "F1", "95 %", "p", "p (Holm)", ""], rows)
+        put(visible(difference.sentence))
 
 
 def _figure(name: str, figure: Record) -> tuple[str, ...]:
@@ -126,15 +126,15 @@ def print_statistics(statistics: Statistics, title: str, notes: Mapping[str, str
         "surface occurs twice in its text": f"{statistics.repeated_surfaces:.1%}",
         "surfaces with several labels": f"{statistics.ambiguous_surfaces} of {statistics.surfaces}",
     }
-    table(["", title], list(figures.items()))
+    print_table(["", title], list(figures.items()))
     _bars("entities of type", statistics.entities, list(statistics.entities))
     ambiguous = [
         (visible(surface), ", ".join(f"{count} {label}" for label, count in counts.items()))
         for surface, counts in statistics.ambiguous.items()
     ]
     if ambiguous:
-        print()
-        table(["surface", "labels"], ambiguous)
+        put("")
+        print_table(["surface", "labels"], ambiguous)
     _histogram("characters of a document", statistics.characters)
     _histogram("characters of an entity", statistics.entity_characters)
 
@@ -144,19 +144,18 @@ def print_tokens(tokens: Tokens, tokenizer: str) -> None:
     figures = [("tokens of all texts", str(tokens.total)), ("longest text", str(tokens.longest))]
     shares = {"instruction": tokens.instruction_share, "text": tokens.text_share, "answer": tokens.answer_share}
     figures += [(f"{name}, of all tokens", f"{share:.1%}") for name, share in shares.items() if share is not None]
-    table(["", tokenizer], figures)
+    print_table(["", tokenizer], figures)
     _histogram("tokens of a text", tokens.texts)
     _histogram("tokens of an example", tokens.examples)
 
 
 def print_examples(documents: Iterable[Document], labels: Sequence[str]) -> None:
     """Print documents with every entity in brackets that end in its label, all in the label's colour."""
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
     for document in documents:
-        console.print(f"\n{visible(document.id)}", style="bold")
-        console.print(drawn(document, labels))
+        print_text(Text(f"\n{visible(document.id)}", style="bold"))
+        print_text(drawn(document, labels))
 
 
 def drawn(document: Document, labels: Sequence[str]) -> Text:
@@ -181,13 +180,6 @@ def drawn(document: Document, labels: Sequence[str]) -> Text:
     return text
 
 
-def visible(text: str) -> str:
-    """`text` with visible symbols for its control characters, which the terminal would otherwise execute."""
-    return "".join(
-        chr(0x2400 + ord(sign)) if sign < " " else "\u2421" if "\x7f" <= sign < "\xa0" else sign for sign in text
-    )
-
-
 def _histogram(title: str, bins: Sequence[Bin]) -> None:
     _bars(title, {bin_.name: bin_.count for bin_ in bins})
 
@@ -195,20 +187,17 @@ def _histogram(title: str, bins: Sequence[Bin]) -> None:
 def _bars(title: str, counts: Mapping[str, int], labels: Sequence[str] = ()) -> None:
     """Print a bar, a count and a share for each name; nothing where there are none."""
     from rich.bar import Bar
-    from rich.console import Console
-    from rich.table import Table
 
     if not counts:
         return
     most, total = max(counts.values()) or 1, sum(counts.values()) or 1
-    rows = Table(title, "", "", "", box=None, pad_edge=False)
-    rows.columns[2].justify = rows.columns[3].justify = "right"
+    rows = []
     for name, count in counts.items():
         colour = COLOURS[labels.index(name) % len(COLOURS)] if name in labels else "default"
-        rows.add_row(visible(name), Bar(most, 0, count, width=_BAR, color=colour), str(count), f"{count / total:.1%}")
-    console = Console(file=sys.stdout, highlight=False, markup=False)
-    console.print()
-    console.print(rows)
+        bar = Bar(most, 0, count, width=_BAR, color=colour)
+        rows.append((visible(name), bar, str(count), f"{count / total:.1%}"))
+    put("")
+    print_table([title, "", "", ""], rows, right=(2, 3))
 
 
 def print_split(record: Record) -> None:
@@ -220,18 +209,6 @@ def print_split(record: Record) -> None:
 
     rows = [row("documents", record["documents"]), row("entities", record["entities"])]
     rows += [row(f"  {label}", counts) for label, counts in record["labels"].items()]
-    table(["", "all", *record["documents"]], rows)
+    print_table(["", "all", *record["documents"]], rows)
     summary = f"{len(record['near_duplicates'])} duplicates and near-duplicates, {len(record['groups'])} groups, "
-    table([f"{summary}{record['left_out']} documents left out, seed {record['seed']}"], [])
-
-
-def table(header: list[str], rows: Sequence[tuple[str, ...]], stream: TextIO | None = None) -> None:
-    """Print rows under a header, to stdout unless `stream` is given; not truncated where no terminal reads them."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    file = stream or sys.stdout
-    rich_table = Table(*(Column(name, overflow="fold") for name in header), box=None, pad_edge=False)
-    for row in rows:
-        rich_table.add_row(*row)
-    Console(file=file, highlight=False, markup=False, width=None if file.isatty() else _WIDE).print(rich_table)
+    print_table([f"{summary}{record['left_out']} documents left out, seed {record['seed']}"], [])

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from spantune.core import config
 from spantune.core.anchoring import Anchors, occurrences
-from spantune.core.config import Config, Keep, Normalize, load_config, parse_config
-from spantune.core.document import Document, Entity, encodable, half_surrogate, to_record
+from spantune.core.config import (
+    Config,
+    Keep,
+    Normalize,
+    as_config,
+    load_config,
+    lost_credentials,
+    parse_config,
+    parse_value,
+)
+from spantune.core.crash import log_crash, log_crashes_into
+from spantune.core.document import Document, Entity, encodable, half_surrogate, hash_documents, to_record
 from spantune.core.errors import (
     ConfigError,
     DataError,
     ModelError,
     RunError,
     SpantuneError,
+    expect,
+    expect_each,
     nearest,
     need,
+    os_error,
     require_extra,
+    require_system,
 )
 from spantune.core.extraction import (
     Extraction,
@@ -33,18 +47,36 @@ from spantune.core.files import (
     file_lock,
     first_line,
     fsync_path,
+    overwriting,
     replace_text,
     replacing,
     replacing_path,
     require_folder,
+    require_new,
     sha256_of,
 )
 from spantune.core.foreign import foreign
-from spantune.core.json_text import non_finite, to_json
 from spantune.core.lazy import lazy_exports
+from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
+from spantune.core.strict_json import non_finite, to_json
 from spantune.core.task import Label, TaskSpec, first_unknown
-from spantune.core.terminal import bar, console, track
+from spantune.core.terminal import (
+    SafeFormatter,
+    StderrHandler,
+    bar,
+    guard_terminal,
+    json_text,
+    print_table,
+    print_text,
+    printable,
+    put,
+    put_json,
+    say,
+    track,
+    visible,
+    waiting,
+)
 
 __all__ = [
     "Anchors",
@@ -64,16 +96,20 @@ __all__ = [
     "Problem",
     "ProblemKind",
     "RunError",
+    "SafeFormatter",
     "SpantuneError",
     "Status",
+    "StderrHandler",
     "StopRequest",
     "Stopped",
     "TaskSpec",
+    "as_config",
     "as_extraction",
     "bar",
     "config",
-    "console",
     "encodable",
+    "expect",
+    "expect_each",
     "file_lock",
     "first_line",
     "first_unknown",
@@ -81,23 +117,44 @@ __all__ = [
     "from_document",
     "from_prediction_record",
     "fsync_path",
+    "guard_terminal",
     "half_surrogate",
+    "hash_documents",
+    "json_text",
     "lazy_exports",
     "load_config",
+    "log_crash",
+    "log_crashes_into",
+    "lost_credentials",
+    "masked",
+    "masked_values",
     "nearest",
     "need",
     "non_finite",
     "occurrences",
+    "os_error",
+    "overwriting",
     "parse_config",
+    "parse_value",
+    "print_table",
+    "print_text",
+    "printable",
+    "put",
+    "put_json",
     "replace_text",
     "replacing",
     "replacing_path",
     "require_extra",
     "require_folder",
+    "require_new",
+    "require_system",
+    "say",
     "sha256_of",
     "to_document",
     "to_json",
     "to_prediction_record",
     "to_record",
     "track",
+    "visible",
+    "waiting",
 ]

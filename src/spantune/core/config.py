@@ -6,15 +6,16 @@ resolved recipe is saved with the run as `config.yaml`. YAML never names code.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from spantune.core.errors import ConfigError, nearest
+from spantune.core.errors import ConfigError, expect, nearest
 from spantune.core.files import replace_text
+from spantune.core.secrets import MASK, holds_credential, masked_values
 from spantune.core.task import AnswerFormat, Label
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class Section(BaseModel):
 class Run(Section):
     """Where the run is written, and its seed."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
-    """Name of the run folder: ASCII letters, digits, dot, dash, underscore."""
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    """Name of the run folder: ASCII letters, digits, dot, dash, underscore; the first is no dot."""
     folder: Path = Path("runs")
     """Parent of the run folder."""
     seed: int = 42
@@ -71,7 +72,8 @@ class Model(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes the GPU when there is one."""
     verify: bool = True
-    """Assert what a known model card says (special ids, RoPE base); off only to reproduce a flaw."""
+    """Assert what a known model card says (special ids, RoPE base), and that every weight of the files has a place in
+    the model; off only to reproduce a flaw, or to leave such weights out."""
 
 
 class Task(Section):
@@ -91,6 +93,9 @@ class Task(Section):
     """Language of an instruction made from the labels; the preset's when absent, else en."""
     template: Literal["chat", "tutorial"] | None = None
     """`chat`, or `tutorial` for the tutorial's literal prompt string."""
+    nested: bool = True
+    """Whether entities of a text may overlap; with false the model is told that they do not, the grammar keeps to it,
+    and of two that overlap all the same the one with the higher score is kept."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,6 +105,17 @@ class Task(Section):
             labels = [{"code": label} if isinstance(label, str) else label for label in values["labels"]]
             return {**values, "labels": labels}
         return values
+
+    @model_validator(mode="after")
+    def _no_credentials(self) -> Task:
+        texts = [self.instruction or ""]
+        texts += [text for label in self.labels or () for text in (label.code, label.name, label.description)]
+        if any(map(holds_credential, texts)):
+            raise ValueError(
+                "a URL with a password or key stands in the instruction or a label, and would be written into the "
+                "run and its adapter; remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_known(self) -> Task:
@@ -312,10 +328,10 @@ class Config(Section):
         """`run.folder / run.name`."""
         return self.run.folder / self.run.name
 
-    def save(self, folder: Path) -> None:
-        """Write the resolved recipe as `config.yaml` into `folder`."""
-        text = yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
-        replace_text(folder / "config.yaml", text)
+    def save(self, folder: str | Path) -> None:
+        """Write the resolved recipe as `config.yaml` into `folder`, with credentials masked."""
+        text = yaml.safe_dump(masked_values(self.model_dump(mode="json")), allow_unicode=True, sort_keys=False)
+        replace_text(Path(folder) / "config.yaml", text)
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -326,43 +342,106 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest valid one) or a value out of range.
     """
+    expect(path, (str, Path), "load_config", "the path of a recipe, such as recipes/demo.yaml")
+    expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+        tree = _parse_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe; give the path of a YAML file such as recipes/demo.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a YAML recipe: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping with the sections {', '.join(Config.model_fields)}")
-    for override in overrides:
-        _apply(tree, override)
-    return parse_config(tree, where=str(path))
+    return parse_config(tree, where=str(path), overrides=overrides)
 
 
-def parse_config(tree: Mapping[str, object], where: str = "recipe") -> Config:
-    """Make a recipe of plain values; `where` begins the error message.
+def as_config(recipe: object) -> Config:
+    """Return a recipe that may be given as a Config, as plain values or as the path of its file.
+
+    Raises:
+        ConfigError: it is none of these, or not a valid recipe.
+    """
+    if isinstance(recipe, Config):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return parse_config(recipe)
+    expected = "a recipe: a Config, a mapping with its sections, or the path of a YAML file"
+    return load_config(expect(recipe, (str, Path), "recipe", expected))
+
+
+def parse_config(tree: object, where: str = "recipe", overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Make a recipe of plain values and overrides; `where` begins the error message.
 
     Raises:
         ConfigError: names the key, what was found and what was expected.
     """
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{where}: a recipe is a mapping with the sections {', '.join(Config.model_fields)}")
+    sections = {name: dict(values) if isinstance(values, dict) else values for name, values in tree.items()}
+    for override in overrides:
+        _apply(sections, override)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(sections)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{where}: {_describe(details)}" for details in error.errors())) from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """The safe loader, but a repeated key is an error: YAML itself would silently keep the last one."""
+def parse_value(text: str) -> object:
+    """Return the value that `text` has in a recipe.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-        """Construct a mapping whose keys are all different."""
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    Raises:
+        ConfigError: it is not YAML.
+    """
+    try:
+        return _parse_yaml(text) if text else None
+    except yaml.YAMLError:
+        raise ConfigError(f"{text!r} is not a YAML value; quote it") from None
+
+
+def lost_credentials(recipe: Config) -> list[str]:
+    """Return the keys of a saved recipe whose values hold `***` for a credential, and cannot be used as they are."""
+    used = {"model": recipe.model, "data": recipe.data}
+    return [
+        f"{section}.{key}"
+        for section, values in used.items()
+        for key, value in values.model_dump(mode="json").items()
+        if isinstance(value, str) and MASK in value
+    ]
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with merge keys, but every other key is a word that is given once.
+
+    YAML itself would silently keep the last of several values.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping whose keys are words and all different, before merge keys add those of others."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag not in _KEY_TAGS:
+                found = repr(key.value) if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
+                problem = f"a key must be a word such as train, found {found}; quote it if it is meant as a word"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+
+
+def _parse_yaml(text: str) -> object:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: it is not YAML of plain values.
+    """
+    try:
+        value: object = yaml.load(text, _Loader)
+    except (ValueError, RecursionError) as error:  # a date that does not exist; too many brackets
+        raise yaml.YAMLError(str(error)) from None
+    return value
 
 
 def _apply(tree: dict[str, object], override: str) -> None:
@@ -376,8 +455,8 @@ def _apply(tree: dict[str, object], override: str) -> None:
             f"override {override!r}: unknown section {section!r}; {nearest(section, Config.model_fields)}"
         )
     try:
-        parsed = yaml.safe_load(value) if value else None
-    except yaml.YAMLError:
+        parsed = parse_value(value)
+    except ConfigError:
         raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from None
     branch = tree.setdefault(section, {})
     if not isinstance(branch, dict):

@@ -6,6 +6,8 @@ have the same span under two labels. An entity that is empty or outside its text
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -45,7 +47,7 @@ class Document:
     """A text with its entities, sorted by (start, end, label).
 
     Raises:
-        DataError: an entity is empty or lies outside the text.
+        DataError: an entity is empty or lies outside the text, or a value is of a wrong type.
     """
 
     id: str
@@ -54,7 +56,18 @@ class Document:
     meta: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if (
+            not isinstance(self.id, str)
+            or not isinstance(self.text, str)
+            or not isinstance(self.entities, list | tuple)
+        ):
+            raise DataError(
+                f"document {self.id!r}: expected an id and a text that are strings and a list of entities, found "
+                f"{type(self.id).__name__}, {type(self.text).__name__} and {type(self.entities).__name__}"
+            )
         for entity in self.entities:
+            if not isinstance(entity, Entity):
+                raise DataError(f"document {self.id!r}: expected Entity objects, found {entity!r}", field="entities")
             if not 0 <= entity.start < entity.end <= len(self.text):
                 raise DataError(
                     f"document {self.id!r}: entity {entity.label!r} at [{entity.start}, {entity.end}) is empty or "
@@ -71,6 +84,15 @@ class Document:
     def with_entities(self, entities: Iterable[Entity]) -> Document:
         """Return the same document with other entities."""
         return replace(self, entities=tuple(entities))
+
+
+def hash_documents(documents: Iterable[Document]) -> str:
+    """Return one SHA-256 over ids, texts and entities, in order."""
+    digest = hashlib.sha256()
+    for document in documents:
+        entities = [[entity.start, entity.end, entity.label] for entity in document.entities]
+        digest.update((json.dumps([document.id, document.text, entities], ensure_ascii=True) + "\n").encode())
+    return digest.hexdigest()
 
 
 def to_record(document: Document) -> dict[str, object]:

@@ -6,22 +6,34 @@
     ├── ModelError      a missing or invalid model, tokenizer or adapter
     └── RunError        a run folder that exists already, is missing or is damaged
 
-A message says where, what was found, what was expected and what to do. The command line prints it
-and exits with 2. Bugs in spantune itself are `assert`s and never derive from these.
+A message says where, what was found, what was expected and what to do; credentials in it are masked. The command line
+prints it and exits with 2. Bugs in spantune itself are `assert`s and never derive from these.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import sys
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar, overload
+
+from spantune.core.secrets import masked
+
+Value = TypeVar("Value")
+Second = TypeVar("Second")
 
 
 class SpantuneError(Exception):
     """Root of the tree; catch it to catch every error that a user can fix."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(masked(message))
 
 
 class ConfigError(SpantuneError):
@@ -49,7 +61,7 @@ class DataError(SpantuneError):
     def __init__(
         self, message: str, *, path: str | Path | None = None, line: int | None = None, field: str | None = None
     ):
-        self.message, self.path, self.line, self.field = message, path, line, field
+        self.message, self.path, self.line, self.field = masked(message), path, line, field
         where = str(path) if path is not None else ""
         if line is not None:
             where += f":{line}" if where else f"line {line}"
@@ -64,6 +76,73 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}valid: {', '.join(names)}"
+
+
+@overload
+def expect(value: object, kinds: type[Value], name: str, expected: str) -> Value: ...
+
+
+@overload
+def expect(value: object, kinds: tuple[type[Value], type[Second]], name: str, expected: str) -> Value | Second: ...
+
+
+@overload
+def expect(value: object, kinds: tuple[type[object], ...], name: str, expected: str) -> object: ...
+
+
+def expect(value: object, kinds: type[object] | tuple[type[object], ...], name: str, expected: str) -> object:
+    """Return `value`, an argument of a public function, if it is of one of the `kinds`.
+
+        expect(run, (str, Path), "run", "the path of a run folder")
+
+    Raises:
+        ConfigError: it is not; says what was expected.
+    """
+    if not isinstance(value, kinds):
+        shown = repr(value)
+        found = f"{type(value).__name__} {shown if len(shown) <= 60 else f'{shown[:57]}...'}"
+        raise ConfigError(f"{name}: expected {expected}, found {'None' if value is None else found}")
+    return value
+
+
+def expect_each(
+    values: object, kinds: type[Value] | tuple[type[Value], type[Second]], name: str, expected: str
+) -> Iterator[Value | Second]:
+    """Yield the members of `values`, an argument of a public function, which must be of one of the `kinds`.
+
+    Raises:
+        ConfigError: `values` cannot be gone through or is a single text, or a member is of another kind.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        expect(values, (), name, expected)
+    else:
+        for number, value in enumerate(values):
+            yield expect(value, kinds, f"{name}[{number}]", f"a member of {expected}")
+
+
+def os_error(error: OSError) -> str:
+    """Describe an error of the system in a sentence: the file, what is wrong, and the remedy."""
+    said = error.strerror or next(iter(str(error).splitlines()), "") or type(error).__name__
+    where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | os.PathLike) else ""
+    remedy = _REMEDIES.get(error.errno or 0, "check the file or the connection, or name another")
+    return f"{where}{said}; {remedy}"
+
+
+_ALLOW = "make it readable, or writable, for this user, or name another place"
+_SPACE = "free some space, or name a place on another disk"
+_REMEDIES = {
+    errno.EACCES: _ALLOW,
+    errno.EPERM: _ALLOW,
+    errno.EROFS: "name a place on a disk that can be written",
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path, of which a part is a file",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ELOOP: "remove the link that leads to itself",
+}
 
 
 def need(module: str, extra: str, purpose: str = "this kind of file") -> ModuleType:
@@ -90,6 +169,19 @@ def require_extra(purpose: str, extra: str, modules: Iterable[str]) -> None:
     for module in modules:
         if find_spec(module) is None:
             raise _not_installed(purpose, module, extra)
+
+
+def require_system() -> None:
+    """Check that this is a system that spantune runs on: Linux or macOS.
+
+    Raises:
+        ConfigError: it is Windows.
+    """
+    if sys.platform == "win32":
+        raise ConfigError(
+            "spantune runs on Linux and macOS; on Windows install it inside WSL, the Windows Subsystem for Linux "
+            "(wsl --install)"
+        )
 
 
 def _not_installed(purpose: str, library: str, extra: str) -> ConfigError:

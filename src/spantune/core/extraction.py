@@ -49,6 +49,9 @@ class ProblemKind(StrEnum):
     - `truncated`: an object that was not complete when the answer was cut off.
     - `grammar`: the grammar of the text could not be followed.
     - `repaired`: a part that is not quite of the format and was read all the same.
+    - `overlapping`: an entity that was dropped because it overlaps one with a higher score, for a task whose entities
+      do not overlap.
+    - `unconstrained`: the server refused the grammar of the text, and answered without it.
     - `server`: the server did not answer for this document.
     - `refused`: the text is too long.
     - `unreadable`: the text could not be read.
@@ -61,6 +64,8 @@ class ProblemKind(StrEnum):
     TRUNCATED = "truncated"
     GRAMMAR = "grammar"
     REPAIRED = "repaired"
+    OVERLAPPING = "overlapping"
+    UNCONSTRAINED = "unconstrained"
     SERVER = "server"
     REFUSED = "refused"
     UNREADABLE = "unreadable"

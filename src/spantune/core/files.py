@@ -1,7 +1,8 @@
 """Files that are whole or absent: a temporary name beside the target, and a rename once everything is written; locks.
 
 `replacing` and `replacing_path` write what a user asked for and report a failure as DataError. `replace_text` writes
-files of our own, whose callers handle OSError themselves.
+files of our own, whose callers handle OSError themselves. A command first asks `require_new` for each of its outputs:
+nothing is replaced without --force, and what is read is never replaced.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from spantune.core.errors import DataError
+from spantune.core.errors import ConfigError, DataError
 
 
 def require_folder(path: Path) -> None:
@@ -25,6 +26,72 @@ def require_folder(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
+
+
+def require_new(path: Path, inputs: Iterable[str | Path] = (), *, force: bool = False) -> None:
+    """Check that writing the file or folder `path` replaces nothing, or with `force` nothing that is read.
+
+    An empty folder counts as nothing. Two paths are the same where they lead to the same file, by links too.
+
+    Raises:
+        ConfigError: `path` exists and `force` is False, or `path` is one of `inputs`, holds one or lies in one.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.exists():
+        if any(_is_read(Path(name), path) for name in inputs):
+            raise ConfigError(f"{path} is read from, and would be written over; name another")
+        if path.is_dir() and path.resolve() in (here := Path.cwd().resolve(), *here.parents):
+            raise ConfigError(f"{path} is the folder that you are in, or above it; name another")
+        if not path.is_file() and not path.is_dir():
+            raise ConfigError(f"{path} is a device or pipe, which cannot be replaced; name a file")
+    if force or (path.is_dir() and not any(path.iterdir())):
+        return
+    if path.is_dir():
+        raise ConfigError(f"{path} exists and is not empty; name another, or give --force to replace it as a whole")
+    raise ConfigError(f"{path} exists; name another, or give --force to replace it")
+
+
+def _is_read(source: Path, target: Path) -> bool:
+    """Whether to replace `target` would change `source`; both may be links, and `source` need not exist."""
+    if not source.exists():
+        return False
+    if target.samefile(source) or target.resolve() in source.resolve().parents:
+        return True
+    return source.is_dir() and any(file.exists() and target.samefile(file) for file in source.rglob("*"))
+
+
+@contextmanager
+def overwriting(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yield the path to write `path` at: beside it where it exists and `force` is True, and then in its place.
+
+    What exists is replaced, a folder with all that is in it, when the block succeeds, and is unchanged when it raises.
+
+    Raises:
+        DataError: it cannot be replaced, or is a folder where a file is to be written.
+    """
+    if not (force and os.path.lexists(path)):
+        yield path
+        return
+    work = path.with_name(f".{path.name}.{os.getpid()}.new")
+    new, old = work / path.name, work / "old"
+    try:
+        work.mkdir()
+        yield new
+        if path.is_dir() and not new.is_dir():
+            raise DataError("is a folder, and a file is to be written; name a file inside it", path=path)
+        if path.is_dir() or new.is_dir():
+            path.rename(old)
+        new.replace(path)
+    except DataError as error:
+        where = path if error.path == new else error.path
+        raise DataError(error.message, path=where, line=error.line, field=error.field) from None
+    except OSError as error:
+        raise DataError(f"cannot be replaced: {error.strerror}; choose another place", path=path) from None
+    finally:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            old.rename(path)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager
@@ -89,9 +156,7 @@ def _renamed(path: Path) -> Iterator[Path]:
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file or folder is on the disk; Windows cannot do this for folders and does not need it."""
-    if os.name == "nt" and path.is_dir():
-        return
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError, RunError, nearest
+from spantune.core.errors import DataError, RunError, expect, nearest
 from spantune.core.files import first_line, replace_text
 
 TASK_FILE = "task.json"
@@ -35,7 +35,8 @@ class TaskSpec(BaseModel):
 
     `template` is `chat` (the tokenizer's own chat template) or `tutorial` (the tutorial's literal string, in which
     `<im_sep>` is four ordinary tokens; only to reproduce its run). `empty_answer` is what the model writes for a text
-    without entities; with "" it stops at once.
+    without entities; with "" it stops at once. Where `nested` is false, no two entities of a text overlap: the model is
+    told so, the grammar keeps to it, and of entities that overlap all the same the one with the highest score is kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +47,7 @@ class TaskSpec(BaseModel):
     empty_answer: str = ""
     language: str = "en"
     template: Literal["chat", "tutorial"] = "chat"
+    nested: bool = True
 
     @field_validator("labels")
     @classmethod
@@ -83,18 +85,18 @@ class TaskSpec(BaseModel):
                 field="entities",
             )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write `task.json` into `folder`."""
-        replace_text(folder / TASK_FILE, self.model_dump_json(indent=2) + "\n")
+        replace_text(Path(folder) / TASK_FILE, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> TaskSpec:
+    def load(cls, folder: str | Path) -> TaskSpec:
         """Read `task.json` from a run or adapter folder.
 
         Raises:
             RunError: the file is absent or not a task.
         """
-        path = folder / TASK_FILE
+        path = Path(expect(folder, (str, Path), "TaskSpec.load", "the path of a run or adapter folder")) / TASK_FILE
         try:
             return cls.model_validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):

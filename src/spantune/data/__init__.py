@@ -11,7 +11,7 @@ from spantune.data.formats import Corpus, read, read_extractions, write
 from spantune.data.loading import Splits, read_splits, shared_texts
 from spantune.data.raw.document import Nested, Options
 from spantune.data.raw.text_files import cannot_be_read, is_stream, lines_of, read_bytes, read_text, try_lines
-from spantune.data.repairs import count_dropped, repair_all
+from spantune.data.repairs import count_dropped, repair_all, repair_targets
 
 __all__ = [
     "Bin",
@@ -41,6 +41,7 @@ __all__ = [
     "read_splits",
     "read_text",
     "repair_all",
+    "repair_targets",
     "shared_texts",
     "split_long",
     "splitting",

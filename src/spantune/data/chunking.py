@@ -1,15 +1,14 @@
 """Cut long texts: `Cutter` into overlapping chunks for extraction, `split_long` into pieces for training.
 
-Both cut by the same rules: a sentence ends after its stops, the quotes and brackets that they close, and the space that
-follows; a part of document `<id>` is called `<id>#<k>`, and no text is changed. A chunk ends at the end of a sentence.
-If none is in reach, it ends after a clause, at white space, or between two characters. It begins before the end of the
-previous chunk, so that an entity at a cut is complete in one of them; `merge` brings the entities of all chunks
-together and decides where they disagree. A text over the limit is refused, never truncated.
+Both cut by the same rules, those of `sentences`; a part of document `<id>` is called `<id>#<k>`; no text is changed.
+A chunk ends at the end of a sentence. If none is in reach, it ends after a clause, at white space, or between two
+words. It begins before the end of the previous chunk, so that an entity at a cut is complete in one of them; `merge`
+brings the entities of all chunks together and decides where they disagree. A text over the limit is refused, never
+truncated.
 """
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,21 +16,10 @@ from dataclasses import dataclass, replace
 from unicodedata import category
 
 from spantune.core import DataError, Document, Entity, half_surrogate
+from spantune.data.sentences import clause_ends, sentence_ends, space_ends
 
-_SENTENCE_END = re.compile(r"(?:[。！？；!?;\n]+[”’」』）】)\]\"']*|\.(?=[^\s\d]|\s))\s*")
-_CLAUSE_END = re.compile(r"[，、,：:…—]+[”’」』）】)\]\"']*\s*")
-_SPACE = re.compile(r"\s+")
 _ZERO_WIDTH_JOINER = "\u200d"
 _FIRST_GUESS = 1024  # characters of the first chunk; each later guess is the size of the chunk before
-
-
-def sentence_ends(text: str) -> list[int]:
-    """Return the offsets behind each sentence of `text`, ascending; text without a stop at its end has none there."""
-    return _ends(_SENTENCE_END, text)
-
-
-def _ends(pattern: re.Pattern[str], text: str) -> list[int]:
-    return [match.end() for match in pattern.finditer(text)]
 
 
 def _part(document: Document, number: int, start: int, end: int) -> Document:
@@ -106,7 +94,7 @@ class Cutter:
     def _spans(self, document: Document) -> Iterator[tuple[int, int]]:
         """Yield start and end of each chunk; `last` is the end of the previous one."""
         text = document.text
-        places = [_ends(pattern, text) for pattern in (_SENTENCE_END, _CLAUSE_END, _SPACE)]
+        places = [ends(text) for ends in (sentence_ends, clause_ends, space_ends)]
         start, last, guess = 0, 0, _FIRST_GUESS
         while last < len(text):
             reach = self._reach(text, start, guess)
@@ -232,11 +220,27 @@ def _last_place(places: Sequence[int], limit: int) -> int:
 
 
 def _between_characters(text: str, first: int, place: int) -> int:
-    """Return the last place in (first, place] that does not separate a mark from its letter or cut a joined emoji."""
-    best = place
-    while best > first and (category(text[best])[0] == "M" or _ZERO_WIDTH_JOINER in text[best - 1 : best + 1]):
-        best -= 1
-    return best if best > first else place
+    """Return the last place in (first, place] that cuts no word, mark from its letter, or joined emoji.
+
+    Without one, a word is cut, which then takes all of the chunk; without that, anything.
+    """
+    for is_whole in (_is_between_words, _is_between_letters):
+        best = place
+        while best > first and not is_whole(text, best):
+            best -= 1
+        if best > first:
+            return best
+    return place
+
+
+def _is_between_letters(text: str, place: int) -> bool:
+    return category(text[place])[0] != "M" and _ZERO_WIDTH_JOINER not in text[place - 1 : place + 1]
+
+
+def _is_between_words(text: str, place: int) -> bool:
+    """Whether `place` cuts no word or number; the ideographs of a text without spaces may be cut apart."""
+    inside = all(character.isalnum() and character < "\u2e80" for character in text[place - 1 : place + 1])
+    return not inside and _is_between_letters(text, place)
 
 
 def split_long(document: Document, fits: Callable[[Document], bool]) -> list[Document]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from spantune.core import DataError, Document, Entity
-from spantune.data.chunking import sentence_ends
+from spantune.data.sentences import sentence_ends
 
 AMBIGUOUS_SHOWN = 10
 """The most surfaces with several labels that are listed."""

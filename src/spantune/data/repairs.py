@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from spantune.core import ConfigError, DataError, Document, Entity, replacing, replacing_path, to_json
+from spantune.core import ConfigError, DataError, Document, Entity, overwriting, replacing, replacing_path, to_json
 from spantune.data import formats
 from spantune.data.checks import FILE_RULES, Source, of_file
 from spantune.data.findings import Tally, place
@@ -40,6 +40,7 @@ class Repaired:
     """A repaired file, the log beside it, its changes, and `notes`: what its format could not hold, with counts."""
 
     path: Path
+    format: str
     log: Path
     changes: tuple[Change, ...]
     notes: Mapping[str, int]
@@ -50,8 +51,15 @@ class Repaired:
         return [c for c in self.changes if c.after is None and c.what is not Rule.DUPLICATE_ANNOTATION]
 
 
-def repair_all(sources: Sequence[Source], out: Path) -> list[Repaired]:
-    """Repair one source into the file `out`, or several into files of their names in the new folder `out`.
+def repair_targets(out: Path, count: int) -> list[Path]:
+    """Return what `repair_all` writes for `count` sources: the file `out` and its log, or the folder `out`."""
+    return [out, _log_of(out)] if count == 1 else [out]
+
+
+def repair_all(sources: Sequence[Source], out: Path, *, force: bool = False) -> list[Repaired]:
+    """Repair one source into the file `out`, or several into files of their names in the folder `out`.
+
+    With `force` a folder that exists is replaced when all is written.
 
     Raises:
         ConfigError: `out` is an input, or two inputs have the same name.
@@ -65,8 +73,8 @@ def repair_all(sources: Sequence[Source], out: Path) -> list[Repaired]:
         if input_path := next((source.path for source in sources if source.path.resolve() in path_and_parents), None):
             raise ConfigError(f"--fix {out} would write over or into the input {input_path}; name another place")
     if len(sources) == 1:
-        return [repair(sources[0], out)]
-    with replacing_path(out) as partial:
+        return [repair(sources[0], out, force=force)]
+    with overwriting(out, force=force) as place, replacing_path(place) as partial:
         partial.mkdir()
         written = [repair(source, partial / source.path.name) for source in sources]
     return [
@@ -74,8 +82,10 @@ def repair_all(sources: Sequence[Source], out: Path) -> list[Repaired]:
     ]
 
 
-def repair(source: Source, out: Path) -> Repaired:
+def repair(source: Source, out: Path, *, force: bool = False) -> Repaired:
     """Write the repaired documents of `source` to `out`, in its format, and the log of changes beside it.
+
+    A source whose format can only be read is written in the native format, which the notes say.
 
     Raises:
         DataError: no document could be read, or the format cannot hold one.
@@ -95,11 +105,16 @@ def repair(source: Source, out: Path) -> Repaired:
     if not documents:
         raise DataError("no document can be read, so nothing is written; mend what is found first", path=source.path)
     log = _log_of(out)
+    is_writable = formats.of_name(source.format).write is not None
+    format = source.format if is_writable else "native"
     with replacing(log) as file:
         for change in changes:
             file.write(to_json(asdict(change)) + "\n")
-        notes = formats.write(out, documents, source.format)
-    return Repaired(out, log, tuple(changes), notes)
+        with overwriting(out, force=force) as place:
+            notes = formats.write(place, documents, format)
+    if not is_writable:
+        notes[f"file written as native, since {source.format} can only be read"] = 1
+    return Repaired(out, format, log, tuple(changes), notes)
 
 
 def count_dropped(files: Sequence[Repaired], tally: Tally) -> None:

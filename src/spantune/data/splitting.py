@@ -38,6 +38,8 @@ SUFFIXES: Mapping[str, str] = {
     "label_studio": ".json",
     "spacy": ".spacy",
     "table": ".csv",
+    "pubtator": ".txt",
+    "bioc": ".json",
     "brat": "",
     "datasets": "",
 }

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spantune.core import DataError, Document, ModelError, TaskSpec, foreign, track
+from spantune.core import DataError, Document, ModelError, TaskSpec, foreign, track, visible
 from spantune.data import Bin, histogram
 from spantune.encoding.answers import answer_format
 from spantune.encoding.chat import render_chat
@@ -162,7 +162,7 @@ def coloured(example: Example, tokenizer: Tokenizer, prefix: int) -> Text:
     dump = Text()
     for index, token in enumerate(example.ids):
         style = "dim" if index < prefix else ("bold green" if index >= example.answer_start else "cyan")
-        piece = tokenizer.decode([token]).replace("\n", "⏎\n")
+        piece = visible(tokenizer.decode([token]).replace("\n", "⏎\n"), lines=True)
         dump.append(piece, style=style)
         dump.append("·", style="bright_black")
     return dump

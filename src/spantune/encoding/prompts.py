@@ -31,7 +31,7 @@ BIOMEDICAL_LABELS = (
 _CMEEE = """\
 你是医学文本实体识别专家。请从给定的句子中找出全部下列类型的实体：{labels}。
 {how}
-实体必须是句子里的原文，一字不改；实体可以嵌套；同一实体出现几次就输出几次；没有实体时{none}。"""
+实体必须是句子里的原文，一字不改；{nested}；同一实体出现几次就输出几次；没有实体时{none}。"""
 _CMEEE_HOW = {
     "jsonl": """\
 按实体在句中出现的先后，每个实体输出一行 JSON，例如：
@@ -56,12 +56,12 @@ _GENERIC = {
 请从给定的文本中找出全部下列类型的实体：
 {labels}
 {how}
-实体必须是文本里的原文，一字不改；实体可以嵌套；没有实体时{none}。""",
+实体必须是文本里的原文，一字不改；{nested}；没有实体时{none}。""",
     "en": """\
 Find every entity of these types in the given text:
 {labels}
 {how}
-Copy each entity exactly as it stands in the text. Entities may be nested. If there is none, {none}.""",
+Copy each entity exactly as it stands in the text. {nested}. If there is none, {none}.""",
 }
 _HOW = {
     "zh": {
@@ -90,6 +90,11 @@ Copy the text word for word and mark each entity with tags of its type, & writte
 _NONE = {
     "zh": {"jsonl": "不输出任何内容", "grouped": "输出 {}", "inline": "照抄全文"},
     "en": {"jsonl": "write nothing", "grouped": "write {}", "inline": "copy the text as it is"},
+}
+
+_NESTED = {
+    "zh": {True: "实体可以嵌套", False: "实体之间互不重叠"},
+    "en": {True: "Entities may be nested", False: "Entities do not overlap"},
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -125,7 +130,12 @@ def make_task(settings: config.Task) -> TaskSpec:
             answer = values.get("answer", "jsonl")
             labels = tuple(map(Label.model_validate, values["labels"]))
             is_cmeee = settings.preset == "cmeee" and "labels" not in given
-            values["instruction"] = _cmeee(answer) if is_cmeee else instruction_for(labels, values["language"], answer)
+            nested = settings.nested
+            values["instruction"] = (
+                _cmeee(answer, nested=nested)
+                if is_cmeee
+                else instruction_for(labels, values["language"], answer, nested=nested)
+            )
         return TaskSpec.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
@@ -133,7 +143,7 @@ def make_task(settings: config.Task) -> TaskSpec:
         raise ConfigError(f"{key}: {first['msg']}; mend it in the recipe") from None
 
 
-def instruction_for(labels: tuple[Label, ...], language: str, answer: str = "jsonl") -> str:
+def instruction_for(labels: tuple[Label, ...], language: str, answer: str = "jsonl", *, nested: bool = True) -> str:
     """Return an instruction for any label set and answer format, with the labels' names and descriptions."""
     lines = []
     for label in labels:
@@ -142,7 +152,8 @@ def instruction_for(labels: tuple[Label, ...], language: str, answer: str = "jso
         lines.append(f"- {label.code}{name}{colon + label.description if label.description else ''}")
     form = _form(answer)
     how = _HOW[language][form].replace("EXAMPLE", labels[0].code)
-    return _GENERIC[language].format(labels="\n".join(lines), how=how, none=_NONE[language][form])
+    none, overlaps = _NONE[language][form], _NESTED[language][nested]
+    return _GENERIC[language].format(labels="\n".join(lines), how=how, none=none, nested=overlaps)
 
 
 def messages(task: TaskSpec, text: str, system: bool = True) -> list[dict[str, str]]:
@@ -157,10 +168,10 @@ def tutorial_prompt(task: TaskSpec, text: str) -> str:
     return f"<|im_start|>user<im_sep>{task.instruction}{text}<|im_end|><|im_start|>assistant<im_sep>"
 
 
-def _cmeee(answer: str) -> str:
+def _cmeee(answer: str, *, nested: bool) -> str:
     form = _form(answer)
     labels = "、".join(f"{label.name}({label.code})" for label in CMEEE_LABELS)
-    return _CMEEE.format(labels=labels, how=_CMEEE_HOW[form], none=_NONE["zh"][form])
+    return _CMEEE.format(labels=labels, how=_CMEEE_HOW[form], none=_NONE["zh"][form], nested=_NESTED["zh"][nested])
 
 
 def _form(answer: str) -> str:

@@ -8,6 +8,7 @@ other group advance. When the cache is full, the newest row is evicted and resta
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spantune.core import Document, ModelError, Status
+from spantune.core import Document, ModelError, ProblemKind, Status
 from spantune.encoding import Encoder, common_prefix
 from spantune.extraction.grammar import Allowed, Constraint, Guide
 from spantune.extraction.model_runner import Forward, Part
@@ -75,6 +76,7 @@ class Row:
     guide: Guide | None = None
     status: Status | None = None
     failure: str = ""
+    failure_kind: ProblemKind = ProblemKind.GRAMMAR
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,9 @@ class Decoder:
     def _advance(self, row: Row, token: int, logprob: float) -> Status | None:
         """Append a token to a row; returns the status when that ends it."""
         if row.failure:
+            return Status.FAILED
+        if math.isnan(logprob):  # weights or a sum in the model that are not finite: its choice means nothing
+            row.failure, row.failure_kind = "the model computed NaN for the next token", ProblemKind.INVALID
             return Status.FAILED
         if token == self._encoder.stop_id:
             return Status.STOPPED

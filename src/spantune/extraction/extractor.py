@@ -7,11 +7,23 @@ weights are frozen keeps the cache of the instruction from one stream to the nex
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import Document, Extraction, ModelError, Prediction, Problem, ProblemKind, Status, TaskSpec, config
+from spantune.core import (
+    Document,
+    Extraction,
+    ModelError,
+    Prediction,
+    Problem,
+    Status,
+    TaskSpec,
+    config,
+    expect,
+    expect_each,
+)
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
@@ -19,11 +31,13 @@ from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Written, calibrated, read_answer
 from spantune.metrics import Calibration
-from spantune.models import CausalLM, Loaded, load, load_adapter, vocabulary_size
+from spantune.models import CausalLM, Loaded, hash_model, load, load_adapter, vocabulary_size
 from spantune.runs import RunFolder
 
 ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
 TOKENS = {"cpu": 1024, "cuda": 512}  # maximum tokens of a pass
+
+log = logging.getLogger(__name__)
 
 
 class Extractor:
@@ -49,6 +63,7 @@ class Extractor:
         *,
         on_choices: bool = False,
     ):
+        expect(encoder, Encoder, "Extractor", "an Encoder as the second argument; spantune.load makes both from a run")
         self.model, self.encoder, self.on_choices = model, encoder, on_choices
         self.settings = settings or config.Extract()
         require_grammar(self.settings, on_choices=on_choices)
@@ -72,9 +87,11 @@ class Extractor:
         """Return the texts with their entities, in the same order.
 
         Raises:
-            DataError: as `stream`, with `strict`.
+            ConfigError: `texts` is no list of texts.
+        DataError: as `stream`, with `strict`.
         """
-        documents = (Document(str(i), text) if isinstance(text, str) else text for i, text in enumerate(texts))
+        given = expect_each(texts, (str, Document), "texts", "a list of texts or Documents")
+        documents = (Document(str(i), text) if isinstance(text, str) else text for i, text in enumerate(given))
         return [extraction.document for extraction in self.stream(documents)]
 
     def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
@@ -100,7 +117,7 @@ class Extractor:
             written = Written(self.encoder.decode(row.ids), status, row.ids, row.logprobs)
             extraction = read_answer(row.document, written, self.encoder)
             if row.failure:
-                problem = Problem(ProblemKind.GRAMMAR, row.failure)
+                problem = Problem(row.failure_kind, row.failure)
                 extraction = replace(extraction, problems=(*extraction.problems, problem))
             yield extraction
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
@@ -160,6 +177,7 @@ def load_run(
         RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
         ModelError: the base model or the adapter cannot be loaded.
     """
+    expect(run, (str, Path), "load", "the path of a run folder, such as runs/demo")
     calibration = Calibration.load(Path(run))
     if min_score is not None:
         calibration = (calibration or Calibration()).with_min_score(min_score)
@@ -176,6 +194,19 @@ def load_bare(
     recipe, task, adapter = folder.config(), folder.adapter_task(accept_changes=accept_changes), folder.adapter
     require_grammar(settings or recipe.extract, on_choices=recipe.train.on_choices)  # before the model is loaded
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
+    _warn_of_another_base(folder, recipe.model.source, loaded.path)
     model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
     return Extractor(model, encoder, settings or recipe.extract, on_choices=recipe.train.on_choices)
+
+
+def _warn_of_another_base(run: RunFolder, source: str, path: Path) -> None:
+    """Log a warning where the base model in a local folder is not the one that the run was trained on.
+
+    The files of hubs and packages are verified by themselves.
+    """
+    if not Path(source).is_dir() or not run.environment_file.is_file():
+        return
+    recorded = run.environment().get("model_sha256")
+    if recorded is not None and recorded != hash_model(path):
+        log.warning("%s: the files of the base model are not those that the run was trained on: %s", run.path, path)

@@ -35,7 +35,7 @@ from spantune.core import DataError, Document, replacing_path, to_json, track
 from spantune.encoding import Encoder, Example
 from spantune.extraction.grammar import Constraint, Guide, constraint_of, without_special_names
 
-WALK_VERSION = 1
+WALK_VERSION = 2
 """To be raised when the walk would find other choices: every cached result is then made again."""
 SERIAL_UNDER = 500
 """Fewer answers than this are walked in this process: a worker takes seconds to start."""
@@ -69,8 +69,18 @@ def mark_choices(
         cache: the folder of cached results.
 
     Raises:
+        DataError: an entity begins or ends with white space, which no grammar writes.
         ModelError: the grammar cannot be followed with this tokenizer.
     """
+    for document in documents:
+        for entity in document.entities:
+            if (surface := document.surface(entity)) != surface.strip():
+                raise DataError(
+                    f"document {document.id!r}: {surface!r} at [{entity.start}, {entity.end}) begins or ends with "
+                    "white space, which no grammar writes; trim it (`spantune data check FILE --fix OUT`), or set "
+                    "train.loss_on=answer",
+                    field="entities",
+                )
     answers = [(d.text, e.ids[e.answer_start :]) for e, d in zip(examples, documents, strict=True)]
     cached = len(answers) >= CACHED_FROM
     path = cache / f"{_key(documents, answers, encoder, vocabulary)}.npz"

@@ -159,7 +159,7 @@ class Guide:
         text: the text that is extracted from.
         ordered: whether the grammar is made anew after each entity, so that entities come in order; otherwise any
             entity may follow, and `is_circling` says when the answer only repeats itself. A grammar that ends with an
-            entity is made anew in both cases.
+            entity is made anew in both cases, and so is every grammar of a task that is not nested.
     """
 
     def __init__(self, constraint: Constraint, encoder: Encoder, text: str, *, ordered: bool = True):
@@ -233,7 +233,7 @@ class Guide:
         answer = encoder.decode(self._ids)
         partial = PartialAnswer(answer, encoder.format.parse(answer, text, encoder.task))
         self.is_circling = partial.parsed.is_looping
-        renews = self._ordered or self.matcher.is_stopped()
+        renews = self._ordered or not encoder.task.nested or self.matcher.is_stopped()
         grammar = encoder.format.grammar(text, encoder.task, partial) if renews else None
         if grammar is not None:
             self._matcher = self._constraint.compile(lambda: grammar)

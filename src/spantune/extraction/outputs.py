@@ -24,10 +24,16 @@ from spantune.core import (
     Document,
     Extraction,
     Prediction,
+    ProblemKind,
     encodable,
     from_document,
+    json_text,
     nearest,
+    overwriting,
     require_folder,
+    require_new,
+    to_document,
+    to_record,
 )
 from spantune.data import Nested, Options, formats
 from spantune.extraction import resumable
@@ -68,6 +74,8 @@ class Tally:
         self.with_problem += extraction.has_problem
         self.below_threshold += len(extraction.below_threshold)
         self.contradicted += len(extraction.contradicted)
+        if any(problem.kind is ProblemKind.UNCONSTRAINED for problem in extraction.problems):
+            self.notes["document that the server answered without its grammar, which it refused"] += 1
         if extraction.status.is_failure:
             self.failed += 1
             if len(self.failures) < SHOWN:
@@ -90,6 +98,7 @@ class Target:
         html: the page; None for no page.
         resume: whether to continue an interrupted run.
         nested: what a format of flat tags keeps of entities that overlap.
+        force: whether files that exist are replaced; with `resume`, `out` is gone on with.
     """
 
     out: Path | None = None
@@ -97,9 +106,10 @@ class Target:
     html: Path | None = None
     resume: bool = False
     nested: Nested = "error"
+    force: bool = False
 
-    def check(self, inputs: Sequence[str]) -> None:
-        """Check, before anything is extracted, that the results can be written.
+    def check(self, inputs: Sequence[str | Path]) -> None:
+        """Check, before anything is extracted, that the results can be written, and replace nothing that they may not.
 
         Raises:
             ConfigError: options contradict each other.
@@ -113,12 +123,18 @@ class Target:
         if self.resume and self.out is None:
             raise ConfigError("--resume goes on with a file; give --out FILE")
         for path in (self.out, self.html):
-            if path and any(Path(name).exists() and path.exists() and path.samefile(name) for name in inputs):
-                raise ConfigError(f"{path} is read from, and would be written over; name another")
             if path:
-                _require_writable(path, is_file=path == self.html or not writes_folder)
+                is_file = path == self.html or not writes_folder
+                _require_writable(path, is_file=is_file, force=self.force)
+                require_new(path, inputs, force=self.force or self._goes_on(path))
+        if self.out:
+            require_new(resumable.partial(self.out), inputs, force=True)
         if self.out and self.html and self.out.resolve() == self.html.resolve():
             raise ConfigError(f"--out and --html are both {self.out}; name another for one of them")
+
+    def _goes_on(self, path: Path) -> bool:
+        """Whether `path` is what an interrupted run has written, with which this one goes on."""
+        return self.resume and path == self.out and self.format == "native"
 
     def held(self) -> AbstractContextManager[None]:
         """Lock the file against other processes.
@@ -159,7 +175,8 @@ class Target:
             return
         failed_ids: list[str] = []
         documents = self._representable(failed_ids)
-        tally.notes.update(formats.write(self.out, documents, self.format, Options(nested=self.nested)))
+        with overwriting(self.out, force=self.force) as place:
+            tally.notes.update(formats.write(place, documents, self.format, Options(nested=self.nested)))
         tally.not_representable = len(failed_ids)
         resumable.partial(self.out).unlink()
 
@@ -186,7 +203,7 @@ class Target:
             if self.html:
                 shown.append(extraction.document)
             try:
-                sys.stdout.buffer.write(resumable.json_line(extraction))
+                sys.stdout.buffer.write(json_text(to_record(to_document(extraction))).encode() + b"\n")
                 sys.stdout.buffer.flush()
             except BrokenPipeError:
                 _discard_stdout()
@@ -206,16 +223,14 @@ class Target:
             tally.notes["page that was not written: there are no documents"] += 1
 
 
-def _require_writable(path: Path, *, is_file: bool) -> None:
+def _require_writable(path: Path, *, is_file: bool, force: bool) -> None:
     if not path.name:
         raise DataError("is no name for what is to be written; give one", path=path)
     require_folder(path)
-    if path.is_file() and not is_file:
+    if path.is_file() and not is_file and not force:
         raise DataError("is a file, where the format writes a folder; name another, or remove it", path=path)
     if path.is_dir() and is_file:
         raise DataError("is a folder; name a file inside it", path=path)
-    if path.is_dir() and any(path.iterdir()):
-        raise DataError("the folder exists and is not empty; name another, or remove it", path=path)
     with resumable.writing(path):
         tempfile.TemporaryFile(dir=path.parent).close()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from spantune.core import Document, Extraction, Problem, ProblemKind, Status
+from spantune.core import Document, Entity, Extraction, Problem, ProblemKind, Status, masked
 from spantune.encoding import Encoder
 from spantune.metrics import Calibration
 
@@ -55,6 +55,10 @@ def read_answer(document: Document, written: Written, encoder: Encoder) -> Extra
             entity = replace(entity, score=score)
         entities.append(entity)
     problems = parsed.problems
+    if not encoder.task.nested:
+        entities, dropped = without_overlaps(entities)
+        surfaces = [document.surface(entity) for entity in dropped]
+        problems = (*(Problem(ProblemKind.OVERLAPPING, surface) for surface in surfaces), *problems)
     was_cut = written.status in (Status.LENGTH, Status.REPEATED)
     if was_cut and problems and problems[-1].kind is ProblemKind.INVALID:
         problems = (*problems[:-1], Problem(ProblemKind.TRUNCATED, problems[-1].found))
@@ -62,8 +66,31 @@ def read_answer(document: Document, written: Written, encoder: Encoder) -> Extra
     return Extraction(annotated, written.text, written.status, problems)
 
 
+def without_overlaps(entities: Iterable[Entity]) -> tuple[list[Entity], list[Entity]]:
+    """Return the entities that are kept where none may overlap, and those that are dropped.
+
+    The one with the higher score is kept (one without a score counts as 1), of equals the earlier, then the longer one.
+    """
+
+    def rank(entity: Entity) -> tuple[float, int, int, str]:
+        score = 1.0 if entity.score is None else entity.score
+        return -score, entity.start, -entity.end, entity.label
+
+    ordered = sorted(entities, key=rank)
+    covered = bytearray(max((entity.end for entity in ordered), default=0))
+    kept, dropped = list[Entity](), list[Entity]()
+    for entity in ordered:
+        if 1 in covered[entity.start : entity.end]:
+            dropped.append(entity)
+        else:
+            covered[entity.start : entity.end] = b"\1" * (entity.end - entity.start)
+            kept.append(entity)
+    return kept, dropped
+
+
 def failure(document: Document, status: Status, problem: Problem) -> Extraction:
     """Return the Extraction of a document without an answer."""
+    problem = replace(problem, found=masked(problem.found))  # an error may quote a URL or a key
     return Extraction(document.with_entities(()), "", status, (problem,))
 
 

@@ -9,12 +9,13 @@ docs/measuring.md says what each figure counts.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from spantune.core import ConfigError, Document, nearest
+from spantune.core import ConfigError, Document, expect_each, nearest
 from spantune.metrics.counts import Bools, Ints, Side
 from spantune.metrics.figures import FEWEST_DOCUMENTS, PROTOCOLS, Average, FalseAlarms, Figure, Protocol, Scores
 from spantune.metrics.pairing import pair
@@ -57,10 +58,13 @@ def score(
         seed: its seed.
 
     Raises:
-        ConfigError: there is no such protocol.
+        ConfigError: there is no such protocol, or an argument is no list of documents or labels.
         DataError: the documents do not pair (see `pair`), a label is not in `labels`, or a score is not a probability.
     """
     require_protocol(protocol)
+    for name, documents in {"gold": gold, "predicted": predicted, "train": train or ()}.items():
+        deque(expect_each(documents, Document, name, "a list of Documents"), 0)
+    labels = list(expect_each(labels, str, "labels", "a list of label codes"))
     pairs, codes = pair(gold, predicted), list(dict.fromkeys(labels))
     from spantune.metrics import counts
 

@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from spantune.core import ModelError, file_lock, nearest, sha256_of, to_json
+from spantune.core import ModelError, file_lock, nearest, say, sha256_of, to_json, waiting
 from spantune.models.gguf_tokenizer import Metadata, build_tokenizer, read_metadata
 
 if TYPE_CHECKING:
@@ -233,15 +234,12 @@ def _make_room(models: Path) -> None:
 
 def _convert(model: BundledModel, target: Path) -> None:
     """Make `target` from the package; the caller holds the lock, so that what a killed process left may be removed."""
-    from rich.console import Console
-
     started = time.perf_counter()
     for stale in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    console = Console(stderr=True, quiet=not Console(stderr=True).is_terminal)
     try:
-        with console.status(f"Converting {model.name} once, into {target} …"), _quiet_transformers():
+        with waiting(f"Converting {model.name} once, into {target} …"), _quiet_transformers():
             source = _source(model, work)
             made = work / "made"
             made.mkdir()
@@ -255,7 +253,8 @@ def _convert(model: BundledModel, target: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
     message = f"converted {model.name} in {seconds:.0f} s: {target}"
     logging.getLogger(__name__).info(message)
-    console.print(message, highlight=False)
+    if sys.stderr.isatty():
+        say(message)
 
 
 def _source(model: BundledModel, work: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from spantune.core import ConfigError, ModelError, config, foreign, require_extr
 from spantune.encoding import Tokenizer, render_chat, special_ids
 from spantune.models.attention import NAME, check_attention
 from spantune.models.bundled import BUNDLED
+from spantune.models.hashes import read_once
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
 from spantune.models.sources import public_name, resolve, weight_files
@@ -111,6 +113,7 @@ def load_config_of(folder: Path) -> ModelConfig:
     from transformers import AutoConfig
 
     with foreign(folder, "config.json cannot be read", "restore it, or take another model"):
+        json.loads((folder / "config.json").read_text(encoding="utf-8"), parse_constant=_number)
         loaded: ModelConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text: ModelConfig = loaded.get_text_config()
         sizes = {name: getattr(text, name, None) for name in SIZES}
@@ -121,6 +124,13 @@ def load_config_of(folder: Path) -> ModelConfig:
                 "restore it, or take another model"
             )
     return loaded
+
+
+def _number(constant: str) -> float:
+    """The number of a constant in JSON; some models have Infinity, none has NaN."""
+    if constant == "NaN":
+        raise ValueError("it holds NaN")
+    return float(constant)
 
 
 @dataclass(frozen=True)
@@ -150,11 +160,16 @@ def _require_ids(files: ModelFiles, tokenizer_folder: Path) -> None:
     Special tokens beyond the vocabulary, such as Gemma's for images, are never encoded and may be there.
     """
     tokenizer, size = files.tokenizer, files.config.get_text_config().vocab_size
+    used = {"EOS": tokenizer.eos_token_id, "PAD": tokenizer.pad_token_id}
+    beyond = {name: index for name, index in used.items() if index is not None and not 0 <= index < size}
     with foreign(tokenizer_folder, "the tokenizer's vocabulary cannot be read", "restore tokenizer.json"):
-        vocabulary, special = tokenizer.get_vocab(), special_ids(tokenizer)
-        used = {"EOS": tokenizer.eos_token_id, "PAD": tokenizer.pad_token_id}
-    beyond = {token: index for token, index in vocabulary.items() if not 0 <= index < size and index not in special}
-    beyond |= {name: index for name, index in used.items() if index is not None and not 0 <= index < size}
+        # remembered, since the vocabulary of a large tokenizer takes a fifth of a second to list
+        names = ["tokenizer.json"] if (tokenizer_folder / "tokenizer.json").is_file() else []
+        highest = read_once(tokenizer_folder, names, "vocabulary", lambda _: str(max(tokenizer.get_vocab().values())))
+        if not all(index.isdecimal() and int(index) < size for index in highest.values()) or not names:
+            special = special_ids(tokenizer)
+            tokens = tokenizer.get_vocab().items()
+            beyond |= {token: index for token, index in tokens if index >= size and index not in special}
     if beyond:
         token, index = max(beyond.items(), key=lambda pair: pair[1])
         raise ModelError(

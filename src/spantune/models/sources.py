@@ -34,7 +34,7 @@ from spantune.models.hubs import HUBS, Hub, HubFile
 REACH_SECONDS = 8.0  # until any answer of a hub, name look-up included
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-UNWANTED = "consolidated"  # Mistral's second copy of the weights
+UNWANTED = ("consolidated", "adapter_")  # Mistral's second copy of the weights; an adapter beside them
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
 PREFIXES = ("bundled", "modelscope", "hf")
 
@@ -48,7 +48,7 @@ def resolve(source: str) -> Path:
         ModelError: the source is malformed, absent, incomplete, damaged, or on a hub that cannot be reached.
     """
     prefix, colon, rest = source.partition(":")
-    if not colon or len(prefix) == 1 or Path(source).exists():  # one letter is a drive of Windows
+    if not colon or Path(source).exists():
         return _check_folder(Path(source).expanduser(), source)
     if prefix == "bundled":
         return _bundled(rest)
@@ -301,6 +301,11 @@ def _check_folder(folder: Path, source: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"model source {source!r} is a file; give the folder that holds config.json and safetensors")
     _check_names({path.name for path in folder.iterdir()}, source)
+    if (folder / "adapter_config.json").exists():  # transformers would load the adapter, onto a base that it names
+        raise ModelError(
+            f"{source}: holds a model and an adapter_config.json, so that either could be meant; move the adapter "
+            "to a folder of its own"
+        )
     for shard in weight_files(folder):
         _check_shard(shard)
     return folder
@@ -336,11 +341,6 @@ def _check_names(names: set[str], source: str) -> None:
         if "adapter_config.json" in names:
             hint = "this is an adapter: give the model it was trained on"
         raise ModelError(f"{source}: no config.json; {hint}")
-    if "adapter_config.json" in names:
-        raise ModelError(
-            f"{source}: holds a model and an adapter_config.json, so that either could be meant; move the adapter "
-            "to a folder of its own"
-        )
     if not any(Path(name).match(pattern) for name in names for pattern in TOKENIZERS):
         raise ModelError(f"{source}: no tokenizer files; expected one of {', '.join(TOKENIZERS)} beside config.json")
     if not any(name.endswith(".safetensors") for name in names):

@@ -18,13 +18,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec
+from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec, expect
 from spantune.data import Splits, read_extractions, read_splits
 from spantune.metrics import TOO_FEW, Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
 from spantune.report.html import interval, points
 from spantune.report.write import write_report
-from spantune.runs import RunFolder
+from spantune.runs import RunFolder, evaluated
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Run:
         return score(self.splits.test, predicted, self.task.codes, train=self.splits.train)
 
 
-def report_run(folder: Path, splits: Splits | None = None, after: Scores | None = None) -> None:
+def report_run(folder: str | Path, splits: Splits | None = None, after: Scores | None = None) -> None:
     """Write `scores.json`, `report.md` and, last, `report.html` into the folder of a run.
 
     Args:
@@ -68,6 +68,7 @@ def report_run(folder: Path, splits: Splits | None = None, after: Scores | None 
         RunError: the folder is not a run, is damaged, or lacks the final evaluation.
         DataError: the run's predictions or the documents of its recipe cannot be read or do not pair.
     """
+    folder = Path(expect(folder, (str, Path), "report_run", "the path of a run folder"))
     run = _read(RunFolder(folder), splits)
     predicted = run.predictions("test", run.closing["step"])
     view, notes = _calibration(run)
@@ -125,6 +126,8 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     if run.dev:
         best = _best(run)
         facts["best step"] = f"{best['step']}, F1 {points(best['f1'])} on {best['documents']} dev documents"
+    for entry in evaluated(run.folder.path):
+        facts[f"predictions/{entry.file}"] = f"{entry.documents} documents of {entry.data}"
     stored = Calibration.load(run.folder.path)
     if stored and (stored.threshold is not None or stored.label_thresholds):
         micro = run.scores([stored.apply(document)[0] for document in _documents(predicted)]).micro

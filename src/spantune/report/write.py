@@ -9,9 +9,10 @@ page shows the figures, but no documents.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import replacing, to_json
+from spantune.core import masked, replacing, to_json
 from spantune.metrics import NONE, judge
 from spantune.report import charts, content, documents
 from spantune.report.charts import Chart
@@ -20,11 +21,19 @@ from spantune.report.html import SIGNS, colours, embed, interval, render
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write `scores.json`, `report.md` and, last, `report.html` into `folder`.
+    """Write `scores.json`, `report.md` and, last, `report.html` into `folder`; credentials in settings are masked.
 
     Raises:
         DataError: the gold and predicted documents do not pair, or the files cannot be written.
     """
+    report = replace(
+        report,
+        title=masked(report.title),
+        config=masked(report.config),
+        data=masked(report.data),
+        facts={key: masked(value) for key, value in report.facts.items()},
+        environment={key: masked(value) for key, value in report.environment.items()},
+    )
     outcome = judge(report.gold, report.predicted, list(report.labels))
     labels = list(outcome.confusion.labels)
     page = render(

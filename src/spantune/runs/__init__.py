@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from spantune.runs.card import write_card
     from spantune.runs.checkpoints import BestAdapter, Checkpoints, step_of, torn
     from spantune.runs.claim import Claim
+    from spantune.runs.evaluations import Evaluated, evaluated, name_predictions, predictions_for
     from spantune.runs.folder import (
         RunFolder,
         free_name,
@@ -29,14 +30,18 @@ __all__ = [
     "BestAdapter",
     "Checkpoints",
     "Claim",
+    "Evaluated",
     "Run",
     "RunFolder",
     "Trackers",
+    "evaluated",
     "free_name",
     "hints",
     "listing",
     "logging_to",
+    "name_predictions",
     "open_trackers",
+    "predictions_for",
     "read_metrics",
     "require_free",
     "require_trackers",
@@ -54,6 +59,7 @@ __getattr__, __dir__ = lazy_exports(
         "card": ("write_card",),
         "checkpoints": ("BestAdapter", "Checkpoints", "step_of", "torn"),
         "claim": ("Claim",),
+        "evaluations": ("Evaluated", "evaluated", "name_predictions", "predictions_for"),
         "folder": (
             "RunFolder",
             "free_name",

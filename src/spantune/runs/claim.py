@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from spantune.core import Config, Locked, RunError, TaskSpec, file_lock, to_json
+from spantune.core import Config, Locked, RunError, TaskSpec, file_lock, masked_values, to_json
 from spantune.runs.folder import RunFolder
 
 PATIENCE = 1.0  # seconds: a process that looks whether a run is running holds its lock for a moment
@@ -57,11 +57,11 @@ class Claim:
         return self
 
     def create(self, recipe: Config, task: TaskSpec, environment: Mapping[str, str]) -> Path:
-        """Write recipe, task and environment, and give the folder its name."""
+        """Write recipe, task and environment, credentials masked, and give the folder its name."""
         assert self._part is not None
         recipe.save(self._part)
         task.save(self._part)
-        text = to_json(environment, indent=2, ascii_only=True) + "\n"
+        text = to_json(masked_values(environment), indent=2, ascii_only=True) + "\n"
         RunFolder(self._part).environment_file.write_text(text, encoding="utf-8")
         try:
             self._part.rename(self.folder)

@@ -11,13 +11,24 @@ import functools
 import itertools
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from spantune.core import Config, ConfigError, Locked, RunError, TaskSpec, file_lock, parse_config
+from spantune.core import (
+    Config,
+    ConfigError,
+    Locked,
+    RunError,
+    TaskSpec,
+    expect,
+    file_lock,
+    lost_credentials,
+    parse_config,
+)
 from spantune.runs.manifest import MANIFEST, first_addition, first_difference
 
 METRICS_FILE = "metrics.jsonl"
@@ -45,6 +56,10 @@ class RunFolder:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        path = expect(self.path, (str, Path), "run folder", "the path of a run folder, such as runs/demo")
+        object.__setattr__(self, "path", Path(path))
+
     config_file = _Part("config.yaml")
     task_file = _Part("task.json")
     environment_file = _Part("environment.json")
@@ -61,6 +76,14 @@ class RunFolder:
     swanlab = _Part("swanlab")
     tensorboard = _Part("tensorboard")
     mlflow = _Part("mlflow")
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files and folders of the run itself that are there; a report, and what else is in it, is made of them."""
+        own = [self.config_file, self.task_file, self.environment_file, self.metrics_file, self.log_file]
+        own += [self.lock_file, self.adapter, self.checkpoints, self.predictions_folder, self.calibration_file]
+        own += [self.trackers, self.swanlab, self.tensorboard, self.mlflow, self.report_html]
+        return [path for path in own if path.exists()]
 
     def predictions(self, split: str, step: int) -> Path:
         """The file of the predictions on a split after a step."""
@@ -91,18 +114,34 @@ class RunFolder:
             return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
         except OSError:
             raise RunError(f"{self.path}: no config.yaml here; expected a run folder such as runs/demo") from None
-        except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ConfigError) as error:
             raise RunError(f"{path} is damaged: {error}; restore it, or train again") from None
 
-    def resume_config(self) -> Config:
+    def resume_config(self, overrides: Sequence[str] = ()) -> Config:
         """Read the recipe of a run to resume, with the name and place that its folder has now.
+
+        A saved recipe holds `***` for a credential: `overrides` give the whole value again, and nothing else.
 
         Raises:
             RunError: the folder is no run, or is finished.
+            ConfigError: a value with a credential is missing, or an override is of another key.
         """
         if self.is_finished:
             raise RunError(f"{self.path} is finished; its report is {self.report_html}")
         config = self.config()
+        lost = lost_credentials(config)
+        for override in overrides:
+            if override.partition("=")[0] not in lost:
+                raise ConfigError(
+                    f"{override}: a run goes on with the recipe that it began with, {self.config_file}; leave it out"
+                )
+        if overrides:
+            config = parse_config(config.model_dump(mode="json"), str(self.config_file), list(overrides))
+        if missing := [key for key in lost if key in lost_credentials(config)]:
+            raise ConfigError(
+                f"{self.config_file}: {', '.join(missing)} held a credential, which is not saved; give the value "
+                f"again: spantune train --resume {self.path} {missing[0]}=VALUE"
+            )
         place = {"name": self.path.name, "folder": self.path.parent}
         return config.model_copy(update={"run": config.run.model_copy(update=place)})
 
@@ -160,8 +199,10 @@ class RunFolder:
         path = self.environment_file
         try:
             environment: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read: {error}; restore it, or write {{}} into it") from None
+        if not isinstance(environment, dict):
+            raise RunError(f"{path} is damaged: expected an object; restore it, or write {{}} into it")
         return environment
 
     def metrics(self) -> list[MetricsRecord]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from spantune.core import replacing, to_json
+from spantune.core import SafeFormatter, StderrHandler, log_crashes_into, replacing, to_json
 from spantune.runs.folder import MetricsRecord, RunFolder
 
 log = logging.getLogger(__name__)
@@ -107,21 +107,29 @@ def rewind(folder: Path, step: int) -> None:
 
 @contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
-    """Send the log of spantune to `run.log` inside the block, and warnings to stderr too."""
+    """Send the log of spantune to `run.log` inside the block, and warnings to stderr too; then all is as before."""
     logger = logging.getLogger("spantune")
+    level = logger.level
+    run_log = _RunLog(RunFolder(folder).log_file)
+    run_log.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    added: list[logging.Handler] = [run_log]
+    if not any(isinstance(handler, StderrHandler) or _is_on_stderr(handler) for handler in logger.handlers):
+        added.append(StderrHandler())
+    for handler in added:
+        logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    handler = _RunLog(RunFolder(folder).log_file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger.addHandler(handler)
-    if not any(isinstance(other, logging.StreamHandler) and other.stream is sys.stderr for other in logger.handlers):
-        stderr_handler = logging.StreamHandler()
-        stderr_handler.setLevel(logging.WARNING)
-        logger.addHandler(stderr_handler)
+    log_crashes_into(folder)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        handler.close()
+        logger.setLevel(level)
+        for handler in added:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def _is_on_stderr(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
 
 
 class _RunLog(logging.Handler):

@@ -8,6 +8,7 @@ folder is listed as damaged. Whether a difference in F1 is significant is not sh
 from __future__ import annotations
 
 import fnmatch
+import json
 import math
 import operator
 import re
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
-from spantune.core import Config, ConfigError, RunError
+from spantune.core import Config, ConfigError, RunError, parse_value
 from spantune.runs.folder import MetricsRecord, RunFolder
 
 COLUMNS = (
@@ -104,6 +105,8 @@ def read(folder: Path) -> Run:
 def matching(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
     """The runs that meet every condition: `KEY=PATTERN` (with * and ?), `KEY!=PATTERN`, or `KEY<NUMBER` and its like.
 
+    A value matches too where it is written as in a recipe, such as `lora.dora=true` or `train.learning_rate=1e-4`.
+
     Raises:
         ConfigError: a condition has no such form, or a key that no run has.
     """
@@ -189,8 +192,7 @@ def _require_key(runs: Sequence[Run], key: str) -> None:
 
 def _meets(value: object, sign: str, expected: str) -> bool:
     if sign not in _ORDERS:
-        matches = fnmatch.fnmatchcase("" if value is None else str(value), expected)
-        return matches == (sign == "=")
+        return _equals(value, expected) == (sign == "=")
     if value is None:
         return False
     try:
@@ -198,6 +200,31 @@ def _meets(value: object, sign: str, expected: str) -> bool:
         return _ORDERS[sign](number, float(expected))
     except ValueError:
         raise ConfigError(f"{sign} compares numbers, found {value!r} and {expected!r}; use = or !=") from None
+
+
+def _equals(value: object, expected: str) -> bool:
+    """Whether a value is what a recipe would make of `expected`, or its text has the pattern."""
+    shown = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if fnmatch.fnmatchcase(shown, expected):
+        return True
+    try:
+        wanted = parse_value(expected)
+    except ConfigError:  # a pattern
+        return False
+    if isinstance(value, bool) or value is None:
+        return wanted is value
+    if isinstance(value, int | float):  # YAML takes 1e-4 for a word, a recipe for a number
+        return not isinstance(wanted, bool) and _number(wanted) == value
+    if isinstance(value, str):
+        return isinstance(wanted, bool) and value == ("on" if wanted else "off")
+    return wanted == value or [wanted] == value
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(value) if isinstance(value, int | float | str) else None
+    except ValueError:
+        return None
 
 
 def _sortable(value: object) -> tuple[int, float, str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from spantune.core import Document, RunError, TaskSpec, sha256_of, to_json
+from spantune.core import RunError, TaskSpec, hash_documents, sha256_of
 from spantune.models import hash_model, pinned
 from spantune.runs import RunFolder
 from spantune.training.preparation import Prepared
@@ -81,17 +81,9 @@ def read_environment(folder: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in values.items()}
 
 
-def hash_documents(documents: Iterable[Document]) -> str:
-    """Return one SHA-256 over ids, texts and entities, in order."""
-    return _hash(
-        to_json([d.id, d.text, [[e.start, e.end, e.label] for e in d.entities]], ascii_only=True) + "\n"
-        for d in documents
-    )
-
-
 def hash_task(task: TaskSpec) -> str:
-    """Return the SHA-256 of a task."""
-    return _hash([task.model_dump_json()])
+    """Return the SHA-256 of a task; that of a nested one is what it was before tasks could be another."""
+    return _hash([task.model_dump_json(exclude={"nested"} if task.nested else None)])
 
 
 def code() -> dict[str, str]:

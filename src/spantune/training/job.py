@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from spantune.core import Config, StopRequest, bar, console, require_extra
+from spantune.core import Config, StopRequest, as_config, bar, expect, require_extra, say
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
 from spantune.metrics import Scores
@@ -72,8 +73,8 @@ class Result:
         }
 
 
-def train(recipe: Config, resume: Path | None = None) -> Result:
-    """Run a recipe, or resume the run in the folder `resume`.
+def train(recipe: Config | Mapping[str, object] | str | Path, resume: str | Path | None = None) -> Result:
+    """Run a recipe, which may be given as the path of its file too, or resume the run in the folder `resume`.
 
         result = spantune.train(spantune.load_config("recipes/demo.yaml"))
         print(result.folder, result.after.scores.micro.f1)
@@ -85,7 +86,9 @@ def train(recipe: Config, resume: Path | None = None) -> Result:
         SpantuneError: the recipe, the data, the model or the run folder cannot be used; nothing is left behind.
     """
     started = time.perf_counter()
-    folder = resume or require_free(recipe)
+    recipe = as_config(recipe)
+    expect(resume, (str, Path, type(None)), "resume", "the path of a run folder")
+    folder = Path(resume) if resume else require_free(recipe)
     require_trackers(recipe.track)
     if recipe.train.optimizer != "adamw":
         require_extra(f"train.optimizer={recipe.train.optimizer}", "bitsandbytes", ["bitsandbytes"])
@@ -139,7 +142,7 @@ class _Job:
                 state = "success"
             except KeyboardInterrupt:
                 state = "aborted"
-                console().print(self._stopped(), markup=False)
+                say(self._stopped())
                 raise
             finally:
                 if state != "success":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import sys
 
 import torch
@@ -81,9 +82,5 @@ def _peak_memory() -> dict[str, float]:
     """The most memory that was in use so far, GiB: of the GPU, or of the process where there is none."""
     if torch.cuda.is_available():
         return {"peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 3)}
-    if sys.platform == "win32":
-        return {}
-    import resource
-
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return {"peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB, 3)}

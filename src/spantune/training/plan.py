@@ -25,7 +25,7 @@ from spantune.models import (
     unranked_error,
 )
 from spantune.training.estimate import GIB, Estimate, estimate
-from spantune.training.preparation import Prepared, splits_with_files
+from spantune.training.preparation import Prepared, overlapping, splits_with_files
 
 MEMORY = "the run fits into memory"
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ def make_plan(prepared: Prepared) -> Plan:
         _leak("test shares no text with train", prepared, dev=False),
         _window(prepared),
         _extractable(prepared),
+        _nesting(prepared),
         _memory(predicted),
         _disk(prepared.recipe, predicted),
     ]
@@ -208,6 +209,22 @@ def _extractable(prepared: Prepared) -> Audit:
     result = "; ".join(problems) or f"{dev} documents of dev and {test} of test, none refused"
     remedy = "mend these documents or settings: evaluation would end the run there"
     return Audit("every dev and test text can be extracted", not problems, result, remedy)
+
+
+def _nesting(prepared: Prepared) -> Audit:
+    """Check gold against `task.nested`; only a task that says that nothing overlaps can be contradicted."""
+    nested = prepared.task.nested
+    found = [(overlapping(documents), path) for documents, path in splits_with_files(prepared.recipe, prepared.splits)]
+    with_overlaps = {path: documents for documents, path in found if documents}
+    count = sum(map(len, with_overlaps.values()))
+    if nested:
+        hint = "no entities overlap: task.nested=false would tell the model so, and rule out overlaps in its answers"
+        result = f"entities overlap in {count} documents, as they may" if count else hint
+    else:
+        first = [f"{path}: {len(items)} documents, first {items[0].id!r}" for path, items in with_overlaps.items()]
+        result = f"task.nested=false, and entities overlap in {'; '.join(first)}" if count else "no entities overlap"
+    remedy = "set task.nested=true, or mend the annotation"
+    return Audit("gold is nested only where the task is", nested or not count, result, remedy)
 
 
 def _memory(predicted: Estimate) -> Audit:

@@ -10,8 +10,9 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
-from spantune.core import DataError, Document, TaskSpec, config
+from spantune.core import DataError, Document, TaskSpec, as_config, config
 from spantune.data import Splits, read_splits, split_long
 from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
 from spantune.extraction import mark_choices, require_grammar
@@ -62,6 +63,7 @@ def prepare(recipe: config.Config) -> Prepared:
     Raises:
         SpantuneError: its files, labels, tokenizer or lengths cannot be used.
     """
+    recipe = as_config(recipe)
     require_grammar(recipe.extract, on_choices=recipe.train.on_choices)
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
@@ -74,9 +76,11 @@ def prepare(recipe: config.Config) -> Prepared:
     if recipe.data.too_long == "split":
         pieces = (split_long(document, encoder.fits) for document in splits.train)
         splits = replace(splits, train=tuple(piece for group in pieces for piece in group))
+    for documents, path in splits_with_files(recipe, splits):
+        _warn_of_blanks(documents, path)
     examples = tuple(encoder.example(document) for document in splits.train)
     examples, cut = _cut(examples, settings.cut_tokens)
-    if settings.on_choices:
+    if settings.on_choices and (task.nested or not overlapping(splits.train)):  # else an audit of `plan` fails
         cache = cache_root() / "gold"
         examples = mark_choices(examples, splits.train, encoder, files.config.vocab_size, cache)
     return Prepared(recipe, task, splits, files, encoder, examples, cut)
@@ -86,6 +90,33 @@ def splits_with_files(recipe: config.Config, splits: Splits) -> list[tuple[tuple
     """Return the documents of train, dev and test, each with the file that they come from."""
     dev = recipe.data.dev or recipe.data.train
     return [(splits.train, recipe.data.train), (splits.dev, dev), (splits.test, recipe.data.test or dev)]
+
+
+def overlapping(documents: Sequence[Document]) -> list[Document]:
+    """Return the documents in which two entities overlap."""
+
+    def overlap(document: Document) -> bool:
+        ends = accumulate((entity.end for entity in document.entities), max)
+        return any(entity.start < end for end, entity in zip(ends, document.entities[1:], strict=False))
+
+    return [document for document in documents if overlap(document)]
+
+
+def _warn_of_blanks(documents: Sequence[Document], path: str) -> None:
+    """Log how many gold entities begin or end with white space, which no extraction states."""
+    padded = [
+        (document, entity)
+        for document in documents
+        for entity in document.entities
+        if (surface := document.surface(entity)) != surface.strip()
+    ]
+    if padded:
+        document, entity = padded[0]
+        log.warning(
+            "%s: %d entities begin or end with white space, first %r in document %r [%d, %d); extraction never states "
+            "such ones, so that they count as missed: trim them (`spantune data check FILE --fix OUT`)",
+            path, len(padded), document.surface(entity), document.id, entity.start, entity.end,
+        )  # fmt: skip
 
 
 def _check_labels(task: TaskSpec, documents: Sequence[Document], path: str) -> None:

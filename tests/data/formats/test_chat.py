@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from helpers.corpora import file_of, round_trip, spans
 from helpers.refusal import assert_unreadable
 from helpers.strategies import annotated
 from spantune.core import Document, Entity
-from spantune.data import formats
+from spantune.data import Options, formats
 from spantune.data.raw.anchored import AMBIGUOUS
 
 ANSWER = '{"entity_text": "腹痛", "entity_label": "sym"}{"entity_text": "腹", "entity_label": "bod"}'
@@ -40,15 +41,10 @@ def test_the_layouts_are_recognised_and_the_tutorials_prefix_is_no_text(record, 
     assert corpus.format == "chat"
     assert [document.text for document in corpus.documents] == ["患者腹痛三天。", "无不适。"]
     assert spans(corpus.documents) == [[("腹", 2, "bod"), ("腹痛", 2, "sym")], []]
-    assert (
-        corpus.notes
-        == {
-            "taken off the user's turn, where it stands in every record: '文本:'": 2,
-            "id made from the document's number": 2,
-            AMBIGUOUS: 0,
-        }
-        or AMBIGUOUS not in corpus.notes
-    )
+    assert corpus.notes == {
+        "taken off the user's turn, where it stands in every record: '文本:'": 2,
+        "id made from the document's number": 2,
+    }
 
 
 def test_an_instruction_in_the_users_turn_is_taken_off_where_every_record_has_it(tmp_path: Path) -> None:
@@ -97,10 +93,21 @@ def test_universalner_asks_for_one_label_after_another(tmp_path: Path) -> None:
     row = {"id": "ner_1", "conversations": [{"from": who, "value": value} for who, value in said]}
     corpus = formats.read(file_of(tmp_path, "t.json", [row]))
     assert corpus.documents[0].id == "ner_1"
-    assert spans(corpus.documents) == [
-        [("Ada Roe", 0, "person"), ("Rome", 11, "place"), ("Roe", 4, "person")]
-    ] or spans(corpus.documents) == [[("Ada Roe", 0, "person"), ("Roe", 4, "person"), ("Rome", 11, "place")]]
+    assert spans(corpus.documents) == [[("Ada Roe", 0, "person"), ("Roe", 4, "person"), ("Rome", 11, "place")]]
     assert corpus.notes[AMBIGUOUS] == 1
+
+
+@pytest.mark.parametrize(("said", "answer"), [("query", "response"), ("prompt", "completion")])
+def test_a_question_and_an_answer_of_other_names(said: str, answer: str, tmp_path: Path) -> None:
+    corpus = formats.read(file_of(tmp_path, "t.jsonl", [{said: "患者腹痛。", answer: ANSWER, "history": []}]))
+    assert spans(corpus.documents) == [[("腹", 2, "bod"), ("腹痛", 2, "sym")]]
+    assert corpus.notes["field 'history' not read"] == 1
+
+
+def test_texts_to_extract_from_need_no_answer_that_can_be_read(tmp_path: Path) -> None:
+    path = file_of(tmp_path, "t.jsonl", [messages("患者腹痛。", "I cannot help with that.")])
+    (document,) = formats.stream(path, None, Counter(), Options(unannotated=True))
+    assert (document.text, document.entities) == ("患者腹痛。", ())
 
 
 def test_gliner_2_states_entities_as_an_object(tmp_path: Path) -> None:
@@ -110,7 +117,7 @@ def test_gliner_2_states_entities_as_an_object(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["back.json", "back.jsonl"])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(documents=st.lists(annotated(), min_size=1, max_size=3))
 def test_what_is_written_is_read_back_but_for_the_places_that_are_counted(name: str, documents: list[Document]) -> None:
     corpus, notes = round_trip(documents, "chat", name)

@@ -31,7 +31,7 @@ def test_ends_are_inclusive_and_other_fields_are_meta(name: str, tmp_path: Path)
     assert corpus.notes == {"id made from the document's number": 1, "id is a number, taken as text": 1}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(annotated(), min_size=1, max_size=3))
 def test_round_trip_keeps_everything(documents: list[Document]) -> None:
     named = [Document(f"d{n}", d.text, d.entities, {"ward": n}) for n, d in enumerate(documents)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spantune.core import ConfigError, DataError
-from spantune.data import Options, formats
+from spantune.core import ConfigError, DataError, config
+from spantune.data import Options, formats, read_splits
 
 TOKENS = "Melbourne\tB-LOC\nEspaña\tB-LOC\nniño\tO\n"
 CHINESE = "三天前\tO\n出现\tO\n发热\tB-sym\n咳嗽\tB-sym\n"
@@ -104,3 +104,13 @@ def test_a_wrong_encoding_is_refused_at_its_place(tmp_path: Path) -> None:
     assert "begins with the byte-order mark of UTF-8" in refusal(
         tmp_path, b"\xef\xbb\xbf" + TOKENS.encode(), Options(encoding="latin-1")
     )
+
+
+def test_a_recipe_names_encoding_and_label(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes("Köln\tB\nam\tO\n\nRhein\tB\nhier\tO\n".encode("latin-1"))
+    data = config.Data(train=str(tmp_path / "a"), encoding="latin-1", label="LOC", holdout=0.5)
+    splits = read_splits(data)
+    assert [(d.text, d.entities[0].label) for d in (*splits.dev, *splits.train)] == [
+        ("Köln am", "LOC"),
+        ("Rhein hier", "LOC"),
+    ]

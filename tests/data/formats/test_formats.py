@@ -128,6 +128,27 @@ def test_native_keeps_score_meta_and_notes_what_it_does_not_read(tmp_path: Path)
     }
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_native_objects_in_an_array_are_read_with_numbers_or_nothing_for_ids(
+    indent: int | None, tmp_path: Path
+) -> None:
+    entity = {"start": 0, "end": 2, "label": "dis"}
+    rows: list[dict[str, object]] = [{"text": "无", "entities": []}, {"id": 7, "text": "肺炎", "entities": [entity]}]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([*rows, {"id": "x", "text": "", "entities": []}], indent=indent), encoding="utf-8")
+    corpus = formats.read(path)
+    assert corpus.format == "native"
+    assert [(d.id, d.entities) for d in corpus.documents] == [("a-1", ()), ("7", (Entity(0, 2, "dis"),)), ("x", ())]
+
+
+@pytest.mark.parametrize(("id", "format"), [({}, "cmeee"), ({"id": "a"}, "native")])
+def test_an_array_of_texts_without_entities_is_native_where_it_has_ids(
+    id: dict[str, str], format: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{**id, "text": "a", "entities": []}]), encoding="utf-8")
+    assert formats.read(tmp_path / "a.json").format == format
+
+
 @pytest.mark.parametrize("format", ["few_shot", "cmeee", "marked"])
 def test_writer_counts_what_the_format_has_no_place_for(format: str, tmp_path: Path) -> None:
     document = Document("a", "肺炎", (Entity(0, 2, "dis", 0.5),), {"ward": 3})
@@ -486,3 +507,11 @@ def test_real_documents_survive_every_lossless_format_in_a_row(tmp_path: Path) -
         assert format == "chip" or formats.detect(path) == format
         documents = formats.read(path, format).documents
         assert sorted(annotation(documents)) == sorted(annotation(source)), format
+
+
+def test_an_array_of_unannotated_texts_on_one_line_is_recognised_in_one_pass(tmp_path: Path) -> None:
+    """With the file's beginning searched for each text, this took minutes."""
+    records = [{"text": f"患者腹痛三天，无发热，见 {{sym|x}}。{number}", "entities": []} for number in range(15_000)]
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    assert formats.detect(path) == "cmeee"

@@ -41,7 +41,7 @@ def test_tokens_of_one_chinese_character_are_joined_by_nothing_and_a_joiner_is_o
     assert formats.read(path, None, Options(joiner=" ")).documents[0].text == "患 者 C T"
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(annotated(), min_size=1, max_size=3))
 def test_what_is_written_is_read_back_or_counted(documents: list[Document]) -> None:
     documents = [Document(f"d{n}", d.text, d.entities) for n, d in enumerate(documents)]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from helpers.corpora import CLINIC, FIXTURES
 from helpers.real import SHARED
-from helpers.refusal import assert_refused
+from helpers.refusal import assert_refused, assert_unreadable
 from helpers.strategies import annotated
 from spantune.core import ConfigError, DataError, Document, Entity
 from spantune.data import Options, formats
@@ -320,3 +320,76 @@ def test_real_documents_come_back(suffix: str, tmp_path: Path) -> None:
     corpus = formats.read(tmp_path / f"dev{suffix}")
     assert corpus.documents == documents
     assert (len(documents), sum(len(d.entities) for d in corpus.documents)) == (2500, 10263)
+
+
+PAIR = ["Who is Ada Roe?", {"entities": [[7, 14, "PERSON"]], "cats": {}}]
+SPACY_2 = {
+    "array.json": json.dumps([PAIR, ["Nobody here.", {"entities": []}]]),
+    "indented.json": json.dumps([PAIR, ["Nobody here.", {"entities": []}]], indent=1),
+    "lines.jsonl": f'{json.dumps(PAIR)}\n["Nobody here.", {{"entities": []}}]\n',
+    "bare.json": json.dumps([["Who is Ada Roe?", [[7, 14, "PERSON"]]], ["Nobody here.", []]]),
+    "annotator.json": json.dumps(
+        {"classes": ["PERSON"], "annotations": [None, PAIR, ["Nobody here.", {"entities": []}]]}, indent=1
+    ),
+    "triples.jsonl": '{"text": "Nobody here.", "entities": []}\n'
+    '{"text": "Who is Ada Roe?", "entities": [[7, 14, "PERSON"]]}\n',
+    "triples.json": '[{"id": 1, "text": "Who is Ada Roe?", "entities": [[7, 14, "PERSON"]]}]',
+}
+
+
+@pytest.mark.parametrize("name", SPACY_2)
+def test_training_data_of_spacy_2_is_recognised_and_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(SPACY_2[name], encoding="utf-8")
+    corpus = formats.read(tmp_path / name)
+    assert corpus.format == "spacy"
+    found = [(document.surface(e), e.start, e.label) for document in corpus.documents for e in document.entities]
+    assert found == [("Ada Roe", 7, "PERSON")]
+    assert len(corpus.documents) == (1 if name == "triples.json" else 2)
+    assert corpus.notes.get("null in place of a document left out") == (1 if name == "annotator.json" else None)
+
+
+def test_training_data_of_spacy_2_is_read_in_other_encodings(tmp_path: Path) -> None:
+    content = json.dumps([["在𠮷", {"entities": [[1, 2, "LOC"]]}]], ensure_ascii=False)
+    (tmp_path / "a.json").write_text(content, encoding="utf-16")
+    assert formats.read(tmp_path / "a.json").documents[0].entities == (Entity(1, 2, "LOC"),)
+    (tmp_path / "b.json").write_text(content, encoding="gb18030")
+    options = Options(encoding="gb18030")
+    assert formats.read(tmp_path / "b.json", None, options).documents[0].text == "在𠮷"
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(annotated(), min_size=1, max_size=3))
+def test_training_data_of_spacy_2_comes_back(documents: list[Document]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        notes = formats.write(Path(folder) / "a.json", documents, "spacy")
+        back = formats.read(Path(folder) / "a.json").documents
+    assert [(d.text, d.entities) for d in back] == [(d.text, d.entities) for d in documents]
+    assert notes == {"id left out": len(documents)}
+
+
+@pytest.mark.parametrize(
+    ("content", "fragments"),
+    [
+        ('[["a", {"entities": [[0, 2, "x"]]}]]', ["[1].entities[0]", "[0, 2) is empty or outside"]),
+        ('[["a", {"entities": [[0, 1]]}]]', ["bad.json:1, field [1].entities[0]", "expected [start, end, label]"]),
+        ('[["a", {"entities": []}],\n["b"]]', ["bad.json:2", 'expected [text, {"entities": […]}]']),
+        ('[["a", {"entities": []}],\n["b", {}]]', ["bad.json:2, field [1].entities", "missing"]),
+        ('[["a", {"entities": []}], ["b", 3]]', ["field [1]", "the number 3"]),
+        ('{"annotations": [["a", {"entities": []}], [3, {"entities": []}]]}', ["annotations[1][0]", "the number 3"]),
+        ('{"text": "a", "entities": [[0, 1, "x"], [0, 1]]}', ["field entities[1]", "expected [start, end, label]"]),
+    ],
+)
+def test_bad_training_data_of_spacy_2_is_refused_by_place(content: str, fragments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(content, encoding="utf-8")
+    assert_unreadable(tmp_path / "bad.json", None, fragments)
+
+
+def test_prodigys_first_record_may_be_one_that_was_rejected(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a", "_input_hash": 1, "_task_hash": 2, "answer": "reject"},
+        {"text": "Ada", "_input_hash": 3, "spans": [{"start": 0, "end": 3, "label": "PER"}], "answer": "accept"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    corpus = formats.read(tmp_path / "p.jsonl")
+    assert corpus.format == "spacy" and [document.text for document in corpus.documents] == ["Ada"]
+    assert corpus.notes["document left out: its answer is reject"] == 1

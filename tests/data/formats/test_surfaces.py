@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from helpers.corpora import file_of, round_trip, spans
 from helpers.refusal import assert_unreadable
 from helpers.strategies import annotated
-from spantune.core import Document, Entity
+from spantune.core import DataError, Document, Entity
 from spantune.data import formats
 from spantune.data.raw.anchored import AMBIGUOUS, REPEATED
 
@@ -49,6 +49,7 @@ TEXT = "pain, fever, pain, cough, pain"
         (["fever", "pain"], [6, 13], {AMBIGUOUS: 1}),
         (["pain", "fever"], [0, 6], {}),
         (["cough", "fever", "pain"], [6, 13, 19], {AMBIGUOUS: 1}),
+        (["cough", "pain", "pain", "fever"], [0, 6, 19, 26], {AMBIGUOUS: 2}),
         (["fever", "fever"], [6], {REPEATED: 1}),
     ],
 )
@@ -61,7 +62,7 @@ def test_what_the_order_does_not_decide_is_counted(
     assert corpus.notes == notes
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(annotated(), min_size=1, max_size=3))
 def test_the_writer_counts_exactly_what_comes_back_elsewhere(documents: list[Document]) -> None:
     named = [Document(f"d{n}", d.text, d.entities, {"ward": n}) for n, d in enumerate(documents)]
@@ -82,6 +83,18 @@ def test_files_with_offsets_stay_with_their_formats(tmp_path: Path) -> None:
     assert formats.detect(file_of(tmp_path, "a.jsonl", [native])) == "native"
     few = {"text": "Rome", "entities": [{"entity_text": "Rome", "entity_label": "LOC", "start_idx": 0, "end_idx": 3}]}
     assert formats.detect(file_of(tmp_path, "b.jsonl", [few])) == "few_shot"
+
+
+def test_an_entity_that_says_a_place_is_not_anchored_by_guess(tmp_path: Path) -> None:
+    for place in ({"pos": [0, 4]}, {"offset": 0}, {"begin": 0}):
+        row = {"sentence": "Rome", "entities": [{"name": "Rome", "type": "LOC", **place}]}
+        with pytest.raises(DataError, match="of no known format"):
+            formats.detect(file_of(tmp_path, "a.jsonl", [row]))
+    corpus = formats.read(file_of(tmp_path, "a.jsonl", [row]), "surfaces")
+    assert spans(corpus.documents) == [[("Rome", 0, "LOC")]]
+    assert corpus.notes["entity field 'begin' not read"] == 1
+    named = {"sentence": "Rome", "entities": [{"name": "Rome", "type": "LOC", "id": 3}]}
+    assert formats.detect(file_of(tmp_path, "b.jsonl", [named])) == "surfaces"
 
 
 @pytest.mark.parametrize(

@@ -369,3 +369,53 @@ def test_real_documents_come_back(suffix: str, tmp_path: Path) -> None:
     corpus = formats.read(tmp_path / f"dev{suffix}")
     assert corpus.documents == documents
     assert (len(documents), sum(len(d.entities) for d in corpus.documents)) == (2500, 10263)
+
+
+EXPORT = (
+    "text,id,label,annotator,annotation_id,lead_time\n"
+    '"Acme paid Bolt",7,"[{""start"": 0, ""end"": 4, ""text"": ""Acme"", ""labels"": [""ORG"", ""BUYER""]}]",1,20,3.5\n'
+    "Nobody paid,8,,1,21,3.5\n"
+)
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
+def test_label_studios_export_is_recognised_and_read(suffix: str, delimiter: str, tmp_path: Path) -> None:
+    path = tmp_path / f"export{suffix}"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(csv.reader(EXPORT.splitlines()))
+    for options in (Options(), Options(column="label"), Options(column=2)):
+        corpus = formats.read(path, options=options)
+        assert corpus.format == "table"
+        assert [(d.id, d.meta["group"]) for d in corpus.documents] == [("7-20", "7"), ("8-21", "8")]
+        assert corpus.documents[0].entities == (Entity(0, 4, "BUYER"), Entity(0, 4, "ORG"))
+        assert corpus.notes["empty cell of regions read as no entities"] == 1
+    path.write_text(path.read_text("utf-8").replace("Acme" + '""', "Acne" + '""'), encoding="utf-8")
+    with pytest.raises(DataError, match=r"label\[0\]\.text: the entity's text is 'Acne'"):
+        formats.read(path)
+
+
+def test_regions_are_told_from_the_first_cell_that_has_any(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(
+        'text,label\nNobody,\nAcme,"[{""start"": 0, ""end"": 4, ""labels"": [""ORG""]}]"\n', encoding="utf-8"
+    )
+    documents = formats.read(path, options=Options(column="label")).documents
+    assert [len(document.entities) for document in documents] == [0, 1]
+    path.write_text('text,label\nNobody,\nAcme,"[[0, 4, ""ORG""]]"\n', encoding="utf-8")
+    with pytest.raises(DataError, match="the cell is empty"):
+        formats.read(path, options=Options(column="label"))
+    path.write_text('text,label\nAcme,"[{""start"": 0, ""end"": 4, ""labels"": []}]"\n', encoding="utf-8")
+    with pytest.raises(DataError, match="expected a list of at least one label"):
+        formats.read(path, options=Options(column="label"))
+
+
+def test_a_column_that_is_named_helps_recognition(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('text,label\nAcme,"[[0, 4, ""ORG""]]"\n', encoding="utf-8")
+    for column in ("label", 1, -1):
+        assert formats.detect(path, Options(column=column)) == "table"
+    with pytest.raises(DataError, match=r"no known format.*--column NAME or NUMBER"):
+        formats.detect(path)
+    for column in ("labels", 0, 5):
+        with pytest.raises(DataError, match=f"column {column!r} holds no tags or entities"):
+            formats.detect(path, Options(column=column))

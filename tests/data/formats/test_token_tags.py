@@ -46,6 +46,21 @@ def test_scheme_and_joiner_are_those_of_the_whole_file(tmp_path: Path) -> None:
     assert spans(corpus.documents) == [[("痛", 2, "sym")], [("咳", 0, "sym")]]
 
 
+def test_a_stated_text_is_kept_where_the_tokens_stand_in_it(tmp_path: Path) -> None:
+    rows = [
+        {
+            "text": "EU  rejects\ta German call.",
+            "tokens": ["EU", "German", "call", "."],
+            "ner_tags": ["B-x", "O", "O", "O"],
+        },
+        {"text": "EU  rejects German call.", "tokens": WORDS, "ner_tags": TAGS},
+    ]
+    corpus = formats.read(file_of(tmp_path, "t.jsonl", rows))
+    assert [document.text for document in corpus.documents] == ["EU German call .", "EU  rejects German call."]
+    assert spans(corpus.documents)[1] == [("EU", 0, "ORG"), ("German", 12, "MISC")]
+    assert corpus.notes["text joined from its tokens"] == 1
+
+
 def test_tokens_that_we_would_cut_otherwise_are_written_back(tmp_path: Path) -> None:
     row = {"id": "0", "tokens": ["do", "n't", "U.S."], "ner_tags": ["O", "O", "B-LOC"]}
     corpus = formats.read(file_of(tmp_path, "t.jsonl", [row]))
@@ -53,7 +68,7 @@ def test_tokens_that_we_would_cut_otherwise_are_written_back(tmp_path: Path) -> 
     assert json.loads((tmp_path / "back.jsonl").read_text("utf-8")) == row
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(annotated(), min_size=1, max_size=3))
 def test_what_is_written_is_read_back_or_counted(documents: list[Document]) -> None:
     documents = [Document(f"d{n}", d.text, d.entities) for n, d in enumerate(documents)]
@@ -68,6 +83,15 @@ def test_what_is_written_is_read_back_or_counted(documents: list[Document]) -> N
         assert [e.label for e in back.entities] == [e.label for e in document.entities]
         if back.text == document.text:
             assert back.entities == document.entities
+
+
+def test_white_space_is_counted_as_the_whole_file_will_be_joined(tmp_path: Path) -> None:
+    characters = Document("a", "患a,b", (Entity(0, 1, "x"),))
+    assert formats.write(tmp_path / "a.jsonl", [characters], "token_tags") == {}
+    assert formats.read(tmp_path / "a.jsonl").documents[0].text == "患a,b"
+    notes = formats.write(tmp_path / "b.jsonl", [characters, Document("b", "word")], "token_tags")
+    assert notes == {"white space that reading does not restore": 1}
+    assert [document.text for document in formats.read(tmp_path / "b.jsonl").documents] == ["患a , b", "word"]
 
 
 def test_overlaps_are_refused_or_flattened_and_parquet_is_not_written(tmp_path: Path) -> None:

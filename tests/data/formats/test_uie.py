@@ -59,7 +59,7 @@ def test_every_label_is_asked_of_every_document(tmp_path: Path) -> None:
     assert notes == {"id left out": 2, "meta left out": 1, "score left out": 1}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(annotated(), min_size=1, max_size=3, unique_by=lambda document: document.text))
 def test_round_trip_keeps_texts_and_entities(documents: list[Document]) -> None:
     if not any(document.entities for document in documents):

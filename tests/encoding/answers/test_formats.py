@@ -261,3 +261,102 @@ def test_any_answer_can_be_read_and_what_is_not_read_is_said(answer: str, text: 
     if answer.strip() and not parsed.entities and answer.rstrip("\n") not in (text.rstrip("\n"), "{}"):
         assert parsed.problems or (name == "inline" and answer.replace("&amp;", "&").replace("&lt;", "<") != answer)
     assert all(isinstance(problem, Problem) and problem.found is not None for problem in parsed.problems)
+
+
+# --- white space at the ends of a mention -------------------------------------------------------------------------
+
+BLANKS = st.text(st.sampled_from('a肺\\ \n\t\u3000\x1f\xa0n<"'), min_size=1, max_size=7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(BLANKS, st.data())
+@pytest.mark.parametrize("answer", FORMATS)
+def test_a_mention_can_be_written_unless_white_space_is_at_its_ends(
+    answer: str, text: str, data: st.DataObject
+) -> None:
+    """In every format, whatever is escaped; `\\\\n` in an answer is a backslash and an n, and no line break."""
+    task = of_labels("a", "b", answer=answer)
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    surface = text[start:end]
+    if answer == "jsonl_seed" and '"' in text:
+        return  # which it does not escape
+    document = Document("d", text, (Entity(start, end, "a"),))
+    ids = Encoder(BYTES, task).answer_ids(document)
+    assert writable(CONSTRAINTS[0], task, text, ids, BYTES) == (surface == surface.strip())
+
+
+@pytest.mark.parametrize("answer", FORMATS)
+def test_a_free_answer_is_trimmed_and_that_is_a_problem(answer: str) -> None:
+    task = of_labels("a", answer=answer)
+    document = Document("d", "x  痛\u3000y", (Entity(1, 5, "a"),))
+    parsed = answer_format(task).parse(answer_format(task).render(document, task), document.text, task)
+    assert shown(parsed) == [(3, 4, "a")]
+    assert [(problem.kind, problem.found) for problem in parsed.problems] == [("repaired", "  痛\u3000")]
+    blank = document.with_entities([Entity(1, 3, "a")])
+    parsed = answer_format(task).parse(answer_format(task).render(blank, task), blank.text, task)
+    assert shown(parsed) == [] and [problem.found for problem in parsed.problems] == ["  "]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text("ab 肺", max_size=6), st.integers(0, 2**32))
+def test_inline_answers_at_random_end_and_have_no_white_space_at_the_ends(text: str, seed: int) -> None:
+    for nested in (True, False):
+        task = of_labels("a", "b", answer="inline", nested=nested)
+        parsed = at_random(task, text, seed)
+        assert not parsed.problems
+        surfaces = [text[start:end] for start, end, _ in shown(parsed)]
+        assert surfaces == [surface.strip() for surface in surfaces]
+        assert nested or not overlap(parsed)
+
+
+# --- tasks whose entities do not overlap --------------------------------------------------------------------------
+
+
+def at_random(task: TaskSpec, text: str, seed: int) -> Parsed:
+    """What a model that knows nothing writes under the grammar, to its end."""
+    import random
+
+    chance, encoder = random.Random(seed), Encoder(BYTES, task)
+    guide, ids = Guide(CONSTRAINTS[0], encoder, text, ordered=bool(seed % 2)), list[int]()
+    for _ in range(400):
+        options = CONSTRAINTS[0].allowed([guide.matcher]).ids[0].tolist()
+        if encoder.stop_id in options and (len(options) == 1 or len(ids) > 250 or chance.random() < 0.1):
+            break
+        token = chance.choice([option for option in options if option != encoder.stop_id])
+        ids += [token, *(forced for forced in guide.advance(token))]
+        if ids[-1] == encoder.stop_id or guide.finished:
+            break
+    answer = encoder.decode([token for token in ids if token != encoder.stop_id])
+    return encoder.format.parse(answer, text, task)
+
+
+def overlap(parsed: Parsed) -> bool:
+    return any(first < second < Entity(first.end, 0, "") for first in parsed.entities for second in parsed.entities)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text("ab 肺", max_size=8), st.integers(0, 2**32))
+@pytest.mark.parametrize("answer", FORMATS)
+def test_whatever_is_written_for_a_flat_task_does_not_overlap(answer: str, text: str, seed: int) -> None:
+    labels = ("a",) if answer == "grouped" else ("a", "b")  # whose lists are held apart by `read_answer`
+    parsed = at_random(of_labels(*labels, answer=answer, nested=False), text, seed)
+    assert not overlap(parsed) and all(problem.kind != "invalid" for problem in parsed.problems)
+
+
+@settings(max_examples=40, deadline=None)
+@given(documents())
+@pytest.mark.parametrize("task", [TASK, LISTS, TAGS])
+def test_flat_gold_can_be_written_and_comes_back(task: TaskSpec, document: Document) -> None:
+    entities: list[Entity] = []
+    for entity in document.entities:
+        if not entities or entity.start >= entities[-1].end:
+            entities.append(entity)
+    flat = document.with_entities(entities)
+    assert gold_is_writable(flat, task.model_copy(update={"nested": False}))
+
+
+def test_of_a_repeated_mention_a_flat_task_takes_the_place_that_is_free() -> None:
+    answer = '{"entity_text": "ab", "entity_label": "a"}\n{"entity_text": "b", "entity_label": "a"}\n'
+    for nested, place in ((True, (1, 2, "a")), (False, (3, 4, "a"))):
+        assert shown(FORMATS["jsonl"].parse(answer, "ab b", of_labels("a", nested=nested))) == [(0, 2, "a"), place]

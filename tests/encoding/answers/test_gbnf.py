@@ -63,7 +63,11 @@ texts = st.text(st.sampled_from('ab肺"\\\n\t{}\x00\x7f😀\u0301\u2028'), max_s
 def test_answers_are_those_of_the_format(known: Any, text: str, other: str, empty: str) -> None:
     task = TASK.model_copy(update={"empty_answer": empty})
     grammar, render = gbnf(text, task), FORMATS["jsonl"].render
-    spans = [(start, end) for start in range(len(text)) for end in range(start + 1, len(text) + 1)]
+    every = [(start, end) for start in range(len(text)) for end in range(start + 1, len(text) + 1)]
+    spans = [(start, end) for start, end in every if text[start:end] == text[start:end].strip()]
+    for start, end in every[:8]:
+        alone = render(Document("d", text, (Entity(start, end, "dis"),)), task)
+        assert accepts(known, grammar, alone) == ((start, end) in spans)
     entities = tuple(Entity(*span, task.codes[number % 2]) for number, span in enumerate(spans[:6]))
     assert accepts(known, grammar, render(Document("d", text, entities), task))
     assert accepts(known, grammar, render(Document("d", text), task))

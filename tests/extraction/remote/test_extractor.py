@@ -15,11 +15,22 @@ import torch
 
 from helpers.completions_server import CompletionsServer, Response, Trouble, serving
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
-from spantune.core import ConfigError, Document, Entity, Extraction, Label, ModelError, TaskSpec, config
+from spantune.core import (
+    ConfigError,
+    Document,
+    Entity,
+    Extraction,
+    Label,
+    ModelError,
+    Problem,
+    ProblemKind,
+    TaskSpec,
+    config,
+)
 from spantune.encoding import Encoder
-from spantune.extraction import Extractor, Server
+from spantune.extraction import Extractor, Server, Tally
 from spantune.extraction.remote.client import Client, Patience
-from spantune.extraction.remote.extractor import RemoteExtractor
+from spantune.extraction.remote.extractor import TRIAL, WITHOUT, RemoteExtractor
 from spantune.extraction.remote.protocol import Served, choose
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
@@ -132,12 +143,44 @@ def test_a_server_that_refuses_grammars_is_asked_without(
     model: Any, local: list[Extraction], caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(CompletionsServer(model, byte_tokenizer(MERGES), trouble=no_grammar)) as server:
-        found = list(remote(server, concurrency=1).stream(GOLD))
-        assert [item.document for item in found] == [item.document for item in local]
-        assert len(server.requests) == len(GOLD) + 1
-        assert "takes no grammar (the server refuses: 400 Bad Request: Invalid grammar" in caplog.text
+        documents = GOLD * 6
+        for concurrency in (1, 24):
+            server.requests.clear()
+            found = list(remote(server, concurrency=concurrency).stream(documents))
+            assert [item.document for item in found] == [item.document for item in local * 6]
+            assert [item.problems for item in found] == [(Problem(ProblemKind.UNCONSTRAINED, WITHOUT),)] * 24
+            assert len(server.requests) == 24 + TRIAL == 40
+        assert (
+            caplog.text.count("takes no grammar: it refused those of the first 16 texts (the server refuses: 400") == 2
+        )
         with pytest.raises(ModelError, match=r"Invalid grammar.*answers without the grammar.*--grammar none"):
             list(remote(server, grammar="vllm").stream(GOLD))
+
+
+def test_one_refused_grammar_costs_one_text_its_grammar(
+    model: Any, local: list[Extraction], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever text it is, and however long each request takes; of 50, the other 49 are asked with theirs."""
+    bad = encoder().prompt_ids(GOLD[1].text)
+
+    def trouble(number: int, request: dict[str, Any]) -> Response | None:
+        time.sleep(0.001 * (number % 5))
+        return no_grammar(number, request) if request["prompt"] == bad else None
+
+    documents, wanted = [GOLD[1], *[GOLD[2]] * 49], [local[1], *[local[2]] * 49]
+    for concurrency, grammar in ((1, "auto"), (16, "auto"), (16, "vllm")):
+        with serving(CompletionsServer(model, byte_tokenizer(MERGES), trouble=trouble)) as server:
+            found = list(remote(server, concurrency=concurrency, grammar=grammar).stream(documents))
+            assert len(server.requests) == 51
+            assert sum("structured_outputs" in request for request in server.requests) == 50
+        same(found[1:], wanted[1:])
+        assert found[0].document == local[1].document and found[0].has_problem
+        assert found[0].problems == (Problem(ProblemKind.UNCONSTRAINED, WITHOUT),)
+        assert not any(item.problems for item in found[1:])
+    tally = Tally()
+    list(tally.counted(found))
+    assert tally.notes == {"document that the server answered without its grammar, which it refused": 1}
+    assert "takes no grammar" not in caplog.text
 
 
 def test_a_server_that_ignores_grammars_is_noticed(model: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
+import spantune
 from helpers import tracked_backends
 from spantune.core import RunError
 from spantune.core.config import Track
+from spantune.runs.journal import logging_to
 from spantune.runs.trackers.charts import Bar, F1Chart
 from spantune.runs.trackers.interface import RunInfo
 from spantune.runs.trackers.process import TrackerProcess, call_apart
@@ -167,3 +169,31 @@ def test_a_function_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     with pytest.raises(TimeoutError):
         call_apart(1, tracked_backends.slow)
     assert not children()
+
+
+def test_the_standard_library_comes_before_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "types.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    helpers = str(Path(__file__).parents[2])
+    call_apart(60, tracked_backends.paths, tmp_path / "paths", environment={**os.environ, "PYTHONPATH": helpers})
+    types, own, os_file, *paths = (tmp_path / "paths").read_text(encoding="utf-8").splitlines()
+    library = str(Path(os_file).parent)
+    assert Path(types).parent == Path(library) and Path(own) == Path(spantune.__file__)
+    source = str(Path(spantune.__file__).parents[1])
+    assert paths.index(library) < paths.index(source) and "" not in paths and str(tmp_path) not in paths
+
+
+def test_no_credential_comes_out_of_the_process(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKER_URI", "http://alice:geheim@127.0.0.1:5999")
+    tracker = TrackerProcess("leaking", tracked_backends.Leaking, RunInfo(tmp_path, "run", Track(), {}))
+    with logging_to(tmp_path), pytest.raises(RunError, match=r"ConnectionError: http://\*\*\*@127") as error:
+        tracker.open()
+    tracker.kill()
+    out, err = capfd.readouterr()
+    for said in ("View run at http://***@", "retrying http://***@", "from C: http://***@", "connected to http://***@"):
+        assert said in err
+    texts = [out, err, str(error.value), *(path.read_text() for path in tmp_path.rglob("*") if path.is_file())]
+    assert not any("geheim" in text or "\x1b" in text for text in texts)
+    assert "http://***@127" in (tmp_path / "trackers" / "leaking.json").read_text()

@@ -14,7 +14,7 @@ from importlib import resources
 from itertools import islice
 from pathlib import Path
 
-from spantune.core import DataError, Document, Extraction, from_prediction_record, nearest
+from spantune.core import DataError, Document, Extraction, expect, expect_each, from_prediction_record, nearest
 from spantune.data.formats import (
     bioc,
     brat,
@@ -111,6 +111,7 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     Raises:
         DataError: the file cannot be read as what it claims to be.
     """
+    expect(path, (str, Path), "read", "the path of a corpus, or bundled:NAME")
     file = resolve(path)
     name = format or detect(file, options)
     notes: Counter[str] = Counter()
@@ -165,10 +166,12 @@ def write(
     Raises:
         DataError: the format cannot hold a document, or the file cannot be written.
     """
+    expect(path, (str, Path), "write", "the path to write to")
+    checked = expect_each(documents, Document, "documents", "a list of Documents, such as corpus.documents")
     notes: Counter[str] = Counter()
     writer = of_name(format, writing=True).write
     assert writer is not None
-    writer(Path(path), documents, notes, options)
+    writer(Path(path), checked, notes, options)
     return dict(+notes)
 
 

@@ -42,7 +42,7 @@ def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
     if sample.record is not None:
         passages = sample.record.get("passages")
-        return isinstance(passages, list) and (not passages or "offset" in passages[0])
+        return isinstance(passages, list) and all(isinstance(row, dict) and "offset" in row for row in passages[:1])
     return bool(_COLLECTION.match(sample.head)) and b'"passages"' in sample.head and b'"offset"' in sample.head
 
 
@@ -71,8 +71,9 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 def _records(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[Record | DataError]:
     """Yield the documents of a collection, of several, or of lines."""
-    lines = list(_line_documents(path, notes, encoding))
-    if lines:
+    line_notes: Counter[str] = Counter()
+    if lines := list(_line_documents(path, line_notes, encoding)):
+        notes.update(line_notes)
         yield from lines
         return
     value = read_json_value(path, notes, encoding)

@@ -22,7 +22,11 @@ from spantune.data.raw.json_records import Record, document_id, read_json
 from spantune.data.raw.tokens import is_cjk
 
 _USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt", "model")
-_FIELDS = ("id", "instruction", "input", "output", "messages", "conversations", "system")
+_PAIRS = (("query", "response"), ("prompt", "completion"))  # ms-swift's and TRL's
+_FIELDS = (
+    "id", "instruction", "input", "output", "messages", "conversations", "system",
+    *(name for pair in _PAIRS for name in pair),
+)  # fmt: skip
 _MARKER = re.compile(r"(?:文本|句子|输入)[:：]|(?:Text|Sentence|Input): ?")
 _QUESTION = re.compile(r"What describes (.+) in the text\?")  # UniversalNER's
 
@@ -93,7 +97,8 @@ def claims(sample: Sample) -> bool:
     output = record.get("output")
     if isinstance(output, dict):  # GLiNER 2's
         return isinstance(record.get("input"), str) and "entities" in output
-    return isinstance(output, str) and isinstance(record.get("instruction"), str)
+    pairs = (("instruction", "output"), *_PAIRS)
+    return any(isinstance(record.get(said), str) and isinstance(record.get(answer), str) for said, answer in pairs)
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
@@ -109,7 +114,8 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         for field in record.others(_FIELDS):
             notes[f"field {field!r} not read"] += 1
         text = frame.inside(turns[0].said, notes)
-        entities = anchored(record, text, _surfaces(record, turns), notes)
+        surfaces = [] if options.unannotated else _surfaces(record, turns, notes)
+        entities = anchored(record, text, surfaces, notes)
         return RawDocument(document_id(record, notes), text, entities, path, record.line)
 
     return each(read_json(path, notes, options.encoding), parse)
@@ -175,6 +181,8 @@ def _turns(record: Record) -> list[_Turn]:
     Raises:
         DataError: there is none, or they do not alternate.
     """
+    if pair := next((pair for pair in _PAIRS if pair[1] in record.values), None):
+        return [_Turn(record.text(pair[0]), record.text(pair[1], blank=True), pair[1])]
     if "output" in record.values:
         given = record.text("input", blank=True) if "input" in record.values else ""
         answer = record.values["output"]
@@ -200,13 +208,13 @@ def _turns(record: Record) -> list[_Turn]:
     return turns
 
 
-def _surfaces(record: Record, turns: list[_Turn]) -> list[Surface]:
+def _surfaces(record: Record, turns: list[_Turn], notes: Counter[str]) -> list[Surface]:
     """Return the entities of the only answer, or of one answer a label in UniversalNER's conversations."""
     first, *others = turns
     if not others:
         if isinstance(first.answer, str):
-            return answered(record, first.answer, first.place)
-        return list(stated(record, first.answer, first.place))
+            return answered(record, first.answer, first.place, notes)
+        return list(stated(record, first.answer, first.place, notes))
     surfaces: list[Surface] = []
     for turn in others:
         question = _QUESTION.fullmatch(turn.said.strip())
@@ -217,5 +225,5 @@ def _surfaces(record: Record, turns: list[_Turn]) -> list[Surface]:
                 turn.place,
             )
         texts = record.at(turn.place, {"answer": turn.answer}).json("answer")
-        surfaces += stated(record, {question[1]: texts}, turn.place)
+        surfaces += stated(record, {question[1]: texts}, turn.place, notes)
     return surfaces

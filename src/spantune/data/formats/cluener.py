@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spantune.core import Document
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_records import Record, document_id, read_json, with_meta, write_json_lines
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, with_meta
+from spantune.data.raw.json_records import Record, document_id, read_json, write_json_lines
 
 _FIELDS = ("id", "text", "label")
 

@@ -22,6 +22,7 @@ from spantune.data.raw.text_files import read_lines
 from spantune.data.raw.token_layout import Layer, Layout, survey
 from spantune.data.raw.token_lines import (
     DOCSTART,
+    INDEX,
     INDEX_PART,
     Census,
     Sentence,
@@ -69,7 +70,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     try:
         layout = survey(lambda: sentences(lines(Counter()), Counter(), header=header[0]), header, options)
     except DataError as error:
-        raise error if error.path else DataError(error.message, path=path) from None
+        raise error if error.path else DataError(error.message, path=path, line=error.line) from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     notes["tags read as IOB1"] += any(layer[1:] == ("prefix", "IOB1") for layer in layout.layers)
@@ -164,9 +165,13 @@ def _document(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str
 def _words(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str]) -> _Words:
     words = _Words()
     contracted, place_of_contracted = range(0), 0
+    is_plain = not layout.is_indexed and layout.spaces is None and not layout.is_segmented
     for number, line in sentence.rows:
         row = _row(line, layout, path, number)
         token, tags = row[layout.token], [_tag(row, layer, layout, path, number) for layer in layout.layers]
+        if token and is_plain:
+            words.add_tags(number, tags, words.add_token(token, is_glued=False))
+            continue
         part = INDEX_PART.fullmatch(row[0]) if layout.is_indexed else None
         is_outside = all(tag.role == "O" for tag in tags)
         if part and not is_outside:
@@ -183,7 +188,7 @@ def _words(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str]) 
         elif not token:
             notes[EMPTY_TOKEN] += 1
             words.add_tags(number, tags, None)
-        elif layout.is_indexed and row[0].isdecimal() and int(row[0]) in contracted:
+        elif contracted and INDEX.fullmatch(row[0]) and int(row[0]) in contracted:
             words.add_tags(number, tags, place_of_contracted)
         else:
             place = words.add_token(unnumbered(token) if layout.is_segmented else token, is_glued=is_glued)

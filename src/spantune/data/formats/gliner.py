@@ -13,8 +13,8 @@ from pathlib import Path
 
 from spantune.core import Document, replacing, to_json
 from spantune.data.raw import tagged, tokens
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_records import Record, document_id, read_json, with_meta
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, with_meta
+from spantune.data.raw.json_records import Record, document_id, read_json
 
 _TOKENS, _SPANS = "tokenized_text", "ner"
 _FIELDS = ("id", _TOKENS, _SPANS)

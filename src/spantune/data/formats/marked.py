@@ -7,6 +7,7 @@ at its beginning. Crossing entities, line breaks and blank texts cannot be writt
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from spantune.data.raw.text_files import read_lines
 _HEADING = re.compile(r"#\s*group\s*[:：](.*)")
 _MARK = re.compile(r"(?<!\\)\{[^{}|\\\"\n]+\|")
 _SPECIAL = "{}|\\"
+_PLAIN = re.compile(r"[^{}|\\]+")
 # Special at the beginning of a line only; a byte-order mark there would be taken off on reading.
 _SPECIAL_FIRST = "#\ufeff"
 
@@ -75,30 +77,36 @@ class _Line:
     place: int = 0
 
     def parse(self) -> tuple[str, tuple[RawEntity, ...]]:
-        text: list[str] = []
-        entities: list[RawEntity] = []
+        text, length = io.StringIO(), 0
+        stated: list[tuple[int, int, str, int]] = []
         marks: list[tuple[str, int, int]] = []
         while self.place < len(self.line):
             opened, character = self.place, self.line[self.place]
-            if character == "{":
+            if run := _PLAIN.match(self.line, self.place):
+                length += text.write(run[0])
+                self.place = run.end()
+            elif character == "{":
                 self.place += 1
-                marks.append((self._label(opened), len(text), opened))
+                marks.append((self._label(opened), length, opened))
             elif character == "}":
                 self.place += 1
                 if not marks:
                     raise self._error(opened, "} closes no mark; remove it or write \\}")
                 label, start, opening = marks.pop()
-                if start == len(text):
+                if start == length:
                     raise self._error(opening, f"the mark {label!r} covers no text; fill or remove it")
-                covered = "".join(text[start:])
-                entities.append(RawEntity(start, len(text), label, covered, field=f"column {opening + 1}"))
+                stated.append((start, length, label, opening))
             elif character == "|":
                 raise self._error(opened, "| stands outside the head of a mark; write \\|, or the mark as {label|text}")
             else:
-                text.append(self._character())
+                length += text.write(self._character())
         if marks:
             raise self._error(marks[-1][2], f"the mark {marks[-1][0]!r} is not closed; add its }}")
-        return "".join(text), tuple(entities)
+        whole = text.getvalue()
+        return whole, tuple(
+            RawEntity(start, end, label, whole[start:end], field=f"column {opening + 1}")
+            for start, end, label, opening in stated
+        )
 
     def _label(self, opened: int) -> str:
         label = ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from spantune.core import DataError, Document, Entity, replacing
@@ -36,11 +37,11 @@ _COLUMNS = ("id", "start", "end", "mention", "type")
 
 def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
-    lines = [line for line in sample.text.split("\n")[:3] if line.strip()]
-    sections = [match for line in lines[:2] if (match := _SECTION.fullmatch(line))]
-    if not sections or sections[0][2] != "t" or not lines[0].startswith(sections[0][1] + "|t|"):
+    lines = sample.text.strip("\n").split("\n")
+    first = _SECTION.fullmatch(lines[0])
+    if first is None or first[2] != "t":
         return False
-    return len(lines) == 1 or (len(sections) == 2 and sections[1][1] == sections[0][1]) or "\t" in lines[1]
+    return all(_SECTION.fullmatch(line) or "\t" in line for line in takewhile(str.strip, lines))
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
@@ -148,8 +149,8 @@ def _lines(document: Document, notes: Counter[str]) -> Iterator[str]:
     notes["concept left out: its entity is gone"] += len(gone)
     for entity, row in sorted(pairs, key=lambda pair: pair[0]):
         concept = str(row.get("id", ""))
-        if re.search(r"[\t\r\n]", concept):
-            raise meta_error(document, NAME, f"found {concept!r:.40} for an id; expected no tab or line break in it")
+        if re.search(r"[\r\n]", concept):  # a tab may stand before a further column
+            raise meta_error(document, NAME, f"found {concept!r:.40} for an id; expected no line break in it")
         yield _entity_line(document, entity, concept)
     relations = stored.get("relations", [])
     if not isinstance(relations, list) or not all(isinstance(cells, list) for cells in relations):

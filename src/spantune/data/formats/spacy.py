@@ -46,7 +46,7 @@ def claims(sample: Sample) -> bool:
         stated = [sample.record[name] for name in ("ents", "spans") if name in sample.record]
         return "text" in sample.record and "entities" not in sample.record and _are_spans(stated)
     if not sample.head.startswith(_ZLIB):
-        return pairs.begins(sample.head)
+        return pairs.begins(sample.text.encode("utf-8", "replace") or sample.head)
     try:
         start = zlib.decompressobj().decompress(sample.head, 64)
     except zlib.error:
@@ -63,8 +63,8 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """
     if read_bytes(path, len(_ZLIB)) == _ZLIB:
         return _read_docs(path, notes, options)
-    if pairs.begins(read_bytes(path, pairs.HEAD)):
-        return pairs.read(path, notes)
+    if pairs.begins(pairs.head_of(path, options.encoding)):
+        return pairs.read(path, notes, options.encoding)
     accepted = (record for record in read_json(path, notes, options.encoding) if not _is_refused(record, notes))
     is_array = begins_array(path, options.encoding)
     return each(accepted, lambda record: _of_record(record, notes, options, is_array))
@@ -104,7 +104,11 @@ def _are_spans(stated: list[object]) -> bool:
     """Whether these are lists of spans, or objects whose values are such lists."""
     lists = [spans for value in stated for spans in (value.values() if isinstance(value, dict) else [value])]
     rows = [row for spans in lists if isinstance(spans, list) for row in spans]
-    return bool(stated) and all(isinstance(spans, list) for spans in lists) and (not rows or "start" in rows[0])
+    return (
+        bool(stated)
+        and all(isinstance(spans, list) for spans in lists)
+        and all(isinstance(row, dict) and "start" in row for row in rows[:1])
+    )
 
 
 def _is_refused(record: Record | DataError, notes: Counter[str]) -> bool:

@@ -1,7 +1,8 @@
 """Texts with entities that have no offsets: `{"text", "entities": [{"text": "腹痛", "label": "sym"}]}`, JSON or JSONL.
 
-Entities may also be pairs of text and label, or an object from label to texts. They are anchored in the order in which
-they are stated, see `anchored`; what was ambiguous is counted, and a text that does not occur is an error.
+The text may be called `sentence`, and entities may be pairs of text and label, or an object from label to texts. They
+are anchored in the order in which they are stated, see `anchored`; what was ambiguous is counted, and a text that does
+not occur is an error.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from pathlib import Path
 from spantune.core import Document
 from spantune.data.raw.anchored import anchored, note_lost_places
 from spantune.data.raw.answers import is_stated, stated
-from spantune.data.raw.document import Item, Options, RawDocument, Sample, each
-from spantune.data.raw.json_records import Record, document_id, read_json, with_meta, write_json_lines
+from spantune.data.raw.document import Item, Options, RawDocument, Sample, each, with_meta
+from spantune.data.raw.json_records import Record, document_id, read_json, write_json_lines
 
+_TEXTS = ("text", "sentence")
 _FIELDS = ("id", "text", "entities")
 
 
 def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
     record = sample.record or {}
-    return isinstance(record.get("text"), str) and is_stated(record.get("entities"))
+    return any(isinstance(record.get(name), str) for name in _TEXTS) and is_stated(record.get("entities"))
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
@@ -33,16 +35,12 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """
 
     def parse(record: Record) -> RawDocument:
-        text = record.text("text", blank=True)
-        if options.unannotated and "entities" not in record.values:
-            value: object = []
-        elif isinstance(record.values.get("entities"), dict):
-            value = record.required("entities")
-        else:
-            value = record.items("entities")
-        entities = anchored(record, text, list(stated(record, value, "entities")), notes)
+        field = next((name for name in _TEXTS if name in record.values), "text")
+        text = record.text(field, blank=True)
+        value: object = [] if options.unannotated else _value(record)
+        entities = anchored(record, text, list(stated(record, value, "entities", notes)), notes)
         name = document_id(record, notes)
-        return RawDocument(name, text, entities, path, record.line, record.others(_FIELDS))
+        return RawDocument(name, text, entities, path, record.line, record.others((*_FIELDS, field)))
 
     return each(read_json(path, notes, options.encoding), parse)
 
@@ -54,6 +52,12 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.
     """
     write_json_lines(path, (_record(document, notes) for document in documents))
+
+
+def _value(record: Record) -> object:
+    """Return the list or the object of entities."""
+    is_object = isinstance(record.values.get("entities"), dict)
+    return record.required("entities") if is_object else record.items("entities")
 
 
 def _record(document: Document, notes: Counter[str]) -> dict[str, object]:

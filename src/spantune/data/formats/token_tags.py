@@ -16,8 +16,8 @@ from pathlib import Path
 
 from spantune.core import DataError, Document, need
 from spantune.data.raw import tabular, tags
-from spantune.data.raw.document import Item, Options, Sample, each
-from spantune.data.raw.json_records import Record, read_json, with_meta, write_json_lines
+from spantune.data.raw.document import Item, Options, Sample, each, with_meta
+from spantune.data.raw.json_records import Record, read_json, write_json_lines
 from spantune.data.raw.tagged import KEPT_TOKENS, Tagged, Tokenizer, class_names
 from spantune.data.raw.text_files import cannot_be_read, read_bytes
 
@@ -31,8 +31,8 @@ def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
     if sample.head.startswith(_PARQUET):
         footer = _footer(sample.path)
-        named = {name for name in (*_TOKENS, "text") if bytes([len(name)]) + name.encode() in footer}
-        return "text" not in named and bool(named)
+        named = {name for name in (*_TOKENS, "text", "entities") if bytes([len(name)]) + name.encode() in footer}
+        return not named.isdisjoint(_TOKENS) and not {"text", "entities"} <= named
     record = sample.record or {}
     return any(
         isinstance(record.get(words), list) and isinstance(record.get(column), list)

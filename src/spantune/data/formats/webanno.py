@@ -20,12 +20,13 @@ from spantune.data.raw.text_files import read_lines
 
 _MAGIC = "#FORMAT=WebAnno TSV 3"
 _FIRST_COLUMN = 3  # after number, offsets and token
-_TOKEN = re.compile(r"[0-9]+-[0-9]+(?:\.[0-9]+)?\t([0-9]+)-([0-9]+)\t([^\t]*)(?:\t(.*))?", re.DOTALL)
+_TOKEN = re.compile(r"[0-9]+-[0-9]+(?:\.[0-9]+)?\t([0-9]{1,18})-([0-9]{1,18})\t([^\t]*)(?:\t(.*))?", re.DOTALL)
 _VALUES = re.compile(r"(?:\\.|[^|\\])+", re.DOTALL)
 _VALUE = re.compile(r"(.*?)(?:\[([0-9]+)\])?", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _OF_WORDS = ("POS", "Lemma", "Stem", "MorphologicalFeatures", "SurfaceForm", "Token", "Sentence")
 _LABELS = ("value", "label", "type", "entity")
+_LINE_BREAKS = ("\n", "\r\n")  # between the #Text lines of a sentence; the offsets of its tokens tell which
 _CONTROLS = {"t": "\t", "n": "\n", "r": "\r"}
 
 
@@ -190,7 +191,30 @@ def _stated(sentence: _Sentence, layers: Sequence[_Layer]) -> Iterator[tuple[_La
 def _document(
     id: str, group: Sequence[_Sentence], layers: Sequence[_Layer], path: Path, notes: Counter[str]
 ) -> RawDocument:
-    text, spans = "", list[list[tuple[int, int]]]()
+    text, spans = _joined(group, path, notes)
+    entities: dict[tuple[str, str], RawEntity] = {}  # by layer and number of the annotation
+    for sentence, places in zip(group, spans, strict=True):
+        for layer, index, number, label in _stated(sentence, layers):
+            (start, end), line = places[index], sentence.tokens[index].line
+            key = (layer.name, number or f"of line {line}, {len(entities)}")
+            if key in entities:
+                start, end, line = (
+                    min(start, entities[key].start),
+                    max(end, entities[key].end),
+                    entities[key].line or line,
+                )
+            elif not label:
+                notes[f"annotation without a value: labelled {layer.short}"] += 1
+            entities[key] = RawEntity(
+                start, end, label or layer.short, text[start:end], field=f"layer {layer.short}", line=line
+            )
+    return RawDocument(id, text, tuple(entities.values()), path, group[0].tokens[0].line)
+
+
+def _joined(group: Sequence[_Sentence], path: Path, notes: Counter[str]) -> tuple[str, list[list[tuple[int, int]]]]:
+    """Return the text of the sentences, and for each the spans of its tokens in it."""
+    text = ""
+    spans: list[list[tuple[int, int]]] = []
     behind = 0  # where the text so far ends, in UTF-16 units of the file
     for sentence in group:
         own, base, places = _located(sentence, path)
@@ -200,26 +224,7 @@ def _document(
         spans.append([(len(text) + start, len(text) + end) for start, end in places])
         text += own
         behind = base + _units(own)
-    entities: list[RawEntity] = []
-    open_entities: dict[tuple[str, str, str], int] = {}
-    for sentence, places in zip(group, spans, strict=True):
-        for layer, index, key, label in _stated(sentence, layers):
-            (start, end), line = places[index], sentence.tokens[index].line
-            if not label:
-                notes[f"annotation without a value: labelled {layer.short}"] += not (
-                    key and (layer.name, key, "") in open_entities
-                )
-            if key and (earlier := open_entities.get((layer.name, key, label))) is not None:
-                start = min(start, entities[earlier].start)
-                end = max(end, entities[earlier].end)
-                entities[earlier] = RawEntity(
-                    start, end, label or layer.short, text[start:end], field=layer.name, line=entities[earlier].line
-                )
-                continue
-            if key:
-                open_entities[layer.name, key, label] = len(entities)
-            entities.append(RawEntity(start, end, label or layer.short, text[start:end], field=layer.name, line=line))
-    return RawDocument(id, text, tuple(entities), path, group[0].tokens[0].line)
+    return text, spans
 
 
 def _located(sentence: _Sentence, path: Path) -> tuple[str, int, list[tuple[int, int]]]:
@@ -229,8 +234,8 @@ def _located(sentence: _Sentence, path: Path) -> tuple[str, int, list[tuple[int,
         DataError: a token is not what stands at its offsets.
     """
     first = sentence.tokens[0]
-    raw = "\n".join(sentence.texts)
-    for text in dict.fromkeys((raw, _unescaped(raw, _CONTROLS))):
+    lines = [_LINE_BREAKS[0].join(sentence.texts), _LINE_BREAKS[1].join(sentence.texts)]
+    for text in dict.fromkeys([*lines, *(_unescaped(line, _CONTROLS) for line in lines)]):
         for form in dict.fromkeys((first.form, _unescaped(first.form))):
             place = text.find(form)
             base = first.start - _units(text[:place])
@@ -239,7 +244,7 @@ def _located(sentence: _Sentence, path: Path) -> tuple[str, int, list[tuple[int,
                 return text, base, spans
     wrong = spans if isinstance(spans, _Token) else first
     raise DataError(
-        f"the token {wrong.form!r} is not what stands at {wrong.start}-{wrong.end} of the sentence {raw[:60]!r}; "
+        f"the token {wrong.form!r} is not what stands at {wrong.start}-{wrong.end} of the sentence {lines[0][:60]!r}; "
         "expected offsets in UTF-16 units: mend the line",
         path=path,
         line=wrong.line,

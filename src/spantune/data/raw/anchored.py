@@ -54,12 +54,11 @@ def anchored(record: Record, text: str, surfaces: Sequence[Surface], notes: Coun
     )
 
 
-def note_lost_places(document: Document, notes: Counter[str], *, by_label: bool = False) -> None:
+def note_lost_places(document: Document, notes: Counter[str]) -> None:
     """Count the entities that would be anchored elsewhere when only their texts are written, in order."""
     anchors = Anchors(document.text)
-    entities = sorted(document.entities, key=lambda entity: (entity.label if by_label else "", entity))
-    for entity in entities:
-        again = anchors.place(document.surface(entity), entity.label, entity.label if by_label else "")
+    for entity in document.entities:
+        again = anchors.place(document.surface(entity), entity.label)
         notes["entity whose text stands several times: its place is not kept"] += again != entity
 
 

@@ -8,10 +8,11 @@ chat data is such values as text, several one after another too.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from spantune.data.raw.anchored import Surface
-from spantune.data.raw.json_records import Record, json_sequence
+from spantune.data.raw.json_records import DECODER, Record
 
 TEXT_KEYS = ("text", "entity_text", "word", "mention", "surface", "span", "value", "name", "entity")
 LABEL_KEYS = ("label", "entity_label", "type", "entity_type", "entity_group", "category", "tag", "class", "entity")
@@ -34,12 +35,12 @@ def is_stated(value: object) -> bool:
         return False
     first = value[0]
     if isinstance(first, Mapping):
-        return _keys(first) is not None and not any(map(_OFFSETS.match, first))
+        return _keys(first) is not None and not any(_is_place(key, item) for key, item in first.items())
     return isinstance(first, list) and len(first) == 2 and _are_texts(first)
 
 
-def stated(record: Record, value: object, place: str) -> Iterator[Surface]:
-    """Yield the surfaces that `value`, which is at `place` in the record, states.
+def stated(record: Record, value: object, place: str, notes: Counter[str]) -> Iterator[Surface]:
+    """Yield the surfaces that `value`, which is at `place` in the record, states; `notes` counts unread fields.
 
     Raises:
         DataError: it is in none of the layouts.
@@ -47,9 +48,10 @@ def stated(record: Record, value: object, place: str) -> Iterator[Surface]:
     if isinstance(value, dict):
         row = record.at(place, value)
         if (keys := _keys(value)) is not None:
+            row.note_others(keys, notes)
             yield Surface(row.text(keys[0]), row.text(keys[1]), f"{place}.{keys[0]}")
         elif "entities" in value:
-            yield from stated(record, value["entities"], f"{place}.entities")
+            yield from stated(record, value["entities"], f"{place}.entities", notes)
         else:
             for label in value:
                 for index, text in enumerate(row.items(label)):
@@ -61,14 +63,14 @@ def stated(record: Record, value: object, place: str) -> Iterator[Surface]:
     for index, item in enumerate(value):
         here = f"{place}[{index}]"
         if isinstance(item, dict):
-            yield from stated(record, item, here)
+            yield from stated(record, item, here, notes)
         else:
             pair = record.cells(here, item, "[text, label]")
             yield Surface(pair.text("[0]"), pair.text("[1]"), here)
 
 
-def answered(record: Record, answer: str, place: str) -> list[Surface]:
-    """Return the surfaces that the text `answer` states.
+def answered(record: Record, answer: str, place: str, notes: Counter[str]) -> list[Surface]:
+    """Return the surfaces that the text `answer` states; `notes` counts unread fields.
 
     Raises:
         DataError: it is not JSON, or in none of the layouts.
@@ -78,7 +80,7 @@ def answered(record: Record, answer: str, place: str) -> list[Surface]:
     if content.lower().rstrip(".。") in NO_ENTITIES:
         return []
     try:
-        values = json_sequence(content)
+        values = _sequence(content)
     except ValueError as error:
         if plain := _unescaped(content, place):
             return plain
@@ -87,7 +89,24 @@ def answered(record: Record, answer: str, place: str) -> list[Surface]:
             '{"entity_text": "…", "entity_label": "…"}: mend it, or remove a record that extracts nothing',
             place,
         ) from None
-    return [surface for value in values for surface in stated(record, value, place)]
+    return [surface for value in values for surface in stated(record, value, place, notes)]
+
+
+def _sequence(text: str) -> list[object]:
+    """Return the JSON values in `text`, one after another with white space or commas between.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    values: list[object] = []
+    while text:
+        try:
+            value, end = DECODER.raw_decode(text)
+        except RecursionError:
+            raise ValueError("brackets are nested too deeply") from None
+        values.append(value)
+        text = text[end:].lstrip().removeprefix(",").lstrip()
+    return values
 
 
 def _unescaped(content: str, place: str) -> list[Surface]:
@@ -103,6 +122,13 @@ def _keys(row: Mapping[str, object]) -> tuple[str, str] | None:
     text = next((key for key in TEXT_KEYS if isinstance(row.get(key), str)), None)
     label = next((key for key in LABEL_KEYS if key != text and isinstance(row.get(key), str)), None)
     return (text, label) if text and label else None
+
+
+def _is_place(key: str, value: object) -> bool:
+    """Whether a field of an entity may say where it stands."""
+    numbers = value if isinstance(value, list) else [value]
+    counts = any(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+    return bool(_OFFSETS.match(key)) or (key != "id" and counts)
 
 
 def _are_texts(values: list[object]) -> bool:

@@ -256,6 +256,17 @@ def with_rows(document: Document, format: str) -> tuple[list[tuple[Entity, Row]]
     return pairs + [(entity, {}) for entities in without_row.values() for entity in entities], gone
 
 
+def with_meta(record: dict[str, object], document: Document, own: Iterable[str]) -> dict[str, object]:
+    """Return `record` with the document's meta beside the layout's fields.
+
+    Raises:
+        DataError: a key of the meta is one of the layout's `own` fields.
+    """
+    if taken := sorted(set(document.meta) & {*own, *record}):
+        raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
+    return {**record, **document.meta}
+
+
 def meta_error(document: Document, format: str, problem: str) -> DataError:
     """Return the error for meta under `format` that its reader did not write."""
     return DataError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar
 
-from spantune.core import DataError, Document, half_surrogate, replacing, to_json
+from spantune.core import DataError, half_surrogate, replacing, to_json
 from spantune.data.raw.document import SurrogateError
 from spantune.data.raw.encodings import open_as_utf8
 from spantune.data.raw.text_files import CHUNK, LINE_LIMIT, cannot_be_read, oversized, read_chunks, try_lines
@@ -70,7 +70,7 @@ class Record:
     def json(self, field: str) -> object:
         """Return the value of the JSON text in `field`."""
         try:
-            value: object = _DECODER.decode(self.text(field))
+            value: object = DECODER.decode(self.text(field))
         except (ValueError, RecursionError) as error:
             raise self.error(
                 f"not JSON: {error}; mend it there (strings and names stand in double quotes)", field
@@ -169,17 +169,6 @@ def document_id(record: Record, notes: Counter[str], field: str = "id") -> str:
         notes["id is a number, taken as text"] += 1
         return str(value)
     return record.text(field)
-
-
-def with_meta(record: dict[str, object], document: Document, own: Iterable[str]) -> dict[str, object]:
-    """Return `record` with the document's meta beside the layout's fields.
-
-    Raises:
-        DataError: a key of the meta is one of the layout's `own` fields.
-    """
-    if taken := sorted(set(document.meta) & {*own, *record}):
-        raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
-    return {**record, **document.meta}
 
 
 def read_json_lines(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
@@ -288,26 +277,6 @@ def read_json_value(path: Path, notes: Counter[str], encoding: str | None = None
     return value
 
 
-def json_sequence(text: str) -> list[object]:
-    """Return the JSON values in `text`, one after another with white space or commas between.
-
-    Raises:
-        ValueError: something else is there.
-    """
-    values: list[object] = []
-    place = _skip(text, 0)
-    while place < len(text):
-        try:
-            value, end = _DECODER.raw_decode(text, place)
-        except RecursionError:
-            raise ValueError("brackets are nested too deeply") from None
-        values.append(value)
-        place = _skip(text, end)
-        if text.startswith(",", place):
-            place = _skip(text, place + 1)
-    return values
-
-
 class _Window:
     """The part of a file that is being parsed; it moves through the file chunk by chunk."""
 
@@ -316,13 +285,16 @@ class _Window:
         self._line, self._counted = 1, 0  # a line number, and the place in `text` for which it holds
         self._chunks = read_chunks(path, notes, encoding)
 
-    def more(self) -> bool:
-        """Drop the text before `place` and read the next chunk; False at the end of the file."""
-        chunk = next(self._chunks, None)
-        if chunk is None:
+    def more(self, size: int = 1) -> bool:
+        """Drop the text before `place` and read chunks of `size` characters or more; False at the end of the file."""
+        chunks: list[str] = []
+        while size > 0 and (chunk := next(self._chunks, None)) is not None:
+            chunks.append(chunk)
+            size -= len(chunk)
+        if not chunks:
             return False
         self.line_here()
-        self.text, self.place, self._counted = self.text[self.place :] + chunk, 0, 0
+        self.text, self.place, self._counted = "".join([self.text[self.place :], *chunks]), 0, 0
         return True
 
     def next(self) -> str:
@@ -334,7 +306,6 @@ class _Window:
 
     def value(self) -> object:
         """Return the JSON value at `place` and move behind it."""
-        size = 0
         while True:
             try:
                 value, end = _parse(self.text, self.place, self.path, self.line_here(), self.place)
@@ -342,13 +313,11 @@ class _Window:
                     self.place = end
                     return value
             except DataError:
-                if len(self.text) - self.place > LINE_LIMIT:
+                length = len(self.text) - self.place
+                if length > LINE_LIMIT:
                     raise oversized(self.path, self.line_here()) from None
-                size = 2 * max(size, len(self.text) - self.place)  # doubled, so that no object is parsed too often
-                if not self.more():
+                if not self.more(length):  # doubled, so that no object is parsed too often
                     raise
-                while len(self.text) < size and self.more():
-                    pass
 
     def line_here(self) -> int:
         """Return the line of `place`."""
@@ -375,13 +344,14 @@ def _records(values: Iterable[Value | DataError], path: Path) -> Iterator[Record
 def _parse(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tuple[object, int]:
     """Return the JSON value at `place` and its end; `line` is the line of the character `line_at`."""
     try:
-        value, end = _DECODER.raw_decode(text, place)
+        value, end = DECODER.raw_decode(text, place)
     except json.JSONDecodeError as error:
         raise _not_json(error.msg, text, error.pos, path, line, line_at) from None
-    except ValueError as error:
-        raise _not_json(str(error), text, place, path, line, line_at) from None
     except RecursionError:
-        raise _not_json("brackets are nested too deeply", text, place, path, line, line_at) from None
+        raise _not_json("lists and objects are nested too deeply", text, place, path, line, line_at) from None
+    except ValueError as error:
+        problem = "a number has thousands of digits" if "digits" in str(error) else str(error)
+        raise _not_json(problem, text, place, path, line, line_at) from None
     return value, end
 
 
@@ -419,4 +389,5 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+"""Decodes JSON and refuses what Python's own decoder lets pass: repeated keys, NaN."""

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from spantune.core import DataError, Document, replacing, to_json
 from spantune.data.raw.document import Item, RawDocument, RawEntity, each
+from spantune.data.raw.encodings import open_as_utf8
 from spantune.data.raw.json_records import Record, Value, read_array_values, read_json_value, read_line_values
-from spantune.data.raw.text_files import read_bytes
+from spantune.data.raw.text_files import cannot_be_read
 
-HEAD = 1 << 16
-"""The bytes by which a file is recognised."""
+_HEAD = 1 << 16  # bytes by which a file is recognised
 
 _TEXT = rb'"(?:[^"\\]|\\.)*+"\s*,\s*'
 _ANNOTATION = rb'(?:\{\s*"entities"\s*:\s*\[|\[\s*(?:\]|\[\s*[0-9]+\s*,\s*[0-9]+\s*,\s*"))'
@@ -30,18 +30,31 @@ _WRAPPED = re.compile(
 )
 
 
+def head_of(path: Path, encoding: str | None) -> bytes:
+    """Return the first bytes of a file, as UTF-8.
+
+    Raises:
+        DataError: it cannot be read, or not in this encoding.
+    """
+    try:
+        with open_as_utf8(path, Counter(), encoding) as file:
+            return file.read(_HEAD)
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+
+
 def begins(head: bytes) -> bool:
     """Whether a file with these first bytes holds such pairs."""
     return any(pattern.match(head) for pattern in (_ARRAY, _LINE, _WRAPPED))
 
 
-def read(path: Path, notes: Counter[str]) -> Iterator[Item]:
+def read(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Item]:
     """Yield the documents of `path`, called `<stem>-<number>`.
 
     Raises:
         DataError: the file cannot be read any further.
     """
-    return each(_pairs(path, notes), lambda record: _document(record, notes))
+    return each(_pairs(path, notes, encoding), lambda record: _document(record, notes))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str]) -> None:
@@ -79,19 +92,19 @@ def triples(record: Record, field: str) -> tuple[RawEntity, ...]:
     return tuple(_triple(record, f"{field}[{index}]", row) for index, row in enumerate(record.items(field)))
 
 
-def _pairs(path: Path, notes: Counter[str]) -> Iterator[Record | DataError]:
+def _pairs(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[Record | DataError]:
     """Yield each pair as a record of `[0]` and `[1]`."""
-    head = read_bytes(path, HEAD)
+    head = head_of(path, encoding)
     place = ""
     values: Iterable[Value | DataError]
     if _WRAPPED.match(head):
-        whole = read_json_value(path, notes)
+        whole = read_json_value(path, notes, encoding)
         assert isinstance(whole, dict)
         place = "annotations"
         items = Record(whole, path, 1).items(place)
         values = [Value(value, 1, number) for number, value in enumerate(items, start=1)]
     else:
-        values = (read_array_values if _ARRAY.match(head) else read_line_values)(path, notes)
+        values = (read_array_values if _ARRAY.match(head) else read_line_values)(path, notes, encoding)
     for value in values:
         if isinstance(value, DataError):
             yield value

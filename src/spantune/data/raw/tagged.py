@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from spantune.core import DataError, Document, Entity
@@ -57,15 +57,22 @@ class Tagged:
             DataError: tokens and tags are not lists of one length, or a value of theirs is none.
         """
         words, row_tags = self._row(record)
+        known: tuple[str, ...] = (self.tokens, self.column)
         text, spans = tokens.join(words, self.joiner)
-        self.notes[JOINED] += 1
+        stated = record.values.get("text") if self.keeps_tokens else None
+        if isinstance(stated, str) and isinstance(
+            places := tokens.locate(words, record.text("text", blank=True)), list
+        ):
+            known, text, spans = (*known, "text"), stated, places
+        else:
+            self.notes[JOINED] += 1
         entities = []
         for chunk in tags.decode(row_tags, self.scheme):
             start, end = spans[chunk.start][0], spans[chunk.end - 1][1]
             defect = Defect(Rule.BROKEN_TRANSITION, chunk.fault, tolerated=False) if chunk.fault else None
             place = f"{self.column}[{chunk.place if chunk.fault else chunk.start}]"
             entities.append(RawEntity(start, end, chunk.label, text[start:end], field=place, defect=defect))
-        document = tabular.document(record, text, tuple(entities), self.notes, (self.tokens, self.column))
+        document = tabular.document(record, text, tuple(entities), self.notes, known)
         return with_tokens(document, words) if self.keeps_tokens else document
 
     def _row(self, record: Record) -> tuple[list[str], list[tags.Tag]]:
@@ -116,14 +123,13 @@ def with_tokens(document: RawDocument, words: Sequence[str]) -> RawDocument:
     return replace(document, meta={**document.meta, KEPT_TOKENS: list(words)})
 
 
-@dataclass(slots=True)
 class Tokenizer:
     """Documents to tokens whose edges are those of the entities, and a count of texts that do not come back."""
 
-    notes: Counter[str]
-    joiner: str | None = None
-    _census: tokens.TokenCensus = field(default_factory=tokens.TokenCensus)
-    _changed: Counter[str | None] = field(default_factory=Counter)
+    def __init__(self, notes: Counter[str], joiner: str | None = None) -> None:
+        self.notes, self.joiner = notes, joiner
+        self._census = tokens.TokenCensus()
+        self._changed: Counter[str | None] = Counter()  # texts that reading would not restore, by joiner
 
     def words(self, document: Document, entities: Iterable[Entity]) -> tuple[list[str], list[tuple[int, int]]]:
         """Return the tokens of `document`, and the first token and the one after the last of each of `entities`.

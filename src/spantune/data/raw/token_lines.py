@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from spantune.core import DataError
 from spantune.data.raw.tags import Spelling, parse_tag
 from spantune.data.raw.tokens import TokenCensus
 
@@ -22,6 +23,7 @@ _NEWDOC = re.compile(rf"# *{_GROUP.pattern}(?: *= ?(.*))?")
 _NAMES = "global.columns"
 _BLANKS = re.compile(r"[ \t]+")
 _MOST_COLUMNS = 128
+_MOST_ROWS = 500_000
 _MOST_STEPS = 1 << 14  # different pairs of a cell and the next in a column, above which it holds no tags
 _TOKEN_NAMES = frozenset(("token", "tokens", "word", "words", "form", "wordform", "text"))
 _TAG_NAME = re.compile(r"(?:ne[-_:].*|ner|ne|tags?|labels?|bio|iob2?|entit(?:y|ies)|(?:.*[-_:])(?:ner|tags?|labels?))")
@@ -62,7 +64,11 @@ def sentences(
     is_token: Callable[[str], bool] = may_be_token,
     header: str | None = None,
 ) -> Iterator[Sentence]:
-    """Yield the sentences of numbered `lines`; comment lines stand before the first token of one."""
+    """Yield the sentences of numbered `lines`; comment lines stand before the first token of one.
+
+    Raises:
+        DataError: one is too long to be a sentence.
+    """
     sentence, documents = Sentence(), 0
     for number, line in lines:
         is_start = line.startswith(DOCSTART)
@@ -82,6 +88,12 @@ def sentences(
                 notes["comment line"] += 1
         else:
             sentence.rows.append((number, line))
+            if len(sentence.rows) > _MOST_ROWS:
+                raise DataError(
+                    f"over {_MOST_ROWS} lines without a blank one between, which is no sentence; put blank lines "
+                    "between sentences, or name the file's format if it is another",
+                    line=sentence.rows[0][0],
+                )
     if sentence.rows:
         yield sentence
 
@@ -159,30 +171,32 @@ class Census:
     def add(self, sentence: Sentence) -> None:
         """Count the lines of a sentence."""
         expected: int | None = None
-        edge: list[str | None] = [None] * self.shape[1]
+        width = self.shape[1]
+        edge: list[str | None] = [None] * width
         before: Sequence[str | None] = edge
+        censuses = self.tokens[: max(1, width - 1)]
         for index, (_, line) in enumerate(sentence.rows):
             is_tabbed = "\t" in line
             row = columns(line, is_tabbed)
             self.shapes[is_tabbed, len(row)] += 1
-            expected = self._count(row[0], expected)
+            if width > 2:  # else there is no column for an index
+                expected = self._count(row[0], expected)
             if (is_tabbed, len(row)) != self.shape:
                 continue
-            for census, cell in zip(self.tokens, row, strict=False):
+            for census, cell in zip(censuses, row, strict=False):
                 census.add(cell, index == 0)
-            self._count_steps(before, row)
+            for place, steps in enumerate(self.steps):
+                if steps is not None:
+                    steps[before[place], row[place]] += 1
+                    if len(steps) > _MOST_STEPS:
+                        self.steps[place] = None
             before = row
             if "SpaceAfter" in line:
                 self.spaces = next((place for place, cell in enumerate(row) if no_space_after(cell)), self.spaces)
-        self._count_steps(before, edge)
-        self._last = expected - 1 if expected is not None else self._last
-
-    def _count_steps(self, before: Sequence[str | None], row: Sequence[str | None]) -> None:
         for place, steps in enumerate(self.steps):
             if steps is not None:
-                steps[before[place], row[place]] += 1
-                if len(steps) > _MOST_STEPS:
-                    self.steps[place] = None
+                steps[before[place], None] += 1
+        self._last = expected - 1 if expected is not None else self._last
 
     def _count(self, cell: str, expected: int | None) -> int | None:
         """Hold the first cell of a row against the `expected` number, None for the first of a sentence."""
@@ -191,7 +205,7 @@ class Census:
             return expected if expected is None else expected + 1
         if part := INDEX_PART.fullmatch(cell):
             return expected if expected is not None or part[1] == "0" else int(part[1])
-        if not _NUMBER.fullmatch(cell):
+        if not INDEX.fullmatch(cell):
             self.miscounted += 1
             return expected if expected is None else expected + 1
         number = int(cell)
@@ -282,7 +296,7 @@ def _cells(steps: Counter[tuple[str | None, str | None]]) -> Counter[str]:
 
 
 _SPELLINGS: tuple[Spelling, ...] = ("prefix", "suffix", "bare")
-_NUMBER = re.compile(r"[0-9]{1,9}")
+INDEX = re.compile(r"[0-9]{1,9}")
 INDEX_PART = re.compile(r"([0-9]{1,9})([-.])([0-9]{1,9})")
 """The index of a contracted token (`3-4`) or of a node without a token (`8.1`) in CoNLL-U."""
 

@@ -77,20 +77,26 @@ class PartialAnswer:
 def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *, by_label: bool = False) -> Parsed:
     """Anchor mentions to `text`; the parser's problems are passed on.
 
-    With `by_label`, the mentions of each label are in the order of the text; otherwise all mentions are.
+    With `by_label`, the mentions of each label are in the order of the text; otherwise all mentions are. White space at
+    the ends of a mention is trimmed, and is a `repaired` problem. Where the task is not nested, an occurrence that
+    overlaps no earlier entity is preferred; `read_answer` decides where there is none.
     """
-    anchors = Anchors(text)
+    anchors = Anchors(text, nested=task.nested)
     resolved: list[Resolved] = []
     problems: list[Problem] = []
     repeats = 0
     for mention in mentions:
         if isinstance(mention, Problem):
             problems.append(mention)
-        elif mention.label not in task.codes:
+            continue
+        surface = mention.text.strip()
+        if mention.label not in task.codes:
             problems.append(Problem(ProblemKind.LABEL, mention.label))
-        elif not mention.text or mention.text not in text:
+        elif not surface or surface not in text:
             problems.append(Problem(ProblemKind.UNGROUNDED, mention.text))
-        elif entity := anchors.place(mention.text, mention.label, mention.label if by_label else ""):
+        elif entity := anchors.place(surface, mention.label, mention.label if by_label else ""):
+            if surface != mention.text:
+                problems.append(Problem(ProblemKind.REPAIRED, mention.text))
             repeats = 0
             resolved.append(Resolved(entity, mention.span, mention.label_span))
         else:

@@ -1,8 +1,9 @@
 """The grammar of an answer as GBNF, the grammar language of llama.cpp's server.
 
 GBNF has no substring rule, so the suffix automaton of the text is written out with a rule per state, at most two per
-character; every substring of the text is a path in it. Only the formats with one JSON object per entity are supported.
-The grammar does not restrict the order of entities: repeated entities are found when the answer is read.
+character; every substring of the text is a path in it, and may end where it ends with no white space. Only the formats
+with one JSON object per entity are supported. The grammar does not restrict the order of entities: repeated and
+overlapping ones are found when the answer is read.
 """
 
 from __future__ import annotations
@@ -20,15 +21,21 @@ def gbnf(text: str, task: TaskSpec) -> str:
     """Return the grammar for the answers for `text`; `task.answer` must be one of `WRITINGS`."""
     writing = WRITINGS[task.answer]
     empty = _literal(task.empty_answer + writing.terminator if task.empty_answer else "")
+    text = text.strip()
     if not text:
         return f"root ::= {empty}\n"
     labels = " | ".join(_literal(writing.label(code) + "}" + writing.terminator) for code in task.codes)
     entities = f"entity+ | {empty}" if task.empty_answer else "entity*"
     opening, middle = _literal('{"entity_text": "'), _literal('", "entity_label": ')
     rules = [f"root ::= {entities}", f"entity ::= {opening} s0 {middle} label", f"label ::= {labels}"]
-    for state, transitions in enumerate(_suffix_automaton([writing.character(character) for character in text])):
-        alternatives = [f"{_literal(symbol)} s{target}" for symbol, target in transitions.items()]
-        ending = [] if state == 0 else [_literal("")]  # a mention is not empty
+    blanks = {writing.character(character) for character in text if character.isspace()}
+    automaton = _suffix_automaton([writing.character(character) for character in text])
+    # all transitions into a state have one symbol; the text ends with no blank, so that every path can end
+    behind_blank = {target for moves in automaton for symbol, target in moves.items() if symbol in blanks}
+    for state, moves in enumerate(automaton):
+        usable = {symbol: target for symbol, target in moves.items() if state or symbol not in blanks}
+        alternatives = [f"{_literal(symbol)} s{target}" for symbol, target in usable.items()]
+        ending = [] if state == 0 or state in behind_blank else [_literal("")]
         rules.append(f"s{state} ::= {' | '.join(alternatives + ending)}")
     return "\n".join(rules) + "\n"
 

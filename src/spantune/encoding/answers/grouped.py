@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from spantune.core import Document, Problem, ProblemKind, TaskSpec, half_surrogate
 from spantune.encoding.answers.anchoring import Mention, Parsed, PartialAnswer, resolve
-from spantune.encoding.answers.lark import escaped, later, literal, substring, without
+from spantune.encoding.answers.lark import escaped, later, literal, mention, without
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _COLON = re.compile(r"\s*:")
@@ -41,22 +41,27 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
 def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
     """Return a Lark grammar of llguidance for an answer, or for the rest of a partial answer.
 
-    Entities are non-empty substrings of `text`; each label comes at most once, in the order of the task. The next
-    mention comes after the last one of `partial` in the text. None if `partial` does not end between two mentions.
+    Entities are substrings of `text` without white space at their ends; each label comes at most once, in the order of
+    the task. The next mention comes after the last one of `partial` in the text; where the task is not nested,
+    behind it. Mentions of different labels may overlap, since which occurrence a mention of an earlier list stands for
+    is not sure: `read_answer` decides between them. None if `partial` does not end between two mentions.
     """
-    characters = [escaped(character) for character in text]
     if partial is None:
         empty = literal((task.empty_answer or "{}") + "\n")
-        if not text:
+        mentions = mention("MENTION", text, escaped)
+        if not mentions:
             return f"start: {empty}"
         groups = " | ".join(f"{literal(f'{{{_key(code)}')} list{i}" for i, code in enumerate(task.codes))
-        return "\n".join([f"start: {groups} | {empty}", *_lists(task), *substring("MENTION", characters)])
+        return "\n".join([f"start: {groups} | {empty}", *_lists(task), *mentions])
     if not partial.parsed.resolved:
         return None
     last, tail = partial.last, partial.tail
     number = task.codes.index(last.label)
-    ways, rules = [], later("LATER", characters, last.start, last.end)
-    if rules and (opening := without(tail, ', "')) is not None:
+    following = mention("LATER", text, escaped, last.end)
+    if task.nested:
+        following = later("LATER", text, escaped, last.start, last.end)
+    mentions, ways = mention("MENTION", text, escaped), list[str]()
+    if following and (opening := without(tail, ', "')) is not None:
         ways.append(f'{literal(opening)} LATER "\\"" after{number}')
     for i, code in enumerate(task.codes[number + 1 :], start=number + 1):
         if (opening := without(tail, f"], {_key(code)}")) is not None:
@@ -65,7 +70,7 @@ def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> 
         ways.append(literal(end))
     if not ways:
         return None
-    return "\n".join([f"start: {' | '.join(ways)}", *_lists(task), *rules, *substring("MENTION", characters)])
+    return "\n".join([f"start: {' | '.join(ways)}", *_lists(task), *following, *mentions])
 
 
 def _key(code: str) -> str:

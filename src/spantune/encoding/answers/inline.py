@@ -11,7 +11,8 @@ neither in training nor in decoding.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from spantune.core import Document, Entity, Problem, ProblemKind, TaskSpec
 from spantune.encoding.answers.anchoring import Mention, Parsed, PartialAnswer, Resolved, resolve
@@ -61,37 +62,63 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
             for stated in sorted(read.closed, key=lambda resolved: resolved.entity)
         ]
         parsed = resolve(mentions, text, task)
-        problems = (*read.problems, *parsed.problems, Problem(ProblemKind.REPAIRED, answer.strip()))
-        return Parsed(parsed.resolved, problems, parsed.repeats)
+        repaired = Problem(ProblemKind.REPAIRED, answer.strip())
+        return Parsed(parsed.resolved, (*read.problems, *parsed.problems, repaired), parsed.repeats)
     unclosed = answer[read.behind :] if copied != text else "".join(_opening(label) for label, _, _ in read.open)
-    return Parsed(tuple(read.closed), (*read.problems, *([Problem(ProblemKind.INVALID, unclosed)] if unclosed else [])))
+    problems = [*read.problems, *([Problem(ProblemKind.INVALID, unclosed)] if unclosed else [])]
+    return Parsed(tuple(_trimmed(read.closed, text, problems)), tuple(problems))
+
+
+def _trimmed(closed: Iterable[Resolved], text: str, problems: list[Problem]) -> Iterator[Resolved]:
+    """Yield entities without the white space at their ends; what had any is added to `problems`."""
+    for resolved in closed:
+        entity = resolved.entity
+        surface = text[entity.start : entity.end]
+        start = entity.start + len(surface) - len(surface.lstrip())
+        if surface == surface.strip():
+            yield resolved
+        else:
+            problems.append(Problem(ProblemKind.REPAIRED if surface.strip() else ProblemKind.INVALID, surface))
+            if surface.strip():
+                yield replace(resolved, entity=replace(entity, start=start, end=start + len(surface.strip())))
 
 
 def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
     """Return a Lark grammar of llguidance for the answer up to its next tag, or to its end.
 
-    It is None if `partial` does not end with a tag.
+    A tag opens before and closes behind a character that is no white space; where the task is not nested, it opens
+    outside of entities only. It is None if `partial` does not end with a tag.
     """
     empty = f" | {literal(task.empty_answer + chr(10))}" if task.empty_answer and partial is None else ""
     read = _read(partial.answer if partial else "", task)
     if read.partial or not text.startswith(read.copied):
         return None
     place, labels = len(read.copied), [label for label, _, _ in read.open]
-    rest = text[place:]
+    rest, last = text[place:], len(text.rstrip()) - len(read.copied)  # behind `last` there is white space only
     closes_here = () if read.opened else {label for label, start, _ in read.open if start < place}
     here = {label for label, start, _ in read.open if start == place}
-    closing = [_closing(code) for code in task.codes if code in labels]
-    opening = [_opening(code) for code in task.codes]
-    first = [_closing(code) for code in task.codes if code in closes_here]
-    first += [_opening(code) for code in task.codes if code not in here] if rest else []
-    rules = [f"TAG: {choice([*closing, *opening])}", f"LAST: {choice(closing or [chr(10)])}"]
-    if not rest:
+    closing = choice(_closing(code) for code in task.codes if code in labels)
+    opening = choice(_opening(code) for code in task.codes) if task.nested or not labels else ""
+    first = [_closing(code) for code in task.codes if code in closes_here and text[place - 1 : place].strip()]
+    if opening and rest[:1].strip():
+        first += [_opening(code) for code in task.codes if code not in here]
+    must_close = bool(labels) and last <= 0
+    if not rest or must_close:
         return f"start: {choice(first or [chr(10)])}{empty}"
     ways = ["FIRST" if first else "", f"{literal(_escaped(rest[0]))} s1"]
-    rules += [f"FIRST: {choice(first)}"] if first else []
+    rules = [f"FIRST: {choice(first)}"] if first else []
+    rules += [f"OPENING: {opening}"] if opening else []
+    rules += [f"CLOSING: {closing}"] if closing else []
     for i, character in enumerate(rest[1:], start=1):
-        rules.append(f"s{i}: TAG | {literal(_escaped(character))} s{i + 1}")
-    rules.append(f"s{len(rest)}: LAST")
+        if labels and i == last:
+            rules.append(f"s{i}: CLOSING")
+            break
+        opens = opening and character.strip()
+        closes = closing and rest[i - 1].strip()
+        tags = [*(["OPENING"] if opens else []), *(["CLOSING"] if closes else [])]
+        rules.append(f"s{i}: {' | '.join([*tags, f'{literal(_escaped(character))} s{i + 1}'])}")
+    else:
+        rules.append(f"s{len(rest)}: {'CLOSING' if labels else literal(chr(10))}")
     return "\n".join([f"start: {' | '.join(filter(None, ways))}{empty}", *rules])
 
 

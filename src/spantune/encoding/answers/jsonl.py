@@ -10,13 +10,14 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from spantune.core import Document, Problem, ProblemKind, TaskSpec, half_surrogate
+from spantune.core import Document, Entity, Problem, ProblemKind, TaskSpec, half_surrogate
 from spantune.encoding.answers.anchoring import Mention, Parsed, PartialAnswer, resolve
-from spantune.encoding.answers.lark import choice, escaped, later, literal, substring, without
+from spantune.encoding.answers.lark import choice, escaped, later, literal, without
+from spantune.encoding.answers.lark import mention as mention_rules
 
 _OPEN = '{"entity_text": "'
 _MIDDLE = '", "entity_label": '
@@ -57,49 +58,58 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
 def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
     """Return a Lark grammar of llguidance for an answer, or for the rest of a partial answer.
 
-    Entities are non-empty substrings of `text`, labels those of the task. The next entity comes after the last one of
-    `partial` in the order of (start, end, label). With a new grammar after each entity, an answer cannot go back, loop,
-    or state an entity twice. It is None if `partial` does not end with an object: the earlier grammar stays in use.
+    Entities are substrings of `text` without white space at their ends, labels those of the task. The next entity comes
+    after the last one of `partial` in the order of (start, end, label), and behind it where the task is not nested.
+    With a new grammar after each entity, an answer cannot go back, loop, or state an entity twice. It is None if
+    `partial` does not end with an object: the earlier grammar stays in use.
     """
     return object_grammar(text, task, JSON, partial)
 
 
 def object_grammar(text: str, task: TaskSpec, writing: Writing, partial: PartialAnswer | None) -> str | None:
     """Return the grammar for objects in this `writing`."""
-    characters = [writing.character(character) for character in text]
     labels = {code: writing.label(code) + "}" + writing.terminator for code in task.codes}
     if partial is None:
         empty = literal(task.empty_answer + writing.terminator if task.empty_answer else "")
-        if not text:
+        mentions = mention_rules("MENTION", text, writing.character)
+        if not mentions:
             return f"start: {empty}"
         start = f"start: {f'ent+ | {empty}' if task.empty_answer else 'ent*'}"
-        return "\n".join([start, *_objects(characters, labels)])
+        return "\n".join([start, *_objects(labels), *mentions])
     opening = without(partial.tail, _OPEN) if partial.parsed.resolved else None
     if opening is None:
         return None
-    last = partial.last
-    following, rules = [], later("LATER", characters, last.start, last.end)
-    if rules:
-        following.append(f"{literal(opening)} LATER {literal(_MIDDLE)} label")
-    greater = [written for code, written in labels.items() if code > last.label]
-    if greater and text.find(text[last.start : last.end], last.start + 1) < 0:
-        # a literal of its own: the lexer would read the opening and the mention as one
-        same = "".join(characters[last.start : last.end])
-        following.append(f"{literal(opening)} {literal(same)} {literal(_MIDDLE)} ({choice(greater)})")
+    following, rules = _following(text, task, writing, partial.parsed.entities)
     if not following:
         return f"start: {literal('')}" if opening == _OPEN else None
     start = "start: rest?" if opening == _OPEN else "start: rest"
-    rest = ["rest: next ent*", f"next: {' | '.join(following)}"]
-    return "\n".join([start, *rest, *_objects(characters, labels), *rules])
+    rest = ["rest: next ent*", f"next: {' | '.join(f'{literal(opening)} {way}' for way in following)}"]
+    return "\n".join([start, *rest, *_objects(labels), *rules])
 
 
-def _objects(characters: list[str], labels: dict[str, str]) -> list[str]:
-    """Return the rules for any object."""
-    return [
-        f"ent: {literal(_OPEN)} MENTION {literal(_MIDDLE)} label",
-        f"label: {choice(labels.values())}",
-        *substring("MENTION", characters),
-    ]
+def _following(text: str, task: TaskSpec, writing: Writing, stated: Sequence[Entity]) -> tuple[list[str], list[str]]:
+    """Return the ways in which the object after the last one of `stated` goes on behind its opening, and their rules.
+
+    It comes after the last entity by (start, end, label); where entities do not overlap, behind all that are stated.
+    """
+    write, last = writing.character, stated[-1]
+    if not task.nested:
+        end = max(entity.end for entity in stated)
+        rules = [rule for name in ("LATER", "MENTION") for rule in mention_rules(name, text, write, end)]
+        return ([f"LATER {literal(_MIDDLE)} label"] if rules else []), rules
+    rules = later("LATER", text, write, last.start, last.end)
+    following = [f"LATER {literal(_MIDDLE)} label"] if rules else []
+    greater = [writing.label(code) + "}" + writing.terminator for code in task.codes if code > last.label]
+    if greater and text.find(text[last.start : last.end], last.start + 1) < 0:
+        # a literal of its own: the lexer would read the opening and the mention as one
+        same = "".join(map(write, text[last.start : last.end]))
+        following.append(f"{literal(same)} {literal(_MIDDLE)} ({choice(greater)})")
+    return following, [*rules, *mention_rules("MENTION", text, write)]
+
+
+def _objects(labels: dict[str, str]) -> list[str]:
+    """Return the rules for any object, but for those of the terminal MENTION."""
+    return [f"ent: {literal(_OPEN)} MENTION {literal(_MIDDLE)} label", f"label: {choice(labels.values())}"]
 
 
 def _mentions(answer: str, task: TaskSpec) -> Iterator[Mention | Problem]:
@@ -126,6 +136,8 @@ def _strict(line: str, span: tuple[int, int], answer: str) -> Mention | None:
     return as_mention(record, span, answer)
 
 
+LONGEST_REPAIR = 4096
+"""Most characters of an object that is read though it is not JSON: reading tries at every brace of an answer."""
 _DECODER = json.JSONDecoder(strict=False)  # allows a line break in a string
 _COMMA = re.compile(r",\s*(?=\}$)")
 _WRAPPING = re.compile(r"[\[\]{},:\s]*+(?:```\w*+)?[\[\]{},:\s]*+")  # possessive, so that matching takes linear time
@@ -166,6 +178,8 @@ def _object(answer: str, start: int, end: int) -> tuple[object, int]:
         return record, stop
     except (ValueError, RecursionError):
         stop = answer.find("}", start, end) + 1
+    if stop - start > LONGEST_REPAIR:
+        return None, stop
     source = _COMMA.sub("", answer[start:stop])
     for read in (json.loads, ast.literal_eval):
         try:

@@ -1,14 +1,17 @@
-"""Lark grammars for llguidance: literals, and terminals for parts of a text.
+"""Lark grammars for llguidance: literals, and terminals for the mentions of a text.
 
-A text is given as a list of its characters as the answer writes them, so that an escape is never split.
+A text is given with the function that writes one of its characters into the answer, so that an escape is never split. A
+mention is a substring that begins and ends with a character that is no white space.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 _ESCAPES = {character: json.dumps(character)[1:-1] for character in (*map(chr, range(32)), '"', "\\")}
+Writer = Callable[[str], str]
+"""Writes a character of the text into the answer."""
 
 
 def escaped(character: str) -> str:
@@ -26,35 +29,77 @@ def choice(texts: Iterable[str]) -> str:
     return " | ".join(map(literal, texts))
 
 
-def substring(name: str, characters: Sequence[str], excluded: str = "") -> list[str]:
-    """Return the rules of a terminal for a non-empty substring of `characters` that `excluded` does not match."""
-    chunks = json.dumps(characters, ensure_ascii=False)
-    return [f'{name}: {name}_RAW & ~(""{excluded})', f'{name}_RAW: %regex {{"substring_chunks": {chunks}}}']
+def mention(name: str, text: str, write: Writer, start: int = 0, excluded: str = "") -> list[str]:
+    """Return the rules of a terminal for the mentions that begin at `start` or behind it; none where there is none.
 
-
-def later(name: str, characters: Sequence[str], start: int, end: int) -> list[str]:
-    """Return the rules of a terminal for a substring later than `characters[start:end]`, by start and then by end.
-
-    It begins behind `start`, or it begins there and ends behind `end`. There are no rules if no such substring exists.
+    Args:
+        name: the terminal.
+        text: the text.
+        write: how the answer writes a character.
+        start: an offset in the text.
+        excluded: alternatives that are not to be matched, in Lark, each after a bar.
     """
-    if start + 1 >= len(characters) and end >= len(characters):
+    part = text[start:].strip()
+    if not part:
         return []
-    # the beginnings of the last substring are excluded, but for those that occur again behind `start`
-    again = next((size for size in range(end - start, 0, -1) if _occurs(characters, start, size)), 0)
+    edges = _edges({*part}, write)
+    conditions = [f"/{edges}/"] if edges else []
+    if excluded or not edges:
+        conditions.append(f'~(""{excluded})')
+    chunks = json.dumps(list(map(write, part)), ensure_ascii=False)
+    return [
+        f"{name}: {' & '.join([f'{name}_RAW', *conditions])}",
+        f'{name}_RAW: %regex {{"substring_chunks": {chunks}}}',
+    ]
+
+
+def later(name: str, text: str, write: Writer, start: int, end: int) -> list[str]:
+    """Return the rules of a terminal for a mention later than `text[start:end]`, by start and then by end.
+
+    It begins behind `start`, or it begins there and ends behind `end`. There are no rules if no such mention exists.
+    """
+    if not text[start + 1 :].strip():
+        return []
+    # the beginnings of the last mention are excluded, but for those that occur again behind `start`
+    again = next(
+        (size for size in range(end - start, 0, -1) if text.find(text[start : start + size], start + 1) >= 0), 0
+    )
     excluded = ""
     if start + again < end:
-        rest = len("".join(characters[start + again + 1 : end]))
-        excluded = f" | {literal(''.join(characters[start : start + again + 1]))}"
+        rest = len("".join(map(write, text[start + again + 1 : end])))
+        excluded = f" | {literal(''.join(map(write, text[start : start + again + 1])))}"
         excluded += f" /(?s:.{{0,{rest}}})/" if rest else ""
-    return substring(name, characters[start:], excluded)
-
-
-def _occurs(characters: Sequence[str], start: int, size: int) -> bool:
-    """Whether the `size` characters at `start` occur again behind it."""
-    sought = characters[start : start + size]
-    return any(characters[place : place + size] == sought for place in range(start + 1, len(characters) - size + 1))
+    return mention(name, text, write, start, excluded)
 
 
 def without(tail: str, head: str) -> str | None:
     """Return the rest of `head` behind `tail`, which is already written; None if `head` does not begin with it."""
     return head[len(tail) :] if head.startswith(tail) else None
+
+
+def _edges(characters: Iterable[str], write: Writer) -> str:
+    """Return a regular expression for what begins and ends with no white space, all of it written out of `characters`.
+
+    It is empty where no character is white space. It reads the answer in units, a character of the text each, since
+    the end of an escaped backslash and a letter looks like an escaped line break.
+    """
+    characters = sorted(characters)
+    blanks = [character for character in characters if character.isspace()]
+    if not blanks:
+        return ""
+    raw = [character for character in blanks if write(character) == character]
+    escapes = [write(character) for character in characters if write(character) != character]
+    escaped_blanks = [write(character) for character in blanks if write(character) != character]
+    others = [escape for escape in escapes if escape not in escaped_blanks]
+    plain = "[^" + "".join(map(_code, [*raw, *(["\\"] if escapes else [])])) + "]"
+    unit = "|".join([plain, *map(_quoted, others)])
+    blank = "|".join([*map(_code, raw), *map(_quoted, escaped_blanks)])
+    return f"(?s:(?:{unit})(?:(?:{unit}|{blank})*(?:{unit}))?)"
+
+
+def _code(character: str) -> str:
+    return "\\x{" + format(ord(character), "x") + "}"
+
+
+def _quoted(text: str) -> str:
+    return "".join(map(_code, text))

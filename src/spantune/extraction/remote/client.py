@@ -1,19 +1,23 @@
 """The client of a completions server: which failures are retried, and which are errors of the document.
 
-What the server refuses is an error of the document at once. What it fails at is retried; after several failures it is
-an error of the document, if the server answers otherwise. A server that cannot be reached or is busy is waited for,
+What the server refuses is an error of the document at once, and so is an answer beyond a limit of time, bytes, depth or
+tokens: a body is read as it comes, and no further. What the server fails at is retried; after several failures it is an
+error of the document, if the server answers otherwise. A server that cannot be reached or is busy is waited for,
 and given up after a time without any answer. The key comes from the environment and is sent only to the given address;
 redirects are not followed.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -49,44 +53,80 @@ class Patience:
         return max(pause, error.seconds if isinstance(error, _Busy) else 0.0)
 
 
-class Outage:
-    """Since when the server has not answered, over all threads of a client; after too long it is given up for all."""
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """The permission to send one request: how often the server had answered by then."""
 
-    def __init__(self, seconds: float):
-        self._seconds = seconds
-        self._lock = threading.Lock()
-        self._since: float | None = None
+    answers: int
+
+
+class Breaker:
+    """A circuit breaker over all threads: while the server does not answer, one request at a time probes it.
+
+    A failure counts if the server has answered nothing since its request was sent: a late failure of an older request
+    says nothing of the server as it is now. After too long without an answer the server is given up for all threads.
+    """
+
+    def __init__(self, patience: Patience):
+        self._patience = patience
+        self._changed = threading.Condition()
+        self._answers = 0
+        self._since: float | None = None  # of the first failure since the last answer
+        self._probe: Ticket | None = None
+        self._failed_probes, self._next_probe = 0, 0.0
         self._reason: str | None = None
         self.given_up = threading.Event()
 
-    def failed(self, reason: str) -> None:
-        """Record that a request had no answer."""
-        now = time.monotonic()
-        with self._lock:
-            self._since = self._since or now
-            duration = now - self._since
-        if duration > self._seconds:
-            self.give_up(f"no answer for {duration:.0f} seconds, lastly: {reason}")
-
-    def answered(self) -> None:
-        """Record that the server answers."""
-        with self._lock:
-            self._since = None
-
-    def give_up(self, reason: str) -> None:
-        """Let no request through any more, and end every pause."""
-        with self._lock:
-            self._reason = self._reason or reason
-        self.given_up.set()
-
-    def check(self) -> None:
-        """Check that requests may be sent.
+    def enter(self) -> Ticket:
+        """Wait until a request may be sent: at once while the server answers, otherwise as its only probe.
 
         Raises:
             ModelError: the server is given up.
         """
-        if self.given_up.is_set():
-            raise ModelError(f"the server is given up: {self._reason}; see to it, and go on with --resume")
+        with self._changed:
+            while True:
+                if self.given_up.is_set():
+                    raise ModelError(f"the server is given up: {self._reason}; see to it, and go on with --resume")
+                wait = self._next_probe - time.monotonic()
+                if self._since is None or (self._probe is None and wait <= 0):
+                    break
+                self._changed.wait(None if self._probe else wait)
+            ticket = Ticket(self._answers)
+            if self._since is not None:
+                self._probe = ticket
+            return ticket
+
+    def failed(self, ticket: Ticket, reason: str) -> None:
+        """Record that a request had no answer."""
+        now = time.monotonic()
+        with self._changed:
+            if ticket.answers != self._answers:
+                return
+            self._since = self._since or now
+            duration = now - self._since
+            if self._probe in (None, ticket):
+                self._failed_probes += 1
+                pause = min(self._patience.longest, self._patience.first * 2.0 ** min(self._failed_probes - 1, 30)) / 2
+                self._next_probe = now + pause
+                self._probe = None
+            self._changed.notify_all()
+        if duration > self._patience.seconds:
+            self.give_up(f"no answer for {duration:.0f} seconds, lastly: {reason}")
+
+    def answered(self) -> None:
+        """Record that the server answers."""
+        with self._changed:
+            self._answers += 1
+            self._since = self._probe = None
+            self._failed_probes, self._next_probe = 0, 0.0
+            self._changed.notify_all()
+
+    def give_up(self, reason: str) -> None:
+        """Let no request through any more, and end every pause."""
+        with self._changed:
+            self._reason = self._reason or reason
+            self.given_up.set()
+            self._changed.notify_all()
 
 
 KEY_VARIABLE = "SPANTUNE_API_KEY"
@@ -102,7 +142,7 @@ class Server:
         model: its name for the model; None for a server with one model.
         grammar: how a grammar is sent: for vLLM, for llama.cpp, `auto` (by the kind of the server), or not at all.
         concurrency: maximum number of requests at a time.
-        timeout: seconds that an answer may take.
+        timeout: seconds that a whole answer may take, from the request to its last byte.
         attempts: after so many failures a document is given up, if the server answers otherwise.
         patience: how a server that does not answer is waited for.
 
@@ -133,6 +173,80 @@ class Refused(Exception):
     """The server does not answer this request, and a retry would not change that."""
 
 
+class Overrun(Refused):
+    """An answer went beyond a limit of time, bytes, depth or tokens."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A response with its whole body, which is within the limit."""
+
+    status: int
+    reason: str
+    retry_after: str | None
+    body: bytes
+
+    def json(self) -> object:
+        """Parse the body.
+
+        Raises:
+            Overrun: it is nested too deep.
+            ValueError: it is not JSON.
+        """
+        try:
+            value: object = json.loads(self.body)
+        except RecursionError:
+            raise Overrun("the server's answer is nested too deep to be read") from None
+        return value
+
+    @property
+    def message(self) -> str:
+        """The message of an error response, in one line."""
+        text = self.body.decode(errors="replace")
+        try:
+            body = self.json()
+        except (ValueError, Refused):
+            body = None
+        if isinstance(body, dict):
+            error = body.get("error", body)
+            text = str(error.get("message", text) if isinstance(error, dict) else error)
+        return encodable(" ".join(text.split())[:300])
+
+
+class _Deadline:
+    """Ends a request that is not over after some seconds, whatever it waits for, by shutting its connection down."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.is_over = seconds, False
+        self._socket: socket.socket | None = None
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Keep the connection of the request; every request has one of its own."""
+        if event == "connection.connect_tcp.complete":
+            self._socket = info["return_value"].get_extra_info("socket")
+
+    def _end(self) -> None:
+        self.is_over = True
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+MODELS_BYTES = 4 * 2**20
+"""Most bytes of the list of models."""
+SPARE_BYTES, TOKEN_BYTES, PROMPT_TOKEN_BYTES = 2**20, 2048, 32
+"""Most bytes of an answer: some for all else, and so many for each token of the answer and of the prompt."""
+
+
 class Client:
     """Sends requests to one server, from many threads."""
 
@@ -140,19 +254,20 @@ class Client:
         self.server = server
         key = os.environ.get(KEY_VARIABLE)
         near = urlsplit(server.url).hostname in ("127.0.0.1", "localhost", "::1")
-        self._outage = Outage(server.patience.seconds)
+        self._breaker = Breaker(server.patience)
         self._http = httpx.Client(
             base_url=server.url.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(server.timeout, connect=10.0),
-            limits=httpx.Limits(max_connections=server.concurrency),
+            # a body that was compressed could be of any size
+            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+            timeout=httpx.Timeout(server.timeout + 10.0, connect=10.0),
+            limits=httpx.Limits(max_connections=server.concurrency + 1, max_keepalive_connections=0),
             trust_env=not near,  # the proxy of the environment is not for this machine
             event_hooks={"response": [self._drop_if_closed]},
         )
 
     def close(self) -> None:
         """Close the connections; requests that wait for a retry end with an error."""
-        self._outage.give_up("the client was closed")
+        self._breaker.give_up("the client was closed")
         self._http.close()
 
     def __enter__(self) -> Client:
@@ -168,10 +283,11 @@ class Client:
             ModelError: it cannot be reached, or does not speak the protocol.
         """
         try:
-            response = self._http.get("models")
-            self._check(response)
-            models = list(response.json()["data"])
-            if not all(isinstance(model["id"], str) for model in models):
+            reply = self._send("GET", "models", MODELS_BYTES)
+            self._check(reply)
+            body = reply.json()
+            models = list(body["data"]) if isinstance(body, dict) else []
+            if not isinstance(body, dict) or not all(isinstance(model["id"], str) for model in models):
                 raise ValueError("a model without a name")
         except (httpx.HTTPError, Refused, _Busy) as error:
             raise ModelError(f"{self.server.url}: {error}; is the server up, and --url right?") from None
@@ -193,41 +309,79 @@ class Client:
             ModelError: the server is given up, expects another key, or does not have the model.
         """
         failures = 0
+        tokens, prompt = request.get("max_tokens"), request.get("prompt")
+        most = SPARE_BYTES + TOKEN_BYTES * (tokens if isinstance(tokens, int) else 0)
+        most += PROMPT_TOKEN_BYTES * (len(prompt) if isinstance(prompt, list) else 0)
 
         def ask() -> Answer:
             nonlocal failures
-            self._outage.check()
+            ticket = self._breaker.enter()
             try:
-                response = self._http.post("completions", json=request)
-                self._check(response)
-                answer = read(_json(response))
+                reply = self._send("POST", "completions", most, request)
+                self._check(reply)
+                answer = read(reply.json())
             except _Busy as busy:
-                self._outage.failed(str(busy))
+                self._breaker.failed(ticket, str(busy))
                 raise
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                self._outage.failed(f"it cannot be reached ({error})")
+                self._breaker.failed(ticket, f"it cannot be reached ({error})")
                 raise
             except (httpx.HTTPError, ValueError) as error:
                 failures += 1
                 reason = str(error) or type(error).__name__
-                self._outage.failed(reason)
+                self._breaker.failed(ticket, reason)
                 if failures >= self.server.attempts and self._is_well():
                     raise Refused(f"the server failed {failures} times, lastly: {reason}") from None
                 raise
             except (Refused, ModelError):
-                self._outage.answered()
+                self._breaker.answered()
                 raise
-            self._outage.answered()
+            except BaseException:
+                self._breaker.failed(ticket, "it was interrupted")
+                raise
+            self._breaker.answered()
             return answer
 
         retrying = Retrying(
             retry=retry_if_exception_type((_Busy, httpx.HTTPError, ValueError)),
             wait=self.server.patience.pause,
-            sleep=sleep_using_event(self._outage.given_up),
+            sleep=sleep_using_event(self._breaker.given_up),
         )
         return retrying(ask)
 
-    def _check(self, response: httpx.Response) -> None:
+    def _send(self, method: str, path: str, most: int, request: Mapping[str, object] | None = None) -> Reply:
+        """Send a request and read the whole response, of `most` bytes and within `Server.timeout` seconds.
+
+        Raises:
+            httpx.HTTPError: there is no response.
+            Overrun: the response goes beyond a limit.
+        """
+        seconds, has_begun = self.server.timeout, False
+        with _Deadline(seconds) as deadline:
+            try:
+                with self._http.stream(method, path, json=request, extensions={"trace": deadline.trace}) as response:
+                    has_begun, body = True, bytearray()
+                    if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+                        raise Overrun(f"the server's answer is compressed ({encoding}), which was not asked for")
+                    for part in response.iter_bytes():
+                        body += part
+                        if len(body) > most:
+                            raise Overrun(f"the server's answer has more than {most} bytes, which no answer needs")
+                        if deadline.is_over:
+                            raise httpx.ReadTimeout("")
+                    if deadline.is_over:
+                        raise httpx.ReadTimeout("")
+                    retry_after = response.headers.get("Retry-After")
+                    return Reply(response.status_code, response.reason_phrase, retry_after, bytes(body))
+            except httpx.HTTPError:
+                if not deadline.is_over:
+                    raise
+                if has_begun:
+                    late = f"the server's answer was not complete after {seconds:g} seconds"
+                    raise Overrun(f"{late}; if it is slow, raise --timeout") from None
+                raise httpx.ReadTimeout(f"no answer within {seconds:g} seconds") from None
+
+    def _check(self, reply: Reply) -> None:
         """Raise what the status of a response stands for.
 
         Raises:
@@ -236,12 +390,12 @@ class Client:
             Refused: the server refuses this request.
             ModelError: the server refuses every request.
         """
-        status = response.status_code
+        status = reply.status
         if status < 300:
             return
         if status in (429, 503):
-            raise _Busy(f"{status} {response.reason_phrase}", _seconds(response.headers.get("Retry-After")))
-        message = f"{status} {response.reason_phrase}: {_message(response)}"
+            raise _Busy(f"{status} {reply.reason}", _seconds(reply.retry_after))
+        message = f"{status} {reply.reason}: {reply.message}"
         if status in (401, 403):
             raise ModelError(f"{self.server.url}: {message}; set {KEY_VARIABLE} to a key that the server takes")
         if status in (404, 405) or 300 <= status < 400:
@@ -258,8 +412,8 @@ class Client:
     def _is_well(self) -> bool:
         """Whether the server answers."""
         try:
-            return bool(self._http.get("models", timeout=10.0).status_code < 300)
-        except httpx.HTTPError:
+            return self._send("GET", "models", MODELS_BYTES).status < 300
+        except (httpx.HTTPError, Refused):
             return False
 
 
@@ -284,29 +438,3 @@ def _seconds(retry_after: str | None) -> float:
         return min(max(float(retry_after or 0), 0.0), 120.0)
     except ValueError:
         return 0.0
-
-
-def _json(response: httpx.Response) -> object:
-    """Parse the body of a response.
-
-    Raises:
-        ValueError: it is not JSON, or is nested too deep.
-    """
-    try:
-        body: object = response.json()
-    except RecursionError:
-        raise ValueError("an answer that is nested too deep") from None
-    return body
-
-
-def _message(response: httpx.Response) -> str:
-    """Return the message of an error response, in one line."""
-    text = response.text
-    try:
-        body = _json(response)
-    except ValueError:
-        body = None
-    if isinstance(body, dict):
-        error = body.get("error", body)
-        text = str(error.get("message", text) if isinstance(error, dict) else error)
-    return encodable(" ".join(text.split())[:300])

@@ -2,8 +2,9 @@
 
 The task, the tokenizer, the settings and the calibration come from a run; no weights are loaded. Requests are sent
 concurrently, results keep the order of the documents. A server gets the grammar of the whole answer and does not stop
-an answer that repeats itself, so an entity may be written twice, which is then reported. A server without grammars is
-asked without, and its answers are parsed and checked. Scores need token ids and log-probabilities, which vLLM and
+an answer that repeats itself, so an entity may be written twice, which is then reported. A text whose grammar the
+server refuses is asked without, which is a problem of that text. A server without grammars is asked without, and its
+answers are parsed and checked. Scores need token ids and log-probabilities, which vLLM and
 llama.cpp return.
 """
 
@@ -14,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from spantune.core import (
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.grammar import constraint_of, require_grammar
-from spantune.extraction.remote.client import Client, Refused, Server
+from spantune.extraction.remote.client import Client, Overrun, Refused, Server
 from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose
 from spantune.extraction.result import Written, calibrated, failure, read_answer
 from spantune.metrics import Calibration
@@ -40,6 +42,10 @@ from spantune.runs import RunFolder
 
 AHEAD = 4
 """How many finished requests may wait for an earlier one, for each request that may be sent at a time."""
+TRIAL = 16
+"""A server that refuses the grammars of so many texts, and accepts none, is asked without from there on."""
+WITHOUT = "asked without its grammar, which the server does not take: what the answer holds was only checked"
+"""The problem of a text that was answered without its grammar; the same words whether the grammar was tried or not."""
 log = logging.getLogger(__name__)
 
 
@@ -75,7 +81,8 @@ class RemoteExtractor:
         self.on_choices = on_choices
         self._has_grammar = self.settings.grounded and server.grammar != "none"
         is_known = encoder.task.answer in GRAMMARS[served.kind]
-        self._accepts_grammars = False  # known after the first answer under a grammar
+        self._trial, self._texts = _Trial(), 0
+        self._refusal: str | None = None  # the first refusal of a grammar
         self._warnings: set[str] = set()
         self._constraint = constraint_of(encoder.tokenizer, len(encoder.tokenizer), encoder.stop_id)
         if self._has_grammar and not is_known:
@@ -111,7 +118,8 @@ class RemoteExtractor:
             for text in texts:
                 free.acquire()
                 future: Future[Extraction] = Future()
-                job = partial(self._ask, client, text, strict)
+                job = partial(self._ask, client, self._texts, text, strict)
+                self._texts += 1
                 # daemon threads, not a pool: requests that are running must not delay the end of an interrupted process
                 threading.Thread(target=_fulfil, args=(future, job, free), daemon=True).start()
                 waiting.append(future)
@@ -119,41 +127,70 @@ class RemoteExtractor:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        if self._trial.only_refusals and self.server.grammar != "auto":
+            raise self._takes_none()
 
-    def _ask(self, client: Client, document: Document, strict: bool) -> Extraction:
+    def _ask(self, client: Client, number: int, document: Document, strict: bool) -> Extraction:
+        """Ask for the text with this number, under its grammar where one is sent."""
         try:
-            return self._answer(client, document, with_grammar=self._has_grammar)
+            if not self._has_grammar:
+                return self._answer(client, document, with_grammar=False)
+            if self.on_choices:
+                return self._answer(client, document, with_grammar=True)
+            return self._answer_or_without(client, number, document)
         except Refused as refused:
-            if self._has_grammar and (extraction := self._answer_without(client, document, refused)):
-                return extraction
             if strict:
                 raise ModelError(f"{self.server.url}: document {document.id!r}: {refused}") from None
             return failure(document, Status.FAILED, Problem(ProblemKind.SERVER, str(refused)))
 
-    def _answer_without(self, client: Client, document: Document, refused: Refused) -> Extraction | None:
-        """Ask without a grammar; returns None if the server refuses that too."""
-        if self.on_choices:
-            return None
+    def _answer_or_without(self, client: Client, number: int, document: Document) -> Extraction:
+        """Ask under the grammar, and without it where the server refuses it, which is then a problem of the text.
+
+        Raises:
+            Refused: the server refuses the text without a grammar too.
+            ModelError: the server takes no grammar, and one was asked for by its kind.
+        """
+        is_accepted: bool | None = None
+        refused: Refused | None = None
+        tries = self._trial.takes_grammars(number)
         try:
-            extraction = self._answer(client, document, with_grammar=False)
-        except Refused:
-            return None
-        if not self._accepts_grammars:
-            if self.server.grammar != "auto":
-                raise ModelError(
-                    f"{self.server.url}: {refused}; it answers without the grammar: serve with one (vLLM: "
-                    "--structured-outputs-config.backend guidance), or give --grammar none"
-                ) from None
-            self._has_grammar = False
-            self._warn(f"the server takes no grammar ({refused}): its answers are read and checked as they come")
-        return extraction
+            if tries:
+                try:
+                    extraction = self._answer(client, document, with_grammar=True)
+                    is_accepted = True
+                    return extraction
+                except Overrun:
+                    raise
+                except Refused as error:
+                    refused = error
+            elif self.server.grammar != "auto":
+                raise self._takes_none()
+            try:
+                extraction = self._answer(client, document, with_grammar=False)
+            except Refused as error:
+                raise refused or error from None
+            is_accepted = False if tries else None
+            if refused:
+                self._refusal = self._refusal or str(refused)
+            return replace(extraction, problems=(*extraction.problems, Problem(ProblemKind.UNCONSTRAINED, WITHOUT)))
+        finally:
+            if self._trial.end(number, is_accepted):
+                log.warning(
+                    "%s: the server takes no grammar: it refused those of the first %d texts (%s); it is asked without "
+                    "from here on", self.server.url, TRIAL, self._refusal,
+                )  # fmt: skip
+
+    def _takes_none(self) -> ModelError:
+        return ModelError(
+            f"{self.server.url}: {self._refusal}; it answers without the grammar: serve with one (vLLM: "
+            "--structured-outputs-config.backend guidance), or give --grammar none"
+        )
 
     def _answer(self, client: Client, document: Document, *, with_grammar: bool) -> Extraction:
         task = self.encoder.task
         grammar = self.encoder.format.grammar(document.text, task, None) if with_grammar else None
         question = Question(document.text, self.encoder, self.settings.max_new_tokens, grammar)
         answer = client.complete(question.request(self.served), question.read)
-        self._accepts_grammars = self._accepts_grammars or with_grammar
         return read_answer(document, self._written(answer, grammar), self.encoder)
 
     def _written(self, answer: Answer, grammar: str | None) -> Written:
@@ -195,6 +232,41 @@ class RemoteExtractor:
         if message not in self._warnings:
             self._warnings.add(message)
             log.warning("%s: %s", self.server.url, message)
+
+
+class _Trial:
+    """Whether a server takes grammars at all: the first TRIAL texts decide it, in whatever order they are answered.
+
+    A later text waits for the decision, so that what it gets never depends on the time that requests take. One answer
+    under a grammar decides for grammars; texts that are refused without one too decide nothing.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._ended = self._accepted = self._refused = 0
+
+    @property
+    def only_refusals(self) -> bool:
+        """Whether grammars were refused, and none was accepted."""
+        return bool(self._refused) and not self._accepted
+
+    def takes_grammars(self, number: int) -> bool:
+        """Return whether the text with this number is to be asked with its grammar; waits for the decision."""
+        with self._changed:
+            while number >= TRIAL and not self._accepted and self._ended < TRIAL:
+                self._changed.wait()
+            return number < TRIAL or not self.only_refusals
+
+    def end(self, number: int, is_accepted: bool | None) -> bool:
+        """Record what came of a text; returns whether that decides against grammars."""
+        if number >= TRIAL:
+            return False
+        with self._changed:
+            self._ended += 1
+            self._accepted += is_accepted is True
+            self._refused += is_accepted is False
+            self._changed.notify_all()
+            return self._ended == TRIAL and self.only_refusals
 
 
 def _fulfil(future: Future[Extraction], job: Callable[[], Extraction], free: threading.Semaphore) -> None:

@@ -6,13 +6,15 @@ that only one kind of server knows are sent only to that kind.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeGuard
 
 from spantune.core import ConfigError, ModelError, half_surrogate, nearest
-from spantune.encoding import WRITINGS, Encoder, gbnf
-from spantune.extraction.remote.client import Server
+from spantune.encoding import WRITINGS, Encoder, Tokenizer, gbnf
+from spantune.extraction.remote.client import Overrun, Server
 
 _OWNERS = {"vllm": "vllm", "llamacpp": "llamacpp"}
 # a model's default may penalise repetition, which breaks every answer
@@ -108,6 +110,7 @@ class Question:
 
         Raises:
             ValueError: the response has no answer.
+            Overrun: the answer has more tokens, characters or levels than the answer to this question can have.
             ModelError: the server counts other tokens in the prompt than were sent.
         """
         body = response if isinstance(response, Mapping) else {}
@@ -118,6 +121,7 @@ class Question:
         text, finish = choice["text"], choice.get("finish_reason")
         if not isinstance(text, str) or finish not in ("stop", "length"):
             raise ValueError(f"an answer that ended for {finish!r}")
+        self._check_size(choice, text)
         if half_surrogate(text) is not None:
             raise ValueError("an answer with half of a surrogate pair, which is not text")
         count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
@@ -128,6 +132,48 @@ class Question:
                 "for text; expected the run's model, which completes token ids as they are"
             )
         return Answer(text, finish, ids, logprobs)
+
+    def _check_size(self, choice: Mapping[str, object], text: str) -> None:
+        """Check that an answer is not larger than `max_tokens` allows, before anything is made of it.
+
+        Raises:
+            Overrun: it is.
+        """
+        logprobs = choice.get("logprobs")
+        fields = logprobs if isinstance(logprobs, Mapping) else {}
+        columns = [choice.get("token_ids"), fields.get("token_logprobs"), fields.get("content")]
+        tokens = max(len(column) if isinstance(column, list) else 0 for column in columns)
+        if tokens > self.max_tokens + 1:  # the stop token may be one of them
+            raise Overrun(f"the server's answer has {tokens} tokens, where max_tokens={self.max_tokens} was asked for")
+        most = self.max_tokens * longest_token(self.encoder.tokenizer)
+        if len(text) > most:
+            raise Overrun(
+                f"the server's answer has {len(text)} characters, more than the {most} that max_tokens="
+                f"{self.max_tokens} can spell"
+            )
+        if self.encoder.task.answer != "inline" and (levels := depth(text)) > MOST_LEVELS:
+            raise Overrun(f"the server's answer is nested {levels} levels deep; an answer has 2")
+
+
+MOST_LEVELS = 64
+"""Most levels of brackets in an answer: an answer has two, and what a model writes without a grammar some more."""
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_OPENING, _CLOSING = frozenset("{["), frozenset("}]")
+
+
+@cache
+def longest_token(tokenizer: Tokenizer) -> int:
+    """Return the characters of the longest token of a vocabulary."""
+    return max(map(len, tokenizer.get_vocab()))
+
+
+def depth(text: str) -> int:
+    """Return how deep brackets are nested in `text`, outside of its strings."""
+    level = deepest = 0
+    for character in _STRING.sub("", text):
+        level += (character in _OPENING) - (character in _CLOSING and level > 0)
+        deepest = max(deepest, level)
+    return deepest
 
 
 def _tokens(choice: Mapping[str, object]) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from spantune.core import DataError, Document, config, require_extra
+from spantune.core import DataError, Document, config, masked_values, require_extra
 from spantune.data import formats
 from spantune.runs.folder import METRICS_FILE, RunFolder
 from spantune.runs.journal import JsonlTracker
@@ -287,12 +287,14 @@ def open_trackers(
 def run_info(
     recipe: config.Config, folder: Path, gold: Mapping[str, Iterable[Document]], labels: Sequence[str]
 ) -> RunInfo:
-    """What trackers are told: the whole recipe, and the environment that the run folder holds."""
+    """What trackers are told, credentials masked: the whole recipe, and the environment that the run folder holds."""
     run = RunFolder(folder)
     environment = run.environment() if run.environment_file.is_file() else {}
     by_id = {split: {document.id: document for document in split_documents} for split, split_documents in gold.items()}
-    settings = {**recipe.model_dump(mode="json"), "environment": environment}
-    return RunInfo(folder, recipe.track.experiment or recipe.run.name, recipe.track, settings, labels, by_id)
+    settings = masked_values({**recipe.model_dump(mode="json"), "environment": environment})
+    assert isinstance(settings, dict)
+    track = config.Track.model_validate(settings["track"])
+    return RunInfo(folder, track.experiment or recipe.run.name, track, settings, labels, by_id)
 
 
 def _opening(info: RunInfo) -> dict[str, Remote]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
-from spantune.core import Document, Locked, RunError, config, file_lock, replace_text, to_json
+from spantune.core import Document, Locked, RunError, config, file_lock, masked_values, replace_text, to_json
 from spantune.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -98,10 +98,11 @@ class RunInfo:
         return _read(RunFolder(self.folder).trackers / f"{tracker}.json")
 
     def remember(self, tracker: str, **values: Unpack[Note]) -> None:
-        """Save values for later: a resume, a sync, the closing lines of the command."""
+        """Save values for later, credentials masked: for a resume, a sync, the closing lines of the command."""
         path = RunFolder(self.folder).trackers / f"{tracker}.json"
         path.parent.mkdir(exist_ok=True)
-        text = to_json({**self.remembered(tracker), **values}, indent=2)
+        note = masked_values({**self.remembered(tracker), **values})
+        text = to_json(note, indent=2)
         replace_text(path, f"{text}\n")
 
     @contextmanager

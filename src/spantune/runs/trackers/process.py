@@ -26,11 +26,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn, Protocol
 
-from spantune.core import RunError, to_json
+from spantune.core import RunError, printable, to_json
 from spantune.runs.trackers.interface import Chart, RunInfo, Tracker
 
 FINISH_SECONDS = 60.0
 """Longest that a tracker may take to finish."""
+_START = """
+import sys
+source, paths = sys.argv[1], sys.path
+if source not in paths:
+    paths.insert(next((i for i, path in enumerate(paths) if path.endswith("-packages")), len(paths)), source)
+from spantune.runs.trackers.process import main
+main()
+"""
+"""What the process runs: it finds this very spantune, after the standard library and before what is installed."""
 log = logging.getLogger(__name__)
 
 
@@ -125,14 +134,11 @@ class _Process:
     """The run's end of the process."""
 
     def __init__(self, environment: Mapping[str, str] | None):
-        source = str(Path(__file__).parents[3])
-        variables = dict(os.environ if environment is None else environment)
-        variables["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [variables.get("PYTHONPATH")])])
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "spantune.runs.trackers.process"],
+            [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[3])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=variables,
+            env=environment,
             start_new_session=True,  # Ctrl-C in a terminal is for the run, which tells its trackers how it ended
         )
         self._replies: queue.Queue[str | None] = queue.Queue()
@@ -194,7 +200,7 @@ class _Process:
 def main() -> NoReturn:
     """The process's end: execute the calls that it is sent until its input ends; never returns."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # so that what the SDK prints goes to stderr
+    printed = _PrintedLines()
     logger = logging.getLogger("spantune")
     logger.setLevel(logging.INFO)
     logger.addHandler(_LogSender(replies))
@@ -210,14 +216,42 @@ def main() -> NoReturn:
                 _serve(backend(info), seconds, sys.stdin.buffer, replies)
     except Exception as error:  # one line is sent as the reply, and the traceback goes to run.log
         log.info("%s", traceback.format_exc())
-        _leave(replies, _first_line(error))
-    _leave(replies, None)
+        _leave(replies, printed, _first_line(error))
+    _leave(replies, printed, None)
 
 
-def _leave(replies: IO[str], failure: str | None) -> NoReturn:
+class _PrintedLines:
+    """What the SDK and its libraries print, to stdout or stderr: it goes line by line through the filter to stderr."""
+
+    def __init__(self) -> None:
+        self._out = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
+        self._end, write_end = os.pipe()
+        for descriptor in (1, 2):
+            os.dup2(write_end, descriptor)
+        os.close(write_end)
+        self._thread = threading.Thread(target=self._copy, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Print what is left; a process that the SDK has started may hold its end open, and is not waited for."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # the SDK may have closed it
+                stream.flush()
+        for descriptor in (1, 2):
+            os.dup2(self._out.fileno(), descriptor)
+        self._thread.join(1.0)
+
+    def _copy(self) -> None:
+        with os.fdopen(self._end, encoding="utf-8", errors="backslashreplace") as lines:
+            for line in lines:
+                with suppress(OSError):  # nobody reads any more; the SDK goes on
+                    self._out.write(printable(line, lines=True))
+                    self._out.flush()
+
+
+def _leave(replies: IO[str], printed: _PrintedLines, failure: str | None) -> NoReturn:
     """Write out what the SDK has printed, send the last reply, and end the process."""
-    with suppress(OSError, ValueError):  # the SDK may have closed it
-        sys.stdout.flush()
+    printed.close()
     _reply(replies, {"failure": failure})
     os._exit(0 if failure is None else 1)  # an SDK's threads may still wait for its cloud
 
@@ -272,7 +306,3 @@ def _reply(replies: IO[str], message: Mapping[str, object]) -> None:
 def _first_line(error: Exception) -> str:
     text = (str(error).strip().splitlines() or ["no message"])[0]
     return text if isinstance(error, RunError) else f"{type(error).__name__}: {text}"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,79 @@
+"""Credentials are replaced by `***` in every text that leaves the program: what is printed, logged or written.
+
+A credential is the user and password of a URL, a parameter of a URL such as `token=`, an authorisation header, a key of
+a well-known form, and the value of an environment variable whose name says that it is a secret.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from urllib.parse import unquote
+
+MASK = "***"
+_SHORTEST = 6
+"""Shorter values of environment variables are not looked for in texts, where they would match by chance."""
+
+_END = r"\s\"'<>`"
+_USER = re.compile(rf"([a-z][a-z0-9+.-]*://)(?:[^{_END}/?#]*@|[^{_END}/?#@:]*:(?!\d+/)[^{_END}@]*@)", re.IGNORECASE)
+_NAMES = (
+    "(?:[a-z0-9_.-]*[_.-])?(?:token|key|apikey|secret|password|passwd|pwd|sig|signature|auth|authorization|credential"
+    "|credentials|accesskeyid)|x-amz-[a-z-]+|x-goog-[a-z-]+"
+)
+_PARAMETER = re.compile(rf"([?&;](?:{_NAMES})=)[^&;#{_END}]+", re.IGNORECASE)
+_HEADER = re.compile(
+    r"((?<![a-z])(?:authorization[\"']?\s*[:=]\s*[\"']?(?:(?:basic|bearer|token|digest)\s+)?|(?:"
+    r"x-api-key|api[-_]?key|access[-_]token|auth[-_]token|client[-_]secret|secret[-_]key|password|passwd)"
+    rf"[\"']?\s*[:=]\s*[\"']?))[^{_END},;&)]{{3,}}",
+    re.IGNORECASE,
+)
+_SCHEME = re.compile(r"(\b(?:bearer|basic)\s+)(?=\S*[0-9])[a-z0-9+/=._~-]{16,}", re.IGNORECASE)
+_KNOWN_FORM = re.compile(
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
+    r"|github_pat_[A-Za-z0-9_]{20,}|AKIA[A-Z0-9]{16}|ms-[0-9a-f]{8}-[0-9a-f-]{27})"
+)
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(?:_ID)?$", re.I
+)
+_PASSWORD = re.compile(rf"://[^{_END}/?#:@]*:(?!\d+/)([^{_END}@]+)@")
+_PATTERNS = ((_USER, rf"\1{MASK}@"), (_PARAMETER, rf"\1{MASK}"))
+_MORE_PATTERNS = ((_HEADER, rf"\1{MASK}"), (_SCHEME, rf"\1{MASK}"), (_KNOWN_FORM, MASK))
+
+
+def masked(text: str) -> str:
+    """Return `text` with `***` for every credential in it."""
+    for pattern, replacement in (*_PATTERNS, *_MORE_PATTERNS):
+        text = pattern.sub(replacement, text)
+    for value in sorted(set(_environment_secrets()), key=len, reverse=True):
+        if value in text:
+            text = text.replace(value, MASK)
+    return text
+
+
+def masked_values(value: object) -> object:
+    """Return a JSON-like value with every text in it masked, the keys of objects excepted."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, Mapping):
+        return {key: masked_values(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked_values(part) for part in value]
+    return value
+
+
+def holds_credential(text: str) -> bool:
+    """Return whether `text` has a URL with a credential in it."""
+    return any(pattern.sub(replacement, text) != text for pattern, replacement in _PATTERNS)
+
+
+def _environment_secrets() -> Iterator[str]:
+    """Yield the secret values of the environment, and the passwords of its URLs, as they are and decoded."""
+    for name, value in os.environ.items():
+        secrets = [value] if _SECRET_NAME.search(name) and not os.path.exists(value) else []
+        if "://" in value:
+            secrets += _PASSWORD.findall(value)
+        for secret in secrets:
+            for form in (secret.strip(), unquote(secret.strip())):
+                if len(form) >= _SHORTEST:
+                    yield form

@@ -1,0 +1,53 @@
+"""Credentials are masked in every form that libraries and users write them in, and ordinary text is left alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from spantune.core import ConfigError, DataError, masked, masked_values
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://alice:secret@127.0.0.1:5999/x?token=abc&b=1#f", "http://***@127.0.0.1:5999/x?token=***&b=1#f"),
+        ("https://onlytoken@host/path", "https://***@host/path"),
+        ("postgresql+psycopg2://bob:p/w%40@db/runs", "postgresql+psycopg2://***@db/runs"),
+        ("http://a:b@c@host/", "http://***@host/"),
+        ("u http://h/?api_key=1&API-KEY=2;apikey=3 v", "u http://h/?api_key=***&API-KEY=***;apikey=*** v"),
+        ("https://b/f?X-Amz-Credential=A%2F1&X-Amz-Signature=2&n=1", "https://b/f?X-Amz-Credential=***&X-Amz-Signature=***&n=1"),
+        ("https://b/f?sig=a%2Fb&access_token=q&signature=z", "https://b/f?sig=***&access_token=***&signature=***"),
+        ("Authorization: Bearer abcdefgh", "Authorization: Bearer ***"),
+        ("{'Authorization': 'Basic YWxpY2U6c2VjcmV0'}", "{'Authorization': 'Basic ***'}"),
+        ("x-api-key: abc123", "x-api-key: ***"),
+        ("Incorrect API key provided: sk-abcdefghijklmnop123", "Incorrect API key provided: ***"),
+        ("token hf_abcdefghijklmnopqrstuvwxyz", "token ***"),
+    ],
+)  # fmt: skip
+def test_credentials_are_masked_once(text: str, expected: str) -> None:
+    assert masked(text) == expected
+    assert masked(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://host:8000/v1/@x", "stop token: <|end|>", "a basic example of the bearer", "a@b.example", "3:4@5"],
+)  # fmt: skip
+def test_ordinary_text_is_unchanged(text: str) -> None:
+    assert masked(text) == text
+
+
+def test_values_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "zebra-giraffe")
+    monkeypatch.setenv("SOME_URI", "http://bob:pass%2Fword@host/")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "falsehood")
+    monkeypatch.setenv("HF_TOKEN_PATH", "/somewhere")
+    text = "zebra-giraffe pass%2Fword pass/word falsehood /somewhere"
+    assert masked(text) == "*** *** *** falsehood /somewhere"
+    assert masked_values({"a": ["zebra-giraffe", 1, None, {"b": "x"}]}) == {"a": ["***", 1, None, {"b": "x"}]}
+
+
+def test_errors_hold_no_credential() -> None:
+    assert str(ConfigError("http://u:p@h refused")) == "http://***@h refused"
+    error = DataError("no http://u:p@h", path="x.jsonl", line=2)
+    assert str(error) == "x.jsonl:2: no http://***@h" and error.message == "no http://***@h"
