@@ -77,6 +77,7 @@ def test_unknown_sections_and_label_keys_name_the_nearest(tmp_path: Path) -> Non
         ("data.holdout=-0.1", "data.holdout: Input should be greater than or equal to 0"),
         ("data.holdout=1.0", "data.holdout: Input should be less than 1"),
         ("train.learning_rate=0", "train.learning_rate: Input should be greater than 0"),
+        ("train.max_grad_norm=.inf", "train.max_grad_norm: Input should be a finite number"),
         ("train.learning_rate=fast", "train.learning_rate: Input should be a valid number"),
         ("train.max_steps=1.5", "train.max_steps: Input should be a valid integer"),
         ("train.pack_tokens=63", "train.pack_tokens: Input should be greater than or equal to 64"),

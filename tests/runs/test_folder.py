@@ -251,6 +251,11 @@ def test_metrics_are_parsed_again_only_when_the_file_has_changed(
     assert run.metrics() == [{"step": 2}, {"step": 3}]
 
 
+def test_a_metric_that_is_no_json_is_read_as_none(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN, "norm": -Infinity, "f1": 0.5}\n')
+    assert list(RunFolder(tmp_path).metrics()) == [{"step": 1, "loss": None, "norm": None, "f1": 0.5}]
+
+
 def test_an_environment_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"environment\.json cannot be read: .*; restore it, or write \{\} into it"):
         RunFolder(tmp_path).environment()

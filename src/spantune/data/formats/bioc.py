@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spantune.core import DataError, Document, replacing, to_json
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, with_rows
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, unwritten_meta, with_rows
 from spantune.data.raw.json_records import Record, document_id, read_json_lines, read_json_value
 
 NAME = "bioc"
@@ -159,7 +159,7 @@ def _written(document: Document, notes: Counter[str]) -> dict[str, object]:
     pairs, gone = with_rows(document, NAME)
     notes["identifier left out: its entity is gone"] += len(gone)
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
-    notes["meta left out"] += bool(set(document.meta) - {NAME})
+    notes["meta left out"] += bool(set(document.meta) - {NAME}) or unwritten_meta(document, NAME, ("entities",))
     annotations = []
     for number, (entity, row) in enumerate(sorted(pairs, key=lambda pair: pair[0]), start=1):
         infons = row.get("infons")

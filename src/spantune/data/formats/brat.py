@@ -33,6 +33,7 @@ from spantune.data.raw.document import (
     Sample,
     meta_error,
     stored_meta,
+    unwritten_meta,
     with_rows,
 )
 from spantune.data.raw.text_files import CRLF_NOTE, cannot_be_read, read_text
@@ -315,7 +316,7 @@ def _lines(document: Document, notes: Counter[str]) -> list[str]:
     pairs, gone = with_rows(document, NAME)
     fresh = _fresh_ids([*(row for _, row in pairs if row), *gone])
     lines = [_text_bound_line(document, entity, row or {"id": next(fresh)}) for entity, row in pairs]
-    notes["meta left out"] += bool(set(document.meta) - {NAME})
+    notes["meta left out"] += bool(set(document.meta) - {NAME}) or unwritten_meta(document, NAME, ("entities", "lines"))
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
     return lines + _other_lines(document, {str(row["id"]) for row in gone}, notes)
 

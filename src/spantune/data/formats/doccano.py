@@ -17,7 +17,17 @@ from itertools import count
 from pathlib import Path
 
 from spantune.core import DataError, Document
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, meta_error, with_rows
+from spantune.data.raw.document import (
+    Item,
+    Options,
+    RawDocument,
+    RawEntity,
+    Sample,
+    each,
+    meta_error,
+    unwritten_meta,
+    with_rows,
+)
 from spantune.data.raw.json_records import Record, read_json, write_json_lines
 
 NAME = "doccano"
@@ -151,6 +161,7 @@ def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
     if taken := sorted(set(document.meta) & {"id", "text", *_OBJECTS, *_TRIPLES}):
         raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
+    notes["meta left out"] += unwritten_meta(document, NAME, ("entities",))
     id = int(document.id) if _NUMBER.fullmatch(document.id) else document.id
     record: dict[str, object] = {"id": id, "text": document.text}
     others = {name: value for name, value in document.meta.items() if name != NAME}

@@ -30,6 +30,7 @@ from spantune.data.raw.document import (
     SurrogateError,
     meta_error,
     stored_meta,
+    unwritten_meta,
     with_rows,
 )
 from spantune.data.raw.json_records import Record, read_json
@@ -50,6 +51,7 @@ _LINK = re.compile(
 )
 _HTML_FIELDS = ("start", "end", "startOffset", "endOffset", "globalOffsets", "text")
 _SPANS = ("labels", "hypertextlabels")  # the types of results that are spans of a text
+_KEPT = ("key", "data", "task", "annotations", "predictions", "entities", "results")
 _MIN_FIELDS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
 
 
@@ -395,6 +397,7 @@ def _task(document: Document, kind: Kind, notes: Counter[str]) -> tuple[dict[str
     """Return the task of `document` without completions, and the completion with the document's entities."""
     values = stored_meta(document, NAME)
     frame, fields, data = (_object(document, name, values.get(name)) for name in ("task", kind, "data"))
+    notes["meta left out"] += unwritten_meta(document, NAME, _KEPT)
     pairs, gone = with_rows(document, NAME)
     stale = kind == "predictions" and (bool(gone) or not all(row for _, row in pairs))
     if values.keys() & {"annotations", "predictions"} - {kind} or (stale and fields):

@@ -14,7 +14,17 @@ from itertools import takewhile
 from pathlib import Path
 
 from spantune.core import DataError, Document, Entity, replacing
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, meta_error, stored_meta, with_rows
+from spantune.data.raw.document import (
+    Item,
+    Options,
+    RawDocument,
+    RawEntity,
+    Sample,
+    meta_error,
+    stored_meta,
+    unwritten_meta,
+    with_rows,
+)
 from spantune.data.raw.text_files import read_lines
 
 NAME = "pubtator"
@@ -128,7 +138,9 @@ def _lines(document: Document, notes: Counter[str]) -> Iterator[str]:
         raise DataError(f"document {document.id!r}: a text with a line break cannot be on a line; remove it")
     stored = stored_meta(document, NAME)
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
-    notes["meta left out"] += bool(set(document.meta) - {NAME})
+    notes["meta left out"] += bool(set(document.meta) - {NAME}) or unwritten_meta(
+        document, NAME, ("title", "entities", "relations")
+    )
     title = _title_end(document, stored.get("title"))
     yield f"{document.id}|t|{document.text if title is None else document.text[:title]}"
     if title is not None:
@@ -136,11 +148,16 @@ def _lines(document: Document, notes: Counter[str]) -> Iterator[str]:
     pairs, gone = with_rows(document, NAME)
     notes["concept left out: its entity is gone"] += len(gone)
     for entity, row in sorted(pairs, key=lambda pair: pair[0]):
-        yield _entity_line(document, entity, str(row.get("id", "")))
+        concept = str(row.get("id", ""))
+        if re.search(r"[\r\n]", concept):  # a tab may stand before a further column
+            raise meta_error(document, NAME, f"found {concept!r:.40} for an id; expected no line break in it")
+        yield _entity_line(document, entity, concept)
     relations = stored.get("relations", [])
     if not isinstance(relations, list) or not all(isinstance(cells, list) for cells in relations):
         raise meta_error(document, NAME, f"found {relations!r:.40} for relations; expected lists of strings")
     for cells in relations:
+        if any(re.search(r"[\t\r\n]", str(cell)) for cell in cells):
+            raise meta_error(document, NAME, f"found {cells!r:.60} in relations; expected no tab or line break in them")
         yield "\t".join([document.id, *map(str, cells)])
 
 
@@ -154,7 +171,7 @@ def _title_end(document: Document, stored: object) -> int | None:
 
 def _entity_line(document: Document, entity: Entity, concept: str) -> str:
     surface = document.surface(entity)
-    if "\t" in surface or "\t" in entity.label or "\n" in entity.label or not entity.label:
+    if "\t" in surface or re.search(r"[\t\r\n]", entity.label) or not entity.label:
         raise DataError(
             f"document {document.id!r}: {entity.label!r} {surface!r} [{entity.start}, {entity.end}) has a tab or a "
             "line break in it, or no label, which no column can hold; change it",

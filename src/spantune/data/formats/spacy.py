@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from spantune.core import DataError, Document, Entity, need, replacing_path, to_record
+from spantune.core import DataError, Document, Entity, need, replacing_path, to_json, to_record
 from spantune.data.raw import pairs, tabular, tokens
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
 from spantune.data.raw.json_records import Record, begins_array, document_id, read_json, write_json_lines
@@ -228,6 +228,7 @@ def _write_docs(partial: Path, documents: list[Document], notes: Counter[str]) -
             notes[f"entities overlap: written to the span group {_GROUP!r}, not to ents"] += 1
         doc.user_data["id"] = document.id
         if document.meta:
+            to_json(document.meta)  # user_data could hold NaN and Infinity, which reading would leave out
             doc.user_data["meta"] = dict(document.meta)
         notes["score left out"] += sum(entity.score is not None for entity in document.entities)
         try:

@@ -232,6 +232,16 @@ def stored_meta(document: Document, format: str) -> Mapping[str, object]:
     return values
 
 
+def unwritten_meta(document: Document, format: str, fields: Iterable[str]) -> bool:
+    """Whether the meta under `format` has more than the `fields` that its writer uses, or nothing at all.
+
+    Raises:
+        DataError: it is no object.
+    """
+    names = stored_meta(document, format).keys()
+    return format in document.meta and (not names or not names <= set(fields))
+
+
 def with_rows(document: Document, format: str) -> tuple[list[tuple[Entity, Row]], list[Row]]:
     """Return each entity with its stored row, those without one last, and the rows of removed entities.
 
