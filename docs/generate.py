@@ -66,24 +66,28 @@ def cli_page() -> str:
         "",
         _prose(root.help),
         "",
-        "Tables and JSON go to stdout, everything for people to stderr. `spantune --version` prints the version; `--help`",
-        "works everywhere.",
+        "Tables and JSON go to stdout, everything for people to stderr. `spantune --version` prints the version;",
+        "`--help` works everywhere.",
         "",
         "| exit code | what |",
         "|---|---|",
         "| 0 | done |",
-        "| 1 | found wanting: a failed audit of `plan`, an error of `data check`, an answer of `extract` with a problem |",
-        "| 2 | wrong use, or a recipe, file, model or run that cannot be used: one line says where, what and the remedy |",
+        "| 1 | found wanting: a failed audit of `plan`, an error of `data check`, an answer of `extract` "
+        "with a problem |",
+        "| 2 | wrong use, or a recipe, file, model or run that cannot be used: one line says where, "
+        "what and the remedy |",
         "| 70 | a bug of ours: the line names the log file with the traceback, `crash.log` in the run folder or else "
         "in the folder of the user's logs; please report it |",
         "| 130, 143 | ended by SIGINT or SIGTERM |",
         "",
-        "No command replaces a file or folder without `--force`, and none what it reads, even then. A run's own derived",
-        "files are written again without it: its report, its calibration, and the predictions for the very same corpus.",
+        "No command replaces a file or folder without `--force`, and none what it reads, even then. A run's own",
+        "derived files are written again without it: its report, its calibration, and the predictions for",
+        "the very same corpus.",
         "",
-        "Credentials are masked as `***` in all that is printed or written: user and password of a URL, its parameters",
-        "such as `token=`, authorisation headers, and the values of environment variables named `…_KEY`, `…_TOKEN`,",
-        "`…_SECRET` or `…_PASSWORD`. Control characters of texts, labels and paths are shown as escapes such as `\\x1b`.",
+        "Credentials are masked as `***` in all that is printed or written: user and password of a URL, its",
+        "parameters such as `token=`, authorisation headers, and the values of environment variables named",
+        "`…_KEY`, `…_TOKEN`, `…_SECRET` or `…_PASSWORD`. Control characters of texts, labels and paths are shown",
+        "as escapes such as `\\x1b`.",
     ]
     for name, command in _commands(root, "spantune"):
         lines += ["", f"## {name}", "", "```", _usage(name, command), "```", "", _help(command.help)]
