@@ -1,6 +1,6 @@
 """Cut long texts: `Cutter` into overlapping chunks for extraction, `split_long` into pieces for training.
 
-Both cut by the same rules, those of `sentences`; a part of document `<id>` is called `<id>#<k>`; no text is changed.
+Both cut by the rules of `sentences`; a part of document `<id>` is called `<id>#<k>`, and no text is changed.
 A chunk ends at the end of a sentence. If none is in reach, it ends after a clause, at white space, or between two
 words. It begins before the end of the previous chunk, so that an entity at a cut is complete in one of them; `merge`
 brings the entities of all chunks together and decides where they disagree. A text over the limit is refused, never
