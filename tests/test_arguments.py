@@ -37,7 +37,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", sorted(CALLS))
-@pytest.mark.parametrize("value", [None, 5, "a text", [None], object(), {"a": 1}], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [None, 5, "a text", [None], object(), {"a": 1}], ids=lambda value: type(value).__name__
+)
 def test_a_wrong_type_is_an_error_of_ours(
     name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

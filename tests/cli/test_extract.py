@@ -551,6 +551,6 @@ def test_a_changed_adapter_is_refused_by_every_command_that_loads_it(
         one_line_error(command(*call), "adapter was changed after training: task.json ", "--accept-changes")
     for call in calls:
         outcome = command(*call, "--accept-changes")
-        assert "changed" not in outcome.err  # a run that finds nothing cannot be calibrated, and says so
+        assert "was changed" not in outcome.err  # a run that finds nothing cannot be calibrated, and says so
         assert "adapter was changed after training, which is accepted: task.json " in caplog.text
         caplog.clear()
