@@ -254,9 +254,10 @@ def test_every_module_says_what_it_holds() -> None:
     assert sorted({first for first in firsts if firsts.count(first) > 1}) == []
 
 
-def test_generated_pages_are_up_to_date() -> None:
+@pytest.mark.parametrize("tool", ["generate.py", "errors.py"])
+def test_generated_pages_are_up_to_date(tool: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "docs" / tool), "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 

@@ -19,7 +19,7 @@ from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sa
 from spantune.data.raw.text_files import read_lines
 
 _HEADING = re.compile(r"#\s*group\s*[:：](.*)")
-_MARK = re.compile(r"(?<!\\)\{[^{}|\\\"\n]+\|")
+_MARK = re.compile(r"(?<!\\)\{(?:[^{}|\\\"\n]|\\[{}|\\])+\|")
 _SPECIAL = "{}|\\"
 _PLAIN = re.compile(r"[^{}|\\]+")
 # Special at the beginning of a line only; a byte-order mark there would be taken off on reading.
