@@ -273,3 +273,17 @@ def test_no_credential_is_saved_and_none_is_allowed_in_what_the_model_is_told(tm
     assert "pw" not in saved and "abc" not in saved and "http://***@h/x" in saved
     with pytest.raises(ConfigError, match="a URL with a password or key stands in the instruction"):
         parse_config({**plain, "task": {"labels": ["a"], "instruction": "see http://u:pw@h"}})
+
+
+@pytest.mark.parametrize("text", ["run: {seed: !!bool x}", "run: {seed: !!timestamp x}", "data: {train: !!binary x!}"])
+def test_a_tag_before_another_value_is_no_yaml(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
+        load_config(tmp_path / "recipe.yaml")
+
+
+def test_a_nul_character_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="train has a NUL character"):
+        parse_config({"model": {"source": "x"}, "data": {"train": "a\0b.jsonl"}, "task": {"preset": "cmeee"}})
+    with pytest.raises(ConfigError, match="NUL character"):
+        load_config(tmp_path / "a\0b.yaml")

@@ -17,6 +17,9 @@ from spantune.core import ConfigError, DataError, masked, masked_values
         ("u http://h/?api_key=1&API-KEY=2;apikey=3 v", "u http://h/?api_key=***&API-KEY=***;apikey=*** v"),
         ("https://b/f?X-Amz-Credential=A%2F1&X-Amz-Signature=2&n=1", "https://b/f?X-Amz-Credential=***&X-Amz-Signature=***&n=1"),
         ("https://b/f?sig=a%2Fb&access_token=q&signature=z", "https://b/f?sig=***&access_token=***&signature=***"),
+        ("?accessToken=a1&clientsecret=b2&api%5Fkey=c3", "?accessToken=***&clientsecret=***&api%5Fkey=***"),
+        ("?a=1%26token%3Dx1&pass=y;jsessionid=z", "?a=1%26token%3D***&pass=***;jsessionid=***"),
+        ("//alice:pw@host/x and ?token=a'b", "//***@host/x and ?token=***"),
         ("Authorization: Bearer abcdefgh", "Authorization: Bearer ***"),
         ("{'Authorization': 'Basic YWxpY2U6c2VjcmV0'}", "{'Authorization': 'Basic ***'}"),
         ("x-api-key: abc123", "x-api-key: ***"),
@@ -31,7 +34,8 @@ def test_credentials_are_masked_once(text: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["https://host:8000/v1/@x", "stop token: <|end|>", "a basic example of the bearer", "a@b.example", "3:4@5"],
+    ["https://host:8000/v1/@x", "stop token: <|end|>", "a basic example of the bearer", "a@b.example", "3:4@5",
+     "?keyboard=1", "a // b"],
 )  # fmt: skip
 def test_ordinary_text_is_unchanged(text: str) -> None:
     assert masked(text) == text

@@ -26,6 +26,7 @@ TEXTS = [
     ["Wait… what? ", "Really?! ", "Yes... ", "No."],
     ['He said "Stop." ', "Then he left (at once.) ", "[Then he came.] ", "End."],
     ["1. First item\n", "2. Second item\n", "It was 5. ", "End."],
+    ["Candida spp. were found. ", "Pt. was seen on Hosp. day 3. ", "Rx. Aspirin, cf. op. cit. and more. ", "End."],
     ["patient had fever. ", "he was treated."],
     ["患者发热。", "咳嗽三天！", "怎么办？！", "“不知道。”", "好；", "行。"],
     ["他说：“走吧！”", "（完。）", "「好。」", "他想……然后走了。", "“可是……”", "她说。"],

@@ -182,6 +182,11 @@ def edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
 
+def save_template(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("{{ messages[0]['content'] }}", encoding="utf-8")
+
+
 WEIGHTS = "adapter_model.safetensors"
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit of the weights": (lambda adapter: flip_a_bit(adapter / WEIGHTS), f"{WEIGHTS} is not what its manifest says"),
@@ -192,6 +197,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "the template": (lambda adapter: edit(adapter / "task.json", template="tutorial"), "task.json has"),
     "a label": (lambda adapter: edit(adapter / "task.json", labels=[{"code": "sym"}]), "task.json has"),
     "the tokenizer": (lambda adapter: edit(adapter / "tokenizer_config.json", x=1), "tokenizer_config.json has"),
+    "a template in a folder": (
+        lambda adapter: save_template(adapter / "additional_chat_templates" / "default.jinja"),
+        "additional_chat_templates/default.jinja was added",
+    ),
     "another template": (lambda adapter: (adapter / "added_tokens.json").touch(), "added_tokens.json was added"),
     "the manifest": (lambda adapter: (adapter / "manifest.json").write_text("[]"), "its manifest cannot be read"),
 }

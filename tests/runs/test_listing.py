@@ -155,6 +155,10 @@ def test_a_test_that_cannot_be_right(test: str, message: str, parent: Path) -> N
         ("track.swanlab=off", True),
         ("track.swanlab=false", True),
         ("data.train=[", False),
+        ("data.train='x.jsonl'", True),
+        ("train.learning_rate == 0.0001", True),
+        ("task.labels=[dis, sym]", True),
+        ("lora.dora=!!bool x", False),
     ],
 )
 def test_values_are_compared_as_a_recipe_reads_them(test: str, is_met: bool) -> None:
@@ -166,6 +170,7 @@ def test_values_are_compared_as_a_recipe_reads_them(test: str, is_met: bool) -> 
         "track.also": ["mlflow"],
         "track.swanlab": "off",
         "data.train": "x.jsonl",
+        "task.labels": [{"code": "dis"}, {"code": "sym"}],
     }
     run = listing.Run("a", "finished", "a", settings=settings)
     assert listing.matching([run], [test]) == [run] * is_met

@@ -45,6 +45,9 @@ class Section(BaseModel):
         """Turn true and false back into on and off for keys that know "off": YAML reads the bare words as booleans."""
         if not isinstance(values, dict):
             return values
+        for key, value in values.items():
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"{key} has a NUL character, which no file and no text may have; remove it")
         words = {name for name, field in cls.model_fields.items() if "off" in get_args(field.annotation)}
         return {key: ("on" if value else "off") if key in words and isinstance(value, bool) else value
                 for key, value in values.items()}  # fmt: skip
@@ -443,13 +446,15 @@ def _parse_yaml(text: str) -> object:
     """
     try:
         value: object = yaml.load(text, _Loader)
-    except (ValueError, RecursionError) as error:  # a date that does not exist; too many brackets
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # a date that does not exist, a tag such as !!bool before another value, too many brackets
         raise yaml.YAMLError(str(error)) from None
     return value
 
 
 def _apply(tree: dict[str, object], override: str) -> None:
     """Set the value of an override in `tree`."""
+    expect(override, str, "overrides", "a list of texts such as train.max_steps=24")
     key, equals, value = override.partition("=")
     section, dot, name = key.partition(".")
     if not equals or not dot or not name:

@@ -102,6 +102,8 @@ def expect(value: object, kinds: type[object] | tuple[type[object], ...], name: 
         shown = repr(value)
         found = f"{type(value).__name__} {shown if len(shown) <= 60 else f'{shown[:57]}...'}"
         raise ConfigError(f"{name}: expected {expected}, found {'None' if value is None else found}")
+    if isinstance(value, str | os.PathLike) and "\0" in os.fspath(value):
+        raise ConfigError(f"{name}: expected {expected}, found {value!r}, which has a NUL character")
     return value
 
 

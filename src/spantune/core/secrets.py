@@ -16,12 +16,15 @@ _SHORTEST = 6
 """Shorter values of environment variables are not looked for in texts, where they would match by chance."""
 
 _END = r"\s\"'<>`"
-_USER = re.compile(rf"([a-z][a-z0-9+.-]*://)(?:[^{_END}/?#]*@|[^{_END}/?#@:]*:(?!\d+/)[^{_END}@]*@)", re.IGNORECASE)
-_NAMES = (
-    "(?:[a-z0-9_.-]*[_.-])?(?:token|key|apikey|secret|password|passwd|pwd|sig|signature|auth|authorization|credential"
-    "|credentials|accesskeyid)|x-amz-[a-z-]+|x-goog-[a-z-]+"
+_USER = re.compile(
+    rf"((?:[a-z][a-z0-9+.-]*:)?//)(?:[^{_END}/?#]*@|[^{_END}/?#@:]*:(?!\d+/)[^{_END}@]*@)", re.IGNORECASE
 )
-_PARAMETER = re.compile(rf"([?&;](?:{_NAMES})=)[^&;#{_END}]+", re.IGNORECASE)
+_NAMES = (
+    "[a-z0-9_.%-]*(?:token|secret|password|passwd|pwd|signature|authorization|credential|apikey|accesskey|secretkey)"
+    "[a-z0-9_.%-]*|(?:[a-z0-9_.%-]*(?:[_.-]|%5f|%2d))?(?:key|sig|auth|pass|jwt|bearer|sas|code|jsessionid|sessionid)"
+    "|x-amz-[a-z-]+|x-goog-[a-z-]+"
+)
+_PARAMETER = re.compile(rf"((?:[?&;]|%26|%3f)(?:{_NAMES})(?:\[\])?(?:=|%3d))[^&;#\s<>`]+", re.IGNORECASE)
 _HEADER = re.compile(
     r"((?<![a-z])(?:authorization[\"']?\s*[:=]\s*[\"']?(?:(?:basic|bearer|token|digest)\s+)?|(?:"
     r"x-api-key|api[-_]?key|access[-_]token|auth[-_]token|client[-_]secret|secret[-_]key|password|passwd)"
@@ -34,7 +37,7 @@ _KNOWN_FORM = re.compile(
     r"|github_pat_[A-Za-z0-9_]{20,}|AKIA[A-Z0-9]{16}|ms-[0-9a-f]{8}-[0-9a-f-]{27})"
 )
 _SECRET_NAME = re.compile(
-    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(?:_ID)?$", re.I
+    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|AUTH_?TOKEN|SECRET|PASSWORD|PASSWD|PASS|PAT|PASSPHRASE|CREDENTIALS?)(?:_ID)?$", re.I
 )
 _PASSWORD = re.compile(rf"://[^{_END}/?#:@]*:(?!\d+/)([^{_END}@]+)@")
 _PATTERNS = ((_USER, rf"\1{MASK}@"), (_PARAMETER, rf"\1{MASK}"))

@@ -23,6 +23,8 @@ SPACE = re.compile(r"\s+")
 
 _WORD_BEFORE = re.compile(r"(?:[^\W_\u2e80-\uffff]|[.'’-])*\Z")
 _WORD_BEHIND = re.compile(r"[\"'“‘(\[]*([^\W\d_]+)")
+_SHORT = 4
+"""Letters of a word that is taken for an abbreviation where a small letter follows its full stop."""
 _LONGEST_ABBREVIATION = 24
 """Characters that are looked at before a full stop."""
 
@@ -33,7 +35,8 @@ def _words(text: str) -> frozenset[str]:
 
 _NEVER_LAST = _words(
     "dr mr mrs ms mx prof rev fr hon pres gov gen col lt sgt capt cmdr sen rep st mt messrs drs profs fig figs eq eqs "
-    "tab tabs sect chap vol vols ref refs ed eds e.g i.e eg ie cf vs viz approx ca resp incl esp abbr dept univ est"
+    "tab tabs sect chap vol vols ref refs ed eds spp subsp rx dx hx tx inj sig adm temp e.g i.e eg ie cf "
+    "vs viz approx ca resp incl esp abbr dept univ est"
 )
 """Abbreviations behind which a sentence goes on, without their last full stop."""
 _BEFORE_A_NUMBER = _words("no nos nr art p pp ch sec para pt pts jan feb mar apr jun jul aug sep sept oct nov dec")
@@ -93,6 +96,8 @@ def _goes_on(text: str, word: str, stop: int, place: int) -> bool:
         return not next_word or next_word[0].islower()
     if (len(word) == 1 and word.isalpha()) or "." in word:  # an initial, or U.S., a.m., Ph.D.
         return next_word not in _STARTERS and not text[place] > "\u2e80"
+    if 0 < len(word) <= _SHORT and word.isascii() and word.isalpha() and next_word[:1].islower():
+        return True
     if word.isdigit() and len(word) <= 3:  # the number of an item, at the beginning of its line
         return stop == len(word) or text[stop - len(word) - 1] == "\n"
     return False

@@ -25,7 +25,7 @@ COLUMNS = (
     "name", "state", "model", "data", "f1", "f1_low", "f1_high", "f1_on", "f1_before", "step", "seconds", "started",
     "folder",
 )  # fmt: skip
-_CONDITION = re.compile(r"([\w.]+)\s*(!=|<=|>=|=|<|>)\s*(.*)")
+_CONDITION = re.compile(r"([\w.]+)\s*(!=|<=|>=|=|<|>)=?\s*(.*)")
 _ORDERS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
@@ -216,8 +216,9 @@ def _equals(value: object, expected: str) -> bool:
     if isinstance(value, int | float):  # YAML takes 1e-4 for a word, a recipe for a number
         return not isinstance(wanted, bool) and _number(wanted) == value
     if isinstance(value, str):
-        return isinstance(wanted, bool) and value == ("on" if wanted else "off")
-    return wanted == value or [wanted] == value
+        return value == (("on" if wanted else "off") if isinstance(wanted, bool) else wanted)
+    codes = [part.get("code") for part in value if isinstance(part, dict)] if isinstance(value, list) else None
+    return wanted in (value, codes) or [wanted] in (value, codes)
 
 
 def _number(value: object) -> float | None:

@@ -58,6 +58,7 @@ def first_difference(folder: Path, **about: object) -> str | None:
 def first_addition(folder: Path) -> str | None:
     """What was added to a folder after its manifest, of the files that libraries look for; None where nothing was."""
     named = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    present = sorted(path.name for path in folder.iterdir() if path.name.endswith(READ) and path.name != MANIFEST)
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name.endswith(READ))
+    present = sorted(name for name in files if name != MANIFEST)
     added = (name for name in present if name not in named)
     return next((f"{name} was added" for name in added), None)

@@ -113,6 +113,8 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
         DataError: the file cannot be read as what it claims to be.
     """
     expect(path, (str, Path), "read", "the path of a corpus, or bundled:NAME")
+    expect(format, (str, type(None)), "format", f"a name such as {', '.join(list(FORMATS)[:3])}, or None")
+    expect(options, Options, "options", "Options(…)")
     file = resolve(path)
     name = format or detect(file, options)
     notes: Counter[str] = Counter()
