@@ -15,16 +15,8 @@ import pytest
 
 from helpers.command import fresh, one_line_error
 from spantune.core import crash
-from spantune.data import formats
 
 Command = Callable[..., Any]
-DOCUMENTS = formats.read("bundled:clinical-zh-test").documents[:20]
-
-
-@pytest.fixture
-def corpus_file(tmp_path: Path) -> Path:
-    formats.write(tmp_path / "in.jsonl", DOCUMENTS)
-    return tmp_path / "in.jsonl"
 
 
 @pytest.fixture

@@ -14,13 +14,6 @@ from spantune.core import ConfigError, DataError, overwriting, require_new
 from spantune.data import formats
 
 Command = Callable[..., Any]
-DOCUMENTS = formats.read("bundled:clinical-zh-test").documents[:20]
-
-
-@pytest.fixture
-def corpus_file(tmp_path: Path) -> Path:
-    formats.write(tmp_path / "in.jsonl", DOCUMENTS)
-    return tmp_path / "in.jsonl"
 
 
 def commands(source: Path, target: Path) -> dict[str, list[Any]]:

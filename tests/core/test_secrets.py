@@ -55,3 +55,9 @@ def test_errors_hold_no_credential() -> None:
     assert str(ConfigError("http://u:p@h refused")) == "http://***@h refused"
     error = DataError("no http://u:p@h", path="x.jsonl", line=2)
     assert str(error) == "x.jsonl:2: no http://***@h" and error.message == "no http://***@h"
+
+
+@pytest.mark.parametrize("part", ["%26", "?a", "//a", "&x_", "token;", "%3f%"])
+def test_a_long_text_without_credentials_is_searched_once(part: str) -> None:
+    text = part * 30_000  # in quadratic time this would take minutes
+    assert masked(text) == text
