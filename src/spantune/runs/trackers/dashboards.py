@@ -203,17 +203,17 @@ def documents(
     gold: Sequence[Document],
     predicted: Sequence[Document],
 ) -> Call:
-    """The call that records the predictions on a split at a step: texts of the first documents, and the charts."""
+    """The call that records the predictions on a split at a step: rows of the first documents, and the charts."""
     step, split = place
     first = info.settings.predictions
-    texts = charts.panel(gold[:first], predicted[:first])
+    rows = charts.panel(gold[:first], predicted[:first])
     name = "Prediction" if split == "dev" else f"Prediction ({split})"
     # built in a dashboard's thread, and once for all of them
     all_charts = functools.cache(lambda: charts.charts(split, values, gold, predicted, info.labels))
 
     def call(tracker: Tracker) -> None:
-        if texts:
-            tracker.texts(step, name, texts)
+        if rows:
+            tracker.predictions(step, name, rows)
         for chart in all_charts():
             tracker.chart(step, chart)
 
