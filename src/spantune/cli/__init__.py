@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from spantune import __version__
-from spantune.cli import calibrate, data, evaluate, extract, runs, tables
+from spantune.cli import calibrate, data, evaluate, extract, runs, tables, watch
 from spantune.cli.options import Json, quiet
 from spantune.core import (
     ConfigError,
@@ -173,6 +173,7 @@ app.command()(evaluate.evaluate)
 app.command()(evaluate.compare)
 app.command()(evaluate.report)
 app.command()(runs.runs)
+app.command()(watch.watch)
 app.command()(extract.extract)
 app.command()(calibrate.calibrate)
 app.command()(runs.sync)

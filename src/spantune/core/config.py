@@ -299,6 +299,8 @@ class Track(Section):
     """What kind of run it is, such as `train` or `search`; to group and filter by."""
     predictions: int = Field(20, ge=0, le=100)
     """Documents in the `Prediction` text panel, the same at every evaluation."""
+    notify: tuple[Literal["webhook", "email", "lark", "dingtalk", "wecom"], ...] = ()
+    """Who is told when the run ends; addresses and passwords are taken from environment variables, see tracking."""
 
     @model_validator(mode="before")
     @classmethod

@@ -5,11 +5,13 @@ from __future__ import annotations
 from spantune.report.comparison import write_comparison
 from spantune.report.content import CalibrationView, Report
 from spantune.report.documents import write_page
+from spantune.report.live_server import LiveServer
 from spantune.report.run import report_run
 from spantune.report.write import write_report
 
 __all__ = [
     "CalibrationView",
+    "LiveServer",
     "Report",
     "report_run",
     "write_comparison",

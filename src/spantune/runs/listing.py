@@ -20,10 +20,11 @@ from pathlib import Path
 
 from spantune.core import Config, ConfigError, RunError, parse_value
 from spantune.runs.folder import MetricsRecord, RunFolder
+from spantune.runs.trackers.interface import url_of
 
 COLUMNS = (
     "name", "state", "model", "data", "f1", "f1_low", "f1_high", "f1_on", "f1_before", "step", "seconds", "started",
-    "folder",
+    "folder", "url",
 )  # fmt: skip
 _CONDITION = re.compile(r"([\w.]+)\s*(!=|<=|>=|=|<|>)=?\s*(.*)")
 _ORDERS: dict[str, Callable[[float, float], bool]] = {
@@ -36,7 +37,7 @@ class Run:
     """A run as it is listed: the columns of COLUMNS, its `settings` by `section.key`, and what is wrong with it.
 
     `f1`, its 95 % interval and `f1_before` are shares of 1; `f1_on` is the split that F1 was measured on; `seconds` is
-    the time of steps and evaluations; `started` is in ISO format.
+    the time of steps and evaluations; `started` is in ISO format; `url` is its page in the cloud of a tracker.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Run:
     step: int | None = None
     seconds: float | None = None
     started: str | None = None
+    url: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     problem: str = ""
 
@@ -95,6 +97,7 @@ def read(folder: Path) -> Run:
             str(folder),
             model=recipe.model.source,
             data=recipe.data.train,
+            url=url_of(folder),
             settings=_settings(recipe),
         )
         return _with_results(listed, run.metrics())

@@ -94,7 +94,7 @@ def _alone(board: Path) -> AbstractContextManager[None]:
 def _grouped(base: Any, board: Path) -> Any:
     """A subclass of SwanLab's writer of the local board."""
 
-    class GroupedBoard(base):  # type: ignore[misc]
+    class GroupedBoard(base):
         """The writer, under the lock, that moves each new chart to its group."""
 
         def on_run_initialized(self, *args: Any, **kwargs: Any) -> None:

@@ -180,8 +180,17 @@ def _in_words(part: object) -> str:
 
 def hints(folder: Path) -> list[str]:
     """How to see or send the record of a run: a line for each of its trackers, SwanLab first."""
+    return [note["hint"] for note in _notes(folder) if "hint" in note]
+
+
+def url_of(folder: Path) -> str | None:
+    """The address of a run in the cloud of one of its trackers, SwanLab's first; None where it is in none."""
+    return next((url for note in _notes(folder) if (url := note.get("url"))), None)
+
+
+def _notes(folder: Path) -> list[Note]:
     paths = sorted(RunFolder(folder).trackers.glob("*.json"), key=lambda path: (path.stem != "swanlab", path.stem))
-    return [note["hint"] for note in map(_read, paths) if "hint" in note]
+    return [_read(path) for path in paths]
 
 
 def _read(path: Path) -> Note:
