@@ -325,6 +325,12 @@ class Config(Section):
     track: Track = Track()
 
     @model_validator(mode="after")
+    def _run_is_not_the_board(self) -> Config:
+        if self.run.name == "swanlab" and self.track.swanlab == "local" and self.track.board is None:
+            raise ValueError("run.name=swanlab is the folder of SwanLab's board; give another, or set track.board")
+        return self
+
+    @model_validator(mode="after")
     def _choices_need_the_grammar(self) -> Config:
         if self.train.on_choices and (self.train.pack != "shared" or self.train.cut_tokens):
             raise ValueError("train.loss_on=choices needs train.pack=shared and no train.cut_tokens")
