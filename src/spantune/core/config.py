@@ -1,14 +1,15 @@
 """A recipe: every setting of a run, as frozen values read from YAML and `section.key=value` overrides.
 
-It is strict (an unknown key names the nearest valid one) and is checked before torch is imported. The
-resolved recipe is saved with the run as `config.yaml`. YAML never names code.
+It is strict (an unknown key names the nearest valid one) and is checked before torch is imported. Keys whose best value
+depends on corpus and model may be absent; `training.prepare` fills them. The filled recipe is saved with the run as
+`config.yaml`. YAML never names code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
 Keep = Literal["none", "some", "most"]
 Normalize = Literal["tokens", "examples"]
+LossOn = Literal["answer", "choices"]
+Value = TypeVar("Value")
 QUANTIZED = ("fp8", "nf4", "int8")
 
 
@@ -165,10 +168,10 @@ class Data(Section):
 class Lora(Section):
     """The adapter."""
 
-    rank: int = Field(16, ge=1)
-    """Rank r."""
-    alpha: float = Field(32, gt=0)
-    """Scale: the update is alpha / rank times B A."""
+    rank: int | None = Field(None, ge=1)
+    """Rank r; chosen by corpus and model when absent."""
+    alpha: float | None = Field(None, gt=0)
+    """Scale: the update is alpha / rank times B A; twice the rank when absent."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input; shared packs are exact with 0 only."""
     rslora: bool = False
@@ -192,12 +195,12 @@ class Train(Section):
     """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: on the CPU when memory is short."""
     normalize: Normalize = "tokens"
     """What weighs the same in a step's loss: every answer token, or every example."""
-    batch_examples: int = Field(16, ge=1)
-    """Examples an optimizer step, over all devices, however they are packed."""
-    learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate."""
-    epochs: float = Field(1.0, gt=0)
-    """Passes over the training documents, unless `max_steps` is given."""
+    batch_examples: int | None = Field(None, ge=1)
+    """Examples an optimizer step, over all devices, however they are packed; chosen by corpus and model when absent."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate; chosen by corpus and model when absent."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training documents, unless `max_steps` is given; chosen by corpus and model when absent."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; overrides `epochs`."""
     max_minutes: float | None = Field(None, gt=0)
@@ -214,9 +217,10 @@ class Train(Section):
     """`shared`: the instruction once a pack; `none`: padded batches of `micro_batch`, for comparison."""
     pack_tokens: int | None = Field(None, ge=64)
     """Most tokens a pack; chosen by device when absent."""
-    loss_on: Literal["answer", "choices"] = "answer"
+    loss_on: LossOn | None = None
     """`answer`: every answer token; `choices`: only where the grammar leaves one and among what it allows, which is
-    faster and enough for grounded extraction, but leaves a model that cannot answer without the grammar."""
+    faster and enough for grounded extraction, but leaves a model that cannot answer without the grammar. Chosen by
+    corpus and model when absent."""
     micro_batch: int = Field(4, ge=1)
     """Examples a padded batch, with `pack: none`."""
     max_tokens: int = Field(2048, ge=16)
@@ -339,6 +343,12 @@ class Config(Section):
         """Write the resolved recipe as `config.yaml` into `folder`, with credentials masked."""
         text = yaml.safe_dump(masked_values(self.model_dump(mode="json")), allow_unicode=True, sort_keys=False)
         replace_text(Path(folder) / "config.yaml", text)
+
+
+def filled(value: Value | None) -> Value:
+    """Return the value of a key that a recipe may lack, of a recipe that `training.prepare` has filled."""
+    assert value is not None, "a key is not filled yet: take the recipe of training.prepare"
+    return value
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
