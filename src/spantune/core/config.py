@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from spantune.core.bundled_recipes import bundled_recipes, recipe_path
 from spantune.core.errors import ConfigError, expect, nearest
 from spantune.core.files import replace_text
 from spantune.core.secrets import MASK, holds_credential, masked_values
@@ -352,19 +353,23 @@ def filled(value: Value | None) -> Value:
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a recipe and apply `section.key=value` overrides, whose values are YAML.
+    """Read a recipe, a file or `bundled:NAME`, and apply `section.key=value` overrides, whose values are YAML.
 
-        recipe = spantune.load_config("recipes/demo.yaml", ["run.name=first", "train.max_minutes=3"])
+        recipe = spantune.load_config("bundled:demo", ["run.name=first", "train.max_minutes=3"])
 
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest valid one) or a value out of range.
     """
-    expect(path, (str, Path), "load_config", "the path of a recipe, such as recipes/demo.yaml")
+    expect(path, (str, Path), "load_config", "the path of a recipe, such as recipe.yaml, or bundled:demo")
     expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
     try:
-        tree = _parse_yaml(Path(path).read_text(encoding="utf-8"))
+        tree = _parse_yaml(recipe_path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such recipe; give the path of a YAML file such as recipes/demo.yaml") from None
+        example = path if str(path) in bundled_recipes() else "demo"
+        raise ConfigError(
+            f"{path}: no such recipe; give the path of a YAML file, or one that comes with spantune, such as "
+            f"bundled:{example} (spantune init --list names them); spantune init CORPUS writes one for a corpus"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a YAML recipe: {error}") from None
     return parse_config(tree, where=str(path), overrides=overrides)

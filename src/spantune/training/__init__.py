@@ -8,6 +8,7 @@ from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
     from spantune.training.collator import Collator
+    from spantune.training.draft import DEFAULT_MODEL, Choices, Draft, init
     from spantune.training.fingerprint import environment
     from spantune.training.job import Result, train
     from spantune.training.loop import TrainingLoop
@@ -17,17 +18,24 @@ if TYPE_CHECKING:
     from spantune.training.preparation import DEFAULT_PACK_TOKENS, prepare
     from spantune.training.recommendation import Recommendation, recommend
     from spantune.training.step import StepRunner
+    from spantune.training.survey import Reading, find_splits
 
 __all__ = [
+    "DEFAULT_MODEL",
     "DEFAULT_PACK_TOKENS",
+    "Choices",
     "Collator",
+    "Draft",
     "PackTensors",
+    "Reading",
     "Recommendation",
     "Result",
     "StepGuard",
     "StepRunner",
     "TrainingLoop",
     "environment",
+    "find_splits",
+    "init",
     "make_plan",
     "pack_loss",
     "prepare",
@@ -40,6 +48,7 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "collator": ("Collator",),
+        "draft": ("DEFAULT_MODEL", "Choices", "Draft", "init"),
         "fingerprint": ("environment",),
         "job": ("Result", "train"),
         "loop": ("TrainingLoop",),
@@ -49,5 +58,6 @@ __getattr__, __dir__ = lazy_exports(
         "preparation": ("DEFAULT_PACK_TOKENS", "prepare"),
         "recommendation": ("Recommendation", "recommend"),
         "step": ("StepRunner",),
+        "survey": ("Reading", "find_splits"),
     },
 )

@@ -8,12 +8,21 @@ Small corpora get small batches and several epochs, so that the optimizer takes 
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from spantune.core import Config, config
+from spantune.core import Config, ConfigError, config, nearest
 from spantune.encoding import PRESETS
 
+WEIGHTS = {"bundled:gemma3-270m": 268_098_176, "bundled:smollm2-135m": 134_515_008}
+"""Weights of the models that come with spantune."""
+NAMED_WEIGHTS = {"phi-4": 14.7e9, "phi-3.5-mini": 3.8e9, "phi-3-mini": 3.8e9}
+"""Weights of models whose names do not say how many they have."""
+Device = Literal["cpu", "cuda"]
 ANY = 10**15
 """More documents, or weights, than there are."""
 
@@ -80,3 +89,41 @@ def with_values(recipe: Config, documents: int, weights: int) -> Config:
     return recipe.model_copy(
         update={"train": settings.model_copy(update=absent), "lora": lora.model_copy(update=adapter)}
     )
+
+
+def weights_of(source: str) -> int | None:
+    """Return how many weights a model has: a folder by its files, others by their names; None where these say nothing.
+
+    Raises:
+        ConfigError: no such model comes with spantune, or there is no such folder.
+    """
+    prefix, colon, name = source.partition(":")
+    if Path(source).is_dir():
+        from spantune.models import count_weights
+
+        return count_weights(Path(source))
+    if prefix == "bundled":
+        if source not in WEIGHTS:
+            raise ConfigError(f"no model {name!r} comes with spantune; {nearest(source, WEIGHTS)}")
+        return WEIGHTS[source]
+    if not colon or prefix not in ("hf", "modelscope"):
+        raise ConfigError(
+            f"model {source!r} is no folder; expected a folder, bundled:NAME, hf:OWNER/NAME or modelscope:OWNER/NAME"
+        )
+    for known, weights in NAMED_WEIGHTS.items():
+        if known in name.lower():
+            return int(weights)
+    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", name.lower().replace("-", " ").replace("_", " "))
+    return int(float(sizes[0][0]) * {"b": 1e9, "m": 1e6}[sizes[0][1]]) if sizes else None
+
+
+def device_here() -> Device:
+    """Return `cuda` where torch sees a GPU; torch is not imported where the system shows none."""
+    signs = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    if not (shutil.which("nvidia-smi") or any(Path(sign).exists() for sign in signs)):
+        return "cpu"
+    if importlib.util.find_spec("torch") is None:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
