@@ -192,7 +192,8 @@ def _run(recipe: Config, resume: Path | None) -> None:
         result: Result = run_job(recipe, resume)
     except Interrupted as interrupt:
         raise typer.Exit(interrupt.exit_code) from None
-    tables.print_scores(result.after.as_dict(), sys.stderr)
+    on = {"test": "test", "dev": "dev (these documents chose the adapter)"}[result.f1_on]
+    tables.print_scores(result.after.as_dict(), sys.stderr, on)
     lines = [f"report: {RunFolder(result.folder).report_html}", *hints(result.folder)]
     lines.append(f"extract: spantune extract {result.folder} FILE")
     say("\n".join(lines))

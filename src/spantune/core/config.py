@@ -165,6 +165,11 @@ class Data(Section):
     """A document over `train.max_tokens`: refuse it, or split it at sentence ends, or after clauses where
     a sentence is too long, with offsets kept."""
 
+    @property
+    def f1_on(self) -> Literal["test", "dev"]:
+        """The split of the final figures: `dev`, whose documents chose the adapter, where there is no test set."""
+        return "test" if self.test is not None and self.test != self.dev else "dev"
+
 
 class Lora(Section):
     """The adapter."""
