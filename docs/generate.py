@@ -1,4 +1,4 @@
-"""Generates documentation from the code: `cli.md`, `recipe.md` and the source tree in `CONTRIBUTING.md`.
+"""Generates documentation from the code: `cli.md`, `recipe.md`, a table of `init.md`, and a tree in `CONTRIBUTING.md`.
 
 Commands come from the command line's names and help texts, recipe keys from the config, and the tree from the first
 sentence of each module's docstring; nothing depends on the terminal or on typer's own layout. `--check` writes nothing
@@ -28,11 +28,14 @@ from pydantic_core import PydanticUndefined
 
 from spantune.cli import app
 from spantune.core import Config, Label
+from spantune.training import RECOMMENDATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "spantune"
 TREE_START = "<!-- The tree below is made by docs/generate.py from the module docstrings; do not edit. -->"
 TREE_END = "<!-- End of the tree. -->"
+TABLE_START = "<!-- The table below is made by docs/generate.py from the code; do not edit. -->"
+TABLE_END = "<!-- End of the table. -->"
 WIDTH = 120
 MADE = "<!-- Made by docs/generate.py from the code; do not edit. -->"
 TYPES = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path", types.NoneType: "none"}
@@ -118,11 +121,18 @@ def recipe_page() -> str:
 
 def contributing_page() -> str:
     """CONTRIBUTING.md as it stands, with the source tree between its markers made anew."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    before, start, rest = text.partition(TREE_START)
-    _, end, after = rest.partition(TREE_END)
-    assert start and end, "CONTRIBUTING.md has lost the markers of its source tree"
-    return f"{before}{start}\n```\n{source_tree()}\n```\n{end}{after}"
+    return _between("CONTRIBUTING.md", TREE_START, TREE_END, f"```\n{source_tree()}\n```")
+
+
+def init_page() -> str:
+    """docs/init.md as it stands, with the table of chosen values between its markers made anew."""
+    rows = [
+        _row(row.name, f"`{row.learning_rate:.0e}`".replace("e-0", "e-"), str(row.batch_examples), f"{row.epochs:g}",
+             str(row.rank), f"{row.alpha:g}", f"`{row.loss_on}`")
+        for row in RECOMMENDATIONS
+    ]  # fmt: skip
+    head = _row("", "learning rate", "batch", "epochs", "rank", "alpha", "loss on")
+    return _between("docs/init.md", TABLE_START, TABLE_END, "\n".join(["", head, "|---" * 7 + "|", *rows, ""]))
 
 
 def source_tree() -> str:
@@ -146,9 +156,18 @@ def first_sentence(module: Path) -> str:
     return re.split(r"(?<=\.)\s", _prose(docstring), maxsplit=1)[0].rstrip(".")
 
 
+def _between(page: str, start: str, end: str, made: str) -> str:
+    """The text of a page with what stands between two markers replaced."""
+    before, found_start, rest = (ROOT / page).read_text(encoding="utf-8").partition(start)
+    _, found_end, after = rest.partition(end)
+    assert found_start and found_end, f"{page} has lost the markers of its generated part"
+    return f"{before}{start}\n{made}\n{end}{after}"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/cli.md": cli_page,
     "docs/recipe.md": recipe_page,
+    "docs/init.md": init_page,
     "CONTRIBUTING.md": contributing_page,
 }
 

@@ -82,6 +82,7 @@ class Report:
         run: the name of the run.
         data: the name of the corpus.
         date: the date as text.
+        f1_on: the split that was measured, of a run: `dev` where its documents chose the adapter.
     """
 
     title: str
@@ -101,6 +102,12 @@ class Report:
     run: str = ""
     data: str = ""
     date: str = ""
+    f1_on: str = ""
+
+    @property
+    def chosen_by(self) -> str:
+        """What a reader must know of the documents, if they chose the adapter."""
+        return "These documents chose the adapter, so the figures are a little too good." if self.f1_on == "dev" else ""
 
     @property
     def all_notes(self) -> list[str]:
@@ -111,6 +118,7 @@ class Report:
 def as_dict(report: Report, outcome: Outcome) -> dict[str, object]:
     """Return the figures of a report as a JSON object, in fractions of 1."""
     provenance = {"run": report.run, "data": report.data, "date": report.date}
+    provenance |= {"f1_on": report.f1_on} if report.f1_on else {}
     before = {"before": report.before.as_dict()} if report.before else {}
     view = report.calibration
     calibration = (
@@ -217,7 +225,8 @@ def _headline(report: Report) -> str:
     text = f"Strict F1 **{points(scores.micro.f1)}**"
     text += f" (95 % interval {interval(scores.micro.f1_low, scores.micro.f1_high) or f'none: {TOO_FEW}'})"
     text += f", macro F1 {points(scores.macro_f1)}" + (f" ({macro})" if macro else "")
-    return text + (f"; before training {points(report.before.micro.f1)}." if report.before else ".")
+    text += f"; before training {points(report.before.micro.f1)}." if report.before else "."
+    return f"{text} {report.chosen_by}".rstrip()
 
 
 def _labels(report: Report) -> str:

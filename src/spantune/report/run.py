@@ -92,6 +92,7 @@ def report_run(folder: str | Path, splits: Splits | None = None, after: Scores |
         notes=notes,
         run=folder.resolve().name,
         data=data.test or data.dev or f"held out of {data.train}",
+        f1_on=data.f1_on,
         date=time.strftime("%Y-%m-%d", time.localtime(run.closing["time"])),
     )
     write_report(folder, report)

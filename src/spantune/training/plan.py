@@ -20,37 +20,27 @@ from spantune.models import (
     Coverage,
     ModelConfig,
     card_problems,
+    check_attention,
     coverage,
     unmatched_error,
     unranked_error,
 )
+from spantune.training.doubts import PlanWarning, doubts
 from spantune.training.estimate import GIB, Estimate, estimate
 from spantune.training.preparation import Prepared, overlapping, splits_with_files
+from spantune.training.requirements import Audit, requirement_audits
 
 MEMORY = "the run fits into memory"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Audit:
-    """One check: its name, whether it passes, what was found, and what to do when it does not pass.
-
-    `waived` is the setting by which the recipe accepts a failure, if it does.
-    """
-
-    name: str
-    ok: bool
-    found: str
-    remedy: str
-    waived: str | None = None
-
-
-@dataclass(frozen=True)
 class Plan:
-    """The audits and the estimate of a recipe."""
+    """The audits and the estimate of a recipe, and warnings of what is unlikely to work."""
 
     audits: tuple[Audit, ...]
     estimate: Estimate
+    warnings: tuple[PlanWarning, ...] = ()
 
     @property
     def failed(self) -> list[Audit]:
@@ -62,15 +52,18 @@ class Plan:
         return {
             "ok": not self.failed,
             "audits": [asdict(audit) for audit in self.audits],
+            "warnings": [asdict(warning) for warning in self.warnings],
             "estimate": self.estimate.as_dict(),
         }
 
 
-def make_plan(prepared: Prepared) -> Plan:
-    """Audit a prepared recipe and predict its memory and time."""
+def make_plan(prepared: Prepared, *, is_new: bool = True) -> Plan:
+    """Audit a prepared recipe and predict its memory and time; `is_new` is False for a run that is resumed."""
     model = skeleton(prepared.files.config)
     covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model)
     audits = [
+        *requirement_audits(prepared.recipe, is_new=is_new),
+        _attention(prepared),
         _targets(prepared.recipe, covered),
         _card(prepared),
         _stop(prepared),
@@ -84,11 +77,11 @@ def make_plan(prepared: Prepared) -> Plan:
         _memory(predicted),
         _disk(prepared.recipe, predicted),
     ]
-    return Plan(tuple(audits), predicted)
+    return Plan(tuple(audits), predicted, tuple(doubts(prepared, predicted)))
 
 
 def require(plan: Plan) -> None:
-    """Check that no audit failed; predicted memory is a warning only, since it is an estimate.
+    """Check that no audit failed, and log the warnings; predicted memory is one, since it is an estimate.
 
     Raises:
         ModelError: an audit failed; names every one.
@@ -96,6 +89,8 @@ def require(plan: Plan) -> None:
     failed = [audit for audit in plan.failed if audit.name != MEMORY]
     for audit in (audit for audit in plan.failed if audit.name == MEMORY):
         log.warning("%s is in doubt: %s; if it runs out, %s", audit.name, audit.found, audit.remedy)
+    for warning in plan.warnings:
+        log.warning("%s", warning)
     if failed:
         raise ModelError("\n".join(f"audit failed: {audit.name}: {audit.found}; {audit.remedy}" for audit in failed))
 
@@ -123,6 +118,16 @@ def _targets(recipe: Config, coverage: Coverage) -> Audit:
     waived = "lora.allow_unmatched" if recipe.lora.allow_unmatched and not unranked else None
     remedy = "mend lora.rank_pattern" if unranked else "set lora.targets=all-linear"
     return Audit(name, problem is None, problem or covered, remedy, waived)
+
+
+def _attention(prepared: Prepared) -> Audit:
+    problem = None
+    try:
+        check_attention(prepared.files.config)
+    except ModelError as error:
+        problem = str(error)
+    found = problem or "full attention, or with a window"
+    return Audit("the model's attention is supported", problem is None, found, "take another model")
 
 
 def _card(prepared: Prepared) -> Audit:
