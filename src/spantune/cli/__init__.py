@@ -23,6 +23,7 @@ from spantune.core import (
     first_line,
     guard_terminal,
     log_crash,
+    missing_train,
     os_error,
     put,
     put_json,
@@ -74,6 +75,9 @@ def main() -> NoReturn:
         code = _fail("the memory of this machine is not enough; take less at a time, such as a smaller batch or file")
     except KeyboardInterrupt:
         code = 130
+    except ModuleNotFoundError as error:
+        missing = missing_train(error)
+        code = _fail(str(missing)) if missing else _report_bug(error)
     except Exception as error:  # a bug: its traceback is kept for the report of it
         code = _report_bug(error)
     sys.exit(code or 0)

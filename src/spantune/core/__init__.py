@@ -25,9 +25,7 @@ from spantune.core.errors import (
     expect,
     expect_each,
     nearest,
-    need,
     os_error,
-    require_extra,
     require_system,
 )
 from spantune.core.extraction import (
@@ -42,6 +40,7 @@ from spantune.core.extraction import (
     to_document,
     to_prediction_record,
 )
+from spantune.core.extras import install_command, missing_train, need, require_extra
 from spantune.core.files import (
     Locked,
     file_lock,
@@ -120,6 +119,7 @@ __all__ = [
     "guard_terminal",
     "half_surrogate",
     "hash_documents",
+    "install_command",
     "json_text",
     "lazy_exports",
     "load_config",
@@ -128,6 +128,7 @@ __all__ = [
     "lost_credentials",
     "masked",
     "masked_values",
+    "missing_train",
     "nearest",
     "need",
     "non_finite",
