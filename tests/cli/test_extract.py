@@ -253,13 +253,13 @@ def test_what_failed_is_not_passed_off_as_a_document_without_entities(
     assert [document.text for document in formats.read(tmp_path / "out.json").documents] == ["疹"]
 
 
-def test_an_answer_that_was_cut_is_found_wanting(command: Command, run: Path, tmp_path: Path) -> None:
+def test_an_answer_that_was_cut_is_a_problem(command: Command, run: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", "疹")
     outcome = command("extract", run, source, "--set", "extract.max_new_tokens=5")
     assert outcome.code == 1
     meta = last_object(outcome)["meta"]
     assert meta["status"] == "length" and meta["problems"]
-    assert "1 of 1 answers were wanting" in outcome.err
+    assert "1 of 1 answers had a problem" in outcome.err
 
 
 @pytest.mark.parametrize(
