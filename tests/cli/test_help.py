@@ -18,7 +18,6 @@ from spantune.data import formats
 from spantune.models.bundled import BUNDLED
 
 Command = Callable[..., Outcome]
-ROOT = Path(__file__).parents[2]
 
 
 def commands(group: Any, *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -77,7 +76,7 @@ def test_formats_and_what_comes_with_spantune_are_listed(command: Command) -> No
 def test_the_listed_models_and_recipes_are_there() -> None:
     assert set(names.MODELS) == set(BUNDLED)
     assert "demo" in names.recipe_names()
-    assert all(load_config(ROOT / "recipes" / f"{name}.yaml") for name in names.recipe_names())
+    assert all(load_config(f"bundled:{name}") for name in names.recipe_names())
 
 
 @pytest.fixture

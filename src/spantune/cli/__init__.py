@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from spantune import __version__
-from spantune.cli import calibrate, data, evaluate, extract, names, runs, tables
+from spantune.cli import calibrate, data, evaluate, extract, init, names, runs, tables
 from spantune.cli.help import App
 from spantune.cli.options import Json, Overrides, Recipe, quiet
 from spantune.core import (
@@ -128,8 +128,11 @@ def demo(
     from spantune.runs import free_name
 
     name = free_name(folder, "demo")
-    recipe = load_config(_recipes() / "demo.yaml", [f"run.folder={folder}", f"run.name={name}", *(overrides or [])])
+    recipe = load_config("bundled:demo", [f"run.folder={folder}", f"run.name={name}", *(overrides or [])])
     _run(recipe, None)
+
+
+app.command(listed=["Recipes that come with spantune", "Models that come in packages"])(init.init)
 
 
 @app.command(listed=["Recipes that come with spantune"])
@@ -158,7 +161,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
 def train(
     recipe: Annotated[
         Path | None,
-        typer.Argument(help="A recipe: a YAML file; not needed with --resume.", autocompletion=names.recipes),
+        typer.Argument(help="A recipe file, or bundled:NAME; not needed with --resume.", autocompletion=names.recipes),
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
@@ -211,10 +214,3 @@ def _run(recipe: Config, resume: Path | None) -> None:
     lines.append(f"extract: spantune extract {result.folder} FILE")
     say("\n".join(lines))
     put_json(result.as_dict())
-
-
-def _recipes() -> Path:
-    """The recipes of an installed package, else of the checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parents[1] / "recipes"

@@ -69,10 +69,10 @@ def _writable() -> list[str]:
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with spantune: in the package, else in the checkout."""
-    package = Path(__file__).parents[1]
-    folders = (package / "recipes", package.parents[1] / "recipes")
-    return sorted(path.stem for path in next(filter(Path.is_dir, folders)).glob("*.yaml"))
+    """Return the names of the recipes that come with spantune."""
+    from spantune.core import bundled_recipes
+
+    return list(bundled_recipes())
 
 
 MODELS = ("gemma3-270m", "smollm2-135m")

@@ -14,6 +14,7 @@ import typer
 from spantune.cli import names
 
 if TYPE_CHECKING:
+    from spantune.data import Options, Unit
     from spantune.metrics import Calibration
 
 
@@ -22,7 +23,7 @@ READING = "How the input is read"
 
 # A command has as many parameters as options: typer reads them from the signature.
 Run = Annotated[Path, typer.Argument(help="A run folder.", autocompletion=names.run_folders)]
-Recipe = Annotated[Path, typer.Argument(help="A recipe: a YAML file.", autocompletion=names.recipes)]
+Recipe = Annotated[Path, typer.Argument(help="A recipe file, or bundled:NAME.", autocompletion=names.recipes)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -117,6 +118,17 @@ def quiet() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+
+
+def reading_options(
+    column: str | None, joiner: str | None, label: str | None, encoding: str | None, offsets: Unit | None
+) -> Options:
+    """How the options say that a corpus is read."""
+    from spantune.data import Options
+
+    number = column is not None and column.removeprefix("-").isdecimal()
+    name_or_number = int(column) if column and number else column
+    return Options(column=name_or_number, joiner=joiner, label=label, encoding=encoding, offsets=offsets)
 
 
 def parts_read(inputs: Iterable[str | Path | None]) -> list[Path]:
