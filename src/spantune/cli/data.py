@@ -394,11 +394,11 @@ class _Counter:
 
 def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, preset: str | None) -> _Counter | None:
     """The tokenizer and task of the options of `inspect`; an option takes precedence over the recipe."""
+    if recipe is None and tokenizer is None:
+        return None
     from spantune.core import config, nearest
     from spantune.encoding import PRESETS, make_task
 
-    if recipe is None and tokenizer is None:
-        return None
     if preset and preset not in PRESETS:
         raise ConfigError(f"unknown task {preset!r}; {nearest(preset, PRESETS)}")
     settings = config.load_config(recipe, overrides) if recipe else None
