@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spantune.core.errors import ConfigError, expect, nearest
 from spantune.core.files import replace_text
@@ -27,6 +27,33 @@ Normalize = Literal["tokens", "examples"]
 QUANTIZED = ("fp8", "nf4", "int8")
 
 
+def _one_or_several(value: object) -> object:
+    """Turn a list of a single path into that path; refuse what names no corpus."""
+    paths = list(value) if isinstance(value, list | tuple) else [value]
+    if not paths or any(isinstance(path, bool) or not isinstance(path, str | int | float) for path in paths):
+        raise ValueError(f"expected a path, or a list of paths such as [a.jsonl, b.jsonl], found {value!r}")
+    names = [str(path) for path in paths]
+    if any("\0" in name for name in names):
+        raise ValueError("a path has a NUL character, which no file may have; remove it")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{repeated[0]} is named twice; name each file once")
+    return names[0] if len(names) == 1 else tuple(names)
+
+
+Files = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
+"""One corpus file, or several; a list of a single one is that one."""
+
+
+def files_of(files: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the corpus files that a key of `data` names; none where it is absent."""
+    return () if files is None else (files,) if isinstance(files, str) else files
+
+
+def name_of(files: str | tuple[str, ...]) -> str:
+    """Return the corpus files that a key of `data` names as one text for people."""
+    return ", ".join(files_of(files))
+
+
 class Section(BaseModel):
     """A frozen part of a recipe that refuses keys it does not know."""
 
@@ -34,6 +61,7 @@ class Section(BaseModel):
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
+        serialize_by_alias=True,
         coerce_numbers_to_str=True,
         allow_inf_nan=False,
         protected_namespaces=(),
@@ -130,14 +158,16 @@ class Task(Section):
 class Data(Section):
     """The annotated corpora."""
 
-    train: str
-    """A corpus file, or `bundled:NAME`."""
-    dev: str | None = None
-    """Corpus that steers training; without it `holdout` is taken from the front of `train`."""
-    test: str | None = None
-    """Corpus for the final figures; the dev set when absent."""
+    train: Files
+    """A corpus file, or `bundled:NAME`; or a list of them, in which a document of a later file replaces the one with
+    the same text in an earlier file."""
+    dev: Files | None = None
+    """Corpus that steers training, or a list; without it `holdout` is taken from the front of the first file of
+    `train`."""
+    test: Files | None = None
+    """Corpus for the final figures, or a list; the dev set when absent."""
     format: str | None = None
-    """Format of the files; recognised from their content when absent."""
+    """Format of all files; of each recognised from its content when absent."""
     column: int | str | None = None
     """The column or field of tags, entities or text, where a format asks for one; see the page on formats."""
     joiner: str | None = None
@@ -156,7 +186,7 @@ class Data(Section):
     test_limit: int | None = Field(None, ge=1)
     """Use at most this many test documents."""
     holdout: float = Field(0.1, ge=0, lt=1)
-    """Share of `train` that is held out, from its front, when `dev` is absent."""
+    """Share of the first file of `train` that is held out, from its front, when `dev` is absent."""
     too_long: Literal["error", "split"] = "error"
     """A document over `train.max_tokens`: refuse it, or split it at sentence ends, or after clauses where
     a sentence is too long, with offsets kept."""
@@ -410,7 +440,7 @@ def lost_credentials(recipe: Config) -> list[str]:
         f"{section}.{key}"
         for section, values in used.items()
         for key, value in values.model_dump(mode="json").items()
-        if isinstance(value, str) and MASK in value
+        if any(isinstance(text, str) and MASK in text for text in (value if isinstance(value, list) else [value]))
     ]
 
 

@@ -9,6 +9,7 @@ from spantune.data.counts import Bin, Statistics, histogram, nesting, statistics
 from spantune.data.findings import Report, Tally
 from spantune.data.formats import Corpus, read, read_extractions, write
 from spantune.data.loading import Splits, read_splits, shared_texts
+from spantune.data.merging import Merged, conflicting, count_predicted, merge_corpora
 from spantune.data.raw.document import Nested, Options
 from spantune.data.raw.text_files import cannot_be_read, is_stream, lines_of, read_bytes, read_text, try_lines
 from spantune.data.raw.units import Unit
@@ -20,6 +21,7 @@ __all__ = [
     "Corpus",
     "Cutter",
     "Demands",
+    "Merged",
     "Nested",
     "Options",
     "Report",
@@ -29,12 +31,15 @@ __all__ = [
     "Unit",
     "cannot_be_read",
     "check",
+    "conflicting",
     "count_dropped",
+    "count_predicted",
     "formats",
     "histogram",
     "is_stream",
     "lines_of",
     "merge",
+    "merge_corpora",
     "nesting",
     "read",
     "read_bytes",

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec, expect
+from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec, config, expect
 from spantune.data import Splits, read_extractions, read_splits
 from spantune.metrics import TOO_FEW, Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
@@ -91,7 +91,7 @@ def report_run(folder: str | Path, splits: Splits | None = None, after: Scores |
         calibration=view,
         notes=notes,
         run=folder.resolve().name,
-        data=data.test or data.dev or f"held out of {data.train}",
+        data=config.name_of(data.test or data.dev or f"held out of {config.files_of(data.train)[0]}"),
         date=time.strftime("%Y-%m-%d", time.localtime(run.closing["time"])),
     )
     write_report(folder, report)

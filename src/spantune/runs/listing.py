@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
-from spantune.core import Config, ConfigError, RunError, parse_value
+from spantune.core import Config, ConfigError, RunError, config, parse_value
 from spantune.runs.folder import MetricsRecord, RunFolder
 
 COLUMNS = (
@@ -94,7 +94,7 @@ def read(folder: Path) -> Run:
             run.state,
             str(folder),
             model=recipe.model.source,
-            data=recipe.data.train,
+            data=config.name_of(recipe.data.train),
             settings=_settings(recipe),
         )
         return _with_results(listed, run.metrics())

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from spantune.core import Config, ModelError, foreign
+from spantune.core import Config, ModelError, config, foreign
 from spantune.data import shared_texts
 from spantune.extraction import refusals
 from spantune.models import (
@@ -186,9 +186,8 @@ def _window(prepared: Prepared) -> Audit:
     size = len(longest.ids)
     result = f"longest: {size} of {window} tokens"
     if size > window:
-        result = (
-            f"{prepared.recipe.data.train}: document {longest.id!r} takes {size} tokens, over the window of {window}"
-        )
+        path = config.name_of(prepared.recipe.data.train)
+        result = f"{path}: document {longest.id!r} takes {size} tokens, over the window of {window}"
     remedy = f"set train.max_tokens={window} and data.too_long=split"
     return Audit("every example fits the model's window", size <= window, result, remedy)
 

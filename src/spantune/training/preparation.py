@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from spantune.core import DataError, Document, TaskSpec, as_config, config
-from spantune.data import Splits, read_splits, split_long
+from spantune.core import DataError, Document, TaskSpec, as_config, config, say
+from spantune.data import Splits, count_predicted, read_splits, split_long
 from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
 from spantune.extraction import mark_choices, require_grammar
 from spantune.models import ModelFiles, cache_root, read_files
@@ -67,6 +67,9 @@ def prepare(recipe: config.Config) -> Prepared:
     require_grammar(recipe.extract, on_choices=recipe.train.on_choices)
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
+    for note in splits.merges:
+        say(note)
+    _warn_of_predictions(recipe, splits)
     for documents, path in splits_with_files(recipe, splits):
         _check_labels(task, documents, path)
     files = read_files(recipe.model.source)
@@ -87,9 +90,11 @@ def prepare(recipe: config.Config) -> Prepared:
 
 
 def splits_with_files(recipe: config.Config, splits: Splits) -> list[tuple[tuple[Document, ...], str]]:
-    """Return the documents of train, dev and test, each with the file that they come from."""
-    dev = recipe.data.dev or recipe.data.train
-    return [(splits.train, recipe.data.train), (splits.dev, dev), (splits.test, recipe.data.test or dev)]
+    """Return the documents of train, dev and test, each with the names of the files that they come from."""
+    data = recipe.data
+    dev = data.dev or config.files_of(data.train)[0]
+    files = data.train, dev, data.test or dev
+    return list(zip((splits.train, splits.dev, splits.test), map(config.name_of, files), strict=True))
 
 
 def overlapping(documents: Sequence[Document]) -> list[Document]:
@@ -116,6 +121,16 @@ def _warn_of_blanks(documents: Sequence[Document], path: str) -> None:
             "%s: %d entities begin or end with white space, first %r in document %r [%d, %d); extraction never states "
             "such ones, so that they count as missed: trim them (`spantune data check FILE --fix OUT`)",
             path, len(padded), document.surface(entity), document.id, entity.start, entity.end,
+        )  # fmt: skip
+
+
+def _warn_of_predictions(recipe: config.Config, splits: Splits) -> None:
+    """Log how many training documents have scores, which gold annotation has not."""
+    if count := count_predicted(splits.train):
+        log.warning(
+            "%s: %d training documents have entities with scores: predictions that nobody corrected, and the model "
+            "would learn its own errors from them; leave them out of the export, or correct them",
+            config.name_of(recipe.data.train), count,
         )  # fmt: skip
 
 
