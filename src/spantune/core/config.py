@@ -218,6 +218,9 @@ class Lora(Section):
 class Train(Section):
     """Optimisation."""
 
+    from_: str | None = Field(None, alias="from", min_length=1)
+    """A run folder, or an adapter folder, whose adapter training goes on with instead of a new one; `lora` is then that
+    of the adapter, and the optimizer starts anew."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: on the CPU when memory is short."""
     normalize: Normalize = "tokens"
@@ -512,7 +515,8 @@ def _describe(details: ErrorDetails) -> str:
         model: object = section.annotation if section and len(parts) > 1 else Config
         if parts[:2] == ["task", "labels"]:
             model = Label
-        valid = getattr(model, "model_fields", {})
+        fields = getattr(model, "model_fields", {})
+        valid = [field.alias or name for name, field in fields.items()]
         return f"unknown key {key!r}; {nearest(parts[-1], valid)}"
     if details["type"] == "missing":
         return f"{key} is missing; it has no default"

@@ -71,10 +71,11 @@ class DataError(SpantuneError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the end of an "unknown name" message: the most similar valid name, and all valid names."""
+    """Return the end of an "unknown name" message: the most similar valid name, whatever its case, and all of them."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    by_folded = {known.casefold(): known for known in reversed(names)}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    hint = f"did you mean {by_folded[close[0]]!r}? " if close else ""
     return f"{hint}valid: {', '.join(names)}"
 
 

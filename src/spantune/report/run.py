@@ -116,6 +116,8 @@ def _read(folder: RunFolder, splits: Splits | None) -> _Run:
 def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     """Return key figures as text."""
     facts: dict[str, str] = {}
+    if run.recipe.train.from_ is not None:
+        facts["warm start from"] = run.recipe.train.from_
     trained = run.closing.get("training_seconds")
     if run.dev and trained:
         share = sum(record["evaluation_seconds"] for record in run.dev) / trained

@@ -72,6 +72,7 @@ def make_plan(prepared: Prepared) -> Plan:
     covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model)
     audits = [
         _targets(prepared.recipe, covered),
+        *_start(prepared, covered),
         _card(prepared),
         _stop(prepared),
         _truncation(prepared),
@@ -123,6 +124,18 @@ def _targets(recipe: Config, coverage: Coverage) -> Audit:
     waived = "lora.allow_unmatched" if recipe.lora.allow_unmatched and not unranked else None
     remedy = "mend lora.rank_pattern" if unranked else "set lora.targets=all-linear"
     return Audit(name, problem is None, problem or covered, remedy, waived)
+
+
+def _start(prepared: Prepared, covered: Coverage) -> list[Audit]:
+    """Check that a warm start has an adapter for just the modules that the recipe names; nothing without one."""
+    start = prepared.start
+    if start is None:
+        return []
+    differing = sorted(set(start.targets) ^ set(covered.matched))
+    result = "; ".join(start.notes) or f"{start.folder}: same base model, same task, same shape"
+    if differing:
+        result = f"{start.folder} is on {', '.join(start.targets)}, and lora.targets differs in {', '.join(differing)}"
+    return [Audit("the adapter of train.from fits", not differing, result, "leave lora.targets out")]
 
 
 def _card(prepared: Prepared) -> Audit:

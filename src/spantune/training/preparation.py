@@ -11,12 +11,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 
 from spantune.core import DataError, Document, TaskSpec, as_config, config, say
 from spantune.data import Splits, count_predicted, read_splits, split_long
 from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
 from spantune.extraction import mark_choices, require_grammar
 from spantune.models import ModelFiles, cache_root, read_files
+from spantune.training.warm_start import Start, warm_start
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 log = logging.getLogger(__name__)
@@ -24,7 +26,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe with all that it names read and encoded, except the weights; `cut` counts the truncated examples."""
+    """A recipe with all that it names read and encoded, except the weights.
+
+    `recipe` is complete, `cut` counts the truncated examples, and `start` is the adapter of `train.from`.
+    """
 
     recipe: config.Config
     task: TaskSpec
@@ -33,6 +38,7 @@ class Prepared:
     encoder: Encoder
     examples: tuple[Example, ...]
     cut: int
+    start: Start | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -57,8 +63,12 @@ class Prepared:
         return [self.splits.dev[index] for index in selected]
 
 
-def prepare(recipe: config.Config) -> Prepared:
+def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     """Read, check, split and encode what a recipe names.
+
+    Args:
+        recipe: the recipe.
+        own_start: the copy of the adapter of `train.from` in a run that is resumed, which is read instead.
 
     Raises:
         SpantuneError: its files, labels, tokenizer or lengths cannot be used.
@@ -73,6 +83,7 @@ def prepare(recipe: config.Config) -> Prepared:
     for documents, path in splits_with_files(recipe, splits):
         _check_labels(task, documents, path)
     files = read_files(recipe.model.source)
+    recipe, start = warm_start(recipe, task, files, own_start)
     settings = recipe.train
     unlimited = settings.cut_tokens is not None
     encoder = Encoder(files.tokenizer, task, None if unlimited else settings.max_tokens)
@@ -86,7 +97,7 @@ def prepare(recipe: config.Config) -> Prepared:
     if settings.on_choices and (task.nested or not overlapping(splits.train)):  # else an audit of `plan` fails
         cache = cache_root() / "gold"
         examples = mark_choices(examples, splits.train, encoder, files.config.vocab_size, cache)
-    return Prepared(recipe, task, splits, files, encoder, examples, cut)
+    return Prepared(recipe, task, splits, files, encoder, examples, cut, start)
 
 
 def splits_with_files(recipe: config.Config, splits: Splits) -> list[tuple[tuple[Document, ...], str]]:
