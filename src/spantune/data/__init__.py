@@ -8,6 +8,7 @@ from spantune.data.chunking import Chunk, Cutter, merge, split_long
 from spantune.data.counts import Bin, Statistics, histogram, nesting, statistics
 from spantune.data.findings import Report, Tally
 from spantune.data.formats import Corpus, read, read_extractions, write
+from spantune.data.formats.label_studio import labelling_interface
 from spantune.data.loading import Splits, read_splits, shared_texts
 from spantune.data.merging import Merged, conflicting, count_predicted, merge_corpora
 from spantune.data.raw.document import Nested, Options
@@ -37,6 +38,7 @@ __all__ = [
     "formats",
     "histogram",
     "is_stream",
+    "labelling_interface",
     "lines_of",
     "merge",
     "merge_corpora",
