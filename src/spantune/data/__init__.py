@@ -14,6 +14,7 @@ from spantune.data.merging import Merged, conflicting, count_predicted, merge_co
 from spantune.data.raw.document import Nested, Options
 from spantune.data.raw.text_files import cannot_be_read, is_stream, lines_of, read_bytes, read_text, try_lines
 from spantune.data.raw.units import Unit
+from spantune.data.relabeling import Relabeled, parse_label_map, relabel
 from spantune.data.repairs import count_dropped, repair_all, repair_targets
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Merged",
     "Nested",
     "Options",
+    "Relabeled",
     "Report",
     "Splits",
     "Statistics",
@@ -43,12 +45,14 @@ __all__ = [
     "merge",
     "merge_corpora",
     "nesting",
+    "parse_label_map",
     "read",
     "read_bytes",
     "read_extractions",
     "read_source",
     "read_splits",
     "read_text",
+    "relabel",
     "repair_all",
     "repair_targets",
     "shared_texts",
