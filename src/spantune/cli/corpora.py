@@ -5,9 +5,6 @@ As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stde
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +12,7 @@ import typer
 
 from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, reading_options
 from spantune.core import ConfigError, overwriting, print_table, put_json, require_new, say
+
 
 def merge(
     files: Annotated[list[str], typer.Argument(help="Two or more corpus files; later ones are right.")],

@@ -9,7 +9,7 @@ from spantune.data.counts import Bin, Statistics, histogram, nesting, statistics
 from spantune.data.findings import Report, Tally
 from spantune.data.formats import Corpus, read, read_extractions, write
 from spantune.data.formats.label_studio import labelling_interface
-from spantune.data.loading import Splits, read_splits, shared_texts
+from spantune.data.loading import Splits, holdout, read_splits, shared_texts
 from spantune.data.merging import Merged, conflicting, count_predicted, merge_corpora
 from spantune.data.raw.document import Nested, Options
 from spantune.data.raw.text_files import cannot_be_read, is_stream, lines_of, read_bytes, read_text, try_lines
@@ -39,6 +39,7 @@ __all__ = [
     "count_predicted",
     "formats",
     "histogram",
+    "holdout",
     "is_stream",
     "labelling_interface",
     "lines_of",

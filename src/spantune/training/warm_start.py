@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spantune.core import Config, ConfigError, Label, RunError, TaskSpec, config, nearest
+from spantune.encoding import make_task
 from spantune.models import ModelFiles, hash_model, read_lora
 from spantune.runs import RunFolder, change_since
 
@@ -34,12 +35,11 @@ class Start:
     notes: tuple[str, ...]
 
 
-def warm_start(
-    recipe: Config, task: TaskSpec, files: ModelFiles, own_copy: Path | None = None
-) -> tuple[Config, Start | None]:
-    """Return the recipe with the `lora` section of the adapter that `train.from` names, and that adapter.
+def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) -> tuple[Config, Start | None]:
+    """Return the recipe with the shape of the adapter that `train.from` names, and that adapter.
 
-    Without `train.from` the recipe is returned as it is, and None. A run that is resumed reads its own copy instead.
+    Answer format and loss are those of the earlier run too, where the recipe names none. Without `train.from` the
+    recipe is returned as it is, and None. A run that is resumed reads its own copy instead.
 
     Raises:
         ConfigError: `train.from` is no run or adapter folder, or the recipe does not agree with it.
@@ -53,13 +53,24 @@ def warm_start(
     if change := change_since(adapter):
         raise RunError(f"train.from: {adapter} was changed after training: {change}; restore it, or name another run")
     shape = read_lora(adapter)
+    before = TaskSpec.load(adapter)
+    update: dict[str, object] = {"lora": _agreed(path, recipe.lora, shape, run)}
+    if recipe.task.answer is None:
+        update["task"] = recipe.task.model_copy(update={"answer": before.answer})
+    if run and recipe.train.loss_on is None and _can_be_on_choices(recipe):
+        update["train"] = recipe.train.model_copy(update={"loss_on": run.config().train.loss_on})
+    recipe = recipe.model_copy(update=update)
     notes: list[str] = []
     if own_copy is None:
         notes += _require_same_base(path, run, files)
-        notes += _require_same_task(path, TaskSpec.load(adapter), task)
-    lora = _agreed(path, recipe.lora, shape, run)
+        notes += _require_same_task(path, before, make_task(recipe.task))
     assert not isinstance(shape.targets, str)
-    return recipe.model_copy(update={"lora": lora}), Start(adapter, shape.targets, tuple(notes))
+    return recipe, Start(adapter, shape.targets, tuple(notes))
+
+
+def _can_be_on_choices(recipe: Config) -> bool:
+    """Whether the loss could be on the grammar's choices alone, if the earlier run's was."""
+    return recipe.extract.grounded and recipe.train.pack == "shared" and not recipe.train.cut_tokens
 
 
 def _find(path: Path) -> tuple[Path, RunFolder | None]:
