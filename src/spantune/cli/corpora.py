@@ -27,10 +27,10 @@ def merge(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Unite corpora: a document of a later file replaces the one with the same text in an earlier file.
+    """Unite corpora; about a text that several files have, the last one is right.
 
-    It keeps the place and the id of the earlier one. An id that another text has already is made unique. A recipe does
-    the same with data.train=[notes.jsonl, corrected.json].
+    Its document replaces the earlier one, and keeps its place and id. An id that another text has already is made
+    unique. A recipe does the same with data.train=[notes.jsonl, corrected.json].
 
     Example: spantune data merge notes.jsonl corrected.json --out all.jsonl
     """
@@ -76,9 +76,9 @@ def map_labels(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Give labels other names, join several into one, or drop one; entities that become the same are kept once.
+    """Give labels other names, join several into one, or drop one.
 
-    All names are replaced at once, so that A=B B=A swaps two.
+    All names are replaced at once, so that A=B B=A swaps two. Entities that become the same are kept once.
 
     Examples:
 

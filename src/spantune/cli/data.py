@@ -1,4 +1,4 @@
-"""The commands of `spantune data`: look at annotated corpora, check, split and convert them.
+"""The commands of `spantune data`: look at annotated corpora, check, convert and split them; `corpora` has the others.
 
 As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stderr.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spantune.cli import tables
+from spantune.cli import corpora, tables
 from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, quiet
 from spantune.cli.options import reading_options as _options
 from spantune.core import (
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    help="Look at annotated corpora, check, split and convert them.", no_args_is_help=True, rich_markup_mode=None
+    help="Look at annotated corpora, check, convert, split, merge and relabel them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 
@@ -256,6 +258,10 @@ def split(
     else:
         tables.print_split(record)
     say(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}")
+
+
+app.command()(corpora.merge)
+app.command("map")(corpora.map_labels)
 
 
 def _finding_rows(report: Report) -> list[tuple[str, ...]]:
