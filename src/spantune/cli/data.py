@@ -1,4 +1,4 @@
-"""The commands of `spantune data`: look at annotated corpora, check, split and convert them.
+"""The commands of `spantune data`: look at annotated corpora, check, convert and split them; `corpora` has the others.
 
 As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stderr.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spantune.cli import names, tables
+from spantune.cli import corpora, names, tables
 from spantune.cli.help import App
 from spantune.cli.options import (
     READING,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from spantune.encoding import Tokenizer, Tokens
 
 
-app = App(help="Look at annotated corpora, check, split and convert them.")
+app = App(help="Look at annotated corpora, check, convert, split, merge and relabel them.")
 
 
 @app.command(listed=("Corpora that come with spantune", "Models that come in packages"))
@@ -341,6 +341,10 @@ def split(
     else:
         tables.print_split(record)
     say(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}")
+
+
+app.command(listed=("Formats",))(corpora.merge)
+app.command("map", listed=("Formats",))(corpora.map_labels)
 
 
 def _finding_rows(report: Report) -> list[tuple[str, ...]]:

@@ -61,6 +61,10 @@ def extract(
             help="Which of overlapping entities to keep where the format of --to has one tag a token. error: stop."
         ),
     ] = "error",
+    uncertain: Annotated[
+        int | None,
+        typer.Option(help="Keep only the N documents that the model is least sure of, those first.", min=1),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write an HTML page that shows the results.")] = None,
     format: Annotated[
         str | None,
@@ -120,6 +124,8 @@ def extract(
 
         spantune extract runs/demo reports.jsonl --out entities.jsonl --html entities.html --resume
 
+        spantune extract runs/demo notes.txt --uncertain 50 --to label_studio --out review.json
+
         spantune extract runs/demo notes.txt --engine openai --url http://127.0.0.1:8000/v1
     """
     from spantune.extraction import Tally, Target, Texts
@@ -134,7 +140,10 @@ def extract(
     if not files:
         raise ConfigError("no file to extract from; name one after the run folder, or - for text on stdin")
     recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
-    target = Target(out, to, html, resume, nested, force)
+    labels = RunFolder(run).task().labels if to == "label_studio" else ()
+    target = Target(out, to, html, resume, nested, force, uncertain=uncertain, labels=labels)
+    if uncertain is not None and min_score is None and (url is None or not recipe.train.on_choices):
+        min_score = 0  # what a threshold would leave out is what a person should look at
     target.check([*files, *parts_read([run])])
     texts = Texts.open(files, format, whole=whole_file)
     quiet()
@@ -219,5 +228,13 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
         )
     if tally.with_problem:
         say(f"{tally.with_problem} of {tally.documents} answers had a problem; see meta.problems of each")
+    if tally.chosen is not None:
+        place = f": {target.out}" if target.out else ""
+        say(f"{tally.chosen} documents of {tally.documents}, the least sure first{place}")
+    if target.interface is not None and target.interface.exists():
+        say(
+            f"in Label Studio: make a project, set {target.interface} as its labelling interface (Settings, Labeling "
+            f"Interface, Code), import {target.out}, correct, and export as JSON; then: spantune data check EXPORT.json"
+        )
     if target.out and partial(target.out).exists():
         say(f"{partial(target.out)} holds what is done; go on with --resume")

@@ -46,7 +46,11 @@ def settings(incomplete: str) -> list[str]:
     from spantune.core import Config
 
     sections = {name: field.annotation for name, field in Config.model_fields.items()}
-    keys = (f"{name}.{key}=" for name, section in sections.items() for key in getattr(section, "model_fields", ()))
+    keys = (
+        f"{name}.{field.alias or key}="
+        for name, section in sections.items()
+        for key, field in getattr(section, "model_fields", {}).items()
+    )
     return _beginning(keys, incomplete)
 
 

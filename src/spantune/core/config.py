@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spantune.core.bundled_recipes import bundled_recipes, recipe_path
 from spantune.core.errors import ConfigError, expect, nearest
@@ -31,6 +31,33 @@ Value = TypeVar("Value")
 QUANTIZED = ("fp8", "nf4", "int8")
 
 
+def _one_or_several(value: object) -> object:
+    """Turn a list of a single path into that path; refuse what names no corpus."""
+    paths = list(value) if isinstance(value, list | tuple) else [value]
+    if not paths or any(isinstance(path, bool) or not isinstance(path, str | int | float) for path in paths):
+        raise ValueError(f"expected a path, or a list of paths such as [a.jsonl, b.jsonl], found {value!r}")
+    names = [str(path) for path in paths]
+    if any("\0" in name for name in names):
+        raise ValueError("a path has a NUL character, which no file may have; remove it")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{repeated[0]} is named twice; name each file once")
+    return names[0] if len(names) == 1 else tuple(names)
+
+
+Files = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
+"""One corpus file, or several; a list of a single one is that one."""
+
+
+def files_of(files: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the corpus files that a key of `data` names; none where it is absent."""
+    return () if files is None else (files,) if isinstance(files, str) else files
+
+
+def name_of(files: str | tuple[str, ...]) -> str:
+    """Return the corpus files that a key of `data` names as one text for people."""
+    return ", ".join(files_of(files))
+
+
 class Section(BaseModel):
     """A frozen part of a recipe that refuses keys it does not know."""
 
@@ -38,6 +65,7 @@ class Section(BaseModel):
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
+        serialize_by_alias=True,
         coerce_numbers_to_str=True,
         allow_inf_nan=False,
         protected_namespaces=(),
@@ -135,14 +163,16 @@ class Task(Section):
 class Data(Section):
     """The annotated corpora."""
 
-    train: str
-    """A corpus file, or `bundled:NAME`."""
-    dev: str | None = None
-    """Corpus that steers training; without it `holdout` is taken from the front of `train`."""
-    test: str | None = None
-    """Corpus for the final figures; the dev set when absent."""
+    train: Files
+    """A corpus file, or `bundled:NAME`; or a list of them, in which a document of a later file replaces the one with
+    the same text in an earlier file."""
+    dev: Files | None = None
+    """Corpus that steers training, or a list; without it `holdout` is taken from the front of the first file of
+    `train`."""
+    test: Files | None = None
+    """Corpus for the final figures, or a list. The dev set if not given."""
     format: str | None = None
-    """Format of the files. Detected from their content if not given."""
+    """Format of all files. Detected from the content of each if not given."""
     column: int | str | None = None
     """The column or field that holds the tags, the entities or the text, for formats that need it."""
     joiner: str | None = None
@@ -161,7 +191,7 @@ class Data(Section):
     test_limit: int | None = Field(None, ge=1)
     """Use at most this many test documents."""
     holdout: float = Field(0.1, ge=0, lt=1)
-    """Share of `train` that is held out for dev, from its beginning, if `dev` is not given."""
+    """Share of the first file of `train` that is held out for dev, from its beginning, if `dev` is not given."""
     too_long: Literal["error", "split"] = "error"
     """What to do with a document of more than `train.max_tokens`. `error`: refuse it; `split`: cut it at the ends of
     sentences, or of clauses if a sentence is too long."""
@@ -193,6 +223,9 @@ class Lora(Section):
 class Train(Section):
     """Optimisation."""
 
+    from_: str | None = Field(None, alias="from", min_length=1)
+    """A run folder, or an adapter folder, whose adapter training goes on with instead of a new one; `lora` is then that
+    of the adapter, and the optimizer starts anew."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw`: with fp32 states; `adamw_8bit`: a quarter of that memory, needs bitsandbytes; `paged_adamw_8bit`: moves
     states to CPU memory when the GPU's is short."""
@@ -429,7 +462,7 @@ def lost_credentials(recipe: Config) -> list[str]:
         f"{section}.{key}"
         for section, values in used.items()
         for key, value in values.model_dump(mode="json").items()
-        if isinstance(value, str) and MASK in value
+        if any(isinstance(text, str) and MASK in text for text in (value if isinstance(value, list) else [value]))
     ]
 
 
@@ -501,7 +534,8 @@ def _describe(details: ErrorDetails) -> str:
         model: object = section.annotation if section and len(parts) > 1 else Config
         if parts[:2] == ["task", "labels"]:
             model = Label
-        valid = getattr(model, "model_fields", {})
+        fields = getattr(model, "model_fields", {})
+        valid = [field.alias or name for name, field in fields.items()]
         return f"unknown key {key!r}; {nearest(parts[-1], valid)}"
     if details["type"] == "missing":
         return f"{key} is missing; it has no default"
