@@ -33,7 +33,8 @@ def merge(
 ) -> None:
     """Merge corpora; where several files have the same text, the annotation in the last one is kept.
 
-    A document that replaces another one takes its place and its id. An id that is used for another text is made unique. A recipe does the same with data.train=[notes.jsonl, corrected.json].
+    A document that replaces another one takes its place and its id. An id that is used for another text is made unique.
+    In a recipe, data.train=[notes.jsonl, corrected.json] does the same.
 
     Example: spantune data merge notes.jsonl corrected.json --out all.jsonl
     """
