@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from spantune.cli import app
+from spantune.cli.help import argument_name, examples, usage
 from spantune.core import Config, Label
 from spantune.training import RECOMMENDATIONS
 
@@ -41,8 +42,9 @@ MADE = "<!-- Made by docs/generate.py from the code; do not edit. -->"
 TYPES = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path", types.NoneType: "none"}
 
 _EXIT_CODES = """
-Tables and JSON go to stdout, everything for people to stderr. `spantune --version` prints the version; `--help` works
-everywhere.
+Tables and JSON go to stdout, everything for people to stderr. `spantune --version` prints the version; `--help` and
+`-h` work everywhere. `spantune --install-completion` has the shell complete commands, options, formats, settings and
+run folders.
 
 | exit code | what |
 |---|---|
@@ -93,8 +95,9 @@ def cli_page() -> str:
         *_EXIT_CODES.splitlines(),
     ]
     for name, command in _commands(root, "spantune"):
-        lines += ["", f"## {name}", "", "```", _usage(name, command), "```", "", _help(command.help)]
-        rows = [_parameter(command, parameter) for parameter in command.params if parameter.name != "help"]
+        lines += ["", f"## {name}", "", "```", " ".join([name, *usage(command)]), "```", "", _help(command.help)]
+        shown = [parameter for parameter in command.params if parameter.name != "help" and not parameter.hidden]
+        rows = [_parameter(command, parameter) for parameter in shown]
         if rows:
             lines += ["", "| | value | default | |", "|---|---|---|---|", *rows]
     return "\n".join(lines) + "\n"
@@ -190,22 +193,10 @@ def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield f"{name} {child}", command
 
 
-def _usage(name: str, command: Any) -> str:
-    parts = [name]
-    for parameter in command.params:
-        if parameter.param_type_name == "argument":
-            many = "…" if parameter.nargs == -1 else ""
-            shown = parameter.name.upper() + many
-            parts.append(shown if parameter.required else f"[{shown}]")
-        elif parameter.required:
-            parts.append(f"{parameter.opts[0]} {parameter.name.upper()}")
-    return " ".join([*parts, "[OPTIONS]"])
-
-
 def _parameter(command: Any, parameter: Any) -> str:
     hint = get_type_hints(command.callback)[parameter.name]
     if parameter.param_type_name == "argument":
-        shown = f"`{parameter.name.upper()}`"
+        shown = f"`{argument_name(parameter)}`"
     else:
         shown = " / ".join(f"`{option}`" for option in [*parameter.opts, *parameter.secondary_opts])
     kind = "" if hint is bool else _type(hint)
@@ -216,23 +207,17 @@ def _parameter(command: Any, parameter: Any) -> str:
 
 
 def _help(text: str | None) -> str:
-    """A command's docstring, its example lines as code blocks."""
-    blocks: list[str] = []
-    for paragraph in inspect.cleandoc(text or "").split("\n\n"):
-        head, _, example = paragraph.partition("Example: ")
-        if not head and example:
-            blocks.append(f"```bash\n{example}\n```")
-        elif paragraph.startswith("    "):
-            blocks.append(f"```bash\n{paragraph.strip()}\n```")
-        else:
-            blocks.append(" ".join(paragraph.split()))
-    return "\n\n".join(blocks).replace("```\n\n```bash\n", "")
+    """A command's docstring, and its examples as a code block."""
+    paragraphs, shown = examples(text or "")
+    code = ["\n".join(["```bash", *shown, "```"])] if shown else []
+    return "\n\n".join([*paragraphs, *code])
 
 
 def _fields(prefix: str, section: type[BaseModel]) -> list[str]:
     rows = ["| key | value | default | |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
-        key = f"`{prefix}.{name}`" if prefix else f"`{name}`"
+        shown = field.alias or name
+        key = f"`{prefix}.{shown}`" if prefix else f"`{shown}`"
         rows.append(_row(key, _type(field.annotation) + _limits(field), _default(field), field.description or ""))
     return rows
 

@@ -25,7 +25,7 @@ OWN_RECIPE = "recipe.yaml"
 """The recipe that `spantune init` writes, which is the reader's own."""
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-HOSTS = {"127.0.0.1", "ai.google.dev", "keepachangelog.com", "semver.org"}
+HOSTS = {"127.0.0.1", "ai.google.dev", "download.pytorch.org", "keepachangelog.com", "semver.org"}
 MARKS = {"FIGURES:demo", "FIGURES:cmeee-small", "FIGURES:h100"}
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

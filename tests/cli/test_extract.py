@@ -185,6 +185,19 @@ def test_formats_can_be_written_and_read_again(command: Command, run: Path, tmp_
     assert [row["text"] for row in rows(again)] == ["疹", "瘤"]
 
 
+def test_the_least_sure_documents_are_written_for_correction(command: Command, run: Path, tmp_path: Path) -> None:
+    texts = ["疹", "瘤", "疹瘤肺炎", "痰"]
+    source, out = write(tmp_path / "in.txt", *texts), tmp_path / "review.json"
+    every = rows(command("extract", run, source, "--min-score", 0))
+    lowest = {row["text"]: min((e["score"] for e in row["entities"]), default=1.0) for row in every}
+    outcome = command("extract", run, source, "--uncertain", 2, "--to", "label_studio", "--out", out)
+    assert [d.text for d in formats.read(out).documents] == sorted(texts, key=lowest.__getitem__)[:2]
+    assert "2 documents of 4, the least sure first" in outcome.err and "review.xml" in outcome.err
+    assert '<Label value="dis"' in (tmp_path / "review.xml").read_text(encoding="utf-8")
+    printed = rows(command("extract", run, source, "--uncertain", 2))
+    assert [row["text"] for row in printed] == sorted(texts, key=lowest.__getitem__)[:2]
+
+
 def test_several_files_come_one_after_the_other(command: Command, run: Path, corpus: Path, tmp_path: Path) -> None:
     one = write(tmp_path / "one.txt", "疹", "", "瘤")
     two = write(tmp_path / "two.md", "# 疹", "瘤")
@@ -253,13 +266,13 @@ def test_what_failed_is_not_passed_off_as_a_document_without_entities(
     assert [document.text for document in formats.read(tmp_path / "out.json").documents] == ["疹"]
 
 
-def test_an_answer_that_was_cut_is_found_wanting(command: Command, run: Path, tmp_path: Path) -> None:
+def test_an_answer_that_was_cut_is_a_problem(command: Command, run: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", "疹")
     outcome = command("extract", run, source, "--set", "extract.max_new_tokens=5")
     assert outcome.code == 1
     meta = last_object(outcome)["meta"]
     assert meta["status"] == "length" and meta["problems"]
-    assert "1 of 1 answers were wanting" in outcome.err
+    assert "1 of 1 answers had a problem" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -17,18 +17,26 @@ from spantune.core.config import (
 )
 from spantune.core.crash import log_crash, log_crashes_into
 from spantune.core.document import Document, Entity, encodable, half_surrogate, hash_documents, to_record
+from spantune.core.drawing import (
+    ERROR_SIGNS,
+    LABEL_COLORS,
+    draw_entities,
+    drawing_style,
+    entities_html,
+    label_colors,
+    table_html,
+)
 from spantune.core.errors import (
     ConfigError,
     DataError,
     ModelError,
     RunError,
     SpantuneError,
+    closest,
     expect,
     expect_each,
     nearest,
-    need,
     os_error,
-    require_extra,
     require_system,
 )
 from spantune.core.extraction import (
@@ -43,6 +51,7 @@ from spantune.core.extraction import (
     to_document,
     to_prediction_record,
 )
+from spantune.core.extras import install_command, missing_train, need, require_extra
 from spantune.core.files import (
     Locked,
     file_lock,
@@ -80,6 +89,8 @@ from spantune.core.terminal import (
 )
 
 __all__ = [
+    "ERROR_SIGNS",
+    "LABEL_COLORS",
     "Anchors",
     "Config",
     "ConfigError",
@@ -108,9 +119,13 @@ __all__ = [
     "as_extraction",
     "bar",
     "bundled_recipes",
+    "closest",
     "config",
     "description",
+    "draw_entities",
+    "drawing_style",
     "encodable",
+    "entities_html",
     "expect",
     "expect_each",
     "file_lock",
@@ -123,7 +138,9 @@ __all__ = [
     "guard_terminal",
     "half_surrogate",
     "hash_documents",
+    "install_command",
     "json_text",
+    "label_colors",
     "lazy_exports",
     "load_config",
     "log_crash",
@@ -131,6 +148,7 @@ __all__ = [
     "lost_credentials",
     "masked",
     "masked_values",
+    "missing_train",
     "nearest",
     "need",
     "non_finite",
@@ -154,6 +172,7 @@ __all__ = [
     "require_system",
     "say",
     "sha256_of",
+    "table_html",
     "to_document",
     "to_json",
     "to_prediction_record",

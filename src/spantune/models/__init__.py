@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spantune.models.adapter import load_adapter, load_adapter_weights
+from spantune.models.adapter import load_adapter, load_adapter_weights, read_lora
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -89,6 +89,7 @@ __all__ = [
     "public_name",
     "queries_per_block",
     "read_files",
+    "read_lora",
     "require_base",
     "require_dora",
     "resolve",

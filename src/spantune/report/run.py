@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec, expect
+from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec, config, expect
 from spantune.data import Splits, read_extractions, read_splits
 from spantune.metrics import TOO_FEW, Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
@@ -91,7 +91,7 @@ def report_run(folder: str | Path, splits: Splits | None = None, after: Scores |
         calibration=view,
         notes=notes,
         run=folder.resolve().name,
-        data=data.test or data.dev or f"held out of {data.train}",
+        data=config.name_of(data.test or data.dev or f"held out of {config.files_of(data.train)[0]}"),
         f1_on=data.f1_on,
         date=time.strftime("%Y-%m-%d", time.localtime(run.closing["time"])),
     )
@@ -117,6 +117,8 @@ def _read(folder: RunFolder, splits: Splits | None) -> _Run:
 def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     """Return key figures as text."""
     facts: dict[str, str] = {}
+    if run.recipe.train.from_ is not None:
+        facts["warm start from"] = run.recipe.train.from_
     trained = run.closing.get("training_seconds")
     if run.dev and trained:
         share = sum(record["evaluation_seconds"] for record in run.dev) / trained
