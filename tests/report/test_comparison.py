@@ -68,6 +68,7 @@ def test_figures_differences_and_sentence_are_shown_escaped(tmp_path: Path) -> N
         "\u221250.0",
         "&lt; 0.001",
         "disease",
+        "<title>all: +12.3 (\u22121 to +25)</title>",
     ):
         assert shown in markup
     assert markup.count("✓</span>") == 1  # the gap of dis is real, that of all is not
