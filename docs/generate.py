@@ -213,7 +213,8 @@ def _help(text: str | None) -> str:
 def _fields(prefix: str, section: type[BaseModel]) -> list[str]:
     rows = ["| key | value | default | |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
-        key = f"`{prefix}.{name}`" if prefix else f"`{name}`"
+        shown = field.alias or name
+        key = f"`{prefix}.{shown}`" if prefix else f"`{shown}`"
         rows.append(_row(key, _type(field.annotation) + _limits(field), _default(field), field.description or ""))
     return rows
 

@@ -185,6 +185,19 @@ def test_formats_can_be_written_and_read_again(command: Command, run: Path, tmp_
     assert [row["text"] for row in rows(again)] == ["疹", "瘤"]
 
 
+def test_the_least_sure_documents_are_written_for_correction(command: Command, run: Path, tmp_path: Path) -> None:
+    texts = ["疹", "瘤", "疹瘤肺炎", "痰"]
+    source, out = write(tmp_path / "in.txt", *texts), tmp_path / "review.json"
+    every = rows(command("extract", run, source, "--min-score", 0))
+    lowest = {row["text"]: min((e["score"] for e in row["entities"]), default=1.0) for row in every}
+    outcome = command("extract", run, source, "--uncertain", 2, "--to", "label_studio", "--out", out)
+    assert [d.text for d in formats.read(out).documents] == sorted(texts, key=lowest.__getitem__)[:2]
+    assert "2 documents of 4, the least sure first" in outcome.err and "review.xml" in outcome.err
+    assert '<Label value="dis"' in (tmp_path / "review.xml").read_text(encoding="utf-8")
+    printed = rows(command("extract", run, source, "--uncertain", 2))
+    assert [row["text"] for row in printed] == sorted(texts, key=lowest.__getitem__)[:2]
+
+
 def test_several_files_come_one_after_the_other(command: Command, run: Path, corpus: Path, tmp_path: Path) -> None:
     one = write(tmp_path / "one.txt", "疹", "", "瘤")
     two = write(tmp_path / "two.md", "# 疹", "瘤")

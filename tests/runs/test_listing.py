@@ -38,6 +38,8 @@ def write_run(folder: Path, lines: list[dict[str, Any]], finished: bool = True, 
         "model": {"source": "hf:owner/small"},
         "task": {"labels": ["dis"]},
         "data": {"train": "cmeee.jsonl"},
+        "lora": {"rank": 16},
+        "train": {"learning_rate": 1e-4},
     }
     with Claim(folder) as claim:
         claim.create(parse_config({**content, **changes}), TASK, {})
@@ -80,7 +82,7 @@ def names(found: list[listing.Run]) -> list[str]:
 def test_a_run_says_what_it_is_made_of_and_what_it_reached(parent: Path) -> None:
     first, second, stopped = (listing.read(parent / name).values for name in ("first", "second", "stopped"))
     assert first == {
-        "name": "first", "state": "finished", "model": "hf:owner/small", "data": "cmeee.jsonl",
+        "name": "first", "state": "finished", "model": "hf:owner/small", "data": "cmeee.jsonl", "warm_start": None,
         "f1": 0.7, "f1_low": 0.6, "f1_high": 0.8, "f1_on": "test", "f1_before": 0.1, "step": 4, "seconds": 8.0,
         "started": "1970-01-01T00:16:40+00:00", "folder": str(parent / "first"),
     }  # fmt: skip

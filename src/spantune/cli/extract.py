@@ -38,6 +38,10 @@ def extract(
         Literal["error", "outermost", "innermost"],
         typer.Option(help="What flat tags, with --to, keep of entities that overlap; error refuses them."),
     ] = "error",
+    uncertain: Annotated[
+        int | None,
+        typer.Option(help="Keep only the N documents that the model is least sure of, those first.", min=1),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page to look through the results too.")] = None,
     format: Annotated[
         str | None, typer.Option(help="Format of the input: text, or one of a corpus; recognised when absent.")
@@ -76,6 +80,8 @@ def extract(
 
         spantune extract runs/demo reports.jsonl --out entities.jsonl --html entities.html --resume
 
+        spantune extract runs/demo notes.txt --uncertain 50 --to label_studio --out review.json
+
         spantune extract runs/demo notes.txt --engine openai --url http://127.0.0.1:8000/v1
     """
     from spantune.extraction import Tally, Target, Texts
@@ -88,8 +94,11 @@ def extract(
     if url is not None and (batch_size is not None or device != "auto"):
         raise ConfigError("--batch-size and --device are of decoding here; for a server there is --concurrency")
     recipe = _recipe(run, overrides or [], batch_size)
+    labels = RunFolder(run).task().labels if to == "label_studio" else ()
+    if uncertain is not None and min_score is None and (url is None or not recipe.train.on_choices):
+        min_score = 0  # what a threshold would leave out is what a person should look at
     view = ExtractionView.of_run(run, min_score) if html else None
-    target = Target(out, to, html, resume, nested, force, view)
+    target = Target(out, to, html, resume, nested, force, uncertain=uncertain, labels=labels, view=view)
     target.check([*files, *parts_read([run])])
     texts = Texts.open(files, format, whole=whole_file)
     quiet()
@@ -174,5 +183,13 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
         )
     if tally.with_problem:
         say(f"{tally.with_problem} of {tally.documents} answers were wanting; see meta.problems of each")
+    if tally.chosen is not None:
+        place = f": {target.out}" if target.out else ""
+        say(f"{tally.chosen} documents of {tally.documents}, the least sure first{place}")
+    if target.interface is not None and target.interface.exists():
+        say(
+            f"in Label Studio: make a project, set {target.interface} as its labelling interface (Settings, Labeling "
+            f"Interface, Code), import {target.out}, correct, and export as JSON; then: spantune data check EXPORT.json"
+        )
     if target.out and partial(target.out).exists():
         say(f"{partial(target.out)} holds what is done; go on with --resume")

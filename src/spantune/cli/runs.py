@@ -81,9 +81,10 @@ def _write_csv(runs: Sequence[Run], settings: Sequence[str]) -> None:
 
 
 def _print_list(runs: Sequence[Run]) -> None:
-    head = ["run", "state", "model", "data", "F1", "95 %", "on", "steps", "time", "started"]
-    keys = ("name", "state", "model", "data")
-    rows = [(*(_shown(run.get(key)) for key in keys), *_figures(run)) for run in runs]
+    from_ = {"warm_start": "from"} if any(run.warm_start for run in runs) else {}
+    shown = {"name": "run", "state": "state", "model": "model", "data": "data", **from_}
+    head = [*shown.values(), "F1", "95 %", "on", "steps", "time", "started"]
+    rows = [(*(_shown(run.get(key)) for key in shown), *_figures(run)) for run in runs]
     print_table(head, rows)
 
 

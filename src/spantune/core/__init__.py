@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spantune.core import config
 from spantune.core.anchoring import Anchors, occurrences
+from spantune.core.bundled_recipes import bundled_recipes, description, recipe_path
 from spantune.core.config import (
     Config,
     Keep,
@@ -32,6 +33,7 @@ from spantune.core.errors import (
     ModelError,
     RunError,
     SpantuneError,
+    closest,
     expect,
     expect_each,
     nearest,
@@ -119,7 +121,10 @@ __all__ = [
     "as_config",
     "as_extraction",
     "bar",
+    "bundled_recipes",
+    "closest",
     "config",
+    "description",
     "draw_entities",
     "drawing_style",
     "encodable",
@@ -158,6 +163,7 @@ __all__ = [
     "printable",
     "put",
     "put_json",
+    "recipe_path",
     "replace_text",
     "replacing",
     "replacing_path",

@@ -71,11 +71,18 @@ class DataError(SpantuneError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the end of an "unknown name" message: the most similar valid name, and all valid names."""
+    """Return the end of an "unknown name" message: the most similar valid name, whatever its case, and all of them."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    close = closest(name, names)
+    hint = f"did you mean {close!r}? " if close is not None else ""
     return f"{hint}valid: {', '.join(names)}"
+
+
+def closest(name: str, valid: Iterable[str]) -> str | None:
+    """Return the most similar valid name, whatever its case; None where none is similar."""
+    by_folded = {known.casefold(): known for known in sorted(valid, reverse=True)}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    return by_folded[close[0]] if close else None
 
 
 @overload

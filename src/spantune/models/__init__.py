@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spantune.models.adapter import load_adapter, load_adapter_weights
+from spantune.models.adapter import load_adapter, load_adapter_weights, read_lora
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -42,7 +42,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
-from spantune.models.sources import pinned, public_name, resolve
+from spantune.models.sources import count_weights, pinned, public_name, resolve
 
 __all__ = [
     "NAME",
@@ -63,6 +63,7 @@ __all__ = [
     "card_problems",
     "causal_lm",
     "compile_layers",
+    "count_weights",
     "coverage",
     "decoder_layers",
     "few_logits",
@@ -85,6 +86,7 @@ __all__ = [
     "public_name",
     "queries_per_block",
     "read_files",
+    "read_lora",
     "resolve",
     "softcap_of",
     "spans",

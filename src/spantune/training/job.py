@@ -20,7 +20,16 @@ from spantune.core import Config, StopRequest, as_config, bar, expect, require_e
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
 from spantune.metrics import Scores
-from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned, public_name
+from spantune.models import (
+    Loaded,
+    attach,
+    compile_layers,
+    load,
+    load_adapter,
+    load_adapter_weights,
+    pinned,
+    public_name,
+)
 from spantune.report import report_run
 from spantune.runs import (
     BestAdapter,
@@ -93,21 +102,27 @@ def train(recipe: Config | Mapping[str, object] | str | Path, resume: str | Path
     if recipe.train.optimizer != "adamw":
         require_extra(f"train.optimizer={recipe.train.optimizer}", "bitsandbytes", ["bitsandbytes"])
     set_seed(recipe.run.seed)
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, RunFolder(folder).start if resume else None)
+    recipe = prepared.recipe
     plan = make_plan(prepared)
     require(plan)
     with Claim(folder, resume=resume is not None) as claim:
         recorded = environment() | fingerprint(prepared)
+        start = prepared.start
         changes = require_unchanged(folder, recorded) if resume else []
         loaded = load(recipe.model, prepared.files)
         model, coverage = attach(loaded.model, recipe.lora)
+        if start:
+            load_adapter_weights(model, start.folder)
         if recipe.train.pack == "shared":
             _check_packs(model, prepared, loaded)
         if not resume:
-            claim.create(_pinned(recipe), prepared.task, recorded)
+            claim.create(_pinned(recipe), prepared.task, recorded, start.folder if start else None)
         with logging_to(folder):
             for note in prepared.splits.notes if not resume else changes:
                 log.log(logging.WARNING if resume else logging.INFO, note)
+            for note in start.notes if start and not resume else ():
+                log.warning(note)
             log.info("LoRA on %s: %.0f %% of the linear weights", ", ".join(coverage.matched), 100 * coverage.share)
             job = _Job(prepared, replace(loaded, model=model), folder, plan.estimate)
             before, after = job.run(is_resumed=resume is not None)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from spantune.core import Config, ModelError, foreign
+from spantune.core import Config, ModelError, config, foreign
 from spantune.data import shared_texts
 from spantune.extraction import refusals
 from spantune.models import (
@@ -72,6 +72,7 @@ def make_plan(prepared: Prepared) -> Plan:
     covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model)
     audits = [
         _targets(prepared.recipe, covered),
+        *_start(prepared, covered),
         _card(prepared),
         _stop(prepared),
         _truncation(prepared),
@@ -123,6 +124,18 @@ def _targets(recipe: Config, coverage: Coverage) -> Audit:
     waived = "lora.allow_unmatched" if recipe.lora.allow_unmatched and not unranked else None
     remedy = "mend lora.rank_pattern" if unranked else "set lora.targets=all-linear"
     return Audit(name, problem is None, problem or covered, remedy, waived)
+
+
+def _start(prepared: Prepared, covered: Coverage) -> list[Audit]:
+    """Check that a warm start has an adapter for just the modules that the recipe names; nothing without one."""
+    start = prepared.start
+    if start is None:
+        return []
+    differing = sorted(set(start.targets) ^ set(covered.matched))
+    result = "; ".join(start.notes) or f"{start.folder}: same base model, same task, same shape"
+    if differing:
+        result = f"{start.folder} is on {', '.join(start.targets)}, and lora.targets differs in {', '.join(differing)}"
+    return [Audit("the adapter of train.from fits", not differing, result, "leave lora.targets out")]
 
 
 def _card(prepared: Prepared) -> Audit:
@@ -186,9 +199,8 @@ def _window(prepared: Prepared) -> Audit:
     size = len(longest.ids)
     result = f"longest: {size} of {window} tokens"
     if size > window:
-        result = (
-            f"{prepared.recipe.data.train}: document {longest.id!r} takes {size} tokens, over the window of {window}"
-        )
+        path = config.name_of(prepared.recipe.data.train)
+        result = f"{path}: document {longest.id!r} takes {size} tokens, over the window of {window}"
     remedy = f"set train.max_tokens={window} and data.too_long=split"
     return Audit("every example fits the model's window", size <= window, result, remedy)
 
