@@ -213,11 +213,14 @@ def test_several_files_come_one_after_the_other(command: Command, run: Path, cor
 def test_a_page_holds_every_document_and_needs_nothing_else(command: Command, run: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", "疹", "<script>alert(1)</script>")
     to_stdout = command("extract", run, source, "--html", tmp_path / "a.html")
-    to_file = command("extract", run, source, "--html", tmp_path / "b.html", "--out", tmp_path / "b.jsonl")
+    strict = ("--min-score", 1, "--out", tmp_path / "b.jsonl")
+    to_file = command("extract", run, source, "--html", tmp_path / "b.html", *strict)
     assert len(rows(to_stdout)) == 2 and to_file.out == ""
     for name in ("a", "b"):
         page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
         assert "2 documents" in page and "疹" in page and "<script>alert(1)" not in page and "://" not in page
+    page = (tmp_path / "b.html").read_text(encoding="utf-8")
+    assert 'value="1"' in page and "data-left-out" in page  # the slider can go under the threshold
     one_line_error(command("extract", run, source, "--html", tmp_path / "no" / "x.html"), "no folder")
 
 

@@ -129,6 +129,7 @@ def extract(
         spantune extract runs/demo notes.txt --engine openai --url http://127.0.0.1:8000/v1
     """
     from spantune.extraction import Tally, Target, Texts
+    from spantune.report import ExtractionView
 
     if (engine == "openai") != (url is not None):
         raise ConfigError("--engine openai and --url belong together; give both, or neither to decode here")
@@ -141,9 +142,10 @@ def extract(
         raise ConfigError("no file to extract from; name one after the run folder, or - for text on stdin")
     recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
     labels = RunFolder(run).task().labels if to == "label_studio" else ()
-    target = Target(out, to, html, resume, nested, force, uncertain=uncertain, labels=labels)
     if uncertain is not None and min_score is None and (url is None or not recipe.train.on_choices):
         min_score = 0  # what a threshold would leave out is what a person should look at
+    view = ExtractionView.of_run(run, min_score) if html else None
+    target = Target(out, to, html, resume, nested, force, uncertain=uncertain, labels=labels, view=view)
     target.check([*files, *parts_read([run])])
     texts = Texts.open(files, format, whole=whole_file)
     quiet()

@@ -20,6 +20,7 @@ from spantune.core.document import Document, Entity, encodable, half_surrogate, 
 from spantune.core.drawing import (
     ERROR_SIGNS,
     LABEL_COLORS,
+    LEFT_OUT,
     draw_entities,
     drawing_style,
     entities_html,
@@ -91,6 +92,7 @@ from spantune.core.terminal import (
 __all__ = [
     "ERROR_SIGNS",
     "LABEL_COLORS",
+    "LEFT_OUT",
     "Anchors",
     "Config",
     "ConfigError",
