@@ -52,6 +52,10 @@ def test_a_run_begins_as_the_earlier_one_ended_and_resumes_without_it(
     result = train(resume_recipe(folder), folder)
     assert result.before is not None and result.before.micro == trained.after.scores.micro
     run = RunFolder(folder)
+    evaluations = [record for record in run.metrics() if record["split"] == "dev"]
+    assert [record["step"] for record in evaluations] == [0, 1]
+    best = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
+    assert best["f1"] == max(record["f1"] for record in evaluations)
     assert run.config().lora.rank == 8 and run.config().lora.alpha == 16
     assert yaml.safe_load(run.config_file.read_text(encoding="utf-8"))["train"]["from"] == str(tmp_path / "earlier")
     assert listing.read(folder).warm_start == str(tmp_path / "earlier")

@@ -196,6 +196,7 @@ class _Job:
                 record=trackers.metrics,
                 estimate=None if has_plan_line else self.estimate,
                 progress=progress,
+                begins_trained=self.prepared.start is not None,
             )
             loop = TrainingLoop(runner, self.prepared.examples, settings, clock, services, self.recipe.run.seed)
             loop.resume(checkpoint, records)

@@ -2,8 +2,9 @@
 
 The adapter's shape (rank, alpha, targets and the like) is that of the earlier run; what the recipe states must agree
 with it. The base model and the answer format must be the same, and every label of the earlier task must still be one;
-labels may be added. The optimizer and the schedule start anew. A run keeps a copy of the adapter that it began with, so
-that it is resumed without the earlier run.
+labels may be added. The optimizer and the schedule start anew. The adapter that a run began with counts among those
+that its evaluations choose from, so that the run ends no worse on dev. The run keeps a copy of it, and is resumed
+without the earlier run.
 """
 
 from __future__ import annotations
