@@ -14,6 +14,7 @@ from spantune.report import report_run
 from spantune.runs import RunFolder, sync
 
 DOCUMENT = spantune.Document("a", "肺炎", (spantune.Entity(0, 2, "dis"),))
+TASK = spantune.TaskSpec(labels=(spantune.Label(code="dis"),), instruction="Find entities.")
 CALLS: dict[str, Callable[[Any], Any]] = {
     "train": lambda value: spantune.train(value),
     "resume": lambda value: spantune.train({"model": {"source": "x"}}, resume=value),
@@ -33,7 +34,34 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "RunFolder": lambda value: RunFolder(value),
     "report_run": lambda value: report_run(value),
     "sync": lambda value: sync(value),
+    "surface": lambda value: DOCUMENT.surface(value),
+    "with_entities": lambda value: DOCUMENT.with_entities(value),
+    "Entity": lambda value: spantune.Document("a", "肺炎", (spantune.Entity(value if value != 5 else 6, 2, "dis"),)),
+    "meta": lambda value: spantune.Document("a", "肺炎", (), value),
+    "Extraction": lambda value: spantune.Extraction(value),
+    "check": lambda value: TASK.check(value),
+    "save a task": lambda value: TASK.save(value),
+    "device": lambda value: spantune.load("runs/none", value),
+    "settings": lambda value: spantune.load("runs/none", settings=value),
+    "min_score": lambda value: spantune.load("runs/none", min_score=value),
+    "score protocol": lambda value: spantune.score([DOCUMENT], [DOCUMENT], ["dis"], protocol=value),
+    "score train": lambda value: spantune.score([DOCUMENT], [DOCUMENT], ["dis"], train=value),
+    "score resamples": lambda value: spantune.score([DOCUMENT], [DOCUMENT], ["dis"], resamples=value),
+    "write format": lambda value: spantune.write("never.jsonl", [DOCUMENT], value),
+    "write options": lambda value: spantune.write("never.jsonl", [DOCUMENT], options=value),
+    "read format": lambda value: spantune.read("never.jsonl", value),
 }
+TAKEN: list[tuple[str, Any]] = [
+    ("resume", None),
+    ("RunFolder", "a text"),
+    ("write to", "a text"),
+    ("save a task", "a text"),
+    ("meta", {"a": 1}),
+    ("score train", None),
+    ("score labels", None),
+    ("score resamples", 5),
+]
+"""What is right where it is given, and not refused."""
 
 
 @pytest.mark.parametrize("name", sorted(CALLS))
@@ -44,8 +72,7 @@ def test_a_wrong_type_is_an_error_of_ours(
     name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    taken = {("resume", None), ("RunFolder", "a text"), ("write to", "a text")}
-    if not isinstance(value, list | dict) and (name, value) in taken:
+    if any(name == function and value == right for function, right in TAKEN):
         pytest.skip("this is taken")
     with pytest.raises(SpantuneError) as error:
         CALLS[name](value)
@@ -55,9 +82,26 @@ def test_a_wrong_type_is_an_error_of_ours(
 def test_extract_takes_a_list_of_texts(trained: Any) -> None:
     extractor = spantune.load(str(trained.folder))
     assert [document.text for document in extractor.extract(iter(["疮", DOCUMENT]))] == ["疮", "肺炎"]
-    for value in (None, "疮", 5, [5]):
+    wrong: list[Any] = [None, 5, [5]]
+    for value in wrong:
         with pytest.raises(SpantuneError, match="expected"):
-            extractor.extract(value)  # type: ignore[arg-type]
+            extractor.extract(value)
+    with pytest.raises(SpantuneError, match="put it in a list"):
+        extractor.stream("疮")
+
+
+def test_extract_takes_a_text(trained: Any) -> None:
+    extractor = spantune.load(str(trained.folder))
+    document = extractor.extract("疮")
+    assert document == extractor.extract(["疮"])[0] and document.text == "疮"
+    assert extractor.extract(DOCUMENT).id == DOCUMENT.id
+    assert [extraction.document for extraction in extractor.stream(["疮"])] == [document]
+
+
+def test_score_takes_generators_and_finds_the_labels() -> None:
+    given = spantune.score([DOCUMENT], [DOCUMENT], ["dis"], train=[DOCUMENT])
+    assert spantune.score(iter([DOCUMENT]), iter([DOCUMENT]), iter(["dis"]), train=iter([DOCUMENT])) == given
+    assert list(spantune.score([DOCUMENT], [DOCUMENT]).labels) == ["dis"]
 
 
 def test_a_recipe_may_be_a_path_or_plain_values(tmp_path: Path) -> None:

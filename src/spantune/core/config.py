@@ -337,6 +337,7 @@ class Config(Section):
 
     def save(self, folder: str | Path) -> None:
         """Write the resolved recipe as `config.yaml` into `folder`, with credentials masked."""
+        expect(folder, (str, Path), "Config.save", "the path of a folder")
         text = yaml.safe_dump(masked_values(self.model_dump(mode="json")), allow_unicode=True, sort_keys=False)
         replace_text(Path(folder) / "config.yaml", text)
 

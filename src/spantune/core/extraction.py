@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from spantune.core.document import Document, Entity, to_record
-from spantune.core.errors import DataError
+from spantune.core.errors import DataError, expect
 
 
 class Status(StrEnum):
@@ -101,6 +101,9 @@ class Extraction:
     problems: tuple[Problem, ...] = ()
     below_threshold: tuple[Entity, ...] = ()
     contradicted: tuple[Entity, ...] = ()
+
+    def __post_init__(self) -> None:
+        expect(self.document, Document, "Extraction", "a Document")
 
     @property
     def has_problem(self) -> bool:

@@ -170,6 +170,8 @@ def write(
         DataError: the format cannot hold a document, or the file cannot be written.
     """
     expect(path, (str, Path), "write", "the path to write to")
+    expect(format, str, "format", f"a name such as {', '.join(list(FORMATS)[:3])}")
+    expect(options, Options, "options", "Options(…)")
     checked = expect_each(documents, Document, "documents", "a list of Documents, such as corpus.documents")
     notes: Counter[str] = Counter()
     writer = of_name(format, writing=True).write
