@@ -361,18 +361,19 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return parse_config(tree, where=str(path), overrides=overrides)
 
 
-def as_config(recipe: object) -> Config:
-    """Return a recipe that may be given as a Config, as plain values or as the path of its file.
+def as_config(recipe: object, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Return a recipe that may be given as a Config, as plain values or as the path of its file, with `overrides`.
 
     Raises:
         ConfigError: it is none of these, or not a valid recipe.
     """
+    expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
     if isinstance(recipe, Config):
-        return recipe
+        return parse_config(recipe.model_dump(mode="json"), overrides=overrides) if overrides else recipe
     if isinstance(recipe, Mapping):
-        return parse_config(recipe)
+        return parse_config(recipe, overrides=overrides)
     expected = "a recipe: a Config, a mapping with its sections, or the path of a YAML file"
-    return load_config(expect(recipe, (str, Path), "recipe", expected))
+    return load_config(expect(recipe, (str, Path), "recipe", expected), overrides)
 
 
 def parse_config(tree: object, where: str = "recipe", overrides: list[str] | tuple[str, ...] = ()) -> Config:

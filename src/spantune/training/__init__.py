@@ -9,7 +9,7 @@ from spantune.training.job import Result, train
 from spantune.training.loop import TrainingLoop
 from spantune.training.loss import PackTensors, pack_loss, tensors
 from spantune.training.nan_guard import StepGuard
-from spantune.training.plan import make_plan
+from spantune.training.plan import Plan, make_plan, plan_recipe
 from spantune.training.preparation import DEFAULT_PACK_TOKENS, prepare
 from spantune.training.step import StepRunner
 
@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_PACK_TOKENS",
     "Collator",
     "PackTensors",
+    "Plan",
     "Result",
     "StepGuard",
     "StepRunner",
@@ -25,6 +26,7 @@ __all__ = [
     "job",
     "make_plan",
     "pack_loss",
+    "plan_recipe",
     "prepare",
     "tensors",
     "train",
