@@ -16,6 +16,15 @@ from spantune.core.config import (
 )
 from spantune.core.crash import log_crash, log_crashes_into
 from spantune.core.document import Document, Entity, encodable, half_surrogate, hash_documents, to_record
+from spantune.core.drawing import (
+    ERROR_SIGNS,
+    LABEL_COLORS,
+    draw_entities,
+    drawing_style,
+    entities_html,
+    label_colors,
+    table_html,
+)
 from spantune.core.errors import (
     ConfigError,
     DataError,
@@ -79,6 +88,8 @@ from spantune.core.terminal import (
 )
 
 __all__ = [
+    "ERROR_SIGNS",
+    "LABEL_COLORS",
     "Anchors",
     "Config",
     "ConfigError",
@@ -107,7 +118,10 @@ __all__ = [
     "as_extraction",
     "bar",
     "config",
+    "draw_entities",
+    "drawing_style",
     "encodable",
+    "entities_html",
     "expect",
     "expect_each",
     "file_lock",
@@ -121,6 +135,7 @@ __all__ = [
     "half_surrogate",
     "hash_documents",
     "json_text",
+    "label_colors",
     "lazy_exports",
     "load_config",
     "log_crash",
@@ -150,6 +165,7 @@ __all__ = [
     "require_system",
     "say",
     "sha256_of",
+    "table_html",
     "to_document",
     "to_json",
     "to_prediction_record",

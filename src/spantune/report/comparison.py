@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spantune.core import ConfigError, to_json
+from spantune.core import ERROR_SIGNS, ConfigError, label_colors, to_json
 from spantune.metrics import TOO_FEW, Comparison, Gap, Outcome, System, judge
 from spantune.report import charts, documents
 from spantune.report.content import cell, figure_cells, table
-from spantune.report.html import SIGNS, colours, embed, interval, points, render
+from spantune.report.html import embed, interval, points, render
 from spantune.report.write import write_files
 
 
@@ -51,8 +51,8 @@ def write_comparison(
         outcomes=outcomes,
         names=labels,
         labels=codes,
-        colours=colours(codes),
-        signs=SIGNS,
+        colours=label_colors(codes),
+        signs=ERROR_SIGNS,
         interval=interval,
         gap_cells=_gap_cells,
         chart=charts.bars_chart("Strict F1", {name: scores.micro for name, scores in comparison.systems.items()}, {}),

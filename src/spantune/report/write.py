@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import masked, replacing, to_json
+from spantune.core import ERROR_SIGNS, label_colors, masked, replacing, to_json
 from spantune.metrics import NONE, judge
 from spantune.report import charts, content, documents
 from spantune.report.charts import Chart
 from spantune.report.content import CalibrationView, Report
-from spantune.report.html import SIGNS, colours, embed, interval, render
+from spantune.report.html import embed, interval, render
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -44,8 +44,8 @@ def write_report(folder: Path, report: Report) -> None:
         outcome=outcome,
         labels=labels,
         alone=NONE,
-        colours=colours(labels),
-        signs=SIGNS,
+        colours=label_colors(labels),
+        signs=ERROR_SIGNS,
         measures=content.measures(report.after),
         rates=content.named(report.rates),
         interval=interval,
@@ -82,7 +82,7 @@ def _curves(report: Report) -> list[Chart]:
 
 def _types(report: Report) -> Chart | None:
     figures = report.after.labels
-    return charts.bars_chart("F1 by type", figures, colours(list(report.labels))) if figures else None
+    return charts.bars_chart("F1 by type", figures, label_colors(list(report.labels))) if figures else None
 
 
 def _calibration(view: CalibrationView | None) -> list[Chart]:
