@@ -22,7 +22,10 @@ from spantune.core.drawing import (
     draw_entities,
     drawing_style,
     entities_html,
+    framed_html,
     label_colors,
+    label_order,
+    prefer_label_order,
     table_html,
 )
 from spantune.core.errors import (
@@ -65,6 +68,7 @@ from spantune.core.files import (
     sha256_of,
 )
 from spantune.core.foreign import foreign
+from spantune.core.frames import data_frame, number
 from spantune.core.lazy import lazy_exports
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
@@ -118,6 +122,7 @@ __all__ = [
     "as_extraction",
     "bar",
     "config",
+    "data_frame",
     "draw_entities",
     "drawing_style",
     "encodable",
@@ -128,6 +133,7 @@ __all__ = [
     "first_line",
     "first_unknown",
     "foreign",
+    "framed_html",
     "from_document",
     "from_prediction_record",
     "fsync_path",
@@ -136,6 +142,7 @@ __all__ = [
     "hash_documents",
     "json_text",
     "label_colors",
+    "label_order",
     "lazy_exports",
     "load_config",
     "log_crash",
@@ -146,11 +153,13 @@ __all__ = [
     "nearest",
     "need",
     "non_finite",
+    "number",
     "occurrences",
     "os_error",
     "overwriting",
     "parse_config",
     "parse_value",
+    "prefer_label_order",
     "print_table",
     "print_text",
     "printable",

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from spantune.core.errors import ConfigError, expect, nearest
 from spantune.core.files import replace_text
-from spantune.core.secrets import MASK, holds_credential, masked_values
+from spantune.core.secrets import MASK, holds_credential, masked, masked_values
 from spantune.core.task import AnswerFormat, Label
 
 if TYPE_CHECKING:
@@ -334,6 +334,13 @@ class Config(Section):
     def run_folder(self) -> Path:
         """`run.folder / run.name`."""
         return self.run.folder / self.run.name
+
+    def __repr__(self) -> str:
+        labels = self.task.preset or ", ".join(label.code for label in self.task.labels or ())
+        model = masked(self.model.source)
+        return f"Config(run {self.run.name}, model {model}, labels {labels}, train {self.data.train})"
+
+    __str__ = __repr__
 
     def save(self, folder: str | Path) -> None:
         """Write the resolved recipe as `config.yaml` into `folder`, with credentials masked."""

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from spantune.core.errors import DataError, expect
+from spantune.core.frames import number
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -84,6 +85,19 @@ class Document:
                     field="entities",
                 )
         object.__setattr__(self, "entities", tuple(sorted(self.entities)))
+
+    def __repr__(self) -> str:
+        start = self.text if len(self.text) <= 40 else f"{self.text[:37]}..."
+        return f"Document({self.id!r}, {start!r}, {number(len(self.entities), 'entity', 'entities')})"
+
+    def _repr_html_(self) -> str:
+        from spantune.core.drawing import entities_html
+
+        return entities_html(self)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the document as the native JSON object: id, text, entities with their surface, meta if any."""
+        return to_record(self)
 
     def surface(self, entity: Entity) -> str:
         """Return the characters that `entity` covers.

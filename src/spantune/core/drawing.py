@@ -103,7 +103,7 @@ def entities_html(
         names: code to name.
     """
     if codes is None:
-        codes = sorted({entity.label for entity in document.entities})
+        codes = label_order([document])
     drawing = draw_entities(document, codes, names=names)
     rows = [
         (
@@ -118,8 +118,28 @@ def entities_html(
     table = table_html(("label", "start", "end", "text", "score"), rows)
     count = f"{len(rows)} {'entity' if len(rows) == 1 else 'entities'}"
     details = f"<details><summary>{count}</summary>{table}</details>" if rows else "<p>no entities</p>"
+    return framed_html(f"{drawing}{details}")
+
+
+def framed_html(content: str) -> str:
+    """Return markup in a frame that has the style of drawings and tables, as a notebook shows it in light and dark."""
     style = drawing_style(".spantune-document")
-    return f'<div class="spantune-document"><style>{style}{_FRAME}</style>{drawing}{details}</div>'
+    return f'<div class="spantune-document"><style>{style}{_FRAME}</style>{content}</div>'
+
+
+_session_codes: tuple[str, ...] = ()
+
+
+def prefer_label_order(codes: Iterable[str]) -> None:
+    """Have what a notebook shows from now on take the colours of this order, which is that of a task."""
+    global _session_codes
+    _session_codes = tuple(codes)
+
+
+def label_order(documents: Iterable[Document]) -> list[str]:
+    """Return the labels that give the colours where no task is at hand: those of `prefer_label_order`, then others."""
+    labels = {entity.label for document in documents for entity in document.entities}
+    return [*_session_codes, *sorted(labels - set(_session_codes))]
 
 
 def table_html(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

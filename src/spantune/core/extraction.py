@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from spantune.core.document import Document, Entity, to_record
+from spantune.core.drawing import entities_html, framed_html, table_html
 from spantune.core.errors import DataError, expect
+from spantune.core.frames import number
 
 
 class Status(StrEnum):
@@ -104,6 +106,17 @@ class Extraction:
 
     def __post_init__(self) -> None:
         expect(self.document, Document, "Extraction", "a Document")
+
+    def __repr__(self) -> str:
+        problems = f", {number(len(self.problems), 'problem')}" if self.problems else ""
+        return f"Extraction({self.document!r}, {self.status}{problems})"
+
+    def _repr_html_(self) -> str:
+        if not self.has_problem:
+            return entities_html(self.document)
+        rows = [(str(problem.kind), problem.found) for problem in self.problems]
+        table = table_html((f"status: {self.status}", ""), rows)
+        return framed_html(f"{entities_html(self.document)}{table}")
 
     @property
     def has_problem(self) -> bool:

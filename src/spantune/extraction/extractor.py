@@ -27,6 +27,8 @@ from spantune.core import (
     config,
     expect,
     nearest,
+    number,
+    prefer_label_order,
 )
 from spantune.encoding import Encoder
 from spantune.extraction.chunked import as_documents, by_chunks, cutter
@@ -75,6 +77,8 @@ class Extractor:
         self.settings = settings or config.Extract()
         require_grammar(self.settings, on_choices=on_choices)
         self.calibration = calibration
+        self.run: Path | None = None
+        prefer_label_order(encoder.task.codes)
         self.effort = Effort()
         self._device = next(model.parameters()).device
         _require_embeddings(model, encoder)
@@ -84,6 +88,11 @@ class Extractor:
             else None
         )
         self._idle: list[Forward] = []
+
+    def __repr__(self) -> str:
+        model = getattr(self.model.config, "model_type", type(self.model).__name__)
+        kind = f"{self.task.answer}, {number(len(self.task.codes), 'label')}, on {self._device}"
+        return f"Extractor({f'{str(self.run)!r}, ' if self.run else ''}model {model}, {kind})"
 
     @property
     def task(self) -> TaskSpec:
@@ -226,7 +235,9 @@ def load_bare(
     _warn_of_another_base(folder, recipe.model.source, loaded.path)
     model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
-    return Extractor(model, encoder, settings or recipe.extract, on_choices=recipe.train.on_choices)
+    extractor = Extractor(model, encoder, settings or recipe.extract, on_choices=recipe.train.on_choices)
+    extractor.run = folder.path
+    return extractor
 
 
 def _warn_of_another_base(run: RunFolder, source: str, path: Path) -> None:

@@ -6,9 +6,9 @@ from spantune.metrics import bootstrap, calibration, counts
 from spantune.metrics.calibration import Calibration, Evidence, Figures, calibrate
 from spantune.metrics.comparison import Comparison, Gap, System, compare
 from spantune.metrics.error_analysis import ANSWER_KINDS, KINDS, NONE, Confusion, Error, Judged, Outcome, judge
-from spantune.metrics.figures import FEWEST_DOCUMENTS, TOO_FEW, Figure, Protocol, Scores
+from spantune.metrics.figures import FEWEST_DOCUMENTS, TOO_FEW, Figure, Protocol, Scores, f1_text
 from spantune.metrics.pairing import align, pair
-from spantune.metrics.scoring import score
+from spantune.metrics.scoring import labels_of, require_protocol, score
 
 __all__ = [
     "ANSWER_KINDS",
@@ -35,7 +35,10 @@ __all__ = [
     "calibration",
     "compare",
     "counts",
+    "f1_text",
     "judge",
+    "labels_of",
     "pair",
+    "require_protocol",
     "score",
 ]

@@ -17,7 +17,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spantune.core import ConfigError, Document, Entity, RunError, replacing
+from spantune.core import ConfigError, Document, Entity, RunError, number, replacing
 from spantune.metrics import reliability, thresholds
 from spantune.metrics.thresholds import Curve, Point, Predictions, Thresholds, collect
 
@@ -95,6 +95,15 @@ class Calibration(Value):
     threshold: Probability | None = None
     label_thresholds: dict[str, Probability] = {}
     evidence: Evidence | None = None
+
+    def __repr__(self) -> str:
+        evidence = self.evidence
+        basis = f", from {number(evidence.documents, 'document')} of {evidence.data}" if evidence else ""
+        threshold = "none" if self.threshold is None else f"{self.threshold:.3f}"
+        by_label = f", {len(self.label_thresholds)} by label" if self.label_thresholds else ""
+        return f"Calibration(temperature {self.temperature:.3f}, threshold {threshold}{by_label}{basis})"
+
+    __str__ = __repr__
 
     def with_min_score(self, score: float) -> Calibration:
         """Return the same temperature with one threshold for all labels; 0 keeps all entities.

@@ -11,15 +11,16 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from spantune.core import Config, StopRequest, as_config, bar, expect, require_extra, say
+from spantune.core import Config, StopRequest, as_config, bar, expect, framed_html, require_extra, say
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
-from spantune.metrics import Scores
+from spantune.metrics import Scores, f1_text
 from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned, public_name
 from spantune.report import report_run
 from spantune.runs import (
@@ -59,6 +60,20 @@ class Result:
     before: Scores | None
     after: Evaluation
     seconds: float
+
+    @property
+    def scores(self) -> Scores:
+        """The scores after training."""
+        return self.after.scores
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.folder)!r}, F1 {f1_text(self.scores.micro)}, {self.seconds:.0f} s)"
+
+    def _repr_html_(self) -> str:
+        before = f", before training {self.before.micro.f1:.3f}" if self.before else ""
+        head = f"{self.folder}: F1 {f1_text(self.scores.micro)}{before}, {self.seconds:.0f} s"
+        report = f"the whole report: {RunFolder(self.folder).report_html}"
+        return framed_html(f"<p><b>{escape(head)}</b></p>{self.scores.table_html()}<p>{escape(report)}</p>")
 
     def as_dict(self) -> dict[str, Any]:
         """The closing JSON line: run, f1_before, f1, its interval (null where documents are too few), seconds."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from spantune.core import Config, ModelError, as_config, foreign
+from spantune.core import Config, ModelError, as_config, foreign, framed_html, number, table_html
 from spantune.data import shared_texts
 from spantune.extraction import refusals
 from spantune.models import (
@@ -53,6 +53,18 @@ class Plan:
 
     audits: tuple[Audit, ...]
     estimate: Estimate
+
+    def __repr__(self) -> str:
+        failed = f"{len(self.failed)} of {number(len(self.audits), 'audit')} failed"
+        return f"Plan({failed}, about {self.estimate.memory.total_gib:.1f} GiB)"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (audit.name, "ok" if audit.ok else "waived" if audit.waived else "FAILED", audit.found)
+            for audit in self.audits
+        ]
+        predicted = [(key.replace("_", " "), str(value)) for key, value in self.estimate.as_dict().items()]
+        return framed_html(table_html(("audit", "", "found"), rows) + table_html(("predicted", ""), predicted))
 
     @property
     def failed(self) -> list[Audit]:
