@@ -110,12 +110,15 @@ def _by_name(shares: Iterable[float] | Mapping[str, float]) -> dict[str, float]:
 def _in_memory(corpus: Corpus) -> Source:
     """Return the documents of a corpus as a reader would have stated them."""
 
+    is_file = corpus.path.exists()  # whose lines are not known any more; else the number of the record is its line
+
     def stated() -> Iterator[RawDocument]:
-        for document in corpus.documents:
+        for number, document in enumerate(corpus.documents, start=1):
+            line = None if is_file else number
             entities = tuple(
                 RawEntity(entity.start, entity.end, entity.label, document.surface(entity), entity.score)
                 for entity in document.entities
             )
-            yield RawDocument(document.id, document.text, entities, corpus.path, meta=document.meta, is_counted=True)
+            yield RawDocument(document.id, document.text, entities, corpus.path, line, document.meta, is_counted=True)
 
     return Source(corpus.path, corpus.format, tuple(stated()), corpus.notes)

@@ -72,6 +72,8 @@ class Corpus:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"{name}.jsonl")
             write_json_lines(path, _plain(records, name))
+            if not path.stat().st_size:
+                raise DataError("there are no records; expected at least one", path=name)
             try:
                 corpus = formats.read(path, format, options)
             except DataError as error:
