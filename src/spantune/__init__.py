@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from spantune.extraction import load_run as load
     from spantune.metrics import Calibration, Comparison, Scores, score
     from spantune.runs import compare_runs as compare
-    from spantune.training import Plan, Result, train
+    from spantune.training import Draft, Plan, Result, init, train
     from spantune.training import plan_recipe as plan
 
 __version__ = "0.1.0"
@@ -53,6 +53,7 @@ __all__ = [
     "Corpus",
     "DataError",
     "Document",
+    "Draft",
     "Entity",
     "Evaluation",
     "Extraction",
@@ -69,6 +70,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "init",
     "load",
     "load_config",
     "plan",
@@ -95,7 +97,7 @@ _import, __dir__ = lazy_exports(
         ),
         "metrics": ("Calibration", "Comparison", "Scores", "score"),
         "runs": ("compare_runs as compare",),
-        "training": ("Plan", "Result", "plan_recipe as plan", "train"),
+        "training": ("Draft", "Plan", "Result", "init", "plan_recipe as plan", "train"),
     },
 )
 

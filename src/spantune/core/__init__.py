@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spantune.core import config
 from spantune.core.anchoring import Anchors, occurrences
+from spantune.core.bundled_recipes import bundled_recipes, description, recipe_path
 from spantune.core.config import (
     Config,
     Keep,
@@ -121,8 +122,10 @@ __all__ = [
     "as_config",
     "as_extraction",
     "bar",
+    "bundled_recipes",
     "config",
     "data_frame",
+    "description",
     "draw_entities",
     "drawing_style",
     "encodable",
@@ -165,6 +168,7 @@ __all__ = [
     "printable",
     "put",
     "put_json",
+    "recipe_path",
     "replace_text",
     "replacing",
     "replacing_path",

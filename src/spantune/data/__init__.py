@@ -10,7 +10,7 @@ from spantune.data.corpus import Corpus, to_dicts, to_pandas
 from spantune.data.counts import Bin, Statistics, histogram, nesting, statistics
 from spantune.data.findings import Report, Tally
 from spantune.data.formats import read, read_extractions, write
-from spantune.data.loading import Splits, read_splits, shared_texts
+from spantune.data.loading import Splits, holdout, read_splits, shared_texts
 from spantune.data.raw.document import Nested, Options
 from spantune.data.raw.text_files import cannot_be_read, is_stream, lines_of, read_bytes, read_text, try_lines
 from spantune.data.raw.units import Unit
@@ -35,6 +35,7 @@ __all__ = [
     "count_dropped",
     "formats",
     "histogram",
+    "holdout",
     "is_stream",
     "lines_of",
     "merge",

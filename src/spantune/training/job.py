@@ -119,6 +119,7 @@ def train(
         require_extra(f"train.optimizer={recipe.train.optimizer}", "bitsandbytes", ["bitsandbytes"])
     set_seed(recipe.run.seed)
     prepared = prepare(recipe)
+    recipe = prepared.recipe
     plan = make_plan(prepared)
     require(plan)
     with Claim(folder, resume=resume is not None) as claim:
