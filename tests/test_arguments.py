@@ -50,6 +50,29 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "score resamples": lambda value: spantune.score([DOCUMENT], [DOCUMENT], ["dis"], resamples=value),
     "write format": lambda value: spantune.write("never.jsonl", [DOCUMENT], value),
     "write options": lambda value: spantune.write("never.jsonl", [DOCUMENT], options=value),
+    "evaluate": lambda value: spantune.evaluate(value, [DOCUMENT]),
+    "evaluate data": lambda value: spantune.evaluate("runs/none", value),
+    "evaluate protocol": lambda value: spantune.evaluate("runs/none", [DOCUMENT], protocol=value),
+    "compare": lambda value: spantune.compare(value),
+    "compare gold": lambda value: spantune.compare(["a", "b"], value),
+    "compare labels": lambda value: spantune.compare(["a", "b"], labels=value),
+    "calibrate": lambda value: spantune.calibrate(value),
+    "calibrate precision": lambda value: spantune.calibrate("runs/none", precision=value),
+    "check files": lambda value: spantune.check(value),
+    "check labels": lambda value: spantune.check("bundled:clinical-zh-test", value if value is not None else 5),
+    "check format": lambda value: spantune.check("none.jsonl", format=value),
+    "split": lambda value: spantune.split(value),
+    "split shares": lambda value: spantune.split([DOCUMENT], value),
+    "split by": lambda value: spantune.split([DOCUMENT], by=value),
+    "split seed": lambda value: spantune.split([DOCUMENT], seed=value),
+    "split to": lambda value: spantune.split([DOCUMENT], to=value),
+    "plan": lambda value: spantune.plan(value),
+    "plan overrides": lambda value: spantune.plan("none.yaml", value),
+    "train overrides": lambda value: spantune.train("none.yaml", value),
+    "to_dicts": lambda value: spantune.to_dicts(value),
+    "to_pandas": lambda value: spantune.to_pandas(value),
+    "from_dicts": lambda value: spantune.Corpus.from_dicts(value),
+    "from_datasets": lambda value: spantune.Corpus.from_datasets(value),
     "read format": lambda value: spantune.read("never.jsonl", value),
 }
 TAKEN: list[tuple[str, Any]] = [
@@ -61,6 +84,8 @@ TAKEN: list[tuple[str, Any]] = [
     ("score train", None),
     ("score labels", None),
     ("score resamples", 5),
+    ("check labels", {"a": 1}),
+    ("split shares", {"a": 1}),
 ]
 """What is right where it is given, and not refused."""
 

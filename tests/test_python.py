@@ -74,6 +74,10 @@ def test_a_run_is_calibrated(run: Path, corpus: Path) -> None:
     (run / "report.html").unlink()
     with pytest.raises(spantune.RunError, match="not finished"):
         spantune.calibrate(run)
+    with pytest.raises(spantune.ConfigError, match="a wanted precision of 2"):
+        spantune.calibrate(run, precision=2)
+    with pytest.raises(spantune.RunError, match=r"no config\.yaml here"):
+        spantune.load(run / "config.yaml")
 
 
 def _counts(report: Any) -> list[tuple[str, int]]:

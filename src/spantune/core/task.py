@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from spantune.core.document import Document, Entity
 from spantune.core.errors import DataError, RunError, expect, expect_each, nearest
-from spantune.core.files import first_line, replace_text
+from spantune.core.files import first_line, replace_text, require_folder
 
 TASK_FILE = "task.json"
 AnswerFormat = Literal["jsonl", "grouped", "inline", "jsonl_seed"]
@@ -90,6 +90,7 @@ class TaskSpec(BaseModel):
     def save(self, folder: str | Path) -> None:
         """Write `task.json` into `folder`."""
         expect(folder, (str, Path), "TaskSpec.save", "the path of a folder")
+        require_folder(Path(folder) / TASK_FILE)
         replace_text(Path(folder) / TASK_FILE, self.model_dump_json(indent=2) + "\n")
 
     @classmethod

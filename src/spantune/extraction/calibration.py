@@ -10,7 +10,7 @@ from pathlib import Path
 from spantune.core import Document, SpantuneError, expect, expect_each, track
 from spantune.data import Corpus, read, read_splits
 from spantune.extraction.extractor import Extractor, load_bare
-from spantune.metrics import Calibration, calibrate
+from spantune.metrics import Calibration, calibrate, require_precision
 from spantune.report import report_run
 from spantune.runs import RunFolder
 
@@ -45,7 +45,7 @@ def calibrate_run(
         ModelError: the model cannot be loaded.
     """
     expect(run, (str, Path, Extractor), "calibrate", "the path of a run folder, or what load returned")
-    expect(precision, (float, int, type(None)), "precision", "a share such as 0.9, or None")
+    require_precision(precision)
     place = run.run if isinstance(run, Extractor) else run
     folder = RunFolder(Path(expect(place, (str, Path), "calibrate", "an Extractor of a run folder")))
     recipe = folder.require_finished()
