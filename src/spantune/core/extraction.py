@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from html import escape
 
 from spantune.core.document import Document, Entity, to_record
-from spantune.core.drawing import entities_html, framed_html, table_html
+from spantune.core.drawing import document_html, entities_html, framed_html, table_html
 from spantune.core.errors import DataError, expect
 from spantune.core.frames import number
 
@@ -115,8 +116,8 @@ class Extraction:
         if not self.has_problem:
             return entities_html(self.document)
         rows = [(str(problem.kind), problem.found) for problem in self.problems]
-        table = table_html((f"status: {self.status}", ""), rows)
-        return framed_html(f"{entities_html(self.document)}{table}")
+        problems = table_html(("problem", "found"), rows) if rows else ""
+        return framed_html(f"{document_html(self.document)}<p>status: {escape(self.status)}</p>{problems}")
 
     @property
     def has_problem(self) -> bool:

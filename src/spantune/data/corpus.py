@@ -22,6 +22,7 @@ from spantune.core import (
     label_order,
     need,
     number,
+    prefer_label_order,
     table_html,
     to_json,
     to_record,
@@ -126,7 +127,8 @@ class Corpus:
         notes = "".join(f"<li>{count:,} × {escape(note)}</li>" for note, count in self.notes.items())
         labels = [(label, f"{count:,}") for label, count in self.labels.items()]
         annotated = [document for document in self.documents if document.entities] or self.documents
-        order = label_order(self.documents)
+        prefer_label_order(self.labels, is_task=False)
+        order = label_order(self.labels)
         shown = "".join(draw_entities(document, order) for document in annotated[:SHOWN])
         head = f"{self.name}: {number(len(self), 'document')}, format {self.format}"
         return framed_html(

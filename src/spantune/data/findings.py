@@ -48,8 +48,10 @@ class Report:
             (finding.name, finding.severity, str(finding.count), finding.message, f"{finding.where}: {finding.example}")
             for finding in self.findings
         ]
-        counts = f"{number(self.errors, 'error')}, {number(self.warnings, 'warning')}"
-        return framed_html(f"<p>{counts}</p>{table_html(('finding', '', 'count', 'what', 'the first'), rows)}")
+        counts = f"{number(self.documents, 'document')}, {number(self.entities, 'entity', 'entities')}: "
+        counts += f"{number(self.errors, 'error')}, {number(self.warnings, 'warning')}"
+        table = table_html(("finding", "", "count", "what", "the first"), rows) if rows else ""
+        return framed_html(f"<p>{counts}</p>{table}")
 
     @property
     def errors(self) -> int:

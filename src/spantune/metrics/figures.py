@@ -173,7 +173,8 @@ class Scores:
         macro = (f"{value:.3f}" for value in (self.macro.precision, self.macro.recall))
         rows = [_cells("all (micro)", self.micro), ("mean of labels (macro)", *macro, f1_text(self.macro), "", "", "")]
         rows += [_cells(label, figure) for label, figure in self.labels.items()]
-        return table_html((self.protocol, "P", "R", "F1 [95 %]", "correct", "predicted", "gold"), rows)
+        kind = "strict" if self.protocol == "cblue" else f"strict, {self.protocol}"
+        return table_html((kind, "P", "R", "F1 [95 %]", "correct", "predicted", "gold"), rows)
 
     def to_dicts(self) -> list[dict[str, object]]:
         """Return a row for each label: its code, strict figures with their intervals, and counts."""
