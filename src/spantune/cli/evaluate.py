@@ -137,7 +137,7 @@ def compare(
     read, notes = read_systems(systems, _corpus(gold, format) if gold else None, protocol, format)
     for note in notes:
         say(note)
-    codes = how.codes or labels_of_systems(read)
+    codes = how.codes or labels_of_systems(read, systems)
     comparison = compare_systems(read, codes)
     for name, scores in comparison.systems.items():
         for note, count in scores.notes.items():
@@ -217,7 +217,7 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     corpus = replace(corpus, documents=corpus.documents[: how.limit])
     quiet()
     from spantune.extraction import evaluate_run, load_run, rates
-    from spantune.report import Report
+    from spantune.report import Report, describe_run
 
     settings = recipe.extract.model_copy(update={"grounded": decoding.grounded})
     extractor = load_run(run, decoding.device, settings, decoding.min_score, accept_changes=decoding.accept_changes)
@@ -234,13 +234,15 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     report = Report(
         title=f"spantune · {name} on {data}",
         after=evaluation.scores,
-        labels={label.code: label.name or label.code for label in extractor.task.labels},
+        labels=extractor.task.names,
         gold=corpus.documents,
         predicted=evaluation.extractions,
         facts=facts,
         rates=rates(evaluation.extractions),
         config=folder.config_file.read_text(encoding="utf-8"),
         environment=environment(),
+        head=describe_run(run),
+        train=evaluation.train,
         run=name,
         data=data,
         date=time.strftime("%Y-%m-%d"),
@@ -273,16 +275,24 @@ def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, object
         raise DataError(error.message, path=data, field=error.field) from None
     title = f"{Path(predicted).name} against {Path(gold).name}"
     names = dict(zip(codes, codes, strict=True))
-    return scores.as_dict(), Report(title, scores, names, gold_documents, predictions, data=data)
+    date, train = time.strftime("%Y-%m-%d"), how.train or ()
+    return scores.as_dict(), Report(
+        title, scores, names, gold_documents, predictions, data=data, date=date, train=train
+    )
 
 
 def _label_names(paths: Sequence[Path], codes: Sequence[str]) -> dict[str, str]:
-    """Return the names of the labels in the first run among `paths`; without a run, the codes."""
+    """Return the names of `codes` in the first run among `paths`; without a run, the codes."""
+    names = _task_names(paths)
+    return {code: names.get(code, code) for code in codes}
+
+
+def _task_names(paths: Sequence[Path]) -> dict[str, str]:
+    """Return code to name of the task of the first run among `paths`; nothing without a run."""
     from spantune.core import TaskSpec
 
     run = next((path for path in paths if RunFolder(path).is_run), None)
-    names = {label.code: label.name for label in TaskSpec.load(run).labels} if run else {}
-    return {code: names.get(code) or code for code in codes}
+    return TaskSpec.load(run).names if run else {}
 
 
 def _read(path: str, format: str | None) -> Sequence[Document]:

@@ -20,6 +20,7 @@ from spantune.core.document import Document, Entity, encodable, half_surrogate, 
 from spantune.core.drawing import (
     ERROR_SIGNS,
     LABEL_COLORS,
+    LEFT_OUT,
     document_html,
     draw_entities,
     drawing_style,
@@ -96,6 +97,7 @@ from spantune.core.terminal import (
 __all__ = [
     "ERROR_SIGNS",
     "LABEL_COLORS",
+    "LEFT_OUT",
     "Anchors",
     "Config",
     "ConfigError",

@@ -29,6 +29,9 @@ ERROR_SIGNS: Mapping[str, str] = {
 JOINER = "\u200d"
 """The zero-width joiner, which joins emoji into one."""
 
+LEFT_OUT = "left out"
+"""The kind of an entity that a threshold left out: a script hides it."""
+
 LABEL_COLORS = (
     ("#1771e3", "#83b1e9"),
     ("#7b4811", "#f96803"),
@@ -68,7 +71,7 @@ def draw_entities(
     Args:
         document: the text with its entities.
         codes: the labels in the order that gives their colours; a label that is not among them is grey.
-        kinds: the kind of each entity (see `metrics.error_analysis`); None draws all as correct.
+        kinds: the kind of each entity (see `metrics.error_analysis`), or LEFT_OUT; None draws all as correct.
         names: code to the name that is shown instead of it.
         scores: whether scores are shown, and stand in `data-score` for a script.
     """
@@ -234,7 +237,7 @@ def _markup(line: _Line, surface: str, scores: bool) -> tuple[str, str]:
     data = ""
     if scores and entity.score is not None:
         tag = f"{tag} {entity.score:.2f}"
-        data = f' data-score="{entity.score:.4f}"'
+        data = f' data-score="{entity.score:.4f}"' + (" data-left-out" if line.kind == LEFT_OUT else "")
     code = f" {entity.label}" if line.name != entity.label else ""
     hint = f"{surface} [{entity.start}, {entity.end}){code} {tag}"
     shape = " ".join(line.kind.split("+")) if sign else ""

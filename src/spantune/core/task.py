@@ -70,6 +70,11 @@ class TaskSpec(BaseModel):
         """The label codes, in the order of the label set."""
         return tuple(label.code for label in self.labels)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Code to name, in the order of the label set; a label without a name has its code."""
+        return {label.code: label.name or label.code for label in self.labels}
+
     def check(self, documents: Iterable[Document]) -> None:
         """Check that every entity of `documents` has a label of this task.
 

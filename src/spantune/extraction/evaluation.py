@@ -36,13 +36,15 @@ from spantune.runs import RunFolder, name_predictions
 class Evaluation:
     """Scores, the extractions behind them, and the seconds that extraction took.
 
-    `file` holds the predictions where they were saved, and `notes` say what was noticed when the documents were read.
+    `train` are the training documents that seen and unseen surfaces were told by, `file` holds the predictions where
+    they were saved, and `notes` say what was noticed when the documents were read.
     """
 
     gold: tuple[Document, ...]
     extractions: tuple[Extraction, ...]
     scores: Scores
     seconds: float
+    train: tuple[Document, ...] = ()
     file: Path | None = None
     notes: tuple[str, ...] = ()
 
@@ -109,7 +111,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     predicted = [extraction.document for extraction in extractions]
     scores = score(gold, predicted, extractor.task.codes, protocol=protocol, train=train)
-    return Evaluation(tuple(gold), extractions, scores, seconds)
+    return Evaluation(tuple(gold), extractions, scores, seconds, tuple(train or ()))
 
 
 def evaluate_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,9 @@ def compare_runs(
     codes = None if labels is None else list(expect_each(labels, str, "labels", "a list of label codes"))
     corpus = read(gold) if isinstance(gold, str | Path) else gold
     read_from, notes = read_systems(paths, corpus, protocol)
-    return replace(compare(read_from, labels_of_systems(read_from) if codes is None else codes), notes=tuple(notes))
+    return replace(
+        compare(read_from, labels_of_systems(read_from, paths) if codes is None else codes), notes=tuple(notes)
+    )
 
 
 def read_systems(
@@ -67,9 +70,12 @@ def read_systems(
     ], notes
 
 
-def labels_of_systems(systems: Iterable[System]) -> list[str]:
-    """Return the labels of the gold documents and of all predictions, sorted."""
-    return labels_of(document for system in systems for document in (*system.gold, *system.documents))
+def labels_of_systems(systems: Iterable[System], paths: Iterable[str | Path]) -> list[str]:
+    """Return the labels of all documents in the order of the task of the first run among `paths`, then others."""
+    labels = labels_of(document for system in systems for document in (*system.gold, *system.documents))
+    runs = (run for run in map(RunFolder, map(Path, paths)) if run.is_run)
+    task = [code for run in itertools.islice(runs, 1) for code in run.task().codes if code in labels]
+    return [*task, *(code for code in labels if code not in task)]
 
 
 def aligned(
