@@ -116,6 +116,7 @@ def init(
     out: str | Path | None = None,
     *,
     force: bool = False,
+    write: bool = True,
     **choices: Unpack[Choices],
 ) -> Draft:
     """Make a recipe for a corpus, and write it to `out` where that is given.
@@ -127,6 +128,7 @@ def init(
         corpus: an annotated file, a folder with one or with splits, `bundled:NAME`, or a list to train on together.
         out: the recipe to write.
         force: replace what is there.
+        write: with False nothing is written; the Draft's own `write` does it.
         choices: what is to be other than the corpus says; see Choices.
 
     Raises:
@@ -141,11 +143,12 @@ def init(
             raise ConfigError(f"init has no choice {key!r}; {nearest(key, Choices.__annotations__)}")
     if out is not None:
         expect(out, (str, Path), "out", "the path of the recipe to write")
+    if out is not None and write:
         require_new(Path(out), corpora, force=force)
     held_out: dict[Split, str | None] = {"dev": choices.get("dev"), "test": choices.get("test")}
     found = survey(corpora, held_out, choices.get("reading", Reading()))
     draft = _draft(found, choices, Path(out) if out is not None else Path("recipe.yaml"))
-    if out is not None:
+    if out is not None and write:
         draft.write(out, force=force)
     return draft
 
@@ -275,10 +278,11 @@ def _remarks(decided: Decided, padded: int) -> list[str]:
             "there is no test set: the final figures are on the documents that choose the adapter, and so a little too "
             f"good; {_way_to_a_test_set(decided)}"
         )
-    if decided.device == "cpu" and decided.minutes is not None and decided.counts["train"] > 2000:
+    if decided.limits:
+        keys = ", ".join(f"data.{key}={count}" for key, count in decided.limits.items())
         remarks.append(
-            f"{decided.minutes:g} minutes on a CPU are enough for a part of so many documents only; give --minutes, or "
-            "train on a GPU"
+            f"a CPU is slow for so many documents, so that only some are used: {keys}; give more --minutes, or take "
+            "these limits out where there is a GPU"
         )
     dev = decided.counts.get("dev", decided.held_out)
     if dev < FEW_DEV:
