@@ -2,7 +2,7 @@
 
     import spantune
 
-    run = spantune.train(spantune.load_config("recipes/demo.yaml"))
+    run = spantune.train(spantune.load_config("bundled:demo"))
     for document in spantune.load(run.folder).extract(["患者因急性阑尾炎行腹腔镜手术。"]):
         print([(document.surface(entity), entity.label, entity.score) for entity in document.entities])
 

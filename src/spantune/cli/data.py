@@ -66,7 +66,7 @@ def inspect(
 
         spantune data inspect cmeee.jsonl --tokenizer bundled:gemma3-270m --task cmeee
 
-        spantune data inspect --recipe recipes/demo.yaml
+        spantune data inspect --recipe bundled:demo
     """
     from spantune.data import formats
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
@@ -160,8 +160,6 @@ def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
         parts.made = dict(parts.documents)
     model = choices.get("model", DEFAULT_MODEL)
     weights, device = weights_of(model), device_here()
-    documents = len(parts.documents["train"])
-    row = recommend(documents - int(documents * (parts.share or 0)), weights) if weights else None
     padded = sum(_is_padded(document) for document in parts.documents["train"])
     made = {split: (str(parts.folder / f"{split}.jsonl"),) for split in parts.made}
     decided = Decided(
@@ -177,11 +175,15 @@ def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
         reading={} if parts.made else choices.get("reading", Reading()).keys(),
         language=choices.get("language", found.language),
         nested=choices.get("nested", found.nested),
-        answer=choices.get("answer", row.answer if row else "jsonl"),
-        row=row,
-        loss_on="answer" if padded or row is None else row.loss_on,
+        answer=choices.get("answer", "jsonl"),
+        row=None,
+        loss_on="answer",
         minutes=choices.get("minutes", CPU_MINUTES if device == "cpu" else None),
     )
+    if weights is not None:
+        row = recommend(decided.trained_on, weights)
+        decided = replace(decided, row=row, loss_on="answer" if padded else row.loss_on)
+        decided = decided if "answer" in choices else replace(decided, answer=row.answer)
     text = render(decided)
     recipe = parse_config(yaml.safe_load(text), where="the recipe that init made")
     return Draft(text, recipe, decided, parts.made, parts.folder, (*parts.remarks, *_remarks(decided, padded)))

@@ -78,7 +78,7 @@ class Result:
 def train(recipe: Config | Mapping[str, object] | str | Path, resume: str | Path | None = None) -> Result:
     """Run a recipe, which may be given as the path of its file too, or resume the run in the folder `resume`.
 
-        result = spantune.train(spantune.load_config("recipes/demo.yaml"))
+        result = spantune.train(spantune.load_config("bundled:demo"))
         print(result.folder, result.after.scores.micro.f1)
 
     The folder of a new run is `run.folder`/`run.name` of the recipe and must not exist. A first SIGINT or SIGTERM ends

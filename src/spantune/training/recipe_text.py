@@ -54,6 +54,12 @@ class Decided:
     minutes: float | None
 
     @property
+    def trained_on(self) -> int:
+        """Training documents."""
+        count = self.counts["train"] - self.held_out
+        return min(count, self.limits.get("limit", count))
+
+    @property
     def limits(self) -> dict[str, int]:
         """The keys of the section `data` that keep a run on a CPU within its time, with their values."""
         if self.device != "cpu":
