@@ -141,7 +141,13 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
 
     The exit code is 1 if a check fails.
 
-    Example: spantune plan recipes/phi4-cmeee.yaml data.train=cmeee.jsonl
+    What is unlikely to work, such as too few optimizer steps, is a warning, which does not change the exit code.
+
+    Examples:
+
+        spantune plan recipe.yaml
+
+        spantune plan bundled:phi4-cmeee data.train=cmeee.jsonl
     """
     from spantune.core import load_config
 
@@ -173,7 +179,9 @@ def train(
 
     Examples:
 
-        spantune train recipes/cmeee-small.yaml data.train=cmeee.jsonl train.max_steps=24
+        spantune train recipe.yaml
+
+        spantune train bundled:cmeee-small data.train=cmeee.jsonl train.max_steps=24
 
         spantune train --resume runs/cmeee-small
 
