@@ -224,7 +224,7 @@ class Train(Section):
 
     from_: str | None = Field(None, alias="from", min_length=1)
     """A run folder, or an adapter folder, whose adapter training goes on with instead of a new one; `lora` is then that
-    of the adapter, and the optimizer starts anew."""
+    of the adapter, the learning rate a third of that run's where none is named, and the optimizer starts anew."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: on the CPU when memory is short."""
     normalize: Normalize = "tokens"
