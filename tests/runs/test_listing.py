@@ -84,6 +84,14 @@ def names(found: list[listing.Run]) -> list[str]:
     return [run.name for run in found]
 
 
+def test_several_files_and_the_run_that_training_began_with_are_listed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "second", [], data={"train": ["a.jsonl", "b.json"]}, train={"from": "runs/first"})
+    run = listing.read(folder)
+    assert (run.data, run.warm_start) == ("a.jsonl, b.json", "runs/first")
+    assert run.settings["train.from"] == "runs/first" and run.settings["data.train"] == ["a.jsonl", "b.json"]
+    assert listing.matching([run], ["data.train=[a.jsonl, b.json]"]) == [run]
+
+
 def test_a_run_says_what_it_is_made_of_and_what_it_reached(parent: Path) -> None:
     first, second, stopped = (listing.read(parent / name).values for name in ("first", "second", "stopped"))
     assert first == {

@@ -230,7 +230,7 @@ class Train(Section):
 
     from_: str | None = Field(None, alias="from", min_length=1)
     """A run folder, or an adapter folder, whose adapter training goes on with instead of a new one; `lora` is then that
-    of the adapter, and the optimizer starts anew."""
+    of the adapter, the learning rate a third of that run's where none is named, and the optimizer starts anew."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw`: with fp32 states; `adamw_8bit`: a quarter of that memory, needs bitsandbytes; `paged_adamw_8bit`: moves
     states to CPU memory when the GPU's is short."""
