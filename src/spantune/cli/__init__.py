@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from spantune import __version__
-from spantune.cli import calibrate, data, evaluate, extract, init, names, runs, tables
+from spantune.cli import calibrate, data, evaluate, extract, init, names, runs, tables, watch
 from spantune.cli.help import App
 from spantune.cli.options import Json, Overrides, Recipe, quiet
 from spantune.core import (
@@ -203,6 +203,7 @@ app.command(listed=["Formats"])(evaluate.evaluate)
 app.command()(evaluate.compare)
 app.command()(evaluate.report)
 app.command()(runs.runs)
+app.command()(watch.watch)
 app.command(listed=["Formats"])(extract.extract)
 app.command()(calibrate.calibrate)
 app.command()(runs.sync)
