@@ -15,7 +15,8 @@ import typer
 
 from spantune import __version__
 from spantune.cli import calibrate, data, evaluate, extract, runs, tables
-from spantune.cli.options import Json, quiet
+from spantune.cli.libraries import quiet
+from spantune.cli.options import Json
 from spantune.core import (
     ConfigError,
     Interrupted,
@@ -179,7 +180,7 @@ app.command()(runs.sync)
 
 
 def _run(recipe: Config, resume: Path | None) -> None:
-    quiet()
+    quiet(whole=True)
     from spantune.runs import hints
     from spantune.training import train as run_job
 

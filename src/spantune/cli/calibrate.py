@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spantune.cli.options import AcceptChanges, Device, Format, Json, describe_threshold, quiet
+from spantune.cli.libraries import quiet
+from spantune.cli.options import AcceptChanges, Device, Format, Json, describe_threshold
 from spantune.core import (
     ConfigError,
     RunError,

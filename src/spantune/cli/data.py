@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import tables
-from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, quiet
+from spantune.cli.libraries import quiet
+from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets
 from spantune.core import (
     ConfigError,
     overwriting,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import tables
+from spantune.cli.libraries import quiet
 from spantune.cli.options import (
     AcceptChanges,
     Device,
@@ -22,7 +23,6 @@ from spantune.cli.options import (
     Json,
     MinScore,
     parts_read,
-    quiet,
     report_left_out,
 )
 from spantune.core import ConfigError, DataError, RunError, log_crashes_into, put, put_json, require_new, say
@@ -204,8 +204,6 @@ class _Decoding:
 
 def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple[dict[str, object], Report]:
     """Extract with a run's adapter and save the predictions in its folder; returns the figures and their report."""
-    from spantune.training import environment
-
     folder = RunFolder(run)
     recipe = folder.config()
     log_crashes_into(run)
@@ -214,6 +212,7 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     from spantune.extraction import evaluate as measure
     from spantune.extraction import load_run, rates, save_predictions
     from spantune.report import Report
+    from spantune.training import environment
 
     settings = recipe.extract.model_copy(update={"grounded": decoding.grounded})
     extractor = load_run(run, decoding.device, settings, decoding.min_score, accept_changes=decoding.accept_changes)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spantune.cli.options import AcceptChanges, Device, Force, MinScore, parts_read, quiet, report_left_out
+from spantune.cli.libraries import quiet
+from spantune.cli.options import AcceptChanges, Device, Force, MinScore, parts_read, report_left_out
 from spantune.core import ConfigError, log_crashes_into, say
 from spantune.runs import RunFolder
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -38,23 +36,6 @@ MinScore = Annotated[
     float | None,
     typer.Option(help="Leave out entities with a lower score; 0 keeps all. The run's own threshold when absent."),
 ]
-
-
-def quiet() -> None:
-    """Hide the banners and progress bars of libraries, and the messages that spantune's own replace."""
-    import os
-    import warnings
-
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore", FutureWarning)  # libraries warn of each other's changes
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine, spinning threads are ten times slower
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels when it is imported
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
 
 
 def parts_read(inputs: Iterable[str | Path | None]) -> list[Path]:
