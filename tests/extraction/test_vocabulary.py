@@ -6,11 +6,11 @@ import random
 from typing import Any
 
 import pytest
-from helpers.fakes import byte_tokenizer
 from llguidance import LLTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from helpers.fakes import byte_tokenizer
 from spantune.extraction.vocabulary import UNSPELLABLE, grammar_tokenizer, token_bytes, without_special_names
 
 SIGNS = ["a", "b", "ab", " ", "  ", "é", "患者", "\n", "<eos>", "<eo", "s>", "[Ä b]", "▁"]

@@ -1,4 +1,4 @@
-"""Tests of `spantune.models.direct`: what is read directly equals what transformers reads, and what is not ours is left."""
+"""Tests of `spantune.models.direct`: what is read directly equals what transformers reads; what is not ours is left."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.fakes import byte_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.fakes import byte_tokenizer, tiny_model
 from spantune.models.bundled import RECORD
 from spantune.models.direct import read_model, read_tokenizer
 from spantune.models.loading import load_config_of
