@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spantune.cli import tables
+from spantune.cli import names, tables
 from spantune.cli.libraries import quiet
 from spantune.cli.options import (
     AcceptChanges,
@@ -22,8 +22,9 @@ from spantune.cli.options import (
     Format,
     Json,
     MinScore,
+    Run,
     parts_read,
-    report_left_out,
+        report_left_out,
 )
 from spantune.core import ConfigError, DataError, RunError, log_crashes_into, put, put_json, require_new, say
 from spantune.runs import RunFolder, name_predictions, predictions_for
@@ -36,12 +37,16 @@ if TYPE_CHECKING:
 
 Named = Annotated[
     Literal["cblue", "promptcblue"],
-    typer.Option("--protocol", help="cblue: start, end and label must be right; promptcblue: mention and label."),
+    typer.Option(
+        "--protocol", help="What counts as correct. cblue: start, end and label. promptcblue: mention and label."
+    ),
 ]
-Labels = Annotated[str | None, typer.Option(help="The label set, separated by commas; those of the files when absent.")]
+Labels = Annotated[
+    str | None, typer.Option(help="The label set, separated by commas. The labels in the files if not given.")
+]
 ReportFolder = Annotated[
     Path | None,
-    typer.Option("--report", help="Write report.html, report.md and scores.json into this folder.", show_default=False),
+    typer.Option("--report", help="Write report.html, report.md and scores.json to this folder.", show_default=False),
 ]
 
 
@@ -52,19 +57,34 @@ REPORT_FILES = ("report.html", "report.md", "scores.json")
 
 
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A run folder; not needed with --gold and --predicted.")] = None,
-    data: Annotated[str | None, typer.Option(help="An annotated corpus for the run, or bundled:NAME.")] = None,
-    gold: Annotated[str | None, typer.Option(help="Without a run: the corpus that is right.")] = None,
-    predicted: Annotated[str | None, typer.Option(help="Without a run: the same documents as predicted.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A run folder; not needed with --gold and --predicted.", autocompletion=names.run_folders),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="An annotated corpus to score the run on, or bundled:NAME.", autocompletion=names.corpora),
+    ] = None,
+    gold: Annotated[
+        str | None,
+        typer.Option(help="Without a run: the corpus with the correct entities.", autocompletion=names.corpora),
+    ] = None,
+    predicted: Annotated[
+        str | None, typer.Option(help="Without a run: the same documents with the predicted entities.")
+    ] = None,
     protocol: Named = "cblue",
     train: Annotated[
-        str | None, typer.Option(help="Training corpus, for seen and unseen; a run knows its own.")
+        str | None,
+        typer.Option(
+            help="Training corpus: entities whose text occurs in it are scored apart from new ones. A run has its own."
+        ),
     ] = None,
     labels: Labels = None,
     format: Format = None,
     limit: Annotated[int | None, typer.Option(help="Use the first N documents only.", min=1)] = None,
     grounded: Annotated[
-        bool, typer.Option("--grounded/--free", help="Decode under the grammar, or without it.")
+        bool,
+        typer.Option("--grounded/--free", help="Decode with or without the grammar that keeps entities to the text."),
     ] = True,
     min_score: MinScore = None,
     accept_changes: AcceptChanges = False,
@@ -73,9 +93,9 @@ def evaluate(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Score a run's extractions, or predictions in a file, against gold: F1 and its slices, with 95 % intervals.
+    """Score a run, or predictions in a file, against an annotated corpus: F1 with 95 % intervals.
 
-    A run keeps the predictions for each corpus in a file of its own; those for the very same corpus are replaced.
+    A run keeps its predictions for each corpus; scoring the same corpus again replaces them.
 
     Examples:
 
@@ -105,10 +125,17 @@ def evaluate(
 def compare(
     systems: Annotated[
         list[Path],
-        typer.Argument(help="Run folders; with --gold, predicted corpus files too. The first is the yardstick."),
+        typer.Argument(
+            help="Run folders, and with --gold also files with predictions. Each is compared with the first.",
+            autocompletion=names.run_folders,
+        ),
     ],
     gold: Annotated[
-        str | None, typer.Option(help="The corpus that is right; that of each run's recipe when absent.")
+        str | None,
+        typer.Option(
+            help="The corpus with the correct entities. The test corpus of the runs' recipes if not given.",
+            autocompletion=names.corpora,
+        ),
     ] = None,
     protocol: Named = "cblue",
     labels: Labels = None,
@@ -117,10 +144,11 @@ def compare(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Say whether systems differ on the same documents: paired bootstrap and approximate randomisation.
+    """Test whether systems differ by more than chance on the same documents.
 
-    Refuses runs that were measured on other documents, or against another annotation of the same texts. With --gold, a
-    run's predictions for that very corpus are taken, which spantune evaluate has kept, else those for its own test set.
+    Uses the paired bootstrap and approximate randomisation. Runs that were scored on different documents, or on a
+    different annotation of the same texts, are refused. With --gold, a run's predictions for that corpus are used if
+    spantune evaluate has made them, otherwise those for its own test corpus.
 
     Examples:
 
@@ -135,6 +163,7 @@ def compare(
     gold_documents = _read(gold, format) if gold else None
     read = [_system(path, name, gold_documents, how) for path, name in zip(systems, _names(systems), strict=True)]
     codes = how.codes(document for system in read for document in (*system.gold, *system.documents))
+    codes = codes if labels else _ordered(codes, systems)
     comparison = compare_systems(read, codes)
     for name, scores in comparison.systems.items():
         for note, count in scores.notes.items():
@@ -150,10 +179,10 @@ def compare(
         tables.print_comparison(comparison)
 
 
-def report(run: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
-    """Make a run's report.html, report.md and scores.json again from what the run recorded; loads no model.
+def report(run: Run) -> None:
+    """Make the report of a finished run again, from its records: report.html, report.md and scores.json.
 
-    These files are the run's own, and are replaced.
+    No model is loaded. The old report is replaced.
 
     Example: spantune report runs/demo
     """
@@ -208,10 +237,10 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     recipe = folder.config()
     log_crashes_into(run)
     gold = _read(data, how.format)[: how.limit]
-    quiet()
+    quiet(recipe.model.source)
     from spantune.extraction import evaluate as measure
     from spantune.extraction import load_run, rates, save_predictions
-    from spantune.report import Report
+    from spantune.report import Report, describe_run
     from spantune.training import environment
 
     settings = recipe.extract.model_copy(update={"grounded": decoding.grounded})
@@ -231,13 +260,15 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     report = Report(
         title=f"spantune · {name} on {data}",
         after=evaluation.scores,
-        labels={label.code: label.name or label.code for label in extractor.task.labels},
+        labels=extractor.task.names,
         gold=gold,
         predicted=evaluation.extractions,
         facts=facts,
         rates=rates(evaluation.extractions),
         config=folder.config_file.read_text(encoding="utf-8"),
         environment=environment(),
+        head=describe_run(run),
+        train=train or (),
         run=name,
         data=data,
         date=time.strftime("%Y-%m-%d"),
@@ -277,7 +308,10 @@ def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, object
         raise DataError(error.message, path=data, field=error.field) from None
     title = f"{Path(predicted).name} against {Path(gold).name}"
     names = dict(zip(codes, codes, strict=True))
-    return scores.as_dict(), Report(title, scores, names, gold_documents, predictions, data=data)
+    date, train = time.strftime("%Y-%m-%d"), how.train or ()
+    return scores.as_dict(), Report(
+        title, scores, names, gold_documents, predictions, data=data, date=date, train=train
+    )
 
 
 def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -> System:
@@ -317,13 +351,24 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
+def _ordered(codes: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Return `codes` in the order of the task of the first run among `paths`, and then those that it lacks."""
+    ordered = [code for code in _task_names(paths) if code in codes]
+    return [*ordered, *(code for code in codes if code not in ordered)]
+
+
 def _label_names(paths: Sequence[Path], codes: Sequence[str]) -> dict[str, str]:
-    """Return the names of the labels in the first run among `paths`; without a run, the codes."""
+    """Return the names of `codes` in the first run among `paths`; without a run, the codes."""
+    names = _task_names(paths)
+    return {code: names.get(code, code) for code in codes}
+
+
+def _task_names(paths: Sequence[Path]) -> dict[str, str]:
+    """Return code to name of the task of the first run among `paths`; nothing without a run."""
     from spantune.core import TaskSpec
 
     run = next((path for path in paths if RunFolder(path).is_run), None)
-    names = {label.code: label.name for label in TaskSpec.load(run).labels} if run else {}
-    return {code: names.get(code) or code for code in codes}
+    return TaskSpec.load(run).names if run else {}
 
 
 def _read(path: str, format: str | None) -> Sequence[Document]:

@@ -19,16 +19,21 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from spantune.core import say
+
 DYNAMO = "torch._dynamo"
 GET_ITEM = f"{DYNAMO}._trace_wrapped_higher_order_op"
 
 
-def quiet(*, whole: bool = False) -> None:
+def quiet(loading: str | None = None, *, whole: bool = False) -> None:
     """Hide the banners and progress bars of libraries, and the messages that spantune's own replace; import torch.
 
     Args:
+        loading: the source of the model that is about to be loaded, which is said at once.
         whole: import all of transformers' base of models, as training on several GPUs needs; else what extraction uses.
     """
+    if loading is not None:
+        say(f"loading {loading.removeprefix('bundled:')} …")
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # libraries warn of each other's changes
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine, spinning threads are ten times slower

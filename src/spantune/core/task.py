@@ -70,6 +70,11 @@ class TaskSpec(BaseModel):
         """The label codes, in the order of the label set."""
         return tuple(label.code for label in self.labels)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Code to name, in the order of the label set; a label without a name has its code."""
+        return {label.code: label.name or label.code for label in self.labels}
+
     def check(self, documents: Iterable[Document]) -> None:
         """Check that every entity of `documents` has a label of this task.
 
@@ -81,7 +86,7 @@ class TaskSpec(BaseModel):
             raise DataError(
                 f"document {document.id!r}: the label {entity.label!r} of {document.surface(entity)!r} "
                 f"[{entity.start}, {entity.end}) is not one of the task's; {nearest(entity.label, self.codes)}. Add it "
-                "to task.labels, or mend the data",
+                "to task.labels, or give it another name: spantune data map FILE OLD=NEW --out NEW_FILE",
                 field="entities",
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spantune.metrics import bootstrap, calibration, counts
 from spantune.metrics.calibration import Calibration, Evidence, Figures, calibrate
-from spantune.metrics.comparison import Comparison, Gap, System, compare
+from spantune.metrics.comparison import Comparison, Difference, Gap, System, compare
 from spantune.metrics.error_analysis import ANSWER_KINDS, KINDS, NONE, Confusion, Error, Judged, Outcome, judge
 from spantune.metrics.figures import FEWEST_DOCUMENTS, TOO_FEW, Figure, Protocol, Scores
 from spantune.metrics.pairing import align, pair
@@ -19,6 +19,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Confusion",
+    "Difference",
     "Error",
     "Evidence",
     "Figure",

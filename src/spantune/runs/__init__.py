@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     )
     from spantune.runs.journal import logging_to, rewind
     from spantune.runs.listing import COLUMNS, Run
+    from spantune.runs.manifest import ADAPTER_FILES, change_since
     from spantune.runs.trackers.dashboards import Trackers, open_trackers, require_trackers
     from spantune.runs.trackers.interface import hints
     from spantune.runs.trackers.upload import sync
 
 __all__ = [
+    "ADAPTER_FILES",
     "COLUMNS",
     "BestAdapter",
     "Checkpoints",
@@ -34,6 +36,7 @@ __all__ = [
     "Run",
     "RunFolder",
     "Trackers",
+    "change_since",
     "evaluated",
     "free_name",
     "hints",
@@ -69,6 +72,7 @@ __getattr__, __dir__ = lazy_exports(
         ),
         "journal": ("logging_to", "rewind"),
         "listing": ("COLUMNS", "Run"),
+        "manifest": ("ADAPTER_FILES", "change_since"),
         "trackers.dashboards": ("Trackers", "open_trackers", "require_trackers"),
         "trackers.interface": ("hints",),
         "trackers.upload": ("sync",),
