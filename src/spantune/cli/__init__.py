@@ -18,7 +18,8 @@ import typer
 from spantune import __version__
 from spantune.cli import calibrate, data, evaluate, extract, init, names, runs, tables, watch
 from spantune.cli.help import App
-from spantune.cli.options import Json, Overrides, Recipe, quiet
+from spantune.cli.libraries import quiet
+from spantune.cli.options import Json, Overrides, Recipe
 from spantune.core import (
     ConfigError,
     Interrupted,
@@ -152,7 +153,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     from spantune.core import load_config
 
     settings = load_config(recipe, overrides or [])
-    quiet()
+    quiet(settings.model.source)
     from spantune.training import make_plan, prepare
 
     audited = make_plan(prepare(settings))
@@ -210,7 +211,7 @@ app.command()(runs.sync)
 
 
 def _run(recipe: Config, resume: Path | None) -> None:
-    quiet()
+    quiet(recipe.model.source, whole=True)
     from spantune.runs import hints
     from spantune.training import train as run_job
 
