@@ -204,6 +204,22 @@ def test_runs_that_begin_at_once_share_a_board_and_keep_their_names_and_charts(t
     assert compared["train/loss"] == compared["dev/f1"] == compared["dev confusion"] == 2
 
 
+def test_a_run_that_is_deleted_on_the_board_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    trackers = begin(folder)
+    with closing(sqlite3.connect(tmp_path / "swanlab" / "runs.swanlab")) as store:
+        store.execute("delete from experiment")
+        store.commit()
+    for step in (1, 2):
+        trackers.metrics(step, {"loss": 1.0})
+    trackers.finish("success")
+    assert steps_of(folder) == [1, 2] and "Traceback" not in capfd.readouterr().err
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == ["the run was deleted or stopped on SwanLab's board, which gets no more of it; it goes on"]
+
+
 def test_off_is_off(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     trackers = begin(folder, swanlab="off")

@@ -8,8 +8,9 @@ curve is put into the group of hidden charts, from which its value still goes in
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ _SPEED = (
 _BY_TYPE = ("f1/", "f1_low/", "f1_high/")
 _COUNTS = ("documents", "memory_splits", "left_out")
 _CURVES = ("loss", "f1", "f1_low", "f1_high", "precision", "recall", "macro_f1")
+log = logging.getLogger(__name__)
 
 
 def section(key: str) -> str:
@@ -62,7 +64,9 @@ def hide_constants(board: Path, directory: str, keys: Iterable[str]) -> None:
     from swanboard.db.models import Chart, Experiment
 
     with _alone(board):
-        experiment = Experiment.get(run_id=directory)
+        experiment = Experiment.filter(Experiment.run_id == directory).first()
+        if experiment is None:  # it was deleted on the board while it was recorded
+            return
         names = [key for key in keys if key.partition("/")[2] not in _CURVES]
         charts = Chart.select().where(Chart.experiment_id == experiment.id, Chart.name.in_(names), Chart.status == 0)
         for chart in list(charts):
@@ -103,6 +107,7 @@ def _grouped(base: Any, board: Path) -> Any:
             from swanboard.db.models import Namespace
 
             self._placed: set[str] = set()
+            self._is_gone = False
             with _alone(board):
                 super().on_run_initialized(*args, **kwargs)
                 for owner in ({"experiment_id": self.exp.id}, {"project_id": self.exp.project_id.id}):
@@ -112,20 +117,28 @@ def _grouped(base: Any, board: Path) -> Any:
 
         def on_scalar_flush(self, scalar_records: list[Any], *args: Any, **kwargs: Any) -> None:
             """Write scalars."""
-            with _alone(board):
-                super().on_scalar_flush(scalar_records, *args, **kwargs)
-                self._place(scalar_records)
+            self._write(super().on_scalar_flush, scalar_records)
 
         def on_media_flush(self, media_records: list[Any], *args: Any, **kwargs: Any) -> None:
             """Write texts and pictures."""
-            with _alone(board):
-                super().on_media_flush(media_records, *args, **kwargs)
-                self._place(media_records)
+            self._write(super().on_media_flush, media_records)
 
         def on_run_finished(self, *args: Any, **kwargs: Any) -> None:
             """Close the record."""
             with _alone(board):
-                super().on_run_finished(*args, **kwargs)
+                if not self._is_gone:
+                    super().on_run_finished(*args, **kwargs)
+
+        def _write(self, write: Callable[[list[Any]], None], records: list[Any]) -> None:
+            if self._is_gone:
+                return
+            try:
+                with _alone(board):
+                    write(records)
+                    self._place(records)
+            except KeyboardInterrupt:  # raised by SwanLab where the run was deleted or stopped on the board
+                self._is_gone = True
+                log.warning("the run was deleted or stopped on SwanLab's board, which gets no more of it; it goes on")
 
         def _place(self, records: Iterable[Any]) -> None:
             from swanboard.db import ExistedError
