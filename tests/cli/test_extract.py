@@ -213,11 +213,14 @@ def test_several_files_come_one_after_the_other(command: Command, run: Path, cor
 def test_a_page_holds_every_document_and_needs_nothing_else(command: Command, run: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", "疹", "<script>alert(1)</script>")
     to_stdout = command("extract", run, source, "--html", tmp_path / "a.html")
-    to_file = command("extract", run, source, "--html", tmp_path / "b.html", "--out", tmp_path / "b.jsonl")
+    strict = ("--min-score", 1, "--out", tmp_path / "b.jsonl")
+    to_file = command("extract", run, source, "--html", tmp_path / "b.html", *strict)
     assert len(rows(to_stdout)) == 2 and to_file.out == ""
     for name in ("a", "b"):
         page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
         assert "2 documents" in page and "疹" in page and "<script>alert(1)" not in page and "://" not in page
+    page = (tmp_path / "b.html").read_text(encoding="utf-8")
+    assert 'value="1"' in page and "data-left-out" in page  # the slider can go under the threshold
     one_line_error(command("extract", run, source, "--html", tmp_path / "no" / "x.html"), "no folder")
 
 
@@ -266,13 +269,13 @@ def test_what_failed_is_not_passed_off_as_a_document_without_entities(
     assert [document.text for document in formats.read(tmp_path / "out.json").documents] == ["疹"]
 
 
-def test_an_answer_that_was_cut_is_found_wanting(command: Command, run: Path, tmp_path: Path) -> None:
+def test_an_answer_that_was_cut_is_a_problem(command: Command, run: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", "疹")
     outcome = command("extract", run, source, "--set", "extract.max_new_tokens=5")
     assert outcome.code == 1
     meta = last_object(outcome)["meta"]
     assert meta["status"] == "length" and meta["problems"]
-    assert "1 of 1 answers were wanting" in outcome.err
+    assert "1 of 1 answers had a problem" in outcome.err
 
 
 @pytest.mark.parametrize(

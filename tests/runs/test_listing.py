@@ -37,7 +37,7 @@ def write_run(folder: Path, lines: list[dict[str, Any]], finished: bool = True, 
         "run": {"name": folder.name, "folder": str(folder.parent)},
         "model": {"source": "hf:owner/small"},
         "task": {"labels": ["dis"]},
-        "data": {"train": "cmeee.jsonl"},
+        "data": {"train": "cmeee.jsonl", "test": "test.jsonl"},
         "lora": {"rank": 16},
         "train": {"learning_rate": 1e-4},
     }
@@ -69,6 +69,11 @@ def parent(tmp_path: Path) -> Path:
     (folder / "notes").mkdir()
     (folder / ".under-way.part").mkdir()
     return folder
+
+
+def test_figures_on_the_documents_that_chose_the_adapter_are_said_to_be_on_dev(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [line(2, "test", 500.0, **figures(0.8))], data={"train": "cmeee.jsonl"})
+    assert listing.read(tmp_path / "run").f1_on == "dev"
 
 
 def every(parent: Path) -> list[listing.Run]:

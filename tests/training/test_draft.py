@@ -87,6 +87,8 @@ def test_what_is_chosen_goes_before_what_is_found(tiny_folder: Path) -> None:
     assert (recipe.task.language, recipe.task.nested, recipe.task.answer) == ("en", False, "inline")
     assert (recipe.train.max_minutes, recipe.run.name) == (2, "x")
     assert any("entities overlap, which a flat task does not allow" in remark for remark in draft.remarks)
+    with pytest.raises(ConfigError, match="found an empty list"):
+        init([])
     with pytest.raises(ConfigError, match="init has no choice 'modle'; did you mean 'model'"):
         init("notes.jsonl", modle="x")  # type: ignore[call-arg]
 
@@ -134,6 +136,20 @@ def test_several_corpora_are_split_together() -> None:
     draft = init(["a.jsonl", "b.jsonl"], "recipe.yaml")
     assert set(draft.made) == {"train", "dev", "test"} and sum(map(len, draft.made.values())) == TEST_FROM + 12
     assert load_config("recipe.yaml").data.test == "a-splits/test.jsonl"
+
+
+def test_a_cpu_takes_as_many_documents_as_its_minutes_suffice_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    english("train.jsonl", 700)
+    doccano("dev.jsonl", [(f"Eve{n} sleeps.", [[0, 3, "person"]]) for n in range(310)])
+    draft = init("train.jsonl", minutes=1)
+    assert (draft.config.data.limit, draft.config.data.dev_limit) == (400, 300)
+    assert any("data.limit=400, data.dev_limit=300" in remark for remark in draft.remarks)
+    assert init("train.jsonl", minutes=2).config.data.limit is None
+    monkeypatch.setattr(drafting, "device_here", lambda: "cuda")
+    data = init("train.jsonl").config
+    assert (data.data.limit, data.data.dev_limit, data.train.max_minutes, data.train.eval_before) == (
+        None, None, None, True
+    )  # fmt: skip
 
 
 def test_how_files_are_read_is_written_down() -> None:
@@ -195,6 +211,7 @@ def test_the_models_that_come_with_spantune_are_known() -> None:
         (lambda: "gone.jsonl", "gone.jsonl"),
         (lambda: english("one.jsonl", 1), "one document cannot be both trained on and measured on"),
         (lambda: doccano("bare.jsonl", [("a", []), ("b", [])]), "no document has an entity"),
+        (lambda: doccano("same.jsonl", [("Ann", [[0, 3, "x"]])] * 9), "9 documents together have 1 different texts"),
     ],
 )
 def test_a_corpus_that_cannot_be_learnt_from_is_refused(make: Callable[[], str], words: str) -> None:

@@ -10,14 +10,18 @@ from typing import Annotated
 
 import typer
 
+from spantune.cli import names
 from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, reading_options
 from spantune.core import ConfigError, overwriting, print_table, put_json, require_new, say
 
 
 def merge(
-    files: Annotated[list[str], typer.Argument(help="Two or more corpus files; later ones are right.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(help="Two or more corpus files, the corrected ones last.", autocompletion=names.corpora),
+    ],
     out: Annotated[Path, typer.Option(help="The file or folder to write.")],
-    to: Annotated[str, typer.Option(help="Format to write.")] = "native",
+    to: Annotated[str, typer.Option(help="Format to write.", autocompletion=names.written_formats)] = "native",
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
@@ -27,10 +31,10 @@ def merge(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Unite corpora; about a text that several files have, the last one is right.
+    """Merge corpora; where several files have the same text, the annotation in the last one is kept.
 
-    Its document replaces the earlier one, and keeps its place and id. An id that another text has already is made
-    unique. A recipe does the same with data.train=[notes.jsonl, corrected.json].
+    A document that replaces another one takes its place and its id. An id that is used for another text is made unique.
+    In a recipe, data.train=[notes.jsonl, corrected.json] does the same.
 
     Example: spantune data merge notes.jsonl corrected.json --out all.jsonl
     """
@@ -63,10 +67,15 @@ def merge(
 
 
 def map_labels(
-    file: Annotated[str, typer.Argument(help="A corpus file or folder, or bundled:NAME.")],
+    file: Annotated[
+        str, typer.Argument(help="A corpus file or folder, or bundled:NAME.", autocompletion=names.corpora)
+    ],
     words: Annotated[list[str], typer.Argument(metavar="OLD=NEW", help="New name of a label; OLD= drops it.")],
     out: Annotated[Path, typer.Option(help="The file or folder to write.")],
-    to: Annotated[str | None, typer.Option(help="Format to write; that of the file when absent.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Format to write. That of the file if not given.", autocompletion=names.written_formats),
+    ] = None,
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,

@@ -8,34 +8,48 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from spantune.cli import names
 from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, reading_options
-from spantune.core import ConfigError, nearest, print_table, put_json, say
+from spantune.core import ConfigError, nearest, print_table, put_json, require_new, say
 
 if TYPE_CHECKING:
     from spantune.training import Draft
 
 ANSWERS = ("jsonl", "grouped", "inline")
+SHOWN = 12
+"""Labels that are shown at most."""
 
 
 def init(
     corpora: Annotated[
         list[str] | None,
-        typer.Argument(help="A corpus file, a folder with one or with splits, bundled:NAME; or several files."),
+        typer.Argument(
+            help="A corpus: a file, several files, a folder with a corpus or its splits, or bundled:NAME.",
+            autocompletion=names.corpora,
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
     model: Annotated[
         str | None,
-        typer.Option(help="The base model: bundled:NAME, hf:OWNER/NAME, modelscope:OWNER/NAME or a folder."),
+        typer.Option(
+            help="The base model: bundled:NAME, hf:OWNER/NAME, modelscope:OWNER/NAME or a folder.",
+            autocompletion=names.models,
+        ),
     ] = None,
     answer: Annotated[
-        Literal["jsonl", "grouped", "inline"] | None, typer.Option(help="How the model writes entities.")
+        Literal["jsonl", "grouped", "inline"] | None,
+        typer.Option(help="The format in which the model writes entities."),
     ] = None,
     language: Annotated[Literal["zh", "en"] | None, typer.Option(help="Language of the instruction.")] = None,
     nested: Annotated[bool | None, typer.Option("--nested/--flat", help="Whether entities may overlap.")] = None,
-    dev: Annotated[str | None, typer.Option(help="The corpus that chooses the adapter; held out when absent.")] = None,
-    test: Annotated[str | None, typer.Option(help="The corpus for the final figures.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Most minutes of training; 5 on a CPU.", min=0.1)] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run; the corpus file's when absent.")] = None,
+    dev: Annotated[
+        str | None, typer.Option(help="Dev corpus, which chooses the adapter. Held out if not given.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Test corpus, for the final figures.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Limit of the training time. 5 on a CPU if not given.", min=0.1)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run. That of the corpus file if not given.")] = None,
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
@@ -48,8 +62,8 @@ def init(
 ) -> None:
     """Write a recipe for a corpus: labels, language, splits and hyperparameters, each with a comment.
 
-    On a terminal at most three questions are asked, each of which an option answers; elsewhere none. A recipe that
-    comes with spantune is copied by its name.
+    On a terminal it asks up to three questions; with --model, --answer and --test, or without a terminal, none. Give
+    the name of a recipe that comes with spantune to copy it.
 
     Examples:
 
@@ -85,29 +99,31 @@ def init(
     reading = Reading(format, options)
     if reading.keys():
         choices["reading"] = reading
-    if sys.stdin.isatty() and sys.stderr.isatty() and not as_json:
-        choices |= _asked(corpora, choices)
-    draft = make_recipe(corpora, out, force=force, **choices)
-    _report(draft, out)
+    require_new(out, corpora, force=force)
+    draft = make_recipe(corpora, out, write=False, **choices)
+    _say_found(draft)
+    if sys.stdin.isatty() and sys.stderr.isatty() and not as_json and (asked := _asked(draft, choices)):
+        draft = make_recipe(corpora, out, write=False, **(choices | asked))
+    draft.write(out, force=force)
+    _say_decided(draft, out)
     if as_json:
         put_json({"recipe": str(out), **draft.as_dict(), "next": [f"spantune plan {out}", f"spantune train {out}"]})
 
 
-def _asked(corpora: list[str], choices: dict[str, Any]) -> dict[str, Any]:
+def _asked(draft: Draft, choices: dict[str, Any]) -> dict[str, Any]:
     """The answers to the questions that no option has answered; an empty line takes what is in brackets."""
-    from spantune.training import DEFAULT_MODEL, find_splits
-
     answers: dict[str, Any] = {}
     if "model" not in choices:
-        answers["model"] = _ask("Model (bundled:NAME, hf:OWNER/NAME, modelscope:OWNER/NAME or a folder)", DEFAULT_MODEL)
+        model = _ask("Model (bundled:NAME, hf:OWNER/NAME, modelscope:OWNER/NAME or a folder)", draft.decided.model)
+        answers |= {"model": model} if model != draft.decided.model else {}
     if "answer" not in choices:
-        answer = _ask("How the model writes entities (jsonl, grouped or inline)", ANSWERS[0])
+        answer = _ask(f"How the model writes entities ({', '.join(ANSWERS)})", draft.decided.answer)
         if answer not in ANSWERS:
             raise ConfigError(f"unknown answer format {answer!r}; {nearest(answer, ANSWERS)}")
-        answers["answer"] = answer
-    if not {"dev", "test"} & choices.keys() and find_splits(corpora).keys() == {"train"}:
-        test = _ask("A corpus for the final figures (a file; empty: hold documents out of this one)", "")
-        answers |= {"test": test} if test else {}
+        answers |= {"answer": answer} if answer != draft.decided.answer else {}
+    if not {"dev", "test"} & choices.keys() and draft.decided.found.documents.keys() == {"train"}:
+        test = _ask("A file with other documents for the final figures", "none")
+        answers |= {"test": test} if test != "none" else {}
     return answers
 
 
@@ -116,16 +132,24 @@ def _ask(question: str, default: str) -> str:
     return sys.stdin.readline().strip() or default
 
 
-def _report(draft: Draft, out: Path) -> None:
-    """Say what was found and decided, and what comes next."""
+def _say_found(draft: Draft) -> None:
+    """Say what is in the corpora."""
+    found = draft.decided.found
+    counts = ", ".join(f"{split} {len(documents):,}" for split, documents in found.documents.items())
+    labels = [f"{label} {count:,}" for label, count in found.labels.items()]
+    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+    say(f"format     {', '.join(found.formats)}")
+    say(f"documents  {counts}; {found.chinese_share:.0%} Chinese; {'some' if found.nested else 'no'} entities overlap")
+    say(f"labels     {', '.join(labels[:SHOWN])}{more}")
+    for note, count in found.notes.items():
+        say(f"note       {count:,} × {note}")
+
+
+def _say_decided(draft: Draft, out: Path) -> None:
+    """Say what the recipe is, and what comes next."""
     decided = draft.decided
-    counts = ", ".join(f"{split} {count:,}" for split, count in decided.counts.items())
-    held = f", of which {decided.held_out} are held out as dev" if decided.share is not None else ""
-    say(f"format     {', '.join(decided.found.formats)}")
-    say(f"documents  {counts}{held}")
-    labels = [f"{label} {count:,}" for label, count in decided.found.labels.items()]
-    more = f" and {len(labels) - 12} more" if len(labels) > 12 else ""
-    say(f"labels     {', '.join(labels[:12])}{more}")
+    held = f" (the first {decided.held_out} of train held out as dev)" if decided.share is not None else ""
+    say(f"splits     {', '.join(f'{split} {count:,}' for split, count in decided.counts.items())}{held}")
     language = {"zh": "Chinese", "en": "English"}[decided.language]
     say(
         f"task       {language} instruction, {'nested' if decided.nested else 'flat'} entities, answer {decided.answer}"
@@ -134,8 +158,6 @@ def _report(draft: Draft, out: Path) -> None:
     chosen = f"values for {decided.row.name}" if decided.row else "values chosen when training starts"
     minutes = f", {decided.minutes:g} minutes at most" if decided.minutes is not None else ""
     say(f"training   {decided.model} on {device}, {chosen}{minutes}")
-    for note, count in decided.found.notes.items():
-        say(f"note       {count:,} × {note}")
     for remark in draft.remarks:
         say(f"note       {remark}")
     say(f"written    {out}\n\nNext:\n  spantune plan {out}\n  spantune train {out}")
@@ -150,7 +172,7 @@ def _is_recipe(corpora: list[str]) -> bool:
 
 
 def _copy(recipe: str, out: Path, *, force: bool, as_json: bool) -> None:
-    from spantune.core import recipe_path, replace_text, require_new
+    from spantune.core import recipe_path, replace_text
 
     require_new(out, [recipe_path(recipe)], force=force)
     replace_text(out, recipe_path(recipe).read_text(encoding="utf-8"))

@@ -20,10 +20,15 @@ from spantune.core.document import Document, Entity, encodable, half_surrogate, 
 from spantune.core.drawing import (
     ERROR_SIGNS,
     LABEL_COLORS,
+    LEFT_OUT,
+    document_html,
     draw_entities,
     drawing_style,
     entities_html,
+    framed_html,
     label_colors,
+    label_order,
+    prefer_label_order,
     table_html,
 )
 from spantune.core.errors import (
@@ -36,9 +41,7 @@ from spantune.core.errors import (
     expect,
     expect_each,
     nearest,
-    need,
     os_error,
-    require_extra,
     require_system,
 )
 from spantune.core.extraction import (
@@ -53,6 +56,7 @@ from spantune.core.extraction import (
     to_document,
     to_prediction_record,
 )
+from spantune.core.extras import install_command, missing_train, need, require_extra
 from spantune.core.files import (
     Locked,
     file_lock,
@@ -67,6 +71,7 @@ from spantune.core.files import (
     sha256_of,
 )
 from spantune.core.foreign import foreign
+from spantune.core.frames import data_frame, number
 from spantune.core.lazy import lazy_exports
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
@@ -92,6 +97,7 @@ from spantune.core.terminal import (
 __all__ = [
     "ERROR_SIGNS",
     "LABEL_COLORS",
+    "LEFT_OUT",
     "Anchors",
     "Config",
     "ConfigError",
@@ -122,7 +128,9 @@ __all__ = [
     "bundled_recipes",
     "closest",
     "config",
+    "data_frame",
     "description",
+    "document_html",
     "draw_entities",
     "drawing_style",
     "encodable",
@@ -133,14 +141,17 @@ __all__ = [
     "first_line",
     "first_unknown",
     "foreign",
+    "framed_html",
     "from_document",
     "from_prediction_record",
     "fsync_path",
     "guard_terminal",
     "half_surrogate",
     "hash_documents",
+    "install_command",
     "json_text",
     "label_colors",
+    "label_order",
     "lazy_exports",
     "load_config",
     "log_crash",
@@ -148,14 +159,17 @@ __all__ = [
     "lost_credentials",
     "masked",
     "masked_values",
+    "missing_train",
     "nearest",
     "need",
     "non_finite",
+    "number",
     "occurrences",
     "os_error",
     "overwriting",
     "parse_config",
     "parse_value",
+    "prefer_label_order",
     "print_table",
     "print_text",
     "printable",

@@ -15,13 +15,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spantune.core import (
     ConfigError,
     DataError,
     Document,
+    Entity,
     Extraction,
     Label,
     Prediction,
@@ -41,7 +42,7 @@ from spantune.data import Nested, Options, formats, labelling_interface
 from spantune.extraction import resumable
 from spantune.extraction.resumable import Done
 from spantune.extraction.uncertainty import LeastSure
-from spantune.report import write_page
+from spantune.report import ExtractionView, write_extractions
 
 SHOWN = 10
 """The number of failed documents that are named."""
@@ -59,6 +60,7 @@ class Tally:
         not_representable: those that the format of the output cannot represent, of an interrupted run too.
         below_threshold: entities that a threshold dropped.
         contradicted: entities that another chunk of their text contradicts.
+        left_out: what a threshold dropped, by id and text of the document; kept only for a page.
         failures: the first failed documents, in words.
         notes: what reading and writing repaired or could not keep, and how often.
     """
@@ -70,6 +72,7 @@ class Tally:
     not_representable: int = 0
     below_threshold: int = 0
     contradicted: int = 0
+    left_out: dict[tuple[str, str], tuple[Entity, ...]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
@@ -106,6 +109,7 @@ class Target:
         force: whether files that exist are replaced; with `resume`, `out` is gone on with.
         uncertain: how many documents are kept, the least sure first; None for all, in their order.
         labels: those of the task, for the labelling interface beside a file for Label Studio.
+        view: what the page says of the run and its task, but its title; None for nothing.
     """
 
     out: Path | None = None
@@ -116,6 +120,7 @@ class Target:
     force: bool = False
     uncertain: int | None = None
     labels: tuple[Label, ...] = ()
+    view: ExtractionView | None = None
 
     @property
     def interface(self) -> Path | None:
@@ -187,10 +192,11 @@ class Target:
         Raises:
             DataError: a file cannot be written, or the format cannot represent a document; the journal stays.
         """
+        extractions = self._remembering(tally.counted(extractions), tally)
         if self.out is None:
             self._print(extractions, tally)
             return
-        resumable.append(self.out, tally.counted(extractions))
+        resumable.append(self.out, extractions)
         chosen = self._chosen(self._done(), tally)
         if self.html:
             self._show(list(self._done()) if chosen is None else chosen, tally)
@@ -249,10 +255,10 @@ class Target:
         if sys.stdout is None:
             raise DataError("is closed; give --out FILE", path="stdout")
         shown: list[Document] = []
-        documents: Iterable[Document] = (to_document(extraction) for extraction in tally.counted(extractions))
+        documents: Iterable[Document] = map(to_document, extractions)
         for document in documents if (chosen := self._chosen(documents, tally)) is None else chosen:
             if self.html:
-                shown.append(from_document(document).document)
+                shown.append(document)
             try:
                 sys.stdout.buffer.write(json_text(to_record(document)).encode() + b"\n")
                 sys.stdout.buffer.flush()
@@ -265,13 +271,25 @@ class Target:
         if self.html:
             self._show(shown, tally)
 
+    def _remembering(self, extractions: Iterable[Extraction], tally: Tally) -> Iterator[Extraction]:
+        """Yield `extractions`; for a page, what a threshold dropped is kept in `tally`, since files do not hold it."""
+        for extraction in extractions:
+            if self.html and extraction.below_threshold:
+                tally.left_out[extraction.document.id, extraction.document.text] = extraction.below_threshold
+            yield extraction
+
     def _show(self, documents: Sequence[Document], tally: Tally) -> None:
         assert self.html is not None
-        if documents:
-            name = encodable(self.out.name) if self.out else "extract"
-            write_page(self.html, documents, f"{name}: {len(documents)} documents")
-        else:
+        if not documents:
             tally.notes["page that was not written: there are no documents"] += 1
+            return
+        name = encodable(self.out.name) if self.out else "extract"
+        title = f"{name}: {len(documents)} documents"
+        extractions = [
+            replace(from_document(document), below_threshold=tally.left_out.get((document.id, document.text), ()))
+            for document in documents
+        ]
+        write_extractions(self.html, extractions, replace(self.view or ExtractionView(""), title=title))
 
 
 def _with_key(documents: Iterable[Document], keys: Counter[str]) -> Iterator[Document]:

@@ -14,7 +14,7 @@ from spantune.models.architecture import (
     softcap_of,
     vocabulary_size,
 )
-from spantune.models.attention import NAME, Places, pack_view, unread_mask
+from spantune.models.attention import NAME, Places, check_attention, pack_view, unread_mask
 from spantune.models.bundled import cache_root
 from spantune.models.compilation import compile_layers
 from spantune.models.hashes import hash_model
@@ -32,6 +32,7 @@ from spantune.models.loading import (
     pick_device,
     pick_dtype,
     read_files,
+    require_base,
 )
 from spantune.models.lora import (
     Coverage,
@@ -39,6 +40,7 @@ from spantune.models.lora import (
     attach,
     coverage,
     linear_modules,
+    require_dora,
     unmatched_error,
     unranked_error,
 )
@@ -62,6 +64,7 @@ __all__ = [
     "capped",
     "card_problems",
     "causal_lm",
+    "check_attention",
     "compile_layers",
     "count_weights",
     "coverage",
@@ -87,6 +90,8 @@ __all__ = [
     "queries_per_block",
     "read_files",
     "read_lora",
+    "require_base",
+    "require_dora",
     "resolve",
     "softcap_of",
     "spans",

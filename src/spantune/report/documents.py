@@ -7,7 +7,7 @@ kinds and labels compares numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spantune.core import Document, Entity, draw_entities, label_colors, replacing
@@ -85,14 +85,21 @@ def _codes(judged: Judged, labels: Sequence[str]) -> set[int]:
     return codes | {code(kind, None, None) for kind in judged.answer}
 
 
-def write_page(path: Path, documents: Sequence[Document], title: str) -> None:
+def write_page(path: Path, documents: Sequence[Document], title: str, names: Mapping[str, str] | None = None) -> None:
     """Write the page of `documents` to `path` as one self-contained HTML file.
+
+    Args:
+        path: the file.
+        documents: the annotated documents.
+        title: the title of the page.
+        names: code to name of the task's labels; the order gives the colours. Without it, and for labels that are not
+            in it, the order is that of the sorted codes.
 
     Raises:
         DataError: there are no documents, or the file cannot be written.
     """
     counts = statistics(documents)
-    labels = list(counts.entities)
+    labels = list(dict.fromkeys([*(names or {}), *sorted(counts.entities)]))
     page = render(
         "browse.html.j2",
         "browse.js.j2",
@@ -100,17 +107,18 @@ def write_page(path: Path, documents: Sequence[Document], title: str) -> None:
         statistics=counts,
         key_figures=_key_figures(counts),
         colours=label_colors(labels),
+        names=names or {},
         bars=_bars,
         size=PAGE,
-        data=embed([_corpus_row(document, labels) for document in documents]),
+        data=embed([_corpus_row(document, list(counts.entities), labels) for document in documents]),
     )
     with replacing(path) as file:
         file.write(page)
 
 
-def _corpus_row(document: Document, labels: Sequence[str]) -> Row:
-    """Return id, text, indices of the labels, whether entities nest, and the drawing."""
-    label_indices = sorted({labels.index(entity.label) for entity in document.entities})
+def _corpus_row(document: Document, listed: Sequence[str], labels: Sequence[str]) -> Row:
+    """Return id, text, places of the labels among those `listed`, whether entities nest, and the drawing."""
+    label_indices = sorted({listed.index(entity.label) for entity in document.entities})
     nested = any(depth > 1 for depth in nesting(document).values())
     return [document.id, document.text, label_indices, nested, draw_entities(document, labels)]
 

@@ -100,7 +100,8 @@ def read(folder: Path) -> Run:
             warm_start=recipe.train.from_,
             settings=_settings(recipe),
         )
-        return _with_results(listed, run.metrics())
+        listed = _with_results(listed, run.metrics())
+        return replace(listed, f1_on=recipe.data.f1_on) if listed.f1_on == "test" else listed
     except (RunError, OSError, UnicodeDecodeError, KeyError, TypeError) as error:
         return Run(folder.name, "damaged", str(folder), problem=str(error))
 

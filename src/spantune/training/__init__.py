@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from spantune.training.loop import TrainingLoop
     from spantune.training.loss import PackTensors, pack_loss, tensors
     from spantune.training.nan_guard import StepGuard
-    from spantune.training.plan import make_plan
+    from spantune.training.plan import Plan, make_plan, plan_recipe
     from spantune.training.preparation import DEFAULT_PACK_TOKENS, prepare
+    from spantune.training.recommendation import TABLE as RECOMMENDATIONS
     from spantune.training.recommendation import Recommendation, recommend
     from spantune.training.step import StepRunner
     from spantune.training.survey import Reading, find_splits
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_MODEL",
     "DEFAULT_PACK_TOKENS",
+    "RECOMMENDATIONS",
     "Choices",
     "Collator",
     "Draft",
     "PackTensors",
+    "Plan",
     "Reading",
     "Recommendation",
     "Result",
@@ -38,6 +41,7 @@ __all__ = [
     "init",
     "make_plan",
     "pack_loss",
+    "plan_recipe",
     "prepare",
     "recommend",
     "tensors",
@@ -54,9 +58,9 @@ __getattr__, __dir__ = lazy_exports(
         "loop": ("TrainingLoop",),
         "loss": ("PackTensors", "pack_loss", "tensors"),
         "nan_guard": ("StepGuard",),
-        "plan": ("make_plan",),
+        "plan": ("Plan", "make_plan", "plan_recipe"),
         "preparation": ("DEFAULT_PACK_TOKENS", "prepare"),
-        "recommendation": ("Recommendation", "recommend"),
+        "recommendation": ("TABLE as RECOMMENDATIONS", "Recommendation", "recommend"),
         "step": ("StepRunner",),
         "survey": ("Reading", "find_splits"),
     },
