@@ -42,6 +42,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
+from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
 
 __all__ = [
@@ -87,6 +88,7 @@ __all__ = [
     "queries_per_block",
     "read_files",
     "resolve",
+    "silenced",
     "softcap_of",
     "spans",
     "to_fp8",

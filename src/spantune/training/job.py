@@ -21,7 +21,7 @@ from spantune.core import Config, StopRequest, as_config, bar, expect, framed_ht
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
 from spantune.metrics import Scores, f1_text
-from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned, public_name
+from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned, public_name, silenced
 from spantune.report import report_run
 from spantune.runs import (
     BestAdapter,
@@ -88,6 +88,7 @@ class Result:
         }
 
 
+@silenced()
 def train(
     recipe: Config | Mapping[str, object] | str | Path | None = None,
     overrides: list[str] | tuple[str, ...] = (),

@@ -23,6 +23,7 @@ from spantune.models import (
     ModelConfig,
     card_problems,
     coverage,
+    silenced,
     unmatched_error,
     unranked_error,
 )
@@ -80,6 +81,7 @@ class Plan:
         }
 
 
+@silenced()
 def plan_recipe(
     recipe: Config | Mapping[str, object] | str | Path, overrides: list[str] | tuple[str, ...] = ()
 ) -> Plan:
