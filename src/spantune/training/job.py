@@ -30,6 +30,7 @@ from spantune.models import (
     load_adapter_weights,
     pinned,
     public_name,
+    silenced,
 )
 from spantune.report import report_run
 from spantune.runs import (
@@ -99,6 +100,7 @@ class Result:
         }
 
 
+@silenced()
 def train(
     recipe: Config | Mapping[str, object] | str | Path | None = None,
     overrides: list[str] | tuple[str, ...] = (),
