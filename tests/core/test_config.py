@@ -24,12 +24,9 @@ def recipe(folder: Path, text: str = "") -> Path:
 def test_the_least_recipe_gets_the_defaults(tmp_path: Path) -> None:
     config = load_config(recipe(tmp_path))
     assert [label.code for label in config.task.labels or ()] == ["a", "b"]
-    assert (config.lora.rank, config.lora.targets, config.train.pack, config.track.swanlab) == (
-        16,
-        "all-linear",
-        "shared",
-        "local",
-    )
+    assert (config.lora.targets, config.train.pack, config.track.swanlab) == ("all-linear", "shared", "local")
+    chosen_by_corpus = (config.lora.rank, config.train.learning_rate, config.train.epochs, config.train.loss_on)
+    assert chosen_by_corpus == (None,) * 4 and not config.train.on_choices
     assert config.run_folder == Path("runs/run")
 
 
@@ -295,3 +292,11 @@ def test_a_nul_character_is_refused_by_name(tmp_path: Path) -> None:
         parse_config({"model": {"source": "x"}, "data": {"train": "a\0b.jsonl"}, "task": {"preset": "cmeee"}})
     with pytest.raises(ConfigError, match="NUL character"):
         load_config(tmp_path / "a\0b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("data", "split"),
+    [({}, "dev"), ({"dev": "d"}, "dev"), ({"dev": "d", "test": "d"}, "dev"), ({"dev": "d", "test": "t"}, "test")],
+)
+def test_the_final_figures_are_on_dev_where_there_is_no_other_test_set(data: dict[str, str], split: str) -> None:
+    assert parse_config({**LEAST, "data": {"train": "t.jsonl", **data}}).data.f1_on == split

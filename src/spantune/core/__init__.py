@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spantune.core import config
 from spantune.core.anchoring import Anchors, occurrences
+from spantune.core.bundled_recipes import bundled_recipes, description, recipe_path
 from spantune.core.config import (
     Config,
     Keep,
@@ -16,18 +17,31 @@ from spantune.core.config import (
 )
 from spantune.core.crash import log_crash, log_crashes_into
 from spantune.core.document import Document, Entity, encodable, half_surrogate, hash_documents, to_record
+from spantune.core.drawing import (
+    ERROR_SIGNS,
+    LABEL_COLORS,
+    LEFT_OUT,
+    document_html,
+    draw_entities,
+    drawing_style,
+    entities_html,
+    framed_html,
+    label_colors,
+    label_order,
+    prefer_label_order,
+    table_html,
+)
 from spantune.core.errors import (
     ConfigError,
     DataError,
     ModelError,
     RunError,
     SpantuneError,
+    closest,
     expect,
     expect_each,
     nearest,
-    need,
     os_error,
-    require_extra,
     require_system,
 )
 from spantune.core.extraction import (
@@ -42,6 +56,7 @@ from spantune.core.extraction import (
     to_document,
     to_prediction_record,
 )
+from spantune.core.extras import install_command, missing_train, need, require_extra
 from spantune.core.files import (
     Locked,
     file_lock,
@@ -56,6 +71,7 @@ from spantune.core.files import (
     sha256_of,
 )
 from spantune.core.foreign import foreign
+from spantune.core.frames import data_frame, number
 from spantune.core.lazy import lazy_exports
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
@@ -79,6 +95,9 @@ from spantune.core.terminal import (
 )
 
 __all__ = [
+    "ERROR_SIGNS",
+    "LABEL_COLORS",
+    "LEFT_OUT",
     "Anchors",
     "Config",
     "ConfigError",
@@ -106,21 +125,33 @@ __all__ = [
     "as_config",
     "as_extraction",
     "bar",
+    "bundled_recipes",
+    "closest",
     "config",
+    "data_frame",
+    "description",
+    "document_html",
+    "draw_entities",
+    "drawing_style",
     "encodable",
+    "entities_html",
     "expect",
     "expect_each",
     "file_lock",
     "first_line",
     "first_unknown",
     "foreign",
+    "framed_html",
     "from_document",
     "from_prediction_record",
     "fsync_path",
     "guard_terminal",
     "half_surrogate",
     "hash_documents",
+    "install_command",
     "json_text",
+    "label_colors",
+    "label_order",
     "lazy_exports",
     "load_config",
     "log_crash",
@@ -128,19 +159,23 @@ __all__ = [
     "lost_credentials",
     "masked",
     "masked_values",
+    "missing_train",
     "nearest",
     "need",
     "non_finite",
+    "number",
     "occurrences",
     "os_error",
     "overwriting",
     "parse_config",
     "parse_value",
+    "prefer_label_order",
     "print_table",
     "print_text",
     "printable",
     "put",
     "put_json",
+    "recipe_path",
     "replace_text",
     "replacing",
     "replacing_path",
@@ -150,6 +185,7 @@ __all__ = [
     "require_system",
     "say",
     "sha256_of",
+    "table_html",
     "to_document",
     "to_json",
     "to_prediction_record",

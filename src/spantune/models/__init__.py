@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spantune.models.adapter import load_adapter, load_adapter_weights
+from spantune.models.adapter import load_adapter, load_adapter_weights, read_lora
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -14,7 +14,7 @@ from spantune.models.architecture import (
     softcap_of,
     vocabulary_size,
 )
-from spantune.models.attention import NAME, Places, pack_view, unread_mask
+from spantune.models.attention import NAME, Places, check_attention, pack_view, unread_mask
 from spantune.models.bundled import cache_root
 from spantune.models.compilation import compile_layers
 from spantune.models.hashes import hash_model
@@ -32,6 +32,7 @@ from spantune.models.loading import (
     pick_device,
     pick_dtype,
     read_files,
+    require_base,
 )
 from spantune.models.lora import (
     Coverage,
@@ -39,10 +40,12 @@ from spantune.models.lora import (
     attach,
     coverage,
     linear_modules,
+    require_dora,
     unmatched_error,
     unranked_error,
 )
-from spantune.models.sources import pinned, public_name, resolve
+from spantune.models.silence import silenced
+from spantune.models.sources import count_weights, pinned, public_name, resolve
 
 __all__ = [
     "NAME",
@@ -62,7 +65,9 @@ __all__ = [
     "capped",
     "card_problems",
     "causal_lm",
+    "check_attention",
     "compile_layers",
+    "count_weights",
     "coverage",
     "decoder_layers",
     "few_logits",
@@ -85,7 +90,11 @@ __all__ = [
     "public_name",
     "queries_per_block",
     "read_files",
+    "read_lora",
+    "require_base",
+    "require_dora",
     "resolve",
+    "silenced",
     "softcap_of",
     "spans",
     "to_fp8",

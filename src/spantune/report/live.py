@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spantune.core import Config, RunError
+from spantune.core import Config, RunError, config
 from spantune.report import charts
 from spantune.report.charts import Chart, EvaluationPoint
 from spantune.report.html import interval, render, render_part
@@ -158,7 +158,7 @@ class WatchedRun:
             result=record.result,
             examples_per_s=record.last.get("examples_per_s"),
             model=self._recipe.model.source,
-            data=str(self._recipe.data.train),
+            data=config.name_of(self._recipe.data.train),
             lines=_last_lines(run.log_file),
             has_report=run.is_finished,
         )
@@ -170,7 +170,7 @@ class WatchedRun:
         if train.max_steps:
             share = record.train_step / train.max_steps
         else:
-            share = (record.last.get("epoch") or 0.0) / train.epochs
+            share = (record.last.get("epoch") or 0.0) / config.filled(train.epochs)
         if train.max_minutes:
             share = max(share, record.trained / (60 * train.max_minutes))
         return min(1.0, share)

@@ -11,16 +11,27 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import set_seed
 
-from spantune.core import Config, StopRequest, as_config, bar, expect, require_extra, say
+from spantune.core import Config, StopRequest, as_config, bar, expect, framed_html, say
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
-from spantune.metrics import Scores
-from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned, public_name
+from spantune.metrics import Scores, f1_text
+from spantune.models import (
+    Loaded,
+    attach,
+    compile_layers,
+    load,
+    load_adapter,
+    load_adapter_weights,
+    pinned,
+    public_name,
+    silenced,
+)
 from spantune.report import report_run
 from spantune.runs import (
     BestAdapter,
@@ -30,8 +41,6 @@ from spantune.runs import (
     Trackers,
     logging_to,
     open_trackers,
-    require_free,
-    require_trackers,
     rewind,
     step_of,
     write_card,
@@ -45,6 +54,7 @@ from spantune.training.measuring import Measuring
 from spantune.training.nan_guard import StepGuard
 from spantune.training.plan import make_plan, require
 from spantune.training.preparation import Prepared, prepare
+from spantune.training.requirements import require_all
 from spantune.training.schedule import Clock, read_clock
 from spantune.training.step import StepRunner
 
@@ -59,9 +69,25 @@ class Result:
     before: Scores | None
     after: Evaluation
     seconds: float
+    f1_on: Literal["test", "dev"] = "test"
+    """`dev` where there is no test set: then the figures are on the documents that chose the adapter."""
+
+    @property
+    def scores(self) -> Scores:
+        """The scores after training."""
+        return self.after.scores
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.folder)!r}, F1 {f1_text(self.scores.micro)}, {self.seconds:.0f} s)"
+
+    def _repr_html_(self) -> str:
+        before = f", before training {self.before.micro.f1:.3f}" if self.before else ""
+        head = f"{self.folder}: F1 {f1_text(self.scores.micro)}{before}, {self.seconds:.0f} s"
+        report = f"the whole report: {RunFolder(self.folder).report_html}"
+        return framed_html(f"<p><b>{escape(head)}</b></p>{self.scores.table_html()}<p>{escape(report)}</p>")
 
     def as_dict(self) -> dict[str, Any]:
-        """The closing JSON line: run, f1_before, f1, its interval (null where documents are too few), seconds."""
+        """The closing JSON line: run, f1_before, f1, its interval (null: too few documents), f1_on, seconds."""
         micro = self.after.scores.micro
         return {
             "run": str(self.folder),
@@ -69,49 +95,74 @@ class Result:
             "f1": round(micro.f1, 4),
             "f1_low": None if micro.f1_low is None else round(micro.f1_low, 4),
             "f1_high": None if micro.f1_high is None else round(micro.f1_high, 4),
+            "f1_on": self.f1_on,
             "seconds": round(self.seconds, 1),
         }
 
 
-def train(recipe: Config | Mapping[str, object] | str | Path, resume: str | Path | None = None) -> Result:
-    """Run a recipe, which may be given as the path of its file too, or resume the run in the folder `resume`.
+@silenced()
+def train(
+    recipe: Config | Mapping[str, object] | str | Path | None = None,
+    overrides: list[str] | tuple[str, ...] = (),
+    resume: str | Path | None = None,
+) -> Result:
+    """Run a recipe, or resume a run.
 
-        result = spantune.train(spantune.load_config("recipes/demo.yaml"))
-        print(result.folder, result.after.scores.micro.f1)
+        result = spantune.train("recipe.yaml", ["run.name=longer", "train.epochs=20"])
+        print(result.folder, result.scores.micro.f1)
+        result = spantune.train(resume="runs/longer")
 
     The folder of a new run is `run.folder`/`run.name` of the recipe and must not exist. A first SIGINT or SIGTERM ends
     the run in order and saved, with a KeyboardInterrupt; a second one ends it at once.
+
+    Args:
+        recipe: the path of its file, a Config, or a mapping with its sections; with `resume` that of the run when
+            absent.
+        overrides: `section.key=value` as on the command line, whose values are YAML.
+        resume: the folder of a run to go on with from its last checkpoint.
 
     Raises:
         SpantuneError: the recipe, the data, the model or the run folder cannot be used; nothing is left behind.
     """
     started = time.perf_counter()
-    recipe = as_config(recipe)
-    expect(resume, (str, Path, type(None)), "resume", "the path of a run folder")
-    folder = Path(resume) if resume else require_free(recipe)
-    require_trackers(recipe.track)
-    if recipe.train.optimizer != "adamw":
-        require_extra(f"train.optimizer={recipe.train.optimizer}", "bitsandbytes", ["bitsandbytes"])
+    recipe = _recipe(recipe, overrides, resume)
+    folder = Path(resume) if resume else recipe.run_folder
+    require_all(recipe, is_new=resume is None)
     set_seed(recipe.run.seed)
-    prepared = prepare(recipe)
-    plan = make_plan(prepared)
+    prepared = prepare(recipe, RunFolder(folder).start if resume else None)
+    recipe = prepared.recipe
+    plan = make_plan(prepared, is_new=resume is None)
     require(plan)
     with Claim(folder, resume=resume is not None) as claim:
         recorded = environment() | fingerprint(prepared)
+        start = prepared.start
         changes = require_unchanged(folder, recorded) if resume else []
         loaded = load(recipe.model, prepared.files)
         model, coverage = attach(loaded.model, recipe.lora)
+        if start:
+            load_adapter_weights(model, start.folder)
         if recipe.train.pack == "shared":
             _check_packs(model, prepared, loaded)
         if not resume:
-            claim.create(_pinned(recipe), prepared.task, recorded)
+            claim.create(_pinned(recipe), prepared.task, recorded, start.folder if start else None)
         with logging_to(folder):
-            for note in prepared.splits.notes if not resume else changes:
-                log.log(logging.WARNING if resume else logging.INFO, note)
+            for note in [*prepared.splits.notes, *map(str, plan.warnings)] if not resume else changes:
+                log.log(logging.WARNING if resume else logging.INFO, "%s", note)
+            for note in start.notes if start and not resume else ():
+                log.warning("%s", note)
             log.info("LoRA on %s: %.0f %% of the linear weights", ", ".join(coverage.matched), 100 * coverage.share)
             job = _Job(prepared, replace(loaded, model=model), folder, plan.estimate)
             before, after = job.run(is_resumed=resume is not None)
-    return Result(folder, before, after, time.perf_counter() - started)
+    return Result(folder, before, after, time.perf_counter() - started, recipe.data.f1_on)
+
+
+def _recipe(recipe: object, overrides: list[str] | tuple[str, ...], resume: str | Path | None) -> Config:
+    """Return the recipe to run: the given one, or that of the run to resume."""
+    expect(resume, (str, Path, type(None)), "resume", "the path of a run folder")
+    if recipe is None and resume is not None:
+        expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
+        return RunFolder(Path(resume)).resume_config(overrides)
+    return as_config(recipe, overrides)
 
 
 class _Job:
@@ -181,6 +232,7 @@ class _Job:
                 record=trackers.metrics,
                 estimate=None if has_plan_line else self.estimate,
                 progress=progress,
+                begins_trained=self.prepared.start is not None,
             )
             loop = TrainingLoop(runner, self.prepared.examples, settings, clock, services, self.recipe.run.seed)
             loop.resume(checkpoint, records)
@@ -201,6 +253,11 @@ class _Job:
     def _finish(self, measuring: Measuring, trackers: Trackers, training_seconds: float) -> Evaluation:
         """Measure the best adapter on the test documents and write the report."""
         adapter = self.best.require()
+        if self.best.step == 0:
+            log.warning(
+                "no evaluation was better than the adapter of train.from, which is kept: train for longer, with a "
+                "lower train.learning_rate, or without train.from"
+            )
         base = self.loaded.model.unload()
         measuring.use(load_adapter(base, adapter, merge=not self.loaded.quantized))
         step = max((record["step"] for record in self.folder.metrics()), default=0)

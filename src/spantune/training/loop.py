@@ -25,7 +25,7 @@ from spantune.training.collator import Batch
 from spantune.training.estimate import GIB, Estimate
 from spantune.training.line import TrainingLine
 from spantune.training.nan_guard import StepGuard
-from spantune.training.schedule import Clock, ExampleOrder, Schedule
+from spantune.training.schedule import Clock, ExampleOrder, Schedule, total_steps
 from spantune.training.step import StepResult, StepRunner
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class Intervals:
     @classmethod
     def of(cls, settings: config.Train, examples: int) -> Intervals:
         """The intervals of a recipe's section for so many training examples."""
-        per_epoch = -(-examples // settings.batch_examples)
-        total = settings.max_steps or max(1, round(settings.epochs * per_epoch))
+        total = total_steps(settings, examples)
         evaluate = settings.eval_steps or max(1, total // 4)
         return cls(total, settings.log_steps, evaluate, settings.save_steps or evaluate)
 
@@ -64,7 +63,8 @@ class Services:
 
     `evaluate` takes a step and the seconds that one evaluation may take; it extracts the dev documents, and records and
     returns their figures. `record` writes a line: step, values, split. `estimate`, where there is one, is compared with
-    the first steps.
+    the first steps. A model that `begins_trained` is evaluated before the first step, so that the best adapter of the
+    run is never worse than the one that it began with.
     """
 
     checkpoints: Checkpoints
@@ -74,6 +74,7 @@ class Services:
     record: Callable[[int, Values, str], None]
     estimate: Estimate | None = None
     progress: Progress | None = None
+    begins_trained: bool = False
 
 
 class TrainingLoop:
@@ -102,7 +103,8 @@ class TrainingLoop:
         )  # fmt: skip
         self.intervals = Intervals.of(settings, len(examples))
         self.schedule = Schedule(settings, self.intervals.total, clock)
-        self.order = ExampleOrder(len(examples), settings.batch_examples, seed)
+        self.batch_examples = config.filled(settings.batch_examples)
+        self.order = ExampleOrder(len(examples), self.batch_examples, seed)
         self.step = 0
         self.is_over = False
         """Whether the last step is done; decided once after each step, since the clock goes on meanwhile."""
@@ -142,6 +144,8 @@ class TrainingLoop:
         self.is_over = self._has_ended()
         if self.step > 0 and self._is_evaluation_due() and self.step not in evaluated_steps:
             self._evaluate()
+        if self.services.begins_trained and self.step == 0 and 0 not in evaluated_steps and self._evaluate():
+            self._save()
         while not (self.is_over or self.is_out_of_patience or self.services.stop):
             batch = self._next_batch or self._batch(self.step)
             self._next_batch = None
@@ -203,9 +207,18 @@ class TrainingLoop:
 
     def _seconds_for_evaluation(self) -> float:
         """Seconds that one evaluation may take, so that all of them take `eval_share` of the expected training time."""
+        if self.step == 0:
+            return self._seconds_for_first_evaluation()
         progress = self.schedule.progress(self.step)  # by the clock where that ends the run before its last step does
         evaluations = math.ceil(self.step / progress / self.intervals.evaluate)
         return self.settings.eval_share * self.clock.expected(progress) / evaluations
+
+    def _seconds_for_first_evaluation(self) -> float:
+        """The same before the first step, by the time that was predicted; infinite where nothing was."""
+        minutes, estimate = self.settings.max_minutes, self.services.estimate
+        predicted = estimate.step_seconds * self.intervals.total if estimate else math.inf
+        expected = min(predicted, 60 * minutes if minutes is not None else math.inf)
+        return self.settings.eval_share * expected / (1 + math.ceil(self.intervals.total / self.intervals.evaluate))
 
     def _save(self) -> None:
         """Write a checkpoint: adapter, optimizer, random state and clock."""
@@ -228,7 +241,7 @@ class TrainingLoop:
 
     def _record_line(self) -> None:
         """Write the line of the steps since the last one, and show its loss."""
-        values = self._line.taken(self.step, self.order.epoch_after(self.step), self.settings.batch_examples)
+        values = self._line.taken(self.step, self.order.epoch_after(self.step), self.batch_examples)
         self._record(values, "train")
         if self.services.progress is not None and self._bar is not None:
             self.services.progress.update(self._bar, completed=self.step, note=f"loss {values['loss']:.3f}")
