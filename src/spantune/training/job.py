@@ -78,13 +78,17 @@ class Result:
         return self.after.scores
 
     def __repr__(self) -> str:
-        return f"Result({str(self.folder)!r}, F1 {f1_text(self.scores.micro)}, {self.seconds:.0f} s)"
+        return f"Result({str(self.folder)!r}, {self._f1()}, {self.seconds:.0f} s)"
 
     def _repr_html_(self) -> str:
         before = f", before training {self.before.micro.f1:.3f}" if self.before else ""
-        head = f"{self.folder}: F1 {f1_text(self.scores.micro)}{before}, {self.seconds:.0f} s"
+        head = f"{self.folder}: {self._f1()}{before}, {self.seconds:.0f} s"
         report = f"the whole report: {RunFolder(self.folder).report_html}"
         return framed_html(f"<p><b>{escape(head)}</b></p>{self.scores.table_html()}<p>{escape(report)}</p>")
+
+    def _f1(self) -> str:
+        on = ", on the documents that chose the adapter" if self.f1_on == "dev" else ""
+        return f"F1 {f1_text(self.scores.micro)}{on}"
 
     def as_dict(self) -> dict[str, Any]:
         """The closing JSON line: run, f1_before, f1, its interval (null: too few documents), f1_on, seconds."""
