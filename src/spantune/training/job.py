@@ -257,6 +257,11 @@ class _Job:
     def _finish(self, measuring: Measuring, trackers: Trackers, training_seconds: float) -> Evaluation:
         """Measure the best adapter on the test documents and write the report."""
         adapter = self.best.require()
+        if self.best.step == 0:
+            log.warning(
+                "no evaluation was better than the adapter of train.from, which is kept: train for longer, with a "
+                "lower train.learning_rate, or without train.from"
+            )
         base = self.loaded.model.unload()
         measuring.use(load_adapter(base, adapter, merge=not self.loaded.quantized))
         step = max((record["step"] for record in self.folder.metrics()), default=0)
