@@ -28,7 +28,7 @@ from spantune.cli.options import (
     Offsets,
     Overrides,
     Sets,
-        split_overrides,
+    split_overrides,
 )
 from spantune.cli.options import reading_options as _options
 from spantune.core import (

@@ -24,7 +24,7 @@ from spantune.cli.options import (
     MinScore,
     Run,
     parts_read,
-        report_left_out,
+    report_left_out,
 )
 from spantune.core import ConfigError, DataError, RunError, log_crashes_into, put, put_json, require_new, say
 from spantune.runs import RunFolder, name_predictions, predictions_for

@@ -25,7 +25,7 @@ from spantune.cli.options import (
     Run,
     Sets,
     parts_read,
-        report_left_out,
+    report_left_out,
     split_overrides,
 )
 from spantune.core import ConfigError, log_crashes_into, say
