@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from transformers import set_seed
 
-from spantune.core import Config, StopRequest, as_config, bar, expect, framed_html, say
+from spantune.core import Config, StopRequest, as_config, expect, framed_html, say
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
 from spantune.metrics import Scores, f1_text
@@ -54,6 +54,7 @@ from spantune.training.measuring import Measuring
 from spantune.training.nan_guard import StepGuard
 from spantune.training.plan import make_plan, require
 from spantune.training.preparation import Prepared, prepare
+from spantune.training.progress import training_view
 from spantune.training.requirements import require_all
 from spantune.training.schedule import Clock, read_clock
 from spantune.training.step import StepRunner
@@ -227,7 +228,8 @@ class _Job:
         )
         clock = Clock(read_clock(checkpoint))
         has_plan_line = any(record["split"] == "plan" for record in records)
-        with bar() as progress:
+        title = f"{self.folder.path} · {public_name(self.recipe.model.source).removeprefix('bundled:')}"
+        with training_view(title, is_shown=runner.accelerator.is_main_process) as view:
             services = Services(
                 checkpoints=self.checkpoints,
                 best=self.best,
@@ -235,7 +237,7 @@ class _Job:
                 evaluate=measuring.measure_dev,
                 record=trackers.metrics,
                 estimate=None if has_plan_line else self.estimate,
-                progress=progress,
+                view=view,
                 begins_trained=self.prepared.start is not None,
             )
             loop = TrainingLoop(runner, self.prepared.examples, settings, clock, services, self.recipe.run.seed)
