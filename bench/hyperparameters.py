@@ -61,7 +61,11 @@ def jobs(folder: Path, out: Path) -> None:
         for path in sorted(folder.glob("*-[0-9]*.jsonl")):
             name, _, size = path.stem.rpartition("-")
             documents = read(path).documents
-            splits = [*documents, *read(folder / f"{name}-dev.jsonl").documents, *read(folder / f"{name}-test.jsonl").documents]
+            splits = [
+                *documents,
+                *read(folder / f"{name}-dev.jsonl").documents,
+                *read(folder / f"{name}-test.jsonl").documents,
+            ]
             labels = sorted({entity.label for document in splits for entity in document.entities})
             language = "zh" if name in CHINESE else "en"
             counted: dict[str, tuple[int, float]] = {}
@@ -71,7 +75,11 @@ def jobs(folder: Path, out: Path) -> None:
                     counted[task["answer"]] = token_counts(task, documents)
                 steps = step_count(*counted[task["answer"]], settings["batch_examples"], settings.get("share", 1.0))
                 job = {"corpus": name, "size": int(size), "try": title, "tuned": title in TUNED, "task": task}
-                job |= {"settings": settings, "steps": steps, "epochs": steps * settings["batch_examples"] / len(documents)}
+                job |= {
+                    "settings": settings,
+                    "steps": steps,
+                    "epochs": steps * settings["batch_examples"] / len(documents),
+                }
                 file.write(json.dumps(job, ensure_ascii=False) + "\n")
 
 
