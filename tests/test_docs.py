@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -278,3 +279,18 @@ def test_commands_in_recipes_parse(recipe: Path) -> None:
     for line in _read(recipe).splitlines():
         for command in re.findall(r"spantune [a-z]+ recipes/[^)]*", line if line.startswith("#") else ""):
             _check_command(command.split()[1:])
+
+
+def test_the_site_builds_strictly_in_both_languages_and_loads_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {path.relative_to(tmp_path).as_posix(): _read(path) for path in tmp_path.rglob("*.html")}
+    assert {"index.html", "zh/index.html", "cli.html", "results/2026-11-25-h100-extract.html"} <= set(pages)
+    for name, page in pages.items():
+        loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?([^\"' >]+)", page)
+        loaded += re.findall(r"<link\b[^>]*rel=[\"']?(?:stylesheet|icon|preload|preconnect)[^>]*>", page)
+        assert [address for address in loaded if "//" in address] == [], name
+    styles = "".join(_read(path) for path in tmp_path.rglob("*.css"))
+    assert not re.search(r"(?:url\(|@import)\s*[\"']?https?:", styles)

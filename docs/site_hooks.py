@@ -1,0 +1,92 @@
+"""What mkdocs does not do by itself for the docs site; `mkdocs.yml` names this file.
+
+Pages of the repository that lie outside `docs/` (the results of `bench/`, the changelog, CONTRIBUTING.md) become pages
+of the site, and links between them and the pages of `docs/` lead to the pages of the site. A link to any other file of
+the repository keeps its words and loses its target, since the site does not have that file.
+"""
+
+from __future__ import annotations
+
+import os.path
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTSIDE = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "README.md": "index.md",
+    "README.zh-CN.md": "index.zh.md",
+}
+"""Pages of the repository by path, and what they are called on the site."""
+RESULTS = "bench/results/"
+_LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+_FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+@event_priority(-200)  # after i18n has sorted the files by language
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that lie outside `docs/`, in English, to the site of each language."""
+    language = str(config.plugins["i18n"].current_language)
+    prefix = "" if language == "en" else f"{language}/"
+    for path in [*sorted((ROOT / RESULTS).glob("*.md")), ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]:
+        name = site_path(path.relative_to(ROOT).as_posix())
+        file = File.generated(config, str(name), content=path.read_text(encoding="utf-8"))
+        file.dest_uri = prefix + file.dest_uri
+        file.url = file._get_url(config.use_directory_urls)
+        file.locale, file.localization, file.norm_src_uri = "en", None, file.src_uri
+        file.locale_alternate_of, file.alternates = language, {language: file}
+        files.append(file)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Point links to other pages of the repository at the site's."""
+    here = repository_path(page.file.src_uri)
+    parts: list[str] = []
+    end = 0
+    for fence in _FENCE.finditer(markdown):
+        parts += [_relink(markdown[end : fence.start()], here), fence.group()]
+        end = fence.end()
+    return "".join([*parts, _relink(markdown[end:], here)])
+
+
+def site_path(path: str) -> str | None:
+    """Return what a file of the repository is called on the site; None: it is not there."""
+    if path in OUTSIDE:
+        return OUTSIDE[path]
+    if path.startswith(RESULTS) and path.endswith(".md"):
+        return "results/" + path.removeprefix(RESULTS)
+    return path.removeprefix("docs/") if path.startswith("docs/") and not path.endswith(".py") else None
+
+
+def repository_path(path: str) -> str:
+    """Return the file of the repository that a page of the site is made from."""
+    if path.startswith("results/"):
+        return RESULTS + path.removeprefix("results/")
+    names = {site: source for source, site in OUTSIDE.items() if site not in ("index.md", "index.zh.md")}
+    return names.get(path, f"docs/{path}")
+
+
+def _relink(text: str, here: str) -> str:
+    def replace(link: re.Match[str]) -> str:
+        words, target = link.groups()
+        path, _, anchor = target.partition("#")
+        if not path or ":" in path:
+            return link.group()
+        wanted = posixpath.normpath(posixpath.join(posixpath.dirname(here), path))
+        on_site = site_path(wanted)
+        if on_site is None:
+            return words
+        page = site_path(here)
+        assert page is not None
+        relative = os.path.relpath(on_site, posixpath.dirname(page) or ".").replace(os.sep, "/")
+        return f"[{words}]({relative}{'#' + anchor if anchor else ''})"
+
+    return _LINK.sub(replace, text)
