@@ -1,7 +1,7 @@
-"""Generates documentation from the code: `cli.md`, `recipe.md` and the source tree in `CONTRIBUTING.md`.
+"""Generates documentation from the code: pages of `docs/`, and the source tree in `CONTRIBUTING.md`.
 
-Commands come from the command line's names and help texts, recipe keys from the config, and the tree from the first
-sentence of each module's docstring; nothing depends on the terminal or on typer's own layout. `--check` writes nothing
+Commands come from the command line's names and help texts, recipe keys from the config, the tree from the first
+sentence of each module's docstring, and other pages from files (`repository_pages.py`); nothing depends on the terminal or on typer's own layout. `--check` writes nothing
 and exits with 1 when a page differs from what the code says.
 
     python docs/generate.py
@@ -25,6 +25,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from repository_pages import MADE, decisions_page, python_page, results_page
 
 from spantune.cli import app
 from spantune.core import Config, Label
@@ -34,7 +35,6 @@ SOURCE = ROOT / "src" / "spantune"
 TREE_START = "<!-- The tree below is made by docs/generate.py from the module docstrings; do not edit. -->"
 TREE_END = "<!-- End of the tree. -->"
 WIDTH = 120
-MADE = "<!-- Made by docs/generate.py from the code; do not edit. -->"
 TYPES = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path", types.NoneType: "none"}
 
 _EXIT_CODES = """
@@ -149,6 +149,9 @@ def first_sentence(module: Path) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "docs/cli.md": cli_page,
     "docs/recipe.md": recipe_page,
+    "docs/python.md": python_page,
+    "docs/results.md": results_page,
+    "docs/decisions.md": decisions_page,
     "CONTRIBUTING.md": contributing_page,
 }
 
