@@ -137,7 +137,7 @@ def _function(heading: str, name: str, definition: Definition, method: bool) -> 
     if decorators & {"property", "cached_property", "functools.cached_property"}:
         signature = [f"{name}{returns.replace(' ->', ':')}"]
     else:
-        signature = list(_wrapped(name, ast.unparse(arguments), returns))
+        signature = list(_wrapped(f"def {name}", ast.unparse(arguments), f"{returns}: ..."))
     return [heading, "", "```python", *signature, "```", "", *_markdown(ast.get_docstring(definition) or "")]
 
 
