@@ -41,7 +41,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_own_labels_and_the_way_back_from_label_studio(
-    checkout: Path, tiny_folder: Path, command: Callable[..., Outcome], capsys: pytest.CaptureFixture[str]
+    checkout: Path, tiny_folder: Path, command: Callable[..., Outcome]
 ) -> None:
     run = []
     for language, block in _blocks():
