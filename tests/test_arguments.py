@@ -20,6 +20,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "load": lambda value: spantune.load(value),
     "load_config": lambda value: spantune.load_config(value),
     "overrides": lambda value: spantune.load_config("x.yaml", value),
+    "init": lambda value: spantune.init(value),
     "read": lambda value: spantune.read(value),
     "write to": lambda value: spantune.write(value, [DOCUMENT]),
     "write": lambda value: spantune.write("/dev/shm/never.jsonl", value),

@@ -167,7 +167,7 @@ def test_a_step_that_really_runs_out_of_memory_is_split_and_loses_nothing() -> N
     made = model(num_hidden_layers=8)
 
     def attempt(budget: int) -> tuple[float, int, int]:
-        settings = config.Train()
+        settings = config.Train(learning_rate=1e-4)
         collator = Collator(settings, chosen[0].ids[: shared_prefix(chosen)], budget, 0)
         runner = StepRunner(made, collator, settings, StepGuard("stop"))
         made.zero_grad(set_to_none=True)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from spantune.extraction import Extractor
     from spantune.extraction import load_run as load
     from spantune.metrics import score
-    from spantune.training import train
+    from spantune.training import init, train
 
 __version__ = "0.1.0"
 
@@ -52,6 +52,7 @@ __all__ = [
     "RunError",
     "SpantuneError",
     "TaskSpec",
+    "init",
     "load",
     "load_config",
     "read",
@@ -70,7 +71,7 @@ _import, __dir__ = lazy_exports(
         "data": ("read", "write"),
         "extraction": ("Extractor", "load_run as load"),
         "metrics": ("score",),
-        "training": ("train",),
+        "training": ("init", "train"),
     },
 )
 

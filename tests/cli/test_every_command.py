@@ -40,6 +40,7 @@ class Place:
 
 COMMANDS: dict[str, Callable[[Place], list[object]]] = {
     "demo": lambda place: ["demo", "--folder", place.out, *_overrides(place), "track.swanlab=off"],
+    "init": lambda place: ["init", place.corpus, "--out", place.out / "recipe.yaml"],
     "plan": lambda place: ["plan", place.recipe],
     "train": lambda place: ["train", place.recipe],
     "train --resume": lambda place: ["train", "--resume", place.run],

@@ -24,12 +24,9 @@ def recipe(folder: Path, text: str = "") -> Path:
 def test_the_least_recipe_gets_the_defaults(tmp_path: Path) -> None:
     config = load_config(recipe(tmp_path))
     assert [label.code for label in config.task.labels or ()] == ["a", "b"]
-    assert (config.lora.rank, config.lora.targets, config.train.pack, config.track.swanlab) == (
-        16,
-        "all-linear",
-        "shared",
-        "local",
-    )
+    assert (config.lora.targets, config.train.pack, config.track.swanlab) == ("all-linear", "shared", "local")
+    chosen_by_corpus = (config.lora.rank, config.train.learning_rate, config.train.epochs, config.train.loss_on)
+    assert chosen_by_corpus == (None,) * 4 and not config.train.on_choices
     assert config.run_folder == Path("runs/run")
 
 

@@ -47,7 +47,7 @@ def test_the_tutorials_names_on_phi3_are_an_error_that_lists_what_there_is() -> 
 
 
 def test_allow_unmatched_goes_on_with_what_matches() -> None:
-    model, found = attach(tiny_model("phi3"), Lora(targets=TUTORIAL, allow_unmatched=True))
+    model, found = attach(tiny_model("phi3"), Lora(rank=4, alpha=8, targets=TUTORIAL, allow_unmatched=True))
     assert found.matched == ("o_proj", "down_proj")
     # 2 layers: o_proj 32 x 32, down_proj 32 x 48; qkv_proj 64 x 32, gate_up_proj 96 x 32
     assert found.adapted == 2 * (32 * 32 + 32 * 48) and found.total == found.adapted + 2 * (64 * 32 + 96 * 32)
@@ -63,7 +63,7 @@ def test_allow_unmatched_does_not_train_an_empty_adapter(targets: str | tuple[st
 
 
 def test_only_the_adapters_train_and_they_are_fp32_on_a_bf16_base() -> None:
-    model, _ = attach(tiny_model("llama").to(torch.bfloat16), Lora(rank=4))
+    model, _ = attach(tiny_model("llama").to(torch.bfloat16), Lora(rank=4, alpha=8))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
     assert {p.dtype for p in trained.values()} == {torch.float32}

@@ -38,6 +38,8 @@ def write_run(folder: Path, lines: list[dict[str, Any]], finished: bool = True, 
         "model": {"source": "hf:owner/small"},
         "task": {"labels": ["dis"]},
         "data": {"train": "cmeee.jsonl"},
+        "lora": {"rank": 16},
+        "train": {"learning_rate": 1e-4},
     }
     with Claim(folder) as claim:
         claim.create(parse_config({**content, **changes}), TASK, {})

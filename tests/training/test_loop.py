@@ -25,7 +25,7 @@ PAD = 269
 
 
 def train_settings(**changes: Any) -> config.Train:
-    return config.Train(**changes)
+    return config.Train(**{"batch_examples": 16, "learning_rate": 1e-4, "epochs": 1, **changes})
 
 
 def collator(budget: int = 4096, **changes: Any) -> Collator:

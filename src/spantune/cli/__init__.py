@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from spantune import __version__
-from spantune.cli import calibrate, data, evaluate, extract, runs, tables
+from spantune.cli import calibrate, data, evaluate, extract, init, runs, tables
 from spantune.cli.options import Json, quiet
 from spantune.core import (
     ConfigError,
@@ -115,13 +115,18 @@ def demo(
     from spantune.runs import free_name
 
     name = free_name(folder, "demo")
-    recipe = load_config(_recipes() / "demo.yaml", [f"run.folder={folder}", f"run.name={name}", *(overrides or [])])
+    recipe = load_config("bundled:demo", [f"run.folder={folder}", f"run.name={name}", *(overrides or [])])
     _run(recipe, None)
+
+
+app.command()(init.init)
 
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe.")], overrides: Overrides = None, as_json: Json = False
+    recipe: Annotated[Path, typer.Argument(help="A recipe, or bundled:NAME.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
 ) -> None:
     """Audit a recipe and predict its memory and time before anything is spent; exit 1 on a failed audit.
 
@@ -143,7 +148,7 @@ def plan(
 
 @app.command()
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="A recipe; not needed with --resume.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe, or bundled:NAME; not needed with --resume.")] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="A run folder to go on with from its last checkpoint.")] = None,
 ) -> None:
@@ -192,10 +197,3 @@ def _run(recipe: Config, resume: Path | None) -> None:
     lines.append(f"extract: spantune extract {result.folder} FILE")
     say("\n".join(lines))
     put_json(result.as_dict())
-
-
-def _recipes() -> Path:
-    """The recipes of an installed package, else of the checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parents[1] / "recipes"

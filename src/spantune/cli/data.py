@@ -15,6 +15,7 @@ import typer
 
 from spantune.cli import tables
 from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, quiet
+from spantune.cli.options import reading_options as _options
 from spantune.core import (
     ConfigError,
     overwriting,
@@ -28,7 +29,7 @@ from spantune.core import (
 
 if TYPE_CHECKING:
     from spantune.core import Document, TaskSpec
-    from spantune.data import Corpus, Options, Report, Unit
+    from spantune.data import Corpus, Report
     from spantune.encoding import Tokenizer, Tokens
 
 
@@ -319,16 +320,6 @@ def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, p
     task = config.Task.model_validate({"preset": preset}) if preset else settings and settings.task
     source = tokenizer or (settings.model.source if settings else "")
     return _Counter(source, make_task(task) if task else None)
-
-
-def _options(
-    column: str | None, joiner: str | None, label: str | None, encoding: str | None, offsets: Unit | None
-) -> Options:
-    from spantune.data import Options
-
-    number = column is not None and column.removeprefix("-").isdecimal()
-    name_or_number = int(column) if column and number else column
-    return Options(column=name_or_number, joiner=joiner, label=label, encoding=encoding, offsets=offsets)
 
 
 def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: bool, counter: _Counter | None) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from spantune.data import Options, Unit
     from spantune.metrics import Calibration
 
 
@@ -55,6 +56,17 @@ def quiet() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+
+
+def reading_options(
+    column: str | None, joiner: str | None, label: str | None, encoding: str | None, offsets: Unit | None
+) -> Options:
+    """How the options say that a corpus is read."""
+    from spantune.data import Options
+
+    number = column is not None and column.removeprefix("-").isdecimal()
+    name_or_number = int(column) if column and number else column
+    return Options(column=name_or_number, joiner=joiner, label=label, encoding=encoding, offsets=offsets)
 
 
 def parts_read(inputs: Iterable[str | Path | None]) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spantune.core import config
 from spantune.core.anchoring import Anchors, occurrences
+from spantune.core.bundled_recipes import bundled_recipes, description, recipe_path
 from spantune.core.config import (
     Config,
     Keep,
@@ -106,7 +107,9 @@ __all__ = [
     "as_config",
     "as_extraction",
     "bar",
+    "bundled_recipes",
     "config",
+    "description",
     "encodable",
     "expect",
     "expect_each",
@@ -141,6 +144,7 @@ __all__ = [
     "printable",
     "put",
     "put_json",
+    "recipe_path",
     "replace_text",
     "replacing",
     "replacing_path",

@@ -1,18 +1,20 @@
 """A recipe: every setting of a run, as frozen values read from YAML and `section.key=value` overrides.
 
-It is strict (an unknown key names the nearest valid one) and is checked before torch is imported. The
-resolved recipe is saved with the run as `config.yaml`. YAML never names code.
+It is strict (an unknown key names the nearest valid one) and is checked before torch is imported. Keys whose best value
+depends on corpus and model may be absent; `training.prepare` fills them. The filled recipe is saved with the run as
+`config.yaml`. YAML never names code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from spantune.core.bundled_recipes import bundled_recipes, recipe_path
 from spantune.core.errors import ConfigError, expect, nearest
 from spantune.core.files import replace_text
 from spantune.core.secrets import MASK, holds_credential, masked_values
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
 Keep = Literal["none", "some", "most"]
 Normalize = Literal["tokens", "examples"]
+LossOn = Literal["answer", "choices"]
+Value = TypeVar("Value")
 QUANTIZED = ("fp8", "nf4", "int8")
 
 
@@ -165,10 +169,10 @@ class Data(Section):
 class Lora(Section):
     """The adapter."""
 
-    rank: int = Field(16, ge=1)
-    """Rank r."""
-    alpha: float = Field(32, gt=0)
-    """Scale: the update is alpha / rank times B A."""
+    rank: int | None = Field(None, ge=1)
+    """Rank r; chosen by corpus and model when absent."""
+    alpha: float | None = Field(None, gt=0)
+    """Scale: the update is alpha / rank times B A; twice the rank when absent."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input; shared packs are exact with 0 only."""
     rslora: bool = False
@@ -192,12 +196,12 @@ class Train(Section):
     """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: on the CPU when memory is short."""
     normalize: Normalize = "tokens"
     """What weighs the same in a step's loss: every answer token, or every example."""
-    batch_examples: int = Field(16, ge=1)
-    """Examples an optimizer step, over all devices, however they are packed."""
-    learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate."""
-    epochs: float = Field(1.0, gt=0)
-    """Passes over the training documents, unless `max_steps` is given."""
+    batch_examples: int | None = Field(None, ge=1)
+    """Examples an optimizer step, over all devices, however they are packed; chosen by corpus and model when absent."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate; chosen by corpus and model when absent."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training documents, unless `max_steps` is given; chosen by corpus and model when absent."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; overrides `epochs`."""
     max_minutes: float | None = Field(None, gt=0)
@@ -214,9 +218,10 @@ class Train(Section):
     """`shared`: the instruction once a pack; `none`: padded batches of `micro_batch`, for comparison."""
     pack_tokens: int | None = Field(None, ge=64)
     """Most tokens a pack; chosen by device when absent."""
-    loss_on: Literal["answer", "choices"] = "answer"
+    loss_on: LossOn | None = None
     """`answer`: every answer token; `choices`: only where the grammar leaves one and among what it allows, which is
-    faster and enough for grounded extraction, but leaves a model that cannot answer without the grammar."""
+    faster and enough for grounded extraction, but leaves a model that cannot answer without the grammar. Chosen by
+    corpus and model when absent."""
     micro_batch: int = Field(4, ge=1)
     """Examples a padded batch, with `pack: none`."""
     max_tokens: int = Field(2048, ge=16)
@@ -341,20 +346,30 @@ class Config(Section):
         replace_text(Path(folder) / "config.yaml", text)
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a recipe and apply `section.key=value` overrides, whose values are YAML.
+def filled(value: Value | None) -> Value:
+    """Return the value of a key that a recipe may lack, of a recipe that `training.prepare` has filled."""
+    assert value is not None, "a key is not filled yet: take the recipe of training.prepare"
+    return value
 
-        recipe = spantune.load_config("recipes/demo.yaml", ["run.name=first", "train.max_minutes=3"])
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a recipe, a file or `bundled:NAME`, and apply `section.key=value` overrides, whose values are YAML.
+
+        recipe = spantune.load_config("bundled:demo", ["run.name=first", "train.max_minutes=3"])
 
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest valid one) or a value out of range.
     """
-    expect(path, (str, Path), "load_config", "the path of a recipe, such as recipes/demo.yaml")
+    expect(path, (str, Path), "load_config", "the path of a recipe, such as recipe.yaml, or bundled:demo")
     expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
     try:
-        tree = _parse_yaml(Path(path).read_text(encoding="utf-8"))
+        tree = _parse_yaml(recipe_path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such recipe; give the path of a YAML file such as recipes/demo.yaml") from None
+        example = path if str(path) in bundled_recipes() else "demo"
+        raise ConfigError(
+            f"{path}: no such recipe; give the path of a YAML file, or one that comes with spantune, such as "
+            f"bundled:{example} (spantune init --list names them); spantune init CORPUS writes one for a corpus"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a YAML recipe: {error}") from None
     return parse_config(tree, where=str(path), overrides=overrides)

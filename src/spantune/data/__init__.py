@@ -8,7 +8,7 @@ from spantune.data.chunking import Chunk, Cutter, merge, split_long
 from spantune.data.counts import Bin, Statistics, histogram, nesting, statistics
 from spantune.data.findings import Report, Tally
 from spantune.data.formats import Corpus, read, read_extractions, write
-from spantune.data.loading import Splits, read_splits, shared_texts
+from spantune.data.loading import Splits, holdout, read_splits, shared_texts
 from spantune.data.raw.document import Nested, Options
 from spantune.data.raw.text_files import cannot_be_read, is_stream, lines_of, read_bytes, read_text, try_lines
 from spantune.data.raw.units import Unit
@@ -32,6 +32,7 @@ __all__ = [
     "count_dropped",
     "formats",
     "histogram",
+    "holdout",
     "is_stream",
     "lines_of",
     "merge",

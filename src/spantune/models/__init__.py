@@ -42,7 +42,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
-from spantune.models.sources import pinned, public_name, resolve
+from spantune.models.sources import count_weights, pinned, public_name, resolve
 
 __all__ = [
     "NAME",
@@ -63,6 +63,7 @@ __all__ = [
     "card_problems",
     "causal_lm",
     "compile_layers",
+    "count_weights",
     "coverage",
     "decoder_layers",
     "few_logits",

@@ -74,7 +74,7 @@ def adapter_weights(model: CausalLM, settings: config.Lora) -> int:
     matched, total = coverage(model, settings).matched, 0
     for name, module in linear_modules(model):
         if name.rpartition(".")[2] in matched:
-            rank = settings.rank_pattern.get(_pattern(name, settings) or "", settings.rank)
+            rank = settings.rank_pattern.get(_pattern(name, settings) or "", config.filled(settings.rank))
             total += rank * (module.in_features + module.out_features) + settings.dora * module.out_features
     return total
 
@@ -120,8 +120,8 @@ def attach(model: CausalLM, settings: config.Lora) -> tuple[CausalLM, Coverage]:
         raise ModelError("lora.dora cannot be computed over model.base=int8 on a CPU; set model.base=nf4, fp8 or fp32")
     peft_config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
-        r=settings.rank,
-        lora_alpha=settings.alpha,
+        r=config.filled(settings.rank),
+        lora_alpha=config.filled(settings.alpha),
         lora_dropout=settings.dropout,
         target_modules=list(covered.matched),
         use_rslora=settings.rslora,

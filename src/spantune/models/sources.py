@@ -335,6 +335,17 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted({*single, *(folder / name for name in names)})
 
 
+def count_weights(folder: Path) -> int:
+    """Return how many weights the safetensors files of a model folder hold, from their headers."""
+    total = 0
+    for shard in weight_files(folder):
+        with shard.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total
+
+
 def _check_names(names: set[str], source: str) -> None:
     if "config.json" not in names:
         hint = "give a model in the format of transformers"

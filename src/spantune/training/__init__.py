@@ -1,31 +1,63 @@
-"""From a recipe to a run folder."""
+"""From a corpus to a recipe, and from a recipe to a run folder."""
 
 from __future__ import annotations
 
-from spantune.training import job
-from spantune.training.collator import Collator
-from spantune.training.fingerprint import environment
-from spantune.training.job import Result, train
-from spantune.training.loop import TrainingLoop
-from spantune.training.loss import PackTensors, pack_loss, tensors
-from spantune.training.nan_guard import StepGuard
-from spantune.training.plan import make_plan
-from spantune.training.preparation import DEFAULT_PACK_TOKENS, prepare
-from spantune.training.step import StepRunner
+from typing import TYPE_CHECKING
+
+from spantune.core import lazy_exports
+
+if TYPE_CHECKING:
+    from spantune.training.collator import Collator
+    from spantune.training.draft import DEFAULT_MODEL, Choices, Draft, init
+    from spantune.training.fingerprint import environment
+    from spantune.training.job import Result, train
+    from spantune.training.loop import TrainingLoop
+    from spantune.training.loss import PackTensors, pack_loss, tensors
+    from spantune.training.nan_guard import StepGuard
+    from spantune.training.plan import make_plan
+    from spantune.training.preparation import DEFAULT_PACK_TOKENS, prepare
+    from spantune.training.recommendation import Recommendation, recommend
+    from spantune.training.step import StepRunner
+    from spantune.training.survey import Reading, find_splits
 
 __all__ = [
+    "DEFAULT_MODEL",
     "DEFAULT_PACK_TOKENS",
+    "Choices",
     "Collator",
+    "Draft",
     "PackTensors",
+    "Reading",
+    "Recommendation",
     "Result",
     "StepGuard",
     "StepRunner",
     "TrainingLoop",
     "environment",
-    "job",
+    "find_splits",
+    "init",
     "make_plan",
     "pack_loss",
     "prepare",
+    "recommend",
     "tensors",
     "train",
 ]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "collator": ("Collator",),
+        "draft": ("DEFAULT_MODEL", "Choices", "Draft", "init"),
+        "fingerprint": ("environment",),
+        "job": ("Result", "train"),
+        "loop": ("TrainingLoop",),
+        "loss": ("PackTensors", "pack_loss", "tensors"),
+        "nan_guard": ("StepGuard",),
+        "plan": ("make_plan",),
+        "preparation": ("DEFAULT_PACK_TOKENS", "prepare"),
+        "recommendation": ("Recommendation", "recommend"),
+        "step": ("StepRunner",),
+        "survey": ("Reading", "find_splits"),
+    },
+)

@@ -33,6 +33,7 @@ from spantune.models import (
 )
 from spantune.training.loss import HEAD_CHUNK
 from spantune.training.preparation import Prepared
+from spantune.training.schedule import total_steps
 
 GIB = 2**30
 BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # nf4: a scale of 8 bits for each block of 64
@@ -93,7 +94,7 @@ def estimate(prepared: Prepared, model: CausalLM) -> Estimate:
     device = pick_device(recipe.model.device)
     prefix = len(prepared.prefix) if settings.pack == "shared" else 0
     rest = [len(example.ids) - prefix for example in prepared.examples]
-    share = min(settings.batch_examples, len(rest)) / len(rest)
+    share = min(config.filled(settings.batch_examples), len(rest)) / len(rest)
     packs = len(fill(rest, prepared.pack_tokens(device.type) - prefix))
     packed = round((sum(rest) + packs * prefix) * share)
     memory, available = predict_memory(model, recipe, device, part_tokens(prepared, recipe, device)), _available(device)
@@ -103,7 +104,7 @@ def estimate(prepared: Prepared, model: CausalLM) -> Estimate:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine",
         tokens_per_step=packed,
         tokens_unpacked=round(sum(len(example.ids) for example in prepared.examples) * share),
-        steps=settings.max_steps or round(settings.epochs * -(-len(rest) // settings.batch_examples)),
+        steps=total_steps(settings, len(rest)),
         step_seconds=_step_flops(model, recipe, device) * packed / _rate(recipe, device),
         fitting={} if memory.total_gib < available / GIB else fitting(prepared, model, device, available / GIB),
     )

@@ -94,6 +94,7 @@ def train(recipe: Config | Mapping[str, object] | str | Path, resume: str | Path
         require_extra(f"train.optimizer={recipe.train.optimizer}", "bitsandbytes", ["bitsandbytes"])
     set_seed(recipe.run.seed)
     prepared = prepare(recipe)
+    recipe = prepared.recipe
     plan = make_plan(prepared)
     require(plan)
     with Claim(folder, resume=resume is not None) as claim:

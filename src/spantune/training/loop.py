@@ -25,7 +25,7 @@ from spantune.training.collator import Batch
 from spantune.training.estimate import GIB, Estimate
 from spantune.training.line import TrainingLine
 from spantune.training.nan_guard import StepGuard
-from spantune.training.schedule import Clock, ExampleOrder, Schedule
+from spantune.training.schedule import Clock, ExampleOrder, Schedule, total_steps
 from spantune.training.step import StepResult, StepRunner
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class Intervals:
     @classmethod
     def of(cls, settings: config.Train, examples: int) -> Intervals:
         """The intervals of a recipe's section for so many training examples."""
-        per_epoch = -(-examples // settings.batch_examples)
-        total = settings.max_steps or max(1, round(settings.epochs * per_epoch))
+        total = total_steps(settings, examples)
         evaluate = settings.eval_steps or max(1, total // 4)
         return cls(total, settings.log_steps, evaluate, settings.save_steps or evaluate)
 
@@ -102,7 +101,8 @@ class TrainingLoop:
         )  # fmt: skip
         self.intervals = Intervals.of(settings, len(examples))
         self.schedule = Schedule(settings, self.intervals.total, clock)
-        self.order = ExampleOrder(len(examples), settings.batch_examples, seed)
+        self.batch_examples = config.filled(settings.batch_examples)
+        self.order = ExampleOrder(len(examples), self.batch_examples, seed)
         self.step = 0
         self.is_over = False
         """Whether the last step is done; decided once after each step, since the clock goes on meanwhile."""
@@ -228,7 +228,7 @@ class TrainingLoop:
 
     def _record_line(self) -> None:
         """Write the line of the steps since the last one, and show its loss."""
-        values = self._line.taken(self.step, self.order.epoch_after(self.step), self.settings.batch_examples)
+        values = self._line.taken(self.step, self.order.epoch_after(self.step), self.batch_examples)
         self._record(values, "train")
         if self.services.progress is not None and self._bar is not None:
             self.services.progress.update(self._bar, completed=self.step, note=f"loss {values['loss']:.3f}")

@@ -16,7 +16,8 @@ from spantune.core import DataError, Document, TaskSpec, as_config, config
 from spantune.data import Splits, read_splits, split_long
 from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
 from spantune.extraction import mark_choices, require_grammar
-from spantune.models import ModelFiles, cache_root, read_files
+from spantune.models import ModelFiles, cache_root, count_weights, read_files
+from spantune.training.recommendation import with_answer, with_values
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 log = logging.getLogger(__name__)
@@ -24,7 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe with all that it names read and encoded, except the weights; `cut` counts the truncated examples."""
+    """A recipe with all that it names read and encoded, except the weights; `cut` counts the truncated examples.
+
+    Its `recipe` has every value, those too that the one it was made of leaves to the sizes of corpus and model.
+    """
 
     recipe: config.Config
     task: TaskSpec
@@ -70,17 +74,21 @@ def prepare(recipe: config.Config) -> Prepared:
     for documents, path in splits_with_files(recipe, splits):
         _check_labels(task, documents, path)
     files = read_files(recipe.model.source)
+    weights = count_weights(files.folder)
+    recipe = with_answer(recipe, weights)
+    task = make_task(recipe.task)
     settings = recipe.train
     unlimited = settings.cut_tokens is not None
     encoder = Encoder(files.tokenizer, task, None if unlimited else settings.max_tokens)
     if recipe.data.too_long == "split":
         pieces = (split_long(document, encoder.fits) for document in splits.train)
         splits = replace(splits, train=tuple(piece for group in pieces for piece in group))
+    recipe = with_values(recipe, len(splits.train), weights)
     for documents, path in splits_with_files(recipe, splits):
         _warn_of_blanks(documents, path)
     examples = tuple(encoder.example(document) for document in splits.train)
     examples, cut = _cut(examples, settings.cut_tokens)
-    if settings.on_choices and (task.nested or not overlapping(splits.train)):  # else an audit of `plan` fails
+    if recipe.train.on_choices and (task.nested or not overlapping(splits.train)):  # else an audit of `plan` fails
         cache = cache_root() / "gold"
         examples = mark_choices(examples, splits.train, encoder, files.config.vocab_size, cache)
     return Prepared(recipe, task, splits, files, encoder, examples, cut)

@@ -57,6 +57,14 @@ def read_clock(checkpoint: Path | None) -> float:
     return float(path.read_text(encoding="utf-8")) if path and path.is_file() else 0.0
 
 
+def total_steps(settings: config.Train, examples: int) -> int:
+    """Return the optimizer steps of a run over so many training examples, if no clock ends it before."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    per_epoch = -(-examples // config.filled(settings.batch_examples))
+    return max(1, round(config.filled(settings.epochs) * per_epoch))
+
+
 class Schedule:
     """The factor on the peak learning rate, by progress.
 

@@ -181,7 +181,7 @@ def make_optimizer(model: CausalLM, settings: config.Train, lora_plus: float = 1
     With `lora_plus` other than 1 the learning rate of every B is that many times the rate of A (LoRA+, arXiv
     2402.12354).
     """
-    options: dict[str, Any] = {"lr": settings.learning_rate}
+    options: dict[str, Any] = {"lr": config.filled(settings.learning_rate)}
     optimizer_class: Callable[..., Optimizer] = torch.optim.AdamW
     if settings.optimizer == "adamw":
         options["fused"] = True

@@ -129,7 +129,7 @@ def test_dora_over_fp8_is_dora_over_the_numbers_that_are_stored() -> None:
 
 def test_no_adapter_is_merged_into_fp8() -> None:
     base = tiny_model("phi3")
-    model, _ = attach(to_fp8(base, CPU, base.lm_head), config.Lora(rank=4))
+    model, _ = attach(to_fp8(base, CPU, base.lm_head), config.Lora(rank=4, alpha=8))
     for safe in (True, False):
         with pytest.raises(ModelError, match="FP8 base; merge it into the bf16 model"):
             model.merge_adapter(safe_merge=safe)

@@ -1,0 +1,170 @@
+"""The command that makes a recipe for a corpus, and lists and copies those that come with spantune."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, reading_options
+from spantune.core import ConfigError, nearest, print_table, put_json, say
+
+if TYPE_CHECKING:
+    from spantune.training import Draft
+
+ANSWERS = ("jsonl", "grouped", "inline")
+
+
+def init(
+    corpora: Annotated[
+        list[str] | None,
+        typer.Argument(help="A corpus file, a folder with one or with splits, bundled:NAME; or several files."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
+    model: Annotated[
+        str | None,
+        typer.Option(help="The base model: bundled:NAME, hf:OWNER/NAME, modelscope:OWNER/NAME or a folder."),
+    ] = None,
+    answer: Annotated[
+        Literal["jsonl", "grouped", "inline"] | None, typer.Option(help="How the model writes entities.")
+    ] = None,
+    language: Annotated[Literal["zh", "en"] | None, typer.Option(help="Language of the instruction.")] = None,
+    nested: Annotated[bool | None, typer.Option("--nested/--flat", help="Whether entities may overlap.")] = None,
+    dev: Annotated[str | None, typer.Option(help="The corpus that chooses the adapter; held out when absent.")] = None,
+    test: Annotated[str | None, typer.Option(help="The corpus for the final figures.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Most minutes of training; 5 on a CPU.", min=0.1)] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; the corpus file's when absent.")] = None,
+    format: Format = None,
+    column: Column = None,
+    joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
+    offsets: Offsets = None,
+    force: Force = False,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes that come with spantune.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a recipe for a corpus: labels, language, splits and hyperparameters, each with a comment.
+
+    On a terminal at most three questions are asked, each of which an option answers; elsewhere none. A recipe that
+    comes with spantune is copied by its name.
+
+    Examples:
+
+        spantune init notes.jsonl --out recipe.yaml
+
+        spantune init train.jsonl --dev dev.jsonl --test test.jsonl --model hf:Qwen/Qwen3-0.6B
+
+        spantune init bundled:demo --out recipe.yaml
+    """
+    if list_recipes:
+        _list(as_json=as_json)
+        return
+    if not corpora:
+        raise ConfigError("give a corpus, such as spantune init notes.jsonl, or --list for the recipes that ship")
+    if _is_recipe(corpora):
+        _copy(corpora[0], out, force=force, as_json=as_json)
+        return
+    choices: dict[str, Any] = {
+        "model": model,
+        "answer": answer,
+        "language": language,
+        "nested": nested,
+        "dev": dev,
+        "test": test,
+        "minutes": minutes,
+        "name": name,
+    }
+    choices = {key: value for key, value in choices.items() if value is not None}
+    options = reading_options(column, joiner, label, encoding, offsets)
+    from spantune.training import Reading
+    from spantune.training import init as make_recipe
+
+    reading = Reading(format, options)
+    if reading.keys():
+        choices["reading"] = reading
+    if sys.stdin.isatty() and sys.stderr.isatty() and not as_json:
+        choices |= _asked(corpora, choices)
+    draft = make_recipe(corpora, out, force=force, **choices)
+    _report(draft, out)
+    if as_json:
+        put_json({"recipe": str(out), **draft.as_dict(), "next": [f"spantune plan {out}", f"spantune train {out}"]})
+
+
+def _asked(corpora: list[str], choices: dict[str, Any]) -> dict[str, Any]:
+    """The answers to the questions that no option has answered; an empty line takes what is in brackets."""
+    from spantune.training import DEFAULT_MODEL, find_splits
+
+    answers: dict[str, Any] = {}
+    if "model" not in choices:
+        answers["model"] = _ask("Model (bundled:NAME, hf:OWNER/NAME, modelscope:OWNER/NAME or a folder)", DEFAULT_MODEL)
+    if "answer" not in choices:
+        answer = _ask("How the model writes entities (jsonl, grouped or inline)", ANSWERS[0])
+        if answer not in ANSWERS:
+            raise ConfigError(f"unknown answer format {answer!r}; {nearest(answer, ANSWERS)}")
+        answers["answer"] = answer
+    if not {"dev", "test"} & choices.keys() and find_splits(corpora).keys() == {"train"}:
+        test = _ask("A corpus for the final figures (a file; empty: hold documents out of this one)", "")
+        answers |= {"test": test} if test else {}
+    return answers
+
+
+def _ask(question: str, default: str) -> str:
+    say(f"{question} [{default}]:" if default else f"{question}:")
+    return sys.stdin.readline().strip() or default
+
+
+def _report(draft: Draft, out: Path) -> None:
+    """Say what was found and decided, and what comes next."""
+    decided = draft.decided
+    counts = ", ".join(f"{split} {count:,}" for split, count in decided.counts.items())
+    held = f", of which {decided.held_out} are held out as dev" if decided.share is not None else ""
+    say(f"format     {', '.join(decided.found.formats)}")
+    say(f"documents  {counts}{held}")
+    labels = [f"{label} {count:,}" for label, count in decided.found.labels.items()]
+    more = f" and {len(labels) - 12} more" if len(labels) > 12 else ""
+    say(f"labels     {', '.join(labels[:12])}{more}")
+    language = {"zh": "Chinese", "en": "English"}[decided.language]
+    say(
+        f"task       {language} instruction, {'nested' if decided.nested else 'flat'} entities, answer {decided.answer}"
+    )
+    device = {"cpu": "this machine's CPU", "cuda": "this machine's GPU"}[decided.device]
+    chosen = f"values for {decided.row.name}" if decided.row else "values chosen when training starts"
+    minutes = f", {decided.minutes:g} minutes at most" if decided.minutes is not None else ""
+    say(f"training   {decided.model} on {device}, {chosen}{minutes}")
+    for note, count in decided.found.notes.items():
+        say(f"note       {count:,} × {note}")
+    for remark in draft.remarks:
+        say(f"note       {remark}")
+    say(f"written    {out}\n\nNext:\n  spantune plan {out}\n  spantune train {out}")
+
+
+def _is_recipe(corpora: list[str]) -> bool:
+    """Whether a recipe that comes with spantune is named; a corpus of the same name would come first."""
+    from spantune.core import bundled_recipes
+
+    first = corpora[0].removeprefix("bundled:")
+    return len(corpora) == 1 and corpora[0].startswith("bundled:") and first in bundled_recipes()
+
+
+def _copy(recipe: str, out: Path, *, force: bool, as_json: bool) -> None:
+    from spantune.core import recipe_path, replace_text, require_new
+
+    require_new(out, [recipe_path(recipe)], force=force)
+    replace_text(out, recipe_path(recipe).read_text(encoding="utf-8"))
+    say(f"written    {out}, a copy of {recipe}\n\nNext:\n  spantune plan {out}\n  spantune train {out}")
+    if as_json:
+        put_json({"recipe": str(out), "of": recipe})
+
+
+def _list(*, as_json: bool) -> None:
+    from spantune.core import bundled_recipes, description
+
+    recipes = {f"bundled:{name}": description(path) for name, path in bundled_recipes().items()}
+    if as_json:
+        put_json({"recipes": recipes})
+        return
+    print_table(["recipe", "what it is"], list(recipes.items()))
+    say("\nRun one: spantune train bundled:demo      Copy one: spantune init bundled:demo --out recipe.yaml")

@@ -1,0 +1,323 @@
+"""`spantune init`: a commented recipe for a corpus, which works as it is written.
+
+Labels, language, nesting and splits are told from the corpus, hyperparameters from the table of `recommendation`. Where
+the same text would stand on both sides of a split, files without it are made beside the recipe. No model is loaded and
+nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack
+
+import yaml
+
+from spantune.core import (
+    Config,
+    ConfigError,
+    DataError,
+    Document,
+    expect,
+    expect_each,
+    nearest,
+    overwriting,
+    parse_config,
+    replace_text,
+    require_new,
+)
+from spantune.data import formats, shared_texts, splitting
+from spantune.training.recipe_text import Decided, render
+from spantune.training.recommendation import device_here, recommend, weights_of
+from spantune.training.survey import WORDS, Language, Reading, Split, Survey, leaking, survey
+
+DEFAULT_MODEL = "bundled:gemma3-270m"
+CPU_MINUTES = 5.0
+FEW_DEV = 5
+"""Under so many dev documents a figure on them says little."""
+TEST_FROM = 200
+"""Documents from which a corpus that must be split gets a test set too."""
+
+
+class Choices(TypedDict, total=False):
+    """What a recipe is to have other than what the corpus says; `reading` is how the corpora are read."""
+
+    model: str
+    answer: Literal["jsonl", "grouped", "inline"]
+    language: Language
+    nested: bool
+    dev: str
+    test: str
+    minutes: float
+    name: str
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe as commented YAML and as a Config, with what led to it.
+
+    `made` are the documents of the splits that `write` writes into `made_folder`; `remarks` are sentences that a user
+    should read.
+    """
+
+    text: str
+    config: Config
+    decided: Decided
+    made: Mapping[Split, tuple[Document, ...]]
+    made_folder: Path
+    remarks: tuple[str, ...]
+
+    def write(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the recipe, and the splits that were made for it.
+
+        Raises:
+            ConfigError: there is something already and `force` is False, or it is read from.
+        """
+        inputs = [source for sources in self.decided.found.sources.values() for source in sources]
+        require_new(Path(path), inputs, force=force)
+        if self.made:
+            require_new(self.made_folder, inputs, force=force)
+            with overwriting(self.made_folder, force=force) as folder:
+                folder.mkdir(parents=True, exist_ok=True)
+                for split, documents in self.made.items():
+                    formats.write(folder / f"{split}.jsonl", documents)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        replace_text(Path(path), self.text)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what was found and chosen as one JSON object."""
+        decided, recipe = self.decided, self.config
+        train = recipe.train.model_dump(mode="json", exclude_defaults=True)
+        return {
+            "name": decided.name,
+            "model": decided.model,
+            "weights": decided.weights,
+            "device": decided.device,
+            "formats": list(decided.found.formats),
+            "splits": {split: list(sources) for split, sources in decided.sources.items()},
+            "documents": dict(decided.counts),
+            "holdout": decided.share,
+            "labels": dict(decided.found.labels),
+            "language": decided.language,
+            "nested": decided.nested,
+            "answer": decided.answer,
+            "row": decided.row.name if decided.row else None,
+            "lora": recipe.lora.model_dump(mode="json", exclude_defaults=True),
+            "train": train,
+            "remarks": list(self.remarks),
+        }
+
+
+def init(
+    corpus: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    force: bool = False,
+    **choices: Unpack[Choices],
+) -> Draft:
+    """Make a recipe for a corpus, and write it to `out` where that is given.
+
+        draft = spantune.init("notes.jsonl", "recipe.yaml", minutes=10)
+        result = spantune.train(draft.config)
+
+    Args:
+        corpus: an annotated file, a folder with one or with splits, `bundled:NAME`, or a list to train on together.
+        out: the recipe to write.
+        force: replace what is there.
+        choices: what is to be other than the corpus says; see Choices.
+
+    Raises:
+        SpantuneError: the corpus cannot be read or holds nothing to learn, or `out` is there already.
+    """
+    expected = "the path of a corpus or folder, bundled:NAME, or a list of them"
+    corpora = list(expect_each([corpus] if isinstance(corpus, str | Path) else corpus, (str, Path), "corpus", expected))
+    if not corpora:
+        raise ConfigError(f"corpus: expected {expected}, found an empty list")
+    for key in choices:
+        if key not in Choices.__annotations__:
+            raise ConfigError(f"init has no choice {key!r}; {nearest(key, Choices.__annotations__)}")
+    if out is not None:
+        expect(out, (str, Path), "out", "the path of the recipe to write")
+        require_new(Path(out), corpora, force=force)
+    held_out: dict[Split, str | None] = {"dev": choices.get("dev"), "test": choices.get("test")}
+    found = survey(corpora, held_out, choices.get("reading", Reading()))
+    draft = _draft(found, choices, Path(out) if out is not None else Path("recipe.yaml"))
+    if out is not None:
+        draft.write(out, force=force)
+    return draft
+
+
+def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
+    name = _run_name(choices.get("name"), found.sources["train"][0])
+    parts = _Parts.of(found, out.parent / f"{name}-splits")
+    if parts.made and "reading" in choices:  # the recipe says once how its files are read, and what was made is native
+        parts.made = dict(parts.documents)
+    model = choices.get("model", DEFAULT_MODEL)
+    weights, device = weights_of(model), device_here()
+    documents = len(parts.documents["train"])
+    row = recommend(documents - int(documents * (parts.share or 0)), weights) if weights else None
+    padded = sum(_is_padded(document) for document in parts.documents["train"])
+    made = {split: (str(parts.folder / f"{split}.jsonl"),) for split in parts.made}
+    decided = Decided(
+        found=found,
+        file=str(out),
+        name=name,
+        model=model,
+        weights=weights,
+        device=device,
+        sources={split: made.get(split) or found.sources[split] for split in parts.documents},
+        counts={split: len(documents) for split, documents in parts.documents.items()},
+        share=parts.share,
+        reading={} if parts.made else choices.get("reading", Reading()).keys(),
+        language=choices.get("language", found.language),
+        nested=choices.get("nested", found.nested),
+        answer=choices.get("answer", row.answer if row else "jsonl"),
+        row=row,
+        loss_on="answer" if padded or row is None else row.loss_on,
+        minutes=choices.get("minutes", CPU_MINUTES if device == "cpu" else None),
+    )
+    text = render(decided)
+    recipe = parse_config(yaml.safe_load(text), where="the recipe that init made")
+    return Draft(text, recipe, decided, parts.made, parts.folder, (*parts.remarks, *_remarks(decided, padded)))
+
+
+class _Parts:
+    """The documents of the splits, those that files are made for, and the share that is held out, if any."""
+
+    def __init__(self, found: Survey, folder: Path):
+        self.source, self.folder = found.sources["train"][0], folder
+        self.documents: dict[Split, tuple[Document, ...]] = dict(found.documents)
+        self.made: dict[Split, tuple[Document, ...]] = {}
+        self.share: float | None = None
+        self.remarks: list[str] = []
+
+    @classmethod
+    def of(cls, found: Survey, folder: Path) -> _Parts:
+        """Hold out what is missing, and separate what would be on both sides."""
+        parts = cls(found, folder)
+        if "dev" not in parts.documents:
+            parts._hold_out(single=len(found.sources["train"]) == 1)
+        parts._leave_out_shared()
+        return parts
+
+    def _hold_out(self, *, single: bool) -> None:
+        """Hold out the front of the corpus for dev; make splits of several corpora, or where that would leak."""
+        documents = self.documents["train"]
+        count = len(documents)
+        if count < 2:
+            raise DataError(
+                "one document cannot be both trained on and measured on; annotate more, or give --dev FILE",
+                path=self.source,
+            )
+        share = 0.1 if count >= TEST_FROM else 0.2 if count >= 25 else 0.3 if count >= 4 else 0.5
+        if single and not leaking(documents, share):
+            self.share = share
+            return
+        shares = {"train": 1 - share, "dev": share}
+        if count >= TEST_FROM and "test" not in self.documents:
+            shares = {"train": 0.8, "dev": 0.1, "test": 0.1}
+        divided = _divided(documents, shares)
+        order: tuple[Split, ...] = ("train", "dev", "test")
+        self.made = {split: divided[split] for split in order if split in divided}
+        kept = self.documents | self.made
+        self.documents = {split: kept[split] for split in order if split in kept}
+        self.remarks.append(
+            f"the corpus is split into {', '.join(divided)}, with no text in two of them: {self.folder}"
+        )
+
+    def _leave_out_shared(self) -> None:
+        """Leave training documents out whose text is in dev or test too."""
+        train = self.documents["train"]
+        held = [document for split, part in self.documents.items() if split != "train" for document in part]
+        shared = set(shared_texts(train, held))
+        if not shared:
+            return
+        kept = tuple(document for document in train if document.text not in shared)
+        if not kept:
+            raise DataError("every training text is in dev or test too; name other files", path=self.source)
+        self.documents["train"] = self.made["train"] = kept
+        self.remarks.append(
+            f"{len(train) - len(kept)} training documents are left out, since their texts are in dev or test too; "
+            f"the others are written to {self.folder / 'train.jsonl'}"
+        )
+
+
+def _divided(documents: Sequence[Document], shares: Mapping[str, float]) -> Mapping[str, tuple[Document, ...]]:
+    """Split by label with what is alike on one side; where that leaves a split empty, by the order of the texts."""
+    try:
+        return splitting.split(documents, splitting.Rule(shares)).parts
+    except DataError:  # nearly all texts are alike, as those that a template makes
+        texts = list(dict.fromkeys(document.text for document in documents))
+    sizes = {name: max(1, int(len(texts) * share)) for name, share in shares.items() if name != "train"}
+    if sum(sizes.values()) >= len(texts):
+        raise DataError(
+            f"all {len(documents)} documents together have {len(texts)} different texts, so that none can be held out; "
+            "give --dev FILE with others"
+        )
+    split_of: dict[str, str] = {}
+    for name, size in sizes.items():
+        start = len(split_of)
+        split_of |= dict.fromkeys(texts[start : start + size], name)
+    return {
+        name: tuple(document for document in documents if split_of.get(document.text, "train") == name)
+        for name in shares
+    }
+
+
+def _remarks(decided: Decided, padded: int) -> list[str]:
+    """What a user should know of the recipe."""
+    remarks = []
+    if "test" not in decided.counts:
+        remarks.append(
+            "there is no test set: the final figures are on the documents that choose the adapter, and so a little too "
+            f"good; {_way_to_a_test_set(decided)}"
+        )
+    if decided.device == "cpu" and decided.minutes is not None and decided.counts["train"] > 2000:
+        remarks.append(
+            f"{decided.minutes:g} minutes on a CPU are enough for a part of so many documents only; give --minutes, or "
+            "train on a GPU"
+        )
+    dev = decided.counts.get("dev", decided.held_out)
+    if dev < FEW_DEV:
+        remarks.append(f"a dev set of {dev} says little of how good a model is; annotate more documents")
+    for label, count in decided.found.labels.items():
+        if not count:
+            remarks.append(f"the label {label} has no entity in the training documents, so that it is not learnt")
+    if decided.found.nested and not decided.nested:
+        remarks.append("some entities overlap, which a flat task does not allow: plan will name them")
+    if padded:
+        remarks.append(
+            f"{padded} training documents have entities that begin or end with white space, which are never extracted; "
+            "trim them: spantune data check FILE --fix OUT"
+        )
+    if decided.row is None:
+        remarks.append(
+            f"the name {decided.model} does not say how large the model is; train finds out and chooses then"
+        )
+    return remarks
+
+
+def _way_to_a_test_set(decided: Decided) -> str:
+    sources = decided.found.sources["train"]
+    if len(sources) > 1 or decided.counts["train"] < TEST_FROM or "dev" in decided.counts:
+        return "keep some documents apart, and give them with --test FILE"
+    return f"spantune data split {sources[0]} --to {decided.name}-splits, then spantune init {decided.name}-splits"
+
+
+def _run_name(name: str | None, source: str) -> str:
+    """The name that was given, else the corpus file's stem as far as a run may be called so."""
+    if name is not None:
+        return name
+    path = Path(source.removeprefix("bundled:"))
+    stem = path.name.split(".")[0]
+    if stem.lower() in WORDS:  # train.jsonl says nothing; its folder may
+        stem = path.absolute().parent.name
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "run"
+
+
+def _is_padded(document: Document) -> bool:
+    surfaces = map(document.surface, document.entities)
+    return any(surface != surface.strip() for surface in surfaces)

@@ -1,0 +1,159 @@
+"""A recipe as commented YAML: each value with a short reason.
+
+The text is what a new user reads first, so every line says what the value does or where it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from spantune.core import to_json
+from spantune.encoding import PRESETS
+from spantune.training.recommendation import Device, Recommendation
+from spantune.training.survey import Split, Survey
+
+CPU_DEV_DOCUMENTS = 32
+"""Dev documents in an evaluation during training on a CPU."""
+LONG = 300
+"""Characters of a text from which it might not fit into `train.max_tokens`, beside the instruction and its answer."""
+_WIDTH = 36
+_LOSSES = {"choices": "only where the grammar leaves a choice: faster", "answer": "on every token of the answer"}
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a recipe is to say: what was found, and what was chosen.
+
+    `file` is where the recipe is written.
+    `sources` and `counts` are the files of each split and their documents; `share` is the part of train that is held
+    out, if any; `row` has the hyperparameters, or is None where the size of the model is not known.
+    """
+
+    found: Survey
+    file: str
+    name: str
+    model: str
+    weights: int | None
+    device: Device
+    sources: Mapping[Split, tuple[str, ...]]
+    counts: Mapping[Split, int]
+    share: float | None
+    reading: Mapping[str, object]
+    language: str
+    nested: bool
+    answer: str
+    row: Recommendation | None
+    loss_on: str
+    minutes: float | None
+
+    @property
+    def held_out(self) -> int:
+        """Documents of train that are held out for dev."""
+        return int(self.counts["train"] * (self.share or 0))
+
+
+def render(decided: Decided) -> str:
+    """Return the YAML text of a recipe."""
+    weights = f"{decided.weights / 1e9:.2g} B weights" if decided.weights else "see its card for the memory it needs"
+    files = ", ".join(decided.found.sources["train"])
+    lines = [
+        f"# A recipe for {files}, written by spantune init. Change what you like, then:",
+        f"#   spantune plan {decided.file}      what it needs, and whether it can work",
+        f"#   spantune train {decided.file}     train, measure and write a report",
+        *_section("run", [("name", scalar(decided.name), "the run is written to runs/NAME")]),
+        *_section("model", [("source", scalar(decided.model), f"{weights}; others: hf:OWNER/NAME, a folder, …")]),
+        *_task(decided),
+        *_data(decided),
+        *_training(decided),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def preset_of(found: Survey) -> str | None:
+    """Return the preset whose labels these are, if most of them occur and the language is its own."""
+    for name, values in PRESETS.items():
+        codes = {label.code for label in values["labels"]}
+        is_usual = "answer" not in values and values["language"] == found.language
+        if is_usual and set(found.labels) <= codes and len(found.labels) > len(codes) / 2:
+            return name
+    return None
+
+
+def scalar(value: object) -> str:
+    """Return a value as YAML on one line, quoted where YAML would read something else."""
+    if isinstance(value, str) and not value.isprintable():
+        return to_json(value)
+    text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**9)
+    return text.strip()[1:-1]
+
+
+def _task(decided: Decided) -> list[str]:
+    found, preset = decided.found, preset_of(decided.found)
+    if preset:
+        counts = ", ".join(f"{label} {count:,}" for label, count in found.labels.items())
+        labels = [*_aligned([(f"  preset: {preset}", f"these labels, with names; training entities: {counts}")])]
+    else:
+        rows = [(f"    - {scalar(label)}", f"{count:,}") for label, count in found.labels.items()]
+        labels = [
+            "  labels: # with their training entities; one may say more: {code: PER, description: names of people}"
+        ]
+        labels += _aligned(rows)
+    language = f"of the instruction; Chinese characters are {found.chinese_share:.0%} of the letters"
+    overlaps = "some entities overlap" if found.nested else "no entities overlap in this corpus"
+    rows = [
+        (f"  language: {decided.language}", language),
+        (f"  nested: {str(decided.nested).lower()}", overlaps),
+        (f"  answer: {decided.answer}", "how the model writes entities: jsonl, grouped or inline"),
+    ]
+    return ["task:", *labels, *_aligned(rows)]
+
+
+def _data(decided: Decided) -> list[str]:
+    rows: list[tuple[str, str, str]] = []
+    for split, sources in decided.sources.items():
+        value = scalar(sources[0]) if len(sources) == 1 else f"[{', '.join(map(scalar, sources))}]"
+        rows.append((split, value, f"{decided.counts[split]:,} documents"))
+    if decided.share is not None:
+        comment = f"the first {decided.held_out} documents are dev: they choose the adapter, and are not trained on"
+        rows.append(("holdout", f"{decided.share:g}", comment))
+    rows += [(key, scalar(value), "how the files are read") for key, value in decided.reading.items()]
+    if decided.found.longest > LONG:
+        comment = f"long texts at sentence ends; the longest has {decided.found.longest:,} characters"
+        rows.append(("too_long", "split", comment))
+    return _section("data", rows)
+
+
+def _training(decided: Decided) -> list[str]:
+    row, lora, train = decided.row, [], []
+    remark = "rate, batch, epochs, loss and rank are chosen when it is known how large the model is"
+    if row is not None:
+        remark = f"chosen for {row.name}; the table is in docs/training.md"
+        lora = [("rank", str(row.rank), "of the adapter"), ("alpha", f"{row.alpha:g}", "twice the rank")]
+        rate = f"{row.learning_rate:.1e}".replace("e-0", "e-")
+        train = [
+            ("learning_rate", rate, "the highest; lower it if the loss jumps"),
+            ("batch_examples", str(row.batch_examples), "documents a step: few, so that there are enough steps"),
+            ("epochs", f"{row.epochs:g}", "times that each document is seen"),
+            ("loss_on", decided.loss_on, _LOSSES[decided.loss_on]),
+        ]
+    if decided.minutes is not None:
+        train.append(
+            ("max_minutes", f"{decided.minutes:g}", "of training at most, evaluations not counted; more may teach more")
+        )
+    if decided.device == "cpu":
+        train.append(("eval_documents", str(CPU_DEV_DOCUMENTS), "dev documents that are measured while it trains"))
+        train.append(("eval_before", "false", "true also measures the untrained model: minutes on a CPU"))
+    sections = _section("lora", lora) if lora else []
+    return [*sections, f"# {remark}", *(_section("train", train) if train else [])]
+
+
+def _section(name: str, rows: Iterable[tuple[str, str, str]]) -> list[str]:
+    return [f"{name}:", *_aligned([(f"  {key}: {value}", comment) for key, value, comment in rows])]
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = min(_WIDTH, max((len(text) for text, _ in rows), default=0))
+    return [f"{text:{width}} # {comment}" for text, comment in rows]

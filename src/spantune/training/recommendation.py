@@ -1,0 +1,129 @@
+"""The hyperparameters that a recipe gets where it names none, by the sizes of corpus and model.
+
+One table says them all. The rows of models under 1 B weights are measured on the embedded model; those of larger ones
+follow the literature: QLoRA (arXiv 2305.14314) trains models of 7 B and 13 B, LoRA on all linear layers, at 2e-4, and
+"LoRA Learns Less and Forgets Less" (arXiv 2405.09673) recommends all modules, rank 16 and an alpha of twice the rank.
+Small corpora get small batches and several epochs, so that the optimizer takes some hundred steps.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from spantune.core import Config, ConfigError, config, nearest
+from spantune.encoding import PRESETS
+
+WEIGHTS = {"bundled:gemma3-270m": 268_098_176, "bundled:smollm2-135m": 134_515_008}
+"""Weights of the models that come with spantune."""
+NAMED_WEIGHTS = {"phi-4": 14.7e9, "phi-3.5-mini": 3.8e9, "phi-3-mini": 3.8e9}
+"""Weights of models whose names do not say how many they have."""
+Device = Literal["cpu", "cuda"]
+ANY = 10**15
+"""More documents, or weights, than there are."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A row of the table: for models up to so many weights and corpora up to so many documents, the values to take."""
+
+    name: str
+    weights: int
+    documents: int
+    learning_rate: float
+    batch_examples: int
+    epochs: float
+    rank: int = 16
+    alpha: float = 32
+    loss_on: config.LossOn = "choices"
+    answer: Literal["jsonl", "grouped", "inline"] = "jsonl"
+
+
+_B = 10**9
+TABLE = (
+    Recommendation("under 1 B weights, up to 20 documents", _B, 20, 1e-3, 1, 16),
+    Recommendation("under 1 B weights, up to 60 documents", _B, 60, 1e-3, 2, 12),
+    Recommendation("under 1 B weights, up to 250 documents", _B, 250, 1e-3, 2, 6),
+    Recommendation("under 1 B weights, up to 700 documents", _B, 700, 1e-3, 4, 3),
+    Recommendation("under 1 B weights, over 700 documents", _B, ANY, 1e-3, 8, 2),
+    Recommendation("1 to 4 B weights, up to 250 documents", 4 * _B, 250, 5e-4, 4, 5, loss_on="answer"),
+    Recommendation("1 to 4 B weights, over 250 documents", 4 * _B, ANY, 5e-4, 16, 3, loss_on="answer"),
+    Recommendation("over 4 B weights, up to 250 documents", ANY, 250, 2e-4, 4, 4, loss_on="answer"),
+    Recommendation("over 4 B weights, over 250 documents", ANY, ANY, 2e-4, 16, 2, loss_on="answer"),
+)
+
+
+def recommend(documents: int, weights: int) -> Recommendation:
+    """Return the row of the table for so many training documents and a model of so many weights."""
+    return next(row for row in TABLE if weights <= row.weights and documents <= row.documents)
+
+
+def with_answer(recipe: Config, weights: int) -> Config:
+    """Return `recipe` with the answer format that suits the model, if neither recipe nor preset names one."""
+    if recipe.task.answer or "answer" in PRESETS.get(recipe.task.preset or "", {}):
+        return recipe
+    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"answer": recommend(ANY, weights).answer})})
+
+
+def with_values(recipe: Config, documents: int, weights: int) -> Config:
+    """Return `recipe` with every value that it leaves to the sizes of corpus and model.
+
+    The loss is on all of the answer where choices cannot be had: without the grammar, without shared packs, or where
+    samples are cut. A rank without an alpha gets the ratio of the table.
+    """
+    row, settings, lora = recommend(documents, weights), recipe.train, recipe.lora
+    able = recipe.extract.grounded and settings.pack == "shared" and not settings.cut_tokens
+    rank = row.rank if lora.rank is None else lora.rank
+    train = {
+        "learning_rate": row.learning_rate,
+        "batch_examples": row.batch_examples,
+        "epochs": row.epochs,
+        "loss_on": row.loss_on if able else "answer",
+    }
+    absent = {key: value for key, value in train.items() if getattr(settings, key) is None}
+    adapter = {"rank": rank, "alpha": row.alpha * rank / row.rank if lora.alpha is None else lora.alpha}
+    return recipe.model_copy(
+        update={"train": settings.model_copy(update=absent), "lora": lora.model_copy(update=adapter)}
+    )
+
+
+def weights_of(source: str) -> int | None:
+    """Return how many weights a model has: a folder by its files, others by their names; None where these say nothing.
+
+    Raises:
+        ConfigError: no such model comes with spantune, or there is no such folder.
+    """
+    prefix, colon, name = source.partition(":")
+    if Path(source).is_dir():
+        from spantune.models import count_weights
+
+        return count_weights(Path(source))
+    if prefix == "bundled":
+        if source not in WEIGHTS:
+            raise ConfigError(f"no model {name!r} comes with spantune; {nearest(source, WEIGHTS)}")
+        return WEIGHTS[source]
+    if not colon or prefix not in ("hf", "modelscope"):
+        raise ConfigError(
+            f"model {source!r} is no folder; expected a folder, bundled:NAME, hf:OWNER/NAME or modelscope:OWNER/NAME"
+        )
+    for known, weights in NAMED_WEIGHTS.items():
+        if known in name.lower():
+            return int(weights)
+    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", name.lower().replace("-", " ").replace("_", " "))
+    return int(float(sizes[0][0]) * {"b": 1e9, "m": 1e6}[sizes[0][1]]) if sizes else None
+
+
+def device_here() -> Device:
+    """Return `cuda` where torch sees a GPU; torch is not imported where the system shows none."""
+    signs = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    if not (shutil.which("nvidia-smi") or any(Path(sign).exists() for sign in signs)):
+        return "cpu"
+    if importlib.util.find_spec("torch") is None:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,78 @@
+"""`spantune init` says what it found and what comes next, and asks on a terminal only."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers.command import Outcome
+from spantune.core import bundled_recipes, load_config
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "notes.jsonl"
+    records = [{"id": n, "text": f"Ann{n} met Bob.", "label": [[0, 3, "person"]]} for n in range(30)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def test_what_was_found_and_what_comes_next_is_said(command: Command, notes: Path) -> None:
+    outcome = command("init", "notes.jsonl")
+    assert outcome.code == 0 and outcome.out == ""
+    for words in ("doccano", "train 30, of which 6 are held out as dev", "person 30", "English", "flat",
+                  "spantune plan recipe.yaml\n  spantune train recipe.yaml"):  # fmt: skip
+        assert words in outcome.err
+    assert load_config("recipe.yaml").data.train == "notes.jsonl"
+    again = command("init", "notes.jsonl")
+    assert again.code == 2 and "recipe.yaml exists" in again.err
+    assert command("init", "notes.jsonl", "--force").code == 0
+
+
+def test_json_has_what_was_decided(command: Command, notes: Path) -> None:
+    outcome = command("init", "notes.jsonl", "--json", "--nested", "--minutes", "3", "--name", "first")
+    record = json.loads(outcome.out.strip().split("\n")[-1])
+    assert (record["recipe"], record["name"], record["nested"]) == ("recipe.yaml", "first", True)
+    assert record["labels"] == {"person": 30} and record["train"]["max_minutes"] == 3 and record["holdout"] == 0.2
+    assert record["next"] == ["spantune plan recipe.yaml", "spantune train recipe.yaml"]
+
+
+def test_recipes_that_ship_are_listed_and_copied(command: Command, notes: Path) -> None:
+    listed = command("init", "--list", "--json")
+    assert json.loads(listed.out)["recipes"].keys() == {f"bundled:{name}" for name in bundled_recipes()}
+    assert "bundled:demo" in command("init", "--list").out
+    assert command("init", "bundled:demo", "--out", "own.yaml").code == 0
+    assert yaml.safe_load(Path("own.yaml").read_text(encoding="utf-8"))["run"]["name"] == "demo"
+    assert command("init").code == 2
+
+
+class Terminal(io.StringIO):
+    """Standard input that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_asked_what_no_option_says(
+    command: Command, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr.__class__, "isatty", lambda self: True)
+    typed = Terminal("\ngrouped\n\n")
+    monkeypatch.setattr(sys, "stdin", typed)
+    outcome = command("init", "notes.jsonl")
+    recipe = load_config("recipe.yaml")
+    assert outcome.code == 0 and typed.read() == "" and outcome.err.count(":\n") >= 3
+    assert (recipe.model.source, recipe.task.answer) == ("bundled:gemma3-270m", "grouped")
+    monkeypatch.setattr(sys, "stdin", Terminal("no answer is read\n"))
+    given = ("--model", "bundled:smollm2-135m", "--answer", "jsonl", "--test", "notes.jsonl")
+    assert command("init", "notes.jsonl", "--force", *given).code == 2  # every text is in the test set
+    assert sys.stdin.read() == "no answer is read\n"

@@ -1,0 +1,82 @@
+"""What a recipe leaves to the sizes of corpus and model is filled, and what it states is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spantune.core import Config, load_config, parse_config
+from spantune.data import formats
+from spantune.training import Recommendation, prepare, recommend
+from spantune.training.recommendation import ANY, TABLE, with_answer, with_values
+from spantune.training.schedule import total_steps
+
+SMALL = 270_000_000
+
+
+def least(**sections: dict[str, Any]) -> Config:
+    plain: dict[str, Any] = {"model": {"source": "bundled:x"}, "task": {"labels": ["a"]}, "data": {"train": "t.jsonl"}}
+    return parse_config({**plain, **sections})
+
+
+def test_every_size_of_corpus_and_model_has_a_row() -> None:
+    reached = {recommend(documents, weights) for documents in (1, 20, 21, 100, 500, 10**7)
+               for weights in (1, SMALL, 10**9, 3 * 10**9, 14 * 10**9)}  # fmt: skip
+    assert reached == set(TABLE)
+    assert len({row.name for row in TABLE}) == len(TABLE) and recommend(ANY, ANY) == TABLE[-1]
+
+
+@pytest.mark.parametrize("documents", [15, 36, 100, 500, 1000])
+def test_a_small_model_takes_some_hundred_steps_of_any_corpus(documents: int) -> None:
+    filled = with_values(least(), documents, SMALL)
+    assert 200 <= total_steps(filled.train, documents) <= 700
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_absent_values_are_those_of_the_row(row: Recommendation) -> None:
+    filled = with_values(least(), row.documents, row.weights)
+    train, lora = filled.train, filled.lora
+    assert (train.learning_rate, train.batch_examples, train.epochs, train.loss_on, lora.rank, lora.alpha) == (
+        row.learning_rate, row.batch_examples, row.epochs, row.loss_on, row.rank, row.alpha
+    )  # fmt: skip
+    assert with_values(filled, 1, 1) == filled  # as of a run that is resumed
+
+
+def test_stated_values_are_kept_and_alpha_follows_the_rank() -> None:
+    stated = {"learning_rate": 3e-5, "batch_examples": 7, "epochs": 0.5, "loss_on": "answer"}
+    filled = with_values(least(train=stated, lora={"rank": 64}), 40, SMALL)
+    assert filled.train.model_dump(include=set(stated)) == stated
+    assert (filled.lora.rank, filled.lora.alpha) == (64, 128)
+    assert with_values(least(lora={"alpha": 5}), 40, SMALL).lora.alpha == 5
+
+
+@pytest.mark.parametrize("sections", [
+    {"extract": {"grounded": False}}, {"train": {"pack": "none"}}, {"train": {"cut_tokens": 99}}
+])  # fmt: skip
+def test_the_loss_is_on_the_answer_where_choices_cannot_be_had(sections: dict[str, Any]) -> None:
+    assert with_values(least(**sections), 40, SMALL).train.loss_on == "answer"
+
+
+def test_the_answer_is_that_of_the_recipe_or_its_preset() -> None:
+    assert with_answer(least(), SMALL).task.answer == "jsonl"
+    assert with_answer(least(task={"labels": ["a"], "answer": "inline"}), SMALL).task.answer == "inline"
+    assert with_answer(least(task={"preset": "cmeee_tutorial"}), SMALL).task.answer is None
+
+
+def test_preparing_fills_the_recipe_and_its_saved_form_is_whole(
+    tree: Callable[..., dict[str, Any]], corpus: Path, tmp_path: Path
+) -> None:
+    sections = tree(tmp_path)
+    del sections["lora"], sections["train"]
+    prepared = prepare(parse_config(sections))
+    recipe, count = prepared.recipe, len(formats.read(corpus / "train.jsonl").documents)
+    row = recommend(count, 1)
+    assert (recipe.train.batch_examples, recipe.train.epochs, recipe.lora.rank) == (
+        row.batch_examples, row.epochs, row.rank
+    )  # fmt: skip
+    assert recipe.train.loss_on == "choices" and all(example.choices for example in prepared.examples)
+    recipe.save(tmp_path)
+    assert prepare(load_config(tmp_path / "config.yaml")).recipe == load_config(tmp_path / "config.yaml") == recipe
