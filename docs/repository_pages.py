@@ -228,7 +228,12 @@ def _markdown(docstring: str) -> list[str]:
         if heading := _SECTION.match(line):
             section = heading.group(1)
             lines += [f"**{section}**", ""]
-        elif section and line.startswith("    ") and not line.startswith("     ") and section not in ("Example", "Examples"):
+        elif (
+            section
+            and line.startswith("    ")
+            and not line.startswith("     ")
+            and section not in ("Example", "Examples")
+        ):
             key, colon, rest = line.strip().partition(": ")
             lines.append(f"- `{key}`: {rest}" if colon else f"- {line.strip()}")
         elif section and line.startswith("     "):
