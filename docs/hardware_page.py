@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PAGES = [Path(__file__).with_name(name) for name in ("hardware.md", "hardware.zh.md")]
@@ -22,18 +23,33 @@ CARDS = (8, 12, 16, 24, 32, 48, 80, 141)
 SHARE = 0.9
 RANK, PACK_TOKENS = 16, 4096
 
-_QWEN = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151936}
-MODELS: dict[str, tuple[str, dict[str, object]]] = {
-    "Qwen3 0.6B": ("qwen3", _QWEN | {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072, "tie_word_embeddings": True}),
-    "Qwen3 1.7B": ("qwen3", _QWEN | {"hidden_size": 2048, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 6144, "tie_word_embeddings": True}),
-    "Qwen3 4B": ("qwen3", _QWEN | {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 9728, "tie_word_embeddings": True}),
-    "Llama 3.1 8B": ("llama", {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256}),
-    "Qwen3 8B": ("qwen3", _QWEN | {"hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 12288}),
-    "Phi-4 14B": ("phi3", {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 10, "intermediate_size": 17920, "vocab_size": 100352, "pad_token_id": 0}),
-    "Qwen3 14B": ("qwen3", _QWEN | {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "intermediate_size": 17408}),
-    "Qwen3 32B": ("qwen3", _QWEN | {"hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 64, "intermediate_size": 25600}),
-}  # fmt: skip
-"""The type of each model in transformers, and its shape, from the configuration that its makers publish."""
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a model, from the configuration that its makers publish; `kind` is its type in transformers."""
+
+    kind: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool = False
+    head_dim: int = 128
+    pad_token_id: int = 0
+
+
+MODELS = {
+    "Qwen3 0.6B": Shape("qwen3", 1024, 28, 16, 8, 3072, 151936, tie_word_embeddings=True),
+    "Qwen3 1.7B": Shape("qwen3", 2048, 28, 16, 8, 6144, 151936, tie_word_embeddings=True),
+    "Qwen3 4B": Shape("qwen3", 2560, 36, 32, 8, 9728, 151936, tie_word_embeddings=True),
+    "Llama 3.1 8B": Shape("llama", 4096, 32, 32, 8, 14336, 128256),
+    "Qwen3 8B": Shape("qwen3", 4096, 36, 32, 8, 12288, 151936),
+    "Phi-4 14B": Shape("phi3", 5120, 40, 40, 10, 17920, 100352),
+    "Qwen3 14B": Shape("qwen3", 5120, 40, 40, 8, 17408, 151936),
+    "Qwen3 32B": Shape("qwen3", 5120, 64, 64, 8, 25600, 151936),
+}
 
 
 def main() -> int:
@@ -63,12 +79,12 @@ def rows() -> Iterator[str]:
     """The lines of the table: predicted memory of training, and the smallest card that is large enough."""
     yield "| model | " + " | ".join(f"`{base}`: GiB | card" for base in BASES) + " |"
     yield "|---|" + "---|---|" * len(BASES)
-    for name, (kind, shape) in MODELS.items():
-        cells = [cell for gib in predictions(kind, shape) for cell in (f"{gib:.1f}", card(gib))]
+    for name, shape in MODELS.items():
+        cells = [cell for gib in predictions(shape) for cell in (f"{gib:.1f}", card(gib))]
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
-def predictions(kind: str, shape: dict[str, object]) -> Iterator[float]:
+def predictions(shape: Shape) -> Iterator[float]:
     """The predicted peak of training in GiB, for each type of the base."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -76,23 +92,19 @@ def predictions(kind: str, shape: dict[str, object]) -> Iterator[float]:
     from spantune.core import parse_config
     from spantune.training import estimate
 
+    values = asdict(shape)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{"tie_word_embeddings": False} | shape))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("kind"), **values))
     for base in BASES:
         recipe = parse_config(
             {
-                "model": {"source": name_of(kind), "base": base},
+                "model": {"source": "hf:any/model", "base": base},  # it is not opened
                 "task": {"preset": "cmeee"},
                 "data": {"train": "corpus.jsonl"},
                 "lora": {"rank": RANK},
             }
         )
         yield estimate.predict_memory(model, recipe, torch.device("cuda"), PACK_TOKENS).total_gib
-
-
-def name_of(kind: str) -> str:
-    """A source for the recipe, which is not opened."""
-    return f"hf:any/{kind}"
 
 
 def card(gib: float) -> str:

@@ -1,7 +1,7 @@
-"""Pages that are made by reading files of the repository, without importing them: Python API, results and decisions.
+"""Pages that are made by reading files of the repository, without importing them: Python, results and decisions.
 
-`generate.py` writes them. The API page is made from the names in the `__init__` of the package, from signatures and from
-docstrings.
+`generate.py` writes them. The page about Python is made from the names in the `__init__` of the package, from
+signatures and from docstrings.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def results_page() -> str:
         MADE,
         "# Results",
         "",
-        "Every figure in these pages comes from one of the measurements below. Each names the machine, the versions, the",
-        "commit and the command, so that it can be repeated. Targets that were missed are named too.",
+        "Every figure in these pages comes from one of the measurements below. Each names the machine, the versions,",
+        "the commit and the command, so that it can be repeated. Targets that were missed are named too.",
         "",
         "| date | what was measured | on |",
         "|---|---|---|",
