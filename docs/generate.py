@@ -2,7 +2,7 @@
 
 Commands come from the command line's names and help texts, recipe keys from the config, the tree from the first
 sentence of each module's docstring, and other pages from files (`repository_pages.py`); nothing depends on the
-terminal or on typer's own layout. `--check` writes nothing and exits with 1 when a page differs from what the code says.
+terminal or on typer's own layout. `--check` writes nothing and exits with 1 when a page differs from the code.
 
     python docs/generate.py
     python docs/generate.py --check
