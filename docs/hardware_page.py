@@ -80,8 +80,13 @@ def rows() -> Iterator[str]:
     yield "| model | " + " | ".join(f"`{base}`: GiB | card" for base in BASES) + " |"
     yield "|---|" + "---|---|" * len(BASES)
     for name, shape in MODELS.items():
-        cells = [cell for gib in predictions(shape) for cell in (f"{gib:.1f}", card(gib))]
-        yield f"| {name} | " + " | ".join(cells) + " |"
+        yield row(name, shape)
+
+
+def row(name: str, shape: Shape) -> str:
+    """The line of a model."""
+    cells = [cell for gib in predictions(shape) for cell in (f"{gib:.1f}", card(gib))]
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def predictions(shape: Shape) -> Iterator[float]:
