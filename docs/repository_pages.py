@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "spantune"
 MADE = "<!-- Made by docs/generate.py from the code; do not edit. -->"
-WIDTH = 100
+WIDTH = 120
 _SECTION = re.compile(r"^(Args|Raises|Returns|Yields|Example|Examples|Attributes):$")
 _SKIPPED = {"model_post_init", "model_config"}
 
@@ -162,8 +162,8 @@ def _field(node: ast.AnnAssign) -> str:
     name = ast.unparse(node.target)
     if name.startswith("_") or name in _SKIPPED or "ClassVar" in ast.unparse(node.annotation):
         return ""
-    value = "" if node.value is None or isinstance(node.value, ast.Call) else f" = {ast.unparse(node.value)}"
-    return f"{name}: {ast.unparse(node.annotation)}{value}"
+    value = "" if node.value is None or isinstance(node.value, ast.Call) else f" = {_code(node.value)}"
+    return f"{name}: {_code(node.annotation)}{value}"
 
 
 def _is_shown(method: ast.FunctionDef) -> bool:
@@ -175,49 +175,51 @@ def _is_shown(method: ast.FunctionDef) -> bool:
 def _function(heading: str, name: str, definition: Definition, method: bool) -> list[str]:
     assert not isinstance(definition, ast.ClassDef)
     decorators = {ast.unparse(node) for node in definition.decorator_list}
-    arguments = definition.args
-    if method and "staticmethod" not in decorators:
-        arguments = _without_first(arguments)
-    returns = f" -> {ast.unparse(definition.returns)}" if definition.returns else ""
+    returns = f" -> {_code(definition.returns)}" if definition.returns else ""
     if decorators & {"property", "cached_property", "functools.cached_property"}:
         signature = [f"{name}{returns.replace(' ->', ':')}"]
     else:
-        signature = list(_wrapped(f"def {name}", ast.unparse(arguments), f"{returns}: ..."))
+        bound = method and "staticmethod" not in decorators
+        signature = _wrapped(name, _parameters(definition.args, bound), returns)
     return [heading, "", "```python", *signature, "```", "", *_markdown(ast.get_docstring(definition) or "")]
 
 
-def _without_first(arguments: ast.arguments) -> ast.arguments:
-    first = arguments.posonlyargs[:1] or arguments.args[:1]
-    return ast.arguments(
-        posonlyargs=[a for a in arguments.posonlyargs if a not in first],
-        args=[a for a in arguments.args if a not in first],
-        vararg=arguments.vararg,
-        kwonlyargs=arguments.kwonlyargs,
-        kw_defaults=arguments.kw_defaults,
-        kwarg=arguments.kwarg,
-        defaults=arguments.defaults,
-    )
+def _parameters(arguments: ast.arguments, bound: bool) -> list[str]:
+    """The parameters of a signature as the formatter writes them, without the first one of a method."""
+    plain = [*arguments.posonlyargs, *arguments.args]
+    defaults = [None] * (len(plain) - len(arguments.defaults)) + list(arguments.defaults)
+    shown = [_parameter(*pair) for pair in zip(plain, defaults, strict=True)]
+    if arguments.posonlyargs:
+        shown.insert(len(arguments.posonlyargs), "/")
+    if bound:
+        del shown[0]
+    if arguments.vararg:
+        shown.append("*" + _parameter(arguments.vararg, None))
+    elif arguments.kwonlyargs:
+        shown.append("*")
+    shown += [_parameter(*pair) for pair in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    return shown + (["**" + _parameter(arguments.kwarg, None)] if arguments.kwarg else [])
 
 
-def _wrapped(name: str, arguments: str, returns: str) -> Iterator[str]:
-    whole = f"{name}({arguments}){returns}"
+def _parameter(argument: ast.arg, default: ast.expr | None) -> str:
+    shown = argument.arg + (f": {_code(argument.annotation)}" if argument.annotation else "")
+    equals = " = " if argument.annotation else "="
+    return shown + (f"{equals}{_code(default)}" if default else "")
+
+
+def _code(node: ast.expr) -> str:
+    """An expression as the formatter writes it."""
+    code = ast.unparse(node)
+    return code if '"' in code else code.replace("'", '"')
+
+
+def _wrapped(name: str, parameters: list[str], returns: str) -> list[str]:
+    whole = f"def {name}({', '.join(parameters)}){returns}: ..."
     if len(whole) <= WIDTH:
-        yield whole
-        return
-    yield f"{name}("
-    yield from (f"    {part}," for part in _split(arguments))
-    yield f"){returns}"
-
-
-def _split(arguments: str) -> Iterator[str]:
-    """The arguments of a signature, cut at the commas that no bracket holds."""
-    depth, start = 0, 0
-    for place, character in enumerate(arguments):
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            yield arguments[start:place].strip()
-            start = place + 1
-    yield arguments[start:].strip()
+        return [whole]
+    last = "," if not parameters[-1].startswith("**") or len(parameters) > 1 else ""
+    lines = [f"    {parameter}," for parameter in parameters[:-1]] + [f"    {parameters[-1]}{last}"]
+    return [f"def {name}(", *lines, f"){returns}: ..."]
 
 
 def _markdown(docstring: str) -> list[str]:
