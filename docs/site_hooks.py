@@ -26,6 +26,14 @@ OUTSIDE = {
 }
 """Pages of the repository by path, and what they are called on the site."""
 RESULTS = "bench/results/"
+LEADS = {
+    "cli.md": "全部命令及其选项，由代码生成。示例可以直接复制。",
+    "recipe.md": "配方的全部章节和键，由代码生成：键、取值、默认值和说明。",
+    "python.md": "全部公开的 Python 名称，由代码中的文档字符串生成。",
+    "errors.md": "spantune 会报告的全部错误，由测试生成。每条信息都说明位置、发现了什么、应当是什么、怎么办。",
+    "results.md": "全部测量，每项都写明机器、版本、提交和命令，可以重复。",
+}
+"""What the Chinese site says above a page that has no Chinese of its own."""
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -49,6 +57,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links to other pages of the repository at the site's."""
     here = repository_path(page.file.src_uri)
+    if config.plugins["i18n"].current_language == "zh" and not page.file.src_uri.endswith(".zh.md"):
+        markdown = _with_lead(markdown, LEADS.get(page.file.src_uri, "") + "本页没有中文译文，以下为英文原文。")
     parts: list[str] = []
     end = 0
     for fence in _FENCE.finditer(markdown):
@@ -72,6 +82,13 @@ def repository_path(path: str) -> str:
         return RESULTS + path.removeprefix("results/")
     names = {site: source for source, site in OUTSIDE.items() if site not in ("index.md", "index.zh.md")}
     return names.get(path, f"docs/{path}")
+
+
+def _with_lead(markdown: str, lead: str) -> str:
+    """Put a note below the first heading."""
+    before, heading, after = markdown.partition("# ")
+    title, _, rest = after.partition("\n")
+    return f"{before}{heading}{title}\n\n!!! note\n    {lead}\n\n{rest}" if heading else markdown
 
 
 def _relink(text: str, here: str) -> str:
