@@ -68,10 +68,11 @@ def test_figures_differences_and_sentence_are_shown_escaped(tmp_path: Path) -> N
         "\u221250.0",
         "&lt; 0.001",
         "disease",
+        "<title>all: +12.3 (\u22121 to +25)</title>",
     ):
         assert shown in markup
     assert markup.count("✓</span>") == 1  # the gap of dis is real, that of all is not
-    chips = re.findall(r'<input type="checkbox" value="(\d+)"><b>([^<]+)</b></label>', markup)
+    chips = re.findall(r'data-place="(\d+)"><b>([^<]+)</b>', markup)
     assert [chip for chip in chips if chip[1] not in LABELS] == [
         ("0", "correct"), ("2", "boundary"), ("4", "missed"), ("5", "spurious"),
     ]  # fmt: skip

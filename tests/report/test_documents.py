@@ -83,6 +83,19 @@ def test_key_figures_and_tables_are_there(tmp_path: Path) -> None:
     assert re.search(r"腹部</th><td>39 bod, 1 sym", markup)
 
 
+def test_colours_and_names_are_those_of_the_task_else_of_the_sorted_labels(tmp_path: Path) -> None:
+    documents = [Document("a", "ab", (Entity(0, 1, "sym"), Entity(0, 1, "bod"), Entity(1, 2, "sym")))]
+    assert chips(page(tmp_path, documents)) == [("1", "sym", ""), ("0", "bod", "")]
+    write_page(tmp_path / "page.html", documents, "x", {"dis": "disease", "sym": "symptom", "bod": "bod"})
+    markup = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert chips(markup) == [("1", "sym", "symptom"), ("2", "bod", "")] and "under entity-1" in rows(markup)[0][4]
+
+
+def chips(markup: str) -> list[tuple[str, str, str]]:
+    """Colour, code and name of the labels of the filter."""
+    return re.findall(r'class="chip entity-(\d+)">.*?<b>(\w+)</b>(?: <span>([a-z]+)</span>)?', markup)
+
+
 def test_a_corpus_without_entities_has_a_page(tmp_path: Path) -> None:
     markup = page(tmp_path, [Document("a", "无"), Document("b", "")])
     assert len(rows(markup)) == 2 and "<fieldset" not in markup
@@ -121,10 +134,9 @@ document.body.append(out);
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
-@pytest.mark.parametrize("width", [1280, 500])
-def test_a_reader_pages_and_filters_and_no_text_runs(tmp_path: Path, width: int) -> None:
+def test_a_reader_pages_and_filters_and_no_text_runs(tmp_path: Path) -> None:
     page(tmp_path, corpus())
-    assert driven(tmp_path / "page.html", DRIVE, width) == [
+    assert driven(tmp_path / "page.html", DRIVE, 500) == [
         ["all", "1–50 of 120", PAGE, "evil</script>"],
         ["second", "51–100 of 120", 50, "f10"],
         ["last", "101–120 of 120", 20, "e20"],

@@ -138,8 +138,9 @@ def test_page_has_language_title_and_headings(tmp_path: Path):
 
 def test_page_loads_nothing_and_its_policy_knows_its_own_script_only(tmp_path: Path):
     markup, page = write(tmp_path, report_of(*corpus()))
-    loading = {"src", "href", "srcset", "data", "action", "poster", "xlink:href"}
+    loading = {"src", "srcset", "data", "action", "poster", "xlink:href"}
     assert not [values for _, values in page.elements if loading & values.keys()]
+    assert {values["href"][:1] for _, values in page.elements if "href" in values} == {"#"}
     assert not {"link", "iframe", "object", "embed", "img", "base"} & set(page.names())
     assert page.names().count("script") == 2 and "url(" not in markup and "@import" not in markup
     policy = next(values["content"] for tag, values in page.elements if tag == "meta" and "http-equiv" in values)
@@ -328,14 +329,23 @@ const note = (name) => seen.push([name, document.querySelector(".place").textCon
   list.querySelector("h3")?.textContent ?? ""]);
 const chip = (group, name) => [...form.querySelectorAll(`.${group} .chip`)].find((one) =>
   one.querySelector("b").textContent === name).firstChild;
-const clear = () => { form.reset(); choose(null); filter(); };
+const clear = () => { form.reset(); choose(null, ""); filter(); };
+const told = (name) => seen.push([name, location.hash]);
 note("all"); document.querySelector(".pager .on").click(); note("second"); clear();
-chip("kinds", "missed").click(); note("missed"); chip("types", "dis").click(); note("missed dis"); clear();
+chip("kinds", "missed").click(); note("missed");
+chip("types", "dis").click(); note("missed dis"); told("kind and type");
+clear();
 chip("types", "bod").click(); note("bod"); clear();
 form.elements.words.value = "ASPIRIN 1"; filter(); note("words"); clear();
 form.elements.which.value = "right"; filter(); note("right");
 form.elements.which.value = "wrong"; filter(); note("wrong");
-clear(); cells.find((cell) => cell.value === "2,0").click(); note("cell"); cells[0].click(); clear();
+clear(); cells.find((cell) => cell.value === "2,0").click(); note("cell"); told("pair"); cells[0].click(); clear();
+const asked = (hash) => { location.hash = hash; recall(); };
+asked("#show?kind=missed&type=dis&words=aspirin+1&page=7"); note("link");
+seen.push(["words", form.elements.words.value]);
+asked("#show?gold=sym&predicted=dis"); note("linked pair"); asked("#types"); note("part of the page");
+asked(document.querySelector(".highlights a").hash); note("one document"); told("its address");
+asked("#show?which=odd&kind=odd&gold=odd"); note("odd"); clear();
 chip("kinds", "truncated by length").click(); note("cut");
 seen.push(["answer", list.querySelector(".answer").textContent, list.querySelectorAll("article .sides > div").length]);
 seen.push(["raw", list.querySelector("details pre").textContent, list.querySelectorAll("b").length]);
@@ -349,8 +359,7 @@ document.body.append(out);
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-@pytest.mark.parametrize("width", [1280, 390])
-def test_filters_find_errors_by_kind_type_text_and_cell(tmp_path: Path, width: int):
+def test_filters_find_errors_by_kind_type_text_and_cell_and_stand_in_the_address(tmp_path: Path):
     gold, predicted = corpus()
     for number in range(60):
         gold.append(Document(f"m{number}", f"Aspirin {number} mg", (Entity(0, 7, "dis"), Entity(8, 9, "sym"))))
@@ -361,16 +370,25 @@ def test_filters_find_errors_by_kind_type_text_and_cell(tmp_path: Path, width: i
         for document in predicted
     ]
     write_report(tmp_path, report_of(gold, extractions))
-    assert driven(tmp_path / "report.html", DRIVE, width) == [
+    assert driven(tmp_path / "report.html", DRIVE, 390) == [
         ["all", "1–50 of 62", 50, "evil"],
         ["second", "51–62 of 62", 12, "m49"],
         ["missed", "1–50 of 61", 50, "evil"],
         ["missed dis", "1–50 of 60", 50, "m0"],
+        ["kind and type", "#show?kind=missed&type=dis"],
         ["bod", "1–2 of 2", 2, "evil"],
         ["words", "1–11 of 11", 11, "m1"],
         ["right", "1–1 of 1", 1, "good"],
         ["wrong", "1–50 of 61", 50, "evil"],
         ["cell", "1–5 of 5", 5, "m0"],
+        ["pair", "#show?gold=sym&predicted=dis"],
+        ["link", "1–11 of 11", 11, "m1"],
+        ["words", "aspirin 1"],
+        ["linked pair", "1–5 of 5", 5, "m0"],
+        ["part of the page", "1–5 of 5", 5, "m0"],
+        ["one document", "1–1 of 1", 1, "m0"],
+        ["its address", "#show?document=m0"],
+        ["odd", "1–50 of 62", 50, "evil"],
         ["cut", "1–1 of 1", 1, "m7"],
         ["answer", "truncated by length", 2],
         ["raw", "<b>{raw", 0],

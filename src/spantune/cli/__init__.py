@@ -189,7 +189,7 @@ def _run(recipe: Config, resume: Path | None) -> None:
     from spantune.training import train as run_job
 
     try:
-        result: Result = run_job(recipe, resume)
+        result: Result = run_job(recipe, resume=resume)
     except Interrupted as interrupt:
         raise typer.Exit(interrupt.exit_code) from None
     tables.print_scores(result.after.as_dict(), sys.stderr)

@@ -331,7 +331,8 @@ def _inspect_corpus(corpus: Corpus, html: Path | None, examples: int, as_json: b
     if html:
         from spantune.report import write_page
 
-        write_page(html, corpus.documents, corpus.path.name)
+        names = counter.task.names if counter and counter.task else None
+        write_page(html, corpus.documents, corpus.path.name, names)
         say(f"page: {html}")
     if as_json:
         record = {"format": corpus.format, "notes": dict(corpus.notes), **asdict(corpus_statistics)}

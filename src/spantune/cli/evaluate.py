@@ -25,12 +25,13 @@ from spantune.cli.options import (
     quiet,
     report_left_out,
 )
-from spantune.core import ConfigError, DataError, RunError, log_crashes_into, put, put_json, require_new, say
-from spantune.runs import RunFolder, name_predictions, predictions_for
+from spantune.core import ConfigError, DataError, log_crashes_into, put, put_json, require_new, say
+from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
-    from spantune.core import Config, Document, Extraction
-    from spantune.metrics import Protocol, System
+    from spantune.core import Document
+    from spantune.data import Corpus
+    from spantune.metrics import Protocol
     from spantune.report import Report
 
 
@@ -129,12 +130,14 @@ def compare(
         spantune compare --gold test.jsonl before.jsonl after.jsonl --json
     """
     from spantune.metrics import compare as compare_systems
+    from spantune.runs import labels_of_systems, read_systems
 
     _require_report_folder(report, (*systems, gold), force)
     how = _How(protocol, format, None, labels, None)
-    gold_documents = _read(gold, format) if gold else None
-    read = [_system(path, name, gold_documents, how) for path, name in zip(systems, _names(systems), strict=True)]
-    codes = how.codes(document for system in read for document in (*system.gold, *system.documents))
+    read, notes = read_systems(systems, _corpus(gold, format) if gold else None, protocol, format)
+    for note in notes:
+        say(note)
+    codes = how.codes or labels_of_systems(read, systems)
     comparison = compare_systems(read, codes)
     for name, scores in comparison.systems.items():
         for note, count in scores.notes.items():
@@ -182,10 +185,11 @@ class _How:
     labels: str | None
     train: Sequence[Document] | None
 
-    def codes(self, documents: Iterable[Document]) -> list[str]:
-        """Return the label set as given, or the labels of `documents`."""
+    @property
+    def codes(self) -> list[str] | None:
+        """The label set as given; None for the labels of the documents."""
         if self.labels is None:
-            return sorted({entity.label for document in documents for entity in document.entities})
+            return None
         codes = [code for code in (part.strip() for part in self.labels.split(",")) if code]
         if not codes:
             raise ConfigError(f"--labels {self.labels!r} names no label; expected codes such as dis,sym,bod")
@@ -209,20 +213,18 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     folder = RunFolder(run)
     recipe = folder.config()
     log_crashes_into(run)
-    gold = _read(data, how.format)[: how.limit]
+    corpus = _corpus(data, how.format)
+    corpus = replace(corpus, documents=corpus.documents[: how.limit])
     quiet()
-    from spantune.extraction import evaluate as measure
-    from spantune.extraction import load_run, rates, save_predictions
-    from spantune.report import Report
+    from spantune.extraction import evaluate_run, load_run, rates
+    from spantune.report import Report, describe_run
 
     settings = recipe.extract.model_copy(update={"grounded": decoding.grounded})
     extractor = load_run(run, decoding.device, settings, decoding.min_score, accept_changes=decoding.accept_changes)
-    extractor.task.check(gold)
-    train = _trained_on(recipe) if how.train is None else how.train
-    evaluation = measure(extractor, gold, protocol=how.protocol, train=train)
-    path = name_predictions(run, data, gold)
-    save_predictions(path, evaluation.extractions)
-    say(f"predictions: {path}")
+    evaluation = evaluate_run(extractor, corpus, protocol=how.protocol, train=how.train)
+    for note in evaluation.notes:
+        say(note)
+    say(f"predictions: {evaluation.file}")
     dropped = evaluation.below_threshold
     report_left_out(extractor.calibration, dropped["entities"])
     facts = {"extraction": f"{evaluation.seconds:.1f} s", "decoding": "grammar" if decoding.grounded else "free"}
@@ -232,13 +234,15 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     report = Report(
         title=f"spantune · {name} on {data}",
         after=evaluation.scores,
-        labels={label.code: label.name or label.code for label in extractor.task.labels},
-        gold=gold,
+        labels=extractor.task.names,
+        gold=corpus.documents,
         predicted=evaluation.extractions,
         facts=facts,
         rates=rates(evaluation.extractions),
         config=folder.config_file.read_text(encoding="utf-8"),
         environment=environment(),
+        head=describe_run(run),
+        train=evaluation.train,
         run=name,
         data=data,
         date=time.strftime("%Y-%m-%d"),
@@ -246,31 +250,24 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     return evaluation.as_dict(), report
 
 
-def _trained_on(recipe: Config) -> Sequence[Document] | None:
-    """Return the training documents of a run; None, with a message on stderr, when they cannot be read any more."""
-    from spantune.data import read_splits
-
-    try:
-        return read_splits(recipe.data).train
-    except DataError as error:
-        say(f"no figures for seen and unseen surfaces; the training data cannot be read: {error}")
-        return None
-
-
 def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, object], Report]:
     """Score one file against another; returns the figures and their report."""
     from spantune.core import from_document
-    from spantune.metrics import score
+    from spantune.metrics import labels_of, score
     from spantune.report import Report
+    from spantune.runs import aligned
 
+    notes: list[str] = []
     gold_documents = _read(gold, how.format)
-    predictions = _aligned(gold_documents, list(map(from_document, _read(predicted, how.format))), predicted)
+    predictions = aligned(gold_documents, list(map(from_document, _read(predicted, how.format))), predicted, notes)
+    for note in notes:
+        say(note)
     if how.limit is not None:
         gold_documents = gold_documents[: how.limit]
         gold_ids = {document.id for document in gold_documents}
         predictions = [prediction for prediction in predictions if prediction.document.id in gold_ids]
     predicted_documents = [prediction.document for prediction in predictions]
-    codes = how.codes((*gold_documents, *predicted_documents))
+    codes = how.codes or labels_of((*gold_documents, *predicted_documents))
     data = f"{predicted} against {gold}"
     try:
         scores = score(gold_documents, predicted_documents, codes, protocol=how.protocol, train=how.train)
@@ -278,63 +275,38 @@ def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, object
         raise DataError(error.message, path=data, field=error.field) from None
     title = f"{Path(predicted).name} against {Path(gold).name}"
     names = dict(zip(codes, codes, strict=True))
-    return scores.as_dict(), Report(title, scores, names, gold_documents, predictions, data=data)
-
-
-def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -> System:
-    """Read a run with its newest predictions for the test documents, or a file of predictions."""
-    from spantune.core import from_document
-    from spantune.data import read_extractions, read_splits
-    from spantune.metrics import System
-
-    run = RunFolder(path)
-    if not run.is_run and gold is None:
-        raise ConfigError(f"{path} is no run folder; to compare files of predictions, give --gold FILE")
-    file = path
-    if run.is_run:
-        file = (predictions_for(path, gold) if gold else None) or run.last_predictions("test")
-    if run.is_run and file.stem == "test-0":
-        raise RunError(f"{path} has no predictions after training; end the run with spantune train --resume {path}")
-    predictions = read_extractions(file) if run.is_run else list(map(from_document, _read(str(file), how.format)))
-    if gold is None:
-        gold = read_splits(run.config().data).test
-    return System(name, gold, _aligned(gold, predictions, str(file)), how.protocol)
-
-
-def _aligned(gold: Sequence[Document], predictions: Sequence[Extraction], path: str) -> list[Extraction]:
-    """Give `predictions` the ids of `gold`; reports on stderr when they were paired by their texts."""
-    from spantune.metrics import align
-
-    documents = [prediction.document for prediction in predictions]
-    aligned = align(gold, documents)
-    if [document.id for document in aligned] != [document.id for document in documents]:
-        say(f"{path}: no id is that of a gold document; paired by their texts, which are the same")
-    return [replace(prediction, document=document) for prediction, document in zip(predictions, aligned, strict=True)]
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Return the last names of the paths where these are all different, otherwise the paths."""
-    names = [path.resolve().name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+    date, train = time.strftime("%Y-%m-%d"), how.train or ()
+    return scores.as_dict(), Report(
+        title, scores, names, gold_documents, predictions, data=data, date=date, train=train
+    )
 
 
 def _label_names(paths: Sequence[Path], codes: Sequence[str]) -> dict[str, str]:
-    """Return the names of the labels in the first run among `paths`; without a run, the codes."""
+    """Return the names of `codes` in the first run among `paths`; without a run, the codes."""
+    names = _task_names(paths)
+    return {code: names.get(code, code) for code in codes}
+
+
+def _task_names(paths: Sequence[Path]) -> dict[str, str]:
+    """Return code to name of the task of the first run among `paths`; nothing without a run."""
     from spantune.core import TaskSpec
 
     run = next((path for path in paths if RunFolder(path).is_run), None)
-    names = {label.code: label.name for label in TaskSpec.load(run).labels} if run else {}
-    return {code: names.get(code) or code for code in codes}
+    return TaskSpec.load(run).names if run else {}
 
 
 def _read(path: str, format: str | None) -> Sequence[Document]:
     """Read the documents of a corpus; what the reader repaired is reported on stderr."""
+    corpus = _corpus(path, format)
+    for note, count in corpus.notes.items():
+        say(f"{corpus.name}: {count} × {note}")
+    return corpus.documents
+
+
+def _corpus(path: str, format: str | None) -> Corpus:
     from spantune.data import formats
 
-    corpus = formats.read(path, format)
-    for note, count in corpus.notes.items():
-        say(f"{path}: {count} × {note}")
-    return corpus.documents
+    return formats.read(path, format)
 
 
 def _print_scores(figures: dict[str, object], as_json: bool) -> None:

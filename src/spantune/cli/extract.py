@@ -79,6 +79,7 @@ def extract(
         spantune extract runs/demo notes.txt --engine openai --url http://127.0.0.1:8000/v1
     """
     from spantune.extraction import Tally, Target, Texts
+    from spantune.report import ExtractionView
 
     if (engine == "openai") != (url is not None):
         raise ConfigError("--engine openai and --url belong together; give both, or neither to decode here")
@@ -87,7 +88,8 @@ def extract(
     if url is not None and (batch_size is not None or device != "auto"):
         raise ConfigError("--batch-size and --device are of decoding here; for a server there is --concurrency")
     recipe = _recipe(run, overrides or [], batch_size)
-    target = Target(out, to, html, resume, nested, force)
+    view = ExtractionView.of_run(run, min_score) if html else None
+    target = Target(out, to, html, resume, nested, force, view)
     target.check([*files, *parts_read([run])])
     texts = Texts.open(files, format, whole=whole_file)
     quiet()

@@ -17,6 +17,20 @@ from spantune.core.config import (
 )
 from spantune.core.crash import log_crash, log_crashes_into
 from spantune.core.document import Document, Entity, encodable, half_surrogate, hash_documents, to_record
+from spantune.core.drawing import (
+    ERROR_SIGNS,
+    LABEL_COLORS,
+    LEFT_OUT,
+    document_html,
+    draw_entities,
+    drawing_style,
+    entities_html,
+    framed_html,
+    label_colors,
+    label_order,
+    prefer_label_order,
+    table_html,
+)
 from spantune.core.errors import (
     ConfigError,
     DataError,
@@ -57,6 +71,7 @@ from spantune.core.files import (
     sha256_of,
 )
 from spantune.core.foreign import foreign
+from spantune.core.frames import data_frame, number
 from spantune.core.lazy import lazy_exports
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
@@ -80,6 +95,9 @@ from spantune.core.terminal import (
 )
 
 __all__ = [
+    "ERROR_SIGNS",
+    "LABEL_COLORS",
+    "LEFT_OUT",
     "Anchors",
     "Config",
     "ConfigError",
@@ -109,14 +127,20 @@ __all__ = [
     "bar",
     "bundled_recipes",
     "config",
+    "data_frame",
     "description",
+    "document_html",
+    "draw_entities",
+    "drawing_style",
     "encodable",
+    "entities_html",
     "expect",
     "expect_each",
     "file_lock",
     "first_line",
     "first_unknown",
     "foreign",
+    "framed_html",
     "from_document",
     "from_prediction_record",
     "fsync_path",
@@ -124,6 +148,8 @@ __all__ = [
     "half_surrogate",
     "hash_documents",
     "json_text",
+    "label_colors",
+    "label_order",
     "lazy_exports",
     "load_config",
     "log_crash",
@@ -134,11 +160,13 @@ __all__ = [
     "nearest",
     "need",
     "non_finite",
+    "number",
     "occurrences",
     "os_error",
     "overwriting",
     "parse_config",
     "parse_value",
+    "prefer_label_order",
     "print_table",
     "print_text",
     "printable",
@@ -154,6 +182,7 @@ __all__ = [
     "require_system",
     "say",
     "sha256_of",
+    "table_html",
     "to_document",
     "to_json",
     "to_prediction_record",

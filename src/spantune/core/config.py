@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from spantune.core.bundled_recipes import bundled_recipes, recipe_path
 from spantune.core.errors import ConfigError, expect, nearest
 from spantune.core.files import replace_text
-from spantune.core.secrets import MASK, holds_credential, masked_values
+from spantune.core.secrets import MASK, holds_credential, masked, masked_values
 from spantune.core.task import AnswerFormat, Label
 
 if TYPE_CHECKING:
@@ -340,8 +340,16 @@ class Config(Section):
         """`run.folder / run.name`."""
         return self.run.folder / self.run.name
 
+    def __repr__(self) -> str:
+        labels = self.task.preset or ", ".join(label.code for label in self.task.labels or ())
+        model = masked(self.model.source)
+        return f"Config(run {self.run.name}, model {model}, labels {labels}, train {self.data.train})"
+
+    __str__ = __repr__
+
     def save(self, folder: str | Path) -> None:
         """Write the resolved recipe as `config.yaml` into `folder`, with credentials masked."""
+        expect(folder, (str, Path), "Config.save", "the path of a folder")
         text = yaml.safe_dump(masked_values(self.model_dump(mode="json")), allow_unicode=True, sort_keys=False)
         replace_text(Path(folder) / "config.yaml", text)
 
@@ -375,18 +383,19 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return parse_config(tree, where=str(path), overrides=overrides)
 
 
-def as_config(recipe: object) -> Config:
-    """Return a recipe that may be given as a Config, as plain values or as the path of its file.
+def as_config(recipe: object, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Return a recipe that may be given as a Config, as plain values or as the path of its file, with `overrides`.
 
     Raises:
         ConfigError: it is none of these, or not a valid recipe.
     """
+    expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
     if isinstance(recipe, Config):
-        return recipe
+        return parse_config(recipe.model_dump(mode="json"), overrides=overrides) if overrides else recipe
     if isinstance(recipe, Mapping):
-        return parse_config(recipe)
+        return parse_config(recipe, overrides=overrides)
     expected = "a recipe: a Config, a mapping with its sections, or the path of a YAML file"
-    return load_config(expect(recipe, (str, Path), "recipe", expected))
+    return load_config(expect(recipe, (str, Path), "recipe", expected), overrides)
 
 
 def parse_config(tree: object, where: str = "recipe", overrides: list[str] | tuple[str, ...] = ()) -> Config:

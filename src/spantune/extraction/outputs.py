@@ -15,13 +15,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spantune.core import (
     ConfigError,
     DataError,
     Document,
+    Entity,
     Extraction,
     Prediction,
     ProblemKind,
@@ -38,7 +39,7 @@ from spantune.core import (
 from spantune.data import Nested, Options, formats
 from spantune.extraction import resumable
 from spantune.extraction.resumable import Done
-from spantune.report import write_page
+from spantune.report import ExtractionView, write_extractions
 
 SHOWN = 10
 """The number of failed documents that are named."""
@@ -55,6 +56,7 @@ class Tally:
         not_representable: those that the format of the output cannot represent, of an interrupted run too.
         below_threshold: entities that a threshold dropped.
         contradicted: entities that another chunk of their text contradicts.
+        left_out: what a threshold dropped, by the place of the document; kept only for a page.
         failures: the first failed documents, in words.
         notes: what reading and writing repaired or could not keep, and how often.
     """
@@ -65,6 +67,7 @@ class Tally:
     not_representable: int = 0
     below_threshold: int = 0
     contradicted: int = 0
+    left_out: dict[int, tuple[Entity, ...]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
@@ -99,6 +102,7 @@ class Target:
         resume: whether to continue an interrupted run.
         nested: what a format of flat tags keeps of entities that overlap.
         force: whether files that exist are replaced; with `resume`, `out` is gone on with.
+        view: what the page says of the run and its task, but its title; None for nothing.
     """
 
     out: Path | None = None
@@ -107,6 +111,7 @@ class Target:
     resume: bool = False
     nested: Nested = "error"
     force: bool = False
+    view: ExtractionView | None = None
 
     def check(self, inputs: Sequence[str | Path]) -> None:
         """Check, before anything is extracted, that the results can be written, and replace nothing that they may not.
@@ -167,9 +172,9 @@ class Target:
         if self.out is None:
             self._print(extractions, tally)
             return
-        resumable.append(self.out, tally.counted(extractions))
+        resumable.append(self.out, self._remembering(tally.counted(extractions), tally))
         if self.html:
-            self._show(list(self._done()), tally)
+            self._show(list(map(from_document, self._done())), tally)
         if self.format == "native":
             resumable.finish(self.out)
             return
@@ -198,10 +203,10 @@ class Target:
         """Write to stdout, until its reader closes it."""
         if sys.stdout is None:
             raise DataError("is closed; give --out FILE", path="stdout")
-        shown: list[Document] = []
+        shown: list[Extraction] = []
         for extraction in tally.counted(extractions):
             if self.html:
-                shown.append(extraction.document)
+                shown.append(extraction)
             try:
                 sys.stdout.buffer.write(json_text(to_record(to_document(extraction))).encode() + b"\n")
                 sys.stdout.buffer.flush()
@@ -214,13 +219,25 @@ class Target:
         if self.html:
             self._show(shown, tally)
 
-    def _show(self, documents: Sequence[Document], tally: Tally) -> None:
+    def _remembering(self, extractions: Iterable[Extraction], tally: Tally) -> Iterator[Extraction]:
+        """Yield `extractions`; for a page, what a threshold dropped is kept in `tally`, since files do not hold it."""
+        for extraction in extractions:
+            if self.html and extraction.below_threshold:
+                tally.left_out[tally.documents - 1] = extraction.below_threshold
+            yield extraction
+
+    def _show(self, extractions: Sequence[Extraction], tally: Tally) -> None:
         assert self.html is not None
-        if documents:
-            name = encodable(self.out.name) if self.out else "extract"
-            write_page(self.html, documents, f"{name}: {len(documents)} documents")
-        else:
+        if not extractions:
             tally.notes["page that was not written: there are no documents"] += 1
+            return
+        name = encodable(self.out.name) if self.out else "extract"
+        whole = [
+            replace(extraction, below_threshold=tally.left_out.get(place, extraction.below_threshold))
+            for place, extraction in enumerate(extractions)
+        ]
+        title = f"{name}: {len(whole)} documents"
+        write_extractions(self.html, whole, replace(self.view or ExtractionView(""), title=title))
 
 
 def _require_writable(path: Path, *, is_file: bool, force: bool) -> None:

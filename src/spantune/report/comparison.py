@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spantune.core import ConfigError, to_json
+from spantune.core import ERROR_SIGNS, ConfigError, label_colors, to_json
 from spantune.metrics import TOO_FEW, Comparison, Gap, Outcome, System, judge
 from spantune.report import charts, documents
 from spantune.report.content import cell, figure_cells, table
-from spantune.report.html import SIGNS, colours, embed, interval, points, render
+from spantune.report.forest import forest_chart
+from spantune.report.html import embed, interval, points, render
 from spantune.report.write import write_files
 
 
@@ -40,7 +41,7 @@ def write_comparison(
     outcomes = [judge(gold, system.predicted, list(labels)) for system in systems]
     codes = list(dict.fromkeys([*labels, *(label for outcome in outcomes for label in outcome.confusion.labels)]))
     rows = documents.differing(outcomes, codes)
-    title = " · ".join(names)
+    title, colors = " · ".join(names), label_colors(codes)
     page = render(
         "compared.html.j2",
         "documents.js.j2",
@@ -51,11 +52,12 @@ def write_comparison(
         outcomes=outcomes,
         names=labels,
         labels=codes,
-        colours=colours(codes),
-        signs=SIGNS,
+        colours=colors,
+        signs=ERROR_SIGNS,
         interval=interval,
         gap_cells=_gap_cells,
         chart=charts.bars_chart("Strict F1", {name: scores.micro for name, scores in comparison.systems.items()}, {}),
+        forests=[forest_chart(difference, colors) for difference in comparison.differences],
         columns=("gold", *names),
         kinds={kind: sum(outcome.counts[kind] for outcome in outcomes) for kind in documents.VIEW_KINDS},
         compared=True,

@@ -17,6 +17,12 @@ from spantune.report.html import interval, number, points
 
 Row = Sequence[str]
 
+CHOSE_ADAPTER = (
+    "Measured on the dev documents, which also chose the adapter: expect less on new texts. For a figure without this "
+    "bias, set data.test to documents of its own."
+)
+"""What is said beside figures of documents that chose the adapter."""
+
 
 @dataclass(frozen=True)
 class CalibrationView:
@@ -79,6 +85,9 @@ class Report:
         notes: what the report lacks, and why.
         config: the recipe as text.
         environment: the environment of the run, by name.
+        head: what the page says first: model, data, how it was split, date, version, time and device, by name.
+        train: the training documents, from which errors are explained.
+        f1_on: the split that the figures are of: `dev` where the documents chose the adapter too.
         run: the name of the run.
         data: the name of the corpus.
         date: the date as text.
@@ -98,9 +107,24 @@ class Report:
     notes: Sequence[str] = ()
     config: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    head: Mapping[str, str] = field(default_factory=dict)
+    train: Sequence[Document] = ()
+    f1_on: str = ""
     run: str = ""
     data: str = ""
     date: str = ""
+
+    @property
+    def chose_adapter(self) -> bool:
+        """Whether the documents of the figures chose the adapter too, so that the figures promise too much."""
+        return self.f1_on.startswith("dev")
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the page says first, by name; `head` names the documents of each split where there is more to say."""
+        data = {} if "test" in self.head else {"data": self.data}
+        named = {"run": self.run, **data, "date": self.date, **self.head}
+        return {name: value for name, value in named.items() if value}
 
     @property
     def all_notes(self) -> list[str]:
@@ -111,6 +135,7 @@ class Report:
 def as_dict(report: Report, outcome: Outcome) -> dict[str, object]:
     """Return the figures of a report as a JSON object, in fractions of 1."""
     provenance = {"run": report.run, "data": report.data, "date": report.date}
+    provenance |= {"f1_on": report.f1_on} if report.f1_on else {}
     before = {"before": report.before.as_dict()} if report.before else {}
     view = report.calibration
     calibration = (
@@ -206,8 +231,8 @@ _FIGURE = ("F1", "95 %", "precision", "recall", "correct", "predicted", "gold")
 
 
 def _origin(report: Report) -> str:
-    origin = {"run": report.run, "data": report.data, "date": report.date, "protocol": report.after.protocol}
-    parts = [f"{name}: {cell(value)}" for name, value in origin.items() if value]
+    origin = {**report.origin, "protocol": report.after.protocol}
+    parts = [f"{name}: {cell(value)}" for name, value in origin.items()]
     return " · ".join([*parts, f"{number(report.after.documents)} documents"])
 
 
@@ -217,7 +242,8 @@ def _headline(report: Report) -> str:
     text = f"Strict F1 **{points(scores.micro.f1)}**"
     text += f" (95 % interval {interval(scores.micro.f1_low, scores.micro.f1_high) or f'none: {TOO_FEW}'})"
     text += f", macro F1 {points(scores.macro_f1)}" + (f" ({macro})" if macro else "")
-    return text + (f"; before training {points(report.before.micro.f1)}." if report.before else ".")
+    text += f"; before training {points(report.before.micro.f1)}." if report.before else "."
+    return f"{text} {CHOSE_ADAPTER}" if report.chose_adapter else text
 
 
 def _labels(report: Report) -> str:

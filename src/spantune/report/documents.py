@@ -7,13 +7,13 @@ kinds and labels compares numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spantune.core import Document, Entity, replacing
+from spantune.core import Document, Entity, draw_entities, label_colors, replacing
 from spantune.data import Bin, Statistics, nesting, statistics
 from spantune.metrics import ANSWER_KINDS, KINDS, Judged, Outcome
-from spantune.report.html import colours, draw, embed, number, render
+from spantune.report.html import embed, number, render
 
 PAGE = 50
 """The number of documents that are shown at a time."""
@@ -48,10 +48,10 @@ def _row(systems: Sequence[Judged], labels: Sequence[str], kinds: bool) -> Row:
     """
     gold = systems[0].gold
     gold_kinds = {error.gold: error.kind for error in systems[0].errors if error.gold} if kinds else None
-    drawings: list[object] = [draw(gold, labels, gold_kinds)]
+    drawings: list[object] = [draw_entities(gold, labels, gold_kinds)]
     for judged in systems:
         predicted_kinds = {error.predicted: error.kind for error in judged.errors if error.predicted}
-        markup = draw(judged.predicted, labels, predicted_kinds)
+        markup = draw_entities(judged.predicted, labels, predicted_kinds)
         drawings.append(0 if markup == drawings[0] else markup)
     codes = sorted({code for judged in systems for code in _codes(judged, labels)})
     answers = [
@@ -85,34 +85,42 @@ def _codes(judged: Judged, labels: Sequence[str]) -> set[int]:
     return codes | {code(kind, None, None) for kind in judged.answer}
 
 
-def write_page(path: Path, documents: Sequence[Document], title: str) -> None:
+def write_page(path: Path, documents: Sequence[Document], title: str, names: Mapping[str, str] | None = None) -> None:
     """Write the page of `documents` to `path` as one self-contained HTML file.
+
+    Args:
+        path: the file.
+        documents: the annotated documents.
+        title: the title of the page.
+        names: code to name of the task's labels; the order gives the colours. Without it, and for labels that are not
+            in it, the order is that of the sorted codes.
 
     Raises:
         DataError: there are no documents, or the file cannot be written.
     """
     counts = statistics(documents)
-    labels = list(counts.entities)
+    labels = list(dict.fromkeys([*(names or {}), *sorted(counts.entities)]))
     page = render(
         "browse.html.j2",
         "browse.js.j2",
         title=title,
         statistics=counts,
         key_figures=_key_figures(counts),
-        colours=colours(labels),
+        colours=label_colors(labels),
+        names=names or {},
         bars=_bars,
         size=PAGE,
-        data=embed([_corpus_row(document, labels) for document in documents]),
+        data=embed([_corpus_row(document, list(counts.entities), labels) for document in documents]),
     )
     with replacing(path) as file:
         file.write(page)
 
 
-def _corpus_row(document: Document, labels: Sequence[str]) -> Row:
-    """Return id, text, indices of the labels, whether entities nest, and the drawing."""
-    label_indices = sorted({labels.index(entity.label) for entity in document.entities})
+def _corpus_row(document: Document, listed: Sequence[str], labels: Sequence[str]) -> Row:
+    """Return id, text, places of the labels among those `listed`, whether entities nest, and the drawing."""
+    label_indices = sorted({listed.index(entity.label) for entity in document.entities})
     nested = any(depth > 1 for depth in nesting(document).values())
-    return [document.id, document.text, label_indices, nested, draw(document, labels)]
+    return [document.id, document.text, label_indices, nested, draw_entities(document, labels)]
 
 
 def _key_figures(counts: Statistics) -> dict[str, str]:

@@ -22,7 +22,7 @@ from spantune.core import Config, DataError, Document, Extraction, RunError, Tas
 from spantune.data import Splits, read_extractions, read_splits
 from spantune.metrics import TOO_FEW, Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
-from spantune.report.html import interval, points
+from spantune.report.html import interval, number, points
 from spantune.report.write import write_report
 from spantune.runs import RunFolder, evaluated
 
@@ -79,7 +79,7 @@ def report_run(folder: str | Path, splits: Splits | None = None, after: Scores |
         if run.folder.predictions("test", 0).is_file()
         else None,
         after=after or run.scores(_documents(predicted)),
-        labels={label.code: label.name or label.code for label in run.task.labels},
+        labels=run.task.names,
         curve=[(record["step"], _loss(record)) for record in run.records if "loss" in record],
         evaluations=[(record["step"], record["f1"], record.get("f1_low"), record.get("f1_high")) for record in run.dev],
         gold=run.splits.test,
@@ -90,9 +90,12 @@ def report_run(folder: str | Path, splits: Splits | None = None, after: Scores |
         rates={name: value for name, value in run.closing.items() if name.endswith("_rate")},
         calibration=view,
         notes=notes,
+        head=_head(run),
+        train=run.splits.train,
+        f1_on=str(run.closing.get("f1_on") or ("test" if data.test or not run.dev else "dev")),
         run=folder.resolve().name,
         data=data.test or data.dev or f"held out of {data.train}",
-        date=time.strftime("%Y-%m-%d", time.localtime(run.closing["time"])),
+        date=_date(run.closing["time"]),
     )
     write_report(folder, report)
 
@@ -111,6 +114,52 @@ def _read(folder: RunFolder, splits: Splits | None) -> _Run:
             f"end the run with spantune train --resume {folder.path}"
         )
     return _Run(folder, recipe, folder.task(), splits or read_splits(recipe.data), records, closing[-1])
+
+
+def describe_run(folder: str | Path) -> dict[str, str]:
+    """Return what a report says first of a run: its model, device and version, by name.
+
+    Raises:
+        RunError: the folder is not a run, or is damaged.
+    """
+    run = RunFolder(Path(expect(folder, (str, Path), "describe_run", "the path of a run folder")))
+    recipe, environment = run.config(), run.environment()
+    lora = recipe.lora
+    adapter = f"{'DoRA' if lora.dora else 'LoRA'} of rank {lora.rank}"
+    facts = {"model": f"{recipe.model.source} ({recipe.model.base}), {adapter}", "answer": run.task().answer}
+    return facts | {name: environment[name] for name in ("device", "spantune") if environment.get(name)}
+
+
+def _head(run: _Run) -> dict[str, str]:
+    """Return what the report says first: model, documents and how they were split, time, device and version."""
+    data, splits = run.recipe.data, run.splits
+    dev = data.dev or f"the first {100 * data.holdout:.3g} % of the training file"
+    described = describe_run(run.folder.path)
+    head = {
+        "model": described.pop("model"),
+        "training": _documents_of(str(data.train), splits.train),
+        "dev": _documents_of(dev, splits.dev),
+        "test": _documents_of(data.test, splits.test) if data.test else "the dev documents",
+        "date": _date(run.closing["time"]),
+    }
+    seconds = run.closing.get("training_seconds")
+    time_taken = {"training time": _duration(seconds)} if seconds else {}
+    return {**head, **time_taken, **described}
+
+
+def _documents_of(source: str, documents: Sequence[Document]) -> str:
+    entities = sum(len(document.entities) for document in documents)
+    return f"{source}: {number(len(documents))} documents, {number(entities)} entities"
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(seconds))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:

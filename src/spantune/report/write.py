@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from spantune.core import masked, replacing, to_json
+from spantune.core import ERROR_SIGNS, label_colors, masked, replacing, to_json
 from spantune.metrics import NONE, judge
-from spantune.report import charts, content, documents
+from spantune.report import charts, content, documents, highlights
 from spantune.report.charts import Chart
 from spantune.report.content import CalibrationView, Report
-from spantune.report.html import SIGNS, colours, embed, interval, render
+from spantune.report.html import embed, interval, render
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -32,20 +32,34 @@ def write_report(folder: Path, report: Report) -> None:
         config=masked(report.config),
         data=masked(report.data),
         facts={key: masked(value) for key, value in report.facts.items()},
+        head={key: masked(value) for key, value in report.head.items()},
         environment={key: masked(value) for key, value in report.environment.items()},
     )
     outcome = judge(report.gold, report.predicted, list(report.labels))
     labels = list(outcome.confusion.labels)
+    context = highlights.Context.of(outcome, labels, report.train)
+    doubtful = highlights.doubts(outcome, context)
     page = render(
         "report.html.j2",
         "documents.js.j2",
         report=report,
         title=report.title,
+        origin=report.origin,
         outcome=outcome,
         labels=labels,
+        names=report.labels,
+        instructive=highlights.instructive(outcome, context),
+        doubts=doubtful[: highlights.MOST_DOUBTS],
+        count_doubts=len(doubtful),
+        confident=highlights.CONFIDENT,
+        unsure=highlights.UNSURE,
+        has_scores=any(
+            entity.score is not None for judged in outcome.documents for entity in judged.predicted.entities
+        ),
+        chose_adapter=content.CHOSE_ADAPTER if report.chose_adapter else "",
         alone=NONE,
-        colours=colours(labels),
-        signs=SIGNS,
+        colours=label_colors(labels),
+        signs=ERROR_SIGNS,
         measures=content.measures(report.after),
         rates=content.named(report.rates),
         interval=interval,
@@ -82,7 +96,7 @@ def _curves(report: Report) -> list[Chart]:
 
 def _types(report: Report) -> Chart | None:
     figures = report.after.labels
-    return charts.bars_chart("F1 by type", figures, colours(list(report.labels))) if figures else None
+    return charts.bars_chart("F1 by type", figures, label_colors(list(report.labels))) if figures else None
 
 
 def _calibration(view: CalibrationView | None) -> list[Chart]:

@@ -23,6 +23,7 @@ from spantune.core import (
     expect,
     expect_each,
     nearest,
+    number,
     overwriting,
     parse_config,
     replace_text,
@@ -69,6 +70,10 @@ class Draft:
     made: Mapping[Split, tuple[Document, ...]]
     made_folder: Path
     remarks: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{split} {count}" for split, count in self.decided.counts.items())
+        return f"Draft({self.config!r}, documents: {splits}, {number(len(self.remarks), 'remark')})"
 
     def write(self, path: str | Path, *, force: bool = False) -> None:
         """Write the recipe, and the splits that were made for it.

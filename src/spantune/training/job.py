@@ -11,15 +11,16 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from spantune.core import Config, StopRequest, as_config, bar, expect, require_extra, say
+from spantune.core import Config, StopRequest, as_config, bar, expect, framed_html, require_extra, say
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
-from spantune.metrics import Scores
+from spantune.metrics import Scores, f1_text
 from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned, public_name
 from spantune.report import report_run
 from spantune.runs import (
@@ -60,6 +61,20 @@ class Result:
     after: Evaluation
     seconds: float
 
+    @property
+    def scores(self) -> Scores:
+        """The scores after training."""
+        return self.after.scores
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.folder)!r}, F1 {f1_text(self.scores.micro)}, {self.seconds:.0f} s)"
+
+    def _repr_html_(self) -> str:
+        before = f", before training {self.before.micro.f1:.3f}" if self.before else ""
+        head = f"{self.folder}: F1 {f1_text(self.scores.micro)}{before}, {self.seconds:.0f} s"
+        report = f"the whole report: {RunFolder(self.folder).report_html}"
+        return framed_html(f"<p><b>{escape(head)}</b></p>{self.scores.table_html()}<p>{escape(report)}</p>")
+
     def as_dict(self) -> dict[str, Any]:
         """The closing JSON line: run, f1_before, f1, its interval (null where documents are too few), seconds."""
         micro = self.after.scores.micro
@@ -73,21 +88,31 @@ class Result:
         }
 
 
-def train(recipe: Config | Mapping[str, object] | str | Path, resume: str | Path | None = None) -> Result:
-    """Run a recipe, which may be given as the path of its file too, or resume the run in the folder `resume`.
+def train(
+    recipe: Config | Mapping[str, object] | str | Path | None = None,
+    overrides: list[str] | tuple[str, ...] = (),
+    resume: str | Path | None = None,
+) -> Result:
+    """Run a recipe, or resume a run.
 
-        result = spantune.train(spantune.load_config("recipes/demo.yaml"))
-        print(result.folder, result.after.scores.micro.f1)
+        result = spantune.train("recipe.yaml", ["run.name=longer", "train.epochs=20"])
+        print(result.folder, result.scores.micro.f1)
+        result = spantune.train(resume="runs/longer")
 
     The folder of a new run is `run.folder`/`run.name` of the recipe and must not exist. A first SIGINT or SIGTERM ends
     the run in order and saved, with a KeyboardInterrupt; a second one ends it at once.
+
+    Args:
+        recipe: the path of its file, a Config, or a mapping with its sections; with `resume` that of the run when
+            absent.
+        overrides: `section.key=value` as on the command line, whose values are YAML.
+        resume: the folder of a run to go on with from its last checkpoint.
 
     Raises:
         SpantuneError: the recipe, the data, the model or the run folder cannot be used; nothing is left behind.
     """
     started = time.perf_counter()
-    recipe = as_config(recipe)
-    expect(resume, (str, Path, type(None)), "resume", "the path of a run folder")
+    recipe = _recipe(recipe, overrides, resume)
     folder = Path(resume) if resume else require_free(recipe)
     require_trackers(recipe.track)
     if recipe.train.optimizer != "adamw":
@@ -113,6 +138,15 @@ def train(recipe: Config | Mapping[str, object] | str | Path, resume: str | Path
             job = _Job(prepared, replace(loaded, model=model), folder, plan.estimate)
             before, after = job.run(is_resumed=resume is not None)
     return Result(folder, before, after, time.perf_counter() - started)
+
+
+def _recipe(recipe: object, overrides: list[str] | tuple[str, ...], resume: str | Path | None) -> Config:
+    """Return the recipe to run: the given one, or that of the run to resume."""
+    expect(resume, (str, Path, type(None)), "resume", "the path of a run folder")
+    if recipe is None and resume is not None:
+        expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
+        return RunFolder(Path(resume)).resume_config(overrides)
+    return as_config(recipe, overrides)
 
 
 class _Job:

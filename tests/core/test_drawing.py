@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spantune.core import Document, Entity
-from spantune.report.html import PALETTE, SIGNS, draw, style
+from spantune.core import ERROR_SIGNS as SIGNS
+from spantune.core import LABEL_COLORS as PALETTE
+from spantune.core import Document, Entity, entities_html, label_colors, prefer_label_order
+from spantune.core import draw_entities as draw
+from spantune.core import drawing_style as style
 
 LABELS = [f"L{index}" for index in range(len(PALETTE) + 2)]
 ODD = (
@@ -180,3 +183,26 @@ def test_a_dozen_colours_are_told_apart_by_every_sight(mode: int, sight: str):
     places = seen([both[mode] for both in PALETTE], sight)
     distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
     assert distances[~np.eye(len(PALETTE), dtype=bool)].min() > 5.9
+
+
+def test_colours_follow_the_order_of_the_codes_and_begin_again() -> None:
+    codes = [f"L{index}" for index in range(14)]
+    assert [label_colors([*codes, "L0"])[code] for code in codes] == [*range(12), 0, 1]
+
+
+def test_names_and_scores_are_shown_and_a_script_reads_the_scores() -> None:
+    document = Document("1", "ab", (Entity(0, 1, "dis", 0.987654), Entity(1, 2, "bod")))
+    markup = draw(document, ["dis", "bod"], names={"dis": "<disease>"}, scores=True)
+    assert re.findall('data-tag="([^"]*)"', markup) == ["&lt;disease&gt; 0.99", "bod"]
+    assert markup.count('data-score="0.9877"') == 2 and "a [0, 1) dis &lt;disease&gt; 0.99" in markup
+    assert "0.99" not in draw(document, ["dis", "bod"])
+
+
+def test_a_document_without_a_page_has_its_style_its_drawing_and_a_table_of_its_entities() -> None:
+    document = Document("1", "<b>b", (Entity(0, 3, "dis", 0.5), Entity(2, 4, "bod")))
+    markup = entities_html(document, ["x", "dis"], {"dis": "disease"})
+    assert draw(document, ["x", "dis"], names={"dis": "disease"}) in markup and ":root" not in markup
+    assert "<b>" not in markup and '<th scope="row">disease</th><td>0</td><td>3</td><td>&lt;b&gt;</td>' in markup
+    assert "<td>0.500</td>" in markup and "2 entities" in markup
+    prefer_label_order([])  # an extractor of another test may have given one
+    assert "under entity-0" in entities_html(document) and "no entities" in entities_html(Document("1", "a"))
