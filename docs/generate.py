@@ -18,7 +18,6 @@ import textwrap
 import tomllib
 import types
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -26,7 +25,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from repository_pages import MADE, decisions_page, hyperparameters_page, python_page, results_page
+from repository_pages import MADE, decisions_page, python_page, results_page
 
 from spantune.cli import app
 from spantune.core import Config, Label
@@ -153,16 +152,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/python.md": python_page,
     "docs/results.md": results_page,
     "docs/decisions.md": decisions_page,
-    "docs/hyperparameters.md": partial(
-        hyperparameters_page,
-        "hyperparameters.md",
-        ("model and corpus", "learning rate", "examples a step", "epochs", "rank", "alpha", "loss on", "answer"),
-    ),
-    "docs/hyperparameters.zh.md": partial(
-        hyperparameters_page,
-        "hyperparameters.zh.md",
-        ("模型与语料", "学习率", "每步样本数", "轮数", "秩", "alpha", "损失算在", "答案格式"),
-    ),
     "CONTRIBUTING.md": contributing_page,
 }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,51 +68,6 @@ def decisions_page() -> str:
         title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         lines.append(f"- [{title}](decisions/{path.name})")
     return "\n".join(lines) + "\n"
-
-
-def hyperparameters_page(name: str, columns: tuple[str, ...]) -> str:
-    """A page as it stands, with the table of `recommendation.py` between its markers."""
-    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    before, start, rest = text.partition("<!-- DEFAULTS:table -->")
-    _, end, after = rest.partition("<!-- /DEFAULTS:table -->")
-    assert start and end, f"docs/{name} has lost the markers of its table"
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for sizes, *values in recommendations():
-        lines.append("| " + " | ".join([_in_chinese(sizes) if ".zh." in name else sizes, *values]) + " |")
-    return "\n".join([f"{before}{start}", "", *lines, "", f"{end}{after}"])
-
-
-_CHINESE = {
-    r"under (\S+) B weights, ": r"不到 \1 B 参数，",
-    r"over (\S+) B weights, ": r"\1 B 参数以上，",
-    r"(\S+) to (\S+) B weights, ": r"\1 到 \2 B 参数，",
-    r"up to (\d+) documents": r"至多 \1 个文档",
-    r"over (\d+) documents": r"超过 \1 个文档",
-}
-
-
-def _in_chinese(sizes: str) -> str:
-    for pattern, chinese in _CHINESE.items():
-        sizes = re.sub(pattern, chinese, sizes)
-    return sizes
-
-
-def recommendations() -> Iterator[list[str]]:
-    """The rows of the table of hyperparameters: sizes, rate, batch, epochs, rank, alpha and loss."""
-    tree = _tree(SOURCE / "training" / "recommendation.py")
-    values: dict[str, str] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == "Recommendation":
-            fields = [field for field in node.body if isinstance(field, ast.AnnAssign)]
-            names = [ast.unparse(field.target) for field in fields]
-            values = {ast.unparse(field.target): ast.unparse(field.value) for field in fields if field.value}
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TABLE":
-            for call in node.value.elts if isinstance(node.value, ast.Tuple) else ():
-                assert isinstance(call, ast.Call)
-                row = values | dict(zip(names, map(ast.unparse, call.args), strict=False))
-                row |= {str(word.arg): ast.unparse(word.value) for word in call.keywords}
-                shown = ("learning_rate", "batch_examples", "epochs", "rank", "alpha", "loss_on", "answer")
-                yield [row["name"].strip("'"), *(row[name].strip("'") for name in shown)]
 
 
 def _tree(path: Path) -> ast.Module:
