@@ -209,8 +209,12 @@ def test_a_translated_page_has_the_headings_code_and_tables_of_the_english_one(p
     assert _headings(english) == _headings(chinese)
     for language in ("bash", "json", "python", "yaml", "text"):
         assert _blocks(english, language) == _blocks(chinese, language)
-    shapes = [[[len(row) for row in table] for table in _tables(text)] for text in (english, chinese)]
-    assert shapes[0] == shapes[1]
+    rows = [[row for table in _tables(text) for row in table] for text in (english, chinese)]
+    assert [len(row) for row in rows[0]] == [len(row) for row in rows[1]]
+    for english_row, chinese_row in zip(*rows, strict=True):
+        assert sorted(_CODE.findall(" ".join(english_row))) == sorted(_CODE.findall(" ".join(chinese_row)))
+        numbers = [[cell for cell in row if re.fullmatch(r"[\d.,–]+", cell)] for row in (english_row, chinese_row)]
+        assert numbers[0] == numbers[1]
 
 
 def test_readme_tables_are_equal() -> None:
