@@ -28,18 +28,23 @@ from pydantic_core import PydanticUndefined
 from repository_pages import MADE, decisions_page, python_page, results_page
 
 from spantune.cli import app
+from spantune.cli.help import argument_name, examples, usage
 from spantune.core import Config, Label
+from spantune.training import RECOMMENDATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "spantune"
 TREE_START = "<!-- The tree below is made by docs/generate.py from the module docstrings; do not edit. -->"
 TREE_END = "<!-- End of the tree. -->"
+TABLE_START = "<!-- The table below is made by docs/generate.py from the code; do not edit. -->"
+TABLE_END = "<!-- End of the table. -->"
 WIDTH = 120
 TYPES = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path", types.NoneType: "none"}
 
 _EXIT_CODES = """
-Tables and JSON go to stdout, everything for people to stderr. `spantune --version` prints the version; `--help` works
-everywhere.
+Tables and JSON go to stdout, everything for people to stderr. `spantune --version` prints the version; `--help` and
+`-h` work everywhere. `spantune --install-completion` has the shell complete commands, options, formats, settings and
+run folders.
 
 | exit code | what |
 |---|---|
@@ -90,8 +95,9 @@ def cli_page() -> str:
         *_EXIT_CODES.splitlines(),
     ]
     for name, command in _commands(root, "spantune"):
-        lines += ["", f"## {name}", "", "```", _usage(name, command), "```", "", _help(command.help)]
-        rows = [_parameter(command, parameter) for parameter in command.params if parameter.name != "help"]
+        lines += ["", f"## {name}", "", "```", " ".join([name, *usage(command)]), "```", "", _help(command.help)]
+        shown = [parameter for parameter in command.params if parameter.name != "help" and not parameter.hidden]
+        rows = [_parameter(command, parameter) for parameter in shown]
         if rows:
             lines += ["", "| | value | default | |", "|---|---|---|---|", *rows]
     return "\n".join(lines) + "\n"
@@ -118,11 +124,33 @@ def recipe_page() -> str:
 
 def contributing_page() -> str:
     """CONTRIBUTING.md as it stands, with the source tree between its markers made anew."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    before, start, rest = text.partition(TREE_START)
-    _, end, after = rest.partition(TREE_END)
-    assert start and end, "CONTRIBUTING.md has lost the markers of its source tree"
-    return f"{before}{start}\n```\n{source_tree()}\n```\n{end}{after}"
+    return _between("CONTRIBUTING.md", TREE_START, TREE_END, f"```\n{source_tree()}\n```")
+
+
+def init_page(page: str = "docs/init.md") -> str:
+    """docs/init.md, or its Chinese, as it stands, with the table of chosen values between its markers made anew."""
+    chinese = page.endswith(".zh.md")
+    rows = [
+        _row(_in_chinese(row.name) if chinese else row.name, f"`{row.learning_rate:.0e}`".replace("e-0", "e-"),
+             str(row.batch_examples), f"{row.epochs:g}", str(row.rank), f"{row.alpha:g}", f"`{row.loss_on}`")
+        for row in RECOMMENDATIONS
+    ]  # fmt: skip
+    names = ("学习率", "批次", "轮数", "秩", "alpha", "损失算在")
+    head = _row("", *(names if chinese else ("learning rate", "batch", "epochs", "rank", "alpha", "loss on")))
+    return _between(page, TABLE_START, TABLE_END, "\n".join(["", head, "|---" * 7 + "|", *rows, ""]))
+
+
+def _in_chinese(sizes: str) -> str:
+    """The sizes that a row of the table is for."""
+    for pattern, words in {
+        r"under (\S+) B weights, ": r"不到 \1 B 参数，",
+        r"over (\S+) B weights, ": r"\1 B 参数以上，",
+        r"(\S+) to (\S+) B weights, ": r"\1 到 \2 B 参数，",
+        r"up to (\d+) documents": r"至多 \1 个文档",
+        r"over (\d+) documents": r"超过 \1 个文档",
+    }.items():
+        sizes = re.sub(pattern, words, sizes)
+    return sizes
 
 
 def source_tree() -> str:
@@ -146,12 +174,22 @@ def first_sentence(module: Path) -> str:
     return re.split(r"(?<=\.)\s", _prose(docstring), maxsplit=1)[0].rstrip(".")
 
 
+def _between(page: str, start: str, end: str, made: str) -> str:
+    """The text of a page with what stands between two markers replaced."""
+    before, found_start, rest = (ROOT / page).read_text(encoding="utf-8").partition(start)
+    _, found_end, after = rest.partition(end)
+    assert found_start and found_end, f"{page} has lost the markers of its generated part"
+    return f"{before}{start}\n{made}\n{end}{after}"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/cli.md": cli_page,
     "docs/recipe.md": recipe_page,
     "docs/python.md": python_page,
     "docs/results.md": results_page,
     "docs/decisions.md": decisions_page,
+    "docs/init.md": init_page,
+    "docs/init.zh.md": lambda: init_page("docs/init.zh.md"),
     "CONTRIBUTING.md": contributing_page,
 }
 
@@ -174,22 +212,10 @@ def _commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield f"{name} {child}", command
 
 
-def _usage(name: str, command: Any) -> str:
-    parts = [name]
-    for parameter in command.params:
-        if parameter.param_type_name == "argument":
-            many = "…" if parameter.nargs == -1 else ""
-            shown = parameter.name.upper() + many
-            parts.append(shown if parameter.required else f"[{shown}]")
-        elif parameter.required:
-            parts.append(f"{parameter.opts[0]} {parameter.name.upper()}")
-    return " ".join([*parts, "[OPTIONS]"])
-
-
 def _parameter(command: Any, parameter: Any) -> str:
     hint = get_type_hints(command.callback)[parameter.name]
     if parameter.param_type_name == "argument":
-        shown = f"`{parameter.name.upper()}`"
+        shown = f"`{argument_name(parameter)}`"
     else:
         shown = " / ".join(f"`{option}`" for option in [*parameter.opts, *parameter.secondary_opts])
     kind = "" if hint is bool else _type(hint)
@@ -200,23 +226,17 @@ def _parameter(command: Any, parameter: Any) -> str:
 
 
 def _help(text: str | None) -> str:
-    """A command's docstring, its example lines as code blocks."""
-    blocks: list[str] = []
-    for paragraph in inspect.cleandoc(text or "").split("\n\n"):
-        head, _, example = paragraph.partition("Example: ")
-        if not head and example:
-            blocks.append(f"```bash\n{example}\n```")
-        elif paragraph.startswith("    "):
-            blocks.append(f"```bash\n{paragraph.strip()}\n```")
-        else:
-            blocks.append(" ".join(paragraph.split()))
-    return "\n\n".join(blocks).replace("```\n\n```bash\n", "")
+    """A command's docstring, and its examples as a code block."""
+    paragraphs, shown = examples(text or "")
+    code = ["\n".join(["```bash", *shown, "```"])] if shown else []
+    return "\n\n".join([*paragraphs, *code])
 
 
 def _fields(prefix: str, section: type[BaseModel]) -> list[str]:
     rows = ["| key | value | default | |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
-        key = f"`{prefix}.{name}`" if prefix else f"`{name}`"
+        shown = field.alias or name
+        key = f"`{prefix}.{shown}`" if prefix else f"`{shown}`"
         rows.append(_row(key, _type(field.annotation) + _limits(field), _default(field), field.description or ""))
     return rows
 

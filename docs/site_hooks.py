@@ -16,6 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {
@@ -57,6 +58,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links to other pages of the repository at the site's."""
     here = repository_path(page.file.src_uri)
+    if here.endswith(".zh.md"):
+        english = (ROOT / here.replace(".zh.md", ".md")).read_text(encoding="utf-8")
+        markdown = _with_english_anchors(markdown, english)
     if config.plugins["i18n"].current_language == "zh" and not page.file.src_uri.endswith(".zh.md"):
         markdown = _with_lead(markdown, LEADS.get(page.file.src_uri, "") + "本页没有中文译文，以下为英文原文。")
     parts: list[str] = []
@@ -89,6 +93,26 @@ def _with_lead(markdown: str, lead: str) -> str:
     before, heading, after = markdown.partition("# ")
     title, _, rest = after.partition("\n")
     return f"{before}{heading}{title}\n\n!!! note\n    {lead}\n\n{rest}" if heading else markdown
+
+
+def _with_english_anchors(markdown: str, english: str) -> str:
+    """Give each heading of a Chinese page the anchor of the English one too, so that links from English pages work."""
+    anchors = [slugify(case="lower")(title.replace("`", ""), "-") for _, title in _headings(english)]
+    for (line, _), anchor in reversed(list(zip(_headings(markdown), anchors, strict=False))):
+        lines = markdown.splitlines()
+        markdown = "\n".join([*lines[:line], f'<a id="{anchor}"></a>', "", *lines[line:], ""])
+    return markdown
+
+
+def _headings(markdown: str) -> list[tuple[int, str]]:
+    """The headings of a page below the first, with the numbers of their lines."""
+    headings: list[tuple[int, str]] = []
+    fenced = False
+    for number, line in enumerate(markdown.splitlines()):
+        fenced ^= line.startswith("```")
+        if not fenced and re.match(r"##+ ", line):
+            headings.append((number, line.lstrip("# ")))
+    return headings
 
 
 def _relink(text: str, here: str) -> str:

@@ -22,12 +22,12 @@ from spantune.cli import app
 from spantune.core import load_config
 
 ROOT = Path(__file__).parents[1]
+OWN_RECIPE = "recipe.yaml"
+"""The recipe that `spantune init` writes, which is the reader's own."""
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 HOSTS = {"127.0.0.1", "ai.google.dev", "download.pytorch.org", "keepachangelog.com", "semver.org"}
 MARKS = {"FIGURES:demo"}
-MADE_BY_INIT = "recipe.yaml"
-"""The recipe that `spantune init` writes in README and tutorials."""
 TRANSLATED = sorted((ROOT / "docs").rglob("*.zh.md"))
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -84,13 +84,15 @@ def _check_command(arguments: list[str]) -> None:
     values = _parse(arguments).params
     recipe = values.get("recipe")
     overrides = list(values.get("overrides") or ())
-    if recipe is None or str(recipe) == MADE_BY_INIT:
-        load_config(ROOT / "recipes" / "demo.yaml", overrides)
-    elif str(recipe).startswith("bundled:"):
-        load_config(str(recipe), overrides)
-    else:
+    if str(recipe).startswith("bundled:"):
+        load_config(recipe, overrides)
+    elif str(recipe) == OWN_RECIPE:
+        load_config("bundled:demo", overrides)
+    elif recipe is not None:
         assert (ROOT / recipe).is_file(), f"no recipe {recipe}"
         load_config(ROOT / recipe, overrides)
+    elif overrides:
+        load_config("bundled:demo", overrides)
 
 
 def _headings(text: str) -> list[int]:

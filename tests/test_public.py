@@ -67,11 +67,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         spantune.tarin  # noqa: B018
 
 
-def test_version_is_the_projects() -> None:
-    project = (SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-    assert f'\nversion = "{spantune.__version__}"\n' in project
-
-
 def test_importing_spantune_loads_nothing_heavy() -> None:
     assert loaded_after("import spantune")[0] == set()
 

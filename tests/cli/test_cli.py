@@ -144,7 +144,7 @@ def test_train_ends_with_one_json_line(command: Command, recipe_file: RecipeFile
     outcome = command("train", recipe_file(), "train.max_steps=2", "train.eval_steps=2", "track.swanlab=off")
     assert outcome.code == 0, outcome.err
     assert len(outcome.out.splitlines()) == 1
-    assert set(last_object(outcome)) == {"run", "f1_before", "f1", "f1_low", "f1_high", "seconds"}
+    assert set(last_object(outcome)) == {"run", "f1_before", "f1", "f1_low", "f1_high", "f1_on", "seconds"}
     assert last_object(outcome)["run"] == str(tmp_path / "runs" / "tiny")
     assert "report: " in outcome.err and "all (micro)" in outcome.err and "dashboard" not in outcome.err
 

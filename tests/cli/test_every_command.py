@@ -54,6 +54,8 @@ COMMANDS: dict[str, Callable[[Place], list[object]]] = {
     "data inspect": lambda place: ["data", "inspect", place.corpus],
     "data convert": lambda place: ["data", "convert", place.corpus, place.out / "out.bio", "--to", "conll"],
     "data check": lambda place: ["data", "check", place.corpus, "--task", "cmeee"],
+    "data merge": lambda place: ["data", "merge", place.corpus, place.corpus, "--out", place.out / "merged.jsonl"],
+    "data map": lambda place: ["data", "map", place.corpus, f"{HOSTILE}=x", "--out", place.out / "mapped.jsonl"],
     "data split": lambda place: ["data", "split", place.corpus, "--out", place.out / "split"],
 }
 LOADING = ("demo", "plan", "train", "train --resume", "evaluate", "extract", "calibrate")

@@ -185,6 +185,19 @@ def test_formats_can_be_written_and_read_again(command: Command, run: Path, tmp_
     assert [row["text"] for row in rows(again)] == ["疹", "瘤"]
 
 
+def test_the_least_sure_documents_are_written_for_correction(command: Command, run: Path, tmp_path: Path) -> None:
+    texts = ["疹", "瘤", "疹瘤肺炎", "痰"]
+    source, out = write(tmp_path / "in.txt", *texts), tmp_path / "review.json"
+    every = rows(command("extract", run, source, "--min-score", 0))
+    lowest = {row["text"]: min((e["score"] for e in row["entities"]), default=1.0) for row in every}
+    outcome = command("extract", run, source, "--uncertain", 2, "--to", "label_studio", "--out", out)
+    assert [d.text for d in formats.read(out).documents] == sorted(texts, key=lowest.__getitem__)[:2]
+    assert "2 documents of 4, the least sure first" in outcome.err and "review.xml" in outcome.err
+    assert '<Label value="dis"' in (tmp_path / "review.xml").read_text(encoding="utf-8")
+    printed = rows(command("extract", run, source, "--uncertain", 2))
+    assert [row["text"] for row in printed] == sorted(texts, key=lowest.__getitem__)[:2]
+
+
 def test_several_files_come_one_after_the_other(command: Command, run: Path, corpus: Path, tmp_path: Path) -> None:
     one = write(tmp_path / "one.txt", "疹", "", "瘤")
     two = write(tmp_path / "two.md", "# 疹", "瘤")
@@ -200,11 +213,14 @@ def test_several_files_come_one_after_the_other(command: Command, run: Path, cor
 def test_a_page_holds_every_document_and_needs_nothing_else(command: Command, run: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", "疹", "<script>alert(1)</script>")
     to_stdout = command("extract", run, source, "--html", tmp_path / "a.html")
-    to_file = command("extract", run, source, "--html", tmp_path / "b.html", "--out", tmp_path / "b.jsonl")
+    strict = ("--min-score", 1, "--out", tmp_path / "b.jsonl")
+    to_file = command("extract", run, source, "--html", tmp_path / "b.html", *strict)
     assert len(rows(to_stdout)) == 2 and to_file.out == ""
     for name in ("a", "b"):
         page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
         assert "2 documents" in page and "疹" in page and "<script>alert(1)" not in page and "://" not in page
+    page = (tmp_path / "b.html").read_text(encoding="utf-8")
+    assert 'value="1"' in page and "data-left-out" in page  # the slider can go under the threshold
     one_line_error(command("extract", run, source, "--html", tmp_path / "no" / "x.html"), "no folder")
 
 
@@ -253,13 +269,13 @@ def test_what_failed_is_not_passed_off_as_a_document_without_entities(
     assert [document.text for document in formats.read(tmp_path / "out.json").documents] == ["疹"]
 
 
-def test_an_answer_that_was_cut_is_found_wanting(command: Command, run: Path, tmp_path: Path) -> None:
+def test_an_answer_that_was_cut_is_a_problem(command: Command, run: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", "疹")
     outcome = command("extract", run, source, "--set", "extract.max_new_tokens=5")
     assert outcome.code == 1
     meta = last_object(outcome)["meta"]
     assert meta["status"] == "length" and meta["problems"]
-    assert "1 of 1 answers were wanting" in outcome.err
+    assert "1 of 1 answers had a problem" in outcome.err
 
 
 @pytest.mark.parametrize(

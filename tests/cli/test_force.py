@@ -21,6 +21,8 @@ def commands(source: Path, target: Path) -> dict[str, list[Any]]:
     return {
         "inspect": ["data", "inspect", source, "--html", target],
         "convert": ["data", "convert", source, target, "--to", "cmeee"],
+        "merge": ["data", "merge", source, source.with_name("copy.jsonl"), "--out", target],
+        "map": ["data", "map", source, "dis=disease", "--out", target],
         "fix": ["data", "check", source, "--fix", target],
         "split": ["data", "split", source, "--to", target, "--shares", "0.5,0.5"],
         "report": ["evaluate", "--gold", source, "--predicted", source, "--report", target.parent],
@@ -51,7 +53,7 @@ def test_what_exists_is_replaced_with_force_only(
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("name", ["inspect", "convert", "fix", "split"])
+@pytest.mark.parametrize("name", ["inspect", "convert", "fix", "map", "split"])
 @pytest.mark.parametrize("link", ["same", "dots", "symbolic", "hard"])
 def test_an_input_is_never_replaced(command: Command, corpus_file: Path, tmp_path: Path, name: str, link: str) -> None:
     target = {"same": corpus_file, "dots": tmp_path / "x" / ".." / "in.jsonl"}.get(link, tmp_path / "link.jsonl")

@@ -76,3 +76,5 @@ def test_a_terminal_is_asked_what_no_option_says(
     given = ("--model", "bundled:smollm2-135m", "--answer", "jsonl", "--test", "notes.jsonl")
     assert command("init", "notes.jsonl", "--force", *given).code == 2  # every text is in the test set
     assert sys.stdin.read() == "no answer is read\n"
+    monkeypatch.setattr(sys, "stdin", Terminal("\ngruoped\n\n"))
+    assert "unknown answer format 'gruoped'; did you mean 'grouped'?" in command("init", "notes.jsonl", "--force").err

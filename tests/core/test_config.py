@@ -284,3 +284,11 @@ def test_a_nul_character_is_refused_by_name(tmp_path: Path) -> None:
         parse_config({"model": {"source": "x"}, "data": {"train": "a\0b.jsonl"}, "task": {"preset": "cmeee"}})
     with pytest.raises(ConfigError, match="NUL character"):
         load_config(tmp_path / "a\0b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("data", "split"),
+    [({}, "dev"), ({"dev": "d"}, "dev"), ({"dev": "d", "test": "d"}, "dev"), ({"dev": "d", "test": "t"}, "test")],
+)
+def test_the_final_figures_are_on_dev_where_there_is_no_other_test_set(data: dict[str, str], split: str) -> None:
+    assert parse_config({**LEAST, "data": {"train": "t.jsonl", **data}}).data.f1_on == split

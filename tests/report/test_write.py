@@ -185,6 +185,16 @@ def test_matrix_names_cells_by_place_and_counts_other_boundaries(tmp_path: Path)
     assert "1 \u2194" in page.text
 
 
+def test_a_figure_on_the_documents_that_chose_the_adapter_says_so(tmp_path: Path) -> None:
+    report = report_of(*corpus())
+    sentence = "These documents chose the adapter, so the figures are a little too good."
+    for split in ("dev", "test"):
+        _, page = write(tmp_path, replace(report, f1_on=split))
+        assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["f1_on"] == split
+        for text in (page.text, (tmp_path / "report.md").read_text(encoding="utf-8")):
+            assert (sentence in text) is (split == "dev")
+
+
 def test_scores_file_has_scores_rates_kinds_confusion_and_origin(tmp_path: Path):
     gold, predicted = corpus()
     cut = Extraction(Document("good", "abc", predicted[1].entities), '{"raw</pre>', Status.LENGTH)

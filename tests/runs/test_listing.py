@@ -37,7 +37,7 @@ def write_run(folder: Path, lines: list[dict[str, Any]], finished: bool = True, 
         "run": {"name": folder.name, "folder": str(folder.parent)},
         "model": {"source": "hf:owner/small"},
         "task": {"labels": ["dis"]},
-        "data": {"train": "cmeee.jsonl"},
+        "data": {"train": "cmeee.jsonl", "test": "test.jsonl"},
         "lora": {"rank": 16},
         "train": {"learning_rate": 1e-4},
     }
@@ -71,6 +71,11 @@ def parent(tmp_path: Path) -> Path:
     return folder
 
 
+def test_figures_on_the_documents_that_chose_the_adapter_are_said_to_be_on_dev(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [line(2, "test", 500.0, **figures(0.8))], data={"train": "cmeee.jsonl"})
+    assert listing.read(tmp_path / "run").f1_on == "dev"
+
+
 def every(parent: Path) -> list[listing.Run]:
     return [listing.read(folder) for folder in listing.find([parent])]
 
@@ -82,7 +87,7 @@ def names(found: list[listing.Run]) -> list[str]:
 def test_a_run_says_what_it_is_made_of_and_what_it_reached(parent: Path) -> None:
     first, second, stopped = (listing.read(parent / name).values for name in ("first", "second", "stopped"))
     assert first == {
-        "name": "first", "state": "finished", "model": "hf:owner/small", "data": "cmeee.jsonl",
+        "name": "first", "state": "finished", "model": "hf:owner/small", "data": "cmeee.jsonl", "warm_start": None,
         "f1": 0.7, "f1_low": 0.6, "f1_high": 0.8, "f1_on": "test", "f1_before": 0.1, "step": 4, "seconds": 8.0,
         "started": "1970-01-01T00:16:40+00:00", "folder": str(parent / "first"),
     }  # fmt: skip

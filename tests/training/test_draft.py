@@ -87,6 +87,8 @@ def test_what_is_chosen_goes_before_what_is_found(tiny_folder: Path) -> None:
     assert (recipe.task.language, recipe.task.nested, recipe.task.answer) == ("en", False, "inline")
     assert (recipe.train.max_minutes, recipe.run.name) == (2, "x")
     assert any("entities overlap, which a flat task does not allow" in remark for remark in draft.remarks)
+    with pytest.raises(ConfigError, match="found an empty list"):
+        init([])
     with pytest.raises(ConfigError, match="init has no choice 'modle'; did you mean 'model'"):
         init("notes.jsonl", modle="x")  # type: ignore[call-arg]
 
@@ -195,6 +197,7 @@ def test_the_models_that_come_with_spantune_are_known() -> None:
         (lambda: "gone.jsonl", "gone.jsonl"),
         (lambda: english("one.jsonl", 1), "one document cannot be both trained on and measured on"),
         (lambda: doccano("bare.jsonl", [("a", []), ("b", [])]), "no document has an entity"),
+        (lambda: doccano("same.jsonl", [("Ann", [[0, 3, "x"]])] * 9), "9 documents together have 1 different texts"),
     ],
 )
 def test_a_corpus_that_cannot_be_learnt_from_is_refused(make: Callable[[], str], words: str) -> None:

@@ -108,12 +108,12 @@ def test_metrics_lines_keep_the_contract(trained: Result) -> None:
 
 def test_the_closing_line_is_the_last_measurement(trained: Result) -> None:
     line = trained.as_dict()
-    assert set(line) == {"run", "f1_before", "f1", "f1_low", "f1_high", "seconds"}
+    assert set(line) == {"run", "f1_before", "f1", "f1_low", "f1_high", "f1_on", "seconds"}
     before, after = of(read_metrics(trained.folder), "test")
     assert line["f1"] == round(after["f1"], 4) and line["f1_before"] == round(before["f1"], 4)
     assert line["f1_low"] is line["f1_high"] is after["f1_low"] is None
     assert line["f1"] > line["f1_before"]
-    assert line["run"] == str(trained.folder) and line["seconds"] > 0
+    assert line["f1_on"] == "test" and line["run"] == str(trained.folder) and line["seconds"] > 0
 
 
 def test_measuring_again_gives_the_same_f1(trained: Result, corpus: Path) -> None:

@@ -6,7 +6,9 @@ cannot be used, 70 a bug of ours.
 
 from __future__ import annotations
 
-import io
+import errno
+import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast
@@ -14,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from spantune import __version__
-from spantune.cli import calibrate, data, evaluate, extract, init, runs, tables
-from spantune.cli.options import Json, quiet
+from spantune.cli import calibrate, data, evaluate, extract, init, names, runs, tables
+from spantune.cli.help import App
+from spantune.cli.options import Json, Overrides, Recipe, quiet
 from spantune.core import (
     ConfigError,
     Interrupted,
@@ -23,6 +26,7 @@ from spantune.core import (
     first_line,
     guard_terminal,
     log_crash,
+    missing_train,
     os_error,
     put,
     put_json,
@@ -41,18 +45,13 @@ BUG = 70
 _WrongUse = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 """What typer raises for wrong use of the command line: ClickException, whose name it does not export."""
 
-app = typer.Typer(
-    name="spantune",
-    help="Fine-tune open LLMs into entity extractors whose every entity is in the text.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+NAME = "spantune"
+"""What the program is called in help and errors, however it was started."""
+
+app = App(name=NAME, help="Fine-tune open LLMs into entity extractors whose every entity is in the text.")
 app.add_typer(data.app, name="data")
 
 # A command has as many parameters as options: typer reads them from the signature.
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
 
 
 def main() -> NoReturn:
@@ -60,12 +59,9 @@ def main() -> NoReturn:
     guard_terminal()
     try:
         require_system()
-        code = app(standalone_mode=False)
+        code = app(prog_name=NAME, standalone_mode=False)
     except _WrongUse as error:
-        page = io.StringIO()
-        error.show(page)
-        say(page.getvalue().rstrip("\n"))
-        code = 2
+        code = _wrong_use(error)
     except SpantuneError as error:
         code = _fail(str(error))
     except OSError as error:
@@ -74,6 +70,9 @@ def main() -> NoReturn:
         code = _fail("the memory of this machine is not enough; take less at a time, such as a smaller batch or file")
     except KeyboardInterrupt:
         code = 130
+    except ModuleNotFoundError as error:
+        missing = missing_train(error)
+        code = _fail(str(missing)) if missing else _report_bug(error)
     except Exception as error:  # a bug: its traceback is kept for the report of it
         code = _report_bug(error)
     sys.exit(code or 0)
@@ -82,6 +81,20 @@ def main() -> NoReturn:
 def _fail(sentence: str) -> int:
     say(f"error: {sentence}")
     return 2
+
+
+def _wrong_use(error: typer.BadParameter) -> int:
+    """Say in a line what is wrong with the arguments and where they are explained; a bare group shows its help."""
+    context = error.ctx
+    message = error.format_message().rstrip(".")
+    if "\n" in message and context is not None and message == context.get_help().rstrip("."):
+        say(message)
+        return 2
+    if unreadable := re.search(r"(?:Path|File|Directory) '(.*)' is not readable$", message):
+        return _fail(os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES), unreadable[1])))
+    message = re.sub(r"\(Possible options: (.*)\)", r"(did you mean \1?)", message)
+    where = f"; see {context.command_path} --help" if context is not None else ""
+    return _fail(f"{message[:1].lower()}{message[1:]}{where}".replace("\n", " ").replace("\t", ""))
 
 
 def _report_bug(error: Exception) -> int:
@@ -103,9 +116,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def demo(
     overrides: Overrides = None,
-    folder: Annotated[Path, typer.Option(help="Where the run is written.")] = Path("runs"),
+    folder: Annotated[Path, typer.Option(help="The folder to put the run folder in.")] = Path("runs"),
 ) -> None:
-    """Run the whole job on the embedded model and corpus: fine-tune, track, measure, extract.
+    """Try everything on a small model and corpus that come with spantune: train, track, score.
 
     Takes about ten minutes on two CPU cores and ends with one JSON line.
 
@@ -119,16 +132,14 @@ def demo(
     _run(recipe, None)
 
 
-app.command()(init.init)
+app.command(listed=["Recipes that come with spantune", "Models that come in packages"])(init.init)
 
 
-@app.command()
-def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, or bundled:NAME.")],
-    overrides: Overrides = None,
-    as_json: Json = False,
-) -> None:
-    """Audit a recipe and predict its memory and time before anything is spent; exit 1 on a failed audit.
+@app.command(listed=["Recipes that come with spantune"])
+def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Check a recipe before training, and predict how much memory and time it takes.
+
+    The exit code is 1 if a check fails.
 
     Example: spantune plan recipes/phi4-cmeee.yaml data.train=cmeee.jsonl
     """
@@ -146,13 +157,19 @@ def plan(
     raise typer.Exit(1 if audited.failed else 0)
 
 
-@app.command()
+@app.command(listed=["Recipes that come with spantune", "Models that come in packages"])
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="A recipe, or bundled:NAME; not needed with --resume.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(help="A recipe file, or bundled:NAME; not needed with --resume.", autocompletion=names.recipes),
+    ] = None,
     overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with from its last checkpoint.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Continue this run from its last checkpoint.", autocompletion=names.run_folders),
+    ] = None,
 ) -> None:
-    """Fine-tune by a recipe; ends with one JSON line of the run and its F1.
+    """Fine-tune a model as a recipe says; ends with one JSON line with the run and its F1.
 
     Examples:
 
@@ -160,7 +177,7 @@ def train(
 
         spantune train --resume runs/cmeee-small
 
-    A password or key in a value of the recipe is not saved with the run: give the value again after --resume.
+    Passwords and keys in the recipe are not saved with the run: give such a value again after --resume.
     """
     arguments = [*([str(recipe)] if recipe else []), *(overrides or [])]
     if resume is not None and all("=" in argument for argument in arguments):
@@ -174,11 +191,11 @@ def train(
     _run(settings, resume)
 
 
-app.command()(evaluate.evaluate)
+app.command(listed=["Formats"])(evaluate.evaluate)
 app.command()(evaluate.compare)
 app.command()(evaluate.report)
 app.command()(runs.runs)
-app.command()(extract.extract)
+app.command(listed=["Formats"])(extract.extract)
 app.command()(calibrate.calibrate)
 app.command()(runs.sync)
 
@@ -192,7 +209,8 @@ def _run(recipe: Config, resume: Path | None) -> None:
         result: Result = run_job(recipe, resume=resume)
     except Interrupted as interrupt:
         raise typer.Exit(interrupt.exit_code) from None
-    tables.print_scores(result.after.as_dict(), sys.stderr)
+    on = {"test": "test", "dev": "dev (these documents chose the adapter)"}[result.f1_on]
+    tables.print_scores(result.after.as_dict(), sys.stderr, on)
     lines = [f"report: {RunFolder(result.folder).report_html}", *hints(result.folder)]
     lines.append(f"extract: spantune extract {result.folder} FILE")
     say("\n".join(lines))

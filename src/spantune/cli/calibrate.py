@@ -5,12 +5,12 @@ As in `cli`, there is no logic here: the table or JSON goes to stdout, messages 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spantune.cli.options import AcceptChanges, Device, Format, Json, describe_threshold, quiet
+from spantune.cli import names
+from spantune.cli.options import AcceptChanges, Device, Format, Json, Run, describe_threshold, quiet
 from spantune.core import (
     ConfigError,
     log_crashes_into,
@@ -28,24 +28,31 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    run: Run,
     data: Annotated[
         str | None,
-        typer.Option(help="An annotated corpus that was not trained on; the run's dev documents when absent."),
+        typer.Option(
+            help="An annotated corpus that the run was not trained on. The run's dev corpus if not given.",
+            autocompletion=names.corpora,
+        ),
     ] = None,
     format: Format = None,
-    objective: Annotated[str, typer.Option(help="What the threshold is for: f1, or a precision to reach.")] = "f1",
+    objective: Annotated[
+        str, typer.Option(help="What to choose the threshold for: f1, or a precision such as precision=0.9.")
+    ] = "f1",
     per_label: Annotated[
-        bool, typer.Option("--per-label", help="Give labels with many predictions thresholds of their own.")
+        bool, typer.Option("--per-label", help="Also choose a threshold for each label that has enough predictions.")
     ] = False,
     store: Annotated[
-        bool, typer.Option("--store/--no-store", help="Make it the run's default, or only show it.")
+        bool, typer.Option("--store/--no-store", help="Save the result as the run's default, or only print it.")
     ] = True,
     accept_changes: AcceptChanges = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Fit a run's scores to how often they are right, and choose the threshold under which entities are left out.
+    """Calibrate the scores of a run, and choose the threshold below which entities are dropped.
+
+    A calibrated score of 0.8 means that about 80 % of the entities with that score are correct.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""The commands of `spantune data`: look at annotated corpora, check, split and convert them.
+"""The commands of `spantune data`: look at annotated corpora, check, convert and split them; `corpora` has the others.
 
 As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stderr.
 """
@@ -13,8 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spantune.cli import tables
-from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, quiet
+from spantune.cli import corpora, names, tables
+from spantune.cli.help import App
+from spantune.cli.options import (
+    READING,
+    Column,
+    Encoding,
+    Force,
+    Format,
+    Joiner,
+    Json,
+    Label,
+    Offsets,
+    Overrides,
+    Sets,
+    quiet,
+    split_overrides,
+)
 from spantune.cli.options import reading_options as _options
 from spantune.core import (
     ConfigError,
@@ -33,21 +48,36 @@ if TYPE_CHECKING:
     from spantune.encoding import Tokenizer, Tokens
 
 
-app = typer.Typer(
-    help="Look at annotated corpora, check, split and convert them.", no_args_is_help=True, rich_markup_mode=None
-)
+app = App(help="Look at annotated corpora, check, convert, split, merge and relabel them.")
 
 
-@app.command()
+@app.command(listed=("Corpora that come with spantune", "Models that come in packages"))
 def inspect(
-    file: Annotated[str | None, typer.Argument(help="A corpus file, or bundled:NAME.")] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="Show tokens, loss mask and shared prefix; with a file: its task and tokenizer.")
+    file: Annotated[
+        str | None,
+        typer.Argument(help="A corpus file or folder, or bundled:NAME.", autocompletion=names.corpora),
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for the recipe.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Count tokens too: a model source, or a folder.")] = None,
-    task: Annotated[str | None, typer.Option(help="Preset for the instruction's share of the tokens.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page to look through the documents.")] = None,
+    overrides: Overrides = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="A recipe: show its examples as tokens, with the shared prefix and the tokens that have a loss. With "
+            "a corpus file, count the tokens of that file under the recipe's tokenizer and task.",
+            autocompletion=names.recipes,
+        ),
+    ] = None,
+    sets: Sets = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Count tokens too, with this tokenizer: a model source, or a folder.", autocompletion=names.models
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="With --tokenizer, count the instruction of this preset too: cmeee, biomedical …"),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page that shows the documents.")] = None,
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
@@ -55,10 +85,10 @@ def inspect(
     encoding: Encoding = None,
     offsets: Offsets = None,
     force: Force = False,
-    examples: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
+    examples: Annotated[int, typer.Option(help="How many documents to print.", min=0)] = 3,
     as_json: Json = False,
 ) -> None:
-    """Show what is in a corpus, or how a recipe turns it into tokens.
+    """Show what is in a corpus, or the tokens that a recipe makes of it.
 
     Examples:
 
@@ -66,31 +96,48 @@ def inspect(
 
         spantune data inspect cmeee.jsonl --tokenizer bundled:gemma3-270m --task cmeee
 
-        spantune data inspect --recipe recipes/demo.yaml
+        spantune data inspect --recipe recipes/demo.yaml train.max_tokens=256
     """
     from spantune.data import formats
 
-    if file is None:
+    given, more = split_overrides([*([file] if file else []), *(overrides or [])])
+    changes = [*more, *(sets or [])]
+    if len(given) > 1:
+        raise ConfigError(f"{given[1]}: expected section.key=value, such as train.max_steps=24, after the corpus file")
+    if changes and recipe is None:
+        raise ConfigError(f"{changes[0]}: it changes a recipe, and none is given; name one with --recipe")
+    if not given:
         if recipe is None or tokenizer or task or html:
             raise ConfigError(
                 "give a corpus file, or --recipe with a recipe and no --tokenizer, --task or --html, which need a file"
             )
-        _inspect_recipe(recipe, overrides or [], examples, as_json)
+        _inspect_recipe(recipe, changes, examples, as_json)
         return
     if task and not (tokenizer or recipe):
         raise ConfigError("--task needs --tokenizer, whose tokens are to be counted")
+    (file,) = given
     if html:
         require_new(html, [file, *([recipe] if recipe else [])], force=force)
     corpus = formats.read(file, format, _options(column, joiner, label, encoding, offsets))
-    _inspect_corpus(corpus, html, examples, as_json, _counter(recipe, overrides or [], tokenizer, task))
+    _inspect_corpus(corpus, html, examples, as_json, _counter(recipe, changes, tokenizer, task))
 
 
-@app.command()
+@app.command(listed=("Formats", "Corpora that come with spantune"))
 def convert(
-    source: Annotated[str, typer.Argument(help="A corpus file or folder, or bundled:NAME.")],
+    source: Annotated[
+        str, typer.Argument(help="A corpus file or folder, or bundled:NAME.", autocompletion=names.corpora)
+    ],
     target: Annotated[Path, typer.Argument(help="The file or folder to write.")],
-    to: Annotated[str, typer.Option(help="Format to write.")],
-    source_format: Annotated[str | None, typer.Option("--from", help="Format to read; recognised when absent.")] = None,
+    to: Annotated[str, typer.Option(help="Format to write.", autocompletion=names.written_formats)],
+    source_format: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Format of the input. Detected from its content if not given.",
+            autocompletion=names.read_formats,
+            rich_help_panel=READING,
+        ),
+    ] = None,
     column: Column = None,
     joiner: Joiner = None,
     label: Label = None,
@@ -98,12 +145,16 @@ def convert(
     offsets: Offsets = None,
     nested: Annotated[
         Literal["error", "outermost", "innermost"],
-        typer.Option(help="What flat tags keep of entities that overlap; error refuses them."),
+        typer.Option(
+            help="Which of overlapping entities to keep where the format has one tag a token. error: refuse the corpus."
+        ),
     ] = "error",
-    scheme: Annotated[Literal["bio", "bioes"], typer.Option(help="Tags to write.")] = "bio",
+    scheme: Annotated[Literal["bio", "bioes"], typer.Option(help="Tagging scheme, where the format has tags.")] = "bio",
     force: Force = False,
 ) -> None:
-    """Convert a corpus; what reading mended and what the target cannot hold is said on stderr.
+    """Convert a corpus to another format.
+
+    What was repaired on reading, and what the new format has no place for, is counted on stderr.
 
     Examples:
 
@@ -133,17 +184,33 @@ def convert(
     say(f"{count} documents, {name} → {to}: {target}")
 
 
-@app.command()
+@app.command(listed=("Formats",))
 def check(
-    files: Annotated[list[str], typer.Argument(help="Corpus files; several are the splits of one corpus.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="Corpus files. Several are taken for the splits of one corpus. With --recipe, section.key=value too.",
+            autocompletion=names.corpora,
+        ),
+    ],
     fix: Annotated[
         Path | None,
-        typer.Option(help="Write the corpus here with all that has one right answer mended; a folder for several."),
+        typer.Option(
+            help="Write a corrected copy of the corpus here: a file, or a folder for several files. Only errors with "
+            "one possible correction are corrected."
+        ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="The label set, separated by commas.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Take the label set from this recipe.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of a text, with --tokenizer.", min=1)] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="A folder with a tokenizer, or a model source.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Take the label set from this recipe.", autocompletion=names.recipes)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Report texts that have more tokens than this; needs --tokenizer.", min=1)
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Tokenizer that counts: a model source, or a folder.", autocompletion=names.models),
+    ] = None,
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
@@ -153,9 +220,9 @@ def check(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Check annotated files and say what is wrong, how often and where; exit 1 when an error is, or remains.
+    """Check annotated files: what is wrong, how often and where. The exit code is 1 if there is an error.
 
-    With --fix, what is checked in the end is what was written; the changes are logged beside it.
+    With --fix, the corrected copy is checked, and a log beside it lists every change.
 
     Examples:
 
@@ -166,11 +233,14 @@ def check(
     from spantune.data import Demands, Options, Tally, count_dropped, read_source, repair_all, repair_targets
     from spantune.data import check as examine
 
+    files, overrides = split_overrides(files)
+    if not files or (overrides and recipe is None):
+        raise ConfigError("give a corpus file, and section.key=value only to change the recipe of --recipe")
     if fix is not None:
         for path in repair_targets(fix, len(files)):
             require_new(path, files, force=force)
     count_tokens = _token_counter(max_tokens, tokenizer)
-    demands = Demands(_label_set(labels, recipe), max_tokens or 0, count_tokens)
+    demands = Demands(_label_set(labels, recipe, overrides), max_tokens or 0, count_tokens)
     sources = [read_source(file, format, _options(column, joiner, label, encoding, offsets)) for file in files]
     tally = Tally()
     if fix is None:
@@ -194,33 +264,48 @@ def check(
     raise typer.Exit(1 if report.errors else 0)
 
 
-@app.command()
+@app.command(listed=("Formats",))
 def split(
-    file: Annotated[str, typer.Argument(help="A corpus file, or bundled:NAME.")],
-    to: Annotated[Path, typer.Option(help="The folder to make.")],
-    shares: Annotated[str, typer.Option(help="Share of each split, with commas between.")] = "0.8,0.1,0.1",
-    names: Annotated[str | None, typer.Option(help="Their names; train,dev,test when absent.")] = None,
-    by: Annotated[str | None, typer.Option(help="Meta key whose values are groups, kept together.")] = None,
-    seed: Annotated[int, typer.Option(help="Another seed is another split.")] = 0,
-    threshold: Annotated[float, typer.Option(help="Likeness from which texts stay together.")] = 0.9,
-    k_shot: Annotated[
-        int | None, typer.Option(help="Keep K entities of every label in the first split.", min=1)
+    file: Annotated[
+        str, typer.Argument(help="A corpus file or folder, or bundled:NAME.", autocompletion=names.corpora)
+    ],
+    to: Annotated[Path, typer.Option(help="The folder to create.")],
+    shares: Annotated[str, typer.Option(help="Share of each split, separated by commas.")] = "0.8,0.1,0.1",
+    split_names: Annotated[
+        str | None,
+        typer.Option("--names", help="Names of the splits, separated by commas. train,dev,test if not given."),
     ] = None,
-    allow_fewer: Annotated[bool, typer.Option("--allow-fewer", help="Labels may have fewer than K.")] = False,
-    sample: Annotated[int | None, typer.Option(help="Keep N documents of the first split.", min=1)] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Key of the documents' meta: documents with the same value stay together.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed; another seed gives another split.")] = 0,
+    threshold: Annotated[
+        float, typer.Option(help="Similarity from which two texts are near-duplicates and stay together, 0 to 1.")
+    ] = 0.9,
+    k_shot: Annotated[
+        int | None,
+        typer.Option(help="Reduce the first split to few documents with K entities of every label.", min=1),
+    ] = None,
+    allow_fewer: Annotated[
+        bool, typer.Option("--allow-fewer", help="With --k-shot, allow labels with fewer than K entities.")
+    ] = False,
+    sample: Annotated[int | None, typer.Option(help="Reduce the first split to N documents.", min=1)] = None,
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
     label: Label = None,
     encoding: Encoding = None,
     offsets: Offsets = None,
-    write_format: Annotated[str, typer.Option(help="Format of the splits.")] = "native",
+    write_format: Annotated[
+        str, typer.Option(help="Format of the splits.", autocompletion=names.written_formats)
+    ] = "native",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Split a corpus by label, with no text or near-duplicate in two splits; appended documents move no earlier one.
+    """Split a corpus so that every split has its share of every label, and no two splits share a text.
 
-    Writes train.jsonl, dev.jsonl, test.jsonl and split.json, the record, into a new folder.
+    Near-duplicates stay in one split, and documents that are added to the corpus later move no earlier document. Writes
+    train.jsonl, dev.jsonl, test.jsonl and a record of the split, split.json, into a new folder.
 
     Examples:
 
@@ -235,7 +320,7 @@ def split(
     if k_shot and sample:
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
     require_new(to, [file], force=force)
-    rule = splitting.Rule(splitting.parse_shares(shares, names), seed, by, threshold)
+    rule = splitting.Rule(splitting.parse_shares(shares, split_names), seed, by, threshold)
     corpus = formats.read(file, format, _options(column, joiner, label, encoding, offsets))
     division = splitting.split(corpus.documents, rule)
     first = next(iter(division.parts.values()))
@@ -258,6 +343,10 @@ def split(
     say(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}")
 
 
+app.command(listed=("Formats",))(corpora.merge)
+app.command("map", listed=("Formats",))(corpora.map_labels)
+
+
 def _finding_rows(report: Report) -> list[tuple[str, ...]]:
     return [
         (
@@ -270,7 +359,7 @@ def _finding_rows(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
-def _label_set(labels: str | None, recipe: Path | None) -> tuple[str, ...]:
+def _label_set(labels: str | None, recipe: Path | None, overrides: list[str]) -> tuple[str, ...]:
     """The label set of the options; () for none."""
     if labels is not None and recipe is not None:
         raise ConfigError("give either --labels or --recipe; both say what the labels are")
@@ -278,7 +367,7 @@ def _label_set(labels: str | None, recipe: Path | None) -> tuple[str, ...]:
         from spantune.core import load_config
         from spantune.encoding import make_task
 
-        return make_task(load_config(recipe, []).task).codes
+        return make_task(load_config(recipe, overrides).task).codes
     codes = tuple(code.strip() for code in (labels or "").split(",") if code.strip())
     if labels is not None and not codes:
         raise ConfigError(f"--labels {labels!r} names no label; expected codes separated by commas: dis,sym,bod")
@@ -309,11 +398,11 @@ class _Counter:
 
 def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, preset: str | None) -> _Counter | None:
     """The tokenizer and task of the options of `inspect`; an option takes precedence over the recipe."""
+    if recipe is None and tokenizer is None:
+        return None
     from spantune.core import config, nearest
     from spantune.encoding import PRESETS, make_task
 
-    if recipe is None and tokenizer is None:
-        return None
     if preset and preset not in PRESETS:
         raise ConfigError(f"unknown task {preset!r}; {nearest(preset, PRESETS)}")
     settings = config.load_config(recipe, overrides) if recipe else None

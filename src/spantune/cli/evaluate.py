@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spantune.cli import tables
+from spantune.cli import names, tables
 from spantune.cli.options import (
     AcceptChanges,
     Device,
@@ -21,6 +21,7 @@ from spantune.cli.options import (
     Format,
     Json,
     MinScore,
+    Run,
     parts_read,
     quiet,
     report_left_out,
@@ -37,12 +38,16 @@ if TYPE_CHECKING:
 
 Named = Annotated[
     Literal["cblue", "promptcblue"],
-    typer.Option("--protocol", help="cblue: start, end and label must be right; promptcblue: mention and label."),
+    typer.Option(
+        "--protocol", help="What counts as correct. cblue: start, end and label. promptcblue: mention and label."
+    ),
 ]
-Labels = Annotated[str | None, typer.Option(help="The label set, separated by commas; those of the files when absent.")]
+Labels = Annotated[
+    str | None, typer.Option(help="The label set, separated by commas. The labels in the files if not given.")
+]
 ReportFolder = Annotated[
     Path | None,
-    typer.Option("--report", help="Write report.html, report.md and scores.json into this folder.", show_default=False),
+    typer.Option("--report", help="Write report.html, report.md and scores.json to this folder.", show_default=False),
 ]
 
 
@@ -53,19 +58,34 @@ REPORT_FILES = ("report.html", "report.md", "scores.json")
 
 
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A run folder; not needed with --gold and --predicted.")] = None,
-    data: Annotated[str | None, typer.Option(help="An annotated corpus for the run, or bundled:NAME.")] = None,
-    gold: Annotated[str | None, typer.Option(help="Without a run: the corpus that is right.")] = None,
-    predicted: Annotated[str | None, typer.Option(help="Without a run: the same documents as predicted.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A run folder; not needed with --gold and --predicted.", autocompletion=names.run_folders),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="An annotated corpus to score the run on, or bundled:NAME.", autocompletion=names.corpora),
+    ] = None,
+    gold: Annotated[
+        str | None,
+        typer.Option(help="Without a run: the corpus with the correct entities.", autocompletion=names.corpora),
+    ] = None,
+    predicted: Annotated[
+        str | None, typer.Option(help="Without a run: the same documents with the predicted entities.")
+    ] = None,
     protocol: Named = "cblue",
     train: Annotated[
-        str | None, typer.Option(help="Training corpus, for seen and unseen; a run knows its own.")
+        str | None,
+        typer.Option(
+            help="Training corpus: entities whose text occurs in it are scored apart from new ones. A run has its own."
+        ),
     ] = None,
     labels: Labels = None,
     format: Format = None,
     limit: Annotated[int | None, typer.Option(help="Use the first N documents only.", min=1)] = None,
     grounded: Annotated[
-        bool, typer.Option("--grounded/--free", help="Decode under the grammar, or without it.")
+        bool,
+        typer.Option("--grounded/--free", help="Decode with or without the grammar that keeps entities to the text."),
     ] = True,
     min_score: MinScore = None,
     accept_changes: AcceptChanges = False,
@@ -74,9 +94,9 @@ def evaluate(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Score a run's extractions, or predictions in a file, against gold: F1 and its slices, with 95 % intervals.
+    """Score a run, or predictions in a file, against an annotated corpus: F1 with 95 % intervals.
 
-    A run keeps the predictions for each corpus in a file of its own; those for the very same corpus are replaced.
+    A run keeps its predictions for each corpus; scoring the same corpus again replaces them.
 
     Examples:
 
@@ -106,10 +126,17 @@ def evaluate(
 def compare(
     systems: Annotated[
         list[Path],
-        typer.Argument(help="Run folders; with --gold, predicted corpus files too. The first is the yardstick."),
+        typer.Argument(
+            help="Run folders, and with --gold also files with predictions. Each is compared with the first.",
+            autocompletion=names.run_folders,
+        ),
     ],
     gold: Annotated[
-        str | None, typer.Option(help="The corpus that is right; that of each run's recipe when absent.")
+        str | None,
+        typer.Option(
+            help="The corpus with the correct entities. The test corpus of the runs' recipes if not given.",
+            autocompletion=names.corpora,
+        ),
     ] = None,
     protocol: Named = "cblue",
     labels: Labels = None,
@@ -118,10 +145,11 @@ def compare(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Say whether systems differ on the same documents: paired bootstrap and approximate randomisation.
+    """Test whether systems differ by more than chance on the same documents.
 
-    Refuses runs that were measured on other documents, or against another annotation of the same texts. With --gold, a
-    run's predictions for that very corpus are taken, which spantune evaluate has kept, else those for its own test set.
+    Uses the paired bootstrap and approximate randomisation. Runs that were scored on different documents, or on a
+    different annotation of the same texts, are refused. With --gold, a run's predictions for that corpus are used if
+    spantune evaluate has made them, otherwise those for its own test corpus.
 
     Examples:
 
@@ -153,10 +181,10 @@ def compare(
         tables.print_comparison(comparison)
 
 
-def report(run: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
-    """Make a run's report.html, report.md and scores.json again from what the run recorded; loads no model.
+def report(run: Run) -> None:
+    """Make the report of a finished run again, from its records: report.html, report.md and scores.json.
 
-    These files are the run's own, and are replaced.
+    No model is loaded. The old report is replaced.
 
     Example: spantune report runs/demo
     """

@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spantune.cli.options import AcceptChanges, Device, Force, MinScore, parts_read, quiet, report_left_out
+from spantune.cli import names
+from spantune.cli.options import (
+    AcceptChanges,
+    Device,
+    Force,
+    MinScore,
+    Run,
+    Sets,
+    parts_read,
+    quiet,
+    report_left_out,
+    split_overrides,
+)
 from spantune.core import ConfigError, log_crashes_into, say
 from spantune.runs import RunFolder
 
@@ -24,49 +36,85 @@ if TYPE_CHECKING:
     from spantune.metrics import Calibration
 
 
+SERVER = "Asking a server"
+"""The section of the help page for the options of `--engine openai`."""
+
 # A command has as many parameters as options: typer reads them from the signature, which is half of its lines.
 
 
 def extract(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Run,
     files: Annotated[
-        list[str], typer.Argument(help="Text files (one document a line), corpus files, or - for text on stdin.")
+        list[str],
+        typer.Argument(
+            help="Text files (a document on each line), corpus files, or - for text on stdin. extract.KEY=VALUE "
+            "changes a setting of the run's recipe."
+        ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
-    to: Annotated[str, typer.Option(help="Format of the output, with --out.")] = "native",
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.")] = None,
+    to: Annotated[
+        str, typer.Option(help="Format of the output, with --out.", autocompletion=names.written_formats)
+    ] = "native",
     nested: Annotated[
         Literal["error", "outermost", "innermost"],
-        typer.Option(help="What flat tags, with --to, keep of entities that overlap; error refuses them."),
+        typer.Option(
+            help="Which of overlapping entities to keep where the format of --to has one tag a token. error: stop."
+        ),
     ] = "error",
-    html: Annotated[Path | None, typer.Option(help="Write a page to look through the results too.")] = None,
+    uncertain: Annotated[
+        int | None,
+        typer.Option(help="Keep only the N documents that the model is least sure of, those first.", min=1),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML page that shows the results.")] = None,
     format: Annotated[
-        str | None, typer.Option(help="Format of the input: text, or one of a corpus; recognised when absent.")
+        str | None,
+        typer.Option(
+            help="Format of the input: text, or that of a corpus. Detected from its content if not given.",
+            autocompletion=names.read_formats,
+        ),
     ] = None,
     whole_file: Annotated[
-        bool, typer.Option("--whole-file", help="Take each text file as one document, not its lines.")
+        bool, typer.Option("--whole-file", help="Read each text file as one document, not line by line.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with --out where an interrupted run ended.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted extraction to the same --out.")
+    ] = False,
     force: Force = False,
     min_score: MinScore = None,
     accept_changes: AcceptChanges = False,
-    batch_size: Annotated[int | None, typer.Option(help="Documents decoded together.", min=1)] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="extract.key=value for the recipe.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="How many documents to decode together.", min=1)] = None,
+    sets: Sets = None,
     device: Device = "auto",
     engine: Annotated[
-        Literal["local", "openai"], typer.Option(help="Decode here, or by a server that speaks OpenAI's protocol.")
+        Literal["local", "openai"],
+        typer.Option(help="Run the model here, or on a server with OpenAI's protocol.", rich_help_panel=SERVER),
     ] = "local",
-    url: Annotated[str | None, typer.Option(help="Where the server is, such as http://127.0.0.1:8000/v1.")] = None,
-    model: Annotated[str | None, typer.Option(help="The server's model to ask; its only one when absent.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Address of the server: http://127.0.0.1:8000/v1 …", rich_help_panel=SERVER),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name of the model on the server. Its only model if not given.", rich_help_panel=SERVER),
+    ] = None,
     grammar: Annotated[
         Literal["auto", "vllm", "llamacpp", "none"],
-        typer.Option(help="How the grammar is sent; auto: as the server says it can, none: not at all."),
+        typer.Option(
+            help="How to send the grammar. auto: find out what the server takes. none: send no grammar.",
+            rich_help_panel=SERVER,
+        ),
     ] = "auto",
-    concurrency: Annotated[int, typer.Option(help="Most requests to the server at a time.", min=1)] = 16,
-    timeout: Annotated[float, typer.Option(help="Seconds that a whole answer of the server may take.", min=1)] = 180,
+    concurrency: Annotated[
+        int, typer.Option(help="How many requests to send at a time.", min=1, rich_help_panel=SERVER)
+    ] = 16,
+    timeout: Annotated[
+        float, typer.Option(help="How many seconds to wait for a whole answer.", min=1, rich_help_panel=SERVER)
+    ] = 180,
 ) -> None:
-    """Extract entities: native JSONL to stdout, in order; exit 1 when an answer was cut, invalid or ungrounded.
+    """Extract entities from texts, as native JSONL on stdout, in the order of the input.
 
-    A document that cannot be read or taken becomes a line that says why, and the others go on.
+    A document that cannot be read or processed becomes a line that says why, and the others are still processed. The
+    exit code is 1 if an answer was cut off, was invalid or named an entity that is not in its text.
 
     Examples:
 
@@ -75,6 +123,8 @@ def extract(
         echo 患者因急性阑尾炎行腹腔镜手术。 | spantune extract runs/demo -
 
         spantune extract runs/demo reports.jsonl --out entities.jsonl --html entities.html --resume
+
+        spantune extract runs/demo notes.txt --uncertain 50 --to label_studio --out review.json
 
         spantune extract runs/demo notes.txt --engine openai --url http://127.0.0.1:8000/v1
     """
@@ -87,9 +137,15 @@ def extract(
         raise ConfigError("--model and --grammar are of a server; give --engine openai and --url too")
     if url is not None and (batch_size is not None or device != "auto"):
         raise ConfigError("--batch-size and --device are of decoding here; for a server there is --concurrency")
-    recipe = _recipe(run, overrides or [], batch_size)
+    files, overrides = split_overrides(files)
+    if not files:
+        raise ConfigError("no file to extract from; name one after the run folder, or - for text on stdin")
+    recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
+    labels = RunFolder(run).task().labels if to == "label_studio" else ()
+    if uncertain is not None and min_score is None and (url is None or not recipe.train.on_choices):
+        min_score = 0  # what a threshold would leave out is what a person should look at
     view = ExtractionView.of_run(run, min_score) if html else None
-    target = Target(out, to, html, resume, nested, force, view)
+    target = Target(out, to, html, resume, nested, force, uncertain=uncertain, labels=labels, view=view)
     target.check([*files, *parts_read([run])])
     texts = Texts.open(files, format, whole=whole_file)
     quiet()
@@ -149,7 +205,7 @@ def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
     log_crashes_into(run)
     for override in overrides:
         if not override.startswith("extract."):
-            raise ConfigError(f"--set {override}: expected extract.key=value; the rest of a finished run is as it is")
+            raise ConfigError(f"{override}: expected extract.key=value; other settings of a finished run cannot change")
     if batch_size:
         overrides = [*overrides, f"extract.batch_size={batch_size}"]
     return load_config(folder.config_file, overrides) if overrides else recipe
@@ -173,6 +229,14 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
             f"{tally.not_representable} documents are not in {target.out}: {target.format} has no place for what failed"
         )
     if tally.with_problem:
-        say(f"{tally.with_problem} of {tally.documents} answers were wanting; see meta.problems of each")
+        say(f"{tally.with_problem} of {tally.documents} answers had a problem; see meta.problems of each")
+    if tally.chosen is not None:
+        place = f": {target.out}" if target.out else ""
+        say(f"{tally.chosen} documents of {tally.documents}, the least sure first{place}")
+    if target.interface is not None and target.interface.exists():
+        say(
+            f"in Label Studio: make a project, set {target.interface} as its labelling interface (Settings, Labeling "
+            f"Interface, Code), import {target.out}, correct, and export as JSON; then: spantune data check EXPORT.json"
+        )
     if target.out and partial(target.out).exists():
         say(f"{partial(target.out)} holds what is done; go on with --resume")

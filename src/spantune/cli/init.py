@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from spantune.cli import names
 from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, reading_options
 from spantune.core import ConfigError, nearest, print_table, put_json, say
 
@@ -20,22 +21,33 @@ ANSWERS = ("jsonl", "grouped", "inline")
 def init(
     corpora: Annotated[
         list[str] | None,
-        typer.Argument(help="A corpus file, a folder with one or with splits, bundled:NAME; or several files."),
+        typer.Argument(
+            help="A corpus: a file, several files, a folder with a corpus or its splits, or bundled:NAME.",
+            autocompletion=names.corpora,
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
     model: Annotated[
         str | None,
-        typer.Option(help="The base model: bundled:NAME, hf:OWNER/NAME, modelscope:OWNER/NAME or a folder."),
+        typer.Option(
+            help="The base model: bundled:NAME, hf:OWNER/NAME, modelscope:OWNER/NAME or a folder.",
+            autocompletion=names.models,
+        ),
     ] = None,
     answer: Annotated[
-        Literal["jsonl", "grouped", "inline"] | None, typer.Option(help="How the model writes entities.")
+        Literal["jsonl", "grouped", "inline"] | None,
+        typer.Option(help="The format in which the model writes entities."),
     ] = None,
     language: Annotated[Literal["zh", "en"] | None, typer.Option(help="Language of the instruction.")] = None,
     nested: Annotated[bool | None, typer.Option("--nested/--flat", help="Whether entities may overlap.")] = None,
-    dev: Annotated[str | None, typer.Option(help="The corpus that chooses the adapter; held out when absent.")] = None,
-    test: Annotated[str | None, typer.Option(help="The corpus for the final figures.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Most minutes of training; 5 on a CPU.", min=0.1)] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run; the corpus file's when absent.")] = None,
+    dev: Annotated[
+        str | None, typer.Option(help="Dev corpus, which chooses the adapter. Held out if not given.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Test corpus, for the final figures.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Limit of the training time. 5 on a CPU if not given.", min=0.1)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run. That of the corpus file if not given.")] = None,
     format: Format = None,
     column: Column = None,
     joiner: Joiner = None,
@@ -48,8 +60,8 @@ def init(
 ) -> None:
     """Write a recipe for a corpus: labels, language, splits and hyperparameters, each with a comment.
 
-    On a terminal at most three questions are asked, each of which an option answers; elsewhere none. A recipe that
-    comes with spantune is copied by its name.
+    On a terminal it asks up to three questions; with --model, --answer and --test, or without a terminal, none. Give
+    the name of a recipe that comes with spantune to copy it.
 
     Examples:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,35 +11,96 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from spantune.cli import names
+
 if TYPE_CHECKING:
     from spantune.data import Options, Unit
     from spantune.metrics import Calibration
 
 
+READING = "How the input is read"
+"""The section of a help page for what a format or a file may need to be told."""
+
 # A command has as many parameters as options: typer reads them from the signature.
+Run = Annotated[Path, typer.Argument(help="A run folder.", autocompletion=names.run_folders)]
+Recipe = Annotated[Path, typer.Argument(help="A recipe file, or bundled:NAME.", autocompletion=names.recipes)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Settings of the recipe to change, such as train.max_steps=24.",
+        metavar="SECTION.KEY=VALUE",
+        show_default=False,
+        autocompletion=names.settings,
+    ),
+]
+Sets = Annotated[list[str] | None, typer.Option("--set", hidden=True)]
+"""How overrides were given before they were arguments; still taken in this release."""
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there already; never what is read.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
-Format = Annotated[str | None, typer.Option("--format", help="Format of the input; recognised when absent.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace output that exists already. Input is never replaced.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run the model.")]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="Format of the input. Detected from its content if not given.",
+        autocompletion=names.read_formats,
+        rich_help_panel=READING,
+    ),
+]
 Column = Annotated[
-    str | None, typer.Option(help="Name, or number from 0, of the column or field of tags, entities or text.")
+    str | None,
+    typer.Option(
+        help="The column or field that holds the tags, the entities or the text: its name, or its number from 0.",
+        rich_help_panel=READING,
+    ),
 ]
-Joiner = Annotated[str | None, typer.Option(help="What stands between tokens; told from them when absent.")]
+Joiner = Annotated[
+    str | None,
+    typer.Option(
+        help="Text between two tokens, such as a space. Chosen from the tokens if not given.", rich_help_panel=READING
+    ),
+]
 AcceptChanges = Annotated[
-    bool, typer.Option("--accept-changes", help="Use an adapter that was changed after training, with a warning.")
+    bool,
+    typer.Option("--accept-changes", help="Use the adapter even if its files were changed after training; warns."),
 ]
-Label = Annotated[str | None, typer.Option("--label", help="The label of tags that have none: B, I and O.")]
+Label = Annotated[
+    str | None,
+    typer.Option("--label", help="Label for tags that name none (B, I and O).", rich_help_panel=READING),
+]
 Encoding = Annotated[
-    str | None, typer.Option(help="Encoding of text files, such as windows-1252; UTF-8, or as marked, when absent.")
+    str | None,
+    typer.Option(
+        help="Encoding of text files, such as windows-1252. UTF-8, or what a byte-order mark says, if not given.",
+        rich_help_panel=READING,
+    ),
 ]
 Offsets = Annotated[
     Literal["codepoints", "utf16", "bytes", "crlf"] | None,
-    typer.Option(help="What the file's offsets count; crlf: each CRLF as one. Code points when absent."),
+    typer.Option(
+        help="Unit of the offsets in the file. crlf: characters, with each CRLF as one. Code points if not given.",
+        rich_help_panel=READING,
+    ),
 ]
 MinScore = Annotated[
     float | None,
-    typer.Option(help="Leave out entities with a lower score; 0 keeps all. The run's own threshold when absent."),
+    typer.Option(help="Drop entities with a lower score; 0 keeps all. The run's own threshold if not given."),
 ]
+_OVERRIDE = re.compile(r"\w+\.\w[\w.]*=")
+
+
+def split_overrides(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Separate the arguments of a command that takes files and overrides, in any order.
+
+    Returns:
+        the files and the overrides: what has the form `section.key=value` and is not the name of a file.
+    """
+    files: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        is_override = _OVERRIDE.match(argument) and not Path(argument).exists()
+        (overrides if is_override else files).append(argument)
+    return files, overrides
 
 
 def quiet() -> None:

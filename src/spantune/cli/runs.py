@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spantune.cli import names
 from spantune.cli.options import Json
+from spantune.cli.options import Run as RunFolderArgument
 from spantune.core import ConfigError, print_table, put, put_json, say, to_json, visible
 
 if TYPE_CHECKING:
@@ -22,25 +24,32 @@ if TYPE_CHECKING:
 
 def runs(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders, or folders that hold them; runs when absent.")
+        list[Path] | None,
+        typer.Argument(
+            help="Run folders, or folders that contain some. The folder runs if not given.",
+            autocompletion=names.run_folders,
+        ),
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="KEY=PATTERN, KEY!=PATTERN, KEY>NUMBER …: a column, or a recipe's section.key."),
+        typer.Option(
+            help="Show only runs with KEY=PATTERN, KEY!=PATTERN, KEY>NUMBER or KEY<NUMBER. KEY is a column, or a "
+            "section.key of the recipe."
+        ),
     ] = None,
-    sort: Annotated[str, typer.Option(help="A column or section.key; a dash before it: largest first.")] = "started",
+    sort: Annotated[str, typer.Option(help="Column or section.key to sort by; -KEY: largest first.")] = "started",
     compare: Annotated[
-        bool, typer.Option("--compare", help="Show the runs side by side, with every setting that differs.")
+        bool, typer.Option("--compare", help="Show the runs side by side, with all settings in which they differ.")
     ] = False,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV: all columns, and every setting that differs.")
+        bool, typer.Option("--csv", help="Print CSV with all columns and all settings that differ.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List runs: model, data, F1 with its interval, time and state (running, finished, stopped, killed).
+    """List runs with their model, data, F1, time and state (running, finished, stopped, killed).
 
-    F1 is that on the test documents, of an unfinished run the best on the dev documents. Whether two runs differ for
-    more than chance: spantune compare.
+    F1 is that on the test documents; for an unfinished run it is the best so far on the dev documents. To test whether
+    two runs differ by more than chance, use spantune compare.
 
     Examples:
 
@@ -81,9 +90,10 @@ def _write_csv(runs: Sequence[Run], settings: Sequence[str]) -> None:
 
 
 def _print_list(runs: Sequence[Run]) -> None:
-    head = ["run", "state", "model", "data", "F1", "95 %", "on", "steps", "time", "started"]
-    keys = ("name", "state", "model", "data")
-    rows = [(*(_shown(run.get(key)) for key in keys), *_figures(run)) for run in runs]
+    from_ = {"warm_start": "from"} if any(run.warm_start for run in runs) else {}
+    shown = {"name": "run", "state": "state", "model": "model", "data": "data", **from_}
+    head = [*shown.values(), "F1", "95 %", "on", "steps", "time", "started"]
+    rows = [(*(_shown(run.get(key)) for key in shown), *_figures(run)) for run in runs]
     print_table(head, rows)
 
 
@@ -126,13 +136,13 @@ def _plain(value: object) -> str:
 
 
 def sync(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    seconds: Annotated[float, typer.Option(help="Most that it may take.", min=1)] = 600,
+    run: RunFolderArgument,
+    seconds: Annotated[float, typer.Option(help="Stop after this many seconds.", min=1)] = 600,
     as_json: Json = False,
 ) -> None:
-    """Send a run's record to SwanLab's cloud, once: one recorded offline or locally, or one that was killed.
+    """Send the record of a run to SwanLab's cloud: a run that was tracked offline or locally, or was killed.
 
-    The key is taken from SWANLAB_API_KEY.
+    A run is sent once. The key is read from SWANLAB_API_KEY.
 
     Example: spantune sync runs/demo
     """

@@ -29,7 +29,7 @@ _BAR = 40
 
 
 def print_plan(plan: Record) -> None:
-    """Print the audits and the estimate of a plan."""
+    """Print the audits, the warnings and the estimate of a plan."""
     marks = {True: "ok", False: "FAILED"}
     rows = [
         (
@@ -39,17 +39,24 @@ def print_plan(plan: Record) -> None:
         )
         for audit in plan["audits"]
     ]
+    rows += [("warning", warning["name"], f"{warning['found']} → {warning['remedy']}") for warning in plan["warnings"]]
     print_table(["", "audit", "found"], rows)
-    print_table(["predicted", ""], [(key.replace("_", " "), str(value)) for key, value in plan["estimate"].items()])
+    remarks = {"minutes": "with the evaluations on dev; loading, and measuring the test documents, come on top"}
+    figures = [
+        (key.replace("_", " "), f"{value} ({remarks[key]})" if key in remarks else str(value))
+        for key, value in plan["estimate"].items()
+    ]
+    print_table(["predicted", ""], figures)
 
 
-def print_scores(scores: Record, stream: TextIO | None = None) -> None:
-    """Print strict scores, overall and by label, with their intervals."""
+def print_scores(scores: Record, stream: TextIO | None = None, on: str = "") -> None:
+    """Print strict scores, overall and by label, with their intervals; `on` says of which documents they are."""
     strict = scores["strict"]
     macro = ("mean of labels (macro)", *_quotients(strict["macro"]), "")
     rows = [_figure("all (micro)", strict["micro"]), macro]
     rows += [_figure(label, figure) for label, figure in strict["labels"].items()]
     name = "strict" if scores["protocol"] == "cblue" else f"strict, {scores['protocol']}"
+    name += f", on {on}" if on else ""
     print_table([name, "P", "R", "F1", "95 %", "gold"], rows, stream)
 
 

@@ -37,12 +37,11 @@ from spantune.core.errors import (
     ModelError,
     RunError,
     SpantuneError,
+    closest,
     expect,
     expect_each,
     nearest,
-    need,
     os_error,
-    require_extra,
     require_system,
 )
 from spantune.core.extraction import (
@@ -57,6 +56,7 @@ from spantune.core.extraction import (
     to_document,
     to_prediction_record,
 )
+from spantune.core.extras import install_command, missing_train, need, require_extra
 from spantune.core.files import (
     Locked,
     file_lock,
@@ -126,6 +126,7 @@ __all__ = [
     "as_extraction",
     "bar",
     "bundled_recipes",
+    "closest",
     "config",
     "data_frame",
     "description",
@@ -147,6 +148,7 @@ __all__ = [
     "guard_terminal",
     "half_surrogate",
     "hash_documents",
+    "install_command",
     "json_text",
     "label_colors",
     "label_order",
@@ -157,6 +159,7 @@ __all__ = [
     "lost_credentials",
     "masked",
     "masked_values",
+    "missing_train",
     "nearest",
     "need",
     "non_finite",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spantune.core.bundled_recipes import bundled_recipes, recipe_path
 from spantune.core.errors import ConfigError, expect, nearest
@@ -31,6 +31,33 @@ Value = TypeVar("Value")
 QUANTIZED = ("fp8", "nf4", "int8")
 
 
+def _one_or_several(value: object) -> object:
+    """Turn a list of a single path into that path; refuse what names no corpus."""
+    paths = list(value) if isinstance(value, list | tuple) else [value]
+    if not paths or any(isinstance(path, bool) or not isinstance(path, str | int | float) for path in paths):
+        raise ValueError(f"expected a path, or a list of paths such as [a.jsonl, b.jsonl], found {value!r}")
+    names = [str(path) for path in paths]
+    if any("\0" in name for name in names):
+        raise ValueError("a path has a NUL character, which no file may have; remove it")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{repeated[0]} is named twice; name each file once")
+    return names[0] if len(names) == 1 else tuple(names)
+
+
+Files = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
+"""One corpus file, or several; a list of a single one is that one."""
+
+
+def files_of(files: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the corpus files that a key of `data` names; none where it is absent."""
+    return () if files is None else (files,) if isinstance(files, str) else files
+
+
+def name_of(files: str | tuple[str, ...]) -> str:
+    """Return the corpus files that a key of `data` names as one text for people."""
+    return ", ".join(files_of(files))
+
+
 class Section(BaseModel):
     """A frozen part of a recipe that refuses keys it does not know."""
 
@@ -38,6 +65,7 @@ class Section(BaseModel):
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
+        serialize_by_alias=True,
         coerce_numbers_to_str=True,
         allow_inf_nan=False,
         protected_namespaces=(),
@@ -61,11 +89,11 @@ class Run(Section):
     """Where the run is written, and its seed."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
-    """Name of the run folder: ASCII letters, digits, dot, dash, underscore; the first is no dot."""
+    """Name of the run folder: ASCII letters, digits, dots, dashes and underscores, not beginning with a dot."""
     folder: Path = Path("runs")
     """Parent of the run folder."""
     seed: int = 42
-    """Seed of shuffling, adapters and dropout."""
+    """Random seed of shuffling, of new adapters and of dropout."""
 
 
 class Model(Section):
@@ -74,13 +102,13 @@ class Model(Section):
     source: str
     """`bundled:NAME`, `modelscope:OWNER/NAME`, `hf:OWNER/NAME` or a local folder."""
     base: Base = "auto"
-    """Type of the frozen weights; auto takes bf16 where the device is faster with it. `fp8` halves them and is the
-    fastest on a GPU of the Hopper generation or later; `nf4` and `int8` need bitsandbytes."""
+    """Number type of the frozen weights. `auto` takes bf16 if that is faster on the device. `fp8` takes half the memory
+    and is the fastest on GPUs from the Hopper generation on; `nf4` and `int8` need bitsandbytes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run; auto takes the GPU when there is one."""
+    """Where to run. `auto` takes the GPU if there is one."""
     verify: bool = True
-    """Assert what a known model card says (special ids, RoPE base), and that every weight of the files has a place in
-    the model; off only to reproduce a flaw, or to leave such weights out."""
+    """Check that a known model is as its model card says (special ids, RoPE base), and that every weight in the files
+    belongs to the model. Turn it off only to reproduce a flaw, or to ignore such weights."""
 
 
 class Task(Section):
@@ -91,18 +119,19 @@ class Task(Section):
     labels: tuple[Label, ...] | None = Field(None, min_length=1)
     """Entity types: `{code, name, description}`; a bare string is a code."""
     instruction: str | None = None
-    """What the model is told; made from the labels when absent."""
+    """The instruction to the model. Made from the labels if not given."""
     answer: AnswerFormat | None = None
-    """`jsonl`; `grouped`: fewest steps; `inline`: exact offsets; `jsonl_seed`: to reproduce the tutorial."""
+    """Format in which the model writes entities. `jsonl`: one JSON object an entity; `grouped`: entities by label, the
+    shortest; `inline`: the text with marks, exact offsets; `jsonl_seed`: that of the tutorial."""
     empty_answer: str | None = None
-    """The answer for a text without entities."""
+    """What the model writes for a text without entities."""
     language: Literal["zh", "en"] | None = None
-    """Language of an instruction made from the labels; the preset's when absent, else en."""
+    """Language of the instruction that is made from the labels. That of the preset, or else en, if not given."""
     template: Literal["chat", "tutorial"] | None = None
-    """`chat`, or `tutorial` for the tutorial's literal prompt string."""
+    """`chat`: the chat template of the model; `tutorial`: the exact prompt of the tutorial."""
     nested: bool = True
-    """Whether entities of a text may overlap; with false the model is told that they do not, the grammar keeps to it,
-    and of two that overlap all the same the one with the higher score is kept."""
+    """Whether entities may overlap. With false, the model is told that they do not, the grammar forbids it, and of two
+    entities that overlap all the same only the one with the higher score is kept."""
 
     @model_validator(mode="before")
     @classmethod
@@ -134,126 +163,139 @@ class Task(Section):
 class Data(Section):
     """The annotated corpora."""
 
-    train: str
-    """A corpus file, or `bundled:NAME`."""
-    dev: str | None = None
-    """Corpus that steers training; without it `holdout` is taken from the front of `train`."""
-    test: str | None = None
-    """Corpus for the final figures; the dev set when absent."""
+    train: Files
+    """A corpus file, or `bundled:NAME`; or a list of them, in which a document of a later file replaces the one with
+    the same text in an earlier file."""
+    dev: Files | None = None
+    """Corpus that steers training, or a list; without it `holdout` is taken from the front of the first file of
+    `train`."""
+    test: Files | None = None
+    """Corpus for the final figures, or a list. The dev set if not given."""
     format: str | None = None
-    """Format of the files; recognised from their content when absent."""
+    """Format of all files. Detected from the content of each if not given."""
     column: int | str | None = None
-    """The column or field of tags, entities or text, where a format asks for one; see the page on formats."""
+    """The column or field that holds the tags, the entities or the text, for formats that need it."""
     joiner: str | None = None
-    """What stands between tokens, where a format has tokens; told from the tokens when absent."""
+    """Text between two tokens, such as a space, for formats with tokens. Chosen from the tokens if not given."""
     label: str | None = None
-    """The label of tags that have none (`B`, `I`, `O`)."""
+    """Label for tags that name none (`B`, `I`, `O`)."""
     encoding: str | None = None
-    """The encoding of text files, such as `windows-1252`; UTF-8, or what a byte-order mark says, when absent."""
+    """Encoding of text files, such as `windows-1252`. UTF-8, or what a byte-order mark says, if not given."""
     offsets: Literal["codepoints", "utf16", "bytes", "crlf"] | None = None
-    """What the files' offsets count: code points (also when absent), UTF-16 code units, UTF-8 bytes, or characters with
+    """Unit of the offsets in the files: code points (the default), UTF-16 code units, UTF-8 bytes, or characters with
     each CRLF as one."""
     limit: int | None = Field(None, ge=1)
-    """Use at most this many documents of `train` (after the holdout is taken)."""
+    """Use at most this many training documents, after the holdout was taken."""
     dev_limit: int | None = Field(None, ge=1)
     """Use at most this many dev documents."""
     test_limit: int | None = Field(None, ge=1)
     """Use at most this many test documents."""
     holdout: float = Field(0.1, ge=0, lt=1)
-    """Share of `train` that is held out, from its front, when `dev` is absent."""
+    """Share of the first file of `train` that is held out for dev, from its beginning, if `dev` is not given."""
     too_long: Literal["error", "split"] = "error"
-    """A document over `train.max_tokens`: refuse it, or split it at sentence ends, or after clauses where
-    a sentence is too long, with offsets kept."""
+    """What to do with a document of more than `train.max_tokens`. `error`: refuse it; `split`: cut it at the ends of
+    sentences, or of clauses if a sentence is too long."""
+
+    @property
+    def f1_on(self) -> Literal["test", "dev"]:
+        """The split of the final figures: `dev`, whose documents chose the adapter, where there is no test set."""
+        return "test" if self.test is not None and self.test != self.dev else "dev"
 
 
 class Lora(Section):
     """The adapter."""
 
     rank: int | None = Field(None, ge=1)
-    """Rank r; chosen by corpus and model when absent."""
+    """Rank r. Chosen by corpus and model if not given."""
     alpha: float | None = Field(None, gt=0)
-    """Scale: the update is alpha / rank times B A; twice the rank when absent."""
+    """Scale of the update, which is alpha / rank times B A. Twice the rank if not given."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input; shared packs are exact with 0 only."""
+    """Dropout on the input of the adapter. Shared packs are exact only with 0."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead, which keeps high ranks stable (arXiv 2312.03732)."""
     dora: bool = False
-    """Learn magnitude and direction apart (DoRA, arXiv 2402.09353); slower."""
+    """Train magnitude and direction of the weights separately (DoRA, arXiv 2402.09353); slower."""
     plus_ratio: float = Field(1.0, ge=1)
     """The ratio of B's learning rate to A's (LoRA+, arXiv 2402.12354); its authors recommend 16."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
-    """Other ranks by module name, such as `{down_proj: 32}`; names that match nothing are an error."""
+    """Different ranks for some modules, such as `{down_proj: 32}`. A name that matches nothing is an error."""
     targets: str | tuple[str, ...] = "all-linear"
-    """`all-linear`, or module names; each must match."""
+    """The modules that get an adapter: `all-linear`, or a list of names, each of which must match."""
     allow_unmatched: bool = False
-    """Go on when a target matches nothing (the tutorial's flaw on Phi-4); off by default."""
+    """Accept targets that match nothing, which is the tutorial's flaw on Phi-4."""
 
 
 class Train(Section):
     """Optimisation."""
 
+    from_: str | None = Field(None, alias="from", min_length=1)
+    """A run folder, or an adapter folder, whose adapter training goes on with instead of a new one; `lora` is then that
+    of the adapter, and the optimizer starts anew."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    """`adamw` in fp32; in 8 bits with bitsandbytes, a quarter of the state; paged: on the CPU when memory is short."""
+    """`adamw`: with fp32 states; `adamw_8bit`: a quarter of that memory, needs bitsandbytes; `paged_adamw_8bit`: moves
+    states to CPU memory when the GPU's is short."""
     normalize: Normalize = "tokens"
-    """What weighs the same in a step's loss: every answer token, or every example."""
+    """Whether every answer token has the same weight in the loss of a step, or every example."""
     batch_examples: int | None = Field(None, ge=1)
-    """Examples an optimizer step, over all devices, however they are packed; chosen by corpus and model when absent."""
+    """Examples in an optimizer step, on all devices together, however they are packed. Chosen by corpus and model if
+    not given."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate; chosen by corpus and model when absent."""
+    """Peak learning rate. Chosen by corpus and model if not given."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the training documents, unless `max_steps` is given; chosen by corpus and model when absent."""
+    """Passes over the training documents, unless `max_steps` is given. Chosen by corpus and model if not given."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; overrides `epochs`."""
     max_minutes: float | None = Field(None, gt=0)
-    """Stop after training for this time, evaluations not counted; the schedule follows the clock, so it ends low."""
+    """Stop after this training time, not counting evaluations. The learning rate then follows the clock."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning-rate schedule after the warm-up."""
     warmup: float = Field(0.05, ge=0)
-    """Warm-up: a share of the steps below 1, a number of steps from 1 on."""
+    """Length of the warm-up: below 1 a share of all steps, from 1 on a number of steps."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW weight decay on the adapter."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradient norm that is clipped to."""
+    """Clip gradients to this norm."""
     pack: Literal["shared", "none"] = "shared"
-    """`shared`: the instruction once a pack; `none`: padded batches of `micro_batch`, for comparison."""
+    """`shared`: pack several examples behind one instruction; `none`: padded batches, for comparison."""
     pack_tokens: int | None = Field(None, ge=64)
-    """Most tokens a pack; chosen by device when absent."""
+    """Largest number of tokens in a pack. Chosen by device if not given."""
     loss_on: LossOn | None = None
-    """`answer`: every answer token; `choices`: only where the grammar leaves one and among what it allows, which is
-    faster and enough for grounded extraction, but leaves a model that cannot answer without the grammar. Chosen by
-    corpus and model when absent."""
+    """Tokens that have a loss. `answer`: every token of the answer; `choices`: only tokens where the grammar leaves a
+    choice, and among the allowed ones. That is faster, but the model then needs the grammar to answer. Chosen by corpus
+    and model if not given."""
     micro_batch: int = Field(4, ge=1)
-    """Examples a padded batch, with `pack: none`."""
+    """Examples in a padded batch, with `pack: none`."""
     max_tokens: int = Field(2048, ge=16)
-    """Most tokens a document may take, prompt and answer; over it see `data.too_long`."""
+    """Largest number of tokens of a document with its prompt and answer. For longer ones see `data.too_long`."""
     cut_tokens: int | None = Field(None, ge=16)
-    """Cut every sample here, as the tutorial does, losing what is beyond; for reproduction only."""
+    """Cut off every sample after this many tokens, as the tutorial does. Only to reproduce it."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the decoder layers: about a minute before the first step, and steps of a third of the time; auto: on CUDA
-    with shared packs."""
+    """Compile the decoder layers, which takes about a minute before the first step and makes steps three times as fast.
+    `auto`: on CUDA with shared packs."""
     keep: Keep = "some"
-    """What compiled layers keep for the backward pass: `none` (least memory), `some` (attention and the products that
-    are not wide) or `most` (all products)."""
+    """What compiled layers keep in memory for the backward pass: `none` (the least memory), `some` (attention and
+    narrow matrix products) or `most` (all matrix products)."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
-    """Recompute whole layers in the backward pass where they are not compiled; auto: on CUDA."""
+    """Recompute layers in the backward pass to save memory, if they are not compiled. `auto`: on CUDA."""
     eval_steps: int | None = Field(None, ge=1)
-    """Steps between evaluations by extraction; about four a run when absent."""
+    """Steps between evaluations. About four evaluations a run if not given."""
     eval_documents: int = Field(200, ge=1)
-    """Most dev documents in such an evaluation."""
+    """Largest number of dev documents in such an evaluation."""
     eval_share: float = Field(0.15, gt=0, le=1)
-    """Most of the training time that these evaluations may take; it sizes the slice, 8 documents at least."""
+    """Largest share of the training time for these evaluations. It limits their documents, but not below 8."""
     patience: int | None = Field(None, ge=1)
-    """Stop after this many evaluations in a row without a better F1; never when absent."""
+    """Stop after this many evaluations in a row without a better F1. Never if not given."""
     eval_before: bool = True
-    """Measure the untrained model too."""
+    """Score the model before training too."""
     save_steps: int | None = Field(None, ge=1)
-    """Steps between checkpoints; as `eval_steps` when absent."""
+    """Steps between checkpoints. Those of `eval_steps` if not given."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Newest checkpoints that are kept, beside that of the best evaluation."""
+    """How many of the newest checkpoints to keep, besides that of the best evaluation."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """A step whose loss or gradient is not finite: stop the run, or leave the step out; both name its documents."""
+    """What to do in a step whose loss or gradient is not finite: `stop` the run, or `skip` the step. Both name its
+    documents."""
     log_steps: int = Field(1, ge=1)
-    """Steps between training lines in `metrics.jsonl`."""
+    """Steps between two lines in `metrics.jsonl`."""
 
     @property
     def on_choices(self) -> bool:
@@ -265,18 +307,18 @@ class Extract(Section):
     """Extraction."""
 
     batch_size: int | None = Field(None, ge=1)
-    """Documents that are decoded together; chosen by device when absent."""
+    """How many documents to decode together. Chosen by device if not given."""
     max_new_tokens: int = Field(1024, ge=1)
-    """Most tokens an answer; reaching it is reported, not hidden."""
+    """Largest number of tokens in an answer. An answer that reaches it is reported."""
     grounded: bool = True
-    """Decode under the document's grammar; off to measure what it brings."""
+    """Decode with the grammar of the document, which allows only entities of its text."""
     chunk_tokens: int | None = Field(None, ge=1)
-    """Most tokens of a text that is taken at once; a longer one is taken in overlapping chunks. When absent, as many
-    as `train.max_tokens` and the model's window leave beside the instruction (and the answer, in the window)."""
+    """Largest number of tokens of a text that the model reads at once; longer texts are read in overlapping chunks. If
+    not given, what `train.max_tokens` and the window of the model leave besides the instruction and the answer."""
     overlap: int = Field(64, ge=0)
-    """Characters that a chunk repeats of the one before it, so that an entity across a cut is whole in one of them."""
+    """How many characters a chunk shares with the one before it, so that an entity at a cut is whole in one of them."""
     max_characters: int = Field(500_000, ge=1)
-    """Longest text; a longer one is refused, not cut short."""
+    """Largest number of characters of a text. Longer texts are refused, not cut."""
 
 
 class Track(Section):
@@ -434,7 +476,7 @@ def lost_credentials(recipe: Config) -> list[str]:
         f"{section}.{key}"
         for section, values in used.items()
         for key, value in values.model_dump(mode="json").items()
-        if isinstance(value, str) and MASK in value
+        if any(isinstance(text, str) and MASK in text for text in (value if isinstance(value, list) else [value]))
     ]
 
 
@@ -506,7 +548,8 @@ def _describe(details: ErrorDetails) -> str:
         model: object = section.annotation if section and len(parts) > 1 else Config
         if parts[:2] == ["task", "labels"]:
             model = Label
-        valid = getattr(model, "model_fields", {})
+        fields = getattr(model, "model_fields", {})
+        valid = [field.alias or name for name, field in fields.items()]
         return f"unknown key {key!r}; {nearest(parts[-1], valid)}"
     if details["type"] == "missing":
         return f"{key} is missing; it has no default"

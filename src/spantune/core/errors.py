@@ -17,10 +17,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TypeVar, overload
 
 from spantune.core.secrets import masked
@@ -71,11 +68,18 @@ class DataError(SpantuneError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the end of an "unknown name" message: the most similar valid name, and all valid names."""
+    """Return the end of an "unknown name" message: the most similar valid name, whatever its case, and all of them."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    close = closest(name, names)
+    hint = f"did you mean {close!r}? " if close is not None else ""
     return f"{hint}valid: {', '.join(names)}"
+
+
+def closest(name: str, valid: Iterable[str]) -> str | None:
+    """Return the most similar valid name, whatever its case; None where none is similar."""
+    by_folded = {known.casefold(): known for known in sorted(valid, reverse=True)}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    return by_folded[close[0]] if close else None
 
 
 @overload
@@ -147,32 +151,6 @@ _REMEDIES = {
 }
 
 
-def need(module: str, extra: str, purpose: str = "this kind of file") -> ModuleType:
-    """Import `module`, which the optional dependencies `extra` install; `purpose` begins the error message.
-
-    Raises:
-        ConfigError: it is not installed; says how to install it.
-    """
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        library = module.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != library:
-            raise  # the library is installed and lacks a dependency of its own
-        raise _not_installed(purpose, library, extra) from None
-
-
-def require_extra(purpose: str, extra: str, modules: Iterable[str]) -> None:
-    """Check before any work that the top-level `modules` of `extra` are installed, without importing them.
-
-    Raises:
-        ConfigError: one is not installed; the message begins with `purpose`, such as `model.base=nf4`.
-    """
-    for module in modules:
-        if find_spec(module) is None:
-            raise _not_installed(purpose, module, extra)
-
-
 def require_system() -> None:
     """Check that this is a system that spantune runs on: Linux or macOS.
 
@@ -184,7 +162,3 @@ def require_system() -> None:
             "spantune runs on Linux and macOS; on Windows install it inside WSL, the Windows Subsystem for Linux "
             "(wsl --install)"
         )
-
-
-def _not_installed(purpose: str, library: str, extra: str) -> ConfigError:
-    return ConfigError(f"{purpose} needs {library}, which is not installed; run pip install 'spantune[{extra}]'")

@@ -6,11 +6,15 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from spantune.core.extras import missing_train
+
 
 def lazy_exports(
     package: str, modules: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """Return the `__getattr__` and `__dir__` of a package whose names are imported on first use (PEP 562).
+
+    The first use of a name raises a ConfigError where it needs the extra `train`, which is not installed.
 
     Args:
         package: the package's `__name__`.
@@ -27,7 +31,10 @@ def lazy_exports(
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, source = homes[name]
-        value: object = getattr(importlib.import_module(module), source)
+        try:
+            value: object = getattr(importlib.import_module(module), source)
+        except ModuleNotFoundError as error:
+            raise missing_train(error) or error from None
         setattr(sys.modules[package], name, value)
         return value
 

@@ -88,7 +88,7 @@ class TaskSpec(BaseModel):
             raise DataError(
                 f"document {document.id!r}: the label {entity.label!r} of {document.surface(entity)!r} "
                 f"[{entity.start}, {entity.end}) is not one of the task's; {nearest(entity.label, self.codes)}. Add it "
-                "to task.labels, or mend the data",
+                "to task.labels, or give it another name: spantune data map FILE OLD=NEW --out NEW_FILE",
                 field="entities",
             )
 

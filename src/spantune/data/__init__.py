@@ -10,10 +10,13 @@ from spantune.data.corpus import Corpus, to_dicts, to_pandas
 from spantune.data.counts import Bin, Statistics, histogram, nesting, statistics
 from spantune.data.findings import Report, Tally
 from spantune.data.formats import read, read_extractions, write
+from spantune.data.formats.label_studio import labelling_interface
 from spantune.data.loading import Splits, holdout, read_splits, shared_texts
+from spantune.data.merging import Merged, conflicting, count_predicted, merge_corpora
 from spantune.data.raw.document import Nested, Options
 from spantune.data.raw.text_files import cannot_be_read, is_stream, lines_of, read_bytes, read_text, try_lines
 from spantune.data.raw.units import Unit
+from spantune.data.relabeling import Relabeled, parse_label_map, relabel
 from spantune.data.repairs import count_dropped, repair_all, repair_targets
 
 __all__ = [
@@ -22,8 +25,10 @@ __all__ = [
     "Corpus",
     "Cutter",
     "Demands",
+    "Merged",
     "Nested",
     "Options",
+    "Relabeled",
     "Report",
     "Splits",
     "Statistics",
@@ -32,20 +37,26 @@ __all__ = [
     "cannot_be_read",
     "check",
     "check_files",
+    "conflicting",
     "count_dropped",
+    "count_predicted",
     "formats",
     "histogram",
     "holdout",
     "is_stream",
+    "labelling_interface",
     "lines_of",
     "merge",
+    "merge_corpora",
     "nesting",
+    "parse_label_map",
     "read",
     "read_bytes",
     "read_extractions",
     "read_source",
     "read_splits",
     "read_text",
+    "relabel",
     "repair_all",
     "repair_targets",
     "shared_texts",

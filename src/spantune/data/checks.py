@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from spantune.core import DataError
+from spantune.core import DataError, closest
 from spantune.data import formats
 from spantune.data.duplicates import check_repetition
 from spantune.data.findings import Report, Tally, excerpt, place, place_of, shown
@@ -295,7 +295,9 @@ def _check_labels(documents: Sequence[RawDocument], schema: Collection[str], tal
             if counts[entity.label] == 1:
                 first[entity.label] = place_of(document, entity)
             if schema and entity.label not in schema:
-                tally.add(Rule.LABEL_OUTSIDE, place_of(document, entity), shown(document, entity))
+                close = closest(entity.label, schema)
+                hint = f"; did you mean {close!r}?" if close else ""
+                tally.add(Rule.LABEL_OUTSIDE, place_of(document, entity), shown(document, entity) + hint)
     for label, count in counts.items():
         if count < RARE and documents:
             tally.add(Rule.RARE_LABEL, first.get(label, str(documents[0].path)), f"{label}: {count}")

@@ -12,50 +12,78 @@ from dataclasses import dataclass
 
 from spantune.core import ConfigError, DataError, Document, config
 from spantune.data import formats
+from spantune.data.merging import Merged, merge_corpora
 from spantune.data.raw.document import Options
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The documents of the three splits; `notes` say what reading repaired."""
+    """The documents of the three splits; `notes` say what reading repaired, `merges` what several files made of each.
+
+    `merges` are for the user's eyes, and are among the notes too.
+    """
 
     train: tuple[Document, ...]
     dev: tuple[Document, ...]
     test: tuple[Document, ...]
     notes: tuple[str, ...]
+    merges: tuple[str, ...] = ()
 
 
 def read_splits(data: config.Data) -> Splits:
-    """Read the documents of a recipe: dev and test from files, or from the front of the training file.
+    """Read the documents of a recipe: dev and test from files, or from the front of the first training file.
+
+    Of several files of a split, a document of a later one replaces the one with the same text in an earlier one. What
+    is held out of the first file stays held out when further files are named, corrected or not.
 
     Raises:
         DataError: a file is not what it should be, or nothing is left to train on.
     """
     notes: list[str] = []
-    train = list(_read(data.train, data, notes))
+    merges: list[str] = []
+    corpora = _read_all(data.train, data, notes)
+    merged = _merged(corpora, merges)
+    train = list(merged.documents)
     if data.dev:
-        dev = list(_read(data.dev, data, notes))
+        dev = list(_merged(_read_all(data.dev, data, notes), merges).documents)
     else:
-        train, dev = holdout(train, data.holdout)
-    test = list(_read(data.test, data, notes)) if data.test else dev
+        held = len(holdout(corpora[0][1], data.holdout)[1])
+        placed = list(zip(merged.documents, merged.places, strict=True))
+        train = [document for document, place in placed if place is None or place >= held]
+        dev = [document for document, place in placed if place is not None and place < held]
+    test = list(_merged(_read_all(data.test, data, notes), merges).documents) if data.test else dev
     train = limit(train, data.limit)
     if not train or not dev:
         raise DataError(
             f"{len(train)} documents to train on and {len(dev)} held out; give data.dev, or a data.holdout "
             "that leaves both",
-            path=data.train,
+            path=config.name_of(data.train),
         )
-    return Splits(tuple(train), tuple(limit(dev, data.dev_limit)), tuple(limit(test, data.test_limit)), tuple(notes))
+    splits = tuple(train), tuple(limit(dev, data.dev_limit)), tuple(limit(test, data.test_limit))
+    return Splits(*splits, (*notes, *merges), tuple(merges))
 
 
-def _read(path: str, data: config.Data, notes: list[str]) -> Sequence[Document]:
+def _read_all(files: config.Files, data: config.Data, notes: list[str]) -> list[tuple[str, Sequence[Document]]]:
+    """The documents of each of the files, with its name."""
     options = Options(
         column=data.column, joiner=data.joiner, label=data.label, encoding=data.encoding, offsets=data.offsets
     )
-    corpus = formats.read(path, data.format, options)
-    notes.extend(f"{path}: {count} × {note}" for note, count in corpus.notes.items())
-    notes.append(f"{path}: {len(corpus.documents)} documents, format {corpus.format}")
-    return corpus.documents
+    corpora: list[tuple[str, Sequence[Document]]] = []
+    for path in config.files_of(files):
+        corpus = formats.read(path, data.format, options)
+        notes.extend(f"{path}: {count} × {note}" for note, count in corpus.notes.items())
+        notes.append(f"{path}: {len(corpus.documents)} documents, format {corpus.format}")
+        corpora.append((path, corpus.documents))
+    return corpora
+
+
+def _merged(corpora: Sequence[tuple[str, Sequence[Document]]], merges: list[str]) -> Merged:
+    """Unite the files of one split, and say what became of the documents of the later ones."""
+    merged = merge_corpora(corpora)
+    if len(corpora) > 1:
+        names = ", ".join(name for name, _ in corpora)
+        merges.append(f"{names}: {len(merged.documents)} documents; {merged.described()}")
+    return merged
 
 
 def holdout(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:

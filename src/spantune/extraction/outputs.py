@@ -24,6 +24,7 @@ from spantune.core import (
     Document,
     Entity,
     Extraction,
+    Label,
     Prediction,
     ProblemKind,
     encodable,
@@ -31,14 +32,16 @@ from spantune.core import (
     json_text,
     nearest,
     overwriting,
+    replacing,
     require_folder,
     require_new,
     to_document,
     to_record,
 )
-from spantune.data import Nested, Options, formats
+from spantune.data import Nested, Options, formats, labelling_interface
 from spantune.extraction import resumable
 from spantune.extraction.resumable import Done
+from spantune.extraction.uncertainty import LeastSure
 from spantune.report import ExtractionView, write_extractions
 
 SHOWN = 10
@@ -53,10 +56,11 @@ class Tally:
         documents: all of them.
         with_problem: those whose answer had a problem, or that have none.
         failed: those without a whole answer.
+        chosen: those that are kept as the least sure; None where all are.
         not_representable: those that the format of the output cannot represent, of an interrupted run too.
         below_threshold: entities that a threshold dropped.
         contradicted: entities that another chunk of their text contradicts.
-        left_out: what a threshold dropped, by the place of the document; kept only for a page.
+        left_out: what a threshold dropped, by id and text of the document; kept only for a page.
         failures: the first failed documents, in words.
         notes: what reading and writing repaired or could not keep, and how often.
     """
@@ -64,10 +68,11 @@ class Tally:
     documents: int = 0
     with_problem: int = 0
     failed: int = 0
+    chosen: int | None = None
     not_representable: int = 0
     below_threshold: int = 0
     contradicted: int = 0
-    left_out: dict[int, tuple[Entity, ...]] = field(default_factory=dict)
+    left_out: dict[tuple[str, str], tuple[Entity, ...]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
@@ -102,6 +107,8 @@ class Target:
         resume: whether to continue an interrupted run.
         nested: what a format of flat tags keeps of entities that overlap.
         force: whether files that exist are replaced; with `resume`, `out` is gone on with.
+        uncertain: how many documents are kept, the least sure first; None for all, in their order.
+        labels: those of the task, for the labelling interface beside a file for Label Studio.
         view: what the page says of the run and its task, but its title; None for nothing.
     """
 
@@ -111,7 +118,19 @@ class Target:
     resume: bool = False
     nested: Nested = "error"
     force: bool = False
+    uncertain: int | None = None
+    labels: tuple[Label, ...] = ()
     view: ExtractionView | None = None
+
+    @property
+    def interface(self) -> Path | None:
+        """The file of the labelling interface, beside a file for Label Studio."""
+        return self.out.with_suffix(".xml") if self.out and self.labels and self.format == "label_studio" else None
+
+    @property
+    def is_journal(self) -> bool:
+        """Whether `out` is the journal itself when it is complete."""
+        return self.format == "native" and self.uncertain is None
 
     def check(self, inputs: Sequence[str | Path]) -> None:
         """Check, before anything is extracted, that the results can be written, and replace nothing that they may not.
@@ -127,9 +146,13 @@ class Target:
         writes_folder = formats.of_name(self.format, writing=True).folder
         if self.resume and self.out is None:
             raise ConfigError("--resume goes on with a file; give --out FILE")
-        for path in (self.out, self.html):
+        if self.interface is not None and self.interface == self.out:
+            raise ConfigError(f"--out {self.out} is the name of the labelling interface; name the tasks FILE.json")
+        if self.interface is not None:
+            labelling_interface(self.labels)
+        for path in (self.out, self.html, self.interface):
             if path:
-                is_file = path == self.html or not writes_folder
+                is_file = path != self.out or not writes_folder
                 _require_writable(path, is_file=is_file, force=self.force)
                 require_new(path, inputs, force=self.force or self._goes_on(path))
         if self.out:
@@ -139,7 +162,7 @@ class Target:
 
     def _goes_on(self, path: Path) -> bool:
         """Whether `path` is what an interrupted run has written, with which this one goes on."""
-        return self.resume and path == self.out and self.format == "native"
+        return self.resume and path == self.out and self.is_journal
 
     def held(self) -> AbstractContextManager[None]:
         """Lock the file against other processes.
@@ -160,7 +183,7 @@ class Target:
         if not self.resume:
             resumable.require_free(self.out)
             return Done()
-        is_begun = self.format == "native" or resumable.partial(self.out).exists()
+        is_begun = self.is_journal or resumable.partial(self.out).exists()
         return resumable.resume(self.out, items) if is_begun else Done()
 
     def write(self, extractions: Iterable[Extraction], tally: Tally) -> None:
@@ -169,21 +192,49 @@ class Target:
         Raises:
             DataError: a file cannot be written, or the format cannot represent a document; the journal stays.
         """
+        extractions = self._remembering(tally.counted(extractions), tally)
         if self.out is None:
             self._print(extractions, tally)
             return
-        resumable.append(self.out, self._remembering(tally.counted(extractions), tally))
+        resumable.append(self.out, extractions)
+        chosen = self._chosen(self._done(), tally)
         if self.html:
-            self._show(list(map(from_document, self._done())), tally)
-        if self.format == "native":
+            self._show(list(self._done()) if chosen is None else chosen, tally)
+        if self.is_journal:
             resumable.finish(self.out)
             return
         failed_ids: list[str] = []
-        documents = self._representable(failed_ids)
+        documents = self._representable(failed_ids) if chosen is None else iter(chosen)
+        keys: Counter[str] = Counter()
+        options = Options(nested=self.nested, predicted=True)
         with overwriting(self.out, force=self.force) as place:
-            tally.notes.update(formats.write(place, documents, self.format, Options(nested=self.nested)))
+            tally.notes.update(formats.write(place, _with_key(documents, keys), self.format, options))
         tally.not_representable = len(failed_ids)
+        self._write_interface(keys, tally)
         resumable.partial(self.out).unlink()
+
+    def _chosen(self, documents: Iterable[Document], tally: Tally) -> list[Document] | None:
+        """Return the least sure documents, where only those are kept; formats other than native get no problems."""
+        if self.uncertain is None:
+            return None
+        least_sure = LeastSure(self.uncertain)
+        chosen = least_sure.choose(documents)
+        tally.chosen = len(chosen)
+        tally.notes["document passed over: its text is that of an earlier one"] += least_sure.repeated
+        tally.notes["document with entities that have no score, which counts as sure"] += least_sure.unscored
+        tally.notes = +tally.notes
+        return chosen if self.format == "native" else [from_document(document).document for document in chosen]
+
+    def _write_interface(self, keys: Counter[str], tally: Tally) -> None:
+        if self.interface is None:
+            return
+        key = max(keys, key=keys.__getitem__, default="text")
+        tally.notes["document whose text is not in the field that the labelling interface shows"] += (
+            keys.total() - keys[key]
+        )
+        tally.notes = +tally.notes
+        with replacing(self.interface) as file:
+            file.write(labelling_interface(self.labels, key))
 
     def _done(self) -> Iterator[Document]:
         """Yield the documents of the journal, which may be empty."""
@@ -203,12 +254,13 @@ class Target:
         """Write to stdout, until its reader closes it."""
         if sys.stdout is None:
             raise DataError("is closed; give --out FILE", path="stdout")
-        shown: list[Extraction] = []
-        for extraction in tally.counted(extractions):
+        shown: list[Document] = []
+        documents: Iterable[Document] = map(to_document, extractions)
+        for document in documents if (chosen := self._chosen(documents, tally)) is None else chosen:
             if self.html:
-                shown.append(extraction)
+                shown.append(document)
             try:
-                sys.stdout.buffer.write(json_text(to_record(to_document(extraction))).encode() + b"\n")
+                sys.stdout.buffer.write(json_text(to_record(document)).encode() + b"\n")
                 sys.stdout.buffer.flush()
             except BrokenPipeError:
                 _discard_stdout()
@@ -223,21 +275,29 @@ class Target:
         """Yield `extractions`; for a page, what a threshold dropped is kept in `tally`, since files do not hold it."""
         for extraction in extractions:
             if self.html and extraction.below_threshold:
-                tally.left_out[tally.documents - 1] = extraction.below_threshold
+                tally.left_out[extraction.document.id, extraction.document.text] = extraction.below_threshold
             yield extraction
 
-    def _show(self, extractions: Sequence[Extraction], tally: Tally) -> None:
+    def _show(self, documents: Sequence[Document], tally: Tally) -> None:
         assert self.html is not None
-        if not extractions:
+        if not documents:
             tally.notes["page that was not written: there are no documents"] += 1
             return
         name = encodable(self.out.name) if self.out else "extract"
-        whole = [
-            replace(extraction, below_threshold=tally.left_out.get(place, extraction.below_threshold))
-            for place, extraction in enumerate(extractions)
+        title = f"{name}: {len(documents)} documents"
+        extractions = [
+            replace(from_document(document), below_threshold=tally.left_out.get((document.id, document.text), ()))
+            for document in documents
         ]
-        title = f"{name}: {len(whole)} documents"
-        write_extractions(self.html, whole, replace(self.view or ExtractionView(""), title=title))
+        write_extractions(self.html, extractions, replace(self.view or ExtractionView(""), title=title))
+
+
+def _with_key(documents: Iterable[Document], keys: Counter[str]) -> Iterator[Document]:
+    """Yield `documents`, and count the fields in which tasks of Label Studio have their texts."""
+    for document in documents:
+        kept = document.meta.get("label_studio")
+        keys[str(kept.get("key", "text")) if isinstance(kept, dict) else "text"] += 1
+        yield document
 
 
 def _require_writable(path: Path, *, is_file: bool, force: bool) -> None:

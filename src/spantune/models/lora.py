@@ -100,6 +100,16 @@ def unmatched_error(covered: Coverage) -> str | None:
     )
 
 
+def require_dora(settings: config.Lora, base: str, device: str) -> None:
+    """Check that DoRA, where it is asked for, can be computed over a base of this type on this kind of device.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    if settings.dora and base == "int8" and device == "cpu":
+        raise ModelError("lora.dora cannot be computed over model.base=int8 on a CPU; set model.base=nf4, fp8 or fp32")
+
+
 def attach(model: CausalLM, settings: config.Lora) -> tuple[CausalLM, Coverage]:
     """Freeze `model` and add adapters; returns the PEFT model and what the targets matched.
 
@@ -116,8 +126,8 @@ def attach(model: CausalLM, settings: config.Lora) -> tuple[CausalLM, Coverage]:
     if problem := problem or unranked_error(covered):
         raise ModelError(problem)
     weights = (module.weight for _, module in linear_modules(model))
-    if settings.dora and any(weight.dtype == torch.int8 and weight.device.type == "cpu" for weight in weights):
-        raise ModelError("lora.dora cannot be computed over model.base=int8 on a CPU; set model.base=nf4, fp8 or fp32")
+    if any(weight.dtype == torch.int8 and weight.device.type == "cpu" for weight in weights):
+        require_dora(settings, "int8", "cpu")
     peft_config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.filled(settings.rank),

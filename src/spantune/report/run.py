@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec, expect
+from spantune.core import Config, DataError, Document, Extraction, RunError, TaskSpec, config, expect
 from spantune.data import Splits, read_extractions, read_splits
 from spantune.metrics import TOO_FEW, Calibration, Scores, calibrate, score
 from spantune.report.content import CalibrationView, Report
@@ -92,9 +92,9 @@ def report_run(folder: str | Path, splits: Splits | None = None, after: Scores |
         notes=notes,
         head=_head(run),
         train=run.splits.train,
-        f1_on=str(run.closing.get("f1_on") or ("test" if data.test or not run.dev else "dev")),
+        f1_on=data.f1_on,
         run=folder.resolve().name,
-        data=data.test or data.dev or f"held out of {data.train}",
+        data=config.name_of(data.test or data.dev or f"held out of {config.files_of(data.train)[0]}"),
         date=_date(run.closing["time"]),
     )
     write_report(folder, report)
@@ -125,7 +125,7 @@ def describe_run(folder: str | Path) -> dict[str, str]:
     run = RunFolder(Path(expect(folder, (str, Path), "describe_run", "the path of a run folder")))
     recipe, environment = run.config(), run.environment()
     lora = recipe.lora
-    adapter = f"{'DoRA' if lora.dora else 'LoRA'} of rank {lora.rank}"
+    adapter = f"{'DoRA' if lora.dora else 'LoRA'} {f'of rank {lora.rank}' if lora.rank else ''}".rstrip()
     facts = {"model": f"{recipe.model.source} ({recipe.model.base}), {adapter}", "answer": run.task().answer}
     return facts | {name: environment[name] for name in ("device", "spantune") if environment.get(name)}
 
@@ -137,7 +137,7 @@ def _head(run: _Run) -> dict[str, str]:
     described = describe_run(run.folder.path)
     head = {
         "model": described.pop("model"),
-        "training": _documents_of(str(data.train), splits.train),
+        "training": _documents_of(data.train, splits.train),
         "dev": _documents_of(dev, splits.dev),
         "test": _documents_of(data.test, splits.test) if data.test else "the dev documents",
         "date": _date(run.closing["time"]),
@@ -147,9 +147,9 @@ def _head(run: _Run) -> dict[str, str]:
     return {**head, **time_taken, **described}
 
 
-def _documents_of(source: str, documents: Sequence[Document]) -> str:
+def _documents_of(files: str | tuple[str, ...], documents: Sequence[Document]) -> str:
     entities = sum(len(document.entities) for document in documents)
-    return f"{source}: {number(len(documents))} documents, {number(entities)} entities"
+    return f"{config.name_of(files)}: {number(len(documents))} documents, {number(entities)} entities"
 
 
 def _date(seconds: float) -> str:
@@ -165,6 +165,8 @@ def _duration(seconds: float) -> str:
 def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     """Return key figures as text."""
     facts: dict[str, str] = {}
+    if run.recipe.train.from_ is not None:
+        facts["warm start from"] = run.recipe.train.from_
     trained = run.closing.get("training_seconds")
     if run.dev and trained:
         share = sum(record["evaluation_seconds"] for record in run.dev) / trained

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     )
     from spantune.runs.journal import logging_to, rewind
     from spantune.runs.listing import COLUMNS, Run
+    from spantune.runs.manifest import ADAPTER_FILES, change_since
     from spantune.runs.systems import aligned, compare_runs, labels_of_systems, read_systems
     from spantune.runs.trackers.dashboards import Trackers, open_trackers, require_trackers
     from spantune.runs.trackers.interface import hints
     from spantune.runs.trackers.upload import sync
 
 __all__ = [
+    "ADAPTER_FILES",
     "COLUMNS",
     "BestAdapter",
     "Checkpoints",
@@ -36,6 +38,7 @@ __all__ = [
     "RunFolder",
     "Trackers",
     "aligned",
+    "change_since",
     "compare_runs",
     "evaluated",
     "free_name",
@@ -74,6 +77,7 @@ __getattr__, __dir__ = lazy_exports(
         ),
         "journal": ("logging_to", "rewind"),
         "listing": ("COLUMNS", "Run"),
+        "manifest": ("ADAPTER_FILES", "change_since"),
         "systems": ("aligned", "compare_runs", "labels_of_systems", "read_systems"),
         "trackers.dashboards": ("Trackers", "open_trackers", "require_trackers"),
         "trackers.interface": ("hints",),

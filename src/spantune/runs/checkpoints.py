@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from spantune.core import RunError, first_line, fsync_path, to_json
 from spantune.runs.folder import MetricsRecord, RunFolder
-from spantune.runs.manifest import MANIFEST, first_difference, seal
+from spantune.runs.manifest import ADAPTER_FILES, MANIFEST, first_difference, seal
 
 PART = ".part"
 REMOVED = ".gone"
@@ -143,7 +143,6 @@ def _free(folder: Path) -> int:
 
 
 _FIGURES = ("f1", "f1_low", "f1_high")
-_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 class BestAdapter:
@@ -238,7 +237,7 @@ class BestAdapter:
 
     def _restore(self, checkpoint: Path, record: MetricsRecord) -> None:
         def fill(new: Path) -> None:
-            for name in _ADAPTER_FILES:
+            for name in ADAPTER_FILES:
                 shutil.copyfile(checkpoint / name, new / name)
 
         self._swap(fill, _evaluation(record["step"], record))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from spantune.core import Config, Locked, RunError, TaskSpec, file_lock, masked_values, to_json
 from spantune.runs.folder import RunFolder
+from spantune.runs.manifest import ADAPTER_FILES, seal
 
 PATIENCE = 1.0  # seconds: a process that looks whether a run is running holds its lock for a moment
 
@@ -56,9 +57,23 @@ class Claim:
             raise exists
         return self
 
-    def create(self, recipe: Config, task: TaskSpec, environment: Mapping[str, str]) -> Path:
-        """Write recipe, task and environment, credentials masked, and give the folder its name."""
+    def create(self, recipe: Config, task: TaskSpec, environment: Mapping[str, str], start: Path | None = None) -> Path:
+        """Write recipe, task and environment, credentials masked, and give the folder its name.
+
+        Args:
+            recipe: the resolved recipe.
+            task: what is extracted.
+            environment: versions, device, hashes.
+            start: the adapter folder that the run begins with, of which it keeps a copy.
+        """
         assert self._part is not None
+        if start is not None:
+            copy = RunFolder(self._part).start
+            copy.mkdir()
+            for name in ADAPTER_FILES:
+                shutil.copyfile(start / name, copy / name)
+            TaskSpec.load(start).save(copy)
+            seal(copy)
         recipe.save(self._part)
         task.save(self._part)
         text = to_json(masked_values(environment), indent=2, ascii_only=True) + "\n"

@@ -1,8 +1,8 @@
 """The run folder: where each part of a run is, and what it holds.
 
 runs/<name>/  config.yaml  task.json  environment.json  metrics.jsonl  run.log  run.lock  calibration.json
-              adapter/ (best)  checkpoints/  predictions/<split>-<step>.jsonl  trackers/  swanlab/ …
-              scores.json  report.md  report.html (written last)
+              adapter/ (best)  start/ (what a warm start began with)  checkpoints/  predictions/<split>-<step>.jsonl
+              trackers/  swanlab/ …  scores.json  report.md  report.html (written last)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from spantune.core import (
     lost_credentials,
     parse_config,
 )
-from spantune.runs.manifest import MANIFEST, first_addition, first_difference
+from spantune.runs.manifest import MANIFEST, change_since
 
 METRICS_FILE = "metrics.jsonl"
 REPORT = "report.html"
@@ -67,6 +67,7 @@ class RunFolder:
     log_file = _Part("run.log")
     lock_file = _Part("run.lock")
     adapter = _Part("adapter")
+    start = _Part("start")
     evaluation_file = _Part("adapter/evaluation.json")
     checkpoints = _Part("checkpoints")
     predictions_folder = _Part("predictions")
@@ -81,8 +82,8 @@ class RunFolder:
     def parts(self) -> list[Path]:
         """The files and folders of the run itself that are there; a report, and what else is in it, is made of them."""
         own = [self.config_file, self.task_file, self.environment_file, self.metrics_file, self.log_file]
-        own += [self.lock_file, self.adapter, self.checkpoints, self.predictions_folder, self.calibration_file]
-        own += [self.trackers, self.swanlab, self.tensorboard, self.mlflow, self.report_html]
+        own += [self.lock_file, self.adapter, self.start, self.checkpoints, self.predictions_folder]
+        own += [self.calibration_file, self.trackers, self.swanlab, self.tensorboard, self.mlflow, self.report_html]
         return [path for path in own if path.exists()]
 
     def predictions(self, split: str, step: int) -> Path:
@@ -180,7 +181,7 @@ class RunFolder:
         if not (self.adapter / MANIFEST).exists():
             log.warning("%s has no %s: whether it was changed after training is not known", self.adapter, MANIFEST)
             return
-        change = first_difference(self.adapter) or first_addition(self.adapter)
+        change = change_since(self.adapter)
         if change is None:
             return
         if not accept_changes:

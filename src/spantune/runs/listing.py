@@ -18,12 +18,12 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
-from spantune.core import Config, ConfigError, RunError, parse_value
+from spantune.core import Config, ConfigError, RunError, config, parse_value
 from spantune.runs.folder import MetricsRecord, RunFolder
 
 COLUMNS = (
-    "name", "state", "model", "data", "f1", "f1_low", "f1_high", "f1_on", "f1_before", "step", "seconds", "started",
-    "folder",
+    "name", "state", "model", "data", "warm_start", "f1", "f1_low", "f1_high", "f1_on", "f1_before", "step", "seconds",
+    "started", "folder",
 )  # fmt: skip
 _CONDITION = re.compile(r"([\w.]+)\s*(!=|<=|>=|=|<|>)=?\s*(.*)")
 _ORDERS: dict[str, Callable[[float, float], bool]] = {
@@ -35,8 +35,9 @@ _ORDERS: dict[str, Callable[[float, float], bool]] = {
 class Run:
     """A run as it is listed: the columns of COLUMNS, its `settings` by `section.key`, and what is wrong with it.
 
-    `f1`, its 95 % interval and `f1_before` are shares of 1; `f1_on` is the split that F1 was measured on; `seconds` is
-    the time of steps and evaluations; `started` is in ISO format.
+    `warm_start` is the run or adapter that training began with; `f1`, its 95 % interval and `f1_before` are shares of
+    1; `f1_on` is the split that F1 was measured on; `seconds` is the time of steps and evaluations; `started` is in ISO
+    format.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Run:
     folder: str
     model: str | None = None
     data: str | None = None
+    warm_start: str | None = None
     f1: float | None = None
     f1_low: float | None = None
     f1_high: float | None = None
@@ -94,10 +96,12 @@ def read(folder: Path) -> Run:
             run.state,
             str(folder),
             model=recipe.model.source,
-            data=recipe.data.train,
+            data=config.name_of(recipe.data.train),
+            warm_start=recipe.train.from_,
             settings=_settings(recipe),
         )
-        return _with_results(listed, run.metrics())
+        listed = _with_results(listed, run.metrics())
+        return replace(listed, f1_on=recipe.data.f1_on) if listed.f1_on == "test" else listed
     except (RunError, OSError, UnicodeDecodeError, KeyError, TypeError) as error:
         return Run(folder.name, "damaged", str(folder), problem=str(error))
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from spantune.core import first_line, fsync_path, sha256_of, to_json
 
 MANIFEST = "manifest.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+"""The weights and the settings of an adapter."""
 READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
 """How the names of the files end that libraries look for beside an adapter: one that is added may change answers."""
 
@@ -53,6 +55,14 @@ def first_difference(folder: Path, **about: object) -> str | None:
         return f"its manifest cannot be read ({first_line(error)})"
     wrong = (key for key, value in about.items() if manifest.get(key) != value)
     return next((f"its manifest is of {key} {manifest.get(key)}" for key in wrong), None)
+
+
+def change_since(folder: Path) -> str | None:
+    """What was changed in a folder, or added to it, since its manifest was written; None where nothing was, or where it
+    has no manifest."""
+    if not (folder / MANIFEST).exists():
+        return None
+    return first_difference(folder) or first_addition(folder)
 
 
 def first_addition(folder: Path) -> str | None:

@@ -7,6 +7,7 @@ matrix products, and is compared with the first steps of the run.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -64,6 +65,8 @@ class Memory:
 class Estimate:
     """Predicted memory and what is available, tokens of a step (packed and not), steps, and seconds of a step.
 
+    `minutes` are those of training, at most `train.max_minutes`, and of the evaluations on dev meanwhile, which take up
+    to `train.eval_share` more; loading the model and measuring the test documents are not in them.
     `fitting` are the settings with which a run that does not fit would fit; None: there are none.
     """
 
@@ -74,6 +77,7 @@ class Estimate:
     tokens_unpacked: int
     steps: int
     step_seconds: float
+    minutes: float
     fitting: Mapping[str, object] | None
 
     @property
@@ -84,7 +88,10 @@ class Estimate:
     def as_dict(self) -> dict[str, float]:
         """The figures, rounded."""
         values = {**asdict(self.memory), "total_gib": self.memory.total_gib, "available_gib": self.available_gib}
-        values |= {key: getattr(self, key) for key in ("tokens_per_step", "tokens_unpacked", "steps", "step_seconds")}
+        values |= {
+            key: getattr(self, key)
+            for key in ("tokens_per_step", "tokens_unpacked", "steps", "step_seconds", "minutes")
+        }
         return {key: value if isinstance(value, int) else round(value, 3) for key, value in values.items()}
 
 
@@ -98,14 +105,20 @@ def estimate(prepared: Prepared, model: CausalLM) -> Estimate:
     packs = len(fill(rest, prepared.pack_tokens(device.type) - prefix))
     packed = round((sum(rest) + packs * prefix) * share)
     memory, available = predict_memory(model, recipe, device, part_tokens(prepared, recipe, device)), _available(device)
+    steps, step_seconds = (
+        total_steps(settings, len(rest)),
+        _step_flops(model, recipe, device) * packed / _rate(recipe, device),
+    )
+    training_minutes = min(steps * step_seconds / 60, settings.max_minutes or math.inf)
     return Estimate(
         memory=memory,
         available_gib=available / GIB,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine",
         tokens_per_step=packed,
         tokens_unpacked=round(sum(len(example.ids) for example in prepared.examples) * share),
-        steps=total_steps(settings, len(rest)),
-        step_seconds=_step_flops(model, recipe, device) * packed / _rate(recipe, device),
+        steps=steps,
+        step_seconds=step_seconds,
+        minutes=training_minutes * (1 + settings.eval_share),
         fitting={} if memory.total_gib < available / GIB else fitting(prepared, model, device, available / GIB),
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from spantune.core import RunError, TaskSpec, hash_documents, sha256_of
 from spantune.models import hash_model, pinned
-from spantune.runs import RunFolder
+from spantune.runs import ADAPTER_FILES, RunFolder
 from spantune.training.preparation import Prepared
 
 _SOURCE = Path(__file__).parents[1]
@@ -33,13 +33,18 @@ FIXED = {
 
 
 def fingerprint(prepared: Prepared) -> dict[str, str]:
-    """Hash all that `prepared` trains on and the code; includes the source of the model with its commit."""
+    """Hash all that `prepared` trains on and the code; includes the source of the model with its commit.
+
+    The adapter of a warm start is hashed too.
+    """
     splits = prepared.splits
     hashes = {"model_sha256": hash_model(prepared.files.folder), "task_sha256": hash_task(prepared.task)}
     hashes |= {
         f"{name}_sha256": hash_documents(documents)
         for name, documents in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))
     }
+    if prepared.start is not None:
+        hashes["start_sha256"] = sha256_of(prepared.start.folder / ADAPTER_FILES[0])
     return hashes | {"model_source": pinned(prepared.recipe.model.source)} | code()
 
 

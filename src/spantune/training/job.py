@@ -13,15 +13,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import set_seed
 
-from spantune.core import Config, StopRequest, as_config, bar, expect, framed_html, require_extra, say
+from spantune.core import Config, StopRequest, as_config, bar, expect, framed_html, say
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
 from spantune.metrics import Scores, f1_text
-from spantune.models import Loaded, attach, compile_layers, load, load_adapter, pinned, public_name
+from spantune.models import (
+    Loaded,
+    attach,
+    compile_layers,
+    load,
+    load_adapter,
+    load_adapter_weights,
+    pinned,
+    public_name,
+)
 from spantune.report import report_run
 from spantune.runs import (
     BestAdapter,
@@ -31,8 +40,6 @@ from spantune.runs import (
     Trackers,
     logging_to,
     open_trackers,
-    require_free,
-    require_trackers,
     rewind,
     step_of,
     write_card,
@@ -46,6 +53,7 @@ from spantune.training.measuring import Measuring
 from spantune.training.nan_guard import StepGuard
 from spantune.training.plan import make_plan, require
 from spantune.training.preparation import Prepared, prepare
+from spantune.training.requirements import require_all
 from spantune.training.schedule import Clock, read_clock
 from spantune.training.step import StepRunner
 
@@ -60,6 +68,8 @@ class Result:
     before: Scores | None
     after: Evaluation
     seconds: float
+    f1_on: Literal["test", "dev"] = "test"
+    """`dev` where there is no test set: then the figures are on the documents that chose the adapter."""
 
     @property
     def scores(self) -> Scores:
@@ -76,7 +86,7 @@ class Result:
         return framed_html(f"<p><b>{escape(head)}</b></p>{self.scores.table_html()}<p>{escape(report)}</p>")
 
     def as_dict(self) -> dict[str, Any]:
-        """The closing JSON line: run, f1_before, f1, its interval (null where documents are too few), seconds."""
+        """The closing JSON line: run, f1_before, f1, its interval (null: too few documents), f1_on, seconds."""
         micro = self.after.scores.micro
         return {
             "run": str(self.folder),
@@ -84,6 +94,7 @@ class Result:
             "f1": round(micro.f1, 4),
             "f1_low": None if micro.f1_low is None else round(micro.f1_low, 4),
             "f1_high": None if micro.f1_high is None else round(micro.f1_high, 4),
+            "f1_on": self.f1_on,
             "seconds": round(self.seconds, 1),
         }
 
@@ -113,31 +124,34 @@ def train(
     """
     started = time.perf_counter()
     recipe = _recipe(recipe, overrides, resume)
-    folder = Path(resume) if resume else require_free(recipe)
-    require_trackers(recipe.track)
-    if recipe.train.optimizer != "adamw":
-        require_extra(f"train.optimizer={recipe.train.optimizer}", "bitsandbytes", ["bitsandbytes"])
+    folder = Path(resume) if resume else recipe.run_folder
+    require_all(recipe, is_new=resume is None)
     set_seed(recipe.run.seed)
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, RunFolder(folder).start if resume else None)
     recipe = prepared.recipe
-    plan = make_plan(prepared)
+    plan = make_plan(prepared, is_new=resume is None)
     require(plan)
     with Claim(folder, resume=resume is not None) as claim:
         recorded = environment() | fingerprint(prepared)
+        start = prepared.start
         changes = require_unchanged(folder, recorded) if resume else []
         loaded = load(recipe.model, prepared.files)
         model, coverage = attach(loaded.model, recipe.lora)
+        if start:
+            load_adapter_weights(model, start.folder)
         if recipe.train.pack == "shared":
             _check_packs(model, prepared, loaded)
         if not resume:
-            claim.create(_pinned(recipe), prepared.task, recorded)
+            claim.create(_pinned(recipe), prepared.task, recorded, start.folder if start else None)
         with logging_to(folder):
-            for note in prepared.splits.notes if not resume else changes:
-                log.log(logging.WARNING if resume else logging.INFO, note)
+            for note in [*prepared.splits.notes, *map(str, plan.warnings)] if not resume else changes:
+                log.log(logging.WARNING if resume else logging.INFO, "%s", note)
+            for note in start.notes if start and not resume else ():
+                log.warning("%s", note)
             log.info("LoRA on %s: %.0f %% of the linear weights", ", ".join(coverage.matched), 100 * coverage.share)
             job = _Job(prepared, replace(loaded, model=model), folder, plan.estimate)
             before, after = job.run(is_resumed=resume is not None)
-    return Result(folder, before, after, time.perf_counter() - started)
+    return Result(folder, before, after, time.perf_counter() - started, recipe.data.f1_on)
 
 
 def _recipe(recipe: object, overrides: list[str] | tuple[str, ...], resume: str | Path | None) -> Config:
@@ -216,6 +230,7 @@ class _Job:
                 record=trackers.metrics,
                 estimate=None if has_plan_line else self.estimate,
                 progress=progress,
+                begins_trained=self.prepared.start is not None,
             )
             loop = TrainingLoop(runner, self.prepared.examples, settings, clock, services, self.recipe.run.seed)
             loop.resume(checkpoint, records)

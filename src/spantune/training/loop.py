@@ -63,7 +63,8 @@ class Services:
 
     `evaluate` takes a step and the seconds that one evaluation may take; it extracts the dev documents, and records and
     returns their figures. `record` writes a line: step, values, split. `estimate`, where there is one, is compared with
-    the first steps.
+    the first steps. A model that `begins_trained` is evaluated before the first step, so that the best adapter of the
+    run is never worse than the one that it began with.
     """
 
     checkpoints: Checkpoints
@@ -73,6 +74,7 @@ class Services:
     record: Callable[[int, Values, str], None]
     estimate: Estimate | None = None
     progress: Progress | None = None
+    begins_trained: bool = False
 
 
 class TrainingLoop:
@@ -142,6 +144,8 @@ class TrainingLoop:
         self.is_over = self._has_ended()
         if self.step > 0 and self._is_evaluation_due() and self.step not in evaluated_steps:
             self._evaluate()
+        if self.services.begins_trained and self.step == 0 and 0 not in evaluated_steps and self._evaluate():
+            self._save()
         while not (self.is_over or self.is_out_of_patience or self.services.stop):
             batch = self._next_batch or self._batch(self.step)
             self._next_batch = None
@@ -203,9 +207,18 @@ class TrainingLoop:
 
     def _seconds_for_evaluation(self) -> float:
         """Seconds that one evaluation may take, so that all of them take `eval_share` of the expected training time."""
+        if self.step == 0:
+            return self._seconds_for_first_evaluation()
         progress = self.schedule.progress(self.step)  # by the clock where that ends the run before its last step does
         evaluations = math.ceil(self.step / progress / self.intervals.evaluate)
         return self.settings.eval_share * self.clock.expected(progress) / evaluations
+
+    def _seconds_for_first_evaluation(self) -> float:
+        """The same before the first step, by the time that was predicted; infinite where nothing was."""
+        minutes, estimate = self.settings.max_minutes, self.services.estimate
+        predicted = estimate.step_seconds * self.intervals.total if estimate else math.inf
+        expected = min(predicted, 60 * minutes if minutes is not None else math.inf)
+        return self.settings.eval_share * expected / (1 + math.ceil(self.intervals.total / self.intervals.evaluate))
 
     def _save(self) -> None:
         """Write a checkpoint: adapter, optimizer, random state and clock."""

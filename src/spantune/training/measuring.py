@@ -7,6 +7,7 @@ two documents.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from spantune.core import DataError, Document, Extraction, Prediction, StopRequest, config
@@ -86,7 +87,7 @@ class Measuring:
         recorded_sizes = [record["documents"] for record in self.folder.metrics() if record.get("split") == "dev"]
         if recorded_sizes:
             return int(recorded_sizes[-1])
-        if not self._seconds_per_document:
+        if not self._seconds_per_document or math.isinf(seconds):
             return wanted
         size = max(min(FEWEST_DEV_DOCUMENTS, wanted), min(wanted, int(seconds / self._seconds_per_document)))
         if size < wanted:

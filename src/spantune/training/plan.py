@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from spantune.core import Config, ModelError, as_config, foreign, framed_html, number, table_html
+from spantune.core import Config, ModelError, as_config, config, foreign, framed_html, number, table_html
 from spantune.data import shared_texts
 from spantune.extraction import refusals
 from spantune.models import (
@@ -22,37 +22,27 @@ from spantune.models import (
     Coverage,
     ModelConfig,
     card_problems,
+    check_attention,
     coverage,
     unmatched_error,
     unranked_error,
 )
+from spantune.training.doubts import PlanWarning, doubts
 from spantune.training.estimate import GIB, Estimate, estimate
 from spantune.training.preparation import Prepared, overlapping, prepare, splits_with_files
+from spantune.training.requirements import Audit, requirement_audits
 
 MEMORY = "the run fits into memory"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Audit:
-    """One check: its name, whether it passes, what was found, and what to do when it does not pass.
-
-    `waived` is the setting by which the recipe accepts a failure, if it does.
-    """
-
-    name: str
-    ok: bool
-    found: str
-    remedy: str
-    waived: str | None = None
-
-
-@dataclass(frozen=True)
 class Plan:
-    """The audits and the estimate of a recipe."""
+    """The audits and the estimate of a recipe, and warnings of what is unlikely to work."""
 
     audits: tuple[Audit, ...]
     estimate: Estimate
+    warnings: tuple[PlanWarning, ...] = ()
 
     def __repr__(self) -> str:
         failed = f"{len(self.failed)} of {number(len(self.audits), 'audit')} failed"
@@ -76,6 +66,7 @@ class Plan:
         return {
             "ok": not self.failed,
             "audits": [asdict(audit) for audit in self.audits],
+            "warnings": [asdict(warning) for warning in self.warnings],
             "estimate": self.estimate.as_dict(),
         }
 
@@ -98,12 +89,15 @@ def plan_recipe(
     return make_plan(prepare(as_config(recipe, overrides)))
 
 
-def make_plan(prepared: Prepared) -> Plan:
-    """Audit a prepared recipe and predict its memory and time."""
+def make_plan(prepared: Prepared, *, is_new: bool = True) -> Plan:
+    """Audit a prepared recipe and predict its memory and time; `is_new` is False for a run that is resumed."""
     model = skeleton(prepared.files.config)
     covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model)
     audits = [
+        *requirement_audits(prepared.recipe, is_new=is_new),
+        _attention(prepared),
         _targets(prepared.recipe, covered),
+        *_start(prepared, covered),
         _card(prepared),
         _stop(prepared),
         _truncation(prepared),
@@ -116,11 +110,11 @@ def make_plan(prepared: Prepared) -> Plan:
         _memory(predicted),
         _disk(prepared.recipe, predicted),
     ]
-    return Plan(tuple(audits), predicted)
+    return Plan(tuple(audits), predicted, tuple(doubts(prepared, predicted)))
 
 
 def require(plan: Plan) -> None:
-    """Check that no audit failed; predicted memory is a warning only, since it is an estimate.
+    """Check that no audit failed, and log the warnings; predicted memory is one, since it is an estimate.
 
     Raises:
         ModelError: an audit failed; names every one.
@@ -128,6 +122,8 @@ def require(plan: Plan) -> None:
     failed = [audit for audit in plan.failed if audit.name != MEMORY]
     for audit in (audit for audit in plan.failed if audit.name == MEMORY):
         log.warning("%s is in doubt: %s; if it runs out, %s", audit.name, audit.found, audit.remedy)
+    for warning in plan.warnings:
+        log.warning("%s", warning)
     if failed:
         raise ModelError("\n".join(f"audit failed: {audit.name}: {audit.found}; {audit.remedy}" for audit in failed))
 
@@ -155,6 +151,28 @@ def _targets(recipe: Config, coverage: Coverage) -> Audit:
     waived = "lora.allow_unmatched" if recipe.lora.allow_unmatched and not unranked else None
     remedy = "mend lora.rank_pattern" if unranked else "set lora.targets=all-linear"
     return Audit(name, problem is None, problem or covered, remedy, waived)
+
+
+def _attention(prepared: Prepared) -> Audit:
+    problem = None
+    try:
+        check_attention(prepared.files.config)
+    except ModelError as error:
+        problem = str(error)
+    found = problem or "full attention, or with a window"
+    return Audit("the model's attention is supported", problem is None, found, "take another model")
+
+
+def _start(prepared: Prepared, covered: Coverage) -> list[Audit]:
+    """Check that a warm start has an adapter for just the modules that the recipe names; nothing without one."""
+    start = prepared.start
+    if start is None:
+        return []
+    differing = sorted(set(start.targets) ^ set(covered.matched))
+    result = "; ".join(start.notes) or f"{start.folder}: same base model, same task, same shape"
+    if differing:
+        result = f"{start.folder} is on {', '.join(start.targets)}, and lora.targets differs in {', '.join(differing)}"
+    return [Audit("the adapter of train.from fits", not differing, result, "leave lora.targets out")]
 
 
 def _card(prepared: Prepared) -> Audit:
@@ -218,9 +236,8 @@ def _window(prepared: Prepared) -> Audit:
     size = len(longest.ids)
     result = f"longest: {size} of {window} tokens"
     if size > window:
-        result = (
-            f"{prepared.recipe.data.train}: document {longest.id!r} takes {size} tokens, over the window of {window}"
-        )
+        path = config.name_of(prepared.recipe.data.train)
+        result = f"{path}: document {longest.id!r} takes {size} tokens, over the window of {window}"
     remedy = f"set train.max_tokens={window} and data.too_long=split"
     return Audit("every example fits the model's window", size <= window, result, remedy)
 

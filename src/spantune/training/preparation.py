@@ -11,13 +11,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 
-from spantune.core import DataError, Document, TaskSpec, as_config, config
-from spantune.data import Splits, read_splits, split_long
+from spantune.core import DataError, Document, TaskSpec, as_config, config, say
+from spantune.data import Splits, count_predicted, read_splits, split_long
 from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
 from spantune.extraction import mark_choices, require_grammar
 from spantune.models import ModelFiles, cache_root, count_weights, read_files
 from spantune.training.recommendation import with_answer, with_values
+from spantune.training.warm_start import Start, warm_start
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 log = logging.getLogger(__name__)
@@ -27,7 +29,8 @@ log = logging.getLogger(__name__)
 class Prepared:
     """A recipe with all that it names read and encoded, except the weights; `cut` counts the truncated examples.
 
-    Its `recipe` has every value, those too that the one it was made of leaves to the sizes of corpus and model.
+    Its `recipe` has every value, those too that the one it was made of leaves to the sizes of corpus and model, or to
+    the adapter of `train.from`, which is `start`.
     """
 
     recipe: config.Config
@@ -37,6 +40,7 @@ class Prepared:
     encoder: Encoder
     examples: tuple[Example, ...]
     cut: int
+    start: Start | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -61,8 +65,12 @@ class Prepared:
         return [self.splits.dev[index] for index in selected]
 
 
-def prepare(recipe: config.Config) -> Prepared:
+def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     """Read, check, split and encode what a recipe names.
+
+    Args:
+        recipe: the recipe.
+        own_start: the copy of the adapter of `train.from` in a run that is resumed, which is read instead.
 
     Raises:
         SpantuneError: its files, labels, tokenizer or lengths cannot be used.
@@ -71,9 +79,13 @@ def prepare(recipe: config.Config) -> Prepared:
     require_grammar(recipe.extract, on_choices=recipe.train.on_choices)
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
+    for note in splits.merges:
+        say(note)
+    _warn_of_predictions(recipe, splits)
     for documents, path in splits_with_files(recipe, splits):
         _check_labels(task, documents, path)
     files = read_files(recipe.model.source)
+    recipe, start = warm_start(recipe, files, own_start)
     weights = count_weights(files.folder)
     recipe = with_answer(recipe, weights)
     task = make_task(recipe.task)
@@ -91,13 +103,15 @@ def prepare(recipe: config.Config) -> Prepared:
     if recipe.train.on_choices and (task.nested or not overlapping(splits.train)):  # else an audit of `plan` fails
         cache = cache_root() / "gold"
         examples = mark_choices(examples, splits.train, encoder, files.config.vocab_size, cache)
-    return Prepared(recipe, task, splits, files, encoder, examples, cut)
+    return Prepared(recipe, task, splits, files, encoder, examples, cut, start)
 
 
 def splits_with_files(recipe: config.Config, splits: Splits) -> list[tuple[tuple[Document, ...], str]]:
-    """Return the documents of train, dev and test, each with the file that they come from."""
-    dev = recipe.data.dev or recipe.data.train
-    return [(splits.train, recipe.data.train), (splits.dev, dev), (splits.test, recipe.data.test or dev)]
+    """Return the documents of train, dev and test, each with the names of the files that they come from."""
+    data = recipe.data
+    dev = data.dev or config.files_of(data.train)[0]
+    files = data.train, dev, data.test or dev
+    return list(zip((splits.train, splits.dev, splits.test), map(config.name_of, files), strict=True))
 
 
 def overlapping(documents: Sequence[Document]) -> list[Document]:
@@ -124,6 +138,16 @@ def _warn_of_blanks(documents: Sequence[Document], path: str) -> None:
             "%s: %d entities begin or end with white space, first %r in document %r [%d, %d); extraction never states "
             "such ones, so that they count as missed: trim them (`spantune data check FILE --fix OUT`)",
             path, len(padded), document.surface(entity), document.id, entity.start, entity.end,
+        )  # fmt: skip
+
+
+def _warn_of_predictions(recipe: config.Config, splits: Splits) -> None:
+    """Log how many training documents have scores, which gold annotation has not."""
+    if count := count_predicted(splits.train):
+        log.warning(
+            "%s: %d training documents have entities with scores: predictions that nobody corrected, and the model "
+            "would learn its own errors from them; leave them out of the export, or correct them",
+            config.name_of(recipe.data.train), count,
         )  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def _training(decided: Decided) -> list[str]:
     row, lora, train = decided.row, [], []
     remark = "rate, batch, epochs, loss and rank are chosen when it is known how large the model is"
     if row is not None:
-        remark = f"chosen for {row.name}; the table is in docs/training.md"
+        remark = f"chosen for {row.name}; the table is in docs/init.md"
         lora = [("rank", str(row.rank), "of the adapter"), ("alpha", f"{row.alpha:g}", "twice the rank")]
         rate = f"{row.learning_rate:.1e}".replace("e-0", "e-")
         train = [

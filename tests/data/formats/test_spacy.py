@@ -307,9 +307,9 @@ def test_without_spacy_a_docbin_asks_for_the_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "spacy", None)
     monkeypatch.setitem(sys.modules, "spacy.tokens", None)
     assert formats.detect(FIXTURES / "spacy/clinic.spacy") == "spacy"
-    with pytest.raises(ConfigError, match=r"needs spacy, .*pip install 'spantune\[spacy\]'"):
+    with pytest.raises(ConfigError, match=r"needs spacy, .*pip install .*\[spacy\]'"):
         formats.read(FIXTURES / "spacy/clinic.spacy")
-    with pytest.raises(ConfigError, match=r"pip install 'spantune\[spacy\]'"):
+    with pytest.raises(ConfigError, match=r"pip install .*\[spacy\]'"):
         formats.write(tmp_path / "x.spacy", [Document("a", "b")], "spacy")
     assert list(tmp_path.iterdir()) == []
 

@@ -244,9 +244,9 @@ def test_a_file_that_cannot_be_written_is_said_once_and_ends_no_run(
 def test_a_tracker_that_is_not_installed_is_refused_with_what_to_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spantune.core.errors.find_spec", lambda name: None if name == "alembic" else object())
+    monkeypatch.setattr("spantune.core.extras.find_spec", lambda name: None if name == "alembic" else object())
     with pytest.raises(
-        ConfigError, match=r"track\.also=mlflow needs alembic, which is not .*pip install 'spantune\[mlflow\]'"
+        ConfigError, match=r"track\.also=mlflow needs alembic, which is not .*pip install .*\[mlflow\]'"
     ):
         require_trackers(recipe(tmp_path, swanlab="off", also="mlflow").track)
 

@@ -94,6 +94,7 @@ class Options:
         label: the label of tags that have none (`B`, `I`, `O`).
         encoding: the encoding of text files, by a name that Python knows; UTF-8, or what a byte-order mark says, when
             None.
+        predicted: whether what is written are predictions, which a format may tell from annotations.
         offsets: what the stated offsets count: code points, UTF-16 code units, UTF-8 bytes, or characters with each
             CRLF as one; None takes them for code points and says where that is in doubt.
     """
@@ -106,6 +107,7 @@ class Options:
     label: str | None = None
     encoding: str | None = None
     offsets: Unit | None = None
+    predicted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,48 +1,21 @@
-"""Label Studio's JSON: tasks with `data` and `annotations[].result[]` of type `labels`, and its JSON-MIN export.
-
-Each annotation of a task is a document; a task without annotations gives its predictions, or nothing. Offsets are
-half-open code points; older versions counted UTF-16 units. Everything
-but the text and its spans (other fields, relations, other results) is kept in meta and written back. The written tasks
-can be imported by Label Studio; entities with scores are written as predictions, others as annotations. Exports without
-any labels, of choices or images, are refused, and tasks whose text is only a link to a file.
-"""
+"""Read Label Studio's JSON and its JSON-MIN export: each annotation, or prediction, of a task is a document."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from pathlib import Path
-from typing import Literal
 
-from spantune.core import DataError, Document, half_surrogate, replacing, to_json
-from spantune.data.raw.document import (
-    Item,
-    Options,
-    RawDocument,
-    RawEntity,
-    Row,
-    Sample,
-    SurrogateError,
-    meta_error,
-    stored_meta,
-    unwritten_meta,
-    with_rows,
-)
+from spantune.core import DataError, half_surrogate
+from spantune.data.formats.label_studio.names import MADE, NAME, NAMES, OWN, Kind, derived, joined
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Row, Sample, SurrogateError
 from spantune.data.raw.json_records import Record, read_json
 from spantune.data.raw.regions import html_span
 
-NAME = "label_studio"
-
-Kind = Literal["annotations", "predictions"]
-
-_OWN = "spantune"  # the field of a task's meta in which the writer puts id and meta of the document
-_NAMES = {"from_name": "label", "to_name": "text"}
-_MADE = re.compile("spantune-[0-9]+")  # the id of a region that the writer made
 # A whole text that is a link; a path in a storage may have blanks in it if it ends as a file name does.
 _LINK = re.compile(
     r"\s*(?:(?:https?|s3|gs|azure-blob)://\S+|/data/(?:upload/|local-files/\?d=)\S+"
@@ -51,7 +24,6 @@ _LINK = re.compile(
 )
 _HTML_FIELDS = ("start", "end", "startOffset", "endOffset", "globalOffsets", "text")
 _SPANS = ("labels", "hypertextlabels")  # the types of results that are spans of a text
-_KEPT = ("key", "data", "task", "annotations", "predictions", "entities", "results")
 _MIN_FIELDS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
 
 
@@ -92,22 +64,6 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
                 yield task.document(kind, completion, number)
             except DataError as error:
                 yield error
-
-
-def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path` as an array of tasks, annotations of one task that follow each other as one.
-
-    Entities with scores become a prediction, whose own score is the lowest of them.
-
-    Raises:
-        DataError: the meta under `label_studio` is not what reading keeps, or the file cannot be written.
-    """
-    with replacing(path) as file:
-        before = "[\n"
-        for task in _tasks(documents, notes):
-            file.write(before + to_json(task))
-            before = ",\n"
-        file.write("\n]\n" if before == ",\n" else "[\n]\n")
 
 
 def _has_labels(path: Path, options: Options) -> bool:
@@ -243,14 +199,14 @@ class _Task:
                 line=task.line,
                 field="id",
             )
-        meta = {**_derived(frame, fields), **own_meta, **({NAME: details} if details else {})}
+        meta = {**derived(frame, fields), **own_meta, **({NAME: details} if details else {})}
         return RawDocument(id, text, tuple(entities), task.path, task.line, meta)
 
     def _frame(self) -> dict[str, object]:
         """Return the task's fields without its data, its completions and the writer's part of its meta."""
         frame = self.record.others(("data", "annotations", "predictions", "completions"))
         if isinstance(self.record.values.get("meta"), dict):
-            frame["meta"] = {name: value for name, value in self._meta().items() if name != _OWN} or None
+            frame["meta"] = {name: value for name, value in self._meta().items() if name != OWN} or None
         return {name: value for name, value in frame.items() if value is not None or name not in ("id", "meta")}
 
     def _meta(self) -> dict[str, object]:
@@ -259,7 +215,7 @@ class _Task:
 
     def _own(self) -> tuple[str | None, dict[str, object]]:
         """Return the document's id and meta that the writer put into the task's meta."""
-        own = Record(self._meta(), self.record.path, self.record.line, inside="meta.").inner(_OWN)
+        own = Record(self._meta(), self.record.path, self.record.line, inside="meta.").inner(OWN)
         return own.text("id") if "id" in own.values else None, own.mapping("meta")
 
     def _id(self, fields: Mapping[str, object], number: int) -> str:
@@ -270,7 +226,7 @@ class _Task:
         completion = fields.get("id")
         if completion is None and self.several:
             completion = number
-        return _joined(task, completion)
+        return joined(task, completion)
 
     def _refuse_link(self, text: str, completion: Record) -> None:
         """Refuse a text that is only a link, unless a region states a part of the link as its text."""
@@ -338,116 +294,11 @@ def _row(result: Record, entity: RawEntity, kind: Kind) -> Row:
 def _is_made(row: Row) -> bool:
     """Whether the writer would produce the same region."""
     names = {name: value for name, value in row.items() if name not in ("id", "start", "end", "label")}
-    return names == _NAMES and bool(_MADE.fullmatch(str(row["id"])))
+    return names == NAMES and bool(MADE.fullmatch(str(row["id"])))
 
 
 def _fields(kind: Kind, completion: Record) -> dict[str, object]:
     """Return the fields of a completion without its result; none for a prediction that the writer would produce."""
     fields = completion.others(("result",))
-    made = kind == "predictions" and fields.keys() <= {"model_version", "score"} and fields.get("model_version") == _OWN
+    made = kind == "predictions" and fields.keys() <= {"model_version", "score"} and fields.get("model_version") == OWN
     return {} if made else fields
-
-
-def _derived(frame: Mapping[str, object], fields: Mapping[str, object]) -> dict[str, object]:
-    """Return the meta that is derived from the fields of a task and an annotation."""
-    group = {"group": str(frame["id"])} if "id" in frame else {}
-    return group | ({"annotator": fields["completed_by"]} if "completed_by" in fields else {})
-
-
-def _joined(task: object, completion: object) -> str:
-    return f"{task}" if completion is None else f"{task}-{completion}"
-
-
-def _tasks(documents: Iterable[Document], notes: Counter[str]) -> Iterator[dict[str, object]]:
-    """Yield the tasks to write; consecutive completions of the same task are put together."""
-    last: dict[str, object] | None = None
-    completions: list[dict[str, object]] = []
-    for document, kind in _with_kind(documents):
-        task, completion = _task(document, kind, notes)
-        if last is not None and "id" in task and last == {**task, kind: last.get(kind)}:
-            completions.append(completion)
-            continue
-        if last is not None:
-            yield last
-        completions = [completion]
-        last = {**task, kind: completions}
-    if last is not None:
-        yield last
-
-
-def _with_kind(documents: Iterable[Document]) -> Iterator[tuple[Document, Kind]]:
-    """Yield each document and its kind; one without entities has the kind of the previous document, or of the next."""
-    waiting: list[Document] = []
-    kind: Kind | None = None
-    for document in documents:
-        if any(entity.score is not None for entity in document.entities) or "predictions" in stored_meta(
-            document, NAME
-        ):
-            kind = "predictions"
-        elif document.entities:
-            kind = "annotations"
-        waiting.append(document)
-        if kind is not None:
-            yield from ((held, kind) for held in waiting)
-            waiting = []
-    yield from ((held, "annotations") for held in waiting)
-
-
-def _task(document: Document, kind: Kind, notes: Counter[str]) -> tuple[dict[str, object], dict[str, object]]:
-    """Return the task of `document` without completions, and the completion with the document's entities."""
-    values = stored_meta(document, NAME)
-    frame, fields, data = (_object(document, name, values.get(name)) for name in ("task", kind, "data"))
-    notes["meta left out"] += unwritten_meta(document, NAME, _KEPT)
-    pairs, gone = with_rows(document, NAME)
-    stale = kind == "predictions" and (bool(gone) or not all(row for _, row in pairs))
-    if values.keys() & {"annotations", "predictions"} - {kind} or (stale and fields):
-        notes["fields of the annotation left out: its entities are predicted anew"] += 1
-        fields = {}
-    derived = _derived(frame, fields)
-    meta = {name: value for name, value in document.meta.items() if name != NAME and derived.get(name, NAME) != value}
-    own: dict[str, object] = {} if document.id == _joined(frame.get("id"), fields.get("id")) else {"id": document.id}
-    own |= {"meta": meta} if meta else {}
-    task = {**frame, "data": {str(values.get("key", "text")): document.text, **data}}
-    if own:
-        task["meta"] = {**_object(document, "task.meta", frame.get("meta")), _OWN: own}
-    scores = [entity.score for entity in document.entities if entity.score is not None]
-    if kind == "predictions":
-        fields = {"model_version": _OWN, **({"score": min(scores)} if scores else {}), **fields}
-    return task, {**fields, "result": _results(document, notes)}
-
-
-def _object(document: Document, name: str, value: object) -> dict[str, object]:
-    """Return `value`, the field `name` of the kept meta, if it is an object; an empty one for None."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise meta_error(document, NAME, f"found {value!r:.40} for {name}; expected an object")
-    return value
-
-
-def _results(document: Document, notes: Counter[str]) -> list[dict[str, object]]:
-    """Return the regions, each with all its labels, and the kept results whose regions still exist."""
-    pairs, gone = with_rows(document, NAME)
-    rows = [row for _, row in pairs if row]
-    names = _NAMES | next(({name: row[name] for name in _NAMES if name in row} for row in rows), {})
-    used = {row["id"] for row in (*rows, *gone)}
-    fresh = (id for number in count(1) if (id := f"spantune-{number}") not in used)
-    regions: dict[tuple[object, ...], tuple[dict[str, object], list[str]]] = {}
-    for entity, row in pairs:
-        row = row or {"id": next(fresh), **names}
-        labels: list[str] = []
-        region = {
-            "value": {"start": entity.start, "end": entity.end, "text": document.surface(entity), "labels": labels},
-            **{name: value for name, value in row.items() if name not in ("start", "end", "label")},
-            "type": "labels",
-            **({} if entity.score is None else {"score": entity.score}),
-        }
-        _, labels = regions.setdefault((row["id"], entity.start, entity.end, entity.score), (region, labels))
-        labels.append(entity.label)
-    others = stored_meta(document, NAME).get("results", [])
-    if not isinstance(others, list) or not all(isinstance(other, dict) for other in others):
-        raise meta_error(document, NAME, f"found {others!r:.60} for results; expected a list of objects")
-    lost = {str(row["id"]) for row in gone} - {str(row["id"]) for row in rows}
-    remaining = [other for other in others if not {str(other.get(end)) for end in ("id", "from_id", "to_id")} & lost]
-    notes["result left out: its entity is gone"] += len(others) - len(remaining)
-    return [*(region for region, _ in regions.values()), *remaining]

@@ -1,0 +1,114 @@
+"""Warnings of a recipe that can be trained and is unlikely to bring what its user wants.
+
+They stop nothing. Each says what was found, and the settings that mend it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from spantune.core import config
+from spantune.training.estimate import Estimate
+from spantune.training.preparation import Prepared
+
+FEW_STEPS = 50
+"""Under so many optimizer steps an adapter learns next to nothing."""
+ENOUGH_STEPS = 200
+"""The steps that a warning of too few proposes."""
+FEW_DOCUMENTS, FEW_ENTITIES = 5, 10
+"""Under so many dev documents, or entities in them, an F1 says little."""
+RATES = (1e-5, 5e-3)
+"""The rates between which LoRA learns; outside it stands still, or the loss jumps."""
+
+
+@dataclass(frozen=True)
+class PlanWarning:
+    """One doubt: its name, what was found and what to do."""
+
+    name: str
+    found: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """The doubt as a sentence."""
+        return f"{self.found}; {self.remedy}"
+
+
+def doubts(prepared: Prepared, predicted: Estimate) -> list[PlanWarning]:
+    """Return what makes a prepared recipe unlikely to work."""
+    found = [_steps(prepared, predicted), _rate(prepared), _dev(prepared), _test(prepared), _labels(prepared)]
+    return [warning for warning in found if warning is not None]
+
+
+def _steps(prepared: Prepared, predicted: Estimate) -> PlanWarning | None:
+    settings, examples, steps = prepared.recipe.train, len(prepared.examples), predicted.steps
+    name = "enough optimizer steps"
+    if steps < FEW_STEPS:
+        if settings.max_steps is not None:
+            return PlanWarning(name, _too_few(steps), f"set train.max_steps={ENOUGH_STEPS}")
+        batch = config.filled(settings.batch_examples)
+        epochs = math.ceil(ENOUGH_STEPS / -(-examples // batch))
+        remedy = f"set train.epochs={epochs}"
+        smaller = int(examples * config.filled(settings.epochs)) // ENOUGH_STEPS
+        if 0 < smaller < batch:
+            remedy += f" or train.batch_examples={smaller}"
+        return PlanWarning(name, _too_few(steps), remedy)
+    if settings.max_minutes is not None:
+        reached = int(60 * settings.max_minutes / predicted.step_seconds)
+        if reached < FEW_STEPS:
+            found = f"about {_too_few(reached)} fit into train.max_minutes={settings.max_minutes:g}"
+            minutes = math.ceil(ENOUGH_STEPS * predicted.step_seconds / 60)
+            return PlanWarning(name, found, f"set train.max_minutes={minutes}, or train on a faster device")
+    return None
+
+
+def _too_few(steps: int) -> str:
+    return f"{steps} optimizer step{'' if steps == 1 else 's'}: too few to learn from"
+
+
+def _rate(prepared: Prepared) -> PlanWarning | None:
+    rate, (low, high) = config.filled(prepared.recipe.train.learning_rate), RATES
+    if low <= rate <= high:
+        return None
+    why = "so low that an adapter hardly learns" if rate < low else "so high that the loss is likely to jump"
+    return PlanWarning(
+        "a learning rate for LoRA",
+        f"train.learning_rate={rate:g} is {why}",
+        "set one between 1e-4 and 1e-3, or leave it out, so that it is chosen",
+    )
+
+
+def _dev(prepared: Prepared) -> PlanWarning | None:
+    dev = prepared.splits.dev
+    entities = sum(len(document.entities) for document in dev)
+    if len(dev) >= FEW_DOCUMENTS and entities >= FEW_ENTITIES:
+        return None
+    one = "document" if len(dev) == 1 else "documents"
+    source = "raise data.holdout, or name a corpus with data.dev"
+    return PlanWarning(
+        "a dev set that says something",
+        f"the dev set has {len(dev)} {one} with {entities} entities: its F1 says little, and it chooses the adapter",
+        "name more documents with data.dev" if prepared.recipe.data.dev else source,
+    )
+
+
+def _test(prepared: Prepared) -> PlanWarning | None:
+    if prepared.recipe.data.f1_on == "test":
+        return None
+    return PlanWarning(
+        "a test set",
+        "there is no test set: the final figures are on the dev documents, which choose the adapter, and so a little "
+        "too good",
+        "name a corpus that is used for nothing else with data.test",
+    )
+
+
+def _labels(prepared: Prepared) -> PlanWarning | None:
+    counts = Counter(entity.label for document in prepared.splits.train for entity in document.entities)
+    absent = [code for code in prepared.task.codes if not counts[code]]
+    if not absent:
+        return None
+    found = f"the training documents have no entity of {', '.join(absent)}: a model cannot learn them"
+    return PlanWarning("entities of every label", found, "annotate some, or take the labels out of task.labels")

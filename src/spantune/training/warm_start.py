@@ -1,0 +1,147 @@
+"""A warm start, `train.from`: a run that begins with the adapter of another one instead of a new one.
+
+The adapter's shape (rank, alpha, targets and the like) is that of the earlier run; what the recipe states must agree
+with it. The base model and the answer format must be the same, and every label of the earlier task must still be one;
+labels may be added. The optimizer and the schedule start anew. The adapter that a run began with counts among those
+that its evaluations choose from, so that the run ends no worse on dev. The run keeps a copy of it, and is resumed
+without the earlier run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spantune.core import Config, ConfigError, Label, RunError, TaskSpec, config, nearest
+from spantune.encoding import make_task
+from spantune.models import ModelFiles, hash_model, read_lora
+from spantune.runs import RunFolder, change_since
+
+_SHAPE = ("rank", "alpha", "rslora", "dora", "rank_pattern")
+_SAME = ("answer", "template", "empty_answer")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The adapter that a run begins with.
+
+    Args:
+        folder: the adapter's folder.
+        targets: the names of the modules that it is on.
+        notes: what differs from the run that it comes from, in sentences.
+    """
+
+    folder: Path
+    targets: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) -> tuple[Config, Start | None]:
+    """Return the recipe with the shape of the adapter that `train.from` names, and that adapter.
+
+    Answer format and loss are those of the earlier run too, where the recipe names none. Without `train.from` the
+    recipe is returned as it is, and None. A run that is resumed reads its own copy instead.
+
+    Raises:
+        ConfigError: `train.from` is no run or adapter folder, or the recipe does not agree with it.
+        RunError: the adapter was changed since it was written, or its task is damaged.
+        ModelError: the adapter is damaged.
+    """
+    if recipe.train.from_ is None:
+        return recipe, None
+    path = own_copy or Path(recipe.train.from_)
+    adapter, run = _find(path)
+    if change := change_since(adapter):
+        raise RunError(f"train.from: {adapter} was changed after training: {change}; restore it, or name another run")
+    shape = read_lora(adapter)
+    before = TaskSpec.load(adapter)
+    update: dict[str, object] = {"lora": _agreed(path, recipe.lora, shape, run)}
+    if recipe.task.answer is None:
+        update["task"] = recipe.task.model_copy(update={"answer": before.answer})
+    if run and recipe.train.loss_on is None and _can_be_on_choices(recipe):
+        update["train"] = recipe.train.model_copy(update={"loss_on": run.config().train.loss_on})
+    recipe = recipe.model_copy(update=update)
+    notes: list[str] = []
+    if own_copy is None:
+        notes += _require_same_base(path, run, files)
+        notes += _require_same_task(path, before, make_task(recipe.task))
+    assert not isinstance(shape.targets, str)
+    return recipe, Start(adapter, shape.targets, tuple(notes))
+
+
+def _can_be_on_choices(recipe: Config) -> bool:
+    """Whether the loss could be on the grammar's choices alone, if the earlier run's was."""
+    return recipe.extract.grounded and recipe.train.pack == "shared" and not recipe.train.cut_tokens
+
+
+def _find(path: Path) -> tuple[Path, RunFolder | None]:
+    """The adapter folder that `train.from` names, and its run where that is known."""
+    run = RunFolder(path)
+    if run.is_run:
+        if not run.adapter.is_dir():
+            raise ConfigError(f"train.from: {path} has no adapter yet; finish it: spantune train --resume {path}")
+        return run.adapter, run
+    if not (path / "adapter_config.json").is_file():
+        raise ConfigError(f"train.from: {path} is no run folder and no adapter folder; name one, such as runs/demo")
+    parent = RunFolder(path.absolute().parent)
+    return path, parent if parent.is_run and parent.adapter == path.absolute() else None
+
+
+def _require_same_base(path: Path, run: RunFolder | None, files: ModelFiles) -> list[str]:
+    """Refuse another base model than that of the run; returns a note where it is not known."""
+    recorded = run.environment().get("model_sha256") if run else None
+    if recorded is None:
+        return [f"train.from: which base model {path} was trained on is not recorded; only its shapes are compared"]
+    if recorded != hash_model(files.folder):
+        assert run is not None
+        raise ConfigError(
+            f"train.from: {path} was trained on another base model, {run.config().model.source}, or its files have "
+            "changed; set model.source to it, or leave train.from out"
+        )
+    return []
+
+
+def _require_same_task(path: Path, before: TaskSpec, task: TaskSpec) -> list[str]:
+    """Refuse a task that the adapter cannot go on with; returns what else differs."""
+    if missing := [code for code in before.codes if code not in task.codes]:
+        raise ConfigError(
+            f"train.from: {path} was trained for the label {missing[0]!r}, which is not one of the task's; "
+            f"{nearest(missing[0], task.codes)}. Add it to task.labels, or leave train.from out"
+        )
+    for key in _SAME:
+        if (old := getattr(before, key)) != (new := getattr(task, key)):
+            raise ConfigError(
+                f"train.from: {path} was trained with task.{key}={old}, and this recipe has {new}; set it to the same, "
+                "or leave train.from out"
+            )
+    notes = []
+    if added := [code for code in task.codes if code not in before.codes]:
+        notes.append(f"train.from: {path} does not know the labels {', '.join(added)}; they are learnt anew")
+    known = {label.code: label for label in before.labels}
+    changed = [_key(label, known[label.code]) for label in task.labels if label != known.get(label.code, label)]
+    names = [key for key in ("language", "nested") if getattr(before, key) != getattr(task, key)]
+    names += ["instruction"] if before.instruction != task.instruction and not added else []
+    if different := [*names, *changed]:
+        notes.append(f"train.from: the task is not that of {path}; it differs in {', '.join(different)}")
+    return notes
+
+
+def _key(label: Label, before: Label) -> str:
+    part = "name" if label.name != before.name else "description"
+    return f"the {part} of {label.code}"
+
+
+def _agreed(path: Path, stated: config.Lora, shape: config.Lora, run: RunFolder | None) -> config.Lora:
+    """The `lora` section with the adapter's shape; what the recipe states must agree with it."""
+    given = {name for name in stated.model_fields_set if getattr(stated, name) is not None}
+    for name in _SHAPE:
+        if name in given and (value := getattr(stated, name)) != (own := getattr(shape, name)):
+            raise ConfigError(
+                f"lora.{name} is {value}, and the adapter of train.from ({path}) has {own}; leave lora.{name} out, or "
+                f"set it to {own}"
+            )
+    update = {name: getattr(shape, name) for name in _SHAPE}
+    if "targets" not in given:
+        before = run.config().lora if run else shape
+        update |= {"targets": before.targets, "allow_unmatched": before.allow_unmatched}
+    return stated.model_copy(update=update)
