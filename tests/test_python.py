@@ -112,6 +112,16 @@ def test_overrides_reach_plan_and_train(recipe_file: Callable[..., Path], traine
         spantune.train(resume=trained.folder)
 
 
+def test_loading_prints_no_bar_of_a_library_and_leaves_its_settings(
+    trained: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    spantune.load(trained.folder)
+    assert capfd.readouterr() == ("", "") and logging.is_progress_bar_enabled()
+
+
 def test_values_are_shown_in_a_line(trained: Any) -> None:
     scores = spantune.score([PNEUMONIA], [PNEUMONIA])
     extractor = spantune.load(trained.folder)

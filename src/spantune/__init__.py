@@ -11,6 +11,7 @@ The names below are the public ones; all else may move. torch is imported when a
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from spantune.core.errors import require_system
@@ -110,4 +111,6 @@ def __getattr__(name: str) -> object:
     """
     if name in __all__:
         require_system()
-    return _import(name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm's import in a notebook
+        return _import(name)

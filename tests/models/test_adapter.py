@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from helpers.fakes import tiny_model
@@ -17,6 +18,7 @@ from spantune.core import ModelError
 from spantune.core.config import Lora
 from spantune.models import attach, load_adapter, load_adapter_weights
 
+ALL: dict[str, Any] = {"target_modules": ["qkv_proj", "o_proj", "down_proj", "gate_up_proj"]}
 FIRST = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
 
 
@@ -127,3 +129,21 @@ def test_every_kind_of_adapter_that_can_be_trained_is_read_back(tmp_path: Path) 
             expected = model.eval()(input_ids=ids, use_cache=False).logits
             again = load_adapter(base(), folder)(input_ids=ids, use_cache=False).logits
         torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True}, {"alpha_pattern": {"down_proj": 64.0}}, {"target_modules": ["down_proj"]}]
+)
+def test_merged_weights_are_those_of_peft(tmp_path: Path, settings: dict[str, Any], dtype: torch.dtype) -> None:
+    model = base()
+    trained = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=12, **ALL | settings))
+    for name, weight in trained.named_parameters():
+        torch.nn.init.normal_(weight, std=0.1) if "lora_" in name else None
+    trained.save_pretrained(str(tmp_path))
+    expected = PeftModel.from_pretrained(base().to(dtype), str(tmp_path)).merge_and_unload().state_dict()
+    merged = load_adapter(base().to(dtype), tmp_path, merge=True)
+    assert all(torch.equal(weight, expected[name]) for name, weight in merged.state_dict().items())
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert not torch.equal(expected[name], base().to(dtype).state_dict()[name])
+    assert not any(weight.requires_grad for weight in merged.parameters())

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spantune.cli import names
-from spantune.cli.options import AcceptChanges, Device, Format, Json, Run, describe_threshold, quiet
+from spantune.cli.libraries import quiet
+from spantune.cli.options import AcceptChanges, Device, Format, Json, Run, describe_threshold
 from spantune.core import (
     ConfigError,
     log_crashes_into,
@@ -64,7 +65,7 @@ def calibrate(
     folder = RunFolder(run)
     folder.require_finished()
     log_crashes_into(run)
-    quiet()
+    quiet(folder.config().model.source)
     from spantune.data import formats
     from spantune.extraction import calibrate_run, load_bare
 

@@ -15,6 +15,7 @@ import typer
 
 from spantune.cli import corpora, names, tables
 from spantune.cli.help import App
+from spantune.cli.libraries import quiet
 from spantune.cli.options import (
     READING,
     Column,
@@ -27,7 +28,6 @@ from spantune.cli.options import (
     Offsets,
     Overrides,
     Sets,
-    quiet,
     split_overrides,
 )
 from spantune.cli.options import reading_options as _options
@@ -96,7 +96,7 @@ def inspect(
 
         spantune data inspect cmeee.jsonl --tokenizer bundled:gemma3-270m --task cmeee
 
-        spantune data inspect --recipe recipes/demo.yaml train.max_tokens=256
+        spantune data inspect --recipe bundled:demo train.max_tokens=256
     """
     from spantune.data import formats
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import names, tables
+from spantune.cli.libraries import quiet
 from spantune.cli.options import (
     AcceptChanges,
     Device,
@@ -23,7 +24,6 @@ from spantune.cli.options import (
     MinScore,
     Run,
     parts_read,
-    quiet,
     report_left_out,
 )
 from spantune.core import ConfigError, DataError, log_crashes_into, put, put_json, require_new, say
@@ -236,16 +236,15 @@ class _Decoding:
 
 def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple[dict[str, object], Report]:
     """Extract with a run's adapter and save the predictions in its folder; returns the figures and their report."""
-    from spantune.training import environment
-
     folder = RunFolder(run)
     recipe = folder.config()
     log_crashes_into(run)
     corpus = _corpus(data, how.format)
     corpus = replace(corpus, documents=corpus.documents[: how.limit])
-    quiet()
+    quiet(recipe.model.source)
     from spantune.extraction import evaluate_run, load_run, rates
     from spantune.report import Report, describe_run
+    from spantune.training import environment
 
     settings = recipe.extract.model_copy(update={"grounded": decoding.grounded})
     extractor = load_run(run, decoding.device, settings, decoding.min_score, accept_changes=decoding.accept_changes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import names
+from spantune.cli.libraries import quiet
 from spantune.cli.options import (
     AcceptChanges,
     Device,
@@ -23,7 +25,6 @@ from spantune.cli.options import (
     Run,
     Sets,
     parts_read,
-    quiet,
     report_left_out,
     split_overrides,
 )
@@ -148,14 +149,15 @@ def extract(
     target = Target(out, to, html, resume, nested, force, uncertain=uncertain, labels=labels, view=view)
     target.check([*files, *parts_read([run])])
     texts = Texts.open(files, format, whole=whole_file)
-    quiet()
     tally = Tally()
 
     def load() -> Engine:
         if url is None:
+            quiet(recipe.model.source)
             from spantune.extraction import load_run
 
             return load_run(run, device, recipe.extract, min_score, accept_changes=accept_changes)
+        quiet()
         from spantune.extraction import Server, load_remote
 
         server = Server(url, model, grammar, concurrency, timeout)
@@ -173,6 +175,8 @@ def extract(
             target.write(work.results(), tally)
         finally:
             _report(tally, work.calibration, target)
+            if work.started is not None:
+                _close(tally, time.perf_counter() - work.started, target)
     raise typer.Exit(1 if tally.with_problem else 0)
 
 
@@ -184,6 +188,8 @@ class _Work:
     load: Callable[[], Engine]
     total: int | None
     calibration: Calibration | None = None
+    started: float | None = None
+    """When the engine was ready, by `perf_counter`."""
 
     def results(self) -> Iterator[Extraction]:
         """Yield an Extraction for each document."""
@@ -191,7 +197,7 @@ class _Work:
 
         for first in self.documents:
             engine = self.load()
-            self.calibration = engine.calibration
+            self.calibration, self.started = engine.calibration, time.perf_counter()
             stream = engine.stream(itertools.chain([first], self.documents), strict=False)
             yield from track(stream, "extract", self.total, unit="documents")
 
@@ -240,3 +246,15 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
         )
     if target.out and partial(target.out).exists():
         say(f"{partial(target.out)} holds what is done; go on with --resume")
+
+
+def _close(tally: Tally, seconds: float, target: Target) -> None:
+    """Say in a line what this call did: documents, entities, time, problems by their kind, and where the output is."""
+    documents = "1 document" if tally.extracted == 1 else f"{tally.extracted} documents"
+    entities = "1 entity" if tally.entities == 1 else f"{tally.entities} entities"
+    kinds = ", ".join(f"{count} {kind}" for kind, count in tally.problems.most_common())
+    where = f"; written to {target.out}" if target.out and target.out.exists() else ""
+    say(
+        f"{documents}, {entities}, {seconds:.1f} s ({tally.extracted / max(seconds, 1e-9):.1f} documents/s), "
+        f"problems: {kinds or 'none'}{where}"
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -101,23 +99,6 @@ def split_overrides(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
         is_override = _OVERRIDE.match(argument) and not Path(argument).exists()
         (overrides if is_override else files).append(argument)
     return files, overrides
-
-
-def quiet() -> None:
-    """Hide the banners and progress bars of libraries, and the messages that spantune's own replace."""
-    import os
-    import warnings
-
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore", FutureWarning)  # libraries warn of each other's changes
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine, spinning threads are ten times slower
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels when it is imported
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
 
 
 def reading_options(

@@ -230,7 +230,7 @@ class Train(Section):
 
     from_: str | None = Field(None, alias="from", min_length=1)
     """A run folder, or an adapter folder, whose adapter training goes on with instead of a new one; `lora` is then that
-    of the adapter, and the optimizer starts anew."""
+    of the adapter, the learning rate a third of that run's where none is named, and the optimizer starts anew."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw`: with fp32 states; `adamw_8bit`: a quarter of that memory, needs bitsandbytes; `paged_adamw_8bit`: moves
     states to CPU memory when the GPU's is short."""
@@ -326,10 +326,14 @@ class Track(Section):
 
     swanlab: Literal["local", "offline", "online", "off"] = "local"
     """SwanLab mode: on this machine, kept here to be sent by `spantune sync`, sent while it runs, or not at all."""
+    board: Path | None = None
+    """Folder of the local board, which shows all runs that are recorded there; `<run.folder>/swanlab` when absent."""
     also: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Further trackers; each is an extra to install, such as `spantune[tensorboard]`."""
     project: str = Field("spantune", pattern=r"^[0-9A-Za-z_\-+.]{1,100}$")
     """SwanLab project: ASCII only."""
+    workspace: str | None = Field(None, pattern=r"^[0-9A-Za-z_\-]{1,25}$")
+    """User or organisation in SwanLab's cloud that the project belongs to; that of the key when absent."""
     experiment: str | None = Field(None, min_length=1, max_length=512)
     """Name of the run in the trackers, in any language; `run.name` when absent."""
     description: str | None = Field(None, min_length=1, max_length=1024)
@@ -338,16 +342,20 @@ class Track(Section):
     """Words to find the run by."""
     group: str | None = Field(None, min_length=1, max_length=128)
     """What the run belongs to, such as an ablation."""
+    job_type: str | None = Field(None, min_length=1, max_length=128)
+    """What kind of run it is, such as `train` or `search`; to group and filter by."""
     predictions: int = Field(20, ge=0, le=100)
     """Documents in the `Prediction` text panel, the same at every evaluation."""
+    notify: tuple[Literal["webhook", "email", "lark", "dingtalk", "wecom"], ...] = ()
+    """Who is told when the run ends; addresses and passwords are taken from environment variables, see tracking."""
 
     @model_validator(mode="before")
     @classmethod
     def _bare_string_is_a_list(cls, values: object) -> object:
-        """Turn a bare string in `also` or `tags` into a list of one."""
+        """Turn a bare string in `also`, `tags` or `notify` into a list of one."""
         if not isinstance(values, dict):
             return values
-        lists = {"also", "tags"}
+        lists = {"also", "tags", "notify"}
         return {key: [value] if key in lists and isinstance(value, str) else value for key, value in values.items()}
 
 
@@ -362,6 +370,12 @@ class Config(Section):
     train: Train = Train()
     extract: Extract = Extract()
     track: Track = Track()
+
+    @model_validator(mode="after")
+    def _run_is_not_the_board(self) -> Config:
+        if self.run.name == "swanlab" and self.track.swanlab == "local" and self.track.board is None:
+            raise ValueError("run.name=swanlab is the folder of SwanLab's board; give another, or set track.board")
+        return self
 
     @model_validator(mode="after")
     def _choices_need_the_grammar(self) -> Config:

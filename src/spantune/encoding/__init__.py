@@ -9,7 +9,7 @@ from spantune.encoding.chat import render_chat
 from spantune.encoding.encoder import Encoder, Example, Tokens, coloured, count_tokens, special_ids
 from spantune.encoding.packing import NO_TARGET, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
 from spantune.encoding.prompts import PRESETS, make_task
-from spantune.encoding.tokenizer import Tokenizer
+from spantune.encoding.tokenizer import BackendTokenizer, Tokenizer
 
 __all__ = [
     "FORMATS",
@@ -17,6 +17,7 @@ __all__ = [
     "PREFIX",
     "PRESETS",
     "WRITINGS",
+    "BackendTokenizer",
     "Encoder",
     "Example",
     "Pack",

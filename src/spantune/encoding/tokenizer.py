@@ -12,10 +12,41 @@ class AddedToken(Protocol):
 
     content: str
     special: bool
+    normalized: bool
+
+
+class Encoding(Protocol):
+    """The tokens of a text."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Their ids."""
+
+
+class Decoder(Protocol):
+    """The part of a `tokenizers.Tokenizer` that makes text of tokens."""
+
+    def __getstate__(self) -> bytes:
+        """The decoder as JSON."""
 
 
 class BackendTokenizer(Protocol):
     """A `tokenizers.Tokenizer`."""
+
+    @property
+    def padding(self) -> Mapping[str, object] | None:
+        """How texts are padded; None where they are not."""
+
+    @property
+    def truncation(self) -> Mapping[str, object] | None:
+        """How texts are cut; None where they are not."""
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """What makes text of tokens."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding:
+        """The tokens of a text."""
 
     def to_str(self) -> str:
         """The tokenizer as JSON."""

@@ -37,7 +37,7 @@ from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Written, calibrated, read_answer
 from spantune.metrics import Calibration
-from spantune.models import CausalLM, Loaded, hash_model, load, load_adapter, vocabulary_size
+from spantune.models import CausalLM, Loaded, hash_model, load, load_adapter, silenced, vocabulary_size
 from spantune.runs import RunFolder
 
 ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
@@ -183,6 +183,7 @@ def _require_embeddings(model: CausalLM, encoder: Encoder) -> None:
         )
 
 
+@silenced()
 def load_run(
     run: str | Path,
     device: str = "auto",
@@ -224,6 +225,7 @@ def load_run(
     return extractor
 
 
+@silenced()
 def load_bare(
     run: str | Path, device: str = "auto", settings: config.Extract | None = None, *, accept_changes: bool = False
 ) -> Extractor:

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 
 from spantune.core import DataError, Document, replacing_path, to_json, track
 from spantune.encoding import Encoder, Example
-from spantune.extraction.grammar import Constraint, Guide, constraint_of, without_special_names
+from spantune.extraction.grammar import Constraint, Guide, constraint_of
+from spantune.extraction.vocabulary import without_special_names
 
 WALK_VERSION = 2
 """To be raised when the walk would find other choices: every cached result is then made again."""

@@ -7,7 +7,6 @@ ModelError here. Grammars are compiled in threads while the model runs.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,12 +18,12 @@ from numpy.typing import NDArray
 
 from spantune.core import ConfigError, ModelError, config, foreign
 from spantune.encoding import Encoder, PartialAnswer, Tokenizer
+from spantune.extraction.vocabulary import grammar_tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 THREADS = 8
-UNSPELLABLE = "\uffff\ufffe"  # noncharacters, which no text contains
 FUEL = 1 << 30  # llguidance's default limits fail for texts of a few hundred characters
 
 
@@ -63,15 +62,12 @@ class Constraint:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop: int, threads: int = THREADS, source: str = ""):
-        from llguidance import LLExecutor, LLParserLimits, LLTokenizer
+        from llguidance import LLExecutor, LLParserLimits
 
         self.stop, self.vocabulary = stop, vocabulary
         self.containing = cache(lambda sign: {index for token, index in tokenizer.get_vocab().items() if sign in token})
-        # no slices: they speed up the masks of free strings, which no grammar has, and slow compiling down
         with foreign("the tokenizer", "no grammar can be followed with it", "restore tokenizer.json"):
-            self._tokenizer = LLTokenizer(
-                source or without_special_names(tokenizer), n_vocab=vocabulary, eos_token=stop, slices=[]
-            )
+            self._tokenizer = grammar_tokenizer(tokenizer, vocabulary, stop, source)
         self._limits = LLParserLimits(
             initial_lexer_fuel=FUEL, step_lexer_fuel=FUEL, max_lexer_states=FUEL, verbose_errors=False
         )
@@ -238,18 +234,3 @@ class Guide:
         if grammar is not None:
             self._matcher = self._constraint.compile(lambda: grammar)
         return grammar is not None
-
-
-def without_special_names(tokenizer: Tokenizer) -> str:
-    """Return the tokenizer as JSON in which no text spells a special token: in a text, their names are plain text."""
-    tree = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
-    special = [token for token in tree["added_tokens"] if token["special"]]
-    renamed = {token["content"]: UNSPELLABLE + token["content"] for token in special}
-    for token in special:
-        token["content"] = renamed[token["content"]]
-    vocabulary = tree["model"]["vocab"]
-    if isinstance(vocabulary, dict):
-        tree["model"]["vocab"] = {renamed.get(piece, piece): index for piece, index in vocabulary.items()}
-    else:
-        tree["model"]["vocab"] = [[renamed.get(piece, piece), score] for piece, score in vocabulary]
-    return json.dumps(tree)

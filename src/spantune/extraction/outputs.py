@@ -55,6 +55,8 @@ class Tally:
     Args:
         documents: all of them.
         with_problem: those whose answer had a problem, or that have none.
+        extracted: those of this call, without what an interrupted run did.
+        entities: of those.
         failed: those without a whole answer.
         chosen: those that are kept as the least sure; None where all are.
         not_representable: those that the format of the output cannot represent, of an interrupted run too.
@@ -63,10 +65,13 @@ class Tally:
         left_out: what a threshold dropped, by id and text of the document; kept only for a page.
         failures: the first failed documents, in words.
         notes: what reading and writing repaired or could not keep, and how often.
+        problems: the problems of answers by their kind.
     """
 
     documents: int = 0
     with_problem: int = 0
+    extracted: int = 0
+    entities: int = 0
     failed: int = 0
     chosen: int | None = None
     not_representable: int = 0
@@ -75,10 +80,14 @@ class Tally:
     left_out: dict[tuple[str, str], tuple[Entity, ...]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
 
     def add(self, extraction: Extraction) -> None:
         """Count one document."""
         self.documents += 1
+        self.extracted += 1
+        self.entities += len(extraction.document.entities)
+        self.problems.update(problem.kind.value for problem in extraction.problems)
         self.with_problem += extraction.has_problem
         self.below_threshold += len(extraction.below_threshold)
         self.contradicted += len(extraction.contradicted)

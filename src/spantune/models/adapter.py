@@ -6,12 +6,15 @@ a setting, a weight or a shape that is not as expected is an error that names it
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from spantune.core import ModelError, config, first_line, foreign
 from spantune.models.interfaces import CausalLM
@@ -52,8 +55,6 @@ def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM
     Raises:
         ModelError: there is no adapter in `folder`, it is damaged or not finite, or it is for another model.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
-
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder}: no {CONFIG} here; expected the adapter folder of a finished run")
     saved, weights = _read_config(folder), _read_weights(folder)
@@ -61,6 +62,11 @@ def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM
     if saved.largest_rank > max(ranks, default=0):  # before so many weights are made
         detail = f"size mismatch: {CONFIG} has a rank of {saved.largest_rank}, {WEIGHTS} has {max(ranks, default=0)}"
         raise _of_another_model(folder, detail)
+    if merge and _merge_plain(model, saved, weights):
+        return model.eval()
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    importlib.import_module("torch.distributed.tensor")  # PEFT uses it and does not import it
     settings = saved.model_dump(include=set(_Saved.model_fields) - {"peft_type"})
     with foreign(folder, f"the adapter does not fit the model by {CONFIG}", "name the model that it was trained on"):
         wanted = LoraConfig(task_type=TaskType.CAUSAL_LM, inference_mode=True, **settings)
@@ -145,6 +151,35 @@ def _set_weights(model: CausalLM, folder: Path, weights: dict[str, Tensor]) -> N
         raise _of_another_model(folder, f"size mismatch: {few(wrong)}")
     with foreign(folder, "the adapter's weights cannot be loaded", "restore them"):
         set_peft_model_state_dict(model, weights)
+
+
+def _merge_plain(model: CausalLM, saved: _Saved, weights: dict[str, Tensor]) -> bool:
+    """Add an adapter to the weights of its layers, by the same sums as PEFT, which makes a layer for each first.
+
+    Returns whether that is done; PEFT has to where the adapter has settings of its own for some layers, is a DoRA, or
+    does not fit the model, which then is unchanged.
+    """
+    if saved.use_dora or saved.rank_pattern or saved.alpha_pattern:
+        return False
+    endings = tuple(f".{name}" for name in saved.target_modules)
+    layers = {name: module for name, module in model.named_modules() if f".{name}".endswith(endings)}
+    halves = {name: tuple(f"base_model.model.{name}.lora_{half}.weight" for half in "AB") for name in layers}
+    if not layers or {key for pair in halves.values() for key in pair} != weights.keys():
+        return False
+    fitting: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    for name, layer in layers.items():
+        down, up = (weights[key] for key in halves[name])
+        if not isinstance(layer, nn.Linear) or type(layer) is not nn.Linear:
+            return False
+        if (down.shape, up.shape) != ((saved.r, layer.in_features), (layer.out_features, saved.r)):
+            return False
+        fitting.append((layer, down, up))
+    scale = saved.lora_alpha / (math.sqrt(saved.r) if saved.use_rslora else saved.r)
+    model.requires_grad_(False)
+    for layer, down, up in fitting:
+        down, up = (half.to(layer.weight.device, torch.float32) for half in (down, up))
+        layer.weight.data += (up @ down) * scale
+    return True
 
 
 def _of_another_model(folder: Path, difference: str) -> ModelError:

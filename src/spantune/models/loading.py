@@ -21,6 +21,7 @@ from spantune.core import ConfigError, ModelError, config, foreign, require_extr
 from spantune.encoding import Tokenizer, render_chat, special_ids
 from spantune.models.attention import NAME, check_attention
 from spantune.models.bundled import BUNDLED
+from spantune.models.direct import read_model, read_tokenizer
 from spantune.models.hashes import read_once
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
@@ -96,7 +97,10 @@ def load_tokenizer(folder: Path, source: str = "") -> Tokenizer:
     from transformers import AutoTokenizer
 
     with foreign(folder, "no tokenizer can be read here", "restore tokenizer.json and tokenizer_config.json"):
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        direct = read_tokenizer(folder)
+        tokenizer: Tokenizer = (
+            AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False) if direct is None else direct
+        )
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: only a slow tokenizer is here; the grammar needs tokenizer.json")
     if not tokenizer.chat_template and source.startswith("bundled:"):
@@ -229,6 +233,10 @@ def _weights(files: ModelFiles, settings: config.Model, device: torch.device, dt
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     base = settings.base
+    if base not in config.QUANTIZED and device.type == "cpu":
+        with foreign(files.folder, "the model cannot be loaded", "use another"):
+            if (direct := read_model(files.folder, files.config, dtype)) is not None:
+                return direct
     options: dict[str, object] = {"device_map": {"": "cpu" if base == "fp8" else device}}
     if base in ("nf4", "int8"):
         options["quantization_config"] = BitsAndBytesConfig(

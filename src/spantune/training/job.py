@@ -30,6 +30,7 @@ from spantune.models import (
     load_adapter_weights,
     pinned,
     public_name,
+    silenced,
 )
 from spantune.report import report_run
 from spantune.runs import (
@@ -99,6 +100,7 @@ class Result:
         }
 
 
+@silenced()
 def train(
     recipe: Config | Mapping[str, object] | str | Path | None = None,
     overrides: list[str] | tuple[str, ...] = (),
@@ -251,6 +253,11 @@ class _Job:
     def _finish(self, measuring: Measuring, trackers: Trackers, training_seconds: float) -> Evaluation:
         """Measure the best adapter on the test documents and write the report."""
         adapter = self.best.require()
+        if self.best.step == 0:
+            log.warning(
+                "no evaluation was better than the adapter of train.from, which is kept: train for longer, with a "
+                "lower train.learning_rate, or without train.from"
+            )
         base = self.loaded.model.unload()
         measuring.use(load_adapter(base, adapter, merge=not self.loaded.quantized))
         step = max((record["step"] for record in self.folder.metrics()), default=0)

@@ -24,6 +24,7 @@ from spantune.models import (
     card_problems,
     check_attention,
     coverage,
+    silenced,
     unmatched_error,
     unranked_error,
 )
@@ -71,6 +72,7 @@ class Plan:
         }
 
 
+@silenced()
 def plan_recipe(
     recipe: Config | Mapping[str, object] | str | Path, overrides: list[str] | tuple[str, ...] = ()
 ) -> Plan:

@@ -1,0 +1,143 @@
+"""The vocabulary of a tokenizer as llguidance takes it: the bytes of each token, and the tokens of a text.
+
+llguidance can read a tokenizer from its JSON, for which it parses that once more: with a vocabulary of 262,144 tokens
+this takes three quarters of a second on top of the one that is needed. For the two kinds of vocabulary that nearly all
+models have, the bytes are known from the tokenizer in memory, which then encodes for llguidance too. Other kinds are
+read from JSON. In both, a text never spells a special token: their names in a text are plain text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from spantune.encoding import BackendTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+UNSPELLABLE = "\uffff\ufffe"  # noncharacters, which no text contains
+SPACE = "\u2581"
+SENTENCE_PIECES = (
+    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+)
+"""The decoder of a vocabulary as SentencePiece makes it."""
+
+
+def grammar_tokenizer(tokenizer: Tokenizer, vocabulary: int, stop: int, source: str = "") -> LLTokenizer:
+    """Make llguidance's tokenizer.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        vocabulary: the size of the model's logits, which may be padded beyond the tokenizer's vocabulary.
+        stop: the id of the token that ends an answer.
+        source: `without_special_names(tokenizer)`, if it is known already.
+    """
+    from llguidance import LLTokenizer
+
+    pieces = None if source else token_bytes(tokenizer)
+    # no slices: they speed up the masks of free strings, which no grammar has, and slow compiling down
+    if pieces is None or len(pieces) > vocabulary:
+        source = source or without_special_names(tokenizer)
+        return LLTokenizer(source, n_vocab=vocabulary, eos_token=stop, slices=[])
+    pieces += [_no_token(index) for index in range(len(pieces), vocabulary)]
+    return LLTokenizer(_InMemory(tokenizer, pieces, stop), n_vocab=vocabulary, eos_token=stop, slices=[])
+
+
+def token_bytes(tokenizer: Tokenizer) -> list[bytes] | None:
+    """Return the bytes of each token by its id; None where they are known by the tokenizer's JSON only.
+
+    A special token has its name behind UNSPELLABLE.
+    """
+    backend, added = tokenizer.backend_tokenizer, tokenizer.added_tokens_decoder
+    if backend.padding is not None or backend.truncation is not None or backend.decoder is None:
+        return None
+    if any(token.special and token.normalized for token in added.values()):
+        return None
+    decoder = json.loads(backend.decoder.__getstate__())
+    ids = tokenizer.get_vocab()
+    for token in added.values():
+        ids.pop(token.content, None)
+    size = 1 + max([*ids.values(), *added])
+    if decoder.get("type") == "ByteLevel":
+        spelt = _byte_level(ids)
+    elif decoder.get("type") == "Sequence" and tuple(decoder["decoders"]) == SENTENCE_PIECES:
+        spelt = _sentence_pieces(ids)
+    else:
+        return None
+    if spelt is None:
+        return None
+    spelt |= {index: (UNSPELLABLE * token.special + token.content).encode() for index, token in added.items()}
+    return [spelt.get(index) or _no_token(index) for index in range(size)]
+
+
+def without_special_names(tokenizer: Tokenizer) -> str:
+    """Return the tokenizer as JSON in which no text spells a special token: in a text, their names are plain text."""
+    tree = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+    special = [token for token in tree["added_tokens"] if token["special"]]
+    renamed = {token["content"]: UNSPELLABLE + token["content"] for token in special}
+    for token in special:
+        token["content"] = renamed[token["content"]]
+    vocabulary = tree["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        tree["model"]["vocab"] = {renamed.get(piece, piece): index for piece, index in vocabulary.items()}
+    else:
+        tree["model"]["vocab"] = [[renamed.get(piece, piece), score] for piece, score in vocabulary]
+    return json.dumps(tree)
+
+
+class _InMemory:
+    """A tokenizer in memory with the attributes and the call that llguidance asks of one."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer, tokens: Sequence[bytes], stop: int):
+        self.tokens, self.eos_token_id, self.bos_token_id = tokens, stop, None
+        special = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_token_ids, self._names = list(special), list(special.values())
+        self._tokenizer = tokenizer
+        self._first_letters = {name[:1] for name in self._names}
+        self._renamed = cache(lambda: _backend_without_special_names(tokenizer))
+        self._lock = Lock()
+
+    def __call__(self, text: str) -> list[int]:
+        """Return the tokens of a text; it is called in several threads."""
+        backend = self._tokenizer.backend_tokenizer
+        if not self._first_letters.isdisjoint(text) and any(name in text for name in self._names):
+            with self._lock:  # the second tokenizer takes a second to make
+                backend = self._renamed()
+        return backend.encode(text, add_special_tokens=False).ids
+
+
+def _backend_without_special_names(tokenizer: Tokenizer) -> BackendTokenizer:
+    """The tokenizer that encodes the names of special tokens as text."""
+    from tokenizers import Tokenizer as Backend
+
+    backend: BackendTokenizer = Backend.from_str(without_special_names(tokenizer))
+    return backend
+
+
+def _no_token(index: int) -> bytes:
+    """What stands for an id without a token, as llguidance writes it; 0xFF marks what is no text."""
+    return b"\xff<[%d]>" % index
+
+
+def _byte_level(ids: Mapping[str, int]) -> dict[int, bytes] | None:
+    """The bytes of tokens whose names have a letter for each byte; None where a name has another letter."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    codes = dict(zip(plain, plain, strict=True)) | {256 + place: byte for place, byte in enumerate(others)}
+    if any(ord(letter) not in codes for letter in set("".join(ids))):
+        return None
+    return {index: name.translate(codes).encode("latin-1") for name, index in ids.items()}
+
+
+def _sentence_pieces(ids: Mapping[str, int]) -> dict[int, bytes]:
+    """The bytes of tokens whose names are their text with a sign for each space, or the number of a byte."""
+    bytes_by_name = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
+    return {index: bytes_by_name.get(name) or name.replace(SPACE, " ").encode() for name, index in ids.items()}
