@@ -46,7 +46,10 @@ _followers: list[Follower] = []
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
     """Choose what people are told: errors and results only, messages and warnings (by default), or the whole log."""
     global _is_quiet, _is_verbose
+    was_verbose = _is_verbose
     _is_quiet, _is_verbose = quiet and not verbose, verbose
+    if not (verbose or was_verbose):
+        return
     logger = logging.getLogger("spantune")
     for handler in [handler for handler in logger.handlers if isinstance(handler, StderrHandler)]:
         logger.removeHandler(handler)

@@ -252,7 +252,9 @@ class TrainingLoop:
         values = self._line.taken(self.step, self.order.epoch_after(self.step), self.batch_examples)
         self._record(values, "train")
         if self.services.view is not None:
-            self.services.view.line(self.step, values, is_evaluated=is_evaluated, is_last=self.is_over)
+            self.services.view.line(
+                self.step, values, is_evaluated=is_evaluated, is_last=self.is_over or bool(self.services.stop)
+            )
 
     def _record(self, values: Values, split: str) -> None:
         if self.runner.accelerator.is_main_process:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from spantune.training.loop import Intervals
 
-LINE_SECONDS = 5.0
-"""Least time between two plain lines on stderr; the first step, the last one and evaluations are always shown."""
+LINE_SECONDS, MOST_LINE_SECONDS = 5.0, 60.0
+"""Least time between two plain lines on stderr, which grows to a hundredth of the time so far, up to a minute.
+
+The first step, the last one and evaluations are always shown."""
 SILENCE_SECONDS = 15.0
 """Longest time without a plain line while an evaluation goes on."""
 FIXED = "\u00a0"
@@ -161,7 +163,8 @@ class TrainingView:
     def _tell(self, text: str, *, is_due: bool) -> None:
         """Log a plain line, and print it if there is no live view and it is due or the last one is long ago."""
         log.info("%s", text)
-        if self._redraw is None and (is_due or time.monotonic() - self._printed >= LINE_SECONDS):
+        pause = max(LINE_SECONDS, min(MOST_LINE_SECONDS, _elapsed(self.progress) / 100))
+        if self._redraw is None and (is_due or time.monotonic() - self._printed >= pause):
             self._print(text)
 
     def _print(self, text: str) -> None:
