@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,7 @@ def test_values_are_shown_in_a_line(trained: Any) -> None:
     }
     for text, beginning in shown.items():
         assert text.startswith(beginning) or beginning == "labels=", text
+    assert "on the documents that chose the adapter" in repr(replace(trained, f1_on="dev"))
     assert "[" in repr(spantune.score(*[[spantune.Document(str(i), "ab", (spantune.Entity(0, 1, "x"),))
                                          for i in range(10)]] * 2))  # fmt: skip
 

@@ -12,6 +12,7 @@ def types() -> None:
     corpus = spantune.read("notes.jsonl")
     assert_type(corpus, spantune.Corpus)
     assert_type(spantune.Corpus.from_dicts(corpus.to_dicts()), spantune.Corpus)
+    assert_type(spantune.init("notes.jsonl", "recipe.yaml", minutes=5), spantune.Draft)
     result = spantune.train("recipe.yaml", ["train.max_steps=24"])
     assert_type(result, spantune.Result)
     assert_type(spantune.train(resume=result.folder), spantune.Result)

@@ -73,9 +73,12 @@ def test_without_a_terminal_lines_say_how_far_it_is(
     assert list(track("abc", "read", 3, "letters")) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""  # it took less than two seconds
     monkeypatch.setattr(terminal, "FIRST_LINE_SECONDS", 0.0)
-    list(track("ab", "find choices", 2, "answers"))
+    list(track("ab", "preparing answers", 2, "answers"))
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("find choices: 1 of 2 answers, ") and second.startswith("find choices: 2 of 2 answers, ")
+    assert first.startswith("preparing answers: 1 of 2 answers, ")
+    assert second.startswith(
+        "preparing answers: 2 of 2 answers, "
+    )
     list(track("a", "convert"))
     assert capsys.readouterr().err == "convert: 1\n"
 

@@ -20,6 +20,7 @@ class Noting:
     def __init__(self, info: RunInfo):
         self.place = info.folder / "told"
         print("printed by the SDK")  # as SDKs do, to where machines read
+        print("OSError: printed by the SDK too", file=sys.stderr)
         logging.getLogger("spantune.noting").warning("said to the log: 看\nand more")
         self.note(f"opened {os.environ.get('NOTED', '')}")
 

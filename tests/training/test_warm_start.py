@@ -49,7 +49,7 @@ def test_a_run_begins_as_the_earlier_one_ended_and_resumes_without_it(
             train(recipe)
     shutil.rmtree(tmp_path / "earlier")
     folder = recipe.run_folder
-    result = train(resume_recipe(folder), folder)
+    result = train(resume_recipe(folder), resume=folder)
     assert result.before is not None and result.before.micro == trained.after.scores.micro
     run = RunFolder(folder)
     evaluations = [record for record in run.metrics() if record["split"] == "dev"]

@@ -24,6 +24,7 @@ from spantune.core import (
     ConfigError,
     Interrupted,
     SpantuneError,
+    complain,
     first_line,
     guard_terminal,
     log_crash,
@@ -33,6 +34,7 @@ from spantune.core import (
     put_json,
     require_system,
     say,
+    set_verbosity,
 )
 from spantune.runs import RunFolder
 
@@ -46,6 +48,7 @@ BUG = 70
 _WrongUse = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 """What typer raises for wrong use of the command line: ClickException, whose name it does not export."""
 
+VERBOSITY = ("-q", "--quiet", "-v", "--verbose")
 NAME = "spantune"
 """What the program is called in help and errors, however it was started."""
 
@@ -60,7 +63,7 @@ def main() -> NoReturn:
     guard_terminal()
     try:
         require_system()
-        code = app(prog_name=NAME, standalone_mode=False)
+        code = app(args=_with_verbosity_first(sys.argv[1:]), prog_name=NAME, standalone_mode=False)
     except _WrongUse as error:
         code = _wrong_use(error)
     except SpantuneError as error:
@@ -79,8 +82,15 @@ def main() -> NoReturn:
     sys.exit(code or 0)
 
 
+def _with_verbosity_first(arguments: list[str]) -> list[str]:
+    """The arguments with `-q` and `-v` before the command, so that they may stand after it too."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = [argument for argument in arguments[:end] if argument in VERBOSITY]
+    return [*flags, *(argument for argument in arguments[:end] if argument not in VERBOSITY), *arguments[end:]]
+
+
 def _fail(sentence: str) -> int:
-    say(f"error: {sentence}")
+    complain(f"error: {sentence}")
     return 2
 
 
@@ -89,7 +99,7 @@ def _wrong_use(error: typer.BadParameter) -> int:
     context = error.ctx
     message = error.format_message().rstrip(".")
     if "\n" in message and context is not None and message == context.get_help().rstrip("."):
-        say(message)
+        complain(message)
         return 2
     if unreadable := re.search(r"(?:Path|File|Directory) '(.*)' is not readable$", message):
         return _fail(os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES), unreadable[1])))
@@ -102,13 +112,26 @@ def _report_bug(error: Exception) -> int:
     """Write the traceback of a bug into a log file, and say in a line where it is."""
     path = log_crash(error)
     where = f"the traceback is in {path}" if path else "its traceback could not be written"
-    say(f"error: this is a bug in spantune ({type(error).__name__}: {first_line(error)}); {where}; please report it")
+    complain(
+        f"error: this is a bug in spantune ({type(error).__name__}: {first_line(error)}); {where}; please report it"
+    )
     return BUG
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only errors and results. May follow the command too.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print the whole log of spantune. May follow the command too.")
+    ] = False,
+) -> None:
     """Fine-tune open LLMs into entity extractors whose every entity is in the text."""
+    if quiet and verbose:
+        raise ConfigError("-q and -v contradict each other; give one of them")
+    set_verbosity(quiet=quiet, verbose=verbose)
     if version:
         put(__version__)
         raise typer.Exit

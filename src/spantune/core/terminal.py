@@ -8,13 +8,14 @@ Nothing is read as markup. In JSON such characters are JSON escapes, so that a r
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeAlias, TypeVar
 
 from spantune.core.secrets import masked, masked_values
 from spantune.core.strict_json import to_json
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Item = TypeVar("Item")
+Follower: TypeAlias = Callable[[str, int, "int | None", str], None]
+"""Is told how far a loop of `track` is: its description, the items that are done, of how many, and their unit."""
 
 WIDE = 10_000
 """Columns of a table where no terminal reads it, so that nothing is folded."""
@@ -34,6 +37,30 @@ _UNSAFE = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE_IN_TEXT = re.compile(f"[\x00-\x1f{_UNSAFE}]")
 _UNSAFE_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{_UNSAFE}]")
 _UNSAFE_IN_JSON = re.compile(f"[{_UNSAFE}]")
+
+
+_is_quiet = _is_verbose = False
+_followers: list[Follower] = []
+
+
+def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Choose what people are told: errors and results only, messages and warnings (by default), or the whole log."""
+    global _is_quiet, _is_verbose
+    was_verbose = _is_verbose
+    _is_quiet, _is_verbose = quiet and not verbose, verbose
+    if not (verbose or was_verbose):
+        return
+    logger = logging.getLogger("spantune")
+    for handler in [handler for handler in logger.handlers if isinstance(handler, StderrHandler)]:
+        logger.removeHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.NOTSET)
+    if verbose:
+        logger.addHandler(StderrHandler(logging.DEBUG))
+
+
+def is_verbose() -> bool:
+    """Whether the whole log is printed."""
+    return _is_verbose
 
 
 def visible(text: str, *, lines: bool = False) -> str:
@@ -47,7 +74,13 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def say(text: str) -> None:
-    """Print a message to people on stderr; its line breaks are kept."""
+    """Print a message to people on stderr; its line breaks are kept. With `-q` it is not printed."""
+    if not _is_quiet:
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """Print an error to people on stderr; its line breaks are kept."""
     print(printable(text, lines=True), file=sys.stderr)
 
 
@@ -74,8 +107,10 @@ def print_table(
 ) -> None:
     """Print rows under a header, to stdout unless `stream` is given; not truncated where no terminal reads them.
 
-    The columns with the numbers `right` are justified to the right.
+    The columns with the numbers `right` are justified to the right. On stderr it is a message, as of `say`.
     """
+    if _is_quiet and stream is sys.stderr:
+        return
     from rich.table import Column, Table
 
     file = stream or sys.stdout
@@ -101,7 +136,7 @@ def print_text(text: Text) -> None:
 @contextmanager
 def waiting(message: str) -> Iterator[None]:
     """Show a message and a moving sign on a terminal, as long as the block takes."""
-    console = _console(sys.stderr, quiet=not sys.stderr.isatty())
+    console = _console(sys.stderr, quiet=_is_quiet or not sys.stderr.isatty())
     with console.status(printable(message)):
         yield
 
@@ -123,7 +158,7 @@ def bar() -> Progress:
         def render(self, task: Task) -> Text:
             return Text(printable(self.text_format.format(task=task)))
 
-    is_terminal = sys.stderr.isatty()
+    is_terminal = sys.stderr.isatty() and not _is_quiet
     return Progress(
         FilteredColumn("{task.description}"),
         BarColumn(),
@@ -143,6 +178,12 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
     Without a terminal a line says how far it is: after FIRST_LINE_SECONDS, and then after twice the time, but once in
     LONGEST_SILENCE_SECONDS. If `unit` is given, such as `documents`, it is said how many are done per second.
     """
+    if _followers:
+        for done, item in enumerate(items, start=1):
+            yield item
+            for follow in _followers:
+                follow(description, done, total, unit)
+        return
     started = time.monotonic()
     pause = FIRST_LINE_SECONDS
     next_line = started + pause
@@ -159,6 +200,41 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
                 say(f"{description}: {reached}{f' {unit}, {speed}' if unit else ''}")
                 pause = min(2 * pause, LONGEST_SILENCE_SECONDS)
                 next_line = now + pause
+
+
+@contextmanager
+def following(follower: Follower) -> Iterator[None]:
+    """Let `follower` show how far the loops of `track` inside the block are, instead of bars of their own."""
+    _followers.append(follower)
+    try:
+        yield
+    finally:
+        _followers.remove(follower)
+
+
+@contextmanager
+def live(draw: Callable[[int], RenderableType]) -> Iterator[Callable[[], None]]:
+    """Show on the terminal of stderr what `draw` makes for so many columns, again and again; gives what redraws it now.
+
+    What is printed meanwhile is shown above it. At the end nothing of it is left.
+    """
+    from rich.live import Live
+
+    console = _console(sys.stderr)
+    view = Live(
+        console=console,
+        get_renderable=lambda: draw(console.width),
+        refresh_per_second=4,
+        transient=True,
+        redirect_stdout=False,
+    )
+    with view:
+        yield view.refresh
+
+
+def has_live_terminal() -> bool:
+    """Whether stderr is a terminal that can draw over what it shows, and messages are wanted."""
+    return not _is_quiet and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def guard_terminal() -> None:
@@ -187,15 +263,16 @@ class SafeFormatter(logging.Formatter):
 
 
 class StderrHandler(logging.Handler):
-    """Prints the warnings of the log on stderr."""
+    """Prints the warnings of the log on stderr, and with `-q` its errors only."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, level: int = logging.WARNING) -> None:
+        super().__init__(level)
         self.setFormatter(SafeFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        say(self.format(record))
+        if not _is_quiet or record.levelno >= logging.ERROR:
+            complain(self.format(record))
 
 
 def _console(file: TextIO, *, quiet: bool = False, width: int | None = None) -> Console:

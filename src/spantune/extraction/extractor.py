@@ -8,6 +8,7 @@ weights are frozen keeps the cache of the instruction from one stream to the nex
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,7 @@ def load_bare(
     run: str | Path, device: str = "auto", settings: config.Extract | None = None, *, accept_changes: bool = False
 ) -> Extractor:
     """Load the Extractor of a finished run without its calibration: uncalibrated scores, and no entity dropped."""
+    began = time.perf_counter()
     folder = RunFolder(Path(run))
     recipe, task, adapter = folder.config(), folder.adapter_task(accept_changes=accept_changes), folder.adapter
     require_grammar(settings or recipe.extract, on_choices=recipe.train.on_choices)  # before the model is loaded
@@ -239,6 +241,8 @@ def load_bare(
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
     extractor = Extractor(model, encoder, settings or recipe.extract, on_choices=recipe.train.on_choices)
     extractor.run = folder.path
+    seconds = time.perf_counter() - began
+    log.info("%s: loaded in %.1f s, in %s on %s", folder.path, seconds, str(loaded.dtype)[6:], loaded.device)
     return extractor
 
 

@@ -89,7 +89,7 @@ def mark_choices(
     if table is None:
         processes = _processes() if len(answers) >= SERIAL_UNDER else 1
         walked = walk(answers, encoder, vocabulary, processes)
-        table = _Table.of(track(walked, "find choices", len(answers), "answers"))
+        table = _Table.of(track(walked, "preparing gold answers", len(answers), "answers"))
         if cached:
             _write(path, table)
     return tuple(

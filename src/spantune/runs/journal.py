@@ -117,7 +117,7 @@ def logging_to(folder: Path) -> Iterator[None]:
         added.append(StderrHandler())
     for handler in added:
         logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(min(level, logging.INFO) if level else logging.INFO)
     log_crashes_into(folder)
     try:
         yield

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from transformers import set_seed
 
-from spantune.core import Config, StopRequest, as_config, bar, expect, framed_html, say
+from spantune.core import Config, StopRequest, as_config, expect, framed_html, say
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
 from spantune.metrics import Scores, f1_text
@@ -54,6 +54,7 @@ from spantune.training.measuring import Measuring
 from spantune.training.nan_guard import StepGuard
 from spantune.training.plan import make_plan, require
 from spantune.training.preparation import Prepared, prepare
+from spantune.training.progress import training_view
 from spantune.training.requirements import require_all
 from spantune.training.schedule import Clock, read_clock
 from spantune.training.step import StepRunner
@@ -78,13 +79,17 @@ class Result:
         return self.after.scores
 
     def __repr__(self) -> str:
-        return f"Result({str(self.folder)!r}, F1 {f1_text(self.scores.micro)}, {self.seconds:.0f} s)"
+        return f"Result({str(self.folder)!r}, {self._f1()}, {self.seconds:.0f} s)"
 
     def _repr_html_(self) -> str:
         before = f", before training {self.before.micro.f1:.3f}" if self.before else ""
-        head = f"{self.folder}: F1 {f1_text(self.scores.micro)}{before}, {self.seconds:.0f} s"
+        head = f"{self.folder}: {self._f1()}{before}, {self.seconds:.0f} s"
         report = f"the whole report: {RunFolder(self.folder).report_html}"
         return framed_html(f"<p><b>{escape(head)}</b></p>{self.scores.table_html()}<p>{escape(report)}</p>")
+
+    def _f1(self) -> str:
+        on = ", on the documents that chose the adapter" if self.f1_on == "dev" else ""
+        return f"F1 {f1_text(self.scores.micro)}{on}"
 
     def as_dict(self) -> dict[str, Any]:
         """The closing JSON line: run, f1_before, f1, its interval (null: too few documents), f1_on, seconds."""
@@ -223,7 +228,8 @@ class _Job:
         )
         clock = Clock(read_clock(checkpoint))
         has_plan_line = any(record["split"] == "plan" for record in records)
-        with bar() as progress:
+        title = f"{self.folder.path} · {public_name(self.recipe.model.source).removeprefix('bundled:')}"
+        with training_view(title, is_shown=runner.accelerator.is_main_process) as view:
             services = Services(
                 checkpoints=self.checkpoints,
                 best=self.best,
@@ -231,7 +237,7 @@ class _Job:
                 evaluate=measuring.measure_dev,
                 record=trackers.metrics,
                 estimate=None if has_plan_line else self.estimate,
-                progress=progress,
+                view=view,
                 begins_trained=self.prepared.start is not None,
             )
             loop = TrainingLoop(runner, self.prepared.examples, settings, clock, services, self.recipe.run.seed)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,11 +25,9 @@ from spantune.training.collator import Batch
 from spantune.training.estimate import GIB, Estimate
 from spantune.training.line import TrainingLine
 from spantune.training.nan_guard import StepGuard
+from spantune.training.progress import TrainingView
 from spantune.training.schedule import Clock, ExampleOrder, Schedule, total_steps
 from spantune.training.step import StepResult, StepRunner
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 OPTIMIZER_FILE = "optimizer.pt"
 RANDOM_STATE_FILE = "random_state.pt"
@@ -73,7 +71,7 @@ class Services:
     evaluate: Callable[[int, float], Values]
     record: Callable[[int, Values, str], None]
     estimate: Estimate | None = None
-    progress: Progress | None = None
+    view: TrainingView | None = None
     begins_trained: bool = False
 
 
@@ -111,7 +109,6 @@ class TrainingLoop:
         self.dev_f1s: list[float] = []
         self._next_batch: Batch | None = None
         self._line = TrainingLine(runner, clock)
-        self._bar: TaskID | None = None
 
     def resume(self, checkpoint: Path | None, records: Sequence[Mapping[str, object]]) -> None:
         """Take up what a run has recorded and, where there is one, its checkpoint.
@@ -140,7 +137,10 @@ class TrainingLoop:
             evaluated_steps: steps whose evaluations are on record; that of the checkpoint that a stop cut off is made
                 up for first.
         """
-        self._open_bar()
+        self._line.begin(self.step)
+        if self.services.view is not None:
+            best = (self.services.best.step, self.services.best.f1)
+            self.services.view.begin(self.step, self.intervals, self._seconds_left, best)
         self.is_over = self._has_ended()
         if self.step > 0 and self._is_evaluation_due() and self.step not in evaluated_steps:
             self._evaluate()
@@ -172,8 +172,10 @@ class TrainingLoop:
         is_saved = (
             self.is_over or is_stopping or self.step % intervals.save == 0 or services.checkpoints.is_owed(self.step)
         )
+        if services.view is not None:
+            services.view.step(self.step, self.schedule.progress(self.step))
         if is_evaluated or is_saved or self.step % intervals.log == 0:
-            self._record_line()
+            self._record_line(is_evaluated=is_evaluated)
         if is_evaluated and self._evaluate():
             is_saved = True
         if is_saved:
@@ -192,6 +194,9 @@ class TrainingLoop:
         """Extract the dev documents and keep the best adapter; whether a checkpoint is due because of it."""
         model = self.runner.model
         model.eval()
+        began = time.monotonic()
+        if self.services.view is not None:
+            self.services.view.evaluates()
         try:
             with self.clock.stopped():
                 values = self.services.evaluate(self.step, self._seconds_for_evaluation())
@@ -203,6 +208,9 @@ class TrainingLoop:
         is_best = self.services.best.offer(self.step, values)
         if is_best:
             self.services.checkpoints.best = self.step
+        if self.services.view is not None:
+            seconds = time.monotonic() - began
+            self.services.view.evaluated(self.step, values, is_best=is_best, seconds=seconds)
         return is_best
 
     def _seconds_for_evaluation(self) -> float:
@@ -239,12 +247,14 @@ class TrainingLoop:
         torch.save(random_state, folder / RANDOM_STATE_FILE)
         self.clock.save(folder)
 
-    def _record_line(self) -> None:
-        """Write the line of the steps since the last one, and show its loss."""
+    def _record_line(self, *, is_evaluated: bool) -> None:
+        """Write the line of the steps since the last one, and show it."""
         values = self._line.taken(self.step, self.order.epoch_after(self.step), self.batch_examples)
         self._record(values, "train")
-        if self.services.progress is not None and self._bar is not None:
-            self.services.progress.update(self._bar, completed=self.step, note=f"loss {values['loss']:.3f}")
+        if self.services.view is not None:
+            self.services.view.line(
+                self.step, values, is_evaluated=is_evaluated, is_last=self.is_over or bool(self.services.stop)
+            )
 
     def _record(self, values: Values, split: str) -> None:
         if self.runner.accelerator.is_main_process:
@@ -259,11 +269,9 @@ class TrainingLoop:
         if self.step + 1 < self.intervals.total:
             self._next_batch = self._batch(self.step + 1)
 
-    def _open_bar(self) -> None:
-        self._line.begin(self.step)
-        if self.services.progress is not None:
-            total = self.intervals.total
-            self._bar = self.services.progress.add_task("train", total=total, completed=self.step, note="")
+    def _seconds_left(self, step: int) -> float:
+        """Training seconds that are left after `step` steps, by the clock where that ends the run."""
+        return self.clock.expected(self.schedule.progress(step)) - self.clock.seconds
 
     def _compare_with_estimate(self, estimate: Estimate) -> None:
         """Measure some of the first steps, and record them beside the estimate."""

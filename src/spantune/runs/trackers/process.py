@@ -16,6 +16,7 @@ import logging
 import os
 import pickle
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -40,6 +41,8 @@ from spantune.runs.trackers.process import main
 main()
 """
 """What the process runs: it finds this very spantune, after the standard library and before what is installed."""
+_ERROR = re.compile(r"(error|exception|traceback|fatal|failed|failure)\b", re.IGNORECASE)
+"""What a line that tells of an error has in it."""
 log = logging.getLogger(__name__)
 
 
@@ -200,7 +203,7 @@ class _Process:
 def main() -> NoReturn:
     """The process's end: execute the calls that it is sent until its input ends; never returns."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    printed = _PrintedLines()
+    printed = _PrintedLines(replies)
     logger = logging.getLogger("spantune")
     logger.setLevel(logging.INFO)
     logger.addHandler(_LogSender(replies))
@@ -221,10 +224,14 @@ def main() -> NoReturn:
 
 
 class _PrintedLines:
-    """What the SDK and its libraries print, to stdout or stderr: it goes line by line through the filter to stderr."""
+    """What the SDK and its libraries print, to stdout or stderr: it goes line by line into the log of the run.
 
-    def __init__(self) -> None:
-        self._out = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
+    Banners and progress are for `run.log` only; a line that tells of an error is a warning, which people see.
+    """
+
+    def __init__(self, replies: IO[str]) -> None:
+        self._replies = replies
+        self._stderr = os.dup(2)
         self._end, write_end = os.pipe()
         for descriptor in (1, 2):
             os.dup2(write_end, descriptor)
@@ -233,20 +240,21 @@ class _PrintedLines:
         self._thread.start()
 
     def close(self) -> None:
-        """Print what is left; a process that the SDK has started may hold its end open, and is not waited for."""
+        """Send what is left; a process that the SDK has started may hold its end open, and is not waited for."""
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # the SDK may have closed it
                 stream.flush()
         for descriptor in (1, 2):
-            os.dup2(self._out.fileno(), descriptor)
+            os.dup2(self._stderr, descriptor)
         self._thread.join(1.0)
 
     def _copy(self) -> None:
         with os.fdopen(self._end, encoding="utf-8", errors="backslashreplace") as lines:
             for line in lines:
-                with suppress(OSError):  # nobody reads any more; the SDK goes on
-                    self._out.write(printable(line, lines=True))
-                    self._out.flush()
+                text = printable(line.rstrip())
+                if text:
+                    level = logging.WARNING if _ERROR.search(text) else logging.INFO
+                    _reply(self._replies, {"log": level, "name": __name__, "message": text})
 
 
 def _leave(replies: IO[str], printed: _PrintedLines, failure: str | None) -> NoReturn:
@@ -298,7 +306,8 @@ class _LogSender(logging.Handler):
 
 def _reply(replies: IO[str], message: Mapping[str, object]) -> None:
     try:
-        print(to_json(message, ascii_only=True), file=replies, flush=True)
+        replies.write(to_json(message, ascii_only=True) + "\n")  # at once, since two threads reply
+        replies.flush()
     except OSError:  # the run was killed: nobody reads any more
         return
 
