@@ -365,5 +365,5 @@ def test_a_hub_that_cannot_be_reached(recipe_file: RecipeFile) -> None:
         "http_proxy": nowhere,
     }
     done = fresh("train", path, env=environment, timeout=60)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: ") and "nobody/nothing" in done.stderr
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 2, done.stderr
+    assert done.stderr.startswith("loading hf:nobody/nothing …\nerror: ") and "nobody/nothing" in done.stderr
