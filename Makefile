@@ -1,6 +1,7 @@
 # make setup   a virtual environment in .venv with all that is needed; the other targets call it
 # make demo    the whole job on the embedded model and corpus, about ten minutes on two CPU cores
 # make test    everything that must hold
+# make docs    the generated pages, and the docs site in build/site
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -32,6 +33,7 @@ format: setup
 
 docs: setup
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -2,11 +2,11 @@
 
     python bench/hyperparameters.py jobs FOLDER OUT.jsonl       every run as a line: corpus, size, try and overrides
     python bench/hyperparameters.py run OUT.jsonl RESULTS.jsonl --workers 12 [--device cuda]
-    python bench/hyperparameters.py table RESULTS.jsonl         the figures as Markdown
 
 FOLDER holds NAME-SIZE.jsonl, NAME-dev.jsonl and NAME-test.jsonl. A run takes as many optimizer steps as two CPU cores
-take in five minutes, from a model of a step's time that was fitted to runs there: STEP_SECONDS plus the packed tokens by
-TOKENS_PER_SECOND. So a run can be made on any machine, several at once, and gives the F1 that a CPU would reach.
+take in five minutes, by a model of a step's time that was fitted to runs there: STEP_SECONDS, and the packed tokens
+divided by TOKENS_PER_SECOND. So a run can be made on any machine, several at once, and gives the F1 that a CPU would
+reach.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def run_all(source: Path, out: Path, workers: int, device: str) -> None:
 
 
 def main() -> None:
-    """Make the jobs, run them, or print the table."""
+    """Make the jobs, or run them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["jobs", "run"])
     parser.add_argument("source", type=Path)

@@ -261,7 +261,7 @@ def _work(tree: dict[str, Any], resume: bool, tells: Connection) -> None:
     settings = parse_config(tree)
     folder = settings.run_folder
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    job.train(resume_recipe(folder) if resume else settings, folder if resume else None)
+    job.train(resume_recipe(folder) if resume else settings, resume=folder if resume else None)
     tells.send(("end", STEPS, []))
 
 

@@ -1,8 +1,8 @@
-"""Generates documentation from the code: `cli.md`, `recipe.md`, a table of `init.md`, and a tree in `CONTRIBUTING.md`.
+"""Generates documentation from the code: pages of `docs/`, and the source tree in `CONTRIBUTING.md`.
 
-Commands come from the command line's names and help texts, recipe keys from the config, and the tree from the first
-sentence of each module's docstring; nothing depends on the terminal or on typer's own layout. `--check` writes nothing
-and exits with 1 when a page differs from what the code says.
+Commands come from the command line's names and help texts, recipe keys from the config, the tree from the first
+sentence of each module's docstring, and other pages from files (`repository_pages.py`); nothing depends on the
+terminal or on typer's own layout. `--check` writes nothing and exits with 1 when a page differs from the code.
 
     python docs/generate.py
     python docs/generate.py --check
@@ -25,6 +25,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from repository_pages import MADE, decisions_page, python_page, results_page
 
 from spantune.cli import app
 from spantune.cli.help import argument_name, examples, usage
@@ -38,7 +39,6 @@ TREE_END = "<!-- End of the tree. -->"
 TABLE_START = "<!-- The table below is made by docs/generate.py from the code; do not edit. -->"
 TABLE_END = "<!-- End of the table. -->"
 WIDTH = 120
-MADE = "<!-- Made by docs/generate.py from the code; do not edit. -->"
 TYPES = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path", types.NoneType: "none"}
 
 _EXIT_CODES = """
@@ -127,15 +127,30 @@ def contributing_page() -> str:
     return _between("CONTRIBUTING.md", TREE_START, TREE_END, f"```\n{source_tree()}\n```")
 
 
-def init_page() -> str:
-    """docs/init.md as it stands, with the table of chosen values between its markers made anew."""
+def init_page(page: str = "docs/init.md") -> str:
+    """docs/init.md, or its Chinese, as it stands, with the table of chosen values between its markers made anew."""
+    chinese = page.endswith(".zh.md")
     rows = [
-        _row(row.name, f"`{row.learning_rate:.0e}`".replace("e-0", "e-"), str(row.batch_examples), f"{row.epochs:g}",
-             str(row.rank), f"{row.alpha:g}", f"`{row.loss_on}`")
+        _row(_in_chinese(row.name) if chinese else row.name, f"`{row.learning_rate:.0e}`".replace("e-0", "e-"),
+             str(row.batch_examples), f"{row.epochs:g}", str(row.rank), f"{row.alpha:g}", f"`{row.loss_on}`")
         for row in RECOMMENDATIONS
     ]  # fmt: skip
-    head = _row("", "learning rate", "batch", "epochs", "rank", "alpha", "loss on")
-    return _between("docs/init.md", TABLE_START, TABLE_END, "\n".join(["", head, "|---" * 7 + "|", *rows, ""]))
+    names = ("学习率", "批次", "轮数", "秩", "alpha", "损失算在")
+    head = _row("", *(names if chinese else ("learning rate", "batch", "epochs", "rank", "alpha", "loss on")))
+    return _between(page, TABLE_START, TABLE_END, "\n".join(["", head, "|---" * 7 + "|", *rows, ""]))
+
+
+def _in_chinese(sizes: str) -> str:
+    """The sizes that a row of the table is for."""
+    for pattern, words in {
+        r"under (\S+) B weights, ": r"不到 \1 B 参数，",
+        r"over (\S+) B weights, ": r"\1 B 参数以上，",
+        r"(\S+) to (\S+) B weights, ": r"\1 到 \2 B 参数，",
+        r"up to (\d+) documents": r"至多 \1 个文档",
+        r"over (\d+) documents": r"超过 \1 个文档",
+    }.items():
+        sizes = re.sub(pattern, words, sizes)
+    return sizes
 
 
 def source_tree() -> str:
@@ -170,7 +185,11 @@ def _between(page: str, start: str, end: str, made: str) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "docs/cli.md": cli_page,
     "docs/recipe.md": recipe_page,
+    "docs/python.md": python_page,
+    "docs/results.md": results_page,
+    "docs/decisions.md": decisions_page,
     "docs/init.md": init_page,
+    "docs/init.zh.md": lambda: init_page("docs/init.zh.md"),
     "CONTRIBUTING.md": contributing_page,
 }
 

@@ -2,15 +2,16 @@
 
     import spantune
 
-    run = spantune.train(spantune.load_config("recipes/demo.yaml"))
-    for document in spantune.load(run.folder).extract(["患者因急性阑尾炎行腹腔镜手术。"]):
-        print([(document.surface(entity), entity.label, entity.score) for entity in document.entities])
+    result = spantune.train("recipe.yaml", ["run.name=first"])
+    document = spantune.load(result.folder).extract("患者因急性阑尾炎行腹腔镜手术。")
+    print([(document.surface(entity), entity.label, entity.score) for entity in document.entities])
 
 The names below are the public ones; all else may move. torch is imported when a name needs it.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from spantune.core.errors import require_system
@@ -31,32 +32,54 @@ if TYPE_CHECKING:
         TaskSpec,
         load_config,
     )
-    from spantune.data import read, write
-    from spantune.extraction import Extractor
+    from spantune.data import Corpus, read, to_dicts, to_pandas, write
+    from spantune.data import check_files as check
+    from spantune.data import split_corpus as split
+    from spantune.extraction import Evaluation, Extractor
+    from spantune.extraction import calibrate_run as calibrate
+    from spantune.extraction import evaluate_run as evaluate
     from spantune.extraction import load_run as load
-    from spantune.metrics import score
-    from spantune.training import init, train
+    from spantune.metrics import Calibration, Comparison, Scores, score
+    from spantune.runs import compare_runs as compare
+    from spantune.training import Draft, Plan, Result, init, train
+    from spantune.training import plan_recipe as plan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
+    "Comparison",
     "Config",
     "ConfigError",
+    "Corpus",
     "DataError",
     "Document",
+    "Draft",
     "Entity",
+    "Evaluation",
     "Extraction",
     "Extractor",
     "Label",
     "ModelError",
+    "Plan",
+    "Result",
     "RunError",
+    "Scores",
     "SpantuneError",
     "TaskSpec",
+    "calibrate",
+    "check",
+    "compare",
+    "evaluate",
     "init",
     "load",
     "load_config",
+    "plan",
     "read",
     "score",
+    "split",
+    "to_dicts",
+    "to_pandas",
     "train",
     "write",
 ]
@@ -68,10 +91,14 @@ _import, __dir__ = lazy_exports(
             *("Config", "ConfigError", "DataError", "Document", "Entity", "Extraction", "Label", "ModelError"),
             *("RunError", "SpantuneError", "TaskSpec", "load_config"),
         ),
-        "data": ("read", "write"),
-        "extraction": ("Extractor", "load_run as load"),
-        "metrics": ("score",),
-        "training": ("init", "train"),
+        "data": ("Corpus", "check_files as check", "read", "split_corpus as split", "to_dicts", "to_pandas", "write"),
+        "extraction": (
+            *("Evaluation", "Extractor"),
+            *("calibrate_run as calibrate", "evaluate_run as evaluate", "load_run as load"),
+        ),
+        "metrics": ("Calibration", "Comparison", "Scores", "score"),
+        "runs": ("compare_runs as compare",),
+        "training": ("Draft", "Plan", "Result", "init", "plan_recipe as plan", "train"),
     },
 )
 
@@ -84,4 +111,6 @@ def __getattr__(name: str) -> object:
     """
     if name in __all__:
         require_system()
-    return _import(name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm's import in a notebook
+        return _import(name)

@@ -50,7 +50,7 @@ def test_the_runs_dev_documents_give_what_is_stored(command: Command, run: Path,
 
 
 def test_the_report_shows_what_is_stored_and_stays_where_it_cannot_be_made_again(
-    command: Command, run: Path, corpus: Path
+    command: Command, run: Path, corpus: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = (run / "report.html").read_text(encoding="utf-8")
     assert "does not store it" in before
@@ -63,7 +63,7 @@ def test_the_report_shows_what_is_stored_and_stays_where_it_cannot_be_made_again
         path.unlink()
     outcome = command("calibrate", run, "--data", corpus / "test.jsonl", "--json")
     assert outcome.code == 0 and rows(outcome)[-1]["stored"]
-    assert "the calibration is stored, and the report is the old one: " in outcome.err and "test-" in outcome.err
+    assert "the calibration is stored, and the report is the old one: " in caplog.text and "test-" in caplog.text
     assert (run / "report.html").read_text(encoding="utf-8") == after
 
 

@@ -47,6 +47,7 @@ COMMANDS: dict[str, Callable[[Place], list[object]]] = {
     "evaluate": lambda place: ["evaluate", place.run, "--data", place.corpus],
     "compare": lambda place: ["compare", place.run, place.run],
     "report": lambda place: ["report", place.run],
+    "watch": lambda place: ["watch", place.run / "absent"],
     "runs": lambda place: ["runs", place.run.parent],
     "extract": lambda place: ["extract", place.run, place.corpus],
     "calibrate": lambda place: ["calibrate", place.run, "--data", place.corpus],

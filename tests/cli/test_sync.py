@@ -24,7 +24,7 @@ def test_sync_says_where_and_that_it_was_sent_before(cloud: Cloud, tmp_path: Pat
     again = command("sync", folder)
     assert again.code == 0 and again.out == "" and f"{folder} was sent before: {url}" in again.err
     assert cloud.run.series("train/loss") == [(1, 1.0)]
-    assert (folder / "swanlab" / "runs.swanlab").is_file() and not list(folder.glob("swanlab.*"))  # the board stays
+    assert (tmp_path / "swanlab" / "runs.swanlab").is_file() and not list(folder.glob("swanlab.*"))  # the board stays
 
 
 def test_what_cannot_be_sent_is_one_sentence(tmp_path: Path, command: Callable[..., Any]) -> None:

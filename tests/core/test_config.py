@@ -50,6 +50,14 @@ def test_a_misspelt_key_names_the_nearest(tmp_path: Path, key: str, right: str) 
     assert "recipe.yaml" in str(caught.value)
 
 
+def test_a_run_does_not_have_the_name_of_the_board_beside_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.name=swanlab is the folder of SwanLab's board"):
+        load_config(recipe(tmp_path), ["run.name=swanlab"])
+    elsewhere = load_config(recipe(tmp_path), ["run.name=swanlab", "track.board=boards", "track.notify=lark"])
+    assert elsewhere.track.board == Path("boards") and elsewhere.track.notify == ("lark",)
+    assert load_config(recipe(tmp_path), ["run.name=swanlab", "track.swanlab=offline"]).run.name == "swanlab"
+
+
 def test_every_section_is_covered_above_and_documented() -> None:
     assert set(Config.model_fields) == {"run", "model", "task", "data", "lora", "train", "extract", "track"}
     for name, section in Config.model_fields.items():

@@ -32,6 +32,12 @@ def test_credentials_are_masked_once(text: str, expected: str) -> None:
     assert masked(expected) == expected
 
 
+def test_the_address_of_a_webhook_is_a_secret_with_its_host_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPANTUNE_LARK_WEBHOOK", "https://open.example/hook/3f2a")
+    assert masked("POST https://open.example/hook/3f2a failed") == "POST *** failed"
+    assert masked("no answer with url: /hook/3f2a (host open.example)") == "no answer with url: *** (host open.example)"
+
+
 @pytest.mark.parametrize(
     "text",
     ["https://host:8000/v1/@x", "stop token: <|end|>", "a basic example of the bearer", "a@b.example", "3:4@5",

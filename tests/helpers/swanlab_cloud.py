@@ -40,6 +40,7 @@ class Cloud:
         self.runs: dict[str, CloudRun] = {}
         self.files: dict[str, bytes] = {}
         self.projects: set[str] = set()
+        self.columns: dict[str, dict[str, Any]] = {}
         self.requests: list[str] = []
         self.silent = 0.0
         self.gone = False
@@ -118,6 +119,12 @@ def _points(cloud: Cloud, found: re.Match[str], body: Any) -> tuple[int, Any]:
     return 200, {}
 
 
+def _columns(cloud: Cloud, found: re.Match[str], body: Any) -> tuple[int, Any]:
+    for column in body["series"]:
+        cloud.columns.setdefault(column["key"], column)
+    return 200, {}
+
+
 def _profile(cloud: Cloud, found: re.Match[str], body: Any) -> tuple[int, Any]:
     cloud.runs[found[1]].profile.update(body)
     return 200, {}
@@ -154,7 +161,7 @@ _ROUTES: list[tuple[str, str, Any]] = [
     ("PUT", r"/project/tester/[^/]+/runs/([^/]+)/state", _state),
     ("POST", r"/resources/presigned/put", _places),
     ("POST", r"/experiment/([^/]+)/files/(prepare|complete)", _save),
-    ("POST", r"/projects/tester/[^/]+/series", _nothing),
+    ("POST", r"/projects/tester/[^/]+/series", _columns),
     ("POST", r"/house/experiments/[^/]+/heartbeat", _nothing),
 ]
 

@@ -6,12 +6,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spantune.core import RunError
-from spantune.runs.trackers.interface import Chart, RunInfo
+from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo
 
 
 class Noting:
@@ -27,8 +27,8 @@ class Noting:
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         self.note(f"metrics {step} {split} {dict(values)}")
 
-    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
-        self.note(f"texts {step} {name} {dict(texts)}")
+    def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
+        self.note(f"predictions {step} {name} {[row.summary for row in rows]}")
 
     def chart(self, step: int, chart: Chart) -> None:
         self.note(f"chart {step} {chart.name} {chart.image().size}")

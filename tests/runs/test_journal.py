@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,9 +38,9 @@ def test_every_line_survives_the_death_of_its_process(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        time.sleep(0.5)
+        first = [int(process.stdout.readline()) for _ in range(12)]
         process.send_signal(signal.SIGKILL)
-        told = [int(line) for line in process.stdout.read().split("\n")[:-1]]
+        told = first + [int(line) for line in process.stdout.read().split("\n")[:-1]]
     lines = path.read_text().splitlines()
     assert len(told) > 10 and lines[: len(told)] == [str(number) * 100 for number in told]
 

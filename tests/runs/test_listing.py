@@ -68,6 +68,9 @@ def parent(tmp_path: Path) -> Path:
     (folder / "damaged" / "config.yaml").write_text("model: [")
     (folder / "notes").mkdir()
     (folder / ".under-way.part").mkdir()
+    (folder / "first" / "trackers").mkdir()
+    for tracker, url in {"wandb": '"https://other/1"', "swanlab": '"https://cloud/runs/1"', "mlflow": "null"}.items():
+        (folder / "first" / "trackers" / f"{tracker}.json").write_text(f'{{"url": {url}}}')
     return folder
 
 
@@ -84,12 +87,21 @@ def names(found: list[listing.Run]) -> list[str]:
     return [run.name for run in found]
 
 
+def test_several_files_and_the_run_that_training_began_with_are_listed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "second", [], data={"train": ["a.jsonl", "b.json"]}, train={"from": "runs/first"})
+    run = listing.read(folder)
+    assert (run.data, run.warm_start) == ("a.jsonl, b.json", "runs/first")
+    assert run.settings["train.from"] == "runs/first" and run.settings["data.train"] == ["a.jsonl", "b.json"]
+    assert listing.matching([run], ["data.train=[a.jsonl, b.json]"]) == [run]
+
+
 def test_a_run_says_what_it_is_made_of_and_what_it_reached(parent: Path) -> None:
     first, second, stopped = (listing.read(parent / name).values for name in ("first", "second", "stopped"))
     assert first == {
         "name": "first", "state": "finished", "model": "hf:owner/small", "data": "cmeee.jsonl", "warm_start": None,
         "f1": 0.7, "f1_low": 0.6, "f1_high": 0.8, "f1_on": "test", "f1_before": 0.1, "step": 4, "seconds": 8.0,
         "started": "1970-01-01T00:16:40+00:00", "folder": str(parent / "first"),
+        "url": "https://cloud/runs/1",
     }  # fmt: skip
     assert (second["f1"], second["f1_before"], second["seconds"]) == (0.8, None, 2.5), "a clock set back costs no time"
     assert (stopped["state"], stopped["f1"], stopped["f1_on"], stopped["step"]) == ("stopped", 0.4, "dev", 8)

@@ -138,6 +138,20 @@ def test_several_corpora_are_split_together() -> None:
     assert load_config("recipe.yaml").data.test == "a-splits/test.jsonl"
 
 
+def test_a_cpu_takes_as_many_documents_as_its_minutes_suffice_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    english("train.jsonl", 700)
+    doccano("dev.jsonl", [(f"Eve{n} sleeps.", [[0, 3, "person"]]) for n in range(310)])
+    draft = init("train.jsonl", minutes=1)
+    assert (draft.config.data.limit, draft.config.data.dev_limit) == (400, 300)
+    assert any("data.limit=400, data.dev_limit=300" in remark for remark in draft.remarks)
+    assert init("train.jsonl", minutes=2).config.data.limit is None
+    monkeypatch.setattr(drafting, "device_here", lambda: "cuda")
+    data = init("train.jsonl").config
+    assert (data.data.limit, data.data.dev_limit, data.train.max_minutes, data.train.eval_before) == (
+        None, None, None, True
+    )  # fmt: skip
+
+
 def test_how_files_are_read_is_written_down() -> None:
     lines = "".join(f"x{n}\tO\tNN\nRome\tB-LOC\tNN\n\n" for n in range(8))
     Path("notes.txt").write_text(lines, encoding="utf-8")

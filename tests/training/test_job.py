@@ -153,11 +153,13 @@ def test_the_adapter_loads_with_plain_peft(trained: Result) -> None:
 def test_report_and_dashboard_show_the_run(trained: Result) -> None:
     page = (trained.folder / "report.html").read_text(encoding="utf-8")
     assert f"{100 * trained.after.scores.micro.f1:.1f}" in page and "max_steps: 12" in page
-    with closing(sqlite3.connect(trained.folder / "swanlab" / "runs.swanlab")) as store:
+    with closing(sqlite3.connect(trained.folder.parent / "swanlab" / "runs.swanlab")) as store:
         names = {name for (name,) in store.execute("select name from tag")}
         ((status,),) = store.execute("select status from experiment").fetchall()
     assert {"train/loss", "dev/f1", "test/f1", "Prediction"} <= names and status == 1
-    texts = [path.read_text(encoding="utf-8") for path in (trained.folder / "swanlab").glob("run-*/media/text/*.txt")]
+    texts = [
+        path.read_text(encoding="utf-8") for path in (trained.folder.parent / "swanlab").glob("run-*/media/text/*.txt")
+    ]
     assert any("gold: " in text and "predicted: " in text for text in texts)
 
 

@@ -243,7 +243,7 @@ def test_a_stop_while_measuring_loses_nothing_and_closes_the_trackers(
         signalling(patched, signal.SIGINT, 1, at)
         with pytest.raises(Stopped):
             train(recipe)
-    with closing(sqlite3.connect(recipe.run_folder / "swanlab" / "runs.swanlab")) as store:
+    with closing(sqlite3.connect(recipe.run.folder / "swanlab" / "runs.swanlab")) as store:
         assert store.execute("select status from experiment").fetchall() == [(-1,)]
     resumed(recipe.run_folder)
     assert_equal(recipe.run_folder, unbroken)

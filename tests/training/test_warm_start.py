@@ -49,7 +49,7 @@ def test_a_run_begins_as_the_earlier_one_ended_and_resumes_without_it(
             train(recipe)
     shutil.rmtree(tmp_path / "earlier")
     folder = recipe.run_folder
-    result = train(resume_recipe(folder), folder)
+    result = train(resume_recipe(folder), resume=folder)
     assert result.before is not None and result.before.micro == trained.after.scores.micro
     run = RunFolder(folder)
     evaluations = [record for record in run.metrics() if record["split"] == "dev"]
@@ -123,9 +123,22 @@ def test_the_adapter_s_modules_have_to_be_those_of_the_recipe(warm: Callable[...
     assert "differs in" in plan.failed[0].found
 
 
+def test_a_rate_that_is_not_named_is_a_third_of_the_earlier_one_and_a_high_one_is_noted(
+    warm: Callable[..., dict[str, Any]],
+) -> None:
+    named = prepare(parse_config(warm()))
+    assert named.start is not None and "train.learning_rate=7e-03" in named.start.notes[0]
+    plain = warm()
+    del plain["train"]["learning_rate"], plain["train"]["loss_on"]
+    chosen = prepare(parse_config(plain))
+    assert chosen.start is not None and chosen.start.notes == ()
+    assert chosen.recipe.train.learning_rate == pytest.approx(0.02 / 3)
+    assert chosen.recipe.train.loss_on == "choices"
+
+
 def test_an_adapter_folder_alone_will_do(warm: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     inside = prepare(parse_config(warm(start=tmp_path / "earlier" / "adapter")))
-    assert inside.start is not None and inside.start.notes == ()
+    assert inside.start is not None and "only its shapes" not in " ".join(inside.start.notes)
     alone = Path(shutil.copytree(tmp_path / "earlier" / "adapter", tmp_path / "alone"))
     prepared = prepare(parse_config(warm(start=alone)))
     assert prepared.start is not None and "only its shapes are compared" in prepared.start.notes[0]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from spantune import __version__
-from spantune.cli import calibrate, data, evaluate, extract, init, names, runs, tables
+from spantune.cli import calibrate, data, evaluate, extract, init, names, runs, tables, watch
 from spantune.cli.help import App
 from spantune.cli.libraries import quiet
 from spantune.cli.options import Json, Overrides, Recipe
@@ -165,7 +165,13 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
 
     The exit code is 1 if a check fails.
 
-    Example: spantune plan recipes/phi4-cmeee.yaml data.train=cmeee.jsonl
+    What is unlikely to work, such as too few optimizer steps, is a warning, which does not change the exit code.
+
+    Examples:
+
+        spantune plan recipe.yaml
+
+        spantune plan bundled:phi4-cmeee data.train=cmeee.jsonl
     """
     from spantune.core import load_config
 
@@ -197,7 +203,9 @@ def train(
 
     Examples:
 
-        spantune train recipes/cmeee-small.yaml data.train=cmeee.jsonl train.max_steps=24
+        spantune train recipe.yaml
+
+        spantune train bundled:cmeee-small data.train=cmeee.jsonl train.max_steps=24
 
         spantune train --resume runs/cmeee-small
 
@@ -219,6 +227,7 @@ app.command(listed=["Formats"])(evaluate.evaluate)
 app.command()(evaluate.compare)
 app.command()(evaluate.report)
 app.command()(runs.runs)
+app.command()(watch.watch)
 app.command(listed=["Formats"])(extract.extract)
 app.command()(calibrate.calibrate)
 app.command()(runs.sync)
@@ -230,7 +239,7 @@ def _run(recipe: Config, resume: Path | None) -> None:
     from spantune.training import train as run_job
 
     try:
-        result: Result = run_job(recipe, resume)
+        result: Result = run_job(recipe, resume=resume)
     except Interrupted as interrupt:
         raise typer.Exit(interrupt.exit_code) from None
     on = {"test": "test", "dev": "dev (these documents chose the adapter)"}[result.f1_on]

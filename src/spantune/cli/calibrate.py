@@ -5,7 +5,6 @@ As in `cli`, there is no logic here: the table or JSON goes to stdout, messages 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,13 +14,10 @@ from spantune.cli.libraries import quiet
 from spantune.cli.options import AcceptChanges, Device, Format, Json, Run, describe_threshold
 from spantune.core import (
     ConfigError,
-    RunError,
-    SpantuneError,
     log_crashes_into,
     print_table,
     put,
     put_json,
-    say,
 )
 from spantune.runs import RunFolder
 
@@ -65,43 +61,22 @@ def calibrate(
 
         spantune calibrate runs/demo --objective precision=0.9 --no-store
     """
-    from spantune.data import formats
-
     precision = _precision(objective)
     folder = RunFolder(run)
-    recipe = folder.config()
+    folder.require_finished()
     log_crashes_into(run)
-    if not folder.is_finished:
-        raise RunError(f"{run} is not finished, and training on would undo this; first spantune train --resume {run}")
-    quiet(recipe.model.source)
-    from spantune.core import track
-    from spantune.data import read_splits
-    from spantune.extraction import load_bare
-    from spantune.metrics import calibration
+    quiet(folder.config().model.source)
+    from spantune.data import formats
+    from spantune.extraction import calibrate_run, load_bare
 
-    gold = list(formats.read(data, format).documents if data else read_splits(recipe.data).dev)
+    corpus = formats.read(data, format) if data else None
     extractor = load_bare(run, device, accept_changes=accept_changes)
-    extractor.task.check(gold)
-    predicted = [extraction.document for extraction in track(extractor.stream(gold), "extract", len(gold))]
-    fitted = calibration.calibrate(gold, predicted, precision, per_label, data or "dev")
-    if store:
-        fitted.save(run)
-        _update_report(run)
+    fitted = calibrate_run(extractor, corpus, precision=precision, per_label=per_label, store=store)
     stored = str(folder.calibration_file) if store else None
     if as_json:
         put_json({**fitted.model_dump(mode="json"), "stored": stored})
     else:
         _print(fitted, stored)
-
-
-def _update_report(run: Path) -> None:
-    """Make the run's report again with the calibration; an error is reported, and the old report stays."""
-    from spantune.report import report_run
-
-    try:
-        report_run(run)
-    except SpantuneError as error:
-        say(f"the calibration is stored, and the report is the old one: {error}")
 
 
 def _precision(objective: str) -> float | None:

@@ -96,7 +96,7 @@ def inspect(
 
         spantune data inspect cmeee.jsonl --tokenizer bundled:gemma3-270m --task cmeee
 
-        spantune data inspect --recipe recipes/demo.yaml train.max_tokens=256
+        spantune data inspect --recipe bundled:demo train.max_tokens=256
     """
     from spantune.data import formats
 

@@ -26,12 +26,13 @@ from spantune.cli.options import (
     parts_read,
     report_left_out,
 )
-from spantune.core import ConfigError, DataError, RunError, log_crashes_into, put, put_json, require_new, say
-from spantune.runs import RunFolder, name_predictions, predictions_for
+from spantune.core import ConfigError, DataError, log_crashes_into, put, put_json, require_new, say
+from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
-    from spantune.core import Config, Document, Extraction
-    from spantune.metrics import Protocol, System
+    from spantune.core import Document
+    from spantune.data import Corpus
+    from spantune.metrics import Protocol
     from spantune.report import Report
 
 
@@ -157,13 +158,14 @@ def compare(
         spantune compare --gold test.jsonl before.jsonl after.jsonl --json
     """
     from spantune.metrics import compare as compare_systems
+    from spantune.runs import labels_of_systems, read_systems
 
     _require_report_folder(report, (*systems, gold), force)
     how = _How(protocol, format, None, labels, None)
-    gold_documents = _read(gold, format) if gold else None
-    read = [_system(path, name, gold_documents, how) for path, name in zip(systems, _names(systems), strict=True)]
-    codes = how.codes(document for system in read for document in (*system.gold, *system.documents))
-    codes = codes if labels else _ordered(codes, systems)
+    read, notes = read_systems(systems, _corpus(gold, format) if gold else None, protocol, format)
+    for note in notes:
+        say(note)
+    codes = how.codes or labels_of_systems(read, systems)
     comparison = compare_systems(read, codes)
     for name, scores in comparison.systems.items():
         for note, count in scores.notes.items():
@@ -211,10 +213,11 @@ class _How:
     labels: str | None
     train: Sequence[Document] | None
 
-    def codes(self, documents: Iterable[Document]) -> list[str]:
-        """Return the label set as given, or the labels of `documents`."""
+    @property
+    def codes(self) -> list[str] | None:
+        """The label set as given; None for the labels of the documents."""
         if self.labels is None:
-            return sorted({entity.label for document in documents for entity in document.entities})
+            return None
         codes = [code for code in (part.strip() for part in self.labels.split(",")) if code]
         if not codes:
             raise ConfigError(f"--labels {self.labels!r} names no label; expected codes such as dis,sym,bod")
@@ -236,21 +239,19 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     folder = RunFolder(run)
     recipe = folder.config()
     log_crashes_into(run)
-    gold = _read(data, how.format)[: how.limit]
+    corpus = _corpus(data, how.format)
+    corpus = replace(corpus, documents=corpus.documents[: how.limit])
     quiet(recipe.model.source)
-    from spantune.extraction import evaluate as measure
-    from spantune.extraction import load_run, rates, save_predictions
+    from spantune.extraction import evaluate_run, load_run, rates
     from spantune.report import Report, describe_run
     from spantune.training import environment
 
     settings = recipe.extract.model_copy(update={"grounded": decoding.grounded})
     extractor = load_run(run, decoding.device, settings, decoding.min_score, accept_changes=decoding.accept_changes)
-    extractor.task.check(gold)
-    train = _trained_on(recipe) if how.train is None else how.train
-    evaluation = measure(extractor, gold, protocol=how.protocol, train=train)
-    path = name_predictions(run, data, gold)
-    save_predictions(path, evaluation.extractions)
-    say(f"predictions: {path}")
+    evaluation = evaluate_run(extractor, corpus, protocol=how.protocol, train=how.train)
+    for note in evaluation.notes:
+        say(note)
+    say(f"predictions: {evaluation.file}")
     dropped = evaluation.below_threshold
     report_left_out(extractor.calibration, dropped["entities"])
     facts = {"extraction": f"{evaluation.seconds:.1f} s", "decoding": "grammar" if decoding.grounded else "free"}
@@ -261,14 +262,14 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
         title=f"spantune · {name} on {data}",
         after=evaluation.scores,
         labels=extractor.task.names,
-        gold=gold,
+        gold=corpus.documents,
         predicted=evaluation.extractions,
         facts=facts,
         rates=rates(evaluation.extractions),
         config=folder.config_file.read_text(encoding="utf-8"),
         environment=environment(),
         head=describe_run(run),
-        train=train or (),
+        train=evaluation.train,
         run=name,
         data=data,
         date=time.strftime("%Y-%m-%d"),
@@ -276,31 +277,24 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     return evaluation.as_dict(), report
 
 
-def _trained_on(recipe: Config) -> Sequence[Document] | None:
-    """Return the training documents of a run; None, with a message on stderr, when they cannot be read any more."""
-    from spantune.data import read_splits
-
-    try:
-        return read_splits(recipe.data).train
-    except DataError as error:
-        say(f"no figures for seen and unseen surfaces; the training data cannot be read: {error}")
-        return None
-
-
 def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, object], Report]:
     """Score one file against another; returns the figures and their report."""
     from spantune.core import from_document
-    from spantune.metrics import score
+    from spantune.metrics import labels_of, score
     from spantune.report import Report
+    from spantune.runs import aligned
 
+    notes: list[str] = []
     gold_documents = _read(gold, how.format)
-    predictions = _aligned(gold_documents, list(map(from_document, _read(predicted, how.format))), predicted)
+    predictions = aligned(gold_documents, list(map(from_document, _read(predicted, how.format))), predicted, notes)
+    for note in notes:
+        say(note)
     if how.limit is not None:
         gold_documents = gold_documents[: how.limit]
         gold_ids = {document.id for document in gold_documents}
         predictions = [prediction for prediction in predictions if prediction.document.id in gold_ids]
     predicted_documents = [prediction.document for prediction in predictions]
-    codes = how.codes((*gold_documents, *predicted_documents))
+    codes = how.codes or labels_of((*gold_documents, *predicted_documents))
     data = f"{predicted} against {gold}"
     try:
         scores = score(gold_documents, predicted_documents, codes, protocol=how.protocol, train=how.train)
@@ -312,49 +306,6 @@ def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, object
     return scores.as_dict(), Report(
         title, scores, names, gold_documents, predictions, data=data, date=date, train=train
     )
-
-
-def _system(path: Path, name: str, gold: Sequence[Document] | None, how: _How) -> System:
-    """Read a run with its newest predictions for the test documents, or a file of predictions."""
-    from spantune.core import from_document
-    from spantune.data import read_extractions, read_splits
-    from spantune.metrics import System
-
-    run = RunFolder(path)
-    if not run.is_run and gold is None:
-        raise ConfigError(f"{path} is no run folder; to compare files of predictions, give --gold FILE")
-    file = path
-    if run.is_run:
-        file = (predictions_for(path, gold) if gold else None) or run.last_predictions("test")
-    if run.is_run and file.stem == "test-0":
-        raise RunError(f"{path} has no predictions after training; end the run with spantune train --resume {path}")
-    predictions = read_extractions(file) if run.is_run else list(map(from_document, _read(str(file), how.format)))
-    if gold is None:
-        gold = read_splits(run.config().data).test
-    return System(name, gold, _aligned(gold, predictions, str(file)), how.protocol)
-
-
-def _aligned(gold: Sequence[Document], predictions: Sequence[Extraction], path: str) -> list[Extraction]:
-    """Give `predictions` the ids of `gold`; reports on stderr when they were paired by their texts."""
-    from spantune.metrics import align
-
-    documents = [prediction.document for prediction in predictions]
-    aligned = align(gold, documents)
-    if [document.id for document in aligned] != [document.id for document in documents]:
-        say(f"{path}: no id is that of a gold document; paired by their texts, which are the same")
-    return [replace(prediction, document=document) for prediction, document in zip(predictions, aligned, strict=True)]
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Return the last names of the paths where these are all different, otherwise the paths."""
-    names = [path.resolve().name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
-
-
-def _ordered(codes: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Return `codes` in the order of the task of the first run among `paths`, and then those that it lacks."""
-    ordered = [code for code in _task_names(paths) if code in codes]
-    return [*ordered, *(code for code in codes if code not in ordered)]
 
 
 def _label_names(paths: Sequence[Path], codes: Sequence[str]) -> dict[str, str]:
@@ -373,12 +324,16 @@ def _task_names(paths: Sequence[Path]) -> dict[str, str]:
 
 def _read(path: str, format: str | None) -> Sequence[Document]:
     """Read the documents of a corpus; what the reader repaired is reported on stderr."""
+    corpus = _corpus(path, format)
+    for note, count in corpus.notes.items():
+        say(f"{corpus.name}: {count} × {note}")
+    return corpus.documents
+
+
+def _corpus(path: str, format: str | None) -> Corpus:
     from spantune.data import formats
 
-    corpus = formats.read(path, format)
-    for note, count in corpus.notes.items():
-        say(f"{path}: {count} × {note}")
-    return corpus.documents
+    return formats.read(path, format)
 
 
 def _print_scores(figures: dict[str, object], as_json: bool) -> None:

@@ -10,12 +10,14 @@ import typer
 
 from spantune.cli import names
 from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, reading_options
-from spantune.core import ConfigError, nearest, print_table, put_json, say
+from spantune.core import ConfigError, nearest, print_table, put_json, require_new, say
 
 if TYPE_CHECKING:
     from spantune.training import Draft
 
 ANSWERS = ("jsonl", "grouped", "inline")
+SHOWN = 12
+"""Labels that are shown at most."""
 
 
 def init(
@@ -97,29 +99,31 @@ def init(
     reading = Reading(format, options)
     if reading.keys():
         choices["reading"] = reading
-    if sys.stdin.isatty() and sys.stderr.isatty() and not as_json:
-        choices |= _asked(corpora, choices)
-    draft = make_recipe(corpora, out, force=force, **choices)
-    _report(draft, out)
+    require_new(out, corpora, force=force)
+    draft = make_recipe(corpora, out, write=False, **choices)
+    _say_found(draft)
+    if sys.stdin.isatty() and sys.stderr.isatty() and not as_json and (asked := _asked(draft, choices)):
+        draft = make_recipe(corpora, out, write=False, **(choices | asked))
+    draft.write(out, force=force)
+    _say_decided(draft, out)
     if as_json:
         put_json({"recipe": str(out), **draft.as_dict(), "next": [f"spantune plan {out}", f"spantune train {out}"]})
 
 
-def _asked(corpora: list[str], choices: dict[str, Any]) -> dict[str, Any]:
+def _asked(draft: Draft, choices: dict[str, Any]) -> dict[str, Any]:
     """The answers to the questions that no option has answered; an empty line takes what is in brackets."""
-    from spantune.training import DEFAULT_MODEL, find_splits
-
     answers: dict[str, Any] = {}
     if "model" not in choices:
-        answers["model"] = _ask("Model (bundled:NAME, hf:OWNER/NAME, modelscope:OWNER/NAME or a folder)", DEFAULT_MODEL)
+        model = _ask("Model (bundled:NAME, hf:OWNER/NAME, modelscope:OWNER/NAME or a folder)", draft.decided.model)
+        answers |= {"model": model} if model != draft.decided.model else {}
     if "answer" not in choices:
-        answer = _ask("How the model writes entities (jsonl, grouped or inline)", ANSWERS[0])
+        answer = _ask(f"How the model writes entities ({', '.join(ANSWERS)})", draft.decided.answer)
         if answer not in ANSWERS:
             raise ConfigError(f"unknown answer format {answer!r}; {nearest(answer, ANSWERS)}")
-        answers["answer"] = answer
-    if not {"dev", "test"} & choices.keys() and find_splits(corpora).keys() == {"train"}:
-        test = _ask("A corpus for the final figures (a file; empty: hold documents out of this one)", "")
-        answers |= {"test": test} if test else {}
+        answers |= {"answer": answer} if answer != draft.decided.answer else {}
+    if not {"dev", "test"} & choices.keys() and draft.decided.found.documents.keys() == {"train"}:
+        test = _ask("A file with other documents for the final figures", "none")
+        answers |= {"test": test} if test != "none" else {}
     return answers
 
 
@@ -128,16 +132,24 @@ def _ask(question: str, default: str) -> str:
     return sys.stdin.readline().strip() or default
 
 
-def _report(draft: Draft, out: Path) -> None:
-    """Say what was found and decided, and what comes next."""
+def _say_found(draft: Draft) -> None:
+    """Say what is in the corpora."""
+    found = draft.decided.found
+    counts = ", ".join(f"{split} {len(documents):,}" for split, documents in found.documents.items())
+    labels = [f"{label} {count:,}" for label, count in found.labels.items()]
+    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+    say(f"format     {', '.join(found.formats)}")
+    say(f"documents  {counts}; {found.chinese_share:.0%} Chinese; {'some' if found.nested else 'no'} entities overlap")
+    say(f"labels     {', '.join(labels[:SHOWN])}{more}")
+    for note, count in found.notes.items():
+        say(f"note       {count:,} × {note}")
+
+
+def _say_decided(draft: Draft, out: Path) -> None:
+    """Say what the recipe is, and what comes next."""
     decided = draft.decided
-    counts = ", ".join(f"{split} {count:,}" for split, count in decided.counts.items())
-    held = f", of which {decided.held_out} are held out as dev" if decided.share is not None else ""
-    say(f"format     {', '.join(decided.found.formats)}")
-    say(f"documents  {counts}{held}")
-    labels = [f"{label} {count:,}" for label, count in decided.found.labels.items()]
-    more = f" and {len(labels) - 12} more" if len(labels) > 12 else ""
-    say(f"labels     {', '.join(labels[:12])}{more}")
+    held = f" (the first {decided.held_out} of train held out as dev)" if decided.share is not None else ""
+    say(f"splits     {', '.join(f'{split} {count:,}' for split, count in decided.counts.items())}{held}")
     language = {"zh": "Chinese", "en": "English"}[decided.language]
     say(
         f"task       {language} instruction, {'nested' if decided.nested else 'flat'} entities, answer {decided.answer}"
@@ -146,8 +158,6 @@ def _report(draft: Draft, out: Path) -> None:
     chosen = f"values for {decided.row.name}" if decided.row else "values chosen when training starts"
     minutes = f", {decided.minutes:g} minutes at most" if decided.minutes is not None else ""
     say(f"training   {decided.model} on {device}, {chosen}{minutes}")
-    for note, count in decided.found.notes.items():
-        say(f"note       {count:,} × {note}")
     for remark in draft.remarks:
         say(f"note       {remark}")
     say(f"written    {out}\n\nNext:\n  spantune plan {out}\n  spantune train {out}")
@@ -162,7 +172,7 @@ def _is_recipe(corpora: list[str]) -> bool:
 
 
 def _copy(recipe: str, out: Path, *, force: bool, as_json: bool) -> None:
-    from spantune.core import recipe_path, replace_text, require_new
+    from spantune.core import recipe_path, replace_text
 
     require_new(out, [recipe_path(recipe)], force=force)
     replace_text(out, recipe_path(recipe).read_text(encoding="utf-8"))

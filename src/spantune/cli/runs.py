@@ -94,6 +94,8 @@ def _print_list(runs: Sequence[Run]) -> None:
     shown = {"name": "run", "state": "state", "model": "model", "data": "data", **from_}
     head = [*shown.values(), "F1", "95 %", "on", "steps", "time", "started"]
     rows = [(*(_shown(run.get(key)) for key in shown), *_figures(run)) for run in runs]
+    if any(run.url for run in runs):
+        head, rows = [*head, "url"], [(*row, _shown(run.url)) for row, run in zip(rows, runs, strict=True)]
     print_table(head, rows)
 
 
@@ -102,6 +104,8 @@ def _print_compared(runs: Sequence[Run], settings: Sequence[str]) -> None:
     figures = zip(*(_figures(run) for run in runs), strict=True)
     names = ("F1", "95 %", "on", "steps", "time", "started")
     rows += [(name, *values) for name, values in zip(names, figures, strict=False)]
+    if any(run.url for run in runs):
+        rows.append(("url", *(_shown(run.url) for run in runs)))
     rows += [(key, *(_shown(run.get(key)) for run in runs)) for key in settings if key not in _SHOWN_ABOVE]
     print_table(["", *(_shown(run.name) for run in runs)], rows)
 

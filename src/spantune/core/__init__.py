@@ -21,10 +21,14 @@ from spantune.core.drawing import (
     ERROR_SIGNS,
     LABEL_COLORS,
     LEFT_OUT,
+    document_html,
     draw_entities,
     drawing_style,
     entities_html,
+    framed_html,
     label_colors,
+    label_order,
+    prefer_label_order,
     table_html,
 )
 from spantune.core.errors import (
@@ -67,6 +71,7 @@ from spantune.core.files import (
     sha256_of,
 )
 from spantune.core.foreign import foreign
+from spantune.core.frames import data_frame, number
 from spantune.core.lazy import lazy_exports
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
@@ -132,7 +137,9 @@ __all__ = [
     "closest",
     "complain",
     "config",
+    "data_frame",
     "description",
+    "document_html",
     "draw_entities",
     "drawing_style",
     "encodable",
@@ -144,6 +151,7 @@ __all__ = [
     "first_unknown",
     "following",
     "foreign",
+    "framed_html",
     "from_document",
     "from_prediction_record",
     "fsync_path",
@@ -155,6 +163,7 @@ __all__ = [
     "is_verbose",
     "json_text",
     "label_colors",
+    "label_order",
     "lazy_exports",
     "live",
     "load_config",
@@ -167,11 +176,13 @@ __all__ = [
     "nearest",
     "need",
     "non_finite",
+    "number",
     "occurrences",
     "os_error",
     "overwriting",
     "parse_config",
     "parse_value",
+    "prefer_label_order",
     "print_table",
     "print_text",
     "printable",

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from spantune.core.bundled_recipes import bundled_recipes, recipe_path
 from spantune.core.errors import ConfigError, expect, nearest
 from spantune.core.files import replace_text
-from spantune.core.secrets import MASK, holds_credential, masked_values
+from spantune.core.secrets import MASK, holds_credential, masked, masked_values
 from spantune.core.task import AnswerFormat, Label
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class Train(Section):
 
     from_: str | None = Field(None, alias="from", min_length=1)
     """A run folder, or an adapter folder, whose adapter training goes on with instead of a new one; `lora` is then that
-    of the adapter, and the optimizer starts anew."""
+    of the adapter, the learning rate a third of that run's where none is named, and the optimizer starts anew."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`adamw`: with fp32 states; `adamw_8bit`: a quarter of that memory, needs bitsandbytes; `paged_adamw_8bit`: moves
     states to CPU memory when the GPU's is short."""
@@ -326,10 +326,14 @@ class Track(Section):
 
     swanlab: Literal["local", "offline", "online", "off"] = "local"
     """SwanLab mode: on this machine, kept here to be sent by `spantune sync`, sent while it runs, or not at all."""
+    board: Path | None = None
+    """Folder of the local board, which shows all runs that are recorded there; `<run.folder>/swanlab` when absent."""
     also: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Further trackers; each is an extra to install, such as `spantune[tensorboard]`."""
     project: str = Field("spantune", pattern=r"^[0-9A-Za-z_\-+.]{1,100}$")
     """SwanLab project: ASCII only."""
+    workspace: str | None = Field(None, pattern=r"^[0-9A-Za-z_\-]{1,25}$")
+    """User or organisation in SwanLab's cloud that the project belongs to; that of the key when absent."""
     experiment: str | None = Field(None, min_length=1, max_length=512)
     """Name of the run in the trackers, in any language; `run.name` when absent."""
     description: str | None = Field(None, min_length=1, max_length=1024)
@@ -338,16 +342,20 @@ class Track(Section):
     """Words to find the run by."""
     group: str | None = Field(None, min_length=1, max_length=128)
     """What the run belongs to, such as an ablation."""
+    job_type: str | None = Field(None, min_length=1, max_length=128)
+    """What kind of run it is, such as `train` or `search`; to group and filter by."""
     predictions: int = Field(20, ge=0, le=100)
     """Documents in the `Prediction` text panel, the same at every evaluation."""
+    notify: tuple[Literal["webhook", "email", "lark", "dingtalk", "wecom"], ...] = ()
+    """Who is told when the run ends; addresses and passwords are taken from environment variables, see tracking."""
 
     @model_validator(mode="before")
     @classmethod
     def _bare_string_is_a_list(cls, values: object) -> object:
-        """Turn a bare string in `also` or `tags` into a list of one."""
+        """Turn a bare string in `also`, `tags` or `notify` into a list of one."""
         if not isinstance(values, dict):
             return values
-        lists = {"also", "tags"}
+        lists = {"also", "tags", "notify"}
         return {key: [value] if key in lists and isinstance(value, str) else value for key, value in values.items()}
 
 
@@ -362,6 +370,12 @@ class Config(Section):
     train: Train = Train()
     extract: Extract = Extract()
     track: Track = Track()
+
+    @model_validator(mode="after")
+    def _run_is_not_the_board(self) -> Config:
+        if self.run.name == "swanlab" and self.track.swanlab == "local" and self.track.board is None:
+            raise ValueError("run.name=swanlab is the folder of SwanLab's board; give another, or set track.board")
+        return self
 
     @model_validator(mode="after")
     def _choices_need_the_grammar(self) -> Config:
@@ -382,8 +396,16 @@ class Config(Section):
         """`run.folder / run.name`."""
         return self.run.folder / self.run.name
 
+    def __repr__(self) -> str:
+        labels = self.task.preset or ", ".join(label.code for label in self.task.labels or ())
+        model = masked(self.model.source)
+        return f"Config(run {self.run.name}, model {model}, labels {labels}, train {self.data.train})"
+
+    __str__ = __repr__
+
     def save(self, folder: str | Path) -> None:
         """Write the resolved recipe as `config.yaml` into `folder`, with credentials masked."""
+        expect(folder, (str, Path), "Config.save", "the path of a folder")
         text = yaml.safe_dump(masked_values(self.model_dump(mode="json")), allow_unicode=True, sort_keys=False)
         replace_text(Path(folder) / "config.yaml", text)
 
@@ -417,18 +439,19 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return parse_config(tree, where=str(path), overrides=overrides)
 
 
-def as_config(recipe: object) -> Config:
-    """Return a recipe that may be given as a Config, as plain values or as the path of its file.
+def as_config(recipe: object, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Return a recipe that may be given as a Config, as plain values or as the path of its file, with `overrides`.
 
     Raises:
         ConfigError: it is none of these, or not a valid recipe.
     """
+    expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
     if isinstance(recipe, Config):
-        return recipe
+        return parse_config(recipe.model_dump(mode="json"), overrides=overrides) if overrides else recipe
     if isinstance(recipe, Mapping):
-        return parse_config(recipe)
+        return parse_config(recipe, overrides=overrides)
     expected = "a recipe: a Config, a mapping with its sections, or the path of a YAML file"
-    return load_config(expect(recipe, (str, Path), "recipe", expected))
+    return load_config(expect(recipe, (str, Path), "recipe", expected), overrides)
 
 
 def parse_config(tree: object, where: str = "recipe", overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from spantune.core.errors import DataError
+from spantune.core.errors import DataError, expect
+from spantune.core.frames import number
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -65,9 +66,17 @@ class Document:
                 f"document {self.id!r}: expected an id and a text that are strings and a list of entities, found "
                 f"{type(self.id).__name__}, {type(self.text).__name__} and {type(self.entities).__name__}"
             )
+        if not isinstance(self.meta, Mapping):
+            raise DataError(f"document {self.id!r}: expected a mapping for meta, found {type(self.meta).__name__}")
         for entity in self.entities:
             if not isinstance(entity, Entity):
                 raise DataError(f"document {self.id!r}: expected Entity objects, found {entity!r}", field="entities")
+            if not (isinstance(entity.start, int) and isinstance(entity.end, int) and isinstance(entity.label, str)):
+                raise DataError(
+                    f"document {self.id!r}: expected an entity with whole numbers for start and end and a string for "
+                    f"its label, found {entity!r}",
+                    field="entities",
+                )
             if not 0 <= entity.start < entity.end <= len(self.text):
                 raise DataError(
                     f"document {self.id!r}: entity {entity.label!r} at [{entity.start}, {entity.end}) is empty or "
@@ -77,12 +86,38 @@ class Document:
                 )
         object.__setattr__(self, "entities", tuple(sorted(self.entities)))
 
+    def __repr__(self) -> str:
+        start = self.text if len(self.text) <= 40 else f"{self.text[:37]}..."
+        return f"Document({self.id!r}, {start!r}, {number(len(self.entities), 'entity', 'entities')})"
+
+    def _repr_html_(self) -> str:
+        from spantune.core.drawing import entities_html
+
+        return entities_html(self)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the document as the native JSON object: id, text, entities with their surface, meta if any."""
+        return to_record(self)
+
     def surface(self, entity: Entity) -> str:
-        """Return the characters that `entity` covers."""
+        """Return the characters that `entity` covers.
+
+        Raises:
+            ConfigError: `entity` is no Entity.
+        """
+        if not isinstance(entity, Entity):
+            expect(entity, Entity, "surface", "an Entity of the document")
         return self.text[entity.start : entity.end]
 
     def with_entities(self, entities: Iterable[Entity]) -> Document:
-        """Return the same document with other entities."""
+        """Return the same document with other entities.
+
+        Raises:
+            ConfigError: `entities` is no list of Entity objects.
+            DataError: one of them is empty or lies outside the text.
+        """
+        if isinstance(entities, str) or not isinstance(entities, Iterable):
+            expect(entities, (), "with_entities", "a list of Entity objects")
         return replace(self, entities=tuple(entities))
 
 

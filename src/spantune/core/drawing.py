@@ -15,6 +15,7 @@ from itertools import pairwise
 from unicodedata import category
 
 from spantune.core.document import Document, Entity
+from spantune.core.frames import number
 
 ERROR_SIGNS: Mapping[str, str] = {
     "type": "\u2260",
@@ -102,11 +103,18 @@ def entities_html(
 
     Args:
         document: the text with its entities.
-        codes: the labels of the task in its order, which gives the colours; the document's own, sorted, when absent.
+        codes: the labels of the task in its order, which gives the colours; see `label_order` when absent.
         names: code to name.
     """
+    return framed_html(document_html(document, codes, names))
+
+
+def document_html(
+    document: Document, codes: Sequence[str] | None = None, names: Mapping[str, str] | None = None
+) -> str:
+    """Return what `entities_html` shows, for a frame of `framed_html` that shows more."""
     if codes is None:
-        codes = sorted({entity.label for entity in document.entities})
+        codes = label_order(sorted({entity.label for entity in document.entities}))
     drawing = draw_entities(document, codes, names=names)
     rows = [
         (
@@ -119,10 +127,35 @@ def entities_html(
         for entity in document.entities
     ]
     table = table_html(("label", "start", "end", "text", "score"), rows)
-    count = f"{len(rows)} {'entity' if len(rows) == 1 else 'entities'}"
+    count = number(len(rows), "entity", "entities")
     details = f"<details><summary>{count}</summary>{table}</details>" if rows else "<p>no entities</p>"
+    return f"{drawing}{details}"
+
+
+def framed_html(content: str) -> str:
+    """Return markup in a frame that has the style of drawings and tables, as a notebook shows it in light and dark."""
     style = drawing_style(".spantune-document")
-    return f'<div class="spantune-document"><style>{style}{_FRAME}</style>{drawing}{details}</div>'
+    return f'<div class="spantune-document"><style>{style}{_FRAME}</style>{content}</div>'
+
+
+_session_codes: tuple[str, ...] = ()
+
+
+def prefer_label_order(codes: Iterable[str], *, is_task: bool = True) -> None:
+    """Have what a notebook shows from now on take the colours of this order.
+
+    Args:
+        codes: the labels of a task or a corpus in their order.
+        is_task: the order of a task replaces an earlier one; that of a corpus holds until there is one.
+    """
+    global _session_codes
+    if is_task or not _session_codes:
+        _session_codes = tuple(codes)
+
+
+def label_order(codes: Iterable[str]) -> list[str]:
+    """Return the labels that give the colours where no task is at hand: those of `prefer_label_order`, then `codes`."""
+    return list(dict.fromkeys([*_session_codes, *codes]))
 
 
 def table_html(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -154,6 +187,7 @@ def drawing_style(root: str = ":root") -> str:
 
 _FRAME = """.spantune-document{background:var(--paper);color:var(--ink);padding:.6rem .8rem;border-radius:.4rem}
 .spantune-document table{color:inherit;font-size:.85em}
+.spantune-document th,.spantune-document td{padding:.1em .6em;text-align:left}
 """
 _SHAPES = """.drawn{white-space:pre-wrap;overflow-wrap:anywhere;line-height:calc(1.75em + var(--depth)*5px)}
 .drawn .under{border-bottom:3px solid var(--colour);padding-bottom:calc(2px + var(--level)*5px)}

@@ -103,7 +103,7 @@ def expect(value: object, kinds: type[object] | tuple[type[object], ...], name: 
         ConfigError: it is not; says what was expected.
     """
     if not isinstance(value, kinds):
-        shown = repr(value)
+        shown = " ".join(repr(value).split())
         found = f"{type(value).__name__} {shown if len(shown) <= 60 else f'{shown[:57]}...'}"
         raise ConfigError(f"{name}: expected {expected}, found {'None' if value is None else found}")
     if isinstance(value, str | os.PathLike) and "\0" in os.fspath(value):

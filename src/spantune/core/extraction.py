@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from html import escape
 
 from spantune.core.document import Document, Entity, to_record
-from spantune.core.errors import DataError
+from spantune.core.drawing import document_html, entities_html, framed_html, table_html
+from spantune.core.errors import DataError, expect
+from spantune.core.frames import number
 
 
 class Status(StrEnum):
@@ -101,6 +104,20 @@ class Extraction:
     problems: tuple[Problem, ...] = ()
     below_threshold: tuple[Entity, ...] = ()
     contradicted: tuple[Entity, ...] = ()
+
+    def __post_init__(self) -> None:
+        expect(self.document, Document, "Extraction", "a Document")
+
+    def __repr__(self) -> str:
+        problems = f", {number(len(self.problems), 'problem')}" if self.problems else ""
+        return f"Extraction({self.document!r}, {self.status}{problems})"
+
+    def _repr_html_(self) -> str:
+        if not self.has_problem:
+            return entities_html(self.document)
+        rows = [(str(problem.kind), problem.found) for problem in self.problems]
+        problems = table_html(("problem", "found"), rows) if rows else ""
+        return framed_html(f"{document_html(self.document)}<p>status: {escape(self.status)}</p>{problems}")
 
     @property
     def has_problem(self) -> bool:

@@ -22,7 +22,7 @@ _USER = re.compile(
 _LETTERS = "(?:[a-z0-9_.-]|%(?!26|3f))*"  # not the signs before a name, so that a text is searched in linear time
 _NAMES = (
     f"{_LETTERS}(?:token|secret|password|passwd|pwd|signature|authorization|credential|apikey|accesskey|secretkey)"
-    f"{_LETTERS}|(?:{_LETTERS}(?:[_.-]|%5f|%2d))?(?:key|sig|auth|pass|jwt|bearer|sas|code|jsessionid|sessionid)"
+    f"{_LETTERS}|(?:{_LETTERS}(?:[_.-]|%5f|%2d))?(?:key|sig|sign|auth|pass|jwt|bearer|sas|code|jsessionid|sessionid)"
     "|x-amz-[a-z-]+|x-goog-[a-z-]+"
 )
 _PARAMETER = re.compile(rf"((?:[?&;]|%26|%3f)(?:{_NAMES})(?:\[\])?(?:=|%3d))[^&;#\s<>`]+", re.IGNORECASE)
@@ -38,7 +38,8 @@ _KNOWN_FORM = re.compile(
     r"|github_pat_[A-Za-z0-9_]{20,}|AKIA[A-Z0-9]{16}|ms-[0-9a-f]{8}-[0-9a-f-]{27})"
 )
 _SECRET_NAME = re.compile(
-    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|AUTH_?TOKEN|SECRET|PASSWORD|PASSWD|PASS|PAT|PASSPHRASE|CREDENTIALS?)(?:_ID)?$", re.I
+    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|AUTH_?TOKEN|SECRET|PASSWORD|PASSWD|PASS|PAT|PASSPHRASE|CREDENTIALS?|WEBHOOK)(?:_ID)?$",
+    re.I,
 )
 _PASSWORD = re.compile(rf"://[^{_END}/?#:@]*:(?!\d+/)([^{_END}@]+)@")
 _PATTERNS = ((_USER, rf"\1{MASK}@"), (_PARAMETER, rf"\1{MASK}"))
@@ -77,6 +78,8 @@ def _environment_secrets() -> Iterator[str]:
         secrets = [value] if _SECRET_NAME.search(name) and not os.path.exists(value) else []
         if "://" in value:
             secrets += _PASSWORD.findall(value)
+            # libraries name the path of an address that is a secret without its host
+            secrets += [f"/{secret.partition('://')[2].partition('/')[2]}" for secret in secrets if "://" in secret]
         for secret in secrets:
             for form in (secret.strip(), unquote(secret.strip())):
                 if len(form) >= _SHORTEST:

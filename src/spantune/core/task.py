@@ -13,8 +13,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from spantune.core.document import Document, Entity
-from spantune.core.errors import DataError, RunError, expect, nearest
-from spantune.core.files import first_line, replace_text
+from spantune.core.errors import DataError, RunError, expect, expect_each, nearest
+from spantune.core.files import first_line, replace_text, require_folder
 
 TASK_FILE = "task.json"
 AnswerFormat = Literal["jsonl", "grouped", "inline", "jsonl_seed"]
@@ -79,9 +79,11 @@ class TaskSpec(BaseModel):
         """Check that every entity of `documents` has a label of this task.
 
         Raises:
-            DataError: one does not; names the document, the entity and the most similar label.
+            ConfigError: `documents` is no list of Documents.
+            DataError: a label is unknown; names the document, the entity and the most similar label.
         """
-        if unknown := first_unknown(documents, self.codes):
+        checked = expect_each(documents, Document, "documents", "a list of Documents")
+        if unknown := first_unknown(checked, self.codes):
             document, entity = unknown
             raise DataError(
                 f"document {document.id!r}: the label {entity.label!r} of {document.surface(entity)!r} "
@@ -92,6 +94,8 @@ class TaskSpec(BaseModel):
 
     def save(self, folder: str | Path) -> None:
         """Write `task.json` into `folder`."""
+        expect(folder, (str, Path), "TaskSpec.save", "the path of a folder")
+        require_folder(Path(folder) / TASK_FILE)
         replace_text(Path(folder) / TASK_FILE, self.model_dump_json(indent=2) + "\n")
 
     @classmethod

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from spantune.data import formats, splitting
+from spantune.data.calls import check_files, split_corpus
 from spantune.data.checks import Demands, check, read_source
 from spantune.data.chunking import Chunk, Cutter, merge, split_long
+from spantune.data.corpus import Corpus, to_dicts, to_pandas
 from spantune.data.counts import Bin, Statistics, histogram, nesting, statistics
 from spantune.data.findings import Report, Tally
-from spantune.data.formats import Corpus, read, read_extractions, write
+from spantune.data.formats import read, read_extractions, write
 from spantune.data.formats.label_studio import labelling_interface
 from spantune.data.loading import Splits, holdout, read_splits, shared_texts
 from spantune.data.merging import Merged, conflicting, count_predicted, merge_corpora
@@ -34,6 +36,7 @@ __all__ = [
     "Unit",
     "cannot_be_read",
     "check",
+    "check_files",
     "conflicting",
     "count_dropped",
     "count_predicted",
@@ -57,9 +60,12 @@ __all__ = [
     "repair_all",
     "repair_targets",
     "shared_texts",
+    "split_corpus",
     "split_long",
     "splitting",
     "statistics",
+    "to_dicts",
+    "to_pandas",
     "try_lines",
     "write",
 ]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import get_args
 
+from spantune.core import framed_html, number, table_html
 from spantune.data.raw.document import Defect, RawDocument, RawEntity
 from spantune.data.rules import Rule, Severity
 
@@ -37,6 +38,20 @@ class Report:
     documents: int
     entities: int
     findings: tuple[Finding, ...]
+
+    def __repr__(self) -> str:
+        counts = f"{number(self.errors, 'error')}, {number(self.warnings, 'warning')}"
+        return f"Report({counts}, {number(self.documents, 'document')})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (finding.name, finding.severity, str(finding.count), finding.message, f"{finding.where}: {finding.example}")
+            for finding in self.findings
+        ]
+        counts = f"{number(self.documents, 'document')}, {number(self.entities, 'entity', 'entities')}: "
+        counts += f"{number(self.errors, 'error')}, {number(self.warnings, 'warning')}"
+        table = table_html(("finding", "", "count", "what", "the first"), rows) if rows else ""
+        return framed_html(f"<p>{counts}</p>{table}")
 
     @property
     def errors(self) -> int:

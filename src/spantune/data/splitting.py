@@ -93,6 +93,10 @@ class Division:
     copies: tuple[tuple[str, str], ...] = ()
     moved: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(part)}" for name, part in self.parts.items())
+        return f"Division({sizes})"
+
     @property
     def size(self) -> int:
         """Documents in all splits."""
@@ -127,20 +131,24 @@ class Division:
         }
 
 
+def usual_names(count: int) -> list[str]:
+    """Return the names of so many splits where none are given; none for more than three."""
+    return {1: ["train"], 2: ["train", "test"], 3: ["train", "dev", "test"]}.get(count, [])
+
+
 def parse_shares(shares: str, names: str | None = None) -> dict[str, float]:
     """The shares by name that a command line states, as in "0.8,0.1,0.1" and "train,dev,test".
 
     Raises:
         ConfigError: one is not a number, or there are not as many names.
     """
-    usual = {1: "train", 2: "train,test", 3: "train,dev,test"}
     try:
         values = [float(share) for share in shares.split(",")]
     except ValueError:
         raise ConfigError(
             f"found the shares {shares!r}; expected numbers with commas between, as 0.8,0.1,0.1"
         ) from None
-    given = (names or usual.get(len(values), "")).split(",")
+    given = names.split(",") if names else usual_names(len(values))
     if len(set(given)) != len(values) or len(given) != len(values):
         raise ConfigError(
             f"found {len(values)} shares and the names {','.join(given)!r}; expected as many, each once: give --names"

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
+    from spantune.extraction.calibration import calibrate_run
     from spantune.extraction.chunked import Engine, refusals
     from spantune.extraction.decoder import Decoder, Row
-    from spantune.extraction.evaluation import Evaluation, evaluate, save_predictions
+    from spantune.extraction.evaluation import Evaluation, evaluate, evaluate_run, save_predictions
     from spantune.extraction.extractor import Extractor, load_bare, load_run
     from spantune.extraction.gold_walk import mark_choices
     from spantune.extraction.grammar import Allowed, Guide, constraint_of, require_grammar
@@ -35,8 +36,10 @@ __all__ = [
     "Tally",
     "Target",
     "Texts",
+    "calibrate_run",
     "constraint_of",
     "evaluate",
+    "evaluate_run",
     "load_bare",
     "load_remote",
     "load_run",
@@ -51,9 +54,10 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "calibration": ("calibrate_run",),
         "chunked": ("Engine", "refusals"),
         "decoder": ("Decoder", "Row"),
-        "evaluation": ("Evaluation", "evaluate", "save_predictions"),
+        "evaluation": ("Evaluation", "evaluate", "evaluate_run", "save_predictions"),
         "extractor": ("Extractor", "load_bare", "load_run"),
         "gold_walk": ("mark_choices",),
         "grammar": ("Allowed", "Guide", "constraint_of", "require_grammar"),

@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from spantune.core import DataError, Document, Extraction, Prediction, Problem, ProblemKind, Status, config
+from spantune.core import (
+    ConfigError,
+    DataError,
+    Document,
+    Extraction,
+    Prediction,
+    Problem,
+    ProblemKind,
+    Status,
+    config,
+    expect,
+)
 from spantune.data import Chunk, Cutter, merge
 from spantune.encoding import Encoder
 from spantune.extraction.result import failure
@@ -28,6 +39,30 @@ class Engine(Protocol):
 
     def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; see `by_chunks`."""
+
+
+def as_documents(texts: Iterable[str | Prediction]) -> Iterator[Prediction]:
+    """Return `texts` with a Document for each that is a string, whose id is its number from 0.
+
+    Raises:
+        ConfigError: `texts` is a single text or cannot be gone through; a member of another type is found when it is
+            reached.
+    """
+    expected = "a list of texts or Documents"
+    if isinstance(texts, str | Document | Extraction):
+        raise ConfigError(f"texts: expected {expected}, found one; put it in a list, or call extract, which takes it")
+    if not isinstance(texts, Iterable):
+        expect(texts, (), "texts", expected)
+    return _each_document(texts, expected)
+
+
+def _each_document(texts: Iterable[str | Prediction], expected: str) -> Iterator[Prediction]:
+    for number, text in enumerate(texts):
+        if isinstance(text, str):
+            yield Document(str(number), text)
+        else:
+            expect(text, (Document, Extraction), f"texts[{number}]", f"a member of {expected}")
+            yield text
 
 
 @dataclass

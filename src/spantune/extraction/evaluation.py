@@ -6,24 +6,56 @@ The figures are those of `metrics.score`, and the rates of answers with problems
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
+from typing import TypeGuard
 
-from spantune.core import Document, Extraction, replacing, to_json, to_prediction_record, track
-from spantune.extraction.extractor import Extractor
+from spantune.core import (
+    DataError,
+    Document,
+    Extraction,
+    expect,
+    expect_each,
+    framed_html,
+    number,
+    replacing,
+    to_json,
+    to_prediction_record,
+    track,
+)
+from spantune.data import Corpus, read, read_splits
+from spantune.extraction.extractor import Extractor, load_run
 from spantune.extraction.result import rates
-from spantune.metrics import Protocol, Scores, score
+from spantune.metrics import Protocol, Scores, f1_text, require_protocol, score
+from spantune.runs import RunFolder, name_predictions
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores, the extractions behind them, and the seconds that extraction took."""
+    """Scores, the extractions behind them, and the seconds that extraction took.
+
+    `train` are the training documents that seen and unseen surfaces were told by, `file` holds the predictions where
+    they were saved, and `notes` say what was noticed when the documents were read.
+    """
 
     gold: tuple[Document, ...]
     extractions: tuple[Extraction, ...]
     scores: Scores
     seconds: float
+    train: tuple[Document, ...] = ()
+    file: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Evaluation(F1 {f1_text(self.scores.micro)}, {number(len(self.gold), 'document')}, {self.seconds:.1f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        return framed_html(f"{self.scores.table_html()}{f'<ul>{notes}</ul>' if notes else ''}")
 
     @property
     def predicted(self) -> list[Document]:
@@ -79,7 +111,66 @@ def evaluate(
     seconds = time.perf_counter() - started
     predicted = [extraction.document for extraction in extractions]
     scores = score(gold, predicted, extractor.task.codes, protocol=protocol, train=train)
-    return Evaluation(tuple(gold), extractions, scores, seconds)
+    return Evaluation(tuple(gold), extractions, scores, seconds, tuple(train or ()))
+
+
+def evaluate_run(
+    run: str | Path | Extractor,
+    data: str | Path | Iterable[Document],
+    *,
+    protocol: Protocol = "cblue",
+    train: Iterable[Document] | None = None,
+) -> Evaluation:
+    """Extract from an annotated corpus with a finished run, and score the entities against the annotation.
+
+        evaluation = spantune.evaluate("runs/demo", "test.jsonl")
+        print(evaluation.scores.micro.f1, evaluation.scores.labels)
+
+    Args:
+        run: the run folder, or what `spantune.load` returned for it, with its device, threshold and settings.
+        data: a corpus file, `bundled:NAME`, a Corpus, or a list of Documents. The predictions for a file are saved in
+            the run folder; those for the very same corpus are replaced.
+        protocol: what counts as correct: `cblue` (start, end and label) or `promptcblue` (mention and label).
+        train: the training documents, for the figures of seen and unseen surfaces; those of the run when absent.
+
+    Raises:
+        ConfigError: an argument is of a wrong type, or there is no such protocol.
+        DataError: the corpus cannot be read, or has a label that is not the task's.
+        RunError: the folder is no finished run, or its predictions cannot be saved.
+        ModelError: the model cannot be loaded.
+    """
+    expect(run, (str, Path, Extractor), "evaluate", "the path of a run folder, or what load returned")
+    require_protocol(protocol)
+    corpus = read(data) if isinstance(data, str | Path) else data
+    gold = list(expect_each(corpus, Document, "data", "a corpus file, a Corpus or a list of Documents"))
+    if not gold:
+        raise DataError("data: there are no documents; expected at least one")
+    extractor = run if isinstance(run, Extractor) else load_run(run)
+    extractor.task.check(gold)
+    notes = [f"{corpus.name}: {count} × {note}" for note, count in corpus.notes.items()] if _is_corpus(corpus) else []
+    train = _trained_on(extractor, notes) if train is None else list(train)
+    evaluation = evaluate(extractor, gold, protocol=protocol, train=train)
+    file = None
+    if extractor.run is not None and _is_corpus(corpus):
+        file = name_predictions(extractor.run, corpus.name, gold)
+        save_predictions(file, evaluation.extractions)
+    return replace(evaluation, file=file, notes=tuple(notes))
+
+
+def _is_corpus(documents: object) -> TypeGuard[Corpus]:
+    """Whether `documents` were read from a file."""
+    return isinstance(documents, Corpus)
+
+
+def _trained_on(extractor: Extractor, notes: list[str]) -> Sequence[Document] | None:
+    """Return the training documents of a run; None, with a note, where they cannot be read any more."""
+    if extractor.run is None:
+        return None
+    try:
+        return read_splits(RunFolder(extractor.run).config().data).train
+    except DataError as error:
+        notes.append(f"no figures for seen and unseen surfaces; the training data cannot be read: {error}")
+        return None
 
 
 def save_predictions(path: Path, extractions: Sequence[Extraction]) -> None:

@@ -12,8 +12,12 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import overload
+
+import torch
 
 from spantune.core import (
+    ConfigError,
     Document,
     Extraction,
     ModelError,
@@ -23,19 +27,22 @@ from spantune.core import (
     TaskSpec,
     config,
     expect,
-    expect_each,
+    nearest,
+    number,
+    prefer_label_order,
 )
 from spantune.encoding import Encoder
-from spantune.extraction.chunked import by_chunks, cutter
+from spantune.extraction.chunked import as_documents, by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
 from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Written, calibrated, read_answer
 from spantune.metrics import Calibration
-from spantune.models import CausalLM, Loaded, hash_model, load, load_adapter, vocabulary_size
+from spantune.models import CausalLM, Loaded, hash_model, load, load_adapter, silenced, vocabulary_size
 from spantune.runs import RunFolder
 
 ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
+DEVICES = ("auto", "cpu", "cuda")
 TOKENS = {"cpu": 1024, "cuda": 512}  # maximum tokens of a pass
 
 log = logging.getLogger(__name__)
@@ -65,10 +72,14 @@ class Extractor:
         on_choices: bool = False,
     ):
         expect(encoder, Encoder, "Extractor", "an Encoder as the second argument; spantune.load makes both from a run")
+        expect(model, torch.nn.Module, "Extractor", "a causal LM of transformers as the first argument")
+        _require_settings(settings)
         self.model, self.encoder, self.on_choices = model, encoder, on_choices
         self.settings = settings or config.Extract()
         require_grammar(self.settings, on_choices=on_choices)
         self.calibration = calibration
+        self.run: Path | None = None
+        prefer_label_order(encoder.task.codes)
         self.effort = Effort()
         self._device = next(model.parameters()).device
         _require_embeddings(model, encoder)
@@ -79,23 +90,37 @@ class Extractor:
         )
         self._idle: list[Forward] = []
 
+    def __repr__(self) -> str:
+        model = getattr(self.model.config, "model_type", type(self.model).__name__)
+        kind = f"{self.task.answer}, {number(len(self.task.codes), 'label')}, on {self._device}"
+        return f"Extractor({f'{str(self.run)!r}, ' if self.run else ''}model {model}, {kind})"
+
     @property
     def task(self) -> TaskSpec:
         """The task that is extracted for."""
         return self.encoder.task
 
-    def extract(self, texts: Iterable[str | Document]) -> list[Document]:
-        """Return the texts with their entities, in the same order.
+    @overload
+    def extract(self, texts: str | Document) -> Document: ...  # type: ignore[overload-overlap]  # a str is an iterable
+
+    @overload
+    def extract(self, texts: Iterable[str | Document]) -> list[Document]: ...
+
+    def extract(self, texts: str | Document | Iterable[str | Document]) -> Document | list[Document]:
+        """Return the text with its entities; of several texts, a list in the same order.
+
+            document = extractor.extract("患者因急性阑尾炎行腹腔镜手术。")
+            documents = extractor.extract(["胸片示右下肺炎。", "未见异常。"])
 
         Raises:
-            ConfigError: `texts` is no list of texts.
-        DataError: as `stream`, with `strict`.
+            ConfigError: `texts` is neither a text nor a list of texts.
+            DataError: as `stream`, with `strict`.
         """
-        given = expect_each(texts, (str, Document), "texts", "a list of texts or Documents")
-        documents = (Document(str(i), text) if isinstance(text, str) else text for i, text in enumerate(given))
-        return [extraction.document for extraction in self.stream(documents)]
+        if isinstance(texts, str | Document):
+            return next(self.stream([texts])).document
+        return [extraction.document for extraction in self.stream(texts)]
 
-    def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
+    def stream(self, documents: Iterable[str | Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; a text longer than the model's window is cut into chunks.
 
         Documents are read when they are needed: at most a batch and one more ahead of the first that is being decoded.
@@ -105,8 +130,12 @@ class Extractor:
             strict: whether a text that cannot be decoded is an error; otherwise it becomes a `refused` Extraction.
 
         Raises:
+            ConfigError: `documents` is a single text, or has a member that is neither a text nor a Document.
             DataError: a text is over `extract.max_characters`, with `strict`, or there is no room for any text.
         """
+        return self._stream(as_documents(documents), strict)
+
+    def _stream(self, documents: Iterator[Prediction], strict: bool) -> Iterator[Extraction]:
         cuts = cutter(self.encoder, self.settings, int(self.model.config.max_position_embeddings))
         for extraction in by_chunks(documents, cuts, self._decode, strict=strict):
             yield calibrated(extraction, self.calibration)
@@ -140,6 +169,10 @@ class Extractor:
         return Decoder(self.model, self.encoder, forward, rules, self.effort)
 
 
+def _require_settings(settings: object) -> None:
+    expect(settings, (config.Extract, type(None)), "settings", "the section extract of a recipe, or None")
+
+
 def _require_embeddings(model: CausalLM, encoder: Encoder) -> None:
     """Check that the model has an embedding for each token of the frame that the chat template puts around a text."""
     ids, rows = (*encoder.prompt_ids(""), encoder.stop_id), len(model.get_input_embeddings().weight)
@@ -151,6 +184,7 @@ def _require_embeddings(model: CausalLM, encoder: Encoder) -> None:
         )
 
 
+@silenced()
 def load_run(
     run: str | Path,
     device: str = "auto",
@@ -179,6 +213,11 @@ def load_run(
         ModelError: the base model or the adapter cannot be loaded.
     """
     expect(run, (str, Path), "load", "the path of a run folder, such as runs/demo")
+    expect(min_score, (int, float, type(None)), "min_score", "a probability from 0 to 1, or None")
+    _require_settings(settings)
+    if device not in DEVICES:
+        expect(device, str, "device", f"one of {', '.join(DEVICES)}")
+        raise ConfigError(f"unknown device {device!r}; {nearest(device, DEVICES)}")
     calibration = Calibration.load(Path(run))
     if min_score is not None:
         calibration = (calibration or Calibration()).with_min_score(min_score)
@@ -187,6 +226,7 @@ def load_run(
     return extractor
 
 
+@silenced()
 def load_bare(
     run: str | Path, device: str = "auto", settings: config.Extract | None = None, *, accept_changes: bool = False
 ) -> Extractor:
@@ -200,6 +240,7 @@ def load_bare(
     model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
     encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
     extractor = Extractor(model, encoder, settings or recipe.extract, on_choices=recipe.train.on_choices)
+    extractor.run = folder.path
     seconds = time.perf_counter() - began
     log.info("%s: loaded in %.1f s, in %s on %s", folder.path, seconds, str(loaded.dtype)[6:], loaded.device)
     return extractor

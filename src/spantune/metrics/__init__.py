@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from spantune.metrics import bootstrap, calibration, counts
-from spantune.metrics.calibration import Calibration, Evidence, Figures, calibrate
+from spantune.metrics.calibration import Calibration, Evidence, Figures, calibrate, require_precision
 from spantune.metrics.comparison import Comparison, Difference, Gap, System, compare
 from spantune.metrics.error_analysis import ANSWER_KINDS, KINDS, NONE, Confusion, Error, Judged, Outcome, judge
-from spantune.metrics.figures import FEWEST_DOCUMENTS, TOO_FEW, Figure, Protocol, Scores
+from spantune.metrics.figures import FEWEST_DOCUMENTS, TOO_FEW, Figure, Protocol, Scores, f1_text
 from spantune.metrics.pairing import align, pair
-from spantune.metrics.scoring import score
+from spantune.metrics.scoring import labels_of, require_protocol, score
 
 __all__ = [
     "ANSWER_KINDS",
@@ -36,7 +36,11 @@ __all__ = [
     "calibration",
     "compare",
     "counts",
+    "f1_text",
     "judge",
+    "labels_of",
     "pair",
+    "require_precision",
+    "require_protocol",
     "score",
 ]

@@ -17,7 +17,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spantune.core import ConfigError, Document, Entity, RunError, replacing
+from spantune.core import ConfigError, Document, Entity, RunError, expect, number, replacing
 from spantune.metrics import reliability, thresholds
 from spantune.metrics.thresholds import Curve, Point, Predictions, Thresholds, collect
 
@@ -96,6 +96,15 @@ class Calibration(Value):
     label_thresholds: dict[str, Probability] = {}
     evidence: Evidence | None = None
 
+    def __repr__(self) -> str:
+        evidence = self.evidence
+        basis = f", from {number(evidence.documents, 'document')} of {evidence.data}" if evidence else ""
+        threshold = "none" if self.threshold is None else f"{self.threshold:.3f}"
+        by_label = f", {len(self.label_thresholds)} by label" if self.label_thresholds else ""
+        return f"Calibration(temperature {self.temperature:.3f}, threshold {threshold}{by_label}{basis})"
+
+    __str__ = __repr__
+
     def with_min_score(self, score: float) -> Calibration:
         """Return the same temperature with one threshold for all labels; 0 keeps all entities.
 
@@ -135,7 +144,7 @@ class Calibration(Value):
         path = folder / CALIBRATION_FILE
         try:
             return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
@@ -169,8 +178,7 @@ def calibrate(
         DataError: the documents do not pair, nothing was predicted, or a score is missing or not a probability.
         ConfigError: no threshold reaches the precision.
     """
-    if precision is not None and not 0 < precision <= 1:
-        raise ConfigError(f"a wanted precision of {precision:g}; expected a share over 0, 1 at the most")
+    require_precision(precision)
     uncalibrated = collect(gold, predicted)
     temperature = reliability.fit_temperature(uncalibrated.scores, uncalibrated.right)
     notes = [] if temperature else ["temperature left at 1: it needs predictions of both kinds, right and wrong"]
@@ -213,6 +221,17 @@ def calibrate(
         label_thresholds=chosen.labels,
         evidence=evidence,
     )
+
+
+def require_precision(precision: float | None) -> None:
+    """Check that `precision` is a share that thresholds can reach, or None.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    expect(precision, (float, int, type(None)), "precision", "a share such as 0.9, or None")
+    if precision is not None and not 0 < precision <= 1:
+        raise ConfigError(f"a wanted precision of {precision:g}; expected a share over 0, 1 at the most")
 
 
 def _choose(predictions: Predictions, precision: float | None, per_label: bool) -> Thresholds | None:

@@ -9,10 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from typing import TYPE_CHECKING
 
-from spantune.core import ConfigError, DataError, Document, Prediction, as_extraction
-from spantune.metrics.figures import FEWEST_DOCUMENTS, Protocol, Scores
+from spantune.core import (
+    ConfigError,
+    DataError,
+    Document,
+    Prediction,
+    as_extraction,
+    framed_html,
+    number,
+    table_html,
+)
+from spantune.metrics.figures import FEWEST_DOCUMENTS, Protocol, Scores, f1_text
 from spantune.metrics.pairing import pair
 from spantune.metrics.scoring import RESAMPLES, score
 
@@ -105,12 +115,25 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The scores of systems by name, and the difference of every other system from the first."""
+    """The scores of systems by name, and the difference of every other system from the first.
+
+    `notes` say what was noticed when the documents were read.
+    """
 
     systems: Mapping[str, Scores]
     differences: tuple[Difference, ...]
     protocol: Protocol
     documents: int
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        systems = ", ".join(f"{name} F1 {f1_text(scores.micro)}" for name, scores in self.systems.items())
+        return f"Comparison({systems}, {number(self.documents, 'document')})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f1_text(scores.micro)) for name, scores in self.systems.items()]
+        sentences = "".join(f"<p>{escape(difference.sentence)}</p>" for difference in self.differences)
+        return framed_html(f"{table_html(('strict', 'F1 [95 %]'), rows)}{sentences}")
 
     def as_dict(self) -> dict[str, object]:
         """Return the comparison as a JSON object."""

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from spantune.core import data_frame, framed_html, number, table_html
 from spantune.metrics.counts import quotients
+
+if TYPE_CHECKING:
+    import pandas
 
 Protocol = Literal["cblue", "promptcblue"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -93,6 +97,10 @@ class Figure(Bounds, Ratios):
         counts = {"correct": self.correct, "predicted": self.predicted, "gold": self.gold}
         return {**_values(self), **counts, **({} if self.found is None else {"found": self.found})}
 
+    def __repr__(self) -> str:
+        counts = f"{self.correct:g} correct of {self.predicted} predicted and {self.gold} gold"
+        return f"Figure(F1 {f1_text(self)}, {counts})"
+
 
 @dataclass(frozen=True)
 class Average(Bounds):
@@ -153,6 +161,33 @@ class Scores:
         """The mean F1 of the labels that occur in gold or in predictions."""
         return self.macro.f1
 
+    def __repr__(self) -> str:
+        counts = f"{self.micro.correct:g} correct of {self.micro.predicted} predicted and {self.micro.gold} gold"
+        return f"Scores(micro F1 {f1_text(self.micro)}, {counts}, {number(self.documents, 'document')})"
+
+    def _repr_html_(self) -> str:
+        return framed_html(self.table_html())
+
+    def table_html(self) -> str:
+        """Return the strict scores, overall and by label, as an HTML table."""
+        macro = (f"{value:.3f}" for value in (self.macro.precision, self.macro.recall))
+        rows = [_cells("all (micro)", self.micro), ("mean of labels (macro)", *macro, f1_text(self.macro), "", "", "")]
+        rows += [_cells(label, figure) for label, figure in self.labels.items()]
+        kind = "strict" if self.protocol == "cblue" else f"strict, {self.protocol}"
+        return table_html((kind, "P", "R", "F1 [95 %]", "correct", "predicted", "gold"), rows)
+
+    def to_dicts(self) -> list[dict[str, object]]:
+        """Return a row for each label: its code, strict figures with their intervals, and counts."""
+        return [{"label": label, **figure.as_dict()} for label, figure in self.labels.items()]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the rows of `to_dicts` as a DataFrame.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        return data_frame(self.to_dicts(), ["label"])
+
     def as_dict(self) -> dict[str, object]:
         """Return the scores as a JSON object."""
         labels = {code: figure.as_dict() for code, figure in self.labels.items()}
@@ -170,6 +205,18 @@ class Scores:
             "alarms": self.alarms.as_dict() if self.alarms else None,
             "notes": dict(self.notes),
         }
+
+
+def f1_text(figure: Figure | Average) -> str:
+    """Return F1 with its interval, as in 0.842 [0.780, 0.891]."""
+    if figure.f1_low is None or figure.f1_high is None:
+        return f"{figure.f1:.3f}"
+    return f"{figure.f1:.3f} [{figure.f1_low:.3f}, {figure.f1_high:.3f}]"
+
+
+def _cells(name: str, figure: Figure) -> tuple[str, ...]:
+    counts = (f"{figure.correct:g}", str(figure.predicted), str(figure.gold))
+    return (name, f"{figure.precision:.3f}", f"{figure.recall:.3f}", f1_text(figure), *counts)
 
 
 def _values(figure: Figure | Average) -> dict[str, float | None]:

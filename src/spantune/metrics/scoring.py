@@ -9,13 +9,12 @@ docs/measuring.md says what each figure counts.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from spantune.core import ConfigError, Document, expect_each, nearest
+from spantune.core import ConfigError, Document, expect, expect_each, nearest
 from spantune.metrics.counts import Bools, Ints, Side
 from spantune.metrics.figures import FEWEST_DOCUMENTS, PROTOCOLS, Average, FalseAlarms, Figure, Protocol, Scores
 from spantune.metrics.pairing import pair
@@ -33,12 +32,12 @@ MACRO, ALARMS = ("strict", "macro"), ("alarms", "per_1000")
 
 
 def score(
-    gold: Sequence[Document],
-    predicted: Sequence[Document],
-    labels: Sequence[str],
+    gold: Iterable[Document],
+    predicted: Iterable[Document],
+    labels: Iterable[str] | None = None,
     *,
     protocol: Protocol = "cblue",
-    train: Sequence[Document] | None = None,
+    train: Iterable[Document] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Scores:
@@ -51,7 +50,7 @@ def score(
     Args:
         gold: annotated documents.
         predicted: the same documents with predicted entities.
-        labels: the label set.
+        labels: the label set; the labels of the documents when absent.
         protocol: what counts as correct.
         train: the training documents, for the slices of surfaces that are, or are not, annotated in them.
         resamples: the number of resamples of the bootstrap; 0 for no intervals.
@@ -62,10 +61,12 @@ def score(
         DataError: the documents do not pair (see `pair`), a label is not in `labels`, or a score is not a probability.
     """
     require_protocol(protocol)
-    for name, documents in {"gold": gold, "predicted": predicted, "train": train or ()}.items():
-        deque(expect_each(documents, Document, name, "a list of Documents"), 0)
-    labels = list(expect_each(labels, str, "labels", "a list of label codes"))
-    pairs, codes = pair(gold, predicted), list(dict.fromkeys(labels))
+    expect(resamples, int, "resamples", "a whole number, such as 10000")
+    expect(seed, int, "seed", "a whole number")
+    gold, predicted = _documents(gold, "gold"), _documents(predicted, "predicted")
+    train = None if train is None else _documents(train, "train")
+    codes = labels_of((*gold, *predicted)) if labels is None else _codes(labels)
+    pairs = pair(gold, predicted)
     from spantune.metrics import counts
 
     size = len(pairs)
@@ -94,12 +95,26 @@ def score(
     )
 
 
+def labels_of(documents: Iterable[Document]) -> list[str]:
+    """Return the labels that the entities of `documents` have, sorted."""
+    return sorted({entity.label for document in documents for entity in document.entities})
+
+
+def _documents(documents: Iterable[Document], name: str) -> list[Document]:
+    return list(expect_each(documents, Document, name, "a list of Documents"))
+
+
+def _codes(labels: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(expect_each(labels, str, "labels", "a list of label codes")))
+
+
 def require_protocol(name: str) -> None:
     """Check that `name` is a protocol.
 
     Raises:
         ConfigError: it is not.
     """
+    expect(name, str, "protocol", f"one of {', '.join(PROTOCOLS)}")
     if name not in PROTOCOLS:
         raise ConfigError(f"unknown protocol {name!r}; {nearest(name, PROTOCOLS)}")
 

@@ -44,6 +44,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
+from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
 
 __all__ = [
@@ -93,6 +94,7 @@ __all__ = [
     "require_base",
     "require_dora",
     "resolve",
+    "silenced",
     "softcap_of",
     "spans",
     "to_fp8",

@@ -6,12 +6,14 @@ from spantune.report.comparison import write_comparison
 from spantune.report.content import CalibrationView, Report
 from spantune.report.documents import write_page
 from spantune.report.extracted import ExtractionView, write_extractions
+from spantune.report.live_server import LiveServer
 from spantune.report.run import describe_run, report_run
 from spantune.report.write import write_report
 
 __all__ = [
     "CalibrationView",
     "ExtractionView",
+    "LiveServer",
     "Report",
     "describe_run",
     "report_run",

@@ -98,6 +98,18 @@ def f1_chart(evaluations: Sequence[EvaluationPoint]) -> Chart:
     return _chart("Strict F1 on the dev set", chart, summary)
 
 
+def progress_chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]], top: float | None = None) -> Chart:
+    """Draw (step, value) of several curves by name, from 0 to `top`, or to their largest value."""
+    values = [value for curve in curves.values() for _, value in curve if math.isfinite(value)]
+    steps = [step for curve in curves.values() for step, _ in curve]
+    chart = _lines("step", "", steps, (min(0.0, *values, 0.0), top or max(values, default=1.0) or 1.0))
+    for name, curve in curves.items():
+        line = [(step, value if math.isfinite(value) else None) for step, value in _thinned(curve)]
+        chart.add(name, line, allow_interruptions=True, show_dots=len(line) <= FEW)
+    last = [f"{name} {curve[-1][1]:.3g} at step {curve[-1][0]}" for name, curve in curves.items()]
+    return _chart(title, chart, f"Last: {'; '.join(last)}.", tuple(curves) if len(curves) > 1 else ())
+
+
 def bars_chart(title: str, figures: Mapping[str, Figure], colours: Mapping[str, int]) -> Chart:
     """Draw the F1 of each figure as a bar with its interval, the first on top, in its palette colour if it has one."""
     chart: _Drawing = _pygal().HorizontalBar(**_settings(50 + 26 * len(figures), range=(0, 100)))

@@ -7,12 +7,14 @@ and its own script, which it knows by its hash, and no loading from anywhere.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from typing import TYPE_CHECKING
 
 from spantune.core import drawing_style, to_json
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from markupsafe import Markup
 
 
@@ -21,8 +23,27 @@ def render(template: str, script: str, **values: object) -> str:
 
     The script gets the values too, but data must not be put into it: they go through `embed`.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
+
+    program = render_part(script, **values)
+    return render_part(
+        template,
+        style=Markup(drawing_style()),
+        script=Markup(program),
+        script_hash=base64.b64encode(hashlib.sha256(program.encode()).digest()).decode(),
+        **values,
+    )
+
+
+def render_part(template: str, **values: object) -> str:
+    """Return a part of a page: `template`, a file of `templates/`, filled with `values`."""
+    return _engine().get_template(template).render(**values)
+
+
+@functools.cache
+def _engine() -> Environment:
+    """The engine of the templates, which keeps those that it has compiled."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     engine = Environment(
         loader=PackageLoader("spantune.report", "templates"),
@@ -32,13 +53,7 @@ def render(template: str, script: str, **values: object) -> str:
         lstrip_blocks=True,
     )
     engine.filters.update(number=number, points=points)
-    program = engine.get_template(script).render(**values)
-    return engine.get_template(template).render(
-        style=Markup(drawing_style()),
-        script=Markup(program),
-        script_hash=base64.b64encode(hashlib.sha256(program.encode()).digest()).decode(),
-        **values,
-    )
+    return engine
 
 
 def embed(values: object) -> Markup:

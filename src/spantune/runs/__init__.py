@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from spantune.runs.journal import logging_to, rewind
     from spantune.runs.listing import COLUMNS, Run
     from spantune.runs.manifest import ADAPTER_FILES, change_since
+    from spantune.runs.systems import aligned, compare_runs, labels_of_systems, read_systems
     from spantune.runs.trackers.dashboards import Trackers, open_trackers, require_trackers
     from spantune.runs.trackers.interface import hints
     from spantune.runs.trackers.upload import sync
@@ -36,16 +37,20 @@ __all__ = [
     "Run",
     "RunFolder",
     "Trackers",
+    "aligned",
     "change_since",
+    "compare_runs",
     "evaluated",
     "free_name",
     "hints",
+    "labels_of_systems",
     "listing",
     "logging_to",
     "name_predictions",
     "open_trackers",
     "predictions_for",
     "read_metrics",
+    "read_systems",
     "require_free",
     "require_trackers",
     "resume_recipe",
@@ -73,6 +78,7 @@ __getattr__, __dir__ = lazy_exports(
         "journal": ("logging_to", "rewind"),
         "listing": ("COLUMNS", "Run"),
         "manifest": ("ADAPTER_FILES", "change_since"),
+        "systems": ("aligned", "compare_runs", "labels_of_systems", "read_systems"),
         "trackers.dashboards": ("Trackers", "open_trackers", "require_trackers"),
         "trackers.interface": ("hints",),
         "trackers.upload": ("sync",),

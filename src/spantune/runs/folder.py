@@ -224,6 +224,20 @@ class RunFolder:
         """Whether the run is complete: its report is written last."""
         return self.report_html.is_file()
 
+    def require_finished(self) -> Config:
+        """Return the recipe of a run that is complete.
+
+        Raises:
+            RunError: the folder is no run, or training may still go on in it.
+        """
+        recipe = self.config()
+        if not self.is_finished:
+            raise RunError(
+                f"{self.path} is not finished, and training on would undo this; first spantune train --resume "
+                f"{self.path}"
+            )
+        return recipe
+
     @property
     def is_running(self) -> bool:
         """Whether a process works on the run now."""

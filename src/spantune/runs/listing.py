@@ -20,10 +20,11 @@ from pathlib import Path
 
 from spantune.core import Config, ConfigError, RunError, config, parse_value
 from spantune.runs.folder import MetricsRecord, RunFolder
+from spantune.runs.trackers.interface import url_of
 
 COLUMNS = (
     "name", "state", "model", "data", "warm_start", "f1", "f1_low", "f1_high", "f1_on", "f1_before", "step", "seconds",
-    "started", "folder",
+    "started", "folder", "url",
 )  # fmt: skip
 _CONDITION = re.compile(r"([\w.]+)\s*(!=|<=|>=|=|<|>)=?\s*(.*)")
 _ORDERS: dict[str, Callable[[float, float], bool]] = {
@@ -37,7 +38,7 @@ class Run:
 
     `warm_start` is the run or adapter that training began with; `f1`, its 95 % interval and `f1_before` are shares of
     1; `f1_on` is the split that F1 was measured on; `seconds` is the time of steps and evaluations; `started` is in ISO
-    format.
+    format; `url` is its page in the cloud of a tracker.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Run:
     step: int | None = None
     seconds: float | None = None
     started: str | None = None
+    url: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     problem: str = ""
 
@@ -98,6 +100,7 @@ def read(folder: Path) -> Run:
             model=recipe.model.source,
             data=config.name_of(recipe.data.train),
             warm_start=recipe.train.from_,
+            url=url_of(folder),
             settings=_settings(recipe),
         )
         listed = _with_results(listed, run.metrics())

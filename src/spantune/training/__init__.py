@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from spantune.training.loop import TrainingLoop
     from spantune.training.loss import PackTensors, pack_loss, tensors
     from spantune.training.nan_guard import StepGuard
-    from spantune.training.plan import make_plan
+    from spantune.training.plan import Plan, make_plan, plan_recipe
     from spantune.training.preparation import DEFAULT_PACK_TOKENS, prepare
     from spantune.training.recommendation import TABLE as RECOMMENDATIONS
     from spantune.training.recommendation import Recommendation, recommend
@@ -29,6 +29,7 @@ __all__ = [
     "Collator",
     "Draft",
     "PackTensors",
+    "Plan",
     "Reading",
     "Recommendation",
     "Result",
@@ -40,6 +41,7 @@ __all__ = [
     "init",
     "make_plan",
     "pack_loss",
+    "plan_recipe",
     "prepare",
     "recommend",
     "tensors",
@@ -56,7 +58,7 @@ __getattr__, __dir__ = lazy_exports(
         "loop": ("TrainingLoop",),
         "loss": ("PackTensors", "pack_loss", "tensors"),
         "nan_guard": ("StepGuard",),
-        "plan": ("make_plan",),
+        "plan": ("Plan", "make_plan", "plan_recipe"),
         "preparation": ("DEFAULT_PACK_TOKENS", "prepare"),
         "recommendation": ("TABLE as RECOMMENDATIONS", "Recommendation", "recommend"),
         "step": ("StepRunner",),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
@@ -23,6 +23,7 @@ from spantune.core import (
     expect,
     expect_each,
     nearest,
+    number,
     overwriting,
     parse_config,
     replace_text,
@@ -70,6 +71,10 @@ class Draft:
     made_folder: Path
     remarks: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{split} {count}" for split, count in self.decided.counts.items())
+        return f"Draft({self.config!r}, documents: {splits}, {number(len(self.remarks), 'remark')})"
+
     def write(self, path: str | Path, *, force: bool = False) -> None:
         """Write the recipe, and the splits that were made for it.
 
@@ -116,6 +121,7 @@ def init(
     out: str | Path | None = None,
     *,
     force: bool = False,
+    write: bool = True,
     **choices: Unpack[Choices],
 ) -> Draft:
     """Make a recipe for a corpus, and write it to `out` where that is given.
@@ -127,6 +133,7 @@ def init(
         corpus: an annotated file, a folder with one or with splits, `bundled:NAME`, or a list to train on together.
         out: the recipe to write.
         force: replace what is there.
+        write: with False nothing is written; the Draft's own `write` does it.
         choices: what is to be other than the corpus says; see Choices.
 
     Raises:
@@ -141,11 +148,12 @@ def init(
             raise ConfigError(f"init has no choice {key!r}; {nearest(key, Choices.__annotations__)}")
     if out is not None:
         expect(out, (str, Path), "out", "the path of the recipe to write")
+    if out is not None and write:
         require_new(Path(out), corpora, force=force)
     held_out: dict[Split, str | None] = {"dev": choices.get("dev"), "test": choices.get("test")}
     found = survey(corpora, held_out, choices.get("reading", Reading()))
     draft = _draft(found, choices, Path(out) if out is not None else Path("recipe.yaml"))
-    if out is not None:
+    if out is not None and write:
         draft.write(out, force=force)
     return draft
 
@@ -157,8 +165,6 @@ def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
         parts.made = dict(parts.documents)
     model = choices.get("model", DEFAULT_MODEL)
     weights, device = weights_of(model), device_here()
-    documents = len(parts.documents["train"])
-    row = recommend(documents - int(documents * (parts.share or 0)), weights) if weights else None
     padded = sum(_is_padded(document) for document in parts.documents["train"])
     made = {split: (str(parts.folder / f"{split}.jsonl"),) for split in parts.made}
     decided = Decided(
@@ -174,11 +180,15 @@ def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
         reading={} if parts.made else choices.get("reading", Reading()).keys(),
         language=choices.get("language", found.language),
         nested=choices.get("nested", found.nested),
-        answer=choices.get("answer", row.answer if row else "jsonl"),
-        row=row,
-        loss_on="answer" if padded or row is None else row.loss_on,
+        answer=choices.get("answer", "jsonl"),
+        row=None,
+        loss_on="answer",
         minutes=choices.get("minutes", CPU_MINUTES if device == "cpu" else None),
     )
+    if weights is not None:
+        row = recommend(decided.trained_on, weights)
+        decided = replace(decided, row=row, loss_on="answer" if padded else row.loss_on)
+        decided = decided if "answer" in choices else replace(decided, answer=row.answer)
     text = render(decided)
     recipe = parse_config(yaml.safe_load(text), where="the recipe that init made")
     return Draft(text, recipe, decided, parts.made, parts.folder, (*parts.remarks, *_remarks(decided, padded)))
@@ -275,10 +285,11 @@ def _remarks(decided: Decided, padded: int) -> list[str]:
             "there is no test set: the final figures are on the documents that choose the adapter, and so a little too "
             f"good; {_way_to_a_test_set(decided)}"
         )
-    if decided.device == "cpu" and decided.minutes is not None and decided.counts["train"] > 2000:
+    if decided.limits:
+        keys = ", ".join(f"data.{key}={count}" for key, count in decided.limits.items())
         remarks.append(
-            f"{decided.minutes:g} minutes on a CPU are enough for a part of so many documents only; give --minutes, or "
-            "train on a GPU"
+            f"a CPU is slow for so many documents, so that only some are used: {keys}; give more --minutes, or take "
+            "these limits out where there is a GPU"
         )
     dev = decided.counts.get("dev", decided.held_out)
     if dev < FEW_DEV:

@@ -11,15 +11,16 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import set_seed
 
-from spantune.core import Config, StopRequest, as_config, expect, say
+from spantune.core import Config, StopRequest, as_config, expect, framed_html, say
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
-from spantune.metrics import Scores
+from spantune.metrics import Scores, f1_text
 from spantune.models import (
     Loaded,
     attach,
@@ -29,6 +30,7 @@ from spantune.models import (
     load_adapter_weights,
     pinned,
     public_name,
+    silenced,
 )
 from spantune.report import report_run
 from spantune.runs import (
@@ -71,6 +73,24 @@ class Result:
     f1_on: Literal["test", "dev"] = "test"
     """`dev` where there is no test set: then the figures are on the documents that chose the adapter."""
 
+    @property
+    def scores(self) -> Scores:
+        """The scores after training."""
+        return self.after.scores
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.folder)!r}, {self._f1()}, {self.seconds:.0f} s)"
+
+    def _repr_html_(self) -> str:
+        before = f", before training {self.before.micro.f1:.3f}" if self.before else ""
+        head = f"{self.folder}: {self._f1()}{before}, {self.seconds:.0f} s"
+        report = f"the whole report: {RunFolder(self.folder).report_html}"
+        return framed_html(f"<p><b>{escape(head)}</b></p>{self.scores.table_html()}<p>{escape(report)}</p>")
+
+    def _f1(self) -> str:
+        on = ", on the documents that chose the adapter" if self.f1_on == "dev" else ""
+        return f"F1 {f1_text(self.scores.micro)}{on}"
+
     def as_dict(self) -> dict[str, Any]:
         """The closing JSON line: run, f1_before, f1, its interval (null: too few documents), f1_on, seconds."""
         micro = self.after.scores.micro
@@ -85,21 +105,32 @@ class Result:
         }
 
 
-def train(recipe: Config | Mapping[str, object] | str | Path, resume: str | Path | None = None) -> Result:
-    """Run a recipe, which may be given as the path of its file too, or resume the run in the folder `resume`.
+@silenced()
+def train(
+    recipe: Config | Mapping[str, object] | str | Path | None = None,
+    overrides: list[str] | tuple[str, ...] = (),
+    resume: str | Path | None = None,
+) -> Result:
+    """Run a recipe, or resume a run.
 
-        result = spantune.train(spantune.load_config("recipes/demo.yaml"))
-        print(result.folder, result.after.scores.micro.f1)
+        result = spantune.train("recipe.yaml", ["run.name=longer", "train.epochs=20"])
+        print(result.folder, result.scores.micro.f1)
+        result = spantune.train(resume="runs/longer")
 
     The folder of a new run is `run.folder`/`run.name` of the recipe and must not exist. A first SIGINT or SIGTERM ends
     the run in order and saved, with a KeyboardInterrupt; a second one ends it at once.
+
+    Args:
+        recipe: the path of its file, a Config, or a mapping with its sections; with `resume` that of the run when
+            absent.
+        overrides: `section.key=value` as on the command line, whose values are YAML.
+        resume: the folder of a run to go on with from its last checkpoint.
 
     Raises:
         SpantuneError: the recipe, the data, the model or the run folder cannot be used; nothing is left behind.
     """
     started = time.perf_counter()
-    recipe = as_config(recipe)
-    expect(resume, (str, Path, type(None)), "resume", "the path of a run folder")
+    recipe = _recipe(recipe, overrides, resume)
     folder = Path(resume) if resume else recipe.run_folder
     require_all(recipe, is_new=resume is None)
     set_seed(recipe.run.seed)
@@ -128,6 +159,15 @@ def train(recipe: Config | Mapping[str, object] | str | Path, resume: str | Path
             job = _Job(prepared, replace(loaded, model=model), folder, plan.estimate)
             before, after = job.run(is_resumed=resume is not None)
     return Result(folder, before, after, time.perf_counter() - started, recipe.data.f1_on)
+
+
+def _recipe(recipe: object, overrides: list[str] | tuple[str, ...], resume: str | Path | None) -> Config:
+    """Return the recipe to run: the given one, or that of the run to resume."""
+    expect(resume, (str, Path, type(None)), "resume", "the path of a run folder")
+    if recipe is None and resume is not None:
+        expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
+        return RunFolder(Path(resume)).resume_config(overrides)
+    return as_config(recipe, overrides)
 
 
 class _Job:
@@ -219,6 +259,11 @@ class _Job:
     def _finish(self, measuring: Measuring, trackers: Trackers, training_seconds: float) -> Evaluation:
         """Measure the best adapter on the test documents and write the report."""
         adapter = self.best.require()
+        if self.best.step == 0:
+            log.warning(
+                "no evaluation was better than the adapter of train.from, which is kept: train for longer, with a "
+                "lower train.learning_rate, or without train.from"
+            )
         base = self.loaded.model.unload()
         measuring.use(load_adapter(base, adapter, merge=not self.loaded.quantized))
         step = max((record["step"] for record in self.folder.metrics()), default=0)

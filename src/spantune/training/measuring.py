@@ -111,6 +111,6 @@ class _StoppableExtractor(Extractor):
         super().__init__(model, encoder, settings, on_choices=on_choices)
         self._stop = stop
 
-    def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
+    def stream(self, documents: Iterable[str | Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """As an Extractor does; raises Stopped."""
         return self._stop.watch(super().stream(documents, strict=strict))

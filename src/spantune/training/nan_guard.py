@@ -18,6 +18,7 @@ from spantune.core import RunError
 
 WINDOW = 32  # losses that a new one is compared with
 FEWEST = 8  # of them, before a jump is warned of
+LEARNT = 0.1  # nats a token; under it a jump is not warned of, since such a step hardly changes the weights
 MOST_SKIPPED = 5  # steps in a row
 MOST_NAMED = 20  # documents in a message
 
@@ -50,7 +51,7 @@ class StepGuard:
             return False
         typical = median(self._recent) if len(self._recent) >= FEWEST else math.inf
         spread = median(abs(recent - typical) for recent in self._recent) if math.isfinite(typical) else 0.0
-        if loss > 3 * typical and loss - typical > 6 * spread:
+        if loss > max(3 * typical, LEARNT) and loss - typical > 6 * spread:
             log.warning(
                 "step %d: the loss jumped to %.4g; the median of the last %d steps is %.4g; documents: %s",
                 step, loss, len(self._recent), typical, _names(documents),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
-from spantune.core import Config, ModelError, config, foreign
+from spantune.core import Config, ModelError, as_config, config, foreign, framed_html, number, table_html
 from spantune.data import shared_texts
 from spantune.extraction import refusals
 from spantune.models import (
@@ -22,12 +24,13 @@ from spantune.models import (
     card_problems,
     check_attention,
     coverage,
+    silenced,
     unmatched_error,
     unranked_error,
 )
 from spantune.training.doubts import PlanWarning, doubts
 from spantune.training.estimate import GIB, Estimate, estimate
-from spantune.training.preparation import Prepared, overlapping, splits_with_files
+from spantune.training.preparation import Prepared, overlapping, prepare, splits_with_files
 from spantune.training.requirements import Audit, requirement_audits
 
 MEMORY = "the run fits into memory"
@@ -42,6 +45,18 @@ class Plan:
     estimate: Estimate
     warnings: tuple[PlanWarning, ...] = ()
 
+    def __repr__(self) -> str:
+        failed = f"{len(self.failed)} of {number(len(self.audits), 'audit')} failed"
+        return f"Plan({failed}, about {self.estimate.memory.total_gib:.1f} GiB)"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (audit.name, "ok" if audit.ok else "waived" if audit.waived else "FAILED", audit.found)
+            for audit in self.audits
+        ]
+        predicted = [(key.replace("_", " "), str(value)) for key, value in self.estimate.as_dict().items()]
+        return framed_html(table_html(("audit", "", "found"), rows) + table_html(("predicted", ""), predicted))
+
     @property
     def failed(self) -> list[Audit]:
         """Audits that do not pass and that the recipe does not waive."""
@@ -55,6 +70,25 @@ class Plan:
             "warnings": [asdict(warning) for warning in self.warnings],
             "estimate": self.estimate.as_dict(),
         }
+
+
+@silenced()
+def plan_recipe(
+    recipe: Config | Mapping[str, object] | str | Path, overrides: list[str] | tuple[str, ...] = ()
+) -> Plan:
+    """Audit a recipe and predict its memory and time; nothing is trained and nothing is written.
+
+        plan = spantune.plan("recipe.yaml")
+        print([audit.remedy for audit in plan.failed], plan.estimate.memory.total_gib)
+
+    Args:
+        recipe: the path of its file, a Config, or a mapping with its sections.
+        overrides: `section.key=value` as on the command line, whose values are YAML.
+
+    Raises:
+        SpantuneError: the recipe, the data or the model cannot be used.
+    """
+    return make_plan(prepare(as_config(recipe, overrides)))
 
 
 def make_plan(prepared: Prepared, *, is_new: bool = True) -> Plan:

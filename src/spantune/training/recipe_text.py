@@ -15,6 +15,10 @@ from spantune.encoding import PRESETS
 from spantune.training.recommendation import Device, Recommendation
 from spantune.training.survey import Split, Survey
 
+CPU_MEASURED = 300
+"""Documents that give the final figures on a CPU, which extracts one or two a second."""
+CPU_A_MINUTE = 400
+"""Documents that a small model trains on in a minute on a CPU."""
 CPU_DEV_DOCUMENTS = 32
 """Dev documents in an evaluation during training on a CPU."""
 LONG = 300
@@ -48,6 +52,24 @@ class Decided:
     row: Recommendation | None
     loss_on: str
     minutes: float | None
+
+    @property
+    def trained_on(self) -> int:
+        """Training documents."""
+        count = self.counts["train"] - self.held_out
+        return min(count, self.limits.get("limit", count))
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The keys of the section `data` that keep a run on a CPU within its time, with their values."""
+        if self.device != "cpu":
+            return {}
+        measured: Split = "test" if "test" in self.counts else "dev"
+        usable = int(CPU_A_MINUTE * self.minutes) if self.minutes else self.counts["train"]
+        limits = {"limit": usable} if self.counts["train"] - self.held_out > 1.5 * usable else {}
+        if self.counts.get(measured, self.held_out) > CPU_MEASURED:
+            limits[f"{measured}_limit"] = CPU_MEASURED
+        return limits
 
     @property
     def held_out(self) -> int:
@@ -119,6 +141,10 @@ def _data(decided: Decided) -> list[str]:
     if decided.share is not None:
         comment = f"the first {decided.held_out} documents are dev: they choose the adapter, and are not trained on"
         rows.append(("holdout", f"{decided.share:g}", comment))
+    comments = {"limit": "documents of train are used, as many as the minutes suffice for on a CPU"}
+    for key, count in decided.limits.items():
+        comment = comments.get(key, "documents are measured at most, for a CPU is slow; more narrow the interval")
+        rows.append((key, str(count), comment))
     rows += [(key, scalar(value), "how the files are read") for key, value in decided.reading.items()]
     if decided.found.longest > LONG:
         comment = f"long texts at sentence ends; the longest has {decided.found.longest:,} characters"

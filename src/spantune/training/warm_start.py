@@ -17,6 +17,8 @@ from spantune.encoding import make_task
 from spantune.models import ModelFiles, hash_model, read_lora
 from spantune.runs import RunFolder, change_since
 
+RATE_SHARE = 1 / 3
+"""The share of the earlier run's learning rate that a warm start begins with, where the recipe names no rate."""
 _SHAPE = ("rank", "alpha", "rslora", "dora", "rank_pattern")
 _SAME = ("answer", "template", "empty_answer")
 
@@ -39,7 +41,8 @@ class Start:
 def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) -> tuple[Config, Start | None]:
     """Return the recipe with the shape of the adapter that `train.from` names, and that adapter.
 
-    Answer format and loss are those of the earlier run too, where the recipe names none. Without `train.from` the
+    Answer format and loss are those of the earlier run too, and the learning rate is a third of its, where the recipe
+    names none. Without `train.from` the
     recipe is returned as it is, and None. A run that is resumed reads its own copy instead.
 
     Raises:
@@ -58,10 +61,10 @@ def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) 
     update: dict[str, object] = {"lora": _agreed(path, recipe.lora, shape, run)}
     if recipe.task.answer is None:
         update["task"] = recipe.task.model_copy(update={"answer": before.answer})
-    if run and recipe.train.loss_on is None and _can_be_on_choices(recipe):
-        update["train"] = recipe.train.model_copy(update={"loss_on": run.config().train.loss_on})
-    recipe = recipe.model_copy(update=update)
     notes: list[str] = []
+    if run:
+        update["train"], notes = _with_training_of(path, recipe, run.config().train)
+    recipe = recipe.model_copy(update=update)
     if own_copy is None:
         notes += _require_same_base(path, run, files)
         notes += _require_same_task(path, before, make_task(recipe.task))
@@ -69,9 +72,22 @@ def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) 
     return recipe, Start(adapter, shape.targets, tuple(notes))
 
 
-def _can_be_on_choices(recipe: Config) -> bool:
-    """Whether the loss could be on the grammar's choices alone, if the earlier run's was."""
-    return recipe.extract.grounded and recipe.train.pack == "shared" and not recipe.train.cut_tokens
+def _with_training_of(path: Path, recipe: Config, earlier: config.Train) -> tuple[config.Train, list[str]]:
+    """The section `train` with the loss of the earlier run and a part of its rate, where it names none; and notes."""
+    settings, rate = recipe.train, earlier.learning_rate
+    update: dict[str, object] = {}
+    if settings.loss_on is None and recipe.extract.grounded and settings.pack == "shared" and not settings.cut_tokens:
+        update["loss_on"] = earlier.loss_on
+    if settings.learning_rate is None and rate is not None:
+        update["learning_rate"] = rate * RATE_SHARE
+    notes = []
+    if settings.learning_rate is not None and rate is not None and settings.learning_rate >= rate:
+        lower = f"train.learning_rate={rate * RATE_SHARE:.0e}"
+        notes.append(
+            f"train.from: the learning rate {settings.learning_rate:g} is that of {path} or higher, and may undo what "
+            f"its adapter has learnt; try a third of it: {lower}"
+        )
+    return settings.model_copy(update=update), notes
 
 
 def _find(path: Path) -> tuple[Path, RunFolder | None]:

@@ -65,11 +65,12 @@ def test_many_labels_of_any_script_are_drawn() -> None:
         assert picture.width < 1400 and picture.height < 1400 and len(picture.getcolors(1_000_000) or []) > 4
 
 
-def test_the_panel_marks_what_is_right() -> None:
-    shown = panel(GOLD, PREDICTED)
-    assert shown == {
-        "d1": "▸ 1 of 2 right, 1 wrong ▸ predicted: ✓ 发热 [sym 2:4]; ✗ 咳嗽 [dis 4:6]"
-        "\n\n▸ gold: 发热 [sym 2:4]; 咳嗽 [sym 4:6]\n\n▸ 患者发热咳嗽",
-        "d2": "▸ 0 of 0 right, 0 wrong ▸ predicted: none\n\n▸ gold: none\n\n▸ 阑尾炎",
-    }
-    assert panel([], []) == {}
+def test_the_panel_marks_what_is_right_missed_and_spurious() -> None:
+    first, second = panel(GOLD, PREDICTED)
+    assert first.cells == (
+        "d1", "患者发热咳嗽", 1, 1, 1,
+        "✓ 发热 [sym 2:4]; − 咳嗽 [sym 4:6]", "✓ 发热 [sym 2:4]; + 咳嗽 [dis 4:6]",
+    )  # fmt: skip
+    assert len(first.cells) == len(first.COLUMNS)
+    assert second.summary == "0 right, 0 missed, 0 spurious ▸ 阑尾炎\n\n▸ gold: none\n\n▸ predicted: none"
+    assert panel([], []) == []

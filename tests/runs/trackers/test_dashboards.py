@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from spantune.runs import RunFolder, Trackers, hints, open_trackers, read_metric
 from spantune.runs.journal import JsonlTracker
 from spantune.runs.trackers import dashboards
 from spantune.runs.trackers.dashboards import Worker, documents, history, run_info
-from spantune.runs.trackers.interface import Call, Chart
+from spantune.runs.trackers.interface import Call, Chart, PredictionRow
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -36,8 +36,8 @@ class Board:
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         self.told.append(("metrics", step, split, dict(values)))
 
-    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
-        self.told.append(("texts", step, name, dict(texts)))
+    def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
+        self.told.append(("predictions", step, name, list(rows)))
 
     def chart(self, step: int, chart: Chart) -> None:
         self.told.append(("chart", step, chart.name))
@@ -95,8 +95,10 @@ def test_a_dashboard_is_told_what_the_file_holds_and_what_was_predicted(tmp_path
     measured = board.told[1]
     assert board.told[0] == ("metrics", 1, "train", {"loss": 1.5})  # not the nan
     assert measured[:3] == ("metrics", 5, "dev") and measured[3]["f1_low/病"] == 0.0
-    (texts,) = [told for told in board.told if told[0] == "texts"]
-    assert texts[1:3] == (5, "Prediction") and texts[3].keys() == {"d1"}  # one document, as the recipe says
+    (shown,) = [told for told in board.told if told[0] == "predictions"]
+    assert shown[1:3] == (5, "Prediction") and [row.id for row in shown[3]] == [
+        "d1"
+    ]  # one document, as the recipe says
     assert board.told[-4:] == [
         ("chart", 5, "dev F1 by type"),
         ("chart", 5, "dev confusion"),
@@ -109,7 +111,10 @@ def test_the_documents_of_another_split_have_a_panel_of_their_own(tmp_path: Path
     board = Board()
     info = run_info(recipe(tmp_path), tmp_path, {}, LABELS)
     documents(info, (3, "test"), {}, GOLD, GOLD)(board)
-    assert [told[:3] for told in board.told] == [("texts", 3, "Prediction (test)"), ("chart", 3, "test confusion")]
+    assert [told[:3] for told in board.told] == [
+        ("predictions", 3, "Prediction (test)"),
+        ("chart", 3, "test confusion"),
+    ]
 
 
 def test_a_panel_of_no_documents_is_not_made(tmp_path: Path) -> None:
@@ -260,7 +265,7 @@ def test_several_at_once(tmp_path: Path) -> None:
     measure(trackers, folder, 1)
     trackers.finish("success")
     assert [hint.partition(":")[0] for hint in sorted(hints(folder))] == ["MLflow", "TensorBoard", "W&B", "dashboard"]
-    assert {path.name for path in folder.iterdir()} >= {"swanlab", "tensorboard", "wandb", "mlflow", "metrics.jsonl"}
+    assert {path.name for path in folder.iterdir()} >= {"tensorboard", "wandb", "mlflow", "metrics.jsonl"}
 
 
 def test_opening_waits_for_a_bounded_time_only(

@@ -19,7 +19,7 @@ from spantune.core import RunError
 from spantune.core.config import Track
 from spantune.runs.journal import logging_to
 from spantune.runs.trackers.charts import Bar, F1Chart
-from spantune.runs.trackers.interface import RunInfo
+from spantune.runs.trackers.interface import PredictionRow, RunInfo
 from spantune.runs.trackers.process import TrackerProcess, call_apart
 
 
@@ -61,7 +61,7 @@ def test_calls_arrive_in_order_and_what_the_sdk_prints_is_not_on_stdout(
     tracker = opened(tmp_path, NOTED="by the environment")
     for step in range(300):
         tracker.metrics(step, {"loss": 1.5}, "dev")
-    tracker.texts(300, "Prediction", {"d1": "患者"})
+    tracker.predictions(300, "Prediction", [PredictionRow("d1", "患者", 0, 0, 0, "none", "none")])
     tracker.chart(300, F1Chart("F1", (Bar("病", 0.5),)))
     tracker.attach(300, tmp_path / "report.html")
     tracker.finish("success")
@@ -70,7 +70,7 @@ def test_calls_arrive_in_order_and_what_the_sdk_prints_is_not_on_stdout(
         f"metrics {step} dev {{'loss': 1.5}}" for step in range(300)
     ]
     assert lines[301:] == [
-        "texts 300 Prediction {'d1': '患者'}",
+        "predictions 300 Prediction ['0 right, 0 missed, 0 spurious ▸ 患者\\n\\n▸ gold: none\\n\\n▸ predicted: none']",
         "chart 300 F1 (640, 52)",
         "attach 300 report.html",
         "finish success",

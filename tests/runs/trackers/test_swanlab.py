@@ -50,15 +50,16 @@ def started(*arguments: object) -> subprocess.Popen[str]:
 
 
 def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(folder / "swanlab" / "runs.swanlab")) as store:
+    with closing(sqlite3.connect(folder.parent / "swanlab" / "runs.swanlab")) as store:
         return store.execute(query).fetchall()
 
 
 def series(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     """The (step, value) pairs of every series of the one experiment, as its local board reads them."""
-    (run,) = (folder / "swanlab").glob("run-*")
+    ((directory, number),) = rows(folder, f"select run_id, id from experiment where name = '{folder.name}'")
+    run = folder.parent / "swanlab" / directory
     found = {}
-    for name, directory in rows(folder, "select name, folder from tag"):
+    for name, directory in rows(folder, f"select name, folder from tag where experiment_id = {number}"):
         text = "".join(path.read_text(encoding="utf-8") for path in sorted((run / "logs" / directory).glob("*.log")))
         found[name] = [(record["index"], record["data"]) for record in map(json.loads, text.splitlines())]
     return found
@@ -93,28 +94,29 @@ def test_the_local_board_has_scalars_predictions_and_charts(tmp_path: Path, capf
     assert (found["dev/f1"], found["dev/f1_low"], found["dev/f1/病"]) == ([(2, 0.5)], [(2, 0.1)], [(2, 2 / 3)])
     assert "dev/f1_low/病" not in found  # in the picture
     ((step, (first, second)),) = found["Prediction"]
-    assert step == 2 and first.startswith("▸ 1 of 2 right, 0 wrong") and first.endswith("▸ 患者发热咳嗽")
-    assert "gold: 发热 [病 2:4]; 咳嗽 [病 4:6]" in first and "predicted: ✓ 发热 [病 2:4]" in first
+    assert step == 2 and first.startswith("1 right, 1 missed, 0 spurious ▸ 患者发热咳嗽\n")
+    assert "gold: ✓ 发热 [病 2:4]; − 咳嗽 [病 4:6]" in first and "predicted: ✓ 发热 [病 2:4]" in first
     assert "<b>炎</b>" in second and "predicted: none" in second
     assert dict(rows(folder, "select name, type from tag where type = 'image'")) == {
         "dev F1 by type": "image",
         "dev confusion": "image",
     }
-    pictures = [path for path in (folder / "swanlab").glob("run-*/media/image/*") if path.suffix == ".png"]
+    pictures = [path for path in (tmp_path / "swanlab").glob("run-*/media/image/*") if path.suffix == ".png"]
     assert len(pictures) == 2 and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     assert rows(folder, "select name, status from experiment") == [("exp1", 1)]  # 1: finished
     assert rows(folder, "select name from project") == [("my-project",)]
-    assert hints(folder) == [f"dashboard: swanlab watch {folder / 'swanlab'}"]
+    assert hints(folder) == [f"dashboard: swanlab watch {tmp_path / 'swanlab'}"]
     assert capfd.readouterr().out == ""  # stdout is for machines
 
 
 def test_what_a_run_is_the_result_of_is_recorded_and_the_machine_is_not_told(tmp_path: Path) -> None:
     begin(tmp_path / "run", tags=["cmeee"]).finish("success")
-    (kept,) = (tmp_path / "run" / "swanlab").glob("run-*/files/config.yaml")
+    (kept,) = (tmp_path / "swanlab").glob("run-*/files/config.yaml")
     values = yaml.safe_load(kept.read_text(encoding="utf-8"))
-    assert values["train"]["value"]["learning_rate"] == 1e-4
-    assert values["task"]["value"]["labels"][0]["code"] == "病"
-    assert values["environment"]["value"] == {"torch": "2.13", "commit": "abc"}
+    assert values["train.learning_rate"]["value"] == 1e-4 and values["train.max_steps"]["value"] == "none"
+    assert (values["task.labels"]["value"], values["track.tags"]["value"]) == ("病, 体", "cmeee")
+    assert (values["environment.torch"]["value"], values["environment.commit"]["value"]) == ("2.13", "abc")
+    assert not [key for key, entry in values.items() if isinstance(entry["value"], dict | list)]
     told = json.loads((kept.parent / "swanlab-metadata.json").read_text(encoding="utf-8"))
     assert told["hardware"]["cpu"] and told["runtime"] is None and told["git"] is None
     assert not any(socket.gethostname() in path.read_text(errors="ignore") for path in kept.parent.iterdir())
@@ -131,9 +133,12 @@ def test_the_cloud_has_all_of_a_run_with_charts_that_it_can_draw(
         description="第一次",
         tags=["a", "b"],
         group="rank",
+        job_type="search",
+        workspace="tester",
         predictions=1,
     )
-    trackers.metrics(1, {"loss": 1.5})
+    trackers.metrics(0, {"f1": 0.25}, "test")
+    trackers.metrics(1, {"loss": 1.5, "step_ms": 20.0})
     measure(trackers, folder, 1)
     (folder / "report.html").write_text("<p>页", encoding="utf-8")
     (folder / "report.md").write_text("# 页", encoding="utf-8")
@@ -144,7 +149,8 @@ def test_the_cloud_has_all_of_a_run_with_charts_that_it_can_draw(
     assert [label["name"] for label in run.about["labels"]] == ["a", "b"] and run.about["project"] == "spantune"
     assert run.series("train/loss") == [(1, 1.5)] and run.series("dev/f1_high/病") == [(1, 1.0)]
     media = {key: places for key, _, places in run.media}
-    assert media.keys() == {"Prediction", "dev F1 by type", "dev confusion", "Report"}
+    panels = {"Prediction", "Prediction table", "dev F1 by type", "dev confusion", "Report", "Report page"}
+    assert media.keys() == panels
     assert len(media["Prediction"]) == 1  # as the recipe says
     bars = json.loads(cloud.files[media["dev F1 by type"][0]])
     assert bars["xAxis"]["data"] == ["病", "体"] and bars["series"][0]["data"] == [66.7, 0.0]
@@ -152,10 +158,66 @@ def test_the_cloud_has_all_of_a_run_with_charts_that_it_can_draw(
     assert [0, 0, 1] in heat["series"][0]["data"] and [2, 0, 1] in heat["series"][0]["data"]
     assert cloud.files[media["Report"][0]].decode() == "# 页"
     assert run.saved == ["report.html"] and cloud.files["saved/report.html"].decode() == "<p>页"
-    assert run.profile["config"]["environment"]["value"]["commit"] == "abc"
+    assert cloud.files[media["Report page"][0]].decode() == "<p>页"
+    table = json.loads(cloud.files[media["Prediction table"][0]])
+    assert [column["field"] for column in table["colDefs"]][:5] == ["document", "text", "right", "missed", "spurious"]
+    assert table["rowData"][0]["document"] == "d1" and table["rowData"][0]["missed"] == 1
+    assert run.profile["config"]["environment.commit"]["value"] == "abc" and run.about["job"] == "search"
+    sections = {key: column["sectionName"] for key, column in cloud.columns.items() if not column.get("hidden")}
+    assert list(dict.fromkeys(sections.values()))[:2] == ["train", "speed"] and sections["dev/f1"] == "dev"
+    assert sections["dev/f1/病"] == "dev by type" and sections["Prediction"] == "predictions"
+    assert cloud.columns["test/f1"]["hidden"] and run.series("test/f1") == [(0, 0.25)]  # a value, without a chart
     assert run.states == ["RUNNING", "FINISHED"]
     assert hints(folder) == [f"dashboard: {cloud.host}/@tester/spantune/runs/{run.id}"]
     assert capfd.readouterr().out == ""
+
+
+def test_the_local_board_has_groups_in_order_and_hides_what_is_no_curve(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    trackers = begin(folder)
+    trackers.metrics(0, {"f1": 0.25}, "test")
+    for step in (1, 2):
+        trackers.metrics(step, {"loss": 1.0, "step_ms": 20.0 * step, "padding_share": 0.0})
+    measure(trackers, folder, 2)
+    trackers.finish("success")
+    groups: dict[str, list[str]] = {}
+    query = "select n.name, c.name, c.status from namespace n join display d on d.namespace_id = n.id"
+    for group, name, status in rows(folder, f"{query} join chart c on c.id = d.chart_id where n.project_id is null"):
+        groups.setdefault(group if status == 0 else "hidden", []).append(name)
+    assert groups["train"] == ["train/loss"] and groups["dev"] == ["dev/f1", "dev/f1_low", "dev/f1_high"]
+    assert groups["speed"] == ["train/step_ms"] and sorted(groups["hidden"]) == ["test/f1", "train/padding_share"]
+    assert groups["dev by type"] == ["dev/f1/病", "dev/f1/体"] and "Prediction" in groups["predictions"]
+    order = [name for (name,) in rows(folder, "select name from namespace where experiment_id = 1 order by id")]
+    assert order[:5] == ["train", "dev", "dev by type", "predictions", "speed"]
+
+
+def test_runs_that_begin_at_once_share_a_board_and_keep_their_names_and_charts(tmp_path: Path) -> None:
+    processes = [started(tmp_path / name, "local", 6) for name in ("a", "b")]
+    for process in processes:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    assert sorted(rows(tmp_path / "a", "select name, status from experiment")) == [("a", 1), ("b", 1)]
+    for name in ("a", "b"):
+        assert steps(series(tmp_path / name)["train/loss"]) == steps_of(tmp_path / name)
+    query = "select c.name, count(*) from source s join chart c on c.id = s.chart_id where c.project_id is not null"
+    compared = dict(rows(tmp_path / "a", f"{query} group by c.id"))
+    assert compared["train/loss"] == compared["dev/f1"] == compared["dev confusion"] == 2
+
+
+def test_a_run_that_is_deleted_on_the_board_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    trackers = begin(folder)
+    with closing(sqlite3.connect(tmp_path / "swanlab" / "runs.swanlab")) as store:
+        store.execute("delete from experiment")
+        store.commit()
+    for step in (1, 2):
+        trackers.metrics(step, {"loss": 1.0})
+    trackers.finish("success")
+    assert steps_of(folder) == [1, 2] and "Traceback" not in capfd.readouterr().err
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == ["the run was deleted or stopped on SwanLab's board, which gets no more of it; it goes on"]
 
 
 def test_off_is_off(tmp_path: Path) -> None:
@@ -163,7 +225,7 @@ def test_off_is_off(tmp_path: Path) -> None:
     trackers = begin(folder, swanlab="off")
     trackers.metrics(1, {"loss": 1.0})
     trackers.finish("success")
-    assert not (folder / "swanlab").exists() and not (folder / "trackers").exists()
+    assert not (tmp_path / "swanlab").exists() and not (folder / "trackers").exists()
     assert [line["loss"] for line in read_metrics(folder)] == [1.0]
 
 
@@ -227,8 +289,8 @@ def test_its_trainer_callback_loses_the_config_and_is_not_used(tmp_path: Path) -
     lost = SwanLabCallback(project="p", config={"rank": 8}, id="x", group="g")
     assert lost._init_kwargs == {"project": "p"}
     begin(tmp_path / "run").finish("success")
-    (kept,) = (tmp_path / "run" / "swanlab").glob("run-*/files/config.yaml")
-    assert "lora" in yaml.safe_load(kept.read_text(encoding="utf-8"))
+    (kept,) = (tmp_path / "swanlab").glob("run-*/files/config.yaml")
+    assert "lora.rank" in yaml.safe_load(kept.read_text(encoding="utf-8"))
 
 
 def test_transformers_own_reporting_crashes_and_is_not_used(trained: Any) -> None:
@@ -237,11 +299,12 @@ def test_transformers_own_reporting_crashes_and_is_not_used(trained: Any) -> Non
 
     with pytest.raises(RuntimeError, match="No active Run"):  # the trap: what report_to=swanlab begins with
         SwanLabCallback().on_train_begin(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
-    assert len(list((trained.folder / "swanlab").glob("run-*"))) == 1
+    board = trained.folder.parent / "swanlab"
+    assert len(list(board.glob("run-*"))) == 1
     assert rows(trained.folder, "select status from experiment") == [(1,)]
-    (kept,) = (trained.folder / "swanlab").glob("run-*/files/config.yaml")
-    environment = yaml.safe_load(kept.read_text(encoding="utf-8"))["environment"]["value"]
-    assert {"torch", "swanlab", "device", "train_sha256", "model_sha256", "code_sha256"} <= environment.keys()
+    (kept,) = board.glob("run-*/files/config.yaml")
+    kinds = {"torch", "swanlab", "device", "train_sha256", "model_sha256", "code_sha256"}
+    assert {f"environment.{kind}" for kind in kinds} <= yaml.safe_load(kept.read_text(encoding="utf-8")).keys()
     assert {"train/tokens_per_s", "train/padding_share", "train/peak_rss_gib", "Report"} <= series(
         trained.folder
     ).keys()
@@ -324,8 +387,7 @@ def test_a_run_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_board_that_cannot_start_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "swanlab").write_text("a file where its folder should be")
+    (tmp_path / "swanlab").write_text("a file where its folder should be")
     trackers = begin(tmp_path / "run")
     trackers.metrics(1, {"loss": 1.0})
     trackers.finish("success")
@@ -339,6 +401,7 @@ def test_a_board_that_cannot_start_does_not_end_a_run(tmp_path: Path, caplog: py
 
 def test_a_second_process_in_one_folder_shows_one_complete_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    begin(tmp_path / "other").finish("success")  # the board is not its own
     process = started(folder, "local", 7, 600)
     process.kill()
     process.communicate()
@@ -346,7 +409,7 @@ def test_a_second_process_in_one_folder_shows_one_complete_run(tmp_path: Path) -
     trackers = begin(folder)  # resumed: it is told again what metrics.jsonl holds
     trackers.metrics(last + 1, {"loss": 0.5})
     trackers.finish("success")
-    assert rows(folder, "select name, status from experiment") == [("run", 1)]
+    assert rows(folder, "select name, status from experiment") == [("other", 1), ("run", 1)]
     found = series(folder)
     assert steps(found["train/loss"]) == list(range(1, last + 2)) == steps_of(folder)
     assert steps(found["Prediction"]) == steps(found["dev confusion"]) == steps_of(folder, "dev")
@@ -402,7 +465,9 @@ def test_a_hard_kill_of_everything_loses_no_finished_step(cloud: Cloud, tmp_path
     sent = sync(folder)
     assert steps(cloud.run.series("train/loss")) == steps_of(folder) and len(steps_of(folder)) >= 7
     shown = {key: [step for name, step, _ in cloud.run.media if name == key] for key, _, _ in cloud.run.media}
-    assert shown == dict.fromkeys(("Prediction", "dev F1 by type", "dev confusion"), steps_of(folder, "dev"))
+    assert shown == dict.fromkeys(
+        ("Prediction", "Prediction table", "dev F1 by type", "dev confusion"), steps_of(folder, "dev")
+    )
     assert cloud.run.states == ["RUNNING", "ABORTED"] and cloud.run.id == sent.id
 
 

@@ -8,13 +8,14 @@ Repairs made in reading and losses in writing are counted in notes; a file that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib import resources
 from itertools import islice
 from pathlib import Path
 
 from spantune.core import DataError, Document, Extraction, expect, expect_each, from_prediction_record, nearest
+from spantune.data.corpus import Corpus
 from spantune.data.formats import (
     bioc,
     brat,
@@ -48,13 +49,14 @@ from spantune.data.raw.plugins import Format
 from spantune.data.raw.text_files import is_stream, read_bytes, read_chunks
 
 __all__ = [
-    "BUNDLED", "FORMATS", "Corpus", "Format", "Item", "Nested", "Options", "RawDocument", "RawEntity", "Sample",
-    "detect", "is_known", "items", "names", "of_name", "read", "read_extractions", "resolve", "stream", "write"
+    "BUNDLED", "BUNDLED_PREFIX", "FORMATS", "Corpus", "Format", "Item", "Nested", "Options", "RawDocument", "RawEntity",
+    "Sample", "detect", "is_known", "items", "names", "of_name", "read", "read_dataset", "read_extractions", "resolve",
+    "stream", "write"
 ]  # fmt: skip
 
 BUNDLED = ("biomedical-en-test", "biomedical-en-train", "clinical-zh-test", "clinical-zh-train")
 
-_BUNDLED_PREFIX = "bundled:"
+BUNDLED_PREFIX = "bundled:"
 _SAMPLE_LINES = 200
 _SAMPLE_BYTES = 1 << 16
 _BLANK = b"\xef\xbb\xbf \t\r\n"
@@ -88,16 +90,6 @@ FORMATS = {
 """The formats that come with spantune, in the order in which they are asked whether a file is theirs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """The documents of a file, the format it was read as, and `notes`: what was repaired or missing, with counts."""
-
-    documents: tuple[Document, ...]
-    format: str
-    path: Path
-    notes: Mapping[str, int] = field(default_factory=dict)
-
-
 def read(path: str | Path, format: str | None = None, options: Options = DEFAULTS) -> Corpus:
     """Read a whole corpus and verify every offset.
 
@@ -122,6 +114,17 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     if not documents:
         raise DataError(f"no document was found, read as {name}; expected at least one: check the path", path=file)
     return Corpus(documents, name, file, dict(+notes))
+
+
+def read_dataset(table: object, options: Options = DEFAULTS) -> Corpus:
+    """Read an open `datasets.Dataset` as `read` reads a saved one; see `Corpus.from_datasets`."""
+    notes: Counter[str] = Counter()
+    path = Path("dataset")
+    items = faithful(settled(datasets.read_table(table, path, notes, options), options.offsets, notes), notes)
+    documents = tuple(verified(unique(items), notes))
+    if not documents:
+        raise DataError("the dataset has no rows; expected at least one", path=path)
+    return Corpus(documents, "datasets", path, dict(+notes))
 
 
 def read_extractions(path: Path) -> list[Extraction]:
@@ -170,6 +173,8 @@ def write(
         DataError: the format cannot hold a document, or the file cannot be written.
     """
     expect(path, (str, Path), "write", "the path to write to")
+    expect(format, str, "format", f"a name such as {', '.join(list(FORMATS)[:3])}")
+    expect(options, Options, "options", "Options(…)")
     checked = expect_each(documents, Document, "documents", "a list of Documents, such as corpus.documents")
     notes: Counter[str] = Counter()
     writer = of_name(format, writing=True).write
@@ -257,11 +262,11 @@ def resolve(path: str | Path) -> Path:
     Raises:
         DataError: there is no bundled corpus of that name, or the file is a pipe: a corpus is read more than once.
     """
-    if not str(path).startswith(_BUNDLED_PREFIX):
+    if not str(path).startswith(BUNDLED_PREFIX):
         if is_stream(Path(path)):
             raise DataError("this can be read once only, as a pipe; write it to a file first", path=path)
         return Path(path)
-    name = str(path).removeprefix(_BUNDLED_PREFIX)
+    name = str(path).removeprefix(BUNDLED_PREFIX)
     if name not in BUNDLED:
         raise DataError(f"no corpus {name!r} comes with spantune; {nearest(name, BUNDLED)}", path=path)
     return Path(str(resources.files("spantune").joinpath("data", "bundled", f"{name}.txt")))

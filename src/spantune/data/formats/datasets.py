@@ -47,6 +47,15 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
             table = datasets.load_from_disk(str(path))
     except (need("pyarrow", "datasets").ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, error) from None
+    return read_table(table, path, notes, options)
+
+
+def read_table(table: Any, path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
+    """Yield the documents of an open `Dataset`; `path` stands for it in errors and ids.
+
+    Raises:
+        DataError: it is no such table, or cannot be read any further.
+    """
     return each(_records(table, path, notes), _parser(table, path, notes, options))
 
 

@@ -31,7 +31,7 @@ from spantune.core import (
     config,
 )
 from spantune.encoding import Encoder
-from spantune.extraction.chunked import by_chunks, cutter
+from spantune.extraction.chunked import as_documents, by_chunks, cutter
 from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.remote.client import Client, Overrun, Refused, Server
 from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose
@@ -98,13 +98,17 @@ class RemoteExtractor:
                 "vllm or llamacpp, for a server that takes it, or decode here"
             )
 
-    def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
+    def stream(self, documents: Iterable[str | Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; see `Extractor.stream`.
 
         Raises:
+            ConfigError: `documents` is a single text, or has a member that is neither a text nor a Document.
             DataError: a text is too long, with `strict`.
             ModelError: the server is down or not what it should be; with `strict` also when it refuses a text.
         """
+        return self._stream(as_documents(documents), strict)
+
+    def _stream(self, documents: Iterator[Prediction], strict: bool) -> Iterator[Extraction]:
         cuts = cutter(self.encoder, self.settings, self.served.window)
         for extraction in by_chunks(documents, cuts, partial(self._ask_all, strict), strict=strict):
             yield calibrated(extraction, self.calibration)

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from spantune.core import Document, Entity
 from spantune.metrics import NONE, Confusion, judge
+from spantune.runs.trackers.interface import PredictionRow
 
 WIDTH = 640
 INK, FAINT, BAR, HOT = "#1f2328", "#d0d7de", "#4c8dd6", (35, 105, 190)
@@ -180,29 +181,31 @@ def charts(
     return [*f1_charts, ConfusionChart(f"{split} confusion", judge(gold, predicted, labels).confusion)]
 
 
-def panel(gold: Sequence[Document], predicted: Sequence[Document]) -> dict[str, str]:
-    """Each document's predicted and gold entities and its text, by document id.
-
-    What changes from one evaluation to the next comes first, since a board may show only the first line. The parts are
-    marked by ▸, since boards collapse line breaks.
-    """
-    pairs = zip(gold, predicted, strict=True)
-    return {
-        gold_document.id: _summary(gold_document, predicted_document) for gold_document, predicted_document in pairs
-    }
+def panel(gold: Sequence[Document], predicted: Sequence[Document]) -> list[PredictionRow]:
+    """What was predicted in each document."""
+    return [_row(*pair) for pair in zip(gold, predicted, strict=True)]
 
 
-def _summary(gold: Document, predicted: Document) -> str:
+def _row(gold: Document, predicted: Document) -> PredictionRow:
     gold_keys, predicted_keys = (list(dict.fromkeys(map(_key, document.entities))) for document in (gold, predicted))
 
-    def entity(key: tuple[int, int, str]) -> str:
-        start, end, label = key
-        return f"{gold.text[start:end]} [{label} {start}:{end}]"
+    def in_words(keys: Sequence[tuple[int, int, str]], others: Sequence[tuple[int, int, str]], wrong: str) -> str:
+        parts = (
+            f"{'✓' if (start, end, label) in others else wrong} {gold.text[start:end]} [{label} {start}:{end}]"
+            for start, end, label in keys
+        )
+        return "; ".join(parts) or "none"
 
-    right = sum(key in gold_keys for key in predicted_keys)
-    marked = "; ".join(f"{'✓' if key in gold_keys else '✗'} {entity(key)}" for key in predicted_keys) or "none"
-    head = f"▸ {right} of {len(gold_keys)} right, {len(predicted_keys) - right} wrong ▸ predicted: {marked}"
-    return f"{head}\n\n▸ gold: {'; '.join(map(entity, gold_keys)) or 'none'}\n\n▸ {gold.text}"
+    right = len(set(gold_keys) & set(predicted_keys))
+    return PredictionRow(
+        gold.id,
+        gold.text,
+        right,
+        missed=len(gold_keys) - right,
+        spurious=len(predicted_keys) - right,
+        gold=in_words(gold_keys, predicted_keys, "−"),
+        predicted=in_words(predicted_keys, gold_keys, "+"),
+    )
 
 
 def _key(entity: Entity) -> tuple[int, int, str]:

@@ -26,6 +26,7 @@ from spantune.runs.journal import JsonlTracker
 from spantune.runs.trackers import charts
 from spantune.runs.trackers.interface import Call, RunInfo, Tracker
 from spantune.runs.trackers.mlflow import MlflowTracker
+from spantune.runs.trackers.notify import NotifyTracker, require_variables
 from spantune.runs.trackers.process import FINISH_SECONDS, Backend, TrackerProcess
 from spantune.runs.trackers.swanlab import SwanlabTracker, require_key, swanlab_environment
 from spantune.runs.trackers.tensorboard import TensorboardTracker
@@ -35,12 +36,19 @@ OPEN_SECONDS = 20.0
 """Longest that a run waits for its trackers to open; one that opens later gets the calls that it has missed."""
 QUEUE_SIZE = 10_000
 """Calls that may wait for a tracker; a tracker that falls further behind is dropped, since its queue takes memory."""
-TITLES = {"swanlab": "SwanLab", "tensorboard": "TensorBoard", "wandb": "Weights & Biases", "mlflow": "MLflow"}
+TITLES = {
+    "swanlab": "SwanLab",
+    "tensorboard": "TensorBoard",
+    "wandb": "Weights & Biases",
+    "mlflow": "MLflow",
+    "notify": "The sender of notifications",
+}
 _BACKENDS: dict[str, Backend] = {
     "swanlab": SwanlabTracker,
     "tensorboard": TensorboardTracker,
     "wandb": WandbTracker,
     "mlflow": MlflowTracker,
+    "notify": NotifyTracker,
 }
 _MODULES = {
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -203,17 +211,17 @@ def documents(
     gold: Sequence[Document],
     predicted: Sequence[Document],
 ) -> Call:
-    """The call that records the predictions on a split at a step: texts of the first documents, and the charts."""
+    """The call that records the predictions on a split at a step: rows of the first documents, and the charts."""
     step, split = place
     first = info.settings.predictions
-    texts = charts.panel(gold[:first], predicted[:first])
+    rows = charts.panel(gold[:first], predicted[:first])
     name = "Prediction" if split == "dev" else f"Prediction ({split})"
     # built in a dashboard's thread, and once for all of them
     all_charts = functools.cache(lambda: charts.charts(split, values, gold, predicted, info.labels))
 
     def call(tracker: Tracker) -> None:
-        if texts:
-            tracker.texts(step, name, texts)
+        if rows:
+            tracker.predictions(step, name, rows)
         for chart in all_charts():
             tracker.chart(step, chart)
 
@@ -247,12 +255,14 @@ def require_trackers(settings: config.Track) -> None:
     """Check before a run folder is made that the trackers can be used.
 
     Raises:
-        ConfigError: a tracker is not installed, or SwanLab's online mode has no API key and would block on a prompt.
+        ConfigError: a tracker is not installed, SwanLab's online mode has no API key and would block on a prompt, or
+            the variables of a notification are not set.
     """
     for name in settings.also:
         require_extra(f"track.also={name}", name, _MODULES[name])
     if settings.swanlab == "online":
         require_key()
+    require_variables(settings.notify)
 
 
 def open_trackers(
@@ -299,7 +309,12 @@ def run_info(
 
 def _opening(info: RunInfo) -> dict[str, Remote]:
     """The trackers of a run, each for a process of its own."""
-    names = [*([] if info.settings.swanlab == "off" else ["swanlab"]), *info.settings.also]
+    settings = info.settings
+    names = [
+        *([] if settings.swanlab == "off" else ["swanlab"]),
+        *settings.also,
+        *(["notify"] if settings.notify else []),
+    ]
     return {
         name: TrackerProcess(name, _BACKENDS[name], info, swanlab_environment() if name == "swanlab" else None)
         for name in names

@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spantune.core import to_json
 from spantune.runs.folder import RunFolder
-from spantune.runs.trackers.interface import Chart, RunInfo
+from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo, flattened
 
 _STATES = {"success": "FINISHED", "crashed": "FAILED", "aborted": "KILLED"}
 _LONGEST = 500
@@ -50,9 +50,9 @@ class MlflowTracker:
         metrics = [Metric(key, value, now, step) for key, value in named.items() if step > self._step_before(key)]
         self._client.log_batch(self._id, metrics=metrics)
 
-    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
+    def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
         """A text file among the artifacts, one for each evaluation."""
-        joined = "\n\n".join(f"# {key}\n\n{text}" for key, text in texts.items())
+        joined = "\n\n".join(f"# {row.id}\n\n{row.summary}" for row in rows)
         self._client.log_text(self._id, joined + "\n", f"{name}/{step:06}.txt")
 
     def chart(self, step: int, chart: Chart) -> None:
@@ -80,7 +80,10 @@ class MlflowTracker:
         note = {"mlflow.note.content": settings.description} if settings.description else {}
         run_id: str = client.create_run(experiment_id, run_name=info.name, tags={**tags, **note}).info.run_id
         client.log_dict(run_id, dict(info.config), "config.json")
-        params = [Param(key, value) for key, value in _flat(info.config) if len(value) <= _LONGEST]
+        leaves = {
+            key: value if isinstance(value, str) else to_json(value) for key, value in flattened(info.config).items()
+        }
+        params = [Param(key, value) for key, value in leaves.items() if len(value) <= _LONGEST]
         for start in range(0, len(params), 100):  # the most that a request may hold
             client.log_batch(run_id, params=params[start : start + 100])
         return run_id
@@ -90,12 +93,3 @@ class MlflowTracker:
             history = self._client.get_metric_history(self._id, key)
             self._last[key] = max((metric.step for metric in history), default=-1)
         return self._last.get(key, -1)
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of nested values by dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else to_json(value)

@@ -21,14 +21,14 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn, Protocol
 
 from spantune.core import RunError, printable, to_json
-from spantune.runs.trackers.interface import Chart, RunInfo, Tracker
+from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo, Tracker
 
 FINISH_SECONDS = 60.0
 """Longest that a tracker may take to finish."""
@@ -83,9 +83,9 @@ class TrackerProcess:
         """Send scalars."""
         self._process.send(("metrics", (step, values, split)))
 
-    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
-        """Send texts."""
-        self._process.send(("texts", (step, name, texts)))
+    def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
+        """Send predictions."""
+        self._process.send(("predictions", (step, name, rows)))
 
     def chart(self, step: int, chart: Chart) -> None:
         """Send a chart's data; it is drawn in the process."""

@@ -8,10 +8,11 @@
 - It writes its store when it finishes, so that killing its process leaves an empty file; a resumed run and `sync` send
   it everything again.
 - Its local board cannot continue a run and would show a second one: what a killed run wrote is moved aside.
+- Its boards show a nested value of the config as `[object Object]`: the config is flattened to dotted keys.
 - It waits for an unreachable cloud without a limit; its process is killed then, and `sync` sends the rest.
 - It handles Ctrl-C, prints to stdout and finishes its record at exit: in its process, not in the run's.
-- Its local board shows no ECharts, and one chart for each scalar: charts are pictures there, and have the intervals
-  of types.
+- Its local board shows no ECharts and no pages, and one chart for each scalar: charts are pictures there, and have the
+  intervals of types. How several runs share a board is in `board`.
 
 SwanLab itself reads its key: from SWANLAB_API_KEY, or from what `swanlab login` has stored. The key is written nowhere;
 SWANLAB_DEBUG is hidden for this reason: with it SwanLab logs the credentials that it logs in with.
@@ -23,13 +24,14 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spantune.core import ConfigError, RunError, to_json
 from spantune.runs.folder import RunFolder
-from spantune.runs.trackers.interface import Chart, RunInfo
+from spantune.runs.trackers import board
+from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo, flattened
 
 ANSWER_SECONDS = 5.0
 """Longest that the cloud may take to answer at all before a run is recorded offline."""
@@ -55,26 +57,40 @@ class SwanlabTracker:
 
         self._swanlab, self._info, self._aside = swanlab, info, aside
         self._mode = "online" if aside else info.settings.swanlab
-        self._folder = aside or RunFolder(info.folder).swanlab
-        self._id = info.remembered(NAME).get("id") or secrets.token_hex(10)
+        self._folder = aside or (info.board if self._mode == "local" else RunFolder(info.folder).swanlab)
+        self._defined: set[str] = set()  # the keys whose place among the charts SwanLab knows
+        self._values: dict[str, tuple[int, float] | None] = {}  # points and value of a scalar; None: no flat line
+        note = info.remembered(NAME)
+        self._id = note.get("id") or secrets.token_hex(10)
         info.remember(NAME, id=self._id, sent=False)
         if aside is None:
-            _move_aside(self._folder)
+            _move_aside(info, note.get("directory", ""))
+        if self._mode == "local":
+            board.group_charts(self._folder)
         self._run = self._begin()
         if aside is None:
-            info.remember(NAME, mode=self._mode, directory=self._run.dir.name, state="running", url=None)
+            url = self._run.url if self._mode == "online" else None
+            info.remember(NAME, mode=self._mode, directory=self._run.dir.name, state="running", url=url)
             info.remember(NAME, hint=self._hint(finished=False))
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         """One chart for each key; on the local board the intervals of types are in the pictures only."""
         if self._mode == "local":
             values = {key: value for key, value in values.items() if not key.startswith(("f1_low/", "f1_high/"))}
-        self._run.log({f"{split}/{key}": value for key, value in values.items()}, step=step)
+        named = {f"{split}/{key}": value for key, value in values.items()}
+        for key, value in named.items():
+            count, first = self._values.get(key, (0, value)) or (0, None)
+            self._values[key] = (count + 1, value) if value == first else None
+        self._log(step, named)
 
-    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
-        """One panel."""
-        items = [self._swanlab.Text(text, caption=caption) for caption, text in texts.items()]
-        self._run.log({name: items}, step=step)
+    def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
+        """A panel of texts; in the cloud a table too, which can be sorted."""
+        self._log(step, {name: [self._swanlab.Text(row.summary, caption=row.id) for row in rows]})
+        if self._mode == "local":
+            return
+        table = self._swanlab.echarts.Table()
+        table.add(list(PredictionRow.COLUMNS), [list(row.cells) for row in rows])
+        self._log(step, {f"{name} table": self._swanlab.ECharts(table)})
 
     def chart(self, step: int, chart: Chart) -> None:
         """A picture on the local board, which shows no ECharts; ECharts for the cloud."""
@@ -82,21 +98,32 @@ class SwanlabTracker:
             media = self._swanlab.Image(chart.image(), caption=chart.caption)
         else:
             media = self._swanlab.ECharts(_Options(chart.options()), caption=chart.caption)
-        self._run.log({chart.name: media}, step=step)
+        self._log(step, {chart.name: media})
 
     def attach(self, step: int, path: Path) -> None:
-        """The report as text, and for the cloud its page as a file."""
+        """The report as text, and for the cloud its page, which it shows, and keeps as a file."""
         text = path.with_suffix(".md").read_text(encoding="utf-8")
-        self._run.log({"Report": self._swanlab.Text(text, caption=path.name)}, step=step)
+        self._log(step, {"Report": self._swanlab.Text(text, caption=path.name)})
         if self._mode != "local":
+            self._log(step, {"Report page": self._swanlab.Html(path, caption=path.name)})
             self._run.save(str(path), base_path=str(path.parent), policy="end")
 
     def finish(self, state: str) -> None:
         """Close the experiment; this may wait for the cloud without a limit."""
         url = self._run.url if self._mode == "online" else None
         self._run.finish(state=state, error=None if state == "success" else f"the run was {state}")
+        if self._mode == "local":
+            flat = [key for key, known in self._values.items() if known and known[0] > 1]
+            board.hide_constants(self._folder, self._run.dir.name, flat)
         hint = self._hint(finished=True)
         self._info.remember(NAME, state=state, sent=self._mode == "online", url=url, hint=hint)
+
+    def _log(self, step: int, values: Mapping[str, object]) -> None:
+        """Record scalars or media, each new one with its place among the charts."""
+        for key in values.keys() - self._defined:
+            self._run.define_metric(key, section_name=board.section(key), hidden=board.is_summary(key))
+        self._defined.update(values)
+        self._run.log(dict(values), step=step)
 
     def _begin(self) -> Any:
         if self._mode != "online":
@@ -127,7 +154,9 @@ class SwanlabTracker:
             description=settings.description,
             tags=list(settings.tags),
             group=settings.group,
-            config=dict(info.config),
+            job_type=settings.job_type,
+            workspace=settings.workspace,
+            config=flattened(info.config),
             log_dir=str(self._folder),
             mode=mode,
             id=self._id,
@@ -212,8 +241,12 @@ def sync_store(info: RunInfo) -> None:
         info.remember(NAME, sent=True, hint=f"dashboard: in SwanLab's cloud, run {note['id']}")
 
 
-def _move_aside(folder: Path) -> None:
+def _move_aside(info: RunInfo, directory: str) -> None:
     """Move the record of an earlier process of the run out of the way of the new one, which repeats it."""
-    if any(folder.glob("run-*")):
-        number = 1 + len(list(folder.parent.glob(f"{folder.name}.killed-*")))
-        folder.rename(folder.with_name(f"{folder.name}.killed-{number}"))
+    own = RunFolder(info.folder).swanlab
+    number = 1 + len(list(own.parent.glob(f"{own.name}.killed-*")))
+    aside = own.with_name(f"{own.name}.killed-{number}")
+    if any(own.glob("run-*")):
+        own.rename(aside)
+    elif info.settings.swanlab == "local":
+        board.take_out(info.board, directory, aside)

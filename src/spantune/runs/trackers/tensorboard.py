@@ -6,12 +6,12 @@ A resumed run writes them again from the run's own record, so a killed one leave
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spantune.core import to_json
 from spantune.runs.folder import RunFolder
-from spantune.runs.trackers.interface import Chart, RunInfo
+from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo
 
 
 class TensorboardTracker:
@@ -32,9 +32,9 @@ class TensorboardTracker:
         for key, value in values.items():
             self._writer.add_scalar(f"{split}/{key}", value, step)
 
-    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
-        """All texts as one Markdown list."""
-        self._text(name, step, texts)
+    def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
+        """All documents as one Markdown list."""
+        self._text(name, step, {row.id: row.summary for row in rows})
 
     def chart(self, step: int, chart: Chart) -> None:
         """The picture."""

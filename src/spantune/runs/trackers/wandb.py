@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spantune.runs.trackers.interface import Chart, RunInfo
+from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo
 
 
 class WandbTracker:
@@ -40,22 +40,23 @@ class WandbTracker:
             notes=settings.description,
             tags=list(settings.tags),
             group=settings.group,
+            job_type=settings.job_type,
             config=dict(info.config),
             settings=wandb.Settings(silent=True, console="off", **private),
         )
         hint = f"W&B: recorded offline; send it with: wandb sync {Path(self._run.dir).parent}"
         if not self._run.offline and self._run.url:
             hint = f"W&B: {self._run.url}"
-        info.remember("wandb", id=self._run.id, hint=hint)
+        info.remember("wandb", id=self._run.id, hint=hint, url=None if self._run.offline else self._run.url)
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         """One log call; W&B merges those of a step."""
         self._run.log({f"{split}/{key}": value for key, value in values.items()}, step=step)
 
-    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
-        """A table."""
-        rows = [[key, text] for key, text in texts.items()]
-        self._run.log({name: self._wandb.Table(columns=["document", "text"], data=rows)}, step=step)
+    def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
+        """A table, which can be sorted."""
+        data = [list(row.cells) for row in rows]
+        self._run.log({name: self._wandb.Table(columns=list(PredictionRow.COLUMNS), data=data)}, step=step)
 
     def chart(self, step: int, chart: Chart) -> None:
         """The picture."""

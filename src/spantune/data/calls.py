@@ -1,0 +1,124 @@
+"""What `spantune.check` and `spantune.split` do: check and split a corpus that is a file or in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from spantune.core import ConfigError, Document, expect, expect_each
+from spantune.data.checks import Demands, Source, check, read_source
+from spantune.data.corpus import Corpus
+from spantune.data.findings import Report
+from spantune.data.formats import read
+from spantune.data.raw.document import Options, RawDocument, RawEntity
+from spantune.data.splitting import Division, Rule, split, usual_names, write_splits
+
+
+def check_files(
+    files: str | Path | Corpus | Iterable[str | Path | Corpus],
+    labels: Iterable[str] = (),
+    format: str | None = None,
+    options: Options | None = None,
+) -> Report:
+    """Check annotated corpora and say what is wrong, how often and where.
+
+        report = spantune.check(["train.jsonl", "dev.jsonl"], labels=["person", "place"])
+        print(report.errors, [(finding.name, finding.count, finding.where) for finding in report.findings])
+
+    Args:
+        files: a corpus file, `bundled:NAME` or a Corpus; several are the splits of one corpus.
+        labels: the label set; any label is right when absent.
+        format: the format of the files; recognised from their content when absent.
+        options: as in `read`.
+
+    Raises:
+        ConfigError: an argument is of a wrong type.
+        DataError: a file cannot be read at all.
+    """
+    expect(format, (str, type(None)), "format", "the name of a format, or None")
+    expect(options, (Options, type(None)), "options", "Options(…), or None")
+    codes = tuple(expect_each(labels, str, "labels", "a list of label codes"))
+    several = [files] if isinstance(files, str | Path | Corpus) else files
+    if not isinstance(several, Iterable):
+        expect(several, (), "files", "a corpus file, or a list of them")
+    sources = []
+    for number, file in enumerate(several):
+        if isinstance(file, Corpus):
+            sources.append(_in_memory(file))
+        else:
+            path = expect(file, (str, Path), f"files[{number}]", "a corpus file or a Corpus")
+            sources.append(read_source(path, format, options))
+    if not sources:
+        raise ConfigError("files: expected at least one corpus file, found none")
+    return check(sources, Demands(codes))
+
+
+def split_corpus(
+    corpus: str | Path | Iterable[Document],
+    shares: Iterable[float] | Mapping[str, float] = (0.8, 0.1, 0.1),
+    *,
+    by: str | None = None,
+    seed: int = 0,
+    to: str | Path | None = None,
+) -> Division:
+    """Split a corpus by label, with no text or near-duplicate in two splits.
+
+        division = spantune.split("notes.jsonl", {"train": 0.8, "dev": 0.1, "test": 0.1}, to="splits")
+        print(len(division.parts["train"]))
+
+    Args:
+        corpus: a corpus file, `bundled:NAME`, a Corpus, or a list of Documents.
+        shares: the share of each split by name; three shares alone are of train, dev and test, two of train and test.
+        by: the key of meta whose values are groups, such as the patient, which are kept together.
+        seed: another seed is another split.
+        to: a new folder, into which the splits are written as native JSONL, with the record `split.json`.
+
+    Raises:
+        ConfigError: shares or an argument that cannot be right.
+        DataError: the corpus cannot be read, a split would have no documents, or the folder exists.
+    """
+    expect(seed, int, "seed", "a whole number")
+    expect(by, (str, type(None)), "by", "a key of meta, or None")
+    expect(to, (str, Path, type(None)), "to", "the path of a new folder, or None")
+    rule = Rule(_by_name(shares), seed, by)
+    documents = read(corpus).documents if isinstance(corpus, str | Path) else corpus
+    checked = list(expect_each(documents, Document, "corpus", "a corpus file, a Corpus or a list of Documents"))
+    division = split(checked, rule)
+    if to is not None:
+        source = corpus.name if isinstance(corpus, Corpus) else str(corpus) if isinstance(corpus, str | Path) else None
+        write_splits(Path(to), division, facts={"source": source})
+    return division
+
+
+def _by_name(shares: Iterable[float] | Mapping[str, float]) -> dict[str, float]:
+    """Return the shares by the names of their splits."""
+    if isinstance(shares, Mapping):
+        names, values = list(shares), list(shares.values())
+    else:
+        names, values = [], list(expect_each(shares, (float, int), "shares", "shares such as (0.8, 0.1, 0.1)"))
+    for value in values:
+        expect(value, (float, int), "shares", "numbers such as 0.8")
+    names = names or usual_names(len(values))
+    if len(names) != len(values):
+        raise ConfigError(
+            f"shares: found {len(values)} without names; expected two or three, or a mapping such as "
+            "{'train': 0.9, 'test': 0.1}"
+        )
+    return dict(zip(names, values, strict=True))
+
+
+def _in_memory(corpus: Corpus) -> Source:
+    """Return the documents of a corpus as a reader would have stated them."""
+
+    is_file = corpus.path.exists()  # whose lines are not known any more; else the number of the record is its line
+
+    def stated() -> Iterator[RawDocument]:
+        for number, document in enumerate(corpus.documents, start=1):
+            line = None if is_file else number
+            entities = tuple(
+                RawEntity(entity.start, entity.end, entity.label, document.surface(entity), entity.score)
+                for entity in document.entities
+            )
+            yield RawDocument(document.id, document.text, entities, corpus.path, line, document.meta, is_counted=True)
+
+    return Source(corpus.path, corpus.format, tuple(stated()), corpus.notes)

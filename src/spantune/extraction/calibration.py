@@ -1,0 +1,85 @@
+"""Calibrate a run: extract from documents that it was not trained on, fit its scores, and store what was fitted."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from spantune.core import Document, SpantuneError, expect, expect_each, track
+from spantune.data import Corpus, read, read_splits
+from spantune.extraction.extractor import Extractor, load_bare
+from spantune.metrics import Calibration, calibrate, require_precision
+from spantune.report import report_run
+from spantune.runs import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+def calibrate_run(
+    run: str | Path | Extractor,
+    data: str | Path | Iterable[Document] | None = None,
+    *,
+    precision: float | None = None,
+    per_label: bool = False,
+    store: bool = True,
+) -> Calibration:
+    """Fit a run's scores to how often they are right, and choose the threshold under which entities are dropped.
+
+        calibration = spantune.calibrate("runs/demo", precision=0.9)
+        print(calibration.threshold, calibration.evidence.chosen.recall)
+
+    Args:
+        run: the run folder, or what `spantune.load` returned for it.
+        data: an annotated corpus that was not trained on: a file, `bundled:NAME`, a Corpus or a list of Documents; the
+            run's dev documents when absent.
+        precision: the precision to reach with as many entities as possible; None for the best F1.
+        per_label: whether labels with many predictions have thresholds of their own.
+        store: make it what `load` and `extract` use for this run, and make the run's report again with it.
+
+    Raises:
+        ConfigError: an argument is of a wrong type, or no threshold reaches the precision.
+        DataError: the corpus cannot be read, or nothing was predicted.
+        RunError: the folder is no finished run.
+        ModelError: the model cannot be loaded.
+    """
+    expect(run, (str, Path, Extractor), "calibrate", "the path of a run folder, or what load returned")
+    require_precision(precision)
+    place = run.run if isinstance(run, Extractor) else run
+    folder = RunFolder(Path(expect(place, (str, Path), "calibrate", "an Extractor of a run folder")))
+    recipe = folder.require_finished()
+    corpus = read_splits(recipe.data).dev if data is None else read(data) if isinstance(data, str | Path) else data
+    gold = list(expect_each(corpus, Document, "data", "a corpus file, a Corpus or a list of Documents"))
+    extractor = _bare(run)
+    extractor.task.check(gold)
+    predicted = [extraction.document for extraction in track(extractor.stream(gold), "extract", len(gold))]
+    fitted = calibrate(gold, predicted, precision, per_label, _name(data, corpus))
+    if store:
+        fitted.save(folder.path)
+        _update_report(folder.path)
+    return fitted
+
+
+def _bare(run: str | Path | Extractor) -> Extractor:
+    """Return the Extractor of a run that leaves scores and entities as the model gives them."""
+    if not isinstance(run, Extractor):
+        return load_bare(run)
+    extractor = copy.copy(run)
+    extractor.calibration = None
+    return extractor
+
+
+def _name(data: object, corpus: object) -> str:
+    """Return the name of the documents for the record of the calibration."""
+    if data is None:
+        return "dev"
+    return corpus.name if isinstance(corpus, Corpus) else "documents"
+
+
+def _update_report(run: Path) -> None:
+    """Make the run's report again with the calibration; after an error the old report stays, with a warning."""
+    try:
+        report_run(run)
+    except SpantuneError as error:
+        log.warning("the calibration is stored, and the report is the old one: %s", error)

@@ -1,0 +1,32 @@
+"""What libraries print while spantune works: progress bars, and warnings of each other's changes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+NO_WIDGETS = "IProgress not found"
+"""tqdm's warning that a notebook has no widgets to draw its bars with."""
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep the bars and hints of transformers and tqdm, and FutureWarnings, out of the block; errors are shown.
+
+    A function with this decorator prints in Python and in a notebook what spantune says, and no more.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message=NO_WIDGETS)
+        from transformers.utils import logging
+
+        has_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if has_bars:
+                logging.enable_progress_bar()

@@ -1,0 +1,111 @@
+"""The systems of a comparison, from run folders and files of predictions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from spantune.core import ConfigError, Document, Extraction, RunError, expect, expect_each, from_document
+from spantune.data import Corpus, read, read_extractions, read_splits
+from spantune.metrics import Comparison, Protocol, System, align, compare, labels_of, require_protocol
+from spantune.runs.evaluations import predictions_for
+from spantune.runs.folder import RunFolder
+
+
+def compare_runs(
+    systems: Iterable[str | Path],
+    gold: str | Path | Corpus | None = None,
+    *,
+    labels: Iterable[str] | None = None,
+    protocol: Protocol = "cblue",
+) -> Comparison:
+    """Say whether systems differ on the same documents: paired bootstrap and approximate randomisation.
+
+        comparison = spantune.compare(["runs/small", "runs/large"])
+        print(comparison.differences[0].sentence)
+
+    Args:
+        systems: two run folders or more; with `gold`, files of predictions too. The first is the yardstick.
+        gold: the corpus that is right; that of each run's recipe when absent. A run's predictions for that very corpus
+            are taken, which `evaluate` has kept, else those for its own test documents.
+        labels: the label set; the labels of the documents when absent.
+        protocol: what counts as correct: `cblue` (start, end and label) or `promptcblue` (mention and label).
+
+    Raises:
+        ConfigError: fewer than two systems, or an argument is of a wrong type.
+        DataError: the systems were measured on other documents, or against another annotation.
+        RunError: a run has no predictions yet.
+    """
+    require_protocol(protocol)
+    paths = list(expect_each(systems, (str, Path), "systems", "a list of run folders"))
+    expect(gold, (str, Path, Corpus, type(None)), "gold", "a corpus file, a Corpus or None")
+    codes = None if labels is None else list(expect_each(labels, str, "labels", "a list of label codes"))
+    corpus = read(gold) if isinstance(gold, str | Path) else gold
+    read_from, notes = read_systems(paths, corpus, protocol)
+    return replace(
+        compare(read_from, labels_of_systems(read_from, paths) if codes is None else codes), notes=tuple(notes)
+    )
+
+
+def read_systems(
+    paths: Sequence[str | Path], gold: Corpus | None, protocol: Protocol, format: str | None = None
+) -> tuple[list[System], list[str]]:
+    """Read runs, each with its newest predictions for the documents, and files of predictions in `format`.
+
+    Returns the systems, called by the last names of their paths where these differ, and notes of what was noticed.
+
+    Raises:
+        ConfigError: a path is no run folder, and there is no `gold`.
+        RunError: a run has no predictions.
+        DataError: a file cannot be read.
+    """
+    names = [Path(path).resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    notes = [] if gold is None else _notes(gold)
+    return [
+        System(name, *_read(Path(path), gold, format, notes), protocol) for path, name in zip(paths, names, strict=True)
+    ], notes
+
+
+def labels_of_systems(systems: Iterable[System], paths: Iterable[str | Path]) -> list[str]:
+    """Return the labels of all documents in the order of the task of the first run among `paths`, then others."""
+    labels = labels_of(document for system in systems for document in (*system.gold, *system.documents))
+    runs = (run for run in map(RunFolder, map(Path, paths)) if run.is_run)
+    task = [code for run in itertools.islice(runs, 1) for code in run.task().codes if code in labels]
+    return [*task, *(code for code in labels if code not in task)]
+
+
+def aligned(
+    gold: Sequence[Document], predictions: Sequence[Extraction], path: str, notes: list[str]
+) -> list[Extraction]:
+    """Give the `predictions` of the file `path` the ids of `gold`; a note says where their texts paired them."""
+    documents = [prediction.document for prediction in predictions]
+    paired = align(gold, documents)
+    if [document.id for document in paired] != [document.id for document in documents]:
+        notes.append(f"{path}: no id is that of a gold document; paired by their texts, which are the same")
+    return [replace(prediction, document=document) for prediction, document in zip(predictions, paired, strict=True)]
+
+
+def _read(
+    path: Path, gold: Corpus | None, format: str | None, notes: list[str]
+) -> tuple[Sequence[Document], list[Extraction]]:
+    """Return the gold documents and the predictions of one system."""
+    run = RunFolder(path)
+    if not run.is_run:
+        if gold is None:
+            raise ConfigError(f"{path} is no run folder; to compare files of predictions, give --gold FILE")
+        corpus = read(path, format)
+        notes += _notes(corpus)
+        return gold.documents, aligned(gold.documents, list(map(from_document, corpus)), str(path), notes)
+    file = (predictions_for(path, gold.documents) if gold else None) or run.last_predictions("test")
+    if file.stem == "test-0":
+        raise RunError(f"{path} has no predictions after training; end the run with spantune train --resume {path}")
+    documents = gold.documents if gold else read_splits(run.config().data).test
+    return documents, aligned(documents, read_extractions(file), str(file), notes)
+
+
+def _notes(corpus: Corpus) -> list[str]:
+    return [f"{corpus.name}: {count} × {note}" for note, count in corpus.notes.items()]
