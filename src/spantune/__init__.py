@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from spantune.training import Draft, Plan, Result, init, train
     from spantune.training import plan_recipe as plan
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Calibration",

@@ -237,3 +237,9 @@ def test_nothing_is_replaced_without_force() -> None:
     assert load_config("recipe.yaml").run.name == "second"
     with pytest.raises(ConfigError, match="is read from"):
         init("notes.jsonl", "notes.jsonl", force=True)
+
+
+def test_a_recipe_for_a_large_model_is_for_a_gpu() -> None:
+    draft = init(english("notes.jsonl"), model="modelscope:LLM-Research/phi-4")
+    assert draft.config.train.max_minutes is None and draft.config.train.eval_before
+    assert any("14.7 B weights are too many to train on a CPU" in remark for remark in draft.remarks)

@@ -154,7 +154,7 @@ def _say_decided(draft: Draft, out: Path) -> None:
     say(
         f"task       {language} instruction, {'nested' if decided.nested else 'flat'} entities, answer {decided.answer}"
     )
-    device = {"cpu": "this machine's CPU", "cuda": "this machine's GPU"}[decided.device]
+    device = {"cpu": "this machine's CPU", "cuda": "a GPU"}[decided.device]
     chosen = f"values for {decided.row.name}" if decided.row else "values chosen when training starts"
     minutes = f", {decided.minutes:g} minutes at most" if decided.minutes is not None else ""
     say(f"training   {decided.model} on {device}, {chosen}{minutes}")

@@ -31,11 +31,13 @@ from spantune.core import (
 )
 from spantune.data import formats, shared_texts, splitting
 from spantune.training.recipe_text import Decided, render
-from spantune.training.recommendation import device_here, recommend, weights_of
+from spantune.training.recommendation import Device, device_here, recommend, weights_of
 from spantune.training.survey import WORDS, Language, Reading, Split, Survey, leaking, survey
 
 DEFAULT_MODEL = "bundled:gemma3-270m"
 CPU_MINUTES = 5.0
+CPU_WEIGHTS = 2 * 10**9
+"""Models with more weights are not trained on a CPU: a recipe for one is for a GPU, wherever it is written."""
 FEW_DEV = 5
 """Under so many dev documents a figure on them says little."""
 TEST_FROM = 200
@@ -164,7 +166,8 @@ def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
     if parts.made and "reading" in choices:  # the recipe says once how its files are read, and what was made is native
         parts.made = dict(parts.documents)
     model = choices.get("model", DEFAULT_MODEL)
-    weights, device = weights_of(model), device_here()
+    weights = weights_of(model)
+    device: Device = "cuda" if weights is not None and weights > CPU_WEIGHTS else device_here()
     padded = sum(_is_padded(document) for document in parts.documents["train"])
     made = {split: (str(parts.folder / f"{split}.jsonl"),) for split in parts.made}
     decided = Decided(
@@ -284,6 +287,11 @@ def _remarks(decided: Decided, padded: int) -> list[str]:
         remarks.append(
             "there is no test set: the final figures are on the documents that choose the adapter, and so a little too "
             f"good; {_way_to_a_test_set(decided)}"
+        )
+    if decided.weights is not None and decided.weights > CPU_WEIGHTS and device_here() == "cpu":
+        remarks.append(
+            f"{decided.weights / 1e9:.1f} B weights are too many to train on a CPU, and this machine shows no GPU: the "
+            "recipe is for a machine that has one"
         )
     if decided.limits:
         keys = ", ".join(f"data.{key}={count}" for key, count in decided.limits.items())
