@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from helpers.command import Outcome
+from helpers.command import Outcome, one_line_error
 from spantune.core import Document
 from spantune.data import formats
 from spantune.extraction import load_bare, load_run
@@ -29,13 +29,6 @@ def run(trained: Any, tmp_path: Path) -> Path:
 def bare(trained: Any) -> list[Document]:
     """The test documents as the model annotates them, scores as it gives them."""
     return load_bare(trained.folder).extract(trained.after.gold)
-
-
-def one_line_error(outcome: Outcome, *words: str) -> None:
-    assert outcome.code == 2 and outcome.out == "" and outcome.err.startswith("error: "), outcome
-    assert outcome.err.count("\n") == 1 and "Traceback" not in outcome.err
-    for word in words:
-        assert word in outcome.err
 
 
 def rows(outcome: Outcome) -> list[dict[str, Any]]:

@@ -365,5 +365,17 @@ def test_a_hub_that_cannot_be_reached(recipe_file: RecipeFile) -> None:
         "http_proxy": nowhere,
     }
     done = fresh("train", path, env=environment, timeout=60)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: ") and "nobody/nothing" in done.stderr
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 2, done.stderr
+    assert done.stderr.startswith("loading hf:nobody/nothing …\nerror: ") and "nobody/nothing" in done.stderr
+
+
+def test_q_leaves_errors_and_results_and_may_follow_the_command(command: Command, corpus: Path, tmp_path: Path) -> None:
+    call = ("data", "convert", corpus / "test.jsonl", tmp_path / "out.jsonl", "--to", "native", "--force")
+    assert "documents, native" in command(*call).err
+    for quiet in (("-q", *call), (*call, "--quiet")):
+        outcome = command(*quiet)
+        assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+    one_line_error(command("-q", "data", "convert", tmp_path / "none.jsonl", tmp_path / "x", "--to", "native"), "none")
+    one_line_error(command("-v", "runs", tmp_path, "-q"), "-q and -v contradict each other")
+    dashes = command("data", "check", "--", "-q")  # a file of this name
+    assert dashes.code == 2 and "-q: there is no such file" in dashes.err

@@ -76,9 +76,7 @@ def test_without_a_terminal_lines_say_how_far_it_is(
     list(track("ab", "preparing answers", 2, "answers"))
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("preparing answers: 1 of 2 answers, ")
-    assert second.startswith(
-        "preparing answers: 2 of 2 answers, "
-    )
+    assert second.startswith("preparing answers: 2 of 2 answers, ")
     list(track("a", "convert"))
     assert capsys.readouterr().err == "convert: 1\n"
 

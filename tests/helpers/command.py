@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ class Outcome:
 
 def one_line_error(outcome: Any, *parts: str) -> None:
     assert outcome.code == 2 and outcome.out == "", outcome
-    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome.err
+    lines = [line for line in outcome.err.splitlines() if not re.fullmatch("loading .* …", line)]
+    assert len(lines) == 1 and lines[0].startswith("error: "), outcome.err
     assert "Traceback" not in outcome.err
     for part in parts:
         assert part in outcome.err

@@ -58,7 +58,6 @@ def test_the_run_folder_is_complete(trained: Result) -> None:
         "run.lock",
         "run.log",
         "scores.json",
-        "swanlab",
         "task.json",
         "trackers",
     }

@@ -32,7 +32,7 @@ def quiet(loading: str | None = None, *, whole: bool = False) -> None:
         loading: the source of the model that is about to be loaded, which is said at once.
         whole: import all of transformers' base of models, as training on several GPUs needs; else what extraction uses.
     """
-    if loading is not None:
+    if loading is not None and importlib.util.find_spec("transformers"):
         say(f"loading {loading.removeprefix('bundled:')} …")
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # libraries warn of each other's changes

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from spantune.runs.manifest import ADAPTER_FILES, change_since
     from spantune.runs.systems import aligned, compare_runs, labels_of_systems, read_systems
     from spantune.runs.trackers.dashboards import Trackers, open_trackers, require_trackers
-    from spantune.runs.trackers.interface import hints
+    from spantune.runs.trackers.interface import hints, url_of
     from spantune.runs.trackers.upload import sync
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "step_of",
     "sync",
     "torn",
+    "url_of",
     "write_card",
 ]
 
@@ -80,7 +81,7 @@ __getattr__, __dir__ = lazy_exports(
         "manifest": ("ADAPTER_FILES", "change_since"),
         "systems": ("aligned", "compare_runs", "labels_of_systems", "read_systems"),
         "trackers.dashboards": ("Trackers", "open_trackers", "require_trackers"),
-        "trackers.interface": ("hints",),
+        "trackers.interface": ("hints", "url_of"),
         "trackers.upload": ("sync",),
     },
 )

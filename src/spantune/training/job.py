@@ -43,6 +43,7 @@ from spantune.runs import (
     open_trackers,
     rewind,
     step_of,
+    url_of,
     write_card,
 )
 from spantune.training.collator import Collator
@@ -186,6 +187,8 @@ class _Job:
         splits = self.prepared.splits
         gold = {"dev": splits.dev, "test": splits.test}
         trackers = open_trackers(self.recipe, self.folder.path, gold, self.prepared.task.codes)
+        if url := url_of(self.folder.path):
+            say(f"dashboard: {url}")
         measuring = Measuring(self.prepared, self.loaded.model, self.folder, trackers, self.stop)
         state = "crashed"
         with self.stop.listening():
