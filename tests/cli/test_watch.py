@@ -30,7 +30,11 @@ def test_it_serves_until_ctrl_c_and_ends_well(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(webbrowser, "open", lambda url: threading.Thread(target=browse, args=(url,)).start())
-    ended = command("watch", tmp_path / "run", "--open")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    try:
+        ended = command("watch", tmp_path / "run", "--open")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.code == 0 and ended.out == "", ended
     assert f"{tmp_path / 'run'} is shown at http://127.0.0.1:" in ended.err and ended.err.endswith("runs go on\n")
     assert '"name": "run"' in seen[0]

@@ -47,7 +47,7 @@ class Recommendation:
 
 _B = 10**9
 TABLE = (
-    Recommendation("under 1 B weights, up to 20 documents", _B, 20, 1e-3, 4, 40),
+    Recommendation("under 1 B weights, up to 20 documents", _B, 20, 1e-3, 4, 60),
     Recommendation("under 1 B weights, up to 60 documents", _B, 60, 1e-3, 8, 40),
     Recommendation("under 1 B weights, up to 250 documents", _B, 250, 1e-3, 8, 16),
     Recommendation("under 1 B weights, up to 700 documents", _B, 700, 1e-3, 8, 4),
