@@ -122,8 +122,8 @@ def _replaced(name: str, stand_in: ModuleType) -> Iterator[None]:
 
 @contextmanager
 def _absent(*modules: ModuleType) -> Iterator[None]:
-    """Let transformers find neither SciPy nor torch's distributed package inside the block."""
-    names = ("is_scipy_available", "is_torch_distributed_available")
+    """Let transformers find neither SciPy, scikit-learn nor torch's distributed package inside the block."""
+    names = ("is_scipy_available", "is_sklearn_available", "is_torch_distributed_available")
     before = [(module, name, getattr(module, name)) for module in modules for name in names]
     for module, name, _ in before:
         setattr(module, name, lambda: False)
