@@ -23,9 +23,11 @@ def test_it_serves_until_ctrl_c_and_ends_well(
     seen: list[str] = []
 
     def browse(url: str) -> None:
-        with urllib.request.urlopen(f"{url}state.json", timeout=10) as answer:
-            seen.append(answer.read().decode())
-        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            with urllib.request.urlopen(f"{url}state.json", timeout=10) as answer:
+                seen.append(answer.read().decode())
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(webbrowser, "open", lambda url: threading.Thread(target=browse, args=(url,)).start())
     ended = command("watch", tmp_path / "run", "--open")

@@ -38,6 +38,8 @@ def recipe(folder: Path, **track: Any) -> Config:
             "model": {"source": "x"},
             "task": {"labels": list(LABELS)},
             "data": {"train": str(data), "dev": str(data)},
+            "lora": {"rank": 16},
+            "train": {"learning_rate": 1e-4},
             "track": track,
         }
     )

@@ -61,6 +61,14 @@ def test_a_run_shows_its_curves_lines_and_how_to_go_on_with_all_text_escaped(tmp
     assert Watch(folder).state()["report"] == "/report/run"
 
 
+def test_a_result_on_the_documents_that_chose_the_adapter_says_so(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    record(folder, step(1), dev(1, 0.5), {"step": 1, "split": "test", "f1": 0.75})
+    progress = WatchedRun(folder).progress()
+    assert (progress.as_dict()["f1"], progress.as_dict()["f1_on"]) == (0.75, "dev")
+    assert "the documents that chose the adapter" in str(Watch(folder).state()["body"])
+
+
 def test_a_folder_shows_all_runs_and_those_that_come_and_what_is_damaged(tmp_path: Path) -> None:
     watch = Watch(tmp_path)
     assert "There is no run" in str(watch.state()["body"])

@@ -34,7 +34,8 @@ class Progress:
     `steps` is the number of optimizer steps that the whole run will take, as far as that is known; `seconds` the time
     of steps and evaluations so far; `seconds_left` is None unless the run trains. `loss` and `learning_rates` are
     (step, value); `evaluations` are (step, F1, low, high) on the dev documents, and `result` is the same of the closing
-    evaluation on the test documents. F1 and its bounds are shares of 1.
+    evaluation, on the documents `result_on`: `test`, or `dev` where the recipe has no others. F1 and its bounds are
+    shares of 1.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Progress:
     learning_rates: Sequence[tuple[int, float]] = ()
     evaluations: Sequence[EvaluationPoint] = ()
     result: EvaluationPoint | None = None
+    result_on: str = "test"
     examples_per_s: float | None = None
     model: str = ""
     data: str = ""
@@ -75,7 +77,7 @@ class Progress:
             "f1": f1,
             "f1_low": low,
             "f1_high": high,
-            "f1_on": None if f1 is None else "test" if self.result else "dev",
+            "f1_on": None if f1 is None else self.result_on if self.result else "dev",
             "f1_step": step,
             "report": self.has_report,
         }
@@ -159,6 +161,7 @@ class WatchedRun:
             examples_per_s=record.last.get("examples_per_s"),
             model=self._recipe.model.source,
             data=config.name_of(self._recipe.data.train),
+            result_on=self._recipe.data.f1_on,
             lines=_last_lines(run.log_file),
             has_report=run.is_finished,
         )
@@ -170,7 +173,7 @@ class WatchedRun:
         if train.max_steps:
             share = record.train_step / train.max_steps
         else:
-            share = (record.last.get("epoch") or 0.0) / config.filled(train.epochs)
+            share = (record.last.get("epoch") or 0.0) / train.epochs if train.epochs else 0.0
         if train.max_minutes:
             share = max(share, record.trained / (60 * train.max_minutes))
         return min(1.0, share)

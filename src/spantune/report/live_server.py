@@ -7,15 +7,17 @@ is a file that may come from anywhere: it is served with a policy that lets it r
 
 from __future__ import annotations
 
+import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from spantune.core import ConfigError, SpantuneError, json_text, masked_values
+from spantune.core import ConfigError, SpantuneError, first_line, json_text, log_crash, masked_values
 from spantune.report.live import Watch
 from spantune.runs import RunFolder
 
+log = logging.getLogger(__name__)
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -90,6 +92,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer()
         except (SpantuneError, OSError) as error:
             self._send(503, "text/plain", f"{error}\n", _PAGE_POLICY)
+        except Exception as error:  # a bug: the page says that there is no answer, and the server goes on
+            log.error("this is a bug in spantune: %s; the traceback is in %s", first_line(error), log_crash(error))
+            self._send(500, "text/plain", "This is a bug in spantune; see the terminal.\n", _PAGE_POLICY)
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing: requests are of no interest to whoever trains."""
