@@ -61,8 +61,8 @@ def import_narrowly() -> None:
     from transformers.utils import import_utils
 
     with _replaced(DYNAMO, _dynamo()), _replaced(GET_ITEM, _get_item()), _absent(utils, import_utils):
-        importlib.import_module("transformers.modeling_utils")
-        importlib.import_module("transformers.masking_utils")
+        for name in ("modeling_utils", "masking_utils", "models.auto.modeling_auto"):
+            importlib.import_module(f"transformers.{name}")
 
 
 @contextmanager
