@@ -61,8 +61,8 @@ def import_narrowly() -> None:
     from transformers.utils import import_utils
 
     with _replaced(DYNAMO, _dynamo()), _replaced(GET_ITEM, _get_item()), _absent(utils, import_utils):
-        importlib.import_module("transformers.modeling_utils")
-        importlib.import_module("transformers.masking_utils")
+        for name in ("modeling_utils", "masking_utils", "models.auto.modeling_auto"):
+            importlib.import_module(f"transformers.{name}")
 
 
 @contextmanager
@@ -122,8 +122,8 @@ def _replaced(name: str, stand_in: ModuleType) -> Iterator[None]:
 
 @contextmanager
 def _absent(*modules: ModuleType) -> Iterator[None]:
-    """Let transformers find neither SciPy nor torch's distributed package inside the block."""
-    names = ("is_scipy_available", "is_torch_distributed_available")
+    """Let transformers find neither SciPy, scikit-learn nor torch's distributed package inside the block."""
+    names = ("is_scipy_available", "is_sklearn_available", "is_torch_distributed_available")
     before = [(module, name, getattr(module, name)) for module in modules for name in names]
     for module, name, _ in before:
         setattr(module, name, lambda: False)

@@ -54,7 +54,7 @@ class Progress:
         evaluate: steps from one evaluation to the next.
         share: the share of the run that is over.
         last: step and figures of the last evaluation; `best`: of the best one.
-        evaluating: what an evaluation is doing, in words; empty while there is none.
+        evaluating: what an evaluation is doing, in words, and since when; empty while there is none.
         known: seconds that were left, and when.
     """
 
@@ -70,6 +70,7 @@ class Progress:
     best: tuple[int, Values] | None = None
     evaluation_seconds: float = 0.0
     evaluating: str = ""
+    evaluating_since: float = 0.0
     known: tuple[float, float] = (math.nan, 0.0)
     began: float = field(default_factory=time.monotonic)
 
@@ -119,7 +120,7 @@ class TrainingView:
 
     def evaluates(self) -> None:
         """An evaluation begins."""
-        self.progress.evaluating = "evaluating on dev"
+        self.progress.evaluating, self.progress.evaluating_since = "evaluating on dev", time.monotonic()
         self._draw()
 
     def line(self, step: int, values: Values, *, is_evaluated: bool, is_last: bool) -> None:
@@ -265,7 +266,8 @@ def panel(progress: Progress, width: int) -> RenderableType:
             row.append(" · the best so far")
         rows.append(row)
     if progress.evaluating:
-        rows.append(Text(f"{printable(progress.evaluating)} …", "dim"))
+        taken = duration(time.monotonic() - progress.evaluating_since)
+        rows.append(Text(f"{printable(progress.evaluating)} … {taken}", "dim"))
     title = Text(printable(progress.title), "bold", overflow="ellipsis", no_wrap=True)
     return Panel(Text("\n").join(rows), title=title, title_align="left", box=ROUNDED, width=min(width, 100))
 
