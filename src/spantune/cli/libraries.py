@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from spantune.core import say
+from spantune.core import say, shows_gpu
 
 DYNAMO = "torch._dynamo"
 GET_ITEM = f"{DYNAMO}._trace_wrapped_higher_order_op"
@@ -30,7 +30,8 @@ def quiet(loading: str | None = None, *, whole: bool = False) -> None:
 
     Args:
         loading: the source of the model that is about to be loaded, which is said at once.
-        whole: import all of transformers' base of models, as training on several GPUs needs; else what extraction uses.
+        whole: import all of transformers' base of models, as training needs; else, where there is no GPU, what extraction
+            uses.
     """
     if loading is not None and importlib.util.find_spec("transformers"):
         say(f"loading {loading.removeprefix('bundled:')} …")
@@ -42,7 +43,7 @@ def quiet(loading: str | None = None, *, whole: bool = False) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels when it is imported
     with _without_collection():
-        if not whole:
+        if not whole and not shows_gpu():  # a GPU needs more of torch, and time on its CPU matters less
             import_narrowly()
         from transformers.utils.logging import disable_progress_bar
 

@@ -73,6 +73,7 @@ from spantune.core.files import (
 from spantune.core.foreign import foreign
 from spantune.core.frames import data_frame, number
 from spantune.core.lazy import lazy_exports
+from spantune.core.machine import shows_gpu
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
 from spantune.core.strict_json import non_finite, to_json
@@ -199,6 +200,7 @@ __all__ = [
     "say",
     "set_verbosity",
     "sha256_of",
+    "shows_gpu",
     "table_html",
     "to_document",
     "to_json",

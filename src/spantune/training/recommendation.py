@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from spantune.core import Config, ConfigError, config, nearest
+from spantune.core import Config, ConfigError, config, nearest, shows_gpu
 from spantune.encoding import PRESETS
 
 WEIGHTS = {"bundled:gemma3-270m": 268_098_176, "bundled:smollm2-135m": 134_515_008}
@@ -121,10 +120,7 @@ def weights_of(source: str) -> int | None:
 
 def device_here() -> Device:
     """Return `cuda` where torch sees a GPU; torch is not imported where the system shows none."""
-    signs = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-    if not (shutil.which("nvidia-smi") or any(Path(sign).exists() for sign in signs)):
-        return "cpu"
-    if importlib.util.find_spec("torch") is None:
+    if not shows_gpu() or importlib.util.find_spec("torch") is None:
         return "cpu"
     import torch
 
