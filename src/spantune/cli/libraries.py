@@ -30,8 +30,8 @@ def quiet(loading: str | None = None, *, whole: bool = False) -> None:
 
     Args:
         loading: the source of the model that is about to be loaded, which is said at once.
-        whole: import all of transformers' base of models, as training needs; else, where there is no GPU, what extraction
-            uses.
+        whole: import all of transformers' base of models, as training needs; else, where there is no GPU, only what
+            extraction uses.
     """
     if loading is not None and importlib.util.find_spec("transformers"):
         say(f"loading {loading.removeprefix('bundled:')} …")
