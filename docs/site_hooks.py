@@ -96,12 +96,22 @@ def _with_lead(markdown: str, lead: str) -> str:
 
 
 def _with_english_anchors(markdown: str, english: str) -> str:
-    """Give each heading of a Chinese page the anchor of the English one too, so that links from English pages work."""
-    anchors = [slugify(case="lower")(title.replace("`", ""), "-") for _, title in _headings(english)]
-    for (line, _), anchor in reversed(list(zip(_headings(markdown), anchors, strict=False))):
-        lines = markdown.splitlines()
-        markdown = "\n".join([*lines[:line], f'<a id="{anchor}"></a>', "", *lines[line:], ""])
-    return markdown
+    """Give each heading of a Chinese page the anchor of the English one too, so that links from English pages work.
+
+    A heading whose own anchor is the same already gets none: an id may occur once only in a page.
+    """
+    lines = markdown.splitlines()
+    pairs = list(zip(_headings(markdown), _headings(english), strict=False))
+    for (number, title), (_, english_title) in reversed(pairs):
+        anchor = _slug(english_title)
+        if anchor != _slug(title):
+            lines[number:number] = [f'<a id="{anchor}"></a>', ""]
+    return "\n".join([*lines, ""])
+
+
+def _slug(title: str) -> str:
+    """The anchor that mkdocs gives a heading."""
+    return str(slugify(case="lower")(title.replace("`", ""), "-"))
 
 
 def _headings(markdown: str) -> list[tuple[int, str]]:

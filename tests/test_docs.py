@@ -326,5 +326,7 @@ def test_the_site_builds_strictly_in_both_languages_and_loads_nothing(tmp_path: 
         loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?([^\"' >]+)", page)
         loaded += re.findall(r"<link\b[^>]*rel=[\"']?(?:stylesheet|icon|preload|preconnect)[^>]*>", page)
         assert [address for address in loaded if "//" in address] == [], name
+        anchors = re.findall(r"<(?:a|h[1-6]) [^>]*\bid=[\"']?([^\"' >]+)", page)
+        assert sorted({anchor for anchor in anchors if anchors.count(anchor) > 1}) == [], name
     styles = "".join(_read(path) for path in tmp_path.rglob("*.css"))
     assert not re.search(r"(?:url\(|@import)\s*[\"']?https?:", styles)
