@@ -44,7 +44,7 @@ def by_definition(gold: list[Document], predicted: list[Document], label: str | 
     return Figure(correct, guessed, true)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(corpora)
 def test_score_is_the_definition_on_nested_documents(corpus: list[tuple[tuple[Entity, ...], tuple[Entity, ...]]]):
     gold, predicted = (documents([sides[index] for sides in corpus]) for index in (0, 1))
@@ -75,7 +75,7 @@ def by_trying(gold: list[Document], predicted: list[Document], worth: Callable[[
     return total
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(st.lists(st.tuples(small, small), max_size=3))
 def test_forgiving_figures_are_the_best_one_to_one_choice_on_nested_documents(corpus: list[tuple]):
     gold, predicted = (documents([sides[index] for sides in corpus]) for index in (0, 1))
@@ -93,7 +93,7 @@ def test_forgiving_figures_are_the_best_one_to_one_choice_on_nested_documents(co
         assert (figure.predicted, figure.gold) == (scores.micro.predicted, scores.micro.gold)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.text("ab", min_size=1, max_size=6), st.randoms()), max_size=4))
 def test_promptcblue_compares_sets_of_mention_and_label(texts: list[tuple[str, random.Random]]):
     def some(text: str, rng: random.Random) -> list[Entity]:
@@ -177,10 +177,10 @@ def flat_corpus(rng: random.Random) -> tuple[list[Document], list[Document]]:
     return gold, [altered(one, rng) for one in gold]
 
 
-def test_figures_equal_nervaluates_on_2000_flat_corpora():
+def test_figures_equal_nervaluates_on_700_flat_corpora():
     nervaluate = pytest.importorskip("nervaluate")
     rng = random.Random(1)
-    for _ in range(2000):
+    for _ in range(700):
         corpus = flat_corpus(rng)
         sides = [
             [[{"label": e.label, "start": e.start, "end": e.end - 1} for e in one.entities] for one in side]
@@ -212,9 +212,9 @@ def chunks(found: list[str]) -> set[tuple[int, int, str]]:
     return {(start, end, found[start][2:]) for start, end in zip(starts, ends, strict=True)}
 
 
-def test_figures_equal_a_reading_of_bio_tags_on_2000_flat_corpora():
+def test_figures_equal_a_reading_of_bio_tags_on_700_flat_corpora():
     rng = random.Random(2)
-    for _ in range(2000):
+    for _ in range(700):
         corpus = flat_corpus(rng)
         read = [[chunks(tags(one)) for one in side] for side in corpus]
         correct = sum(len(true & guessed) for true, guessed in zip(*read, strict=True))
@@ -222,11 +222,11 @@ def test_figures_equal_a_reading_of_bio_tags_on_2000_flat_corpora():
         assert score(*corpus, LABELS, resamples=0).micro == Figure(correct, totals[1], totals[0])
 
 
-def test_figures_equal_seqevals_on_2000_flat_corpora():
+def test_figures_equal_seqevals_on_700_flat_corpora():
     seqeval = pytest.importorskip("seqeval.metrics.v1", reason="seqeval is not installed")
     scheme = pytest.importorskip("seqeval.scheme").IOB2
     rng = random.Random(2)
-    for _ in range(2000):
+    for _ in range(700):
         corpus = flat_corpus(rng)
         if not any(one.entities for side in corpus for one in side):
             continue

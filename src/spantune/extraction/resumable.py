@@ -56,11 +56,10 @@ def held(path: Path) -> Iterator[None]:
     lock = path.with_name(f".{path.name}.partial.lock")
     with ExitStack() as stack:
         try:
-            stack.enter_context(file_lock(lock))
+            with writing(path):
+                stack.enter_context(file_lock(lock))
         except Locked:
             raise DataError("another process is writing it; wait for it, or name another file", path=path) from None
-        except OSError as error:
-            raise DataError(f"cannot be written: {error.strerror}; choose another place", path=path) from None
         try:
             yield
         finally:
