@@ -126,3 +126,10 @@ def test_predictions_that_nobody_corrected_are_counted(tmp_path: Path) -> None:
     path.write_text(json.dumps({"id": "1", "text": "a", "entities": [row]}) + "\n", encoding="utf-8")
     assert count_predicted(formats.read(path).documents) == 1
     assert count_predicted(FIRST) == 0
+
+
+def test_a_limit_takes_what_later_files_add_or_replace_before_the_rest(files: tuple[str, str]) -> None:
+    splits = read_splits(config.Data(train=files, holdout=0.2, limit=3))
+    assert [document.text for document in splits.train] == ["n4 sentence", "n7 sentence", "new sentence"]
+    alone = read_splits(config.Data(train=files[0], holdout=0.2, limit=3))
+    assert [document.id for document in alone.train] == ["4", "5", "6"]

@@ -185,7 +185,8 @@ class Data(Section):
     """Unit of the offsets in the files: code points (the default), UTF-16 code units, UTF-8 bytes, or characters with
     each CRLF as one."""
     limit: int | None = Field(None, ge=1)
-    """Use at most this many training documents, after the holdout was taken."""
+    """Use at most this many training documents, after the holdout was taken. Of several files, what the later ones add
+    or replace is used before the rest of the first."""
     dev_limit: int | None = Field(None, ge=1)
     """Use at most this many dev documents."""
     test_limit: int | None = Field(None, ge=1)
