@@ -209,11 +209,11 @@ class _Parts:
 
     @classmethod
     def of(cls, found: Survey, folder: Path) -> _Parts:
-        """Hold out what is missing, and separate what would be on both sides."""
+        """Separate what would be on both sides, and hold out what is missing."""
         parts = cls(found, folder)
+        parts._leave_out_shared()  # first, since it moves the front of the corpus, which is held out
         if "dev" not in parts.documents:
             parts._hold_out(single=len(found.sources["train"]) == 1)
-        parts._leave_out_shared()
         return parts
 
     def _hold_out(self, *, single: bool) -> None:

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Literal
 
 from spantune.core import DataError, Document
-from spantune.data import Corpus, Options, Statistics, formats, holdout, read, shared_texts, statistics
+from spantune.data import (
+    Corpus,
+    Options,
+    Statistics,
+    formats,
+    holdout,
+    merge_corpora,
+    read,
+    shared_texts,
+    statistics,
+)
 
 Language = Literal["zh", "en"]
 Split = Literal["train", "dev", "test"]
@@ -76,7 +86,8 @@ def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | None], 
     """Read the corpora that a recipe is to be made for.
 
     Args:
-        corpora: files, folders or `bundled:NAME`; several are the training documents together.
+        corpora: files, folders or `bundled:NAME`; several are the training documents together, as `data.train` reads
+            them: a document of a later one replaces the one with the same text.
         held_out: the corpora of dev and test, where they are named.
         options: how they are read.
 
@@ -90,10 +101,13 @@ def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | None], 
     documents: dict[Split, tuple[Document, ...]] = {}
     for split, paths in sources.items():
         parts = [_read(path, options, sources) for path in paths]
-        documents[split] = tuple(document for part in parts for document in part.documents)
+        merged = merge_corpora([(path, part.documents) for path, part in zip(paths, parts, strict=True)])
+        documents[split] = merged.documents
         names += [part.format for part in parts]
         for part in parts:
             notes.update(part.notes)
+        notes["document of a later file that replaces one with the same text"] += merged.replaced
+        notes["document of a later file that an earlier one has too"] += merged.unchanged
     counted = statistics(documents["train"])
     if not counted.entities:
         raise DataError("no document has an entity, so that there is nothing to learn; annotate some", path=corpora[0])
@@ -103,7 +117,7 @@ def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | None], 
         sources=sources,
         documents=documents,
         formats=tuple(dict.fromkeys(names)),
-        notes=notes,
+        notes=+notes,
         counted=counted,
         labels=dict.fromkeys((label for part in (counted, *every) for label in part.entities), 0)
         | dict(counted.entities),
