@@ -22,6 +22,10 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "load_config": lambda value: spantune.load_config(value),
     "overrides": lambda value: spantune.load_config("x.yaml", value),
     "init": lambda value: spantune.init(value),
+    **{
+        f"init {key}": lambda value, key=key: spantune.init("bundled:clinical-zh-test", write=False, **{key: value})
+        for key in ("model", "minutes", "reading")
+    },
     "read": lambda value: spantune.read(value),
     "write to": lambda value: spantune.write(value, [DOCUMENT]),
     "write": lambda value: spantune.write("/dev/shm/never.jsonl", value),
@@ -63,6 +67,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "check format": lambda value: spantune.check("none.jsonl", format=value),
     "split": lambda value: spantune.split(value),
     "split shares": lambda value: spantune.split([DOCUMENT], value),
+    "split names": lambda value: spantune.split([DOCUMENT], {value if isinstance(value, int) else None: 1.0}),
     "split by": lambda value: spantune.split([DOCUMENT], by=value),
     "split seed": lambda value: spantune.split([DOCUMENT], seed=value),
     "split to": lambda value: spantune.split([DOCUMENT], to=value),
@@ -86,6 +91,7 @@ TAKEN: list[tuple[str, Any]] = [
     ("score resamples", 5),
     ("check labels", {"a": 1}),
     ("split shares", {"a": 1}),
+    ("init minutes", 5),
 ]
 """What is right where it is given, and not refused."""
 

@@ -51,11 +51,25 @@ class Choices(TypedDict, total=False):
     answer: Literal["jsonl", "grouped", "inline"]
     language: Language
     nested: bool
-    dev: str
-    test: str
+    dev: str | Path
+    test: str | Path
     minutes: float
     name: str
     reading: Reading
+
+
+_CHOICES: Mapping[str, tuple[tuple[type[object], ...], str]] = {
+    "model": ((str,), "a model such as bundled:gemma3-270m"),
+    "answer": ((str,), "jsonl, grouped or inline"),
+    "language": ((str,), "zh or en"),
+    "nested": ((bool,), "True or False"),
+    "dev": ((str, Path), "the path of a corpus, or bundled:NAME"),
+    "test": ((str, Path), "the path of a corpus, or bundled:NAME"),
+    "minutes": ((int, float), "a number such as 5"),
+    "name": ((str,), "a name of letters and digits"),
+    "reading": ((Reading,), "Reading(format, Options(…))"),
+}
+"""The types of the choices, and what is expected of each in words."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +159,16 @@ def init(
     corpora = list(expect_each([corpus] if isinstance(corpus, str | Path) else corpus, (str, Path), "corpus", expected))
     if not corpora:
         raise ConfigError(f"corpus: expected {expected}, found an empty list")
-    for key in choices:
-        if key not in Choices.__annotations__:
-            raise ConfigError(f"init has no choice {key!r}; {nearest(key, Choices.__annotations__)}")
+    for key, value in choices.items():
+        if key not in _CHOICES:
+            raise ConfigError(f"init has no choice {key!r}; {nearest(key, _CHOICES)}")
+        kinds, expected_choice = _CHOICES[key]
+        expect(value, kinds, key, expected_choice)
     if out is not None:
         expect(out, (str, Path), "out", "the path of the recipe to write")
     if out is not None and write:
         require_new(Path(out), corpora, force=force)
-    held_out: dict[Split, str | None] = {"dev": choices.get("dev"), "test": choices.get("test")}
+    held_out: dict[Split, str | Path | None] = {"dev": choices.get("dev"), "test": choices.get("test")}
     found = survey(corpora, held_out, choices.get("reading", Reading()))
     draft = _draft(found, choices, Path(out) if out is not None else Path("recipe.yaml"))
     if out is not None and write:

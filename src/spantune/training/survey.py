@@ -82,7 +82,7 @@ class Reading:
         return {key: value for key, value in values.items() if value is not None}
 
 
-def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | None], options: Reading) -> Survey:
+def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | Path | None], options: Reading) -> Survey:
     """Read the corpora that a recipe is to be made for.
 
     Args:
@@ -95,7 +95,7 @@ def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | None], 
         DataError: a corpus cannot be read or has no entities, or it is not clear which file is meant.
     """
     sources = find_splits(corpora)
-    sources |= {split: (path,) for split, path in held_out.items() if path}
+    sources |= {split: (str(path),) for split, path in held_out.items() if path}
     notes: Counter[str] = Counter()
     names: list[str] = []
     documents: dict[Split, tuple[Document, ...]] = {}
