@@ -8,6 +8,7 @@ files could be meant.
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def _read(path: str, options: Reading, sources: Mapping[Split, Sequence[str]]) -
     except DataError as error:
         if "--fix" not in error.message:
             raise
-        files = " ".join(source for paths in sources.values() for source in paths)
+        files = shlex.join(source for paths in sources.values() for source in paths)
         remedy = f"here: spantune data check {files} --fix mended, then spantune init mended"
         raise DataError(f"{error.message}; {remedy}", path=error.path, line=error.line, field=error.field) from None
 
