@@ -43,6 +43,7 @@ def test_several_annotations_of_a_text_stay_unless_a_later_file_has_the_text() -
     assert conflicting(doubled) == [doubled[0]]
     decided = merge_corpora([("a", doubled), ("b", [document("9", "alpha", "C")])])
     assert decided.documents == (document("1", "alpha", "C"), doubled[2])
+    assert decided.left_out == 1 and "1 left out, since a later file has their text fewer times" in decided.described()
     more = merge_corpora([("a", FIRST), ("b", doubled)])
     assert more.documents[-1] == replaced_id("b:2", doubled[1])
     assert more.places == (0, 1, 2, 0)

@@ -340,7 +340,8 @@ def _way_to_a_test_set(decided: Decided) -> str:
     sources = decided.found.sources["train"]
     if len(sources) > 1 or decided.counts["train"] < TEST_FROM or "dev" in decided.counts:
         return "keep some documents apart, and give them with --test FILE"
-    return f"spantune data split {shlex.quote(sources[0])} --to {decided.name}-splits, then spantune init {decided.name}-splits"
+    folder = f"{decided.name}-splits"
+    return f"spantune data split {shlex.quote(sources[0])} --to {folder}, then spantune init {folder}"
 
 
 def _run_name(name: str | None, source: str) -> str:

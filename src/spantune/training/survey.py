@@ -109,6 +109,7 @@ def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | Path | 
             notes.update(part.notes)
         notes["document of a later file that replaces one with the same text"] += merged.replaced
         notes["document of a later file that an earlier one has too"] += merged.unchanged
+        notes["document left out, since a later file has its text fewer times"] += merged.left_out
     counted = statistics(documents["train"])
     if not counted.entities:
         raise DataError("no document has an entity, so that there is nothing to learn; annotate some", path=corpora[0])
