@@ -64,6 +64,15 @@ def test_the_report_is_served_in_a_sandbox_once_it_is_there(server: LiveServer, 
     assert "default-src 'none'" in headers["Content-Security-Policy"]
 
 
+def test_a_run_whose_folder_has_an_odd_name_is_linked(server: LiveServer, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "run").rename(odd := tmp_path / "runs" / "a b&c#1 50%")
+    (odd / "report.html").write_text("<p>its report", encoding="utf-8")
+    (link,) = re.findall(r'href="(/run/[^"]*)"', json.loads(asked(server, "/state.json")[2])["body"])
+    assert asked(server, link)[0] == 200
+    state = json.loads(asked(server, f"/state.json?run={link.removeprefix('/run/')}")[2])
+    assert asked(server, state["report"])[2] == "<p>its report" and f'href="{state["report"]}"' in state["body"]
+
+
 @pytest.mark.parametrize(
     "path", ["/x", "/run/none", "/state.json?run=none", "/report/..%2F..%2Fetc", "/report/", "//a", "http://["]
 )
