@@ -114,12 +114,18 @@ def test_a_wrong_type_is_an_error_of_ours(
 def test_extract_takes_a_list_of_texts(trained: Any) -> None:
     extractor = spantune.load(str(trained.folder))
     assert [document.text for document in extractor.extract(iter(["疮", DOCUMENT]))] == ["疮", "肺炎"]
-    wrong: list[Any] = [None, 5, [5]]
+    wrong: list[Any] = [None, 5, [5], {"text": "疮"}, b"a text"]
     for value in wrong:
-        with pytest.raises(SpantuneError, match="expected"):
+        with pytest.raises(SpantuneError, match=r"texts.*: expected"):
             extractor.extract(value)
     with pytest.raises(SpantuneError, match="put it in a list"):
         extractor.stream("疮")
+
+
+def test_evaluate_refuses_wrong_training_documents_before_it_extracts() -> None:
+    wrong: Any = "train.jsonl"
+    with pytest.raises(SpantuneError, match="train: expected a list of Documents"):
+        spantune.evaluate("runs/none", [DOCUMENT], train=wrong)
 
 
 def test_extract_takes_a_text(trained: Any) -> None:
