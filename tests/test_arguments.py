@@ -22,6 +22,10 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "load_config": lambda value: spantune.load_config(value),
     "overrides": lambda value: spantune.load_config("x.yaml", value),
     "init": lambda value: spantune.init(value),
+    **{
+        f"init {key}": lambda value, key=key: spantune.init("bundled:clinical-zh-test", write=False, **{key: value})
+        for key in ("model", "minutes", "reading")
+    },
     "read": lambda value: spantune.read(value),
     "write to": lambda value: spantune.write(value, [DOCUMENT]),
     "write": lambda value: spantune.write("/dev/shm/never.jsonl", value),
@@ -63,6 +67,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "check format": lambda value: spantune.check("none.jsonl", format=value),
     "split": lambda value: spantune.split(value),
     "split shares": lambda value: spantune.split([DOCUMENT], value),
+    "split names": lambda value: spantune.split([DOCUMENT], {value if isinstance(value, int) else None: 1.0}),
     "split by": lambda value: spantune.split([DOCUMENT], by=value),
     "split seed": lambda value: spantune.split([DOCUMENT], seed=value),
     "split to": lambda value: spantune.split([DOCUMENT], to=value),
@@ -86,6 +91,7 @@ TAKEN: list[tuple[str, Any]] = [
     ("score resamples", 5),
     ("check labels", {"a": 1}),
     ("split shares", {"a": 1}),
+    ("init minutes", 5),
 ]
 """What is right where it is given, and not refused."""
 
@@ -108,12 +114,18 @@ def test_a_wrong_type_is_an_error_of_ours(
 def test_extract_takes_a_list_of_texts(trained: Any) -> None:
     extractor = spantune.load(str(trained.folder))
     assert [document.text for document in extractor.extract(iter(["疮", DOCUMENT]))] == ["疮", "肺炎"]
-    wrong: list[Any] = [None, 5, [5]]
+    wrong: list[Any] = [None, 5, [5], {"text": "疮"}, b"a text"]
     for value in wrong:
-        with pytest.raises(SpantuneError, match="expected"):
+        with pytest.raises(SpantuneError, match=r"texts.*: expected"):
             extractor.extract(value)
     with pytest.raises(SpantuneError, match="put it in a list"):
         extractor.stream("疮")
+
+
+def test_evaluate_refuses_wrong_training_documents_before_it_extracts() -> None:
+    wrong: Any = "train.jsonl"
+    with pytest.raises(SpantuneError, match="train: expected a list of Documents"):
+        spantune.evaluate("runs/none", [DOCUMENT], train=wrong)
 
 
 def test_extract_takes_a_text(trained: Any) -> None:

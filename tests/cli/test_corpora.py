@@ -40,7 +40,8 @@ def test_corrections_replace_and_are_counted(command: Command, notes: Path, corr
     outcome = command("data", "merge", notes, corrected, "--out", out, "--json")
     assert outcome.code == 0, outcome.err
     assert last_object(outcome) == {
-        "documents": 3, "added": 1, "replaced": 1, "unchanged": 0, "renamed": 1, "conflicts": 0, "out": str(out),
+        "documents": 3, "added": 1, "replaced": 1, "unchanged": 0, "renamed": 1, "left_out": 0, "conflicts": 0,
+        "out": str(out),
     }  # fmt: skip
     assert "1 added, 1 replaced by the later annotation" in outcome.err
     documents = formats.read(out, "native").documents

@@ -46,6 +46,13 @@ def test_json_has_what_was_decided(command: Command, notes: Path) -> None:
     assert record["next"] == ["spantune plan recipe.yaml", "spantune train recipe.yaml"]
 
 
+def test_the_commands_that_come_next_can_be_copied_whatever_files_are_called(command: Command, notes: Path) -> None:
+    corpus = notes.rename(notes.with_name("my notes\nrun: x.jsonl"))
+    outcome = command("init", corpus.name, "--out", "it's mine.yaml")
+    assert outcome.code == 0 and """  spantune plan 'it'"'"'s mine.yaml'\n""" in outcome.err
+    assert load_config("it's mine.yaml").data.train == corpus.name
+
+
 def test_recipes_that_ship_are_listed_and_copied(command: Command, notes: Path) -> None:
     listed = command("init", "--list", "--json")
     assert json.loads(listed.out)["recipes"].keys() == {f"bundled:{name}" for name in bundled_recipes()}

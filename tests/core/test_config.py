@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from spantune.core import Config, ConfigError, load_config, parse_config
+from spantune.core import Config, ConfigError, as_config, load_config, parse_config
 from spantune.core.config import Section
 
 LEAST: dict[str, Any] = {"model": {"source": "bundled:x"}, "task": {"labels": ["a", "b"]}, "data": {"train": "t.jsonl"}}
@@ -210,6 +210,14 @@ def test_what_is_saved_is_read_back(tmp_path: Path, overrides: list[str]) -> Non
     config = load_config(recipe(tmp_path), overrides)
     config.save(tmp_path)
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_an_override_of_a_config_states_nothing_else() -> None:
+    recipe = parse_config({"model": {"source": "x"}, "task": {"labels": ["a"]}, "data": {"train": "a.jsonl"}})
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 2})})
+    changed = as_config(recipe, ["train.from=runs/a"])
+    assert changed.lora.model_fields_set == set() and changed.train.model_fields_set == {"epochs", "from_"}
+    assert changed == recipe.model_copy(update={"train": recipe.train.model_copy(update={"from_": "runs/a"})})
 
 
 def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:

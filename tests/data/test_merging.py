@@ -43,6 +43,7 @@ def test_several_annotations_of_a_text_stay_unless_a_later_file_has_the_text() -
     assert conflicting(doubled) == [doubled[0]]
     decided = merge_corpora([("a", doubled), ("b", [document("9", "alpha", "C")])])
     assert decided.documents == (document("1", "alpha", "C"), doubled[2])
+    assert decided.left_out == 1 and "1 left out, since a later file has their text fewer times" in decided.described()
     more = merge_corpora([("a", FIRST), ("b", doubled)])
     assert more.documents[-1] == replaced_id("b:2", doubled[1])
     assert more.places == (0, 1, 2, 0)
@@ -126,3 +127,10 @@ def test_predictions_that_nobody_corrected_are_counted(tmp_path: Path) -> None:
     path.write_text(json.dumps({"id": "1", "text": "a", "entities": [row]}) + "\n", encoding="utf-8")
     assert count_predicted(formats.read(path).documents) == 1
     assert count_predicted(FIRST) == 0
+
+
+def test_a_limit_takes_what_later_files_add_or_replace_before_the_rest(files: tuple[str, str]) -> None:
+    splits = read_splits(config.Data(train=files, holdout=0.2, limit=3))
+    assert [document.text for document in splits.train] == ["n4 sentence", "n7 sentence", "new sentence"]
+    alone = read_splits(config.Data(train=files[0], holdout=0.2, limit=3))
+    assert [document.id for document in alone.train] == ["4", "5", "6"]

@@ -82,6 +82,7 @@ def test_label_studio_gets_them_as_predictions_with_its_interface(tmp_path: Path
     assert text.get("name") == region["to_name"] and text.get("value") == "$text"
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "3 documents" in page and not partial(out).exists()
+    assert "<dt>with problems</dt><dd>1</dd>" in page
     with pytest.raises(ConfigError, match=r"review\.json exists"):
         target.check([])
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import socket
+import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,18 +64,42 @@ def test_the_report_is_served_in_a_sandbox_once_it_is_there(server: LiveServer, 
     assert "default-src 'none'" in headers["Content-Security-Policy"]
 
 
+def test_a_run_whose_folder_has_an_odd_name_is_linked(server: LiveServer, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "run").rename(odd := tmp_path / "runs" / "a b&c#1 50%")
+    (odd / "report.html").write_text("<p>its report", encoding="utf-8")
+    (link,) = re.findall(r'href="(/run/[^"]*)"', json.loads(asked(server, "/state.json")[2])["body"])
+    assert asked(server, link)[0] == 200
+    state = json.loads(asked(server, f"/state.json?run={link.removeprefix('/run/')}")[2])
+    assert asked(server, state["report"])[2] == "<p>its report" and f'href="{state["report"]}"' in state["body"]
+
+
 @pytest.mark.parametrize(
-    "path", ["/x", "/run/none", "/state.json?run=none", "/report/..%2F..%2Fetc", "/report/", "//a"]
+    "path", ["/x", "/run/none", "/state.json?run=none", "/report/..%2F..%2Fetc", "/report/", "//a", "http://["]
 )
 def test_other_paths_are_not_found(server: LiveServer, path: str) -> None:
     assert asked(server, path)[0] == 404
 
 
 def test_other_names_of_this_machine_and_other_methods_are_refused(server: LiveServer) -> None:
-    for host in ("evil.example", "evil.example:80", "[::2]", "127.0.0.1.evil.example", "@", ""):
+    for host in ("evil.example", "evil.example:80", "[::2]", "[", "127.0.0.1.evil.example", "@", ""):
         assert asked(server, "/state.json", host=host or "x")[0] == 403
     assert asked(server, "/", host="localhost:9000")[0] == 200  # a port that was forwarded
     assert asked(server, "/", method="POST")[0] == 501
+
+
+def test_a_reader_that_goes_away_or_does_not_read_disturbs_nobody(
+    server: LiveServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / "run" / "report.html").write_text("x" * 10**7, encoding="utf-8")
+    place = ("127.0.0.1", int(server.url.rpartition(":")[2].strip("/")))
+    with socket.create_connection(place) as stalled:
+        stalled.sendall(b"GET /report/run HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        stalled.recv(1)  # the report is being sent, and is not read further
+        assert asked(server, "/state.json")[0] == 200
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    while any("process_request_thread" in thread.name for thread in threading.enumerate()):
+        time.sleep(0.01)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_port_in_use_is_refused(server: LiveServer, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import spantune
 from spantune.core import ConfigError, DataError, Document, Entity, load_config
-from spantune.data import Options, formats, shared_texts
+from spantune.data import Options, formats, read_splits, shared_texts
 from spantune.models.bundled import BUNDLED
 from spantune.training import Reading, init, make_plan, prepare
 from spantune.training import draft as drafting
@@ -128,6 +128,24 @@ def test_training_texts_that_are_in_dev_or_test_are_left_out() -> None:
     assert any("12 training documents are left out" in remark for remark in draft.remarks)
     with pytest.raises(DataError, match="every training text is in dev or test too"):
         init("train.jsonl", dev="train.jsonl")
+
+
+def test_what_is_left_out_does_not_move_a_text_over_the_edge_of_what_is_held_out() -> None:
+    names = ["Test0", "Test1", *(f"Ann{n}" for n in range(6)), "Same", "Same", *(f"Bob{n}" for n in range(27))]
+    doccano("notes.jsonl", [(f"{name} went home.", [[0, len(name), "person"]]) for name in names])
+    doccano("test.jsonl", [(f"{name} went home.", [[0, len(name), "person"]]) for name in names[:2]])
+    draft = init("notes.jsonl", "recipe.yaml", test="test.jsonl")
+    splits = read_splits(draft.config.data)
+    assert len(splits.train) + len(splits.dev) == len(names) - 2 and not shared_texts(splits.train, splits.dev)
+
+
+def test_a_later_corpus_is_right_about_the_texts_of_an_earlier_one() -> None:
+    english("notes.jsonl", 40)
+    english("corrected.jsonl", 10, label="name")
+    draft = init(["notes.jsonl", "corrected.jsonl"])
+    documents = [document for part in draft.made.values() for document in part]
+    assert len(documents) == 40 and draft.decided.found.labels == {"person": 30, "name": 10}
+    assert draft.decided.found.notes["document of a later file that replaces one with the same text"] == 10
 
 
 def test_several_corpora_are_split_together() -> None:

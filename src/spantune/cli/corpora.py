@@ -60,7 +60,12 @@ def merge(
     if conflicts:
         say(f"{len(conflicts)} texts have several annotations, first in document {conflicts[0].id!r}; keep one of each")
     counts = {"documents": len(merged.documents), "added": merged.added, "replaced": merged.replaced}
-    counts |= {"unchanged": merged.unchanged, "renamed": merged.renamed, "conflicts": len(conflicts)}
+    counts |= {
+        "unchanged": merged.unchanged,
+        "renamed": merged.renamed,
+        "left_out": merged.left_out,
+        "conflicts": len(conflicts),
+    }
     if as_json:
         put_json({**counts, "out": str(out)})
     say(f"{len(merged.documents)} documents; {merged.described()}: {out}")

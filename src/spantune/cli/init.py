@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -107,7 +108,7 @@ def init(
     draft.write(out, force=force)
     _say_decided(draft, out)
     if as_json:
-        put_json({"recipe": str(out), **draft.as_dict(), "next": [f"spantune plan {out}", f"spantune train {out}"]})
+        put_json({"recipe": str(out), **draft.as_dict(), "next": _next(out)})
 
 
 def _asked(draft: Draft, choices: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +161,12 @@ def _say_decided(draft: Draft, out: Path) -> None:
     say(f"training   {decided.model} on {device}, {chosen}{minutes}")
     for remark in draft.remarks:
         say(f"note       {remark}")
-    say(f"written    {out}\n\nNext:\n  spantune plan {out}\n  spantune train {out}")
+    say("\n  ".join([f"written    {out}\n\nNext:", *_next(out)]))
+
+
+def _next(out: Path) -> list[str]:
+    """The commands that come next, as a shell takes them."""
+    return [f"spantune {command} {shlex.quote(str(out))}" for command in ("plan", "train")]
 
 
 def _is_recipe(corpora: list[str]) -> bool:
@@ -176,7 +182,7 @@ def _copy(recipe: str, out: Path, *, force: bool, as_json: bool) -> None:
 
     require_new(out, [recipe_path(recipe)], force=force)
     replace_text(out, recipe_path(recipe).read_text(encoding="utf-8"))
-    say(f"written    {out}, a copy of {recipe}\n\nNext:\n  spantune plan {out}\n  spantune train {out}")
+    say("\n  ".join([f"written    {out}, a copy of {recipe}\n\nNext:", *_next(out)]))
     if as_json:
         put_json({"recipe": str(out), "of": recipe})
 

@@ -185,7 +185,8 @@ class Data(Section):
     """Unit of the offsets in the files: code points (the default), UTF-16 code units, UTF-8 bytes, or characters with
     each CRLF as one."""
     limit: int | None = Field(None, ge=1)
-    """Use at most this many training documents, after the holdout was taken."""
+    """Use at most this many training documents, after the holdout was taken. Of several files, what the later ones add
+    or replace is used before the rest of the first."""
     dev_limit: int | None = Field(None, ge=1)
     """Use at most this many dev documents."""
     test_limit: int | None = Field(None, ge=1)
@@ -446,8 +447,9 @@ def as_config(recipe: object, overrides: list[str] | tuple[str, ...] = ()) -> Co
         ConfigError: it is none of these, or not a valid recipe.
     """
     expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
-    if isinstance(recipe, Config):
-        return parse_config(recipe.model_dump(mode="json"), overrides=overrides) if overrides else recipe
+    if isinstance(recipe, Config):  # what it does not state stays so: a warm start may then choose it
+        stated = recipe.model_dump(mode="json", exclude_unset=True)
+        return parse_config(stated, overrides=overrides) if overrides else recipe
     if isinstance(recipe, Mapping):
         return parse_config(recipe, overrides=overrides)
     expected = "a recipe: a Config, a mapping with its sections, or the path of a YAML file"

@@ -42,17 +42,19 @@ def read_splits(data: config.Data) -> Splits:
     notes: list[str] = []
     merges: list[str] = []
     corpora = _read_all(data.train, data, notes)
-    merged = _merged(corpora, merges)
-    train = list(merged.documents)
+    merged, first = _merged(corpora, merges), corpora[0][1]
+    held = 0 if data.dev else len(holdout(first, data.holdout)[1])
+    placed = list(zip(merged.documents, merged.places, strict=True))
+    dev = [document for document, place in placed if place is not None and place < held]
     if data.dev:
         dev = list(_merged(_read_all(data.dev, data, notes), merges).documents)
-    else:
-        held = len(holdout(corpora[0][1], data.holdout)[1])
-        placed = list(zip(merged.documents, merged.places, strict=True))
-        train = [document for document, place in placed if place is None or place >= held]
-        dev = [document for document, place in placed if place is not None and place < held]
     test = list(_merged(_read_all(data.test, data, notes), merges).documents) if data.test else dev
-    train = limit(train, data.limit)
+    usable = [
+        (document, place is None or document is not first[place])
+        for document, place in placed
+        if place is None or place >= held
+    ]
+    train = _limited(usable, data.limit)
     if not train or not dev:
         raise DataError(
             f"{len(train)} documents to train on and {len(dev)} held out; give data.dev, or a data.holdout "
@@ -106,6 +108,12 @@ def holdout(documents: Sequence[Document], share: float) -> tuple[list[Document]
 def limit(documents: Sequence[Document], count: int | None) -> list[Document]:
     """Return the first `count` documents; all of them if `count` is None."""
     return list(documents[:count])
+
+
+def _limited(documents: Sequence[tuple[Document, bool]], count: int | None) -> list[Document]:
+    """Return `count` documents in their order, those first taken that are of later files, which each pair says."""
+    later_first = sorted(range(len(documents)), key=lambda index: not documents[index][1])
+    return [documents[index][0] for index in sorted(later_first[:count])]
 
 
 def shared_texts(first: Iterable[Document], second: Iterable[Document]) -> list[str]:

@@ -26,6 +26,7 @@ class Merged:
         replaced: documents that took the place of earlier ones with another annotation.
         unchanged: documents that an earlier corpus has with the same annotation; the earlier ones stay.
         renamed: documents that got another id, since theirs was that of another text.
+        left_out: earlier documents of texts that a later corpus has fewer times.
     """
 
     documents: tuple[Document, ...]
@@ -34,12 +35,14 @@ class Merged:
     replaced: int = 0
     unchanged: int = 0
     renamed: int = 0
+    left_out: int = 0
 
     def described(self) -> str:
         """What became of the documents of the later corpora, in words."""
         parts = [f"{self.added} added", f"{self.replaced} replaced by the later annotation of their text"]
         parts += [f"{self.unchanged} unchanged"] if self.unchanged else []
         parts += [f"{self.renamed} with a new id, since theirs is that of another text"] if self.renamed else []
+        parts += [f"{self.left_out} left out, since a later file has their text fewer times"] if self.left_out else []
         return ", ".join(parts)
 
 
@@ -105,6 +108,7 @@ def _updated(merged: Merged, name: str, documents: Sequence[Document]) -> Merged
         merged.replaced + replacing,
         merged.unchanged + len(documents) - len(added) - replacing,
         merged.renamed + renamed,
+        merged.left_out + sum(max(0, len(earlier[text]) - len(same)) for text, same in changed.items()),
     )
 
 

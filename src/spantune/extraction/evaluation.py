@@ -145,11 +145,13 @@ def evaluate_run(
     gold = list(expect_each(corpus, Document, "data", "a corpus file, a Corpus or a list of Documents"))
     if not gold:
         raise DataError("data: there are no documents; expected at least one")
+    if train is not None:
+        train = list(expect_each(train, Document, "train", "a list of Documents, such as read(FILE).documents"))
     extractor = run if isinstance(run, Extractor) else load_run(run)
     extractor.task.check(gold)
     notes = [f"{corpus.name}: {count} × {note}" for note, count in corpus.notes.items()] if _is_corpus(corpus) else []
-    train = _trained_on(extractor, notes) if train is None else list(train)
-    evaluation = evaluate(extractor, gold, protocol=protocol, train=train)
+    known = _trained_on(extractor, notes) if train is None else train
+    evaluation = evaluate(extractor, gold, protocol=protocol, train=known)
     file = None
     if extractor.run is not None and _is_corpus(corpus):
         file = name_predictions(extractor.run, corpus.name, gold)

@@ -213,7 +213,7 @@ class Target:
             resumable.finish(self.out)
             return
         failed_ids: list[str] = []
-        documents = self._representable(failed_ids) if chosen is None else iter(chosen)
+        documents = self._representable(failed_ids) if chosen is None else map(self._as_format, chosen)
         keys: Counter[str] = Counter()
         options = Options(nested=self.nested, predicted=True)
         with overwriting(self.out, force=self.force) as place:
@@ -223,7 +223,7 @@ class Target:
         resumable.partial(self.out).unlink()
 
     def _chosen(self, documents: Iterable[Document], tally: Tally) -> list[Document] | None:
-        """Return the least sure documents, where only those are kept; formats other than native get no problems."""
+        """Return the least sure documents, where only those are kept."""
         if self.uncertain is None:
             return None
         least_sure = LeastSure(self.uncertain)
@@ -232,7 +232,11 @@ class Target:
         tally.notes["document passed over: its text is that of an earlier one"] += least_sure.repeated
         tally.notes["document with entities that have no score, which counts as sure"] += least_sure.unscored
         tally.notes = +tally.notes
-        return chosen if self.format == "native" else [from_document(document).document for document in chosen]
+        return chosen
+
+    def _as_format(self, document: Document) -> Document:
+        """Return a chosen document as the file has it: formats other than native get no problems."""
+        return document if self.format == "native" else from_document(document).document
 
     def _write_interface(self, keys: Counter[str], tally: Tally) -> None:
         if self.interface is None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from spantune.core import Config, RunError, config
 from spantune.report import charts
@@ -242,7 +243,7 @@ class Watch:
         if folder is not None:
             progress = self._progress(folder)
             body = render_part("live_run.html.j2", run=progress, curves=_curves(progress), interval=interval, span=span)
-            report = f"/report/{progress.name}" if progress.has_report else None
+            report = f"/report/{quote(progress.name)}" if progress.has_report else None
             return _state(f"{_short_state(progress)} · {progress.name}", [progress], body, report)
         folders = sorted(listing.find([self.path]), key=_written, reverse=True) if not self.is_single else []
         runs = [self._progress(path) for path in sorted(folders[:MOST_RUNS])]  # each keeps its place and colour

@@ -8,10 +8,12 @@ is a file that may come from anywhere: it is served with a policy that lets it r
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from spantune.core import ConfigError, SpantuneError, first_line, json_text, log_crash, masked_values
 from spantune.report.live import Watch
@@ -45,10 +47,9 @@ class LiveServer:
         watch = Watch(path)
         handler = type("_BoundHandler", (_Handler,), {"watch": watch, "reading": threading.Lock()})
         try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+            self._server = _Server(("127.0.0.1", port), handler)
         except OSError as error:
             raise ConfigError(f"--port {port}: {error.strerror}; give another one, or 0 for a free one") from None
-        self._server.daemon_threads = True
 
     @property
     def url(self) -> str:
@@ -67,9 +68,44 @@ class LiveServer:
         self._server.shutdown()
 
 
+class _Server(ThreadingHTTPServer):
+    """Answers each connection in a thread."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log an error; a browser that has closed its page, or does not read any more, is none."""
+        error = sys.exception()
+        if isinstance(error, Exception) and not isinstance(error, ConnectionError | TimeoutError):
+            log.error("this is a bug in spantune: %s; the traceback is in %s", first_line(error), log_crash(error))
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a request is answered with: the status, the type of the content, the content, and its policy."""
+
+    status: int
+    kind: str
+    text: str
+    policy: str = _PAGE_POLICY
+
+
+_NO_PAGE = _Answer(404, "text/plain", "There is no such page.\n")
+_REFUSED = _Answer(403, "text/plain", "This is spantune watch: open it by 127.0.0.1 or localhost.\n")
+_BUG = _Answer(500, "text/plain", "This is a bug in spantune; see the terminal.\n")
+
+
 def _asked(query: str) -> str | None:
     """The run that a query names."""
     return parse_qs(query).get("run", [""])[0] or None
+
+
+def _split(address: str) -> SplitResult | None:
+    """The parts of an address; None where it is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -82,44 +118,44 @@ class _Handler(BaseHTTPRequestHandler):
     reading: threading.Lock
 
     def do_GET(self) -> None:
-        """Answer with the page, its state or a report."""
-        hostname = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if hostname not in ("127.0.0.1", "localhost"):
-            self._send(403, "text/plain", "This is spantune watch: open it by 127.0.0.1 or localhost.\n", _PAGE_POLICY)
+        """Answer with the page, its state or a report; while one is read, others wait, but not for it to be sent."""
+        host = _split(f"//{self.headers.get('Host', '')}")
+        if host is None or host.hostname not in ("127.0.0.1", "localhost"):
+            self._send(_REFUSED)
             return
         try:
             with self.reading:
-                self._answer()
+                answer = self._answer()
         except (SpantuneError, OSError) as error:
-            self._send(503, "text/plain", f"{error}\n", _PAGE_POLICY)
+            answer = _Answer(503, "text/plain", f"{error}\n")
         except Exception as error:  # a bug: the page says that there is no answer, and the server goes on
             log.error("this is a bug in spantune: %s; the traceback is in %s", first_line(error), log_crash(error))
-            self._send(500, "text/plain", "This is a bug in spantune; see the terminal.\n", _PAGE_POLICY)
+            answer = _BUG
+        self._send(answer)
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing: requests are of no interest to whoever trains."""
 
-    def _answer(self) -> None:
-        address = urlsplit(self.path)
-        kind, _, name = address.path.removeprefix("/").partition("/")
+    def _answer(self) -> _Answer:
+        address = _split(self.path)
+        kind, _, name = address.path.removeprefix("/").partition("/") if address else ("none", "", "")
         run = unquote(name) or None
         if kind == "" or (kind == "run" and run and self.watch.folder(run)):
-            self._send(200, "text/html", self.watch.page(run), _PAGE_POLICY)
-        elif kind == "state.json" and not ((run := _asked(address.query)) and self.watch.folder(run) is None):
-            self._send(200, "application/json", json_text(masked_values(self.watch.state(run))), _PAGE_POLICY)
-        elif kind == "report" and run and (folder := self.watch.folder(run)) and RunFolder(folder).is_finished:
+            return _Answer(200, "text/html", self.watch.page(run))
+        if address and kind == "state.json" and not ((run := _asked(address.query)) and self.watch.folder(run) is None):
+            return _Answer(200, "application/json", json_text(masked_values(self.watch.state(run))))
+        if kind == "report" and run and (folder := self.watch.folder(run)) and RunFolder(folder).is_finished:
             page = RunFolder(folder).report_html.read_text(encoding="utf-8")
-            self._send(200, "text/html", page, _REPORT_POLICY)
-        else:
-            self._send(404, "text/plain", "There is no such page.\n", _PAGE_POLICY)
+            return _Answer(200, "text/html", page, _REPORT_POLICY)
+        return _NO_PAGE
 
-    def _send(self, status: int, kind: str, text: str, policy: str) -> None:
-        body = text.encode("utf-8", errors="replace")
-        self.send_response(status)
+    def _send(self, answer: _Answer) -> None:
+        body = answer.text.encode("utf-8", errors="replace")
+        self.send_response(answer.status)
         for name, value in {
-            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Type": f"{answer.kind}; charset=utf-8",
             "Content-Length": str(len(body)),
-            "Content-Security-Policy": policy,
+            "Content-Security-Policy": answer.policy,
             "Cache-Control": "no-store",
             "Cross-Origin-Resource-Policy": "same-origin",
             "Referrer-Policy": "no-referrer",

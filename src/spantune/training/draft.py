@@ -8,6 +8,7 @@ nothing is downloaded.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,11 +52,25 @@ class Choices(TypedDict, total=False):
     answer: Literal["jsonl", "grouped", "inline"]
     language: Language
     nested: bool
-    dev: str
-    test: str
+    dev: str | Path
+    test: str | Path
     minutes: float
     name: str
     reading: Reading
+
+
+_CHOICES: Mapping[str, tuple[tuple[type[object], ...], str]] = {
+    "model": ((str,), "a model such as bundled:gemma3-270m"),
+    "answer": ((str,), "jsonl, grouped or inline"),
+    "language": ((str,), "zh or en"),
+    "nested": ((bool,), "True or False"),
+    "dev": ((str, Path), "the path of a corpus, or bundled:NAME"),
+    "test": ((str, Path), "the path of a corpus, or bundled:NAME"),
+    "minutes": ((int, float), "a number such as 5"),
+    "name": ((str,), "a name of letters and digits"),
+    "reading": ((Reading,), "Reading(format, Options(…))"),
+}
+"""The types of the choices, and what is expected of each in words."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +160,16 @@ def init(
     corpora = list(expect_each([corpus] if isinstance(corpus, str | Path) else corpus, (str, Path), "corpus", expected))
     if not corpora:
         raise ConfigError(f"corpus: expected {expected}, found an empty list")
-    for key in choices:
-        if key not in Choices.__annotations__:
-            raise ConfigError(f"init has no choice {key!r}; {nearest(key, Choices.__annotations__)}")
+    for key, value in choices.items():
+        if key not in _CHOICES:
+            raise ConfigError(f"init has no choice {key!r}; {nearest(key, _CHOICES)}")
+        kinds, expected_choice = _CHOICES[key]
+        expect(value, kinds, key, expected_choice)
     if out is not None:
         expect(out, (str, Path), "out", "the path of the recipe to write")
     if out is not None and write:
         require_new(Path(out), corpora, force=force)
-    held_out: dict[Split, str | None] = {"dev": choices.get("dev"), "test": choices.get("test")}
+    held_out: dict[Split, str | Path | None] = {"dev": choices.get("dev"), "test": choices.get("test")}
     found = survey(corpora, held_out, choices.get("reading", Reading()))
     draft = _draft(found, choices, Path(out) if out is not None else Path("recipe.yaml"))
     if out is not None and write:
@@ -209,11 +226,11 @@ class _Parts:
 
     @classmethod
     def of(cls, found: Survey, folder: Path) -> _Parts:
-        """Hold out what is missing, and separate what would be on both sides."""
+        """Separate what would be on both sides, and hold out what is missing."""
         parts = cls(found, folder)
+        parts._leave_out_shared()  # first, since it moves the front of the corpus, which is held out
         if "dev" not in parts.documents:
             parts._hold_out(single=len(found.sources["train"]) == 1)
-        parts._leave_out_shared()
         return parts
 
     def _hold_out(self, *, single: bool) -> None:
@@ -323,7 +340,8 @@ def _way_to_a_test_set(decided: Decided) -> str:
     sources = decided.found.sources["train"]
     if len(sources) > 1 or decided.counts["train"] < TEST_FROM or "dev" in decided.counts:
         return "keep some documents apart, and give them with --test FILE"
-    return f"spantune data split {sources[0]} --to {decided.name}-splits, then spantune init {decided.name}-splits"
+    folder = f"{decided.name}-splits"
+    return f"spantune data split {shlex.quote(sources[0])} --to {folder}, then spantune init {folder}"
 
 
 def _run_name(name: str | None, source: str) -> str:

@@ -8,6 +8,7 @@ files could be meant.
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,17 @@ from pathlib import Path
 from typing import Literal
 
 from spantune.core import DataError, Document
-from spantune.data import Corpus, Options, Statistics, formats, holdout, read, shared_texts, statistics
+from spantune.data import (
+    Corpus,
+    Options,
+    Statistics,
+    formats,
+    holdout,
+    merge_corpora,
+    read,
+    shared_texts,
+    statistics,
+)
 
 Language = Literal["zh", "en"]
 Split = Literal["train", "dev", "test"]
@@ -72,11 +83,12 @@ class Reading:
         return {key: value for key, value in values.items() if value is not None}
 
 
-def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | None], options: Reading) -> Survey:
+def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | Path | None], options: Reading) -> Survey:
     """Read the corpora that a recipe is to be made for.
 
     Args:
-        corpora: files, folders or `bundled:NAME`; several are the training documents together.
+        corpora: files, folders or `bundled:NAME`; several are the training documents together, as `data.train` reads
+            them: a document of a later one replaces the one with the same text.
         held_out: the corpora of dev and test, where they are named.
         options: how they are read.
 
@@ -84,16 +96,20 @@ def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | None], 
         DataError: a corpus cannot be read or has no entities, or it is not clear which file is meant.
     """
     sources = find_splits(corpora)
-    sources |= {split: (path,) for split, path in held_out.items() if path}
+    sources |= {split: (str(path),) for split, path in held_out.items() if path}
     notes: Counter[str] = Counter()
     names: list[str] = []
     documents: dict[Split, tuple[Document, ...]] = {}
     for split, paths in sources.items():
         parts = [_read(path, options, sources) for path in paths]
-        documents[split] = tuple(document for part in parts for document in part.documents)
+        merged = merge_corpora([(path, part.documents) for path, part in zip(paths, parts, strict=True)])
+        documents[split] = merged.documents
         names += [part.format for part in parts]
         for part in parts:
             notes.update(part.notes)
+        notes["document of a later file that replaces one with the same text"] += merged.replaced
+        notes["document of a later file that an earlier one has too"] += merged.unchanged
+        notes["document left out, since a later file has its text fewer times"] += merged.left_out
     counted = statistics(documents["train"])
     if not counted.entities:
         raise DataError("no document has an entity, so that there is nothing to learn; annotate some", path=corpora[0])
@@ -103,7 +119,7 @@ def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | None], 
         sources=sources,
         documents=documents,
         formats=tuple(dict.fromkeys(names)),
-        notes=notes,
+        notes=+notes,
         counted=counted,
         labels=dict.fromkeys((label for part in (counted, *every) for label in part.entities), 0)
         | dict(counted.entities),
@@ -119,7 +135,7 @@ def _read(path: str, options: Reading, sources: Mapping[Split, Sequence[str]]) -
     except DataError as error:
         if "--fix" not in error.message:
             raise
-        files = " ".join(source for paths in sources.values() for source in paths)
+        files = shlex.join(source for paths in sources.values() for source in paths)
         remedy = f"here: spantune data check {files} --fix mended, then spantune init mended"
         raise DataError(f"{error.message}; {remedy}", path=error.path, line=error.line, field=error.field) from None
 
