@@ -42,8 +42,8 @@ def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) 
     """Return the recipe with the shape of the adapter that `train.from` names, and that adapter.
 
     Answer format and loss are those of the earlier run too, and the learning rate is a third of its, where the recipe
-    names none. Without `train.from` the
-    recipe is returned as it is, and None. A run that is resumed reads its own copy instead.
+    names none. Without `train.from` the recipe is returned as it is, and None. A run that is resumed reads its own copy
+    instead.
 
     Raises:
         ConfigError: `train.from` is no run or adapter folder, or the recipe does not agree with it.
