@@ -118,12 +118,12 @@ def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, p
     """The tokenizer and task of the options of `inspect`; an option takes precedence over the recipe."""
     if recipe is None and tokenizer is None:
         return None
-    from spantune.core import config, nearest
+    from spantune.core import config, load_config, nearest
     from spantune.encoding import PRESETS, make_task
 
     if preset and preset not in PRESETS:
         raise ConfigError(f"unknown task {preset!r}; {nearest(preset, PRESETS)}")
-    settings = config.load_config(recipe, overrides) if recipe else None
+    settings = load_config(recipe, overrides) if recipe else None
     task = config.Task.model_validate({"preset": preset}) if preset else settings and settings.task
     source = tokenizer or (settings.model.source if settings else "")
     return _Counter(source, make_task(task) if task else None)
