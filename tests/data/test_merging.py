@@ -137,7 +137,5 @@ def test_a_limit_takes_what_later_files_add_or_replace_before_the_rest(files: tu
 
 
 def test_a_stated_format_that_is_not_that_of_the_corrections_is_named(files: tuple[str, str]) -> None:
-    with pytest.raises(
-        DataError, match=r"data\.format=doccano holds for every file, and this one looks like label_"
-    ):
+    with pytest.raises(DataError, match=r"data\.format=doccano holds for every file, and this one looks like label_"):
         read_splits(config.Data(train=files, format="doccano"))
