@@ -134,3 +134,8 @@ def test_a_limit_takes_what_later_files_add_or_replace_before_the_rest(files: tu
     assert [document.text for document in splits.train] == ["n4 sentence", "n7 sentence", "new sentence"]
     alone = read_splits(config.Data(train=files[0], holdout=0.2, limit=3))
     assert [document.id for document in alone.train] == ["4", "5", "6"]
+
+
+def test_a_stated_format_that_is_not_that_of_the_corrections_is_named(files: tuple[str, str]) -> None:
+    with pytest.raises(DataError, match=r"data\.format=doccano holds for every file, and this one looks like label_"):
+        read_splits(config.Data(train=files, format="doccano"))

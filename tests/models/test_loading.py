@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from helpers.fakes import CHATML, byte_tokenizer
 from helpers.own_code import save_own_code
 from helpers.packs import examples, packed
-from spantune.core import ConfigError, ModelError, config
+from spantune.core import ConfigError, ModelError, config, parse_config
 from spantune.models import (
     NAME,
     attach,
@@ -233,7 +233,7 @@ def test_a_base_or_an_optimizer_that_needs_bitsandbytes_says_so(
         match=r"model\.base=nf4 needs bitsandbytes, which is not installed; run pip install .*\[bitsandbytes\]'",
     ):
         load(config.Model(source=str(tiny_folder), base="nf4", device="cpu"))
-    recipe = config.parse_config(tree(tmp_path / "runs", train={"optimizer": "adamw_8bit"}))
+    recipe = parse_config(tree(tmp_path / "runs", train={"optimizer": "adamw_8bit"}))
     with pytest.raises(
         ConfigError, match=r"train\.optimizer=adamw_8bit needs bitsandbytes, which is not installed; run pip install"
     ):

@@ -32,6 +32,12 @@ def test_rows_are_all_and_then_the_types_in_the_order_and_the_colours_of_the_tas
     assert 'fill="none"' in rows[1] and "<line" not in rows[1] and 'fill="none"' not in rows[2]
 
 
+def test_a_label_that_is_called_all_has_a_row_of_its_own() -> None:
+    difference = Difference("a", "b", DIFFERENCE.micro, {"all": LABELS["b<d"]})
+    rows = re.findall("<title>(all: .*?)</title>", forest_chart(difference, {"all": 0}).svg)
+    assert rows == ["all: +10 (\u221210 to +30)", "all: \u221220 (\u221230 to \u221210)"]
+
+
 def test_values_stand_at_their_places_on_an_axis_around_zero() -> None:
     svg = forest_chart(DIFFERENCE, {"dis": 0, "b<d": 1}).svg
     (zero,) = places(re.findall('<line class="zero"[^>]*>', svg)[0], "x1")

@@ -92,13 +92,16 @@ def test_a_reader_that_goes_away_or_does_not_read_disturbs_nobody(
 ) -> None:
     (tmp_path / "runs" / "run" / "report.html").write_text("x" * 10**7, encoding="utf-8")
     place = ("127.0.0.1", int(server.url.rpartition(":")[2].strip("/")))
+    others = set(threading.enumerate())  # servers of other tests may be there
     with socket.create_connection(place) as stalled:
         stalled.sendall(b"GET /report/run HTTP/1.1\r\nHost: localhost\r\n\r\n")
         stalled.recv(1)  # the report is being sent, and is not read further
         assert asked(server, "/state.json")[0] == 200
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    while any("process_request_thread" in thread.name for thread in threading.enumerate()):
+    deadline = time.monotonic() + 20
+    while set(threading.enumerate()) - others and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert not set(threading.enumerate()) - others
     assert capfd.readouterr() == ("", "")
 
 

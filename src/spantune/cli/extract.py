@@ -28,7 +28,7 @@ from spantune.cli.options import (
     report_left_out,
     split_overrides,
 )
-from spantune.core import ConfigError, log_crashes_into, say
+from spantune.core import ConfigError, log_crashes_into, number, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
         say(f"{tally.with_problem} of {tally.documents} answers had a problem; see meta.problems of each")
     if tally.chosen is not None:
         place = f": {target.out}" if target.out else ""
-        say(f"{tally.chosen} documents of {tally.documents}, the least sure first{place}")
+        say(f"{number(tally.chosen, 'document')} of {tally.documents:,}, the least sure first{place}")
     if target.interface is not None and target.interface.exists():
         say(
             f"in Label Studio: make a project, set {target.interface} as its labelling interface (Settings, Labeling "
@@ -250,8 +250,7 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
 
 def _close(tally: Tally, seconds: float, target: Target) -> None:
     """Say in a line what this call did: documents, entities, time, problems by their kind, and where the output is."""
-    documents = "1 document" if tally.extracted == 1 else f"{tally.extracted} documents"
-    entities = "1 entity" if tally.entities == 1 else f"{tally.entities} entities"
+    documents, entities = number(tally.extracted, "document"), number(tally.entities, "entity", "entities")
     kinds = ", ".join(f"{count} {kind}" for kind, count in tally.problems.most_common())
     where = f"; written to {target.out}" if target.out and target.out.exists() else ""
     say(

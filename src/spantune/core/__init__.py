@@ -5,16 +5,7 @@ from __future__ import annotations
 from spantune.core import config
 from spantune.core.anchoring import Anchors, occurrences
 from spantune.core.bundled_recipes import bundled_recipes, description, recipe_path
-from spantune.core.config import (
-    Config,
-    Keep,
-    Normalize,
-    as_config,
-    load_config,
-    lost_credentials,
-    parse_config,
-    parse_value,
-)
+from spantune.core.config import Config, Keep, Normalize
 from spantune.core.crash import log_crash, log_crashes_into
 from spantune.core.document import Document, Entity, encodable, half_surrogate, hash_documents, to_record
 from spantune.core.drawing import (
@@ -74,6 +65,7 @@ from spantune.core.foreign import foreign
 from spantune.core.frames import data_frame, number
 from spantune.core.lazy import lazy_exports
 from spantune.core.machine import shows_gpu
+from spantune.core.recipes import as_config, load_config, lost_credentials, parse_config, parse_value
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
 from spantune.core.strict_json import non_finite, to_json

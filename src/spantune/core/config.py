@@ -1,27 +1,21 @@
-"""A recipe: every setting of a run, as frozen values read from YAML and `section.key=value` overrides.
+"""A recipe: every setting of a run, as frozen values; `recipes` reads it from YAML and overrides.
 
-It is strict (an unknown key names the nearest valid one) and is checked before torch is imported. Keys whose best value
-depends on corpus and model may be absent; `training.prepare` fills them. The filled recipe is saved with the run as
-`config.yaml`. YAML never names code.
+It is strict and is checked before torch is imported. Keys whose best value depends on corpus and model may be absent;
+`training.prepare` fills them. The filled recipe is saved with the run as `config.yaml`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from spantune.core.bundled_recipes import bundled_recipes, recipe_path
-from spantune.core.errors import ConfigError, expect, nearest
+from spantune.core.errors import expect
 from spantune.core.files import replace_text
-from spantune.core.secrets import MASK, holds_credential, masked, masked_values
+from spantune.core.secrets import holds_credential, masked, masked_values
 from spantune.core.task import AnswerFormat, Label
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
 Keep = Literal["none", "some", "most"]
@@ -415,159 +409,3 @@ def filled(value: Value | None) -> Value:
     """Return the value of a key that a recipe may lack, of a recipe that `training.prepare` has filled."""
     assert value is not None, "a key is not filled yet: take the recipe of training.prepare"
     return value
-
-
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a recipe, a file or `bundled:NAME`, and apply `section.key=value` overrides, whose values are YAML.
-
-        recipe = spantune.load_config("bundled:demo", ["run.name=first", "train.max_minutes=3"])
-
-    Raises:
-        ConfigError: unreadable file, unknown key (with the nearest valid one) or a value out of range.
-    """
-    expect(path, (str, Path), "load_config", "the path of a recipe, such as recipe.yaml, or bundled:demo")
-    expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
-    try:
-        tree = _parse_yaml(recipe_path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        example = path if str(path) in bundled_recipes() else "demo"
-        raise ConfigError(
-            f"{path}: no such recipe; give the path of a YAML file, or one that comes with spantune, such as "
-            f"bundled:{example} (spantune init --list names them); spantune init CORPUS writes one for a corpus"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not a YAML recipe: {error}") from None
-    return parse_config(tree, where=str(path), overrides=overrides)
-
-
-def as_config(recipe: object, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Return a recipe that may be given as a Config, as plain values or as the path of its file, with `overrides`.
-
-    Raises:
-        ConfigError: it is none of these, or not a valid recipe.
-    """
-    expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
-    if isinstance(recipe, Config):  # what it does not state stays so: a warm start may then choose it
-        stated = recipe.model_dump(mode="json", exclude_unset=True)
-        return parse_config(stated, overrides=overrides) if overrides else recipe
-    if isinstance(recipe, Mapping):
-        return parse_config(recipe, overrides=overrides)
-    expected = "a recipe: a Config, a mapping with its sections, or the path of a YAML file"
-    return load_config(expect(recipe, (str, Path), "recipe", expected), overrides)
-
-
-def parse_config(tree: object, where: str = "recipe", overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Make a recipe of plain values and overrides; `where` begins the error message.
-
-    Raises:
-        ConfigError: names the key, what was found and what was expected.
-    """
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{where}: a recipe is a mapping with the sections {', '.join(Config.model_fields)}")
-    sections = {name: dict(values) if isinstance(values, dict) else values for name, values in tree.items()}
-    for override in overrides:
-        _apply(sections, override)
-    try:
-        return Config.model_validate(sections)
-    except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {_describe(details)}" for details in error.errors())) from None
-
-
-def parse_value(text: str) -> object:
-    """Return the value that `text` has in a recipe.
-
-    Raises:
-        ConfigError: it is not YAML.
-    """
-    try:
-        return _parse_yaml(text) if text else None
-    except yaml.YAMLError:
-        raise ConfigError(f"{text!r} is not a YAML value; quote it") from None
-
-
-def lost_credentials(recipe: Config) -> list[str]:
-    """Return the keys of a saved recipe whose values hold `***` for a credential, and cannot be used as they are."""
-    used = {"model": recipe.model, "data": recipe.data}
-    return [
-        f"{section}.{key}"
-        for section, values in used.items()
-        for key, value in values.model_dump(mode="json").items()
-        if any(isinstance(text, str) and MASK in text for text in (value if isinstance(value, list) else [value]))
-    ]
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, with merge keys, but every other key is a word that is given once.
-
-    YAML itself would silently keep the last of several values.
-    """
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose a mapping whose keys are words and all different, before merge keys add those of others."""
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.tag not in _KEY_TAGS:
-                found = repr(key.value) if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
-                problem = f"a key must be a word such as train, found {found}; quote it if it is meant as a word"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return node
-
-
-_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
-
-
-def _parse_yaml(text: str) -> object:
-    """The value of a YAML text.
-
-    Raises:
-        yaml.YAMLError: it is not YAML of plain values.
-    """
-    try:
-        value: object = yaml.load(text, _Loader)
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        # a date that does not exist, a tag such as !!bool before another value, too many brackets
-        raise yaml.YAMLError(str(error)) from None
-    return value
-
-
-def _apply(tree: dict[str, object], override: str) -> None:
-    """Set the value of an override in `tree`."""
-    expect(override, str, "overrides", "a list of texts such as train.max_steps=24")
-    key, equals, value = override.partition("=")
-    section, dot, name = key.partition(".")
-    if not equals or not dot or not name:
-        raise ConfigError(f"override {override!r}: expected section.key=value, such as train.max_steps=24")
-    if section not in Config.model_fields:
-        raise ConfigError(
-            f"override {override!r}: unknown section {section!r}; {nearest(section, Config.model_fields)}"
-        )
-    try:
-        parsed = parse_value(value)
-    except ConfigError:
-        raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from None
-    branch = tree.setdefault(section, {})
-    if not isinstance(branch, dict):
-        raise ConfigError(f"section {section!r} must be a mapping")
-    branch[name] = parsed
-
-
-def _describe(details: ErrorDetails) -> str:
-    """Describe an error of pydantic in a sentence: key, problem, expectation."""
-    parts = [str(part) for part in details["loc"]]
-    key = ".".join(parts)
-    if details["type"] == "extra_forbidden":
-        section = Config.model_fields.get(parts[0])
-        model: object = section.annotation if section and len(parts) > 1 else Config
-        if parts[:2] == ["task", "labels"]:
-            model = Label
-        fields = getattr(model, "model_fields", {})
-        valid = [field.alias or name for name, field in fields.items()]
-        return f"unknown key {key!r}; {nearest(parts[-1], valid)}"
-    if details["type"] == "missing":
-        return f"{key} is missing; it has no default"
-    found = f" (found {details['input']!r})" if isinstance(details["input"], str | int | float | bool) else ""
-    return f"{key or 'recipe'}: {details['msg']}{found}"

@@ -72,11 +72,26 @@ def _read_all(files: config.Files, data: config.Data, notes: list[str]) -> list[
     )
     corpora: list[tuple[str, Sequence[Document]]] = []
     for path in config.files_of(files):
-        corpus = formats.read(path, data.format, options)
+        try:
+            corpus = formats.read(path, data.format, options)
+        except DataError as error:
+            raise _with_format(error, path, data.format, options) from None
         notes.extend(f"{path}: {count} × {note}" for note, count in corpus.notes.items())
         notes.append(f"{path}: {len(corpus.documents)} documents, format {corpus.format}")
         corpora.append((path, corpus.documents))
     return corpora
+
+
+def _with_format(error: DataError, path: str, stated: str | None, options: Options) -> DataError:
+    """Return `error` with the remedy where `data.format` states another format than that of the file."""
+    try:
+        found = formats.detect(path, options)
+    except DataError:
+        return error
+    if stated in (None, found):
+        return error
+    remedy = f"data.format={stated} holds for every file, and this one looks like {found}: take data.format out"
+    return DataError(f"{error.message}; {remedy}", path=error.path, line=error.line, field=error.field)
 
 
 def _merged(corpora: Sequence[tuple[str, Sequence[Document]]], merges: list[str]) -> Merged:

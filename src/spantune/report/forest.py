@@ -6,7 +6,7 @@ an open square. The page has the same figures as a table beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from spantune.metrics import Difference, Gap
@@ -30,7 +30,8 @@ def forest_chart(difference: Difference, colors: Mapping[str, int]) -> Chart:
         difference: the gaps of the two systems.
         colors: the index of every label in LABEL_COLORS; the rows are in its order.
     """
-    gaps = {"all": difference.micro, **{code: difference.labels[code] for code in colors if code in difference.labels}}
+    by_label = [(code, difference.labels[code]) for code in colors if code in difference.labels]
+    gaps = [("all", difference.micro), *by_label]  # a label may be called "all" too
     limit, step = _scale(gaps)
     height = TOP + ROW * len(gaps) + FOOT
     summary = _summary(difference, gaps)
@@ -43,15 +44,15 @@ def forest_chart(difference: Difference, colors: Mapping[str, int]) -> Chart:
         parts.append(f'<line class="{kind}" x1="{x}" y1="{TOP}" x2="{x}" y2="{bottom}"/>')
         parts.append(f'<text class="middle" x="{x}" y="{bottom + 14}">{_signed(tick)}</text>')
     parts += _sides(difference, bottom)
-    for place, (name, gap) in enumerate(gaps.items()):
+    for place, (name, gap) in enumerate(gaps):
         color = f"var(--entity-{colors[name]})" if place else "var(--ink)"
         parts.append(_row(name, gap, TOP + ROW * place + ROW // 2, limit, color))
     return Chart(title, "".join([*parts, "</svg>"]), summary)
 
 
-def _scale(gaps: Mapping[str, Gap]) -> tuple[int, int]:
+def _scale(gaps: Sequence[tuple[str, Gap]]) -> tuple[int, int]:
     """Return the largest value of the axis, which is symmetric, and the distance between ticks, in points."""
-    values = [value for gap in gaps.values() for value in (gap.f1, gap.f1_low, gap.f1_high) if value is not None]
+    values = [value for _, gap in gaps for value in (gap.f1, gap.f1_low, gap.f1_high) if value is not None]
     largest = max(1.0, *(100 * abs(value) for value in values))
     step = next((step for step in STEPS if 2 * -(-largest // step) + 1 <= MOST_TICKS), STEPS[-1])
     return int(-(-largest // step)) * step, step
@@ -85,9 +86,9 @@ def _sides(difference: Difference, bottom: int) -> list[str]:
     ]
 
 
-def _summary(difference: Difference, gaps: Mapping[str, Gap]) -> str:
+def _summary(difference: Difference, gaps: Sequence[tuple[str, Gap]]) -> str:
     """Describe the plot in words."""
-    real = [f"{name} {_signed(round(100 * gap.f1, 1))}" for name, gap in gaps.items() if gap.real]
+    real = [f"{name} {_signed(round(100 * gap.f1, 1))}" for name, gap in gaps if gap.real]
     found = f"Real differences: {', '.join(real)}." if real else "No difference is real."
     return f"F1 of {difference.second} minus F1 of {difference.first}, in points, with 95 % intervals. {found}"
 

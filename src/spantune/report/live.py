@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from spantune.core import Config, RunError, config
+from spantune.core import Config, RunError, config, number
 from spantune.report import charts
 from spantune.report.charts import Chart, EvaluationPoint
 from spantune.report.html import interval, render, render_part
@@ -256,8 +256,7 @@ class Watch:
             span=span,
             folder=str(self.path),
         )
-        count = "1 run" if len(folders) == 1 else f"{len(folders)} runs"
-        return _state(f"{count} · {self.path.resolve().name}", runs, body, None)
+        return _state(f"{number(len(folders), 'run')} · {self.path.resolve().name}", runs, body, None)
 
     def page(self, name: str | None = None) -> str:
         """The page, which polls for its state."""

@@ -146,3 +146,8 @@ def test_missing_variables_are_said_before_a_run_begins(tmp_path: Path, monkeypa
     monkeypatch.delenv("SPANTUNE_LARK_WEBHOOK", raising=False)
     with pytest.raises(ConfigError, match=r"track\.notify=lark needs SPANTUNE_LARK_WEBHOOK in the environment"):
         require_trackers(recipe(tmp_path / "run", notify="lark").track)
+    for name in ("SERVER", "FROM", "TO", "PASSWORD"):
+        monkeypatch.setenv(f"SPANTUNE_EMAIL_{name}", "x")
+    monkeypatch.setenv("SPANTUNE_EMAIL_PORT", "smtp")
+    with pytest.raises(ConfigError, match="SPANTUNE_EMAIL_PORT is 'smtp' in the environment; expected a port"):
+        require_trackers(recipe(tmp_path / "run", notify="email").track)

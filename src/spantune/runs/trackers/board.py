@@ -141,21 +141,26 @@ def _grouped(base: Any, board: Path) -> Any:
                 log.warning("the run was deleted or stopped on SwanLab's board, which gets no more of it; it goes on")
 
         def _place(self, records: Iterable[Any]) -> None:
-            from swanboard.db import ExistedError
-            from swanboard.db.models import Chart, Display, Namespace
-
             for key in dict.fromkeys(record.key for record in records if record.key not in self._placed):
                 self._placed.add(key)
-                of_project = Chart.project_id == self.exp.project_id.id
-                for chart in Chart.select().where(Chart.name == key, (Chart.experiment_id == self.exp.id) | of_project):
-                    if chart.project_id is not None and chart.sources.count() > 1:
-                        continue  # the chart over all runs has its place since the first of them
-                    owner = {"experiment_id": chart.experiment_id_id, "project_id": chart.project_id_id}
-                    with suppress(ExistedError):
-                        Namespace.create(section(key), **owner)
-                    namespace = Namespace.get(name=section(key), **owner)
-                    Display.update(namespace_id=namespace.id).where(Display.chart_id == chart.id).execute()
-                    if is_summary(key):
-                        Chart.hide(chart.id)
+                _put_into_group(key, self.exp)
 
     return GroupedBoard
+
+
+def _put_into_group(key: str, experiment: Any) -> None:
+    """Move the charts of a key to their group: that of the run, and that over all runs where this is its first run."""
+    from swanboard.db import ExistedError
+    from swanboard.db.models import Chart, Display, Namespace
+
+    of_project = Chart.project_id == experiment.project_id.id
+    for chart in Chart.select().where(Chart.name == key, (Chart.experiment_id == experiment.id) | of_project):
+        if chart.project_id is not None and chart.sources.count() > 1:
+            continue  # the chart over all runs has its place since the first of them
+        owner = {"experiment_id": chart.experiment_id_id, "project_id": chart.project_id_id}
+        with suppress(ExistedError):
+            Namespace.create(section(key), **owner)
+        namespace = Namespace.get(name=section(key), **owner)
+        Display.update(namespace_id=namespace.id).where(Display.chart_id == chart.id).execute()
+        if is_summary(key):
+            Chart.hide(chart.id)

@@ -40,7 +40,7 @@ def require_variables(ways: Sequence[str]) -> None:
     """Check that the address and password of each way are set.
 
     Raises:
-        ConfigError: names the variables that are missing.
+        ConfigError: names the variables that are missing, or the one that is no port.
     """
     for way in ways:
         if missing := [name for name in VARIABLES[way] if not os.environ.get(name)]:
@@ -48,6 +48,9 @@ def require_variables(ways: Sequence[str]) -> None:
                 f"track.notify={way} needs {', '.join(missing)} in the environment: addresses and passwords are not "
                 "written into recipes"
             )
+    port = os.environ.get("SPANTUNE_EMAIL_PORT") or "587"
+    if "email" in ways and not (port.isdecimal() and 0 < int(port) < 65536):
+        raise ConfigError(f"SPANTUNE_EMAIL_PORT is {port!r} in the environment; expected a port such as 587")
 
 
 class NotifyTracker:
