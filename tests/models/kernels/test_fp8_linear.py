@@ -135,7 +135,7 @@ def test_no_adapter_is_merged_into_fp8() -> None:
             model.merge_adapter(safe_merge=safe)
 
 
-def losses(base: str, steps: int = 200) -> list[float]:
+def losses(base: str, steps: int = 100) -> list[float]:
     """The loss of each step from one start, over packs of two of the examples."""
     model: Any = tiny_model("phi3", vocabulary=280, hidden_size=64, intermediate_size=96)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def losses(base: str, steps: int = 200) -> list[float]:
     return found
 
 
-def test_two_hundred_steps_over_fp8_have_the_losses_of_bf16() -> None:
-    rough, exact = (torch.tensor(losses(base)).unflatten(0, (10, 20)).mean(1) for base in ("fp8", "bf16"))
+def test_a_hundred_steps_over_fp8_have_the_losses_of_bf16() -> None:
+    rough, exact = (torch.tensor(losses(base)).unflatten(0, (10, 10)).mean(1) for base in ("fp8", "bf16"))
     assert exact[-1] < 0.6 * exact[0]
     torch.testing.assert_close(rough, exact, rtol=0.01, atol=0)
