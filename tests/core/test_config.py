@@ -281,7 +281,9 @@ def test_a_run_name_that_would_not_be_listed_is_refused(tmp_path: Path, name: st
 
 def test_no_credential_is_saved_and_none_is_allowed_in_what_the_model_is_told(tmp_path: Path) -> None:
     plain: dict[str, Any] = {"model": {"source": "x"}, "task": {"labels": ["a"]}, "data": {"train": "http://u:pw@h/x"}}
-    parse_config({**plain, "track": {"description": "see http://h/?token=abc"}}).save(tmp_path)
+    recipe = parse_config({**plain, "track": {"description": "see http://h/?token=abc"}})
+    recipe.save(tmp_path)
+    assert repr(recipe) == "Config(run run, model x, labels a, train http://***@h/x)"
     saved = (tmp_path / "config.yaml").read_text()
     assert "pw" not in saved and "abc" not in saved and "http://***@h/x" in saved
     with pytest.raises(ConfigError, match="a URL with a password or key stands in the instruction"):

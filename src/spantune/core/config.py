@@ -393,8 +393,8 @@ class Config(Section):
 
     def __repr__(self) -> str:
         labels = self.task.preset or ", ".join(label.code for label in self.task.labels or ())
-        model = masked(self.model.source)
-        return f"Config(run {self.run.name}, model {model}, labels {labels}, train {self.data.train})"
+        model, files = masked(self.model.source), masked(name_of(self.data.train))
+        return f"Config(run {self.run.name}, model {model}, labels {labels}, train {files})"
 
     __str__ = __repr__
 

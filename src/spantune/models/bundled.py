@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ import platformdirs
 
 from spantune.core import ModelError, file_lock, install_command, nearest, say, sha256_of, to_json, waiting
 from spantune.models.gguf_tokenizer import Metadata, build_tokenizer, read_metadata
+from spantune.models.silence import silenced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -239,7 +240,7 @@ def _convert(model: BundledModel, target: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        with waiting(f"Converting {model.name} once, into {target} …"), _quiet_transformers():
+        with waiting(f"Converting {model.name} once, into {target} …"), silenced():
             source = _source(model, work)
             made = work / "made"
             made.mkdir()
@@ -359,19 +360,3 @@ def _write_record(model: BundledModel, made: Path, seconds: float) -> None:
         "bytes": sizes,
     }
     (made / RECORD).write_text(to_json(record, indent=2, ascii_only=True) + "\n", "utf-8")
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Switch off the progress bars and warnings of transformers, whose advice on packed weights does not apply."""
-    from transformers.utils import logging as messages
-
-    level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
-    messages.set_verbosity_error()
-    messages.disable_progress_bar()
-    try:
-        yield
-    finally:
-        messages.set_verbosity(level)
-        if bars:
-            messages.enable_progress_bar()
