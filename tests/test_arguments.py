@@ -22,6 +22,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "load_config": lambda value: spantune.load_config(value),
     "overrides": lambda value: spantune.load_config("x.yaml", value),
     "init": lambda value: spantune.init(value),
+    "init model": lambda value: spantune.init("bundled:clinical-zh-test", model=value),
+    "init minutes": lambda value: spantune.init("bundled:clinical-zh-test", minutes=value if value != 5 else 0),
+    "init reading": lambda value: spantune.init("bundled:clinical-zh-test", reading=value),
     "read": lambda value: spantune.read(value),
     "write to": lambda value: spantune.write(value, [DOCUMENT]),
     "write": lambda value: spantune.write("/dev/shm/never.jsonl", value),
@@ -108,7 +111,7 @@ def test_a_wrong_type_is_an_error_of_ours(
 def test_extract_takes_a_list_of_texts(trained: Any) -> None:
     extractor = spantune.load(str(trained.folder))
     assert [document.text for document in extractor.extract(iter(["疮", DOCUMENT]))] == ["疮", "肺炎"]
-    wrong: list[Any] = [None, 5, [5]]
+    wrong: list[Any] = [None, 5, [5], {"text": "疮"}, [{"text": "疮"}], "疮".encode()]
     for value in wrong:
         with pytest.raises(SpantuneError, match="expected"):
             extractor.extract(value)

@@ -145,9 +145,7 @@ def init(
     corpora = list(expect_each([corpus] if isinstance(corpus, str | Path) else corpus, (str, Path), "corpus", expected))
     if not corpora:
         raise ConfigError(f"corpus: expected {expected}, found an empty list")
-    for key in choices:
-        if key not in Choices.__annotations__:
-            raise ConfigError(f"init has no choice {key!r}; {nearest(key, Choices.__annotations__)}")
+    _require_choices(choices)
     if out is not None:
         expect(out, (str, Path), "out", "the path of the recipe to write")
     if out is not None and write:
@@ -158,6 +156,18 @@ def init(
     if out is not None and write:
         draft.write(out, force=force)
     return draft
+
+
+def _require_choices(choices: Mapping[str, object]) -> None:
+    for key in choices:
+        if key not in Choices.__annotations__:
+            raise ConfigError(f"init has no choice {key!r}; {nearest(key, Choices.__annotations__)}")
+    for key in sorted({"model", "name", "answer", "language"} & choices.keys()):
+        expect(choices[key], str, key, "a text")
+    expect(choices.get("reading", Reading()), Reading, "reading", "a Reading, such as Reading('conll')")
+    minutes = expect(choices.get("minutes", CPU_MINUTES), (int, float), "minutes", "a number from 0.1")
+    if not minutes >= 0.1:
+        raise ConfigError(f"minutes: expected a number from 0.1, found {minutes}")
 
 
 def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
