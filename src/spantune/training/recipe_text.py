@@ -5,6 +5,7 @@ The text is what a new user reads first, so every line says what the value does 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -80,11 +81,11 @@ class Decided:
 def render(decided: Decided) -> str:
     """Return the YAML text of a recipe."""
     weights = f"{decided.weights / 1e9:.2g} B weights" if decided.weights else "see its card for the memory it needs"
-    files = ", ".join(decided.found.sources["train"])
+    files, recipe = ", ".join(decided.found.sources["train"]), shlex.quote(decided.file)
     lines = [
         f"# A recipe for {files}, written by spantune init. Change what you like, then:",
-        f"#   spantune plan {decided.file}      what it needs, and whether it can work",
-        f"#   spantune train {decided.file}     train, measure and write a report",
+        f"#   spantune plan {recipe}      what it needs, and whether it can work",
+        f"#   spantune train {recipe}     train, measure and write a report",
         *_section("run", [("name", scalar(decided.name), "the run is written to runs/NAME")]),
         *_section("model", [("source", scalar(decided.model), f"{weights}; others: hf:OWNER/NAME, a folder, …")]),
         *_task(decided),
