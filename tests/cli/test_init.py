@@ -51,6 +51,8 @@ def test_recipes_that_ship_are_listed_and_copied(command: Command, notes: Path) 
     assert json.loads(listed.out)["recipes"].keys() == {f"bundled:{name}" for name in bundled_recipes()}
     assert "bundled:demo" in command("init", "--list").out
     assert command("init", "bundled:demo", "--out", "own.yaml").code == 0
+    ignored = command("init", "bundled:demo", "--out", "other.yaml", "--model", "bundled:smollm2-135m", "--flat")
+    assert ignored.code == 2 and "leave out --model, --nested or --flat" in ignored.err
     assert yaml.safe_load(Path("own.yaml").read_text(encoding="utf-8"))["run"]["name"] == "demo"
     assert command("init").code == 2
 

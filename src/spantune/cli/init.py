@@ -81,9 +81,6 @@ def init(
         return
     if not corpora:
         raise ConfigError("give a corpus, such as spantune init notes.jsonl, or --list for the recipes that ship")
-    if _is_recipe(corpora):
-        _copy(corpora[0], out, force=force, as_json=as_json)
-        return
     choices: dict[str, Any] = {
         "model": model,
         "answer": answer,
@@ -95,6 +92,14 @@ def init(
         "name": name,
     }
     choices = {key: value for key, value in choices.items() if value is not None}
+    if _is_recipe(corpora):
+        if choices:
+            given = ", ".join(f"--{key}" for key in choices).replace("--nested", "--nested or --flat")
+            raise ConfigError(
+                f"{corpora[0]} is a recipe, which is copied as it is; leave out {given}, and change the copy"
+            )
+        _copy(corpora[0], out, force=force, as_json=as_json)
+        return
     options = reading_options(column, joiner, label, encoding, offsets)
     from spantune.training import Reading
     from spantune.training import init as make_recipe
