@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from spantune.core import config
+from spantune.core import config, number
 from spantune.training.estimate import Estimate
 from spantune.training.preparation import Prepared
 
@@ -85,11 +85,11 @@ def _dev(prepared: Prepared) -> PlanWarning | None:
     entities = sum(len(document.entities) for document in dev)
     if len(dev) >= FEW_DOCUMENTS and entities >= FEW_ENTITIES:
         return None
-    one = "document" if len(dev) == 1 else "documents"
     source = "raise data.holdout, or name a corpus with data.dev"
     return PlanWarning(
         "a dev set that says something",
-        f"the dev set has {len(dev)} {one} with {entities} entities: its F1 says little, and it chooses the adapter",
+        f"the dev set has {number(len(dev), 'document')} with {number(entities, 'entity', 'entities')}: its F1 says "
+        "little, and it chooses the adapter",
         "name more documents with data.dev" if prepared.recipe.data.dev else source,
     )
 

@@ -227,8 +227,10 @@ def _leak(name: str, prepared: Prepared, dev: bool) -> Audit:
     result = (
         f"{len(shared)} shared texts, such as {shared[0][:40]!r}"
         if shared
-        else f"{len(documents)} documents, none shared"
+        else f"{number(len(documents), 'document')}, none shared"
     )
+    if not dev and prepared.recipe.data.f1_on == "dev":
+        result += " (there is no test set: the dev documents)"
     return Audit(name, not shared, result, "remove the shared texts from one side")
 
 
@@ -257,7 +259,10 @@ def _extractable(prepared: Prepared) -> Audit:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             problems.append(f"{path}: {errors[0]}{more}")
     dev, test = (len(documents) for documents, _ in held_out)
-    result = "; ".join(problems) or f"{dev} documents of dev and {test} of test, none refused"
+    counts = number(dev, "document of dev", "documents of dev")
+    if recipe.data.f1_on == "test":
+        counts += f" and {test:,} of test"
+    result = "; ".join(problems) or f"{counts}, none refused"
     remedy = "mend these documents or settings: evaluation would end the run there"
     return Audit("every dev and test text can be extracted", not problems, result, remedy)
 
