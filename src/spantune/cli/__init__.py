@@ -103,6 +103,7 @@ def _wrong_use(error: typer.BadParameter) -> int:
         return 2
     if unreadable := re.search(r"(?:Path|File|Directory) '(.*)' is not readable$", message):
         return _fail(os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES), unreadable[1])))
+    message = re.sub(r"\bValue error, |\.(?= Did you mean)", "", message).replace(" Did you mean", "; did you mean")
     message = re.sub(r"\(Possible options: (.*)\)", r"(did you mean \1?)", message)
     where = f"; see {context.command_path} --help" if context is not None else ""
     return _fail(f"{message[:1].lower()}{message[1:]}{where}".replace("\n", " ").replace("\t", ""))
