@@ -275,6 +275,7 @@ def test_what_is_unlikely_to_work_is_warned_of(
     require(found)
     assert "3 optimizer steps: too few" in caplog.text
     assert json.loads(json.dumps(found.as_dict()))["warnings"][0]["remedy"] == "set train.epochs=67"
+    assert ", 5 warnings, " in repr(found) and "set train.epochs=67" in found._repr_html_()
 
 
 def test_a_batch_that_is_too_large_and_a_clock_that_is_too_short_are_warned_of(plan: Planner) -> None:

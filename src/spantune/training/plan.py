@@ -47,13 +47,17 @@ class Plan:
 
     def __repr__(self) -> str:
         failed = f"{len(self.failed)} of {number(len(self.audits), 'audit')} failed"
-        return f"Plan({failed}, about {self.estimate.memory.total_gib:.1f} GiB)"
+        warned = f", {number(len(self.warnings), 'warning')}" if self.warnings else ""
+        return f"Plan({failed}{warned}, about {self.estimate.memory.total_gib:.1f} GiB)"
 
     def _repr_html_(self) -> str:
         rows = [
-            (audit.name, "ok" if audit.ok else "waived" if audit.waived else "FAILED", audit.found)
+            (audit.name, "ok" if audit.ok else "waived", audit.found)
+            if audit.ok or audit.waived
+            else (audit.name, "FAILED", f"{audit.found} → {audit.remedy}")
             for audit in self.audits
         ]
+        rows += [(warning.name, "warning", f"{warning.found} → {warning.remedy}") for warning in self.warnings]
         predicted = [(key.replace("_", " "), str(value)) for key, value in self.estimate.as_dict().items()]
         return framed_html(table_html(("audit", "", "found"), rows) + table_html(("predicted", ""), predicted))
 
