@@ -8,6 +8,7 @@ is a file that may come from anywhere: it is served with a policy that lets it r
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,7 +46,7 @@ class LiveServer:
         watch = Watch(path)
         handler = type("_BoundHandler", (_Handler,), {"watch": watch, "reading": threading.Lock()})
         try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+            self._server = _Server(("127.0.0.1", port), handler)
         except OSError as error:
             raise ConfigError(f"--port {port}: {error.strerror}; give another one, or 0 for a free one") from None
         self._server.daemon_threads = True
@@ -72,6 +73,16 @@ def _asked(query: str) -> str | None:
     return parse_qs(query).get("run", [""])[0] or None
 
 
+class _Server(ThreadingHTTPServer):
+    """A server that says nothing of a browser that has closed the page before it had its answer."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log what ended the answer to a request, unless the browser did."""
+        error = sys.exception()
+        if isinstance(error, Exception) and not isinstance(error, ConnectionError):
+            log.error("a request was not answered: %s; the traceback is in %s", first_line(error), log_crash(error))
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Answers a request."""
 
@@ -90,6 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             with self.reading:
                 self._answer()
+        except ConnectionError:  # the browser has closed the page
+            self.close_connection = True
         except (SpantuneError, OSError) as error:
             self._send(503, "text/plain", f"{error}\n", _PAGE_POLICY)
         except Exception as error:  # a bug: the page says that there is no answer, and the server goes on
