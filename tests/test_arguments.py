@@ -114,7 +114,7 @@ def test_a_wrong_type_is_an_error_of_ours(
 def test_extract_takes_a_list_of_texts(trained: Any) -> None:
     extractor = spantune.load(str(trained.folder))
     assert [document.text for document in extractor.extract(iter(["疮", DOCUMENT]))] == ["疮", "肺炎"]
-    wrong: list[Any] = [None, 5, [5], {"text": "疮"}, b"a text"]
+    wrong: list[Any] = [None, 5, [5], {"text": "疮"}, [{"text": "疮"}], b"a text"]
     for value in wrong:
         with pytest.raises(SpantuneError, match=r"texts.*: expected"):
             extractor.extract(value)

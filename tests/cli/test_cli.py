@@ -140,13 +140,15 @@ def test_a_damaged_run(command: Command, run: Path, corpus: Path) -> None:
 # --- what they do ------------------------------------------------------------------------------------------------
 
 
-def test_train_ends_with_one_json_line(command: Command, recipe_file: RecipeFile, tmp_path: Path) -> None:
-    outcome = command("train", recipe_file(), "train.max_steps=2", "train.eval_steps=2", "track.swanlab=off")
+def test_train_ends_with_one_json_line(command: Command, recipe_file: RecipeFile, run: Path, tmp_path: Path) -> None:
+    settings = ("train.max_steps=2", "train.eval_steps=2", "track.swanlab=off", f"train.from={run}")
+    outcome = command("train", recipe_file(), *settings)
     assert outcome.code == 0, outcome.err
     assert len(outcome.out.splitlines()) == 1
     assert set(last_object(outcome)) == {"run", "f1_before", "f1", "f1_low", "f1_high", "f1_on", "seconds"}
     assert last_object(outcome)["run"] == str(tmp_path / "runs" / "tiny")
     assert "report: " in outcome.err and "all (micro)" in outcome.err and "dashboard" not in outcome.err
+    assert f"compare: spantune compare {run} {tmp_path / 'runs' / 'tiny'}\n" in outcome.err
 
 
 def test_plan_prints_every_audit_and_exits_with_1_on_a_leak(

@@ -149,6 +149,13 @@ def test_compare_runs_by_their_newest_predictions(command: Command, trained: Any
     assert first["strict"]["micro"]["f1"] == pytest.approx(trained.after.scores.micro.f1)
     assert second["strict"]["micro"]["predicted"] == 0
     assert list(found["systems"]) == ["one", "two"]
+    for run in runs:  # as if there were no test set
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config["data"]["dev"] = config["data"]["test"]
+        (run / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    outcome = command("compare", *runs, "--report", tmp_path / "report")
+    assert outcome.err.count("there is no test set; measured on the dev documents, which chose its adapter") == 2
+    assert "data the dev documents of one" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     for path in (runs[1] / "predictions").glob("test-[1-9]*.jsonl"):
         path.unlink()
     one_line_error(command("compare", *runs), "two has no predictions after training", "--resume")

@@ -331,6 +331,7 @@ def test_wrong_use_is_one_error_and_leaves_nothing(command: Command, run: Path, 
     for arguments, words in (
         ([tmp_path / "none.txt"], ["none.txt", "no such file"]),
         ([source, tmp_path / "none.jsonl"], ["none.jsonl"]),
+        (["患者发热。"], ["no such file", "echo TEXT | spantune extract RUN -"]),
         ([tmp_path / "odd.jsonl"], ["odd.jsonl", "of no known format"]),
         ([source, "-"], ["stands alone"]),
         ([source, "--to", "cmeee"], ["--to cmeee needs --out"]),
@@ -444,7 +445,7 @@ def test_names_that_are_not_utf8_and_what_cannot_be_opened(command: Command, run
         listening.bind(str(tmp_path / "x.sock"))
         outcome = command("extract", run, tmp_path / "x.sock")
     assert outcome.code == 1 and "x.sock: cannot be read" in outcome.err and "Traceback" not in outcome.err
-    one_line_error(command("extract", run, "患者" * 200, "--format", "text"), "cannot be read")
+    one_line_error(command("extract", run, "患者" * 200, "--format", "text"), "echo TEXT | spantune extract")
 
 
 def test_nothing_on_stdin_is_no_document_and_no_page(

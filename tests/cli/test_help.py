@@ -117,7 +117,7 @@ def test_the_shell_completes_values(
     [
         (["train", "--rsume", "x"], "no such option: --rsume (did you mean --resume?); see spantune train --help"),
         (["extract"], "missing argument 'RUN'; see spantune extract --help"),
-        (["trian"], "no such command 'trian'. Did you mean 'train'?; see spantune --help"),
+        (["trian"], "no such command 'trian'; did you mean 'train'?; see spantune --help"),
         (["data", "split", "x", "--to", "y", "--seed", "z"], "invalid value for '--seed': "),
         (["evaluate", "--device", "tpu"], "invalid value for '--device': "),
     ],
@@ -152,7 +152,7 @@ def test_overrides_are_given_in_one_way_by_all_that_read_a_recipe(
         (["plan", "RECIPE", "other.yaml"], "'other.yaml': expected section.key=value"),
         (["plan", "RECIPE", "trian.max_steps=3"], "unknown section 'trian'; did you mean 'train'?"),
         (["train", "RECIPE", "train.max_step=3"], "did you mean 'max_steps'?"),
-        (["demo", "max_steps=3"], "'max_steps=3': expected section.key=value"),
+        (["demo", "max_steps=3"], "'max_steps=3': expected the section too: train.max_steps=VALUE"),
         (["data", "inspect", "CORPUS", "train.max_tokens", "--recipe", "RECIPE"], "train.max_tokens: expected section"),
         (["data", "inspect", "CORPUS", "train.max_tokens=9"], "train.max_tokens=9: it changes a recipe, and none is"),
         (["data", "check", "CORPUS", "task.nested=false"], "only to change the recipe of --recipe"),

@@ -58,8 +58,27 @@ def test_recipes_that_ship_are_listed_and_copied(command: Command, notes: Path) 
     assert json.loads(listed.out)["recipes"].keys() == {f"bundled:{name}" for name in bundled_recipes()}
     assert "bundled:demo" in command("init", "--list").out
     assert command("init", "bundled:demo", "--out", "own.yaml").code == 0
+    ignored = command("init", "bundled:demo", "--out", "other.yaml", "--model", "bundled:smollm2-135m", "--flat")
+    assert ignored.code == 2 and "leave out --model, --nested or --flat" in ignored.err
     assert yaml.safe_load(Path("own.yaml").read_text(encoding="utf-8"))["run"]["name"] == "demo"
     assert command("init").code == 2
+
+
+def test_the_next_commands_can_be_copied(command: Command, notes: Path) -> None:
+    outcome = command("init", "notes.jsonl", "--out", "my notes.yaml")
+    assert "\n  spantune plan 'my notes.yaml'\n" in outcome.err
+    assert "#   spantune train 'my notes.yaml' " in Path("my notes.yaml").read_text(encoding="utf-8")
+
+
+def test_a_terminal_of_80_columns_breaks_lines_between_words(
+    command: Command, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, command("init", "notes.jsonl", "--out", "piped.yaml").err.splitlines())) > 80
+    monkeypatch.setattr(sys.stderr.__class__, "isatty", lambda self: True)
+    lines = command("init", "notes.jsonl").err.splitlines()
+    assert max(map(len, lines)) < 80
+    assert any(line.startswith(" " * 11) for line in lines)
 
 
 class Terminal(io.StringIO):
@@ -77,7 +96,7 @@ def test_a_terminal_is_asked_what_no_option_says(
     monkeypatch.setattr(sys, "stdin", typed)
     outcome = command("init", "notes.jsonl")
     recipe = load_config("recipe.yaml")
-    assert outcome.code == 0 and typed.read() == "" and "documents for the final figures [none]:" in outcome.err
+    assert outcome.code == 0 and typed.read() == "" and "documents for the final figures [Enter: none]:" in outcome.err
     assert (recipe.model.source, recipe.task.answer) == ("bundled:gemma3-270m", "grouped")
     monkeypatch.setattr(sys, "stdin", Terminal("no answer is read\n"))
     given = ("--model", "bundled:smollm2-135m", "--answer", "jsonl", "--test", "notes.jsonl")

@@ -112,10 +112,15 @@ def test_one_tracker_or_tag_needs_no_list(tmp_path: Path) -> None:
     assert (track.also, track.tags) == (("wandb",), ("消融",))
 
 
-@pytest.mark.parametrize("override", ["train.max_steps", "train.max_steps:3", "max_steps=3", "train.=3", "=", ""])
+@pytest.mark.parametrize("override", ["train.max_steps", "train.max_steps:3", "max_step=3", "train.=3", "=", ""])
 def test_an_override_that_is_none_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match=r"expected section\.key=value, such as train\.max_steps=24"):
         load_config(recipe(tmp_path), [override])
+
+
+def test_an_override_without_its_section_names_those_that_have_the_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'max_steps=3': expected the section too: train\.max_steps=VALUE"):
+        load_config(recipe(tmp_path), ["max_steps=3"])
 
 
 def test_an_override_of_an_unknown_section_or_without_yaml_is_refused(tmp_path: Path) -> None:

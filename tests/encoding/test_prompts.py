@@ -74,7 +74,7 @@ def test_without_a_preset_labels_are_enough() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"labels": ["a", "b", "a"]}, "task.labels: Value error, label codes must be unique; repeated: a"),
+        ({"labels": ["a", "b", "a"]}, "task.labels: label codes must be unique; repeated: a"),
         ({"labels": ["a"], "instruction": ""}, "task.instruction: String should have at least 1 character"),
     ],
 )

@@ -112,6 +112,16 @@ def test_a_port_in_use_is_refused(server: LiveServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_browser_that_goes_away_prints_nothing(server: LiveServer, capfd: pytest.CaptureFixture[str]) -> None:
+    port = int(server.url.rpartition(":")[2].strip("/"))
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", port)) as browser:
+            browser.sendall(b"GET /state.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)
+            browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes at once
+    assert asked(server, "/state.json")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
 def test_a_browser_shows_the_run_and_its_report(server: LiveServer, tmp_path: Path) -> None:
     (tmp_path / "runs" / "run" / "report.html").write_text("<p>the whole report", encoding="utf-8")
     assert BROWSER

@@ -240,6 +240,12 @@ def test_the_table_shows_every_run_and_says_what_is_damaged(parent: Path, comman
     assert "0.600–0.800" in done.out and "damaged: " in done.err and "config.yaml is damaged" in done.err
 
 
+def test_a_list_without_runs_says_why(parent: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+    (tmp_path / "none").mkdir()
+    assert "there are no runs here; spantune train makes one" in command("runs", tmp_path / "none").err
+    assert "no run matches --where" in command("runs", parent, "--where", "name=no such run").err
+
+
 def test_csv_and_json_have_every_column(parent: Path, command: Callable[..., Any]) -> None:
     done = command("runs", parent, "--where", "state=finished", "--csv")
     rows = list(csv.DictReader(io.StringIO(done.out)))

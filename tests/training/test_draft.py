@@ -119,6 +119,15 @@ def test_repeated_texts_never_stand_in_two_splits(tiny_folder: Path) -> None:
     assert make_plan(prepare(draft.config)).failed == []
 
 
+@pytest.mark.parametrize("first", [20, 60])
+def test_a_corpus_in_the_order_of_its_labels_is_split_by_label(first: int) -> None:
+    records = [(f"Word{n} {n * n} stands.", [[0, 5, "A" if n < first else "B"]]) for n in range(100)]
+    draft = init(doccano("notes.jsonl", records), "recipe.yaml")
+    for documents in draft.made.values():
+        assert {entity.label for document in documents for entity in document.entities} == {"A", "B"}
+    assert set(draft.made) == {"train", "dev"} and any("in an order" in remark for remark in draft.remarks)
+
+
 def test_training_texts_that_are_in_dev_or_test_are_left_out() -> None:
     english("train.jsonl", 40)
     english("test.jsonl", 12)

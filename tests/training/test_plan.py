@@ -267,12 +267,15 @@ def test_what_is_unlikely_to_work_is_warned_of(
     assert found.failed == [] and len(said) == 5
     assert said["enough optimizer steps"] == "3 optimizer steps: too few to learn from; set train.epochs=67"
     assert "train.learning_rate=0.5 is so high" in said["a learning rate for LoRA"]
-    assert "the dev set has 1 document with 1 entity" in said["a dev set that says something"]
+    assert "the dev set has 1 document with 1 entity:" in said["a dev set that says something"]
+    assert audit(found, NAMES[11]).found == "1 document, none shared (there is no test set: the dev documents)"
+    assert audit(found, EXTRACTABLE).found == "1 document of dev, none refused"
     assert "which choose the adapter" in said["a test set"] and "data.test" in said["a test set"]
     assert "no entity of dis: a model cannot learn them" in said["entities of every label"]
     require(found)
     assert "3 optimizer steps: too few" in caplog.text
     assert json.loads(json.dumps(found.as_dict()))["warnings"][0]["remedy"] == "set train.epochs=67"
+    assert ", 5 warnings, " in repr(found) and "set train.epochs=67" in found._repr_html_()
 
 
 def test_a_batch_that_is_too_large_and_a_clock_that_is_too_short_are_warned_of(plan: Planner) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast
@@ -103,6 +104,7 @@ def _wrong_use(error: typer.BadParameter) -> int:
         return 2
     if unreadable := re.search(r"(?:Path|File|Directory) '(.*)' is not readable$", message):
         return _fail(os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES), unreadable[1])))
+    message = re.sub(r"\bValue error, |\.(?= Did you mean)", "", message).replace(" Did you mean", "; did you mean")
     message = re.sub(r"\(Possible options: (.*)\)", r"(did you mean \1?)", message)
     where = f"; see {context.command_path} --help" if context is not None else ""
     return _fail(f"{message[:1].lower()}{message[1:]}{where}".replace("\n", " ").replace("\t", ""))
@@ -245,6 +247,9 @@ def _run(recipe: Config, resume: Path | None) -> None:
     on = {"test": "test", "dev": "dev (these documents chose the adapter)"}[result.f1_on]
     tables.print_scores(result.after.as_dict(), sys.stderr, on)
     lines = [f"report: {RunFolder(result.folder).report_html}", *hints(result.folder)]
-    lines.append(f"extract: spantune extract {result.folder} FILE")
+    folder, earlier = shlex.quote(str(result.folder)), recipe.train.from_
+    if earlier is not None and RunFolder(Path(earlier)).is_run:
+        lines.append(f"compare: spantune compare {shlex.quote(earlier)} {folder}")
+    lines.append(f"extract: spantune extract {folder} FILE")
     say("\n".join(lines))
     put_json(result.as_dict())

@@ -173,7 +173,7 @@ def compare(
     if report:
         from spantune.report import write_comparison
 
-        data = gold or f"the test documents of {read[0].name}"
+        data = gold or f"the {RunFolder(systems[0]).config().data.f1_on} documents of {read[0].name}"
         write_comparison(_existing(report), comparison, read, _label_names(systems, codes), data)
     if as_json:
         put_json(comparison.as_dict())

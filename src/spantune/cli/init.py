@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -79,9 +81,6 @@ def init(
         return
     if not corpora:
         raise ConfigError("give a corpus, such as spantune init notes.jsonl, or --list for the recipes that ship")
-    if _is_recipe(corpora):
-        _copy(corpora[0], out, force=force, as_json=as_json)
-        return
     choices: dict[str, Any] = {
         "model": model,
         "answer": answer,
@@ -93,6 +92,14 @@ def init(
         "name": name,
     }
     choices = {key: value for key, value in choices.items() if value is not None}
+    if _is_recipe(corpora):
+        if choices:
+            given = ", ".join(f"--{key}" for key in choices).replace("--nested", "--nested or --flat")
+            raise ConfigError(
+                f"{corpora[0]} is a recipe, which is copied as it is; leave out {given}, and change the copy"
+            )
+        _copy(corpora[0], out, force=force, as_json=as_json)
+        return
     options = reading_options(column, joiner, label, encoding, offsets)
     from spantune.training import Reading
     from spantune.training import init as make_recipe
@@ -115,7 +122,7 @@ def _asked(draft: Draft, choices: dict[str, Any]) -> dict[str, Any]:
     """The answers to the questions that no option has answered; an empty line takes what is in brackets."""
     answers: dict[str, Any] = {}
     if "model" not in choices:
-        model = _ask("Model (bundled:NAME, hf:OWNER/NAME, modelscope:OWNER/NAME or a folder)", draft.decided.model)
+        model = _ask("Model (bundled:, hf:, modelscope: or a folder)", draft.decided.model)
         answers |= {"model": model} if model != draft.decided.model else {}
     if "answer" not in choices:
         answer = _ask(f"How the model writes entities ({', '.join(ANSWERS)})", draft.decided.answer)
@@ -129,7 +136,7 @@ def _asked(draft: Draft, choices: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask(question: str, default: str) -> str:
-    say(f"{question} [{default}]:" if default else f"{question}:")
+    say(f"{question} [Enter: {default}]:")
     return sys.stdin.readline().strip() or default
 
 
@@ -139,34 +146,47 @@ def _say_found(draft: Draft) -> None:
     counts = ", ".join(f"{split} {len(documents):,}" for split, documents in found.documents.items())
     labels = [f"{label} {count:,}" for label, count in found.labels.items()]
     more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-    say(f"format     {', '.join(found.formats)}")
-    say(f"documents  {counts}; {found.chinese_share:.0%} Chinese; {'some' if found.nested else 'no'} entities overlap")
-    say(f"labels     {', '.join(labels[:SHOWN])}{more}")
+    overlaps = f"{'some' if found.nested else 'no'} entities overlap"
+    _say_row("format", ", ".join(found.formats))
+    _say_row("documents", f"{counts}; {found.chinese_share:.0%} Chinese; {overlaps}")
+    _say_row("labels", f"{', '.join(labels[:SHOWN])}{more}")
     for note, count in found.notes.items():
-        say(f"note       {count:,} × {note}")
+        _say_row("note", f"{count:,} × {note}")
+
+
+def _say_row(name: str, text: str) -> None:
+    """Say a row of two columns; on a terminal the second is broken between words."""
+    width = shutil.get_terminal_size().columns - 1 if sys.stderr.isatty() else 10**6
+    columns = f"{name:<10} {text}"
+    lines = textwrap.wrap(columns, max(width, 40), subsequent_indent=" " * 11, break_on_hyphens=False)
+    say("\n".join(lines) if len(columns) > width else columns)
 
 
 def _say_decided(draft: Draft, out: Path) -> None:
     """Say what the recipe is, and what comes next."""
     decided = draft.decided
     held = f" (the first {decided.held_out} of train held out as dev)" if decided.share is not None else ""
-    say(f"splits     {', '.join(f'{split} {count:,}' for split, count in decided.counts.items())}{held}")
+    nesting = "nested" if decided.nested else "flat"
+    _say_row("splits", f"{', '.join(f'{split} {count:,}' for split, count in decided.counts.items())}{held}")
     language = {"zh": "Chinese", "en": "English"}[decided.language]
-    say(
-        f"task       {language} instruction, {'nested' if decided.nested else 'flat'} entities, answer {decided.answer}"
-    )
+    _say_row("task", f"{language} instruction, {nesting} entities, answer {decided.answer}")
     device = {"cpu": "this machine's CPU", "cuda": "a GPU"}[decided.device]
     chosen = f"values for {decided.row.name}" if decided.row else "values chosen when training starts"
     minutes = f", {decided.minutes:g} minutes at most" if decided.minutes is not None else ""
-    say(f"training   {decided.model} on {device}, {chosen}{minutes}")
+    _say_row("training", f"{decided.model} on {device}, {chosen}{minutes}")
     for remark in draft.remarks:
-        say(f"note       {remark}")
-    say("\n  ".join([f"written    {out}\n\nNext:", *_next(out)]))
+        _say_row("note", remark)
+    _say_written(out)
+
+
+def _say_written(out: Path, of: str = "") -> None:
+    say("\n  ".join([f"written    {out}{of}\n\nNext:", *_next(out)]))
 
 
 def _next(out: Path) -> list[str]:
-    """The commands that come next, as a shell takes them."""
-    return [f"spantune {command} {shlex.quote(str(out))}" for command in ("plan", "train")]
+    """The commands that come next, as they may be copied."""
+    recipe = shlex.quote(str(out))
+    return [f"spantune plan {recipe}", f"spantune train {recipe}"]
 
 
 def _is_recipe(corpora: list[str]) -> bool:
@@ -182,7 +202,7 @@ def _copy(recipe: str, out: Path, *, force: bool, as_json: bool) -> None:
 
     require_new(out, [recipe_path(recipe)], force=force)
     replace_text(out, recipe_path(recipe).read_text(encoding="utf-8"))
-    say("\n  ".join([f"written    {out}, a copy of {recipe}\n\nNext:", *_next(out)]))
+    _say_written(out, f", a copy of {recipe}")
     if as_json:
         put_json({"recipe": str(out), "of": recipe})
 
@@ -195,4 +215,4 @@ def _list(*, as_json: bool) -> None:
         put_json({"recipes": recipes})
         return
     print_table(["recipe", "what it is"], list(recipes.items()))
-    say("\nRun one: spantune train bundled:demo      Copy one: spantune init bundled:demo --out recipe.yaml")
+    say("\nRun one:\n  spantune train bundled:demo\nCopy one:\n  spantune init bundled:demo --out recipe.yaml")

@@ -48,8 +48,8 @@ def runs(
 ) -> None:
     """List runs with their model, data, F1, time and state (running, finished, stopped, killed).
 
-    F1 is that on the test documents; for an unfinished run it is the best so far on the dev documents. To test whether
-    two runs differ by more than chance, use spantune compare.
+    F1 is that on the test documents; on the dev documents where there is no test set, and the best so far for an
+    unfinished run. To test whether two runs differ by more than chance, use spantune compare.
 
     Examples:
 
@@ -68,6 +68,8 @@ def runs(
     for run in shown_runs:
         if run.problem:
             say(f"{run.name}: {run.problem}")
+    if not shown_runs:
+        say("no run matches --where" if all_runs else "there are no runs here; spantune train makes one")
     if as_json:
         put_json({"runs": [run.as_dict() for run in shown_runs]})
     elif as_csv:

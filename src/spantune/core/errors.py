@@ -16,7 +16,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -117,9 +117,9 @@ def expect_each(
     """Yield the members of `values`, an argument of a public function, which must be of one of the `kinds`.
 
     Raises:
-        ConfigError: `values` cannot be gone through or is a single text, or a member is of another kind.
+        ConfigError: `values` is no list, but a single text or a mapping, or a member is of another kind.
     """
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         expect(values, (), name, expected)
     else:
         for number, value in enumerate(values):

@@ -145,7 +145,7 @@ def _apply(tree: dict[str, object], override: str) -> None:
     key, equals, value = override.partition("=")
     section, dot, name = key.partition(".")
     if not equals or not dot or not name:
-        raise ConfigError(f"override {override!r}: expected section.key=value, such as train.max_steps=24")
+        raise ConfigError(f"override {override!r}: expected {_as_override(key)}")
     if section not in Config.model_fields:
         raise ConfigError(
             f"override {override!r}: unknown section {section!r}; {nearest(section, Config.model_fields)}"
@@ -158,6 +158,15 @@ def _apply(tree: dict[str, object], override: str) -> None:
     if not isinstance(branch, dict):
         raise ConfigError(f"section {section!r} must be a mapping")
     branch[name] = parsed
+
+
+def _as_override(key: str) -> str:
+    """The form of an override; where a key is given without its section, with the sections that have it."""
+    sections = Config.model_fields.items()
+    full = [f"{section}.{key}" for section, field in sections if key in getattr(field.annotation, "model_fields", {})]
+    if full:
+        return f"the section too: {' or '.join(f'{name}=VALUE' for name in full)}"
+    return "section.key=value, such as train.max_steps=24; a list is written 'section.key=[a, b]'"
 
 
 def _describe(details: ErrorDetails) -> str:
@@ -175,4 +184,4 @@ def _describe(details: ErrorDetails) -> str:
     if details["type"] == "missing":
         return f"{key} is missing; it has no default"
     found = f" (found {details['input']!r})" if isinstance(details["input"], str | int | float | bool) else ""
-    return f"{key or 'recipe'}: {details['msg']}{found}"
+    return f"{key or 'recipe'}: {details['msg'].removeprefix('Value error, ')}{found}"

@@ -140,7 +140,7 @@ def make_task(settings: config.Task) -> TaskSpec:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, ("task", *first["loc"])))
-        raise ConfigError(f"{key}: {first['msg']}; mend it in the recipe") from None
+        raise ConfigError(f"{key}: {first['msg'].removeprefix('Value error, ')}; mend it in the recipe") from None
 
 
 def instruction_for(labels: tuple[Label, ...], language: str, answer: str = "jsonl", *, nested: bool = True) -> str:

@@ -51,7 +51,7 @@ def as_documents(texts: Iterable[str | Prediction]) -> Iterator[Prediction]:
     expected = "a list of texts or Documents"
     if isinstance(texts, str | Document | Extraction):
         raise ConfigError(f"texts: expected {expected}, found one; put it in a list, or call extract, which takes it")
-    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):  # going through them gives no text
         expect(texts, (), "texts", expected)
     return _each_document(texts, expected)
 
@@ -61,7 +61,7 @@ def _each_document(texts: Iterable[str | Prediction], expected: str) -> Iterator
         if isinstance(text, str):
             yield Document(str(number), text)
         else:
-            expect(text, (Document, Extraction), f"texts[{number}]", f"a member of {expected}")
+            expect(text, (Document, Extraction), f"texts[{number}]", "a text or a Document")
             yield text
 
 

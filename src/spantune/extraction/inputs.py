@@ -7,6 +7,7 @@ read to its end, and reading continues with the next file. Annotations of a corp
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -97,6 +98,13 @@ class Texts:
 def _format(file: str, format: str | None, whole: bool) -> str:
     """Return the format of a file; checks that it exists."""
     stream = _is_stream(file)
+    may_be_text = (" " in file or not Path(file).suffix) and not file.startswith("bundled:")
+    if not stream and may_be_text and not os.path.exists(file):
+        raise DataError(
+            "there is no such file; check the path, or give the text itself on standard input: "
+            "echo TEXT | spantune extract RUN -",
+            path=file,
+        )
     if whole or format == TEXT or (format is None and (stream or file.endswith(".txt"))):
         if not stream and not (whole and Path(file).is_file()):  # a whole file may be empty
             read_bytes(Path(file), 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from spantune.core import (
     replace_text,
     require_new,
 )
-from spantune.data import formats, shared_texts, splitting
+from spantune.data import formats, holdout, shared_texts, splitting
 from spantune.training.recipe_text import Decided, render
 from spantune.training.recommendation import Device, device_here, recommend, weights_of
 from spantune.training.survey import WORDS, Language, Reading, Split, Survey, leaking, survey
@@ -39,6 +40,8 @@ DEFAULT_MODEL = "bundled:gemma3-270m"
 CPU_MINUTES = 5.0
 CPU_WEIGHTS = 2 * 10**9
 """Models with more weights are not trained on a CPU: a recipe for one is for a GPU, wherever it is written."""
+MUST_BE_IN_DEV = 5
+"""Entities of a label that dev should get, from which it is no chance if it gets none: the corpus is in an order."""
 FEW_DEV = 5
 """Under so many dev documents a figure on them says little."""
 TEST_FROM = 200
@@ -165,6 +168,8 @@ def init(
             raise ConfigError(f"init has no choice {key!r}; {nearest(key, _CHOICES)}")
         kinds, expected_choice = _CHOICES[key]
         expect(value, kinds, key, expected_choice)
+    if (minutes := choices.get("minutes")) is not None and not minutes >= 0.1:
+        raise ConfigError(f"minutes: expected a number from 0.1, found {minutes}")
     if out is not None:
         expect(out, (str, Path), "out", "the path of the recipe to write")
     if out is not None and write:
@@ -243,7 +248,8 @@ class _Parts:
                 path=self.source,
             )
         share = 0.1 if count >= TEST_FROM else 0.2 if count >= 25 else 0.3 if count >= 4 else 0.5
-        if single and not leaking(documents, share):
+        one_sided = _one_sided(documents, share) if single else []
+        if single and not leaking(documents, share) and not one_sided:
             self.share = share
             return
         shares = {"train": 1 - share, "dev": share}
@@ -254,6 +260,11 @@ class _Parts:
         self.made = {split: divided[split] for split in order if split in divided}
         kept = self.documents | self.made
         self.documents = {split: kept[split] for split in order if split in kept}
+        if one_sided:
+            self.remarks.append(
+                f"the corpus is in an order: its first documents have all or none of {', '.join(one_sided[:5])}; so it "
+                "is split by label"
+            )
         self.remarks.append(
             f"the corpus is split into {', '.join(divided)}, with no text in two of them: {self.folder}"
         )
@@ -275,8 +286,19 @@ class _Parts:
         )
 
 
+def _one_sided(documents: Sequence[Document], share: float) -> list[str]:
+    """Labels that train would have none of, or dev though many are due to it, if the first `share` were held out."""
+    train, dev = (
+        Counter(label for document in part for label in {entity.label for entity in document.entities})
+        for part in holdout(documents, share)
+    )
+    untrained = [label for label, count in dev.items() if count > 1 and label not in train]
+    unmeasured = [label for label, count in train.items() if label not in dev and count * share >= MUST_BE_IN_DEV]
+    return untrained + unmeasured
+
+
 def _divided(documents: Sequence[Document], shares: Mapping[str, float]) -> Mapping[str, tuple[Document, ...]]:
-    """Split by label with what is alike on one side; where that leaves a split empty, by the order of the texts."""
+    """Split by label with what is alike on one side; where that leaves a split empty, hold out every so many texts."""
     try:
         return splitting.split(documents, splitting.Rule(shares)).parts
     except DataError:  # nearly all texts are alike, as those that a template makes
@@ -287,10 +309,9 @@ def _divided(documents: Sequence[Document], shares: Mapping[str, float]) -> Mapp
             f"all {len(documents)} documents together have {len(texts)} different texts, so that none can be held out; "
             "give --dev FILE with others"
         )
-    split_of: dict[str, str] = {}
-    for name, size in sizes.items():
-        start = len(split_of)
-        split_of |= dict.fromkeys(texts[start : start + size], name)
+    held_out = sorted(((place + 0.5) / size, name) for name, size in sizes.items() for place in range(size))
+    apart = texts[:: len(texts) // len(held_out)]  # from all of the corpus, which may be in an order
+    split_of = {text: name for text, (_, name) in zip(apart, held_out, strict=False)}
     return {
         name: tuple(document for document in documents if split_of.get(document.text, "train") == name)
         for name in shares

@@ -47,13 +47,17 @@ class Plan:
 
     def __repr__(self) -> str:
         failed = f"{len(self.failed)} of {number(len(self.audits), 'audit')} failed"
-        return f"Plan({failed}, about {self.estimate.memory.total_gib:.1f} GiB)"
+        warned = f", {number(len(self.warnings), 'warning')}" if self.warnings else ""
+        return f"Plan({failed}{warned}, about {self.estimate.memory.total_gib:.1f} GiB)"
 
     def _repr_html_(self) -> str:
         rows = [
-            (audit.name, "ok" if audit.ok else "waived" if audit.waived else "FAILED", audit.found)
+            (audit.name, "ok" if audit.ok else "waived", audit.found)
+            if audit.ok or audit.waived
+            else (audit.name, "FAILED", f"{audit.found} → {audit.remedy}")
             for audit in self.audits
         ]
+        rows += [(warning.name, "warning", f"{warning.found} → {warning.remedy}") for warning in self.warnings]
         predicted = [(key.replace("_", " "), str(value)) for key, value in self.estimate.as_dict().items()]
         return framed_html(table_html(("audit", "", "found"), rows) + table_html(("predicted", ""), predicted))
 
@@ -227,8 +231,10 @@ def _leak(name: str, prepared: Prepared, dev: bool) -> Audit:
     result = (
         f"{len(shared)} shared texts, such as {shared[0][:40]!r}"
         if shared
-        else f"{len(documents)} documents, none shared"
+        else f"{number(len(documents), 'document')}, none shared"
     )
+    if not dev and prepared.recipe.data.f1_on == "dev":
+        result += " (there is no test set: the dev documents)"
     return Audit(name, not shared, result, "remove the shared texts from one side")
 
 
@@ -257,7 +263,10 @@ def _extractable(prepared: Prepared) -> Audit:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             problems.append(f"{path}: {errors[0]}{more}")
     dev, test = (len(documents) for documents, _ in held_out)
-    result = "; ".join(problems) or f"{dev} documents of dev and {test} of test, none refused"
+    counts = number(dev, "document of dev", "documents of dev")
+    if recipe.data.f1_on == "test":
+        counts += f" and {test:,} of test"
+    result = "; ".join(problems) or f"{counts}, none refused"
     remedy = "mend these documents or settings: evaluation would end the run there"
     return Audit("every dev and test text can be extracted", not problems, result, remedy)
 

@@ -185,7 +185,7 @@ def test_spaces_for_line_breaks_and_parts_joined_without_space_are_read(tmp_path
     assert corpus.notes == {
         brat.SPACES.message: 1,
         brat.PARTS_NOTE: 1,
-        "entity without its text: offsets not verified": 1,
+        "entity without a copy of its text in the file: offsets cannot be verified": 1,
     }
 
 

@@ -20,7 +20,7 @@ from spantune.data import formats
 from spantune.data.offsets import DOUBTFUL
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "chip" / "clinic.txt"
-UNVERIFIED = "entity without its text: offsets not verified"
+UNVERIFIED = "entity without a copy of its text in the file: offsets cannot be verified"
 
 
 def test_the_fixture_is_recognised_and_read() -> None:

@@ -17,7 +17,7 @@ from spantune.data import formats
 from spantune.data.offsets import DOUBTFUL
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "doccano"
-UNVERIFIED = "entity without its text: offsets not verified"
+UNVERIFIED = "entity without a copy of its text in the file: offsets cannot be verified"
 NO_ID = "id made from the line number"
 
 
@@ -135,7 +135,7 @@ def test_annotations_of_old_exports_are_read_and_written_as_triples(tmp_path: Pa
     assert corpus.notes == {
         "entity field 'user' not read": 2,
         "label is a number, taken as text": 1,
-        "entity without its text: offsets not verified": 2,
+        "entity without a copy of its text in the file: offsets cannot be verified": 2,
     }
     formats.write(tmp_path / "back.jsonl", corpus.documents, "doccano")
     assert formats.read(tmp_path / "back.jsonl").documents == corpus.documents

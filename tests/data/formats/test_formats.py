@@ -122,7 +122,7 @@ def test_native_keeps_score_meta_and_notes_what_it_does_not_read(tmp_path: Path)
     assert corpus.documents[0].id == "b-1"
     assert corpus.notes == {
         "id made from the line number": 1,
-        "entity without its text: offsets not verified": 1,
+        "entity without a copy of its text in the file: offsets cannot be verified": 1,
         "entity field 'by' not read": 1,
         "field 'source' not read; put it under meta": 1,
     }

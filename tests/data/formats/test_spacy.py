@@ -68,7 +68,7 @@ def test_prodigy_keeps_meta_and_leaves_out_what_was_rejected() -> None:
     assert corpus.notes == {
         "id made from the line number": 6,
         "field '_input_hash' not read": 6,
-        "entity without its text: offsets not verified": 10,
+        "entity without a copy of its text in the file: offsets cannot be verified": 10,
         DOUBTFUL.message: 1,
         "document left out: its answer is reject": 1,
     }

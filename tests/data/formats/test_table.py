@@ -57,7 +57,7 @@ def test_csv_keeps_ids_and_other_columns_and_notes_its_line_ends() -> None:
     assert corpus.documents[2].id == "triples-3"
     assert corpus.notes == {
         "id made from the row number": 6,
-        "entity without its text: offsets not verified": 10,
+        "entity without a copy of its text in the file: offsets cannot be verified": 10,
         DOUBTFUL.message: 1,
     }
 
@@ -167,7 +167,7 @@ def test_semicolons_a_byte_order_mark_blank_lines_and_crlf_in_cells_are_read(tmp
         CRLF_NOTE: 4,
         "column without a name not read": 1,
         "id made from the row number": 1,
-        "entity without its text: offsets not verified": 1,
+        "entity without a copy of its text in the file: offsets cannot be verified": 1,
     }
 
 

@@ -207,7 +207,7 @@ def _entity(document: RawDocument, entity: RawEntity, notes: Counter[str]) -> En
     if problem := wrong(document, entity):
         raise document.error(problem, entity)
     if entity.surface is None:
-        notes["entity without its text: offsets not verified"] += 1
+        notes["entity without a copy of its text in the file: offsets cannot be verified"] += 1
     if entity.defect is not None:
         if not entity.defect.tolerated:
             raise document.error(
