@@ -23,7 +23,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "overrides": lambda value: spantune.load_config("x.yaml", value),
     "init": lambda value: spantune.init(value),
     "init model": lambda value: spantune.init("bundled:clinical-zh-test", model=value),
-    "init minutes": lambda value: spantune.init("bundled:clinical-zh-test", minutes=value if value != 5 else 0),
+    "init minutes": lambda value: spantune.init(
+        "bundled:clinical-zh-test", minutes=value if value != 5 else float("inf")
+    ),
     "init reading": lambda value: spantune.init("bundled:clinical-zh-test", reading=value),
     "read": lambda value: spantune.read(value),
     "write to": lambda value: spantune.write(value, [DOCUMENT]),

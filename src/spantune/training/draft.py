@@ -7,6 +7,7 @@ nothing is downloaded.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -169,7 +170,7 @@ def _require_choices(choices: Mapping[str, object]) -> None:
         expect(choices[key], str, key, "a text")
     expect(choices.get("reading", Reading()), Reading, "reading", "a Reading, such as Reading('conll')")
     minutes = expect(choices.get("minutes", CPU_MINUTES), (int, float), "minutes", "a number from 0.1")
-    if not minutes >= 0.1:
+    if not 0.1 <= minutes < math.inf:
         raise ConfigError(f"minutes: expected a number from 0.1, found {minutes}")
 
 
