@@ -77,6 +77,8 @@ def test_without_a_terminal_lines_say_how_far_it_is(
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("preparing answers: 1 of 2 answers, ")
     assert second.startswith("preparing answers: 2 of 2 answers, ")
+    list(track("a", "extract", unit="documents"))
+    assert capsys.readouterr().err.startswith("extract: 1 document, ")
     list(track("a", "convert"))
     assert capsys.readouterr().err == "convert: 1\n"
 

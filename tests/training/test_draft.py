@@ -270,3 +270,11 @@ def test_a_recipe_for_a_large_model_is_for_a_gpu() -> None:
     draft = init(english("notes.jsonl"), model="modelscope:LLM-Research/phi-4")
     assert draft.config.train.max_minutes is None and draft.config.train.eval_before
     assert any("14.7 B weights are too many to train on a CPU" in remark for remark in draft.remarks)
+
+
+def test_runs_beside_a_corpus_are_no_corpus() -> None:
+    english("notes.jsonl")
+    init(".", "recipe.yaml")
+    Path("runs/notes").mkdir(parents=True)
+    Path("runs/notes/config.yaml").touch()
+    assert init(".", write=False).config.data.train == "notes.jsonl"

@@ -109,7 +109,8 @@ def extract(
         int, typer.Option(help="How many requests to send at a time.", min=1, rich_help_panel=SERVER)
     ] = 16,
     timeout: Annotated[
-        float, typer.Option(help="How many seconds to wait for a whole answer.", min=1, rich_help_panel=SERVER)
+        float,
+        typer.Option(help="How many seconds to wait for a whole answer.", min=1, max=86_400, rich_help_panel=SERVER),
     ] = 180,
 ) -> None:
     """Extract entities from texts, as native JSONL on stdout, in the order of the input.

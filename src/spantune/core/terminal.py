@@ -197,7 +197,8 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
             progress.update(task, advance=1, note=speed)
             if not is_terminal and now >= next_line:
                 reached = f"{done} of {total}" if total else str(done)
-                say(f"{description}: {reached}{f' {unit}, {speed}' if unit else ''}")
+                counted = unit.removesuffix("s") if done == 1 and not total else unit
+                say(f"{description}: {reached}{f' {counted}, {speed}' if unit else ''}")
                 pause = min(2 * pause, LONGEST_SILENCE_SECONDS)
                 next_line = now + pause
 

@@ -7,6 +7,7 @@ nothing is downloaded.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections import Counter
@@ -168,7 +169,7 @@ def init(
             raise ConfigError(f"init has no choice {key!r}; {nearest(key, _CHOICES)}")
         kinds, expected_choice = _CHOICES[key]
         expect(value, kinds, key, expected_choice)
-    if (minutes := choices.get("minutes")) is not None and not minutes >= 0.1:
+    if (minutes := choices.get("minutes")) is not None and not 0.1 <= minutes < math.inf:
         raise ConfigError(f"minutes: expected a number from 0.1, found {minutes}")
     if out is not None:
         expect(out, (str, Path), "out", "the path of the recipe to write")

@@ -230,4 +230,9 @@ def _split_of(name: str) -> Split | None:
 def _may_be_corpus(path: Path) -> bool:
     name = path.name
     is_other = name.startswith((".", "split.")) or name.endswith((*_NO_CORPUS, ".changes.jsonl"))
-    return not is_other
+    return not (is_other or _holds_runs(path))
+
+
+def _holds_runs(path: Path) -> bool:
+    """Whether a folder is, or holds, run folders or a board of them."""
+    return path.is_dir() and (any(path.glob("config.yaml")) or any(path.glob("*/config.yaml")))
