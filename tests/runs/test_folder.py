@@ -270,3 +270,14 @@ def test_an_environment_that_cannot_be_read_is_said(tmp_path: Path) -> None:
         RunFolder(tmp_path).environment()
     RunFolder(tmp_path).environment_file.write_text('{"torch": "2.13"}')
     assert RunFolder(tmp_path).environment() == {"torch": "2.13"}
+
+
+def test_a_folder_that_is_no_run_names_the_run_that_may_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "notes").mkdir(parents=True)
+    (tmp_path / "runs" / "notes" / "config.yaml").write_text("{}", encoding="utf-8")
+    with pytest.raises(RunError, match=r"did you mean .*runs/notes\?$"):
+        RunFolder(tmp_path / "runs" / "nots").config()
+    with pytest.raises(RunError, match=r"expected a run folder in it, such as .*runs/notes$"):
+        RunFolder(tmp_path / "runs").config()
+    with pytest.raises(RunError, match=r"such as runs/demo$"):
+        RunFolder(tmp_path / "else").config()

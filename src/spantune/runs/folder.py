@@ -24,6 +24,7 @@ from spantune.core import (
     Locked,
     RunError,
     TaskSpec,
+    closest,
     expect,
     file_lock,
     lost_credentials,
@@ -104,6 +105,15 @@ class RunFolder:
             )
         return max(steps, key=steps.__getitem__)
 
+    def _similar(self) -> str:
+        """How a run folder is called that may be meant: one in this folder, or one beside it of a similar name."""
+        inside = sorted(path.parent for path in self.path.glob("*/config.yaml"))
+        beside = {path.parent.name: path.parent for path in self.path.parent.glob("*/config.yaml")}
+        name = closest(self.path.name, beside)
+        if inside:
+            return f"in it, such as {inside[0]}"
+        return f"such as runs/demo; did you mean {beside[name]}?" if name else "such as runs/demo"
+
     def config(self) -> Config:
         """Read the resolved recipe.
 
@@ -114,7 +124,7 @@ class RunFolder:
         try:
             return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
         except OSError:
-            raise RunError(f"{self.path}: no config.yaml here; expected a run folder such as runs/demo") from None
+            raise RunError(f"{self.path}: no config.yaml here; expected a run folder {self._similar()}") from None
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ConfigError) as error:
             raise RunError(f"{path} is damaged: {error}; restore it, or train again") from None
 
