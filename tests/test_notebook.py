@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "phi4_ner.ipynb"
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "own_labels.ipynb"
 LARGEST = 300_000  # bytes
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
+from spantune import __version__
 from spantune.core import RunError, TaskSpec, hash_documents, sha256_of
 from spantune.models import hash_model, pinned
 from spantune.runs import ADAPTER_FILES, RunFolder
@@ -119,7 +120,7 @@ def _hash(lines: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-_PACKAGES = ("spantune", "torch", "transformers", "peft", "accelerate", "llguidance", "swanlab", "modelscope")
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "llguidance", "swanlab", "modelscope")
 
 
 def environment() -> dict[str, str]:
@@ -130,6 +131,7 @@ def environment() -> dict[str, str]:
     values["device"] = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     )
+    values["spantune"] = __version__  # of the code that runs; what is installed may be of an earlier checkout
     for name in _PACKAGES:
         try:
             values[name] = metadata.version(name)
