@@ -2,7 +2,7 @@
 
 One table says them all. The rows of models under 1 B weights are measured on the embedded model and four corpora
 (bench/results/2026-11-28-h200-hyperparameters.md): some 200 steps of 8 examples at 1e-3 came to at least 91 % of the
-best of up to six tries of the same cost, and 2e-3 was too high everywhere. Those of larger models follow the literature:
+best of up to six tries of that cost, and 2e-3 was too high everywhere. Those of larger models follow the literature:
 QLoRA (arXiv 2305.14314) trains models of 7 B and 13 B, LoRA on all linear layers, at 2e-4, and "LoRA Learns Less and
 Forgets Less" (arXiv 2405.09673) recommends all modules, rank 16 and an alpha of twice the rank. Small corpora get
 several epochs, so that the optimizer takes some hundred steps.
