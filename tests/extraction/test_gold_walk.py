@@ -103,7 +103,8 @@ def test_a_killed_worker_is_replaced_by_this_process(
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path.insert(0, {tests!r})
 import spantune.extraction.gold_walk as gold_walk
 from extraction.test_gold_walk import answers_of, encoder

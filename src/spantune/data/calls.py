@@ -93,7 +93,7 @@ def split_corpus(
 def _by_name(shares: Iterable[float] | Mapping[str, float]) -> dict[str, float]:
     """Return the shares by the names of their splits."""
     if isinstance(shares, Mapping):
-        names = list(expect_each(shares, str, "the names of shares", "the names of splits, such as train"))
+        names = list(expect_each(shares.keys(), str, "the names of shares", "the names of splits, such as train"))
         values = list(shares.values())
     else:
         names, values = [], list(expect_each(shares, (float, int), "shares", "shares such as (0.8, 0.1, 0.1)"))

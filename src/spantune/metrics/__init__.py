@@ -8,7 +8,7 @@ from spantune.metrics.comparison import Comparison, Difference, Gap, System, com
 from spantune.metrics.error_analysis import ANSWER_KINDS, KINDS, NONE, Confusion, Error, Judged, Outcome, judge
 from spantune.metrics.figures import FEWEST_DOCUMENTS, TOO_FEW, Figure, Protocol, Scores, f1_text
 from spantune.metrics.pairing import align, pair
-from spantune.metrics.scoring import labels_of, require_protocol, score
+from spantune.metrics.scoring import label_codes, labels_of, require_protocol, score
 
 __all__ = [
     "ANSWER_KINDS",
@@ -38,6 +38,7 @@ __all__ = [
     "counts",
     "f1_text",
     "judge",
+    "label_codes",
     "labels_of",
     "pair",
     "require_precision",

@@ -65,7 +65,7 @@ def score(
     expect(seed, int, "seed", "a whole number")
     gold, predicted = _documents(gold, "gold"), _documents(predicted, "predicted")
     train = None if train is None else _documents(train, "train")
-    codes = labels_of((*gold, *predicted)) if labels is None else _codes(labels)
+    codes = labels_of((*gold, *predicted)) if labels is None else label_codes(labels)
     pairs = pair(gold, predicted)
     from spantune.metrics import counts
 
@@ -104,8 +104,14 @@ def _documents(documents: Iterable[Document], name: str) -> list[Document]:
     return list(expect_each(documents, Document, name, "a list of Documents"))
 
 
-def _codes(labels: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(expect_each(labels, str, "labels", "a list of label codes")))
+def label_codes(labels: Iterable[str]) -> list[str]:
+    """Return label codes without repetitions; of a mapping by label, such as `Scores.labels`, its keys.
+
+    Raises:
+        ConfigError: a member is no text.
+    """
+    codes = labels.keys() if isinstance(labels, Mapping) else labels
+    return list(dict.fromkeys(expect_each(codes, str, "labels", "a list of label codes")))
 
 
 def require_protocol(name: str) -> None:

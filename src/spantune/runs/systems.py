@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spantune.core import ConfigError, Document, Extraction, RunError, expect, expect_each, from_document
 from spantune.data import Corpus, read, read_extractions, read_splits
-from spantune.metrics import Comparison, Protocol, System, align, compare, labels_of, require_protocol
+from spantune.metrics import Comparison, Protocol, System, align, compare, label_codes, labels_of, require_protocol
 from spantune.runs.evaluations import predictions_for
 from spantune.runs.folder import RunFolder
 
@@ -41,7 +41,7 @@ def compare_runs(
     require_protocol(protocol)
     paths = list(expect_each(systems, (str, Path), "systems", "a list of run folders"))
     expect(gold, (str, Path, Corpus, type(None)), "gold", "a corpus file, a Corpus or None")
-    codes = None if labels is None else list(expect_each(labels, str, "labels", "a list of label codes"))
+    codes = None if labels is None else label_codes(labels)
     corpus = read(gold) if isinstance(gold, str | Path) else gold
     read_from, notes = read_systems(paths, corpus, protocol)
     return replace(
