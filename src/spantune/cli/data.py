@@ -26,9 +26,9 @@ from spantune.cli.options import (
     Json,
     Label,
     Offsets,
+    reading_options,
     split_overrides,
 )
-from spantune.cli.options import reading_options as _options
 from spantune.core import (
     ConfigError,
     overwriting,
@@ -92,7 +92,7 @@ def convert(
     from spantune.data import formats
 
     require_new(target, [source], force=force)
-    options = replace(_options(column, joiner, label, encoding, offsets), nested=nested, scheme=scheme)
+    options = replace(reading_options(column, joiner, label, encoding, offsets), nested=nested, scheme=scheme)
     name = source_format or formats.detect(source, options)
     notes: Counter[str] = Counter()
     count = 0
@@ -167,7 +167,7 @@ def check(
             require_new(path, files, force=force)
     count_tokens = _token_counter(max_tokens, tokenizer)
     demands = Demands(_label_set(labels, recipe, overrides), max_tokens or 0, count_tokens)
-    sources = [read_source(file, format, _options(column, joiner, label, encoding, offsets)) for file in files]
+    sources = [read_source(file, format, reading_options(column, joiner, label, encoding, offsets)) for file in files]
     tally = Tally()
     if fix is None:
         report = examine(sources, demands)
@@ -247,7 +247,7 @@ def split(
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
     require_new(to, [file], force=force)
     rule = splitting.Rule(splitting.parse_shares(shares, split_names), seed, by, threshold)
-    corpus = formats.read(file, format, _options(column, joiner, label, encoding, offsets))
+    corpus = formats.read(file, format, reading_options(column, joiner, label, encoding, offsets))
     division = splitting.split(corpus.documents, rule)
     first = next(iter(division.parts.values()))
     if k_shot:

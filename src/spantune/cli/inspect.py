@@ -25,9 +25,9 @@ from spantune.cli.options import (
     Offsets,
     Overrides,
     Sets,
+    reading_options,
     split_overrides,
 )
-from spantune.cli.options import reading_options as _options
 from spantune.core import ConfigError, print_table, print_text, put_json, require_new, say, visible
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def inspect(
     (file,) = given
     if html:
         require_new(html, [file, *([recipe] if recipe else [])], force=force)
-    corpus = formats.read(file, format, _options(column, joiner, label, encoding, offsets))
+    corpus = formats.read(file, format, reading_options(column, joiner, label, encoding, offsets))
     _inspect_corpus(corpus, html, examples, as_json, _counter(recipe, changes, tokenizer, task))
 
 
