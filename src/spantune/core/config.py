@@ -115,8 +115,9 @@ class Task(Section):
     instruction: str | None = None
     """The instruction to the model. Made from the labels if not given."""
     answer: AnswerFormat | None = None
-    """Format in which the model writes entities. `jsonl`: one JSON object an entity; `grouped`: entities by label, the
-    shortest; `inline`: the text with marks, exact offsets; `jsonl_seed`: that of the tutorial."""
+    """How the model answers. It writes entities in a format: `jsonl`: one JSON object an entity; `grouped`: entities by
+    label, the shortest; `inline`: the text with marks, exact offsets; `jsonl_seed`: that of the tutorial. Or it reads
+    them: `spans`: a head scores every span of the text in one pass, and nothing is written (see the section `spans`)."""
     empty_answer: str | None = None
     """What the model writes for a text without entities."""
     language: Literal["zh", "en"] | None = None
@@ -197,9 +198,40 @@ class Data(Section):
         return "test" if self.test is not None and self.test != self.dev else "dev"
 
 
-class Lora(Section):
-    """The adapter."""
+class Spans(Section):
+    """The head that reads spans, where `task.answer` is `spans`."""
 
+    view: Literal["whole", "twice", "causal"] = "whole"
+    """What a token of the text sees. `whole`: all of the text; `causal`: the text before it, as when writing; `twice`:
+    the text is given twice, and the second copy, which sees all of the first, is read."""
+    instruction: bool = False
+    """Whether the instruction of the task stands before the text. It costs tokens, and brought nothing when measured."""
+    longest: int | None = Field(None, ge=1)
+    """Most characters of an entity. That of the longest annotated entity, but at least 32, if not given."""
+    size: int = Field(256, ge=8, multiple_of=2)
+    """Width of the features of a character in the head."""
+    convolution: int = Field(5, ge=0)
+    """Characters that the convolution of the head spans, an odd number; 0 for none."""
+    types: Literal["names", "learnt"] = "names"
+    """What an entity type is made from: `names`: the embedded name and description of its label; `learnt`: nothing."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout on the features of a character."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of the head; the adapter's is `train.learning_rate`."""
+
+    @model_validator(mode="after")
+    def _is_centred(self) -> Spans:
+        if self.convolution and self.convolution % 2 == 0:
+            raise ValueError(f"convolution must be odd or 0, found {self.convolution}; use {self.convolution + 1}")
+        return self
+
+
+class Lora(Section):
+    """The adapter; `lora: full` trains the model's own weights instead (full fine-tuning)."""
+
+    full: bool = False
+    """Train every weight of the decoder layers itself, without an adapter; for models under 1 B weights. Embeddings stay
+    frozen."""
     rank: int | None = Field(None, ge=1)
     """Rank r. Chosen by corpus and model if not given."""
     alpha: float | None = Field(None, gt=0)
@@ -361,6 +393,7 @@ class Config(Section):
     model: Model
     task: Task
     data: Data
+    spans: Spans = Spans()
     lora: Lora = Lora()
     train: Train = Train()
     extract: Extract = Extract()
@@ -370,6 +403,24 @@ class Config(Section):
     def _run_is_not_the_board(self) -> Config:
         if self.run.name == "swanlab" and self.track.swanlab == "local" and self.track.board is None:
             raise ValueError("run.name=swanlab is the folder of SwanLab's board; give another, or set track.board")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _full_is_short(cls, values: object) -> object:
+        """Turn `lora: full` into a section."""
+        if isinstance(values, dict) and values.get("lora") == "full":
+            return {**values, "lora": {"full": True}}
+        return values
+
+    @model_validator(mode="after")
+    def _reading_needs_packs(self) -> Config:
+        if self.task.answer == "spans" and (self.train.pack != "shared" or self.train.cut_tokens):
+            raise ValueError("task.answer=spans needs train.pack=shared and no train.cut_tokens")
+        if self.task.answer == "spans" and self.train.on_choices:
+            raise ValueError("task.answer=spans writes nothing: leave train.loss_on out, or set task.answer=jsonl")
+        if self.task.answer == "spans" and self.task.template == "tutorial":
+            raise ValueError("task.template=tutorial is a prompt for writing: leave it out, or set task.answer=jsonl")
         return self
 
     @model_validator(mode="after")

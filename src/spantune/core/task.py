@@ -17,7 +17,7 @@ from spantune.core.errors import DataError, RunError, expect, expect_each, neare
 from spantune.core.files import first_line, replace_text, require_folder
 
 TASK_FILE = "task.json"
-AnswerFormat = Literal["jsonl", "grouped", "inline", "jsonl_seed"]
+AnswerFormat = Literal["jsonl", "grouped", "inline", "jsonl_seed", "spans"]
 
 
 class Label(BaseModel):
@@ -32,6 +32,8 @@ class Label(BaseModel):
 
 class TaskSpec(BaseModel):
     """Label set, instruction and answer format of one extraction task.
+
+    With the answer `spans` nothing is written: a head reads the entities from the text.
 
     `template` is `chat` (the tokenizer's own chat template) or `tutorial` (the tutorial's literal string, in which
     `<im_sep>` is four ordinary tokens; only to reproduce its run). `empty_answer` is what the model writes for a text
