@@ -117,7 +117,7 @@ class Task(Section):
     answer: AnswerFormat | None = None
     """How the model answers. It writes entities in a format: `jsonl`: one JSON object an entity; `grouped`: entities by
     label, the shortest; `inline`: the text with marks, exact offsets; `jsonl_seed`: that of the tutorial. Or it reads
-    them: `spans`: a head scores every span of the text in one pass, and nothing is written (see the section `spans`)."""
+    them: `spans`: a head scores every span of the text in one pass, and nothing is written (see section `spans`)."""
     empty_answer: str | None = None
     """What the model writes for a text without entities."""
     language: Literal["zh", "en"] | None = None
@@ -205,7 +205,7 @@ class Spans(Section):
     """What a token of the text sees. `whole`: all of the text; `causal`: the text before it, as when writing; `twice`:
     the text is given twice, and the second copy, which sees all of the first, is read."""
     instruction: bool = False
-    """Whether the instruction of the task stands before the text. It costs tokens, and brought nothing when measured."""
+    """Whether the instruction of the task stands before the text. It costs tokens; see docs/quality.md."""
     longest: int | None = Field(None, ge=1)
     """Most characters of an entity. That of the longest annotated entity, but at least 32, if not given."""
     size: int = Field(256, ge=8, multiple_of=2)
@@ -230,8 +230,8 @@ class Lora(Section):
     """The adapter; `lora: full` trains the model's own weights instead (full fine-tuning)."""
 
     full: bool = False
-    """Train every weight of the decoder layers itself, without an adapter; for models under 1 B weights. Embeddings stay
-    frozen."""
+    """Train every weight of the decoder layers itself, without an adapter; for models under 1 B weights. The
+    embeddings stay frozen."""
     rank: int | None = Field(None, ge=1)
     """Rank r. Chosen by corpus and model if not given."""
     alpha: float | None = Field(None, gt=0)
