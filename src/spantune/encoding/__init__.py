@@ -9,7 +9,7 @@ from spantune.encoding.chat import render_chat
 from spantune.encoding.encoder import Encoder, Example, Tokens, coloured, count_tokens, special_ids
 from spantune.encoding.packing import NO_TARGET, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
 from spantune.encoding.prompts import PRESETS, make_task
-from spantune.encoding.spans import Characters, SpanEncoder, SpanExample, longest_allowed
+from spantune.encoding.spans import Characters, SpanEncoder, SpanExample, TextEncoder, longest_allowed, make_encoder
 from spantune.encoding.tokenizer import BackendTokenizer, Tokenizer
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "PartialAnswer",
     "SpanEncoder",
     "SpanExample",
+    "TextEncoder",
     "Tokenizer",
     "Tokens",
     "answer_format",
@@ -36,6 +37,7 @@ __all__ = [
     "gbnf",
     "layout",
     "longest_allowed",
+    "make_encoder",
     "make_task",
     "pack_examples",
     "render_chat",

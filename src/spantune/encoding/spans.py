@@ -165,6 +165,19 @@ class SpanEncoder:
             return self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
 
 
+TextEncoder = Encoder | SpanEncoder
+"""What turns documents into examples, for an answer that is written or one that is read."""
+
+
+def make_encoder(
+    tokenizer: Tokenizer, task: TaskSpec, settings: config.Spans, max_tokens: int | None = None
+) -> TextEncoder:
+    """Make the encoder of a task; `settings` are those of the head of a task that is answered by reading."""
+    if task.answer == "spans":
+        return SpanEncoder(tokenizer, task, settings, max_tokens)
+    return Encoder(tokenizer, task, max_tokens)
+
+
 def longest_allowed(documents: Sequence[Document], settings: config.Spans) -> int:
     """Return `spans.longest`, or where it is not given the length of the longest entity, and 32 at least."""
     if settings.longest is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spantune.models.adapter import load_adapter, load_adapter_weights, read_lora
+from spantune.models.adapter import load_adapter, read_lora
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -59,6 +59,7 @@ from spantune.models.span_head import (
     save_head,
 )
 from spantune.models.span_packs import SpanPack, layout_spans, pack_spans, span_logits
+from spantune.models.trained import load_trained, open_trained, reload_trained, save_trained
 
 __all__ = [
     "NAME",
@@ -99,12 +100,13 @@ __all__ = [
     "linear_modules",
     "load",
     "load_adapter",
-    "load_adapter_weights",
     "load_config_of",
     "load_head",
     "load_head_weights",
     "load_tokenizer",
+    "load_trained",
     "make_head",
+    "open_trained",
     "pack_spans",
     "pack_view",
     "pick_device",
@@ -115,11 +117,13 @@ __all__ = [
     "read_files",
     "read_head_config",
     "read_lora",
+    "reload_trained",
     "require_base",
     "require_dora",
     "require_head",
     "resolve",
     "save_head",
+    "save_trained",
     "silenced",
     "softcap_of",
     "span_logits",

@@ -241,12 +241,12 @@ def require_head(model: CausalLM) -> SpanHead:
     return head
 
 
-def save_head(head: SpanHead, folder: Path) -> None:
-    """Write `head.safetensors` and `head.json` into `folder`."""
+def save_head(head: SpanHead, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write `head.safetensors` and `head.json` into `folder`; `weights`, where given, instead of the head's own."""
     from safetensors.torch import save_file
 
-    weights = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
-    save_file(weights, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
+    state = head.state_dict() | dict(weights or {})
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / HEAD_WEIGHTS)
     (folder / HEAD_CONFIG).write_text(to_json(head.config.model_dump()) + "\n", encoding="utf-8")
 
 

@@ -30,10 +30,10 @@ class SpanPack:
     """A pack as tensors, all of type long.
 
     `ids`, `positions`, `owner` and `reach` are [tokens]; `reach` is None where tokens are in causal order. `token` (the
-    index of a character's token), `before`, `after`, `own`, `place` and `room` are [characters], see `Band`. `grid`
-    [examples, longest text] is the index of each character of each example, and the number of characters behind its
-    last one. `gold` [entities, 3] are first character, last minus first, and type. `width` is the most characters of a
-    span, and `spans` are the fields of `Spans`.
+    index of a character's token), `before`, `after`, `own`, `place` and `room` are [characters], see `Band`. `starts`
+    [examples] is the index of the first character of each example, and `grid` [examples, longest text] that of each
+    character, with the number of characters behind the last one. `gold` [entities, 3] are first character, last minus
+    first, and type. `width` is the most characters of a span, and `spans` are the fields of `Spans`.
     """
 
     ids: Tensor
@@ -46,6 +46,7 @@ class SpanPack:
     own: Tensor
     place: Tensor
     room: Tensor
+    starts: Tensor
     grid: Tensor
     gold: Tensor
     width: int
@@ -119,6 +120,7 @@ def layout_spans(examples: Sequence[SpanExample], prefix: Sequence[int], setting
         own=own,
         place=place,
         room=room.clamp(max=width),
+        starts=torch.tensor(starts),
         grid=_grid(starts, [len(example.characters.token) for example in examples], len(token)),
         gold=torch.tensor(gold, dtype=torch.long).reshape(-1, 3),
         width=width,
