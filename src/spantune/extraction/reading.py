@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spantune.core import Document, Entity, Extraction, Status, config
 from spantune.encoding import SpanEncoder, SpanExample
+from spantune.extraction.decoder import Effort
 from spantune.extraction.result import calibrated, without_overlaps
 from spantune.metrics import Calibration
 from spantune.models import CausalLM, SpanPack, layout_spans, require_head, span_logits
@@ -44,14 +45,14 @@ class Reader:
         model: a causal LM with a head.
         encoder: its tokenizer and the task.
         settings: `batch_size`, the most documents of a pack.
+        effort: where passes and tokens are counted.
     """
 
-    def __init__(self, model: CausalLM, encoder: SpanEncoder, settings: config.Extract):
-        self.model, self.encoder = model, encoder
+    def __init__(self, model: CausalLM, encoder: SpanEncoder, settings: config.Extract, effort: Effort):
+        self.model, self.encoder, self.effort = model, encoder, effort
         self.device = next(model.parameters()).device
         self.head = require_head(model)
         self.documents = settings.batch_size or DOCUMENTS[self.device.type]
-        self.passes = self.tokens = 0
         is_half = model.get_input_embeddings().weight.dtype == torch.bfloat16
         self._dtype = torch.bfloat16 if is_half else torch.float32
 
@@ -108,8 +109,8 @@ class Reader:
         if not len(pack.token):  # no document has a character
             return _Pending(documents, starts, None, None)
         pack = pack.to(self.device)
-        self.passes += 1
-        self.tokens += len(pack.ids)
+        self.effort.passes += 1
+        self.effort.tokens += len(pack.ids)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             logits = span_logits(self.model, pack, self._dtype)
         return _Pending(documents, starts, *self._above(logits, pack))

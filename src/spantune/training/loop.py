@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from spantune.core import Stopped, StopRequest, config
-from spantune.encoding import Example
+from spantune.encoding import Example, SpanExample
 from spantune.models import load_trained, save_trained
 from spantune.runs import BestAdapter, Checkpoints, step_of
 from spantune.training.collator import Batch
@@ -90,7 +90,7 @@ class TrainingLoop:
     def __init__(
         self,
         runner: StepRunner,
-        examples: Sequence[Example],
+        examples: Sequence[Example] | Sequence[SpanExample],
         settings: config.Train,
         clock: Clock,
         services: Services,

@@ -16,7 +16,6 @@ from pathlib import Path
 from spantune.core import DataError, Document, TaskSpec, as_config, config, say, track
 from spantune.data import Splits, count_predicted, read_splits, split_long
 from spantune.encoding import (
-    Encoder,
     Example,
     SpanEncoder,
     SpanExample,

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from spantune.core import RunError, config
 from spantune.models import CausalLM, SpanPack, head_of
 from spantune.training.collator import Batch, Collator, PaddedRows, Part
-from spantune.training.loss import PackTensors, pack_loss
+from spantune.training.loss import pack_loss
 from spantune.training.nan_guard import StepGuard
 from spantune.training.span_loss import span_loss
 
@@ -167,8 +167,9 @@ class StepRunner:
             if not isinstance(part, PaddedRows):
                 dtype = torch.bfloat16 if self._autocast else torch.float32
                 with self._input_casts_by_autocast():
-                    loss_of = span_loss if isinstance(part, SpanPack) else pack_loss
-                    return loss_of(self.model, part, dtype) / weight
+                    if isinstance(part, SpanPack):
+                        return span_loss(self.model, part, dtype) / weight
+                    return pack_loss(self.model, part, dtype) / weight
             loss: Tensor = self.model(**vars(part), use_cache=False, num_items_in_batch=weight).loss
             return loss
 
