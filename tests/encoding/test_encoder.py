@@ -216,7 +216,7 @@ def test_a_foreign_label_names_document_label_and_nearest() -> None:
 def test_the_dump_shows_prefix_prompt_and_loss() -> None:
     tokenizer = byte_tokenizer()
     example = Encoder(tokenizer, TASK).example(DOCUMENT)
-    dump = coloured(example, tokenizer, prefix=5)
+    dump = coloured(example.ids, tokenizer, prefix=5, last_part=example.answer_start)
     styles = [str(span.style) for span in dump.spans if str(span.style) != "bright_black"]
     answer = len(example.ids) - example.answer_start
     assert styles == ["dim"] * 5 + ["cyan"] * (example.answer_start - 5) + ["bold green"] * answer

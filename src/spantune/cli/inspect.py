@@ -177,28 +177,35 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
     quiet()
     from rich.text import Text
 
-    from spantune.encoding import coloured
+    from spantune.encoding import Encoder, SpanExample, coloured
     from spantune.training import prepare
 
     prepared = prepare(settings)
     prefix = len(prepared.prefix)
     total = sum(len(example.ids) for example in prepared.examples)
-    answers = sum(len(example.ids) - example.answer_start for example in prepared.examples)
     figures: dict[str, object] = {
         "examples": len(prepared.examples),
         "shared_prefix_tokens": prefix,
         "tokens": total,
-        "tokens_with_loss": answers,
         "shared_prefix_share": round(prefix * len(prepared.examples) / total, 4),
         "longest": max(len(example.ids) for example in prepared.examples),
-        "stop_token": prepared.tokenizer.convert_ids_to_tokens(prepared.encoder.stop_id),
     }
+    if isinstance(prepared.encoder, Encoder):
+        answers = sum(len(example.ids) - example.answer_start for example in prepared.written)
+        figures["tokens_with_loss"] = answers
+        figures["stop_token"] = prepared.tokenizer.convert_ids_to_tokens(prepared.encoder.stop_id)
+    else:
+        figures["characters"] = sum(len(document.text) for document in prepared.splits.train)
+        figures["longest_entity"] = prepared.encoder.longest
     if as_json:
         put_json(figures)
         return
     print_table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
     kinds = {"shared prefix": "dim", "prompt": "cyan", "answer and stop: with loss": "bold green"}
+    if not prepared.written:
+        kinds = {"shared prefix": "dim", "first copy": "cyan", "text that is read": "bold green"}
     print_text(Text(" ").join(Text(kind, style) for kind, style in kinds.items()))
     for example in prepared.examples[:count]:
         print_text(Text(f"\n{visible(example.id)}", style="bold"))
-        print_text(coloured(example, prepared.tokenizer, prefix))
+        last_part = example.text_start if isinstance(example, SpanExample) else example.answer_start
+        print_text(coloured(example.ids, prepared.tokenizer, prefix, last_part))

@@ -306,8 +306,9 @@ class Train(Section):
     """Recompute layers in the backward pass to save memory, if they are not compiled. `auto`: on CUDA."""
     eval_steps: int | None = Field(None, ge=1)
     """Steps between evaluations. About four evaluations a run if not given."""
-    eval_documents: int = Field(200, ge=1)
-    """Largest number of dev documents in such an evaluation."""
+    eval_documents: int | None = Field(None, ge=1)
+    """Largest number of dev documents in such an evaluation. 200 if not given, and all where spans are read, which is
+    fast."""
     eval_share: float = Field(0.15, gt=0, le=1)
     """Largest share of the training time for these evaluations. It limits their documents, but not below 8."""
     patience: int | None = Field(None, ge=1)

@@ -9,6 +9,7 @@ from spantune.encoding.chat import render_chat
 from spantune.encoding.encoder import Encoder, Example, Tokens, coloured, count_tokens, special_ids
 from spantune.encoding.packing import NO_TARGET, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
 from spantune.encoding.prompts import PRESETS, make_task
+from spantune.encoding.spans import Characters, SpanEncoder, SpanExample, TextEncoder, longest_allowed, make_encoder
 from spantune.encoding.tokenizer import BackendTokenizer, Tokenizer
 
 __all__ = [
@@ -18,10 +19,14 @@ __all__ = [
     "PRESETS",
     "WRITINGS",
     "BackendTokenizer",
+    "Characters",
     "Encoder",
     "Example",
     "Pack",
     "PartialAnswer",
+    "SpanEncoder",
+    "SpanExample",
+    "TextEncoder",
     "Tokenizer",
     "Tokens",
     "answer_format",
@@ -31,6 +36,8 @@ __all__ = [
     "fill",
     "gbnf",
     "layout",
+    "longest_allowed",
+    "make_encoder",
     "make_task",
     "pack_examples",
     "render_chat",

@@ -155,13 +155,13 @@ class Encoder:
         return eos
 
 
-def coloured(example: Example, tokenizer: Tokenizer, prefix: int) -> Text:
-    """Return the tokens of an example as a rich Text: shared prefix dim, prompt cyan, tokens with loss green."""
+def coloured(ids: Sequence[int], tokenizer: Tokenizer, prefix: int, last_part: int) -> Text:
+    """Return tokens as a rich Text: the first `prefix` dim, then cyan, and green from the index `last_part` on."""
     from rich.text import Text
 
     dump = Text()
-    for index, token in enumerate(example.ids):
-        style = "dim" if index < prefix else ("bold green" if index >= example.answer_start else "cyan")
+    for index, token in enumerate(ids):
+        style = "dim" if index < prefix else ("bold green" if index >= last_part else "cyan")
         piece = visible(tokenizer.decode([token]).replace("\n", "⏎\n"), lines=True)
         dump.append(piece, style=style)
         dump.append("·", style="bright_black")

@@ -129,7 +129,7 @@ def make_task(settings: config.Task) -> TaskSpec:
         if "instruction" not in values:
             answer = values.get("answer", "jsonl")
             labels = tuple(map(Label.model_validate, values["labels"]))
-            is_cmeee = settings.preset == "cmeee" and "labels" not in given
+            is_cmeee = settings.preset == "cmeee" and "labels" not in given and answer != "spans"
             nested = settings.nested
             values["instruction"] = (
                 _cmeee(answer, nested=nested)
@@ -144,12 +144,17 @@ def make_task(settings: config.Task) -> TaskSpec:
 
 
 def instruction_for(labels: tuple[Label, ...], language: str, answer: str = "jsonl", *, nested: bool = True) -> str:
-    """Return an instruction for any label set and answer format, with the labels' names and descriptions."""
+    """Return an instruction for any label set and answer format, with the labels' names and descriptions.
+
+    With the answer `spans` it names the types only, since nothing is written.
+    """
     lines = []
     for label in labels:
         name = f" ({label.name})" if label.name and label.name != label.code else ""
         colon = "：" if language == "zh" else ": "
         lines.append(f"- {label.code}{name}{colon + label.description if label.description else ''}")
+    if answer == "spans":
+        return f"{_GENERIC[language].splitlines()[0]}\n{chr(10).join(lines)}"
     form = _form(answer)
     how = _HOW[language][form].replace("EXAMPLE", labels[0].code)
     none, overlaps = _NONE[language][form], _NESTED[language][nested]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Any, Literal, Protocol, overload
 
 
 class AddedToken(Protocol):
@@ -60,6 +60,7 @@ class Tokenizer(Protocol):
 
     chat_template: str | None
     eos_token: str | None
+    bos_token_id: int | None
     eos_token_id: int | None
     pad_token_id: int | None
     vocab_size: int
@@ -91,6 +92,17 @@ class Tokenizer(Protocol):
         self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
     ) -> Mapping[str, list[int]]:
         """`{"input_ids": […]}` of a text."""
+
+    @overload
+    def __call__(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        split_special_tokens: bool = False,
+        return_offsets_mapping: Literal[True],
+    ) -> Mapping[str, list[Any]]:
+        """`{"input_ids": […], "offset_mapping": [(start, end), …]}` of a text, in characters."""
 
     @overload
     def __call__(

@@ -63,10 +63,9 @@ def calibrate_run(
 
 def _bare(run: str | Path | Extractor) -> Extractor:
     """Return the Extractor of a run that leaves scores and entities as the model gives them."""
-    if not isinstance(run, Extractor):
-        return load_bare(run)
-    extractor = copy.copy(run)
+    extractor = copy.copy(run) if isinstance(run, Extractor) else load_bare(run)
     extractor.calibration = None
+    extractor.keeps_candidates = True
     return extractor
 
 

@@ -24,7 +24,7 @@ from spantune.core import (
     expect,
 )
 from spantune.data import Chunk, Cutter, merge
-from spantune.encoding import Encoder
+from spantune.encoding import Encoder, TextEncoder
 from spantune.extraction.result import failure
 from spantune.metrics import Calibration
 
@@ -121,18 +121,18 @@ def by_chunks(
     assert not queue, "an engine yields an answer for every text"
 
 
-def cutter(encoder: Encoder, settings: config.Extract, window: int | None) -> Cutter:
+def cutter(encoder: TextEncoder, settings: config.Extract, window: int | None) -> Cutter:
     """Make the Cutter of an engine; `window` is the model's limit of tokens, where it is known.
 
     Raises:
         DataError: the instruction and the answer leave no room for a text.
     """
-    instruction = len(encoder.prompt_ids(""))
+    instruction, answer = len(encoder.prompt_ids("")), settings.max_new_tokens if isinstance(encoder, Encoder) else 0
     limits = [] if encoder.max_tokens is None else [encoder.max_tokens]
     if settings.chunk_tokens is not None:
         limits.append(instruction + settings.chunk_tokens)
     if window is not None:
-        limits.append(window - settings.max_new_tokens)
+        limits.append(window - answer)
     limit = min(limits, default=None)
     if limit is not None and limit <= instruction:
         raise DataError(
@@ -148,7 +148,7 @@ def cutter(encoder: Encoder, settings: config.Extract, window: int | None) -> Cu
 
 
 def refusals(
-    documents: Iterable[Document], encoder: Encoder, settings: config.Extract, window: int | None
+    documents: Iterable[Document], encoder: TextEncoder, settings: config.Extract, window: int | None
 ) -> Iterator[DataError]:
     """Yield the errors with which an engine would refuse `documents`, one for each; nothing is decoded.
 

@@ -105,9 +105,14 @@ def evaluate(
     protocol: Protocol = "cblue",
     train: Sequence[Document] | None = None,
 ) -> Evaluation:
-    """Extract from the texts of `gold` and score against it; `protocol` and `train` as in `metrics.score`."""
+    """Extract from the texts of `gold` and score against it; `protocol` and `train` as in `metrics.score`.
+
+    Where the extractor keeps candidates, the thresholds of its head are chosen on `gold` first.
+    """
     started = time.perf_counter()
     extractions = tuple(track(extractor.stream(gold), description, len(gold)))
+    if extractor.keeps_candidates:
+        extractions = tuple(extractor.choose_thresholds(gold, extractions))
     seconds = time.perf_counter() - started
     predicted = [extraction.document for extraction in extractions]
     scores = score(gold, predicted, extractor.task.codes, protocol=protocol, train=train)

@@ -1,4 +1,4 @@
-"""Extraction by a model in this process: entities with scores, by greedy decoding under each document's grammar.
+"""Extraction by a model in this process: entities with scores, written under each document's grammar, or read.
 
 Every entity is a substring of its text at its offsets. A part of an answer that cannot be anchored to the text, and an
 answer that repeats itself or reaches its limit, is reported with the document, never dropped silently. A model whose
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import overload
@@ -31,14 +31,25 @@ from spantune.core import (
     number,
     prefer_label_order,
 )
-from spantune.encoding import Encoder
+from spantune.encoding import Encoder, SpanEncoder, TextEncoder, make_encoder
 from spantune.extraction.chunked import as_documents, by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
-from spantune.extraction.grammar import constraint_of, require_grammar
+from spantune.extraction.grammar import Constraint, constraint_of, require_grammar
 from spantune.extraction.model_runner import Forward, Shape
+from spantune.extraction.reading import Reader
 from spantune.extraction.result import Written, calibrated, read_answer
-from spantune.metrics import Calibration
-from spantune.models import CausalLM, Loaded, hash_model, load, load_adapter, silenced, vocabulary_size
+from spantune.metrics import Calibration, best_thresholds
+from spantune.models import (
+    CausalLM,
+    Loaded,
+    hash_model,
+    head_of,
+    load,
+    open_trained,
+    read_head_config,
+    silenced,
+    vocabulary_size,
+)
 from spantune.runs import RunFolder
 
 ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
@@ -52,7 +63,7 @@ class Extractor:
     """A model that extracts the entities of a task from texts.
 
     Args:
-        model: a causal LM of transformers, with or without PEFT adapters.
+        model: a causal LM of transformers, with or without PEFT adapters; with a head where spans are read.
         encoder: its tokenizer and the task.
         settings: batch size, limits and whether to decode under the grammar.
         calibration: calibrates scores and drops entities below a threshold; None leaves both as the model gave them.
@@ -65,30 +76,38 @@ class Extractor:
     def __init__(
         self,
         model: CausalLM,
-        encoder: Encoder,
+        encoder: TextEncoder,
         settings: config.Extract | None = None,
         calibration: Calibration | None = None,
         *,
         on_choices: bool = False,
     ):
-        expect(encoder, Encoder, "Extractor", "an Encoder as the second argument; spantune.load makes both from a run")
+        expect(
+            encoder,
+            (Encoder, SpanEncoder),
+            "Extractor",
+            "an Encoder as the second argument; spantune.load makes both from a run",
+        )
         expect(model, torch.nn.Module, "Extractor", "a causal LM of transformers as the first argument")
         _require_settings(settings)
         self.model, self.encoder, self.on_choices = model, encoder, on_choices
         self.settings = settings or config.Extract()
         require_grammar(self.settings, on_choices=on_choices)
         self.calibration = calibration
+        self.keeps_candidates = False
+        """Whether every candidate that is read is an entity, with its score, whatever the thresholds."""
         self.run: Path | None = None
         prefer_label_order(encoder.task.codes)
         self.effort = Effort()
         self._device = next(model.parameters()).device
         _require_embeddings(model, encoder)
-        self._constraint = (
-            constraint_of(encoder.tokenizer, vocabulary_size(model), encoder.stop_id)
-            if self.settings.grounded
-            else None
-        )
+        self._constraint: Constraint | None = None
         self._idle: list[Forward] = []
+        self._reader: Reader | None = None
+        if isinstance(encoder, SpanEncoder):
+            self._reader = Reader(model, encoder, self.settings, self.effort)
+        elif self.settings.grounded:
+            self._constraint = constraint_of(encoder.tokenizer, vocabulary_size(model), encoder.stop_id)
 
     def __repr__(self) -> str:
         model = getattr(self.model.config, "model_type", type(self.model).__name__)
@@ -99,6 +118,22 @@ class Extractor:
     def task(self) -> TaskSpec:
         """The task that is extracted for."""
         return self.encoder.task
+
+    def choose_thresholds(self, gold: Sequence[Document], candidates: Sequence[Extraction]) -> list[Extraction]:
+        """Give the head the thresholds of the best F1 on `gold`, and return what is then extracted from it.
+
+        A type has a threshold of its own where that helps held-out documents (see `best_thresholds`); they stay as they
+        are where there is no candidate.
+
+        Args:
+            gold: annotated documents that the model was not trained on.
+            candidates: what the extractor yields for them while it `keeps_candidates`.
+        """
+        assert self._reader is not None, "nothing is read"
+        chosen = best_thresholds(gold, [extraction.document for extraction in candidates])
+        if chosen is not None:
+            self._reader.head.set_thresholds(chosen.overall, chosen.labels)
+        return [self._reader.decide(extraction, self.calibration) for extraction in candidates]
 
     @overload
     def extract(self, texts: str | Document) -> Document: ...  # type: ignore[overload-overlap]  # a str is an iterable
@@ -137,15 +172,24 @@ class Extractor:
 
     def _stream(self, documents: Iterator[Prediction], strict: bool) -> Iterator[Extraction]:
         cuts = cutter(self.encoder, self.settings, int(self.model.config.max_position_embeddings))
+        if self._reader is not None:
+            yield from by_chunks(documents, cuts, self._read, strict=strict)
+            return
         for extraction in by_chunks(documents, cuts, self._decode, strict=strict):
             yield calibrated(extraction, self.calibration)
 
+    def _read(self, texts: Iterator[Document]) -> Iterator[Extraction]:
+        assert self._reader is not None
+        for candidates in self._reader.run(texts):
+            yield candidates if self.keeps_candidates else self._reader.decide(candidates, self.calibration)
+
     def _decode(self, texts: Iterator[Document]) -> Iterator[Extraction]:
-        forward = self._forward()
-        for row in self._decoder(forward).run(texts):
+        encoder, forward = self.encoder, self._forward()
+        assert isinstance(encoder, Encoder)
+        for row in Decoder(self.model, encoder, forward, self._rules(), self.effort).run(texts):
             status = row.status or Status.STOPPED
-            written = Written(self.encoder.decode(row.ids), status, row.ids, row.logprobs)
-            extraction = read_answer(row.document, written, self.encoder)
+            written = Written(encoder.decode(row.ids), status, row.ids, row.logprobs)
+            extraction = read_answer(row.document, written, encoder)
             if row.failure:
                 problem = Problem(row.failure_kind, row.failure)
                 extraction = replace(extraction, problems=(*extraction.problems, problem))
@@ -164,18 +208,18 @@ class Extractor:
         few = self.on_choices and self._constraint is not None and kind == "cpu"
         return Forward(self.model, shape, states=few)
 
-    def _decoder(self, forward: Forward) -> Decoder:
-        rules = Rules(self.settings.max_new_tokens, self._constraint, self.on_choices)
-        return Decoder(self.model, self.encoder, forward, rules, self.effort)
+    def _rules(self) -> Rules:
+        return Rules(self.settings.max_new_tokens, self._constraint, self.on_choices)
 
 
 def _require_settings(settings: object) -> None:
     expect(settings, (config.Extract, type(None)), "settings", "the section extract of a recipe, or None")
 
 
-def _require_embeddings(model: CausalLM, encoder: Encoder) -> None:
+def _require_embeddings(model: CausalLM, encoder: TextEncoder) -> None:
     """Check that the model has an embedding for each token of the frame that the chat template puts around a text."""
-    ids, rows = (*encoder.prompt_ids(""), encoder.stop_id), len(model.get_input_embeddings().weight)
+    stop = [encoder.stop_id] if isinstance(encoder, Encoder) else []
+    ids, rows = [*encoder.prompt_ids(""), *stop], len(model.get_input_embeddings().weight)
     if not 0 <= min(ids) <= max(ids) < rows:
         wrong = next(index for index in ids if not 0 <= index < rows)
         raise ModelError(
@@ -235,10 +279,14 @@ def load_bare(
     folder = RunFolder(Path(run))
     recipe, task, adapter = folder.config(), folder.adapter_task(accept_changes=accept_changes), folder.adapter
     require_grammar(settings or recipe.extract, on_choices=recipe.train.on_choices)  # before the model is loaded
+    if task.answer == "spans":
+        read_head_config(adapter, task)
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     _warn_of_another_base(folder, recipe.model.source, loaded.path)
-    model = load_adapter(loaded.model, adapter, merge=not loaded.quantized)
-    encoder = Encoder(loaded.tokenizer, task, recipe.train.max_tokens)
+    model = open_trained(loaded.model, adapter, task, merge=not loaded.quantized)
+    head = head_of(model)
+    spans = recipe.spans if head is None else head.config.settings
+    encoder = make_encoder(loaded.tokenizer, task, spans, recipe.train.max_tokens)
     extractor = Extractor(model, encoder, settings or recipe.extract, on_choices=recipe.train.on_choices)
     extractor.run = folder.path
     seconds = time.perf_counter() - began

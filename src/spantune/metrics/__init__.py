@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spantune.metrics import bootstrap, calibration, counts
-from spantune.metrics.calibration import Calibration, Evidence, Figures, calibrate, require_precision
+from spantune.metrics.calibration import Calibration, Evidence, Figures, best_thresholds, calibrate, require_precision
 from spantune.metrics.comparison import Comparison, Difference, Gap, System, compare
 from spantune.metrics.error_analysis import ANSWER_KINDS, KINDS, NONE, Confusion, Error, Judged, Outcome, judge
 from spantune.metrics.figures import FEWEST_DOCUMENTS, TOO_FEW, Figure, Protocol, Scores, f1_text
@@ -31,6 +31,7 @@ __all__ = [
     "Scores",
     "System",
     "align",
+    "best_thresholds",
     "bootstrap",
     "calibrate",
     "calibration",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spantune.models.adapter import load_adapter, load_adapter_weights, read_lora
+from spantune.models.adapter import load_adapter, read_lora
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -46,20 +46,38 @@ from spantune.models.lora import (
 )
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
+from spantune.models.span_head import (
+    HeadConfig,
+    SpanHead,
+    attach_head,
+    head_of,
+    load_head,
+    load_head_weights,
+    make_head,
+    read_head_config,
+    require_head,
+    save_head,
+)
+from spantune.models.span_packs import SpanPack, layout_spans, pack_spans, span_logits
+from spantune.models.trained import load_trained, open_trained, reload_trained, save_trained
 
 __all__ = [
     "NAME",
     "CausalLM",
     "Coverage",
+    "HeadConfig",
     "Loaded",
     "ModelConfig",
     "ModelFiles",
     "Places",
     "RowView",
     "Span",
+    "SpanHead",
+    "SpanPack",
     "Spans",
     "adapter_weights",
     "attach",
+    "attach_head",
     "blocks_of",
     "cache_root",
     "capped",
@@ -73,16 +91,23 @@ __all__ = [
     "few_logits",
     "has_fp8",
     "hash_model",
+    "head_of",
     "head_size",
     "is_wide",
     "kernel_error",
     "kv_heads",
+    "layout_spans",
     "linear_modules",
     "load",
     "load_adapter",
-    "load_adapter_weights",
     "load_config_of",
+    "load_head",
+    "load_head_weights",
     "load_tokenizer",
+    "load_trained",
+    "make_head",
+    "open_trained",
+    "pack_spans",
     "pack_view",
     "pick_device",
     "pick_dtype",
@@ -90,12 +115,18 @@ __all__ = [
     "public_name",
     "queries_per_block",
     "read_files",
+    "read_head_config",
     "read_lora",
+    "reload_trained",
     "require_base",
     "require_dora",
+    "require_head",
     "resolve",
+    "save_head",
+    "save_trained",
     "silenced",
     "softcap_of",
+    "span_logits",
     "spans",
     "to_fp8",
     "unmatched_error",

@@ -1,10 +1,11 @@
 """Which tokens attend to which, as additive float masks for scaled-dot-product attention.
 
-Training packs and the decoding batch have the same layout: every token has an owner and a position, and a query
-attends to a key of the prefix or of its own owner at a position not after its own, within the window of a sliding
-layer. The window is counted in positions inside the example, not in indices of the pack. A mask is always given:
-`attention_mask=None` does not mean packed to transformers, and a bool mask is wrong in eager attention. On a
-GPU, packs go to the variable-length flash kernel (see `kernels.packs`). On a CPU, the queries of each owner are
+Training packs and the decoding batch have the same layout: every token has an owner, a position and a reach, and a
+query attends to a key of the prefix or of its own owner at a position not after its reach, within the window of a
+sliding layer to both sides. The reach is the token's own position, or the end of the text where a text is read as a
+whole (a prefix-LM mask). The window is counted in positions inside the example, not in indices of the pack. A mask is
+always given: `attention_mask=None` does not mean packed to transformers, and a bool mask is wrong in eager attention.
+On a GPU, packs go to the variable-length flash kernel (see `kernels.packs`). On a CPU, the queries of each owner are
 multiplied with the keys of the prefix and of that owner only, so that the cost is the sum of the examples' costs (or of
 the rows of a decoding batch), and not the square of their total length.
 """
@@ -33,10 +34,11 @@ Mask = Tensor | dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Places:
-    """Owner and position of each token: two long tensors [tokens]."""
+    """Owner and position of each token, and the last position that it attends to (None: its own); long [tokens]."""
 
     owner: Tensor
     position: Tensor
+    reach: Tensor | None = None
 
 
 def check_attention(config: ModelConfig) -> None:
@@ -147,8 +149,8 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def _mask(query: Places, key: Places, window: int | None, dtype: torch.dtype) -> Tensor:
     distance = query.position[:, None] - key.position[None, :]
     visible = (key.owner[None, :] == PREFIX) | (key.owner[None, :] == query.owner[:, None])
-    visible &= distance >= 0
+    visible &= key.position[None, :] <= (query.position if query.reach is None else query.reach)[:, None]
     if window is not None:
-        visible &= distance < window
+        visible &= distance.abs() < window
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[None, None]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from spantune.core import config
-from spantune.encoding import NO_TARGET, Example, pack_examples
+from spantune.encoding import NO_TARGET, Example, SpanExample, pack_examples
+from spantune.models import SpanPack, pack_spans
 from spantune.training.loss import PackTensors, tensors
 
 
@@ -30,7 +32,8 @@ class PaddedRows:
         return PaddedRows(*(tensor.to(device) for tensor in (self.input_ids, self.attention_mask, self.labels)))
 
 
-Part = PackTensors | PaddedRows
+Part = PackTensors | SpanPack | PaddedRows
+AnyExample = Example | SpanExample
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,10 @@ class Batch:
     """The examples of one optimizer step as parts that are run one after another.
 
     `weight` divides the summed loss of all parts: the number of target tokens, or of examples where
-    `train.normalize=examples`. `tokens` and `padding` count positions. `limits` are those that the parts were made by.
+    `train.normalize=examples` or where spans are read. `tokens` and `padding` count positions. `limits` are those that the parts were made by.
     """
 
-    examples: tuple[Example, ...]
+    examples: tuple[AnyExample, ...]
     parts: tuple[Part, ...]
     weight: int
     tokens: int
@@ -57,14 +60,26 @@ class Collator:
         prefix: token ids that every example begins with; packs hold them once.
         budget: most tokens of a pack.
         padding: token id that fills padded rows.
+        spans: the settings of the head where spans are read, with `longest` filled; None where answers are written.
     """
 
-    def __init__(self, settings: config.Train, prefix: Sequence[int], budget: int, padding: int):
+    def __init__(
+        self,
+        settings: config.Train,
+        prefix: Sequence[int],
+        budget: int,
+        padding: int = 0,
+        spans: config.Spans | None = None,
+    ):
         self.settings, self.prefix, self.budget, self.padding = settings, prefix, budget, padding
+        self.spans = spans
         self.micro_batch = settings.micro_batch
 
-    def __call__(self, examples: Sequence[Example]) -> Batch:
+    def __call__(self, examples: Sequence[AnyExample]) -> Batch:
         """The batch of `examples`."""
+        if self.spans is not None:
+            return self._read(tuple(cast("Sequence[SpanExample]", examples)), self.spans)
+        examples = cast("Sequence[Example]", examples)
         if self.settings.pack == "shared":
             return self._packed(tuple(examples))
         return self._padded(tuple(examples))
@@ -88,6 +103,11 @@ class Collator:
         shared, *own_lengths = torch.bincount(part.owner, minlength=2).tolist()
         self.budget = max(len(part.ids) // 2, shared + max(own_lengths))
         return len(own_lengths) > 1
+
+    def _read(self, examples: tuple[SpanExample, ...], spans: config.Spans) -> Batch:
+        packs = tuple(pack_spans(examples, self.prefix, self.budget, spans))
+        tokens = sum(len(pack.ids) for pack in packs)
+        return Batch(examples, packs, weight=len(examples), tokens=tokens, padding=0, limits=self.limits)
 
     def _packed(self, examples: tuple[Example, ...]) -> Batch:
         packs = pack_examples(examples, self.prefix, self.budget)

@@ -24,12 +24,15 @@ from spantune.metrics import Scores, f1_text
 from spantune.models import (
     Loaded,
     attach,
+    attach_head,
     compile_layers,
     load,
-    load_adapter,
-    load_adapter_weights,
+    load_trained,
+    make_head,
     pinned,
     public_name,
+    reload_trained,
+    save_trained,
     silenced,
 )
 from spantune.report import report_run
@@ -145,9 +148,11 @@ def train(
         changes = require_unchanged(folder, recorded) if resume else []
         loaded = load(recipe.model, prepared.files)
         model, coverage = attach(loaded.model, recipe.lora)
+        if recipe.task.answer == "spans":
+            attach_head(model, make_head(model, loaded.tokenizer, prepared.task, recipe.spans))
         if start:
-            load_adapter_weights(model, start.folder)
-        if recipe.train.pack == "shared":
+            load_trained(model, start.folder)
+        if recipe.train.pack == "shared" and prepared.written:
             _check_packs(model, prepared, loaded)
         if not resume:
             claim.create(_pinned(recipe), prepared.task, recorded, start.folder if start else None)
@@ -179,7 +184,7 @@ class _Job:
         self.estimate = estimate
         self.stop = StopRequest()
         self.checkpoints = Checkpoints(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
-        self.best = BestAdapter(folder, loaded.model, self._complete)
+        self.best = BestAdapter(folder, loaded.model, self._complete, save_trained)
 
     def run(self, *, is_resumed: bool) -> tuple[Scores | None, Evaluation]:
         """Train and measure; a signal or an error closes the trackers. Returns what was measured before and after."""
@@ -194,7 +199,7 @@ class _Job:
         with self.stop.listening():
             try:
                 before = None
-                if self.recipe.train.eval_before:
+                if self.recipe.train.eval_before and self.prepared.written:  # an untrained head knows nothing
                     before = measuring.scores_before() if checkpoint else measuring.measure_test(0).scores
                 training_seconds = self._train(checkpoint, measuring, trackers)
                 after = self._finish(measuring, trackers, training_seconds)
@@ -225,9 +230,16 @@ class _Job:
         settings, records = self.recipe.train, self.folder.metrics()
         self._arrange_layers()
         budget = self.prepared.pack_tokens(self.loaded.device.type)
-        collator = Collator(settings, self.prepared.prefix, budget, self.loaded.tokenizer.pad_token_id or 0)
+        padding = self.loaded.tokenizer.pad_token_id or 0
+        spans = None if self.prepared.written else self.recipe.spans
+        collator = Collator(settings, self.prepared.prefix, budget, padding, spans)
         runner = StepRunner(
-            self.loaded.model, collator, settings, StepGuard(settings.on_nan), self.recipe.lora.plus_ratio
+            self.loaded.model,
+            collator,
+            settings,
+            StepGuard(settings.on_nan),
+            self.recipe.lora.plus_ratio,
+            self.recipe.spans.learning_rate,
         )
         clock = Clock(read_clock(checkpoint))
         has_plan_line = any(record["split"] == "plan" for record in records)
@@ -267,8 +279,7 @@ class _Job:
                 "no evaluation was better than the adapter of train.from, which is kept: train for longer, with a "
                 "lower train.learning_rate, or without train.from"
             )
-        base = self.loaded.model.unload()
-        measuring.use(load_adapter(base, adapter, merge=not self.loaded.quantized))
+        measuring.use(reload_trained(self.loaded.model, adapter, self.prepared.task, merge=not self.loaded.quantized))
         step = max((record["step"] for record in self.folder.metrics()), default=0)
         after = measuring.measure_test(step, training_seconds=round(training_seconds, 1))
         report_run(self.folder.path, self.prepared.splits, after.scores)
@@ -304,5 +315,5 @@ def _pinned(recipe: Config) -> Config:
 
 def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:
     """Send one small pack through the model, so that a head of an unknown kind is refused before the run."""
-    pack = layout(prepared.prefix, prepared.examples[:2])
+    pack = layout(prepared.prefix, prepared.written[:2])
     check_head(model.eval(), PackTensors(**tensors(pack)).to(loaded.device), loaded.dtype)

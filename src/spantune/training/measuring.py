@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from spantune.core import DataError, Document, Extraction, Prediction, StopRequest, config
 from spantune.data import read_extractions
-from spantune.encoding import Encoder
+from spantune.encoding import TextEncoder
 from spantune.extraction import Evaluation, Extractor, evaluate, save_predictions
 from spantune.metrics import Scores, score
 from spantune.models import CausalLM
@@ -21,6 +21,9 @@ from spantune.training.preparation import Prepared
 
 FEWEST_DEV_DOCUMENTS = 8
 """Dev documents that steer at the least, however little time `train.eval_share` leaves."""
+
+FEW_DEV_DOCUMENTS = 200
+"""Dev documents that steer at the most where answers are written, unless `train.eval_documents` says otherwise."""
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ class Measuring:
     def measure(self, documents: Sequence[Document], split: str, step: int, **more: float) -> Evaluation:
         """Extract `documents`, score, keep and record them."""
         train = self.prepared.splits.train if split == "test" else None  # for the slices of the report
+        self.extractor.keeps_candidates = split == "dev" and not self.prepared.written  # to choose thresholds on dev
         evaluation = evaluate(self.extractor, list(documents), f"extract {split}", train=train)
         self._seconds_per_document = evaluation.seconds / len(documents)
         self._keep_predictions(split, step, evaluation)
@@ -83,7 +87,9 @@ class Measuring:
     def _slice_size(self, seconds: float) -> int:
         """How many dev documents steer: as many as before a resume, else what fits into `seconds`."""
         settings = self.prepared.recipe.train
-        wanted = min(settings.eval_documents, len(self.prepared.splits.dev))
+        documents = len(self.prepared.splits.dev)
+        default = FEW_DEV_DOCUMENTS if self.prepared.written else documents
+        wanted = min(settings.eval_documents or default, documents)
         recorded_sizes = [record["documents"] for record in self.folder.metrics() if record.get("split") == "dev"]
         if recorded_sizes:
             return int(recorded_sizes[-1])
@@ -106,7 +112,7 @@ class _StoppableExtractor(Extractor):
     """An extractor that ends between two documents once the run is asked to stop."""
 
     def __init__(
-        self, stop: StopRequest, model: CausalLM, encoder: Encoder, settings: config.Extract, *, on_choices: bool
+        self, stop: StopRequest, model: CausalLM, encoder: TextEncoder, settings: config.Extract, *, on_choices: bool
     ):
         super().__init__(model, encoder, settings, on_choices=on_choices)
         self._stop = stop

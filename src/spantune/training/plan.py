@@ -16,6 +16,7 @@ import torch
 
 from spantune.core import Config, ModelError, as_config, config, foreign, framed_html, number, table_html
 from spantune.data import shared_texts
+from spantune.encoding import Encoder
 from spantune.extraction import refusals
 from spantune.models import (
     CausalLM,
@@ -105,9 +106,9 @@ def make_plan(prepared: Prepared, *, is_new: bool = True) -> Plan:
         _targets(prepared.recipe, covered),
         *_start(prepared, covered),
         _card(prepared),
-        _stop(prepared),
+        *([_stop(prepared)] if prepared.written else []),
         _truncation(prepared),
-        _template(prepared),
+        _template(prepared) if prepared.written else _readable(prepared),
         _leak("dev shares no text with train", prepared, dev=True),
         _leak("test shares no text with train", prepared, dev=False),
         _window(prepared),
@@ -190,9 +191,29 @@ def _card(prepared: Prepared) -> Audit:
     )
 
 
+def _readable(prepared: Prepared) -> Audit:
+    """Check that every entity of dev and test is short enough to be read; those of train were when they were encoded."""
+    longest = config.filled(prepared.recipe.spans.longest)
+    too_long = [
+        (f"{path}: document {document.id!r}, {entity.label} [{entity.start}, {entity.end})", entity.end - entity.start)
+        for documents, path in splits_with_files(prepared.recipe, prepared.splits)
+        for document in documents
+        for entity in document.entities
+        if entity.end - entity.start > longest
+    ]
+    found = f"at most {longest} characters"
+    if too_long:
+        first, more = too_long[0][0], f" and {len(too_long) - 1} more" if len(too_long) > 1 else ""
+        found = f"over spans.longest={longest} characters: {first}{more}"
+    remedy = f"set spans.longest={max((length for _, length in too_long), default=longest)}"
+    return Audit("every entity can be read", not too_long, found, remedy)
+
+
 def _stop(prepared: Prepared) -> Audit:
-    stop = prepared.encoder.stop_id
-    missing = sum(example.ids[-1] != stop or example.answer_start >= len(example.ids) for example in prepared.examples)
+    encoder, examples = prepared.encoder, prepared.written
+    assert isinstance(encoder, Encoder)
+    stop = encoder.stop_id
+    missing = sum(example.ids[-1] != stop or example.answer_start >= len(example.ids) for example in examples)
     token = prepared.tokenizer.convert_ids_to_tokens(stop)
     result = f"{missing} of {len(prepared.examples)} samples lack it" if missing else f"{token} ends every sample"
     return Audit("the stop token is in the loss", not missing, result, "remove train.cut_tokens", _cuts(prepared))
@@ -215,7 +236,7 @@ def _template(prepared: Prepared) -> Audit:
     encoder, problems = prepared.encoder, 0
     is_chat = prepared.task.template == "chat"
     waived = None if is_chat else "task.template"
-    for document, example in list(zip(prepared.splits.train, prepared.examples, strict=True))[:200]:
+    for document, example in list(zip(prepared.splits.train, prepared.written, strict=True))[:200]:
         problems += tuple(encoder.prompt_ids(document.text))[: len(example.ids)] != example.prompt
     result = "training ids equal serving ids" if not problems else f"{problems} documents differ"
     if not is_chat:
@@ -240,12 +261,11 @@ def _leak(name: str, prepared: Prepared, dev: bool) -> Audit:
 
 def _window(prepared: Prepared) -> Audit:
     window = prepared.files.config.max_position_embeddings
-    longest = max(prepared.examples, key=lambda example: len(example.ids))
-    size = len(longest.ids)
+    size, document = max((len(example.ids), example.id) for example in prepared.examples)
     result = f"longest: {size} of {window} tokens"
     if size > window:
         path = config.name_of(prepared.recipe.data.train)
-        result = f"{path}: document {longest.id!r} takes {size} tokens, over the window of {window}"
+        result = f"{path}: document {document!r} takes {size} tokens, over the window of {window}"
     remedy = f"set train.max_tokens={window} and data.too_long=split"
     return Audit("every example fits the model's window", size <= window, result, remedy)
 

@@ -13,9 +13,19 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
-from spantune.core import DataError, Document, TaskSpec, as_config, config, say
+from spantune.core import DataError, Document, TaskSpec, as_config, config, say, track
 from spantune.data import Splits, count_predicted, read_splits, split_long
-from spantune.encoding import Encoder, Example, Tokenizer, make_task, shared_prefix
+from spantune.encoding import (
+    Example,
+    SpanEncoder,
+    SpanExample,
+    TextEncoder,
+    Tokenizer,
+    longest_allowed,
+    make_encoder,
+    make_task,
+    shared_prefix,
+)
 from spantune.extraction import mark_choices, require_grammar
 from spantune.models import ModelFiles, cache_root, count_weights, read_files
 from spantune.training.recommendation import with_answer, with_values
@@ -37,8 +47,8 @@ class Prepared:
     task: TaskSpec
     splits: Splits
     files: ModelFiles
-    encoder: Encoder
-    examples: tuple[Example, ...]
+    encoder: TextEncoder
+    examples: tuple[Example, ...] | tuple[SpanExample, ...]
     cut: int
     start: Start | None = None
 
@@ -50,18 +60,25 @@ class Prepared:
     @property
     def prefix(self) -> tuple[int, ...]:
         """The token ids that all training examples begin with."""
-        return self.examples[0].ids[: shared_prefix(self.examples)]
+        if isinstance(self.encoder, SpanEncoder):
+            return self.encoder.prefix
+        return self.examples[0].ids[: shared_prefix(self.written)]
+
+    @property
+    def written(self) -> tuple[Example, ...]:
+        """The training examples of a task whose answers are written; none where spans are read."""
+        return tuple(example for example in self.examples if isinstance(example, Example))
 
     def pack_tokens(self, device: str) -> int:
         """Return the most tokens of a pack; at least those of the longest example."""
         budget = self.recipe.train.pack_tokens or DEFAULT_PACK_TOKENS[device]
         return max(budget, max(len(example.ids) for example in self.examples))
 
-    def steering(self, count: int | None = None) -> list[Document]:
+    def steering(self, count: int) -> list[Document]:
         """Return the fixed `count` dev documents that are extracted during training; a larger count adds to them."""
         indices = list(range(len(self.splits.dev)))
         random.Random(self.recipe.run.seed).shuffle(indices)
-        selected = sorted(indices[: self.recipe.train.eval_documents if count is None else count])
+        selected = sorted(indices[:count])
         return [self.splits.dev[index] for index in selected]
 
 
@@ -91,11 +108,15 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     task = make_task(recipe.task)
     settings = recipe.train
     unlimited = settings.cut_tokens is not None
-    encoder = Encoder(files.tokenizer, task, None if unlimited else settings.max_tokens)
+    recipe = _with_longest(recipe, splits)
+    encoder = make_encoder(files.tokenizer, task, recipe.spans, None if unlimited else settings.max_tokens)
     if recipe.data.too_long == "split":
         pieces = (split_long(document, encoder.fits) for document in splits.train)
         splits = replace(splits, train=tuple(piece for group in pieces for piece in group))
     recipe = with_values(recipe, len(splits.train), weights)
+    if isinstance(encoder, SpanEncoder):
+        read = tuple(encoder.example(document) for document in track(splits.train, "encode", len(splits.train)))
+        return Prepared(recipe, task, splits, files, encoder, read, 0, start)
     for documents, path in splits_with_files(recipe, splits):
         _warn_of_blanks(documents, path)
     examples = tuple(encoder.example(document) for document in splits.train)
@@ -104,6 +125,12 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
         cache = cache_root() / "gold"
         examples = mark_choices(examples, splits.train, encoder, files.config.vocab_size, cache)
     return Prepared(recipe, task, splits, files, encoder, examples, cut, start)
+
+
+def _with_longest(recipe: config.Config, splits: Splits) -> config.Config:
+    """Return the recipe with the length of the longest entity that is read, where it leaves that to the corpus."""
+    longest = longest_allowed((*splits.train, *splits.dev), recipe.spans)
+    return recipe.model_copy(update={"spans": recipe.spans.model_copy(update={"longest": longest})})
 
 
 def splits_with_files(recipe: config.Config, splits: Splits) -> list[tuple[tuple[Document, ...], str]]:

@@ -77,7 +77,12 @@ def with_values(recipe: Config, documents: int, weights: int) -> Config:
     samples are cut. A rank without an alpha gets the ratio of the table.
     """
     row, settings, lora = recommend(documents, weights), recipe.train, recipe.lora
-    able = recipe.extract.grounded and settings.pack == "shared" and not settings.cut_tokens
+    able = (
+        recipe.task.answer != "spans"
+        and recipe.extract.grounded
+        and settings.pack == "shared"
+        and not settings.cut_tokens
+    )
     rank = row.rank if lora.rank is None else lora.rank
     train = {
         "learning_rate": row.learning_rate,

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spantune.core import RunError, config
-from spantune.models import CausalLM
+from spantune.models import CausalLM, SpanPack, head_of
 from spantune.training.collator import Batch, Collator, PaddedRows, Part
-from spantune.training.loss import PackTensors, pack_loss
+from spantune.training.loss import pack_loss
 from spantune.training.nan_guard import StepGuard
+from spantune.training.span_loss import span_loss
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class StepRunner:
         settings: the recipe's section `train`.
         guard: refuses losses and gradients that are not finite.
         lora_plus: the ratio of the learning rate of B to that of A (LoRA+); 1 for plain LoRA.
+        head_rate: the learning rate of the head, where the model has one.
     """
 
     def __init__(
@@ -56,11 +58,15 @@ class StepRunner:
         settings: config.Train,
         guard: StepGuard,
         lora_plus: float = 1.0,
+        head_rate: float = 0.0,
     ):
         device = next(model.parameters()).device
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", device_placement=False)
-        self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = make_optimizer(model, settings, lora_plus)
+        head = head_of(model)
+        self._head = [] if head is None else list(head.parameters())
+        optimizer = make_optimizer(model, settings, lora_plus, head_rate)
+        groups = optimizer.param_groups[: -1 if self._head else None]
+        self.trainable = [parameter for group in groups for parameter in group["params"]]
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.collator, self.settings, self.guard, self.device = collator, settings, guard, device
@@ -96,6 +102,8 @@ class StepRunner:
             self.optimizer.zero_grad(set_to_none=True)
             loss = torch.zeros_like(loss)
         norm = float(self.accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm))
+        if self._head:  # by itself: its gradient is much larger at the beginning
+            self.accelerator.clip_grad_norm_(self._head, self.settings.max_grad_norm)
         if is_accepted and self.guard.accepts_gradient(norm, step, documents):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -156,9 +164,11 @@ class StepRunner:
 
     def _part_loss(self, part: Part, weight: int) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            if isinstance(part, PackTensors):
+            if not isinstance(part, PaddedRows):
                 dtype = torch.bfloat16 if self._autocast else torch.float32
                 with self._input_casts_by_autocast():
+                    if isinstance(part, SpanPack):
+                        return span_loss(self.model, part, dtype) / weight
                     return pack_loss(self.model, part, dtype) / weight
             loss: Tensor = self.model(**vars(part), use_cache=False, num_items_in_batch=weight).loss
             return loss
@@ -175,12 +185,26 @@ class StepRunner:
                 module.cast_input_dtype_enabled = True
 
 
-def make_optimizer(model: CausalLM, settings: config.Train, lora_plus: float = 1.0) -> Optimizer:
+def make_optimizer(
+    model: CausalLM, settings: config.Train, lora_plus: float = 1.0, head_rate: float = 0.0
+) -> Optimizer:
     """The recipe's optimizer over the parameters that require a gradient.
 
     With `lora_plus` other than 1 the learning rate of every B is that many times the rate of A (LoRA+, arXiv
-    2402.12354).
+    2402.12354). Where the model has a head, its weights are the last group, with the rate `head_rate`.
     """
+    head = head_of(model)
+    if head is None:
+        return _optimizer(model, settings, lora_plus)
+    head.requires_grad_(False)
+    optimizer = _optimizer(model, settings, lora_plus)
+    head.requires_grad_(True)
+    weights = list(head.parameters())
+    optimizer.add_param_group({"params": weights, "lr": head_rate, "weight_decay": settings.weight_decay})
+    return optimizer
+
+
+def _optimizer(model: CausalLM, settings: config.Train, lora_plus: float) -> Optimizer:
     options: dict[str, Any] = {"lr": config.filled(settings.learning_rate)}
     optimizer_class: Callable[..., Optimizer] = torch.optim.AdamW
     if settings.optimizer == "adamw":

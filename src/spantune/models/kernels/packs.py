@@ -4,7 +4,8 @@
     keys      [prefix][prefix, example 1][prefix, example 2]…
 
 Bottom-right causal order is then exactly the attention of the example by itself, sliding windows included, and nothing
-that a mask would hide is computed. The copies of the prefix's keys are made for one layer at a time; their gradients
+that a mask would hide is computed. Where texts are read as a whole, all sequences but the prefix are without causal
+order. The copies of the prefix's keys are made for one layer at a time; their gradients
 are summed in float32 and in a fixed order. For bf16 and fp16 on CUDA; `attention` computes everything else.
 """
 
@@ -25,6 +26,7 @@ from spantune.models.kernels.lora_linear import LIBRARY
 
 STEP = 512  # the longest sequence is rounded up to a multiple of it, so that a compiled layer sees few values
 LARGEST_HEAD = 256
+ALL = -1
 
 
 class Spans(NamedTuple):
@@ -32,7 +34,8 @@ class Spans(NamedTuple):
 
     `queries` and `keys` [sequences + 1] int32 are the starts of the sequences; `tokens` [keys] is the token of each
     key, `own` [tokens] the key of each token itself, `copies` [examples, prefix] the keys that copy the prefix;
-    `longest` is an upper bound of the length of a sequence.
+    `longest` is an upper bound of the length of a sequence. `causal` is the number of tokens, from the first, that are
+    in causal order; -1 for all.
     """
 
     queries: Tensor
@@ -41,10 +44,14 @@ class Spans(NamedTuple):
     own: Tensor
     copies: Tensor
     longest: int
+    causal: int = ALL
 
 
-def spans(owner: Sequence[int]) -> Spans:
-    """Return the spans of a pack by the owner of each token; the prefix, where there is one, comes first."""
+def spans(owner: Sequence[int], *, is_causal: bool = True) -> Spans:
+    """Return the spans of a pack by the owner of each token; the prefix, where there is one, comes first.
+
+    Without `is_causal` a token of an example attends to the whole of its example.
+    """
     lengths = [(name, len(list(tokens))) for name, tokens in groupby(owner)]
     prefix = lengths[0][1] if lengths[0][0] == PREFIX else 0
     before = [0 if name == PREFIX else prefix for name, _ in lengths]
@@ -66,6 +73,7 @@ def spans(owner: Sequence[int]) -> Spans:
         torch.tensor(own),
         torch.tensor([list(copy) for copy in copies], dtype=torch.long).reshape(len(copies), prefix),
         -(-longest // STEP) * STEP,
+        ALL if is_causal else prefix,
     )
 
 
@@ -82,15 +90,15 @@ def pack_attention(query: Tensor, key: Tensor, value: Tensor, where: Spans, scal
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, *places, longest, scale, window = inputs
+    query, key, value, *places, longest, causal, scale, window = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(query, key, value, *output, *places)
-    ctx.options = (longest, scale, window)
+    ctx.options = (longest, causal, scale, window)
 
 
 def _gradients(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     gradients = torch.ops.spantune.pack_attention_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
-    return (*gradients, *[None] * 8)
+    return (*gradients, *[None] * 9)
 
 
 # The operators take the fields of Spans one by one: an operator's schema has tensors and numbers only.
@@ -106,15 +114,21 @@ def _attend(
     own: Tensor,
     copies: Tensor,
     longest: int,
+    causal: int,
     scale: float,
     window: int,
 ) -> tuple[Tensor, Tensor]:
     """The attended values, and the log-sum-exp [heads, tokens] that backward needs."""
-    output, lse, *_ = torch.ops.aten._flash_attention_forward(
-        query, key[tokens], value[tokens], queries, keys, longest, longest, 0.0, True, False,
-        scale=scale, **_windowed(window),
-    )  # fmt: skip
-    return output, lse
+    every_key, every_value = key[tokens], value[tokens]
+    outputs, sums = [], []
+    for part in _parts(queries, keys, causal, len(query)):
+        output, lse, *_ = torch.ops.aten._flash_attention_forward(
+            query[part.queries], every_key[part.keys], every_value[part.keys], part.query_starts, part.key_starts,
+            longest, longest, 0.0, part.is_causal, False, scale=scale, **_windowed(window, part.is_causal),
+        )  # fmt: skip
+        outputs.append(output)
+        sums.append(lse)
+    return (outputs[0], sums[0]) if len(outputs) == 1 else (torch.cat(outputs), torch.cat(sums, 1))
 
 
 def _differentiate(
@@ -130,20 +144,51 @@ def _differentiate(
     own: Tensor,
     copies: Tensor,
     longest: int,
+    causal: int,
     scale: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value."""
+    every_key, every_value = key[tokens], value[tokens]
     unused = torch.zeros(2, dtype=torch.uint64, device=query.device)  # the random state of dropout, which is off
-    of_query, of_keys, of_values = torch.ops.aten._flash_attention_backward(
-        grad, query, key[tokens], value[tokens], output, lse, queries, keys, longest, longest, 0.0, True, unused,
-        unused, scale=scale, **_windowed(window),
-    )  # fmt: skip
+    gradients = [
+        torch.ops.aten._flash_attention_backward(
+            grad[part.queries], query[part.queries], every_key[part.keys], every_value[part.keys],
+            output[part.queries], lse[:, part.queries].contiguous(), part.query_starts, part.key_starts,
+            longest, longest, 0.0, part.is_causal, unused, unused, scale=scale, **_windowed(window, part.is_causal),
+        )
+        for part in _parts(queries, keys, causal, len(query))
+    ]  # fmt: skip
+    of_query, of_keys, of_values = gradients[0] if len(gradients) == 1 else map(torch.cat, zip(*gradients, strict=True))
     return of_query, gathered(of_keys, own, copies), gathered(of_values, own, copies)
 
 
-def _windowed(window: int) -> dict[str, int]:
-    return {"window_size_left": window - 1, "window_size_right": 0} if window else {}
+class _Part(NamedTuple):
+    """Sequences of a pack that one call of the kernel computes, all in causal order or none."""
+
+    queries: slice
+    keys: slice
+    query_starts: Tensor
+    key_starts: Tensor
+    is_causal: bool
+
+
+def _parts(queries: Tensor, keys: Tensor, causal: int, tokens: int) -> list[_Part]:
+    """Return the calls that a pack takes: two where a prefix in causal order comes before texts that are not.
+
+    A prefix of one token sees only itself in either order.
+    """
+    if causal in (ALL, tokens) or causal <= 1:
+        return [_Part(slice(None), slice(None), queries, keys, causal in (ALL, tokens))]
+    prefix, rest = slice(0, causal), slice(causal, None)  # the prefix is its own sequence, of queries and of keys
+    return [
+        _Part(prefix, prefix, queries[:2], keys[:2], True),
+        _Part(rest, rest, queries[1:] - causal, keys[1:] - causal, False),
+    ]
+
+
+def _windowed(window: int, is_causal: bool) -> dict[str, int]:
+    return {"window_size_left": window - 1, "window_size_right": 0 if is_causal else window - 1} if window else {}
 
 
 def gathered(gradient: Tensor, own: Tensor, copies: Tensor) -> Tensor:
@@ -165,7 +210,8 @@ def _gradient_shapes(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *o
 
 
 _LAYOUT = (
-    "Tensor queries, Tensor keys, Tensor tokens, Tensor own, Tensor copies, SymInt longest, float scale, SymInt window"
+    "Tensor queries, Tensor keys, Tensor tokens, Tensor own, Tensor copies, SymInt longest, "
+    "SymInt causal, float scale, SymInt window"
 )
 LIBRARY.define(f"pack_attention(Tensor query, Tensor key, Tensor value, {_LAYOUT}) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
 LIBRARY.define(  # type: ignore[no-untyped-call]

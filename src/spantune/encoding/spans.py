@@ -1,0 +1,186 @@
+"""Documents to token ids for reading: what stands before a text, the text, and where its characters are.
+
+Spans are spans of characters, because a token of a BPE may join several characters or be a part of one. So every
+character has a token: the last one that holds a part of it. The text is tokenised apart from what stands before it, so
+that no token belongs to both, and nothing stands after it. Nothing is truncated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spantune.core import DataError, Document, ModelError, TaskSpec, config, foreign
+from spantune.encoding.encoder import Encoder
+from spantune.encoding.tokenizer import Tokenizer
+
+SHORTEST_LIMIT = 32
+"""The least that `spans.longest` is chosen as."""
+
+
+@dataclass(frozen=True, slots=True)
+class Characters:
+    """The characters of a text; each field has an entry a character.
+
+    Args:
+        token: the index of its token in the ids of the example.
+        before: how many characters of the token stand before it.
+        after: how many characters of the token stand after it.
+        own: the id of the last token of the character tokenised by itself.
+    """
+
+    token: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    own: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanExample:
+    """Token ids of one document that is read.
+
+    `ids[:text_start]` stand before the text that is read. `gold` are its entities as (first character, last character,
+    index of the label in the task).
+    """
+
+    id: str
+    ids: tuple[int, ...]
+    text_start: int
+    characters: Characters
+    gold: tuple[tuple[int, int, int], ...] = ()
+
+
+class SpanEncoder:
+    """Turns documents into examples that are read, under one tokenizer and one task.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        task: the task.
+        settings: the recipe's section `spans`, with `longest` filled.
+        max_tokens: the most tokens of an example; None for no limit.
+
+    Raises:
+        ModelError: the tokenizer has neither a BOS nor an EOS token, or, with `spans.instruction`, as `Encoder`.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, task: TaskSpec, settings: config.Spans, max_tokens: int | None = None
+    ) -> None:
+        self.tokenizer, self.task, self.settings, self.max_tokens = tokenizer, task, settings, max_tokens
+        self.longest = config.filled(settings.longest)
+        self.prefix = tuple(self._before_the_text())
+        self._between = self._ids("\n") if settings.view == "twice" else []
+        self._own_ids: dict[str, int] = {}
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Return the ids that the model reads for `text`."""
+        return self._placed(self._ids(text))[0]
+
+    def read(self, document: Document) -> SpanExample:
+        """Encode a document without its entities."""
+        text = document.text
+        with foreign("the tokenizer", "it cannot encode a text", "restore tokenizer.json"):
+            encoded = self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+            )
+        ids, text_start = self._placed(encoded["input_ids"])
+        characters = self._characters(text, encoded["input_ids"], encoded["offset_mapping"], text_start)
+        return SpanExample(document.id, tuple(ids), text_start, characters)
+
+    def example(self, document: Document) -> SpanExample:
+        """Encode an annotated document.
+
+        Raises:
+            DataError: it takes more than `max_tokens`, or has a label that is not the task's, or an entity longer than
+                `spans.longest`.
+        """
+        self.task.check([document])
+        example = self.read(document)
+        if self.max_tokens is not None and len(example.ids) > self.max_tokens:
+            raise DataError(
+                f"document {document.id!r} takes {len(example.ids)} tokens, over train.max_tokens={self.max_tokens}; "
+                "raise it, or set data.too_long=split to split at sentence ends"
+            )
+        for entity in document.entities:
+            if entity.end - entity.start > self.longest:
+                raise DataError(
+                    f"document {document.id!r}: the entity {entity.label} [{entity.start}, {entity.end}) has "
+                    f"{entity.end - entity.start} characters, over spans.longest={self.longest}; raise it, or leave it "
+                    "out",
+                    field="entities",
+                )
+        codes = {code: index for index, code in enumerate(self.task.codes)}
+        gold = tuple((entity.start, entity.end - 1, codes[entity.label]) for entity in document.entities)
+        return SpanExample(example.id, example.ids, example.text_start, example.characters, gold)
+
+    def fits(self, document: Document) -> bool:
+        """Whether `document` stays within `max_tokens`."""
+        return self.max_tokens is None or len(self.prompt_ids(document.text)) <= self.max_tokens
+
+    def _before_the_text(self) -> list[int]:
+        if self.settings.instruction:
+            written = self.task.model_copy(update={"answer": "jsonl"})  # the chat prompt is that of writing
+            head, _, _ = Encoder(self.tokenizer, written).render_prompt("\0").partition("\0")
+            return self._ids(head, special=True)
+        first = self.tokenizer.eos_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+        if first is None:
+            raise ModelError("the tokenizer has neither a BOS nor an EOS token to put before a text; set one")
+        return [first]
+
+    def _placed(self, text_ids: Sequence[int]) -> tuple[list[int], int]:
+        """Return the ids of an example, and the index of the first token of the text that is read."""
+        before = list(self.prefix)
+        if self.settings.view == "twice":
+            before += [*text_ids, *self._between]
+        return [*before, *text_ids], len(before)
+
+    def _characters(
+        self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], text_start: int
+    ) -> Characters:
+        token = [-1] * len(text)
+        before, after = [0] * len(text), [0] * len(text)
+        for index, (start, end) in enumerate(offsets):
+            for place in range(start, end):
+                token[place], before[place], after[place] = index, place - start, end - 1 - place
+        held = next((index for index in token if index >= 0), 0)
+        for place, index in enumerate(token):  # some tokenizers leave out spaces: these have the token before them
+            held = token[place] = index if index >= 0 else held
+        own = self._own(text, [ids[index] if ids else 0 for index in token])
+        return Characters(tuple(text_start + index for index in token), tuple(before), tuple(after), own)
+
+    def _own(self, text: str, otherwise: Sequence[int]) -> tuple[int, ...]:
+        """Return the id of each character by itself; that of `otherwise` where a character has no token."""
+        unknown = [character for character in dict.fromkeys(text) if character not in self._own_ids]
+        if unknown:
+            with foreign("the tokenizer", "it cannot encode a character", "restore tokenizer.json"):
+                encoded = self.tokenizer(unknown, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            self._own_ids |= {
+                character: ids[-1] if ids else -1 for character, ids in zip(unknown, encoded, strict=True)
+            }
+        found = (self._own_ids[character] for character in text)
+        return tuple(id_ if id_ >= 0 else other for id_, other in zip(found, otherwise, strict=True))
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        with foreign("the tokenizer", "it cannot encode a text", "restore tokenizer.json"):
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+
+
+TextEncoder = Encoder | SpanEncoder
+"""What turns documents into examples, for an answer that is written or one that is read."""
+
+
+def make_encoder(
+    tokenizer: Tokenizer, task: TaskSpec, settings: config.Spans, max_tokens: int | None = None
+) -> TextEncoder:
+    """Make the encoder of a task; `settings` are those of the head of a task that is answered by reading."""
+    if task.answer == "spans":
+        return SpanEncoder(tokenizer, task, settings, max_tokens)
+    return Encoder(tokenizer, task, max_tokens)
+
+
+def longest_allowed(documents: Sequence[Document], settings: config.Spans) -> int:
+    """Return `spans.longest`, or where it is not given the length of the longest entity, and 32 at least."""
+    if settings.longest is not None:
+        return settings.longest
+    lengths = (entity.end - entity.start for document in documents for entity in document.entities)
+    return max(SHORTEST_LIMIT, max(lengths, default=0))
