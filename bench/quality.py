@@ -19,7 +19,6 @@ import json
 import os
 import random
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,103 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from quality_jobs import MODEL, TASKS, make_jobs, passes, recipe_of
+from quality_tables import tables
 
 from spantune.core import Document, config
-from spantune.data import read, read_source, repair_all, write
+from spantune.data import read, read_source, repair_all, shared_texts, write
 from spantune.encoding import make_task
 from spantune.models import read_files
 
-MODEL = "bundled:gemma3-270m"
-SIZES = (100, 300, 1000, 3000, 15000)
-SEEDS = {"spans": {15000: 2}, "jsonl": {15000: 1}}
-"""Seeds of the curve where they are not three for spans and two for writing."""
-EPOCHS = {"spans": (60, 30, 15, 8, 5), "jsonl": (32, 8, 4, 4, 3)}
-"""Passes of the curve at each of `SIZES`. Those of writing are twice what a recipe gets that names none, at most 3 at
-the largest size."""
-BATCH = (8, 8, 16, 16, 32)
-"""Examples in a step of spans at each of `SIZES`."""
-BASE: dict[str, dict[str, Any]] = {
-    "spans": {
-        "task.answer": "spans",
-        "lora.rank": 64,
-        "lora.alpha": 128,
-        "train.learning_rate": 5e-4,
-        "train.eval_documents": 1250,
-        "train.eval_share": 1.0,
-    },
-    "jsonl": {
-        "task.answer": "jsonl",
-        "train.loss_on": "choices",
-        "train.eval_documents": 100,
-        "train.eval_share": 0.5,
-        "extract.batch_size": 32,
-    },
-}
-"""What a way of answering sets in every job; writing leaves rate, batch and rank to the product."""
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "base": {},
-    "view causal": {"spans.view": "causal"},
-    "view twice": {"spans.view": "twice"},
-    "instruction": {"spans.instruction": True},
-    "no convolution": {"spans.convolution": 0},
-    "types learnt": {"spans.types": "learnt"},
-    "rank 16": {"lora.rank": 16, "lora.alpha": 32},
-    "rank 256": {"lora.rank": 256, "lora.alpha": 512},
-    "full, rate 5e-5": {"lora": "full", "train.learning_rate": 5e-5},
-    "full, rate 1e-4": {"lora": "full", "train.learning_rate": 1e-4},
-    "full, rate 2e-4": {"lora": "full", "train.learning_rate": 2e-4},
-    "adapter rate 2e-4": {"train.learning_rate": 2e-4},
-    "adapter rate 1e-3": {"train.learning_rate": 1e-3},
-    "head rate 3e-4": {"spans.learning_rate": 3e-4},
-    "head rate 3e-3": {"spans.learning_rate": 3e-3},
-    "dropout 0": {"spans.dropout": 0.0},
-    "dropout 0.3": {"spans.dropout": 0.3},
-    "5 epochs": {"train.epochs": 5},
-    "8 epochs": {"train.epochs": 8},
-    "batch 16": {"train.batch_examples": 16},
-    "batch 64": {"train.batch_examples": 64},
-}
-"""What differs from the base. More lines, such as EMA, come from the command line: `--also "EMA: train.ema=0.999"`."""
-WEIBO = {"PER": "人名", "ORG": "机构", "GPE": "行政区", "LOC": "地点"}
-TASKS: dict[str, dict[str, Any]] = {
-    "cmeee_v1": {"preset": "cmeee"},
-    "cmeee_v2": {"preset": "cmeee"},
-    "bc5cdr": {
-        "labels": [
-            {"code": "Chemical", "description": "drugs and other chemical substances, abbreviations included"},
-            {"code": "Disease", "description": "diseases, syndromes, symptoms and adverse effects"},
-        ],
-        "nested": False,
-    },
-    "ncbi_disease": {
-        "labels": [
-            {"code": "Disease", "description": "diseases, syndromes and classes of them, abbreviations included"}
-        ],
-        "nested": False,
-    },
-    "wnut17": {
-        "labels": [
-            {"code": "person", "description": "names of people"},
-            {"code": "location", "description": "places, countries and facilities"},
-            {"code": "corporation", "description": "companies"},
-            {"code": "group", "description": "bands, teams and organisations that are no companies"},
-            {"code": "product", "description": "things that are sold, and services"},
-            {"code": "creative-work", "description": "songs, films, books, games and the like"},
-        ],
-        "nested": False,
-    },
-    "weibo_ner": {
-        "labels": [
-            {"code": f"{code}.{kind}", "name": name + word}
-            for code, name in WEIBO.items()
-            for kind, word in (("NAM", "名称"), ("NOM", "泛指"))
-        ],
-        "language": "zh",
-        "nested": False,
-    },
-}
-EPOCHS_OF_CORPUS = {"cmeee_v2": 10, "bc5cdr": 8, "ncbi_disease": 8, "wnut17": 8, "weibo_ner": 15}
-"""Passes of the finalist over the other corpora, as the curve has them at their sizes."""
 SPLIT_FILES = {
     "bc5cdr": ("train.tsv", "devel.tsv", "test.tsv"),
     "ncbi_disease": ("train.tsv", "devel.tsv", "test.tsv"),
@@ -146,7 +56,8 @@ GRACE = 25
 def make_data(source: Path, folder: Path) -> None:
     """Write CORPUS-train, -dev and -test.jsonl of every corpus of `source`, and cmeee_v1-devA and -devB.jsonl.
 
-    Training sentences are shuffled once, so that `data.limit` takes nested subsets of them.
+    Training sentences are shuffled once, so that `data.limit` takes nested subsets of them, and are without the texts
+    that dev or test has too, with which `spantune train` refuses to begin.
     """
     folder.mkdir(parents=True, exist_ok=True)
     dev = mended(source / "cmeee_v1" / "dev.jsonl")
@@ -163,6 +74,12 @@ def make_data(source: Path, folder: Path) -> None:
         for split, name in zip(("train", "dev", "test"), files, strict=True):
             documents = mended(source / corpus / name)
             splits[f"{corpus}-{split}"] = shuffled(documents) if split == "train" else documents
+    for corpus in TASKS:
+        train, prefix = f"{corpus}-train", f"{corpus}-"
+        held = [document for name in splits if name.startswith(prefix) and name != train for document in splits[name]]
+        shared = set(shared_texts(splits[train], held))
+        splits[train] = [document for document in splits[train] if document.text not in shared]
+        print(f"{corpus}: {len(shared)} texts that dev or test has too are left out of train")
     for name, documents in splits.items():
         write(folder / f"{name}.jsonl", documents)
         describe(name, documents)
@@ -194,81 +111,6 @@ def describe(name: str, documents: list[Document]) -> None:
     unknown = set(counts) - {label.code for label in labels}
     print(f"{name}: {len(documents)} documents, {sum(counts.values())} entities of {len(counts)} types", end="")
     print(f", longer than {WINDOW} tokens: {long or 'none'}", f", UNKNOWN LABELS {unknown}" if unknown else "", sep="")
-
-
-def make_jobs(data: Path, group: str, base: dict[str, Any], also: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The jobs of a group; `base` is set in every job of spans, and `also` are further lines of the ablation."""
-    if group == "curve":
-        return [job for way in BASE for job in curve(way, base)]
-    if group == "ablation":
-        lines = ABLATIONS | also
-        return [
-            spans_job(group, title, "cmeee_v1", 42, {"train.epochs": 3, "train.batch_examples": 32} | base | line)
-            for title, line in lines.items()
-        ]
-    if group == "final":
-        settings = {"train.epochs": 5, "train.batch_examples": 32} | base
-        return [spans_job(group, "finalist", "cmeee_v1", seed, settings, report="B") for seed in (42, 43, 44)]
-    jobs = []
-    for corpus, epochs in EPOCHS_OF_CORPUS.items():
-        size = sum(1 for _ in (data / f"{corpus}-train.jsonl").open(encoding="utf-8"))
-        settings = base | {"train.epochs": epochs, "train.batch_examples": 16}
-        jobs.append(spans_job(group, "finalist", corpus, 42, settings, size=size, report="test"))
-    return jobs
-
-
-def spans_job(group: str, title: str, corpus: str, seed: int, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A job that reads spans."""
-    job = {"group": group, "title": title, "corpus": corpus, "way": "spans", "size": 15000, "seed": seed, "report": "A"}
-    job |= more | {"recipe": settings}
-    return {"name": f"{group}, {title}, {corpus}, {job['size']}, seed {seed}, on {job['report']}"} | job
-
-
-def curve(way: str, base: dict[str, Any]) -> list[dict[str, Any]]:
-    """The jobs of the learning curve of a way of answering, the largest first."""
-    jobs = []
-    for size, epochs, batch in reversed(list(zip(SIZES, EPOCHS[way], BATCH, strict=True))):
-        seeds = SEEDS[way].get(size, 3 if way == "spans" else 2)
-        settings = (
-            base | {"train.epochs": epochs, "train.batch_examples": batch}
-            if way == "spans"
-            else {"train.epochs": epochs}
-        )
-        for seed in range(42, 42 + seeds):
-            job = spans_job("curve", way, "cmeee_v1", seed, settings, size=size, report="B", way=way)
-            jobs.append(job)
-    return jobs
-
-
-def recipe_of(job: dict[str, Any], data: Path, folder: Path, device: str) -> dict[str, Any]:
-    """The recipe of a job, in sections; the run is written to `folder`/run."""
-    corpus = job["corpus"]
-    on_gpu: dict[str, Any] = {"model.base": "bf16", "train.pack_tokens": 8192} if device == "cuda" else {}
-    dev, test = ("devA", f"dev{job['report']}") if corpus == "cmeee_v1" else ("dev", "test")
-    settings = {
-        "run": {"name": "run", "folder": str(folder), "seed": job["seed"]},
-        "model": {"source": MODEL, "device": device},
-        "task": TASKS[corpus],
-        "data.train": str(data / f"{corpus}-train.jsonl"),
-        "data.dev": str(data / f"{corpus}-{dev}.jsonl"),
-        "data.test": str(data / f"{corpus}-{test}.jsonl"),
-        "data.limit": job["size"],
-        "data.too_long": "split",
-        "train.compile": "off",
-        "train.gradient_checkpointing": "off",
-        "train.eval_before": False,
-        "train.log_steps": 50,
-        "train.keep_checkpoints": 1,
-        "track.swanlab": "off",
-    }
-    recipe: dict[str, Any] = {}
-    for key, value in (settings | on_gpu | BASE[job["way"]] | job["recipe"]).items():
-        section, _, name = key.partition(".")
-        if name and recipe.get(section) != "full":
-            recipe[section] = {**recipe.get(section, {}), name: value}
-        elif not name:
-            recipe[section] = value
-    return recipe
 
 
 @dataclass
@@ -362,11 +204,6 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def passes(job: dict[str, Any]) -> float:
-    """The passes over the training data that a job makes."""
-    return float(job["recipe"].get("train.epochs", 1))
-
-
 def figures_of(run: Path) -> dict[str, Any]:
     """The figures of a finished run, from its metrics."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -404,74 +241,6 @@ def run_all(chosen: argparse.Namespace) -> None:
         thread.join()
     for job in study.pending:
         print(f"not started: {job['name']}", flush=True)
-
-
-def tables(lines: list[dict[str, Any]]) -> None:
-    """Print the tables of the study."""
-    results = list({line["name"]: line for line in lines if "f1" in line}.values())
-    curve_table([line for line in results if line["group"] == "curve"])
-    ablation_table([line for line in results if line["group"] == "ablation"])
-    for group, title in (("final", "The finalist"), ("corpora", "Other corpora")):
-        final_table(title, [line for line in results if line["group"] == group])
-    done = {line["name"] for line in results}
-    for line in {line["name"]: line for line in lines if line["name"] not in done}.values():
-        print(f"- no result: {line['name']}: {(line.get('error') or 'unfinished').strip().splitlines()[-1]}")
-
-
-def curve_table(results: list[dict[str, Any]]) -> None:
-    """Print F1 by size of both ways: the mean over seeds, and the least and the greatest."""
-    if not results:
-        return
-    print("### Learning curves\n\n| sentences | reading spans | seeds | writing | seeds | reading - writing |")
-    print("|---|---|---|---|---|---|")
-    for size in sorted({line["size"] for line in results}):
-        cells, means = [], {}
-        for way in BASE:
-            values = [line["f1"] for line in results if (line["size"], line["way"]) == (size, way)]
-            if values:
-                means[way] = statistics.fmean(values)
-            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-            single = [with_interval(line) for line in results if (line["size"], line["way"]) == (size, way)]
-            cells += [(f"{means[way]:.3f}{spread}" if spread else single[0]) if values else "–", str(len(values))]
-        gap = f"{means['spans'] - means['jsonl']:+.3f}" if len(means) == 2 else "–"
-        print(f"| {size:,} | {' | '.join(cells)} | {gap} |")
-    print()
-
-
-def ablation_table(results: list[dict[str, Any]]) -> None:
-    """Print each line of the ablation, the best first, with its distance to the base."""
-    if not results:
-        return
-    base = next((line["f1"] for line in results if line["title"] == "base"), None)
-    print(
-        "### Ablations\n\n| changed | F1 (95 % interval) | to the base | precision | recall | train s | documents/s |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for line in sorted(results, key=lambda line: -line["f1"]):
-        gap = f"{line['f1'] - base:+.3f}" if base is not None else "–"
-        cells = [line["title"], with_interval(line), gap, f"{line['precision']:.3f}", f"{line['recall']:.3f}"]
-        print(f"| {' | '.join(cells)} | {line['training_seconds']:.0f} | {line['documents_per_s']:.0f} |")
-    print()
-
-
-def final_table(title: str, results: list[dict[str, Any]]) -> None:
-    """Print a line for each result, with its weakest and strongest type."""
-    if not results:
-        return
-    print(f"### {title}\n\n| corpus | seed | reported on | F1 (95 % interval) | dev F1 | F1 by type |")
-    print("|---|---|---|---|---|---|")
-    for line in results:
-        types = ", ".join(f"{name} {value:.2f}" for name, value in line["types"].items() if value is not None)
-        cells = [line["corpus"], str(line["seed"]), line["report"], with_interval(line), f"{line['dev_f1']:.3f}", types]
-        print(f"| {' | '.join(cells)} |")
-    print()
-
-
-def with_interval(line: dict[str, Any]) -> str:
-    """F1 with its interval."""
-    return f"{line['f1']:.3f}" + (
-        f" ({line['f1_low']:.3f}–{line['f1_high']:.3f})" if line["f1_low"] is not None else ""
-    )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
