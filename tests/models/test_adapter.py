@@ -16,7 +16,7 @@ from helpers.fakes import tiny_model
 from helpers.packs import adapted
 from spantune.core import ModelError
 from spantune.core.config import Lora
-from spantune.models import attach, load_adapter, load_adapter_weights
+from spantune.models import attach, load_adapter, load_trained
 
 ALL: dict[str, Any] = {"target_modules": ["qkv_proj", "o_proj", "down_proj", "gate_up_proj"]}
 FIRST = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
@@ -68,7 +68,7 @@ def test_a_weight_that_is_not_as_expected_is_named(
         load_adapter(base(), folder)
     model, _ = attach(base(), Lora(rank=4, alpha=8))
     with pytest.raises(ModelError, match=said) as resuming:
-        load_adapter_weights(model, folder)
+        load_trained(model, folder)
     assert str(loading.value) == str(resuming.value) and str(folder) in str(loading.value)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from helpers.packs import adapted
 from spantune.core import RunError
+from spantune.models import save_trained
 from spantune.runs import BestAdapter, Checkpoints
 
 
@@ -28,7 +29,10 @@ class Training:
         self.best = self.begin()
 
     def begin(self) -> BestAdapter:
-        return BestAdapter(self.folder, self.model, lambda folder: (folder / "task.json").write_text("{}") and None)
+        def complete(folder: Path) -> None:
+            (folder / "task.json").write_text("{}")
+
+        return BestAdapter(self.folder, self.model, complete, save_trained)
 
     def step(self, step: int, f1: float, save: bool = True) -> bool:
         with torch.no_grad():

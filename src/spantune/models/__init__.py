@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spantune.models.adapter import load_adapter, load_adapter_weights, read_lora
+from spantune.models.adapter import load_adapter, read_lora
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -46,6 +46,7 @@ from spantune.models.lora import (
 )
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
+from spantune.models.trained import load_trained, reload_trained, save_trained
 
 __all__ = [
     "NAME",
@@ -80,9 +81,9 @@ __all__ = [
     "linear_modules",
     "load",
     "load_adapter",
-    "load_adapter_weights",
     "load_config_of",
     "load_tokenizer",
+    "load_trained",
     "pack_view",
     "pick_device",
     "pick_dtype",
@@ -91,9 +92,11 @@ __all__ = [
     "queries_per_block",
     "read_files",
     "read_lora",
+    "reload_trained",
     "require_base",
     "require_dora",
     "resolve",
+    "save_trained",
     "silenced",
     "softcap_of",
     "spans",

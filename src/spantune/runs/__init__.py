@@ -21,14 +21,13 @@ if TYPE_CHECKING:
     )
     from spantune.runs.journal import logging_to, rewind
     from spantune.runs.listing import COLUMNS, Run
-    from spantune.runs.manifest import ADAPTER_FILES, change_since
+    from spantune.runs.manifest import change_since, trained_files
     from spantune.runs.systems import aligned, compare_runs, labels_of_systems, read_systems
     from spantune.runs.trackers.dashboards import Trackers, open_trackers, require_trackers
     from spantune.runs.trackers.interface import hints, url_of
     from spantune.runs.trackers.upload import sync
 
 __all__ = [
-    "ADAPTER_FILES",
     "COLUMNS",
     "BestAdapter",
     "Checkpoints",
@@ -58,6 +57,7 @@ __all__ = [
     "step_of",
     "sync",
     "torn",
+    "trained_files",
     "url_of",
     "write_card",
 ]
@@ -78,7 +78,7 @@ __getattr__, __dir__ = lazy_exports(
         ),
         "journal": ("logging_to", "rewind"),
         "listing": ("COLUMNS", "Run"),
-        "manifest": ("ADAPTER_FILES", "change_since"),
+        "manifest": ("change_since", "trained_files"),
         "systems": ("aligned", "compare_runs", "labels_of_systems", "read_systems"),
         "trackers.dashboards": ("Trackers", "open_trackers", "require_trackers"),
         "trackers.interface": ("hints", "url_of"),

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from spantune.core import RunError, first_line, fsync_path, to_json
 from spantune.runs.folder import MetricsRecord, RunFolder
-from spantune.runs.manifest import ADAPTER_FILES, MANIFEST, first_difference, seal
+from spantune.runs.manifest import MANIFEST, first_difference, seal, trained_files
 
 PART = ".part"
 REMOVED = ".gone"
@@ -150,15 +150,23 @@ class BestAdapter:
 
     Args:
         folder: the run folder.
-        model: the PEFT model that is trained.
+        model: the model that is trained.
         complete: writes what else belongs into the folder that it is given: tokenizer, task and model card.
+        save: writes what is trained of a model into a folder, with the third argument those weights instead of its own
+            (`models.save_trained`).
     """
 
-    def __init__(self, folder: Path, model: Any, complete: Callable[[Path], None]):
-        self.run, self.model, self.complete = RunFolder(folder), model, complete
+    def __init__(
+        self,
+        folder: Path,
+        model: Any,
+        complete: Callable[[Path], None],
+        save: Callable[[Any, Path, Mapping[str, Any] | None], None],
+    ):
+        self.run, self.model, self.complete, self.save = RunFolder(folder), model, complete, save
         self.step: int | None = None
         self.f1 = -math.inf
-        self._unsaved: tuple[dict[str, object], dict[str, object]] | None = None  # weights and evaluation
+        self._unsaved: tuple[dict[str, Any], dict[str, object]] | None = None  # weights and evaluation
 
     def offer(self, step: int, values: Mapping[str, float]) -> bool:
         """Keep the model's adapter if `values`, its evaluation, are the best so far (the later of equals)."""
@@ -168,7 +176,7 @@ class BestAdapter:
         evaluation = _evaluation(step, values)
         self._unsaved = None
         try:
-            self._swap(self._save, evaluation)
+            self._swap(lambda new: self.save(self.model, new, None), evaluation)
         except WRITING_FAILED as error:
             log.warning(
                 "step %d: the best adapter could not be written (%s); it is kept in memory", step, first_line(error)
@@ -184,7 +192,7 @@ class BestAdapter:
             return
         weights, evaluation = self._unsaved
         try:
-            self._swap(lambda new: self._save(new, weights), evaluation)
+            self._swap(lambda new: self.save(self.model, new, weights), evaluation)
         except WRITING_FAILED:
             return
         self._unsaved = None
@@ -220,10 +228,6 @@ class BestAdapter:
             log.warning("the adapter of step %d, F1 %.4f, is lost: its checkpoint is", record["step"], record["f1"])
         shutil.rmtree(final, ignore_errors=True)
 
-    def _save(self, new: Path, weights: Mapping[str, object] | None = None) -> None:
-        """Write the model's adapter, or with `weights` that one; no hub is asked whether embeddings were trained."""
-        self.model.save_pretrained(str(new), state_dict=weights, save_embedding_layers=False)
-
     def _saved_step(self) -> int | None:
         """The step of the adapter in the folder; None where there is none, or it was changed since it was written."""
         if (self.run.adapter / MANIFEST).exists() and (problem := first_difference(self.run.adapter)):
@@ -237,8 +241,8 @@ class BestAdapter:
 
     def _restore(self, checkpoint: Path, record: MetricsRecord) -> None:
         def fill(new: Path) -> None:
-            for name in ADAPTER_FILES:
-                shutil.copyfile(checkpoint / name, new / name)
+            for path in trained_files(checkpoint):
+                shutil.copyfile(path, new / path.name)
 
         self._swap(fill, _evaluation(record["step"], record))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spantune.core import Config, Locked, RunError, TaskSpec, file_lock, masked_values, to_json
 from spantune.runs.folder import RunFolder
-from spantune.runs.manifest import ADAPTER_FILES, seal
+from spantune.runs.manifest import seal, trained_files
 
 PATIENCE = 1.0  # seconds: a process that looks whether a run is running holds its lock for a moment
 
@@ -70,8 +70,8 @@ class Claim:
         if start is not None:
             copy = RunFolder(self._part).start
             copy.mkdir()
-            for name in ADAPTER_FILES:
-                shutil.copyfile(start / name, copy / name)
+            for path in trained_files(start):
+                shutil.copyfile(path, copy / path.name)
             TaskSpec.load(start).save(copy)
             seal(copy)
         recipe.save(self._part)

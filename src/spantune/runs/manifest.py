@@ -12,8 +12,8 @@ from pathlib import Path
 from spantune.core import first_line, fsync_path, sha256_of, to_json
 
 MANIFEST = "manifest.json"
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-"""The weights and the settings of an adapter."""
+TRAINED_FILES = ("adapter_model.safetensors", "adapter_config.json")
+"""What a run trains, in its `adapter/` and its checkpoints, the weights first: those of these files that are there."""
 READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
 """How the names of the files end that libraries look for beside an adapter: one that is added may change answers."""
 
@@ -55,6 +55,11 @@ def first_difference(folder: Path, **about: object) -> str | None:
         return f"its manifest cannot be read ({first_line(error)})"
     wrong = (key for key, value in about.items() if manifest.get(key) != value)
     return next((f"its manifest is of {key} {manifest.get(key)}" for key in wrong), None)
+
+
+def trained_files(folder: Path) -> list[Path]:
+    """Return the files of an adapter folder or a checkpoint that hold what the run trained, the weights first."""
+    return [folder / name for name in TRAINED_FILES if (folder / name).is_file()]
 
 
 def change_since(folder: Path) -> str | None:

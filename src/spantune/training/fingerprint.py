@@ -18,7 +18,7 @@ from pathlib import Path
 from spantune import __version__
 from spantune.core import RunError, TaskSpec, hash_documents, sha256_of
 from spantune.models import hash_model, pinned
-from spantune.runs import ADAPTER_FILES, RunFolder
+from spantune.runs import RunFolder, trained_files
 from spantune.training.preparation import Prepared
 
 _SOURCE = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def fingerprint(prepared: Prepared) -> dict[str, str]:
         for name, documents in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))
     }
     if prepared.start is not None:
-        hashes["start_sha256"] = sha256_of(prepared.start.folder / ADAPTER_FILES[0])
+        hashes["start_sha256"] = sha256_of(trained_files(prepared.start.folder)[0])
     return hashes | {"model_source": pinned(prepared.recipe.model.source)} | code()
 
 

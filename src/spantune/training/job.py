@@ -26,10 +26,11 @@ from spantune.models import (
     attach,
     compile_layers,
     load,
-    load_adapter,
-    load_adapter_weights,
+    load_trained,
     pinned,
     public_name,
+    reload_trained,
+    save_trained,
     silenced,
 )
 from spantune.report import report_run
@@ -146,7 +147,7 @@ def train(
         loaded = load(recipe.model, prepared.files)
         model, coverage = attach(loaded.model, recipe.lora)
         if start:
-            load_adapter_weights(model, start.folder)
+            load_trained(model, start.folder)
         if recipe.train.pack == "shared":
             _check_packs(model, prepared, loaded)
         if not resume:
@@ -179,7 +180,7 @@ class _Job:
         self.estimate = estimate
         self.stop = StopRequest()
         self.checkpoints = Checkpoints(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
-        self.best = BestAdapter(folder, loaded.model, self._complete)
+        self.best = BestAdapter(folder, loaded.model, self._complete, save_trained)
 
     def run(self, *, is_resumed: bool) -> tuple[Scores | None, Evaluation]:
         """Train and measure; a signal or an error closes the trackers. Returns what was measured before and after."""
@@ -267,8 +268,7 @@ class _Job:
                 "no evaluation was better than the adapter of train.from, which is kept: train for longer, with a "
                 "lower train.learning_rate, or without train.from"
             )
-        base = self.loaded.model.unload()
-        measuring.use(load_adapter(base, adapter, merge=not self.loaded.quantized))
+        measuring.use(reload_trained(self.loaded.model, adapter, merge=not self.loaded.quantized))
         step = max((record["step"] for record in self.folder.metrics()), default=0)
         after = measuring.measure_test(step, training_seconds=round(training_seconds, 1))
         report_run(self.folder.path, self.prepared.splits, after.scores)

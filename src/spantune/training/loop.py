@@ -19,7 +19,7 @@ import torch
 
 from spantune.core import Stopped, StopRequest, config
 from spantune.encoding import Example
-from spantune.models import load_adapter_weights
+from spantune.models import load_trained, save_trained
 from spantune.runs import BestAdapter, Checkpoints, step_of
 from spantune.training.collator import Batch
 from spantune.training.estimate import GIB, Estimate
@@ -122,7 +122,7 @@ class TrainingLoop:
         if checkpoint is None:
             return
         self.step = step_of(checkpoint)
-        load_adapter_weights(self.runner.model, checkpoint)
+        load_trained(self.runner.model, checkpoint)
         state = torch.load(checkpoint / OPTIMIZER_FILE, map_location=self.runner.device, weights_only=True)
         self.runner.optimizer.load_state_dict(state)
         random_state = torch.load(checkpoint / RANDOM_STATE_FILE, weights_only=True)
@@ -236,10 +236,7 @@ class TrainingLoop:
         self.services.best.retry()  # after a checkpoint there may be room for the best adapter too
 
     def _fill(self, folder: Path) -> None:
-        model = self.runner.accelerator.unwrap_model(self.runner.model)
-        model.save_pretrained(
-            str(folder), save_embedding_layers=False
-        )  # PEFT would ask a hub whether they were trained
+        save_trained(self.runner.accelerator.unwrap_model(self.runner.model), folder)
         torch.save(self.runner.optimizer.state_dict(), folder / OPTIMIZER_FILE)
         random_state = {"cpu": torch.get_rng_state()}
         if self.runner.device.type == "cuda":
