@@ -1,6 +1,6 @@
-"""What a run trains, saved to a folder and given back to a model, whatever it is.
+"""What a run trains, saved to a folder and given back to a model: a LoRA adapter, or the model's own weights.
 
-Training, checkpoints and the best evaluation use these functions only, so that they need not know what is trained.
+Training, checkpoints, the best evaluation and extraction use these functions only, so that they need not know which.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spantune.models.adapter import load_adapter, load_adapter_weights
+from spantune.core import ModelError, config
+from spantune.models import adapter
+from spantune.models.full import is_full, load_full, load_full_weights, save_full
 from spantune.models.interfaces import CausalLM
 
 
@@ -25,8 +27,11 @@ def save_trained(model: CausalLM, folder: Path, weights: Mapping[str, Tensor] | 
     Raises:
         OSError, RuntimeError, SafetensorError: the disk refuses it.
     """
-    # PEFT would ask a hub whether the embeddings were trained
-    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+    if _is_adapted(model):
+        # PEFT would ask a hub whether the embeddings were trained
+        model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+    else:
+        save_full(model, folder, weights)
 
 
 def load_trained(model: CausalLM, folder: Path) -> None:
@@ -35,9 +40,41 @@ def load_trained(model: CausalLM, folder: Path) -> None:
     Raises:
         ModelError: the folder holds nothing of the kind, something that is not finite, or that of another model.
     """
-    load_adapter_weights(model, folder)
+    trains_adapter = _is_adapted(model)
+    if is_full(folder) == trains_adapter:
+        held, expected = ("full fine-tuning", "LoRA") if trains_adapter else ("LoRA", "full fine-tuning")
+        raise ModelError(f"{folder}: holds weights of {held}, expected those of {expected}; restore it, or train again")
+    if trains_adapter:
+        adapter.load_adapter_weights(model, folder)
+    else:
+        load_full_weights(model, folder)
+
+
+def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM:
+    """Add what a run has trained to a base model, for extraction; an adapter is merged into its weights with `merge`.
+
+    Raises:
+        ModelError: there is nothing trained in `folder`, it is damaged or not finite, or it is for another model.
+    """
+    return load_full(model, folder) if is_full(folder) else adapter.load_adapter(model, folder, merge)
 
 
 def reload_trained(model: CausalLM, folder: Path, *, merge: bool) -> CausalLM:
     """Turn `model`, under training, into the model that extracts with what is saved in `folder`; see `load_adapter`."""
-    return load_adapter(model.unload(), folder, merge=merge)
+    return load_adapter(model.unload() if _is_adapted(model) else model, folder, merge=merge)
+
+
+def read_lora(folder: Path) -> config.Lora:
+    """Return the section `lora` by which what is trained in `folder` can be trained on.
+
+    Raises:
+        ModelError: it is damaged, or an adapter has an alpha for single modules, with which no recipe can go on.
+    """
+    return config.Lora(full=True) if is_full(folder) else adapter.read_lora(folder)
+
+
+def _is_adapted(model: CausalLM) -> bool:
+    """Whether `model` has PEFT adapters."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
