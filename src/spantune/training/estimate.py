@@ -47,7 +47,10 @@ SPEED = {"compiled": 0.65, "fp8": 0.75, "eager": 0.5}
 
 @dataclass(frozen=True)
 class Memory:
-    """Predicted memory of a training step in GiB, by part; `adapters_gib` includes the gradients."""
+    """Predicted memory of a training step in GiB, by part.
+
+    `adapters_gib` includes the gradients; with full fine-tuning it is these and the fp32 copies of a bf16 base.
+    """
 
     base_gib: float
     adapters_gib: float
@@ -136,7 +139,7 @@ def predict_memory(model: CausalLM, recipe: Config, device: torch.device, tokens
     positions = HEAD_CHUNK if recipe.train.pack == "shared" else tokens
     return Memory(
         base_gib=(weights * BYTES.get(base, width) + scales + others * width) / GIB,
-        adapters_gib=8 * adapters / GIB,  # fp32 weight and gradient
+        adapters_gib=(4 if recipe.lora.full and width == 4 else 8) * adapters / GIB,  # fp32 weight and gradient
         optimizer_gib=MOMENTS[recipe.train.optimizer] * adapters / GIB,
         activations_gib=tokens * (_stored_bytes(model, recipe, device) + working) / GIB,
         logits_gib=positions * text.vocab_size * (width + 8) / GIB,
@@ -198,14 +201,17 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
 
 
 def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
-    """Operations for each token: forward, the gradient of the input, and what is computed again."""
+    """Operations for each token: forward, the gradients of the inputs and of trained weights, and what is computed
+    again.
+    """
     weights = [module.weight for _, module in linear_modules(model)]
     again = sum(weight.numel() for weight in weights if is_wide(*weight.shape))
-    if checkpointing(recipe, device) or (compiling(recipe, device) and recipe.train.keep == "none"):
+    keeps_none = recipe.train.keep == "none" or recipe.lora.full  # kept are products with an adapter
+    if checkpointing(recipe, device) or (compiling(recipe, device) and keeps_none):
         again = sum(weight.numel() for weight in weights)
     elif not compiling(recipe, device) or recipe.train.keep == "most":
         again = 0
-    return 4 * sum(weight.numel() for weight in weights) + 2 * again
+    return (6 if recipe.lora.full else 4) * sum(weight.numel() for weight in weights) + 2 * again
 
 
 def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str, object]]:
@@ -219,9 +225,10 @@ def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str
     recomputed += [] if compiling(recipe, device) else [{"train.gradient_checkpointing": "on"}]
     if device.type == "cuda":
         optimizers += [{"train.optimizer": "adamw_8bit"}] if recipe.train.optimizer == "adamw" else []
+    if device.type == "cuda" and not recipe.lora.full:
         bases += [{"model.base": "fp8"}] if has_fp8(device) and recipe.model.base not in config.QUANTIZED else []
         bases += [{"model.base": "nf4"}] if recipe.model.base != "nf4" else []
-    elif _width(recipe.model.base, device) == 4:
+    elif device.type == "cpu" and _width(recipe.model.base, device) == 4:
         bases += [{"model.base": "bf16"}]
     size = recipe.train.micro_batch if recipe.train.pack == "none" else part_tokens(prepared, recipe, device)
     least = 1 if recipe.train.pack == "none" else max(len(example.ids) for example in prepared.examples)
