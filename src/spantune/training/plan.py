@@ -192,7 +192,7 @@ def _card(prepared: Prepared) -> Audit:
 
 
 def _readable(prepared: Prepared) -> Audit:
-    """Check that every entity of dev and test is short enough to be read; those of train were when they were encoded."""
+    """Check that every entity of dev and test is short enough to be read; encoding has checked those of train."""
     longest = config.filled(prepared.recipe.spans.longest)
     too_long = [
         (f"{path}: document {document.id!r}, {entity.label} [{entity.start}, {entity.end})", entity.end - entity.start)
