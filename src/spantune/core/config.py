@@ -431,6 +431,8 @@ class Config(Section):
             raise ValueError("task.answer=spans needs train.pack=shared and no train.cut_tokens")
         if self.task.answer == "spans" and self.train.on_choices:
             raise ValueError("task.answer=spans writes nothing: leave train.loss_on out, or set task.answer=jsonl")
+        if self.task.answer == "spans" and not self.extract.grounded:
+            raise ValueError("task.answer=spans writes nothing, with a grammar or without: leave extract.grounded out")
         if self.task.answer == "spans" and self.task.template == "tutorial":
             raise ValueError("task.template=tutorial is a prompt for writing: leave it out, or set task.answer=jsonl")
         return self

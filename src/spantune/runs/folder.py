@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,14 @@ from spantune.core import (
     closest,
     expect,
     file_lock,
+    foreign,
     lost_credentials,
     parse_config,
 )
 from spantune.runs.manifest import MANIFEST, change_since
 
+HEAD = "head.safetensors"
+"""The file in the adapter of a run that reads spans."""
 METRICS_FILE = "metrics.jsonl"
 REPORT = "report.html"
 MetricsRecord = dict[str, Any]
@@ -163,6 +167,21 @@ class RunFolder:
             RunError: it is missing or damaged.
         """
         return TaskSpec.load(self.path)
+
+    def head_thresholds(self) -> dict[str, float]:
+        """Return the score from which on a span is an entity, for each label; nothing where answers are written.
+
+        Raises:
+            ModelError: the head of the run cannot be read.
+        """
+        path = self.adapter / HEAD
+        if not path.is_file():
+            return {}
+        from safetensors import safe_open
+
+        with foreign(path, "the head cannot be read", "restore it"), safe_open(path, framework="np") as head:
+            logits = head.get_tensor("thresholds").tolist()
+        return {label: 1 / (1 + math.exp(-logit)) for label, logit in zip(self.task().codes, logits, strict=False)}
 
     def adapter_task(self, *, accept_changes: bool = False) -> TaskSpec:
         """Read the task that the adapter was trained for, once the adapter's files are those that the run wrote.
