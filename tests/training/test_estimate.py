@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from helpers.real import bench
 from spantune.core import Config, parse_config
-from spantune.models import attach, load
+from spantune.models import attach, attach_head, load, make_head
 from spantune.training import estimate, make_plan, prepare
 from spantune.training.estimate import GIB, checkpointing, compiling, fitting, predict_memory
 from spantune.training.plan import MEMORY, skeleton
@@ -96,6 +96,34 @@ def test_the_estimate_counts_weights_and_tokens(prepared: Prepare) -> None:
     assert make_plan(prepared(train={"max_steps": None, "epochs": 2})).estimate.steps == 8
     assert predicted.step_seconds > 0 and predicted.available_gib > 0.1 and predicted.fits
     assert predicted.memory.total_gib > predicted.memory.base_gib
+
+
+READ: dict[str, dict[str, Any]] = {"task": {"answer": "spans"}, "train": {"loss_on": None}}
+
+
+def test_the_estimate_of_reading_counts_the_head_and_no_vocabulary(prepared: Prepare) -> None:
+    found = prepared(**READ)
+    recipe, predicted = found.recipe, make_plan(found).estimate
+    model, _ = attach(load(recipe.model).model, recipe.lora)
+    attach_head(model, make_head(model, found.tokenizer, found.task, recipe.spans))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert predicted.memory.adapters_gib * GIB == predicted.memory.optimizer_gib * GIB == 8 * trained
+    wide = make_plan(prepared(**READ, spans={"size": 512})).estimate.memory
+    assert 0 < predicted.memory.logits_gib < wide.logits_gib
+    assert predicted.tokens_per_step <= predicted.tokens_unpacked
+    every_step = make_plan(prepared(**{**READ, "train": {"loss_on": None, "eval_steps": 1}})).estimate
+    training = every_step.steps * every_step.step_seconds / 60
+    assert training < every_step.minutes <= training * (1 + recipe.train.eval_share)
+    assert predicted.minutes < predicted.steps * predicted.step_seconds / 60 * (1 + recipe.train.eval_share)
+
+
+def test_settings_that_make_reading_fit(prepared: Prepare, phi4: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "has_fp8", lambda device: True)
+    found = prepared(**READ, model={"base": "bf16"})
+    assert fitting(found, phi4, CUDA, 70) == {}
+    tight = fitting(found, phi4, CUDA, 9.5)
+    assert tight is not None and tight["model.base"] == "nf4"
+    assert fitting(found, phi4, CUDA, 7) is None
 
 
 def test_what_is_recomputed_by_default(tree: Any, tmp_path: Path) -> None:

@@ -196,7 +196,19 @@ def make_head(model: CausalLM, tokenizer: Tokenizer, task: TaskSpec, settings: c
         settings: the recipe's section `spans`, with `longest` filled.
     """
     base = causal_lm(model)
-    head_config = HeadConfig(
+    states = _label_states(base, tokenizer, task) if settings.types == "names" else None
+    return SpanHead(_head_config(base, task, settings), settings.dropout, states).to(next(base.parameters()).device)
+
+
+def head_weights(model: CausalLM, task: TaskSpec, settings: config.Spans) -> int:
+    """Count the weights of the head that `make_head` would make for a model, which may be on the meta device."""
+    with torch.device("meta"):
+        head = SpanHead(_head_config(causal_lm(model), task, settings))
+    return sum(weight.numel() for weight in head.parameters())
+
+
+def _head_config(base: CausalLM, task: TaskSpec, settings: config.Spans) -> HeadConfig:
+    return HeadConfig(
         labels=task.codes,
         hidden=base.config.hidden_size,
         layers=base.config.num_hidden_layers,
@@ -207,8 +219,6 @@ def make_head(model: CausalLM, tokenizer: Tokenizer, task: TaskSpec, settings: c
         convolution=settings.convolution,
         types=settings.types,
     )
-    states = _label_states(base, tokenizer, task) if settings.types == "names" else None
-    return SpanHead(head_config, settings.dropout, states).to(next(base.parameters()).device)
 
 
 def _label_states(model: CausalLM, tokenizer: Tokenizer, task: TaskSpec) -> Tensor:
