@@ -415,6 +415,17 @@ class Config(Section):
         return values
 
     @model_validator(mode="after")
+    def _full_has_no_adapter(self) -> Config:
+        fields = Lora.model_fields.items()
+        others = [name for name, field in fields if name != "full" and getattr(self.lora, name) != field.default]
+        if self.lora.full and others:
+            raise ValueError(
+                f"lora.full=true trains the weights themselves, and lora.{others[0]} is of an adapter: leave one of "
+                "them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _reading_needs_packs(self) -> Config:
         if self.task.answer == "spans" and (self.train.pack != "shared" or self.train.cut_tokens):
             raise ValueError("task.answer=spans needs train.pack=shared and no train.cut_tokens")

@@ -59,6 +59,9 @@ class SpanEncoder:
         settings: the recipe's section `spans`, with `longest` filled.
         max_tokens: the most tokens of an example; None for no limit.
 
+    Attributes:
+        copies: how often the ids hold their text.
+
     Raises:
         ModelError: the tokenizer has neither a BOS nor an EOS token, or, with `spans.instruction`, as `Encoder`.
     """
@@ -68,6 +71,7 @@ class SpanEncoder:
     ) -> None:
         self.tokenizer, self.task, self.settings, self.max_tokens = tokenizer, task, settings, max_tokens
         self.longest = config.filled(settings.longest)
+        self.copies = 2 if settings.view == "twice" else 1
         self.prefix = tuple(self._before_the_text())
         self._between = self._ids("\n") if settings.view == "twice" else []
         self._own_ids: dict[str, int] = {}

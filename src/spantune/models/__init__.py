@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from spantune.models.adapter import load_adapter, read_lora
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -17,6 +16,7 @@ from spantune.models.architecture import (
 from spantune.models.attention import NAME, Places, check_attention, pack_view, unread_mask
 from spantune.models.bundled import cache_root
 from spantune.models.compilation import compile_layers
+from spantune.models.full import require_full
 from spantune.models.hashes import hash_model
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
@@ -60,7 +60,7 @@ from spantune.models.span_head import (
     save_head,
 )
 from spantune.models.span_packs import SpanPack, layout_spans, pack_spans, span_logits
-from spantune.models.trained import load_trained, open_trained, reload_trained, save_trained
+from spantune.models.trained import load_adapter, load_trained, open_trained, read_lora, reload_trained, save_trained
 
 __all__ = [
     "NAME",
@@ -122,6 +122,7 @@ __all__ = [
     "reload_trained",
     "require_base",
     "require_dora",
+    "require_full",
     "require_head",
     "resolve",
     "save_head",

@@ -21,6 +21,8 @@ FEW_DOCUMENTS, FEW_ENTITIES = 5, 10
 """Under so many dev documents, or entities in them, an F1 says little."""
 RATES = (1e-5, 5e-3)
 """The rates between which LoRA learns; outside it stands still, or the loss jumps."""
+FULL_RATES = (1e-6, 5e-4)
+"""The same of full fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,16 @@ def _too_few(steps: int) -> str:
 
 
 def _rate(prepared: Prepared) -> PlanWarning | None:
-    rate, (low, high) = config.filled(prepared.recipe.train.learning_rate), RATES
+    full, rate = prepared.recipe.lora.full, config.filled(prepared.recipe.train.learning_rate)
+    low, high = FULL_RATES if full else RATES
     if low <= rate <= high:
         return None
-    why = "so low that an adapter hardly learns" if rate < low else "so high that the loss is likely to jump"
+    why = "so low that hardly anything is learnt" if rate < low else "so high that the loss is likely to jump"
+    usual = "1e-5 and 2e-4" if full else "1e-4 and 1e-3"
     return PlanWarning(
-        "a learning rate for LoRA",
+        "a learning rate for full fine-tuning" if full else "a learning rate for LoRA",
         f"train.learning_rate={rate:g} is {why}",
-        "set one between 1e-4 and 1e-3, or leave it out, so that it is chosen",
+        f"set one between {usual}, or leave it out, so that it is chosen",
     )
 
 

@@ -55,8 +55,8 @@ EVALUATIONS = 4
 class Memory:
     """Predicted memory of a training step in GiB, by part.
 
-    `adapters_gib` includes the gradients, and the head where spans are read; `logits_gib` are then those of the spans,
-    with all that the head computes them from.
+    `adapters_gib` includes the gradients; with full fine-tuning it is these and the fp32 copies of a bf16 base. Where
+    spans are read it includes the head, and `logits_gib` are those of the spans with what the head makes them from.
     """
 
     base_gib: float
@@ -187,14 +187,15 @@ def predict_memory(
     others = sum(parameter.numel() for parameter in model.parameters()) - weights
     scales = 4 * sum(module.out_features for module in linear) if base in ("fp8", "int8") else 0
     adapters = adapter_weights(model, recipe.lora)
-    trained = adapters + (head.weights if head else 0)
+    of_head = head.weights if head else 0
+    copies = 4 if recipe.lora.full and width == 4 else 8  # bytes: fp32 weight, unless it is the base's, and gradient
     text = model.config
     working = 2 * (8 * text.hidden_size + 4 * text.intermediate_size) * width  # of the layer that is computed again
     positions = HEAD_CHUNK if recipe.train.pack == "shared" else tokens
     return Memory(
         base_gib=(weights * BYTES.get(base, width) + scales + others * width) / GIB,
-        adapters_gib=8 * trained / GIB,  # fp32 weight and gradient
-        optimizer_gib=MOMENTS[recipe.train.optimizer] * trained / GIB,
+        adapters_gib=(copies * adapters + 8 * of_head) / GIB,
+        optimizer_gib=MOMENTS[recipe.train.optimizer] * (adapters + of_head) / GIB,
         activations_gib=tokens * (_stored_bytes(model, recipe, device) + working) / GIB,
         logits_gib=(head.bytes * tokens if head else positions * text.vocab_size * (width + 8)) / GIB,
     )
@@ -261,14 +262,17 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
 
 
 def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
-    """Operations for each token: forward, the gradient of the input, and what is computed again."""
+    """Operations for each token: forward, the gradients of the inputs and of trained weights, and what is computed
+    again.
+    """
     weights = [module.weight for _, module in linear_modules(model)]
     again = sum(weight.numel() for weight in weights if is_wide(*weight.shape))
-    if checkpointing(recipe, device) or (compiling(recipe, device) and recipe.train.keep == "none"):
+    keeps_none = recipe.train.keep == "none" or recipe.lora.full  # kept are products with an adapter
+    if checkpointing(recipe, device) or (compiling(recipe, device) and keeps_none):
         again = sum(weight.numel() for weight in weights)
     elif not compiling(recipe, device) or recipe.train.keep == "most":
         again = 0
-    return 4 * sum(weight.numel() for weight in weights) + 2 * again
+    return (6 if recipe.lora.full else 4) * sum(weight.numel() for weight in weights) + 2 * again
 
 
 def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str, object]]:
@@ -282,9 +286,10 @@ def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str
     recomputed += [] if compiling(recipe, device) else [{"train.gradient_checkpointing": "on"}]
     if device.type == "cuda":
         optimizers += [{"train.optimizer": "adamw_8bit"}] if recipe.train.optimizer == "adamw" else []
+    if device.type == "cuda" and not recipe.lora.full:
         bases += [{"model.base": "fp8"}] if has_fp8(device) and recipe.model.base not in config.QUANTIZED else []
         bases += [{"model.base": "nf4"}] if recipe.model.base != "nf4" else []
-    elif _width(recipe.model.base, device) == 4:
+    elif device.type == "cpu" and _width(recipe.model.base, device) == 4:
         bases += [{"model.base": "bf16"}]
     size = recipe.train.micro_batch if recipe.train.pack == "none" else part_tokens(prepared, recipe, device)
     least = 1 if recipe.train.pack == "none" else max(len(example.ids) for example in prepared.examples)

@@ -154,7 +154,7 @@ def _targets(recipe: Config, coverage: Coverage) -> Audit:
     name = "every LoRA target matches"
     unmatched, unranked = unmatched_error(coverage), unranked_error(coverage)
     problem = unranked or unmatched
-    covered = f"{', '.join(coverage.matched)}: {coverage.share:.0%} of the linear weights"
+    covered = str(coverage)
     waived = "lora.allow_unmatched" if recipe.lora.allow_unmatched and not unranked else None
     remedy = "mend lora.rank_pattern" if unranked else "set lora.targets=all-linear"
     return Audit(name, problem is None, problem or covered, remedy, waived)

@@ -27,7 +27,7 @@ from spantune.encoding import (
     shared_prefix,
 )
 from spantune.extraction import mark_choices, require_grammar
-from spantune.models import ModelFiles, cache_root, count_weights, read_files
+from spantune.models import ModelFiles, cache_root, count_weights, read_files, require_full
 from spantune.training.recommendation import with_answer, with_values
 from spantune.training.warm_start import Start, warm_start
 
@@ -104,6 +104,7 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     files = read_files(recipe.model.source)
     recipe, start = warm_start(recipe, files, own_start)
     weights = count_weights(files.folder)
+    require_full(recipe.lora, recipe.model.base, weights)
     recipe = with_answer(recipe, weights)
     task = make_task(recipe.task)
     settings = recipe.train

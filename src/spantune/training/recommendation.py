@@ -24,6 +24,8 @@ WEIGHTS = {"bundled:gemma3-270m": 268_098_176, "bundled:smollm2-135m": 134_515_0
 NAMED_WEIGHTS = {"phi-4": 14.7e9, "phi-3.5-mini": 3.8e9, "phi-3-mini": 3.8e9}
 """Weights of models whose names do not say how many they have."""
 Device = Literal["cpu", "cuda"]
+FULL_RATE = 1e-4
+"""The learning rate of full fine-tuning, which stands for that of the table: the weights move, and not an adapter."""
 ANY = 10**15
 """More documents, or weights, than there are."""
 
@@ -74,7 +76,7 @@ def with_values(recipe: Config, documents: int, weights: int) -> Config:
     """Return `recipe` with every value that it leaves to the sizes of corpus and model.
 
     The loss is on all of the answer where choices cannot be had: without the grammar, without shared packs, or where
-    samples are cut. A rank without an alpha gets the ratio of the table.
+    samples are cut. A rank without an alpha gets the ratio of the table; full fine-tuning has neither.
     """
     row, settings, lora = recommend(documents, weights), recipe.train, recipe.lora
     able = (
@@ -85,13 +87,15 @@ def with_values(recipe: Config, documents: int, weights: int) -> Config:
     )
     rank = row.rank if lora.rank is None else lora.rank
     train = {
-        "learning_rate": row.learning_rate,
+        "learning_rate": FULL_RATE if lora.full else row.learning_rate,
         "batch_examples": row.batch_examples,
         "epochs": row.epochs,
         "loss_on": row.loss_on if able else "answer",
     }
     absent = {key: value for key, value in train.items() if getattr(settings, key) is None}
-    adapter = {"rank": rank, "alpha": row.alpha * rank / row.rank if lora.alpha is None else lora.alpha}
+    adapter = (
+        {} if lora.full else {"rank": rank, "alpha": row.alpha * rank / row.rank if lora.alpha is None else lora.alpha}
+    )
     return recipe.model_copy(
         update={"train": settings.model_copy(update=absent), "lora": lora.model_copy(update=adapter)}
     )

@@ -1,4 +1,4 @@
-"""A warm start, `train.from`: a run that begins with the adapter of another one instead of a new one.
+"""A warm start, `train.from`: a run that begins with what another one has trained instead of a new adapter.
 
 The adapter's shape (rank, alpha, targets and the like) is that of the earlier run; what the recipe states must agree
 with it. The base model and the answer format must be the same, and every label of the earlier task must still be one;
@@ -15,11 +15,11 @@ from pathlib import Path
 from spantune.core import Config, ConfigError, Label, RunError, TaskSpec, config, nearest
 from spantune.encoding import make_task
 from spantune.models import ModelFiles, hash_model, read_lora
-from spantune.runs import RunFolder, change_since
+from spantune.runs import RunFolder, change_since, trained_files
 
 RATE_SHARE = 1 / 3
 """The share of the earlier run's learning rate that a warm start begins with, where the recipe names no rate."""
-_SHAPE = ("rank", "alpha", "rslora", "dora", "rank_pattern")
+_SHAPE = ("full", "rank", "alpha", "rslora", "dora", "rank_pattern")
 _SAME = ("answer", "template", "empty_answer")
 
 
@@ -29,7 +29,7 @@ class Start:
 
     Args:
         folder: the adapter's folder.
-        targets: the names of the modules that it is on.
+        targets: the names of the modules that it is on; none where it is the weights of a full fine-tuning.
         notes: what differs from the run that it comes from, in sentences.
     """
 
@@ -68,8 +68,8 @@ def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) 
     if own_copy is None:
         notes += _require_same_base(path, run, files)
         notes += _require_same_task(path, before, make_task(recipe.task))
-    assert not isinstance(shape.targets, str)
-    return recipe, Start(adapter, shape.targets, tuple(notes))
+    targets = () if isinstance(shape.targets, str) else shape.targets
+    return recipe, Start(adapter, targets, tuple(notes))
 
 
 def _with_training_of(path: Path, recipe: Config, earlier: config.Train) -> tuple[config.Train, list[str]]:
@@ -97,7 +97,7 @@ def _find(path: Path) -> tuple[Path, RunFolder | None]:
         if not run.adapter.is_dir():
             raise ConfigError(f"train.from: {path} has no adapter yet; finish it: spantune train --resume {path}")
         return run.adapter, run
-    if not (path / "adapter_config.json").is_file():
+    if not trained_files(path):
         raise ConfigError(f"train.from: {path} is no run folder and no adapter folder; name one, such as runs/demo")
     parent = RunFolder(path.absolute().parent)
     return path, parent if parent.is_run and parent.adapter == path.absolute() else None
@@ -150,6 +150,12 @@ def _key(label: Label, before: Label) -> str:
 def _agreed(path: Path, stated: config.Lora, shape: config.Lora, run: RunFolder | None) -> config.Lora:
     """The `lora` section with the adapter's shape; what the recipe states must agree with it."""
     given = {name for name in stated.model_fields_set if getattr(stated, name) is not None}
+    if given and stated.full != shape.full:
+        held, wanted = ("full fine-tuning", "LoRA") if shape.full else ("LoRA", "full fine-tuning")
+        raise ConfigError(
+            f"train.from: {path} holds weights of {held}, and the recipe's section lora asks for {wanted}; leave lora "
+            "out, or name another run"
+        )
     for name in _SHAPE:
         if name in given and (value := getattr(stated, name)) != (own := getattr(shape, name)):
             raise ConfigError(
