@@ -28,7 +28,7 @@ from spantune.encoding import (
 )
 from spantune.extraction import mark_choices, require_grammar
 from spantune.models import ModelFiles, cache_root, count_weights, read_files, require_full
-from spantune.training.recommendation import with_answer, with_values
+from spantune.training.recommendation import READ_FROM, with_answer, with_values
 from spantune.training.warm_start import Start, warm_start
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
@@ -105,7 +105,12 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     recipe, start = warm_start(recipe, files, own_start)
     weights = count_weights(files.folder)
     require_full(recipe.lora, recipe.model.base, weights)
-    recipe = with_answer(recipe, weights)
+    is_open, recipe = recipe.task.answer is None, with_answer(recipe, len(splits.train), weights)
+    if is_open and recipe.task.answer == "spans":
+        say(
+            f"{len(splits.train):,} training documents: entities are read (task.answer=spans), which is better from "
+            f"{READ_FROM:,} on; set task.answer=jsonl to have them written"
+        )
     task = make_task(recipe.task)
     settings = recipe.train
     unlimited = settings.cut_tokens is not None
@@ -129,7 +134,9 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
 
 
 def _with_longest(recipe: config.Config, splits: Splits) -> config.Config:
-    """Return the recipe with the length of the longest entity that is read, where it leaves that to the corpus."""
+    """Return the recipe with the length of the longest entity, where spans are read and it leaves that open."""
+    if recipe.task.answer != "spans":
+        return recipe
     longest = longest_allowed((*splits.train, *splits.dev), recipe.spans)
     return recipe.model_copy(update={"spans": recipe.spans.model_copy(update={"longest": longest})})
 
