@@ -107,10 +107,11 @@ class SpanEncoder:
             )
         for entity in document.entities:
             if entity.end - entity.start > self.longest:
+                length = entity.end - entity.start
                 raise DataError(
-                    f"document {document.id!r}: the entity {entity.label} [{entity.start}, {entity.end}) has "
-                    f"{entity.end - entity.start} characters, over spans.longest={self.longest}; raise it, or leave it "
-                    "out",
+                    f"document {document.id!r}: the entity {entity.label} [{entity.start}, {entity.end}) has {length} "
+                    f"characters, over spans.longest={self.longest}; set it to {length} or more, or leave spans.longest "
+                    "out, so that it is chosen",
                     field="entities",
                 )
         codes = {code: index for index, code in enumerate(self.task.codes)}

@@ -92,11 +92,22 @@ def with_answer(recipe: Config, documents: int, weights: int) -> Config:
     """
     if recipe.task.answer or "answer" in PRESETS.get(recipe.task.preset or "", {}):
         return recipe
+    answer = "jsonl" if writing_keys(recipe) else recommended_answer(documents, weights)
+    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"answer": answer})})
+
+
+def writing_keys(recipe: Config) -> list[str]:
+    """Return the keys of a recipe whose values mean that entities are written."""
     train, task = recipe.train, recipe.task
-    is_for_writing = train.loss_on or train.pack != "shared" or train.cut_tokens or not recipe.extract.grounded
-    is_for_writing = is_for_writing or task.empty_answer is not None or task.template == "tutorial"
-    answer = "jsonl" if is_for_writing else recommended_answer(documents, weights)
-    return recipe.model_copy(update={"task": task.model_copy(update={"answer": answer})})
+    means_writing = {
+        "train.loss_on": train.loss_on is not None,
+        "train.pack": train.pack != "shared",
+        "train.cut_tokens": train.cut_tokens is not None,
+        "extract.grounded": not recipe.extract.grounded,
+        "task.empty_answer": task.empty_answer is not None,
+        "task.template": task.template == "tutorial",
+    }
+    return [key for key, is_set in means_writing.items() if is_set]
 
 
 def with_values(recipe: Config, documents: int, weights: int) -> Config:
