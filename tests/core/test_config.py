@@ -217,6 +217,20 @@ def test_what_is_saved_is_read_back(tmp_path: Path, overrides: list[str]) -> Non
     assert load_config(tmp_path / "config.yaml") == config
 
 
+def test_full_fine_tuning_has_a_short_form_everywhere(tmp_path: Path) -> None:
+    expected = load_config(recipe(tmp_path), ["lora.full=true"])
+    assert expected.lora.full
+    assert load_config(recipe(tmp_path, "lora: full\n")) == load_config(recipe(tmp_path), ["lora=full"]) == expected
+    assert load_config(recipe(tmp_path, "lora: {rank: 8}\n"), ["lora=full"]) == expected
+    assert not load_config(recipe(tmp_path, "lora: full\n"), ["lora.full=false", "lora.rank=8"]).lora.full
+    expected.save(tmp_path)
+    assert load_config(tmp_path / "config.yaml") == expected
+    for setting in ("rank=8", "dora=true", "plus_ratio=16", "targets=[q_proj]"):
+        name = setting.partition("=")[0]
+        with pytest.raises(ConfigError, match=rf"and lora\.{name} is of an adapter: leave one of them out"):
+            load_config(recipe(tmp_path, "lora: full\n"), [f"lora.{setting}"])
+
+
 def test_an_override_of_a_config_states_nothing_else() -> None:
     recipe = parse_config({"model": {"source": "x"}, "task": {"labels": ["a"]}, "data": {"train": "a.jsonl"}})
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 2})})
