@@ -97,7 +97,7 @@ def layout_spans(examples: Sequence[SpanExample], prefix: Sequence[int], setting
                 column += [0] * gap
         start = len(columns[0])
         starts.append(start)
-        columns[0] += [index + moved for index in characters.token]
+        columns[0] += [index + moved if index >= shared else index for index in characters.token]
         for column, values in zip(columns[1:4], (characters.before, characters.after, characters.own), strict=True):
             column += values
         columns[4] += range(size)
