@@ -146,10 +146,10 @@ class SpanEncoder:
         for index, (start, end) in enumerate(offsets):
             for place in range(start, end):
                 token[place], before[place], after[place] = index, place - start, end - 1 - place
-        held = next((index for index in token if index >= 0), 0)
+        held = next((index for index in token if index >= 0), -1)  # -1: the token before the text, which has none
         for place, index in enumerate(token):  # some tokenizers leave out spaces: these have the token before them
             held = token[place] = index if index >= 0 else held
-        own = self._own(text, [ids[index] if ids else 0 for index in token])
+        own = self._own(text, [ids[index] if index >= 0 else self.prefix[-1] for index in token])
         return Characters(tuple(text_start + index for index in token), tuple(before), tuple(after), own)
 
     def _own(self, text: str, otherwise: Sequence[int]) -> tuple[int, ...]:
