@@ -276,6 +276,7 @@ def main() -> None:
     elif chosen.what == "jobs":
         also = {name: settings_of(rest.split()) for name, _, rest in (line.partition(": ") for line in chosen.also)}
         jobs = make_jobs(chosen.source, chosen.group, settings_of(chosen.base), also)
+        jobs.sort(key=lambda job: -job["size"] * passes(job))  # the longest first, so that the workers end together
         chosen.out.write_text("".join(json.dumps(job, ensure_ascii=False) + "\n" for job in jobs), encoding="utf-8")
     elif chosen.what == "run":
         run_all(chosen)

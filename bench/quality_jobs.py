@@ -98,6 +98,8 @@ TASKS: dict[str, dict[str, Any]] = {
         "nested": False,
     },
 }
+LONGEST = {"cmeee_v1": 96, "cmeee_v2": 118, "bc5cdr": 174, "ncbi_disease": 84, "wnut17": 85, "weibo_ner": 32}
+"""Characters of the longest entity of a corpus, dev and test included: a run refuses gold that it cannot read."""
 EPOCHS_OF_CORPUS = {"cmeee_v2": 10, "bc5cdr": 8, "ncbi_disease": 8, "wnut17": 8, "weibo_ner": 15}
 """Passes of the finalist over the other corpora, as the curve has them at their sizes."""
 
@@ -167,6 +169,8 @@ def recipe_of(job: dict[str, Any], data: Path, folder: Path, device: str) -> dic
         "train.keep_checkpoints": 1,
         "track.swanlab": "off",
     }
+    if job["way"] == "spans":
+        settings["spans.longest"] = LONGEST[corpus]
     recipe: dict[str, Any] = {}
     for key, value in (settings | on_gpu | BASE[job["way"]] | job["recipe"]).items():
         section, _, name = key.partition(".")
