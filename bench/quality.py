@@ -167,10 +167,12 @@ class Study:
         else:
             arguments = ["--resume", str(run)]
         with (folder / "output.txt").open("w", encoding="utf-8") as output:
-            command = [sys.executable, "-m", "spantune", "train", *arguments]
-            threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
+            program = [str(Path(__file__).with_name("quality_tricks.py"))] if "tricks" in job else ["-m", "spantune"]
+            command = [sys.executable, *program, "train", *arguments]
+            added = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
+            added["SPANTUNE_TRICKS"] = job.get("tricks", "")
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads, process_group=0
+                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | added, process_group=0
             )
             is_late = False
             try:

@@ -58,8 +58,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "8 epochs": {"train.epochs": 8},
     "batch 16": {"train.batch_examples": 16},
     "batch 64": {"train.batch_examples": 64},
+    "EMA 0.999": {"tricks": "ema=0.999"},
+    "R-Drop 1": {"tricks": "rdrop=1.0"},
+    "FGM 0.5": {"tricks": "fgm=0.5"},
 }
-"""What differs from the base. More lines, such as EMA, come from the command line: `--also "EMA: train.ema=0.999"`."""
+"""What differs from the base; `tricks` are those of quality_tricks.py. More lines come from the command line: `--also
+"NAME: key=value …"`."""
 WEIBO = {"PER": "人名", "ORG": "机构", "GPE": "行政区", "LOC": "地点"}
 TASKS: dict[str, dict[str, Any]] = {
     "cmeee_v1": {"preset": "cmeee"},
@@ -126,7 +130,9 @@ def make_jobs(data: Path, group: str, base: dict[str, Any], also: dict[str, dict
 
 
 def spans_job(group: str, title: str, corpus: str, seed: int, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A job that reads spans."""
+    """A job that reads spans; `tricks` among the settings goes into the job, since it is no key of a recipe."""
+    if "tricks" in settings:
+        more["tricks"], settings = settings["tricks"], {key: settings[key] for key in settings if key != "tricks"}
     job = {"group": group, "title": title, "corpus": corpus, "way": "spans", "size": 15000, "seed": seed, "report": "A"}
     job |= more | {"recipe": settings}
     return {"name": f"{group}, {title}, {corpus}, {job['size']}, seed {seed}, on {job['report']}"} | job
