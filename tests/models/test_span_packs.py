@@ -23,7 +23,8 @@ from helpers.reading import (
     spans_settings,
 )
 from spantune.core import Document, config
-from spantune.encoding import PREFIX, SpanEncoder
+from spantune.encoding import PREFIX, SpanEncoder, SpanExample
+from spantune.encoding.spans import Characters
 from spantune.models import layout_spans, pack_spans
 
 VIEWS = ["whole", "twice", "causal"]
@@ -151,6 +152,15 @@ def test_the_layout_of_a_pack() -> None:
     assert pack.starts.tolist() == [0, 5, 7]
     assert pack.grid.tolist() == [[0, 1, 2], [8, 8, 8], [7, 8, 8]]
     assert pack.width == 3 and len(pack.gold) == 0
+
+
+def test_characters_of_a_text_without_tokens_stay_at_the_prefix() -> None:
+    """Spaces that a tokenizer leaves out have no token of their own, and may not take one of another text."""
+    characters = Characters(token=(1, 1), before=(0, 0), after=(0, 0), own=(5, 5))
+    spaces = SpanExample("spaces", (8, 9), 2, characters)
+    word = SpanExample("word", (8, 9, 7), 2, Characters((2,), (0,), (0,), (7,)))
+    pack = layout_spans([word, spaces, word], (8, 9), spans_settings(convolution=0))
+    assert pack.token.tolist() == [2, 1, 1, 3]
 
 
 def test_texts_are_spread_over_packs_of_the_budget() -> None:
