@@ -39,7 +39,7 @@ def token_sizes(tokenizer: Any, ids: tuple[int, ...]) -> list[int]:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(text=st.text(characters, max_size=24))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @example("")
 @example(" ")
 @example("肺")

@@ -173,6 +173,15 @@ def test_a_head_is_saved_and_loaded_bit_for_bit(tmp_path: Path) -> None:
     assert torch.sigmoid(loaded.thresholds.double()).tolist() == pytest.approx([0.2, 0.75])
 
 
+def test_a_threshold_that_is_the_score_of_a_candidate_lets_it_pass() -> None:
+    """The logit of its probability is the same number again, though it is kept in float32."""
+    made = head()
+    for logit in torch.linspace(-3, 13, 500).tolist():
+        kept = torch.tensor(logit, dtype=torch.float32)
+        made.set_thresholds(torch.sigmoid(kept.double()).item(), {})
+        assert made.thresholds.tolist() == [kept.item()] * 2
+
+
 def test_values_that_are_given_are_saved_instead_of_the_head_s_own(tmp_path: Path) -> None:
     made = head()
     before = made.bias.detach().clone()
