@@ -25,7 +25,8 @@ from helpers.reading import (
 from spantune.core import Document, config
 from spantune.encoding import PREFIX, SpanEncoder, SpanExample
 from spantune.encoding.spans import Characters
-from spantune.models import layout_spans, pack_spans
+from spantune.models import layout_spans, pack_spans, require_head
+from spantune.models.span_head import Band
 
 VIEWS = ["whole", "twice", "causal"]
 
@@ -137,6 +138,29 @@ def test_a_convolution_sees_the_characters_around_in_causal_order_too() -> None:
     model, encoder = reader("phi3", settings), span_encoder(settings, byte_tokenizer())
     before, after = (logits_by_text(model, encoder, [Document("?", text)])[0] for text in ("x" * 9, "x" * 8 + "y"))
     assert [bool((before[at] != after[at]).any()) for at in range(9)] == [False] * 6 + [True] * 3
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_logits_are_the_head_s_over_the_states_of_transformers(view: str) -> None:
+    """One text through the plain model: in causal order, or with a mask in which all but the first token see all."""
+    settings = spans_settings(view=view)
+    model, encoder = reader("phi3", settings), span_encoder(settings)
+    document = Document("?", 'abc "肺炎" entity')
+    example = encoder.example(document)
+    (logits,) = logits_by_text(model, encoder, [document])
+    mask = torch.zeros(1, 1, len(example.ids), len(example.ids))
+    if view == "whole":
+        mask[0, 0, 0, 1:] = torch.finfo(torch.float32).min
+    else:
+        mask.masked_fill_(torch.ones_like(mask).triu(1).bool(), torch.finfo(torch.float32).min)
+    base = model.get_base_model()
+    with torch.no_grad():
+        states = base.model(input_ids=torch.tensor([example.ids]), attention_mask=mask).last_hidden_state[0]
+        table, places = base.get_input_embeddings().weight, example.characters
+        columns = (range(len(document.text)), places.before, places.after, range(len(document.text), 0, -1))
+        where = Band(*(torch.tensor(list(column)) for column in columns), width=12)
+        wanted = require_head(model)(states[list(places.token)], table[list(places.own)], where)
+    torch.testing.assert_close(logits, wanted * where.inside[:, :, None], rtol=1e-4, atol=1e-4)
 
 
 def test_the_layout_of_a_pack() -> None:
