@@ -4,12 +4,14 @@
     python bench/quality.py jobs FOLDER OUT.jsonl --group curve   the runs of a group, one a line
     python bench/quality.py run JOBS.jsonl RESULTS.jsonl --data FOLDER --workers 16 --device cuda
     python bench/quality.py table RESULTS.jsonl                   Markdown tables of the results
+    python bench/quality.py vote KEPT OUT.jsonl                   what more than half of the files in KEPT predict
 
 A job is a run of `spantune train` in a process of its own, bound to one core. Its recipe is the base of its way of
 answering (`BASE`) with the job's `recipe`, a mapping of `section.key` to value. CMeEE V1 has two halves of its dev
 split: A, the front 1,250 sentences, chooses checkpoints, thresholds and settings; B, the last 1,250, is reported.
 A job with a result is skipped; one that was stopped by `--seconds` goes on from its last checkpoint, if that is still
-there. `--base` changes the base of spans, so that the groups `curve`, `final` and `corpora` follow a finalist.
+there. `--base` changes the base of spans, so that the groups `curve`, `final` and `corpora` follow a finalist. `run
+--keep KEPT` keeps final predictions: with the jobs of group `final`, those of three seeds of one recipe, for `vote`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import yaml
 from quality_jobs import MODEL, TASKS, make_jobs, passes, recipe_of
 from quality_tables import tables
 
-from spantune.core import Document, config
+from spantune.core import Document, Entity, config
 from spantune.data import read, read_source, repair_all, shared_texts, write
 from spantune.encoding import make_task
 from spantune.models import read_files
@@ -167,10 +169,12 @@ class Study:
         else:
             arguments = ["--resume", str(run)]
         with (folder / "output.txt").open("w", encoding="utf-8") as output:
-            command = [sys.executable, "-m", "spantune", "train", *arguments]
-            threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
+            program = [str(Path(__file__).with_name("quality_tricks.py"))] if "tricks" in job else ["-m", "spantune"]
+            command = [sys.executable, *program, "train", *arguments]
+            added = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
+            added["SPANTUNE_TRICKS"] = job.get("tricks", "")
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads, process_group=0
+                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | added, process_group=0
             )
             is_late = False
             try:
@@ -243,6 +247,17 @@ def run_all(chosen: argparse.Namespace) -> None:
         print(f"not started: {job['name']}", flush=True)
 
 
+def vote(folder: Path, out: Path) -> None:
+    """Write the entities that more than half of the prediction files of `folder`, of the same documents, have."""
+    corpora = [read(path).documents for path in sorted(folder.glob("*.jsonl"))]
+    joined = []
+    for documents in zip(*corpora, strict=True):
+        counts = Counter((e.start, e.end, e.label) for document in documents for e in document.entities)
+        kept = tuple(Entity(*span) for span, count in sorted(counts.items()) if 2 * count > len(corpora))
+        joined.append(Document(documents[0].id, documents[0].text, kept))
+    write(out, joined)
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -256,7 +271,7 @@ def settings_of(pairs: Iterable[str]) -> dict[str, Any]:
 def main() -> None:
     """Make the data or the jobs, run them, or print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["data", "jobs", "run", "table"])
+    parser.add_argument("what", choices=["data", "jobs", "run", "table", "vote"])
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--group", choices=["curve", "ablation", "final", "corpora"], default="curve")
@@ -276,9 +291,12 @@ def main() -> None:
     elif chosen.what == "jobs":
         also = {name: settings_of(rest.split()) for name, _, rest in (line.partition(": ") for line in chosen.also)}
         jobs = make_jobs(chosen.source, chosen.group, settings_of(chosen.base), also)
+        jobs.sort(key=lambda job: -job["size"] * passes(job))  # the longest first, so that the workers end together
         chosen.out.write_text("".join(json.dumps(job, ensure_ascii=False) + "\n" for job in jobs), encoding="utf-8")
     elif chosen.what == "run":
         run_all(chosen)
+    elif chosen.what == "vote":
+        vote(chosen.source, chosen.out)
     else:
         tables(read_lines(chosen.source))
 

@@ -58,8 +58,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "8 epochs": {"train.epochs": 8},
     "batch 16": {"train.batch_examples": 16},
     "batch 64": {"train.batch_examples": 64},
+    "EMA 0.999": {"tricks": "ema=0.999"},
+    "R-Drop 1": {"tricks": "rdrop=1.0"},
+    "FGM 0.5": {"tricks": "fgm=0.5"},
 }
-"""What differs from the base. More lines, such as EMA, come from the command line: `--also "EMA: train.ema=0.999"`."""
+"""What differs from the base; `tricks` are those of quality_tricks.py. More lines come from the command line: `--also
+"NAME: key=value …"`."""
 WEIBO = {"PER": "人名", "ORG": "机构", "GPE": "行政区", "LOC": "地点"}
 TASKS: dict[str, dict[str, Any]] = {
     "cmeee_v1": {"preset": "cmeee"},
@@ -98,6 +102,8 @@ TASKS: dict[str, dict[str, Any]] = {
         "nested": False,
     },
 }
+LONGEST = {"cmeee_v1": 96, "cmeee_v2": 118, "bc5cdr": 174, "ncbi_disease": 84, "wnut17": 85, "weibo_ner": 32}
+"""Characters of the longest entity of a corpus, dev and test included: a run refuses gold that it cannot read."""
 EPOCHS_OF_CORPUS = {"cmeee_v2": 10, "bc5cdr": 8, "ncbi_disease": 8, "wnut17": 8, "weibo_ner": 15}
 """Passes of the finalist over the other corpora, as the curve has them at their sizes."""
 
@@ -124,7 +130,9 @@ def make_jobs(data: Path, group: str, base: dict[str, Any], also: dict[str, dict
 
 
 def spans_job(group: str, title: str, corpus: str, seed: int, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A job that reads spans."""
+    """A job that reads spans; `tricks` among the settings goes into the job, since it is no key of a recipe."""
+    if "tricks" in settings:
+        more["tricks"], settings = settings["tricks"], {key: settings[key] for key in settings if key != "tricks"}
     job = {"group": group, "title": title, "corpus": corpus, "way": "spans", "size": 15000, "seed": seed, "report": "A"}
     job |= more | {"recipe": settings}
     return {"name": f"{group}, {title}, {corpus}, {job['size']}, seed {seed}, on {job['report']}"} | job
@@ -167,6 +175,8 @@ def recipe_of(job: dict[str, Any], data: Path, folder: Path, device: str) -> dic
         "train.keep_checkpoints": 1,
         "track.swanlab": "off",
     }
+    if job["way"] == "spans":
+        settings["spans.longest"] = LONGEST[corpus]
     recipe: dict[str, Any] = {}
     for key, value in (settings | on_gpu | BASE[job["way"]] | job["recipe"]).items():
         section, _, name = key.partition(".")

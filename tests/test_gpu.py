@@ -12,12 +12,40 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.dense_kernel import by_mask
 from helpers.fakes import tiny_model
-from spantune.core import Keep, config, parse_config
-from spantune.encoding import Example, layout, shared_prefix
-from spantune.models import NAME, attach, compile_layers, has_fp8, to_fp8
+from helpers.reading import (
+    by_example,
+    drawn_texts,
+    gradients_far,
+    learnt,
+    logits_of,
+    span_encoder,
+    span_pack,
+    span_step,
+    spans_settings,
+    with_head,
+)
+from spantune.core import Document, Keep, config, parse_config
+from spantune.encoding import PREFIX, Example, layout, shared_prefix
+from spantune.extraction import Extractor
+from spantune.models import (
+    NAME,
+    Places,
+    SpanPack,
+    attach,
+    compile_layers,
+    has_fp8,
+    layout_spans,
+    require_head,
+    spans,
+    to_fp8,
+)
+from spantune.models.attention import attention_mask
 from spantune.models.kernels.lora_linear import Fp8Linear
+from spantune.models.kernels.packs import pack_attention
 from spantune.training import Collator, PackTensors, StepGuard, StepRunner, pack_loss, tensors
+from spantune.training.span_loss import zlpr
 
 pytestmark = [
     pytest.mark.gpu,
@@ -221,3 +249,162 @@ def test_a_whole_job_over_fp8_with_compiled_layers(
     assert len(losses) == 8 and losses[-1] < losses[0]
     (plan,) = [record for record in records if record["split"] == "plan"]
     assert plan["peak_gib"] > 0 and plan["predicted_gib"] > 0
+
+
+EMPTY = Document("empty", "")
+TEXTS = [*drawn_texts(5), EMPTY, *drawn_texts(2, longest=700, seed=1)]
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 6])
+@pytest.mark.parametrize("window", [None, 1, 16])
+@pytest.mark.parametrize("heads", [(4, 4), (8, 2)])
+def test_the_flash_kernel_reads_whole_texts_as_the_dense_mask_does(
+    prefix: int, window: int | None, heads: tuple[int, int]
+) -> None:
+    lengths = [1, 37, 0, 600, 2, 150]
+    owner = [PREFIX] * prefix + [number for number, length in enumerate(lengths, 1) for _ in range(length)]
+    position = [*range(prefix), *(prefix + place for length in lengths for place in range(length))]
+    reach = [*range(prefix), *(prefix + length - 1 for length in lengths for _ in range(length))]
+    torch.manual_seed(prefix)
+    sizes = (heads[0], heads[1], heads[1], heads[0])
+    *inputs, dy = (torch.randn(len(owner), count, 64, device=GPU).to(torch.bfloat16) for count in sizes)
+    made = tiny_model("phi3").config
+    made.sliding_window = window
+    ours = [tensor.clone().requires_grad_() for tensor in inputs]
+    layout = spans(owner, is_causal=False)
+    on_gpu = layout._replace(**{name: t.to(GPU) for name, t in layout._asdict().items() if isinstance(t, Tensor)})
+    found = pack_attention(*ours, on_gpu, 0.125, window)
+    found.backward(dy)
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    places = Places(*(torch.tensor(values, device=GPU) for values in (owner, position, reach)))
+    mask: Any = attention_mask(made, places, places, torch.float64)
+    wanted = by_mask(*exact, mask, 0.125)
+    wanted.backward(dy.double())
+    assert far(found, wanted) < 0.01
+    pairs = [(mine.grad, its.grad) for mine, its in zip(ours, exact, strict=True)]
+    for mine, its in pairs if window != 1 else pairs[2:]:  # a token that sees only itself has no gradient but by value
+        assert mine is not None and its is not None and far(mine, its) < 0.02
+
+
+def read_by(base: str = "bf16", family: str = "phi3", settings: Any = None, **changes: Any) -> Any:
+    """A training model on the GPU with a head."""
+    return with_head(model(base, family, **changes), settings or spans_settings())
+
+
+@pytest.mark.parametrize("instruction", [False, True])
+@pytest.mark.parametrize("family", HEADS)
+def test_logits_of_spans_on_the_gpu_are_those_of_the_cpu(
+    family: str, instruction: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = spans_settings(instruction=instruction)
+    pack = span_pack(span_encoder(settings), TEXTS)
+    exact_model = read_by("fp32", family, settings, **HEADS[family]).eval()
+    in_fp32 = found_logits(exact_model, pack.to(GPU))
+    exact = found_logits(exact_model.cpu(), pack)
+    assert far(in_fp32, exact) < 1e-4  # in TF32 it would be 1e-3
+    made = read_by("bf16", family, settings, **HEADS[family]).eval()
+    by_kernel = found_logits(made, pack.to(GPU))
+    monkeypatch.setattr("spantune.models.attention.can_flash", lambda *_: False)
+    by_dense_mask = found_logits(made, pack.to(GPU))
+    assert far(by_kernel, exact) < 1.3 * far(by_dense_mask, exact) < 0.1
+
+
+def found_logits(made: Any, pack: SpanPack) -> Tensor:
+    """What the model adds to the bias, for the spans inside a text, on the CPU."""
+    with torch.no_grad():
+        logits = logits_of(made, pack) - require_head(made).bias
+    return logits[pack.band.inside].float().cpu()
+
+
+@pytest.mark.parametrize("view", ["whole", "twice", "causal"])
+def test_a_text_that_is_read_is_the_same_in_any_pack(view: Any) -> None:
+    settings = spans_settings(view=view)
+    encoder, made = span_encoder(settings), read_by(settings=settings)
+    sizes = [len(document.text) for document in TEXTS]
+    loss, whole = span_step(made, span_pack(encoder, TEXTS).to(GPU))
+    logits = by_example(logits_of(made, pack := span_pack(encoder, TEXTS).to(GPU)), pack, sizes)
+    parts = {name: torch.zeros_like(gradient) for name, gradient in whole.items()}
+    summed = 0.0
+    for group in (TEXTS[:1], TEXTS[1:5], TEXTS[5:]):
+        pack = span_pack(encoder, group).to(GPU)
+        part, gradients = span_step(made, pack)
+        summed += part
+        for name, gradient in gradients.items():
+            parts[name] += gradient
+    alone = by_example(logits_of(made, pack := span_pack(encoder, TEXTS[2:3]).to(GPU)), pack, sizes[2:3])
+    width = min(alone[0].shape[1], logits[2].shape[1])
+    assert far(alone[0][:, :width], logits[2][:, :width]) < 0.02
+    assert summed == pytest.approx(loss, rel=1e-2) and gradients_far(parts, whole) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("base", "instruction"), [("bf16", False), ("bf16", True), ("fp8", False)])
+def test_compiled_layers_read_as_plain_ones_do(fp8: None, base: str, instruction: bool) -> None:
+    settings = spans_settings(instruction=instruction)
+    encoder = span_encoder(settings)
+    packs = [span_pack(encoder, drawn_texts(count, seed=count)).to(GPU) for count in (3, 9, 17)]
+    exact = [span_step(read_by("fp32", settings=settings), pack) for pack in packs]
+    made = read_by(base, settings=settings)
+    eager = [span_step(made, pack) for pack in packs]
+    torch._dynamo.reset()
+    compile_layers(made, "some")
+    made.enable_input_require_grads()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for (loss, plain), (_, wanted), pack in zip(eager, exact, packs, strict=True):
+        found_loss, found = span_step(made, pack)
+        assert found_loss == pytest.approx(loss, rel=1e-2)
+        assert gradients_far(found, wanted) < max(0.02, 1.3 * gradients_far(plain, wanted)) < 0.4
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2
+
+
+@pytest.mark.parametrize("base", ["bf16", "fp8"])
+def test_steps_of_reading_learn_on_the_gpu(fp8: None, base: str) -> None:
+    recipe = spans_settings()
+    encoder, made = span_encoder(recipe), read_by(base)
+    chosen = [encoder.example(document) for document in [EMPTY, *drawn_texts(7)]]
+    settings = config.Train(learning_rate=2e-3)
+    collator = Collator(settings, encoder.prefix, 256, 0, recipe)  # several packs
+    runner = StepRunner(made, collator, settings, StepGuard("stop"), head_rate=5e-3)
+    losses = [runner.run(collator(chosen), step, 1.0).loss.item() for step in range(1, 41)]
+    assert len(collator(chosen).parts) > 1
+    assert losses[-1] < 0.5 * losses[0] and runner.memory_splits == 0
+
+
+def test_what_the_gpu_has_learnt_the_cpu_reads_as_well() -> None:
+    documents = [*drawn_texts(12, longest=40), EMPTY]
+    settings = spans_settings()
+    encoder, made = span_encoder(settings), read_by()
+    packs = [span_pack(encoder, documents).to(GPU)]
+    first, last = learnt(made, packs, steps=200)
+    assert last < 0.2 * first
+    entities = []
+    for device in (GPU, torch.device("cpu")):
+        made = made.to(device) if device == GPU else made.float().to(device)
+        read = Extractor(made, encoder).extract(documents)
+        entities.append({(d.id, e.start, e.end, e.label) for d in read for e in d.entities})
+    gold = {(d.id, e.start, e.end, e.label) for d in documents for e in d.entities}
+    on_gpu, on_cpu = entities
+    assert len(on_gpu & on_cpu) >= 0.95 * len(on_gpu | on_cpu) and len(on_gpu & gold) >= 0.8 * len(gold)
+
+
+def test_the_head_s_gradients_are_the_same_bits_every_time() -> None:
+    """With more characters than the 3,072 up to which the gradient of an embedding goes another way."""
+    settings = spans_settings(longest=40)
+    encoder, head = span_encoder(settings), require_head(read_by(settings=settings))
+    chosen = [encoder.example(document) for document in drawn_texts(12, longest=900)]
+    pack = layout_spans(chosen, encoder.prefix, settings).to(GPU)
+    assert len(pack.token) > 4000
+    torch.manual_seed(2)
+    states = torch.randn(len(pack.ids), head.config.hidden, device=GPU)
+    own = torch.randn(len(pack.token), head.config.hidden, device=GPU)
+
+    def gradients() -> list[Tensor]:
+        head.zero_grad()
+        given = states.clone().requires_grad_()
+        zlpr(head(given[pack.token], own, pack.band), pack).backward()
+        return [g.clone() for g in (given.grad, *(weight.grad for weight in head.parameters())) if g is not None]
+
+    wanted = gradients()
+    assert len(wanted) == 1 + len(list(head.parameters()))
+    for _ in range(4):
+        assert all(torch.equal(found, before) for found, before in zip(gradients(), wanted, strict=True))

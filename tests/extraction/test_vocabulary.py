@@ -7,27 +7,13 @@ from typing import Any
 
 import pytest
 from llguidance import LLTokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, decoders
 from transformers import PreTrainedTokenizerFast
 
-from helpers.fakes import byte_tokenizer
+from helpers.fakes import byte_tokenizer, pieces_tokenizer
 from spantune.extraction.vocabulary import UNSPELLABLE, grammar_tokenizer, token_bytes, without_special_names
 
 SIGNS = ["a", "b", "ab", " ", "  ", "é", "患者", "\n", "<eos>", "<eo", "s>", "[Ä b]", "▁"]
-
-
-def pieces_tokenizer() -> Any:
-    """A tokenizer as SentencePiece makes it, with a special token, an added token of text, and ids without tokens."""
-    names = ["<unk>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "b", "▁", "ab", "▁a", "患者", "▁▁"]
-    merges = [("a", "b"), ("▁", "a"), ("▁", "▁")]
-    core = Tokenizer(
-        models.BPE({name: index for index, name in enumerate(names)}, merges, unk_token="<unk>", byte_fallback=True)
-    )
-    core.normalizer = normalizers.Replace(" ", "▁")
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    core.add_special_tokens([AddedToken("<eos>", special=True, normalized=False)])
-    core.add_tokens([AddedToken("[Ä b]", special=False, normalized=False)])
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", unk_token="<unk>")
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, pieces_tokenizer])

@@ -33,22 +33,33 @@ def sequences(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
         yield slice(a, b), slice(c, d)
 
 
-def _weights(query: Tensor, key: Tensor, scale: float, window: int) -> Tensor:
+def by_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention [tokens, heads, size] under the mask [1, 1, tokens, tokens] of a whole pack."""
+    groups = query.shape[1] // key.shape[1]
+    heads = [tensor.transpose(0, 1) for tensor in (query, key.repeat_interleave(groups, 1))]
+    weights = (heads[0] @ heads[1].transpose(1, 2) * scale + mask[0]).softmax(-1)
+    return (weights @ value.repeat_interleave(groups, 1).transpose(0, 1)).transpose(0, 1)
+
+
+def _weights(query: Tensor, key: Tensor, scale: float, window: int, is_causal: bool) -> Tensor:
     """Attention weights [heads, queries, keys]; the last query is level with the last key."""
     count, size = len(query), len(key)
     ahead = torch.arange(size)[None] - (torch.arange(count)[:, None] + size - count)
-    hidden = (ahead > 0) | ((ahead <= -window) if window else torch.zeros_like(ahead, dtype=torch.bool))
+    hidden = (ahead > 0) if is_causal else torch.zeros_like(ahead, dtype=torch.bool)
+    if window:
+        hidden |= ahead.abs() >= window
     scores = torch.einsum("qhd,khd->hqk", query.float(), key.float()) * scale
     return scores.masked_fill(hidden, float("-inf")).softmax(-1)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *layout: Any) -> tuple[Tensor, Tensor]:
-    queries, keys, tokens, _, _, _, scale, window = layout
+    queries, keys, tokens, _, _, _, causal, scale, window = layout
     groups = query.shape[1] // key.shape[1]
     output = torch.empty_like(query)
     for of_queries, of_keys in sequences(queries, keys):
         seen = tokens[of_keys]
-        weights = _weights(query[of_queries], key[seen].repeat_interleave(groups, 1), scale, window)
+        is_causal = causal == packs.ALL or of_queries.start < causal
+        weights = _weights(query[of_queries], key[seen].repeat_interleave(groups, 1), scale, window, is_causal)
         values = value[seen].repeat_interleave(groups, 1).float()
         output[of_queries] = torch.einsum("hqk,khd->qhd", weights, values).to(output.dtype)
     return output, torch.zeros(query.shape[1], query.shape[0])  # the log-sum-exp: not needed here
@@ -57,14 +68,15 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *layout: Any) -> tuple[Te
 def _differentiate(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, *layout: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    queries, keys, tokens, own, copies, _, scale, window = layout
+    queries, keys, tokens, own, copies, _, causal, scale, window = layout
     heads, groups = key.shape[1], query.shape[1] // key.shape[1]
     of_query = torch.zeros_like(query)
     of_key, of_value = (torch.zeros(len(tokens), *tensor.shape[1:], dtype=tensor.dtype) for tensor in (key, value))
     for of_queries, of_keys in sequences(queries, keys):
         seen, dy = tokens[of_keys], grad[of_queries].float()
         every, values = (tensor[seen].repeat_interleave(groups, 1).float() for tensor in (key, value))
-        weights = _weights(query[of_queries], every, scale, window)
+        is_causal = causal == packs.ALL or of_queries.start < causal
+        weights = _weights(query[of_queries], every, scale, window, is_causal)
         inner = torch.einsum("qhd,khd->hqk", dy, values)
         scores = weights * (inner - (inner * weights).sum(-1, keepdim=True)) * scale
         of_query[of_queries] = torch.einsum("hqk,khd->qhd", scores, every).to(query.dtype)

@@ -51,6 +51,23 @@ def byte_tokenizer(merges: list[tuple[str, str]] | None = None) -> Any:
     )
 
 
+def pieces_tokenizer() -> Any:
+    """A tokenizer as SentencePiece makes it, with a special token, an added token of text, and ids without tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<unk>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "b", "▁", "ab", "▁a", "患者", "▁▁"]
+    merges = [("a", "b"), ("▁", "a"), ("▁", "▁")]
+    core = Tokenizer(
+        models.BPE({name: index for index, name in enumerate(names)}, merges, unk_token="<unk>", byte_fallback=True)
+    )
+    core.normalizer = normalizers.Replace(" ", "▁")
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    core.add_special_tokens([AddedToken("<eos>", special=True, normalized=False)])
+    core.add_tokens([AddedToken("[Ä b]", special=False, normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", unk_token="<unk>")
+
+
 _SHAPE = {
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -262,7 +262,8 @@ class Train(Section):
     """`adamw`: with fp32 states; `adamw_8bit`: a quarter of that memory, needs bitsandbytes; `paged_adamw_8bit`: moves
     states to CPU memory when the GPU's is short."""
     normalize: Normalize = "tokens"
-    """Whether every answer token has the same weight in the loss of a step, or every example."""
+    """Whether every answer token has the same weight in the loss of a step, or every example. Where spans are read,
+    every example has the same."""
     batch_examples: int | None = Field(None, ge=1)
     """Examples in an optimizer step, on all devices together, however they are packed. Chosen by corpus and model if
     not given."""
@@ -433,6 +434,8 @@ class Config(Section):
             raise ValueError("task.answer=spans writes nothing: leave train.loss_on out, or set task.answer=jsonl")
         if self.task.answer == "spans" and not self.extract.grounded:
             raise ValueError("task.answer=spans writes nothing, with a grammar or without: leave extract.grounded out")
+        if self.task.answer == "spans" and self.task.empty_answer is not None:
+            raise ValueError("task.answer=spans writes nothing: leave task.empty_answer out, or set task.answer=jsonl")
         if self.task.answer == "spans" and self.task.template == "tutorial":
             raise ValueError("task.template=tutorial is a prompt for writing: leave it out, or set task.answer=jsonl")
         return self

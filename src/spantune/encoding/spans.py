@@ -107,10 +107,11 @@ class SpanEncoder:
             )
         for entity in document.entities:
             if entity.end - entity.start > self.longest:
+                length = entity.end - entity.start
                 raise DataError(
-                    f"document {document.id!r}: the entity {entity.label} [{entity.start}, {entity.end}) has "
-                    f"{entity.end - entity.start} characters, over spans.longest={self.longest}; raise it, or leave it "
-                    "out",
+                    f"document {document.id!r}: the entity {entity.label} [{entity.start}, {entity.end}) has {length} "
+                    f"characters, over spans.longest={self.longest}; set it to {length} or more, or leave it out, so "
+                    "that it is chosen",
                     field="entities",
                 )
         codes = {code: index for index, code in enumerate(self.task.codes)}
@@ -146,10 +147,10 @@ class SpanEncoder:
         for index, (start, end) in enumerate(offsets):
             for place in range(start, end):
                 token[place], before[place], after[place] = index, place - start, end - 1 - place
-        held = next((index for index in token if index >= 0), 0)
+        held = next((index for index in token if index >= 0), -1)  # -1: the token before the text, which has none
         for place, index in enumerate(token):  # some tokenizers leave out spaces: these have the token before them
             held = token[place] = index if index >= 0 else held
-        own = self._own(text, [ids[index] if ids else 0 for index in token])
+        own = self._own(text, [ids[index] if index >= 0 else self.prefix[-1] for index in token])
         return Characters(tuple(text_start + index for index in token), tuple(before), tuple(after), own)
 
     def _own(self, text: str, otherwise: Sequence[int]) -> tuple[int, ...]:

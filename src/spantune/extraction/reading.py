@@ -119,7 +119,7 @@ class Reader:
     def _launch(self, documents: Sequence[Document], examples: Sequence[SpanExample]) -> _Pending:
         pack = layout_spans(examples, self.encoder.prefix, self.encoder.settings)
         starts = pack.starts.tolist()
-        if not len(pack.token):  # no document has a character
+        if not pack.band.is_text.any():  # no document has a character
             return _Pending(documents, starts, None, None)
         pack = pack.to(self.device)
         self.effort.passes += 1

@@ -97,7 +97,7 @@ def layout_spans(examples: Sequence[SpanExample], prefix: Sequence[int], setting
                 column += [0] * gap
         start = len(columns[0])
         starts.append(start)
-        columns[0] += [index + moved for index in characters.token]
+        columns[0] += [index + moved if index >= shared else index for index in characters.token]
         for column, values in zip(columns[1:4], (characters.before, characters.after, characters.own), strict=True):
             column += values
         columns[4] += range(size)
@@ -107,6 +107,8 @@ def layout_spans(examples: Sequence[SpanExample], prefix: Sequence[int], setting
         positions += range(shared, len(example.ids))
         owner += [number] * (len(example.ids) - shared)
         reach += [len(example.ids) - 1] * (len(example.ids) - shared)
+    if not columns[0]:  # all texts are empty: one character that is in none of them, for the head to compute
+        columns = [[0] for _ in columns]
     token, before, after, own, place, room = (torch.tensor(column, dtype=torch.long) for column in columns)
     is_whole = settings.view == "whole"
     return SpanPack(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from spantune.core import config, number
 from spantune.training.estimate import Estimate
 from spantune.training.preparation import Prepared
+from spantune.training.recommendation import READ_FROM
 
 FEW_STEPS = 50
 """Under so many optimizer steps an adapter learns next to nothing."""
@@ -40,7 +41,14 @@ class PlanWarning:
 
 def doubts(prepared: Prepared, predicted: Estimate) -> list[PlanWarning]:
     """Return what makes a prepared recipe unlikely to work."""
-    found = [_steps(prepared, predicted), _rate(prepared), _dev(prepared), _test(prepared), _labels(prepared)]
+    found = [
+        _steps(prepared, predicted),
+        _rate(prepared),
+        _few_to_read(prepared),
+        _dev(prepared),
+        _test(prepared),
+        _labels(prepared),
+    ]
     return [warning for warning in found if warning is not None]
 
 
@@ -81,6 +89,19 @@ def _rate(prepared: Prepared) -> PlanWarning | None:
         "a learning rate for full fine-tuning" if full else "a learning rate for LoRA",
         f"train.learning_rate={rate:g} is {why}",
         f"set one between {usual}, or leave it out, so that it is chosen",
+    )
+
+
+def _few_to_read(prepared: Prepared) -> PlanWarning | None:
+    """Doubt that a new head learns its types from few documents."""
+    documents = len(prepared.splits.train)
+    if prepared.written or prepared.start is not None or documents >= READ_FROM:
+        return None
+    return PlanWarning(
+        "documents enough to read",
+        f"a head learns its types from nothing, and there are {number(documents, 'training document')}: under "
+        f"{READ_FROM:,}, entities that are written are usually better",
+        "set task.answer=jsonl, or annotate more",
     )
 
 

@@ -224,7 +224,9 @@ def _truncation(prepared: Prepared) -> Audit:
     result = (
         f"{prepared.cut} of {len(prepared.examples)} samples are cut" if prepared.cut else f"longest: {longest} tokens"
     )
-    remedy = "remove train.cut_tokens; data.too_long=split keeps offsets"
+    remedy = "data.too_long=split keeps offsets"
+    if prepared.written:
+        remedy = f"remove train.cut_tokens; {remedy}"
     return Audit("no truncation", not prepared.cut, result, remedy, _cuts(prepared))
 
 

@@ -17,7 +17,7 @@ from helpers.packs import FAMILIES, adapted, examples, gradients, packed
 from spantune.encoding import PREFIX
 from spantune.models import Places, Spans, spans
 from spantune.models.attention import attention_mask
-from spantune.models.kernels.packs import LARGEST_HEAD, STEP, can_flash, gathered, pack_attention
+from spantune.models.kernels.packs import LARGEST_HEAD, STEP, _parts, _windowed, can_flash, gathered, pack_attention
 from spantune.training import pack_loss
 
 shapes = st.tuples(st.integers(0, 9), st.lists(st.integers(1, 9), min_size=1, max_size=6))
@@ -51,35 +51,56 @@ def test_each_example_has_the_prefix_s_keys_and_then_its_own(shape: tuple[int, l
     assert all(found.tokens[copy].tolist() == list(range(shared)) for copy in found.copies)
 
 
-def by_mask(query: Tensor, key: Tensor, value: Tensor, where: Places, window: int | None) -> Tensor:
+def masked(query: Tensor, key: Tensor, value: Tensor, where: Places, window: int | None) -> Tensor:
     """Attention [tokens, heads, size] under the mask of a whole pack."""
     config = tiny_model("phi3").config
     config.sliding_window = window
     mask: Any = attention_mask(config, where, where, torch.float64)
-    groups = query.shape[1] // key.shape[1]
-    heads = [tensor.transpose(0, 1) for tensor in (query, key.repeat_interleave(groups, 1))]
-    weights = (heads[0] @ heads[1].transpose(1, 2) * 0.3 + mask[0]).softmax(-1)
-    return (weights @ value.repeat_interleave(groups, 1).transpose(0, 1)).transpose(0, 1)
+    return dense_kernel.by_mask(query, key, value, mask, 0.3)
 
 
-@given(shapes, st.sampled_from([None, 1, 3, 7]), st.integers(0, 2**31))
+@given(shapes, st.sampled_from([None, 1, 3, 7]), st.booleans(), st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None)
 def test_attention_by_spans_is_attention_under_the_mask(
-    shape: tuple[int, list[int]], window: int | None, seed: int
+    shape: tuple[int, list[int]], window: int | None, is_causal: bool, seed: int
 ) -> None:
+    """In causal order, and where every text is read as a whole."""
     shared, lengths = shape
     owner = owners(shared, lengths)
     position = [*range(shared), *(shared + place for length in lengths for place in range(length))]
+    reach = [*range(shared), *(shared + length - 1 for length in lengths for _ in range(length))]
     draw = torch.Generator().manual_seed(seed)
     query, key, value = (torch.randn(len(owner), heads, 4, generator=draw, requires_grad=True) for heads in (4, 2, 2))
     dy = torch.randn(query.shape, generator=draw)
-    found = pack_attention(query, key, value, spans(owner), 0.3, window)
+    found = pack_attention(query, key, value, spans(owner, is_causal=is_causal), 0.3, window)
     exact = [tensor.detach().double().requires_grad_() for tensor in (query, key, value)]
-    wanted = by_mask(*exact, Places(torch.tensor(owner), torch.tensor(position)), window)
+    where = Places(torch.tensor(owner), torch.tensor(position), None if is_causal else torch.tensor(reach))
+    wanted = masked(*exact, where, window)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
     ours = torch.autograd.grad(found, (query, key, value), dy)
     for one, other in zip(ours, torch.autograd.grad(wanted, exact, dy.double()), strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shared", "orders", "keys"),
+    [(0, [False], [0, 3, 4, 8]), (1, [False], [0, 1, 5, 7, 12]), (5, [True, False], [0, 8, 14, 23])],
+)
+def test_a_prefix_of_several_tokens_takes_a_call_in_causal_order_of_its_own(
+    shared: int, orders: list[bool], keys: list[int]
+) -> None:
+    where = spans(owners(shared, [3, 1, 4]), is_causal=False)
+    parts = _parts(where.queries, where.keys, where.causal, shared + 8)
+    assert [part.is_causal for part in parts] == orders
+    assert parts[-1].key_starts.tolist() == keys and parts[-1].query_starts.tolist()[0] == 0
+    (in_order,) = _parts(*spans(owners(shared, [3, 1, 4]))[:2], spans([1]).causal, shared + 8)
+    assert in_order.is_causal
+
+
+def test_a_window_of_the_kernel_reaches_to_both_sides_only_without_causal_order() -> None:
+    assert _windowed(4, is_causal=False) == {"window_size_left": 3, "window_size_right": 3}
+    assert _windowed(4, is_causal=True) == {"window_size_left": 3, "window_size_right": 0}
+    assert _windowed(0, is_causal=False) == {}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
