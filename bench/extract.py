@@ -43,11 +43,11 @@ def main() -> None:
     device = pick_device(chosen.device)
     if device.type == "cpu" and chosen.threads:
         torch.set_num_threads(chosen.threads)
+    if chosen.run is None and chosen.answer == "spans":
+        sys.exit("spans are read by a trained head: give --run, or measure random weights with span_extract.py")
     model, encoder, choices = _model(chosen, device)
     documents = [document for document in formats.read(chosen.data).documents if document.text.strip()]
     documents = [document for document in documents if len(document.text) <= chosen.longest][: chosen.limit]
-    if chosen.run is None and chosen.answer == "spans":
-        sys.exit("spans are read by a trained head: give --run, or measure random weights with span_extract.py")
     gold: Gold | None = None
     if chosen.run is None:
         gold = {document.id: encoder.answer_ids(document) for document in documents}
