@@ -80,7 +80,12 @@ def test_flat_entities_do_not_overlap(run: Path, tmp_path: Path) -> None:
     flat = copy_run(run, tmp_path / "flat")
     for folder in (flat, flat / "adapter"):
         READING.model_copy(update={"nested": False}).save(folder)
-    for document in load_run(flat, accept_changes=True).extract(TEXTS):
+    extractor = load_run(flat, accept_changes=True)
+    extractor.keeps_candidates = True
+    candidates = list(extractor.stream(TEXTS))
+    extractor.keeps_candidates = False
+    assert sum(len(each.document.entities) for each in candidates) > 20
+    for document in [*extractor.extract(TEXTS), *extractor.candidates(candidates)]:
         ends = [0, *(entity.end for entity in document.entities)]
         assert all(end <= entity.start for end, entity in zip(ends, document.entities, strict=False))
 
@@ -120,7 +125,9 @@ def test_a_stored_calibration_holds_when_the_run_is_loaded(
     copy = copy_run(run, tmp_path / "copy")
     monkeypatch.setattr("spantune.extraction.calibration._update_report", lambda _: None)  # it has no predictions
     monkeypatch.setattr(RunFolder, "require_finished", RunFolder.config)
+    found = sum(len(document.entities) for document in load_run(copy).extract(document.text for document in gold))
     fitted = calibrate_run(copy, gold)
+    assert fitted.evidence is not None and fitted.evidence.all.kept > found  # all candidates
     assert fitted.evidence is not None and fitted.evidence.chosen.f1 == 1 > fitted.evidence.all.f1
     evaluation = evaluate_run(copy, gold)
     assert evaluation.scores.micro.f1 == 1 and evaluation.below_threshold["entities"] > 0
