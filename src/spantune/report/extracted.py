@@ -26,7 +26,7 @@ from spantune.core import (
 from spantune.metrics import Calibration
 from spantune.report.documents import PAGE, Row
 from spantune.report.html import embed, number, render
-from spantune.report.run import describe_run
+from spantune.report.run import describe_run, listed
 from spantune.runs import RunFolder
 
 
@@ -76,18 +76,17 @@ class ExtractionView:
     @property
     def sentence(self) -> str:
         """The thresholds in words."""
-        labels = self._listed(self.label_thresholds)
+        labels = ", ".join(
+            f"{self.names.get(code) or code} {value:.2f}" for code, value in self.label_thresholds.items()
+        )
         if self.threshold is None and not labels and self.own_thresholds:
-            own = self._listed(self.own_thresholds)
+            own = listed({self.names.get(code) or code: value for code, value in self.own_thresholds.items()})
             return f"Entities with a lower score are hidden. What the run left out is not in the page: under {own}."
         if self.threshold is None and not labels:
             return "Entities with a lower score are hidden. The run has no threshold, so the slider begins at 0."
         overall = "" if self.threshold is None else f" {self.threshold:.2f}"
         own = f"{', and ' if overall else ' '}by label {labels}" if labels else ""
         return f"Entities with a lower score are hidden. The slider begins at the run's threshold{overall}{own}."
-
-    def _listed(self, thresholds: Mapping[str, float]) -> str:
-        return ", ".join(f"{self.names.get(code) or code} {value:.2f}" for code, value in thresholds.items())
 
 
 @dataclass

@@ -137,6 +137,14 @@ def describe_run(folder: str | Path) -> dict[str, str]:
     return facts | {name: environment[name] for name in ("device", "spantune") if environment.get(name)}
 
 
+def listed(thresholds: Mapping[str, float]) -> str:
+    """Return thresholds, by the name of their label, in words; as one number where all are equal."""
+    values = {f"{value:.2f}" for value in thresholds.values()}
+    if len(values) == 1:
+        return f"{values.pop()} for all labels"
+    return ", ".join(f"{label} {value:.2f}" for label, value in thresholds.items())
+
+
 def _answer(task: TaskSpec, recipe: Config) -> str:
     """How a run answers, in words."""
     if task.answer != "spans":
@@ -196,7 +204,7 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
         facts[f"predictions/{entry.file}"] = f"{entry.documents} documents of {entry.data}"
     thresholds = run.folder.head_thresholds()
     if thresholds:
-        facts["thresholds chosen on dev"] = ", ".join(f"{label} {value:.2f}" for label, value in thresholds.items())
+        facts["thresholds chosen on dev"] = listed(thresholds)
     stored = Calibration.load(run.folder.path)
     # the predictions of a run that reads lack what its own thresholds left out, and the stored ones may keep
     if stored and run.writes and (stored.threshold is not None or stored.label_thresholds):
