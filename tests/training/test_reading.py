@@ -195,3 +195,16 @@ def test_lora_plus_and_the_head_s_rate_go_together(tree: Tree, tmp_path: Path) -
     settings = {"max_steps": 1, "eval_steps": 1}
     result = train(parse_config(tree(tmp_path, **sections(train=settings, lora={"plus_ratio": 16, "dropout": 0}))))
     assert (result.folder / "adapter" / "head.safetensors").is_file()
+
+
+def test_a_longer_text_is_read_in_chunks_as_long_as_the_longest_training_text(tree: Tree, tmp_path: Path) -> None:
+    def chunks(**changed: dict[str, Any]) -> int | None:
+        return prepare(parse_config(tree(tmp_path / "runs", **sections(**changed)))).recipe.extract.chunk_tokens
+
+    long, short = tmp_path / "long.jsonl", tmp_path / "short.jsonl"
+    formats.write(long, [Document("long", "a." * 50), Document("short", "b")])
+    formats.write(short, [Document("short", "b"), Document("other", "c")])
+    assert chunks(data={"train": str(short)}) == 64 and chunks(extract={"chunk_tokens": 20}) == 20
+    longest = chunks(data={"train": str(long)})
+    assert longest is not None and longest > 64
+    assert chunks(data={"train": str(long)}, spans={"view": "twice"}) == longest

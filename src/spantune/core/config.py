@@ -343,7 +343,8 @@ class Extract(Section):
     """Decode with the grammar of the document, which allows only entities of its text."""
     chunk_tokens: int | None = Field(None, ge=1)
     """Largest number of tokens of a text that the model reads at once; longer texts are read in overlapping chunks. If
-    not given, what `train.max_tokens` and the window of the model leave besides the instruction and the answer."""
+    not given, what `train.max_tokens` and the window of the model leave besides the instruction and the answer; with
+    `task.answer: spans` the longest training text, and 64 at least."""
     overlap: int = Field(64, ge=0)
     """How many characters a chunk shares with the one before it, so that an entity at a cut is whole in one of them."""
     max_characters: int = Field(500_000, ge=1)

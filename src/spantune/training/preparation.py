@@ -32,6 +32,8 @@ from spantune.models import ModelFiles, cache_root, count_weights, read_files, r
 from spantune.training.recommendation import READ_FROM, with_answer, with_values
 from spantune.training.warm_start import Start, warm_start
 
+SHORTEST_CHUNK = 64
+"""The least that `extract.chunk_tokens` is chosen as."""
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 log = logging.getLogger(__name__)
 Encoded = TypeVar("Encoded", Example, SpanExample)
@@ -130,7 +132,7 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     path = config.name_of(recipe.data.train)
     if isinstance(encoder, SpanEncoder):
         read = tuple(_encoded(encoder.example, splits.train, path))
-        return Prepared(recipe, task, splits, files, encoder, read, 0, start)
+        return Prepared(_with_chunks(recipe, read), task, splits, files, encoder, read, 0, start)
     for documents, path in splits_with_files(recipe, splits):
         _warn_of_blanks(documents, path)
     examples = tuple(_encoded(encoder.example, splits.train, path))
@@ -151,6 +153,17 @@ def _with_longest(recipe: config.Config, splits: Splits, start: Start | None) ->
     longest = longest_allowed((*splits.train, *splits.dev), recipe.spans)
     longest = max(longest, (start.longest if start else None) or 0)
     return recipe.model_copy(update={"spans": recipe.spans.model_copy(update={"longest": longest})})
+
+
+def _with_chunks(recipe: config.Config, examples: Sequence[SpanExample]) -> config.Config:
+    """Return the recipe with the longest training text as the size of chunks, where it leaves that open.
+
+    A model that reads texts as a whole finds little in texts that are longer than all it was trained on.
+    """
+    if recipe.extract.chunk_tokens is not None:
+        return recipe
+    longest = max(SHORTEST_CHUNK, *(len(example.ids) - example.text_start for example in examples))
+    return recipe.model_copy(update={"extract": recipe.extract.model_copy(update={"chunk_tokens": longest})})
 
 
 def splits_with_files(recipe: config.Config, splits: Splits) -> list[tuple[tuple[Document, ...], str]]:
