@@ -17,7 +17,7 @@ from helpers.packs import FAMILIES, adapted, examples, gradients, packed
 from spantune.encoding import PREFIX
 from spantune.models import Places, Spans, spans
 from spantune.models.attention import attention_mask
-from spantune.models.kernels.packs import LARGEST_HEAD, STEP, _parts, can_flash, gathered, pack_attention
+from spantune.models.kernels.packs import LARGEST_HEAD, STEP, _parts, _windowed, can_flash, gathered, pack_attention
 from spantune.training import pack_loss
 
 shapes = st.tuples(st.integers(0, 9), st.lists(st.integers(1, 9), min_size=1, max_size=6))
@@ -95,6 +95,12 @@ def test_a_prefix_of_several_tokens_takes_a_call_in_causal_order_of_its_own(
     assert parts[-1].key_starts.tolist() == keys and parts[-1].query_starts.tolist()[0] == 0
     (in_order,) = _parts(*spans(owners(shared, [3, 1, 4]))[:2], spans([1]).causal, shared + 8)
     assert in_order.is_causal
+
+
+def test_a_window_of_the_kernel_reaches_to_both_sides_only_without_causal_order() -> None:
+    assert _windowed(4, is_causal=False) == {"window_size_left": 3, "window_size_right": 3}
+    assert _windowed(4, is_causal=True) == {"window_size_left": 3, "window_size_right": 0}
+    assert _windowed(0, is_causal=False) == {}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

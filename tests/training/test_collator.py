@@ -1,0 +1,48 @@
+"""Batches of texts that are read, and how their packs become smaller where memory is short."""
+
+from __future__ import annotations
+
+from helpers.fakes import byte_tokenizer
+from helpers.reading import drawn_texts, span_encoder, spans_settings
+from spantune.core import Document, config
+from spantune.encoding import SpanExample
+from spantune.models import SpanPack
+from spantune.training import Collator
+
+SETTINGS = spans_settings()
+ENCODER = span_encoder(SETTINGS, byte_tokenizer())
+
+
+def collator(budget: int) -> Collator:
+    return Collator(config.Train(), ENCODER.prefix, budget, 0, SETTINGS)
+
+
+def examples(texts: list[str]) -> list[SpanExample]:
+    return [ENCODER.example(Document(str(number), text)) for number, text in enumerate(texts)]
+
+
+def test_a_batch_counts_its_examples_and_the_tokens_of_its_packs() -> None:
+    chosen = [ENCODER.example(document) for document in drawn_texts(9)]
+    batch = collator(200)(chosen)
+    assert batch.weight == 9 and batch.padding == 0 and len(batch.parts) > 1
+    assert batch.tokens == sum(len(example.ids) - 1 for example in chosen) + len(batch.parts)
+    packs = [part for part in batch.parts if isinstance(part, SpanPack)]
+    assert sum(len(pack.starts) for pack in packs) == 9 and all(len(pack.ids) <= 200 for pack in packs)
+    gold = sum(len(document.entities) for document in drawn_texts(9))
+    assert sum(len(pack.gold) for pack in packs) == gold
+
+
+def test_a_pack_that_does_not_fit_is_halved_down_to_one_text() -> None:
+    made, chosen = collator(500), examples(["x" * 40, "y" * 30, "z" * 10])
+    (pack,) = made(chosen).parts
+    assert made.lower(pack) and made.limits == {"pack_tokens": 41}
+    parts = made(chosen).parts
+    assert sorted(len(part.ids) for part in parts if isinstance(part, SpanPack)) == [41, 41]
+    (single,) = made(chosen[:1]).parts
+    assert not made.lower(single)
+
+
+def test_a_text_beside_empty_ones_is_alone() -> None:
+    """They take no memory: halving would bring the same pack again, for ever."""
+    (pack,) = collator(500)(examples(["", "x" * 40, ""])).parts
+    assert not collator(500).lower(pack)
