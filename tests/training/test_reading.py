@@ -19,6 +19,7 @@ from spantune.models import HeadConfig, SpanHead, load_head_weights, save_head
 from spantune.runs import RunFolder, resume_recipe, step_of
 from spantune.runs.folder import REPORT
 from spantune.training import Result, make_plan, prepare, train
+from spantune.training.recommendation import READ_FROM
 
 Tree = Callable[..., dict[str, Any]]
 READ: dict[str, Any] = {
@@ -64,9 +65,10 @@ def test_a_run_that_was_killed_ends_with_the_same_losses_and_weights(read_run: R
     folder = Path(shutil.copytree(read_run.folder, tmp_path / "tiny"))
     (folder / REPORT).unlink()
     for path in (folder / "checkpoints").iterdir():
-        if step_of(path) > 2:
+        if step_of(path) > 4:
             shutil.rmtree(path)
     train(resume_recipe(folder), resume=folder)
+    assert "resuming from checkpoint-4" in (folder / "run.log").read_text(encoding="utf-8")
     assert records(folder) == records(read_run.folder)
     for name in ("head.safetensors", "adapter_model.safetensors", "head.json"):
         assert (folder / "adapter" / name).read_bytes() == (read_run.folder / "adapter" / name).read_bytes(), name
@@ -153,7 +155,7 @@ def test_the_audits_of_reading_say_nothing_of_writing(plan_of: Callable[..., Any
 
 def test_few_documents_to_read_are_warned_of(plan_of: Callable[..., Any], warm: Callable[..., dict[str, Any]]) -> None:
     said = {warning.name: str(warning) for warning in plan_of().warnings}
-    assert "there are 24 training documents: under 1,000" in said["documents enough to read"]
+    assert f"there are 24 training documents: under {READ_FROM:,}" in said["documents enough to read"]
     gone_on_with = make_plan(prepare(parse_config(warm())))
     assert "documents enough to read" not in {warning.name for warning in gone_on_with.warnings}
 

@@ -100,7 +100,8 @@ class Collator:
         if isinstance(part, PaddedRows):
             self.micro_batch = len(part.input_ids) // 2
             return self.micro_batch > 0
-        shared, *own_lengths = torch.bincount(part.owner, minlength=2).tolist()
+        lengths: list[int] = torch.bincount(part.owner, minlength=2).tolist()
+        shared, *own_lengths = lengths
         self.budget = max(len(part.ids) // 2, shared + max(own_lengths))
         return sum(length > 0 for length in own_lengths) > 1  # an empty text that is read has no tokens of its own
 
