@@ -30,7 +30,7 @@ from repository_pages import MADE, decisions_page, python_page, results_page
 from spantune.cli import app
 from spantune.cli.help import argument_name, examples, usage
 from spantune.core import Config, Label
-from spantune.training import RECOMMENDATIONS
+from spantune.training import READ_RECOMMENDATIONS, RECOMMENDATIONS, Recommendation
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "spantune"
@@ -130,14 +130,25 @@ def contributing_page() -> str:
 def init_page(page: str = "docs/init.md") -> str:
     """docs/init.md, or its Chinese, as it stands, with the table of chosen values between its markers made anew."""
     chinese = page.endswith(".zh.md")
-    rows = [
-        _row(_in_chinese(row.name) if chinese else row.name, f"`{row.learning_rate:.0e}`".replace("e-0", "e-"),
-             str(row.batch_examples), f"{row.epochs:g}", str(row.rank), f"{row.alpha:g}", f"`{row.loss_on}`")
-        for row in RECOMMENDATIONS
-    ]  # fmt: skip
     names = ("学习率", "批次", "轮数", "秩", "alpha", "损失算在")
-    head = _row("", *(names if chinese else ("learning rate", "batch", "epochs", "rank", "alpha", "loss on")))
-    return _between(page, TABLE_START, TABLE_END, "\n".join(["", head, "|---" * 7 + "|", *rows, ""]))
+    names = names if chinese else ("learning rate", "batch", "epochs", "rank", "alpha", "loss on")
+    read = "读取片段（`task.answer: spans`）时：" if chinese else "Where spans are read (`task.answer: spans`):"
+    lines = [
+        "", _row("", *names), "|---" * 7 + "|",
+        *(_row(*_chosen(row, chinese=chinese), f"`{row.loss_on}`") for row in RECOMMENDATIONS),
+        "", read,
+        "", _row("", *names[:-1]), "|---" * 6 + "|",
+        *(_row(*_chosen(row, chinese=chinese)) for row in READ_RECOMMENDATIONS),
+        "",
+    ]  # fmt: skip
+    return _between(page, TABLE_START, TABLE_END, "\n".join(lines))
+
+
+def _chosen(row: Recommendation, *, chinese: bool) -> list[str]:
+    """The cells of a row of either table, but the loss."""
+    rate = f"`{row.learning_rate:.0e}`".replace("e-0", "e-")
+    name = _in_chinese(row.name) if chinese else row.name
+    return [name, rate, str(row.batch_examples), f"{row.epochs:g}", str(row.rank), f"{row.alpha:g}"]
 
 
 def _in_chinese(sizes: str) -> str:
@@ -146,8 +157,8 @@ def _in_chinese(sizes: str) -> str:
         r"under (\S+) B weights, ": r"不到 \1 B 参数，",
         r"over (\S+) B weights, ": r"\1 B 参数以上，",
         r"(\S+) to (\S+) B weights, ": r"\1 到 \2 B 参数，",
-        r"up to (\d+) documents": r"至多 \1 个文档",
-        r"over (\d+) documents": r"超过 \1 个文档",
+        r"up to ([\d,]+) documents": r"至多 \1 个文档",
+        r"over ([\d,]+) documents": r"超过 \1 个文档",
     }.items():
         sizes = re.sub(pattern, words, sizes)
     return sizes

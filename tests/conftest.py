@@ -96,6 +96,7 @@ def tree(tiny_folder: Path, corpus: Path) -> Callable[..., dict[str, Any]]:
             "model": {"source": str(tiny_folder), "base": "fp32"},
             "task": {"labels": labels, "instruction": "Find entities."},
             "data": files,
+            "spans": {},
             "lora": {"rank": 8, "alpha": 16},
             # the loss on choices only: so much a toy can learn in a dozen steps
             "train": {"max_steps": 12, "batch_examples": 6, "learning_rate": 0.02, "loss_on": "choices"},

@@ -19,6 +19,7 @@ RECIPES = sorted(FOLDER.glob("*.yaml"))
 def test_the_recipes_are_there() -> None:
     names = {path.stem for path in RECIPES}
     assert {"demo", "cmeee-small", "english-biomedical", "phi4-cmeee", "phi4-cmeee-seed"} <= names
+    assert {"cmeee-spans", "phi4-cmeee-spans"} <= names
     assert {path.name for path in FOLDER.iterdir()} == {path.name for path in RECIPES}
 
 
@@ -94,7 +95,8 @@ def test_no_other_recipe_turns_one_on(path: Path) -> None:
     assert recipe.model.verify and not recipe.lora.allow_unmatched and recipe.lora.dropout == 0
     assert recipe.train.pack == "shared" and recipe.train.cut_tokens is None and recipe.extract.grounded
     task = make_task(recipe.task)
-    assert (task.answer, task.template) == ("jsonl", "chat")
+    assert (task.answer, task.template) == ("spans" if path.stem.endswith("-spans") else "jsonl", "chat")
+    assert recipe.task.answer == task.answer  # stated, since it would be chosen by the size of the corpus
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -37,6 +37,7 @@ def test_the_least_recipe_gets_the_defaults(tmp_path: Path) -> None:
         ("model.sorce", "source"),
         ("task.presett", "preset"),
         ("data.holdut", "holdout"),
+        ("spans.longst", "longest"),
         ("lora.alhpa", "alpha"),
         ("train.learning_rte", "learning_rate"),
         ("extract.max_tokens", "max_new_tokens"),
@@ -59,7 +60,9 @@ def test_a_run_does_not_have_the_name_of_the_board_beside_it(tmp_path: Path) -> 
 
 
 def test_every_section_is_covered_above_and_documented() -> None:
-    assert set(Config.model_fields) == {"run", "model", "task", "data", "lora", "train", "extract", "track"}
+    assert set(Config.model_fields) == {
+        "run", "model", "task", "data", "spans", "lora", "train", "extract", "track"
+    }  # fmt: skip
     for name, section in Config.model_fields.items():
         assert isinstance(section.annotation, type) and issubclass(section.annotation, Section)
         for key, field in section.annotation.model_fields.items():
@@ -170,7 +173,9 @@ def test_what_is_not_yaml_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_recipe_is_a_mapping(tmp_path: Path, content: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(content)
-    with pytest.raises(ConfigError, match="a recipe is a mapping with the sections run, model, task, data, lora"):
+    with pytest.raises(
+        ConfigError, match="a recipe is a mapping with the sections run, model, task, data, spans, lora"
+    ):
         load_config(path)
 
 
@@ -215,6 +220,20 @@ def test_what_is_saved_is_read_back(tmp_path: Path, overrides: list[str]) -> Non
     config = load_config(recipe(tmp_path), overrides)
     config.save(tmp_path)
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_full_fine_tuning_has_a_short_form_everywhere(tmp_path: Path) -> None:
+    expected = load_config(recipe(tmp_path), ["lora.full=true"])
+    assert expected.lora.full
+    assert load_config(recipe(tmp_path, "lora: full\n")) == load_config(recipe(tmp_path), ["lora=full"]) == expected
+    assert load_config(recipe(tmp_path, "lora: {rank: 8}\n"), ["lora=full"]) == expected
+    assert not load_config(recipe(tmp_path, "lora: full\n"), ["lora.full=false", "lora.rank=8"]).lora.full
+    expected.save(tmp_path)
+    assert load_config(tmp_path / "config.yaml") == expected
+    for setting in ("rank=8", "dora=true", "plus_ratio=16", "targets=[q_proj]"):
+        name = setting.partition("=")[0]
+        with pytest.raises(ConfigError, match=rf"and lora\.{name} is of an adapter: leave one of them out"):
+            load_config(recipe(tmp_path, "lora: full\n"), [f"lora.{setting}"])
 
 
 def test_an_override_of_a_config_states_nothing_else() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
@@ -21,7 +22,7 @@ from spantune.core import (
     to_document,
 )
 from spantune.data import Cutter
-from spantune.encoding import Encoder
+from spantune.encoding import Encoder, SpanEncoder, TextEncoder
 from spantune.extraction import Evaluation
 from spantune.extraction.chunked import by_chunks, cutter
 from spantune.extraction.result import Written, failure, read_answer, without_overlaps
@@ -125,9 +126,13 @@ def test_an_entity_in_two_chunks_has_the_score_of_the_surer_one() -> None:
     assert [(e.start, e.score) for e in joined.document.entities] == [(2, 0.9)]
 
 
-def sizes(settings: config.Extract, max_tokens: int | None, window: int | None) -> list[int]:
-    """Tokens of the chunks of a long text."""
-    encoder = Encoder(byte_tokenizer(MERGES), TASK, max_tokens)
+def sizes(
+    settings: config.Extract, max_tokens: int | None, window: int | None, view: Literal["whole", "twice"] | None = None
+) -> list[int]:
+    """Tokens that the chunks of a long text add to the prompt; with a view those of texts that are read."""
+    encoder: TextEncoder = Encoder(byte_tokenizer(MERGES), TASK, max_tokens)
+    if view is not None:
+        encoder = SpanEncoder(byte_tokenizer(MERGES), TASK, config.Spans(longest=32, view=view), max_tokens)
     instruction = len(encoder.prompt_ids(""))
     chunks = cutter(encoder, settings, window).cut(Document("d", "肺炎ab。" * 100))
     return [len(encoder.prompt_ids(chunk.document.text)) - instruction for chunk in chunks]
@@ -144,6 +149,11 @@ def test_as_much_is_taken_at_once_as_settings_training_and_window_allow() -> Non
     ):
         found = sizes(settings, max_tokens, window)
         assert len(found) > 10 and 80 < max(found) <= 90
+
+
+def test_a_chunk_has_as_many_tokens_of_a_text_that_is_read_twice() -> None:
+    settings = config.Extract(overlap=0, chunk_tokens=90)
+    assert [size // 2 for size in sizes(settings, None, None, "twice")] == sizes(settings, None, None, "whole")
 
 
 def test_a_window_without_room_is_an_error_with_the_figures() -> None:

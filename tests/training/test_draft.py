@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import spantune
-from spantune.core import ConfigError, DataError, Document, Entity, load_config
+from spantune.core import ConfigError, DataError, Document, Entity, config, load_config
 from spantune.data import Options, formats, read_splits, shared_texts
 from spantune.models.bundled import BUNDLED
 from spantune.training import Reading, init, make_plan, prepare
 from spantune.training import draft as drafting
 from spantune.training.draft import TEST_FROM
-from spantune.training.recommendation import WEIGHTS, recommend, weights_of
+from spantune.training.recommendation import READ_FROM, WEIGHTS, recommend, weights_of
 
 ZH = ["患者因肺炎入院。", "既往有胃炎病史。", "诊断为肝癌早期。", "无心衰表现，咳嗽。"]
 
@@ -70,6 +70,28 @@ def test_an_english_flat_corpus_gets_an_english_flat_recipe_with_counts(tiny_fol
     assert recipe.train.max_minutes == 5 and row.name in draft.text
     assert any("there is no test set" in remark for remark in draft.remarks)
     assert not Path("recipe.yaml").exists()
+
+
+def test_a_large_corpus_is_read_and_the_recipe_says_why(tiny_folder: Path) -> None:
+    draft = init(english("notes.jsonl", READ_FROM + 200), model=str(tiny_folder))
+    recipe, row = draft.config, recommend(draft.decided.trained_on, 1, "spans")
+    assert recipe.task.answer == "spans" and recipe.spans == config.Spans()
+    assert (recipe.train.epochs, recipe.train.learning_rate, recipe.lora.rank) == (
+        row.epochs, row.learning_rate, row.rank
+    )  # fmt: skip
+    assert "# entities are read, since 1,080 training documents are enough (docs/quality.md)" in draft.text
+    assert "# spans: {view: whole}" in draft.text and "loss_on" not in draft.text and "eval_before" not in draft.text
+    written = init("notes.jsonl", model=str(tiny_folder), answer="jsonl")
+    assert written.config.task.answer == "jsonl" and "loss_on: choices" in written.text
+
+
+def test_a_small_corpus_is_written_unless_it_is_chosen_to_be_read(tiny_folder: Path) -> None:
+    draft = init(english("notes.jsonl"), model=str(tiny_folder))
+    assert "# entities are written, since 32 training documents are few (docs/quality.md)" in draft.text
+    read = init("notes.jsonl", model=str(tiny_folder), answer="spans")
+    assert read.config.task.answer == "spans" and "or it reads spans" in read.text
+    prepared = prepare(read.config)
+    assert prepared.recipe.train == read.config.train and prepared.recipe.lora == read.config.lora
 
 
 @pytest.mark.parametrize("label", ["no", "1", "组织: A", "#x", "a, b", "[x]", "~", "'", '"', "&a", "- b", "two\nlines"])

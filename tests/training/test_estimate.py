@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from transformers import AutoConfig
 
 from helpers.real import bench
-from spantune.core import Config, parse_config
-from spantune.models import attach, load
+from spantune.core import Config, config, parse_config
+from spantune.models import attach, attach_head, load, make_head
 from spantune.training import estimate, make_plan, prepare
 from spantune.training.estimate import GIB, checkpointing, compiling, fitting, predict_memory
 from spantune.training.plan import MEMORY, skeleton
@@ -25,8 +26,8 @@ LARGEST_STEP = 3332  # tokens, of the steps of 16 examples that the peaks below 
 @pytest.fixture(scope="module")
 def phi4() -> Any:
     """Phi-4's shape without weights."""
-    config = bench("random_phi4").CONFIG
-    shape = {key: value for key, value in config.items() if key not in ("model_type", "torch_dtype", "architectures")}
+    values = bench("random_phi4").CONFIG
+    shape = {key: value for key, value in values.items() if key not in ("model_type", "torch_dtype", "architectures")}
     return skeleton(AutoConfig.for_model("phi3", **shape))
 
 
@@ -72,6 +73,14 @@ def test_each_part_is_what_its_setting_makes_it(phi4: Any) -> None:
     assert padded["logits_gib"] == plain["logits_gib"] * 3000 / 256  # the model's own loss makes all logits
 
 
+def test_full_fine_tuning_takes_sixteen_bytes_a_weight_on_either_base(phi4: Any) -> None:
+    trained = 40 * 340_787_200 + 81 * 5120  # the layers and the last norm
+    for base, copies in (("bf16", 8), ("fp32", 4)):
+        full = parse_config({**recipe(model={"base": base}).model_dump(mode="json", by_alias=True), "lora": "full"})
+        memory = predict_memory(phi4, full, CUDA, 3000)
+        assert memory.adapters_gib * GIB == copies * trained and memory.optimizer_gib * GIB == 8 * trained
+
+
 Prepare = Callable[..., Prepared]
 
 
@@ -98,6 +107,34 @@ def test_the_estimate_counts_weights_and_tokens(prepared: Prepare) -> None:
     assert predicted.memory.total_gib > predicted.memory.base_gib
 
 
+READ: dict[str, dict[str, Any]] = {"task": {"answer": "spans"}, "train": {"loss_on": None}}
+
+
+def test_the_estimate_of_reading_counts_the_head_and_no_vocabulary(prepared: Prepare) -> None:
+    found = prepared(**READ)
+    recipe, predicted = found.recipe, make_plan(found).estimate
+    model, _ = attach(load(recipe.model).model, recipe.lora)
+    attach_head(model, make_head(model, found.tokenizer, found.task, recipe.spans))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert predicted.memory.adapters_gib * GIB == predicted.memory.optimizer_gib * GIB == 8 * trained
+    wide = make_plan(prepared(**READ, spans={"size": 512})).estimate.memory
+    assert 0 < predicted.memory.logits_gib < wide.logits_gib
+    assert predicted.tokens_per_step <= predicted.tokens_unpacked
+    every_step = make_plan(prepared(**{**READ, "train": {"loss_on": None, "eval_steps": 1}})).estimate
+    training = every_step.steps * every_step.step_seconds / 60
+    assert every_step.minutes == pytest.approx(training * (1 + recipe.train.eval_share))
+    assert predicted.minutes < predicted.steps * predicted.step_seconds / 60 * (1 + recipe.train.eval_share)
+
+
+def test_settings_that_make_reading_fit(prepared: Prepare, phi4: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "has_fp8", lambda device: True)
+    found = prepared(**READ, model={"base": "bf16"})
+    assert fitting(found, phi4, CUDA, 70) == {}
+    tight = fitting(found, phi4, CUDA, 9.5)
+    assert tight is not None and tight["model.base"] == "nf4"
+    assert fitting(found, phi4, CUDA, 7) is None
+
+
 def test_what_is_recomputed_by_default(tree: Any, tmp_path: Path) -> None:
     assert compiling(parse_config(tree(tmp_path)), CUDA) and not compiling(parse_config(tree(tmp_path)), CPU)
     assert not compiling(parse_config(tree(tmp_path, model={"base": "nf4"})), CUDA)
@@ -118,6 +155,9 @@ def test_settings_that_fit_are_the_nearest_ones(prepared: Prepare, phi4: Any, mo
     tight = fitting(found, phi4, CUDA, 13)
     assert tight is not None and tight["model.base"] == "nf4" and tight["train.pack_tokens"] < 4096
     assert fitting(found, phi4, CUDA, 8) is None
+    full = config.Lora(full=True)
+    whole = replace(found, recipe=found.recipe.model_copy(update={"lora": full}))
+    assert fitting(whole, phi4, CUDA, 70) is None  # no quantised base is proposed for it
 
 
 def test_a_run_that_does_not_fit_names_settings_with_which_it_would(prepared: Prepare) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from spantune.core import Config, load_config, parse_config
 from spantune.data import formats
-from spantune.training import Recommendation, prepare, recommend
-from spantune.training.recommendation import ANY, TABLE, with_answer, with_values
+from spantune.training import Recommendation, prepare, recommend, recommendation
+from spantune.training.recommendation import ANY, READ_FROM, READ_TABLE, TABLE, with_answer, with_values
 from spantune.training.schedule import total_steps
 
 SMALL = 270_000_000
@@ -27,6 +27,8 @@ def test_every_size_of_corpus_and_model_has_a_row() -> None:
                for weights in (1, SMALL, 10**9, 3 * 10**9, 14 * 10**9)}  # fmt: skip
     assert reached == set(TABLE)
     assert len({row.name for row in TABLE}) == len(TABLE) and recommend(ANY, ANY) == TABLE[-1]
+    read = {recommend(documents, weights, "spans") for documents in (300, 301, 3000, 10**7) for weights in (1, 10**10)}
+    assert read == set(READ_TABLE) and len({row.name for row in READ_TABLE}) == len(READ_TABLE)
 
 
 @pytest.mark.parametrize("documents", [15, 36, 100, 500, 1000])
@@ -60,10 +62,42 @@ def test_the_loss_is_on_the_answer_where_choices_cannot_be_had(sections: dict[st
     assert with_values(least(**sections), 40, SMALL).train.loss_on == "answer"
 
 
+@pytest.mark.parametrize("row", READ_TABLE, ids=lambda row: row.name)
+def test_what_is_read_gets_its_own_values_and_no_loss_on_answers(row: Recommendation) -> None:
+    filled = with_values(least(task={"labels": ["a"], "answer": "spans"}), row.documents, row.weights)
+    train, lora = filled.train, filled.lora
+    assert (train.learning_rate, train.batch_examples, train.epochs, lora.rank, lora.alpha) == (
+        row.learning_rate, row.batch_examples, row.epochs, row.rank, row.alpha
+    )  # fmt: skip
+    assert train.loss_on is None and with_values(filled, 1, 1) == filled
+
+
 def test_the_answer_is_that_of_the_recipe_or_its_preset() -> None:
-    assert with_answer(least(), SMALL).task.answer == "jsonl"
-    assert with_answer(least(task={"labels": ["a"], "answer": "inline"}), SMALL).task.answer == "inline"
-    assert with_answer(least(task={"preset": "cmeee_tutorial"}), SMALL).task.answer is None
+    assert with_answer(least(task={"labels": ["a"], "answer": "inline"}), ANY, SMALL).task.answer == "inline"
+    assert with_answer(least(task={"labels": ["a"], "answer": "spans"}), 10, SMALL).task.answer == "spans"
+    assert with_answer(least(task={"preset": "cmeee_tutorial"}), ANY, SMALL).task.answer is None
+
+
+def test_spans_are_read_from_so_many_documents_on_unless_the_recipe_is_one_for_writing() -> None:
+    assert with_answer(least(), READ_FROM - 1, SMALL).task.answer == "jsonl"
+    assert with_answer(least(), READ_FROM, SMALL).task.answer == "spans"
+    for sections in (
+        {"train": {"loss_on": "choices"}}, {"train": {"pack": "none"}}, {"train": {"cut_tokens": 99}},
+        {"extract": {"grounded": False}}, {"task": {"labels": ["a"], "empty_answer": "none"}},
+        {"task": {"labels": ["a"], "template": "tutorial"}},
+    ):  # fmt: skip
+        assert with_answer(least(**sections), READ_FROM, SMALL).task.answer == "jsonl", sections
+
+
+def test_that_spans_are_read_is_said_where_the_recipe_leaves_it_open(
+    tree: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(recommendation, "READ_FROM", 24)
+    prepared = prepare(parse_config(tree(tmp_path, train={"loss_on": None})))
+    assert (prepared.recipe.task.answer, prepared.task.answer, prepared.written) == ("spans", "spans", ())
+    assert "set task.answer=jsonl to have them written" in capsys.readouterr().err.replace("\n", " ")
+    prepare(prepared.recipe)  # as of a run that is resumed
+    assert "task.answer=jsonl" not in capsys.readouterr().err
 
 
 def test_preparing_fills_the_recipe_and_its_saved_form_is_whole(

@@ -18,7 +18,7 @@ from spantune.core import ConfigError, nearest, print_table, put_json, require_n
 if TYPE_CHECKING:
     from spantune.training import Draft
 
-ANSWERS = ("jsonl", "grouped", "inline")
+ANSWERS = ("jsonl", "grouped", "inline", "spans")
 SHOWN = 12
 """Labels that are shown at most."""
 
@@ -40,8 +40,11 @@ def init(
         ),
     ] = None,
     answer: Annotated[
-        Literal["jsonl", "grouped", "inline"] | None,
-        typer.Option(help="The format in which the model writes entities."),
+        Literal["jsonl", "grouped", "inline", "spans"] | None,
+        typer.Option(
+            help="The format in which entities are written, or spans to read them. Chosen by the size of the corpus if "
+            "not given."
+        ),
     ] = None,
     language: Annotated[Literal["zh", "en"] | None, typer.Option(help="Language of the instruction.")] = None,
     nested: Annotated[bool | None, typer.Option("--nested/--flat", help="Whether entities may overlap.")] = None,
@@ -125,7 +128,9 @@ def _asked(draft: Draft, choices: dict[str, Any]) -> dict[str, Any]:
         model = _ask("Model (bundled:, hf:, modelscope: or a folder)", draft.decided.model)
         answers |= {"model": model} if model != draft.decided.model else {}
     if "answer" not in choices:
-        answer = _ask(f"How the model writes entities ({', '.join(ANSWERS)})", draft.decided.answer)
+        answer = _ask(
+            f"How the model answers ({', '.join(ANSWERS[:-1])}: it writes; spans: it reads)", draft.decided.answer
+        )
         if answer not in ANSWERS:
             raise ConfigError(f"unknown answer format {answer!r}; {nearest(answer, ANSWERS)}")
         answers |= {"answer": answer} if answer != draft.decided.answer else {}
@@ -169,7 +174,9 @@ def _say_decided(draft: Draft, out: Path) -> None:
     nesting = "nested" if decided.nested else "flat"
     _say_row("splits", f"{', '.join(f'{split} {count:,}' for split, count in decided.counts.items())}{held}")
     language = {"zh": "Chinese", "en": "English"}[decided.language]
-    _say_row("task", f"{language} instruction, {nesting} entities, answer {decided.answer}")
+    enough = f", since {decided.trained_on:,} training documents are enough for it" if decided.is_chosen else ""
+    answer = f"spans are read{enough}" if decided.is_read else f"answer {decided.answer}"
+    _say_row("task", f"{language} instruction, {nesting} entities, {answer}")
     device = {"cpu": "this machine's CPU", "cuda": "a GPU"}[decided.device]
     chosen = f"values for {decided.row.name}" if decided.row else "values chosen when training starts"
     minutes = f", {decided.minutes:g} minutes at most" if decided.minutes is not None else ""

@@ -262,7 +262,8 @@ class Train(Section):
     """`adamw`: with fp32 states; `adamw_8bit`: a quarter of that memory, needs bitsandbytes; `paged_adamw_8bit`: moves
     states to CPU memory when the GPU's is short."""
     normalize: Normalize = "tokens"
-    """Whether every answer token has the same weight in the loss of a step, or every example."""
+    """Whether every answer token has the same weight in the loss of a step, or every example. Where spans are read,
+    every example has the same."""
     batch_examples: int | None = Field(None, ge=1)
     """Examples in an optimizer step, on all devices together, however they are packed. Chosen by corpus and model if
     not given."""
@@ -415,11 +416,24 @@ class Config(Section):
         return values
 
     @model_validator(mode="after")
+    def _full_has_no_adapter(self) -> Config:
+        fields = Lora.model_fields.items()
+        others = [name for name, field in fields if name != "full" and getattr(self.lora, name) != field.default]
+        if self.lora.full and others:
+            raise ValueError(
+                f"lora.full=true trains the weights themselves, and lora.{others[0]} is of an adapter: leave one of "
+                "them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _reading_needs_packs(self) -> Config:
         if self.task.answer == "spans" and (self.train.pack != "shared" or self.train.cut_tokens):
             raise ValueError("task.answer=spans needs train.pack=shared and no train.cut_tokens")
         if self.task.answer == "spans" and self.train.on_choices:
             raise ValueError("task.answer=spans writes nothing: leave train.loss_on out, or set task.answer=jsonl")
+        if self.task.answer == "spans" and self.task.empty_answer is not None:
+            raise ValueError("task.answer=spans writes nothing: leave task.empty_answer out, or set task.answer=jsonl")
         if self.task.answer == "spans" and self.task.template == "tutorial":
             raise ValueError("task.template=tutorial is a prompt for writing: leave it out, or set task.answer=jsonl")
         return self

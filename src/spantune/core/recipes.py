@@ -142,6 +142,9 @@ def _parse_yaml(text: str) -> object:
 def _apply(tree: dict[str, object], override: str) -> None:
     """Set the value of an override in `tree`."""
     expect(override, str, "overrides", "a list of texts such as train.max_steps=24")
+    if override == "lora=full":
+        tree["lora"] = {"full": True}  # in place of an adapter's settings
+        return
     key, equals, value = override.partition("=")
     section, dot, name = key.partition(".")
     if not equals or not dot or not name:
@@ -155,6 +158,8 @@ def _apply(tree: dict[str, object], override: str) -> None:
     except ConfigError:
         raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from None
     branch = tree.setdefault(section, {})
+    if section == "lora" and branch == "full":
+        branch = tree[section] = {"full": True}
     if not isinstance(branch, dict):
         raise ConfigError(f"section {section!r} must be a mapping")
     branch[name] = parsed

@@ -51,6 +51,9 @@ class Encoder:
         task: the task.
         max_tokens: the most tokens of prompt and answer together; None for no limit.
 
+    Attributes:
+        copies: how often a prompt holds its text.
+
     Raises:
         ModelError: no chat template, a template that loses the instruction or the text, or no stop token.
     """
@@ -58,6 +61,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, task: TaskSpec, max_tokens: int | None = None):
         self.tokenizer, self.task, self.max_tokens = tokenizer, task, max_tokens
         self.format = answer_format(task)
+        self.copies = 1
         if task.template == "chat" and not tokenizer.chat_template:
             raise ModelError(
                 "the tokenizer has no chat template; give an instruction-tuned model, or add chat_template.jinja "

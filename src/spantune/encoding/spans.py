@@ -59,6 +59,9 @@ class SpanEncoder:
         settings: the recipe's section `spans`, with `longest` filled.
         max_tokens: the most tokens of an example; None for no limit.
 
+    Attributes:
+        copies: how often the ids hold their text.
+
     Raises:
         ModelError: the tokenizer has neither a BOS nor an EOS token, or, with `spans.instruction`, as `Encoder`.
     """
@@ -68,6 +71,7 @@ class SpanEncoder:
     ) -> None:
         self.tokenizer, self.task, self.settings, self.max_tokens = tokenizer, task, settings, max_tokens
         self.longest = config.filled(settings.longest)
+        self.copies = 2 if settings.view == "twice" else 1
         self.prefix = tuple(self._before_the_text())
         self._between = self._ids("\n") if settings.view == "twice" else []
         self._own_ids: dict[str, int] = {}
@@ -103,10 +107,11 @@ class SpanEncoder:
             )
         for entity in document.entities:
             if entity.end - entity.start > self.longest:
+                length = entity.end - entity.start
                 raise DataError(
-                    f"document {document.id!r}: the entity {entity.label} [{entity.start}, {entity.end}) has "
-                    f"{entity.end - entity.start} characters, over spans.longest={self.longest}; raise it, or leave it "
-                    "out",
+                    f"document {document.id!r}: the entity {entity.label} [{entity.start}, {entity.end}) has {length} "
+                    f"characters, over spans.longest={self.longest}; set it to {length} or more, or leave it out, so "
+                    "that it is chosen",
                     field="entities",
                 )
         codes = {code: index for index, code in enumerate(self.task.codes)}

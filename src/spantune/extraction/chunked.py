@@ -130,7 +130,7 @@ def cutter(encoder: TextEncoder, settings: config.Extract, window: int | None) -
     instruction, answer = len(encoder.prompt_ids("")), settings.max_new_tokens if isinstance(encoder, Encoder) else 0
     limits = [] if encoder.max_tokens is None else [encoder.max_tokens]
     if settings.chunk_tokens is not None:
-        limits.append(instruction + settings.chunk_tokens)
+        limits.append(instruction + settings.chunk_tokens * encoder.copies)
     if window is not None:
         limits.append(window - answer)
     limit = min(limits, default=None)

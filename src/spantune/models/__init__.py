@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from spantune.models.adapter import load_adapter, read_lora
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -17,6 +16,7 @@ from spantune.models.architecture import (
 from spantune.models.attention import NAME, Places, check_attention, pack_view, unread_mask
 from spantune.models.bundled import cache_root
 from spantune.models.compilation import compile_layers
+from spantune.models.full import require_full
 from spantune.models.hashes import hash_model
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
@@ -51,6 +51,7 @@ from spantune.models.span_head import (
     SpanHead,
     attach_head,
     head_of,
+    head_weights,
     load_head,
     load_head_weights,
     make_head,
@@ -59,7 +60,7 @@ from spantune.models.span_head import (
     save_head,
 )
 from spantune.models.span_packs import SpanPack, layout_spans, pack_spans, span_logits
-from spantune.models.trained import load_trained, open_trained, reload_trained, save_trained
+from spantune.models.trained import load_adapter, load_trained, open_trained, read_lora, reload_trained, save_trained
 
 __all__ = [
     "NAME",
@@ -93,6 +94,7 @@ __all__ = [
     "hash_model",
     "head_of",
     "head_size",
+    "head_weights",
     "is_wide",
     "kernel_error",
     "kv_heads",
@@ -120,6 +122,7 @@ __all__ = [
     "reload_trained",
     "require_base",
     "require_dora",
+    "require_full",
     "require_head",
     "resolve",
     "save_head",

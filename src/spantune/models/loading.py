@@ -102,7 +102,7 @@ def load_tokenizer(folder: Path, source: str = "") -> Tokenizer:
             AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False) if direct is None else direct
         )
     if not tokenizer.is_fast:
-        raise ModelError(f"{folder}: only a slow tokenizer is here; the grammar needs tokenizer.json")
+        raise ModelError(f"{folder}: only a slow tokenizer is here; the grammar and the offsets need tokenizer.json")
     if not tokenizer.chat_template and source.startswith("bundled:"):
         tokenizer.chat_template = BUNDLED[source.removeprefix("bundled:")].chat_template
     return tokenizer

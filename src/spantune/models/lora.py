@@ -16,6 +16,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from spantune.core import ModelError, config, nearest
+from spantune.models.full import attach_full, full_weights
 from spantune.models.interfaces import CausalLM
 from spantune.models.kernels.lora_linear import FP8, Fp8Linear, linear
 
@@ -24,7 +25,8 @@ from spantune.models.kernels.lora_linear import FP8, Fp8Linear, linear
 class Coverage:
     """Which linear modules get an adapter: number of weights with one and of all linear weights, and the target names.
 
-    `unranked` are the names of `lora.rank_pattern` that match no module with an adapter.
+    `unranked` are the names of `lora.rank_pattern` that match no module with an adapter. With `full`, full fine-tuning,
+    no module gets one, and all linear weights are trained.
     """
 
     adapted: int
@@ -33,6 +35,13 @@ class Coverage:
     unmatched: tuple[str, ...]
     available: tuple[str, ...]
     unranked: tuple[str, ...] = ()
+    full: bool = False
+
+    def __str__(self) -> str:
+        """What is trained, in words."""
+        if self.full:
+            return "full fine-tuning: every weight of the layers and the last norm"
+        return f"LoRA on {', '.join(self.matched)}: {100 * self.share:.0f} % of the linear weights"
 
     @property
     def share(self) -> float:
@@ -59,6 +68,8 @@ def linear_modules(model: CausalLM) -> Iterator[tuple[str, nn.Linear]]:
 def coverage(model: CausalLM, settings: config.Lora) -> Coverage:
     """Find out what `lora.targets` matches on `model`, which may be on the meta device."""
     sizes = linear_names(model)
+    if settings.full:
+        return Coverage(sizes.total(), sizes.total(), (), (), tuple(sorted(sizes)), full=True)
     named = (settings.targets,) if isinstance(settings.targets, str) else settings.targets
     targets = sorted(sizes) if settings.targets == "all-linear" else named
     matched = tuple(name for name in targets if name in sizes)
@@ -70,7 +81,9 @@ def coverage(model: CausalLM, settings: config.Lora) -> Coverage:
 
 
 def adapter_weights(model: CausalLM, settings: config.Lora) -> int:
-    """Count the weights of the adapters of `settings` on `model`, which may be on the meta device."""
+    """Count the weights that are trained with `settings` on `model`, which may be on the meta device."""
+    if settings.full:
+        return sum(weight.numel() for weight in full_weights(model).values())
     matched, total = coverage(model, settings).matched, 0
     for name, module in linear_modules(model):
         if name.rpartition(".")[2] in matched:
@@ -113,13 +126,19 @@ def require_dora(settings: config.Lora, base: str, device: str) -> None:
 def attach(model: CausalLM, settings: config.Lora) -> tuple[CausalLM, Coverage]:
     """Freeze `model` and add adapters; returns the PEFT model and what the targets matched.
 
+    With `lora.full` nothing is added: the weights of the layers and the last norm are trained, and `model` is returned.
+
     Raises:
         ModelError: a target matches nothing, unless `lora.allow_unmatched` is set and another one matches; or a name of
-            `lora.rank_pattern` matches nothing; or PEFT cannot compute DoRA for the base.
+            `lora.rank_pattern` matches nothing; or PEFT cannot compute DoRA for the base; or the base is quantised and
+            `lora.full` is set.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
     covered = coverage(model, settings)
+    if settings.full:
+        attach_full(model)
+        return model, covered
     problem = unmatched_error(covered)
     if settings.allow_unmatched and covered.matched:
         problem = None

@@ -33,6 +33,7 @@ PLACES = 8  # a character further from an end of its token counts as this far
 POINTER_SIZE = 64  # of queries and keys, of all types together
 EDGE_SIZE = 64  # of the features that the type scores of first and last characters are made from
 ROTARY_BASE = 10_000.0
+TYPE_DIMENSIONS = {"types": 1, "bias": 0, "label_states": 0, "thresholds": 0}  # of the weights with an entry a type
 START_LOGIT = -4.0  # nearly every span is no entity
 
 
@@ -206,7 +207,19 @@ def make_head(model: CausalLM, tokenizer: Tokenizer, task: TaskSpec, settings: c
         settings: the recipe's section `spans`, with `longest` filled.
     """
     base = causal_lm(model)
-    head_config = HeadConfig(
+    states = _label_states(base, tokenizer, task) if settings.types == "names" else None
+    return SpanHead(_head_config(base, task, settings), settings.dropout, states).to(next(base.parameters()).device)
+
+
+def head_weights(model: CausalLM, task: TaskSpec, settings: config.Spans) -> int:
+    """Count the weights of the head that `make_head` would make for a model, which may be on the meta device."""
+    with torch.device("meta"):
+        head = SpanHead(_head_config(causal_lm(model), task, settings))
+    return sum(weight.numel() for weight in head.parameters())
+
+
+def _head_config(base: CausalLM, task: TaskSpec, settings: config.Spans) -> HeadConfig:
+    return HeadConfig(
         labels=task.codes,
         hidden=base.config.hidden_size,
         layers=base.config.num_hidden_layers,
@@ -217,8 +230,6 @@ def make_head(model: CausalLM, tokenizer: Tokenizer, task: TaskSpec, settings: c
         convolution=settings.convolution,
         types=settings.types,
     )
-    states = _label_states(base, tokenizer, task) if settings.types == "names" else None
-    return SpanHead(head_config, settings.dropout, states).to(next(base.parameters()).device)
 
 
 def _label_states(model: CausalLM, tokenizer: Tokenizer, task: TaskSpec) -> Tensor:
@@ -285,16 +296,7 @@ def read_head_config(folder: Path, task: TaskSpec) -> HeadConfig:
     Raises:
         ModelError: there is no head, its configuration is damaged, or its labels are not those of `task`.
     """
-    path = folder / HEAD_CONFIG
-    if not path.is_file() or not (folder / HEAD_WEIGHTS).is_file():
-        missing = HEAD_WEIGHTS if path.is_file() else HEAD_CONFIG
-        raise ModelError(
-            f"{folder}: no {missing} here, and the task is answered by reading spans; restore it, or train again"
-        )
-    try:
-        head_config = HeadConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError, ValidationError) as error:
-        raise ModelError(f"{folder}: {HEAD_CONFIG} is damaged ({first_line(error)}); restore it") from None
+    head_config = _read_config(folder)
     if head_config.labels != task.codes:
         raise ModelError(
             f"{folder}: the head reads the labels {', '.join(head_config.labels)}, and the task has "
@@ -303,8 +305,24 @@ def read_head_config(folder: Path, task: TaskSpec) -> HeadConfig:
     return head_config
 
 
+def _read_config(folder: Path) -> HeadConfig:
+    path = folder / HEAD_CONFIG
+    if not path.is_file() or not (folder / HEAD_WEIGHTS).is_file():
+        missing = HEAD_WEIGHTS if path.is_file() else HEAD_CONFIG
+        raise ModelError(
+            f"{folder}: no {missing} here, and the task is answered by reading spans; restore it, or train again"
+        )
+    try:
+        return HeadConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, ValidationError) as error:
+        raise ModelError(f"{folder}: {HEAD_CONFIG} is damaged ({first_line(error)}); restore it") from None
+
+
 def load_head_weights(head: SpanHead, folder: Path) -> None:
     """Give a head the weights that are saved in `folder`.
+
+    Of a head of fewer labels, or of the same in another order, each label gets its own, and the others stay as they
+    are.
 
     Raises:
         ModelError: they are absent, damaged or not finite, or are those of another head.
@@ -314,7 +332,9 @@ def load_head_weights(head: SpanHead, folder: Path) -> None:
     with foreign(folder, f"the head is damaged: {HEAD_WEIGHTS} cannot be read", "restore it"):
         weights: dict[str, Tensor] = load_file(folder / HEAD_WEIGHTS)
     require_finite(folder, weights)
-    own = head.state_dict()
+    own, labels = head.state_dict(), _read_config(folder).labels
+    if labels != head.config.labels and set(labels) <= set(head.config.labels):
+        weights = _by_label(weights, own, [head.config.labels.index(label) for label in labels])
     wrong = sorted(weights.keys() ^ own.keys())
     wrong += [name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape]
     if wrong:
@@ -322,3 +342,13 @@ def load_head_weights(head: SpanHead, folder: Path) -> None:
             f"{folder}: {HEAD_WEIGHTS} is not that of {HEAD_CONFIG}; it differs in {few(wrong)}; restore both"
         )
     head.load_state_dict(weights)
+
+
+def _by_label(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], places: list[int]) -> dict[str, Tensor]:
+    """The weights of a head whose label number `places[i]` is number i of `weights`; other labels are as in `own`."""
+    moved = dict(weights)
+    for name, dimension in TYPE_DIMENSIONS.items():
+        if name in weights and name in own and weights[name].shape[dimension] == len(places):
+            index = torch.tensor(places, device=own[name].device)
+            moved[name] = own[name].clone().index_copy_(dimension, index, weights[name].to(own[name].device))
+    return moved

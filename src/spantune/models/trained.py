@@ -1,6 +1,7 @@
-"""What a run trains, saved to a folder and given back to a model, whatever it is.
+"""What a run trains, saved to a folder and given back to a model: a LoRA adapter, or the model's own weights; and the
+head that reads spans, where the model has one.
 
-Training, checkpoints and the best evaluation use these functions only, so that they need not know what is trained.
+Training, checkpoints, the best evaluation and extraction use these functions only, so that they need not know which.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spantune.core import TaskSpec
-from spantune.models.adapter import load_adapter, load_adapter_weights
+from spantune.core import ModelError, TaskSpec, config
+from spantune.models import adapter
+from spantune.models.full import is_full, load_full, load_full_weights, save_full
 from spantune.models.interfaces import CausalLM
 from spantune.models.span_head import HEAD_NAME, head_of, load_head, load_head_weights, save_head
 
@@ -29,9 +31,12 @@ def save_trained(model: CausalLM, folder: Path, weights: Mapping[str, Tensor] | 
     """
     head = head_of(model)
     if head is not None:
-        save_head(head, folder, weights and _of_head(weights))
-    # PEFT would ask a hub whether the embeddings were trained
-    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+        save_head(head, folder, None if weights is None else _of_head(weights))
+    if _is_adapted(model):
+        # PEFT would ask a hub whether the embeddings were trained
+        model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+    else:
+        save_full(model, folder, weights)
 
 
 def load_trained(model: CausalLM, folder: Path) -> None:
@@ -40,27 +45,59 @@ def load_trained(model: CausalLM, folder: Path) -> None:
     Raises:
         ModelError: the folder holds nothing of the kind, something that is not finite, or that of another model.
     """
-    load_adapter_weights(model, folder)
+    trains_adapter = _is_adapted(model)
+    if is_full(folder) == trains_adapter:
+        held, expected = ("full fine-tuning", "LoRA") if trains_adapter else ("LoRA", "full fine-tuning")
+        raise ModelError(f"{folder}: holds weights of {held}, expected those of {expected}; restore it, or train again")
+    if trains_adapter:
+        adapter.load_adapter_weights(model, folder)
+    else:
+        load_full_weights(model, folder)
     head = head_of(model)
     if head is not None:
         load_head_weights(head, folder)
 
 
+def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM:
+    """Add what a run has trained to a base model, for extraction; an adapter is merged into its weights with `merge`.
+
+    Raises:
+        ModelError: there is nothing trained in `folder`, it is damaged or not finite, or it is for another model.
+    """
+    return load_full(model, folder) if is_full(folder) else adapter.load_adapter(model, folder, merge)
+
+
 def reload_trained(model: CausalLM, folder: Path, task: TaskSpec, *, merge: bool) -> CausalLM:
     """Turn `model`, under training, into the model that extracts with what is saved in `folder`; see `open_trained`."""
-    return open_trained(model.unload(), folder, task, merge=merge)
+    return open_trained(model.unload() if _is_adapted(model) else model, folder, task, merge=merge)
 
 
 def open_trained(model: CausalLM, folder: Path, task: TaskSpec, *, merge: bool) -> CausalLM:
-    """Make of a base model the one that extracts with what is saved in `folder`: its adapter, and its head if any.
+    """Make of a base model the one that extracts with what is saved in `folder`, its head included.
 
     Raises:
         ModelError: as `load_adapter` and `load_head`.
     """
-    adapted = load_adapter(model, folder, merge=merge)
+    trained = load_adapter(model, folder, merge=merge)
     if task.answer == "spans":
-        load_head(adapted, folder, task)
-    return adapted
+        load_head(trained, folder, task)
+    return trained
+
+
+def read_lora(folder: Path) -> config.Lora:
+    """Return the section `lora` by which what is trained in `folder` can be trained on.
+
+    Raises:
+        ModelError: it is damaged, or an adapter has an alpha for single modules, with which no recipe can go on.
+    """
+    return config.Lora(full=True) if is_full(folder) else adapter.read_lora(folder)
+
+
+def _is_adapted(model: CausalLM) -> bool:
+    """Whether `model` has PEFT adapters."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
 
 
 def _of_head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

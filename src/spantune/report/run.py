@@ -126,6 +126,7 @@ def describe_run(folder: str | Path) -> dict[str, str]:
     recipe, environment = run.config(), run.environment()
     lora = recipe.lora
     adapter = f"{'DoRA' if lora.dora else 'LoRA'} {f'of rank {lora.rank}' if lora.rank else ''}".rstrip()
+    adapter = "full fine-tuning" if lora.full else adapter
     facts = {"model": f"{recipe.model.source} ({recipe.model.base}), {adapter}", "answer": run.task().answer}
     return facts | {name: environment[name] for name in ("device", "spantune") if environment.get(name)}
 

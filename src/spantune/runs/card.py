@@ -13,11 +13,13 @@ import yaml
 from spantune.core import Label, TaskSpec
 
 CARD = "README.md"
+FULL = "full.json"
+"""The file that is in the folder of a full fine-tuning only."""
 
 _TEXT = """\
-# A named-entity extractor (LoRA adapter)
+# A named-entity extractor ({kind})
 
-spantune trained this adapter {base}. It finds entities of {count} types in texts of the language `{language}`, and
+spantune trained {what} {base}. It finds entities of {count} types in texts of the language `{language}`, and
 answers in the format `{answer}`; `task.json` holds the instruction and the types:
 
 {labels}
@@ -30,13 +32,24 @@ With spantune, from the run folder that this folder is the `adapter/` of:
 
     spantune extract RUN FILE
 
-With PEFT alone, which knows neither the instruction nor the answer format:
+With {library} alone, which knows neither the instruction nor the answer format:
 
+"""
+
+_WITH_PEFT = """\
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained({name!r})
     model = PeftModel.from_pretrained(base, "adapter")
+"""
+
+_WITH_TRANSFORMERS = """\
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained({name!r})
+    model.load_state_dict(load_file("adapter/full.safetensors"), strict=False)  # the embeddings are the base model's
 """
 
 
@@ -51,19 +64,25 @@ def write_card(adapter: Path, task: TaskSpec, base: str) -> None:
     Raises:
         OSError: the disk refuses it.
     """
-    about: dict[str, object] = {"library_name": "peft", "pipeline_tag": "text-generation", "language": task.language}
-    about["tags"] = ["lora", "named-entity-recognition", "spantune"]
+    full = (adapter / FULL).is_file()
+    about: dict[str, object] = {"library_name": "transformers" if full else "peft", "pipeline_tag": "text-generation"}
+    about["language"] = task.language
+    about["tags"] = ["full-fine-tuning" if full else "lora", "named-entity-recognition", "spantune"]
     if base and ":" not in base:
         about["base_model"] = base
+    name = base if base and ":" not in base else "the folder of the base model"
     text = _TEXT.format(
+        kind="full fine-tuning" if full else "LoRA adapter",
+        what="the weights of the layers" if full else "this adapter",
+        library="transformers" if full else "PEFT",
         base=f"on `{base}`" if base else "on a model in a local folder",
         count=len(task.labels),
         language=task.language,
         answer=task.answer,
         labels="\n".join(map(_line, task.labels)),
         figures=_figures(adapter / "evaluation.json"),
-        name=base if base and ":" not in base else "the folder of the base model",
     )
+    text += (_WITH_TRANSFORMERS if full else _WITH_PEFT).format(name=name)
     front_matter = yaml.safe_dump(about, allow_unicode=True, sort_keys=False)
     (adapter / CARD).write_text(f"---\n{front_matter}---\n\n{text}", encoding="utf-8")
 

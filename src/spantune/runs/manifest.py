@@ -12,7 +12,14 @@ from pathlib import Path
 from spantune.core import first_line, fsync_path, sha256_of, to_json
 
 MANIFEST = "manifest.json"
-TRAINED_FILES = ("adapter_model.safetensors", "adapter_config.json", "head.safetensors", "head.json")
+TRAINED_FILES = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "full.safetensors",
+    "full.json",
+    "head.safetensors",
+    "head.json",
+)
 """What a run trains, in its `adapter/` and its checkpoints, the weights first: those of these files that are there."""
 READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
 """How the names of the files end that libraries look for beside an adapter: one that is added may change answers."""

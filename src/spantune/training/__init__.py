@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spantune.training.nan_guard import StepGuard
     from spantune.training.plan import Plan, make_plan, plan_recipe
     from spantune.training.preparation import DEFAULT_PACK_TOKENS, prepare
+    from spantune.training.recommendation import READ_TABLE as READ_RECOMMENDATIONS
     from spantune.training.recommendation import TABLE as RECOMMENDATIONS
     from spantune.training.recommendation import Recommendation, recommend
     from spantune.training.step import StepRunner
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_MODEL",
     "DEFAULT_PACK_TOKENS",
+    "READ_RECOMMENDATIONS",
     "RECOMMENDATIONS",
     "Choices",
     "Collator",
@@ -60,7 +62,12 @@ __getattr__, __dir__ = lazy_exports(
         "nan_guard": ("StepGuard",),
         "plan": ("Plan", "make_plan", "plan_recipe"),
         "preparation": ("DEFAULT_PACK_TOKENS", "prepare"),
-        "recommendation": ("TABLE as RECOMMENDATIONS", "Recommendation", "recommend"),
+        "recommendation": (
+            "READ_TABLE as READ_RECOMMENDATIONS",
+            "TABLE as RECOMMENDATIONS",
+            "Recommendation",
+            "recommend",
+        ),
         "step": ("StepRunner",),
         "survey": ("Reading", "find_splits"),
     },

@@ -40,8 +40,8 @@ AnyExample = Example | SpanExample
 class Batch:
     """The examples of one optimizer step as parts that are run one after another.
 
-    `weight` divides the summed loss of all parts: the number of target tokens, or of examples where
-    `train.normalize=examples` or where spans are read. `tokens` and `padding` count positions. `limits` are those that the parts were made by.
+    `weight` divides the summed loss of all parts: the number of target tokens, or of examples where spans are read or
+    `train.normalize=examples`. `tokens` and `padding` count positions. `limits` are those that the parts were made by.
     """
 
     examples: tuple[AnyExample, ...]

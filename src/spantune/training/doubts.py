@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from spantune.core import config, number
 from spantune.training.estimate import Estimate
 from spantune.training.preparation import Prepared
+from spantune.training.recommendation import READ_FROM
 
 FEW_STEPS = 50
 """Under so many optimizer steps an adapter learns next to nothing."""
@@ -21,6 +22,8 @@ FEW_DOCUMENTS, FEW_ENTITIES = 5, 10
 """Under so many dev documents, or entities in them, an F1 says little."""
 RATES = (1e-5, 5e-3)
 """The rates between which LoRA learns; outside it stands still, or the loss jumps."""
+FULL_RATES = (1e-6, 5e-4)
+"""The same of full fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,14 @@ class PlanWarning:
 
 def doubts(prepared: Prepared, predicted: Estimate) -> list[PlanWarning]:
     """Return what makes a prepared recipe unlikely to work."""
-    found = [_steps(prepared, predicted), _rate(prepared), _dev(prepared), _test(prepared), _labels(prepared)]
+    found = [
+        _steps(prepared, predicted),
+        _rate(prepared),
+        _few_to_read(prepared),
+        _dev(prepared),
+        _test(prepared),
+        _labels(prepared),
+    ]
     return [warning for warning in found if warning is not None]
 
 
@@ -69,14 +79,29 @@ def _too_few(steps: int) -> str:
 
 
 def _rate(prepared: Prepared) -> PlanWarning | None:
-    rate, (low, high) = config.filled(prepared.recipe.train.learning_rate), RATES
+    full, rate = prepared.recipe.lora.full, config.filled(prepared.recipe.train.learning_rate)
+    low, high = FULL_RATES if full else RATES
     if low <= rate <= high:
         return None
-    why = "so low that an adapter hardly learns" if rate < low else "so high that the loss is likely to jump"
+    why = "so low that hardly anything is learnt" if rate < low else "so high that the loss is likely to jump"
+    usual = "1e-5 and 2e-4" if full else "1e-4 and 1e-3"
     return PlanWarning(
-        "a learning rate for LoRA",
+        "a learning rate for full fine-tuning" if full else "a learning rate for LoRA",
         f"train.learning_rate={rate:g} is {why}",
-        "set one between 1e-4 and 1e-3, or leave it out, so that it is chosen",
+        f"set one between {usual}, or leave it out, so that it is chosen",
+    )
+
+
+def _few_to_read(prepared: Prepared) -> PlanWarning | None:
+    """Doubt that a new head learns its types from few documents."""
+    documents = len(prepared.splits.train)
+    if prepared.written or prepared.start is not None or documents >= READ_FROM:
+        return None
+    return PlanWarning(
+        "documents enough to read",
+        f"a head learns its types from nothing, and there are {number(documents, 'training document')}: under "
+        f"{READ_FROM:,}, entities that are written are usually better",
+        "set task.answer=jsonl, or annotate more",
     )
 
 

@@ -34,7 +34,7 @@ from spantune.core import (
 )
 from spantune.data import formats, holdout, shared_texts, splitting
 from spantune.training.recipe_text import Decided, render
-from spantune.training.recommendation import Device, device_here, recommend, weights_of
+from spantune.training.recommendation import Device, device_here, recommend, recommended_answer, weights_of
 from spantune.training.survey import WORDS, Language, Reading, Split, Survey, leaking, survey
 
 DEFAULT_MODEL = "bundled:gemma3-270m"
@@ -53,7 +53,7 @@ class Choices(TypedDict, total=False):
     """What a recipe is to have other than what the corpus says; `reading` is how the corpora are read."""
 
     model: str
-    answer: Literal["jsonl", "grouped", "inline"]
+    answer: Literal["jsonl", "grouped", "inline", "spans"]
     language: Language
     nested: bool
     dev: str | Path
@@ -65,7 +65,7 @@ class Choices(TypedDict, total=False):
 
 _CHOICES: Mapping[str, tuple[tuple[type[object], ...], str]] = {
     "model": ((str,), "a model such as bundled:gemma3-270m"),
-    "answer": ((str,), "jsonl, grouped or inline"),
+    "answer": ((str,), "jsonl, grouped, inline or spans"),
     "language": ((str,), "zh or en"),
     "nested": ((bool,), "True or False"),
     "dev": ((str, Path), "the path of a corpus, or bundled:NAME"),
@@ -207,14 +207,16 @@ def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
         language=choices.get("language", found.language),
         nested=choices.get("nested", found.nested),
         answer=choices.get("answer", "jsonl"),
+        is_chosen="answer" not in choices,
         row=None,
         loss_on="answer",
         minutes=choices.get("minutes", CPU_MINUTES if device == "cpu" else None),
     )
+    if decided.is_chosen:
+        decided = replace(decided, answer=recommended_answer(decided.trained_on, weights))
     if weights is not None:
-        row = recommend(decided.trained_on, weights)
+        row = recommend(decided.trained_on, weights, decided.answer)
         decided = replace(decided, row=row, loss_on="answer" if padded else row.loss_on)
-        decided = decided if "answer" in choices else replace(decided, answer=row.answer)
     text = render(decided)
     recipe = parse_config(yaml.safe_load(text), where="the recipe that init made")
     return Draft(text, recipe, decided, parts.made, parts.folder, (*parts.remarks, *_remarks(decided, padded)))
@@ -346,7 +348,7 @@ def _remarks(decided: Decided, padded: int) -> list[str]:
             remarks.append(f"the label {label} has no entity in the training documents, so that it is not learnt")
     if decided.found.nested and not decided.nested:
         remarks.append("some entities overlap, which a flat task does not allow: plan will name them")
-    if padded:
+    if padded and not decided.is_read:
         remarks.append(
             f"{padded} training documents have entities that begin or end with white space, which are never extracted; "
             "trim them: spantune data check FILE --fix OUT"

@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 
 from spantune.core import Config, config
-from spantune.encoding import fill
+from spantune.encoding import SpanExample, fill
 from spantune.models import (
     CausalLM,
     adapter_weights,
@@ -27,6 +27,7 @@ from spantune.models import (
     decoder_layers,
     has_fp8,
     head_size,
+    head_weights,
     is_wide,
     linear_modules,
     pick_device,
@@ -43,11 +44,20 @@ EAGER = 16
 """Hidden states that a layer keeps for each token when nothing is computed again; a rule of thumb."""
 SPEED = {"compiled": 0.65, "fp8": 0.75, "eager": 0.5}
 """Share of the speed of bf16 products that a training step reaches."""
+BANDS, FEATURES, STATES, FIXED = 6, 8, 3, 5000
+"""What the head of a task that is read holds for each character at its peak: so many times the logits of its spans, its
+features and its hidden state, all in fp32, and so many bytes; measured."""
+EVALUATIONS = 4
+"""Evaluations on dev in a run whose recipe does not say after how many steps."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Predicted memory of a training step in GiB, by part; `adapters_gib` includes the gradients."""
+    """Predicted memory of a training step in GiB, by part.
+
+    `adapters_gib` includes the gradients; with full fine-tuning it is these and the fp32 copies of a bf16 base. Where
+    spans are read it includes the head, and `logits_gib` are those of the spans with what the head makes them from.
+    """
 
     base_gib: float
     adapters_gib: float
@@ -95,6 +105,35 @@ class Estimate:
         return {key: value if isinstance(value, int) else round(value, 3) for key, value in values.items()}
 
 
+@dataclass(frozen=True)
+class HeadLoad:
+    """What a head that reads spans adds to a step.
+
+    Args:
+        weights: of the head.
+        bytes: that it holds at its peak for each token of a text.
+        operations: that it computes for each token of a text.
+    """
+
+    weights: int
+    bytes: float
+    operations: float
+
+
+def head_load(prepared: Prepared, model: CausalLM) -> HeadLoad | None:
+    """Return what the head adds to a step; None where the answer is written. `model` is on the meta device."""
+    read = [example for example in prepared.examples if isinstance(example, SpanExample)]
+    if not read:
+        return None
+    settings, types = prepared.recipe.spans, len(prepared.task.codes)
+    texts = [len(example.characters.token) for example in read]
+    characters = sum(texts) / max(1, sum(len(example.ids) - len(prepared.prefix) for example in read))
+    width = min(config.filled(settings.longest), max(texts))
+    floats = BANDS * width * types + FEATURES * settings.size + STATES * model.config.hidden_size
+    weights = head_weights(model, prepared.task, settings)
+    return HeadLoad(weights, characters * (4 * floats + FIXED), characters * 6 * weights)
+
+
 def estimate(prepared: Prepared, model: CausalLM) -> Estimate:
     """Predict a recipe's memory and time; `model` is its model on the meta device."""
     recipe, settings = prepared.recipe, prepared.recipe.train
@@ -104,12 +143,17 @@ def estimate(prepared: Prepared, model: CausalLM) -> Estimate:
     share = min(config.filled(settings.batch_examples), len(rest)) / len(rest)
     packs = len(fill(rest, prepared.pack_tokens(device.type) - prefix))
     packed = round((sum(rest) + packs * prefix) * share)
-    memory, available = predict_memory(model, recipe, device, part_tokens(prepared, recipe, device)), _available(device)
-    steps, step_seconds = (
-        total_steps(settings, len(rest)),
-        _step_flops(model, recipe, device) * packed / _rate(recipe, device),
-    )
+    head, steps, rate = head_load(prepared, model), total_steps(settings, len(rest)), _rate(recipe, device)
+    memory = predict_memory(model, recipe, device, part_tokens(prepared, recipe, device), head)
+    available = _available(device)
+    operations = _step_flops(model, recipe, device) + (head.operations if head else 0)
+    step_seconds = operations * packed / rate
     training_minutes = min(steps * step_seconds / 60, settings.max_minutes or math.inf)
+    evaluations = settings.eval_share * training_minutes
+    if head:  # reading takes less than the most that evaluations may take
+        a_token = 2 * sum(module.weight.numel() for _, module in linear_modules(model)) + head.operations / 3
+        each = a_token * _dev_tokens(prepared) / rate / 60
+        evaluations = min(evaluations, each * (steps / settings.eval_steps if settings.eval_steps else EVALUATIONS))
     return Estimate(
         memory=memory,
         available_gib=available / GIB,
@@ -118,12 +162,24 @@ def estimate(prepared: Prepared, model: CausalLM) -> Estimate:
         tokens_unpacked=round(sum(len(example.ids) for example in prepared.examples) * share),
         steps=steps,
         step_seconds=step_seconds,
-        minutes=training_minutes * (1 + settings.eval_share),
+        minutes=training_minutes + evaluations,
         fitting={} if memory.total_gib < available / GIB else fitting(prepared, model, device, available / GIB),
     )
 
 
-def predict_memory(model: CausalLM, recipe: Config, device: torch.device, tokens: int) -> Memory:
+def _dev_tokens(prepared: Prepared) -> float:
+    """The tokens of the dev documents that are read at an evaluation, from those of train by their characters."""
+    wanted = prepared.recipe.train.eval_documents or len(prepared.splits.dev)
+    share = min(1.0, wanted / max(1, len(prepared.splits.dev)))
+    read, characters = (
+        sum(len(document.text) for document in part) for part in (prepared.splits.dev, prepared.splits.train)
+    )
+    return share * read * sum(len(example.ids) for example in prepared.examples) / max(1, characters)
+
+
+def predict_memory(
+    model: CausalLM, recipe: Config, device: torch.device, tokens: int, head: HeadLoad | None = None
+) -> Memory:
     """The memory of a step whose largest part has `tokens`; `model` is on the meta device."""
     base, width = recipe.model.base, _width(recipe.model.base, device)
     linear = [module for _, module in linear_modules(model)]
@@ -131,33 +187,41 @@ def predict_memory(model: CausalLM, recipe: Config, device: torch.device, tokens
     others = sum(parameter.numel() for parameter in model.parameters()) - weights
     scales = 4 * sum(module.out_features for module in linear) if base in ("fp8", "int8") else 0
     adapters = adapter_weights(model, recipe.lora)
+    of_head = head.weights if head else 0
+    copies = 4 if recipe.lora.full and width == 4 else 8  # bytes: fp32 weight, unless it is the base's, and gradient
     text = model.config
     working = 2 * (8 * text.hidden_size + 4 * text.intermediate_size) * width  # of the layer that is computed again
     positions = HEAD_CHUNK if recipe.train.pack == "shared" else tokens
     return Memory(
         base_gib=(weights * BYTES.get(base, width) + scales + others * width) / GIB,
-        adapters_gib=8 * adapters / GIB,  # fp32 weight and gradient
-        optimizer_gib=MOMENTS[recipe.train.optimizer] * adapters / GIB,
+        adapters_gib=(copies * adapters + 8 * of_head) / GIB,
+        optimizer_gib=MOMENTS[recipe.train.optimizer] * (adapters + of_head) / GIB,
         activations_gib=tokens * (_stored_bytes(model, recipe, device) + working) / GIB,
-        logits_gib=positions * text.vocab_size * (width + 8) / GIB,
+        logits_gib=(head.bytes * tokens if head else positions * text.vocab_size * (width + 8)) / GIB,
     )
 
 
 def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int:
-    """Return the most tokens of one forward pass."""
-    longest = max(len(example.ids) for example in prepared.examples)
+    """Return the most tokens of one forward pass.
+
+    Where spans are read, a step of short texts may have fewer tokens than a pack.
+    """
+    lengths = sorted(len(example.ids) for example in prepared.examples)
+    longest = lengths[-1]
     if recipe.train.pack == "none":
         return recipe.train.micro_batch * longest
-    return max(recipe.train.pack_tokens or prepared.pack_tokens(device.type), longest)
+    budget = max(recipe.train.pack_tokens or prepared.pack_tokens(device.type), longest)
+    return budget if prepared.written else min(budget, sum(lengths[-config.filled(recipe.train.batch_examples) :]))
 
 
 def fitting(
     prepared: Prepared, model: CausalLM, device: torch.device, available_gib: float
 ) -> dict[str, object] | None:
     """Return the cheapest change of settings with which the recipe would fit; None where there is none."""
+    head = head_load(prepared, model)
     for settings in _alternatives(prepared, device):
         recipe = _overridden(prepared.recipe, settings)
-        if predict_memory(model, recipe, device, part_tokens(prepared, recipe, device)).total_gib < available_gib:
+        if predict_memory(model, recipe, device, part_tokens(prepared, recipe, device), head).total_gib < available_gib:
             return settings
     return None
 
@@ -198,14 +262,17 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
 
 
 def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
-    """Operations for each token: forward, the gradient of the input, and what is computed again."""
+    """Operations for each token: forward, the gradients of the inputs and of trained weights, and what is computed
+    again.
+    """
     weights = [module.weight for _, module in linear_modules(model)]
     again = sum(weight.numel() for weight in weights if is_wide(*weight.shape))
-    if checkpointing(recipe, device) or (compiling(recipe, device) and recipe.train.keep == "none"):
+    keeps_none = recipe.train.keep == "none" or recipe.lora.full  # kept are products with an adapter
+    if checkpointing(recipe, device) or (compiling(recipe, device) and keeps_none):
         again = sum(weight.numel() for weight in weights)
     elif not compiling(recipe, device) or recipe.train.keep == "most":
         again = 0
-    return 4 * sum(weight.numel() for weight in weights) + 2 * again
+    return (6 if recipe.lora.full else 4) * sum(weight.numel() for weight in weights) + 2 * again
 
 
 def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str, object]]:
@@ -219,9 +286,10 @@ def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str
     recomputed += [] if compiling(recipe, device) else [{"train.gradient_checkpointing": "on"}]
     if device.type == "cuda":
         optimizers += [{"train.optimizer": "adamw_8bit"}] if recipe.train.optimizer == "adamw" else []
+    if device.type == "cuda" and not recipe.lora.full:
         bases += [{"model.base": "fp8"}] if has_fp8(device) and recipe.model.base not in config.QUANTIZED else []
         bases += [{"model.base": "nf4"}] if recipe.model.base != "nf4" else []
-    elif _width(recipe.model.base, device) == 4:
+    elif device.type == "cpu" and _width(recipe.model.base, device) == 4:
         bases += [{"model.base": "bf16"}]
     size = recipe.train.micro_batch if recipe.train.pack == "none" else part_tokens(prepared, recipe, device)
     least = 1 if recipe.train.pack == "none" else max(len(example.ids) for example in prepared.examples)

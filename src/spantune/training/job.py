@@ -161,7 +161,7 @@ def train(
                 log.log(logging.WARNING if resume else logging.INFO, "%s", note)
             for note in start.notes if start and not resume else ():
                 log.warning("%s", note)
-            log.info("LoRA on %s: %.0f %% of the linear weights", ", ".join(coverage.matched), 100 * coverage.share)
+            log.info("%s", coverage)
             job = _Job(prepared, replace(loaded, model=model), folder, plan.estimate)
             before, after = job.run(is_resumed=resume is not None)
     return Result(folder, before, after, time.perf_counter() - started, recipe.data.f1_on)

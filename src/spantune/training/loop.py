@@ -124,7 +124,7 @@ class TrainingLoop:
         self.step = step_of(checkpoint)
         load_trained(self.runner.model, checkpoint)
         state = torch.load(checkpoint / OPTIMIZER_FILE, map_location=self.runner.device, weights_only=True)
-        self.runner.optimizer.load_state_dict(state)
+        self.runner.restore(state)
         random_state = torch.load(checkpoint / RANDOM_STATE_FILE, weights_only=True)
         torch.set_rng_state(random_state["cpu"])
         if self.runner.device.type == "cuda" and "cuda" in random_state:
@@ -237,7 +237,7 @@ class TrainingLoop:
 
     def _fill(self, folder: Path) -> None:
         save_trained(self.runner.accelerator.unwrap_model(self.runner.model), folder)
-        torch.save(self.runner.optimizer.state_dict(), folder / OPTIMIZER_FILE)
+        torch.save(self.runner.state(), folder / OPTIMIZER_FILE)
         random_state = {"cpu": torch.get_rng_state()}
         if self.runner.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(self.runner.device)

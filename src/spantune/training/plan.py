@@ -154,7 +154,7 @@ def _targets(recipe: Config, coverage: Coverage) -> Audit:
     name = "every LoRA target matches"
     unmatched, unranked = unmatched_error(coverage), unranked_error(coverage)
     problem = unranked or unmatched
-    covered = f"{', '.join(coverage.matched)}: {coverage.share:.0%} of the linear weights"
+    covered = str(coverage)
     waived = "lora.allow_unmatched" if recipe.lora.allow_unmatched and not unranked else None
     remedy = "mend lora.rank_pattern" if unranked else "set lora.targets=all-linear"
     return Audit(name, problem is None, problem or covered, remedy, waived)
@@ -192,7 +192,7 @@ def _card(prepared: Prepared) -> Audit:
 
 
 def _readable(prepared: Prepared) -> Audit:
-    """Check that every entity of dev and test is short enough to be read; those of train were when they were encoded."""
+    """Check that every entity of dev and test is short enough to be read; encoding has checked those of train."""
     longest = config.filled(prepared.recipe.spans.longest)
     too_long = [
         (f"{path}: document {document.id!r}, {entity.label} [{entity.start}, {entity.end})", entity.end - entity.start)
@@ -224,7 +224,9 @@ def _truncation(prepared: Prepared) -> Audit:
     result = (
         f"{prepared.cut} of {len(prepared.examples)} samples are cut" if prepared.cut else f"longest: {longest} tokens"
     )
-    remedy = "remove train.cut_tokens; data.too_long=split keeps offsets"
+    remedy = "data.too_long=split keeps offsets"
+    if prepared.written:
+        remedy = f"remove train.cut_tokens; {remedy}"
     return Audit("no truncation", not prepared.cut, result, remedy, _cuts(prepared))
 
 

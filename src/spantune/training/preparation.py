@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
-from spantune.core import DataError, Document, TaskSpec, as_config, config, say, track
+from spantune.core import ConfigError, DataError, Document, TaskSpec, as_config, config, say, track
 from spantune.data import Splits, count_predicted, read_splits, split_long
 from spantune.encoding import (
     Example,
@@ -27,12 +28,13 @@ from spantune.encoding import (
     shared_prefix,
 )
 from spantune.extraction import mark_choices, require_grammar
-from spantune.models import ModelFiles, cache_root, count_weights, read_files
-from spantune.training.recommendation import with_answer, with_values
+from spantune.models import ModelFiles, cache_root, count_weights, read_files, require_full
+from spantune.training.recommendation import READ_FROM, with_answer, with_values
 from spantune.training.warm_start import Start, warm_start
 
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 log = logging.getLogger(__name__)
+Encoded = TypeVar("Encoded", Example, SpanExample)
 
 
 @dataclass(frozen=True)
@@ -104,22 +106,34 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     files = read_files(recipe.model.source)
     recipe, start = warm_start(recipe, files, own_start)
     weights = count_weights(files.folder)
-    recipe = with_answer(recipe, weights)
+    require_full(recipe.lora, recipe.model.base, weights)
+    is_open, recipe = recipe.task.answer is None, with_answer(recipe, len(splits.train), weights)
+    if is_open and recipe.task.answer == "spans":
+        say(
+            f"{len(splits.train):,} training documents: entities are read (task.answer=spans), which is better from "
+            f"{READ_FROM:,} on; set task.answer=jsonl to have them written"
+        )
     task = make_task(recipe.task)
+    if task.answer == "spans" and task.template != "chat":
+        raise ConfigError(
+            f"task.preset={recipe.task.preset} is a prompt for writing, and task.answer=spans reads; set "
+            "task.preset=cmeee"
+        )
     settings = recipe.train
     unlimited = settings.cut_tokens is not None
-    recipe = _with_longest(recipe, splits)
+    recipe = _with_longest(recipe, splits, start)
     encoder = make_encoder(files.tokenizer, task, recipe.spans, None if unlimited else settings.max_tokens)
     if recipe.data.too_long == "split":
         pieces = (split_long(document, encoder.fits) for document in splits.train)
         splits = replace(splits, train=tuple(piece for group in pieces for piece in group))
     recipe = with_values(recipe, len(splits.train), weights)
+    path = config.name_of(recipe.data.train)
     if isinstance(encoder, SpanEncoder):
-        read = tuple(encoder.example(document) for document in track(splits.train, "encode", len(splits.train)))
+        read = tuple(_encoded(encoder.example, splits.train, path))
         return Prepared(recipe, task, splits, files, encoder, read, 0, start)
     for documents, path in splits_with_files(recipe, splits):
         _warn_of_blanks(documents, path)
-    examples = tuple(encoder.example(document) for document in splits.train)
+    examples = tuple(_encoded(encoder.example, splits.train, path))
     examples, cut = _cut(examples, settings.cut_tokens)
     if recipe.train.on_choices and (task.nested or not overlapping(splits.train)):  # else an audit of `plan` fails
         cache = cache_root() / "gold"
@@ -127,9 +141,15 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     return Prepared(recipe, task, splits, files, encoder, examples, cut, start)
 
 
-def _with_longest(recipe: config.Config, splits: Splits) -> config.Config:
-    """Return the recipe with the length of the longest entity that is read, where it leaves that to the corpus."""
+def _with_longest(recipe: config.Config, splits: Splits, start: Start | None) -> config.Config:
+    """Return the recipe with the length of the longest entity, where spans are read and it leaves that open.
+
+    A head that is trained on goes on to read entities as long as before.
+    """
+    if recipe.task.answer != "spans" or recipe.spans.longest is not None:
+        return recipe
     longest = longest_allowed((*splits.train, *splits.dev), recipe.spans)
+    longest = max(longest, (start.longest if start else None) or 0)
     return recipe.model_copy(update={"spans": recipe.spans.model_copy(update={"longest": longest})})
 
 
@@ -149,6 +169,15 @@ def overlapping(documents: Sequence[Document]) -> list[Document]:
         return any(entity.start < end for end, entity in zip(ends, document.entities[1:], strict=False))
 
     return [document for document in documents if overlap(document)]
+
+
+def _encoded(encode: Callable[[Document], Encoded], documents: Sequence[Document], path: str) -> Iterator[Encoded]:
+    """Yield the example of each document; a DataError names the file."""
+    for document in track(documents, "encode", len(documents)):
+        try:
+            yield encode(document)
+        except DataError as error:
+            raise DataError(error.message, path=path, field=error.field) from None
 
 
 def _warn_of_blanks(documents: Sequence[Document], path: str) -> None:

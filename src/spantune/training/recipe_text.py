@@ -18,21 +18,26 @@ from spantune.training.survey import Split, Survey
 
 CPU_MEASURED = 300
 """Documents that give the final figures on a CPU, which extracts one or two a second."""
+CPU_READ = 1000
+"""The same where spans are read."""
 CPU_A_MINUTE = 400
 """Documents that a small model trains on in a minute on a CPU."""
 CPU_DEV_DOCUMENTS = 32
 """Dev documents in an evaluation during training on a CPU."""
+CPU_READ_DEV_DOCUMENTS = 200
+"""The same where spans are read."""
 LONG = 300
 """Characters of a text from which it might not fit into `train.max_tokens`, beside the instruction and its answer."""
 _WIDTH = 36
 _LOSSES = {"choices": "only where the grammar leaves a choice: faster", "answer": "on every token of the answer"}
+_SPANS_HINT = "# spans: {view: whole} # the head that reads; docs/recipe.md has all keys of this section"
 
 
 @dataclass(frozen=True)
 class Decided:
     """What a recipe is to say: what was found, and what was chosen.
 
-    `file` is where the recipe is written.
+    `file` is where the recipe is written. `is_chosen` says that the answer was chosen by the size of the corpus.
     `sources` and `counts` are the files of each split and their documents; `share` is the part of train that is held
     out, if any; `row` has the hyperparameters, or is None where the size of the model is not known.
     """
@@ -50,9 +55,15 @@ class Decided:
     language: str
     nested: bool
     answer: str
+    is_chosen: bool
     row: Recommendation | None
     loss_on: str
     minutes: float | None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether spans are read."""
+        return self.answer == "spans"
 
     @property
     def trained_on(self) -> int:
@@ -68,8 +79,9 @@ class Decided:
         measured: Split = "test" if "test" in self.counts else "dev"
         usable = int(CPU_A_MINUTE * self.minutes) if self.minutes else self.counts["train"]
         limits = {"limit": usable} if self.counts["train"] - self.held_out > 1.5 * usable else {}
-        if self.counts.get(measured, self.held_out) > CPU_MEASURED:
-            limits[f"{measured}_limit"] = CPU_MEASURED
+        most = CPU_READ if self.is_read else CPU_MEASURED
+        if self.counts.get(measured, self.held_out) > most:
+            limits[f"{measured}_limit"] = most
         return limits
 
     @property
@@ -129,9 +141,19 @@ def _task(decided: Decided) -> list[str]:
     rows = [
         (f"  language: {decided.language}", language),
         (f"  nested: {str(decided.nested).lower()}", overlaps),
-        (f"  answer: {decided.answer}", "how the model writes entities: jsonl, grouped or inline"),
+        (f"  answer: {decided.answer}", _answer_comment(decided)),
     ]
     return ["task:", *labels, *_aligned(rows)]
+
+
+def _answer_comment(decided: Decided) -> str:
+    """Say what the answer is, and why, where it was chosen by the size of the corpus."""
+    if not decided.is_chosen:
+        return "how the model answers: it writes jsonl, grouped or inline, or it reads spans"
+    few_or_enough = f"{decided.trained_on:,} training documents are {'enough' if decided.is_read else 'few'}"
+    if decided.is_read:
+        return f"entities are read, since {few_or_enough} (docs/quality.md); or written: jsonl, grouped, inline"
+    return f"entities are written, since {few_or_enough} (docs/quality.md); or grouped, inline; or read: spans"
 
 
 def _data(decided: Decided) -> list[str]:
@@ -164,16 +186,20 @@ def _training(decided: Decided) -> list[str]:
             ("learning_rate", rate, "the highest; lower it if the loss jumps"),
             ("batch_examples", str(row.batch_examples), "documents a step: few, so that there are enough steps"),
             ("epochs", f"{row.epochs:g}", "times that each document is seen"),
-            ("loss_on", decided.loss_on, _LOSSES[decided.loss_on]),
         ]
+        train += [] if decided.is_read else [("loss_on", decided.loss_on, _LOSSES[decided.loss_on])]
     if decided.minutes is not None:
         train.append(
             ("max_minutes", f"{decided.minutes:g}", "of training at most, evaluations not counted; more may teach more")
         )
     if decided.device == "cpu":
-        train.append(("eval_documents", str(CPU_DEV_DOCUMENTS), "dev documents that are measured while it trains"))
+        measured = CPU_READ_DEV_DOCUMENTS if decided.is_read else CPU_DEV_DOCUMENTS
+        train.append(("eval_documents", str(measured), "dev documents that are measured while it trains"))
+    if decided.device == "cpu" and not decided.is_read:
         train.append(("eval_before", "false", "true also measures the untrained model: minutes on a CPU"))
     sections = _section("lora", lora) if lora else []
+    if decided.is_read:
+        sections = [_SPANS_HINT, *sections]
     return [*sections, f"# {remark}", *(_section("train", train) if train else [])]
 
 

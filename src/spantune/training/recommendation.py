@@ -1,11 +1,13 @@
 """The hyperparameters that a recipe gets where it names none, by the sizes of corpus and model.
 
-One table says them all. The rows of models under 1 B weights are measured on the embedded model and four corpora
-(bench/results/2026-11-28-h200-hyperparameters.md): some 200 steps of 8 examples at 1e-3 came to at least 91 % of the
-best of up to six tries of that cost, and 2e-3 was too high everywhere. Those of larger models follow the literature:
-QLoRA (arXiv 2305.14314) trains models of 7 B and 13 B, LoRA on all linear layers, at 2e-4, and "LoRA Learns Less and
-Forgets Less" (arXiv 2405.09673) recommends all modules, rank 16 and an alpha of twice the rank. Small corpora get
-several epochs, so that the optimizer takes some hundred steps.
+Whether a task is answered by writing or by reading spans, where nothing says so, follows from the size of the corpus
+alone: the types of a head are learnt from nothing, while a model that writes knows what a label's name means. Each way
+has a table, READ_TABLE that of reading. The rows of TABLE, for writing, of models under 1 B weights are measured on the
+embedded model and four corpora (bench/results/2026-11-28-h200-hyperparameters.md): some 200 steps of 8 examples at 1e-3
+came to at least 91 % of the best of up to six tries of that cost, and 2e-3 was too high everywhere. Those of larger
+models follow the literature: QLoRA (arXiv 2305.14314) trains models of 7 B and 13 B, LoRA on all linear layers, at
+2e-4, and "LoRA Learns Less and Forgets Less" (arXiv 2405.09673) recommends all modules, rank 16 and an alpha of twice
+the rank. Small corpora get several epochs, so that the optimizer takes some hundred steps.
 """
 
 from __future__ import annotations
@@ -24,8 +26,12 @@ WEIGHTS = {"bundled:gemma3-270m": 268_098_176, "bundled:smollm2-135m": 134_515_0
 NAMED_WEIGHTS = {"phi-4": 14.7e9, "phi-3.5-mini": 3.8e9, "phi-3-mini": 3.8e9}
 """Weights of models whose names do not say how many they have."""
 Device = Literal["cpu", "cuda"]
+FULL_RATE = 1e-4
+"""The learning rate of full fine-tuning, which stands for that of the table: the weights move, and not an adapter."""
 ANY = 10**15
 """More documents, or weights, than there are."""
+READ_FROM = 1000
+"""Training documents from which on reading spans is no worse than writing them."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,6 @@ class Recommendation:
     rank: int = 16
     alpha: float = 32
     loss_on: config.LossOn = "choices"
-    answer: Literal["jsonl", "grouped", "inline"] = "jsonl"
 
 
 _B = 10**9
@@ -56,42 +61,76 @@ TABLE = (
     Recommendation("over 4 B weights, up to 250 documents", ANY, 250, 2e-4, 4, 4, loss_on="answer"),
     Recommendation("over 4 B weights, over 250 documents", ANY, ANY, 2e-4, 16, 2, loss_on="answer"),
 )
+READ_TABLE = (
+    Recommendation("under 1 B weights, up to 300 documents", _B, 300, 5e-4, 8, 30, 64, 128),
+    Recommendation("under 1 B weights, up to 1,000 documents", _B, 1000, 5e-4, 8, 15, 64, 128),
+    Recommendation("under 1 B weights, up to 3,000 documents", _B, 3000, 5e-4, 8, 8, 64, 128),
+    Recommendation("under 1 B weights, over 3,000 documents", _B, ANY, 5e-4, 32, 5, 64, 128),
+    Recommendation("over 1 B weights, up to 300 documents", ANY, 300, 2e-4, 8, 15, 64, 128),
+    Recommendation("over 1 B weights, up to 1,000 documents", ANY, 1000, 2e-4, 8, 8, 64, 128),
+    Recommendation("over 1 B weights, up to 3,000 documents", ANY, 3000, 2e-4, 8, 5, 64, 128),
+    Recommendation("over 1 B weights, over 3,000 documents", ANY, ANY, 2e-4, 16, 3, 64, 128),
+)
+"""The same where spans are read; `loss_on` means nothing there."""
 
 
-def recommend(documents: int, weights: int) -> Recommendation:
-    """Return the row of the table for so many training documents and a model of so many weights."""
-    return next(row for row in TABLE if weights <= row.weights and documents <= row.documents)
+def recommend(documents: int, weights: int, answer: str = "jsonl") -> Recommendation:
+    """Return the row of the table for so many training documents, a model of so many weights and this answer."""
+    table = READ_TABLE if answer == "spans" else TABLE
+    return next(row for row in table if weights <= row.weights and documents <= row.documents)
 
 
-def with_answer(recipe: Config, weights: int) -> Config:
-    """Return `recipe` with the answer format that suits the model, if neither recipe nor preset names one."""
+def recommended_answer(documents: int, weights: int | None) -> Literal["jsonl", "spans"]:
+    """Return how a task is answered best with so many training documents; `weights` is None where it is not known."""
+    return "spans" if documents >= READ_FROM else "jsonl"
+
+
+def with_answer(recipe: Config, documents: int, weights: int) -> Config:
+    """Return `recipe` with the answer that suits the corpus, if neither recipe nor preset names one.
+
+    A recipe with a setting that only writing has is written.
+    """
     if recipe.task.answer or "answer" in PRESETS.get(recipe.task.preset or "", {}):
         return recipe
-    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"answer": recommend(ANY, weights).answer})})
+    answer = "jsonl" if writing_keys(recipe) else recommended_answer(documents, weights)
+    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"answer": answer})})
+
+
+def writing_keys(recipe: Config) -> list[str]:
+    """Return the keys of a recipe whose values mean that entities are written."""
+    train, task = recipe.train, recipe.task
+    means_writing = {
+        "train.loss_on": train.loss_on is not None,
+        "train.pack": train.pack != "shared",
+        "train.cut_tokens": train.cut_tokens is not None,
+        "extract.grounded": not recipe.extract.grounded,
+        "task.empty_answer": task.empty_answer is not None,
+        "task.template": task.template == "tutorial",
+    }
+    return [key for key, is_set in means_writing.items() if is_set]
 
 
 def with_values(recipe: Config, documents: int, weights: int) -> Config:
     """Return `recipe` with every value that it leaves to the sizes of corpus and model.
 
     The loss is on all of the answer where choices cannot be had: without the grammar, without shared packs, or where
-    samples are cut. A rank without an alpha gets the ratio of the table.
+    samples are cut; where spans are read it stays absent. A rank without an alpha gets the ratio of the table; full
+    fine-tuning has neither.
     """
-    row, settings, lora = recommend(documents, weights), recipe.train, recipe.lora
-    able = (
-        recipe.task.answer != "spans"
-        and recipe.extract.grounded
-        and settings.pack == "shared"
-        and not settings.cut_tokens
-    )
+    answer = recipe.task.answer or "jsonl"
+    row, settings, lora = recommend(documents, weights, answer), recipe.train, recipe.lora
+    able = recipe.extract.grounded and settings.pack == "shared" and not settings.cut_tokens
     rank = row.rank if lora.rank is None else lora.rank
     train = {
-        "learning_rate": row.learning_rate,
+        "learning_rate": FULL_RATE if lora.full else row.learning_rate,
         "batch_examples": row.batch_examples,
         "epochs": row.epochs,
-        "loss_on": row.loss_on if able else "answer",
+        "loss_on": None if answer == "spans" else row.loss_on if able else "answer",
     }
     absent = {key: value for key, value in train.items() if getattr(settings, key) is None}
-    adapter = {"rank": rank, "alpha": row.alpha * rank / row.rank if lora.alpha is None else lora.alpha}
+    adapter = (
+        {} if lora.full else {"rank": rank, "alpha": row.alpha * rank / row.rank if lora.alpha is None else lora.alpha}
+    )
     return recipe.model_copy(
         update={"train": settings.model_copy(update=absent), "lora": lora.model_copy(update=adapter)}
     )

@@ -24,6 +24,7 @@ from spantune.core import RunError, config
 from spantune.models import CausalLM, SpanPack, head_of
 from spantune.training.collator import Batch, Collator, PaddedRows, Part
 from spantune.training.loss import pack_loss
+from spantune.training.masters import MasterWeights
 from spantune.training.nan_guard import StepGuard
 from spantune.training.span_loss import span_loss
 
@@ -43,7 +44,7 @@ class StepRunner:
     """Runs optimizer steps on one model.
 
     Args:
-        model: a causal LM with adapters, on its device.
+        model: a causal LM of which some weights are trained, on its device.
         collator: makes the batches, and makes them again where a part does not fit into memory.
         settings: the recipe's section `train`.
         guard: refuses losses and gradients that are not finite.
@@ -65,6 +66,7 @@ class StepRunner:
         head = head_of(model)
         self._head = [] if head is None else list(head.parameters())
         optimizer = make_optimizer(model, settings, lora_plus, head_rate)
+        self.masters = MasterWeights(optimizer)
         groups = optimizer.param_groups[: -1 if self._head else None]
         self.trainable = [parameter for group in groups for parameter in group["params"]]
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -99,15 +101,29 @@ class StepRunner:
         documents = [example.id for example in batch.examples]
         is_accepted = self.guard.accepts(loss.item(), step, documents)
         if not is_accepted:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients()
             loss = torch.zeros_like(loss)
+        self.masters.take_gradients()
         norm = float(self.accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm))
         if self._head:  # by itself: its gradient is much larger at the beginning
             self.accelerator.clip_grad_norm_(self._head, self.settings.max_grad_norm)
         if is_accepted and self.guard.accepts_gradient(norm, step, documents):
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            self.masters.give_weights()
+        self._drop_gradients()
         return StepResult(loss, norm, self.optimizer.param_groups[0]["lr"])
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beside the trained weights: the optimizer's state, and fp32 copies of weights
+        that are trained in another type.
+        """
+        return {**self.optimizer.state_dict(), "masters": self.masters.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with the `state` of a checkpoint."""
+        masters = state.pop("masters", [])  # checkpoints of earlier releases have none
+        self.optimizer.load_state_dict(state)
+        self.masters.restore(masters)
 
     def backward(self, batch: Batch, step: int) -> Tensor:
         """Add the gradients of a batch, and return its loss (a float32 scalar on the device).
@@ -147,7 +163,7 @@ class StepRunner:
         Raises:
             RunError: `part` is a single example.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not self.collator.lower(part):
@@ -161,6 +177,10 @@ class StepRunner:
         limits = ", ".join(f"train.{name}={value}" for name, value in self.collator.limits.items())
         log.warning("out of memory at step %d: it is split and repeated; %s for the rest of the run", step, limits)
         return self.collator(batch.examples)
+
+    def _drop_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.masters.drop_gradients()
 
     def _part_loss(self, part: Part, weight: int) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):

@@ -1,10 +1,10 @@
-"""A warm start, `train.from`: a run that begins with the adapter of another one instead of a new one.
+"""A warm start, `train.from`: a run that begins with what another one has trained instead of a new adapter.
 
 The adapter's shape (rank, alpha, targets and the like) is that of the earlier run; what the recipe states must agree
 with it. The base model and the answer format must be the same, and every label of the earlier task must still be one;
-labels may be added. The optimizer and the schedule start anew. The adapter that a run began with counts among those
-that its evaluations choose from, so that the run ends no worse on dev. The run keeps a copy of it, and is resumed
-without the earlier run.
+labels may be added. A head that reads spans goes on too, and grows by the labels that are added. The optimizer and the
+schedule start anew. The adapter that a run began with counts among those that its evaluations choose from, so that the
+run ends no worse on dev. The run keeps a copy of it, and is resumed without the earlier run.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from pathlib import Path
 
 from spantune.core import Config, ConfigError, Label, RunError, TaskSpec, config, nearest
 from spantune.encoding import make_task
-from spantune.models import ModelFiles, hash_model, read_lora
-from spantune.runs import RunFolder, change_since
+from spantune.models import HeadConfig, ModelFiles, hash_model, read_head_config, read_lora
+from spantune.runs import RunFolder, change_since, trained_files
+from spantune.training.recommendation import writing_keys
 
 RATE_SHARE = 1 / 3
 """The share of the earlier run's learning rate that a warm start begins with, where the recipe names no rate."""
-_SHAPE = ("rank", "alpha", "rslora", "dora", "rank_pattern")
+_SHAPE = ("full", "rank", "alpha", "rslora", "dora", "rank_pattern")
 _SAME = ("answer", "template", "empty_answer")
+_HEAD_SHAPE = ("view", "instruction", "size", "convolution", "types")
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,15 @@ class Start:
 
     Args:
         folder: the adapter's folder.
-        targets: the names of the modules that it is on.
+        targets: the names of the modules that it is on; none where it is the weights of a full fine-tuning.
         notes: what differs from the run that it comes from, in sentences.
+        longest: the most characters of an entity that its head reads; None where it has none.
     """
 
     folder: Path
     targets: tuple[str, ...]
     notes: tuple[str, ...]
+    longest: int | None = None
 
 
 def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) -> tuple[Config, Start | None]:
@@ -64,12 +68,20 @@ def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) 
     notes: list[str] = []
     if run:
         update["train"], notes = _with_training_of(path, recipe, run.config().train)
+    head = read_head_config(adapter, before) if before.answer == "spans" else None
+    if head is not None and recipe.task.answer in (None, "spans"):
+        update["spans"] = _agreed_head(path, recipe.spans, head, run)
+        if keys := writing_keys(recipe):
+            raise ConfigError(
+                f"train.from: {path} was trained to read spans, and {keys[0]} is for writing; leave it out, or leave "
+                "train.from out"
+            )
     recipe = recipe.model_copy(update=update)
     if own_copy is None:
         notes += _require_same_base(path, run, files)
         notes += _require_same_task(path, before, make_task(recipe.task))
-    assert not isinstance(shape.targets, str)
-    return recipe, Start(adapter, shape.targets, tuple(notes))
+    targets = () if isinstance(shape.targets, str) else shape.targets
+    return recipe, Start(adapter, targets, tuple(notes), head.longest if head else None)
 
 
 def _with_training_of(path: Path, recipe: Config, earlier: config.Train) -> tuple[config.Train, list[str]]:
@@ -97,7 +109,7 @@ def _find(path: Path) -> tuple[Path, RunFolder | None]:
         if not run.adapter.is_dir():
             raise ConfigError(f"train.from: {path} has no adapter yet; finish it: spantune train --resume {path}")
         return run.adapter, run
-    if not (path / "adapter_config.json").is_file():
+    if not trained_files(path):
         raise ConfigError(f"train.from: {path} is no run folder and no adapter folder; name one, such as runs/demo")
     parent = RunFolder(path.absolute().parent)
     return path, parent if parent.is_run and parent.adapter == path.absolute() else None
@@ -124,7 +136,7 @@ def _require_same_task(path: Path, before: TaskSpec, task: TaskSpec) -> list[str
             f"train.from: {path} was trained for the label {missing[0]!r}, which is not one of the task's; "
             f"{nearest(missing[0], task.codes)}. Add it to task.labels, or leave train.from out"
         )
-    for key in _SAME:
+    for key in _SAME[:1] if task.answer == before.answer == "spans" else _SAME:
         if (old := getattr(before, key)) != (new := getattr(task, key)):
             raise ConfigError(
                 f"train.from: {path} was trained with task.{key}={old}, and this recipe has {new}; set it to the same, "
@@ -150,6 +162,12 @@ def _key(label: Label, before: Label) -> str:
 def _agreed(path: Path, stated: config.Lora, shape: config.Lora, run: RunFolder | None) -> config.Lora:
     """The `lora` section with the adapter's shape; what the recipe states must agree with it."""
     given = {name for name in stated.model_fields_set if getattr(stated, name) is not None}
+    if given and stated.full != shape.full:
+        held, wanted = ("full fine-tuning", "LoRA") if shape.full else ("LoRA", "full fine-tuning")
+        raise ConfigError(
+            f"train.from: {path} holds weights of {held}, and the recipe's section lora asks for {wanted}; leave lora "
+            "out, or name another run"
+        )
     for name in _SHAPE:
         if name in given and (value := getattr(stated, name)) != (own := getattr(shape, name)):
             raise ConfigError(
@@ -160,4 +178,18 @@ def _agreed(path: Path, stated: config.Lora, shape: config.Lora, run: RunFolder 
     if "targets" not in given:
         before = run.config().lora if run else shape
         update |= {"targets": before.targets, "allow_unmatched": before.allow_unmatched}
+    return stated.model_copy(update=update)
+
+
+def _agreed_head(path: Path, stated: config.Spans, head: HeadConfig, run: RunFolder | None) -> config.Spans:
+    """The `spans` section with the head's shape, and a part of its rate; what the recipe states must agree with it."""
+    for name in _HEAD_SHAPE:
+        if name in stated.model_fields_set and (value := getattr(stated, name)) != (own := getattr(head, name)):
+            raise ConfigError(
+                f"spans.{name} is {value}, and the head of train.from ({path}) has {own}; leave spans.{name} out, or "
+                f"set it to {own}"
+            )
+    update = {name: getattr(head, name) for name in _HEAD_SHAPE}
+    if run and "learning_rate" not in stated.model_fields_set:
+        update["learning_rate"] = run.config().spans.learning_rate * RATE_SHARE
     return stated.model_copy(update=update)

@@ -1,0 +1,305 @@
+"""How good is reading spans, beside writing them and beside published encoders? The study behind docs/quality.md.
+
+    python bench/quality.py data SOURCE FOLDER                    the corpora as native JSONL; never commit them
+    python bench/quality.py jobs FOLDER OUT.jsonl --group curve   the runs of a group, one a line
+    python bench/quality.py run JOBS.jsonl RESULTS.jsonl --data FOLDER --workers 16 --device cuda
+    python bench/quality.py table RESULTS.jsonl                   Markdown tables of the results
+    python bench/quality.py vote KEPT OUT.jsonl                   what more than half of the files in KEPT predict
+
+A job is a run of `spantune train` in a process of its own, bound to one core. Its recipe is the base of its way of
+answering (`BASE`) with the job's `recipe`, a mapping of `section.key` to value. CMeEE V1 has two halves of its dev
+split: A, the front 1,250 sentences, chooses checkpoints, thresholds and settings; B, the last 1,250, is reported.
+A job with a result is skipped; one that was stopped by `--seconds` goes on from its last checkpoint, if that is still
+there. `--base` changes the base of spans, so that the groups `curve`, `final` and `corpora` follow a finalist. `run
+--keep KEPT` keeps final predictions: with the jobs of group `final`, those of three seeds of one recipe, for `vote`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from quality_jobs import MODEL, TASKS, make_jobs, passes, recipe_of
+from quality_tables import tables
+
+from spantune.core import Document, Entity, config
+from spantune.data import read, read_source, repair_all, shared_texts, write
+from spantune.encoding import make_task
+from spantune.models import read_files
+
+SPLIT_FILES = {
+    "bc5cdr": ("train.tsv", "devel.tsv", "test.tsv"),
+    "ncbi_disease": ("train.tsv", "devel.tsv", "test.tsv"),
+    "wnut17": ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"),
+    "weibo_ner": ("weiboNER_2nd_conll.train", "weiboNER_2nd_conll.dev", "weiboNER_2nd_conll.test"),
+}
+WINDOW = 2048
+"""Most tokens of a text that is not split."""
+HALF = 1250
+"""Sentences in each half of CMeEE V1's dev split."""
+GRACE = 25
+"""Seconds that a job has to save itself when the time is over."""
+
+
+def make_data(source: Path, folder: Path) -> None:
+    """Write CORPUS-train, -dev and -test.jsonl of every corpus of `source`, and cmeee_v1-devA and -devB.jsonl.
+
+    Training sentences are shuffled once, so that `data.limit` takes nested subsets of them, and are without the texts
+    that dev or test has too, with which `spantune train` refuses to begin.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    dev = mended(source / "cmeee_v1" / "dev.jsonl")
+    v2 = shuffled(mended(source / "cmeee_v2_few_shot" / "cmeee.jsonl"))
+    splits = {
+        "cmeee_v1-train": shuffled(mended(source / "cmeee_v1" / "train.jsonl")),
+        "cmeee_v1-devA": dev[:HALF],
+        "cmeee_v1-devB": dev[-HALF:],
+        "cmeee_v2-train": v2[:2000],
+        "cmeee_v2-dev": v2[2000:2250],
+        "cmeee_v2-test": v2[2250:],
+    }
+    for corpus, files in SPLIT_FILES.items():
+        for split, name in zip(("train", "dev", "test"), files, strict=True):
+            documents = mended(source / corpus / name)
+            splits[f"{corpus}-{split}"] = shuffled(documents) if split == "train" else documents
+    for corpus in TASKS:
+        train, prefix = f"{corpus}-train", f"{corpus}-"
+        held = [document for name in splits if name.startswith(prefix) and name != train for document in splits[name]]
+        shared = set(shared_texts(splits[train], held))
+        splits[train] = [document for document in splits[train] if document.text not in shared]
+        print(f"{corpus}: {len(shared)} texts that dev or test has too are left out of train")
+    for name, documents in splits.items():
+        write(folder / f"{name}.jsonl", documents)
+        describe(name, documents)
+
+
+def mended(path: Path) -> list[Document]:
+    """The documents of a corpus file, with what has exactly one right answer repaired; the rest would be refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        (repaired,) = repair_all([read_source(path)], copy)
+        if repaired.dropped:
+            print(f"{path}: {len(repaired.dropped)} entities or documents without one right answer left out")
+        return list(read(copy, repaired.format).documents)
+
+
+def shuffled(documents: Iterable[Document]) -> list[Document]:
+    """The documents in an order that is the same at every call."""
+    order = list(documents)
+    random.Random(0).shuffle(order)
+    return order
+
+
+def describe(name: str, documents: list[Document]) -> None:
+    """Print how many documents, entities, labels and long texts a file has, and which labels its task lacks."""
+    corpus = name.rpartition("-")[0]
+    tokenizer, labels = read_files(MODEL).tokenizer, make_task(config.Task(**TASKS[corpus])).labels
+    long = [length for document in documents if (length := len(tokenizer(document.text)["input_ids"])) > WINDOW]
+    counts = Counter(entity.label for document in documents for entity in document.entities)
+    unknown = set(counts) - {label.code for label in labels}
+    print(f"{name}: {len(documents)} documents, {sum(counts.values())} entities of {len(counts)} types", end="")
+    print(f", longer than {WINDOW} tokens: {long or 'none'}", f", UNKNOWN LABELS {unknown}" if unknown else "", sep="")
+
+
+@dataclass
+class Study:
+    """Jobs that are run several at once until none is left, or the time is over."""
+
+    pending: list[dict[str, Any]]
+    results: Path
+    data: Path
+    runs: Path
+    device: str
+    end: float
+    extra: tuple[str, ...] = ()
+    keep: Path | None = None
+    past: list[dict[str, Any]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def work(self, core: int | None) -> None:
+        """Run one job after another; called in a thread of its own, whose core is that of its processes."""
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        while (job := self._next()) is not None:
+            result = {key: value for key, value in job.items()} | self._run(job)
+            with self.lock:
+                self.past.append(result)
+                with self.results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            shown = result.get("f1", result.get("error", "unfinished"))
+            print(f"{result['seconds']:6.0f} s  {job['name']}: {shown}", flush=True)
+
+    def _next(self) -> dict[str, Any] | None:
+        """The next job that can end in time, and None if there is none."""
+        with self.lock:
+            for place, job in enumerate(self.pending):
+                if self._longest(job) <= self.end - time.monotonic() - GRACE:
+                    return self.pending.pop(place)
+        return None
+
+    def _longest(self, job: dict[str, Any]) -> float:
+        """Seconds that the longest finished job of this size and way took, scaled by the passes over the data."""
+        like = [past for past in self.past if "f1" in past and (past["size"], past["way"]) == (job["size"], job["way"])]
+        return max((past["seconds"] * max(1.0, passes(job) / passes(past)) for past in like), default=1.0)
+
+    def _run(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Train and measure a job in a process of its own; returns its figures, or why there are none."""
+        folder = self.runs / "".join(letter if letter.isalnum() else "-" for letter in job["name"])
+        run, started = folder / "run", time.monotonic()
+        if not (run / "checkpoints").is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            text = yaml.safe_dump(recipe_of(job, self.data, folder, self.device), allow_unicode=True)
+            (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+            arguments = [str(folder / "recipe.yaml"), *self.extra]
+        else:
+            arguments = ["--resume", str(run)]
+        with (folder / "output.txt").open("w", encoding="utf-8") as output:
+            program = [str(Path(__file__).with_name("quality_tricks.py"))] if "tricks" in job else ["-m", "spantune"]
+            command = [sys.executable, *program, "train", *arguments]
+            added = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
+            added["SPANTUNE_TRICKS"] = job.get("tricks", "")
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | added, process_group=0
+            )
+            is_late = False
+            try:
+                process.wait(max(0.0, self.end - GRACE - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                is_late = True
+                stop(process)
+        seconds = {"seconds": round(time.monotonic() - started, 1)}
+        if process.returncode == 0:
+            figures = figures_of(run)
+            if self.keep:
+                self.keep.mkdir(parents=True, exist_ok=True)
+                newest = max((run / "predictions").glob("test-*.jsonl"), key=lambda path: path.stat().st_mtime)
+                shutil.copy(newest, self.keep / f"{folder.name}.jsonl")
+            shutil.rmtree(folder)
+            return figures | seconds
+        if is_late:
+            return {"unfinished": True} | seconds
+        error = (folder / "output.txt").read_text(encoding="utf-8")[-800:]
+        shutil.rmtree(folder)
+        return {"error": error} | seconds
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Let a run save itself, and end it and its processes where it does not."""
+    process.terminate()
+    try:
+        process.wait(GRACE - 5)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def figures_of(run: Path) -> dict[str, Any]:
+    """The figures of a finished run, from its metrics."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    test = next(line for line in reversed(lines) if line["split"] == "test")
+    dev = [line["f1"] for line in lines if line["split"] == "dev" and line["f1"] is not None]
+    train = [line for line in lines if line["split"] == "train"]
+    kept = ("f1", "f1_low", "f1_high", "precision", "recall", "macro_f1", "documents")
+    return {
+        **{key: test.get(key) for key in kept},
+        "dev_f1": max(dev, default=None),
+        "types": {key.removeprefix("f1/"): value for key, value in test.items() if key.startswith("f1/")},
+        "steps": test["step"],
+        "training_seconds": test.get("training_seconds"),
+        "examples_per_s": train[-1].get("examples_per_s") if train else None,
+        "peak_gib": train[-1].get("peak_gib") if train else None,
+        "documents_per_s": round(test["documents"] / max(test["evaluation_seconds"], 1e-3), 1),
+    }
+
+
+def run_all(chosen: argparse.Namespace) -> None:
+    """Run the jobs of `chosen.source` that have no result yet."""
+    past = read_lines(chosen.out) if chosen.out.exists() else []
+    finished = {line["name"] for line in past if "f1" in line}
+    pending = [job for job in read_lines(chosen.source) if job["name"] not in finished]
+    study = Study(
+        pending, chosen.out, chosen.data.resolve(), chosen.runs, chosen.device, time.monotonic() + chosen.seconds,
+        tuple(chosen.set), chosen.keep, past,
+    )  # fmt: skip
+    cores = sorted(os.sched_getaffinity(0))
+    places = [cores[number % len(cores)] if chosen.cores else None for number in range(chosen.workers)]
+    threads = [threading.Thread(target=study.work, args=(core,)) for core in places]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for job in study.pending:
+        print(f"not started: {job['name']}", flush=True)
+
+
+def vote(folder: Path, out: Path) -> None:
+    """Write the entities that more than half of the prediction files of `folder`, of the same documents, have."""
+    corpora = [read(path).documents for path in sorted(folder.glob("*.jsonl"))]
+    joined = []
+    for documents in zip(*corpora, strict=True):
+        counts = Counter((e.start, e.end, e.label) for document in documents for e in document.entities)
+        kept = tuple(Entity(*span) for span, count in sorted(counts.items()) if 2 * count > len(corpora))
+        joined.append(Document(documents[0].id, documents[0].text, kept))
+    write(out, joined)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def settings_of(pairs: Iterable[str]) -> dict[str, Any]:
+    """The settings of `section.key=value` arguments, whose values are YAML."""
+    return {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def main() -> None:
+    """Make the data or the jobs, run them, or print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["data", "jobs", "run", "table", "vote"])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--group", choices=["curve", "ablation", "final", "corpora"], default="curve")
+    parser.add_argument("--base", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all jobs of spans")
+    parser.add_argument("--also", action="append", default=[], metavar='"NAME: KEY=VALUE …"', help="ablation lines")
+    parser.add_argument("--data", type=Path, default=Path(), help="the folder that `data` wrote")
+    parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "quality-runs")
+    parser.add_argument("--keep", type=Path, help="folder that gets the final predictions of every job")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--cores", action="store_true", help="bind each job to one core")
+    parser.add_argument("--seconds", type=float, default=1e9, help="when the last job must have ended")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of every job, for a trial")
+    chosen = parser.parse_args()
+    if chosen.what == "data":
+        make_data(chosen.source, chosen.out)
+    elif chosen.what == "jobs":
+        also = {name: settings_of(rest.split()) for name, _, rest in (line.partition(": ") for line in chosen.also)}
+        jobs = make_jobs(chosen.source, chosen.group, settings_of(chosen.base), also)
+        jobs.sort(key=lambda job: -job["size"] * passes(job))  # the longest first, so that the workers end together
+        chosen.out.write_text("".join(json.dumps(job, ensure_ascii=False) + "\n" for job in jobs), encoding="utf-8")
+    elif chosen.what == "run":
+        run_all(chosen)
+    elif chosen.what == "vote":
+        vote(chosen.source, chosen.out)
+    else:
+        tables(read_lines(chosen.source))
+
+
+if __name__ == "__main__":
+    main()

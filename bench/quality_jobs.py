@@ -1,0 +1,192 @@
+"""The runs of the study in quality.py: their groups, what each changes, and the recipe of a run.
+
+The recipe of a job is the base of its way of answering (`BASE`) with the job's own `recipe`, a mapping of `section.key`
+to value. CMeEE V1 has two halves of its dev split: A chooses checkpoints, thresholds and settings; B is reported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+MODEL = "bundled:gemma3-270m"
+SIZES = (100, 300, 1000, 3000, 15000)
+SEEDS = {"spans": {15000: 2}, "jsonl": {15000: 1}}
+"""Seeds of the curve where they are not three for spans and two for writing."""
+EPOCHS = {"spans": (60, 30, 15, 8, 5), "jsonl": (32, 8, 4, 4, 3)}
+"""Passes of the curve at each of `SIZES`. Those of writing are twice what a recipe gets that names none, at most 3 at
+the largest size."""
+BATCH = (8, 8, 16, 16, 32)
+"""Examples in a step of spans at each of `SIZES`."""
+BASE: dict[str, dict[str, Any]] = {
+    "spans": {
+        "task.answer": "spans",
+        "lora.rank": 64,
+        "lora.alpha": 128,
+        "train.learning_rate": 5e-4,
+        "train.eval_documents": 1250,
+        "train.eval_share": 1.0,
+    },
+    "jsonl": {
+        "task.answer": "jsonl",
+        "train.loss_on": "choices",
+        "train.eval_documents": 100,
+        "train.eval_share": 0.5,
+        "extract.batch_size": 32,
+    },
+}
+"""What a way of answering sets in every job; writing leaves rate, batch and rank to the product."""
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "view causal": {"spans.view": "causal"},
+    "view twice": {"spans.view": "twice"},
+    "instruction": {"spans.instruction": True},
+    "no convolution": {"spans.convolution": 0},
+    "types learnt": {"spans.types": "learnt"},
+    "rank 16": {"lora.rank": 16, "lora.alpha": 32},
+    "rank 256": {"lora.rank": 256, "lora.alpha": 512},
+    "full, rate 5e-5": {"lora": "full", "train.learning_rate": 5e-5},
+    "full, rate 1e-4": {"lora": "full", "train.learning_rate": 1e-4},
+    "full, rate 2e-4": {"lora": "full", "train.learning_rate": 2e-4},
+    "adapter rate 2e-4": {"train.learning_rate": 2e-4},
+    "adapter rate 1e-3": {"train.learning_rate": 1e-3},
+    "head rate 3e-4": {"spans.learning_rate": 3e-4},
+    "head rate 3e-3": {"spans.learning_rate": 3e-3},
+    "dropout 0": {"spans.dropout": 0.0},
+    "dropout 0.3": {"spans.dropout": 0.3},
+    "5 epochs": {"train.epochs": 5},
+    "8 epochs": {"train.epochs": 8},
+    "batch 16": {"train.batch_examples": 16},
+    "batch 64": {"train.batch_examples": 64},
+    "EMA 0.999": {"tricks": "ema=0.999"},
+    "R-Drop 1": {"tricks": "rdrop=1.0"},
+    "FGM 0.5": {"tricks": "fgm=0.5"},
+}
+"""What differs from the base; `tricks` are those of quality_tricks.py. More lines come from the command line: `--also
+"NAME: key=value …"`."""
+WEIBO = {"PER": "人名", "ORG": "机构", "GPE": "行政区", "LOC": "地点"}
+TASKS: dict[str, dict[str, Any]] = {
+    "cmeee_v1": {"preset": "cmeee"},
+    "cmeee_v2": {"preset": "cmeee"},
+    "bc5cdr": {
+        "labels": [
+            {"code": "Chemical", "description": "drugs and other chemical substances, abbreviations included"},
+            {"code": "Disease", "description": "diseases, syndromes, symptoms and adverse effects"},
+        ],
+        "nested": False,
+    },
+    "ncbi_disease": {
+        "labels": [
+            {"code": "Disease", "description": "diseases, syndromes and classes of them, abbreviations included"}
+        ],
+        "nested": False,
+    },
+    "wnut17": {
+        "labels": [
+            {"code": "person", "description": "names of people"},
+            {"code": "location", "description": "places, countries and facilities"},
+            {"code": "corporation", "description": "companies"},
+            {"code": "group", "description": "bands, teams and organisations that are no companies"},
+            {"code": "product", "description": "things that are sold, and services"},
+            {"code": "creative-work", "description": "songs, films, books, games and the like"},
+        ],
+        "nested": False,
+    },
+    "weibo_ner": {
+        "labels": [
+            {"code": f"{code}.{kind}", "name": name + word}
+            for code, name in WEIBO.items()
+            for kind, word in (("NAM", "名称"), ("NOM", "泛指"))
+        ],
+        "language": "zh",
+        "nested": False,
+    },
+}
+LONGEST = {"cmeee_v1": 96, "cmeee_v2": 118, "bc5cdr": 174, "ncbi_disease": 84, "wnut17": 85, "weibo_ner": 32}
+"""Characters of the longest entity of a corpus, dev and test included: a run refuses gold that it cannot read."""
+EPOCHS_OF_CORPUS = {"cmeee_v2": 10, "bc5cdr": 8, "ncbi_disease": 8, "wnut17": 8, "weibo_ner": 15}
+"""Passes of the finalist over the other corpora, as the curve has them at their sizes."""
+
+
+def make_jobs(data: Path, group: str, base: dict[str, Any], also: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs of a group; `base` is set in every job of spans, and `also` are further lines of the ablation."""
+    if group == "curve":
+        return [job for way in BASE for job in curve(way, base)]
+    if group == "ablation":
+        lines = ABLATIONS | also
+        return [
+            spans_job(group, title, "cmeee_v1", 42, {"train.epochs": 3, "train.batch_examples": 32} | base | line)
+            for title, line in lines.items()
+        ]
+    if group == "final":
+        settings = {"train.epochs": 5, "train.batch_examples": 32} | base
+        return [spans_job(group, "finalist", "cmeee_v1", seed, settings, report="B") for seed in (42, 43, 44)]
+    jobs = []
+    for corpus, epochs in EPOCHS_OF_CORPUS.items():
+        size = sum(1 for _ in (data / f"{corpus}-train.jsonl").open(encoding="utf-8"))
+        settings = base | {"train.epochs": epochs, "train.batch_examples": 16}
+        jobs.append(spans_job(group, "finalist", corpus, 42, settings, size=size, report="test"))
+    return jobs
+
+
+def spans_job(group: str, title: str, corpus: str, seed: int, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A job that reads spans; `tricks` among the settings goes into the job, since it is no key of a recipe."""
+    if "tricks" in settings:
+        more["tricks"], settings = settings["tricks"], {key: settings[key] for key in settings if key != "tricks"}
+    job = {"group": group, "title": title, "corpus": corpus, "way": "spans", "size": 15000, "seed": seed, "report": "A"}
+    job |= more | {"recipe": settings}
+    return {"name": f"{group}, {title}, {corpus}, {job['size']}, seed {seed}, on {job['report']}"} | job
+
+
+def curve(way: str, base: dict[str, Any]) -> list[dict[str, Any]]:
+    """The jobs of the learning curve of a way of answering, the largest first."""
+    jobs = []
+    for size, epochs, batch in reversed(list(zip(SIZES, EPOCHS[way], BATCH, strict=True))):
+        seeds = SEEDS[way].get(size, 3 if way == "spans" else 2)
+        settings = (
+            base | {"train.epochs": epochs, "train.batch_examples": batch}
+            if way == "spans"
+            else {"train.epochs": epochs}
+        )
+        for seed in range(42, 42 + seeds):
+            job = spans_job("curve", way, "cmeee_v1", seed, settings, size=size, report="B", way=way)
+            jobs.append(job)
+    return jobs
+
+
+def recipe_of(job: dict[str, Any], data: Path, folder: Path, device: str) -> dict[str, Any]:
+    """The recipe of a job, in sections; the run is written to `folder`/run."""
+    corpus = job["corpus"]
+    on_gpu: dict[str, Any] = {"model.base": "bf16", "train.pack_tokens": 8192} if device == "cuda" else {}
+    dev, test = ("devA", f"dev{job['report']}") if corpus == "cmeee_v1" else ("dev", "test")
+    settings = {
+        "run": {"name": "run", "folder": str(folder), "seed": job["seed"]},
+        "model": {"source": MODEL, "device": device},
+        "task": TASKS[corpus],
+        "data.train": str(data / f"{corpus}-train.jsonl"),
+        "data.dev": str(data / f"{corpus}-{dev}.jsonl"),
+        "data.test": str(data / f"{corpus}-{test}.jsonl"),
+        "data.limit": job["size"],
+        "data.too_long": "split",
+        "train.compile": "off",
+        "train.gradient_checkpointing": "off",
+        "train.eval_before": False,
+        "train.log_steps": 50,
+        "train.keep_checkpoints": 1,
+        "track.swanlab": "off",
+    }
+    if job["way"] == "spans":
+        settings["spans.longest"] = LONGEST[corpus]
+    recipe: dict[str, Any] = {}
+    for key, value in (settings | on_gpu | BASE[job["way"]] | job["recipe"]).items():
+        section, _, name = key.partition(".")
+        if name and recipe.get(section) != "full":
+            recipe[section] = {**recipe.get(section, {}), name: value}
+        elif not name:
+            recipe[section] = value
+    return recipe
+
+
+def passes(job: dict[str, Any]) -> float:
+    """The passes over the training data that a job makes."""
+    return float(job["recipe"].get("train.epochs", 1))

@@ -1,0 +1,76 @@
+"""Markdown tables of the results of quality.py."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from quality_jobs import BASE
+
+
+def tables(lines: list[dict[str, Any]]) -> None:
+    """Print the tables of the study."""
+    results = list({line["name"]: line for line in lines if "f1" in line}.values())
+    curve_table([line for line in results if line["group"] == "curve"])
+    ablation_table([line for line in results if line["group"] == "ablation"])
+    for group, title in (("final", "The finalist"), ("corpora", "Other corpora")):
+        final_table(title, [line for line in results if line["group"] == group])
+    done = {line["name"] for line in results}
+    for line in {line["name"]: line for line in lines if line["name"] not in done}.values():
+        print(f"- no result: {line['name']}: {(line.get('error') or 'unfinished').strip().splitlines()[-1]}")
+
+
+def curve_table(results: list[dict[str, Any]]) -> None:
+    """Print F1 by size of both ways: the mean over seeds, and the least and the greatest."""
+    if not results:
+        return
+    print("### Learning curves\n\n| sentences | reading spans | seeds | writing | seeds | reading - writing |")
+    print("|---|---|---|---|---|---|")
+    for size in sorted({line["size"] for line in results}):
+        cells, means = [], {}
+        for way in BASE:
+            values = [line["f1"] for line in results if (line["size"], line["way"]) == (size, way)]
+            if values:
+                means[way] = statistics.fmean(values)
+            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+            single = [with_interval(line) for line in results if (line["size"], line["way"]) == (size, way)]
+            cells += [(f"{means[way]:.3f}{spread}" if spread else single[0]) if values else "–", str(len(values))]
+        gap = f"{means['spans'] - means['jsonl']:+.3f}" if len(means) == 2 else "–"
+        print(f"| {size:,} | {' | '.join(cells)} | {gap} |")
+    print()
+
+
+def ablation_table(results: list[dict[str, Any]]) -> None:
+    """Print each line of the ablation, the best first, with its distance to the base."""
+    if not results:
+        return
+    base = next((line["f1"] for line in results if line["title"] == "base"), None)
+    print(
+        "### Ablations\n\n| changed | F1 (95 % interval) | to the base | precision | recall | train s | documents/s |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for line in sorted(results, key=lambda line: -line["f1"]):
+        gap = f"{line['f1'] - base:+.3f}" if base is not None else "–"
+        cells = [line["title"], with_interval(line), gap, f"{line['precision']:.3f}", f"{line['recall']:.3f}"]
+        print(f"| {' | '.join(cells)} | {line['training_seconds']:.0f} | {line['documents_per_s']:.0f} |")
+    print()
+
+
+def final_table(title: str, results: list[dict[str, Any]]) -> None:
+    """Print a line for each result, with its weakest and strongest type."""
+    if not results:
+        return
+    print(f"### {title}\n\n| corpus | seed | reported on | F1 (95 % interval) | dev F1 | F1 by type |")
+    print("|---|---|---|---|---|---|")
+    for line in results:
+        types = ", ".join(f"{name} {value:.2f}" for name, value in line["types"].items() if value is not None)
+        cells = [line["corpus"], str(line["seed"]), line["report"], with_interval(line), f"{line['dev_f1']:.3f}", types]
+        print(f"| {' | '.join(cells)} |")
+    print()
+
+
+def with_interval(line: dict[str, Any]) -> str:
+    """F1 with its interval."""
+    return f"{line['f1']:.3f}" + (
+        f" ({line['f1_low']:.3f}–{line['f1_high']:.3f})" if line["f1_low"] is not None else ""
+    )

@@ -1,0 +1,142 @@
+"""Full fine-tuning: the model's own weights are trained, without an adapter.
+
+Trained are the weights of the decoder layers and the last norm. The embeddings, which most small models use as the
+output layer too, stay as they are: they hold most of a small model's weights and gain little. The weights keep the type
+that the model computes in, so that what is evaluated during training is what is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from spantune.core import ConfigError, ModelError, config, foreign, to_json
+from spantune.models.interfaces import CausalLM
+from spantune.models.weights import few, require_finite
+
+ABOUT, WEIGHTS = "full.json", "full.safetensors"
+MOST_WEIGHTS = 10**9
+BYTES = 16
+"""Memory of a trained weight: weight or its fp32 copy, gradient, and AdamW's two moments."""
+
+
+def is_full(folder: Path) -> bool:
+    """Whether a folder holds the weights of a full fine-tuning."""
+    return (folder / ABOUT).is_file()
+
+
+def require_full(settings: config.Lora, base: str, weights: int) -> None:
+    """Check that full fine-tuning, where it is asked for, can be done on a model of so many weights.
+
+    Raises:
+        ConfigError: the base is quantised, or the model is too large.
+    """
+    if not settings.full:
+        return
+    if base in config.QUANTIZED:
+        raise ConfigError(_quantized(f"model.base={base}"))
+    if weights > MOST_WEIGHTS:
+        raise ConfigError(
+            f"lora.full=true is for models of up to {MOST_WEIGHTS / 1e9:g} B weights, and this one has "
+            f"{weights / 1e9:.3g} B: weights, gradients and optimizer would take about {weights * BYTES / 2**30:,.0f} "
+            "GiB; train a LoRA adapter instead: leave lora.full out"
+        )
+
+
+def full_weights(model: CausalLM) -> dict[str, nn.Parameter]:
+    """Return the weights that full fine-tuning trains, by name: all of the base model but its embeddings.
+
+    Raises:
+        ModelError: they are quantised.
+    """
+    embedded = {
+        id(weight) for module in model.modules() if isinstance(module, nn.Embedding) for weight in module.parameters()
+    }
+    prefix = f"{model.base_model_prefix}."
+    found = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if name.startswith(prefix) and id(weight) not in embedded
+    }
+    if not all(weight.is_floating_point() for weight in found.values()):
+        raise ModelError(_quantized("the base model"))
+    return found
+
+
+def attach_full(model: CausalLM) -> None:
+    """Freeze `model` but for the weights that full fine-tuning trains.
+
+    Raises:
+        ModelError: they are quantised.
+    """
+    trained = full_weights(model)
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    for weight in trained.values():
+        weight.requires_grad_(True)
+
+
+def save_full(model: CausalLM, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write the weights that full fine-tuning trains into `folder`; with `weights` those instead of the model's own."""
+    from safetensors.torch import save_file
+
+    names = full_weights(model)
+    values = {name: (names if weights is None else weights)[name].detach().contiguous() for name in names}
+    save_file(values, folder / WEIGHTS, metadata={"format": "pt"})
+    about = {
+        "kind": "full fine-tuning",
+        "base_model": model.name_or_path or None,
+        "weights": sum(value.numel() for value in values.values()),
+    }
+    (folder / ABOUT).write_text(to_json(about, indent=2) + "\n", encoding="utf-8")
+
+
+def load_full_weights(model: CausalLM, folder: Path) -> None:
+    """Give `model` the weights that `save_full` has written, in the types of its own.
+
+    Raises:
+        ModelError: they are damaged, not finite, or of another model.
+    """
+    from safetensors.torch import load_file
+
+    with foreign(folder, f"the trained weights are damaged: {WEIGHTS} cannot be read", "restore it"):
+        stored: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    require_finite(folder, stored)
+    own = full_weights(model)
+    if stored.keys() != own.keys():
+        raise _of_another_model(folder, f"weights are in one and not in the other: {few(stored.keys() ^ own.keys())}")
+    shapes = ((name, list(weight.shape), list(own[name].shape)) for name, weight in stored.items())
+    if wrong := [f"{name} is {saved} and the model's is {ours}" for name, saved, ours in shapes if saved != ours]:
+        raise _of_another_model(folder, f"size mismatch: {few(wrong)}")
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(stored[name])
+
+
+def load_full(model: CausalLM, folder: Path) -> CausalLM:
+    """Give a base model, or one that was trained in full, the weights in `folder`, for extraction.
+
+    Raises:
+        ModelError: as `load_full_weights`.
+    """
+    load_full_weights(model, folder)
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    return model.eval()
+
+
+def _quantized(what: str) -> str:
+    return (
+        f"lora.full=true trains the weights themselves, and those of {what} are quantised; set model.base=auto, bf16 "
+        "or fp32, or train a LoRA adapter: leave lora.full out"
+    )
+
+
+def _of_another_model(folder: Path, difference: str) -> ModelError:
+    return ModelError(
+        f"{folder}: the trained weights are of another model than model.source of the run's recipe ({difference}); "
+        "name the model that was trained"
+    )

@@ -1,0 +1,61 @@
+"""fp32 copies of weights that are trained in bf16, as mixed-precision training keeps them.
+
+AdamW's small steps are lost when they are added to a bf16 weight. So the optimizer changes an fp32 copy, the model gets
+the copy rounded to its own type, and every forward pass, of training and of extraction, stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class MasterWeights:
+    """The fp32 copies of the parameters of `optimizer` that are of another type; it changes these copies from then on.
+
+    Parameters in fp32, such as LoRA adapters, have none.
+    """
+
+    def __init__(self, optimizer: Optimizer):
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # weight and copy
+        for group in optimizer.param_groups:
+            group["params"] = [self._master_of(weight) for weight in group["params"]]
+
+    def take_gradients(self) -> None:
+        """Move the gradients of the weights to their copies."""
+        for weight, master in self._pairs:
+            if weight.grad is not None:
+                master.grad = weight.grad.float()
+                weight.grad = None
+
+    def drop_gradients(self) -> None:
+        """Drop the gradients of the weights."""
+        for weight, _ in self._pairs:
+            weight.grad = None
+
+    def give_weights(self) -> None:
+        """Round the copies into the weights."""
+        with torch.no_grad():
+            for weight, master in self._pairs:
+                weight.copy_(master)
+
+    def state(self) -> list[Tensor]:
+        """Return the copies, as a checkpoint saves them."""
+        return [master.detach() for _, master in self._pairs]
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """Take the copies of a checkpoint."""
+        with torch.no_grad():
+            for (_, master), saved in zip(self._pairs, state, strict=True):
+                master.copy_(saved)
+
+    def _master_of(self, weight: Tensor) -> Tensor:
+        """The tensor that the optimizer changes for `weight`: a new copy, or the weight itself where that is fp32."""
+        if weight.dtype == torch.float32:
+            return weight
+        master = weight.detach().float().requires_grad_()
+        self._pairs.append((weight, master))
+        return master
