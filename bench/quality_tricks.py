@@ -5,21 +5,28 @@
     SPANTUNE_TRICKS="fgm=0.5" python bench/quality_tricks.py train recipe.yaml
 
 `ema`: evaluations and the best adapter take the exponential moving average of the trained weights, with this decay.
-`rdrop`: two passes with different dropout, and this many times the mean squared difference of their probabilities (after
+`rdrop`: two passes with different dropout, and this many times the squared difference of their probabilities (after
 R-Drop, arXiv 2106.14448). `fgm`: a second loss, with the embeddings moved by this norm along their gradient (FGM, arXiv
-1605.07725). Each replaces functions of the training package, and none is a part of the product.
+1605.07725). `noise`: this share of the tokens of a text is replaced by a placeholder in training. `mix`: the head reads
+a learnt mixture of the states of all layers. `pointers`: a query and a key of this size for each type, instead of one
+of all types. Each replaces functions of the product, and none is a part of it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
+from spantune.extraction import reading
 from spantune.models import causal_lm, span_logits
+from spantune.models import span_head as heads
+from spantune.models import span_packs as packs
 from spantune.training import span_loss as losses
 from spantune.training import step as steps
 from spantune.training.loop import TrainingLoop
@@ -29,7 +36,7 @@ def main() -> None:
     """Apply the tricks, and run the command line."""
     for trick in filter(None, os.environ.get("SPANTUNE_TRICKS", "").split(",")):
         name, _, value = trick.partition("=")
-        {"ema": average, "rdrop": drop_twice, "fgm": perturb}[name](float(value))
+        TRICKS[name](float(value))
     from spantune.cli import main as command_line
 
     sys.exit(command_line())
@@ -99,6 +106,85 @@ def perturb(norm: float) -> None:
 
     steps.span_loss = loss  # type: ignore[attr-defined]
 
+
+def corrupt(share: float) -> None:
+    """Replace some tokens of the texts by the token that pads, in training."""
+
+    def loss(model: Any, pack: Any, dtype: torch.dtype) -> Tensor:
+        is_replaced = (torch.rand(pack.ids.shape, device=pack.ids.device) < share) & (pack.owner > 0)
+        return losses.zlpr(span_logits(model, replace(pack, ids=pack.ids.masked_fill(is_replaced, 0)), dtype), pack)
+
+    steps.span_loss = loss  # type: ignore[attr-defined]
+
+
+def mix_layers(start: float) -> None:
+    """Let the head read a mixture of the normalised states of all layers; the last has `start` more weight at first."""
+    make = heads.SpanHead.__init__
+
+    def make_with_weights(self: Any, head_config: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, head_config, *args, **kwargs)
+        weights = torch.zeros(head_config.layers + 1)
+        weights[-1] = start
+        self.mixture = torch.nn.Parameter(weights)
+
+    def mixed_logits(model: Any, pack: Any, dtype: torch.dtype) -> Tensor:
+        base = causal_lm(model)
+        view = packs.pack_view(
+            base.config, packs.Places(pack.owner, pack.positions, pack.reach), packs.Spans(**pack.spans), dtype
+        )
+        output = base.base_model(
+            input_ids=pack.ids[None],
+            position_ids=pack.positions[None],
+            use_cache=False,
+            output_hidden_states=True,
+            **view,
+        )
+        head = heads.require_head(model)
+        states = [layer_norm(state[0].float(), state.shape[-1:]) for state in output.hidden_states]
+        mixture = head.mixture.softmax(0)
+        mixed = sum(weight * state for weight, state in zip(mixture, states, strict=True))
+        own = base.get_input_embeddings().weight.detach()[pack.own]
+        return head(mixed[pack.token], own, pack.band)  # type: ignore[index,no-any-return]
+
+    heads.SpanHead.__init__ = make_with_weights  # type: ignore[method-assign]
+    losses.span_logits = reading.span_logits = mixed_logits  # type: ignore[attr-defined]
+
+
+def point_by_type(size: float) -> None:
+    """Give every type a query and a key of its own."""
+    make = heads.SpanHead.__init__
+
+    def make_with_pointers(self: Any, head_config: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, head_config, *args, **kwargs)
+        self.pointers = torch.nn.Linear(head_config.size, 2 * int(size) * len(head_config.labels))
+
+    def forward(self: Any, states: Tensor, own: Tensor, where: Any) -> Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            features = self._features(states.float(), own.float(), where)
+            first, last = self._edge_scores(features)
+            halves = self.pointers(features).view(len(features), len(self.config.labels), 2 * int(size)).chunk(2, -1)
+            pointed = torch.stack(
+                [
+                    heads.band(*(heads._rotated(half[:, label], where.place) for half in halves), where.width)
+                    for label in range(len(self.config.labels))
+                ],
+                -1,
+            )
+            ends = heads.pad(last, (0, 0, 0, where.width - 1)).unfold(0, where.width, 1).transpose(1, 2)
+            return pointed / size**0.5 + first[:, None] + ends + self.bias  # type: ignore[no-any-return]
+
+    heads.SpanHead.__init__ = make_with_pointers  # type: ignore[method-assign]
+    heads.SpanHead.forward = forward  # type: ignore[method-assign]
+
+
+TRICKS = {
+    "ema": average,
+    "rdrop": drop_twice,
+    "fgm": perturb,
+    "noise": corrupt,
+    "mix": mix_layers,
+    "pointers": point_by_type,
+}
 
 if __name__ == "__main__":
     main()
