@@ -6,7 +6,8 @@
 
 Without a run every system is made to write the gold answers, so that the work is that of real answers whatever the
 model knows (see `following`). `generate` runs at each of `--batches`, its best counts; ours at each of `--rows`, its
-cache and graphs warm. Prints what it finds as it goes, and with `--json` one JSON object as the last line.
+cache and graphs warm. Of a run that reads spans only its own rate is measured; `span_extract.py` measures reading
+without one. Prints what it finds as it goes, and with `--json` one JSON object as the last line.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from following import FirstEntity, Follower, Gold, Replayer, drafted, generated,
 
 from spantune.core import Document, Extraction, Status, TaskSpec, config
 from spantune.data import formats
-from spantune.encoding import Encoder, make_task
+from spantune.encoding import SpanEncoder, TextEncoder, make_encoder, make_task
 from spantune.extraction import Extractor, load_bare, rates
 from spantune.metrics import score
 from spantune.models import NAME, load, load_tokenizer, pick_device
 
 BATCHES = {"cpu": [4, 8, 16, 32], "cuda": [32, 64, 128, 256]}
 ROWS = {"cpu": [16], "cuda": [64, 128, 256]}
+DOCUMENTS = {"cpu": 64, "cuda": 1024}  # of a pass that reads
 
 
 def main() -> None:
@@ -41,6 +43,8 @@ def main() -> None:
     device = pick_device(chosen.device)
     if device.type == "cpu" and chosen.threads:
         torch.set_num_threads(chosen.threads)
+    if chosen.run is None and chosen.answer == "spans":
+        sys.exit("spans are read by a trained head: give --run, or measure random weights with span_extract.py")
     model, encoder, choices = _model(chosen, device)
     documents = [document for document in formats.read(chosen.data).documents if document.text.strip()]
     documents = [document for document in documents if len(document.text) <= chosen.longest][: chosen.limit]
@@ -49,7 +53,10 @@ def main() -> None:
         gold = {document.id: encoder.answer_ids(document) for document in documents}
     bench = Bench(model, encoder, documents, gold, choices)
     result = {"device": _device_name(device), "model": model.config.model_type, "dtype": str(model.dtype)[6:]}
-    result |= bench.run(chosen.batches or BATCHES[device.type], chosen.rows or ROWS[device.type], chosen.skip)
+    if isinstance(encoder, SpanEncoder):
+        result |= bench.read(chosen.rows or [DOCUMENTS[device.type]])
+    else:
+        result |= bench.run(chosen.batches or BATCHES[device.type], chosen.rows or ROWS[device.type], chosen.skip)
     if chosen.profile:
         print(bench.profile(), file=sys.stderr)
     if chosen.json:
@@ -59,7 +66,9 @@ def main() -> None:
 class Bench:
     """The systems on one model and one corpus."""
 
-    def __init__(self, model: Any, encoder: Encoder, documents: Sequence[Document], gold: Gold | None, choices: bool):
+    def __init__(
+        self, model: Any, encoder: TextEncoder, documents: Sequence[Document], gold: Gold | None, choices: bool
+    ):
         self.model, self.encoder, self.documents, self.gold, self.choices = model, encoder, documents, gold, choices
         self.cuda = next(model.parameters()).is_cuda
         self.rows: int | None = None
@@ -94,6 +103,14 @@ class Bench:
             )
         return found
 
+    def read(self, rows: Sequence[int]) -> dict[str, Any]:
+        """All figures of a run that reads spans, whose rows are the documents of a pass; nothing else does its work."""
+        ours = {number: self.ours(number) for number in rows}
+        self.rows = max(ours, key=lambda number: ours[number]["documents_per_s"])
+        by_rows = {number: figures["documents_per_s"] for number, figures in ours.items()}
+        best = {"rows": self.rows, **ours[self.rows]}
+        return {"documents": len(self.documents), "reads": best, "reads_by_rows": by_rows}
+
     def tool(self, rows: int | None = None, grounded: bool = True, kind: type[Extractor] | None = None) -> Any:
         """An Extractor of this model."""
         gc.collect()  # the cache of the one before
@@ -114,19 +131,26 @@ class Bench:
         torch.cuda.reset_peak_memory_stats() if self.cuda else None
         seconds, extractions = _timed(lambda: list(tool.stream(self.documents)))
         effort = {name: value - before[name] for name, value in vars(tool.effort).items()}
-        tokens = effort["tokens"] + len(self.documents)  # each answer has a stop token too
+        writes = not isinstance(self.encoder, SpanEncoder)
+        tokens = effort["tokens"] + writes * len(self.documents)  # each answer has a stop token too
         found: dict[str, Any] = {
             "documents_per_s": round(len(self.documents) / seconds, 2),
             "tokens_per_s": round(tokens / seconds, 1),
             "passes": effort["passes"],
-            "forced_share": round(effort["forced"] / max(1, tokens), 3),
-            "steps_ratio": round((tokens - effort["forced"]) / tokens, 3),
-            "grammar_seconds_share": round(effort["grammar_seconds"] / seconds, 3),
         }
+        found |= (
+            {
+                "forced_share": round(effort["forced"] / max(1, tokens), 3),
+                "steps_ratio": round((tokens - effort["forced"]) / tokens, 3),
+                "grammar_seconds_share": round(effort["grammar_seconds"] / seconds, 3),
+            }
+            if writes
+            else {}
+        )
         if self.cuda:
             found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         found |= self.quality(extractions)
-        name = "replay" if bursts else "grounded" if grounded else "free"
+        name = "replay" if bursts else "reads" if not writes else "grounded" if grounded else "free"
         _say(f"ours {name}, {rows} rows: {found}")
         return found
 
@@ -225,7 +249,7 @@ class Bench:
         return Extraction(document.with_entities(parsed.entities), answer, status, parsed.problems)
 
 
-def _model(chosen: argparse.Namespace, device: torch.device) -> tuple[Any, Encoder, bool]:
+def _model(chosen: argparse.Namespace, device: torch.device) -> tuple[Any, TextEncoder, bool]:
     """The model, its encoder, and whether it was trained on choices only."""
     if chosen.run is not None:
         tool = load_bare(chosen.run, device.type)
@@ -237,7 +261,11 @@ def _model(chosen: argparse.Namespace, device: torch.device) -> tuple[Any, Encod
     else:
         loaded = load(config.Model(source=chosen.model, device=device.type))
         model, tokenizer = loaded.model, loaded.tokenizer
-    return model.eval().requires_grad_(False), Encoder(tokenizer, task, chosen.max_tokens), chosen.choices
+    return (
+        model.eval().requires_grad_(False),
+        make_encoder(tokenizer, task, config.Spans(), chosen.max_tokens),
+        chosen.choices,
+    )
 
 
 def _task(chosen: argparse.Namespace) -> TaskSpec:

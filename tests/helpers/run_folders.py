@@ -8,27 +8,32 @@ from pathlib import Path
 import torch
 
 from spantune.core import Label, TaskSpec, config, parse_config
-from spantune.models import attach, load, public_name, save_trained
+from spantune.models import attach, attach_head, load, make_head, public_name, save_trained
 from spantune.runs import BestAdapter, write_card
 
 TASK = TaskSpec(labels=(Label(code="dis", name="disease"), Label(code="sym")), instruction="Find entities.")
+READING = TASK.model_copy(update={"answer": "spans"})
 
 
-def save_run(folder: Path, model: Path) -> Path:
-    """A finished run with a random adapter for the model in the folder `model`."""
+def save_run(folder: Path, model: Path, task: TaskSpec = TASK) -> Path:
+    """A finished run with a random adapter for the model in the folder `model`, and a random head where spans are read.
+
+    The head finds a few entities in nearly every text.
+    """
     folder.mkdir(parents=True)
     settings = {"source": str(model), "base": "fp32", "device": "cpu"}
     recipe = parse_config(
         {
             "run": {"name": folder.name, "folder": str(folder.parent)},
             "model": settings,
-            "task": {"labels": list(TASK.codes), "instruction": TASK.instruction},
+            "task": {"labels": list(task.codes), "instruction": task.instruction, "answer": task.answer},
             "data": {"train": "unread.jsonl"},
+            "spans": {"longest": 6, "size": 16},
             "extract": {"max_new_tokens": 40},
         }
     )
     recipe.save(folder)
-    TASK.save(folder)
+    task.save(folder)
     (folder / "environment.json").write_text("{}\n", encoding="utf-8")
     loaded = load(config.Model(**settings))
     adapted, _ = attach(loaded.model, config.Lora(rank=4, alpha=8))
@@ -36,11 +41,17 @@ def save_run(folder: Path, model: Path) -> Path:
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
+    if task.answer == "spans":
+        head = make_head(adapted, loaded.tokenizer, task, recipe.spans)
+        for parameter in head.parameters():
+            torch.nn.init.normal_(parameter, std=0.25)
+        torch.nn.init.constant_(head.bias, -0.3)
+        attach_head(adapted, head)
 
     def complete(adapter: Path) -> None:
         loaded.tokenizer.save_pretrained(str(adapter))
-        TASK.save(adapter)
-        write_card(adapter, TASK, public_name(str(model)))
+        task.save(adapter)
+        write_card(adapter, task, public_name(str(model)))
 
     BestAdapter(folder, adapted, complete, save_trained).offer(4, {"f1": 0.5, "f1_low": 0.25, "f1_high": 0.75})
     (folder / "report.html").write_text("<html></html>", encoding="utf-8")

@@ -254,7 +254,10 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     say(f"predictions: {evaluation.file}")
     dropped = evaluation.below_threshold
     report_left_out(extractor.calibration, dropped["entities"])
-    facts = {"extraction": f"{evaluation.seconds:.1f} s", "decoding": "grammar" if decoding.grounded else "free"}
+    facts = {"extraction": f"{evaluation.seconds:.1f} s"}
+    written = extractor.task.answer != "spans"
+    if written:
+        facts["decoding"] = "grammar" if decoding.grounded else "free"
     if dropped["entities"]:
         facts["left out by the threshold"] = f"{dropped['entities']} entities, of which gold has {dropped['correct']}"
     name = run.resolve().name
@@ -265,7 +268,8 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
         gold=corpus.documents,
         predicted=evaluation.extractions,
         facts=facts,
-        rates=rates(evaluation.extractions),
+        rates=rates(evaluation.extractions) if written else {},
+        written=written,
         config=folder.config_file.read_text(encoding="utf-8"),
         environment=environment(),
         head=describe_run(run),

@@ -203,7 +203,8 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
     print_table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
     kinds = {"shared prefix": "dim", "prompt": "cyan", "answer and stop: with loss": "bold green"}
     if not prepared.written:
-        kinds = {"shared prefix": "dim", "first copy": "cyan", "text that is read": "bold green"}
+        copy = {"first copy": "cyan"} if prepared.recipe.spans.view == "twice" else {}
+        kinds = {"shared prefix": "dim", **copy, "text that is read": "bold green"}
     print_text(Text(" ").join(Text(kind, style) for kind, style in kinds.items()))
     for example in prepared.examples[:count]:
         print_text(Text(f"\n{visible(example.id)}", style="bold"))

@@ -432,6 +432,8 @@ class Config(Section):
             raise ValueError("task.answer=spans needs train.pack=shared and no train.cut_tokens")
         if self.task.answer == "spans" and self.train.on_choices:
             raise ValueError("task.answer=spans writes nothing: leave train.loss_on out, or set task.answer=jsonl")
+        if self.task.answer == "spans" and not self.extract.grounded:
+            raise ValueError("task.answer=spans writes nothing, with a grammar or without: leave extract.grounded out")
         if self.task.answer == "spans" and self.task.empty_answer is not None:
             raise ValueError("task.answer=spans writes nothing: leave task.empty_answer out, or set task.answer=jsonl")
         if self.task.answer == "spans" and self.task.template == "tutorial":

@@ -53,8 +53,9 @@ def calibrate_run(
     gold = list(expect_each(corpus, Document, "data", "a corpus file, a Corpus or a list of Documents"))
     extractor = _bare(run)
     extractor.task.check(gold)
-    predicted = [extraction.document for extraction in track(extractor.stream(gold), "extract", len(gold))]
-    fitted = calibrate(gold, predicted, precision, per_label, _name(data, corpus))
+    extractions = list(track(extractor.stream(gold), "extract", len(gold)))
+    predicted, own = extractor.candidates(extractions), extractor.thresholds
+    fitted = calibrate(gold, predicted, precision, per_label, _name(data, corpus), own_thresholds=own)
     if store:
         fitted.save(folder.path)
         _update_report(folder.path)

@@ -36,17 +36,17 @@ from spantune.extraction.chunked import as_documents, by_chunks, cutter
 from spantune.extraction.decoder import Decoder, Effort, Rules
 from spantune.extraction.grammar import Constraint, constraint_of, require_grammar
 from spantune.extraction.model_runner import Forward, Shape
-from spantune.extraction.reading import Reader
-from spantune.extraction.result import Written, calibrated, read_answer
+from spantune.extraction.reading import Reader, require_reading
+from spantune.extraction.result import Written, calibrated, read_answer, without_overlaps
 from spantune.metrics import Calibration, best_thresholds
 from spantune.models import (
     CausalLM,
     Loaded,
+    check_head_files,
     hash_model,
     head_of,
     load,
     open_trained,
-    read_head_config,
     silenced,
     vocabulary_size,
 )
@@ -70,7 +70,7 @@ class Extractor:
         on_choices: as in `Rules`.
 
     Raises:
-        ConfigError: as `require_grammar`.
+        ConfigError: as `require_grammar` and `require_reading`.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class Extractor:
         self._idle: list[Forward] = []
         self._reader: Reader | None = None
         if isinstance(encoder, SpanEncoder):
+            require_reading(self.settings)
             self._reader = Reader(model, encoder, self.settings, self.effort)
         elif self.settings.grounded:
             self._constraint = constraint_of(encoder.tokenizer, vocabulary_size(model), encoder.stop_id)
@@ -119,6 +120,21 @@ class Extractor:
         """The task that is extracted for."""
         return self.encoder.task
 
+    @property
+    def thresholds(self) -> dict[str, float] | None:
+        """The uncalibrated score from which on a span is an entity, for each label; None where answers are written."""
+        return self._reader.thresholds.label_thresholds if self._reader is not None else None
+
+    def candidates(self, extractions: Sequence[Extraction]) -> list[Document]:
+        """Return documents with the entities that are left whatever the threshold, to choose thresholds by.
+
+        Where entities may not overlap, those are left out that a better one excludes at every threshold.
+        """
+        documents = [extraction.document for extraction in extractions]
+        if self.task.nested:
+            return documents
+        return [document.with_entities(without_overlaps(document.entities)[0]) for document in documents]
+
     def choose_thresholds(self, gold: Sequence[Document], candidates: Sequence[Extraction]) -> list[Extraction]:
         """Give the head the thresholds of the best F1 on `gold`, and return what is then extracted from it.
 
@@ -130,7 +146,7 @@ class Extractor:
             candidates: what the extractor yields for them while it `keeps_candidates`.
         """
         assert self._reader is not None, "nothing is read"
-        chosen = best_thresholds(gold, [extraction.document for extraction in candidates])
+        chosen = best_thresholds(gold, self.candidates(candidates))
         if chosen is not None:
             self._reader.head.set_thresholds(chosen.overall, chosen.labels)
         return [self._reader.decide(extraction, self.calibration) for extraction in candidates]
@@ -252,7 +268,7 @@ def load_run(
         accept_changes: go on with an adapter whose files were changed after training, with a warning.
 
     Raises:
-        ConfigError: `min_score` is not a probability, or as `require_grammar`.
+        ConfigError: `min_score` is not a probability, or as `require_grammar` and `require_reading`.
         RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
         ModelError: the base model or the adapter cannot be loaded.
     """
@@ -280,7 +296,8 @@ def load_bare(
     recipe, task, adapter = folder.config(), folder.adapter_task(accept_changes=accept_changes), folder.adapter
     require_grammar(settings or recipe.extract, on_choices=recipe.train.on_choices)  # before the model is loaded
     if task.answer == "spans":
-        read_head_config(adapter, task)
+        require_reading(settings or recipe.extract)
+    check_head_files(adapter, task)
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
     _warn_of_another_base(folder, recipe.model.source, loaded.path)
     model = open_trained(loaded.model, adapter, task, merge=not loaded.quantized)

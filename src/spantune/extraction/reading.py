@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spantune.core import Document, Entity, Extraction, Status, config
+from spantune.core import ConfigError, Document, Entity, Extraction, Status, config
 from spantune.encoding import SpanEncoder, SpanExample
 from spantune.extraction.decoder import Effort
 from spantune.extraction.result import calibrated, without_overlaps
@@ -36,6 +36,19 @@ class _Pending:
     starts: Sequence[int]
     candidates: Tensor | None
     logits: Tensor | None
+
+
+def require_reading(settings: config.Extract) -> None:
+    """Check that the settings suit a task that is answered by reading.
+
+    Raises:
+        ConfigError: `extract.grounded` is false.
+    """
+    if not settings.grounded:
+        raise ConfigError(
+            "extract.grounded is false (--free), and the run reads spans (task.answer=spans): it writes no answer, so "
+            "there is no grammar to do without; leave the setting out"
+        )
 
 
 class Reader:

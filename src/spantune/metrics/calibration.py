@@ -9,7 +9,7 @@ one corpus; its evidence also has the figures of held-out documents, by cross-va
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -163,6 +163,8 @@ def calibrate(
     precision: float | None = None,
     per_label: bool = False,
     data: str = "dev",
+    *,
+    own_thresholds: Mapping[str, float] | None = None,
 ) -> Calibration:
     """Fit the temperature and choose the thresholds.
 
@@ -173,6 +175,8 @@ def calibrate(
             F1, and no threshold where that does not improve the F1 of held-out documents.
         per_label: whether each label with `LABEL_PREDICTIONS` predictions has a threshold of its own.
         data: the name of the corpus, for the record.
+        own_thresholds: the threshold of each label, for uncalibrated scores, that the model has without a calibration.
+            They are kept where others do not improve the F1 of held-out documents.
 
     Raises:
         DataError: the documents do not pair, nothing was predicted, or a score is missing or not a probability.
@@ -191,13 +195,12 @@ def calibrate(
         notes.append(
             f"no label has its own threshold: it takes {LABEL_PREDICTIONS} predictions, and the objective reached"
         )
-    if (
-        precision is None
-        and chosen != Thresholds()
-        and (held_out is None or held_out.f1 <= tempered.passing(Thresholds()).f1)
-    ):
-        notes.append("no threshold: held-out documents gain no F1 by one")
-        chosen = Thresholds()
+    own = {label: value ** (1 / (temperature or 1.0)) for label, value in (own_thresholds or {}).items()}
+    without = Thresholds(labels=own)
+    if precision is None and chosen != without and (held_out is None or held_out.f1 <= tempered.passing(without).f1):
+        kept = "the thresholds chosen in training are kept: held-out documents gain no F1 by others"
+        notes.append(kept if own else "no threshold: held-out documents gain no F1 by one")
+        chosen = without
     bins, curve = reliability.bins(tempered.scores, tempered.right), tempered.curve()
     evidence = Evidence(
         data=data,

@@ -291,6 +291,21 @@ def load_head(model: CausalLM, folder: Path, task: TaskSpec) -> SpanHead:
     return head.eval()
 
 
+def check_head_files(folder: Path, task: TaskSpec) -> None:
+    """Check, before a model is loaded, that what is trained in `folder` has a head where `task` is answered by reading.
+
+    Raises:
+        ModelError: as `read_head_config`; or there is a head, and `task` is answered by writing.
+    """
+    if task.answer == "spans":
+        read_head_config(folder, task)
+    elif (folder / HEAD_CONFIG).is_file():
+        raise ModelError(
+            f"{folder}: {HEAD_CONFIG} is here, so this was trained to read spans, and task.json says "
+            f"answer={task.answer}; restore task.json of the run"
+        )
+
+
 def read_head_config(folder: Path, task: TaskSpec) -> HeadConfig:
     """Return what the head in `folder` was made for.
 

@@ -81,6 +81,7 @@ class Report:
         evaluations: (step, F1, low, high), F1 in [0, 1].
         facts: key figures as text.
         rates: shares of documents.
+        written: whether answers were written, so that they can have errors of their own.
         calibration: the calibration, where there is one.
         notes: what the report lacks, and why.
         config: the recipe as text.
@@ -103,6 +104,7 @@ class Report:
     evaluations: Sequence[EvaluationPoint] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
+    written: bool = True
     calibration: CalibrationView | None = None
     notes: Sequence[str] = ()
     config: str = ""
@@ -151,7 +153,8 @@ def as_markdown(report: Report, outcome: Outcome) -> str:
     parts += [measures_table(report.after), slices_table(report.after)]
     kinds = [(kind, number(count)) for kind, count in outcome.kinds.items()]
     answers = [(kind, number(count)) for kind, count in outcome.answers.items()]
-    parts += ["## Errors", table(("entities", "count"), kinds), table(("answers: documents", "count"), answers)]
+    parts += ["## Errors", table(("entities", "count"), kinds)]
+    parts += [table(("answers: documents", "count"), answers)] if report.written else []
     parts += ["## Confusion", "Rows are gold, columns predicted.", _confusion(outcome.confusion)]
     if report.calibration:
         parts += ["## Calibration", _calibration(report.calibration)]

@@ -26,7 +26,8 @@ from spantune.core import (
 from spantune.metrics import Calibration
 from spantune.report.documents import PAGE, Row
 from spantune.report.html import embed, number, render
-from spantune.report.run import describe_run
+from spantune.report.run import describe_run, listed
+from spantune.runs import RunFolder
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class ExtractionView:
         threshold: the lowest score of the run, where the slider begins; None for none.
         label_thresholds: the thresholds of labels that have their own.
         head: what the page says first, such as run, model and date, by name.
+        own_thresholds: those that a run that reads spans has without a calibration; what they left out is not shown.
     """
 
     title: str
@@ -46,6 +48,7 @@ class ExtractionView:
     threshold: float | None = None
     label_thresholds: Mapping[str, float] = field(default_factory=dict)
     head: Mapping[str, str] = field(default_factory=dict)
+    own_thresholds: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, folder: Path, min_score: float | None = None) -> ExtractionView:
@@ -61,8 +64,14 @@ class ExtractionView:
         trained_on = "device"
         facts = {name: value for name, value in describe_run(folder).items() if name != trained_on}
         head = {"run": folder.resolve().name, **facts, "date": time.strftime("%Y-%m-%d")}
-        names, thresholds = TaskSpec.load(folder).names, calibration.label_thresholds
-        return cls("", names, calibration.threshold, thresholds, {name: masked(value) for name, value in head.items()})
+        return cls(
+            "",
+            TaskSpec.load(folder).names,
+            calibration.threshold,
+            calibration.label_thresholds,
+            {name: masked(value) for name, value in head.items()},
+            RunFolder(folder).head_thresholds() if min_score is None else {},
+        )
 
     @property
     def sentence(self) -> str:
@@ -70,6 +79,9 @@ class ExtractionView:
         labels = ", ".join(
             f"{self.names.get(code) or code} {value:.2f}" for code, value in self.label_thresholds.items()
         )
+        if self.threshold is None and not labels and self.own_thresholds:
+            own = listed({self.names.get(code) or code: value for code, value in self.own_thresholds.items()})
+            return f"Entities with a lower score are hidden. What the run left out is not in the page: under {own}."
         if self.threshold is None and not labels:
             return "Entities with a lower score are hidden. The run has no threshold, so the slider begins at 0."
         overall = "" if self.threshold is None else f" {self.threshold:.2f}"

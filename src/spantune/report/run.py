@@ -39,6 +39,11 @@ class _Run:
     closing: Mapping[str, Any]
 
     @property
+    def writes(self) -> bool:
+        """Whether the run writes answers, which may be wanting."""
+        return self.task.answer != "spans"
+
+    @property
     def dev(self) -> list[Mapping[str, Any]]:
         """The records of the evaluations during training that have an F1."""
         return [record for record in self.records if record.get("split") == "dev" and record.get("f1") is not None]
@@ -87,7 +92,8 @@ def report_run(folder: str | Path, splits: Splits | None = None, after: Scores |
         facts=_facts(run, predicted),
         config=run.folder.config_file.read_text(encoding="utf-8"),
         environment=run.folder.environment(),
-        rates={name: value for name, value in run.closing.items() if name.endswith("_rate")},
+        rates={name: value for name, value in run.closing.items() if name.endswith("_rate") and run.writes},
+        written=run.writes,
         calibration=view,
         notes=notes,
         head=_head(run),
@@ -127,8 +133,24 @@ def describe_run(folder: str | Path) -> dict[str, str]:
     lora = recipe.lora
     adapter = f"{'DoRA' if lora.dora else 'LoRA'} {f'of rank {lora.rank}' if lora.rank else ''}".rstrip()
     adapter = "full fine-tuning" if lora.full else adapter
-    facts = {"model": f"{recipe.model.source} ({recipe.model.base}), {adapter}", "answer": run.task().answer}
+    facts = {"model": f"{recipe.model.source} ({recipe.model.base}), {adapter}", "answer": _answer(run.task(), recipe)}
     return facts | {name: environment[name] for name in ("device", "spantune") if environment.get(name)}
+
+
+def listed(thresholds: Mapping[str, float]) -> str:
+    """Return thresholds, by the name of their label, in words; as one number where all are equal."""
+    values = {f"{value:.2f}" for value in thresholds.values()}
+    if len(values) == 1:
+        return f"{values.pop()} for all labels"
+    return ", ".join(f"{label} {value:.2f}" for label, value in thresholds.items())
+
+
+def _answer(task: TaskSpec, recipe: Config) -> str:
+    """How a run answers, in words."""
+    if task.answer != "spans":
+        return task.answer
+    longest = "" if recipe.spans.longest is None else f", of at most {recipe.spans.longest} characters"
+    return f"spans{longest}, view {recipe.spans.view}"
 
 
 def _head(run: _Run) -> dict[str, str]:
@@ -180,8 +202,12 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
         facts["best step"] = f"{best['step']}, F1 {points(best['f1'])} on {best['documents']} dev documents"
     for entry in evaluated(run.folder.path):
         facts[f"predictions/{entry.file}"] = f"{entry.documents} documents of {entry.data}"
+    thresholds = run.folder.head_thresholds()
+    if thresholds:
+        facts["thresholds chosen on dev"] = listed(thresholds)
     stored = Calibration.load(run.folder.path)
-    if stored and (stored.threshold is not None or stored.label_thresholds):
+    # the predictions of a run that reads lack what its own thresholds left out, and the stored ones may keep
+    if stored and run.writes and (stored.threshold is not None or stored.label_thresholds):
         micro = run.scores([stored.apply(document)[0] for document in _documents(predicted)]).micro
         bounds = interval(micro.f1_low, micro.f1_high) or TOO_FEW
         facts["strict F1 with the stored threshold"] = f"{points(micro.f1)} ({bounds})"

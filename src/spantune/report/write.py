@@ -67,7 +67,7 @@ def write_report(folder: Path, report: Report) -> None:
         types=_types(report),
         calibration=_calibration(report.calibration),
         columns=("gold", "predicted"),
-        kinds=outcome.counts,
+        kinds=outcome.counts if report.written else outcome.kinds,
         compared=False,
         size=documents.PAGE,
         data=embed({"columns": ("gold", "predicted"), "labels": labels, "rows": documents.rows(outcome, labels)}),

@@ -19,8 +19,7 @@ FULL = "full.json"
 _TEXT = """\
 # A named-entity extractor ({kind})
 
-spantune trained {what} {base}. It finds entities of {count} types in texts of the language `{language}`, and
-answers in the format `{answer}`; `task.json` holds the instruction and the types:
+spantune trained {what} {base}. It finds entities of {count} types in texts of the language `{language}`{answer}:
 
 {labels}
 
@@ -32,9 +31,18 @@ With spantune, from the run folder that this folder is the `adapter/` of:
 
     spantune extract RUN FILE
 
-With {library} alone, which knows neither the instruction nor the answer format:
+With {library} alone, which {lacks}:
 
 """
+
+_WRITES = ", and\nanswers in the format `{answer}`; `task.json` holds the instruction and the types"
+
+_READS = """.
+It writes nothing: a head (`head.safetensors`, with its sizes in `head.json`) scores every span of the text in one pass.
+`task.json` holds the types"""
+
+_NO_HEAD = "does not know the head, so that it finds no entities"
+_NO_PROMPT = "knows neither the instruction nor the answer format"
 
 _WITH_PEFT = """\
     from peft import PeftModel
@@ -64,8 +72,9 @@ def write_card(adapter: Path, task: TaskSpec, base: str) -> None:
     Raises:
         OSError: the disk refuses it.
     """
-    full = (adapter / FULL).is_file()
-    about: dict[str, object] = {"library_name": "transformers" if full else "peft", "pipeline_tag": "text-generation"}
+    full, reads = (adapter / FULL).is_file(), task.answer == "spans"
+    about: dict[str, object] = {"library_name": "transformers" if full else "peft", "pipeline_tag": ""}
+    about["pipeline_tag"] = "token-classification" if reads else "text-generation"
     about["language"] = task.language
     about["tags"] = ["full-fine-tuning" if full else "lora", "named-entity-recognition", "spantune"]
     if base and ":" not in base:
@@ -78,7 +87,8 @@ def write_card(adapter: Path, task: TaskSpec, base: str) -> None:
         base=f"on `{base}`" if base else "on a model in a local folder",
         count=len(task.labels),
         language=task.language,
-        answer=task.answer,
+        answer=_READS if reads else _WRITES.format(answer=task.answer),
+        lacks=_NO_HEAD if reads else _NO_PROMPT,
         labels="\n".join(map(_line, task.labels)),
         figures=_figures(adapter / "evaluation.json"),
     )

@@ -8,9 +8,12 @@ runs/<name>/  config.yaml  task.json  environment.json  metrics.jsonl  run.log  
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import json
 import logging
+import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +30,14 @@ from spantune.core import (
     closest,
     expect,
     file_lock,
+    foreign,
     lost_credentials,
     parse_config,
 )
 from spantune.runs.manifest import MANIFEST, change_since
 
+HEAD = "head.safetensors"
+"""The file in the adapter of a run that reads spans."""
 METRICS_FILE = "metrics.jsonl"
 REPORT = "report.html"
 MetricsRecord = dict[str, Any]
@@ -163,6 +169,22 @@ class RunFolder:
             RunError: it is missing or damaged.
         """
         return TaskSpec.load(self.path)
+
+    def head_thresholds(self) -> dict[str, float]:
+        """Return the score from which on a span is an entity, for each label; nothing where answers are written.
+
+        Raises:
+            ModelError: the head of the run cannot be read.
+        """
+        path = self.adapter / HEAD
+        if not path.is_file():
+            return {}
+        with foreign(path, "the head cannot be read", "restore it"), path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))  # of the header of safetensors, which need not be installed
+            begin, end = json.loads(file.read(size))["thresholds"]["data_offsets"]
+            file.seek(begin, io.SEEK_CUR)
+            logits = [logit for (logit,) in struct.iter_unpack("<f", file.read(end - begin))]
+            return {label: 1 / (1 + math.exp(-logit)) for label, logit in zip(self.task().codes, logits, strict=True)}
 
     def adapter_task(self, *, accept_changes: bool = False) -> TaskSpec:
         """Read the task that the adapter was trained for, once the adapter's files are those that the run wrote.

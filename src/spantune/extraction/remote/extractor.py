@@ -37,7 +37,7 @@ from spantune.extraction.remote.client import Client, Overrun, Refused, Server
 from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose
 from spantune.extraction.result import Written, calibrated, failure, read_answer
 from spantune.metrics import Calibration
-from spantune.models import load_tokenizer
+from spantune.models import check_head_files, load_tokenizer
 from spantune.runs import RunFolder
 
 AHEAD = 4
@@ -293,12 +293,19 @@ def load_remote(
     """Load the RemoteExtractor of a finished run whose model `server` serves; the other arguments are as in `load_run`.
 
     Raises:
-        ConfigError: `min_score` is not a probability or cannot be applied, or the server does not have the model.
+        ConfigError: `min_score` is not a probability or cannot be applied, the server does not have the model, or the
+            run reads spans.
         RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
         ModelError: the server cannot be reached.
     """
     folder = RunFolder(Path(run))
     recipe, task = folder.config(), folder.adapter_task(accept_changes=accept_changes)
+    if task.answer == "spans":
+        raise ConfigError(
+            f"{run}: the run reads spans (task.answer=spans): it writes no answer that a server could give, and no "
+            "server has its head; extract here, with --engine local"
+        )
+    check_head_files(folder.adapter, task)
     calibration = Calibration.load(folder.path)
     on_choices = recipe.train.on_choices
     if min_score is not None:
