@@ -126,6 +126,16 @@ def test_an_entity_in_two_chunks_has_the_score_of_the_surer_one() -> None:
     assert [(e.start, e.score) for e in joined.document.entities] == [(2, 0.9)]
 
 
+def test_what_a_threshold_dropped_in_a_chunk_is_kept_with_the_whole_text() -> None:
+    def engine(texts: Iterator[Document]) -> Iterator[Extraction]:
+        for text in texts:
+            place = text.text.index("b")
+            yield Extraction(text, below_threshold=(Entity(place, place + 1, "x", 0.1),))
+
+    (joined,) = by_chunks([Document("d", "a b c")], Cutter(lambda text: len(text) <= 4, overlap=2), engine, strict=True)
+    assert joined.below_threshold == (Entity(2, 3, "x", 0.1),)
+
+
 def sizes(
     settings: config.Extract, max_tokens: int | None, window: int | None, view: Literal["whole", "twice"] | None = None
 ) -> list[int]:

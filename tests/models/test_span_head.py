@@ -15,8 +15,8 @@ from torch.nn.functional import gelu, layer_norm
 
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 from helpers.reading import DOCUMENTS, TASK, reader, span_encoder, span_pack, spans_settings, with_head
-from spantune.core import Label, ModelError
-from spantune.models import SpanHead, SpanPack, head_of, load_head, read_head_config, save_head
+from spantune.core import Label, ModelError, TaskSpec
+from spantune.models import SpanHead, SpanPack, head_of, load_head, make_head, read_head_config, save_head
 from spantune.models.span_head import EDGE_SIZE, POINTER_SIZE, Band, band
 
 
@@ -148,6 +148,12 @@ def test_types_are_made_from_the_embedded_names_and_descriptions() -> None:
     assert "label_states" not in dict(made.named_parameters())
     learnt = head(types="learnt")
     assert learnt.names is None and "label_states" not in learnt.state_dict()
+
+
+def test_a_label_whose_name_is_a_space_has_a_finite_embedding() -> None:
+    task = TaskSpec(labels=(Label(code="dis"), Label(code=" ")), instruction="Find.")
+    made = make_head(tiny_model(vocabulary=280), byte_tokenizer(MERGES), task, spans_settings())
+    assert bool(made.label_states[0].any()) and not bool(made.label_states[1].any())
 
 
 def test_a_head_of_a_bf16_model_is_in_float32() -> None:

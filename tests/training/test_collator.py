@@ -6,7 +6,7 @@ from helpers.fakes import byte_tokenizer
 from helpers.reading import drawn_texts, span_encoder, spans_settings
 from spantune.core import Document, config
 from spantune.encoding import SpanExample
-from spantune.models import SpanPack
+from spantune.models import SpanPack, layout_spans
 from spantune.training import Collator
 
 SETTINGS = spans_settings()
@@ -44,5 +44,5 @@ def test_a_pack_that_does_not_fit_is_halved_down_to_one_text() -> None:
 
 def test_a_text_beside_empty_ones_is_alone() -> None:
     """They take no memory: halving would bring the same pack again, for ever."""
-    (pack,) = collator(500)(examples(["", "x" * 40, ""])).parts
+    pack = layout_spans(examples(["", "x" * 40, ""]), ENCODER.prefix, SETTINGS)
     assert not collator(500).lower(pack)

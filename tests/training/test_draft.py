@@ -79,7 +79,8 @@ def test_a_large_corpus_is_read_and_the_recipe_says_why(tiny_folder: Path) -> No
     assert (recipe.train.epochs, recipe.train.learning_rate, recipe.lora.rank) == (
         row.epochs, row.learning_rate, row.rank
     )  # fmt: skip
-    assert "# entities are read, since 1,080 training documents are enough (docs/quality.md)" in draft.text
+    count = draft.decided.trained_on
+    assert f"# entities are read, since {count:,} training documents are enough (docs/quality.md)" in draft.text
     assert "# spans: {view: whole}" in draft.text and "loss_on" not in draft.text and "eval_before" not in draft.text
     written = init("notes.jsonl", model=str(tiny_folder), answer="jsonl")
     assert written.config.task.answer == "jsonl" and "loss_on: choices" in written.text

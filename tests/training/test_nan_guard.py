@@ -18,15 +18,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.fakes import write_jsonl
+from helpers.fakes import byte_tokenizer, tiny_model, write_jsonl
 from helpers.forked import Command
-from spantune.core import Config, RunError, parse_config
+from spantune.core import Config, Document, Entity, Label, RunError, TaskSpec, config, parse_config
 from spantune.data import read
+from spantune.encoding import SpanEncoder
 from spantune.extraction import load_run
-from spantune.models import load
+from spantune.models import attach, attach_head, load, make_head, require_head
 from spantune.runs import Checkpoints, Claim, read_metrics, resume_recipe, step_of
 from spantune.runs.folder import REPORT
-from spantune.training import job, train
+from spantune.training import Collator, job, train
 from spantune.training.nan_guard import MOST_SKIPPED, StepGuard
 from spantune.training.step import StepRunner
 
@@ -319,3 +320,21 @@ def test_documents_of_a_batch_are_named_in_the_log_of_a_spike(caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         guard.accepts(4.0, 9, [document.id for document in read("bundled:clinical-zh-test").documents[:2]])
     assert "documents: clinical-zh-test-" in caplog.text
+
+
+def test_a_gradient_of_the_head_alone_that_is_not_finite_changes_no_weight() -> None:
+    task = TaskSpec(labels=(Label(code="dis"),), instruction="Find.")
+    settings = config.Spans(longest=32, size=8)
+    tokenizer = byte_tokenizer()
+    model, _ = attach(tiny_model(vocabulary=280), config.Lora(rank=2, alpha=4))
+    attach_head(model, make_head(model, tokenizer, task, settings))
+    head = require_head(model)
+    head.bias.register_hook(lambda gradient: gradient * math.nan)
+    encoder = SpanEncoder(tokenizer, task, settings)
+    train = config.Train(learning_rate=1e-3)
+    collator = Collator(train, encoder.prefix, 256, spans=settings)
+    runner = StepRunner(model, collator, train, StepGuard("skip"), head_rate=1e-3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    runner.run(collator([encoder.example(Document("a", "a fever", (Entity(2, 7, "dis"),)))]), 1, 1.0)
+    assert runner.guard.taken() == (1, 0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

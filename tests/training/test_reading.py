@@ -19,6 +19,7 @@ from spantune.models import HeadConfig, SpanHead, load_head_weights, save_head
 from spantune.runs import RunFolder, resume_recipe, step_of
 from spantune.runs.folder import REPORT
 from spantune.training import Result, make_plan, prepare, train
+from spantune.training.recommendation import READ_FROM
 
 Tree = Callable[..., dict[str, Any]]
 READ: dict[str, Any] = {
@@ -64,9 +65,10 @@ def test_a_run_that_was_killed_ends_with_the_same_losses_and_weights(read_run: R
     folder = Path(shutil.copytree(read_run.folder, tmp_path / "tiny"))
     (folder / REPORT).unlink()
     for path in (folder / "checkpoints").iterdir():
-        if step_of(path) > 2:
+        if step_of(path) > 4:
             shutil.rmtree(path)
     train(resume_recipe(folder), resume=folder)
+    assert "resuming from checkpoint-4" in (folder / "run.log").read_text(encoding="utf-8")
     assert records(folder) == records(read_run.folder)
     for name in ("head.safetensors", "adapter_model.safetensors", "head.json"):
         assert (folder / "adapter" / name).read_bytes() == (read_run.folder / "adapter" / name).read_bytes(), name
@@ -77,8 +79,8 @@ def test_a_head_is_gone_on_with_and_grows_by_a_label(warm: Callable[..., dict[st
     labels = ["new", *reversed(before)]
     recipe = parse_config(warm(task={"labels": labels}, train={"learning_rate": 1e-9}, spans={"learning_rate": 1e-9}))
     result = train(recipe)
-    run = RunFolder(result.folder)
-    assert run.task().codes == tuple(labels)
+    assert RunFolder(result.folder).task().codes == tuple(labels)
+    assert read_run.before is None and result.before is not None, "only a trained head is measured before"
     old, grown = (load_file(folder / "adapter" / "head.safetensors") for folder in (read_run.folder, result.folder))
     for code in before:
         here, there = labels.index(code), before.index(code)
@@ -146,14 +148,14 @@ def test_the_audits_of_reading_say_nothing_of_writing(plan_of: Callable[..., Any
     found = plan_of()
     names = [audit.name for audit in found.audits]
     assert "every entity can be read" in names and found.failed == []
-    said = json.dumps(found.as_dict(), ensure_ascii=False)
+    said = json.dumps(found.as_dict()["audits"], ensure_ascii=False)
     for word in ("stop token", "template", "cut_tokens", "grammar", "max_new_tokens", "answer"):
         assert word not in said, word
 
 
 def test_few_documents_to_read_are_warned_of(plan_of: Callable[..., Any], warm: Callable[..., dict[str, Any]]) -> None:
     said = {warning.name: str(warning) for warning in plan_of().warnings}
-    assert "there are 24 training documents: under 1,000" in said["documents enough to read"]
+    assert f"there are 24 training documents: under {READ_FROM:,}" in said["documents enough to read"]
     gone_on_with = make_plan(prepare(parse_config(warm())))
     assert "documents enough to read" not in {warning.name for warning in gone_on_with.warnings}
 

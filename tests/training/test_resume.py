@@ -136,16 +136,6 @@ def test_a_line_over_several_steps_is_the_same_after_a_resume(tree: Tree, tmp_pa
         assert_equal(folder, result)
 
 
-def test_a_run_that_reads_goes_on_with_its_head_and_thresholds(tree: Tree, tmp_path: Path) -> None:
-    recipe = tree(tmp_path, train=LONG, lora=DROPOUT, track=QUIET, task={"answer": "spans"})
-    del recipe["train"]["loss_on"]
-    result = train(parse_config(recipe | {"spans": {"size": 16, "dropout": 0.2}}))
-    folder = broken(result, tmp_path / "copy", 15)
-    again = resumed(folder)
-    assert_equal(folder, result)
-    assert again.after.scores == result.after.scores
-
-
 def test_a_torn_checkpoint_is_not_taken(unbroken: Result, tmp_path: Path) -> None:
     folder = broken(unbroken, tmp_path, 20)
     optimizer = folder / "checkpoints" / "checkpoint-20" / "optimizer.pt"

@@ -315,7 +315,7 @@ class Train(Section):
     patience: int | None = Field(None, ge=1)
     """Stop after this many evaluations in a row without a better F1. Never if not given."""
     eval_before: bool = True
-    """Score the model before training too."""
+    """Score the model before training too; a new head, which knows nothing, is not scored."""
     save_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints. Those of `eval_steps` if not given."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -338,7 +338,7 @@ class Extract(Section):
     batch_size: int | None = Field(None, ge=1)
     """How many documents to decode together. Chosen by device if not given."""
     max_new_tokens: int = Field(1024, ge=1)
-    """Largest number of tokens in an answer. An answer that reaches it is reported."""
+    """Largest number of tokens in an answer that is written. An answer that reaches it is reported."""
     grounded: bool = True
     """Decode with the grammar of the document, which allows only entities of its text."""
     chunk_tokens: int | None = Field(None, ge=1)

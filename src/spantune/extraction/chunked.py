@@ -188,10 +188,16 @@ def _joined(waiting: _Waiting) -> Extraction:
         return replace(parts[0], document=document.with_entities(parts[0].document.entities))
     chunks = [replace(chunk, document=part.document) for chunk, part in zip(waiting.chunks, parts, strict=True)]
     merged = merge(document.with_entities(()), chunks)
+    left_out = {
+        entity.shifted(chunk.start)
+        for chunk, part in zip(waiting.chunks, parts, strict=True)
+        for entity in part.below_threshold
+    }
     return Extraction(
         merged.document,
         answer="".join(part.answer for part in parts),
         status=next((part.status for part in parts if part.status is not Status.STOPPED), Status.STOPPED),
         problems=tuple(problem for part in parts for problem in part.problems),
         contradicted=merged.suppressed,
+        below_threshold=tuple(sorted(left_out.difference(merged.document.entities, merged.suppressed))),
     )

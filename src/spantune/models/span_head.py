@@ -239,7 +239,8 @@ def _label_states(model: CausalLM, tokenizer: Tokenizer, task: TaskSpec) -> Tens
     for label in task.labels:
         text = f"{label.name or label.code} {label.description}".strip()
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        rows.append(table[torch.tensor(ids, dtype=torch.long, device=table.device)].detach().float().mean(0))
+        states = table[torch.tensor(ids, dtype=torch.long, device=table.device)].detach().float()
+        rows.append(states.mean(0) if ids else states.new_zeros(table.shape[1]))  # a name of spaces only
     return torch.stack(rows)
 
 

@@ -100,9 +100,12 @@ class Collator:
         if isinstance(part, PaddedRows):
             self.micro_batch = len(part.input_ids) // 2
             return self.micro_batch > 0
-        shared, *own_lengths = torch.bincount(part.owner, minlength=2).tolist()
+        lengths: list[int] = torch.bincount(part.owner, minlength=2).tolist()
+        shared, *own_lengths = lengths
         self.budget = max(len(part.ids) // 2, shared + max(own_lengths))
-        return sum(length > 0 for length in own_lengths) > 1  # an empty text that is read has no tokens of its own
+        return (
+            len([length for length in own_lengths if length]) > 1
+        )  # an empty text that is read has no tokens of its own
 
     def _read(self, examples: tuple[SpanExample, ...], spans: config.Spans) -> Batch:
         packs = tuple(pack_spans(examples, self.prefix, self.budget, spans))

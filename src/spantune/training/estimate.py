@@ -75,8 +75,9 @@ class Memory:
 class Estimate:
     """Predicted memory and what is available, tokens of a step (packed and not), steps, and seconds of a step.
 
-    `minutes` are those of training, at most `train.max_minutes`, and of the evaluations on dev meanwhile, which take up
-    to `train.eval_share` more; loading the model and measuring the test documents are not in them.
+    `minutes` are those of training, at most `train.max_minutes`, and of the evaluations on dev meanwhile: up to
+    `train.eval_share` more, and less where spans are read. Loading the model and measuring the test documents are not
+    in them.
     `fitting` are the settings with which a run that does not fit would fit; None: there are none.
     """
 

@@ -177,7 +177,8 @@ def _data(decided: Decided) -> list[str]:
 
 def _training(decided: Decided) -> list[str]:
     row, lora, train = decided.row, [], []
-    remark = "rate, batch, epochs, loss and rank are chosen when it is known how large the model is"
+    loss = "" if decided.is_read else "loss "
+    remark = f"rate, batch, epochs, {loss}and rank are chosen when it is known how large the model is"
     if row is not None:
         remark = f"chosen for {row.name}; the table is in docs/init.md"
         lora = [("rank", str(row.rank), "of the adapter"), ("alpha", f"{row.alpha:g}", "twice the rank")]

@@ -105,9 +105,10 @@ class StepRunner:
             loss = torch.zeros_like(loss)
         self.masters.take_gradients()
         norm = float(self.accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm))
+        head_norm = 0.0
         if self._head:  # by itself: its gradient is much larger at the beginning
-            self.accelerator.clip_grad_norm_(self._head, self.settings.max_grad_norm)
-        if is_accepted and self.guard.accepts_gradient(norm, step, documents):
+            head_norm = float(self.accelerator.clip_grad_norm_(self._head, self.settings.max_grad_norm))
+        if is_accepted and self.guard.accepts_gradient(norm + head_norm, step, documents):
             self.optimizer.step()
             self.masters.give_weights()
         self._drop_gradients()
