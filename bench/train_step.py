@@ -13,7 +13,7 @@ Reading has no answer, 0.75 characters a token, as Chinese has under Phi-4's voc
 A peer's script prints one JSON line with `ms_per_step` and `peak_gib`.
 
 On a CPU both ways take the very same examples of the bundled corpus, ours with the loss on all answer tokens as the
-tutorial has it (`choices`: where the grammar leaves one, as `recipes/demo.yaml` has it), and the peak is the
+tutorial has it (`choices`: where the grammar leaves one), and the peak is the
 process's. `--write` puts the table with date, hardware, commit and command into `bench/results/`.
 """
 
@@ -363,7 +363,7 @@ def _padded_step(model: Any, padding: int, cut: int | None, device: torch.device
 
 
 def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Either step on the embedded model and the bundled corpus, as `recipes/demo.yaml` has them."""
+    """Either step on the embedded model and the bundled corpus, which it is made to write."""
     from peft import LoraConfig, get_peft_model
 
     from spantune.core import load_config
@@ -371,7 +371,11 @@ def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
     from spantune.training import DEFAULT_PACK_TOKENS, prepare
 
     loss_on = "choices" if chosen.part == "choices" else "answer"
-    prepared = prepare(load_config(Path(__file__).parents[1] / "recipes" / "demo.yaml", [f"train.loss_on={loss_on}"]))
+    prepared = prepare(
+        load_config(
+            Path(__file__).parents[1] / "recipes" / "demo.yaml", ["task.answer=jsonl", f"train.loss_on={loss_on}"]
+        )
+    )
     loaded, lora = load(prepared.recipe.model), prepared.recipe.lora
     cpu = torch.device("cpu")
     if chosen.part == "seed":

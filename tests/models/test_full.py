@@ -67,7 +67,7 @@ def test_what_is_saved_is_read_back(tmp_path: Path, dtype: torch.dtype) -> None:
     load_trained(resumed, tmp_path)
     assert any(weight.requires_grad for weight in resumed.parameters())
     fresh = load_adapter(tiny_model("phi3", vocabulary=280).to(dtype), tmp_path, merge=True)
-    again = reload_trained(trained(dtype=dtype, number=0.5), tmp_path, merge=True)  # its base has changed
+    again = reload_trained(trained(dtype=dtype, number=0.5), tmp_path, WRITTEN, merge=True)  # its base has changed
     for made in (resumed, fresh, again):
         assert all(torch.equal(value, expected[name]) for name, value in made.state_dict().items())
     assert not any(weight.requires_grad for made in (fresh, again) for weight in made.parameters())

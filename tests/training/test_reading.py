@@ -80,7 +80,8 @@ def test_a_head_is_gone_on_with_and_grows_by_a_label(warm: Callable[..., dict[st
     recipe = parse_config(warm(task={"labels": labels}, train={"learning_rate": 1e-9}, spans={"learning_rate": 1e-9}))
     result = train(recipe)
     assert RunFolder(result.folder).task().codes == tuple(labels)
-    assert read_run.before is None and result.before is not None, "only a trained head is measured before"
+    assert read_run.before is not None and read_run.before.micro.f1 == 0, "an untrained head finds nothing"
+    assert result.before is not None
     old, grown = (load_file(folder / "adapter" / "head.safetensors") for folder in (read_run.folder, result.folder))
     for code in before:
         here, there = labels.index(code), before.index(code)

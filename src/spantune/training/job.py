@@ -199,8 +199,7 @@ class _Job:
         with self.stop.listening():
             try:
                 before = None
-                knows_something = self.prepared.written or self.prepared.start is not None  # an untrained head does not
-                if self.recipe.train.eval_before and knows_something:
+                if self.recipe.train.eval_before:
                     before = measuring.scores_before() if checkpoint else measuring.measure_test(0).scores
                 training_seconds = self._train(checkpoint, measuring, trackers)
                 after = self._finish(measuring, trackers, training_seconds)
