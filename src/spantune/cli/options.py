@@ -82,7 +82,10 @@ Offsets = Annotated[
 ]
 MinScore = Annotated[
     float | None,
-    typer.Option(help="Drop entities with a lower score; 0 keeps all. The run's own threshold if not given."),
+    typer.Option(
+        help="Drop entities with a lower score; 0 keeps all, or, where spans are read, all from 0.047 on. The run's "
+        "own threshold if not given."
+    ),
 ]
 _OVERRIDE = re.compile(r"\w+\.\w[\w.]*=")
 
