@@ -58,11 +58,11 @@ def as_documents(texts: Iterable[str | Prediction]) -> Iterator[Prediction]:
 
 
 def _each_document(texts: Iterable[str | Prediction], expected: str) -> Iterator[Prediction]:
-    for number, text in enumerate(texts):
+    for index, text in enumerate(texts):
         if isinstance(text, str):
-            yield Document(str(number), text)
+            yield Document(str(index), text)
         else:
-            expect(text, (Document, Extraction), f"texts[{number}]", "a text or a Document")
+            expect(text, (Document, Extraction), f"texts[{index}]", "a text or a Document")
             yield text
 
 
