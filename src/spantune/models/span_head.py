@@ -343,7 +343,7 @@ def _read_config(folder: Path) -> HeadConfig:
         return HeadConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
-        problem = ": ".join((*map(str, first["loc"][:1]), first["msg"]))
+        problem = ": ".join((*map(str, first["loc"][:1]), first["msg"].removeprefix("Value error, ")))
     except (OSError, ValueError, RecursionError) as error:
         problem = first_line(error)
     raise ModelError(f"{folder}: {HEAD_CONFIG} is damaged ({problem}); restore it")
