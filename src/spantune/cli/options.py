@@ -131,9 +131,8 @@ def report_left_out(calibration: Calibration | None, count: int) -> None:
     from spantune.core import number, say
 
     if calibration and (calibration.threshold is not None or calibration.label_thresholds):
-        say(
-            f"{number(count, 'entity', 'entities')} left out, {describe_threshold(calibration)}; --min-score 0 keeps all"
-        )
+        left_out = number(count, "entity", "entities")
+        say(f"{left_out} left out, {describe_threshold(calibration)}; --min-score 0 keeps all")
 
 
 def describe_threshold(calibration: Calibration) -> str:
