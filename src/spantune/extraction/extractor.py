@@ -305,7 +305,7 @@ def load_bare(
     folder = RunFolder(Path(run))
     recipe, task, adapter = folder.config(), folder.adapter_task(accept_changes=accept_changes), folder.adapter
     require_grammar(settings or recipe.extract, on_choices=recipe.train.on_choices)  # before the model is loaded
-    if task.answer == "spans":
+    if task.reads:
         require_reading(settings or recipe.extract)
     check_head_files(adapter, task)
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)

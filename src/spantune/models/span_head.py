@@ -308,7 +308,7 @@ def check_head_files(folder: Path, task: TaskSpec) -> None:
     Raises:
         ModelError: as `read_head_config`; or there is a head, and `task` is answered by writing.
     """
-    if task.answer == "spans":
+    if task.reads:
         read_head_config(folder, task)
     elif (folder / HEAD_CONFIG).is_file():
         raise ModelError(

@@ -91,7 +91,7 @@ def open_trained(model: CausalLM, folder: Path, task: TaskSpec, *, merge: bool) 
         ModelError: as `load_adapter` and `load_head`.
     """
     trained = load_adapter(model, folder, merge=merge)
-    if task.answer == "spans":
+    if task.reads:
         load_head(trained, folder, task)
     return trained
 

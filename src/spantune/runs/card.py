@@ -72,7 +72,7 @@ def write_card(adapter: Path, task: TaskSpec, base: str) -> None:
     Raises:
         OSError: the disk refuses it.
     """
-    full, reads = (adapter / FULL).is_file(), task.answer == "spans"
+    full, reads = (adapter / FULL).is_file(), task.reads
     about: dict[str, object] = {"library_name": "transformers" if full else "peft", "pipeline_tag": ""}
     about["pipeline_tag"] = "token-classification" if reads else "text-generation"
     about["language"] = task.language

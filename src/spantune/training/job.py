@@ -151,7 +151,7 @@ def train(
         changes = require_unchanged(folder, recorded) if resume else []
         loaded = load(recipe.model, prepared.files)
         model, coverage = attach(loaded.model, recipe.lora)
-        if recipe.task.answer == "spans":
+        if prepared.task.reads:
             attach_head(model, make_head(model, loaded.tokenizer, prepared.task, recipe.spans))
         if start:
             load_trained(model, start.folder)

@@ -116,7 +116,7 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
             f"{READ_FROM:,} on; set task.answer=jsonl to have them written"
         )
     task = make_task(recipe.task)
-    if task.answer == "spans" and task.template != "chat":
+    if task.reads and task.template != "chat":
         raise ConfigError(
             f"task.preset={recipe.task.preset} is a prompt for writing, and task.answer=spans reads; set "
             "task.preset=cmeee"
