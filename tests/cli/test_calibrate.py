@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from helpers.command import Outcome, one_line_error
-from spantune.core import Document
+from spantune.cli.options import describe_threshold
+from spantune.core import Document, number
 from spantune.data import formats
 from spantune.extraction import load_bare, load_run
 from spantune.metrics import Calibration, calibrate
@@ -76,6 +77,15 @@ def test_other_documents_and_a_look_without_storing(command: Command, run: Path,
     assert not (run / "calibration.json").exists()
 
 
+def test_thresholds_of_labels_alone_are_said_without_one_for_all() -> None:
+    by_label = {"dis": 0.5, "sym": 0.25}
+    assert describe_threshold(Calibration(label_thresholds=by_label)) == (
+        "score under that of the label: dis 0.500, sym 0.250"
+    )
+    both = describe_threshold(Calibration(threshold=0.1, label_thresholds=by_label))
+    assert both == "score under 0.100; by label: dis 0.500, sym 0.250"
+
+
 def test_scores_are_calibrated_and_entities_under_the_threshold_left_out_and_counted(
     command: Command, run: Path, corpus: Path, bare: list[Document]
 ) -> None:
@@ -93,7 +103,8 @@ def test_scores_are_calibrated_and_entities_under_the_threshold_left_out_and_cou
         for one, entity in zip(row["entities"], entities, strict=True):
             assert one["score"] == pytest.approx((entity.score or 0) ** 0.5, abs=1e-4)
     gone = sum(len(document.entities) for document in bare) - sum(map(len, wanted))
-    assert gone and f"{gone} entities left out, score under {lowest:.3f}; --min-score 0 keeps all" in outcome.err
+    counted = number(gone, "entity", "entities")
+    assert gone and f"{counted} left out, score under {lowest:.3f}; --min-score 0 keeps all" in outcome.err
     every = command("extract", run, corpus / "test.jsonl", "--min-score", 0)
     assert sum(len(row["entities"]) for row in rows(every)) == sum(len(document.entities) for document in bare)
     assert "left out" not in every.err and every.code == outcome.code

@@ -344,7 +344,7 @@ def test_a_limit_is_an_error_or_an_extraction_that_says_so() -> None:
     assert [item.status == "refused" for item in found] == [False, True, False, True]
     assert found[1].document == documents[1] and found[1].has_problem and found[1].problems[0].kind == "refused"
     assert "'b' has 21 characters" in found[1].problems[0].found
-    with pytest.raises(DataError, match=r"extract\.max_new_tokens=2048.*no room.*2048"):
+    with pytest.raises(DataError, match=r"no room.*extract\.max_new_tokens=2048.*window 2048"):
         list(extractor(model, max_new_tokens=2048).stream([Document("a", "x")], strict=False))
 
 

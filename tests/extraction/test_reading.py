@@ -11,10 +11,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from helpers.command import Outcome
+from helpers.fakes import tiny_model
 from helpers.run_folders import READING, TASK, copy_run, save_run
 from spantune.core import ConfigError, DataError, Document, Entity, ModelError, Status, TaskSpec, config
 from spantune.data import formats, read
 from spantune.extraction import Extractor, Server, calibrate_run, evaluate_run, load_remote, load_run
+from spantune.extraction.chunked import cutter
 from spantune.metrics import Calibration
 from spantune.report import ExtractionView
 from spantune.runs import RunFolder
@@ -69,6 +71,18 @@ def test_a_text_over_the_window_is_cut_and_thresholds_come_before_the_merge(run:
     found, whole = scored(extraction.document), scored(extractor.extract(text))
     assert len(found.keys() & whole.keys()) > len(whole) // 2
     assert min(found.values()) >= min(extractor.thresholds.values()) - 1e-9  # type: ignore[union-attr]
+
+
+def test_an_error_about_room_names_no_setting_of_writing(extractor: Extractor) -> None:
+    with pytest.raises(
+        DataError, match=r"no room for a text beside the 1 token before it: .* window 1; raise train\.max_tokens"
+    ):
+        cutter(extractor.encoder, extractor.settings, 1)
+
+
+def test_what_needs_a_head_says_that_there_is_none(extractor: Extractor) -> None:
+    with pytest.raises(ModelError, match=r"the model has no head to read spans with; spantune\.load loads both"):
+        Extractor(tiny_model(vocabulary=len(extractor.encoder.tokenizer)), extractor.encoder)
 
 
 def test_half_a_surrogate_pair_is_refused(extractor: Extractor) -> None:

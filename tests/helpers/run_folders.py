@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from spantune.core import Label, TaskSpec, config, parse_config
-from spantune.models import attach, attach_head, load, make_head, public_name, save_trained
+from spantune.models import attach, attach_head, copy_trained, load, make_head, public_name, save_trained
 from spantune.runs import BestAdapter, write_card
 
 TASK = TaskSpec(labels=(Label(code="dis", name="disease"), Label(code="sym")), instruction="Find entities.")
@@ -53,7 +53,9 @@ def save_run(folder: Path, model: Path, task: TaskSpec = TASK) -> Path:
         task.save(adapter)
         write_card(adapter, task, public_name(str(model)))
 
-    BestAdapter(folder, adapted, complete, save_trained).offer(4, {"f1": 0.5, "f1_low": 0.25, "f1_high": 0.75})
+    BestAdapter(folder, adapted, complete, save_trained, copy_trained).offer(
+        4, {"f1": 0.5, "f1_low": 0.25, "f1_high": 0.75}
+    )
     (folder / "report.html").write_text("<html></html>", encoding="utf-8")
     return folder
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.fakes import tiny_model
 from helpers.packs import FAMILIES, examples, packed
+from helpers.reading import TASK, spans_settings, with_head
 from spantune.core import ConfigError, ModelError, config
 from spantune.core.config import Lora
 from spantune.models import (
@@ -22,12 +23,14 @@ from spantune.models import (
     read_lora,
     reload_trained,
     require_full,
+    require_head,
     save_trained,
     to_fp8,
 )
 from spantune.training import pack_loss
 
 FULL = Lora(full=True)
+WRITTEN = TASK.model_copy(update={"answer": "jsonl"})
 NORM = "model.layers.0.input_layernorm.weight"
 
 
@@ -82,13 +85,12 @@ def test_weights_that_were_kept_in_memory_are_saved_instead(tmp_path: Path) -> N
 
 
 def test_a_head_on_the_model_is_neither_frozen_nor_saved_with_its_weights(tmp_path: Path) -> None:
-    model = trained()
-    model.span_head = torch.nn.Linear(32, 2)
+    model = with_head(trained(), spans_settings())
     save_trained(model, tmp_path)
     assert not any("span_head" in name for name in load_file(tmp_path / "full.safetensors"))
     assert adapter_weights(model, FULL) == adapter_weights(trained(), FULL)
     load_trained(model, tmp_path)
-    assert model.span_head.weight.requires_grad
+    assert all(weight.requires_grad for weight in require_head(model).parameters())
 
 
 @pytest.mark.parametrize(

@@ -229,10 +229,21 @@ def test_a_damaged_configuration_of_a_head(saved: Path, text: str) -> None:
         read_head_config(saved, TASK)
 
 
-@pytest.mark.parametrize("values", [{"labels": []}, {"size": 0}, {"longest": "12"}, {"view": "both"}, {"extra": 1}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"labels": []},
+        {"size": 0},
+        {"size": 33},
+        {"convolution": 4},
+        {"longest": "12"},
+        {"view": "both"},
+        {"extra": 1},
+    ],
+)
 def test_a_configuration_of_no_head(saved: Path, values: dict[str, Any]) -> None:
     change(saved, **values)
-    with pytest.raises(ModelError, match="damaged"):
+    with pytest.raises(ModelError, match=r"head\.json is damaged"):
         load_into_a_model(saved)
 
 

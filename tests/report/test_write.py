@@ -193,6 +193,8 @@ def test_a_figure_on_the_documents_that_chose_the_adapter_says_so(tmp_path: Path
         assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["f1_on"] == split
         for text in (page.text, (tmp_path / "report.md").read_text(encoding="utf-8")):
             assert (sentence in text) is (split == "dev")
+    _, page = write(tmp_path, replace(report, f1_on="dev", written=False))
+    assert f"{sentence} and the thresholds: expect less" in page.text
 
 
 def test_scores_file_has_scores_rates_kinds_confusion_and_origin(tmp_path: Path):

@@ -15,8 +15,9 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from helpers.packs import adapted
+from helpers.reading import reader
 from spantune.core import RunError
-from spantune.models import save_trained
+from spantune.models import copy_trained, require_head, save_trained
 from spantune.runs import BestAdapter, Checkpoints
 
 
@@ -32,7 +33,7 @@ class Training:
         def complete(folder: Path) -> None:
             (folder / "task.json").write_text("{}")
 
-        return BestAdapter(self.folder, self.model, complete, save_trained)
+        return BestAdapter(self.folder, self.model, complete, save_trained, copy_trained)
 
     def step(self, step: int, f1: float, save: bool = True) -> bool:
         with torch.no_grad():
@@ -133,6 +134,28 @@ def test_a_full_disk_keeps_the_best_in_memory(
         training.best.require()
     filler.unlink()
     assert training.best.require() == disk / "adapter" and training.kept == 4
+
+
+def test_what_is_kept_in_memory_has_the_thresholds_of_its_step(tmp_path: Path) -> None:
+    model = reader()
+    head, is_full = require_head(model), True
+
+    def save(model: Any, folder: Path, weights: Any) -> None:
+        if is_full:
+            raise OSError("no space")
+        save_trained(model, folder, weights)
+
+    best = BestAdapter(tmp_path, model, lambda folder: None, save, copy_trained)
+    head.set_thresholds(0.25, {})
+    assert best.offer(2, {"f1": 0.5})
+    head.set_thresholds(0.75, {})
+    with torch.no_grad():
+        head.bias.add_(1)
+    is_full = False
+    best.retry()
+    stored = load_file(tmp_path / "adapter" / "head.safetensors")
+    assert torch.sigmoid(stored["thresholds"]).tolist() == pytest.approx([0.25, 0.25])
+    assert torch.equal(stored["bias"] + 1, head.bias)
 
 
 def test_an_adapter_that_was_changed_meanwhile_is_restored_on_a_resume(

@@ -14,7 +14,7 @@ import torch
 from helpers.packs import adapted, examples
 from spantune.core import ModelError, RunError, StopRequest, config
 from spantune.encoding import NO_TARGET, Example, shared_prefix
-from spantune.models import save_trained
+from spantune.models import copy_trained, save_trained
 from spantune.runs import BestAdapter, Checkpoints
 from spantune.training.collator import Batch, Collator
 from spantune.training.loop import Services, TrainingLoop
@@ -83,7 +83,7 @@ class Looped:
 
         services = Services(
             checkpoints=Checkpoints(folder / "checkpoints"),
-            best=BestAdapter(folder, stepper.model, lambda adapter: None, save_trained),
+            best=BestAdapter(folder, stepper.model, lambda adapter: None, save_trained, copy_trained),
             stop=StopRequest(),
             evaluate=lambda step, seconds: {"f1": f1(step)},
             record=record,

@@ -130,7 +130,7 @@ def test_a_text_on_both_sides_fails(plan: Planner, corpus: Path, tmp_path: Path,
             {"max_characters": 200},
             "document 'long' has 300 characters, over extract.max_characters=200; raise it",
         ),
-        ([Document("a", "痛")], {"max_new_tokens": 4096}, "extract.max_new_tokens=4096 leave no room for a text"),
+        ([Document("a", "痛")], {"max_new_tokens": 4096}, "no room for a text beside the"),
     ],
 )
 def test_a_text_that_no_evaluation_could_take_fails_before_training(

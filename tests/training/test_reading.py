@@ -162,9 +162,12 @@ def test_few_documents_to_read_are_warned_of(plan_of: Callable[..., Any], warm: 
 
 
 def test_an_entity_that_is_too_long_is_named_with_its_file(plan_of: Callable[..., Any], tmp_path: Path) -> None:
-    formats.write(tmp_path / "long.jsonl", [Document("x", "肺炎咳嗽发热", (Entity(0, 6, "dis"),))])
+    gold = (Entity(0, 5, "sym"), Entity(0, 6, "dis"))
+    formats.write(tmp_path / "long.jsonl", [Document("x", "肺炎咳嗽发热", gold)])
     path = str(tmp_path / "long.jsonl")
-    with pytest.raises(DataError, match=r"long\.jsonl.*document 'x': the entity dis \[0, 6\) has 6.*spans\.longest=4"):
+    with pytest.raises(
+        DataError, match=r"long\.jsonl.* 2 entities over spans\.longest=4.*'x', dis \[0, 6\); set .* 6 or"
+    ):
         plan_of(data={"train": path}, spans={"longest": 4})
     formats.write(tmp_path / "long.jsonl", [Document("x", "肺炎咳嗽发热" * 9, (Entity(0, 40, "dis"),))])
     (failed,) = plan_of(data={"test": path}).failed

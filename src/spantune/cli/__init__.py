@@ -244,7 +244,7 @@ def _run(recipe: Config, resume: Path | None) -> None:
         result: Result = run_job(recipe, resume=resume)
     except Interrupted as interrupt:
         raise typer.Exit(interrupt.exit_code) from None
-    on = {"test": "test", "dev": "dev (these documents chose the adapter)"}[result.f1_on]
+    on = {"test": "test", "dev": f"dev (these documents chose {result.chosen})"}[result.f1_on]
     tables.print_scores(result.after.as_dict(), sys.stderr, on)
     lines = [f"report: {RunFolder(result.folder).report_html}", *hints(result.folder)]
     folder, earlier = shlex.quote(str(result.folder)), recipe.train.from_

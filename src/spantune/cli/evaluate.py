@@ -255,7 +255,7 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     dropped = evaluation.below_threshold
     report_left_out(extractor.calibration, dropped["entities"])
     facts = {"extraction": f"{evaluation.seconds:.1f} s"}
-    written = extractor.task.answer != "spans"
+    written = not extractor.task.reads
     if written:
         facts["decoding"] = "grammar" if decoding.grounded else "free"
     if dropped["entities"]:

@@ -144,7 +144,7 @@ def extract(
         raise ConfigError("no file to extract from; name one after the run folder, or - for text on stdin")
     recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
     labels = RunFolder(run).task().labels if to == "label_studio" else ()
-    reads = RunFolder(run).task().answer == "spans"
+    reads = RunFolder(run).task().reads
     if uncertain is not None and min_score is None and not reads and (url is None or not recipe.train.on_choices):
         min_score = 0  # what a threshold would leave out is what a person should look at
     view = ExtractionView.of_run(run, min_score) if html else None

@@ -175,8 +175,10 @@ def _say_decided(draft: Draft, out: Path) -> None:
     _say_row("splits", f"{', '.join(f'{split} {count:,}' for split, count in decided.counts.items())}{held}")
     language = {"zh": "Chinese", "en": "English"}[decided.language]
     enough = f", since {decided.trained_on:,} training documents are enough for it" if decided.is_chosen else ""
-    answer = f"spans are read{enough}" if decided.is_read else f"answer {decided.answer}"
-    _say_row("task", f"{language} instruction, {nesting} entities, {answer}")
+    answer = f"answer {decided.answer}, {language} instruction"
+    if decided.is_read:
+        answer = f"spans are read{enough}"
+    _say_row("task", f"{nesting} entities, {answer}")
     device = {"cpu": "this machine's CPU", "cuda": "a GPU"}[decided.device]
     chosen = f"values for {decided.row.name}" if decided.row else "values chosen when training starts"
     minutes = f", {decided.minutes:g} minutes at most" if decided.minutes is not None else ""

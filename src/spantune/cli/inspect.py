@@ -196,7 +196,7 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
         figures["stop_token"] = prepared.tokenizer.convert_ids_to_tokens(prepared.encoder.stop_id)
     else:
         figures["characters"] = sum(len(document.text) for document in prepared.splits.train)
-        figures["longest_entity"] = prepared.encoder.longest
+        figures["longest_entity_allowed"] = prepared.encoder.longest
     if as_json:
         put_json(figures)
         return

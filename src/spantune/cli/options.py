@@ -82,7 +82,10 @@ Offsets = Annotated[
 ]
 MinScore = Annotated[
     float | None,
-    typer.Option(help="Drop entities with a lower score; 0 keeps all. The run's own threshold if not given."),
+    typer.Option(
+        help="Drop entities with a lower score; 0 keeps all, or, where spans are read, all from 0.047 on. The run's "
+        "own threshold if not given."
+    ),
 ]
 _OVERRIDE = re.compile(r"\w+\.\w[\w.]*=")
 
@@ -125,14 +128,17 @@ def parts_read(inputs: Iterable[str | Path | None]) -> list[Path]:
 
 def report_left_out(calibration: Calibration | None, count: int) -> None:
     """Print to stderr how many entities the calibrated threshold dropped; nothing where there is none."""
-    from spantune.core import say
+    from spantune.core import number, say
 
     if calibration and (calibration.threshold is not None or calibration.label_thresholds):
-        say(f"{count} entities left out, {describe_threshold(calibration)}; --min-score 0 keeps all")
+        left_out = number(count, "entity", "entities")
+        say(f"{left_out} left out, {describe_threshold(calibration)}; --min-score 0 keeps all")
 
 
 def describe_threshold(calibration: Calibration) -> str:
     """The thresholds in words."""
-    overall = "none" if calibration.threshold is None else f"score under {calibration.threshold:.3f}"
     by_label = ", ".join(f"{label} {threshold:.3f}" for label, threshold in calibration.label_thresholds.items())
+    if calibration.threshold is None:
+        return f"score under that of the label: {by_label}" if by_label else "none"
+    overall = f"score under {calibration.threshold:.3f}"
     return f"{overall}; by label: {by_label}" if by_label else overall

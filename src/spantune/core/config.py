@@ -428,16 +428,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _reading_needs_packs(self) -> Config:
-        if self.task.answer == "spans" and (self.train.pack != "shared" or self.train.cut_tokens):
+    def _reading_has_no_settings_of_writing(self) -> Config:
+        if self.task.answer != "spans":
+            return self
+        if self.train.pack != "shared" or self.train.cut_tokens:
             raise ValueError("task.answer=spans needs train.pack=shared and no train.cut_tokens")
-        if self.task.answer == "spans" and self.train.on_choices:
+        if self.train.on_choices:
             raise ValueError("task.answer=spans writes nothing: leave train.loss_on out, or set task.answer=jsonl")
-        if self.task.answer == "spans" and not self.extract.grounded:
+        if not self.extract.grounded:
             raise ValueError("task.answer=spans writes nothing, with a grammar or without: leave extract.grounded out")
-        if self.task.answer == "spans" and self.task.empty_answer is not None:
+        if self.task.empty_answer is not None:
             raise ValueError("task.answer=spans writes nothing: leave task.empty_answer out, or set task.answer=jsonl")
-        if self.task.answer == "spans" and self.task.template == "tutorial":
+        if self.task.template == "tutorial":
             raise ValueError("task.template=tutorial is a prompt for writing: leave it out, or set task.answer=jsonl")
         return self
 

@@ -68,6 +68,11 @@ class TaskSpec(BaseModel):
         return answer
 
     @property
+    def reads(self) -> bool:
+        """Whether a head reads the entities (the answer `spans`), and nothing is written."""
+        return self.answer == "spans"
+
+    @property
     def codes(self) -> tuple[str, ...]:
         """The label codes, in the order of the label set."""
         return tuple(label.code for label in self.labels)

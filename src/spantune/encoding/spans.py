@@ -178,7 +178,7 @@ def make_encoder(
     tokenizer: Tokenizer, task: TaskSpec, settings: config.Spans, max_tokens: int | None = None
 ) -> TextEncoder:
     """Make the encoder of a task; `settings` are those of the head of a task that is answered by reading."""
-    if task.answer == "spans":
+    if task.reads:
         return SpanEncoder(tokenizer, task, settings, max_tokens)
     return Encoder(tokenizer, task, max_tokens)
 

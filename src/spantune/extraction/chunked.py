@@ -22,6 +22,7 @@ from spantune.core import (
     Status,
     config,
     expect,
+    number,
 )
 from spantune.data import Chunk, Cutter, merge
 from spantune.encoding import Encoder, TextEncoder
@@ -57,11 +58,11 @@ def as_documents(texts: Iterable[str | Prediction]) -> Iterator[Prediction]:
 
 
 def _each_document(texts: Iterable[str | Prediction], expected: str) -> Iterator[Prediction]:
-    for number, text in enumerate(texts):
+    for index, text in enumerate(texts):
         if isinstance(text, str):
-            yield Document(str(number), text)
+            yield Document(str(index), text)
         else:
-            expect(text, (Document, Extraction), f"texts[{number}]", "a text or a Document")
+            expect(text, (Document, Extraction), f"texts[{index}]", "a text or a Document")
             yield text
 
 
@@ -125,25 +126,33 @@ def cutter(encoder: TextEncoder, settings: config.Extract, window: int | None) -
     """Make the Cutter of an engine; `window` is the model's limit of tokens, where it is known.
 
     Raises:
-        DataError: the instruction and the answer leave no room for a text.
+        DataError: what stands before a text, and the answer where one is written, leave no room for it.
     """
-    instruction, answer = len(encoder.prompt_ids("")), settings.max_new_tokens if isinstance(encoder, Encoder) else 0
+    before = len(encoder.prompt_ids(""))
+    answer = settings.max_new_tokens if isinstance(encoder, Encoder) else 0
     limits = [] if encoder.max_tokens is None else [encoder.max_tokens]
     if settings.chunk_tokens is not None:
-        limits.append(instruction + settings.chunk_tokens * encoder.copies)
+        limits.append(before + settings.chunk_tokens * encoder.copies)
     if window is not None:
         limits.append(window - answer)
     limit = min(limits, default=None)
-    if limit is not None and limit <= instruction:
-        raise DataError(
-            f"the instruction's {instruction} tokens and extract.max_new_tokens={settings.max_new_tokens} leave no "
-            f"room for a text: train.max_tokens is {encoder.max_tokens}, the model's window {window}; lower "
-            "extract.max_new_tokens"
-        )
+    if limit is not None and limit <= before:
+        raise _no_room(encoder, before, answer, window)
     return Cutter(
         lambda text: limit is None or len(encoder.prompt_ids(text)) <= limit,
         settings.overlap,
         settings.max_characters,
+    )
+
+
+def _no_room(encoder: TextEncoder, before: int, answer: int, window: int | None) -> DataError:
+    """The error where `before` tokens before a text and the most tokens of an answer leave no room for the text."""
+    beside, remedy = f" and extract.max_new_tokens={answer}", "lower extract.max_new_tokens"
+    if not answer:
+        beside, remedy = "", "raise train.max_tokens, or leave spans.instruction out"
+    return DataError(
+        f"there is no room for a text beside the {number(before, 'token')} before it{beside}: train.max_tokens is "
+        f"{encoder.max_tokens}, the model's window {window}; {remedy}"
     )
 
 

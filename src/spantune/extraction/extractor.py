@@ -71,6 +71,7 @@ class Extractor:
 
     Raises:
         ConfigError: as `require_grammar` and `require_reading`.
+        ModelError: the model lacks an embedding for a token of the prompt, or the head that reads spans.
     """
 
     def __init__(
@@ -144,8 +145,16 @@ class Extractor:
         Args:
             gold: annotated documents that the model was not trained on.
             candidates: what the extractor yields for them while it `keeps_candidates`.
+
+        Raises:
+            ConfigError: the run writes answers, and has no head.
+            DataError: the documents do not pair, or a score is missing.
         """
-        assert self._reader is not None, "nothing is read"
+        if self._reader is None:
+            raise ConfigError(
+                "choose_thresholds is for runs that read spans, and this one writes answers; its thresholds are chosen "
+                "by spantune.calibrate"
+            )
         chosen = best_thresholds(gold, self.candidates(candidates))
         if chosen is not None:
             self._reader.head.set_thresholds(chosen.overall, chosen.labels)
@@ -265,6 +274,7 @@ def load_run(
         device: `auto` (a GPU where there is one), `cpu` or `cuda`.
         settings: the section `extract` of a recipe (batch size, limits, grammar); that of the run when absent.
         min_score: drop entities with a lower score, a probability, instead of by the run's thresholds; 0 drops none.
+            Where spans are read, those under 0.047 are no entities at all.
         accept_changes: go on with an adapter whose files were changed after training, with a warning.
 
     Raises:
@@ -295,7 +305,7 @@ def load_bare(
     folder = RunFolder(Path(run))
     recipe, task, adapter = folder.config(), folder.adapter_task(accept_changes=accept_changes), folder.adapter
     require_grammar(settings or recipe.extract, on_choices=recipe.train.on_choices)  # before the model is loaded
-    if task.answer == "spans":
+    if task.reads:
         require_reading(settings or recipe.extract)
     check_head_files(adapter, task)
     loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)

@@ -195,12 +195,10 @@ def calibrate(
         notes.append(
             f"no label has its own threshold: it takes {LABEL_PREDICTIONS} predictions, and the objective reached"
         )
-    own = {label: value ** (1 / (temperature or 1.0)) for label, value in (own_thresholds or {}).items()}
-    without = Thresholds(labels=own)
-    if precision is None and chosen != without and (held_out is None or held_out.f1 <= tempered.passing(without).f1):
-        kept = "the thresholds chosen in training are kept: held-out documents gain no F1 by others"
-        notes.append(kept if own else "no threshold: held-out documents gain no F1 by one")
-        chosen = without
+    if precision is None:
+        own = {label: value ** (1 / (temperature or 1.0)) for label, value in (own_thresholds or {}).items()}
+        chosen, kept = _gaining(tempered, chosen, held_out, Thresholds(labels=own))
+        notes += kept
     bins, curve = reliability.bins(tempered.scores, tempered.right), tempered.curve()
     evidence = Evidence(
         data=data,
@@ -224,6 +222,17 @@ def calibrate(
         label_thresholds=chosen.labels,
         evidence=evidence,
     )
+
+
+def _gaining(
+    predictions: Predictions, chosen: Thresholds, held_out: Point | None, before: Thresholds
+) -> tuple[Thresholds, list[str]]:
+    """Return the chosen thresholds, or those before where held-out documents gain no F1 by them, with a note."""
+    if chosen == before or (held_out is not None and held_out.f1 > predictions.passing(before).f1):
+        return chosen, []
+    if before.labels:
+        return before, ["the thresholds chosen in training are kept: held-out documents gain no F1 by others"]
+    return before, ["no threshold: held-out documents gain no F1 by one"]
 
 
 def best_thresholds(gold: Sequence[Document], predicted: Sequence[Document]) -> Thresholds | None:

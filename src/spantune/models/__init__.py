@@ -61,7 +61,15 @@ from spantune.models.span_head import (
     save_head,
 )
 from spantune.models.span_packs import SpanPack, layout_spans, pack_spans, span_logits
-from spantune.models.trained import load_adapter, load_trained, open_trained, read_lora, reload_trained, save_trained
+from spantune.models.trained import (
+    copy_trained,
+    load_adapter,
+    load_trained,
+    open_trained,
+    read_lora,
+    reload_trained,
+    save_trained,
+)
 
 __all__ = [
     "NAME",
@@ -88,6 +96,7 @@ __all__ = [
     "check_attention",
     "check_head_files",
     "compile_layers",
+    "copy_trained",
     "count_weights",
     "coverage",
     "decoder_layers",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, pad
 
@@ -55,6 +55,12 @@ class HeadConfig(BaseModel):
     size: int = Field(gt=0)
     convolution: int = Field(ge=0)
     types: Literal["names", "learnt"]
+
+    @model_validator(mode="after")
+    def _is_of_a_recipe(self) -> HeadConfig:
+        """Check the sizes as those of a recipe are checked."""
+        _ = self.settings
+        return self
 
     @property
     def settings(self) -> config.Spans:
@@ -126,7 +132,7 @@ class SpanHead(nn.Module):
 
     @staticmethod
     def _convolved(features: Tensor, convolution: nn.Conv1d) -> Tensor:
-        """Return a convolution over characters as one product: cuDNN would use TF32, and no fixed order backward."""
+        """Return a convolution over characters as one product in float32, for which cuDNN would use TF32."""
         (width,) = convolution.kernel_size
         around = pad(features, (0, 0, width // 2, width // 2)).unfold(0, width, 1)
         return linear(around.flatten(1), convolution.weight.flatten(1), convolution.bias)
@@ -257,9 +263,14 @@ def head_of(model: CausalLM) -> SpanHead | None:
 
 
 def require_head(model: CausalLM) -> SpanHead:
-    """Return the head of a model that must have one."""
+    """Return the head of a model that must have one.
+
+    Raises:
+        ModelError: it has none.
+    """
     head = head_of(model)
-    assert head is not None, "attach_head comes first"
+    if head is None:
+        raise ModelError("the model has no head to read spans with; spantune.load loads both from a run")
     return head
 
 
@@ -297,7 +308,7 @@ def check_head_files(folder: Path, task: TaskSpec) -> None:
     Raises:
         ModelError: as `read_head_config`; or there is a head, and `task` is answered by writing.
     """
-    if task.answer == "spans":
+    if task.reads:
         read_head_config(folder, task)
     elif (folder / HEAD_CONFIG).is_file():
         raise ModelError(
@@ -330,8 +341,12 @@ def _read_config(folder: Path) -> HeadConfig:
         )
     try:
         return HeadConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError, ValidationError) as error:
-        raise ModelError(f"{folder}: {HEAD_CONFIG} is damaged ({first_line(error)}); restore it") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = ": ".join((*map(str, first["loc"][:1]), first["msg"].removeprefix("Value error, ")))
+    except (OSError, ValueError, RecursionError) as error:
+        problem = first_line(error)
+    raise ModelError(f"{folder}: {HEAD_CONFIG} is damaged ({problem}); restore it")
 
 
 def load_head_weights(head: SpanHead, folder: Path) -> None:

@@ -153,7 +153,7 @@ def span_logits(model: CausalLM, pack: SpanPack, dtype: torch.dtype) -> Tensor:
         use_cache=False,
         **pack_view(base.config, places, Spans(**pack.spans), dtype),
     )
-    states = output.last_hidden_state[0][pack.token]  # whose gradient, unlike that of index_select, has a fixed order
+    states = output.last_hidden_state[0][pack.token]
     own = base.get_input_embeddings().weight.detach()[pack.own]
     logits: Tensor = require_head(model)(states, own, pack.band)
     return logits

@@ -24,7 +24,7 @@ def save_trained(model: CausalLM, folder: Path, weights: Mapping[str, Tensor] | 
     Args:
         model: the model under training, as `attach` returned it.
         folder: an existing folder.
-        weights: values by the names of the model's parameters, which are written instead of the model's own.
+        weights: what `copy_trained` returned earlier, which is written instead of the model's own weights.
 
     Raises:
         OSError, RuntimeError, SafetensorError: the disk refuses it.
@@ -37,6 +37,18 @@ def save_trained(model: CausalLM, folder: Path, weights: Mapping[str, Tensor] | 
         model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
     else:
         save_full(model, folder, weights)
+
+
+def copy_trained(model: CausalLM) -> dict[str, Tensor]:
+    """Return copies in CPU memory of what is trained of `model`, by name, to be given to `save_trained` later.
+
+    The buffers of a head, among them its thresholds, are copied too.
+    """
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    head = head_of(model)
+    if head is not None:
+        weights |= head.state_dict(prefix=f"{HEAD_NAME}.")
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
 
 
 def load_trained(model: CausalLM, folder: Path) -> None:
@@ -79,7 +91,7 @@ def open_trained(model: CausalLM, folder: Path, task: TaskSpec, *, merge: bool) 
         ModelError: as `load_adapter` and `load_head`.
     """
     trained = load_adapter(model, folder, merge=merge)
-    if task.answer == "spans":
+    if task.reads:
         load_head(trained, folder, task)
     return trained
 

@@ -17,12 +17,6 @@ from spantune.report.html import interval, number, points
 
 Row = Sequence[str]
 
-CHOSE_ADAPTER = (
-    "Measured on the dev documents, which also chose the adapter: expect less on new texts. For a figure without this "
-    "bias, set data.test to documents of its own."
-)
-"""What is said beside figures of documents that chose the adapter."""
-
 
 @dataclass(frozen=True)
 class CalibrationView:
@@ -117,9 +111,15 @@ class Report:
     date: str = ""
 
     @property
-    def chose_adapter(self) -> bool:
-        """Whether the documents of the figures chose the adapter too, so that the figures promise too much."""
-        return self.f1_on.startswith("dev")
+    def bias(self) -> str:
+        """What is said beside figures that promise too much: their documents chose the adapter too; "" for others."""
+        if not self.f1_on.startswith("dev"):
+            return ""
+        chosen = "adapter" if self.written else "adapter and the thresholds"
+        return (
+            f"Measured on the dev documents, which also chose the {chosen}: expect less on new texts. For a figure "
+            "without this bias, set data.test to documents of its own."
+        )
 
     @property
     def origin(self) -> dict[str, str]:
@@ -246,7 +246,7 @@ def _headline(report: Report) -> str:
     text += f" (95 % interval {interval(scores.micro.f1_low, scores.micro.f1_high) or f'none: {TOO_FEW}'})"
     text += f", macro F1 {points(scores.macro_f1)}" + (f" ({macro})" if macro else "")
     text += f"; before training {points(report.before.micro.f1)}." if report.before else "."
-    return f"{text} {CHOSE_ADAPTER}" if report.chose_adapter else text
+    return f"{text} {report.bias}".rstrip()
 
 
 def _labels(report: Report) -> str:

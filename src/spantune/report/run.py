@@ -41,7 +41,7 @@ class _Run:
     @property
     def writes(self) -> bool:
         """Whether the run writes answers, which may be wanting."""
-        return self.task.answer != "spans"
+        return not self.task.reads
 
     @property
     def dev(self) -> list[Mapping[str, Any]]:
@@ -147,7 +147,7 @@ def listed(thresholds: Mapping[str, float]) -> str:
 
 def _answer(task: TaskSpec, recipe: Config) -> str:
     """How a run answers, in words."""
-    if task.answer != "spans":
+    if not task.reads:
         return task.answer
     longest = "" if recipe.spans.longest is None else f", of at most {recipe.spans.longest} characters"
     return f"spans{longest}, view {recipe.spans.view}"

@@ -56,7 +56,6 @@ def write_report(folder: Path, report: Report) -> None:
         has_scores=any(
             entity.score is not None for judged in outcome.documents for entity in judged.predicted.entities
         ),
-        chose_adapter=content.CHOSE_ADAPTER if report.chose_adapter else "",
         alone=NONE,
         colours=label_colors(labels),
         signs=ERROR_SIGNS,

@@ -72,11 +72,13 @@ def write_card(adapter: Path, task: TaskSpec, base: str) -> None:
     Raises:
         OSError: the disk refuses it.
     """
-    full, reads = (adapter / FULL).is_file(), task.answer == "spans"
-    about: dict[str, object] = {"library_name": "transformers" if full else "peft", "pipeline_tag": ""}
-    about["pipeline_tag"] = "token-classification" if reads else "text-generation"
-    about["language"] = task.language
-    about["tags"] = ["full-fine-tuning" if full else "lora", "named-entity-recognition", "spantune"]
+    full, reads = (adapter / FULL).is_file(), task.reads
+    about: dict[str, object] = {
+        "library_name": "transformers" if full else "peft",
+        "pipeline_tag": "token-classification" if reads else "text-generation",
+        "language": task.language,
+        "tags": ["full-fine-tuning" if full else "lora", "named-entity-recognition", "spantune"],
+    }
     if base and ":" not in base:
         about["base_model"] = base
     name = base if base and ":" not in base else "the folder of the base model"

@@ -154,6 +154,7 @@ class BestAdapter:
         complete: writes what else belongs into the folder that it is given: tokenizer, task and model card.
         save: writes what is trained of a model into a folder, with the third argument those weights instead of its own
             (`models.save_trained`).
+        copy: returns copies of what is trained of a model, the third argument of `save` (`models.copy_trained`).
     """
 
     def __init__(
@@ -162,11 +163,13 @@ class BestAdapter:
         model: Any,
         complete: Callable[[Path], None],
         save: Callable[[Any, Path, Mapping[str, Any] | None], None],
+        copy: Callable[[Any], Mapping[str, Any]],
     ):
-        self.run, self.model, self.complete, self.save = RunFolder(folder), model, complete, save
+        self.run, self.model, self.complete = RunFolder(folder), model, complete
+        self.save, self.copy = save, copy
         self.step: int | None = None
         self.f1 = -math.inf
-        self._unsaved: tuple[dict[str, Any], dict[str, object]] | None = None  # weights and evaluation
+        self._unsaved: tuple[Mapping[str, Any], dict[str, object]] | None = None  # weights and evaluation
 
     def offer(self, step: int, values: Mapping[str, float]) -> bool:
         """Keep the model's adapter if `values`, its evaluation, are the best so far (the later of equals)."""
@@ -181,9 +184,7 @@ class BestAdapter:
             log.warning(
                 "step %d: the best adapter could not be written (%s); it is kept in memory", step, first_line(error)
             )
-            weights = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-            copies = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
-            self._unsaved = copies, evaluation
+            self._unsaved = self.copy(self.model), evaluation
         return True
 
     def retry(self) -> None:

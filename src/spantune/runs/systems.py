@@ -105,7 +105,8 @@ def _read(
         raise RunError(f"{path} has no predictions after training; end the run with spantune train --resume {path}")
     documents = gold.documents if gold else read_splits(run.config().data).test
     if gold is None and run.config().data.f1_on == "dev":
-        notes.append(f"{path}: there is no test set; measured on the dev documents, which chose its adapter")
+        chosen = "its adapter and its thresholds" if run.task().reads else "its adapter"
+        notes.append(f"{path}: there is no test set; measured on the dev documents, which chose {chosen}")
     return documents, aligned(documents, read_extractions(file), str(file), notes)
 
 

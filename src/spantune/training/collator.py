@@ -103,9 +103,8 @@ class Collator:
         lengths: list[int] = torch.bincount(part.owner, minlength=2).tolist()
         shared, *own_lengths = lengths
         self.budget = max(len(part.ids) // 2, shared + max(own_lengths))
-        return (
-            len([length for length in own_lengths if length]) > 1
-        )  # an empty text that is read has no tokens of its own
+        with_tokens = [length for length in own_lengths if length]  # an empty text that is read has none of its own
+        return len(with_tokens) > 1
 
     def _read(self, examples: tuple[SpanExample, ...], spans: config.Spans) -> Batch:
         packs = tuple(pack_spans(examples, self.prefix, self.budget, spans))

@@ -122,10 +122,11 @@ def _dev(prepared: Prepared) -> PlanWarning | None:
 def _test(prepared: Prepared) -> PlanWarning | None:
     if prepared.recipe.data.f1_on == "test":
         return None
+    chosen = "the adapter" if prepared.written else "the adapter and the thresholds"
     return PlanWarning(
         "a test set",
-        "there is no test set: the final figures are on the dev documents, which choose the adapter, and so a little "
-        "too good",
+        f"there is no test set: the final figures are on the dev documents, which choose {chosen}, and so a little too "
+        "good",
         "name a corpus that is used for nothing else with data.test",
     )
 

@@ -325,8 +325,9 @@ def _remarks(decided: Decided, padded: int) -> list[str]:
     """What a user should know of the recipe."""
     remarks = []
     if "test" not in decided.counts:
+        chosen = "the adapter and the thresholds" if decided.is_read else "the adapter"
         remarks.append(
-            "there is no test set: the final figures are on the documents that choose the adapter, and so a little too "
+            f"there is no test set: the final figures are on the documents that choose {chosen}, and so a little too "
             f"good; {_way_to_a_test_set(decided)}"
         )
     if decided.weights is not None and decided.weights > CPU_WEIGHTS and device_here() == "cpu":

@@ -26,6 +26,7 @@ from spantune.models import (
     attach,
     attach_head,
     compile_layers,
+    copy_trained,
     load,
     load_trained,
     make_head,
@@ -76,6 +77,8 @@ class Result:
     seconds: float
     f1_on: Literal["test", "dev"] = "test"
     """`dev` where there is no test set: then the figures are on the documents that chose the adapter."""
+    chosen: str = "the adapter"
+    """What the dev documents chose: of a run that reads spans, also the thresholds."""
 
     @property
     def scores(self) -> Scores:
@@ -92,7 +95,7 @@ class Result:
         return framed_html(f"<p><b>{escape(head)}</b></p>{self.scores.table_html()}<p>{escape(report)}</p>")
 
     def _f1(self) -> str:
-        on = ", on the documents that chose the adapter" if self.f1_on == "dev" else ""
+        on = f", on the documents that chose {self.chosen}" if self.f1_on == "dev" else ""
         return f"F1 {f1_text(self.scores.micro)}{on}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -148,7 +151,7 @@ def train(
         changes = require_unchanged(folder, recorded) if resume else []
         loaded = load(recipe.model, prepared.files)
         model, coverage = attach(loaded.model, recipe.lora)
-        if recipe.task.answer == "spans":
+        if prepared.task.reads:
             attach_head(model, make_head(model, loaded.tokenizer, prepared.task, recipe.spans))
         if start:
             load_trained(model, start.folder)
@@ -164,7 +167,8 @@ def train(
             log.info("%s", coverage)
             job = _Job(prepared, replace(loaded, model=model), folder, plan.estimate)
             before, after = job.run(is_resumed=resume is not None)
-    return Result(folder, before, after, time.perf_counter() - started, recipe.data.f1_on)
+    chosen = "the adapter" if prepared.written else "the adapter and the thresholds"
+    return Result(folder, before, after, time.perf_counter() - started, recipe.data.f1_on, chosen)
 
 
 def _recipe(recipe: object, overrides: list[str] | tuple[str, ...], resume: str | Path | None) -> Config:
@@ -184,7 +188,7 @@ class _Job:
         self.estimate = estimate
         self.stop = StopRequest()
         self.checkpoints = Checkpoints(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
-        self.best = BestAdapter(folder, loaded.model, self._complete, save_trained)
+        self.best = BestAdapter(folder, loaded.model, self._complete, save_trained, copy_trained)
 
     def run(self, *, is_resumed: bool) -> tuple[Scores | None, Evaluation]:
         """Train and measure; a signal or an error closes the trackers. Returns what was measured before and after."""

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from spantune.core import RunError
+
 
 class MasterWeights:
     """The fp32 copies of the parameters of `optimizer` that are of another type; it changes these copies from then on.
@@ -47,7 +49,17 @@ class MasterWeights:
         return [master.detach() for _, master in self._pairs]
 
     def restore(self, state: Sequence[Tensor]) -> None:
-        """Take the copies of a checkpoint."""
+        """Take the copies of a checkpoint.
+
+        Raises:
+            RunError: it has copies of other weights, since the model was in another type then.
+        """
+        if len(state) != len(self._pairs):
+            raise RunError(
+                f"the checkpoint has fp32 copies of {len(state)} weights, and the model as it was loaded now needs "
+                f"{len(self._pairs)}: full fine-tuning goes on with the type that it began with; resume on a device of "
+                "the same kind, with the same model.base"
+            )
         with torch.no_grad():
             for (_, master), saved in zip(self._pairs, state, strict=True):
                 master.copy_(saved)

@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 
-from spantune.core import ConfigError, DataError, Document, TaskSpec, as_config, config, say, track
+from spantune.core import ConfigError, DataError, Document, TaskSpec, as_config, config, number, say, track
 from spantune.data import Splits, count_predicted, read_splits, split_long
 from spantune.encoding import (
     Example,
@@ -116,7 +116,7 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
             f"{READ_FROM:,} on; set task.answer=jsonl to have them written"
         )
     task = make_task(recipe.task)
-    if task.answer == "spans" and task.template != "chat":
+    if task.reads and task.template != "chat":
         raise ConfigError(
             f"task.preset={recipe.task.preset} is a prompt for writing, and task.answer=spans reads; set "
             "task.preset=cmeee"
@@ -131,6 +131,7 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     recipe = with_values(recipe, len(splits.train), weights)
     path = config.name_of(recipe.data.train)
     if isinstance(encoder, SpanEncoder):
+        _require_readable(splits.train, path, encoder.longest)
         read = tuple(_encoded(encoder.example, splits.train, path))
         return Prepared(_with_chunks(recipe, read), task, splits, files, encoder, read, 0, start)
     for documents, path in splits_with_files(recipe, splits):
@@ -153,6 +154,25 @@ def _with_longest(recipe: config.Config, splits: Splits, start: Start | None) ->
     longest = longest_allowed((*splits.train, *splits.dev), recipe.spans)
     longest = max(longest, (start.longest if start else None) or 0)
     return recipe.model_copy(update={"spans": recipe.spans.model_copy(update={"longest": longest})})
+
+
+def _require_readable(documents: Sequence[Document], path: str, longest: int) -> None:
+    """Check all entities before one is encoded, so that the error names the length that suits every one."""
+    too_long = [
+        (entity.end - entity.start, document.id, f"{entity.label} [{entity.start}, {entity.end})")
+        for document in documents
+        for entity in document.entities
+        if entity.end - entity.start > longest
+    ]
+    if too_long:
+        length, id_, entity = max(too_long)
+        have = f"{number(len(too_long), 'entity', 'entities')} over spans.longest={longest} characters"
+        raise DataError(
+            f"{have}, the longest with {length}: document {id_!r}, {entity}; set spans.longest to {length} or more, or "
+            "leave it out, so that it is chosen",
+            path=path,
+            field="entities",
+        )
 
 
 def _with_chunks(recipe: config.Config, examples: Sequence[SpanExample]) -> config.Config:

@@ -136,7 +136,8 @@ def _task(decided: Decided) -> list[str]:
             "  labels: # with their training entities; one may say more: {code: PER, description: names of people}"
         ]
         labels += _aligned(rows)
-    language = f"of the instruction; Chinese characters are {found.chinese_share:.0%} of the letters"
+    instruction = "the instruction, where spans.instruction is true" if decided.is_read else "the instruction"
+    language = f"of {instruction}; Chinese characters are {found.chinese_share:.0%} of the letters"
     overlaps = "some entities overlap" if found.nested else "no entities overlap in this corpus"
     rows = [
         (f"  language: {decided.language}", language),

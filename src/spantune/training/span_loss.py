@@ -33,7 +33,7 @@ def zlpr(logits: Tensor, pack: SpanPack) -> Tensor:
 def _summed(values: Tensor, grid: Tensor) -> Tensor:
     """Return log(1 + sum of exp) [examples, types] over the spans of each example.
 
-    By character first and then by example, so that the order of the additions is fixed on a GPU too.
+    Those of a character are summed first, and then those of the characters of an example.
     """
     by_character = torch.logsumexp(values, dim=1)
     none = by_character.new_full((1, by_character.shape[1]), NOTHING)

@@ -68,7 +68,7 @@ def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) 
     notes: list[str] = []
     if run:
         update["train"], notes = _with_training_of(path, recipe, run.config().train)
-    head = read_head_config(adapter, before) if before.answer == "spans" else None
+    head = read_head_config(adapter, before) if before.reads else None
     if head is not None and recipe.task.answer in (None, "spans"):
         update["spans"] = _agreed_head(path, recipe.spans, head, run)
         if keys := writing_keys(recipe):
@@ -136,7 +136,7 @@ def _require_same_task(path: Path, before: TaskSpec, task: TaskSpec) -> list[str
             f"train.from: {path} was trained for the label {missing[0]!r}, which is not one of the task's; "
             f"{nearest(missing[0], task.codes)}. Add it to task.labels, or leave train.from out"
         )
-    for key in _SAME[:1] if task.answer == before.answer == "spans" else _SAME:
+    for key in _SAME[:1] if task.reads and before.reads else _SAME:
         if (old := getattr(before, key)) != (new := getattr(task, key)):
             raise ConfigError(
                 f"train.from: {path} was trained with task.{key}={old}, and this recipe has {new}; set it to the same, "

@@ -300,7 +300,7 @@ def load_remote(
     """
     folder = RunFolder(Path(run))
     recipe, task = folder.config(), folder.adapter_task(accept_changes=accept_changes)
-    if task.answer == "spans":
+    if task.reads:
         raise ConfigError(
             f"{run}: the run reads spans (task.answer=spans): it writes no answer that a server could give, and no "
             "server has its head; extract here, with --engine local"

@@ -5,8 +5,8 @@
 
 Bottom-right causal order is then exactly the attention of the example by itself, sliding windows included, and nothing
 that a mask would hide is computed. Where texts are read as a whole, all sequences but the prefix are without causal
-order. The copies of the prefix's keys are made for one layer at a time; their gradients
-are summed in float32 and in a fixed order. For bf16 and fp16 on CUDA; `attention` computes everything else.
+order. The copies of the prefix's keys are made for one layer at a time; their gradients are summed in float32 and in a
+fixed order. For bf16 and fp16 on CUDA; `attention` computes everything else.
 """
 
 from __future__ import annotations
