@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from helpers.base_install import run_without_train
 from spantune.core import (
@@ -168,6 +170,19 @@ def test_calibration_is_fitted_to_the_dev_predictions_of_the_kept_step_and_not_s
     )
     assert found["temperature"] == pytest.approx(wanted.temperature) and not found["stored"]
     assert "does not store it" in page(run) and not (run / "calibration.json").exists()
+
+
+def test_of_a_run_that_reads_the_calibration_and_the_note_speak_of_its_thresholds(run: Path) -> None:
+    TASK.model_copy(update={"answer": "spans"}).save(run)
+    (run / "adapter").mkdir()
+    logits = torch.tensor([-2.0, -1.0])
+    save_file({"bias": torch.zeros(2), "thresholds": logits}, run / "adapter" / "head.safetensors")
+    report_run(run)
+    found = figures(run)["calibration"]
+    assert found["data"].endswith("of step 20, of which spans under the thresholds of the run are left out")
+    low = torch.sigmoid(logits.double()) ** (1 / found["temperature"])
+    assert found["label_thresholds"] == pytest.approx(dict(zip(TASK.codes, low.tolist(), strict=True)))
+    assert "thresholds chosen on dev" in page(run) and "no threshold." not in page(run)
 
 
 def test_a_stored_calibration_is_shown_with_what_its_threshold_makes_of_the_test_documents(run: Path) -> None:

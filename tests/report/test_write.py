@@ -273,6 +273,8 @@ def test_calibration_says_what_it_was_fitted_to_and_whether_it_applies(tmp_path:
     ):
         assert said in page.text
     assert report.calibration
+    by_label = replace(report.calibration, threshold=None)
+    assert "1.3; thresholds by label dis 0.500. The run" in by_label.sentences
     bare = replace(report.calibration, threshold=None, label_thresholds={}, stored=False, data="", notes=())
     _, page = write(tmp_path, replace(report, calibration=bare))
     assert "Expected calibration error 6.7 points" in page.text and "no threshold. The run does not store" in page.text

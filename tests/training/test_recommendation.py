@@ -73,20 +73,20 @@ def test_what_is_read_gets_its_own_values_and_no_loss_on_answers(row: Recommenda
 
 
 def test_the_answer_is_that_of_the_recipe_or_its_preset() -> None:
-    assert with_answer(least(task={"labels": ["a"], "answer": "inline"}), ANY, SMALL).task.answer == "inline"
-    assert with_answer(least(task={"labels": ["a"], "answer": "spans"}), 10, SMALL).task.answer == "spans"
-    assert with_answer(least(task={"preset": "cmeee_tutorial"}), ANY, SMALL).task.answer is None
+    assert with_answer(least(task={"labels": ["a"], "answer": "inline"}), ANY).task.answer == "inline"
+    assert with_answer(least(task={"labels": ["a"], "answer": "spans"}), 10).task.answer == "spans"
+    assert with_answer(least(task={"preset": "cmeee_tutorial"}), ANY).task.answer is None
 
 
 def test_spans_are_read_from_so_many_documents_on_unless_the_recipe_is_one_for_writing() -> None:
-    assert with_answer(least(), READ_FROM - 1, SMALL).task.answer == "jsonl"
-    assert with_answer(least(), READ_FROM, SMALL).task.answer == "spans"
+    assert with_answer(least(), READ_FROM - 1).task.answer == "jsonl"
+    assert with_answer(least(), READ_FROM).task.answer == "spans"
     for sections in (
         {"train": {"loss_on": "choices"}}, {"train": {"pack": "none"}}, {"train": {"cut_tokens": 99}},
         {"extract": {"grounded": False}}, {"task": {"labels": ["a"], "empty_answer": "none"}},
         {"task": {"labels": ["a"], "template": "tutorial"}},
     ):  # fmt: skip
-        assert with_answer(least(**sections), READ_FROM, SMALL).task.answer == "jsonl", sections
+        assert with_answer(least(**sections), READ_FROM).task.answer == "jsonl", sections
 
 
 def test_that_spans_are_read_is_said_where_the_recipe_leaves_it_open(

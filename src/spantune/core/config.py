@@ -423,7 +423,7 @@ class Config(Section):
         if self.lora.full and others:
             raise ValueError(
                 f"lora.full=true trains the weights themselves, and lora.{others[0]} is of an adapter: leave one of "
-                "them out"
+                "them out; lora=full takes the place of the whole section"
             )
         return self
 

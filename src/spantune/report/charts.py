@@ -152,7 +152,7 @@ def threshold_chart(curve: Sequence[tuple[float, float, float, float]], chosen: 
         chart.add("chosen threshold", [(chosen, 0), (chosen, 100)], show_dots=False)
     best = max(curve, key=lambda point: point[3])
     summary = f"Best F1 {points(best[3])} at {best[0]:.2f}; "
-    summary += "no threshold is set." if chosen is None else f"the threshold is {chosen:.2f}."
+    summary += "no threshold for all labels is set." if chosen is None else f"the threshold is {chosen:.2f}."
     return _chart("F1 by threshold", chart, summary, names if chosen is None else (*names, "chosen threshold"))
 
 

@@ -49,13 +49,15 @@ class CalibrationView:
     @property
     def sentences(self) -> str:
         """The calibration in words."""
-        threshold = "no threshold" if self.threshold is None else f"threshold {self.threshold:.3f}"
         labels = ", ".join(f"{label} {value:.3f}" for label, value in self.label_thresholds.items())
+        overall = [] if self.threshold is None else [f"threshold {self.threshold:.3f}"]
+        by_label = [f"{'' if overall else 'thresholds '}by label {labels}"] if labels else []
+        threshold = ", ".join(overall + by_label) or "no threshold"
         fitted = f"Fitted to {self.data}: " if self.data else ""
         state = "The run stores it." if self.stored else "The run does not store it; spantune calibrate does."
         text = (
             f"{fitted}expected calibration error {points(self.ece)} points, {points(self.ece_after)} after "
-            f"temperature {self.temperature:.3g}; {threshold}{f', by label {labels}' if labels else ''}. {state}"
+            f"temperature {self.temperature:.3g}; {threshold}. {state}"
         )
         return " ".join([text[0].upper() + text[1:], *(f"{note[0].upper()}{note[1:]}." for note in self.notes)])
 

@@ -227,7 +227,10 @@ def _calibration(run: _Run) -> tuple[CalibrationView | None, list[str]]:
         predicted = _documents(run.predictions("dev", step))
         predicted_ids = {document.id for document in predicted}
         gold = [document for document in run.splits.dev if document.id in predicted_ids]
-        fitted = calibrate(gold, predicted, data=f"the {len(gold)} dev documents of step {step}")
+        # what a run that reads has left out by its own thresholds is not among its predictions
+        over = "" if run.writes else ", of which spans under the thresholds of the run are left out"
+        data, own = f"the {len(gold)} dev documents of step {step}{over}", run.folder.head_thresholds()
+        fitted = calibrate(gold, predicted, data=data, own_thresholds=own)
     except DataError as error:
         return None, [f"calibration: {error.message}"]
     return _view(fitted, stored=False), []

@@ -68,7 +68,8 @@ def _steps(prepared: Prepared, predicted: Estimate) -> PlanWarning | None:
     if settings.max_minutes is not None:
         reached = int(60 * settings.max_minutes / predicted.step_seconds)
         if reached < FEW_STEPS:
-            found = f"about {_too_few(reached)} fit into train.max_minutes={settings.max_minutes:g}"
+            fit = f"about {number(reached, 'optimizer step')} in train.max_minutes={settings.max_minutes:g}"
+            found = f"{fit}: too few to learn from"
             minutes = math.ceil(ENOUGH_STEPS * predicted.step_seconds / 60)
             return PlanWarning(name, found, f"set train.max_minutes={minutes}, or train on a faster device")
     return None

@@ -213,7 +213,7 @@ def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
         minutes=choices.get("minutes", CPU_MINUTES if device == "cpu" else None),
     )
     if decided.is_chosen:
-        decided = replace(decided, answer=recommended_answer(decided.trained_on, weights))
+        decided = replace(decided, answer=recommended_answer(decided.trained_on))
     if weights is not None:
         row = recommend(decided.trained_on, weights, decided.answer)
         decided = replace(decided, row=row, loss_on="answer" if padded else row.loss_on)

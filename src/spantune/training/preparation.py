@@ -109,7 +109,7 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     recipe, start = warm_start(recipe, files, own_start)
     weights = count_weights(files.folder)
     require_full(recipe.lora, recipe.model.base, weights)
-    is_open, recipe = recipe.task.answer is None, with_answer(recipe, len(splits.train), weights)
+    is_open, recipe = recipe.task.answer is None, with_answer(recipe, len(splits.train))
     if is_open and recipe.task.answer == "spans":
         say(
             f"{len(splits.train):,} training documents: entities are read (task.answer=spans), which is better from "

@@ -82,19 +82,19 @@ def recommend(documents: int, weights: int, answer: str = "jsonl") -> Recommenda
     return next(row for row in table if weights <= row.weights and documents <= row.documents)
 
 
-def recommended_answer(documents: int, weights: int | None) -> Literal["jsonl", "spans"]:
-    """Return how a task is answered best with so many training documents; `weights` is None where it is not known."""
+def recommended_answer(documents: int) -> Literal["jsonl", "spans"]:
+    """Return how a task is answered best with so many training documents, by a model of any size."""
     return "spans" if documents >= READ_FROM else "jsonl"
 
 
-def with_answer(recipe: Config, documents: int, weights: int) -> Config:
+def with_answer(recipe: Config, documents: int) -> Config:
     """Return `recipe` with the answer that suits the corpus, if neither recipe nor preset names one.
 
     A recipe with a setting that only writing has is written.
     """
     if recipe.task.answer or "answer" in PRESETS.get(recipe.task.preset or "", {}):
         return recipe
-    answer = "jsonl" if writing_keys(recipe) else recommended_answer(documents, weights)
+    answer = "jsonl" if writing_keys(recipe) else recommended_answer(documents)
     return recipe.model_copy(update={"task": recipe.task.model_copy(update={"answer": answer})})
 
 

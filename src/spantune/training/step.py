@@ -121,10 +121,13 @@ class StepRunner:
         return {**self.optimizer.state_dict(), "masters": self.masters.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on with the `state` of a checkpoint."""
-        masters = state.pop("masters", [])  # checkpoints of earlier releases have none
-        self.optimizer.load_state_dict(state)
-        self.masters.restore(masters)
+        """Go on with the `state` of a checkpoint.
+
+        Raises:
+            RunError: as `MasterWeights.restore`.
+        """
+        self.masters.restore(state.get("masters", []))  # checkpoints of earlier releases have none
+        self.optimizer.load_state_dict({key: value for key, value in state.items() if key != "masters"})
 
     def backward(self, batch: Batch, step: int) -> Tensor:
         """Add the gradients of a batch, and return its loss (a float32 scalar on the device).
