@@ -167,7 +167,9 @@ def test_a_chunk_has_as_many_tokens_of_a_text_that_is_read_twice() -> None:
 
 
 def test_a_window_without_room_is_an_error_with_the_figures() -> None:
-    with pytest.raises(DataError, match=r"instruction's \d+ tokens and extract\.max_new_tokens=500 leave no.* 520;"):
+    with pytest.raises(
+        DataError, match=r"no room .* the \d+ tokens before it and extract\.max_new_tokens=500: .* 520;"
+    ):
         sizes(config.Extract(max_new_tokens=500), None, 520)
 
 
