@@ -158,7 +158,8 @@ class Extractor:
         chosen = best_thresholds(gold, self.candidates(candidates))
         if chosen is not None:
             self._reader.head.set_thresholds(chosen.overall, chosen.labels)
-        return [self._reader.decide(extraction, self.calibration) for extraction in candidates]
+        thresholds = self._reader.thresholds
+        return [self._reader.decide(extraction, thresholds, self.calibration) for extraction in candidates]
 
     @overload
     def extract(self, texts: str | Document) -> Document: ...  # type: ignore[overload-overlap]  # a str is an iterable
@@ -204,9 +205,11 @@ class Extractor:
             yield calibrated(extraction, self.calibration)
 
     def _read(self, texts: Iterator[Document]) -> Iterator[Extraction]:
-        assert self._reader is not None
-        for candidates in self._reader.run(texts):
-            yield candidates if self.keeps_candidates else self._reader.decide(candidates, self.calibration)
+        reader = self._reader
+        assert reader is not None
+        thresholds = reader.thresholds
+        for candidates in reader.run(texts):
+            yield candidates if self.keeps_candidates else reader.decide(candidates, thresholds, self.calibration)
 
     def _decode(self, texts: Iterator[Document]) -> Iterator[Extraction]:
         encoder, forward = self.encoder, self._forward()

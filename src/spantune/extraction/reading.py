@@ -85,9 +85,17 @@ class Reader:
         if pending:
             yield from self._candidates(pending)
 
-    def decide(self, extraction: Extraction, calibration: Calibration | None) -> Extraction:
-        """Keep the candidates that are entities by `calibration`, or by the head's thresholds where there is none."""
-        own = calibrated(extraction, self.thresholds)
+    def decide(
+        self, extraction: Extraction, thresholds: Calibration, calibration: Calibration | None = None
+    ) -> Extraction:
+        """Keep the candidates that are entities.
+
+        Args:
+            extraction: with all candidates.
+            thresholds: those of the head; reading them for each document would wait for the device.
+            calibration: decides in their place, where there is one.
+        """
+        own = calibrated(extraction, thresholds)
         decided = own if calibration is None else calibrated(extraction, calibration)
         entities = decided.document.entities
         if not self.encoder.task.nested:
