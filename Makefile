@@ -1,5 +1,5 @@
 # make setup   a virtual environment in .venv with all that is needed; the other targets call it
-# make demo    the whole job on the embedded model and corpus, about ten minutes on two CPU cores
+# make demo    the whole job on the embedded model and corpus, about six minutes on two CPU cores
 # make test    everything that must hold
 # make docs    the generated pages, and the docs site in build/site
 PYTHON ?= python3

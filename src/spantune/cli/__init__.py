@@ -146,7 +146,7 @@ def demo(
 ) -> None:
     """Try everything on a small model and corpus that come with spantune: train, track, score.
 
-    Takes about ten minutes on two CPU cores and ends with one JSON line.
+    Takes about six minutes on two CPU cores and ends with one JSON line.
 
     Example: spantune demo
     """
