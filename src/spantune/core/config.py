@@ -207,7 +207,8 @@ class Spans(Section):
     instruction: bool = False
     """Whether the instruction of the task stands before the text. It costs tokens; see docs/quality.md."""
     longest: int | None = Field(None, ge=1)
-    """Most characters of an entity. That of the longest annotated entity, but at least 32, if not given."""
+    """Most characters of an entity. That of the longest annotated entity, of dev and test too, but at least 32, if not
+    given."""
     size: int = Field(256, ge=8, multiple_of=2)
     """Width of the features of a character in the head."""
     convolution: int = Field(5, ge=0)

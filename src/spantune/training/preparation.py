@@ -147,11 +147,12 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
 def _with_longest(recipe: config.Config, splits: Splits, start: Start | None) -> config.Config:
     """Return the recipe with the length of the longest entity, where spans are read and it leaves that open.
 
-    A head that is trained on goes on to read entities as long as before.
+    Of test only this length is looked at: a head that cannot read an entity there would be refused. A head that is
+    trained on goes on to read entities as long as before.
     """
     if recipe.task.answer != "spans" or recipe.spans.longest is not None:
         return recipe
-    longest = longest_allowed((*splits.train, *splits.dev), recipe.spans)
+    longest = longest_allowed((*splits.train, *splits.dev, *splits.test), recipe.spans)
     longest = max(longest, (start.longest if start else None) or 0)
     return recipe.model_copy(update={"spans": recipe.spans.model_copy(update={"longest": longest})})
 
