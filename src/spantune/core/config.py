@@ -316,7 +316,7 @@ class Train(Section):
     patience: int | None = Field(None, ge=1)
     """Stop after this many evaluations in a row without a better F1. Never if not given."""
     eval_before: bool = True
-    """Score the model before training too; a new head, which knows nothing, is not scored."""
+    """Score the model before training too."""
     save_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints. Those of `eval_steps` if not given."""
     keep_checkpoints: int = Field(2, ge=1)
