@@ -202,7 +202,7 @@ def _inspect_recipe(recipe: Path, overrides: list[str], count: int, as_json: boo
         return
     print_table(["", str(recipe)], [(key.replace("_", " "), str(value)) for key, value in figures.items()])
     kinds = {"shared prefix": "dim", "prompt": "cyan", "answer and stop: with loss": "bold green"}
-    if not prepared.written:
+    if prepared.task.reads:
         copy = {"first copy": "cyan"} if prepared.recipe.spans.view == "twice" else {}
         kinds = {"shared prefix": "dim", **copy, "text that is read": "bold green"}
     print_text(Text(" ").join(Text(kind, style) for kind, style in kinds.items()))

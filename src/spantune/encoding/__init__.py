@@ -9,7 +9,15 @@ from spantune.encoding.chat import render_chat
 from spantune.encoding.encoder import Encoder, Example, Tokens, coloured, count_tokens, special_ids
 from spantune.encoding.packing import NO_TARGET, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
 from spantune.encoding.prompts import PRESETS, make_task
-from spantune.encoding.spans import Characters, SpanEncoder, SpanExample, TextEncoder, longest_allowed, make_encoder
+from spantune.encoding.spans import (
+    Characters,
+    SpanEncoder,
+    SpanExample,
+    TextEncoder,
+    entities_over,
+    longest_allowed,
+    make_encoder,
+)
 from spantune.encoding.tokenizer import BackendTokenizer, Tokenizer
 
 __all__ = [
@@ -33,6 +41,7 @@ __all__ = [
     "coloured",
     "common_prefix",
     "count_tokens",
+    "entities_over",
     "fill",
     "gbnf",
     "layout",

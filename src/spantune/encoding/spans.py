@@ -7,10 +7,10 @@ that no token belongs to both, and nothing stands after it. Nothing is truncated
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from spantune.core import DataError, Document, ModelError, TaskSpec, config, foreign
+from spantune.core import DataError, Document, Entity, ModelError, TaskSpec, config, foreign
 from spantune.encoding.encoder import Encoder
 from spantune.encoding.tokenizer import Tokenizer
 
@@ -105,15 +105,14 @@ class SpanEncoder:
                 f"document {document.id!r} takes {len(example.ids)} tokens, over train.max_tokens={self.max_tokens}; "
                 "raise it, or set data.too_long=split to split at sentence ends"
             )
-        for entity in document.entities:
-            if entity.end - entity.start > self.longest:
-                length = entity.end - entity.start
-                raise DataError(
-                    f"document {document.id!r}: the entity {entity.label} [{entity.start}, {entity.end}) has {length} "
-                    f"characters, over spans.longest={self.longest}; set it to {length} or more, or leave it out, so "
-                    "that it is chosen",
-                    field="entities",
-                )
+        for _, entity in entities_over([document], self.longest):
+            length = entity.end - entity.start
+            raise DataError(
+                f"document {document.id!r}: the entity {entity.label} [{entity.start}, {entity.end}) has {length} "
+                f"characters, over spans.longest={self.longest}; set it to {length} or more, or leave it out, so "
+                "that it is chosen",
+                field="entities",
+            )
         codes = {code: index for index, code in enumerate(self.task.codes)}
         gold = tuple((entity.start, entity.end - 1, codes[entity.label]) for entity in document.entities)
         return SpanExample(example.id, example.ids, example.text_start, example.characters, gold)
@@ -181,6 +180,12 @@ def make_encoder(
     if task.reads:
         return SpanEncoder(tokenizer, task, settings, max_tokens)
     return Encoder(tokenizer, task, max_tokens)
+
+
+def entities_over(documents: Iterable[Document], longest: int) -> list[tuple[Document, Entity]]:
+    """Return the entities of more than `longest` characters, each with its document."""
+    entities = ((document, entity) for document in documents for entity in document.entities)
+    return [(document, entity) for document, entity in entities if entity.end - entity.start > longest]
 
 
 def longest_allowed(documents: Sequence[Document], settings: config.Spans) -> int:

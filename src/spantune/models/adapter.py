@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spantune.core import ModelError, config, first_line, foreign
 from spantune.models.interfaces import CausalLM
-from spantune.models.weights import few, require_finite
+from spantune.models.weights import first_difference, require_finite
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DESCRIPTIVE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
@@ -143,12 +143,8 @@ def _set_weights(model: CausalLM, folder: Path, weights: dict[str, Tensor]) -> N
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    if weights.keys() != own.keys():
-        names = few(weights.keys() ^ own.keys())
-        raise _of_another_model(folder, f"weights are in one and not in the other: {names}")
-    shapes = ((name, list(weight.shape), list(own[name].shape)) for name, weight in weights.items())
-    if wrong := [f"{name} is {stored} and the model's is {ours}" for name, stored, ours in shapes if stored != ours]:
-        raise _of_another_model(folder, f"size mismatch: {few(wrong)}")
+    if difference := first_difference(weights, own):
+        raise _of_another_model(folder, difference)
     with foreign(folder, "the adapter's weights cannot be loaded", "restore them"):
         set_peft_model_state_dict(model, weights)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spantune.core import ConfigError, ModelError, config, foreign, to_json
 from spantune.models.interfaces import CausalLM
-from spantune.models.weights import few, require_finite
+from spantune.models.weights import first_difference, require_finite
 
 ABOUT, WEIGHTS = "full.json", "full.safetensors"
 MOST_WEIGHTS = 10**9
@@ -106,11 +106,8 @@ def load_full_weights(model: CausalLM, folder: Path) -> None:
         stored: dict[str, Tensor] = load_file(folder / WEIGHTS)
     require_finite(folder, stored)
     own = full_weights(model)
-    if stored.keys() != own.keys():
-        raise _of_another_model(folder, f"weights are in one and not in the other: {few(stored.keys() ^ own.keys())}")
-    shapes = ((name, list(weight.shape), list(own[name].shape)) for name, weight in stored.items())
-    if wrong := [f"{name} is {saved} and the model's is {ours}" for name, saved, ours in shapes if saved != ours]:
-        raise _of_another_model(folder, f"size mismatch: {few(wrong)}")
+    if difference := first_difference(stored, own):
+        raise _of_another_model(folder, difference)
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(stored[name])

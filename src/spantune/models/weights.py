@@ -91,6 +91,15 @@ def require_finite(folder: Path, weights: Mapping[str, Tensor]) -> None:
         )
 
 
+def first_difference(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    """Say in which names, or else in which shapes, stored weights differ from a model's own; None where in neither."""
+    if stored.keys() != own.keys():
+        return f"weights are in one and not in the other: {few(stored.keys() ^ own.keys())}"
+    shapes = ((name, list(weight.shape), list(own[name].shape)) for name, weight in stored.items())
+    wrong = [f"{name} is {saved} and the model's is {ours}" for name, saved, ours in shapes if saved != ours]
+    return f"size mismatch: {few(wrong)}" if wrong else None
+
+
 def few(names: Iterable[str]) -> str:
     """The first names in order, and how many more there are; an empty string for none."""
     listed = sorted(names)

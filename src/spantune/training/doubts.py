@@ -96,7 +96,7 @@ def _rate(prepared: Prepared) -> PlanWarning | None:
 def _few_to_read(prepared: Prepared) -> PlanWarning | None:
     """Doubt that a new head learns its types from few documents."""
     documents = len(prepared.splits.train)
-    if prepared.written or prepared.start is not None or documents >= READ_FROM:
+    if not prepared.task.reads or prepared.start is not None or documents >= READ_FROM:
         return None
     return PlanWarning(
         "documents enough to read",
@@ -123,7 +123,7 @@ def _dev(prepared: Prepared) -> PlanWarning | None:
 def _test(prepared: Prepared) -> PlanWarning | None:
     if prepared.recipe.data.f1_on == "test":
         return None
-    chosen = "the adapter" if prepared.written else "the adapter and the thresholds"
+    chosen = "the adapter and the thresholds" if prepared.task.reads else "the adapter"
     return PlanWarning(
         "a test set",
         f"there is no test set: the final figures are on the dev documents, which choose {chosen}, and so a little too "

@@ -212,7 +212,7 @@ def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int
     if recipe.train.pack == "none":
         return recipe.train.micro_batch * longest
     budget = max(recipe.train.pack_tokens or prepared.pack_tokens(device.type), longest)
-    return budget if prepared.written else min(budget, sum(lengths[-config.filled(recipe.train.batch_examples) :]))
+    return min(budget, sum(lengths[-config.filled(recipe.train.batch_examples) :])) if prepared.task.reads else budget
 
 
 def fitting(

@@ -155,7 +155,7 @@ def train(
             attach_head(model, make_head(model, loaded.tokenizer, prepared.task, recipe.spans))
         if start:
             load_trained(model, start.folder)
-        if recipe.train.pack == "shared" and prepared.written:
+        if recipe.train.pack == "shared" and not prepared.task.reads:
             _check_packs(model, prepared, loaded)
         if not resume:
             claim.create(_pinned(recipe), prepared.task, recorded, start.folder if start else None)
@@ -167,7 +167,7 @@ def train(
             log.info("%s", coverage)
             job = _Job(prepared, replace(loaded, model=model), folder, plan.estimate)
             before, after = job.run(is_resumed=resume is not None)
-    chosen = "the adapter" if prepared.written else "the adapter and the thresholds"
+    chosen = "the adapter and the thresholds" if prepared.task.reads else "the adapter"
     return Result(folder, before, after, time.perf_counter() - started, recipe.data.f1_on, chosen)
 
 
@@ -235,7 +235,7 @@ class _Job:
         self._arrange_layers()
         budget = self.prepared.pack_tokens(self.loaded.device.type)
         padding = self.loaded.tokenizer.pad_token_id or 0
-        spans = None if self.prepared.written else self.recipe.spans
+        spans = self.recipe.spans if self.prepared.task.reads else None
         collator = Collator(settings, self.prepared.prefix, budget, padding, spans)
         runner = StepRunner(
             self.loaded.model,

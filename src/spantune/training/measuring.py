@@ -77,7 +77,7 @@ class Measuring:
     def measure(self, documents: Sequence[Document], split: str, step: int, **more: float) -> Evaluation:
         """Extract `documents`, score, keep and record them."""
         train = self.prepared.splits.train if split == "test" else None  # for the slices of the report
-        self.extractor.keeps_candidates = split == "dev" and not self.prepared.written  # to choose thresholds on dev
+        self.extractor.keeps_candidates = split == "dev" and self.prepared.task.reads  # to choose thresholds on dev
         evaluation = evaluate(self.extractor, list(documents), f"extract {split}", train=train)
         self._seconds_per_document = evaluation.seconds / len(documents)
         self._keep_predictions(split, step, evaluation)
@@ -88,7 +88,7 @@ class Measuring:
         """How many dev documents steer: as many as before a resume, else what fits into `seconds`."""
         settings = self.prepared.recipe.train
         documents = len(self.prepared.splits.dev)
-        default = FEW_DEV_DOCUMENTS if self.prepared.written else documents
+        default = documents if self.prepared.task.reads else FEW_DEV_DOCUMENTS
         wanted = min(settings.eval_documents or default, documents)
         recorded_sizes = [record["documents"] for record in self.folder.metrics() if record.get("split") == "dev"]
         if recorded_sizes:

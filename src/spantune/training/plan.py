@@ -16,7 +16,7 @@ import torch
 
 from spantune.core import Config, ModelError, as_config, config, foreign, framed_html, number, table_html
 from spantune.data import shared_texts
-from spantune.encoding import Encoder
+from spantune.encoding import Encoder, entities_over
 from spantune.extraction import refusals
 from spantune.models import (
     CausalLM,
@@ -106,9 +106,9 @@ def make_plan(prepared: Prepared, *, is_new: bool = True) -> Plan:
         _targets(prepared.recipe, covered),
         *_start(prepared, covered),
         _card(prepared),
-        *([_stop(prepared)] if prepared.written else []),
+        *([] if prepared.task.reads else [_stop(prepared)]),
         _truncation(prepared),
-        _template(prepared) if prepared.written else _readable(prepared),
+        _readable(prepared) if prepared.task.reads else _template(prepared),
         _leak("dev shares no text with train", prepared, dev=True),
         _leak("test shares no text with train", prepared, dev=False),
         _window(prepared),
@@ -197,9 +197,7 @@ def _readable(prepared: Prepared) -> Audit:
     too_long = [
         (f"{path}: document {document.id!r}, {entity.label} [{entity.start}, {entity.end})", entity.end - entity.start)
         for documents, path in splits_with_files(prepared.recipe, prepared.splits)
-        for document in documents
-        for entity in document.entities
-        if entity.end - entity.start > longest
+        for document, entity in entities_over(documents, longest)
     ]
     found = f"at most {longest} characters"
     if too_long:
@@ -225,7 +223,7 @@ def _truncation(prepared: Prepared) -> Audit:
         f"{prepared.cut} of {len(prepared.examples)} samples are cut" if prepared.cut else f"longest: {longest} tokens"
     )
     remedy = "data.too_long=split keeps offsets"
-    if prepared.written:
+    if not prepared.task.reads:
         remedy = f"remove train.cut_tokens; {remedy}"
     return Audit("no truncation", not prepared.cut, result, remedy, _cuts(prepared))
 

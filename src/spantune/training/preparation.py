@@ -22,6 +22,7 @@ from spantune.encoding import (
     SpanExample,
     TextEncoder,
     Tokenizer,
+    entities_over,
     longest_allowed,
     make_encoder,
     make_task,
@@ -161,9 +162,7 @@ def _require_readable(documents: Sequence[Document], path: str, longest: int) ->
     """Check all entities before one is encoded, so that the error names the length that suits every one."""
     too_long = [
         (entity.end - entity.start, document.id, f"{entity.label} [{entity.start}, {entity.end})")
-        for document in documents
-        for entity in document.entities
-        if entity.end - entity.start > longest
+        for document, entity in entities_over(documents, longest)
     ]
     if too_long:
         length, id_, entity = max(too_long)
