@@ -284,6 +284,9 @@ class Train(Section):
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Clip gradients to this norm."""
+    average: float | None = Field(None, gt=0, lt=1)
+    """Evaluate and keep the exponential moving average of the trained weights, with this decay, such as 0.995. None if
+    not given. It made reading better together with dropout (docs/quality.md)."""
     pack: Literal["shared", "none"] = "shared"
     """`shared`: pack several examples behind one instruction; `none`: padded batches, for comparison."""
     pack_tokens: int | None = Field(None, ge=64)

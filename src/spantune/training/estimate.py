@@ -190,13 +190,14 @@ def predict_memory(
     adapters = adapter_weights(model, recipe.lora)
     of_head = head.weights if head else 0
     copies = 4 if recipe.lora.full and width == 4 else 8  # bytes: fp32 weight, unless it is the base's, and gradient
+    average = 4 if recipe.train.average is not None else 0
     text = model.config
     working = 2 * (8 * text.hidden_size + 4 * text.intermediate_size) * width  # of the layer that is computed again
     positions = HEAD_CHUNK if recipe.train.pack == "shared" else tokens
     return Memory(
         base_gib=(weights * BYTES.get(base, width) + scales + others * width) / GIB,
         adapters_gib=(copies * adapters + 8 * of_head) / GIB,
-        optimizer_gib=MOMENTS[recipe.train.optimizer] * (adapters + of_head) / GIB,
+        optimizer_gib=(MOMENTS[recipe.train.optimizer] + average) * (adapters + of_head) / GIB,
         activations_gib=tokens * (_stored_bytes(model, recipe, device) + working) / GIB,
         logits_gib=(head.bytes * tokens if head else positions * text.vocab_size * (width + 8)) / GIB,
     )

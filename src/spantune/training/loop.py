@@ -192,6 +192,10 @@ class TrainingLoop:
 
     def _evaluate(self) -> bool:
         """Extract the dev documents and keep the best adapter; whether a checkpoint is due because of it."""
+        with self.runner.averaged():
+            return self._evaluate_weights()
+
+    def _evaluate_weights(self) -> bool:
         model = self.runner.model
         model.eval()
         began = time.monotonic()
@@ -236,7 +240,8 @@ class TrainingLoop:
         self.services.best.retry()  # after a checkpoint there may be room for the best adapter too
 
     def _fill(self, folder: Path) -> None:
-        save_trained(self.runner.accelerator.unwrap_model(self.runner.model), folder)
+        with self.runner.averaged():
+            save_trained(self.runner.accelerator.unwrap_model(self.runner.model), folder)
         torch.save(self.runner.state(), folder / OPTIMIZER_FILE)
         random_state = {"cpu": torch.get_rng_state()}
         if self.runner.device.type == "cuda":

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from spantune.core import RunError, config
 from spantune.models import CausalLM, SpanPack, head_of
+from spantune.training.average import WeightAverage
 from spantune.training.collator import Batch, Collator, PaddedRows, Part
 from spantune.training.loss import pack_loss
 from spantune.training.masters import MasterWeights
@@ -69,6 +70,8 @@ class StepRunner:
         self.masters = MasterWeights(optimizer)
         groups = optimizer.param_groups[: -1 if self._head else None]
         self.trainable = [parameter for group in groups for parameter in group["params"]]
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self._average = WeightAverage(weights, settings.average) if settings.average is not None else None
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.collator, self.settings, self.guard, self.device = collator, settings, guard, device
@@ -111,23 +114,43 @@ class StepRunner:
         if is_accepted and self.guard.accepts_gradient(norm + head_norm, step, documents):
             self.optimizer.step()
             self.masters.give_weights()
+        if self._average is not None:
+            self._average.update(step)
         self._drop_gradients()
         return StepResult(loss, norm, self.optimizer.param_groups[0]["lr"])
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds beside the trained weights: the optimizer's state, and fp32 copies of weights
-        that are trained in another type.
+        """Return what a checkpoint holds beside the trained weights: the optimizer's state, fp32 copies of weights that
+        are trained in another type, and the averages.
         """
-        return {**self.optimizer.state_dict(), "masters": self.masters.state()}
+        average = {} if self._average is None else self._average.state()
+        return {**self.optimizer.state_dict(), "masters": self.masters.state(), "average": average}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on with the `state` of a checkpoint.
 
         Raises:
-            RunError: as `MasterWeights.restore`.
+            RunError: as `MasterWeights.restore` and `WeightAverage.restore`.
         """
-        self.masters.restore(state.get("masters", []))  # checkpoints of earlier releases have none
-        self.optimizer.load_state_dict({key: value for key, value in state.items() if key != "masters"})
+        state = dict(state)
+        self.masters.restore(state.pop("masters", []))  # checkpoints of earlier releases have neither
+        average = state.pop("average", {})
+        if self._average is not None:
+            self._average.restore(average)
+        self.optimizer.load_state_dict(state)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model have the averages of its weights for a while, where `train.average` is set."""
+        if self._average is None:
+            yield
+            return
+        try:
+            with self._average.in_place():
+                self.masters.give_weights()
+                yield
+        finally:
+            self.masters.give_weights()
 
     def backward(self, batch: Batch, step: int) -> Tensor:
         """Add the gradients of a batch, and return its loss (a float32 scalar on the device).
