@@ -214,6 +214,7 @@ def _require_shared(folder: Path, ranks: Ranks) -> None:
     Raises:
         ConfigError: one does not.
     """
+    ranks.from_main(lambda: None)  # it is made now
     blind = [rank for rank, sees in enumerate(ranks.gather(folder.is_dir())) if not sees]
     if blind:
         raise ConfigError(

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import TCPStore
 
 from spantune.core import (
     Config,
@@ -59,7 +58,7 @@ class Ranks:
     ):
         self.rank, self.size, self.in_lockstep = rank, size, in_lockstep
         self._group, self._stop_key = group, f"{STOP}/{generation}"
-        self._store = _store() if size > 1 else None
+        self._store = _connect(timedelta(minutes=1)) if size > 1 else None
 
     @property
     def is_main(self) -> bool:
@@ -228,8 +227,7 @@ def first_failure(code: int, *, is_lost: bool) -> int | None:
         is_lost: whether it fails only because another one has ended, which is waited for.
     """
     try:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(host, port, is_master=False, timeout=PATIENCE)
+        store = _connect(PATIENCE)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         failed, of_first = f"{FAILED}/{attempt}", f"{CODE}/{attempt}"
         if is_lost:
@@ -288,10 +286,10 @@ def _close() -> None:
         dist.destroy_process_group()
 
 
-def _store() -> Any:
-    """A connection to the store at which the ranks have met."""
+def _connect(timeout: timedelta) -> Any:
+    """A connection to the store at which the ranks meet."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=60))
+    return dist.TCPStore(host, port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
 
 
 @contextmanager
