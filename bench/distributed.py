@@ -2,7 +2,7 @@
 
     python bench/distributed.py --lengths lengths.json --only plain ranks            # one GPU, then all, FP8 base
     python bench/distributed.py --lengths lengths.json --only launched fsdp          # accelerate launch; bf16, divided
-    python bench/distributed.py --device cpu --gpus 2 --only plain ranks fsdp        # gloo, the embedded model
+    python bench/distributed.py --device cpu --gpus 2 --only plain ranks fsdp        # gloo, a small model
 
 `plain` is one process as `spantune train` starts it, `launched` the same through `accelerate launch`, `ranks` one
 process on each GPU through torchrun, `fsdp` the same with the layers of a bf16 base divided over them. On a GPU the
@@ -171,20 +171,23 @@ def _on_gpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Callable[[list[Any]
 
 
 def _on_cpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Callable[[list[Any]], int], Iterator[list[Any]], Any]:
-    """The same on the embedded model in fp32 and the bundled corpus."""
-    from spantune.core import load_config
-    from spantune.models import attach, divide_layers, load
-    from spantune.training import DEFAULT_PACK_TOKENS, prepare
+    """The same on a small model of Phi-4's kind in fp32, with random weights."""
+    from random_phi4 import CONFIG
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = ["task.answer=jsonl", "train.loss_on=answer", "model.base=fp32", "model.device=cpu"]
-    prepared = prepare(load_config(HERE.parent / "recipes" / "demo.yaml", settings))
-    model, _ = attach(load(prepared.recipe.model).model, prepared.recipe.lora)
+    from spantune.core import config
+    from spantune.models import NAME, attach, divide_layers
+
+    small = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {key: value for key, value in CONFIG.items() if key not in ("model_type", "torch_dtype", "architectures")}
+    model_config = AutoConfig.for_model("phi3", **{**shape, **small, "num_hidden_layers": min(4, chosen.layers)})
+    model = AutoModelForCausalLM.from_config(model_config, attn_implementation="sdpa", trust_remote_code=False)
+    model.set_attn_implementation(NAME)
+    model, _ = attach(model, config.Lora(rank=8, alpha=ALPHA))
     if ranks.in_lockstep:
         divide_layers(model, torch.device("cpu"), ranks.size)
-    endless = itertools.cycle(prepared.examples)
-    work = (list(itertools.islice(endless, chosen.examples)) for _ in itertools.count())
     notes = {"base_gib": None, "device": f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads a rank"}
-    return _step(model, ranks, DEFAULT_PACK_TOKENS["cpu"]), work, notes
+    return _step(model, ranks, 1024), steps_of(chosen), notes
 
 
 def _step(model: Any, ranks: Any, budget: int) -> Callable[[list[Any]], int]:

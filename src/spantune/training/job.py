@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from transformers import set_seed
 
-from spantune.core import Config, ConfigError, StopRequest, as_config, config, expect, framed_html, say
+from spantune.core import Config, ConfigError, StopRequest, as_config, expect, framed_html, say
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
 from spantune.metrics import Scores, f1_text
@@ -157,7 +157,7 @@ def train(
     plan = make_plan(prepared, is_new=resume is None, ranks=ranks.size)
     require(plan)
     recorded = environment() | fingerprint(prepared)
-    _require_ranks(recipe, ranks, recorded)
+    _require_same(recipe, ranks, recorded)
     with Claim(folder, resume=resume is not None) if ranks.is_main else nullcontext() as claim:
         changes = require_unchanged(folder, recorded) if resume else []
         loaded, coverage = _load(prepared)
@@ -189,20 +189,14 @@ def _load(prepared: Prepared) -> tuple[Loaded, Coverage]:
     return replace(loaded, model=model), coverage
 
 
-def _require_ranks(recipe: Config, ranks: Ranks, recorded: Mapping[str, str]) -> None:
-    """Check that all ranks train on the same, and that each gets examples.
+def _require_same(recipe: Config, ranks: Ranks, recorded: Mapping[str, str]) -> None:
+    """Check that all ranks train on the same.
 
     Raises:
         ConfigError: they do not.
     """
     if ranks.size == 1:
         return
-    whole = config.filled(recipe.train.batch_examples)
-    if ranks.size > whole:
-        raise ConfigError(
-            f"{ranks.size} ranks share the {whole} examples of a step, so that some have none; start at most {whole}, "
-            "or raise train.batch_examples"
-        )
     same = {name: recorded[key] for key, name in FIXED.items()} | {"the code of spantune": recorded["code_sha256"]}
     sections = recipe.model_dump(mode="json")
     ranks.require_same(same | {f"the section {name} of the recipe": str(value) for name, value in sections.items()})
