@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast
@@ -104,6 +105,7 @@ def _tell(sentence: str, code: int, *, is_lost: bool = False) -> int:
     if len(sys.argv) > 1 and sys.argv[1] == "train" and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         from spantune.training import first_failure
 
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends this process too, once it has spoken
         code_of_first = first_failure(code, is_lost=is_lost)
         if code_of_first is not None:
             return code_of_first

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -34,7 +35,7 @@ from spantune.core import (
 )
 from spantune.models import pick_device
 
-PATIENCE = timedelta(seconds=5)
+PATIENCE = timedelta(seconds=3)
 """How long a rank that lost another one waits for that one's own word."""
 STOP, FAILED, CODE = "spantune/stop", "spantune/failed", "spantune/code"
 
@@ -230,18 +231,23 @@ def first_failure(code: int, *, is_lost: bool) -> int | None:
         store = _connect(PATIENCE)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         failed, of_first = f"{FAILED}/{attempt}", f"{CODE}/{attempt}"
-        if is_lost:
-            try:
-                store.wait([of_first], PATIENCE)
-            except RuntimeError:
-                is_lost = False  # it said nothing: it was killed
-        if not is_lost and store.add(failed, 1) == 1:
+        is_known = is_lost and _appears(store, of_first)  # if the lost one says nothing, it was killed
+        if not is_known and store.add(failed, 1) == 1:
             store.set(of_first, str(code))
             return None
-        store.wait([of_first], PATIENCE)
-        return int(store.get(of_first))
+        return int(store.get(of_first)) if _appears(store, of_first) else code
     except (KeyError, ValueError, RuntimeError):  # no store, or one that went with its rank
         return None
+
+
+def _appears(store: Any, key: str) -> bool:
+    """Whether a key is in the store, or comes into it within PATIENCE."""
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while not store.check([key]):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _meet(recipe: Config, timeout: timedelta) -> None:
