@@ -23,6 +23,7 @@ SETTINGS: dict[str, Any] = {
     "data": {"test_limit": 6},
     "extract": {"max_new_tokens": 24},
     "track": {"swanlab": "off"},
+    "model": {"device": "cpu"},
 }
 READ: dict[str, Any] = {"task": {"answer": "spans"}, "spans": {"size": 16, "convolution": 3, "dropout": 0.0}}
 
@@ -70,15 +71,15 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [record for record in RunFolder(folder).metrics() if record["split"] == "train"]
 
 
-def assert_same(run: Path, reference: Path) -> None:
+def assert_same(run: Path, reference: Path, within: float = 1e-5) -> None:
     """The loss curve, the gradients' norms, the adapter with its head, and what was extracted are the same."""
     for ours, theirs in zip(lines(run), lines(reference), strict=True):
         for key in ("step", "loss", "grad_norm", "learning_rate", "epoch"):
-            assert ours[key] == pytest.approx(theirs[key], abs=1e-5), (key, ours["step"])
+            assert ours[key] == pytest.approx(theirs[key], abs=within), (key, ours["step"])
     for path in (reference / "adapter").glob("*.safetensors"):
         own = load_file(run / "adapter" / path.name)
         for name, weight in load_file(path).items():
-            assert float((weight - own[name]).abs().max()) < 1e-5, name
+            assert float((weight - own[name]).abs().max()) < within, name
     texts = [[e.document for e in read_extractions(RunFolder(f).last_predictions("test"))] for f in (run, reference)]
     assert [(d.text, spans(d)) for d in texts[0]] == [(d.text, spans(d)) for d in texts[1]]
 
@@ -129,6 +130,24 @@ def test_a_killed_rank_ends_the_run_with_one_error_and_it_resumes(runs: Any) -> 
     assert RunFolder(folder / "killed").state == "stopped"
     train(resume_recipe(folder / "killed"), resume=folder / "killed")
     assert_same(folder / "killed", folder / "one")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_gpus_train_as_one_does(
+    strategy: str, recipe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there are no two GPUs")
+    cuda = {"model": {"device": "cuda"}, "distributed": {"strategy": strategy}}
+    alone, both = (recipe(f"{name}-{strategy}", cuda, compile="off") for name in ("gpu", "gpus"))
+    train(parse_config(alone))
+    for code, outcomes, errors in run_jobs([{"recipe": both}], tmp_path_factory.mktemp("gpus")):
+        assert code == 0 and "f1" in outcomes[0], errors
+    folder = Path(alone["run"]["folder"])
+    assert_same(folder / f"gpus-{strategy}", folder / f"gpu-{strategy}", within=1e-4)
 
 
 @pytest.mark.parametrize("base", ["fp8", "nf4", "int8"])
