@@ -8,7 +8,7 @@
 process on each GPU through torchrun, `fsdp` the same with the layers of a bf16 base divided over them. On a GPU the
 model has Phi-4's shape and random weights; `--lengths` and the examples are those of `train_step.py`. A step has
 `--examples` examples over all ranks. Times are medians of whole steps after a warm-up, the device synchronised. Each
-part is printed when it is done; the bench ends after `--seconds` with what is measured so far.
+part is printed when it is done; the bench ends after `--seconds`, or when it is stopped, with what is measured so far.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def main() -> None:
     if chosen.part:
         _part(chosen)
         return
+    signal.signal(signal.SIGTERM, _stop)
     gpus = chosen.gpus or max(1, torch.cuda.device_count())
     end = time.monotonic() + chosen.seconds
     rows: dict[str, dict[str, Any]] = {}
@@ -60,6 +62,8 @@ def main() -> None:
         ranks = gpus if part in ("ranks", "fsdp") else 1
         rows[part] = _process(_command(chosen, part, ranks), max(1.0, end - time.monotonic()))
         print(json.dumps({part: rows[part]}), flush=True)
+        if rows[part].get("stopped"):
+            break
     print(_table(rows), flush=True)
 
 
@@ -84,8 +88,8 @@ def _process(command: list[str], seconds: float) -> dict[str, Any]:
         note = {}
         try:
             process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            note = {"ended_early": True}
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
+            note = {"ended_early" if isinstance(reason, subprocess.TimeoutExpired) else "stopped": True}
             process.terminate()
             try:
                 process.wait(10)
@@ -97,6 +101,10 @@ def _process(command: list[str], seconds: float) -> dict[str, Any]:
     if not lines or (process.returncode and not note):
         note["error"] = text[-3000:]
     return (json.loads(lines[-1]) if lines else {}) | note
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
