@@ -336,6 +336,16 @@ class Train(Section):
         return self.loss_on == "choices"
 
 
+class Distributed(Section):
+    """Training by several processes, which torchrun or `accelerate launch` starts; without them it has no effect."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp`: every process holds the whole base, in any number type. `fsdp`: the layers of a bf16 or fp32 base are
+    divided over the processes, for a base that does not fit one GPU; slower."""
+    timeout_minutes: float = Field(30.0, gt=0)
+    """How long a process waits for another one that neither goes on nor ends."""
+
+
 class Extract(Section):
     """Extraction."""
 
@@ -403,6 +413,7 @@ class Config(Section):
     spans: Spans = Spans()
     lora: Lora = Lora()
     train: Train = Train()
+    distributed: Distributed = Distributed()
     extract: Extract = Extract()
     track: Track = Track()
 

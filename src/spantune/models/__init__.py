@@ -44,6 +44,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
+from spantune.models.sharding import divide_layers
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
 from spantune.models.span_head import (
@@ -100,6 +101,7 @@ __all__ = [
     "count_weights",
     "coverage",
     "decoder_layers",
+    "divide_layers",
     "few_logits",
     "has_fp8",
     "hash_model",
