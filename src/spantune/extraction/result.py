@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from spantune.core import Document, Entity, Extraction, Problem, ProblemKind, Status, masked
 from spantune.encoding import Encoder
@@ -48,6 +49,7 @@ def read_answer(document: Document, written: Written, encoder: Encoder) -> Extra
     parsed = encoder.format.parse(written.text, document.text, encoder.task)
     token_indices = range(len(written.ids))
 
+    @cache  # entities look for their tokens between the same ones
     def first_character(token_index: int) -> int:
         return len(encoder.decode(written.ids[:token_index]))
 
