@@ -14,7 +14,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.extractors import DOCUMENTS, LIMIT, TASK, TEXTS, Plain, encoder, extractor, lively_model, plain_loop
+from helpers.extractors import (
+    DOCUMENTS,
+    LIMIT,
+    TASK,
+    TEXTS,
+    Plain,
+    count_forwards,
+    encoder,
+    extractor,
+    lively_model,
+    plain_loop,
+)
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 from spantune.core import (
     ConfigError,
@@ -296,14 +307,26 @@ def test_order_is_kept_and_no_more_is_read_than_is_needed() -> None:
     assert [item.answer for item in again] == [item.answer for item in whole]
 
 
-def test_finished_rows_give_their_memory_back() -> None:
+def test_finished_rows_give_their_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     tool = extractor(lively_model("phi3", 2), max_new_tokens=40, batch_size=2)
     tool.model.requires_grad_(False)  # so that the cache is kept
+    made = count_forwards(monkeypatch)
     list(tool.stream(DOCUMENTS))
-    (forward,) = tool._idle
+    (forward,) = made
     assert forward.cache.room == forward.cache.capacity - len(forward.instruction)
     before = tool.effort.passes
-    assert list(tool.stream([])) == [] and tool._idle == [forward] and tool.effort.passes == before
+    assert list(tool.stream([])) == [] and tool.effort.passes == before
+    tool.extract(["ab"])
+    assert made == [forward]
+
+
+def test_no_cache_is_kept_of_weights_that_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool, made = extractor(lively_model("phi3", 2), max_new_tokens=40), count_forwards(monkeypatch)
+    before = tool.extract(TEXTS)
+    with torch.no_grad():
+        tool.model.model.layers[0].mlp.down_proj.weight.mul_(-1)
+    after = extractor(tool.model, max_new_tokens=40).extract(TEXTS)
+    assert tool.extract(TEXTS) == after != before and len(made) == 3
 
 
 def test_bare_strings_are_numbered_and_gold_is_not_passed_on() -> None:

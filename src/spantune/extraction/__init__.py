@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from spantune.extraction.chunked import Engine, refusals
     from spantune.extraction.decoder import Decoder, Row
     from spantune.extraction.evaluation import Evaluation, evaluate, evaluate_run, save_predictions
-    from spantune.extraction.extractor import Extractor, load_bare, load_run
+    from spantune.extraction.extractor import Extractor
     from spantune.extraction.gold_walk import mark_choices
     from spantune.extraction.grammar import Allowed, Guide, constraint_of, require_grammar
     from spantune.extraction.inputs import Texts
+    from spantune.extraction.loading import load_bare, load_run, load_runs
     from spantune.extraction.model_runner import Forward
     from spantune.extraction.outputs import SHOWN, Tally, Target
     from spantune.extraction.remote.client import Server
     from spantune.extraction.remote.extractor import load_remote
     from spantune.extraction.result import rates
     from spantune.extraction.resumable import partial
+    from spantune.extraction.session import Options, Session
 
 __all__ = [
     "SHOWN",
@@ -31,8 +33,10 @@ __all__ = [
     "Extractor",
     "Forward",
     "Guide",
+    "Options",
     "Row",
     "Server",
+    "Session",
     "Tally",
     "Target",
     "Texts",
@@ -43,6 +47,7 @@ __all__ = [
     "load_bare",
     "load_remote",
     "load_run",
+    "load_runs",
     "mark_choices",
     "partial",
     "rates",
@@ -58,15 +63,17 @@ __getattr__, __dir__ = lazy_exports(
         "chunked": ("Engine", "refusals"),
         "decoder": ("Decoder", "Row"),
         "evaluation": ("Evaluation", "evaluate", "evaluate_run", "save_predictions"),
-        "extractor": ("Extractor", "load_bare", "load_run"),
+        "extractor": ("Extractor",),
         "gold_walk": ("mark_choices",),
         "grammar": ("Allowed", "Guide", "constraint_of", "require_grammar"),
         "inputs": ("Texts",),
+        "loading": ("load_bare", "load_run", "load_runs"),
         "model_runner": ("Forward",),
         "outputs": ("SHOWN", "Tally", "Target"),
         "remote.client": ("Server",),
         "remote.extractor": ("load_remote",),
         "result": ("rates",),
         "resumable": ("partial",),
+        "session": ("Options", "Session"),
     },
 )

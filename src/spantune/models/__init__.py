@@ -64,8 +64,10 @@ from spantune.models.span_head import (
 from spantune.models.span_packs import SpanPack, layout_spans, pack_spans, span_logits
 from spantune.models.trained import (
     copy_trained,
+    is_shareable,
     load_adapter,
     load_trained,
+    open_together,
     open_trained,
     read_lora,
     reload_trained,
@@ -108,6 +110,7 @@ __all__ = [
     "head_of",
     "head_size",
     "head_weights",
+    "is_shareable",
     "is_wide",
     "kernel_error",
     "kv_heads",
@@ -121,6 +124,7 @@ __all__ = [
     "load_tokenizer",
     "load_trained",
     "make_head",
+    "open_together",
     "open_trained",
     "pack_spans",
     "pack_view",
