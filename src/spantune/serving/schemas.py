@@ -148,20 +148,6 @@ class ModelsOut(BaseModel):
     data: list[ModelOut]
 
 
-class ErrorBody(BaseModel):
-    """What went wrong, and what to do."""
-
-    code: str
-    message: str
-    remedy: str
-
-
-class ErrorOut(BaseModel):
-    """An error."""
-
-    error: ErrorBody
-
-
 def extracted(extraction: Extraction, *, whole: bool = False) -> dict[str, Any]:
     """Return the fields of `Extracted` for an Extraction, the entities below the threshold with `whole`."""
     text = extraction.document.text
