@@ -85,7 +85,7 @@ def require_rest(tool: Extractor) -> None:
     assert not tool._scheduler._running and not tool._scheduler._queue
     if decoder := getattr(worker, "_decoder", None):
         cache, instruction = decoder._forward.cache, decoder._forward.instruction
-        assert decoder.room == 3 and cache.room == cache.capacity - len(instruction) and len(cache._rows) == 2
+        assert decoder.room == 4 and cache.room == cache.capacity - len(instruction) and len(cache._rows) == 2
     else:
         assert not worker._waiting and worker._size == 0
 
