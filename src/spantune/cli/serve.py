@@ -56,7 +56,7 @@ def serve(
     ] = 60,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(help="Origin whose pages may ask from a browser, such as https://example.org. May be repeated."),
+        typer.Option(help="Origin whose pages may ask from a browser: scheme, host and port. May be repeated."),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
