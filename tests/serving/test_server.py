@@ -127,3 +127,10 @@ def test_a_bug_that_ends_the_models_ends_the_process_with_70(
     assert serve([trained.folder], ServeSettings(port=port)) == 70
     asking.join()
     assert codes == [503] and (tmp_path / "crash.log").exists()
+
+
+def test_a_missing_extra_is_one_line(
+    command: Callable[..., Outcome], trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spantune.core.extras.find_spec", lambda name: None)
+    one_line_error(command("serve", trained.folder), "spantune serve needs fastapi, which is not installed", "[serve]")
