@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -239,14 +240,12 @@ def check_labels(entities: Iterable[Entity], task: TaskSpec) -> None:
 
 def _repeated(entities: Sequence[Entity]) -> Entity | None:
     """Return the first entity of the sorted `entities` that equals the one before it."""
-    pairs = zip(entities, entities[1:], strict=False)
-    return next((entity for before, entity in pairs if before == entity), None)
+    return next((entity for before, entity in pairwise(entities) if before == entity), None)
 
 
 def _overlapping(entities: Sequence[Entity]) -> Entity | None:
     """Return the first entity of the sorted `entities` that begins before the one before it ends."""
-    pairs = zip(entities, entities[1:], strict=False)
-    return next((entity for before, entity in pairs if entity.start < before.end), None)
+    return next((entity for before, entity in pairwise(entities) if entity.start < before.end), None)
 
 
 def _append(file: int, content: bytes) -> None:

@@ -83,6 +83,12 @@ def read_interface(xml: str, labels: Sequence[Label]) -> Interface:
         for target in re.split(r"\s*,\s*", attributes.get("toName", ""))
         if target in tags.texts
     ]
+    if pairs and not any(pair.key for pair in pairs):
+        raise DataError(
+            'the value of the <Text> tag is not one field of the task, such as value="$text": name the field that '
+            "holds the text"
+        )
+    pairs = [pair for pair in pairs if pair.key]
     if not pairs:
         hint = "; its <HyperText> is shown as a page, in which offsets of the text mean nothing" * bool(tags.hypertexts)
         raise DataError(f"the labelling interface has no <Labels> that belongs to a <Text>{hint}: {_REMEDY}")
@@ -123,7 +129,7 @@ def _pair(
         text["name"],
         variable.group(1) if variable else "",
         text.get("valueType", text.get("valuetype", "")) == "url",
-        label_of if variable else {},
+        label_of,
         code_of,
         tuple(label.code for label in labels if label.code not in label_of),
         tuple(foreign),

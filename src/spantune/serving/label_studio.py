@@ -1,8 +1,8 @@
 """Label Studio's machine learning backend: it asks for predictions, and sends annotations, which become corrections.
 
-The routes are at the root, for the first run, and under `/label-studio/RUN` for each. Which tags hold text and labels is
-read from the labelling configuration of every request. Label Studio also sends a key to its interface, its host name and
-the login of its storage: they are not read into any value, and so neither kept nor logged. No link is ever fetched.
+The routes are at the root, for the first run, and under `/label-studio/RUN` for each. Which tags hold text and labels
+is read from the labelling configuration of every request. Label Studio also sends a key to its interface, its host name
+and the login of its storage: they are not read into any value, and so neither kept nor logged. No link is fetched.
 """
 
 from __future__ import annotations
