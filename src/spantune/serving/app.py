@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from spantune.extraction import Extractor
-from spantune.serving import errors, extract_api, health
+from spantune.serving import chat, corrections_api, errors, extract_api, health, label_studio
+from spantune.serving.corrections import Corrections
 from spantune.serving.fingerprint import fingerprint_of
 from spantune.serving.metrics import Metrics
 from spantune.serving.service import Service
 from spantune.serving.settings import ServeSettings
 
-ROUTERS = (extract_api.router, health.router)
+ROUTERS = (extract_api.router, corrections_api.router, chat.router, label_studio.router, health.router)
 
 
 def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | None = None) -> FastAPI:
@@ -27,7 +28,7 @@ def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | No
         settings: limits and who may ask; those of `ServeSettings()` when absent.
 
     Raises:
-        ConfigError: there is no extractor.
+        ConfigError: there is no extractor, or no correction can be written into the folder for them.
     """
     settings = settings or ServeSettings()
     metrics = Metrics()
@@ -42,6 +43,7 @@ def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | No
 
     app = FastAPI(title="spantune", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
+    app.state.corrections = None if settings.corrections is None else Corrections(settings.corrections)
     for router in ROUTERS:
         app.include_router(router)
     errors.install(app)

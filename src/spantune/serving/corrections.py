@@ -217,8 +217,8 @@ def checked(document: Document, task: TaskSpec) -> Document:
     overlapping = None if task.nested else _overlapping(document.entities)
     if overlapping:
         raise DataError(
-            f"the entity {overlapping.label!r} [{overlapping.start}, {overlapping.end}) overlaps the one before it, and "
-            "entities of this run do not overlap (task.nested: false); send one of the two",
+            f"the entity {overlapping.label!r} [{overlapping.start}, {overlapping.end}) overlaps the one before it, "
+            "and entities of this run do not overlap (task.nested: false); send one of the two",
             field="entities",
         )
     return document

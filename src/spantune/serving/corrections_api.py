@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
@@ -17,7 +17,9 @@ from spantune.serving.requests import ServiceOf
 from spantune.serving.schemas import SHORT, ErrorOut, Strict
 
 router = APIRouter()
-NO_FOLDER = {409: {"model": ErrorOut, "description": "The service was started without a folder for corrections."}}
+NO_FOLDER: dict[int | str, dict[str, Any]] = {
+    409: {"model": ErrorOut, "description": "The service was started without a folder for corrections."}
+}
 _ID = Field(max_length=256)
 
 

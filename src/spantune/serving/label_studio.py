@@ -133,9 +133,10 @@ async def webhook(sent: WebhookIn, request: Request, service: ServiceOf, run: st
     if sent.action not in (*_STORED, *_WITHDRAWN):
         return {"saved": 0}
     store = store_of(request)
+    problems: list[str] = []
     try:
         if sent.action in _WITHDRAWN:
-            corrections, problems = await asyncio.to_thread(_withdrawals, sent, served, store), []
+            corrections = await asyncio.to_thread(_withdrawals, sent, served, store)
         else:
             interface = _interface(str((sent.project or {}).get("label_config", "")), served)
             corrections, problems = await asyncio.to_thread(_corrections, sent, served, interface, store)
@@ -316,7 +317,8 @@ def _name(sent: WebhookIn, annotation: Mapping[str, Any]) -> str:
 
 def _rows(value: object, field: str) -> Sequence[dict[str, Any]]:
     """Return `value`, an object or a list of objects, as a list."""
-    rows = value if isinstance(value, list) else [value]
-    if not all(isinstance(row, dict) for row in rows):
+    stated = value if isinstance(value, list) else [value]
+    rows = [row for row in stated if isinstance(row, dict)]
+    if len(rows) < len(stated):
         raise DataError("expected an object, or a list of them", field=field)
     return rows

@@ -27,6 +27,7 @@ from spantune.core import (
     TaskSpec,
     log_crash,
 )
+from spantune.encoding import TextEncoder
 from spantune.extraction import Extractor
 from spantune.serving.errors import ApiError, DeadlineExceeded, EngineDown, Overloaded, Stopping, UnknownModel
 from spantune.serving.metrics import Metrics
@@ -127,6 +128,14 @@ class Service:
             UnknownModel: there is none.
         """
         return self._lane(name).run
+
+    def encoder(self, name: str) -> TextEncoder:
+        """Return what makes the prompts of the run with this name.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        return self._lane(name).extractor.encoder
 
     @property
     def unfinished(self) -> int:
