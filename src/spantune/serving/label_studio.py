@@ -81,9 +81,8 @@ async def setup(sent: SetupIn, service: ServiceOf, run: str | None = None) -> di
     served = service.run(run)
     interface = _interface(sent.interface, served)
     matched, all_labels = len(interface.label_of), len(served.task.labels)
-    log.info(
-        "Label Studio connects project %.40r: %d of %d labels of run %s match", sent.project, matched, all_labels, run
-    )
+    said = "Label Studio connects project %.40r: %d of %d labels of the run %s match"
+    log.info(said, sent.project, matched, all_labels, served.name)
     for problem in interface.problems:
         log.warning("Label Studio, project %.40r: %.500s", sent.project, problem)
     return {"model_version": version_of(served), "problems": interface.problems}
