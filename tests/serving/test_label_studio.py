@@ -75,7 +75,7 @@ def test_setup_names_the_version_and_what_does_not_match(served: Any, caplog: py
 
 
 def test_predictions_are_those_of_the_extractor_under_the_names_of_the_project(
-    serve_with: Callable[..., Any], toy: Extractor
+    serve_with: Callable[..., Any], offline: Extractor
 ) -> None:
     body = recorded("/predict")
     texts = ["😀痨", "", "疮痈", "疮"]
@@ -85,7 +85,7 @@ def test_predictions_are_those_of_the_extractor_under_the_names_of_the_project(
         results = post(served, "/predict", body).json()["results"]
     assert len(results) == 4  # in order, although only one document is accepted at once
     for text, result in zip(texts, results, strict=True):
-        expected = [entity for entity in toy.extract(text).entities if entity.label in ("dis", "sym")]
+        expected = [entity for entity in offline.extract(text).entities if entity.label in ("dis", "sym")]
         found = [
             (region["value"]["start"], region["value"]["end"], region["value"]["labels"], region["value"]["text"])
             for region in result["result"]

@@ -89,13 +89,13 @@ def stored(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_project_is_predicted_and_its_annotations_come_back(
-    studio: httpx2.Client, serve_with: Callable[..., Any], toy: Extractor, tmp_path: Path
+    studio: httpx2.Client, serve_with: Callable[..., Any], offline: Extractor, tmp_path: Path
 ) -> None:
     texts = ["😀痨和疮", "未见异常。", "疮痈"]
     with serve_with(token=TOKEN, corrections=tmp_path) as served:
         (run,) = served.service.runs
         version = f"toy-{run.fingerprint}"
-        config = labelling_interface(toy.task.labels)
+        config = labelling_interface(offline.task.labels)
         project = asked(studio, "POST", "/api/projects", {"title": "peers", "label_config": config})["id"]
         backend = {"url": served.url, "project": project, "title": "spantune", "auth_method": "BASIC_AUTH"}
         backend |= {"basic_auth_user": "spantune", "basic_auth_pass": TOKEN}
@@ -118,7 +118,7 @@ def test_a_project_is_predicted_and_its_annotations_come_back(
                 Entity(region["value"]["start"], region["value"]["end"], region["value"]["labels"][0])
                 for region in prediction["result"]
             ]
-            assert found == list(toy.extract(text).entities)
+            assert found == list(offline.extract(text).entities)
             assert prediction["model_version"] == version
         assert by_text["https://example.org/x"]["predictions"] == []
         assert by_text["😀痨和疮"]["predictions"][0]["result"][0]["value"]["text"] == "痨"

@@ -21,8 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spantune.core import Document, Extraction, Status, TaskSpec, json_text
 from spantune.encoding import FORMATS
-from spantune.serving.errors import ApiError
-from spantune.serving.extract_api import ERRORS
+from spantune.serving.errors import QUEUE, ApiError
 from spantune.serving.requests import ServiceOf, while_connected
 from spantune.serving.schemas import Strict
 from spantune.serving.service import ServedRun, Service
@@ -109,7 +108,7 @@ _SCHEMA = {"requestBody": {"required": True, "content": {"application/json": {"s
 
 
 @router.post(
-    "/v1/chat/completions", responses={**ERRORS, 422: {"description": "Never: 400 instead."}}, openapi_extra=_SCHEMA
+    "/v1/chat/completions", responses={**QUEUE, 422: {"description": "Never: 400 instead."}}, openapi_extra=_SCHEMA
 )
 async def chat(request: Request, service: ServiceOf) -> Response:
     """Answer a conversation whose last message is a text with the entities of that text."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
@@ -11,15 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from spantune.core import DataError, Document, Entity
 from spantune.serving.corrections import FILE, Correction, Corrections, Source, checked
-from spantune.serving.errors import ApiError
-from spantune.serving.extract_api import ERRORS, NDJSON
+from spantune.serving.errors import QUEUE, ApiError, documented
+from spantune.serving.extract_api import NDJSON
 from spantune.serving.requests import ServiceOf
-from spantune.serving.schemas import SHORT, ErrorOut, Strict
+from spantune.serving.schemas import SHORT, Strict
 
 router = APIRouter()
-NO_FOLDER: dict[int | str, dict[str, Any]] = {
-    409: {"model": ErrorOut, "description": "The service was started without a folder for corrections."}
-}
+NO_FOLDER = documented(_409="The service was started without a folder for corrections.")
 _ID = Field(max_length=256)
 
 
@@ -83,7 +81,7 @@ def store_of(request: Request) -> Corrections:
     return store
 
 
-@router.post("/v1/corrections", status_code=201, responses={**ERRORS, **NO_FOLDER})
+@router.post("/v1/corrections", status_code=201, responses={**QUEUE, **NO_FOLDER})
 async def save(sent: CorrectionIn, request: Request, service: ServiceOf) -> SavedOut:
     """Save a document as a person annotated it: one line of `corrections.jsonl`, which training reads."""
     run, store = service.run(sent.model), store_of(request)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from spantune.core import SpantuneError, log_crash
@@ -106,6 +108,59 @@ class UnknownModel(ApiError):
             f"the model {shown!r} is not served",
             f"name one of: {', '.join(served)}; or leave model out for the first",
         )
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, and what to do."""
+
+    code: str
+    message: str
+    remedy: str
+
+
+class ErrorOut(BaseModel):
+    """The body of every error."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "error": {
+                        "code": "unknown_model",
+                        "message": "the model 'dmo' is not served",
+                        "remedy": "name one of: demo; or leave model out for the first",
+                    }
+                }
+            ]
+        }
+    )
+    error: ErrorBody
+
+
+def documented(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    """Return the errors of a route for OpenAPI: `documented(_404="The model is not served.")`."""
+    return {
+        int(status.lstrip("_")): {"model": ErrorOut, "description": description}
+        for status, description in descriptions.items()
+    }
+
+
+COMMON = documented(
+    _400="The body is not JSON in UTF-8, or the Host header has no name of this service.",
+    _401="The token is missing or wrong.",
+    _422="A field is missing, unknown or wrong.",
+    _500="A bug.",
+)
+"""The errors of every route."""
+QUEUE = documented(
+    _404="The model is not served.",
+    _408="The body did not arrive in time.",
+    _413="The body is too large, or there are too many documents.",
+    _415="The body is not of the type application/json.",
+    _429="The queue is full; ask again after the seconds of Retry-After.",
+    _503="The service is being stopped, or the request took too long.",
+)
+"""The errors of a route that extracts."""
 
 
 def bug(error: BaseException) -> ApiError:

@@ -10,10 +10,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from spantune.core import LABEL_COLORS, Document, Extraction, json_text, label_colors
-from spantune.serving.errors import ApiError
+from spantune.serving.errors import QUEUE, ApiError, documented
 from spantune.serving.requests import ServiceOf, while_connected
 from spantune.serving.schemas import (
-    ErrorOut,
     ExtractedDocuments,
     ExtractedText,
     ExtractIn,
@@ -27,18 +26,6 @@ from spantune.serving.service import ServedRun, Service
 
 router = APIRouter()
 NDJSON, SSE = "application/x-ndjson", "text/event-stream"
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorOut, "description": "The body is not JSON in UTF-8, or the Host header names no host here."},
-    401: {"model": ErrorOut, "description": "The token is missing or wrong."},
-    404: {"model": ErrorOut, "description": "The model is not served."},
-    408: {"model": ErrorOut, "description": "The body did not arrive in time."},
-    413: {"model": ErrorOut, "description": "The body is too large, or there are too many documents."},
-    415: {"model": ErrorOut, "description": "The body is not of the type application/json."},
-    422: {"model": ErrorOut, "description": "A field is missing, unknown or wrong."},
-    429: {"model": ErrorOut, "description": "The queue is full; ask again after the seconds of Retry-After."},
-    503: {"model": ErrorOut, "description": "The service is being stopped, or the request took too long."},
-}
-"""The errors of a route that extracts, for OpenAPI."""
 _ENTITY = {"start": 2, "end": 7, "label": "dis", "text": "急性阑尾炎", "score": 0.97}
 _EXAMPLE = {"entities": [_ENTITY], "status": "stopped", "problems": []}
 _DOCUMENT = {"id": "a", **_EXAMPLE}
@@ -63,7 +50,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/v1/extract", response_model=ExtractedText | ExtractedDocuments, responses={**ERRORS, **_ANSWERS})
+@router.post("/v1/extract", response_model=ExtractedText | ExtractedDocuments, responses={**QUEUE, **_ANSWERS})
 async def extract(asked: ExtractIn, request: Request, service: ServiceOf) -> Response:
     """Extract the entities of a text, or of several documents."""
     run = service.run(asked.model)
@@ -83,7 +70,7 @@ async def extract(asked: ExtractIn, request: Request, service: ServiceOf) -> Res
     return JSONResponse({"documents": named, "model": run.name})
 
 
-@router.get("/v1/task", responses={404: ERRORS[404]})
+@router.get("/v1/task", responses=documented(_404="The model is not served."))
 async def task(service: ServiceOf, model: str | None = None) -> TaskOut:
     """Return the task of a run: its labels, their colours on the page, and what the model is told."""
     run = service.run(model)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from spantune.serving.errors import EngineDown, Stopping
+from spantune.serving.errors import EngineDown, Stopping, documented
 from spantune.serving.metrics import CONTENT_TYPE
 from spantune.serving.requests import ServiceOf
-from spantune.serving.schemas import ErrorOut
 
 router = APIRouter()
-_DOWN: dict[int | str, dict[str, Any]] = {503: {"model": ErrorOut, "description": "It is not."}}
+_DOWN = documented(_503="It is not.")
 
 
 @router.get("/health", responses={**_DOWN, 200: {"content": {"application/json": {"example": {"status": "UP"}}}}})

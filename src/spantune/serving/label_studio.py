@@ -22,8 +22,7 @@ from spantune.core import DataError, Document, Entity, Extraction
 from spantune.data import is_link, predicted_results
 from spantune.serving.corrections import Correction, Corrections, checked
 from spantune.serving.corrections_api import NO_FOLDER, saved, store_of
-from spantune.serving.errors import ApiError
-from spantune.serving.extract_api import ERRORS
+from spantune.serving.errors import QUEUE, ApiError
 from spantune.serving.health import health
 from spantune.serving.label_config import Interface, read_interface
 from spantune.serving.requests import ServiceOf, while_connected
@@ -74,7 +73,7 @@ class WebhookIn(BaseModel):
 router.get(f"{_NAMED}/health", include_in_schema=False)(health)
 
 
-@router.post(f"{_ROOT}/setup", responses={422: ERRORS[422]})
+@router.post(f"{_ROOT}/setup")
 @router.post(f"{_NAMED}/setup", include_in_schema=False)
 async def setup(sent: SetupIn, service: ServiceOf, run: str | None = None) -> dict[str, Any]:
     """Connect a project: say which version of the model predicts, and which labels have no counterpart."""
@@ -95,7 +94,7 @@ async def versions(service: ServiceOf, run: str | None = None) -> dict[str, list
     return {"versions": [version_of(service.run(run))]}
 
 
-@router.post(f"{_ROOT}/predict", responses=ERRORS)
+@router.post(f"{_ROOT}/predict", responses=QUEUE)
 @router.post(f"{_NAMED}/predict", include_in_schema=False)
 async def predict(sent: PredictIn, request: Request, service: ServiceOf, run: str | None = None) -> JSONResponse:
     """Predict tasks: one result for each, in order; a task that cannot be predicted has an error instead.
@@ -122,7 +121,7 @@ async def predict(sent: PredictIn, request: Request, service: ServiceOf, run: st
     return JSONResponse({"results": results, "problems": interface.problems})
 
 
-@router.post(f"{_ROOT}/webhook", status_code=201, responses={**NO_FOLDER, 422: ERRORS[422]})
+@router.post(f"{_ROOT}/webhook", status_code=201, responses=NO_FOLDER)
 @router.post(f"{_NAMED}/webhook", status_code=201, include_in_schema=False)
 async def webhook(sent: WebhookIn, request: Request, service: ServiceOf, run: str | None = None) -> dict[str, Any]:
     """Store annotations as corrections, and withdraw those that were deleted; other news are only acknowledged."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spantune.core import Entity, Extraction
-from spantune.serving.stand_in import Options
+from spantune.extraction import Options
 
 SHORT = Field(min_length=1, max_length=256)
 
@@ -146,20 +146,6 @@ class ModelsOut(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelOut]
-
-
-class ErrorBody(BaseModel):
-    """What went wrong, and what to do."""
-
-    code: str
-    message: str
-    remedy: str
-
-
-class ErrorOut(BaseModel):
-    """An error."""
-
-    error: ErrorBody
 
 
 def extracted(extraction: Extraction, *, whole: bool = False) -> dict[str, Any]:
