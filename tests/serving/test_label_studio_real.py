@@ -60,7 +60,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
         )
     client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Token {KEY}"}, timeout=120)
     try:
-        until = time.monotonic() + 180
+        until = time.monotonic() + 600  # a busy machine takes minutes
         while True:
             try:
                 if client.get("/health").status_code == 200:
