@@ -186,8 +186,8 @@ class Extractor:
     def stream(self, documents: Iterable[str | Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; a text longer than the model's window is cut into chunks.
 
-        Documents are read when there is work for them: a batch and one more, and while the first of them is not done,
-        others as those behind it end, up to 4,096.
+        Documents are read when there is work for them: a batch and half a batch that waits, and while the first of them
+        is not done, others as those behind it end, up to 4,096.
 
         Args:
             documents: what to extract from; an Extraction among them is passed through in its place.

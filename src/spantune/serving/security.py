@@ -37,7 +37,7 @@ class TokenGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._knows(Headers(scope=scope)):
+        if scope["type"] != "http" or path_of(scope) in OPEN_PATHS or self._knows(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         response = ApiError(
@@ -91,6 +91,12 @@ def allowed_hosts(settings: ServeSettings) -> frozenset[str] | None:
     if not settings.is_loopback and not settings.allow_hosts:
         return None
     return frozenset(_name(host) for host in (*LOOPBACK[:2], "[::1]", settings.host, *settings.allow_hosts))
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path of a request within the app, wherever that is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "").rstrip("/"))
 
 
 def _name(host: str) -> str:
