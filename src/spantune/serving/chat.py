@@ -104,11 +104,28 @@ class ChatError(ApiError):
         return JSONResponse({"error": error}, self.status, headers=self.headers)
 
 
-_SCHEMA = {"requestBody": {"required": True, "content": {"application/json": {"schema": ChatIn.model_json_schema()}}}}
+def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
+    """Return a JSON schema in which each reference to one of the `definitions` is replaced by it."""
+    if isinstance(value, list):
+        return [_inlined(inner, definitions) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return _inlined(definitions[value["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(inner, definitions) for name, inner in value.items() if name != "$defs"}
+
+
+def _documented(model: type[BaseModel]) -> dict[str, Any]:
+    """Return what OpenAPI says of a route whose handler reads the body as `model` itself."""
+    schema = model.model_json_schema()
+    content = {"application/json": {"schema": _inlined(schema, schema.get("$defs", {}))}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 @router.post(
-    "/v1/chat/completions", responses={**QUEUE, 422: {"description": "Never: 400 instead."}}, openapi_extra=_SCHEMA
+    "/v1/chat/completions",
+    responses={**QUEUE, 422: {"description": "Never: 400 instead."}},
+    openapi_extra=_documented(ChatIn),
 )
 async def chat(request: Request, service: ServiceOf) -> Response:
     """Answer a conversation whose last message is a text with the entities of that text."""

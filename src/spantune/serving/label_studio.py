@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
@@ -38,6 +38,19 @@ _ROOT, _NAMED = "", "/label-studio/{run}"
 
 router = APIRouter(tags=["Label Studio"])
 log = logging.getLogger(__name__)
+
+
+def run_of(request: Request, service: ServiceOf) -> ServedRun:
+    """Return the run that the path of a request names; the first at the root.
+
+    Raises:
+        UnknownModel: there is no run of this name.
+    """
+    return service.run(request.path_params.get("run"))
+
+
+RunOf = Annotated[ServedRun, Depends(run_of)]
+"""The type of a handler's parameter that gets the run."""
 
 
 class SetupIn(BaseModel):
@@ -75,38 +88,36 @@ router.get(f"{_NAMED}/health", include_in_schema=False)(health)
 
 @router.post(f"{_ROOT}/setup")
 @router.post(f"{_NAMED}/setup", include_in_schema=False)
-async def setup(sent: SetupIn, service: ServiceOf, run: str | None = None) -> dict[str, Any]:
+async def setup(sent: SetupIn, run: RunOf) -> dict[str, Any]:
     """Connect a project: say which version of the model predicts, and which labels have no counterpart."""
-    served = service.run(run)
-    interface = _interface(sent.interface, served)
-    matched, all_labels = len(interface.label_of), len(served.task.labels)
+    interface = _interface(sent.interface, run)
+    matched, all_labels = len(interface.label_of), len(run.task.labels)
     said = "Label Studio connects project %.40r: %d of %d labels of the run %s match"
-    log.info(said, sent.project, matched, all_labels, served.name)
+    log.info(said, sent.project, matched, all_labels, run.name)
     for problem in interface.problems:
         log.warning("Label Studio, project %.40r: %.500s", sent.project, problem)
-    return {"model_version": version_of(served), "problems": interface.problems}
+    return {"model_version": version_of(run), "problems": interface.problems}
 
 
 @router.get(f"{_ROOT}/versions")
 @router.get(f"{_NAMED}/versions", include_in_schema=False)
-async def versions(service: ServiceOf, run: str | None = None) -> dict[str, list[str]]:
+async def versions(run: RunOf) -> dict[str, list[str]]:
     """Return the one version that predicts: the run's name and fingerprint."""
-    return {"versions": [version_of(service.run(run))]}
+    return {"versions": [version_of(run)]}
 
 
 @router.post(f"{_ROOT}/predict", responses=QUEUE)
 @router.post(f"{_NAMED}/predict", include_in_schema=False)
-async def predict(sent: PredictIn, request: Request, service: ServiceOf, run: str | None = None) -> JSONResponse:
+async def predict(sent: PredictIn, request: Request, service: ServiceOf, run: RunOf) -> JSONResponse:
     """Predict tasks: one result for each, in order; a task that cannot be predicted has an error instead.
 
     What is not done after 80 seconds has an error too; Label Studio asks for such tasks again when it is told to.
     """
-    served = service.run(run)
-    interface = _interface(sent.label_config, served)
+    interface = _interface(sent.label_config, run)
     texts = [_text_or_error(task.data, interface) for task in sent.tasks]
     documents = {index: Document(str(index), text) for index, text in enumerate(texts) if isinstance(text, str)}
-    done = await while_connected(request, _extracted(documents, service, served.name))
-    version = version_of(served)
+    done = await while_connected(request, _extracted(documents, service, run.name))
+    version = version_of(run)
     results: list[dict[str, Any]] = []
     for index, text in enumerate(texts):
         if isinstance(text, DataError):
@@ -123,21 +134,20 @@ async def predict(sent: PredictIn, request: Request, service: ServiceOf, run: st
 
 @router.post(f"{_ROOT}/webhook", status_code=201, responses=NO_FOLDER)
 @router.post(f"{_NAMED}/webhook", status_code=201, include_in_schema=False)
-async def webhook(sent: WebhookIn, request: Request, service: ServiceOf, run: str | None = None) -> dict[str, Any]:
+async def webhook(sent: WebhookIn, request: Request, run: RunOf) -> dict[str, Any]:
     """Store annotations as corrections, and withdraw those that were deleted; other news are only acknowledged."""
-    served = service.run(run)
     if sent.action == "START_TRAINING":
-        return {"message": f"run this where the run {served.name} was trained: {COMMAND}"}
+        return {"message": f"run this where the run {run.name} was trained: {COMMAND}"}
     if sent.action not in (*_STORED, *_WITHDRAWN):
         return {"saved": 0}
     store = store_of(request)
     problems: list[str] = []
     try:
         if sent.action in _WITHDRAWN:
-            corrections = await asyncio.to_thread(_withdrawals, sent, served, store)
+            corrections = await asyncio.to_thread(_withdrawals, sent, run, store)
         else:
-            interface = _interface(str((sent.project or {}).get("label_config", "")), served)
-            corrections, problems = await asyncio.to_thread(_corrections, sent, served, interface, store)
+            interface = _interface(str((sent.project or {}).get("label_config", "")), run)
+            corrections, problems = await asyncio.to_thread(_corrections, sent, run, interface, store)
     except DataError as error:
         log.warning("Label Studio: an annotation was not saved (field %s)", error.field)
         raise ApiError(422, "invalid_annotation", str(error), "mend the annotation and submit it again") from None
