@@ -134,7 +134,7 @@ class Load:
             self.wrong["differs"] += 1
         return answer.status_code
 
-    async def run(self, clients: int, seconds: float, *, until_refused: bool = False) -> float:
+    async def run(self, clients: int, seconds: float, *, until_refused: bool = False, pause: float = 0) -> float:
         """Let so many clients ask for so long; returns the seconds that it took."""
         began = time.perf_counter()
 
@@ -142,6 +142,7 @@ class Load:
             while time.perf_counter() - began < seconds:
                 if await self.ask() in (0, 503) and until_refused:
                     return
+                await asyncio.sleep(pause)
 
         await asyncio.gather(*(one() for _ in range(clients)))
         return time.perf_counter() - began
@@ -151,7 +152,7 @@ async def measure(served: Served, texts: list[str], expected: list[Any], chosen:
     """All figures of a service that listens; it is told to end at last."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx2.AsyncClient(base_url=served.url, timeout=90, limits=limits) as client:
-        warm, alone, load, full, ending = (Load(client, texts, expected) for _ in range(5))
+        warm, alone, load, filling, full, ending = (Load(client, texts, expected) for _ in range(6))
         await warm.run(chosen.clients, 5)
         await alone.run(1, chosen.single_seconds)
         start = served.megabytes
@@ -165,7 +166,7 @@ async def measure(served: Served, texts: list[str], expected: list[Any], chosen:
         watching = asyncio.create_task(watch())
         seconds = await load.run(chosen.clients, chosen.seconds)
         watching.cancel()
-        await full.run(2 * QUEUE, 5)
+        await asyncio.gather(filling.run(QUEUE + 8, 10), full.run(1, 10, pause=0.02))
         loaded = asyncio.create_task(ending.run(chosen.clients, 60, until_refused=True))
         await asyncio.sleep(2)
         served.process.send_signal(signal.SIGTERM)
@@ -176,12 +177,12 @@ async def measure(served: Served, texts: list[str], expected: list[Any], chosen:
         "loaded_ms": _percentiles(load.seconds[200]),
         "answers": len(load.seconds[200]),
         "statuses": {status: len(each) for status, each in load.seconds.items() if each},
-        "wrong": dict(warm.wrong + alone.wrong + load.wrong + full.wrong),
+        "wrong": dict(warm.wrong + alone.wrong + load.wrong + filling.wrong + full.wrong),
         "megabytes": [start, *memory],
         "overload_429": len(full.seconds[429]),
         "overload_429_ms": _percentiles(full.seconds[429]),
         "sigterm": {status: len(each) for status, each in ending.seconds.items() if each},
-        "sigterm_lost": dict(ending.wrong),
+        "sigterm_lost": {name: count for name, count in ending.wrong.items() if name != "ConnectError"},
     }
 
 

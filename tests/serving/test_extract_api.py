@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,3 +56,22 @@ def test_events_end_with_done(served: Served) -> None:
     response = served.client.post("/v1/extract", json=body, headers={"Accept": "text/event-stream"})
     events = [block.split("\n")[0].removeprefix("event: ") for block in response.text.strip().split("\n\n")]
     assert events == ["document", "document", "document", "done"]
+
+
+def test_a_request_chooses_its_run(serve_with: Callable[..., Any]) -> None:
+    with serve_with(("first", "second")) as served:
+        assert [model["id"] for model in served.client.get("/v1/models").json()["data"]] == ["first", "second"]
+        assert served.extract(text="痨").json()["model"] == "first"
+        assert served.extract(text="痨", model="second").json()["model"] == "second"
+        unknown = served.extract(text="痨", model="third")
+        assert "name one of: first, second" in unknown.json()["error"]["remedy"]
+
+
+def test_options_change_what_is_answered(served: Served) -> None:
+    (entity,) = served.extract(text="痨", min_score=0).json()["entities"]
+    assert served.extract(text="痨", min_score=1).json()["entities"] == []
+    whole = served.extract(text="痨", min_score=1, all_scores=True).json()
+    assert whole["below_threshold"] == [entity]
+    other = "sym" if entity["label"] != "sym" else "bod"
+    assert served.extract(text="痨", min_score=0, labels=[other]).json()["entities"] == []
+    assert served.extract(text="痨", min_score=0, labels=[entity["label"]]).json()["entities"] == [entity]

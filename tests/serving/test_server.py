@@ -17,7 +17,9 @@ import pytest
 from helpers.command import Outcome, one_line_error
 from helpers.forked import Command
 from spantune.core import ConfigError
+from spantune.serving import ServeSettings, serve
 from spantune.serving.server import named
+from spantune.serving.service import Service
 
 
 def started(spawn: Callable[..., Command], run: Path) -> Command:
@@ -104,3 +106,28 @@ def test_a_run_without_an_adapter_is_one_line(command: Callable[..., Outcome], t
     shutil.copytree(trained.folder, run, ignore=shutil.ignore_patterns("adapter", "swanlab", "checkpoints"))
     one_line_error(command("serve", run, "--port", 0), "no adapter here yet")
     one_line_error(command("serve", tmp_path / "absent", "--port", 0), "absent")
+
+
+def test_a_bug_that_ends_the_models_ends_the_process_with_70(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("spantune.core.crash._run_folder", tmp_path)
+
+    def end(*_: object) -> None:
+        raise SystemError
+
+    monkeypatch.setattr(Service, "_submit_document", end)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    codes: list[int] = []
+
+    def ask() -> None:
+        transport = httpx2.HTTPTransport(retries=10)  # until it listens
+        with httpx2.Client(transport=transport, timeout=60) as client:
+            codes.append(client.post(f"http://127.0.0.1:{port}/v1/extract", json={"text": "痨"}).status_code)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert serve([trained.folder], ServeSettings(port=port)) == 70
+    asking.join()
+    assert codes == [503] and (tmp_path / "crash.log").exists()
