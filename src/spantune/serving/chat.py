@@ -124,7 +124,11 @@ def _documented(model: type[BaseModel]) -> dict[str, Any]:
 
 @router.post(
     "/v1/chat/completions",
-    responses={**QUEUE, 422: {"description": "Not used: what is wrong with a request is a 400."}},
+    responses={
+        **QUEUE,
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The entities."},
+        422: {"description": "Not used: what is wrong with a request is a 400."},
+    },
     openapi_extra=_documented(ChatIn),
 )
 async def chat(request: Request, service: ServiceOf) -> Response:
