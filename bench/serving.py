@@ -5,7 +5,8 @@
 Starts `spantune serve` in a process of its own, asks it over loopback, and compares every answer with what offline
 extraction says of the same text: the same spans and labels, scores within 0.01. Measured are: seconds until it
 listens; p50 and p99 of a single text, asked one after the other; documents per second of all clients together, against
-offline extraction of the same texts before and after; the memory of the service; how fast a full queue is answered 429;
+offline extraction of the same texts before and after, and the time of the processors that a document takes, which
+depends less on what else the machine does; the memory of the service; how fast a full queue is answered 429;
 and whether SIGTERM under load loses an answer. Takes about `--seconds` and two minutes. With `--json` the last line is
 one JSON object.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import signal
 import statistics
@@ -39,13 +41,14 @@ texts = json.loads(sys.stdin.read())
 extractor = load_run(sys.argv[1])
 documents = [Document(str(index), text) for index, text in enumerate(texts)]
 list(extractor.stream(documents[:32]))
-began, done = time.perf_counter(), 0
+began, done, cpu = time.perf_counter(), 0, time.process_time()
 while done == 0 or time.perf_counter() - began < float(sys.argv[2]):
     answers = list(extractor.stream(documents))
     done += len(answers)
 rate = done / (time.perf_counter() - began)
+cpu = 1000 * (time.process_time() - cpu) / done
 entities = [[[e.start, e.end, e.label, e.score] for e in answer.document.entities] for answer in answers]
-print(json.dumps({"rate": rate, "entities": entities}))
+print(json.dumps({"rate": rate, "cpu_ms": cpu, "entities": entities}))
 """
 
 
@@ -62,6 +65,7 @@ def main() -> None:
     after = offline(chosen.run, texts, chosen.offline_seconds)
     rate = statistics.mean((before["rate"], after["rate"]))
     measured |= {"offline_per_s": [round(before["rate"], 2), round(after["rate"], 2)]}
+    measured["offline_cpu_ms_per_document"] = [round(before["cpu_ms"], 1), round(after["cpu_ms"], 1)]
     measured["of_offline"] = round(measured["documents_per_s"] / rate, 3)
     for name, value in measured.items():
         print(f"{name}: {value}", file=sys.stderr)
@@ -88,6 +92,12 @@ class Served:
                 sys.exit(log.read_text("utf-8"))
             time.sleep(0.02)
         self.url, self.cold = match[0], round(time.perf_counter() - began, 2)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The time of the processors that the process has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text("ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def megabytes(self) -> float:
@@ -164,7 +174,9 @@ async def measure(served: Served, texts: list[str], expected: list[Any], chosen:
                 memory.append(served.megabytes)
 
         watching = asyncio.create_task(watch())
+        cpu = served.cpu_seconds
         seconds = await load.run(chosen.clients, chosen.seconds)
+        cpu = served.cpu_seconds - cpu
         watching.cancel()
         await asyncio.gather(filling.run(QUEUE + 8, 10), full.run(1, 10, pause=0.02))
         loaded = asyncio.create_task(ending.run(chosen.clients, 60, until_refused=True))
@@ -174,6 +186,7 @@ async def measure(served: Served, texts: list[str], expected: list[Any], chosen:
     return {
         "single_ms": _percentiles(alone.seconds[200]),
         "documents_per_s": round(len(load.seconds[200]) / seconds, 2),
+        "cpu_ms_per_document": round(1000 * cpu / max(1, len(load.seconds[200])), 1),
         "loaded_ms": _percentiles(load.seconds[200]),
         "answers": len(load.seconds[200]),
         "statuses": {status: len(each) for status, each in load.seconds.items() if each},

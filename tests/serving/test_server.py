@@ -16,9 +16,7 @@ import pytest
 
 from helpers.command import Outcome, one_line_error
 from helpers.forked import Command
-from spantune.core import ConfigError
 from spantune.serving import ServeSettings, serve
-from spantune.serving.server import named
 from spantune.serving.service import Service
 
 
@@ -71,12 +69,10 @@ def test_a_second_signal_ends_it_at_once(trained: Any, spawn: Callable[..., Comm
         assert command.end() == 128 + signal.SIGTERM
 
 
-def test_two_runs_of_the_same_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a/demo and .*b/demo are both called 'demo'.*rename one of the folders"):
-        named([tmp_path / "a" / "demo", tmp_path / "b" / "demo"])
-    assert named(["runs/a", "runs/b"]) == [Path("runs/a"), Path("runs/b")]
-    with pytest.raises(ConfigError, match="no run to serve"):
-        named([])
+def test_two_runs_of_the_same_name_are_refused(command: Callable[..., Outcome], trained: Any, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("swanlab", "checkpoints"))
+    outcome = command("serve", trained.folder, tmp_path / "tiny", "--port", 0)
+    one_line_error(outcome, f"{tmp_path}/tiny are both called 'tiny'", "rename one of the folders")
 
 
 def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(command: Callable[..., Outcome], trained: Any) -> None:
@@ -131,3 +127,10 @@ def test_a_bug_that_ends_the_models_ends_the_process_with_70(
     assert serve([trained.folder], ServeSettings(port=port)) == 70
     asking.join()
     assert codes == [503] and (tmp_path / "crash.log").exists()
+
+
+def test_a_missing_extra_is_one_line(
+    command: Callable[..., Outcome], trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spantune.core.extras.find_spec", lambda name: None)
+    one_line_error(command("serve", trained.folder), "spantune serve needs fastapi, which is not installed", "[serve]")

@@ -13,7 +13,7 @@ from spantune.serving.errors import ApiError
 from spantune.serving.settings import LOOPBACK, ServeSettings
 
 OPEN_PATHS = frozenset({"/health", "/healthz", "/ready", "/readyz"})
-"""What is answered without a token: it says no more than that the service is there."""
+"""What is answered without a token and by any name, as probes ask: it says no more than that the service is there."""
 CHALLENGES = ('Basic realm="spantune", charset="UTF-8"', "Bearer")
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -74,7 +74,8 @@ class HostGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 400."""
-        if scope["type"] == "http" and _name(Headers(scope=scope).get("host", "")) not in self._hosts:
+        is_gated = scope["type"] == "http" and path_of(scope) not in OPEN_PATHS
+        if is_gated and _name(Headers(scope=scope).get("host", "")) not in self._hosts:
             refused = ApiError(
                 400,
                 "unknown_host",
