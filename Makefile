@@ -1,13 +1,15 @@
-# make setup   a virtual environment in .venv with all that is needed; the other targets call it
-# make demo    the whole job on the embedded model and corpus, about six minutes on two CPU cores
-# make test    everything that must hold
-# make docs    the generated pages, and the docs site in build/site
+# make setup        a virtual environment in .venv with all that is needed; the other targets call it
+# make demo         the whole job on the embedded model and corpus, about six minutes on two CPU cores
+# make test         everything that must hold
+# make test-peers   tests against other programs, which are installed for it: Label Studio
+# make docs         the generated pages, and the docs site in build/site
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS ?= .venv-peers
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint format docs clean
+.PHONY: setup demo test test-peers lint format docs clean
 
 setup: $(VENV)/ready
 
@@ -27,6 +29,15 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu" --cov --cov-report=term --cov-fail-under=90
 
+# Label Studio has other dependencies than spantune, so it gets an environment of its own.
+$(PEERS)/ready:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet label-studio==1.23.2
+	touch $@
+
+test-peers: setup $(PEERS)/ready
+	SPANTUNE_LABEL_STUDIO=$(PEERS)/bin/label-studio OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m peers
+
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -36,4 +47,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

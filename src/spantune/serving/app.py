@@ -11,7 +11,8 @@ from starlette.routing import Route
 
 from spantune.core import ConfigError
 from spantune.extraction import Extractor
-from spantune.serving import errors, extract_api, health
+from spantune.serving import chat, corrections_api, errors, extract_api, health, label_studio
+from spantune.serving.corrections import Corrections
 from spantune.serving.envelope import Envelope
 from spantune.serving.fingerprint import fingerprint_of
 from spantune.serving.limits import Admission
@@ -20,9 +21,9 @@ from spantune.serving.security import HostGate, TokenGate, allowed_hosts
 from spantune.serving.service import Service
 from spantune.serving.settings import ServeSettings
 
-ROUTERS = (extract_api.router, health.router)
+ROUTERS = (extract_api.router, corrections_api.router, chat.router, label_studio.router, health.router)
 """The routers of all API modules."""
-QUEUED = frozenset({"/v1/extract"})
+QUEUED = frozenset({"/v1/extract", "/v1/chat/completions", "/predict"})
 """The paths whose requests need a place in the queue: they are answered 429 before their body is read."""
 
 
@@ -36,7 +37,7 @@ def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | No
         settings: limits and who may ask; those of `ServeSettings()` when absent.
 
     Raises:
-        ConfigError: there is no extractor.
+        ConfigError: there is no extractor, or no correction can be written into the folder for them.
     """
     if not extractors:
         raise ConfigError("no run to serve; name a run folder")
@@ -60,6 +61,7 @@ def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | No
         lifespan=lifespan,
     )
     app.state.service = service
+    app.state.corrections = None if settings.corrections is None else Corrections(settings.corrections)
     for router in ROUTERS:
         app.include_router(router, responses=errors.COMMON)
     errors.install(app)

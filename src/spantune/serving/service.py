@@ -26,6 +26,7 @@ from spantune.core import (
     TaskSpec,
     log_crash,
 )
+from spantune.encoding import TextEncoder
 from spantune.extraction import Extractor, Options, Session
 from spantune.serving.errors import ApiError, DeadlineExceeded, EngineDown, Overloaded, Stopping, UnknownModel
 from spantune.serving.metrics import Metrics
@@ -99,6 +100,7 @@ class Service:
             name: _Lane(ServedRun(name, extractor.task, fingerprints[name]), extractor.session())
             for name, extractor in extractors.items()
         }
+        self._encoders = {name: extractor.encoder for name, extractor in extractors.items()}
         metrics.watch("spantune_queue_documents", "Documents that wait for the model.", lambda: self.waiting)
         metrics.watch("spantune_documents_in_work", "Documents that the model works on.", lambda: self.in_work)
         self._changed = threading.Condition()
@@ -125,6 +127,14 @@ class Service:
             UnknownModel: there is none.
         """
         return self._lane(name).run
+
+    def encoder(self, name: str) -> TextEncoder:
+        """Return what makes the prompts of the run with this name.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        return self._encoders[self._lane(name).run.name]
 
     @property
     def unfinished(self) -> int:
