@@ -85,9 +85,22 @@ function showTask() {
   const task = taskOf(state.document);
   const byCode = (code) => colorOf(code, task);
   labels.show(task, byCode);
+  showFinds(task, byCode);
   filter.show(task, byCode);
   state.armed = task.labels.some(({code}) => code === state.armed) ? state.armed : null;
   if (state.document) draw();
+}
+
+// Say in the form which entities the model finds.
+function showFinds(task, byCode) {
+  const items = task.labels.map(({code, name, description}) => {
+    const item = document.createElement("li");
+    item.title = description;
+    made("b", code, item, byCode(code));
+    if (name && name !== code) made("span", ` ${name}`, item);
+    return item;
+  });
+  $("finds").replaceChildren(...items);
 }
 
 // ---- the queue
@@ -221,6 +234,7 @@ function queueRow(row, document, certainty, isSaved, isUnsaved) {
 
 function showProgress() {
   const {documents} = state;
+  $("adding-title").textContent = t(documents.length ? "addTexts" : "input");
   $("progress").hidden = !documents.length;
   const [done, failed] = ["done", "failed"].map((name) => documents.filter((document) => document.state === name).length);
   const [n, isAtWork] = [documents.length, state.work !== null];
@@ -248,7 +262,7 @@ function look(entity) {
   const words = name === entity.label ? name : `${entity.label} ${name}`;
   return {
     color: colorOf(entity.label),
-    tag: entity.score === null ? entity.label : `${entity.label} ${entity.score.toFixed(2)}`,
+    tag: entity.label,
     hint: `${words} · ${isPredicted(entity) ? "–" : score} · [${entity.start}, ${entity.end})`,
   };
 }
