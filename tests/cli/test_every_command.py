@@ -51,6 +51,7 @@ COMMANDS: dict[str, Callable[[Place], list[object]]] = {
     "runs": lambda place: ["runs", place.run.parent],
     "extract": lambda place: ["extract", place.run, place.corpus],
     "calibrate": lambda place: ["calibrate", place.run, "--data", place.corpus],
+    "serve": lambda place: ["serve", place.run / "absent", "--port", 0],
     "sync": lambda place: ["sync", place.run],
     "data inspect": lambda place: ["data", "inspect", place.corpus],
     "data convert": lambda place: ["data", "convert", place.corpus, place.out / "out.bio", "--to", "conll"],

@@ -31,7 +31,7 @@ from spantune.core import (
 )
 from spantune.data import Cutter, merge
 from spantune.encoding import Encoder, PartialAnswer
-from spantune.extraction import Extractor, Guide, load_run, rates
+from spantune.extraction import Extractor, Forward, Guide, load_run, rates
 from spantune.extraction.grammar import Constraint
 from spantune.extraction.result import failure
 
@@ -296,14 +296,39 @@ def test_order_is_kept_and_no_more_is_read_than_is_needed() -> None:
     assert [item.answer for item in again] == [item.answer for item in whole]
 
 
-def test_finished_rows_give_their_memory_back() -> None:
+def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[Forward]:
+    """The Forwards that are made from now on."""
+    made: list[Forward] = []
+
+    def make(forward: Forward, *args: Any, **options: Any) -> None:
+        real(forward, *args, **options)
+        made.append(forward)
+
+    real = Forward.__init__
+    monkeypatch.setattr(Forward, "__init__", make)
+    return made
+
+
+def test_finished_rows_give_their_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     tool = extractor(lively_model("phi3", 2), max_new_tokens=40, batch_size=2)
     tool.model.requires_grad_(False)  # so that the cache is kept
+    made = count_forwards(monkeypatch)
     list(tool.stream(DOCUMENTS))
-    (forward,) = tool._idle
+    (forward,) = made
     assert forward.cache.room == forward.cache.capacity - len(forward.instruction)
     before = tool.effort.passes
-    assert list(tool.stream([])) == [] and tool._idle == [forward] and tool.effort.passes == before
+    assert list(tool.stream([])) == [] and tool.effort.passes == before
+    tool.extract(["ab"])
+    assert made == [forward]
+
+
+def test_no_cache_is_kept_of_weights_that_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool, made = extractor(lively_model("phi3", 2), max_new_tokens=40), count_forwards(monkeypatch)
+    before = tool.extract(TEXTS)
+    with torch.no_grad():
+        tool.model.model.layers[0].mlp.down_proj.weight.mul_(-1)
+    after = extractor(tool.model, max_new_tokens=40).extract(TEXTS)
+    assert tool.extract(TEXTS) == after != before and len(made) == 3
 
 
 def test_bare_strings_are_numbered_and_gold_is_not_passed_on() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spantune.extraction.remote.extractor import load_remote
     from spantune.extraction.result import rates
     from spantune.extraction.resumable import partial
+    from spantune.extraction.session import Options, Session
 
 __all__ = [
     "SHOWN",
@@ -31,8 +32,10 @@ __all__ = [
     "Extractor",
     "Forward",
     "Guide",
+    "Options",
     "Row",
     "Server",
+    "Session",
     "Tally",
     "Target",
     "Texts",
@@ -68,5 +71,6 @@ __getattr__, __dir__ = lazy_exports(
         "remote.extractor": ("load_remote",),
         "result": ("rates",),
         "resumable": ("partial",),
+        "session": ("Options", "Session"),
     },
 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
@@ -22,8 +21,6 @@ from spantune.core import (
     Extraction,
     ModelError,
     Prediction,
-    Problem,
-    Status,
     TaskSpec,
     config,
     expect,
@@ -32,12 +29,13 @@ from spantune.core import (
     prefer_label_order,
 )
 from spantune.encoding import Encoder, SpanEncoder, TextEncoder, make_encoder
-from spantune.extraction.chunked import as_documents, by_chunks, cutter
-from spantune.extraction.decoder import Decoder, Effort, Rules
-from spantune.extraction.grammar import Constraint, constraint_of, require_grammar
-from spantune.extraction.model_runner import Forward, Shape
+from spantune.extraction.chunked import as_documents
+from spantune.extraction.decoder import Effort, Rules
+from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.reading import Reader, require_reading
-from spantune.extraction.result import Written, calibrated, read_answer, without_overlaps
+from spantune.extraction.result import without_overlaps
+from spantune.extraction.session import Scheduler, Session, Terms
+from spantune.extraction.writing import Writer
 from spantune.metrics import Calibration, best_thresholds
 from spantune.models import (
     CausalLM,
@@ -52,9 +50,7 @@ from spantune.models import (
 )
 from spantune.runs import RunFolder
 
-ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
 DEVICES = ("auto", "cpu", "cuda")
-TOKENS = {"cpu": 1024, "cuda": 512}  # maximum tokens of a pass
 
 log = logging.getLogger(__name__)
 
@@ -102,19 +98,25 @@ class Extractor:
         self.effort = Effort()
         self._device = next(model.parameters()).device
         _require_embeddings(model, encoder)
-        self._constraint: Constraint | None = None
-        self._idle: list[Forward] = []
         self._reader: Reader | None = None
         if isinstance(encoder, SpanEncoder):
             require_reading(self.settings)
             self._reader = Reader(model, encoder, self.settings, self.effort)
-        elif self.settings.grounded:
-            self._constraint = constraint_of(encoder.tokenizer, vocabulary_size(model), encoder.stop_id)
+        self._scheduler = Scheduler(self._reader or self._writer())
 
     def __repr__(self) -> str:
         model = getattr(self.model.config, "model_type", type(self.model).__name__)
         kind = f"{self.task.answer}, {number(len(self.task.codes), 'label')}, on {self._device}"
         return f"Extractor({f'{str(self.run)!r}, ' if self.run else ''}model {model}, {kind})"
+
+    def _writer(self) -> Writer:
+        encoder = self.encoder
+        assert isinstance(encoder, Encoder)
+        constraint = None
+        if self.settings.grounded:
+            constraint = constraint_of(encoder.tokenizer, vocabulary_size(self.model), encoder.stop_id)
+        rules = Rules(self.settings.max_new_tokens, constraint, self.on_choices)
+        return Writer(self.model, encoder, self.settings, rules, self.effort)
 
     @property
     def task(self) -> TaskSpec:
@@ -184,7 +186,8 @@ class Extractor:
     def stream(self, documents: Iterable[str | Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; a text longer than the model's window is cut into chunks.
 
-        Documents are read when they are needed: at most a batch and one more ahead of the first that is being decoded.
+        Documents are read when there is work for them: a batch and one more, and while the first of them is not done,
+        others as those behind it end, up to 4,096.
 
         Args:
             documents: what to extract from; an Extraction among them is passed through in its place.
@@ -193,51 +196,24 @@ class Extractor:
         Raises:
             ConfigError: `documents` is a single text, or has a member that is neither a text nor a Document.
             DataError: a text is over `extract.max_characters`, with `strict`, or there is no room for any text.
+            RuntimeError: with `strict`, what the model raised for a document that was computed by itself.
         """
         return self._stream(as_documents(documents), strict)
 
     def _stream(self, documents: Iterator[Prediction], strict: bool) -> Iterator[Extraction]:
-        cuts = cutter(self.encoder, self.settings, int(self.model.config.max_position_embeddings))
-        if self._reader is not None:
-            yield from by_chunks(documents, cuts, self._read, strict=strict)
-            return
-        for extraction in by_chunks(documents, cuts, self._decode, strict=strict):
-            yield calibrated(extraction, self.calibration)
+        yield from self.session().run(documents, strict=strict)
 
-    def _read(self, texts: Iterator[Document]) -> Iterator[Extraction]:
-        reader = self._reader
-        assert reader is not None
-        thresholds = reader.thresholds
-        for candidates in reader.run(texts):
-            yield candidates if self.keeps_candidates else reader.decide(candidates, thresholds, self.calibration)
+    def session(self) -> Session:
+        """Return a Session, to which documents are submitted one by one; all sessions and streams share one batch.
 
-    def _decode(self, texts: Iterator[Document]) -> Iterator[Extraction]:
-        encoder, forward = self.encoder, self._forward()
-        assert isinstance(encoder, Encoder)
-        for row in Decoder(self.model, encoder, forward, self._rules(), self.effort).run(texts):
-            status = row.status or Status.STOPPED
-            written = Written(encoder.decode(row.ids), status, row.ids, row.logprobs)
-            extraction = read_answer(row.document, written, encoder)
-            if row.failure:
-                problem = Problem(row.failure_kind, row.failure)
-                extraction = replace(extraction, problems=(*extraction.problems, problem))
-            yield extraction
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            self._idle.append(forward)
-
-    def _forward(self) -> Forward:
-        """Return the Forward of a stream that has ended, or a new one."""
-        if self._idle:
-            return self._idle.pop()
-        kind = self._device.type
-        window = self.model.config.max_position_embeddings
-        longest = min(window, (self.encoder.max_tokens or window) + self.settings.max_new_tokens)
-        shape = Shape(self.settings.batch_size or ROWS[kind], longest, TOKENS[kind])
-        few = self.on_choices and self._constraint is not None and kind == "cpu"
-        return Forward(self.model, shape, states=few)
-
-    def _rules(self) -> Rules:
-        return Rules(self.settings.max_new_tokens, self._constraint, self.on_choices)
+        Raises:
+            DataError: what stands before a text leaves no room for it.
+        """
+        window = int(self.model.config.max_position_embeddings)
+        terms = Terms(
+            self.encoder, self.settings, window, self.calibration, self._reader, keeps_candidates=self.keeps_candidates
+        )
+        return Session(self._scheduler, terms)
 
 
 def _require_settings(settings: object) -> None:

@@ -26,6 +26,15 @@ class Written:
     logprobs: Sequence[float | None] = ()
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What came of a text that was submitted under `number`; `error` is the pass that failed where one did."""
+
+    number: int
+    extraction: Extraction
+    error: Exception | None = None
+
+
 def calibrated(extraction: Extraction, calibration: Calibration | None) -> Extraction:
     """Return `extraction` with calibrated scores, and without the entities whose score is below a threshold."""
     if calibration is None:

@@ -17,7 +17,7 @@ from spantune.models.attention import NAME, Places, check_attention, pack_view, 
 from spantune.models.bundled import cache_root
 from spantune.models.compilation import compile_layers
 from spantune.models.full import require_full
-from spantune.models.hashes import hash_model
+from spantune.models.hashes import hash_files, hash_model
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
 from spantune.models.kernels.packs import Spans, spans
@@ -102,6 +102,7 @@ __all__ = [
     "decoder_layers",
     "few_logits",
     "has_fp8",
+    "hash_files",
     "hash_model",
     "head_of",
     "head_size",
