@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from spantune.core import ConfigError
 from spantune.extraction import Extractor
-from spantune.serving import errors, extract_api, health
+from spantune.serving import errors, extract_api, health, page
 from spantune.serving.envelope import Envelope
 from spantune.serving.fingerprint import fingerprint_of
 from spantune.serving.limits import Admission
@@ -20,7 +20,7 @@ from spantune.serving.security import HostGate, TokenGate, allowed_hosts
 from spantune.serving.service import Service
 from spantune.serving.settings import ServeSettings
 
-ROUTERS = (extract_api.router, health.router)
+ROUTERS = (extract_api.router, health.router, page.router)
 """The routers of all API modules."""
 QUEUED = frozenset({"/v1/extract"})
 """The paths whose requests need a place in the queue: they are answered 429 before their body is read."""

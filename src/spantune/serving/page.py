@@ -22,7 +22,10 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-"""What the page may do; no script can make markup of a text, since `trusted-types 'none'` forbids innerHTML."""
+"""What the page may do, which is less than `security.HEADERS` lets other answers do.
+
+No script can make markup of a text: `trusted-types 'none'` forbids innerHTML.
+"""
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _INDEX = "index.html"
@@ -62,10 +65,6 @@ def _answer(request: Request, name: str) -> Response:
         "ETag": file.tag,
         "Cache-Control": "no-cache",  # kept, and asked for again: another version of spantune may listen here
         "Content-Security-Policy": POLICY,
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
     }
     known_tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if file.tag in known_tags or "*" in known_tags:

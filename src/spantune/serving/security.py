@@ -12,8 +12,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from spantune.serving.errors import ApiError
 from spantune.serving.settings import LOOPBACK, ServeSettings
 
-OPEN_PATHS = frozenset({"/health", "/healthz", "/ready", "/readyz"})
-"""What is answered without a token: it says no more than that the service is there."""
+OPEN_PATHS = frozenset({"/", "/health", "/healthz", "/ready", "/readyz"})
+"""What is answered without a token: it says no more than that the service is there.
+
+The page and its files under `/static/` are the same in every service; the page asks for the token itself.
+"""
 CHALLENGES = ('Basic realm="spantune", charset="UTF-8"', "Bearer")
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -29,7 +32,7 @@ HEADERS = {
 class TokenGate:
     """Lets requests through that carry the token: as a bearer token, or as the password of HTTP Basic.
 
-    Browsers are asked for the password when they open the page, and send it with every request of it.
+    The page is answered without one: it asks for the token, and sends it as a bearer token.
     """
 
     def __init__(self, app: ASGIApp, token: str):
@@ -37,7 +40,7 @@ class TokenGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._knows(Headers(scope=scope)):
+        if scope["type"] != "http" or _is_open(scope["path"]) or self._knows(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         response = ApiError(
@@ -61,6 +64,10 @@ class TokenGate:
                 return False
             return hmac.compare_digest(password, self._token)
         return False
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith("/static/")
 
 
 class HostGate:

@@ -57,8 +57,10 @@ async function send(path, body, signal, accept, token) {
   if (token) headers.Authorization = `Bearer ${token}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const content = body === undefined ? undefined : JSON.stringify(body);
+  const method = body === undefined ? "GET" : "POST";
   try {
-    return await fetch(path, {method: body === undefined ? "GET" : "POST", headers, body: content, signal});
+    // Without credentials of the browser's own, which would ask for a name and a password at a 401.
+    return await fetch(path, {method, headers, body: content, signal, credentials: "omit", cache: "no-store"});
   } catch (error) {
     throw error.name === "AbortError" ? error : new Failure("", "offline");
   }
