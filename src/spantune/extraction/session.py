@@ -222,6 +222,11 @@ class Session:
         """The number of documents that were submitted, and neither returned by `step` nor cancelled."""
         return len(self._jobs) + len(self._ended)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another document would be computed at once, and not only wait."""
+        return self._scheduler.has_room
+
     def submit(self, document: Document, options: Options = Options()) -> int:
         """Add a document; returns its ticket.
 

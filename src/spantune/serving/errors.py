@@ -121,7 +121,19 @@ class ErrorBody(BaseModel):
 class ErrorOut(BaseModel):
     """The body of every error."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [UnknownModel("dmo", ["demo"]).body]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "error": {
+                        "code": "unknown_model",
+                        "message": "the model 'dmo' is not served",
+                        "remedy": "name one of: demo; or leave model out for the first",
+                    }
+                }
+            ]
+        }
+    )
     error: ErrorBody
 
 

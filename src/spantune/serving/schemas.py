@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spantune.core import Entity, Extraction
-from spantune.serving.stand_in import Options
+from spantune.extraction import Options
 
 SHORT = Field(min_length=1, max_length=256)
 

@@ -17,10 +17,10 @@ from types import FrameType
 import uvicorn
 
 from spantune.core import ConfigError, os_error, say
+from spantune.extraction import Extractor, load_run
 from spantune.serving.app import create_app
 from spantune.serving.service import Service
 from spantune.serving.settings import ServeSettings
-from spantune.serving.stand_in import load_runs
 
 ENGINE_DOWN = 70
 """The exit code where the models do not answer any more: EX_SOFTWARE of sysexits.h, that of every bug of ours."""
@@ -44,7 +44,7 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
     settings = settings or ServeSettings()
     listener = _listener(settings)  # so that a port that is taken is known before the models are loaded
     with listener:
-        extractors = load_runs(named(runs), settings.device, settings.min_score)
+        extractors = _load(named(runs), settings)
         app = create_app(extractors, settings)
         config = uvicorn.Config(
             app,
@@ -54,6 +54,7 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            log_level="critical",
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(settings.timeout) + LAST_SECONDS,
         )
@@ -61,6 +62,13 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
         listener.listen(config.backlog)
         server.run([listener])
     return ENGINE_DOWN if app.state.service.failure is not None else 0
+
+
+def _load(folders: Sequence[Path], settings: ServeSettings) -> dict[str, Extractor]:
+    """Load the extractor of each run, by the name of its folder."""
+    return {
+        folder.resolve().name: load_run(folder, settings.device, min_score=settings.min_score) for folder in folders
+    }
 
 
 def named(runs: Sequence[str | Path]) -> list[Path]:
@@ -136,9 +144,8 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Serve until a signal comes, and then until every accepted document is answered."""
         while not self.should_exit:
+            await self.on_tick(0)
             await asyncio.sleep(0.1)
-            counter = 0
-            await self.on_tick(counter)
             if self._signal is not None and not self._service.unfinished:
                 self._end()
 

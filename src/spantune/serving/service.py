@@ -1,8 +1,7 @@
 """The service: one thread that owns the models' sessions, and the queue of documents before it.
 
 The requests of a model are served in turn, a document each, so that a request of many documents holds up nobody's
-single text. What goes wrong with a document ends that document alone; where a pass over several fails, each of them is
-computed again by itself, so that only the one that is to blame fails.
+single text. What goes wrong with a document ends that document alone.
 """
 
 from __future__ import annotations
@@ -27,16 +26,12 @@ from spantune.core import (
     TaskSpec,
     log_crash,
 )
-from spantune.extraction import Extractor
+from spantune.extraction import Extractor, Options, Session
 from spantune.serving.errors import ApiError, DeadlineExceeded, EngineDown, Overloaded, Stopping, UnknownModel
 from spantune.serving.metrics import Metrics
 from spantune.serving.settings import ServeSettings
-from spantune.serving.stand_in import Options, Session, session_of
 
 log = logging.getLogger(__name__)
-AHEAD = 2
-"""How many batches of documents a session is given at most, so that none of its rows waits for the next document."""
-BATCH = 16
 DEFAULT = Options()
 
 
@@ -74,12 +69,10 @@ class _Lane:
     """A model: its session, the requests with documents that wait for it, and the documents that it works on."""
 
     run: ServedRun
-    extractor: Extractor
     session: Session
     waiting: deque[_Request] = field(default_factory=deque)
     in_work: dict[int, tuple[_Request, int]] = field(default_factory=dict)
-    suspects: deque[tuple[_Request, int]] = field(default_factory=deque)
-    """Documents of a pass that failed, which are computed one by one before all else."""
+    """The requests and the indices of the documents that the session holds, by their tickets."""
 
 
 class Service:
@@ -103,7 +96,7 @@ class Service:
         self.started = int(time.time())
         """When the models were ready, in seconds since 1970."""
         self._lanes = {
-            name: _Lane(ServedRun(name, extractor.task, fingerprints[name]), extractor, session_of(extractor))
+            name: _Lane(ServedRun(name, extractor.task, fingerprints[name]), extractor.session())
             for name, extractor in extractors.items()
         }
         self._changed = threading.Condition()
@@ -262,24 +255,16 @@ class Service:
     def _wait(self) -> bool:
         """Wait until there is something to do; False when the service is closed."""
         with self._changed:
-            while not self._is_closed and not any(
-                lane.waiting or lane.in_work or lane.suspects for lane in self._lanes.values()
-            ):
+            while not self._is_closed and not any(lane.waiting or lane.in_work for lane in self._lanes.values()):
                 self._changed.wait()
             return not self._is_closed
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self.failure = error
-            open_requests = {
-                request
-                for lane in self._lanes.values()
-                for request in (
-                    *lane.waiting,
-                    *(request for request, _ in lane.in_work.values()),
-                    *(request for request, _ in lane.suspects),
-                )
-            }
+            lanes = self._lanes.values()
+            open_requests = {request for lane in lanes for request, _ in lane.in_work.values()}
+            open_requests |= {request for lane in lanes for request in lane.waiting}
         for request in open_requests:
             request.tell(EngineDown())
         self.on_failure()
@@ -291,13 +276,8 @@ class Service:
                 lane.session.cancel(ticket)
 
     def _submit(self, lane: _Lane) -> None:
-        """Give the session documents, one of each request in turn; after a failed pass one document alone."""
-        if lane.suspects:
-            if not lane.in_work:
-                self._submit_document(lane, *lane.suspects.popleft())
-            return
-        rows = (lane.extractor.settings.batch_size or BATCH) * AHEAD
-        while len(lane.in_work) < rows:
+        """Give the session documents as long as it has room, one of each request in turn."""
+        while lane.session.has_room:
             with self._changed:
                 if not lane.waiting:
                     return
@@ -333,22 +313,14 @@ class Service:
             ended = lane.session.step()
         except Exception as error:
             log_crash(error)
-            self._isolate(lane)
+            for ticket, (request, index) in list(lane.in_work.items()):
+                lane.session.cancel(ticket)
+                self._finish(lane, request, index, _of_bug(request.documents[index]))
+            lane.in_work.clear()
             return
         for ticket, extraction in ended:
             if ticket in lane.in_work:
                 self._finish(lane, *lane.in_work.pop(ticket), extraction)
-
-    def _isolate(self, lane: _Lane) -> None:
-        """After a pass that failed: a document that was alone has failed, of several each is computed by itself."""
-        documents = list(lane.in_work.values())
-        lane.in_work.clear()
-        lane.session = session_of(lane.extractor)
-        if len(documents) > 1:
-            lane.suspects.extend(documents)
-            return
-        for request, index in documents:
-            self._finish(lane, request, index, _of_bug(request.documents[index]))
 
     def _finish(self, lane: _Lane, request: _Request, index: int, extraction: Extraction) -> None:
         with self._changed:

@@ -1,0 +1,52 @@
+"""A service that listens on a free port of this process."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx2
+import uvicorn
+
+from spantune.extraction import load_run
+from spantune.serving import ServeSettings, create_app
+from spantune.serving.service import Service
+
+
+class Served:
+    """A service of one run, called `toy`, which a real uvicorn serves in a thread.
+
+    `client` asks it, `service` is what works behind it, `app` is the app around that.
+    """
+
+    def __init__(self, run: Path, settings: ServeSettings):
+        self.app = create_app({"toy": load_run(run, "cpu")}, settings)
+        self.service: Service = self.app.state.service
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx2.Client(base_url=self.url, timeout=60)
+        config = uvicorn.Config(self.app, http="h11", ws="none", log_config=None, access_log=False, server_header=False)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
+
+    def __enter__(self) -> Served:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join()
+
+    def extract(self, **body: Any) -> httpx2.Response:
+        """Ask `/v1/extract`."""
+        return self.client.post("/v1/extract", json=body)
