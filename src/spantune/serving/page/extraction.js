@@ -7,6 +7,7 @@ const DOCUMENTS = 16;
 const CHARACTERS = 40_000;
 const REQUESTS = 2;
 const LONGEST_WAIT = 15;
+const FEW = 3;
 
 // Extract from `documents`. `changed(document)` is called at each result, and `waiting(failure, seconds)` where the
 // service is waited for, with null when it goes on. Ends when all are done, or when `signal` is aborted.
@@ -26,8 +27,10 @@ export async function extract(documents, {model, signal, changed, waiting}) {
         if (signal.aborted) break;
         if (!(error instanceof Failure)) throw error;
         if (error.kind === "busy" || error.kind === "offline") {
-          batches.unshift(left);
           tries += 1;
+          const half = tries > FEW ? left.length >> 1 : 0; // a short queue never has room for many at once
+          batches.unshift(left.slice(half));
+          if (half) batches.unshift(left.slice(0, half));
           const seconds = Math.max(error.seconds, Math.min(2 ** (tries - 1), LONGEST_WAIT));
           waiting(error, seconds);
           await pause(seconds, signal);

@@ -135,9 +135,8 @@ export class Outbox {
 }
 
 // Whether the service keeps no corrections at all.
-function isForAll({status, code}) {
-  if (code === "unknown_model") return false;
-  return status === 404 || status === 405 || status === 501 || /folder|disabled|no_corrections/.test(code);
+function isForAll({code}) {
+  return code === "no_corrections_folder";
 }
 
 // A correction as a line of native JSONL.
