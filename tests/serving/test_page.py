@@ -158,7 +158,7 @@ def test_the_keyboard_alone_marks_relabels_stretches_undoes_and_saves(opened: An
     assert entities(page) == [["dis", "腹痛", "2–4"], ["bod", "😀", "4–5"]]
     keys(page, "Control+z", "Control+z")
     assert entities(page) == [["sym", "腹痛", "2–4"]]
-    keys(page, "Control+Shift+z", "Control+y", "n", "Delete")
+    keys(page, "Control+Shift+z", "Control+y", "p", "Delete")
     assert entities(page) == [["bod", "😀", "4–5"]]
     keys(page, "Control+z", "s")
     page.locator("#corrections", has_text="1 correction is saved").wait_for()
@@ -360,11 +360,11 @@ def test_it_is_accessible_narrow_and_wide_in_both_languages(
     page.locator("#train summary").click()
     keys(page, "ArrowRight", "ArrowRight", "1", "ArrowRight", "2", "p")
     assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
-    assert axe.Axe().run(page).generate_report() == "No violations found."
+    assert axe.Axe().run(page).response["violations"] == []
     keys(page, "?")
-    assert axe.Axe().run(page).generate_report() == "No violations found."
+    assert axe.Axe().run(page).response["violations"] == []
     page.keyboard.press("Escape")
     page.click("#language")
-    assert page.inner_text("#open") == {"zh-CN": "Open files…", "en-US": "打开文件…"}[locale]
+    assert page.text_content("#open") == {"zh-CN": "Open files…", "en-US": "打开文件…"}[locale]
     page.reload()
     assert page.evaluate("() => document.documentElement.lang") == {"zh-CN": "en", "en-US": "zh-Hans"}[locale]

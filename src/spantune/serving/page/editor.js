@@ -304,9 +304,13 @@ export class Editor {
   }
 
   clicked(event) {
-    if (!this.app.document || !getSelection().isCollapsed) return;
+    if (this.app.document && getSelection().isCollapsed) this.pointed(event.target, event.clientX, event.clientY);
+  }
+
+  // Choose the entity at a place; where it is the target already, the one around it.
+  pointed(target, x, y) {
     const keys = [];
-    let element = event.target.closest("[data-key]");
+    let element = target.closest("[data-key]");
     const isTag = element?.classList.contains("tag");
     for (; element && this.root.contains(element); element = element.parentElement.closest("[data-key]")) {
       keys.push(element.dataset.key);
@@ -315,7 +319,7 @@ export class Editor {
       this.choose(isTag ? keys[0] : keys[(keys.indexOf(this.key) + 1) % keys.length]);
       return;
     }
-    const unit = this.unitAt(event.clientX, event.clientY);
+    const unit = this.unitAt(x, y);
     if (unit !== null) this.anchor = this.cell = this.text.characterStart(this.text.toPoint(unit));
     this.drop();
   }
@@ -343,7 +347,9 @@ export class Editor {
     if (!entity || event.button > 0) return;
     event.preventDefault();
     let point = entity[edge];
+    let isMoved = false;
     const move = (moved) => {
+      isMoved ||= Math.abs(moved.clientX - event.clientX) + Math.abs(moved.clientY - event.clientY) > 3;
       const unit = this.unitAt(moved.clientX, moved.clientY);
       if (unit === null) return;
       point = nearest(this.text, this.text.toPoint(unit));
@@ -351,15 +357,17 @@ export class Editor {
       this.highlight(start < end ? this.domRange(start, end) : null);
     };
     const stop = (stopped) => {
-      for (const name of ["pointermove", "pointerup", "pointercancel"]) document.removeEventListener(name, name === "pointermove" ? move : stop);
+      for (const [name, listener] of listeners) document.removeEventListener(name, listener);
+      const beneath = document.elementFromPoint(stopped.clientX, stopped.clientY);
       for (const grip of Object.values(this.grips)) grip.style.removeProperty("pointer-events");
       this.highlight(null);
-      if (stopped.type === "pointerup" && point !== entity[edge]) this.moveEdge(entity, edge, point);
+      if (stopped.type === "pointercancel") return;
+      if (!isMoved && this.root.contains(beneath)) this.pointed(beneath, stopped.clientX, stopped.clientY);
+      else if (point !== entity[edge]) this.moveEdge(entity, edge, point);
     };
     for (const grip of Object.values(this.grips)) grip.style.setProperty("pointer-events", "none");
-    document.addEventListener("pointermove", move);
-    document.addEventListener("pointerup", stop);
-    document.addEventListener("pointercancel", stop);
+    const listeners = [["pointermove", move], ["pointerup", stop], ["pointercancel", stop]];
+    for (const [name, listener] of listeners) document.addEventListener(name, listener);
   }
 }
 
