@@ -6,40 +6,38 @@ const JOINER = "\u200d";
 export class Drawing {
   constructor(root) {
     this.root = root;
+    this.text = null;
+    this.lines = []; // [{signature, element, parts, elements}], each as it was drawn last
     this.parts = []; // [{start, node}], the text nodes with their UTF-16 offsets
     this.elements = new Map(); // entity key to the elements that draw it
   }
 
-  // `entities` have `key`, `start` and `end` in UTF-16 units, `color`, `tag` and `hint`.
+  // Draw; `entities` have `key`, `start` and `end` in UTF-16 units, `color`, `tag` and `hint`. A line of the text that is
+  // drawn as before keeps its elements, so that a change costs little in a long text.
   draw(text, entities) {
     const levels = levelsOf(entities);
-    const places = new Map(entities.map((entity) => [entity, tagPlace(text, entity.end)]));
-    const edges = new Set([0, text.length]);
-    for (const entity of entities) edges.add(entity.start).add(entity.end).add(places.get(entity));
-    const cuts = [...edges].sort((first, second) => first - second);
-    const starting = groups(entities, (entity) => entity.start);
-    const ending = groups(entities, (entity) => places.get(entity));
-    const depth = Math.max(-1, ...levels.values()) + 1;
-    this.parts = [];
-    this.elements = new Map();
-    const fragment = document.createDocumentFragment();
-    let active = [];
-    for (const [index, begin] of cuts.entries()) {
-      const tagged = (ending.get(begin) ?? []).sort((first, second) => levels.get(first) - levels.get(second));
-      for (const [place, entity] of tagged.entries()) {
-        const later = tagged.slice(place + 1).filter((outer) => outer.end === begin);
-        const above = [...active.filter((outer) => outer.start < begin && begin < outer.end), ...later];
-        fragment.append(this.under(this.tag(entity), above, levels));
+    const placed = entities.map((entity) => ({...entity, level: levels.get(entity), place: tagPlace(text, entity.end)}));
+    const begins = lineBegins(text);
+    const groups = byLine(placed, begins);
+    const known = text === this.text ? this.lines : [];
+    this.lines = begins.map((begin, index) => {
+      const end = begins[index + 1] ?? text.length;
+      const signature = groups[index].map(({key, level, color, hint}) => `${key} ${level} ${color} ${hint}`).join("\n");
+      return known[index]?.signature === signature ? known[index] : {signature, ...drawnLine(text, begin, end, groups[index])};
+    });
+    if (known.length) {
+      for (const [index, {element}] of this.lines.entries()) {
+        if (element !== known[index].element) known[index].element.replaceWith(element);
       }
-      active = [...active.filter((entity) => entity.end > begin), ...(starting.get(begin) ?? [])];
-      const end = cuts[index + 1];
-      if (end === undefined || end === begin) continue;
-      const node = document.createTextNode(text.slice(begin, end));
-      this.parts.push({start: begin, node});
-      fragment.append(this.under(node, active, levels));
+    } else this.root.replaceChildren(...this.lines.map(({element}) => element));
+    this.text = text;
+    this.parts = this.lines.flatMap(({parts}) => parts);
+    this.elements = new Map();
+    for (const [key, element] of this.lines.flatMap(({elements}) => elements)) {
+      if (this.elements.has(key)) this.elements.get(key).push(element);
+      else this.elements.set(key, [element]);
     }
-    this.root.replaceChildren(fragment);
-    this.root.style.setProperty("--depth", String(depth));
+    this.root.style.setProperty("--depth", String(Math.max(-1, ...levels.values()) + 1));
   }
 
   // Show which entity is the current one.
@@ -76,36 +74,95 @@ export class Drawing {
     const {start, node} = this.parts[low];
     return [node, Math.min(Math.max(offset - start, 0), node.length)];
   }
+}
 
-  under(content, covering, levels) {
-    let outer = content;
-    for (const entity of [...covering].sort((first, second) => levels.get(first) - levels.get(second))) {
-      const line = document.createElement("span");
-      line.className = `under ${entity.color}`;
-      line.style.setProperty("--level", String(levels.get(entity)));
-      line.title = entity.hint;
-      this.remember(line, entity);
-      line.append(outer);
-      outer = line;
+// Draw the line [begin, end) of a text with the entities that touch it.
+function drawnLine(text, begin, end, entities) {
+  const line = {element: document.createElement("div"), parts: [], elements: []};
+  const edges = new Set([begin, end]);
+  for (const entity of entities) {
+    for (const edge of [entity.start, entity.end, entity.place]) if (begin < edge && edge < end) edges.add(edge);
+  }
+  const cuts = [...edges].sort((first, second) => first - second);
+  const waiting = [...entities].sort((first, second) => second.start - first.start);
+  let active = [];
+  for (let index = 0; index + 1 < cuts.length; index += 1) {
+    const [first, last] = [cuts[index], cuts[index + 1]];
+    active = active.filter((entity) => entity.end > first);
+    while (waiting.length && waiting[waiting.length - 1].start <= first) active.push(waiting.pop());
+    const covering = active.filter((entity) => entity.end > first);
+    const node = document.createTextNode(text.slice(first, last));
+    line.parts.push({start: first, node});
+    line.element.append(under(node, covering, line));
+    const tagged = entities.filter((entity) => entity.place === last).sort(byLevel);
+    for (const [place, entity] of tagged.entries()) {
+      const later = tagged.slice(place + 1).filter((outer) => outer.end === last);
+      const above = [...entities.filter((outer) => outer.start < last && last < outer.end), ...later];
+      line.element.append(under(tag(entity, line), above, line));
     }
-    return outer;
   }
+  return line;
+}
 
-  tag(entity) {
-    const tag = document.createElement("i");
-    tag.className = `tag ${entity.color}`;
-    tag.dataset.tag = entity.tag;
-    tag.title = entity.hint;
-    this.remember(tag, entity);
-    return tag;
+// Put `content` inside the lines of the entities that cover it, the nearest to the text first.
+function under(content, covering, line) {
+  let outer = content;
+  for (const entity of [...covering].sort(byLevel)) {
+    const element = document.createElement("span");
+    element.className = `under ${entity.color}`;
+    element.style.setProperty("--level", String(entity.level));
+    element.title = entity.hint;
+    remember(element, entity, line);
+    element.append(outer);
+    outer = element;
   }
+  return outer;
+}
 
-  remember(element, entity) {
-    element.dataset.key = entity.key;
-    const elements = this.elements.get(entity.key);
-    if (elements) elements.push(element);
-    else this.elements.set(entity.key, [element]);
+function tag(entity, line) {
+  const element = document.createElement("i");
+  element.className = `tag ${entity.color}`;
+  element.dataset.tag = entity.tag;
+  element.title = entity.hint;
+  remember(element, entity, line);
+  return element;
+}
+
+function remember(element, entity, line) {
+  element.dataset.key = entity.key;
+  line.elements.push([entity.key, element]);
+}
+
+function byLevel(first, second) {
+  return first.level - second.level;
+}
+
+// Where the lines of a text begin; one that is empty has one line.
+function lineBegins(text) {
+  const begins = [0];
+  for (let at = text.indexOf("\n"); at >= 0 && at + 1 < text.length; at = text.indexOf("\n", at + 1)) begins.push(at + 1);
+  return begins;
+}
+
+// The entities that touch each line, or have their tag at its end.
+function byLine(entities, begins) {
+  const groups = begins.map(() => []);
+  for (const entity of entities) {
+    const last = lineOf(begins, Math.max(entity.end, entity.place) - 1);
+    for (let index = lineOf(begins, entity.start); index <= last; index += 1) groups[index].push(entity);
   }
+  return groups;
+}
+
+function lineOf(begins, offset) {
+  let low = 0;
+  let high = begins.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (begins[middle] <= offset) low = middle;
+    else high = middle - 1;
+  }
+  return low;
 }
 
 function levelsOf(entities) {
@@ -125,16 +182,6 @@ function levelsOf(entities) {
     levels.set(entity, level);
   }
   return levels;
-}
-
-function groups(entities, placeOf) {
-  const found = new Map();
-  for (const entity of entities) {
-    const place = placeOf(entity);
-    if (found.has(place)) found.get(place).push(entity);
-    else found.set(place, [entity]);
-  }
-  return found;
 }
 
 // The first offset from `offset` on that is not inside a letter with marks or a joined emoji.

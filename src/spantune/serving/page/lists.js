@@ -31,9 +31,20 @@ export class ListBox {
     }
     const keys = items.map(({key}) => key);
     const isSame = keys.length === this.keys.length && keys.every((key, index) => key === this.keys[index]);
-    if (!isSame) this.root.replaceChildren(...keys.map((key) => rows.get(key).row));
+    if (!isSame) this.place(keys.map((key) => rows.get(key).row));
     [this.rows, this.keys] = [rows, keys];
     this.mark(chosen);
+  }
+
+  // Put the rows in order, and move as few as one row does.
+  place(rows) {
+    const wanted = new Set(rows);
+    for (const row of [...this.root.children]) if (!wanted.has(row)) row.remove();
+    let at = this.root.firstChild;
+    for (const row of rows) {
+      if (row === at) at = at.nextSibling;
+      else this.root.insertBefore(row, at);
+    }
   }
 
   mark(key) {
