@@ -14,7 +14,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.extractors import DOCUMENTS, LIMIT, TASK, TEXTS, Plain, encoder, extractor, lively_model, plain_loop
+from helpers.extractors import (
+    DOCUMENTS,
+    LIMIT,
+    TASK,
+    TEXTS,
+    Plain,
+    count_forwards,
+    encoder,
+    extractor,
+    lively_model,
+    plain_loop,
+)
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 from spantune.core import (
     ConfigError,
@@ -31,7 +42,7 @@ from spantune.core import (
 )
 from spantune.data import Cutter, merge
 from spantune.encoding import Encoder, PartialAnswer
-from spantune.extraction import Extractor, Forward, Guide, load_run, rates
+from spantune.extraction import Extractor, Guide, load_run, rates
 from spantune.extraction.grammar import Constraint
 from spantune.extraction.result import failure
 
@@ -294,19 +305,6 @@ def test_order_is_kept_and_no_more_is_read_than_is_needed() -> None:
     again = [first, *stream]
     assert [item.document.id for item in again] == [document.id for document in documents] == taken
     assert [item.answer for item in again] == [item.answer for item in whole]
-
-
-def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[Forward]:
-    """The Forwards that are made from now on."""
-    made: list[Forward] = []
-
-    def make(forward: Forward, *args: Any, **options: Any) -> None:
-        real(forward, *args, **options)
-        made.append(forward)
-
-    real = Forward.__init__
-    monkeypatch.setattr(Forward, "__init__", make)
-    return made
 
 
 def test_finished_rows_give_their_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,11 @@ class Command:
         self.process.start()
 
     @property
+    def has_begun(self) -> bool:
+        """Whether its output goes where it can be read."""
+        return self._err.exists()
+
+    @property
     def out(self) -> str:
         return self._out.read_text(encoding="utf-8")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import httpx2
 import uvicorn
 
+from spantune.core import Extraction
 from spantune.extraction import load_run
 from spantune.serving import ServeSettings, create_app
 from spantune.serving.service import Service
@@ -50,3 +53,38 @@ class Served:
     def extract(self, **body: Any) -> httpx2.Response:
         """Ask `/v1/extract`."""
         return self.client.post("/v1/extract", json=body)
+
+    def raw(self, sent: bytes) -> bytes:
+        """Send these bytes and return what comes back until the service closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(sent)
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+        return answer
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the models compute nothing inside the block."""
+        gate = threading.Event()
+        session = next(iter(self.service._lanes.values())).session
+        step = session.step
+
+        def wait_and_step() -> list[tuple[int, Extraction]]:
+            gate.wait()
+            return step()
+
+        session.step = wait_and_step  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            session.step = step  # type: ignore[method-assign]
+            gate.set()
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds, ten seconds at most."""
+        for _ in range(1000):
+            if holds():
+                return
+            time.sleep(0.01)
+        raise AssertionError("it does not hold after ten seconds")

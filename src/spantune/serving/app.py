@@ -82,4 +82,4 @@ def _wrap(app: FastAPI, service: Service, settings: ServeSettings) -> None:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
-    app.add_middleware(Envelope, metrics=service.metrics, paths=paths | {"/openapi.json"})
+    app.add_middleware(Envelope, service=service, paths=paths | {"/openapi.json"})

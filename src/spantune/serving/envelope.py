@@ -19,9 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spantune.core import json_text, say
 from spantune.serving.errors import ApiError, bug
-from spantune.serving.metrics import Metrics
 from spantune.serving.requests import ClientGone
 from spantune.serving.security import HEADERS
+from spantune.serving.service import Service
 
 GONE = 499
 """The status in log and metrics of a request whose client has left before it was answered."""
@@ -36,12 +36,12 @@ class Envelope:
 
     Args:
         app: what is inside.
-        metrics: where requests are counted.
+        service: whose metrics count the requests.
         paths: the routes that log and metrics name; every other address is `other`.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]):
-        self._app, self._metrics, self._paths = app, metrics, frozenset(paths)
+    def __init__(self, app: ASGIApp, service: Service, paths: Collection[str]):
+        self._app, self._service, self._paths = app, service, frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -63,6 +63,8 @@ class Envelope:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("cache-control", "no-store")
+                if self._service.is_stopping:
+                    headers["connection"] = "close"  # so that the client asks elsewhere next time
             try:
                 await asyncio.wait_for(send(message), SLOWEST_READER)
             except TimeoutError:
@@ -83,7 +85,7 @@ class Envelope:
         path, method = scope["path"], scope["method"]
         route = path if path in self._paths else "/static" if path.startswith("/static/") else "other"
         method = method if method in _METHODS else "other"
-        self._metrics.request(route, method, status, seconds)
+        self._service.metrics.request(route, method, status, seconds)
         client = scope.get("client")
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from spantune.core import SpantuneError, log_crash
+from spantune.core import SpantuneError, encodable, log_crash
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class ApiError(SpantuneError):
     def __init__(
         self, status: int, code: str, message: str, remedy: str = "", *, headers: Mapping[str, str] | None = None
     ):
-        self.status, self.code, self.message, self.remedy = status, code, message, remedy
+        self.status, self.code, self.remedy = status, code, remedy
+        self.message = encodable(message)
         self.headers = dict(headers or {})
         super().__init__(f"{message}; {remedy}" if remedy else message)
 
@@ -84,7 +85,7 @@ class Stopping(ApiError):
             "stopping",
             "the service is being stopped and accepts no new requests",
             "ask again, when it has been started again",
-            headers={"Retry-After": "5", "Connection": "close"},
+            headers={"Retry-After": "5"},
         )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from spantune.core import Entity, Extraction
+from spantune.core import Entity, Extraction, half_surrogate
 from spantune.extraction import Options
 
 SHORT = Field(min_length=1, max_length=256)
@@ -18,10 +18,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _is_encodable(text: str) -> str:
+    if half_surrogate(text) is not None:
+        raise ValueError("half a surrogate pair, which UTF-8 does not have")
+    return text
+
+
 class TextIn(Strict):
     """A text to extract from."""
 
-    id: Annotated[str, Field(max_length=256)] | None = None
+    id: Annotated[str, Field(max_length=256), AfterValidator(_is_encodable)] | None = None
     text: str
 
 
@@ -122,6 +128,20 @@ class LabelOut(BaseModel):
 class TaskOut(BaseModel):
     """The task of a run."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "demo",
+                    "answer": "spans",
+                    "instruction": "Find all medical entities.",
+                    "language": "zh",
+                    "nested": True,
+                    "labels": [{"code": "dis", "name": "疾病", "description": "", "colour": ["#1771e3", "#83b1e9"]}],
+                }
+            ]
+        }
+    )
     model: str
     answer: str
     instruction: str
@@ -144,6 +164,25 @@ class ModelOut(BaseModel):
 class ModelsOut(BaseModel):
     """The runs that are served."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "object": "list",
+                    "data": [
+                        {
+                            "id": "demo",
+                            "object": "model",
+                            "created": 1795880305,
+                            "owned_by": "spantune",
+                            "fingerprint": "baed9d7d15b1",
+                            "answer": "spans",
+                        }
+                    ],
+                }
+            ]
+        }
+    )
     object: Literal["list"] = "list"
     data: list[ModelOut]
 

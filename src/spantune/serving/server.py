@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -25,6 +26,8 @@ from spantune.serving.settings import ServeSettings
 ENGINE_DOWN = 70
 """The exit code where the models do not answer any more: EX_SOFTWARE of sysexits.h, that of every bug of ours."""
 KEEP_ALIVE_SECONDS = 15
+PARTING_SECONDS = 1.0
+"""How long it goes on to listen after a signal at least, and refuses, so that clients that just ask are told."""
 LAST_SECONDS = 5
 """How long a client may take to read its answer, beyond the time of a request, before the service ends without it."""
 
@@ -132,6 +135,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service, self._address = service, address
         self._signal: int | None = None
+        self._signalled = 0.0
         service.on_failure = self._end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -146,14 +150,15 @@ class _Server(uvicorn.Server):
         while not self.should_exit:
             await self.on_tick(0)
             await asyncio.sleep(0.1)
-            if self._signal is not None and not self._service.unfinished:
+            parted = self._signal is not None and time.monotonic() > self._signalled + PARTING_SECONDS
+            if parted and not self._service.unfinished:
                 self._end()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take the first signal as a request, and a second one as an order."""
         if self._signal is not None:
             os._exit(128 + sig)
-        self._signal = sig
+        self._signal, self._signalled = sig, time.monotonic()
         self._service.stop()
         os.write(
             2, f"\n{signal.Signals(sig).name}: ending after what was accepted; a second signal ends now\n".encode()

@@ -99,10 +99,14 @@ class Service:
             name: _Lane(ServedRun(name, extractor.task, fingerprints[name]), extractor.session())
             for name, extractor in extractors.items()
         }
+        metrics.watch("spantune_queue_documents", "Documents that wait for the model.", lambda: self.waiting)
+        metrics.watch("spantune_documents_in_work", "Documents that the model works on.", lambda: self.in_work)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._accepted = 0
-        self._is_stopping = self._is_closed = False
+        self._is_closed = False
+        self.is_stopping = False
+        """Whether new requests are refused, and only those are finished that were accepted."""
         self.failure: BaseException | None = None
         """What ended the thread of the models, if anything did."""
         self.on_failure: Callable[[], None] = lambda: None
@@ -144,7 +148,7 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether new requests are accepted."""
-        return self.failure is None and not self._is_stopping
+        return self.failure is None and not self.is_stopping
 
     def require_ready(self, documents: int = 1) -> None:
         """Check that a request of so many documents would be accepted now.
@@ -156,7 +160,7 @@ class Service:
         """
         if self.failure is not None:
             raise EngineDown
-        if self._is_stopping:
+        if self.is_stopping:
             raise Stopping
         if self._accepted + documents > self.settings.max_queue:
             raise Overloaded(self.settings.max_queue)
@@ -170,12 +174,12 @@ class Service:
 
     def stop(self) -> None:
         """Accept no new requests; those that were accepted are finished."""
-        self._is_stopping = True
+        self.is_stopping = True
 
     def close(self) -> None:
         """End the thread of the models after its current pass."""
         with self._changed:
-            self._is_stopping = self._is_closed = True
+            self.is_stopping = self._is_closed = True
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
