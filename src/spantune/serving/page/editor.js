@@ -134,13 +134,18 @@ export class Editor {
   stretch(edge, direction) {
     const {entity, text} = this;
     if (!entity) return;
-    const point = direction < 0 ? text.previousCharacter(entity[edge]) : text.nextCharacter(entity[edge]);
+    const step = (at) => (direction < 0 ? text.previousCharacter(at) : text.nextCharacter(at));
+    const isBlank = (at) => text.isBlank(edge === "start" ? at : at - 1);
+    let point = step(entity[edge]);
+    while (point > 0 && point < text.length && isBlank(point)) point = step(point); // no white space at an edge
     this.moveEdge(entity, edge, point);
   }
 
   moveEdge(entity, edge, point) {
     const moved = {...entity, [edge]: point};
-    if (point === entity[edge] || moved.start >= moved.end) this.app.say(t("atEdge"));
+    const trimmed = moved.start < moved.end ? this.text.trimmed(moved.start, moved.end) : null;
+    if (trimmed) [moved.start, moved.end] = trimmed;
+    if (!trimmed || moved[edge] === entity[edge]) this.app.say(t("atEdge"));
     else this.replace(entity, moved, "moved");
   }
 
@@ -172,7 +177,7 @@ export class Editor {
   }
 
   surface({start, end}) {
-    const surface = this.text.slice(start, end).replace(/\s+/g, " ");
+    const surface = this.text.slice(start, end).replace(/\r\n|\n|\r/g, "↵").replace(/\s+/g, " ");
     return surface.length > 80 ? `${surface.slice(0, 79)}…` : surface;
   }
 
@@ -204,8 +209,9 @@ export class Editor {
 
   keydown(event) {
     if (!this.app.document || event.metaKey) return;
-    const next = this.moved(event.key, event.ctrlKey || event.altKey);
-    if (next === null) return;
+    const moved = this.moved(event.key, event.ctrlKey || event.altKey);
+    if (moved === null) return;
+    const next = Math.min(moved, this.text.previousCharacter(this.text.length));
     event.preventDefault();
     if (!event.shiftKey) this.anchor = next;
     this.cell = next;

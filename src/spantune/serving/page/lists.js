@@ -58,7 +58,14 @@ export class ListBox {
     }
     row.setAttribute("aria-selected", "true");
     this.root.setAttribute("aria-activedescendant", row.id);
-    if (isOther) row.scrollIntoView({block: "nearest"});
+    if (isOther) this.reveal(row);
+  }
+
+  // Scroll the list, and nothing else, to a row.
+  reveal(row) {
+    const [inner, outer] = [row.getBoundingClientRect(), this.root.getBoundingClientRect()];
+    if (inner.top < outer.top) this.root.scrollTop -= outer.top - inner.top;
+    else if (inner.bottom > outer.bottom) this.root.scrollTop += inner.bottom - outer.bottom;
   }
 
   made(key) {

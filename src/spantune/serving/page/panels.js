@@ -138,7 +138,7 @@ export function showCorrections(outbox, model) {
   $("download").disabled = !waiting && !outbox.hasFolder;
   const name = /^[\w.-]+$/.test(model) ? model : "RUN";
   $("train-command").textContent =
-    `spantune train runs/${name}/config.yaml 'data.train=[TRAIN, corrections.jsonl]' train.from=runs/${name} run.name=${name}-2`;
+    `spantune train runs/${name}/config.yaml 'data.train=[TRAIN, corrections.jsonl]' train.from=runs/${name} train.learning_rate=null run.name=${name}-2`;
 }
 
 // Give the user a file.
