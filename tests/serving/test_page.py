@@ -1,4 +1,4 @@
-"""The page against the real service of the toy run, in a real browser: marking, changing, saving, and what it refuses."""
+"""The page against the real service of the toy run, in a real browser: marking, changing, saving, what it refuses."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("fastapi")
-playwright = pytest.importorskip("playwright.sync_api")
-
 from helpers.chromium import BROWSER
 from spantune.core import LABEL_COLORS
+
+playwright = pytest.importorskip("playwright.sync_api")
 
 TEXT = "患者腹痛😀三天，e\u0301无发热。"
 """With an astral character and a letter with a combining mark."""
@@ -349,9 +348,7 @@ def test_a_token_is_asked_for_and_kept_by_the_tab(opened: Any, serve_with: Any) 
 
 @needs_browser
 @pytest.mark.parametrize("scheme, width, locale", [("light", 390, "zh-CN"), ("dark", 1280, "en-US")])
-def test_it_is_accessible_narrow_and_wide_in_both_languages(
-    opened: Any, scheme: str, width: int, locale: str
-) -> None:
+def test_it_is_accessible_narrow_and_wide_in_both_languages(opened: Any, scheme: str, width: int, locale: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = opened(width=width, color_scheme=scheme, locale=locale)
     assert page.inner_text("#open") == {"zh-CN": "打开文件…", "en-US": "Open files…"}[locale]

@@ -1,5 +1,7 @@
 // Requests to the service. Each failure is a Failure with a sentence for the user; a 401 asks for the token once.
 
+import {tab} from "./storage.js";
+
 const TOKEN = "spantune.token";
 
 export class Failure extends Error {
@@ -42,12 +44,12 @@ export async function* postLines(path, body, signal) {
 
 export async function request(path, {body, signal, accept} = {}) {
   for (;;) {
-    const used = sessionStorage.getItem(TOKEN);
+    const used = tab.get(TOKEN);
     const response = await send(path, body, signal, accept, used);
     if (response.ok) return response;
     const error = (await response.json().catch(() => null))?.error ?? {};
     if (response.status !== 401) throw failure(response, error);
-    if (sessionStorage.getItem(TOKEN) === used) await login(used !== null);
+    if (tab.get(TOKEN) === used) await login(used !== null);
   }
 }
 
@@ -91,5 +93,5 @@ async function login(wasRefused) {
   asking ??= Promise.resolve(askForToken(wasRefused)).finally(() => (asking = null));
   const token = await asking;
   if (token === null) throw new Failure("", "token", {status: 401});
-  sessionStorage.setItem(TOKEN, token);
+  tab.set(TOKEN, token);
 }

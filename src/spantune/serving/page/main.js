@@ -1,31 +1,21 @@
 // The page: its state, what is shown of it, and what keys and buttons do. Texts of users go in as text nodes only.
 
 import {Failure, getJson, onToken} from "./api.js";
-import {TextDocument, byPlace, entityKey, sorted} from "./documents.js";
+import {TextDocument, sorted} from "./documents.js";
 import {Editor} from "./editor.js";
 import {extract} from "./extraction.js";
 import {PasteKeeper, fromFile, fromPasted} from "./inputs.js";
+import {listenToKeys} from "./keys.js";
 import {ListBox, made} from "./lists.js";
 import {Outbox} from "./outbox.js";
-import {$, Colors, Filter, Keys, Labels, askForToken, offer, say, showCorrections} from "./panels.js";
+import {$, Filter, Labels, askForToken, offer, say, showCorrections} from "./panels.js";
+import {entityRows, look, queueRows} from "./rows.js";
+import {colorOf, currentEntities, isSaved, isUnsaved, state, taskOf} from "./state.js";
 import {chooseLanguage, switchLanguage, t} from "./strings.js";
 
 const SLOW = 150; // milliseconds between two drawings of the queue while results come in
 
-const state = {
-  documents: [],
-  document: null,
-  model: "",
-  tasks: new Map(), // model to task
-  threshold: null, // null: as the run decides
-  armed: null, // the label that every selection is marked with
-  work: null, // the AbortController of the extraction
-  note: null, // why it waits: a function that says it in the language of now
-};
-
 chooseLanguage();
-const colors = new Colors();
-const keys = new Keys();
 const paste = new PasteKeeper($("pasted"));
 const outbox = new Outbox(() => showCorrections(outbox, state.model));
 const filter = new Filter(() => draw());
@@ -39,7 +29,7 @@ const editor = new Editor({
   get armed() {
     return state.armed;
   },
-  entities: shownEntities,
+  entities: currentEntities,
   isShown: (entity) => !filter.hidden.has(entity.label),
   look,
   reveal: (label) => filter.reveal(label),
@@ -50,21 +40,11 @@ const editor = new Editor({
 
 // ---- the tasks of the models
 
-function taskOf(document) {
-  return state.tasks.get(document?.model ?? state.model) ?? {labels: []};
-}
-
-function colorOf(code, task = taskOf(state.document)) {
-  const label = task.labels.find((other) => other.code === code);
-  return label ? colors.name(label.colour) : "entity-other";
-}
-
 async function start() {
   onToken(askForToken);
   try {
     const models = (await getJson("/v1/models")).data.map(({id}) => id);
     $("model").replaceChildren(...models.map((name) => new Option(name, name)));
-    document.querySelector(".model").classList.toggle("single", models.length < 2);
     await chooseModel(models[0]);
     alarm("");
   } catch (error) {
@@ -131,13 +111,16 @@ async function run() {
     } while (state.more && !state.work.signal.aborted);
   } catch (error) {
     report(error);
+  } finally {
+    [state.work, state.note] = [null, null];
+    showQueue();
+    showProgress();
+    announce($("progress-text").textContent);
   }
-  [state.work, state.note] = [null, null];
-  showQueue();
-  showProgress();
 }
 
 function arrived(document) {
+  if (!state.documents.includes(document)) return; // the queue was cleared
   if (document === state.document) {
     editor.reset();
     showTask();
@@ -182,8 +165,7 @@ function turn(direction) {
 }
 
 function clear() {
-  const unsaved = state.documents.some((document) => document.isUnsaved(state.threshold));
-  if (unsaved && !confirm(t("clearAsk"))) return;
+  if (state.documents.some(isUnsaved) && !confirm(t("clearAsk"))) return;
   state.work?.abort();
   [state.documents, state.document] = [[], null];
   $("bench").hidden = true;
@@ -194,42 +176,13 @@ function clear() {
 
 function showQueue() {
   const order = sorted(state.documents, $("order").value);
-  const items = order.map((document) => {
-    const isSaved = document.isSaved(state.threshold);
-    const isUnsaved = document.isUnsaved(state.threshold);
-    const certainty = document.state === "done" ? document.certainty : null;
-    return {
-      key: document.key,
-      signature: `${document.state} ${certainty} ${isSaved} ${isUnsaved} ${document.problems.length} ${$("language").textContent}`,
-      build: (row) => queueRow(row, document, certainty, isSaved, isUnsaved),
-    };
-  });
-  queue.show(items, state.document?.key ?? null);
+  queue.show(queueRows(order), state.document?.key ?? null);
   $("queue-count").textContent = String(order.length);
   const at = order.indexOf(state.document);
   $("place").textContent = at < 0 ? "" : t("place", {at: at + 1, n: order.length});
   $("document-id").textContent = state.document?.id ?? "";
   $("previous").disabled = at <= 0;
   $("next").disabled = at < 0 || at === order.length - 1;
-}
-
-function queueRow(row, document, certainty, isSaved, isUnsaved) {
-  made("span", document.text.text.slice(0, 120).replace(/\s+/g, " "), row, "words").dir = "auto";
-  const what = made("span", "", row, "what");
-  if (document.state === "failed") made("span", t("failed"), what, "wrong");
-  else if (document.state !== "done") made("span", t(document.state), what);
-  else if (document.problems.length) made("span", t("problem"), what, "wrong");
-  if (certainty !== null && certainty >= 0) {
-    const kept = document.predicted.filter((entity) => !entity.below);
-    if (kept.some((entity) => entity.score !== null)) {
-      const meter = made("span", "", what, "meter");
-      made("i", "", meter).style.setProperty("transform", `scaleX(${certainty})`);
-      what.title = t("certaintyOf", {score: certainty.toFixed(2)});
-      made("span", certainty.toFixed(2), what);
-    } else if (!kept.length) made("span", t("noEntities"), what);
-  }
-  if (isSaved) made("b", `✓ ${t("saved")}`, what);
-  else if (isUnsaved) made("b", `● ${t("changed")}`, what);
 }
 
 function showProgress() {
@@ -247,30 +200,11 @@ function showProgress() {
   say($("progress-note"), state.note?.() ?? (others && !isAtWork ? t("otherModel") : ""));
   $("stop").hidden = !isAtWork;
   $("go-on").hidden = isAtWork || (isWhole && !failed);
+  $("go-on").textContent = t(isWhole ? "tryAgain" : "goOn");
   $("again").hidden = isAtWork || !others;
 }
 
 // ---- the text
-
-function shownEntities() {
-  return state.document ? state.document.entities(state.threshold) : [];
-}
-
-function look(entity) {
-  const name = taskOf(state.document).labels.find(({code}) => code === entity.label)?.name ?? entity.label;
-  const score = entity.score === null ? t("byYou") : t("score", {score: entity.score.toFixed(3)});
-  const words = name === entity.label ? name : `${entity.label} ${name}`;
-  return {
-    color: colorOf(entity.label),
-    tag: entity.label,
-    hint: `${words} · ${isPredicted(entity) ? "–" : score} · [${entity.start}, ${entity.end})`,
-  };
-}
-
-// Whether an entity without a score is the model's.
-function isPredicted(entity) {
-  return entity.score === null && state.document.predicted.includes(entity);
-}
 
 // A change of entities by the user.
 function changed() {
@@ -284,7 +218,7 @@ function draw() {
   editor.render();
   const failure = document.state === "failed" ? document.failure : document.problems.map(({found}) => found).join("\n");
   say($("problems"), failure);
-  const all = shownEntities();
+  const all = currentEntities();
   filter.count(all);
   showThreshold();
   targeted();
@@ -292,27 +226,11 @@ function draw() {
 
 function showEntities() {
   const {shown} = editor;
-  const {language} = globalThis.document.documentElement.dataset;
-  const items = [...shown].sort(byPlace).map((entity) => ({
-    key: entityKey(entity),
-    signature: `${state.document.key} ${entity.score} ${isPredicted(entity)} ${language} ${$("language").textContent}`,
-    build: (row) => entityRow(row, entity),
-  }));
-  entities.show(items, editor.key);
-  const hidden = shownEntities().length - shown.length;
+  entities.show(entityRows(shown, (entity) => editor.surface(entity)), editor.key);
+  const hidden = currentEntities().length - shown.length;
   $("entities-count").textContent = t("shown", {n: shown.length}) + (hidden ? ` · ${t("hiddenSome", {n: hidden})}` : "");
-  $("entities-empty").hidden = items.length > 0;
-  $("entities").hidden = items.length === 0;
-}
-
-function entityRow(row, entity) {
-  row.className = `${colorOf(entity.label)}${entity.below ? " below" : ""}`;
-  made("span", editor.surface(entity), row, "surface").dir = "auto";
-  made("span", entity.score === null ? (isPredicted(entity) ? "–" : t("byYou")) : entity.score.toFixed(3), row, "score");
-  const label = made("span", entity.label, row, "label");
-  const name = taskOf(state.document).labels.find(({code}) => code === entity.label)?.name;
-  if (name && name !== entity.label) made("span", ` ${name}`, label);
-  made("span", `${entity.start}–${entity.end}`, row, "offsets");
+  $("entities-empty").hidden = shown.length > 0;
+  $("entities").hidden = shown.length === 0;
 }
 
 function showThreshold() {
@@ -345,8 +263,7 @@ function targeted() {
   for (const id of ["start-left", "start-right", "end-left", "end-right", "delete"]) enable(id, entity !== null);
   enable("undo", state.document?.isTouched ?? false);
   enable("redo", state.document?.canRedo ?? false);
-  const isSaved = state.document?.isSaved(state.threshold) ?? false;
-  $("save-words").textContent = t(isSaved ? "isSaved" : "saveNext");
+  $("save-words").textContent = t(state.document && isSaved(state.document) ? "isSaved" : "saveNext");
   $("save").disabled = state.document?.state !== "done";
   showEntities();
 }
@@ -388,8 +305,8 @@ function save() {
   outbox.add(document.save(state.threshold));
   const order = sorted(state.documents, $("order").value);
   const later = [...order.slice(order.indexOf(document) + 1), ...order];
-  const next = later.find((other) => other.state === "done" && !other.isSaved(state.threshold));
-  const left = order.filter((other) => other.state === "done" && !other.isSaved(state.threshold)).length;
+  const next = later.find((other) => other.state === "done" && !isSaved(other));
+  const left = order.filter((other) => other.state === "done" && !isSaved(other)).length;
   if (next) open(next);
   else changed();
   announce(t("savedOne", {left}));
@@ -481,50 +398,6 @@ function again(which) {
 
 // ---- keys
 
-const KEYS = {
-  "?": () => $("help-dialog").showModal(),
-  j: () => turn(1),
-  k: () => turn(-1),
-  n: () => editor.step(1),
-  p: () => editor.step(-1),
-  o: () => editor.outer(),
-  l: () => labels.focus(),
-  s: save,
-  x: () => editor.remove(),
-  "[": () => editor.stretch("start", -1),
-  "{": () => editor.stretch("start", 1),
-  "]": () => editor.stretch("end", 1),
-  "}": () => editor.stretch("end", -1),
-};
-
-function keydown(event) {
-  if (event.defaultPrevented || event.isComposing || globalThis.document.querySelector("dialog[open]")) return;
-  const isField = event.target.matches("textarea, select, input:not([type=checkbox], [type=range])");
-  const isControl = event.ctrlKey || event.metaKey;
-  if (isControl && event.key === "Enter" && event.target === $("pasted")) return act(event, addPasted);
-  if (isField || event.altKey) return;
-  const key = event.key.toLowerCase();
-  if (isControl && key === "z") return act(event, event.shiftKey ? redo : undo);
-  if (isControl && key === "y") return act(event, redo);
-  if (isControl && key === "enter") return act(event, save);
-  if (isControl) return;
-  if (key === "?" && keys.isOn) return act(event, KEYS["?"]);
-  if (!event.target.closest("#bench") && event.target !== globalThis.document.body) return;
-  if (key === "escape") return act(event, escape);
-  if (key === "delete" || key === "backspace") return act(event, () => editor.remove());
-  if (!keys.isOn) return;
-  if (/^[1-9]$/.test(key)) return act(event, () => number(Number(key)));
-  // A bracket is a bracket, also where the keyboard gives it with Shift or a brace without.
-  const isBracket = event.code === "BracketLeft" || event.code === "BracketRight";
-  const name = isBracket && event.shiftKey ? {BracketLeft: "{", BracketRight: "}"}[event.code] : key;
-  if (name in KEYS) act(event, KEYS[name]);
-}
-
-function act(event, action) {
-  event.preventDefault();
-  action();
-}
-
 function number(place) {
   const label = taskOf(state.document).labels[place - 1];
   if (label) pressed(label.code);
@@ -537,6 +410,26 @@ function escape() {
   if (labels.root.contains(globalThis.document.activeElement)) $("text").focus({preventScroll: true});
 }
 
+listenToKeys({
+  extract: addPasted,
+  help: showHelp,
+  label: number,
+  labels: () => labels.focus(),
+  outer: () => editor.outer(),
+  remove: () => editor.remove(),
+  step: (direction) => editor.step(direction),
+  stretch: (edge, direction) => editor.stretch(edge, direction),
+  escape,
+  redo,
+  save,
+  turn,
+  undo,
+});
+
+function showHelp() {
+  $("help-dialog").showModal();
+}
+
 // ---- wiring
 
 const CLICKS = {
@@ -546,7 +439,7 @@ const CLICKS = {
     showProgress();
     showCorrections(outbox, state.model);
   },
-  help: KEYS["?"],
+  help: showHelp,
   open: () => $("files").click(),
   stop: () => state.work?.abort(),
   "go-on": () => again(({state: name}) => name === "failed"),
@@ -576,8 +469,10 @@ function moveThreshold(value) {
 }
 
 for (const [id, click] of Object.entries(CLICKS)) $(id).addEventListener("click", click);
-document.addEventListener("keydown", keydown);
-$("paste-form").addEventListener("submit", (event) => act(event, addPasted));
+$("paste-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  addPasted();
+});
 $("files").addEventListener("change", async (event) => {
   await addFiles([...event.target.files]);
   event.target.value = "";
@@ -586,7 +481,7 @@ $("threshold").addEventListener("input", (event) => moveThreshold(Number(event.t
 $("order").addEventListener("change", showQueue);
 $("model").addEventListener("change", (event) => chooseModel(event.target.value).catch(report));
 addEventListener("beforeunload", (event) => {
-  if (!outbox.isKept || state.documents.some((document) => document.isUnsaved(state.threshold))) event.preventDefault();
+  if (!outbox.isKept || state.documents.some(isUnsaved)) event.preventDefault();
 });
 
 // Files may be dropped anywhere.

@@ -2,6 +2,7 @@
 // closed page nor a stopped service loses one; where this browser keeps nothing, they are held by the page, which says so.
 
 import {Failure, postJson, request} from "./api.js";
+import {browser} from "./storage.js";
 
 const PREFIX = "spantune.correction.";
 const FIRST_WAIT = 2;
@@ -12,7 +13,6 @@ export class Outbox {
   constructor(changed) {
     this.changed = changed;
     this.sent = 0; // by this page
-    this.held = new Map(); // what localStorage does not take
     this.failure = null; // why the last try failed
     this.hasFolder = true; // false where the service keeps no corrections
     this.timer = null;
@@ -24,45 +24,27 @@ export class Outbox {
   }
 
   get waiting() {
-    return [...this.keys()].length;
+    return this.keys().length;
   }
 
   get isKept() {
-    return this.held.size === 0;
+    return this.keys().length === 0 || browser.isKept;
   }
 
-  *keys() {
-    for (let index = 0; index < localStorage.length; index += 1) {
-      const key = localStorage.key(index);
-      if (key.startsWith(PREFIX)) yield key;
-    }
-    yield* this.held.keys();
-  }
-
-  read(key) {
-    const kept = localStorage.getItem(key);
-    return kept === null ? this.held.get(key) : JSON.parse(kept);
-  }
-
-  forget(key) {
-    localStorage.removeItem(key);
-    this.held.delete(key);
+  // Of what waits, the oldest first.
+  keys() {
+    return browser.keys().filter((key) => key.startsWith(PREFIX)).sort();
   }
 
   forgetAll() {
-    for (const key of [...this.keys()]) this.forget(key);
+    for (const key of this.keys()) browser.remove(key);
     this.changed();
   }
 
   // Keep a correction, and send it.
   add(correction) {
     const random = crypto.getRandomValues(new Uint32Array(2)).join("");
-    const key = `${PREFIX}${Date.now()}.${random}`;
-    try {
-      localStorage.setItem(key, JSON.stringify(correction));
-    } catch {
-      this.held.set(key, correction);
-    }
+    browser.set(`${PREFIX}${Date.now()}.${random}`, JSON.stringify(correction));
     this.changed();
     return this.send();
   }
@@ -92,18 +74,18 @@ export class Outbox {
 
   async sendAll() {
     let refused = null;
-    for (const key of [...this.keys()].sort()) {
-      const correction = this.read(key);
-      if (correction === undefined) continue; // another page has sent it
+    for (const key of this.keys()) {
+      const correction = browser.get(key);
+      if (correction === null) continue; // another page has sent it
       try {
-        await postJson("/v1/corrections", correction);
+        await postJson("/v1/corrections", JSON.parse(correction));
       } catch (error) {
         if (!(error instanceof Failure) || error.kind !== "refused" || isForAll(error)) throw error;
         refused = error; // this one only: the others are not held up
         continue;
       }
       this.hasFolder = true;
-      this.forget(key);
+      browser.remove(key);
       this.sent += 1;
       this.changed();
     }
@@ -129,8 +111,7 @@ export class Outbox {
         if (!(error instanceof Failure) || !isForAll(error)) throw error;
       }
     }
-    const lines = [...this.keys()].sort().map((key) => line(this.read(key)));
-    return lines.join("");
+    return this.keys().map((key) => line(JSON.parse(browser.get(key)))).join("");
   }
 }
 

@@ -162,22 +162,3 @@ export function askForToken(wasRefused) {
     dialog.addEventListener("close", closed, {once: true});
   });
 }
-
-// Whether keys of one character do something; the user may turn them off for a screen reader or dictation.
-export class Keys {
-  constructor() {
-    this.box = $("keys-on");
-    this.box.checked = localStorage.getItem("spantune.keys") !== "off";
-    this.box.addEventListener("change", () => {
-      try {
-        localStorage.setItem("spantune.keys", this.box.checked ? "on" : "off");
-      } catch {
-        // The choice then holds for this page only.
-      }
-    });
-  }
-
-  get isOn() {
-    return this.box.checked;
-  }
-}

@@ -1,5 +1,7 @@
 // What the page says, in English and Chinese. A value may have {names}; with `one`, the count {n} chooses.
 
+import {browser} from "./storage.js";
+
 const ENGLISH = {
   title: "spantune – entities",
   skip: "Skip to the text",
@@ -18,6 +20,7 @@ const ENGLISH = {
   dropHere: "Drop the files to add their texts",
   stop: "Stop",
   goOn: "Go on",
+  tryAgain: "Try again",
   again: "Extract again",
   clear: "Clear",
   clearTitle: "Remove all texts from the queue",
@@ -32,7 +35,6 @@ const ENGLISH = {
   noToken: "Nothing was sent, since the service wants a token.",
   otherModel: "These texts were extracted by another model; press Extract again for this one.",
   queue: "Queue",
-  queueEmpty: "No texts yet.",
   order: "Order",
   orderCertain: "least certain first",
   orderGiven: "as given",
@@ -165,6 +167,7 @@ const CHINESE = {
   dropHere: "松开即可添加文件中的文本",
   stop: "停止",
   goOn: "继续",
+  tryAgain: "重试",
   again: "重新抽取",
   clear: "清空",
   clearTitle: "从队列中移除全部文本",
@@ -179,7 +182,6 @@ const CHINESE = {
   noToken: "服务需要令牌，因此没有发送任何内容。",
   otherModel: "这些文本由另一个模型抽取；按“重新抽取”即用当前模型。",
   queue: "队列",
-  queueEmpty: "还没有文本。",
   order: "顺序",
   orderCertain: "最没有把握的在前",
   orderGiven: "按给出的顺序",
@@ -298,17 +300,13 @@ const KEPT = "spantune.language";
 let language = "en";
 
 export function chooseLanguage() {
-  const kept = localStorage.getItem(KEPT);
+  const kept = browser.get(KEPT);
   setLanguage(kept in TABLES ? kept : /^zh\b/i.test(navigator.language) ? "zh" : "en");
 }
 
 export function switchLanguage() {
   setLanguage(language === "en" ? "zh" : "en");
-  try {
-    localStorage.setItem(KEPT, language);
-  } catch {
-    // The choice then holds for this page only.
-  }
+  browser.set(KEPT, language);
 }
 
 function setLanguage(code) {
