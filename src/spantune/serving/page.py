@@ -1,6 +1,6 @@
 """The page at `/`: its files, which are read once, their entity tags, and a strict content security policy.
 
-The page asks for a token itself when the service answers 401, so its own files need none: they hold no text and no name.
+The page asks for a token itself when the service answers 401, so its own files need none: they hold no text of a user.
 Nothing is loaded from elsewhere. The style of the drawings is that of the reports, `core.drawing_style`.
 """
 
