@@ -119,6 +119,10 @@ export class Editor {
   // Mark the selection, or give the entity another label. False where there is neither.
   label(code) {
     const {entity} = this;
+    if (this.app.document.state !== "done" && this.range) {
+      this.app.say(t("notExtracted"));
+      return true;
+    }
     if (entity) {
       if (entity.label !== code) this.replace(entity, {...entity, label: code}, "relabelled");
       return true;
