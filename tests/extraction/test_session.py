@@ -81,11 +81,12 @@ def run_out(session: Session) -> dict[int, Extraction]:
 
 def require_rest(tool: Extractor) -> None:
     """Check that all rows and slots are free again."""
-    worker: Any = tool._scheduler._worker
-    assert not tool._scheduler._running and not tool._scheduler._queue
+    scheduler: Any = tool.scheduler
+    worker = scheduler._worker
+    assert not scheduler._running and not scheduler._queue
     if decoder := getattr(worker, "_decoder", None):
         cache, instruction = decoder._forward.cache, decoder._forward.instruction
-        assert decoder.room == 3 and cache.room == cache.capacity - len(instruction) and len(cache._rows) == 2
+        assert decoder.room == 4 and cache.room == cache.capacity - len(instruction) and len(cache._rows) == 2
     else:
         assert not worker._waiting and worker._size == 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +21,13 @@ from spantune.serving.service import Service
 
 
 class Served:
-    """A service of one run, called `toy`, which a real uvicorn serves in a thread.
+    """A service of a run, by each of `names`, which a real uvicorn serves in a thread.
 
     `client` asks it, `service` is what works behind it, `app` is the app around that.
     """
 
-    def __init__(self, run: Path, settings: ServeSettings):
-        self.app = create_app({"toy": load_run(run, "cpu")}, settings)
+    def __init__(self, run: Path, settings: ServeSettings, names: Sequence[str] = ("toy",)):
+        self.app = create_app({name: load_run(run, "cpu") for name in names}, settings)
         self.service: Service = self.app.state.service
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]

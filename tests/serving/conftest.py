@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -33,8 +33,8 @@ def serve_with(trained: Any) -> Callable[..., AbstractContextManager[Served]]:
     """Starts a service of the toy run with other settings: `with serve_with(token="t") as served`."""
 
     @contextmanager
-    def start(**settings: Any) -> Iterator[Served]:
-        with Served(trained.folder, ServeSettings(**settings)) as served:
+    def start(names: Sequence[str] = ("toy",), **settings: Any) -> Iterator[Served]:
+        with Served(trained.folder, ServeSettings(**settings), names) as served:
             yield served
 
     return start

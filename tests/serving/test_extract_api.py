@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,3 +57,45 @@ def test_events_end_with_done(served: Served) -> None:
     response = served.client.post("/v1/extract", json=body, headers={"Accept": "text/event-stream"})
     events = [block.split("\n")[0].removeprefix("event: ") for block in response.text.strip().split("\n\n")]
     assert events == ["document", "document", "document", "done"]
+
+
+def test_a_request_chooses_its_run(serve_with: Callable[..., Any]) -> None:
+    with serve_with(("first", "second")) as served:
+        assert [model["id"] for model in served.client.get("/v1/models").json()["data"]] == ["first", "second"]
+        assert served.extract(text="痨").json()["model"] == "first"
+        assert served.extract(text="痨", model="second").json()["model"] == "second"
+        unknown = served.extract(text="痨", model="third")
+        assert "name one of: first, second" in unknown.json()["error"]["remedy"]
+
+
+def test_options_change_what_is_answered(served: Served) -> None:
+    (entity,) = served.extract(text="痨", min_score=0).json()["entities"]
+    assert served.extract(text="痨", min_score=1).json()["entities"] == []
+    whole = served.extract(text="痨", min_score=1, all_scores=True).json()
+    assert whole["below_threshold"] == [entity]
+    other = "sym" if entity["label"] != "sym" else "bod"
+    assert served.extract(text="痨", min_score=0, labels=[other]).json()["entities"] == []
+    assert served.extract(text="痨", min_score=0, labels=[entity["label"]]).json()["entities"] == [entity]
+
+
+def test_an_error_in_the_middle_of_a_stream_is_its_last_event(
+    serve_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_with(timeout=0.7) as served:
+        session = next(iter(served.service._lanes.values())).session
+        step, gate, ended = session.step, threading.Event(), []
+
+        def stop_after_the_first() -> Any:
+            if ended:
+                gate.wait()
+            some = step()
+            ended.extend(some)
+            return some
+
+        monkeypatch.setattr(session, "step", stop_after_the_first)
+        body = {"documents": [{"text": "未见异常，痨。" * count} for count in (1, 3, 9, 27)]}
+        response = served.client.post("/v1/extract", json=body, headers={"Accept": "text/event-stream"})
+        gate.set()
+    events = [block.split("\n")[0].removeprefix("event: ") for block in response.text.strip().split("\n\n")]
+    assert response.status_code == 200 and '"deadline_exceeded"' in response.text
+    assert 1 < len(events) < 5 and set(events[:-1]) == {"document"} and events[-1] == "error"

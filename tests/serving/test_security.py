@@ -71,3 +71,18 @@ def test_a_host_that_others_reach_needs_a_token(host: str) -> None:
 def test_a_token_that_no_header_carries_is_refused(token: str) -> None:
     with pytest.raises(ConfigError, match="the token is empty or has characters"):
         ServeSettings(token=token)
+
+
+def test_a_mounted_app_knows_its_own_paths(serve_with: Callable[..., Any]) -> None:
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    with serve_with(token=TOKEN) as served:
+        own = FastAPI()
+        own.mount("/ner", served.app)
+        client = TestClient(own, base_url="http://localhost")
+        assert client.get("/ner/health").status_code == 200
+        assert client.get("/ner/v1/task").status_code == 401
+        answer = client.post("/ner/v1/extract", json={"text": "痨"}, headers={"Authorization": f"Bearer {TOKEN}"})
+        assert answer.status_code == 200
+        assert "/v1/extract" in client.get("/ner/metrics", auth=("", TOKEN)).text

@@ -16,8 +16,8 @@ import pytest
 
 from helpers.command import Outcome, one_line_error
 from helpers.forked import Command
-from spantune.core import ConfigError
-from spantune.serving.server import named
+from spantune.serving import ServeSettings, serve
+from spantune.serving.service import Service
 
 
 def started(spawn: Callable[..., Command], run: Path) -> Command:
@@ -69,12 +69,10 @@ def test_a_second_signal_ends_it_at_once(trained: Any, spawn: Callable[..., Comm
         assert command.end() == 128 + signal.SIGTERM
 
 
-def test_two_runs_of_the_same_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a/demo and .*b/demo are both called 'demo'.*rename one of the folders"):
-        named([tmp_path / "a" / "demo", tmp_path / "b" / "demo"])
-    assert named(["runs/a", "runs/b"]) == [Path("runs/a"), Path("runs/b")]
-    with pytest.raises(ConfigError, match="no run to serve"):
-        named([])
+def test_two_runs_of_the_same_name_are_refused(command: Callable[..., Outcome], trained: Any, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("swanlab", "checkpoints"))
+    outcome = command("serve", trained.folder, tmp_path / "tiny", "--port", 0)
+    one_line_error(outcome, f"{tmp_path}/tiny are both called 'tiny'", "rename one of the folders")
 
 
 def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(command: Callable[..., Outcome], trained: Any) -> None:
@@ -104,3 +102,35 @@ def test_a_run_without_an_adapter_is_one_line(command: Callable[..., Outcome], t
     shutil.copytree(trained.folder, run, ignore=shutil.ignore_patterns("adapter", "swanlab", "checkpoints"))
     one_line_error(command("serve", run, "--port", 0), "no adapter here yet")
     one_line_error(command("serve", tmp_path / "absent", "--port", 0), "absent")
+
+
+def test_a_bug_that_ends_the_models_ends_the_process_with_70(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("spantune.core.crash._run_folder", tmp_path)
+
+    def end(*_: object) -> None:
+        raise SystemError
+
+    monkeypatch.setattr(Service, "_submit_document", end)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    codes: list[int] = []
+
+    def ask() -> None:
+        transport = httpx2.HTTPTransport(retries=10)  # until it listens
+        with httpx2.Client(transport=transport, timeout=60) as client:
+            codes.append(client.post(f"http://127.0.0.1:{port}/v1/extract", json={"text": "痨"}).status_code)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert serve([trained.folder], ServeSettings(port=port)) == 70
+    asking.join()
+    assert codes == [503] and (tmp_path / "crash.log").exists()
+
+
+def test_a_missing_extra_is_one_line(
+    command: Callable[..., Outcome], trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spantune.core.extras.find_spec", lambda name: None)
+    one_line_error(command("serve", trained.folder), "spantune serve needs fastapi, which is not installed", "[serve]")

@@ -110,9 +110,9 @@ def test_when_the_models_are_down_every_answer_says_so(
         served.service.on_failure = lambda: told.append(True)
 
         def end(*_: object) -> None:
-            raise MemoryError
+            raise SystemError
 
-        monkeypatch.setattr(served.service, "_submit", end)
+        monkeypatch.setattr(served.service, "_submit_document", end)
         for asked in (lambda: served.extract(text="痨"), lambda: served.client.get("/health")):
             answer = asked()
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_down")

@@ -11,7 +11,7 @@ import typer
 from spantune.cli import names
 from spantune.cli.libraries import quiet
 from spantune.cli.options import Device, MinScore
-from spantune.core import ConfigError, require_extra, say
+from spantune.core import ConfigError, log_crashes_into, require_extra, say
 
 LIMITS = "Limits"
 """The section of the help page for what the service takes at most."""
@@ -56,7 +56,7 @@ def serve(
     ] = 60,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(help="Origin whose pages may ask from a browser, such as https://example.org. May be repeated."),
+        typer.Option(help="Origin whose pages may ask from a browser: scheme, host and port. May be repeated."),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
@@ -93,6 +93,7 @@ def serve(
         min_score=min_score,
     )
     say(f"loading {', '.join(str(run) for run in runs)} …")
+    log_crashes_into(runs[0])
     quiet()
     from spantune.serving import serve as run_service
 

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from spantune.extraction.chunked import Engine, refusals
     from spantune.extraction.decoder import Decoder, Row
     from spantune.extraction.evaluation import Evaluation, evaluate, evaluate_run, save_predictions
-    from spantune.extraction.extractor import Extractor, load_bare, load_run
+    from spantune.extraction.extractor import Extractor
     from spantune.extraction.gold_walk import mark_choices
     from spantune.extraction.grammar import Allowed, Guide, constraint_of, require_grammar
     from spantune.extraction.inputs import Texts
+    from spantune.extraction.loading import load_bare, load_run, load_runs
     from spantune.extraction.model_runner import Forward
     from spantune.extraction.outputs import SHOWN, Tally, Target
     from spantune.extraction.remote.client import Server
@@ -46,6 +47,7 @@ __all__ = [
     "load_bare",
     "load_remote",
     "load_run",
+    "load_runs",
     "mark_choices",
     "partial",
     "rates",
@@ -61,10 +63,11 @@ __getattr__, __dir__ = lazy_exports(
         "chunked": ("Engine", "refusals"),
         "decoder": ("Decoder", "Row"),
         "evaluation": ("Evaluation", "evaluate", "evaluate_run", "save_predictions"),
-        "extractor": ("Extractor", "load_bare", "load_run"),
+        "extractor": ("Extractor",),
         "gold_walk": ("mark_choices",),
         "grammar": ("Allowed", "Guide", "constraint_of", "require_grammar"),
         "inputs": ("Texts",),
+        "loading": ("load_bare", "load_run", "load_runs"),
         "model_runner": ("Forward",),
         "outputs": ("SHOWN", "Tally", "Target"),
         "remote.client": ("Server",),

@@ -127,8 +127,8 @@ class Decoder:
 
     @property
     def room(self) -> int:
-        """How many more documents there is work for: those that can join, and one that is tokenised ahead."""
-        return self._forward.shape.rows + 1 - self._in_flight - len(self._waiting)
+        """How many more documents there is work for: a batch, and those that join when some of it end at once."""
+        return places(self._forward.shape.rows) - self._in_flight - len(self._waiting)
 
     @property
     def _in_flight(self) -> int:
@@ -369,6 +369,11 @@ class Decoder:
             return False
         answer = self._encoder.decode(row.ids)
         return self._encoder.format.parse(answer, row.document.text, self._encoder.task).is_looping
+
+
+def places(rows: int) -> int:
+    """Return how many documents a decoder of so many rows has work for: half as many as it decodes wait to join."""
+    return rows + rows // 2 + 1
 
 
 def _sent(values: NDArray[np.int64] | NDArray[np.bool_], device: torch.device) -> Tensor:

@@ -111,11 +111,12 @@ class Scheduler:
 
     Args:
         worker: computes them; nothing else uses it.
-        activate: called before the worker computes, where its model is shared with other workers.
     """
 
-    def __init__(self, worker: Worker, activate: Callable[[], None] | None = None):
-        self._worker, self._activate = worker, activate
+    def __init__(self, worker: Worker):
+        self._worker = worker
+        self.activate: Callable[[], None] | None = None
+        """Called before the worker computes, where its model is shared with other workers."""
         self._queue: deque[_Job] = deque()
         self._running: dict[int, _Job] = {}
 
@@ -150,8 +151,8 @@ class Scheduler:
         """Compute one pass for whatever is there."""
         self._feed()
         if self._running:
-            if self._activate is not None:
-                self._activate()
+            if self.activate is not None:
+                self.activate()
             for ended in self._worker.step():
                 job = self._running.pop(ended.number)
                 job.end(job.numbers.pop(ended.number), ended.extraction, ended.error)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from spantune.core import Document, Extraction, Problem, ProblemKind, Status, config, first_line
 from spantune.encoding import Encoder
-from spantune.extraction.decoder import Decoder, Effort, Row, Rules
+from spantune.extraction.decoder import Decoder, Effort, Row, Rules, places
 from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Ended, Written, failure, read_answer
 from spantune.models import CausalLM
@@ -39,7 +39,7 @@ class Writer:
     @property
     def room(self) -> int:
         """How many more documents there is work for."""
-        return self._rows + 1 if self._decoder is None else self._decoder.room
+        return places(self._rows) if self._decoder is None else self._decoder.room
 
     def wake(self) -> None:
         """Make the cache, where there is none.

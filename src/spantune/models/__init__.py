@@ -63,8 +63,10 @@ from spantune.models.span_head import (
 from spantune.models.span_packs import SpanPack, layout_spans, pack_spans, span_logits
 from spantune.models.trained import (
     copy_trained,
+    is_shareable,
     load_adapter,
     load_trained,
+    open_together,
     open_trained,
     read_lora,
     reload_trained,
@@ -107,6 +109,7 @@ __all__ = [
     "head_of",
     "head_size",
     "head_weights",
+    "is_shareable",
     "is_wide",
     "kernel_error",
     "kv_heads",
@@ -120,6 +123,7 @@ __all__ = [
     "load_tokenizer",
     "load_trained",
     "make_head",
+    "open_together",
     "open_trained",
     "pack_spans",
     "pack_view",

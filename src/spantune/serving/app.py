@@ -56,6 +56,7 @@ def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | No
         description="Entities of texts, by runs of spantune. Offsets are half-open and count Unicode code points.",
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.service = service

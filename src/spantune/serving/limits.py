@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spantune.serving.errors import ApiError
 from spantune.serving.requests import ClientGone
+from spantune.serving.security import path_of
 from spantune.serving.service import Service
 
 BODY_SECONDS = 30.0
@@ -63,7 +64,7 @@ class Admission:
 
     def _check(self, scope: Scope) -> None:
         """Check what is known before the body is read."""
-        if scope["path"] in self._queued:
+        if path_of(scope) in self._queued:
             self._service.require_ready()
         headers = Headers(scope=scope)
         stated = headers.get("content-length", "")

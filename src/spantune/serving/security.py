@@ -12,11 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from spantune.serving.errors import ApiError
 from spantune.serving.settings import LOOPBACK, ServeSettings
 
-OPEN_PATHS = frozenset({"/", "/health", "/healthz", "/ready", "/readyz"})
-"""What is answered without a token: it says no more than that the service is there.
-
-The page and its files under `/static/` are the same in every service; the page asks for the token itself.
-"""
+OPEN_PATHS = frozenset({"/health", "/healthz", "/ready", "/readyz"})
+"""What is answered without a token and by any name, as probes ask: it says no more than that the service is there."""
 CHALLENGES = ('Basic realm="spantune", charset="UTF-8"', "Bearer")
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -40,7 +37,7 @@ class TokenGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
-        if scope["type"] != "http" or _is_open(scope["path"]) or self._knows(Headers(scope=scope)):
+        if scope["type"] != "http" or _is_open(path_of(scope)) or self._knows(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         response = ApiError(
@@ -67,7 +64,8 @@ class TokenGate:
 
 
 def _is_open(path: str) -> bool:
-    return path in OPEN_PATHS or path.startswith("/static/")
+    """Whether a path needs no token: the page and its files do not, which ask the user for it themselves."""
+    return path in OPEN_PATHS or path == "/" or path.startswith("/static/")
 
 
 class HostGate:
@@ -81,7 +79,8 @@ class HostGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 400."""
-        if scope["type"] == "http" and _name(Headers(scope=scope).get("host", "")) not in self._hosts:
+        is_gated = scope["type"] == "http" and path_of(scope) not in OPEN_PATHS
+        if is_gated and _name(Headers(scope=scope).get("host", "")) not in self._hosts:
             refused = ApiError(
                 400,
                 "unknown_host",
@@ -98,6 +97,12 @@ def allowed_hosts(settings: ServeSettings) -> frozenset[str] | None:
     if not settings.is_loopback and not settings.allow_hosts:
         return None
     return frozenset(_name(host) for host in (*LOOPBACK[:2], "[::1]", settings.host, *settings.allow_hosts))
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path of a request within the app, wherever that is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "").rstrip("/"))
 
 
 def _name(host: str) -> str:

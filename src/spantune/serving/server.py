@@ -18,7 +18,7 @@ from types import FrameType
 import uvicorn
 
 from spantune.core import ConfigError, os_error, say
-from spantune.extraction import Extractor, load_run
+from spantune.extraction import load_runs
 from spantune.serving.app import create_app
 from spantune.serving.service import Service
 from spantune.serving.settings import ServeSettings
@@ -47,7 +47,7 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
     settings = settings or ServeSettings()
     listener = _listener(settings)  # so that a port that is taken is known before the models are loaded
     with listener:
-        extractors = _load(named(runs), settings)
+        extractors = load_runs(runs, settings.device, min_score=settings.min_score)
         app = create_app(extractors, settings)
         config = uvicorn.Config(
             app,
@@ -65,34 +65,6 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
         listener.listen(config.backlog)
         server.run([listener])
     return ENGINE_DOWN if app.state.service.failure is not None else 0
-
-
-def _load(folders: Sequence[Path], settings: ServeSettings) -> dict[str, Extractor]:
-    """Load the extractor of each run, by the name of its folder."""
-    return {
-        folder.resolve().name: load_run(folder, settings.device, min_score=settings.min_score) for folder in folders
-    }
-
-
-def named(runs: Sequence[str | Path]) -> list[Path]:
-    """Return the folders, which are served under their names.
-
-    Raises:
-        ConfigError: two have the same name, or there is none.
-    """
-    if not runs:
-        raise ConfigError("no run to serve; name a run folder")
-    folders: dict[str, Path] = {}
-    for run in runs:
-        folder = Path(run)
-        name = folder.resolve().name
-        if name in folders:
-            raise ConfigError(
-                f"{folders[name]} and {folder} are both called {name!r}, and requests choose a run by this name; "
-                "rename one of the folders, or serve it by a link with another name"
-            )
-        folders[name] = folder
-    return list(folders.values())
 
 
 def address_of(listener: socket.socket) -> str:

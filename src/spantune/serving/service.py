@@ -103,6 +103,7 @@ class Service:
         metrics.watch("spantune_documents_in_work", "Documents that the model works on.", lambda: self.in_work)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._open: set[_Request] = set()
         self._accepted = 0
         self._is_closed = False
         self.is_stopping = False
@@ -133,7 +134,7 @@ class Service:
     @property
     def waiting(self) -> int:
         """How many documents are accepted and not given to a session yet."""
-        return self._accepted - self.in_work
+        return max(0, self._accepted - self.in_work)
 
     @property
     def in_work(self) -> int:
@@ -203,6 +204,7 @@ class Service:
         with self._changed:
             self.require_ready(len(documents))
             self._accepted += len(documents)
+            self._open.add(request)
             lane.waiting.append(request)
             self._changed.notify_all()
         try:
@@ -240,6 +242,7 @@ class Service:
         with self._changed:
             if not request.is_over:
                 request.is_over = True
+                self._open.discard(request)
                 self._accepted -= len(request.documents) - request.done
                 self._changed.notify_all()
 
@@ -266,9 +269,7 @@ class Service:
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self.failure = error
-            lanes = self._lanes.values()
-            open_requests = {request for lane in lanes for request, _ in lane.in_work.values()}
-            open_requests |= {request for lane in lanes for request in lane.waiting}
+            open_requests = list(self._open)
         for request in open_requests:
             request.tell(EngineDown())
         self.on_failure()
