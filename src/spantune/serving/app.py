@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from spantune.core import ConfigError
 from spantune.extraction import Extractor
-from spantune.serving import chat, corrections_api, errors, extract_api, health, label_studio
+from spantune.serving import chat, corrections_api, errors, extract_api, health, label_studio, page
 from spantune.serving.corrections import Corrections
 from spantune.serving.envelope import Envelope
 from spantune.serving.fingerprint import fingerprint_of
@@ -21,7 +21,14 @@ from spantune.serving.security import HostGate, TokenGate, allowed_hosts
 from spantune.serving.service import Service
 from spantune.serving.settings import ServeSettings
 
-ROUTERS = (extract_api.router, corrections_api.router, chat.router, label_studio.router, health.router)
+ROUTERS = (
+    extract_api.router,
+    corrections_api.router,
+    chat.router,
+    label_studio.router,
+    health.router,
+    page.router,
+)
 """The routers of all API modules."""
 QUEUED = frozenset({"/v1/extract", "/v1/chat/completions", "/predict"})
 """The paths whose requests need a place in the queue: they are answered 429 before their body is read."""

@@ -29,7 +29,7 @@ HEADERS = {
 class TokenGate:
     """Lets requests through that carry the token: as a bearer token, or as the password of HTTP Basic.
 
-    Browsers are asked for the password when they open the page, and send it with every request of it.
+    The page is answered without one: it asks for the token, and sends it as a bearer token.
     """
 
     def __init__(self, app: ASGIApp, token: str):
@@ -37,7 +37,7 @@ class TokenGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
-        if scope["type"] != "http" or path_of(scope) in OPEN_PATHS or self._knows(Headers(scope=scope)):
+        if scope["type"] != "http" or _is_open(path_of(scope)) or self._knows(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         response = ApiError(
@@ -61,6 +61,11 @@ class TokenGate:
                 return False
             return hmac.compare_digest(password, self._token)
         return False
+
+
+def _is_open(path: str) -> bool:
+    """Whether a path needs no token: the page and its files do not, which ask the user for it themselves."""
+    return path in OPEN_PATHS or path == "/" or path.startswith("/static/")
 
 
 class HostGate:
