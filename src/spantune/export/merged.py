@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spantune.core import Extraction, foreign
+from spantune.core import foreign
 from spantune.encoding import Encoder, TextEncoder, make_encoder
 from spantune.export.card import write_merged_card
 from spantune.export.source import DTYPES, Source
@@ -31,7 +31,7 @@ from spantune.export.verify import (
     require_same,
     sequences_of,
 )
-from spantune.models import NAME, CausalLM, load_adapter, load_tokenizer
+from spantune.models import NAME, CausalLM, load_adapter, load_head, load_tokenizer, pick_device
 
 TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
 """The files of a base model that say under which terms it is given; they are copied."""
@@ -111,6 +111,22 @@ def copy_terms(source: Source, out: Path) -> None:
             shutil.copyfile(path, out / path.name)
 
 
+def as_float(model: CausalLM) -> CausalLM:
+    """Return a model whose rounded weights are float32 again, to be computed."""
+    for weight in model.parameters():
+        weight.data = weight.data.float()
+    model.config.use_cache = False
+    return model
+
+
+def ready(source: Source, model: CausalLM, folder: Path) -> CausalLM:
+    """Return `model` as an extractor computes it, with the head in `folder` where the run reads."""
+    model.set_attn_implementation(NAME)
+    if source.task.reads:
+        load_head(model, folder, source.task)
+    return model
+
+
 @torch.inference_mode()
 def _expected(source: Source, merged: Merged, sequences: Sequence[Sequence[int]]) -> tuple[Expected, float | None]:
     """Return what the export must compute, and how far rounding has moved a logit where weights were rounded.
@@ -118,17 +134,12 @@ def _expected(source: Source, merged: Merged, sequences: Sequence[Sequence[int]]
     Raises:
         Differs: the merged weights do not compute what base and adapter do.
     """
-    model = merged.model
-    for weight in model.parameters():
-        weight.data = weight.data.float()
-    model.config.use_cache = False
+    model = as_float(merged.model)
     logits = logits_of(model, sequences)
     moved = largest_difference(merged.logits, logits)
     if source.dtype == "fp32":
         require_close(moved, "the logits of the merged weights")
-    extractions: tuple[Extraction, ...] = ()
-    if not source.task.reads:
-        extractions = extract_all(extractor_of(source, model), source.documents, "run")
+    extractions = extract_all(extractor_of(source, model), source.documents, "run")
     if source.dtype == "fp32":
         return Expected(merged.logits, extractions), None
     return Expected(logits, extractions), moved
@@ -136,31 +147,31 @@ def _expected(source: Source, merged: Merged, sequences: Sequence[Sequence[int]]
 
 def _compare(source: Source, out: Path, expected: Expected, rounding: float | None) -> Verified:
     """Load the export as a stranger does, and compare it with the run."""
-    model, encoder = load_plain(source, out)
+    model, encoder = load_plain(source, out), encoder_of(source, out)
     sequences = sequences_of(encoder, source.documents)
     if sequences != sequences_of(source.encoder, source.documents):
         raise Differs("the exported tokenizer makes other token ids than the run's; nothing is exported; report it")
     difference = largest_difference(expected.logits, logits_of(model, sequences))
     require_close(difference, "the logits of the export")
-    entities = 0
-    if not source.task.reads:
-        model.set_attn_implementation(NAME)
-        found = extract_all(extractor_of(source, model, encoder), source.documents, "export")
-        entities = require_same(expected.extractions, found)
+    found = extract_all(extractor_of(source, ready(source, model, out), encoder), source.documents, "export")
+    entities = require_same(expected.extractions, found)
     return Verified(len(source.documents), entities, difference, rounding)
 
 
-def load_plain(source: Source, out: Path) -> tuple[CausalLM, TextEncoder]:
-    """Load an exported model by transformers alone, in float32, and the run's encoder over the exported tokenizer."""
+def load_plain(source: Source, folder: Path) -> CausalLM:
+    """Load a model folder by transformers alone, in float32."""
     from transformers import AutoModelForCausalLM
 
-    with foreign(out, "the exported model cannot be loaded", "report it"):
+    with foreign(folder, "the model cannot be loaded by transformers", "report it"):
         model: CausalLM = AutoModelForCausalLM.from_pretrained(
-            out, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    encoder, spans = source.encoder, source.recipe.spans
-    if not isinstance(encoder, Encoder):
-        spans = encoder.settings
-    made = make_encoder(load_tokenizer(out), source.task, spans, source.recipe.train.max_tokens)
-    device = next(model.parameters()).device
-    return model.to(device).eval(), made
+    loaded: CausalLM = model.to(pick_device(source.settings.device)).eval()
+    return loaded
+
+
+def encoder_of(source: Source, out: Path) -> TextEncoder:
+    """Return the run's encoder over the exported tokenizer."""
+    encoder = source.encoder
+    spans = source.recipe.spans if isinstance(encoder, Encoder) else encoder.settings
+    return make_encoder(load_tokenizer(out), source.task, spans, source.recipe.train.max_tokens)

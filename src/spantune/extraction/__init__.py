@@ -8,7 +8,7 @@ from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
     from spantune.extraction.calibration import calibrate_run
-    from spantune.extraction.chunked import Engine, refusals
+    from spantune.extraction.chunked import Engine, most_tokens, refusals
     from spantune.extraction.decoder import Decoder, Row
     from spantune.extraction.evaluation import Evaluation, evaluate, evaluate_run, save_predictions
     from spantune.extraction.extractor import Extractor, load_bare, load_run
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from spantune.extraction.inputs import Texts
     from spantune.extraction.model_runner import Forward
     from spantune.extraction.outputs import SHOWN, Tally, Target
+    from spantune.extraction.reading import LOWEST_LOGIT
     from spantune.extraction.remote.client import Server
     from spantune.extraction.remote.extractor import load_remote
     from spantune.extraction.result import rates
     from spantune.extraction.resumable import partial
 
 __all__ = [
+    "LOWEST_LOGIT",
     "SHOWN",
     "Allowed",
     "Decoder",
@@ -44,6 +46,7 @@ __all__ = [
     "load_remote",
     "load_run",
     "mark_choices",
+    "most_tokens",
     "partial",
     "rates",
     "refusals",
@@ -55,7 +58,7 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "calibration": ("calibrate_run",),
-        "chunked": ("Engine", "refusals"),
+        "chunked": ("Engine", "most_tokens", "refusals"),
         "decoder": ("Decoder", "Row"),
         "evaluation": ("Evaluation", "evaluate", "evaluate_run", "save_predictions"),
         "extractor": ("Extractor", "load_bare", "load_run"),
@@ -64,6 +67,7 @@ __getattr__, __dir__ = lazy_exports(
         "inputs": ("Texts",),
         "model_runner": ("Forward",),
         "outputs": ("SHOWN", "Tally", "Target"),
+        "reading": ("LOWEST_LOGIT",),
         "remote.client": ("Server",),
         "remote.extractor": ("load_remote",),
         "result": ("rates",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spantune.models.adapter import PlainLora, fold_lora
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -10,8 +11,10 @@ from spantune.models.architecture import (
     head_size,
     is_wide,
     kv_heads,
+    layer_kinds,
     softcap_of,
     vocabulary_size,
+    window_of,
 )
 from spantune.models.attention import NAME, Places, check_attention, pack_view, unread_mask
 from spantune.models.bundled import cache_root
@@ -51,6 +54,7 @@ from spantune.models.span_head import (
     SpanHead,
     attach_head,
     check_head_files,
+    copy_head,
     head_of,
     head_weights,
     load_head,
@@ -80,6 +84,7 @@ __all__ = [
     "ModelConfig",
     "ModelFiles",
     "Places",
+    "PlainLora",
     "RowView",
     "Span",
     "SpanHead",
@@ -96,11 +101,13 @@ __all__ = [
     "check_attention",
     "check_head_files",
     "compile_layers",
+    "copy_head",
     "copy_trained",
     "count_weights",
     "coverage",
     "decoder_layers",
     "few_logits",
+    "fold_lora",
     "has_fp8",
     "hash_model",
     "head_of",
@@ -109,6 +116,7 @@ __all__ = [
     "is_wide",
     "kernel_error",
     "kv_heads",
+    "layer_kinds",
     "layout_spans",
     "linear_modules",
     "load",
@@ -147,5 +155,6 @@ __all__ = [
     "unranked_error",
     "unread_mask",
     "vocabulary_size",
+    "window_of",
     "windows",
 ]
