@@ -13,7 +13,7 @@ import typer
 from spantune.cli import names
 from spantune.cli.libraries import quiet
 from spantune.cli.options import AcceptChanges, Device, Force, Json, Run
-from spantune.core import log_crashes_into, print_table, put_json, say
+from spantune.core import log_crashes_into, print_table, put, put_json, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -141,3 +141,5 @@ def _print(exported: Exported) -> None:
     print_table([str(exported.folder), exported.form], rows)
     for note in exported.notes:
         say(f"note: {note}")
+    for command in exported.commands:
+        put(f"\n{command.purpose}:\n  {command.line}")

@@ -24,6 +24,7 @@ from spantune.core import (
     require_new,
 )
 from spantune.export.adapter import write_adapter
+from spantune.export.commands import Command, commands_for, write_example
 from spantune.export.gguf import write_gguf
 from spantune.export.merged import write_merged
 from spantune.export.source import DTYPES, FORMS, ExportSettings, Form, Source
@@ -45,7 +46,7 @@ SPARE = 1 << 28
 
 @dataclass(frozen=True)
 class Exported:
-    """An export: its folder, form and size, what the comparison with the run found, and notes for its user."""
+    """An export: its folder, form and size, what the comparison with the run found, and how other engines load it."""
 
     folder: Path
     form: Form
@@ -53,11 +54,11 @@ class Exported:
     seconds: float
     verified: Verified | None
     notes: tuple[str, ...] = ()
+    commands: tuple[Command, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """The fields as plain values."""
-        verified = None if self.verified is None else asdict(self.verified)
-        return {**vars(self), "folder": str(self.folder), "notes": list(self.notes), "verified": verified}
+        return {**asdict(self), "folder": str(self.folder)}
 
 
 @silenced()
@@ -101,9 +102,11 @@ def export_run(
     _ = source.documents  # what cannot be read is found before the model is loaded
     with overwriting(target, force=force) as place, _complete(place, source.settings.keep) as folder:
         written = WRITERS[form](source, folder)
+        write_example(source, form, folder, target.name)
         _let_others_read(folder)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    return Exported(target, form, size, round(time.perf_counter() - began, 1), written.verified, written.notes)
+    seconds, commands = round(time.perf_counter() - began, 1), commands_for(source, form, target)
+    return Exported(target, form, size, seconds, written.verified, written.notes, commands)
 
 
 def _let_others_read(folder: Path) -> None:
