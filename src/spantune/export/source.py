@@ -41,6 +41,8 @@ class ExportSettings:
         license: the licence that the model card states, such as `mit`.
         quantize: for `gguf`: the type of its weights, such as `f16` or `q8_0`.
         as_adapter: for `gguf`: write the adapter alone.
+        push: the repository to upload the export to, `modelscope:OWNER/NAME` or `hf:OWNER/NAME`.
+        public: make that repository public where it is new.
         device: where the model is computed: `auto`, `cpu` or `cuda`.
         accept_changes: go on with an adapter whose files were changed after training, with a warning.
     """
@@ -55,6 +57,8 @@ class ExportSettings:
     license: str | None = None
     quantize: str = "f16"
     as_adapter: bool = False
+    push: str | None = None
+    public: bool = False
     device: str = "auto"
     accept_changes: bool = False
 
