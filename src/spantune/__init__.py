@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from spantune.data import Corpus, read, to_dicts, to_pandas, write
     from spantune.data import check_files as check
     from spantune.data import split_corpus as split
+    from spantune.export import Exported, ExportSettings, export_run
     from spantune.extraction import Evaluation, Extractor
     from spantune.extraction import calibrate_run as calibrate
     from spantune.extraction import evaluate_run as evaluate
@@ -57,6 +58,8 @@ __all__ = [
     "Draft",
     "Entity",
     "Evaluation",
+    "ExportSettings",
+    "Exported",
     "Extraction",
     "Extractor",
     "Label",
@@ -71,6 +74,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "export_run",
     "init",
     "load",
     "load_config",
@@ -92,6 +96,7 @@ _import, __dir__ = lazy_exports(
             *("RunError", "SpantuneError", "TaskSpec", "load_config"),
         ),
         "data": ("Corpus", "check_files as check", "read", "split_corpus as split", "to_dicts", "to_pandas", "write"),
+        "export": ("ExportSettings", "Exported", "export_run"),
         "extraction": (
             *("Evaluation", "Extractor"),
             *("calibrate_run as calibrate", "evaluate_run as evaluate", "load_run as load"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,18 @@ TASK = TaskSpec(labels=(Label(code="dis", name="disease"), Label(code="sym")), i
 READING = TASK.model_copy(update={"answer": "spans"})
 
 
-def save_run(folder: Path, model: Path, task: TaskSpec = TASK, *, base: config.Base = "fp32", seed: int = 1) -> Path:
+def save_run(
+    folder: Path,
+    model: Path,
+    task: TaskSpec = TASK,
+    spans: Mapping[str, object] | None = None,
+    *,
+    base: config.Base = "fp32",
+    seed: int = 1,
+) -> Path:
     """A finished run with a random adapter for the model in the folder `model`, and a random head where spans are read.
 
-    The head finds a few entities in nearly every text.
+    `spans` are changes of the section of that name. The head finds a few entities in nearly every text.
     """
     folder.mkdir(parents=True)
     settings: dict[str, Any] = {"source": str(model), "base": base, "device": "cpu"}
@@ -29,7 +38,7 @@ def save_run(folder: Path, model: Path, task: TaskSpec = TASK, *, base: config.B
             "model": settings,
             "task": {"labels": list(task.codes), "instruction": task.instruction, "answer": task.answer},
             "data": {"train": "unread.jsonl"},
-            "spans": {"longest": 6, "size": 16},
+            "spans": {"longest": 6, "size": 16, **(spans or {})},
             "extract": {"max_new_tokens": 40},
         }
     )

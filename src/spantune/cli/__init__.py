@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from spantune import __version__
-from spantune.cli import calibrate, data, evaluate, extract, init, names, runs, serve, tables, watch
+from spantune.cli import calibrate, data, evaluate, export, extract, init, names, runs, serve, tables, watch
 from spantune.cli.help import App
 from spantune.cli.libraries import quiet
 from spantune.cli.options import Json, Overrides, Recipe
@@ -263,6 +263,7 @@ app.command()(watch.watch)
 app.command(listed=["Formats"])(extract.extract)
 app.command()(calibrate.calibrate)
 app.command()(serve.serve)
+app.command()(export.export)
 app.command()(runs.sync)
 
 

@@ -61,6 +61,8 @@ class SpanEncoder:
 
     Attributes:
         copies: how often the ids hold their text.
+        prefix: the ids before a text.
+        between: the ids between both copies of a text; none where there is one copy.
 
     Raises:
         ModelError: the tokenizer has neither a BOS nor an EOS token, or, with `spans.instruction`, as `Encoder`.
@@ -73,7 +75,7 @@ class SpanEncoder:
         self.longest = config.filled(settings.longest)
         self.copies = 2 if settings.view == "twice" else 1
         self.prefix = tuple(self._before_the_text())
-        self._between = self._ids("\n") if settings.view == "twice" else []
+        self.between = self._ids("\n") if settings.view == "twice" else []
         self._own_ids: dict[str, int] = {}
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -135,7 +137,7 @@ class SpanEncoder:
         """Return the ids of an example, and the index of the first token of the text that is read."""
         before = list(self.prefix)
         if self.settings.view == "twice":
-            before += [*text_ids, *self._between]
+            before += [*text_ids, *self.between]
         return [*before, *text_ids], len(before)
 
     def _characters(

@@ -8,7 +8,7 @@ from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
     from spantune.extraction.calibration import calibrate_run
-    from spantune.extraction.chunked import Engine, refusals
+    from spantune.extraction.chunked import Engine, most_tokens, refusals
     from spantune.extraction.decoder import Decoder, Row
     from spantune.extraction.evaluation import Evaluation, evaluate, evaluate_run, save_predictions
     from spantune.extraction.extractor import Extractor
@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     from spantune.extraction.loading import load_bare, load_run, load_runs
     from spantune.extraction.model_runner import Forward
     from spantune.extraction.outputs import SHOWN, Tally, Target
+    from spantune.extraction.reading import LOWEST_LOGIT
     from spantune.extraction.remote.client import Server
     from spantune.extraction.remote.extractor import load_remote
+    from spantune.extraction.remote.protocol import GRAMMARS, Question, Served
     from spantune.extraction.result import rates
     from spantune.extraction.resumable import partial
     from spantune.extraction.session import Options, Session
 
 __all__ = [
+    "GRAMMARS",
+    "LOWEST_LOGIT",
     "SHOWN",
     "Allowed",
     "Decoder",
@@ -34,7 +38,9 @@ __all__ = [
     "Forward",
     "Guide",
     "Options",
+    "Question",
     "Row",
+    "Served",
     "Server",
     "Session",
     "Tally",
@@ -49,6 +55,7 @@ __all__ = [
     "load_run",
     "load_runs",
     "mark_choices",
+    "most_tokens",
     "partial",
     "rates",
     "refusals",
@@ -60,7 +67,7 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "calibration": ("calibrate_run",),
-        "chunked": ("Engine", "refusals"),
+        "chunked": ("Engine", "most_tokens", "refusals"),
         "decoder": ("Decoder", "Row"),
         "evaluation": ("Evaluation", "evaluate", "evaluate_run", "save_predictions"),
         "extractor": ("Extractor",),
@@ -70,8 +77,10 @@ __getattr__, __dir__ = lazy_exports(
         "loading": ("load_bare", "load_run", "load_runs"),
         "model_runner": ("Forward",),
         "outputs": ("SHOWN", "Tally", "Target"),
+        "reading": ("LOWEST_LOGIT",),
         "remote.client": ("Server",),
         "remote.extractor": ("load_remote",),
+        "remote.protocol": ("GRAMMARS", "Question", "Served"),
         "result": ("rates",),
         "resumable": ("partial",),
         "session": ("Options", "Session"),

@@ -164,12 +164,7 @@ def cutter(encoder: TextEncoder, settings: config.Extract, window: int | None) -
     """
     before = len(encoder.prompt_ids(""))
     answer = settings.max_new_tokens if isinstance(encoder, Encoder) else 0
-    limits = [] if encoder.max_tokens is None else [encoder.max_tokens]
-    if settings.chunk_tokens is not None:
-        limits.append(before + settings.chunk_tokens * encoder.copies)
-    if window is not None:
-        limits.append(window - answer)
-    limit = min(limits, default=None)
+    limit = most_tokens(encoder, settings, window)
     if limit is not None and limit <= before:
         raise _no_room(encoder, before, answer, window)
     return Cutter(
@@ -177,6 +172,16 @@ def cutter(encoder: TextEncoder, settings: config.Extract, window: int | None) -
         settings.overlap,
         settings.max_characters,
     )
+
+
+def most_tokens(encoder: TextEncoder, settings: config.Extract, window: int | None) -> int | None:
+    """Return the most tokens of a text with what stands before it that is read at once; None where nothing says it."""
+    limits = [] if encoder.max_tokens is None else [encoder.max_tokens]
+    if settings.chunk_tokens is not None:
+        limits.append(len(encoder.prompt_ids("")) + settings.chunk_tokens * encoder.copies)
+    if window is not None:
+        limits.append(window - (settings.max_new_tokens if isinstance(encoder, Encoder) else 0))
+    return min(limits, default=None)
 
 
 def _no_room(encoder: TextEncoder, before: int, answer: int, window: int | None) -> DataError:

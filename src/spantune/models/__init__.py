@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spantune.models.adapter import PlainLora, fold_lora
 from spantune.models.architecture import (
     capped,
     causal_lm,
@@ -10,14 +11,17 @@ from spantune.models.architecture import (
     head_size,
     is_wide,
     kv_heads,
+    layer_kinds,
     softcap_of,
     vocabulary_size,
+    window_of,
 )
 from spantune.models.attention import NAME, Places, check_attention, pack_view, unread_mask
 from spantune.models.bundled import cache_root
 from spantune.models.compilation import compile_layers
 from spantune.models.full import require_full
 from spantune.models.hashes import hash_files, hash_model
+from spantune.models.hubs import HUBS
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
 from spantune.models.kernels.packs import Spans, spans
@@ -52,6 +56,7 @@ from spantune.models.span_head import (
     SpanHead,
     attach_head,
     check_head_files,
+    copy_head,
     head_of,
     head_weights,
     load_head,
@@ -75,6 +80,7 @@ from spantune.models.trained import (
 )
 
 __all__ = [
+    "HUBS",
     "NAME",
     "CausalLM",
     "Coverage",
@@ -83,6 +89,7 @@ __all__ = [
     "ModelConfig",
     "ModelFiles",
     "Places",
+    "PlainLora",
     "RowView",
     "Span",
     "SpanHead",
@@ -99,12 +106,14 @@ __all__ = [
     "check_attention",
     "check_head_files",
     "compile_layers",
+    "copy_head",
     "copy_trained",
     "count_weights",
     "coverage",
     "decoder_layers",
     "divide_layers",
     "few_logits",
+    "fold_lora",
     "has_fp8",
     "hash_files",
     "hash_model",
@@ -115,6 +124,7 @@ __all__ = [
     "is_wide",
     "kernel_error",
     "kv_heads",
+    "layer_kinds",
     "layout_spans",
     "linear_modules",
     "load",
@@ -154,5 +164,6 @@ __all__ = [
     "unranked_error",
     "unread_mask",
     "vocabulary_size",
+    "window_of",
     "windows",
 ]

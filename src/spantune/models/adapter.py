@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from spantune.core import ModelError, config, first_line, foreign
 from spantune.models.interfaces import CausalLM
@@ -135,6 +137,64 @@ def read_lora(folder: Path) -> config.Lora:
         rank_pattern=saved.rank_pattern,
         targets=tuple(sorted(saved.target_modules)),
     )
+
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the name of a module."""
+
+
+@dataclass(frozen=True)
+class PlainLora:
+    """An adapter without any scale of its own: the weight of a module changes by `up @ down`.
+
+    Args:
+        rank: of every module.
+        halves: `(down [rank, in], up [out, rank])` of each module by its dotted name in the model, in float32.
+    """
+
+    rank: int
+    halves: Mapping[str, tuple[Tensor, Tensor]] = field(repr=False)
+
+    @property
+    def targets(self) -> list[str]:
+        """The last parts of the names of the modules, sorted."""
+        return sorted({name.rpartition(".")[2] for name in self.halves})
+
+
+def fold_lora(folder: Path) -> PlainLora:
+    """Read a saved adapter, with its scales (alpha, rsLoRA and those of single modules) folded into `up`.
+
+    Where modules have different ranks, the smaller ones are filled with zeros.
+
+    Raises:
+        ModelError: there is no adapter, it is damaged, or it is a DoRA, which is no product of two matrices.
+    """
+    from peft.utils.other import get_pattern_key
+
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder}: no {CONFIG} here; expected the adapter folder of a finished run with LoRA")
+    saved, weights = _read_config(folder), _read_weights(folder)
+    if saved.use_dora:
+        raise ModelError(
+            f"{folder}: this is a DoRA, whose change of a weight is not a product of two small matrices, so that few "
+            "engines load it; export merged weights instead: --to merged"
+        )
+    halves: dict[str, tuple[Tensor, Tensor]] = {}
+    for key, down in weights.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+        up = weights[key.replace(".lora_A.", ".lora_B.")]
+        alpha = saved.alpha_pattern.get(get_pattern_key(saved.alpha_pattern, name), saved.lora_alpha)
+        scale = alpha / (math.sqrt(len(down)) if saved.use_rslora else len(down))
+        halves[name] = (down.float(), up.float() * scale)
+    rank = max(len(down) for down, _ in halves.values())
+    return PlainLora(rank, {name: _filled(*pair, rank) for name, pair in halves.items()})
+
+
+def _filled(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    missing = rank - len(down)
+    return pad(down, (0, 0, 0, missing)), pad(up, (0, missing))
 
 
 def load_adapter_weights(model: CausalLM, folder: Path) -> None:

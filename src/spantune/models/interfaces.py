@@ -38,6 +38,7 @@ class CausalLM(Protocol):
     training: bool
     device: torch.device
     name_or_path: str
+    generation_config: object
 
     def __call__(self, **inputs: Any) -> Any:
         """The forward pass; the output has `logits` [batch, tokens, vocabulary]."""

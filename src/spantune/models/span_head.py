@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -281,6 +282,16 @@ def save_head(head: SpanHead, folder: Path, weights: Mapping[str, Tensor] | None
     state = head.state_dict() | dict(weights or {})
     save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / HEAD_WEIGHTS)
     (folder / HEAD_CONFIG).write_text(to_json(head.config.model_dump()) + "\n", encoding="utf-8")
+
+
+def copy_head(folder: Path, target: Path) -> None:
+    """Copy the files of the head in `folder` into the folder `target`.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    for name in (HEAD_CONFIG, HEAD_WEIGHTS):
+        shutil.copyfile(folder / name, target / name)
 
 
 def load_head(model: CausalLM, folder: Path, task: TaskSpec) -> SpanHead:
