@@ -42,8 +42,8 @@ QUANTIZED = (
 """Those that llama.cpp's own tool makes of f16."""
 FLOAT_BYTES = 4
 NO_SERVER = (
-    "llama.cpp has not computed the file, since none of its servers is installed: only the number of its weights and some "
-    "of its embeddings were compared; pip install xllamacpp, and export again"
+    "llama.cpp has not computed the file, since none of its servers is installed: only the number of its weights and "
+    "some of its embeddings were compared; pip install xllamacpp, and export again"
 )
 
 

@@ -1,4 +1,4 @@
-"""The comparison of a GGUF file with its run: llama.cpp's server computes it, as `spantune extract --engine openai` asks.
+"""The comparison of a GGUF file with its run: llama.cpp's server computes it, and is asked as `spantune extract` asks.
 
 Token ids of texts, log-probabilities of the next token, and the entities of documents under the grammar are compared.
 llama.cpp computes 16-bit weights with 16-bit activations and keys, so that numbers differ by more than the order of
@@ -83,9 +83,9 @@ def compare(run: Run, weights: Path, kind: str, adapter: Path | None = None) -> 
         difference = _difference(run, url)
         if not difference <= MOST.get(kind, float("inf")):
             raise Differs(
-                f"the log-probabilities that llama.cpp computes differ from the run's by {difference:.3g} in the median, where "
-                f"rounding to {kind} makes at most {MOST[kind]:g}; nothing is exported; please report it with the model's "
-                "name"
+                f"the log-probabilities that llama.cpp computes differ from the run's by {difference:.3g} in the "
+                f"median, where rounding to {kind} makes at most {MOST[kind]:g}; nothing is exported; please report it "
+                "with the model's name"
             )
         extracted = _extract(run, url)
     return _written(run, kind, difference, extracted, split_otherwise)
@@ -188,8 +188,8 @@ def _written(run: Run, kind: str, difference: float, extracted: Sequence[Extract
     differing = sum(one != other for one, other in pairs)
     if f1 < LEAST.get(kind, 0.0):
         raise Differs(
-            f"the entities of {differing} of {len(pairs)} documents differ between llama.cpp and the run (F1 {f1:.3f}), by "
-            f"more than rounding to {kind} explains; nothing is exported; please report it with the model's name"
+            f"the entities of {differing} of {len(pairs)} documents differ between llama.cpp and the run (F1 {f1:.3f}), "
+            f"by more than rounding to {kind} explains; nothing is exported; please report it with the model's name"
         )
     if differing:
         notes.append(
