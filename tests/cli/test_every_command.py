@@ -50,6 +50,7 @@ COMMANDS: dict[str, Callable[[Place], list[object]]] = {
     "watch": lambda place: ["watch", place.run / "absent"],
     "runs": lambda place: ["runs", place.run.parent],
     "extract": lambda place: ["extract", place.run, place.corpus],
+    "export": lambda place: ["export", place.run, place.out / "export", "--to", "merged", "--verify", "1"],
     "calibrate": lambda place: ["calibrate", place.run, "--data", place.corpus],
     "sync": lambda place: ["sync", place.run],
     "data inspect": lambda place: ["data", "inspect", place.corpus],
@@ -59,7 +60,7 @@ COMMANDS: dict[str, Callable[[Place], list[object]]] = {
     "data map": lambda place: ["data", "map", place.corpus, f"{HOSTILE}=x", "--out", place.out / "mapped.jsonl"],
     "data split": lambda place: ["data", "split", place.corpus, "--out", place.out / "split"],
 }
-LOADING = ("demo", "plan", "train", "train --resume", "evaluate", "extract", "calibrate")
+LOADING = ("demo", "plan", "train", "train --resume", "evaluate", "extract", "calibrate", "export")
 """The commands that load a model."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,10 +16,10 @@ TASK = TaskSpec(labels=(Label(code="dis", name="disease"), Label(code="sym")), i
 READING = TASK.model_copy(update={"answer": "spans"})
 
 
-def save_run(folder: Path, model: Path, task: TaskSpec = TASK) -> Path:
+def save_run(folder: Path, model: Path, task: TaskSpec = TASK, spans: Mapping[str, object] | None = None) -> Path:
     """A finished run with a random adapter for the model in the folder `model`, and a random head where spans are read.
 
-    The head finds a few entities in nearly every text.
+    `spans` are changes of the section of that name. The head finds a few entities in nearly every text.
     """
     folder.mkdir(parents=True)
     settings = {"source": str(model), "base": "fp32", "device": "cpu"}
@@ -28,7 +29,7 @@ def save_run(folder: Path, model: Path, task: TaskSpec = TASK) -> Path:
             "model": settings,
             "task": {"labels": list(task.codes), "instruction": task.instruction, "answer": task.answer},
             "data": {"train": "unread.jsonl"},
-            "spans": {"longest": 6, "size": 16},
+            "spans": {"longest": 6, "size": 16, **(spans or {})},
             "extract": {"max_new_tokens": 40},
         }
     )

@@ -13,13 +13,14 @@ import typer
 from spantune.cli import names
 from spantune.cli.libraries import quiet
 from spantune.cli.options import AcceptChanges, Device, Force, Json, Run
-from spantune.core import log_crashes_into, print_table, put_json, say
+from spantune.core import log_crashes_into, print_table, put, put_json, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
     from spantune.export import Exported
 
 FORM = "What is written"
+HUB = "A hub"
 COMPARISON = "How it is compared with the run"
 
 # A command has as many parameters as options: typer reads them from the signature.
@@ -83,6 +84,13 @@ def export(
         bool,
         typer.Option("--keep", help="Keep an export that differs, as OUT.differs.", rich_help_panel=COMPARISON),
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(help="Then upload it: modelscope:OWNER/NAME or hf:OWNER/NAME.", rich_help_panel=HUB),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public; else it is private.", rich_help_panel=HUB)
+    ] = False,
     force: Force = False,
     accept_changes: AcceptChanges = False,
     device: Device = "auto",
@@ -96,7 +104,7 @@ def export(
 
         spantune export runs/demo demo-model --to spans
 
-        spantune export runs/phi4 phi4-merged --to merged
+        spantune export runs/phi4 phi4-merged --to merged --push modelscope:me/phi4-cmeee
 
         spantune export runs/phi4 phi4-lora --to adapter --base-name microsoft/phi-4
     """
@@ -117,6 +125,8 @@ def export(
         license=license,
         quantize=quantize,
         as_adapter=as_adapter,
+        push=push,
+        public=public,
         device=device,
         accept_changes=accept_changes,
     )
@@ -138,6 +148,10 @@ def _print(exported: Exported) -> None:
             rows.append(("largest difference of a logit", f"{verified.logits:.2g}"))
         if verified.rounding is not None:
             rows.append(("logits moved by rounding to bf16", f"{verified.rounding:.2g} at most"))
+    if exported.page is not None:
+        rows.append(("uploaded", exported.page))
     print_table([str(exported.folder), exported.form], rows)
     for note in exported.notes:
         say(f"note: {note}")
+    for command in exported.commands:
+        put(f"\n{command.purpose}:\n  {command.line}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spantune.core import ConfigError, foreign, to_json
-from spantune.export.card import write_adapter_card
+from spantune.export.card import write_card
 from spantune.export.merged import copy_terms, load_plain, merge, ready
 from spantune.export.source import Source
 from spantune.export.spans import write_reader
@@ -62,7 +62,7 @@ def write_adapter(source: Source, out: Path) -> Written:
     copy_terms(source, out)
     if source.task.reads:
         write_reader(source, out)
-    write_adapter_card(source, out, name, lora)
+    write_card(source, "adapter", out, name)
     if not source.documents:
         return Written()
     return Written(_compare(source, out))

@@ -22,10 +22,13 @@ from spantune.core import (
     replacing_path,
     require_folder,
     require_new,
+    waiting,
 )
 from spantune.export.adapter import write_adapter
+from spantune.export.commands import Command, commands_for, write_example
 from spantune.export.gguf import write_gguf
 from spantune.export.merged import write_merged
+from spantune.export.push import parse_place, push, require_login
 from spantune.export.source import DTYPES, FORMS, ExportSettings, Form, Source
 from spantune.export.spans import write_spans
 from spantune.export.verify import Differs, Verified, Written
@@ -45,7 +48,7 @@ SPARE = 1 << 28
 
 @dataclass(frozen=True)
 class Exported:
-    """An export: its folder, form and size, what the comparison with the run found, and notes for its user."""
+    """An export: its folder, form and size, what the comparison with the run found, and how other engines load it."""
 
     folder: Path
     form: Form
@@ -53,11 +56,13 @@ class Exported:
     seconds: float
     verified: Verified | None
     notes: tuple[str, ...] = ()
+    commands: tuple[Command, ...] = ()
+    page: str | None = None
+    """The address of the export on a hub, where it was pushed."""
 
     def as_dict(self) -> dict[str, object]:
         """The fields as plain values."""
-        verified = None if self.verified is None else asdict(self.verified)
-        return {**vars(self), "folder": str(self.folder), "notes": list(self.notes), "verified": verified}
+        return {**asdict(self), "folder": str(self.folder)}
 
 
 @silenced()
@@ -95,15 +100,25 @@ def export_run(
     run_folder = RunFolder(Path(run))
     require_new(target, run_folder.parts, force=force)
     require_folder(target)
-    source = Source.open(Path(run), settings or ExportSettings())
+    settings = settings or ExportSettings()
+    place = parse_place(settings.push) if settings.push else None
+    source = Source.open(Path(run), settings)
     _require_suited(source, form)
     _require_space(source, form, target)
     _ = source.documents  # what cannot be read is found before the model is loaded
-    with overwriting(target, force=force) as place, _complete(place, source.settings.keep) as folder:
+    if place is not None:
+        require_login(place)
+    with overwriting(target, force=force) as new, _complete(new, settings.keep) as folder:
         written = WRITERS[form](source, folder)
+        write_example(source, form, folder, target.name)
         _let_others_read(folder)
+    page = None
+    if place is not None:
+        with waiting(f"uploading to {place} …"):
+            page = push(target, place, public=settings.public, license=settings.license)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    return Exported(target, form, size, round(time.perf_counter() - began, 1), written.verified, written.notes)
+    seconds, commands = round(time.perf_counter() - began, 1), commands_for(source, form, target)
+    return Exported(target, form, size, seconds, written.verified, written.notes, commands, page)
 
 
 def _let_others_read(folder: Path) -> None:

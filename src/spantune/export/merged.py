@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spantune.core import foreign
+from spantune.core import foreign, waiting
 from spantune.encoding import Encoder, TextEncoder, make_encoder
-from spantune.export.card import write_merged_card
+from spantune.export.card import write_card
 from spantune.export.source import DTYPES, Source
 from spantune.export.verify import (
     Differs,
@@ -32,9 +32,6 @@ from spantune.export.verify import (
     sequences_of,
 )
 from spantune.models import NAME, CausalLM, load_adapter, load_head, load_tokenizer, pick_device
-
-TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
-"""The files of a base model that say under which terms it is given; they are copied."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def write_merged(source: Source, out: Path) -> Written:
     sequences = sequences_of(source.encoder, source.documents)
     merged = merge(source, sequences)
     save_model(source, merged.model, out)
-    write_merged_card(source, out)
+    write_card(source, "merged", out)
     if not source.documents:
         return Written()
     expected, rounding = _expected(source, merged, sequences)
@@ -69,13 +66,14 @@ def write_merged(source: Source, out: Path) -> Written:
 
 def merge(source: Source, sequences: Sequence[Sequence[int]] = ()) -> Merged:
     """Load the base and add what the run has trained; the logits of `sequences` are computed before that."""
-    model = source.load_base()
-    logits: list[Tensor] = []
-    if sequences:
-        apart = load_adapter(model, source.adapter)
-        logits = logits_of(apart, sequences)
-        model = apart if apart is model else apart.unload()
-    return Merged(load_adapter(model, source.adapter, merge=True), logits)
+    with waiting("merging …"):
+        model = source.load_base()
+        logits: list[Tensor] = []
+        if sequences:
+            apart = load_adapter(model, source.adapter)
+            logits = logits_of(apart, sequences)
+            model = apart if apart is model else apart.unload()
+        return Merged(load_adapter(model, source.adapter, merge=True), logits)
 
 
 def save_model(source: Source, model: CausalLM, out: Path) -> None:
@@ -98,7 +96,8 @@ def save_model(source: Source, model: CausalLM, out: Path) -> None:
         do_sample=False,
         max_new_tokens=source.recipe.extract.max_new_tokens,
     )
-    model.save_pretrained(str(out), max_shard_size=source.settings.shard_size)
+    with waiting("writing the weights …"):
+        model.save_pretrained(str(out), max_shard_size=source.settings.shard_size)
     tokenizer.save_pretrained(str(out))
     source.task.save(out)
     copy_terms(source, out)
@@ -106,9 +105,8 @@ def save_model(source: Source, model: CausalLM, out: Path) -> None:
 
 def copy_terms(source: Source, out: Path) -> None:
     """Copy the files with the terms of the base model into `out`."""
-    for pattern in TERMS:
-        for path in source.files.folder.glob(pattern):
-            shutil.copyfile(path, out / path.name)
+    for path in source.terms:
+        shutil.copyfile(path, out / path.name)
 
 
 def as_float(model: CausalLM) -> CausalLM:
@@ -162,7 +160,7 @@ def load_plain(source: Source, folder: Path) -> CausalLM:
     """Load a model folder by transformers alone, in float32."""
     from transformers import AutoModelForCausalLM
 
-    with foreign(folder, "the model cannot be loaded by transformers", "report it"):
+    with waiting("loading the export …"), foreign(folder, "it cannot be loaded by transformers", "report it"):
         model: CausalLM = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )

@@ -14,6 +14,7 @@ import torch
 from spantune.core import Config, ConfigError, DataError, Document, TaskSpec, config, expect, nearest
 from spantune.data import read, read_splits
 from spantune.encoding import TextEncoder, make_encoder
+from spantune.extraction import most_tokens
 from spantune.models import CausalLM, ModelFiles, check_head_files, load, read_files, read_head_config
 from spantune.runs import RunFolder
 
@@ -21,6 +22,8 @@ Form = Literal["merged", "adapter", "gguf", "spans"]
 FORMS: tuple[Form, ...] = get_args(Form)
 Dtype = Literal["bf16", "fp32"]
 DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class ExportSettings:
         license: the licence that the model card states, such as `mit`.
         quantize: for `gguf`: the type of its weights, such as `f16` or `q8_0`.
         as_adapter: for `gguf`: write the adapter alone.
+        push: the repository to upload the export to, `modelscope:OWNER/NAME` or `hf:OWNER/NAME`.
+        public: make that repository public where it is new.
         device: where the model is computed: `auto`, `cpu` or `cuda`.
         accept_changes: go on with an adapter whose files were changed after training, with a warning.
     """
@@ -52,6 +57,8 @@ class ExportSettings:
     license: str | None = None
     quantize: str = "f16"
     as_adapter: bool = False
+    push: str | None = None
+    public: bool = False
     device: str = "auto"
     accept_changes: bool = False
 
@@ -97,6 +104,22 @@ class Source:
         """The type that merged weights are written in."""
         own: Dtype = "bf16" if self.files.config.dtype in (torch.bfloat16, "bfloat16") else "fp32"
         return self.settings.dtype or own
+
+    @property
+    def evaluation(self) -> Path:
+        """What was measured on dev when the adapter was saved."""
+        return self.folder.evaluation_file
+
+    @property
+    def terms(self) -> list[Path]:
+        """The files of the base model that say under which terms it is given; they are copied into an export."""
+        return sorted({path for pattern in TERMS for path in self.files.folder.glob(pattern) if path.is_file()})
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens of a text, with what stands before it, that the model reads at once."""
+        window = int(self.files.config.get_text_config().max_position_embeddings)
+        return most_tokens(self.encoder, self.recipe.extract, window) or window
 
     @cached_property
     def encoder(self) -> TextEncoder:

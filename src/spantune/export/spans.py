@@ -14,7 +14,7 @@ from typing import Any
 
 from spantune.core import Document, Entity, Extraction, Status, to_json, track
 from spantune.encoding import SpanEncoder
-from spantune.export.card import write_spans_card
+from spantune.export.card import write_card
 from spantune.export.merged import as_float, merge, ready, save_model
 from spantune.export.source import Source
 from spantune.export.verify import (
@@ -30,7 +30,7 @@ from spantune.export.verify import (
     require_same,
     sequences_of,
 )
-from spantune.extraction import LOWEST_LOGIT, most_tokens
+from spantune.extraction import LOWEST_LOGIT
 from spantune.metrics import Calibration
 from spantune.models import HeadConfig, copy_head, layer_kinds, read_head_config, window_of
 
@@ -50,7 +50,7 @@ def write_spans(source: Source, out: Path) -> Written:
     merged = merge(source, sequences)
     save_model(source, merged.model, out)
     write_reader(source, out)
-    write_spans_card(source, out)
+    write_card(source, "spans", out)
     if not documents:
         return Written()
     model = as_float(merged.model)
@@ -72,14 +72,8 @@ def write_spans(source: Source, out: Path) -> Written:
 
 def fitting(source: Source) -> Sequence[Document]:
     """Return the documents to compare on that the model reads in one pass."""
-    most = tokens_of(source)
+    most = source.most_tokens
     return [document for document in source.documents if len(source.encoder.prompt_ids(document.text)) <= most]
-
-
-def tokens_of(source: Source) -> int:
-    """Return the most tokens that the model reads at once."""
-    window = int(source.files.config.get_text_config().max_position_embeddings)
-    return most_tokens(source.encoder, source.recipe.extract, window) or window
 
 
 def write_reader(source: Source, out: Path) -> None:
@@ -108,7 +102,7 @@ def _about(source: Source, encoder: SpanEncoder, head: HeadConfig) -> dict[str, 
         "longest": head.longest,
         "prefix": list(encoder.prefix),
         "between": list(encoder.between),
-        "tokens": tokens_of(source),
+        "tokens": source.most_tokens,
         "windows": {kind: window_of(config, kind or None) for kind in sorted(set(layer_kinds(config) or [""]))},
     }
 

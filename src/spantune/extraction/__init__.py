@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from spantune.extraction.reading import LOWEST_LOGIT
     from spantune.extraction.remote.client import Server
     from spantune.extraction.remote.extractor import load_remote
+    from spantune.extraction.remote.protocol import GRAMMARS, Question, Served
     from spantune.extraction.result import rates
     from spantune.extraction.resumable import partial
 
 __all__ = [
+    "GRAMMARS",
     "LOWEST_LOGIT",
     "SHOWN",
     "Allowed",
@@ -33,7 +35,9 @@ __all__ = [
     "Extractor",
     "Forward",
     "Guide",
+    "Question",
     "Row",
+    "Served",
     "Server",
     "Tally",
     "Target",
@@ -70,6 +74,7 @@ __getattr__, __dir__ = lazy_exports(
         "reading": ("LOWEST_LOGIT",),
         "remote.client": ("Server",),
         "remote.extractor": ("load_remote",),
+        "remote.protocol": ("GRAMMARS", "Question", "Served"),
         "result": ("rates",),
         "resumable": ("partial",),
     },

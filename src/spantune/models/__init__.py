@@ -21,6 +21,7 @@ from spantune.models.bundled import bundled_vocabulary, cache_root
 from spantune.models.compilation import compile_layers
 from spantune.models.full import require_full
 from spantune.models.hashes import hash_model
+from spantune.models.hubs import HUBS
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
 from spantune.models.kernels.packs import Spans, spans
@@ -76,6 +77,7 @@ from spantune.models.trained import (
 )
 
 __all__ = [
+    "HUBS",
     "NAME",
     "CausalLM",
     "Coverage",

@@ -8,7 +8,7 @@ from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
     from spantune.runs import listing
-    from spantune.runs.card import write_card
+    from spantune.runs.card import dev_figures, label_lines, write_card
     from spantune.runs.checkpoints import BestAdapter, Checkpoints, step_of, torn
     from spantune.runs.claim import Claim
     from spantune.runs.evaluations import Evaluated, evaluated, name_predictions, predictions_for
@@ -39,9 +39,11 @@ __all__ = [
     "aligned",
     "change_since",
     "compare_runs",
+    "dev_figures",
     "evaluated",
     "free_name",
     "hints",
+    "label_lines",
     "labels_of_systems",
     "listing",
     "logging_to",
@@ -65,7 +67,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "card": ("write_card",),
+        "card": ("dev_figures", "label_lines", "write_card"),
         "checkpoints": ("BestAdapter", "Checkpoints", "step_of", "torn"),
         "claim": ("Claim",),
         "evaluations": ("Evaluated", "evaluated", "name_predictions", "predictions_for"),

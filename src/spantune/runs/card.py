@@ -91,12 +91,17 @@ def write_card(adapter: Path, task: TaskSpec, base: str) -> None:
         language=task.language,
         answer=_READS if reads else _WRITES.format(answer=task.answer),
         lacks=_NO_HEAD if reads else _NO_PROMPT,
-        labels="\n".join(map(_line, task.labels)),
-        figures=_figures(adapter / "evaluation.json"),
+        labels=label_lines(task),
+        figures=dev_figures(adapter / "evaluation.json"),
     )
     text += (_WITH_TRANSFORMERS if full else _WITH_PEFT).format(name=name)
     front_matter = yaml.safe_dump(about, allow_unicode=True, sort_keys=False)
     (adapter / CARD).write_text(f"---\n{front_matter}---\n\n{text}", encoding="utf-8")
+
+
+def label_lines(task: TaskSpec) -> str:
+    """Return the labels of a task with their names, as a list in Markdown."""
+    return "\n".join(map(_line, task.labels))
 
 
 def _line(label: Label) -> str:
@@ -104,8 +109,8 @@ def _line(label: Label) -> str:
     return f"- `{label.code}`" + (f": {name}" if name and name != label.code else "")
 
 
-def _figures(evaluation: Path) -> str:
-    """What the evaluation during training said, in a sentence."""
+def dev_figures(evaluation: Path) -> str:
+    """Return in a sentence what the evaluation during training said, which stands in the file `evaluation`."""
     try:
         values = json.loads(evaluation.read_text(encoding="utf-8"))
         interval = f" (95 % interval {values['f1_low']:.4f} to {values['f1_high']:.4f})" if "f1_low" in values else ""
