@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from spantune.core import ConfigError, DataError, nearest, waiting
 from spantune.export.adapter import base_name, save_adapter
+from spantune.export.card import write_card
 from spantune.export.gguf_check import Run, compare, read_back
 from spantune.export.gguf_tokenizer_files import write_tokenizer_files
 from spantune.export.llama_cpp import (
@@ -64,7 +65,7 @@ def write_gguf(source: Source, out: Path) -> Written:
     write = _write_adapter if source.settings.as_adapter else _write_model
     with TemporaryDirectory(prefix=".gguf-", dir=out.parent) as work:
         written = write(source, out, Path(work), kind)
-    _write_card(source, out, kind)
+    write_card(source, "gguf", out)
     return written
 
 
@@ -173,7 +174,3 @@ def _require_room(source: Source, work: Path) -> None:
             f"{free / 1e9:.1f} GB free; free some space, or name a place on another disk",
             path=work.parent,
         )
-
-
-def _write_card(source: Source, out: Path, kind: str) -> None:
-    (out / "README.md").write_text(f"# {source.folder.path.resolve().name} as GGUF ({kind})\n", encoding="utf-8")
