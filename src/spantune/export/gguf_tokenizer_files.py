@@ -20,7 +20,7 @@ from spantune.models import bundled_vocabulary
 
 PIECES, SETTINGS = "tokenizer.model", "tokenizer_config.json"
 FILES = ("tokenizer.json", PIECES, SETTINGS, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
-CONTROL, USER_DEFINED, UNKNOWN = 3, 4, 2  # kinds of a token, in GGUF and in SentencePiece
+CONTROL, USER_DEFINED, UNKNOWN, BYTE = 3, 4, 2, 6  # kinds of a token, in GGUF and in SentencePiece
 BPE = 2  # SentencePiece's number of the kind of model
 
 
@@ -61,7 +61,8 @@ def sentencepiece_model(vocabulary: Mapping[str, Any]) -> bytes:
     ]
     names = {40: "unknown", 41: "bos", 42: "eos", 43: "padding"}
     ids = b"".join(_number(field, vocabulary[f"tokenizer.ggml.{name}_token_id"]) for field, name in names.items())
-    trainer = _number(3, BPE) + _number(4, len(pieces)) + _number(35, 1) + ids  # 35: bytes stand for what is no piece
+    has_bytes = BYTE in vocabulary["tokenizer.ggml.token_type"]  # they stand for what is no piece
+    trainer = _number(3, BPE) + _number(4, len(pieces)) + _number(35, int(has_bytes)) + ids
     normalizer = _field(1, b"identity") + _number(3, 0) + _number(4, 0) + _number(5, 1)  # only spaces are escaped
     return b"".join(pieces) + _field(2, trainer) + _field(3, normalizer)
 

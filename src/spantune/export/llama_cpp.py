@@ -150,6 +150,8 @@ def serving(weights: Path, context: int, adapter: Path | None = None) -> Iterato
             _wait(process, url, log)
             yield url
         finally:
+            if process.stdin is not None:
+                process.stdin.close()
             process.terminate()
             try:
                 process.wait(10)
