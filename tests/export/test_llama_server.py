@@ -77,7 +77,7 @@ def test_a_file_of_other_weights_is_refused(
 
     monkeypatch.setattr(gguf, "save_model", save_scaled)
     settings = ExportSettings(verify=2, data=str(texts), device="cpu")
-    with pytest.raises(ModelError, match="log-probabilities that llama.cpp computes differ"):
+    with pytest.raises(ModelError, match="log-probabilities that llama"):
         export_run(run, "gguf", tmp_path / "out", settings)
     assert list(tmp_path.iterdir()) == []
 

@@ -59,10 +59,12 @@ def sentencepiece_model(vocabulary: Mapping[str, Any]) -> bytes:
             (token, score, UNKNOWN if index == unknown else kind) for index, (token, score, kind) in enumerate(rows)
         )
     ]
-    names = {40: "unknown", 41: "bos", 42: "eos", 43: "padding"}
-    ids = b"".join(_number(field, vocabulary[f"tokenizer.ggml.{name}_token_id"]) for field, name in names.items())
+    special = b""
+    for place, name in enumerate(("unknown", "bos", "eos", "padding")):
+        index = vocabulary[f"tokenizer.ggml.{name}_token_id"]
+        special += _number(40 + place, index) + _field(45 + place, vocabulary["tokenizer.ggml.tokens"][index].encode())
     has_bytes = BYTE in vocabulary["tokenizer.ggml.token_type"]  # they stand for what is no piece
-    trainer = _number(3, BPE) + _number(4, len(pieces)) + _number(35, int(has_bytes)) + ids
+    trainer = _number(3, BPE) + _number(4, len(pieces)) + _number(35, int(has_bytes)) + special
     normalizer = _field(1, b"identity") + _number(3, 0) + _number(4, 0) + _number(5, 1)  # only spaces are escaped
     return b"".join(pieces) + _field(2, trainer) + _field(3, normalizer)
 
