@@ -25,7 +25,7 @@ lint: setup
 	$(BIN)/python docs/generate.py --check
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu" --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu and not peers" --cov --cov-report=term --cov-fail-under=90
 
 format: setup
 	$(BIN)/ruff format .
