@@ -85,9 +85,9 @@ def test_a_file_of_other_weights_is_refused(
 def test_extract_asks_the_server_over_the_export(run: Path, texts: Path, tmp_path: Path) -> None:
     exported = export_run(run, "gguf", tmp_path / "out", ExportSettings(verify=0, device="cpu"))
     with llama_cpp.serving(exported.folder / "phi-f16.gguf", 1024) as url:
-        asked = ["--engine", "openai", "--url", f"{url}/v1", "--to", str(tmp_path / "remote.jsonl")]
+        asked = ["--engine", "openai", "--url", f"{url}/v1", "--out", str(tmp_path / "remote.jsonl")]
         assert fresh("extract", run, texts, *asked).returncode == 0
-    assert fresh("extract", run, texts, "--to", tmp_path / "local.jsonl", "--device", "cpu").returncode == 0
+    assert fresh("extract", run, texts, "--out", tmp_path / "local.jsonl", "--device", "cpu").returncode == 0
     remote, local = (_entities(tmp_path / f"{name}.jsonl") for name in ("remote", "local"))
     assert remote == local and len(local) == len(TEXTS)
 
