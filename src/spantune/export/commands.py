@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spantune.core import to_json
-from spantune.encoding import WRITINGS, Encoder, gbnf
+from spantune.encoding import Encoder
 from spantune.export.source import Form, Source
 from spantune.extraction import GRAMMARS, Question, Served
 from spantune.models import public_name
@@ -56,21 +56,14 @@ def write_example(source: Source, form: Form, folder: Path, name: str) -> None:
     if not isinstance(encoder, Encoder):
         return
     text, kind = sentence_of(source), "llamacpp" if form == "gguf" else "vllm"
-    grammar = None
-    if source.task.answer in GRAMMARS[kind]:
-        lark = encoder.format.grammar(text, source.task, None)
-        grammar = gbnf(text, source.task) if kind == "llamacpp" and source.task.answer in WRITINGS else lark
-        (folder / ("example.gbnf" if kind == "llamacpp" else "example.lark")).write_text(
-            grammar or "", encoding="utf-8"
-        )
-    question = Question(text, encoder, source.recipe.extract.max_new_tokens, grammar)
-    (folder / EXAMPLE).write_text(
-        to_json(
-            question.request(Served(name, kind)),
-        )
-        + "\n",
-        encoding="utf-8",
-    )
+    has_grammar = source.task.answer in GRAMMARS[kind]
+    lark = encoder.format.grammar(text, source.task, None) if has_grammar else None
+    question = Question(text, encoder, source.recipe.extract.max_new_tokens, lark, source.recipe.train.on_choices)
+    request = question.request(Served(name, kind))
+    if has_grammar:
+        grammar = request["grammar"] if kind == "llamacpp" else lark
+        (folder / ("example.gbnf" if kind == "llamacpp" else "example.lark")).write_text(str(grammar), encoding="utf-8")
+    (folder / EXAMPLE).write_text(to_json(request) + "\n", encoding="utf-8")
     if form == "gguf" and not source.settings.as_adapter:
         for file in sorted(folder.glob("*.gguf")):
             (folder / "Modelfile").write_text(modelfile(source, encoder, file.name), encoding="utf-8")

@@ -17,7 +17,7 @@ from spantune.models.architecture import (
     window_of,
 )
 from spantune.models.attention import NAME, Places, check_attention, pack_view, unread_mask
-from spantune.models.bundled import cache_root
+from spantune.models.bundled import bundled_vocabulary, cache_root
 from spantune.models.compilation import compile_layers
 from spantune.models.full import require_full
 from spantune.models.hashes import hash_files, hash_model
@@ -99,6 +99,7 @@ __all__ = [
     "attach",
     "attach_head",
     "blocks_of",
+    "bundled_vocabulary",
     "cache_root",
     "capped",
     "card_problems",

@@ -184,6 +184,20 @@ def is_available(name: str, cache: Path | None = None) -> bool:
     return _target(model, cache).is_dir() or importlib.util.find_spec(model.module) is not None
 
 
+def bundled_vocabulary(name: str) -> Metadata:
+    """Read the header of a bundled model's GGUF file from its package, with its vocabulary as it was published.
+
+    The folder that `bundled_folder` converts has a tokenizer without the scores and kinds of the tokens.
+
+    Raises:
+        ModelError: the package is missing or altered.
+    """
+    model = _model(name)
+    _require(model)
+    with tempfile.TemporaryDirectory() as work:
+        return read_metadata(_source(model, Path(work)))
+
+
 def cache_root() -> Path:
     """Return the folder of all caches: `$SPANTUNE_CACHE`, or else the user's cache folder of the system."""
     chosen = os.environ.get("SPANTUNE_CACHE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -84,3 +85,17 @@ def test_the_tutorials_answers_too(known: Any) -> None:
     answer = FORMATS["jsonl_seed"].render(document, task)
     assert accepts(known, gbnf(document.text, task), answer)
     assert not accepts(known, gbnf(document.text, task), answer + "\n")
+
+
+def test_forced_text_is_spelled_in_the_tokens_that_are_given() -> None:
+    def spell(text: str) -> list[tuple[int, str]]:
+        return [(ord(word[0]), word) for word in re.findall(r"\W*\w+|\W+", text)]
+
+    root, entity, label = gbnf("ab", TASK.model_copy(update={"empty_answer": None}), spell).splitlines()[:3]
+    assert root == "root ::= entity*"
+    assert re.fullmatch(r'entity ::= <\[\d+\]>.* "\\": \\"" s0 label', entity)  # the mention may join the last token
+    alternatives = label.removeprefix("label ::= ").split(" | ")
+    assert len(alternatives) == len(TASK.codes)
+    assert all(re.fullmatch(r'"\\", \\"entity_label"( <\[\d+\]>)+', text) for text in alternatives)
+    half = gbnf("ab", TASK, lambda text: [(1, "\ufffd")])  # a token is a part of a character
+    assert "<[" not in half and half.splitlines()[1] == 'entity ::= "{\\"entity_text\\": \\"" s0 label'

@@ -4,11 +4,14 @@ GBNF has no substring rule, so the suffix automaton of the text is written out w
 character; every substring of the text is a path in it, and may end where it ends with no white space. Only the formats
 with one JSON object per entity are supported. The grammar does not restrict the order of entities: repeated and
 overlapping ones are found when the answer is read.
+
+Where it is given how a tokenizer spells text, what the grammar forces is written as token ids. A model that was trained
+on choices alone has learnt nothing of forced text, and would spell it in other tokens than those it was trained behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from spantune.core import TaskSpec
 from spantune.encoding.answers import jsonl, jsonl_seed
@@ -17,17 +20,29 @@ WRITINGS = {"jsonl": jsonl.JSON, "jsonl_seed": jsonl_seed.PLAIN}
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
-def gbnf(text: str, task: TaskSpec) -> str:
-    """Return the grammar for the answers for `text`; `task.answer` must be one of `WRITINGS`."""
+Spell = Callable[[str], Sequence[tuple[int, str]]]
+"""Returns the tokens that spell a text: the id of each, and its own text."""
+
+
+def gbnf(text: str, task: TaskSpec, spell: Spell | None = None) -> str:
+    """Return the grammar for the answers for `text`; `task.answer` must be one of `WRITINGS`.
+
+    With `spell`, forced text is written as token ids, which llama.cpp's servers of 2026 take.
+    """
     writing = WRITINGS[task.answer]
     empty = _literal(task.empty_answer + writing.terminator if task.empty_answer else "")
     text = text.strip()
     if not text:
         return f"root ::= {empty}\n"
-    labels = " | ".join(_literal(writing.label(code) + "}" + writing.terminator) for code in task.codes)
     entities = f"entity+ | {empty}" if task.empty_answer else "entity*"
-    opening, middle = _literal('{"entity_text": "'), _literal('", "entity_label": ')
-    rules = [f"root ::= {entities}", f"entity ::= {opening} s0 {middle} label", f"label ::= {labels}"]
+    opening, middle = '{"entity_text": "', '", "entity_label": '
+    endings = [writing.label(code) + "}" + writing.terminator for code in task.codes]
+    if spell is None:
+        labels, entity = map(_literal, endings), f"{_literal(opening)} s0 {_literal(middle)} label"
+    else:  # the tokens beside a mention may be joined with it, so that they are characters
+        labels = (_spelled(spell, middle + ending, first_free=True) for ending in endings)
+        entity = f"{_spelled(spell, opening, first_free=False)} s0 label"
+    rules = [f"root ::= {entities}", f"entity ::= {entity}", f"label ::= {' | '.join(labels)}"]
     blanks = {writing.character(character) for character in text if character.isspace()}
     automaton = _suffix_automaton([writing.character(character) for character in text])
     # all transitions into a state have one symbol; the text ends with no blank, so that every path can end
@@ -71,6 +86,16 @@ def _suffix_automaton(symbols: Sequence[str]) -> list[dict[str, int]]:
                 link[target] = link[state] = copy
         last = state
     return transitions
+
+
+def _spelled(spell: Spell, text: str, *, first_free: bool) -> str:
+    """`text` as token ids, but for its first or its last token, which is characters."""
+    tokens = list(spell(text))
+    if "".join(token for _, token in tokens) != text:  # a token is a part of a character
+        return _literal(text)
+    free = 0 if first_free else len(tokens) - 1
+    parts = [_literal(token) if place == free else f"<[{index}]>" for place, (index, token) in enumerate(tokens)]
+    return " ".join(parts)
 
 
 def _literal(text: str) -> str:

@@ -193,7 +193,7 @@ class RemoteExtractor:
     def _answer(self, client: Client, document: Document, *, with_grammar: bool) -> Extraction:
         task = self.encoder.task
         grammar = self.encoder.format.grammar(document.text, task, None) if with_grammar else None
-        question = Question(document.text, self.encoder, self.settings.max_new_tokens, grammar)
+        question = Question(document.text, self.encoder, self.settings.max_new_tokens, grammar, self.on_choices)
         answer = client.complete(question.request(self.served), question.read)
         return read_answer(document, self._written(answer, grammar), self.encoder)
 

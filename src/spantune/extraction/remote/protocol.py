@@ -77,12 +77,16 @@ def choose(models: Sequence[Mapping[str, object]], server: Server) -> Served:
 
 @dataclass(frozen=True)
 class Question:
-    """The prompt for a text, and the grammar of its answer where one is sent."""
+    """The prompt for a text, and the grammar of its answer where one is sent.
+
+    With `spelled`, a grammar for llama.cpp forces text in the tokens of training; see `gbnf`.
+    """
 
     text: str
     encoder: Encoder
     max_tokens: int
     grammar: str | None = None
+    spelled: bool = False
     prompt: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,8 +106,12 @@ class Question:
         if self.grammar is not None and served.kind == "vllm":
             body["structured_outputs"] = {"grammar": self.grammar}
         elif self.grammar is not None:
-            body["grammar"] = gbnf(self.text, self.encoder.task)
+            body["grammar"] = gbnf(self.text, self.encoder.task, self._spell if self.spelled else None)
         return body
+
+    def _spell(self, text: str) -> list[tuple[int, str]]:
+        ids = self.encoder.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [(index, self.encoder.decode([index])) for index in ids]
 
     def read(self, response: object) -> Answer:
         """Read the answer of a response.

@@ -1,0 +1,29 @@
+"""The process of xllamacpp's server: `python -m spantune.export.llama_process WEIGHTS PORT CONTEXT [ADAPTER]`.
+
+It is a process of its own, since llama.cpp ends its process where it cannot go on. It ends with its standard input, so
+that it never outlives the command that started it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(weights: str, port: str, context: str, adapter: str | None = None) -> None:
+    """Serve `weights` until standard input ends."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = weights
+    params.port, params.n_ctx, params.n_parallel = int(port), int(context), 1
+    params.swa_full = True  # what several prompts begin with is then computed once, also with a sliding window
+    params.warmup = False
+    if adapter is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(adapter, 1.0)]
+    server = xllamacpp.Server(params)
+    sys.stdin.read()
+    del server
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
