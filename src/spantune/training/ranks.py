@@ -181,6 +181,7 @@ def join(recipe: Config) -> Ranks:
             _groups.append(dist.new_group(backend="gloo", timeout=timeout))
     if global_rank() > 0:
         set_verbosity(quiet=True)
+        logging.getLogger("spantune").setLevel(logging.ERROR)  # rank 0 says the same
     _generation += 1
     in_lockstep = is_divided(recipe)
     return Ranks(global_rank(), size, in_lockstep=in_lockstep, group=_groups[0], generation=_generation)
