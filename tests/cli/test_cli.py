@@ -105,6 +105,7 @@ def test_a_model_without_its_tokenizer(
         one_line_error(command(name, recipe_file(model={"source": str(folder)})), str(folder), "tokenizer")
 
 
+@pytest.mark.no_cover
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there(
     command: Command, recipe_file: RecipeFile, run: Path, corpus: Path, tmp_path: Path
@@ -355,6 +356,7 @@ def test_data_convert_says_what_it_did_on_stderr(command: Command, tmp_path: Pat
     one_line_error(command("data", "convert", source, tmp_path / "x", "--to", "nothing"), "unknown format 'nothing'")
 
 
+@pytest.mark.no_cover
 def test_a_hub_that_cannot_be_reached(recipe_file: RecipeFile) -> None:
     """Proxies that nobody listens on: an error within seconds, and no folder."""
     path = recipe_file(model={"source": "hf:nobody/nothing"})

@@ -50,6 +50,7 @@ def write(path: Path, *lines: str | bytes) -> Path:
 # --- in a process of its own -------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 def test_stdin_becomes_native_jsonl(run: Path) -> None:
     done = fresh("extract", run, "-", "--device", "cpu", input="疹\n\n肺炎患者咳嗽 <|im_end|>\n")
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -60,6 +61,7 @@ def test_stdin_becomes_native_jsonl(run: Path) -> None:
     assert found[0]["entities"] and all(0 <= e["score"] <= 1 for row in found for e in row["entities"])
 
 
+@pytest.mark.no_cover
 def test_a_reader_that_leaves_is_no_error(run: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("疹\n" * 400)
     command = f"{sys.executable} -m spantune extract {run} {tmp_path / 'in.txt'} | head -n 1"
@@ -68,6 +70,7 @@ def test_a_reader_that_leaves_is_no_error(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_killed_run_goes_on_without_losing_or_repeating_a_document(
     command: Command, run: Path, tmp_path: Path
@@ -112,6 +115,7 @@ def same_results(one: Path, other: Path) -> bool:
     return bool(pairs)
 
 
+@pytest.mark.no_cover
 def test_progress_is_shown_to_a_terminal_with_rate_and_time_left(run: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", *["疹"] * 12)
     ours, theirs = pty.openpty()
@@ -363,6 +367,7 @@ def test_wrong_use_is_one_error_and_leaves_nothing(command: Command, run: Path, 
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.no_cover
 def test_pipes_are_read_once_and_whole(run: Path, tmp_path: Path) -> None:
     lines = "".join(f"疹{number}\\n" for number in range(700))  # more than a pipe gives at once
     spantune = f"{sys.executable} -m spantune extract {run} --device cpu --set extract.max_new_tokens=1"
@@ -382,6 +387,7 @@ def test_pipes_are_read_once_and_whole(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 2 and "read once only" in done.stderr
 
 
+@pytest.mark.no_cover
 def test_stdout_that_is_full_or_closed_is_one_error_and_its_encoding_is_utf8(run: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", "疹")
     command = f"{sys.executable} -m spantune extract {run} {source} --device cpu"

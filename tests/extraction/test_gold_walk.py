@@ -55,6 +55,7 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("answer", ["jsonl", "inline", "grouped"])
 def test_two_processes_find_what_one_finds_in_the_same_order(answer: str) -> None:
     coder = encoder(TASK.model_copy(update={"answer": answer}))
@@ -115,6 +116,7 @@ for _ in gold_walk.walk(answers_of(coder) * 1000, coder, len(coder.tokenizer), p
 """
 
 
+@pytest.mark.no_cover
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the processes of Linux")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_workers_end_when_the_walk_is_stopped(number: signal.Signals, tmp_path: Path) -> None:
@@ -176,6 +178,7 @@ class _Changed:
         return DOCUMENTS, encoder(tokenizer=tokenizer)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("what", ["label", "text", "task", "tokenizer", "template"])
 def test_any_change_is_walked_again(what: str, tmp_path: Path, walks: list[int]) -> None:
     mark(tmp_path)
@@ -183,6 +186,7 @@ def test_any_change_is_walked_again(what: str, tmp_path: Path, walks: list[int])
     assert walks == [len(DOCUMENTS)] * 2 and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("damage", ["torn", "empty", "pickle", "foreign"])
 def test_a_damaged_cache_is_made_again(
     damage: str, tmp_path: Path, walks: list[int], caplog: pytest.LogCaptureFixture

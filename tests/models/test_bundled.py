@@ -124,6 +124,7 @@ def test_the_weights_make_sense(name: str, bounds: dict[str, float]) -> None:
         assert math.exp(loss) < bound, text
 
 
+@pytest.mark.no_cover
 def test_logits_are_those_of_the_file_itself(smollm: Path) -> None:
     """Loaded directly by transformers, by its own reading of the configuration."""
     import torch
@@ -144,6 +145,7 @@ def test_logits_are_those_of_the_file_itself(smollm: Path) -> None:
         assert torch.equal(ours(ids).logits, direct(ids).logits)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_logits_of_gemma_are_those_of_the_file_itself(
     gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,6 +209,7 @@ def test_texts_come_back_as_they_went_in(folder: Path, text: str) -> None:
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
 
 
+@pytest.mark.no_cover
 def test_llguidance_takes_tags_in_a_text(folder: Path) -> None:
     llguidance = pytest.importorskip("llguidance")
     hf = pytest.importorskip("llguidance.hf")
@@ -304,6 +307,7 @@ def test_a_cache_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         bundled_folder("smollm2-135m", tmp_path / "file")
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_killed_and_racing_conversions(smollm: Path, tmp_path: Path) -> None:
     """A killed conversion leaves nothing that counts; then two at once make one folder, equal to ours."""
