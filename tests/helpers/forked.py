@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
+import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from helpers import warmed
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["spantune.training.job", "spantune.cli", "swanlab", "helpers.forked"])
+
+
+@functools.cache
+def spantune() -> str:
+    """What stands for `spantune` in a line of a shell: a process that starts warm (see `helpers.warmed`)."""
+    path = str(Path(tempfile.mkdtemp()) / "socket")
+    SERVER.Process(target=warmed.serve, args=(path,), daemon=True).start()
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return shlex.join([sys.executable, "-IS", warmed.__file__, path])
 
 
 class Command:
