@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import resource
 import shlex
 import sys
 import tempfile
@@ -69,10 +70,36 @@ class Command:
         return self.process.exitcode
 
 
-def _run(arguments: list[str], out: str, err: str) -> None:
+class Conversion:
+    """The conversion of a bundled model under way; `folder` gets what it prints and its largest memory."""
+
+    def __init__(self, name: str, cache: Path, folder: Path):
+        folder.mkdir()
+        self._folder = folder
+        self.process = SERVER.Process(target=_convert, args=(name, cache, folder))
+        self.process.start()
+
+    def read(self, file: str) -> str:
+        """The text of `stdout`, `stderr` or `kilobytes`."""
+        return (self._folder / file).read_text(encoding="utf-8")
+
+
+def _convert(name: str, cache: Path, folder: Path) -> None:
+    from spantune.models.bundled import bundled_folder
+
+    _write_to(folder / "stdout", folder / "stderr")
+    print(bundled_folder(name, cache), flush=True)
+    (folder / "kilobytes").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), encoding="utf-8")
+
+
+def _write_to(out: Path, err: Path) -> None:
     for descriptor, path in ((1, out), (2, err)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
+
+
+def _run(arguments: list[str], out: str, err: str) -> None:
+    _write_to(Path(out), Path(err))
     os.chdir(Path(out).parent)  # not where the server was started
     sys.argv = ["spantune", *arguments]
     from spantune.cli import main

