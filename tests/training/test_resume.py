@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -259,16 +259,28 @@ def test_a_stop_while_measuring_loses_nothing_and_closes_the_trackers(
 # --- changed ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def own_files(long_recipe: Callable[..., Path], corpus: Path, tiny_folder: Path, tmp_path: Path) -> Path:
-    """A stopped run whose model and corpora are the test's own; returns the run folder."""
-    model = shutil.copytree(tiny_folder, tmp_path / "model")
-    files = {name: str(shutil.copy(corpus / f"{name}.jsonl", tmp_path)) for name in ("train", "dev", "test")}
+@pytest.fixture(scope="module")
+def stopped_run(
+    tree: Tree, corpus: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """The parent of a stopped run with a model and corpora of its own, and a copy of all that."""
+    parent = tmp_path_factory.mktemp("stopped") / "own"
+    model = shutil.copytree(tiny_folder, parent / "model")
+    files = {name: str(shutil.copy(corpus / f"{name}.jsonl", parent)) for name in ("train", "dev", "test")}
     settings = {**LONG, "max_steps": 2, "eval_steps": 2, "save_steps": 1, "eval_before": False}
-    path = long_recipe(model={"source": str(model)}, data=files, train=settings)
-    result = train(parse_config(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    sections = {"model": {"source": str(model)}, "data": files, "train": settings}
+    result = train(parse_config(tree(parent / "runs", lora=DROPOUT, track=QUIET, **sections)))
     (result.folder / REPORT).unlink()
-    return result.folder
+    return parent, Path(shutil.copytree(parent, parent.with_name("copy")))
+
+
+@pytest.fixture
+def own_files(stopped_run: tuple[Path, Path]) -> Iterator[Path]:
+    """The folder of `stopped_run`, which may be changed together with what lies beside it; it is put back."""
+    parent, copy = stopped_run
+    yield parent / "runs" / "tiny"
+    shutil.rmtree(parent)
+    shutil.copytree(copy, parent)
 
 
 def change_document(path: Path) -> None:
@@ -298,10 +310,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_run_whose_ground_has_changed_is_refused_and_says_which(name: str, own_files: Path, tmp_path: Path) -> None:
+def test_a_run_whose_ground_has_changed_is_refused_and_says_which(name: str, own_files: Path) -> None:
     change, path, what = CHANGES[name]
     before = (own_files / "metrics.jsonl").read_bytes()
-    change(tmp_path / path)
+    change(own_files.parents[1] / path)
     with pytest.raises(RunError, match=rf"tiny: {what} changed since the run began; put back"):
         resumed(own_files)
     assert (own_files / "metrics.jsonl").read_bytes() == before and saved(own_files)[-1] == 2
@@ -317,8 +329,8 @@ def test_another_release_is_told_and_not_refused(own_files: Path) -> None:
 
 
 @pytest.mark.no_cover
-def test_data_of_another_format_with_the_same_documents_are_the_same(own_files: Path, tmp_path: Path) -> None:
-    path = tmp_path / "train.jsonl"
+def test_data_of_another_format_with_the_same_documents_are_the_same(own_files: Path) -> None:
+    path = own_files.parents[1] / "train.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     write_jsonl(path, [{**dict(reversed(line.items())), "meta": {"seen": True}} for line in lines])
     assert resumed(own_files).folder == own_files
