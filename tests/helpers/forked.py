@@ -85,8 +85,10 @@ class Conversion:
 
 
 def _convert(name: str, cache: Path, folder: Path) -> None:
+    from helpers.quick_gguf import read_quickly
     from spantune.models.bundled import bundled_folder
 
+    read_quickly(setattr)
     _write_to(folder / "stdout", folder / "stderr")
     print(bundled_folder(name, cache), flush=True)
     (folder / "kilobytes").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), encoding="utf-8")
