@@ -22,6 +22,26 @@ from helpers.swanlab_cloud import KEY, Cloud
 
 os.environ["MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS"] = "1"  # read when modelscope is imported; else half a minute
 
+DEAREST = (
+    "training/test_resume.py",
+    "runs/trackers/test_swanlab.py",
+    "extraction/test_extractor.py",
+    "extraction/test_gold_walk.py",
+    "models/test_bundled.py",
+    "extraction/remote/test_extractor.py",
+    "cli/test_extract.py",
+    "training/test_nan_guard.py",
+    "test_docs.py",
+    "training/test_job.py",
+)
+"""Where several processes share the files, these come first, so that none is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of DEAREST first."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(reversed(DEAREST), 1)}
+    items.sort(key=lambda item: -places.get(item.path, 0))
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the option with which docs/errors.md is made."""
