@@ -8,8 +8,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 export OMP_WAIT_POLICY ?= PASSIVE
+# Where it is set, each of some hundred processes compiles spantune again, and each test process all tests.
+unexport PYTHONDONTWRITEBYTECODE
+APART := $(MAKE) --no-print-directory -j2 -O
 
-.PHONY: setup demo test test-peers lint format docs clean
+.PHONY: setup demo test test-peers lint style types layers pages compiled format docs clean
 
 setup: $(VENV)/ready
 
@@ -20,14 +23,29 @@ demo: setup
 	$(BIN)/spantune demo
 
 lint: setup
+	$(APART) types style layers pages
+
+# mypy needs one core for the longest, so the rest goes beside it.
+test: setup
+	$(APART) types style layers pages compiled
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu and not peers" --cov --cov-report=term --cov-fail-under=90
+
+types:
+	$(BIN)/mypy
+
+style:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+
+layers:
 	$(BIN)/lint-imports
+
+pages:
 	$(BIN)/python docs/generate.py --check
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu and not peers" --cov --cov-report=term --cov-fail-under=90
+# Collected once, the tests are compiled for all test processes.
+compiled:
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 --collect-only -q -m "not gpu and not peers" > /dev/null
 
 # Label Studio has other dependencies than spantune, so it gets an environment of its own.
 $(PEERS)/ready:

@@ -284,6 +284,7 @@ def test_every_module_says_what_it_holds() -> None:
     assert sorted({first for first in firsts if firsts.count(first) > 1}) == []
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("tool", ["generate.py", "errors.py"])
 def test_generated_pages_are_up_to_date(tool: str) -> None:
     done = subprocess.run(
@@ -320,6 +321,7 @@ def test_commands_in_recipes_parse(recipe: Path) -> None:
             _check_command(command.split()[1:])
 
 
+@pytest.mark.no_cover
 def test_the_site_builds_strictly_in_both_languages_and_loads_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

@@ -39,6 +39,7 @@ def wanted() -> list[list[int]]:
     return [plain_loop(MODEL, Encoder(byte_tokenizer(MERGES), TASK), text).ids for text in TEXTS]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("rows", [2, 3, 8])
 def test_two_groups_that_take_turns_write_the_same(
     rows: int, wanted: list[list[int]], monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,7 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(value): value for value in kept} | {chr(256 + index): value for index, value in enumerate(rest)}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("on_choices", [False, True])
 @pytest.mark.parametrize(("family", "seed"), LIVELY)
 def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int, on_choices: bool) -> None:
@@ -87,6 +88,7 @@ def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int, on_c
     assert tool.effort.passes <= longest + 2  # a batch of all: as many passes as the longest, one for the prefix
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("on_choices", [False, True])
 @pytest.mark.parametrize("answer", ["jsonl", "grouped", "inline", "jsonl_seed"])
 def test_a_flat_task_has_no_overlaps_and_no_mention_has_white_space_at_its_ends(answer: str, on_choices: bool) -> None:
@@ -148,6 +150,7 @@ def test_the_random_models_end_in_every_way(on_choices: bool) -> None:
     assert any(item.status == "stopped" and len(item.document.entities) > 1 for item in found)
 
 
+@pytest.mark.no_cover
 def test_forcing_says_what_masking_alone_would_say() -> None:
     """With one token a byte a forced token is the only one allowed: a loop that never forces says the same."""
     model = lively_model("phi3", 2)
@@ -192,6 +195,7 @@ def tools() -> list[Extractor]:
     return [extractor(model, on_choices=True, **settings), extractor(model, task, **settings)]
 
 
+@pytest.mark.no_cover
 @given(batch=st.lists(texts, min_size=1, max_size=3))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_a_substring_at_its_offsets_with_a_label_of_the_task(
@@ -241,6 +245,7 @@ def parrot(coder: Encoder, text: str, answer: str, *, stops: bool = False) -> An
     return model
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("grounded", [False, True])
 def test_an_answer_that_goes_round_in_circles_is_stopped_and_reported(grounded: bool) -> None:
     """In any order; only a model that was trained on choices is held to one, and can but go on to what is later."""
@@ -276,6 +281,7 @@ def test_circles_at_the_end_of_the_answer_are_some() -> None:
     assert found.document.entities == (Entity(0, 2, "dis"), Entity(2, 3, "sym"))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("on_choices", [True, False])
 def test_an_answer_that_ends_at_the_limit_is_whole(on_choices: bool) -> None:
     coder = Encoder(byte_tokenizer([*MERGES, ('"', "]")]), TASK.model_copy(update={"answer": "grouped"}))
