@@ -1,13 +1,18 @@
-# make setup   a virtual environment in .venv with all that is needed; the other targets call it
-# make demo    the whole job on the embedded model and corpus, about six minutes on two CPU cores
-# make test    everything that must hold
-# make docs    the generated pages, and the docs site in build/site
+# make setup        a virtual environment in .venv with all that is needed; the other targets call it
+# make demo         the whole job on the embedded model and corpus, about six minutes on two CPU cores
+# make test         everything that must hold
+# make test-peers   tests against other programs, which are installed for it: Label Studio
+# make docs         the generated pages, and the docs site in build/site
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS ?= .venv-peers
 export OMP_WAIT_POLICY ?= PASSIVE
+# Where it is set, each of some hundred processes compiles spantune again, and each test process all tests.
+unexport PYTHONDONTWRITEBYTECODE
+APART := $(MAKE) --no-print-directory -j2 -O
 
-.PHONY: setup demo test lint format docs clean
+.PHONY: setup demo test test-peers lint style types layers pages compiled format docs clean
 
 setup: $(VENV)/ready
 
@@ -18,14 +23,38 @@ demo: setup
 	$(BIN)/spantune demo
 
 lint: setup
+	$(APART) types style layers pages
+
+# mypy needs one core for the longest, so the rest goes beside it.
+test: setup
+	$(APART) types style layers pages compiled
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu and not peers" --cov --cov-report=term --cov-fail-under=90
+
+types:
+	$(BIN)/mypy
+
+style:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+
+layers:
 	$(BIN)/lint-imports
+
+pages:
 	$(BIN)/python docs/generate.py --check
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu and not peers" --cov --cov-report=term --cov-fail-under=90
+# Collected once, the tests are compiled for all test processes.
+compiled:
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 --collect-only -q -m "not gpu and not peers" > /dev/null
+
+# Label Studio has other dependencies than spantune, so it gets an environment of its own.
+$(PEERS)/ready:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet label-studio==1.23.2
+	touch $@
+
+test-peers: setup $(PEERS)/ready
+	SPANTUNE_LABEL_STUDIO=$(PEERS)/bin/label-studio OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m peers
 
 format: setup
 	$(BIN)/ruff format .
@@ -36,4 +65,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -2,14 +2,16 @@
 
     SPANTUNE_TRICKS="ema=0.999" python bench/quality_tricks.py train recipe.yaml
     SPANTUNE_TRICKS="rdrop=1.0" python bench/quality_tricks.py train recipe.yaml
-    SPANTUNE_TRICKS="fgm=0.5" python bench/quality_tricks.py train recipe.yaml
+    SPANTUNE_TRICKS="fgm=0.02" python bench/quality_tricks.py train recipe.yaml
 
 `ema`: evaluations and the best adapter take the exponential moving average of the trained weights, with this decay.
 `rdrop`: two passes with different dropout, and this many times the squared difference of their probabilities (after
-R-Drop, arXiv 2106.14448). `fgm`: a second loss, with the embeddings moved by this norm along their gradient (FGM, arXiv
-1605.07725). `noise`: this share of the tokens of a text is replaced by a placeholder in training. `mix`: the head reads
-a learnt mixture of the states of all layers. `pointers`: a query and a key of this size for each type, instead of one
-of all types. Each replaces functions of the product, and none is a part of it.
+R-Drop, arXiv 2106.14448). `fgm`: a second loss, with the embeddings moved along their gradient by this share of their
+norm (FGM, arXiv 1605.07725). `teacher`: targets are mixed with the scores of SPANTUNE_TEACHER by this share: native
+JSONL of the training documents, each with the candidates of models that were not trained on it (as knowledge
+distillation, arXiv 1503.02531). `noise`: this share of the tokens of a text is replaced by a placeholder in training.
+`mix`: the head reads a learnt mixture of the states of all layers. `pointers`: a query and a key of this size for each
+type, instead of one of all types. Each replaces functions of the product, and none is a part of it.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
+from spantune.data import read
+from spantune.encoding import SpanEncoder
 from spantune.extraction import reading
 from spantune.models import causal_lm, span_logits
 from spantune.models import span_head as heads
@@ -30,6 +35,9 @@ from spantune.models import span_packs as packs
 from spantune.training import span_loss as losses
 from spantune.training import step as steps
 from spantune.training.loop import TrainingLoop
+
+SCALE = 10_000
+"""Targets are kept as whole numbers of this."""
 
 
 def main() -> None:
@@ -83,8 +91,9 @@ def drop_twice(share: float) -> None:
     steps.span_loss = loss  # type: ignore[attr-defined]
 
 
-def perturb(norm: float) -> None:
-    """Add the loss with the embeddings moved along their gradient."""
+def perturb(share: float) -> None:
+    """Add the loss with the embeddings moved along their gradient by a share of their norm."""
+    plain_loss = steps.span_loss
 
     def loss(model: Any, pack: Any, dtype: torch.dtype) -> Tensor:
         table = causal_lm(model).get_input_embeddings()
@@ -95,15 +104,59 @@ def perturb(norm: float) -> None:
             return seen[-1]
 
         hook = table.register_forward_hook(keep)
-        plain = losses.span_loss(model, pack, dtype)
+        plain = plain_loss(model, pack, dtype)
         hook.remove()
         (gradient,) = torch.autograd.grad(plain, seen[0], retain_graph=True)
-        moved = seen[0].detach() + norm * gradient / (gradient.norm() + 1e-12)
+        moved = seen[0].detach() + (share * seen[0].detach().norm() / (gradient.norm() + 1e-12)) * gradient
         hook = table.register_forward_hook(lambda module, inputs, output: moved)
-        other = losses.span_loss(model, pack, dtype)
+        other = plain_loss(model, pack, dtype)
         hook.remove()
         return (plain + other) / 2
 
+    steps.span_loss = loss  # type: ignore[attr-defined]
+
+
+def teach(share: float) -> None:
+    """Mix the targets with the scores of a teacher."""
+    scores: dict[str, dict[tuple[int, int, str], float]] = {}
+    labels: list[str] = []
+    for document in read(Path(os.environ["SPANTUNE_TEACHER"])).documents:
+        scores[document.text] = {(e.start, e.end, e.label): e.score or 0.0 for e in document.entities}
+    encode, layout = SpanEncoder.example, packs.layout_spans
+    texts: dict[int, str] = {}
+
+    def example(self: Any, document: Any) -> Any:
+        labels[:] = self.task.codes
+        encoded = encode(self, document)
+        texts[id(encoded)] = document.text
+        kept.append(encoded)
+        return encoded
+
+    def layout_with_scores(examples: Any, *args: Any) -> Any:
+        pack = layout(examples, *args)
+        rows = []
+        for item, start in zip(examples, pack.starts.tolist(), strict=True):
+            candidates = scores.get(texts[id(item)])
+            targets = dict.fromkeys(item.gold, 1.0 if candidates is None else 1 - share)
+            for (first, end, label), score in (candidates or {}).items():
+                if end - first <= pack.width:
+                    place = (first, end - 1, labels.index(label))
+                    targets[place] = targets.get(place, 0.0) + share * score
+            rows += [(start + a, b - a, label, round(target * SCALE)) for (a, b, label), target in targets.items()]
+        return replace(pack, gold=torch.tensor(rows, dtype=torch.long).reshape(-1, 4))
+
+    def loss(model: Any, pack: Any, dtype: torch.dtype) -> Tensor:
+        logits = span_logits(model, pack, dtype)
+        target = torch.zeros_like(logits)
+        target[pack.gold[:, :3].unbind(1)] = (pack.gold[:, 3] / SCALE).to(target)
+        inside = pack.band.inside[:, :, None]
+        others = (logits + torch.log1p(-target.clamp(max=1 - 1e-6))).masked_fill(~inside, losses.NOTHING)
+        gold = (torch.log(target.clamp(min=1e-6)) - logits).masked_fill(target == 0, losses.NOTHING)
+        return (losses._summed(others, pack.grid) + losses._summed(gold, pack.grid)).mean(1).sum()
+
+    kept: list[Any] = []
+    SpanEncoder.example = example  # type: ignore[method-assign]
+    packs.layout_spans = layout_with_scores
     steps.span_loss = loss  # type: ignore[attr-defined]
 
 
@@ -181,6 +234,7 @@ TRICKS = {
     "ema": average,
     "rdrop": drop_twice,
     "fgm": perturb,
+    "teacher": teach,
     "noise": corrupt,
     "mix": mix_layers,
     "pointers": point_by_type,

@@ -14,7 +14,9 @@ A peer's script prints one JSON line with `ms_per_step` and `peak_gib`.
 
 On a CPU both ways take the very same examples of the bundled corpus, ours with the loss on all answer tokens as the
 tutorial has it (`choices`: where the grammar leaves one), and the peak is the
-process's. `--write` puts the table with date, hardware, commit and command into `bench/results/`.
+process's. All of it ends within `--minutes`, which the parts share; a part that is not through by then gives the median
+of the steps that it has, and so does a bench that is stopped (Ctrl-C, SIGTERM). What each is at is on stderr.
+`--write` puts the table with date, hardware, commit and command into `bench/results/`.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ import json
 import random
 import resource
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -62,7 +66,8 @@ def main() -> None:
     options.add_argument("--peer", help="command of a peer's script")
     options.add_argument("--no-compile", action="store_true")
     options.add_argument("--profile", action="store_true", help="print the kernels of one step")
-    options.add_argument("--json", action="store_true")
+    options.add_argument("--minutes", type=float, default=5, help="of all parts together")
+    options.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options.add_argument("--write", action="store_true", help="write the table into bench/results")
     options.add_argument("--part", help=argparse.SUPPRESS)
     chosen = options.parse_args()
@@ -70,14 +75,14 @@ def main() -> None:
         print(json.dumps(PARTS[chosen.device](chosen)), flush=True)
         return
     wanted = chosen.only or {"cuda": ["seed", "seed-all", "bf16", "fp8"], "cpu": ["seed", "ours"]}[chosen.device]
-    found = {}
-    for name in wanted:
-        is_ours = name.partition("-")[0] in BASES
-        for keep in chosen.keep if is_ours else ["none"]:
-            label = f"{name}, keep {keep}" if is_ours else name
-            found[label] = _process([sys.executable, __file__, *_passed(chosen), "--part", name, "--keep", keep])
+    parts = [(name, keep) for name in wanted for keep in (chosen.keep if _is_ours(name) else ["none"])]
+    commands = {
+        f"{name}, keep {keep}" if _is_ours(name) else name: [*_ourselves(chosen), "--part", name, "--keep", keep]
+        for name, keep in parts
+    }
     if chosen.peer:
-        found["peer"] = _process(shlex.split(chosen.peer))
+        commands["peer"] = shlex.split(chosen.peer)
+    found = _run_all(commands, chosen.minutes * 60)
     for row in found.values():
         for other in ("seed", "peer"):
             if "ms_per_step" in found.get(other, {}) and "ms_per_step" in row:
@@ -121,18 +126,61 @@ def _write(chosen: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None
     print(f"{path} written", file=sys.stderr)
 
 
-def _passed(chosen: argparse.Namespace) -> list[str]:
-    given = ["--device", chosen.device, "--examples", str(chosen.examples), "--steps", str(chosen.steps)]
+def _is_ours(name: str) -> bool:
+    return name.partition("-")[0] in BASES
+
+
+def _ourselves(chosen: argparse.Namespace) -> list[str]:
+    """This script with the options that a part needs."""
+    given = [sys.executable, __file__, "--device", chosen.device, "--examples", str(chosen.examples)]
+    given += ["--steps", str(chosen.steps)]
     given += ["--layers", str(chosen.layers), "--optimizer", chosen.optimizer]
     given += ["--lengths", str(chosen.lengths)] if chosen.lengths else []
     return given + [flag for flag in ("--no-compile", "--profile") if getattr(chosen, flag[2:].replace("-", "_"))]
 
 
-def _process(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    print("\n".join(line for line in done.stdout.splitlines() if not line.startswith("{")), file=sys.stderr)
-    return json.loads(lines[-1]) if lines else {"error": (done.stderr or done.stdout)[-1500:]}
+def _run_all(commands: dict[str, list[str]], seconds: float) -> dict[str, dict[str, Any]]:
+    """The figures of each command; the seconds that are left are divided by the commands that are left."""
+    found: dict[str, dict[str, Any]] = {}
+    end = time.monotonic() + seconds
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number, (name, command) in enumerate(commands.items()):
+        share = (end - time.monotonic()) / (len(commands) - number)
+        row = found[name] = {}
+        try:
+            _process(name, command, share, row)
+        except KeyboardInterrupt:
+            row |= {"stopped": True}
+            print("stopped; what is measured so far:", file=sys.stderr)
+            break
+    return found
+
+
+def _process(name: str, command: list[str], seconds: float, row: dict[str, Any]) -> None:
+    """Run a command for so many seconds at most, with the last JSON object that it prints in `row`."""
+    print(f"{name}: at most {seconds:.0f} s", file=sys.stderr)
+    errors: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        timer = threading.Timer(max(1.0, seconds), process.kill)
+        timer.start()
+        reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()))
+        reader.start()
+        try:
+            for line in process.stdout or ():
+                if not line.startswith("{"):
+                    print(line, end="", file=sys.stderr)
+                    continue
+                row |= json.loads(line)
+                if "steps" in row:
+                    print(f"{name}: {row['steps']} steps, {row['ms_per_step']} ms each", file=sys.stderr)
+            if process.wait() < 0 and row:
+                row |= {"stopped": True}
+        finally:
+            process.kill()
+            timer.cancel()
+            reader.join(5)
+    if not row:
+        row |= {"error": "".join(errors)[-1500:] or f"no step in {seconds:.0f} s; raise --minutes"}
 
 
 def steps_of(chosen: argparse.Namespace) -> Iterator[list[Any]]:
@@ -181,6 +229,7 @@ def timed(chosen: argparse.Namespace, step: Callable[[list[Any]], None], work: I
     warm = 3 if cuda else 1
     seconds: list[float] = []
     host: list[float] = []
+    found: dict[str, Any] = {}
     for number in range(warm + chosen.steps):
         examples = next(work)
         start = time.perf_counter()
@@ -191,20 +240,29 @@ def timed(chosen: argparse.Namespace, step: Callable[[list[Any]], None], work: I
         seconds.append(time.perf_counter() - start)
         if number == warm - 1 and cuda:
             torch.cuda.reset_peak_memory_stats()
+        if number >= warm:
+            found = _figures(chosen, seconds, host, warm)
+            print(json.dumps(found), flush=True)  # so that a part that is stopped has figures too
+    if chosen.profile and cuda:
+        _profile(step, next(work))
+    return found
+
+
+def _figures(chosen: argparse.Namespace, seconds: list[float], host: list[float], warm: int) -> dict[str, Any]:
+    """The figures of the steps so far."""
+    cuda = chosen.device == "cuda"
     median = statistics.median(seconds[warm:])
-    found = {
+    peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
         "ms_per_step": round(1000 * median, 1),
         "fastest_ms": round(1000 * min(seconds[warm:]), 1),
         "host_ms": round(1000 * statistics.median(host[warm:]), 1),  # until the last kernel is launched
         "first_s": round(seconds[0], 1),
         "examples_per_s": round(chosen.examples / median, 2),
         "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
+        "peak_gib": round(peak / GIB, 2),
+        "steps": len(seconds) - warm,
     }
-    peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found["peak_gib"] = round(peak / GIB, 2)
-    if chosen.profile and cuda:
-        _profile(step, next(work))
-    return found
 
 
 def _profile(step: Callable[[list[Any]], None], examples: list[Any]) -> None:

@@ -37,6 +37,7 @@ that stands before the message; all of them derive from `SpantuneError`:
 | `DataError` | a corpus file or a document; names file, line and field where there are any |
 | `ModelError` | a model, a tokenizer or an adapter |
 | `RunError` | a run folder, or what a run needs while it works |
+| `RankLost` | a `RunError`: another of the processes that train together has ended |
 """
 _BLOCK = re.compile(r"^## `([^`]+)`\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

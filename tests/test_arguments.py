@@ -96,6 +96,7 @@ TAKEN: list[tuple[str, Any]] = [
 """What is right where it is given, and not refused."""
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", sorted(CALLS))
 @pytest.mark.parametrize(
     "value", [None, 5, "a text", [None], object(), {"a": 1}], ids=lambda value: type(value).__name__

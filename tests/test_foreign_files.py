@@ -35,6 +35,7 @@ def files(whole: Path) -> list[Path]:
     return [path for path in sorted(whole.rglob("*")) if path.is_file() and path.name not in unread]
 
 
+@pytest.mark.no_cover
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_damaged_file_is_an_error_of_ours_or_none(whole: Path, tmp_path: Path, seed: int) -> None:

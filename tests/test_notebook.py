@@ -11,6 +11,7 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "own_labels.ipynb"
 LARGEST = 300_000  # bytes
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_every_cell_runs(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat")

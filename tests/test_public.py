@@ -79,6 +79,7 @@ def test_help_loads_nothing_heavy() -> None:
         assert f"  {command}" in printed
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("package", LIGHT)
 def test_light_packages_load_nothing_heavy(package: str) -> None:
     modules = [

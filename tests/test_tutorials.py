@@ -40,6 +40,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.no_cover
 def test_own_labels_and_the_way_back_from_label_studio(
     checkout: Path, tiny_folder: Path, command: Callable[..., Outcome]
 ) -> None:

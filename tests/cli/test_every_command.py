@@ -52,6 +52,7 @@ COMMANDS: dict[str, Callable[[Place], list[object]]] = {
     "extract": lambda place: ["extract", place.run, place.corpus],
     "export": lambda place: ["export", place.run, place.out / "export", "--to", "merged", "--verify", "1"],
     "calibrate": lambda place: ["calibrate", place.run, "--data", place.corpus],
+    "serve": lambda place: ["serve", place.run / "absent", "--port", 0],
     "sync": lambda place: ["sync", place.run],
     "data inspect": lambda place: ["data", "inspect", place.corpus],
     "data convert": lambda place: ["data", "convert", place.corpus, place.out / "out.bio", "--to", "conll"],

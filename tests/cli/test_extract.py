@@ -6,12 +6,12 @@ import io
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import pytest
 
 from helpers.command import fresh, last_object, one_line_error
 from helpers.completions_server import CompletionsServer, Response, serving
+from helpers.forked import Command as Running
+from helpers.forked import spantune
 from helpers.run_folders import save_run
 from spantune.core import Document, Entity
 from spantune.data import formats
@@ -50,6 +52,7 @@ def write(path: Path, *lines: str | bytes) -> Path:
 # --- in a process of its own -------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 def test_stdin_becomes_native_jsonl(run: Path) -> None:
     done = fresh("extract", run, "-", "--device", "cpu", input="疹\n\n肺炎患者咳嗽 <|im_end|>\n")
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -60,6 +63,7 @@ def test_stdin_becomes_native_jsonl(run: Path) -> None:
     assert found[0]["entities"] and all(0 <= e["score"] <= 1 for row in found for e in row["entities"])
 
 
+@pytest.mark.no_cover
 def test_a_reader_that_leaves_is_no_error(run: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("疹\n" * 400)
     command = f"{sys.executable} -m spantune extract {run} {tmp_path / 'in.txt'} | head -n 1"
@@ -68,27 +72,23 @@ def test_a_reader_that_leaves_is_no_error(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_killed_run_goes_on_without_losing_or_repeating_a_document(
-    command: Command, run: Path, tmp_path: Path
+    command: Command, spawn: Callable[..., Running], run: Path, tmp_path: Path
 ) -> None:
     texts = [f"疹{number} 肺炎患者咳嗽" for number in range(60)]
     source = write(tmp_path / "in.txt", *texts[:30], b"\xb7\xa2", *texts[30:])
     arguments = ["extract", run, source, "--set", "extract.max_new_tokens=400", "--batch-size", "2"]
     whole = command(*arguments, "--out", tmp_path / "whole.jsonl")
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
-    counts = []
+    counts: list[int] = []
     for more in (3, 12):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "spantune", *map(str, arguments), "--out", str(out), "--resume"],
-            stderr=subprocess.PIPE,
-        )
         wanted = (counts[-1] if counts else 0) + more
-        while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= wanted):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL and not out.exists()
-        process.communicate()
+        running = spawn(*arguments, "--out", out, "--resume")
+        running.wait_for(lambda wanted=wanted: partial.exists() and partial.read_bytes().count(b"\n") >= wanted)
+        running.signal(signal.SIGKILL)
+        assert running.end() == -signal.SIGKILL and not out.exists()
         counts.append(partial.read_bytes().count(b"\n"))
     assert 3 <= counts[0] < counts[1] < 61
     with partial.open("ab") as file:  # what a kill in the middle of a line leaves
@@ -112,11 +112,12 @@ def same_results(one: Path, other: Path) -> bool:
     return bool(pairs)
 
 
+@pytest.mark.no_cover
 def test_progress_is_shown_to_a_terminal_with_rate_and_time_left(run: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", *["疹"] * 12)
     ours, theirs = pty.openpty()
     done = subprocess.run(
-        [sys.executable, "-m", "spantune", "extract", str(run), str(source), "--out", str(tmp_path / "out.jsonl")],
+        [*shlex.split(spantune()), "extract", str(run), str(source), "--out", str(tmp_path / "out.jsonl")],
         stdout=subprocess.PIPE,
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"},
@@ -363,35 +364,37 @@ def test_wrong_use_is_one_error_and_leaves_nothing(command: Command, run: Path, 
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.no_cover
 def test_pipes_are_read_once_and_whole(run: Path, tmp_path: Path) -> None:
     lines = "".join(f"疹{number}\\n" for number in range(700))  # more than a pipe gives at once
-    spantune = f"{sys.executable} -m spantune extract {run} --device cpu --set extract.max_new_tokens=1"
+    extract = f"{spantune()} extract {run} --device cpu --set extract.max_new_tokens=1"
     out = tmp_path / "out.jsonl"
     for arguments in ("<(printf '{0}')", "/dev/stdin --format text < <(printf '{0}')"):
-        command = f"{spantune} --force --out {out} {arguments.format(lines)}"
+        command = f"{extract} --force --out {out} {arguments.format(lines)}"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
         assert [row["text"] for row in map(json.loads, out.read_text().splitlines())] == [
             f"疹{n}" for n in range(700)
         ], done.stderr
     record = '{"id": "a", "text": "疹"}'
-    command = f"{spantune} <(printf '{record}\\n') --format native"
+    command = f"{extract} <(printf '{record}\\n') --format native"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert json.loads(done.stdout)["id"] == "a", done.stderr
-    command = f"{sys.executable} -m spantune data inspect <(printf '{record}\\n')"
+    command = f"{spantune()} data inspect <(printf '{record}\\n')"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "read once only" in done.stderr
 
 
+@pytest.mark.no_cover
 def test_stdout_that_is_full_or_closed_is_one_error_and_its_encoding_is_utf8(run: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", "疹")
-    command = f"{sys.executable} -m spantune extract {run} {source} --device cpu"
+    command = f"{spantune()} extract {run} {source} --device cpu"
     for redirected, words in ((">/dev/full", "stdout: cannot be written: No space left"), (">&-", "stdout: is closed")):
         done = subprocess.run(["bash", "-c", f"{command} {redirected}"], capture_output=True, text=True, check=False)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command.split(), capture_output=True, check=False, env=ascii_only)
     assert done.returncode == 0 and json.loads(done.stdout.decode("utf-8"))["text"] == "疹"
-    command = f"{sys.executable} -m spantune extract {run} - <&-"
+    command = f"{spantune()} extract {run} - <&-"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "stdin: is closed" in done.stdout and "Traceback" not in done.stderr
 

@@ -89,6 +89,7 @@ def test_a_name_that_is_too_long_is_one_line(command: Command, corpus_file: Path
     one_line_error(outcome, "xxx")
 
 
+@pytest.mark.no_cover
 @pytest.mark.skipif(os.name == "nt" or os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv")
 def test_a_folder_without_permission_is_one_line(corpus_file: Path, open_folder: Path) -> None:
     locked, readable = open_folder / "locked", Path(shutil.copy(corpus_file, open_folder / "in.jsonl"))

@@ -94,6 +94,7 @@ def test_no_sentence_is_there_twice(pair: str) -> None:
     assert [text for text, count in texts.items() if count > 1] == []
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("pair", PAIRS)
 def test_no_test_sentence_is_nearly_one_of_train(pair: str) -> None:
     near = []

@@ -152,6 +152,7 @@ def test_a_reader_who_says_what_it_sees_gives_the_document_back(
     assert set(merged.document.entities) | set(merged.suppressed) == entities
 
 
+@pytest.mark.no_cover
 @settings(deadline=None, max_examples=200)
 @given(long_texts, st.lists(spans, min_size=8, max_size=8), st.integers(8, 40), st.randoms(use_true_random=False))
 def test_merging_is_whole_and_does_not_depend_on_the_order(

@@ -51,6 +51,7 @@ def test_texts_of_signs_and_numbers_only_are_compared_as_they_are() -> None:
     assert near_duplicates([]) == []
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("threshold", [0.6, 0.8, 0.9])
 def test_all_pairs_of_a_full_comparison_are_found(threshold: float) -> None:
     chance = random.Random(7)

@@ -202,6 +202,7 @@ def _originals(name: str, folder: Path) -> Iterator[tuple[Path, str]]:
         yield from ((path, inner) for inner in sorted(_files(path))) if path.is_dir() else [(path, "")]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", sorted(formats.FORMATS))
 def test_a_damaged_file_gives_documents_or_a_clear_error(name: str, tmp_path: Path) -> None:
     if name == "datasets":
@@ -228,6 +229,7 @@ def test_a_damaged_file_gives_documents_or_a_clear_error(name: str, tmp_path: Pa
             raise AssertionError(f"{case}: {type(error).__name__}: {error}") from error
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("content", [b"[" * 1_000_000, b'{"a":' * 200_000, b'[{"text": "a", "x": ' + b"[" * 1_000_000])
 @pytest.mark.parametrize("name", ["native", "label_studio", "marked", "conll"])
 def test_deep_nesting_is_an_error_and_not_a_hang(name: str, content: bytes, tmp_path: Path) -> None:

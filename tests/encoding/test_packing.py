@@ -22,6 +22,7 @@ from spantune.encoding import (
     Example,
     Pack,
     common_prefix,
+    divide,
     fill,
     layout,
     make_task,
@@ -244,3 +245,19 @@ def test_every_token_predicts_the_next_of_its_own_example(shapes: list[tuple[int
         assert its.ids[pack.positions[place]] == pack.ids[place]
         after = pack.positions[place] + 1
         assert target == (its.ids[after] if its.answer_start <= after < len(its.ids) else NO_TARGET)
+
+
+@given(st.lists(st.integers(0, 400), max_size=70), st.integers(1, 9))
+def test_shares_hold_every_index_once_in_order(lengths: list[int], parts: int) -> None:
+    shares = divide(lengths, parts)
+    assert len(shares) == parts and sorted(index for share in shares for index in share) == list(range(len(lengths)))
+    assert all(share == sorted(share) for share in shares) and shares == divide(lengths, parts)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_shares_of_a_step_have_the_same_number_of_tokens_within_5_percent(parts: int) -> None:
+    draw = random.Random(0)
+    for _ in range(20):
+        lengths = [round(draw.lognormvariate(4.1, 0.55) + draw.lognormvariate(4.25, 0.65)) for _ in range(64)]
+        sums = [sum(lengths[index] for index in share) for share in divide(lengths, parts)]
+        assert max(sums) * parts / sum(sums) <= 1.05

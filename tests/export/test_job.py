@@ -142,6 +142,8 @@ def test_a_run_that_is_not_whole_is_refused(run: Path, tmp_path: Path) -> None:
         export_run(bare, "merged", tmp_path / "out", FAST)
     with pytest.raises(ConfigError, match="dtype 'fp16' is unknown"):
         ExportSettings(dtype="fp16")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="shard_size 'big': expected a size such as 500MB"):
+        ExportSettings(shard_size="big")
     with pytest.raises(ConfigError, match="verify=-1"):
         ExportSettings(verify=-1)
 

@@ -21,6 +21,7 @@ from spantune.models import hash_model
 MODEL = lively_model("phi3", 2)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("on_choices", [True, False])
 @pytest.mark.parametrize(
     "text",

@@ -16,6 +16,7 @@ def fuzz() -> Any:
     return bench("fuzz")
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("answer", sorted(FORMATS))
 @pytest.mark.parametrize("ordered", [True, False])
 def test_fuzzed_texts(answer: str, ordered: bool, fuzz: Any) -> None:

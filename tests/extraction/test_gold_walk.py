@@ -26,6 +26,8 @@ DOCUMENTS = [
     for number, text in enumerate(["肺炎患者咳嗽", "abcab it", 'ab "q" \\ b'] * 40)
 ]
 
+FEW = DOCUMENTS[:12]
+
 
 def encoder(task: TaskSpec = TASK, tokenizer: Any = None) -> Encoder:
     return Encoder(tokenizer or byte_tokenizer(MERGES), task)
@@ -55,6 +57,7 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("answer", ["jsonl", "inline", "grouped"])
 def test_two_processes_find_what_one_finds_in_the_same_order(answer: str) -> None:
     coder = encoder(TASK.model_copy(update={"answer": answer}))
@@ -115,6 +118,7 @@ for _ in gold_walk.walk(answers_of(coder) * 1000, coder, len(coder.tokenizer), p
 """
 
 
+@pytest.mark.no_cover
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the processes of Linux")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_workers_end_when_the_walk_is_stopped(number: signal.Signals, tmp_path: Path) -> None:
@@ -161,44 +165,51 @@ def test_equal_sets_and_ids_are_stored_once(tmp_path: Path) -> None:
         assert len({id(token) for token in ids}) == len(set(ids))
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> list[Document]:
+    """Some documents, which are enough to be cached here."""
+    monkeypatch.setattr(gold_walk, "CACHED_FROM", len(FEW))
+    return FEW
+
+
 class _Changed:
     """A change of what the choices depend on."""
 
-    label = staticmethod(lambda: ([DOCUMENTS[0].with_entities([Entity(0, 2, "sym")]), *DOCUMENTS[1:]], encoder()))
-    text = staticmethod(lambda: ([replace(DOCUMENTS[0], text="肺炎患者咳痰"), *DOCUMENTS[1:]], encoder()))
-    task = staticmethod(lambda: (DOCUMENTS, encoder(TASK.model_copy(update={"instruction": "Find entities."}))))
-    tokenizer = staticmethod(lambda: (DOCUMENTS, encoder(tokenizer=byte_tokenizer(MERGES[:-1]))))
+    label = staticmethod(lambda: ([FEW[0].with_entities([Entity(0, 2, "sym")]), *FEW[1:]], encoder()))
+    text = staticmethod(lambda: ([replace(FEW[0], text="肺炎患者咳痰"), *FEW[1:]], encoder()))
+    task = staticmethod(lambda: (FEW, encoder(TASK.model_copy(update={"instruction": "Find entities."}))))
+    tokenizer = staticmethod(lambda: (FEW, encoder(tokenizer=byte_tokenizer(MERGES[:-1]))))
 
     @staticmethod
     def template() -> tuple[list[Document], Encoder]:
         tokenizer = byte_tokenizer(MERGES)
         tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "model")
-        return DOCUMENTS, encoder(tokenizer=tokenizer)
+        return FEW, encoder(tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("what", ["label", "text", "task", "tokenizer", "template"])
-def test_any_change_is_walked_again(what: str, tmp_path: Path, walks: list[int]) -> None:
-    mark(tmp_path)
+def test_any_change_is_walked_again(what: str, few: list[Document], tmp_path: Path, walks: list[int]) -> None:
+    mark(tmp_path, few)
     mark(tmp_path, *getattr(_Changed, what)())
-    assert walks == [len(DOCUMENTS)] * 2 and len(list(tmp_path.iterdir())) == 2
+    assert walks == [len(few)] * 2 and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "pickle", "foreign"])
 def test_a_damaged_cache_is_made_again(
-    damage: str, tmp_path: Path, walks: list[int], caplog: pytest.LogCaptureFixture
+    damage: str, few: list[Document], tmp_path: Path, walks: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = mark(tmp_path)
+    whole = mark(tmp_path, few)
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
     if damage == "foreign":
-        mark(tmp_path, [*DOCUMENTS, replace(DOCUMENTS[0], id="more")])
+        mark(tmp_path, [*few, replace(few[0], id="more")])
         (other,) = set(tmp_path.iterdir()) - {file}
         other.replace(file)
     else:
         file.write_bytes({"torn": content[: len(content) // 2], "empty": b"", "pickle": b"\x80\x04]."}[damage])
     walks.clear()
-    assert mark(tmp_path) == whole == mark(tmp_path)
-    assert walks == [len(DOCUMENTS)] and file.read_bytes() == content
+    assert mark(tmp_path, few) == whole == mark(tmp_path, few)
+    assert walks == [len(few)] and file.read_bytes() == content
     assert f"{file}: damaged cache" in caplog.text
 
 

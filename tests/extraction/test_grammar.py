@@ -146,6 +146,7 @@ def test_the_choices_of_a_gold_answer_are_those_that_decoding_would_have(
     assert set(choices[index]) == allowed(constraint, guide.matcher) and tokenizer.eos_token_id in choices[index]
 
 
+@pytest.mark.no_cover
 @given(
     text=st.text(st.sampled_from('ab肺"'), min_size=1, max_size=5),
     span=st.tuples(st.integers(0, 4), st.integers(1, 5)),
@@ -235,6 +236,7 @@ def test_the_vocabulary_is_as_wide_as_the_logits() -> None:
     assert vocabulary_size(tiny_model("phi3", vocabulary=301)) == 301
 
 
+@pytest.mark.no_cover
 def test_masks_need_no_compiler() -> None:
     """llguidance's own torch kernel is compiled by torch, which takes seconds and a C++ compiler."""
     code = (

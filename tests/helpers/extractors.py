@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 from spantune.core import Document, Label, TaskSpec, config
 from spantune.encoding import Encoder, PartialAnswer
-from spantune.extraction import Extractor
+from spantune.extraction import Extractor, Forward
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
 
@@ -52,6 +53,19 @@ def extractor(
 ) -> Extractor:
     settings = config.Extract(**{"max_new_tokens": LIMIT, **changes})
     return Extractor(model, encoder(task, max_tokens), settings, on_choices=on_choices)
+
+
+def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[Forward]:
+    """The Forwards that are made from now on."""
+    made: list[Forward] = []
+
+    def make(forward: Forward, *args: Any, **options: Any) -> None:
+        real(forward, *args, **options)
+        made.append(forward)
+
+    real = Forward.__init__
+    monkeypatch.setattr(Forward, "__init__", make)
+    return made
 
 
 @dataclass

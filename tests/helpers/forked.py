@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
+import resource
+import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from helpers import warmed
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["spantune.training.job", "spantune.cli", "swanlab", "helpers.forked"])
+
+
+@functools.cache
+def spantune() -> str:
+    """What stands for `spantune` in a line of a shell: a process that starts warm (see `helpers.warmed`)."""
+    path = str(Path(tempfile.mkdtemp()) / "socket")
+    SERVER.Process(target=warmed.serve, args=(path,), daemon=True).start()
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return shlex.join([sys.executable, "-IS", warmed.__file__, path])
 
 
 class Command:
@@ -22,6 +38,11 @@ class Command:
         texts = [str(argument) for argument in arguments]
         self.process = SERVER.Process(target=_run, args=(texts, str(self._out), str(self._err)))
         self.process.start()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its output goes where it can be read."""
+        return self._err.exists()
 
     @property
     def out(self) -> str:
@@ -54,10 +75,38 @@ class Command:
         return self.process.exitcode
 
 
-def _run(arguments: list[str], out: str, err: str) -> None:
+class Conversion:
+    """The conversion of a bundled model under way; `folder` gets what it prints and its largest memory."""
+
+    def __init__(self, name: str, cache: Path, folder: Path):
+        folder.mkdir()
+        self._folder = folder
+        self.process = SERVER.Process(target=_convert, args=(name, cache, folder))
+        self.process.start()
+
+    def read(self, file: str) -> str:
+        """The text of `stdout`, `stderr` or `kilobytes`."""
+        return (self._folder / file).read_text(encoding="utf-8")
+
+
+def _convert(name: str, cache: Path, folder: Path) -> None:
+    from helpers.quick_gguf import read_quickly
+    from spantune.models.bundled import bundled_folder
+
+    read_quickly(setattr)
+    _write_to(folder / "stdout", folder / "stderr")
+    print(bundled_folder(name, cache), flush=True)
+    (folder / "kilobytes").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), encoding="utf-8")
+
+
+def _write_to(out: Path, err: Path) -> None:
     for descriptor, path in ((1, out), (2, err)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
+
+
+def _run(arguments: list[str], out: str, err: str) -> None:
+    _write_to(Path(out), Path(err))
     os.chdir(Path(out).parent)  # not where the server was started
     sys.argv = ["spantune", *arguments]
     from spantune.cli import main

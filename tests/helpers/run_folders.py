@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,13 +17,21 @@ TASK = TaskSpec(labels=(Label(code="dis", name="disease"), Label(code="sym")), i
 READING = TASK.model_copy(update={"answer": "spans"})
 
 
-def save_run(folder: Path, model: Path, task: TaskSpec = TASK, spans: Mapping[str, object] | None = None) -> Path:
+def save_run(
+    folder: Path,
+    model: Path,
+    task: TaskSpec = TASK,
+    spans: Mapping[str, object] | None = None,
+    *,
+    base: config.Base = "fp32",
+    seed: int = 1,
+) -> Path:
     """A finished run with a random adapter for the model in the folder `model`, and a random head where spans are read.
 
     `spans` are changes of the section of that name. The head finds a few entities in nearly every text.
     """
     folder.mkdir(parents=True)
-    settings = {"source": str(model), "base": "fp32", "device": "cpu"}
+    settings: dict[str, Any] = {"source": str(model), "base": base, "device": "cpu"}
     recipe = parse_config(
         {
             "run": {"name": folder.name, "folder": str(folder.parent)},
@@ -38,7 +47,7 @@ def save_run(folder: Path, model: Path, task: TaskSpec = TASK, spans: Mapping[st
     (folder / "environment.json").write_text("{}\n", encoding="utf-8")
     loaded = load(config.Model(**settings))
     adapted, _ = attach(loaded.model, config.Lora(rank=4, alpha=8))
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)

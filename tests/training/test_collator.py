@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from helpers.extractors import encoder as answer_encoder
 from helpers.fakes import byte_tokenizer
 from helpers.reading import drawn_texts, span_encoder, spans_settings
-from spantune.core import Document, config
-from spantune.encoding import SpanExample
+from spantune.core import Document, Entity, config
+from spantune.encoding import SpanExample, shared_prefix
 from spantune.models import SpanPack, layout_spans
 from spantune.training import Collator
 
@@ -46,3 +51,26 @@ def test_a_text_beside_empty_ones_is_alone() -> None:
     """They take no memory: halving would bring the same pack again, for ever."""
     pack = layout_spans(examples(["", "x" * 40, ""]), ENCODER.prefix, SETTINGS)
     assert not collator(500).lower(pack)
+
+
+@pytest.mark.parametrize("changes", [{}, {"normalize": "examples"}, {"pack": "none"}])
+def test_the_shares_of_a_written_step_make_up_the_step(changes: dict[str, Any]) -> None:
+    texts = ["abc", "entity", "it", "a" * 40, "b", "en" * 9, "abc ab"]
+    chosen = [answer_encoder().example(Document(text, text, (Entity(0, 1, "dis"),))) for text in texts]
+    whole = Collator(config.Train(**changes), chosen[0].ids[: shared_prefix(chosen)], 300, 0)
+    batch = whole(chosen)
+    batches = []
+    for rank in range(3):
+        whole.rank, whole.ranks = rank, 3
+        batches.append(whole(chosen))
+    assert {part.weight for part in batches} == {batch.weight}
+    assert all(part.examples == tuple(chosen) for part in batches)
+    rows = sum(len(getattr(part, "index", getattr(part, "input_ids", ()))) for b in batches for part in b.parts)
+    assert rows == sum(len(getattr(part, "index", getattr(part, "input_ids", ()))) for part in batch.parts)
+
+
+def test_a_rank_without_a_share_has_an_empty_batch() -> None:
+    alone = collator(200)
+    alone.rank, alone.ranks = 1, 2
+    batch = alone(examples(["a"]))
+    assert (batch.parts, batch.weight, batch.tokens) == ((), 1, 0)

@@ -34,6 +34,7 @@ def unbroken(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return train(full_recipe(tree, tmp_path_factory.mktemp("full")))
 
 
+@pytest.mark.no_cover
 def test_a_run_that_was_broken_off_ends_as_if_it_had_not_been(unbroken: Result, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(unbroken.folder, tmp_path / "tiny"))
     (folder / "report.html").unlink()

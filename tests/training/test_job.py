@@ -194,6 +194,7 @@ def test_nothing_is_left_behind_when_something_is_wrong(
         assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("steps", "evals", "wanted"), [(3, 2, [2, 3]), (2, 5, [2])])
 def test_the_last_step_is_measured_whatever_the_interval(
     recipe: Callable[..., Config], steps: int, evals: int, wanted: list[int]
@@ -203,6 +204,7 @@ def test_the_last_step_is_measured_whatever_the_interval(
     assert result.as_dict()["f1_before"] is None
 
 
+@pytest.mark.no_cover
 def test_the_slice_that_steers_is_sized_to_its_share_of_the_time_and_stays(recipe: Callable[..., Config]) -> None:
     settings = {"max_steps": 4, "eval_steps": 1, "eval_documents": 12, "eval_share": 1e-6}
     records = read_metrics(train(recipe(train=settings, data={"dev": "bundled:clinical-zh-test"})).folder)
@@ -210,6 +212,7 @@ def test_the_slice_that_steers_is_sized_to_its_share_of_the_time_and_stays(recip
     assert all(record["evaluation_seconds"] > 0 for record in of(records, "dev"))
 
 
+@pytest.mark.no_cover
 def test_a_run_ends_when_its_minutes_are_over(recipe: Callable[..., Config]) -> None:
     result = train(recipe(train={"max_steps": 100000, "max_minutes": 0.02, "eval_steps": 100000, "save_steps": 100000}))
     records = read_metrics(result.folder)

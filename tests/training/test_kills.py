@@ -13,6 +13,7 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench" / "kills.py"
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_two_random_kills_lose_no_step_and_take_no_torn_checkpoint() -> None:
     done = subprocess.run(

@@ -122,6 +122,7 @@ def test_a_broken_step_stops_the_run_and_names_its_documents(poisoned: Callable[
         train(poisoned())
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_broken_step_is_left_out_and_the_run_ends_well(
     every: int, poisoned: Callable[..., Config], caplog: pytest.LogCaptureFixture
@@ -168,6 +169,7 @@ class Filler:
             self.path.unlink()
 
 
+@pytest.mark.no_cover
 def test_a_disk_that_is_full_for_a_while_costs_nothing(
     recipe: Callable[..., Config],
     small_disk: Callable[[int], Path],
@@ -251,6 +253,7 @@ int clock_gettime(clockid_t which, struct timespec *found) {
 """
 
 
+@pytest.mark.no_cover
 def test_a_clock_that_goes_backwards_changes_nothing_but_the_times(
     recipe: Callable[..., Config], recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -121,6 +121,7 @@ def test_a_text_on_both_sides_fails(plan: Planner, corpus: Path, tmp_path: Path,
         require(found)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("split", ["dev", "test"])
 @pytest.mark.parametrize(
     ("documents", "settings", "words"),

@@ -61,6 +61,7 @@ def warm(read_run: Result, tree: Tree, tmp_path: Path) -> Callable[..., dict[str
     return make
 
 
+@pytest.mark.no_cover
 def test_a_run_that_was_killed_ends_with_the_same_losses_and_weights(read_run: Result, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(read_run.folder, tmp_path / "tiny"))
     (folder / REPORT).unlink()

@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def started(spawn: Callable[..., Command], recipe: Path, step: int) -> tuple[Com
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(
     long_recipe: Callable[..., Path], spawn: Callable[..., Command], unbroken: Result
 ) -> None:
@@ -116,6 +117,7 @@ def broken(unbroken: Result, parent: Path, keep: int | None) -> Path:
     return folder
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("keep", [18, 20, None])
 def test_a_run_goes_on_from_what_a_kill_leaves(unbroken: Result, tmp_path: Path, keep: int | None) -> None:
     folder = broken(unbroken, tmp_path, keep)
@@ -126,6 +128,7 @@ def test_a_run_goes_on_from_what_a_kill_leaves(unbroken: Result, tmp_path: Path,
     assert (folder / REPORT).is_file()
 
 
+@pytest.mark.no_cover
 def test_a_line_over_several_steps_is_the_same_after_a_resume(tree: Tree, tmp_path: Path) -> None:
     settings = {**LONG, "log_steps": 7, "eval_steps": 10, "eval_before": False}
     result = train(parse_config(tree(tmp_path, train=settings, lora=DROPOUT, track=QUIET)))
@@ -148,6 +151,7 @@ def test_a_torn_checkpoint_is_not_taken(unbroken: Result, tmp_path: Path) -> Non
     assert "checkpoint-20 is torn and passed over: optimizer.pt" in log and "resuming from checkpoint-18" in log
 
 
+@pytest.mark.no_cover
 def test_the_best_so_far_stays_the_best_after_a_resume(tree: Tree, tmp_path: Path) -> None:
     settings = {**LONG, "max_steps": 8, "save_steps": 4, "eval_before": False}
     folder = broken(train(parse_config(tree(tmp_path, train=settings, track=QUIET))), tmp_path / "copy", 4)
@@ -172,6 +176,7 @@ def test_a_finished_run_is_not_gone_on_with(unbroken: Result, command: Callable[
 # --- stopped ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     number: int, code: int, long_recipe: Callable[..., Path], spawn: Callable[..., Command], unbroken: Result
@@ -202,6 +207,7 @@ def signalling(monkeypatch: pytest.MonkeyPatch, number: int, times: int, at: str
     monkeypatch.setattr(Measuring, "measure", measured)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("at", ["dev-8", "dev-20"])
 def test_a_stop_while_evaluating_saves_and_evaluates_when_it_goes_on(
     at: str, long_recipe: Callable[..., Path], unbroken: Result, monkeypatch: pytest.MonkeyPatch
@@ -234,6 +240,7 @@ def test_a_second_signal_ends_the_run_at_once(
     assert_equal(recipe.run_folder, unbroken)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("at", ["test-0", "test-20"])
 def test_a_stop_while_measuring_loses_nothing_and_closes_the_trackers(
     at: str, long_recipe: Callable[..., Path], unbroken: Result, monkeypatch: pytest.MonkeyPatch
@@ -252,16 +259,28 @@ def test_a_stop_while_measuring_loses_nothing_and_closes_the_trackers(
 # --- changed ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def own_files(long_recipe: Callable[..., Path], corpus: Path, tiny_folder: Path, tmp_path: Path) -> Path:
-    """A stopped run whose model and corpora are the test's own; returns the run folder."""
-    model = shutil.copytree(tiny_folder, tmp_path / "model")
-    files = {name: str(shutil.copy(corpus / f"{name}.jsonl", tmp_path)) for name in ("train", "dev", "test")}
+@pytest.fixture(scope="module")
+def stopped_run(
+    tree: Tree, corpus: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """The parent of a stopped run with a model and corpora of its own, and a copy of all that."""
+    parent = tmp_path_factory.mktemp("stopped") / "own"
+    model = shutil.copytree(tiny_folder, parent / "model")
+    files = {name: str(shutil.copy(corpus / f"{name}.jsonl", parent)) for name in ("train", "dev", "test")}
     settings = {**LONG, "max_steps": 2, "eval_steps": 2, "save_steps": 1, "eval_before": False}
-    path = long_recipe(model={"source": str(model)}, data=files, train=settings)
-    result = train(parse_config(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    sections = {"model": {"source": str(model)}, "data": files, "train": settings}
+    result = train(parse_config(tree(parent / "runs", lora=DROPOUT, track=QUIET, **sections)))
     (result.folder / REPORT).unlink()
-    return result.folder
+    return parent, Path(shutil.copytree(parent, parent.with_name("copy")))
+
+
+@pytest.fixture
+def own_files(stopped_run: tuple[Path, Path]) -> Iterator[Path]:
+    """The folder of `stopped_run`, which may be changed together with what lies beside it; it is put back."""
+    parent, copy = stopped_run
+    yield parent / "runs" / "tiny"
+    shutil.rmtree(parent)
+    shutil.copytree(copy, parent)
 
 
 def change_document(path: Path) -> None:
@@ -291,10 +310,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_run_whose_ground_has_changed_is_refused_and_says_which(name: str, own_files: Path, tmp_path: Path) -> None:
+def test_a_run_whose_ground_has_changed_is_refused_and_says_which(name: str, own_files: Path) -> None:
     change, path, what = CHANGES[name]
     before = (own_files / "metrics.jsonl").read_bytes()
-    change(tmp_path / path)
+    change(own_files.parents[1] / path)
     with pytest.raises(RunError, match=rf"tiny: {what} changed since the run began; put back"):
         resumed(own_files)
     assert (own_files / "metrics.jsonl").read_bytes() == before and saved(own_files)[-1] == 2
@@ -309,8 +328,9 @@ def test_another_release_is_told_and_not_refused(own_files: Path) -> None:
     assert f"WARNING spantune.training.job: torch was 1.0 and is {environment['torch']}" in log
 
 
-def test_data_of_another_format_with_the_same_documents_are_the_same(own_files: Path, tmp_path: Path) -> None:
-    path = tmp_path / "train.jsonl"
+@pytest.mark.no_cover
+def test_data_of_another_format_with_the_same_documents_are_the_same(own_files: Path) -> None:
+    path = own_files.parents[1] / "train.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     write_jsonl(path, [{**dict(reversed(line.items())), "meta": {"seen": True}} for line in lines])
     assert resumed(own_files).folder == own_files

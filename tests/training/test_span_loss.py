@@ -74,6 +74,7 @@ def test_a_text_without_entities_is_pushed_down_only() -> None:
 RARE = "".join(chr(code) for code in (0x1F469, 0x200D, 0x2695, 0x301, 0x202E, 0x5D0, 0x0, 0x7F, 0x20000))
 
 
+@pytest.mark.no_cover
 def test_a_head_learns_by_heart_and_gives_back_exactly_what_it_has_learnt() -> None:
     """Spans of every kind: inside a token of several characters, of parts of characters, nested, of two types."""
     inside = Document("0", "abcde entit it", (Entity(1, 2, "sym"), Entity(0, 3, "dis"), Entity(7, 9, "dis")))

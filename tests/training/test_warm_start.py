@@ -36,6 +36,7 @@ def warm(trained: Result, tree: Tree, tmp_path: Path) -> Callable[..., dict[str,
     return make
 
 
+@pytest.mark.no_cover
 def test_a_run_begins_as_the_earlier_one_ended_and_resumes_without_it(
     trained: Result, warm: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

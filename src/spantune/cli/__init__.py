@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast
@@ -17,16 +18,18 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from spantune import __version__
-from spantune.cli import calibrate, data, evaluate, export, extract, init, names, runs, tables, watch
+from spantune.cli import calibrate, data, evaluate, export, extract, init, names, runs, serve, tables, watch
 from spantune.cli.help import App
 from spantune.cli.libraries import quiet
 from spantune.cli.options import Json, Overrides, Recipe
 from spantune.core import (
     ConfigError,
     Interrupted,
+    RankLost,
     SpantuneError,
     complain,
     first_line,
+    global_rank,
     guard_terminal,
     log_crash,
     missing_train,
@@ -68,7 +71,7 @@ def main() -> NoReturn:
     except _WrongUse as error:
         code = _wrong_use(error)
     except SpantuneError as error:
-        code = _fail(str(error))
+        code = _fail(str(error), is_lost=isinstance(error, RankLost))
     except OSError as error:
         code = _fail(os_error(error))
     except MemoryError:
@@ -90,9 +93,25 @@ def _with_verbosity_first(arguments: list[str]) -> list[str]:
     return [*flags, *(argument for argument in arguments[:end] if argument not in VERBOSITY), *arguments[end:]]
 
 
-def _fail(sentence: str) -> int:
-    complain(f"error: {sentence}")
-    return 2
+def _fail(sentence: str, *, is_lost: bool = False) -> int:
+    return _tell(f"error: {sentence}", 2, is_lost=is_lost)
+
+
+def _tell(sentence: str, code: int, *, is_lost: bool = False) -> int:
+    """Print an error, unless this is one of several training processes and another one has failed before it.
+
+    Returns the exit code, which is that of the process that failed first.
+    """
+    if len(sys.argv) > 1 and sys.argv[1] == "train" and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        from spantune.training import first_failure
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends this process too, once it has spoken
+        code_of_first = first_failure(code, is_lost=is_lost)
+        if code_of_first is not None:
+            return code_of_first
+        sentence = f"rank {os.environ.get('RANK', '?')}: {sentence}"
+    complain(sentence)
+    return code
 
 
 def _wrong_use(error: typer.BadParameter) -> int:
@@ -114,10 +133,10 @@ def _report_bug(error: Exception) -> int:
     """Write the traceback of a bug into a log file, and say in a line where it is."""
     path = log_crash(error)
     where = f"the traceback is in {path}" if path else "its traceback could not be written"
-    complain(
-        f"error: this is a bug in spantune ({type(error).__name__}: {first_line(error)}); {where}; please report it"
+    return _tell(
+        f"error: this is a bug in spantune ({type(error).__name__}: {first_line(error)}); {where}; please report it",
+        BUG,
     )
-    return BUG
 
 
 @app.callback(invoke_without_command=True)
@@ -162,7 +181,14 @@ app.command(listed=["Recipes that come with spantune", "Models that come in pack
 
 
 @app.command(listed=["Recipes that come with spantune"])
-def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        int, typer.Option(help="Predict for so many GPUs like this one, with a training process on each.", min=1)
+    ] = 1,
+    as_json: Json = False,
+) -> None:
     """Check a recipe before training, and predict how much memory and time it takes.
 
     The exit code is 1 if a check fails.
@@ -174,6 +200,8 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
         spantune plan recipe.yaml
 
         spantune plan bundled:phi4-cmeee data.train=cmeee.jsonl
+
+        spantune plan recipe.yaml --gpus 4
     """
     from spantune.core import load_config
 
@@ -181,7 +209,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     quiet(settings.model.source)
     from spantune.training import make_plan, prepare
 
-    audited = make_plan(prepare(settings))
+    audited = make_plan(prepare(settings), ranks=gpus)
     if as_json:
         put_json(audited.as_dict())
     else:
@@ -211,6 +239,8 @@ def train(
 
         spantune train --resume runs/cmeee-small
 
+        torchrun --nproc-per-node 2 -m spantune train recipe.yaml
+
     Passwords and keys in the recipe are not saved with the run: give such a value again after --resume.
     """
     arguments = [*([str(recipe)] if recipe else []), *(overrides or [])]
@@ -232,6 +262,7 @@ app.command()(runs.runs)
 app.command()(watch.watch)
 app.command(listed=["Formats"])(extract.extract)
 app.command()(calibrate.calibrate)
+app.command()(serve.serve)
 app.command()(export.export)
 app.command()(runs.sync)
 
@@ -245,6 +276,8 @@ def _run(recipe: Config, resume: Path | None) -> None:
         result: Result = run_job(recipe, resume=resume)
     except Interrupted as interrupt:
         raise typer.Exit(interrupt.exit_code) from None
+    if global_rank() > 0:
+        return
     on = {"test": "test", "dev": f"dev (these documents chose {result.chosen})"}[result.f1_on]
     tables.print_scores(result.after.as_dict(), sys.stderr, on)
     lines = [f"report: {RunFolder(result.folder).report_html}", *hints(result.folder)]

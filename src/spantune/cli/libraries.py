@@ -33,7 +33,7 @@ def quiet(loading: str | None = None, *, whole: bool = False) -> None:
         whole: import all of transformers' base of models, as training needs; else, where there is no GPU, only what
             extraction uses.
     """
-    if loading is not None and importlib.util.find_spec("transformers"):
+    if loading is not None and os.environ.get("RANK", "0") == "0" and importlib.util.find_spec("transformers"):
         say(f"loading {loading.removeprefix('bundled:')} …")
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # libraries warn of each other's changes

@@ -41,7 +41,11 @@ def print_plan(plan: Record) -> None:
     ]
     rows += [("warning", warning["name"], f"{warning['found']} → {warning['remedy']}") for warning in plan["warnings"]]
     print_table(["", "audit", "found"], rows)
-    remarks = {"minutes": "with the evaluations on dev; loading, and measuring the test documents, come on top"}
+    remarks = {
+        "minutes": "with the evaluations on dev; loading, and measuring the test documents, come on top",
+        "ranks": "memory, tokens and time are those of one of them",
+        "sent_gib": "by each rank in a step, counted at 20 GB/s",
+    }
     figures = [
         (key.replace("_", " "), f"{value} ({remarks[key]})" if key in remarks else str(value))
         for key, value in plan["estimate"].items()

@@ -26,6 +26,7 @@ from spantune.core.errors import (
     ConfigError,
     DataError,
     ModelError,
+    RankLost,
     RunError,
     SpantuneError,
     closest,
@@ -63,6 +64,7 @@ from spantune.core.files import (
 )
 from spantune.core.foreign import foreign
 from spantune.core.frames import data_frame, number
+from spantune.core.launch import global_rank, local_rank, world_size
 from spantune.core.lazy import lazy_exports
 from spantune.core.machine import shows_gpu
 from spantune.core.recipes import as_config, load_config, lost_credentials, parse_config, parse_value
@@ -115,6 +117,7 @@ __all__ = [
     "Prediction",
     "Problem",
     "ProblemKind",
+    "RankLost",
     "RunError",
     "SafeFormatter",
     "SpantuneError",
@@ -148,6 +151,7 @@ __all__ = [
     "from_document",
     "from_prediction_record",
     "fsync_path",
+    "global_rank",
     "guard_terminal",
     "half_surrogate",
     "has_live_terminal",
@@ -160,6 +164,7 @@ __all__ = [
     "lazy_exports",
     "live",
     "load_config",
+    "local_rank",
     "log_crash",
     "log_crashes_into",
     "lost_credentials",
@@ -201,4 +206,5 @@ __all__ = [
     "track",
     "visible",
     "waiting",
+    "world_size",
 ]

@@ -284,6 +284,9 @@ class Train(Section):
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Clip gradients to this norm."""
+    average: float | None = Field(None, gt=0, lt=1)
+    """Evaluate and keep the exponential moving average of the trained weights, with this decay, such as 0.995. None if
+    not given. It made reading better together with dropout (docs/quality.md)."""
     pack: Literal["shared", "none"] = "shared"
     """`shared`: pack several examples behind one instruction; `none`: padded batches, for comparison."""
     pack_tokens: int | None = Field(None, ge=64)
@@ -331,6 +334,16 @@ class Train(Section):
     def on_choices(self) -> bool:
         """Whether the loss is on the grammar's choices alone."""
         return self.loss_on == "choices"
+
+
+class Distributed(Section):
+    """Training by several processes, which torchrun or `accelerate launch` starts; without them it has no effect."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp`: every process holds the whole base, in any number type. `fsdp`: the layers of a bf16 or fp32 base are
+    divided over the processes, for a base that does not fit one GPU; slower."""
+    timeout_minutes: float = Field(30.0, gt=0)
+    """How long a process waits for another one that neither goes on nor ends."""
 
 
 class Extract(Section):
@@ -400,6 +413,7 @@ class Config(Section):
     spans: Spans = Spans()
     lora: Lora = Lora()
     train: Train = Train()
+    distributed: Distributed = Distributed()
     extract: Extract = Extract()
     track: Track = Track()
 

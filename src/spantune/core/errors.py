@@ -5,6 +5,7 @@
     ├── DataError       an invalid corpus file or document; carries file, line and field
     ├── ModelError      a missing or invalid model, tokenizer or adapter
     └── RunError        a run folder that exists already, is missing or is damaged
+        └── RankLost    another of the processes that train together has ended
 
 A message says where, what was found, what was expected and what to do; credentials in it are masked. The command line
 prints it and exits with 2. Bugs in spantune itself are `assert`s and never derive from these.
@@ -43,6 +44,10 @@ class ModelError(SpantuneError):
 
 class RunError(SpantuneError):
     """A run folder that exists already, is missing or is damaged."""
+
+
+class RankLost(RunError):
+    """Another of the processes that train together has ended, with an error of its own or killed."""
 
 
 class DataError(SpantuneError):

@@ -69,5 +69,7 @@ class StopRequest:
         if self.number is not None:
             raise Interrupted(number)
         self.number = number
+        if os.environ.get("RANK", "0") != "0":  # of several training processes the first speaks
+            return
         # not print: the signal may have come in the middle of one
         os.write(2, f"\n{signal.Signals(number).name}: stopping after this step; a second signal stops now\n".encode())

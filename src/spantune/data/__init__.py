@@ -10,7 +10,7 @@ from spantune.data.corpus import Corpus, to_dicts, to_pandas
 from spantune.data.counts import Bin, Statistics, histogram, nesting, statistics
 from spantune.data.findings import Report, Tally
 from spantune.data.formats import read, read_extractions, write
-from spantune.data.formats.label_studio import labelling_interface
+from spantune.data.formats.label_studio import is_link, labelling_interface, predicted_results
 from spantune.data.loading import Splits, holdout, read_splits, shared_texts
 from spantune.data.merging import Merged, conflicting, count_predicted, merge_corpora
 from spantune.data.raw.document import Nested, Options
@@ -43,6 +43,7 @@ __all__ = [
     "formats",
     "histogram",
     "holdout",
+    "is_link",
     "is_stream",
     "labelling_interface",
     "lines_of",
@@ -50,6 +51,7 @@ __all__ = [
     "merge_corpora",
     "nesting",
     "parse_label_map",
+    "predicted_results",
     "read",
     "read_bytes",
     "read_extractions",

@@ -7,7 +7,17 @@ from spantune.encoding.answers.anchoring import PartialAnswer
 from spantune.encoding.answers.gbnf import WRITINGS, gbnf
 from spantune.encoding.chat import render_chat
 from spantune.encoding.encoder import Encoder, Example, Tokens, coloured, count_tokens, special_ids
-from spantune.encoding.packing import NO_TARGET, PREFIX, Pack, common_prefix, fill, layout, pack_examples, shared_prefix
+from spantune.encoding.packing import (
+    NO_TARGET,
+    PREFIX,
+    Pack,
+    common_prefix,
+    divide,
+    fill,
+    layout,
+    pack_examples,
+    shared_prefix,
+)
 from spantune.encoding.prompts import PRESETS, make_task
 from spantune.encoding.spans import (
     Characters,
@@ -41,6 +51,7 @@ __all__ = [
     "coloured",
     "common_prefix",
     "count_tokens",
+    "divide",
     "entities_over",
     "fill",
     "gbnf",

@@ -118,8 +118,9 @@ class Encoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the exact text of an answer's ids."""
-        # the clean-up of some tokenizers removes spaces, and then a mention would no longer occur in its text
-        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        # not by transformers: its clean-up of some tokenizers removes spaces, and then a mention would no longer occur
+        # in its text; and it looks at every id in Python first, which takes longer than to decode them
+        return self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
 
     def _ids(self, text: str) -> list[int]:
         with foreign("the tokenizer", "it cannot encode a text", "restore tokenizer.json"):

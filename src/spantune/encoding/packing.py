@@ -9,6 +9,7 @@ prefix is the longest common token prefix of the examples, because BPE may merge
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -91,6 +92,26 @@ def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
         groups[number].append(index)
         room[number] -= lengths[index]
     return groups
+
+
+def divide(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Divide indices into `parts` groups of about the same sum of lengths; each group is in ascending order.
+
+    By largest differencing (Karmarkar and Karp): the two divisions that differ most in their sums are merged, the
+    largest group of one with the smallest of the other. Groups may be empty.
+    """
+    divisions: list[tuple[int, int, list[tuple[int, list[int]]]]] = []  # minus spread, number, groups by falling sum
+    for index in range(len(lengths)):
+        groups = [(lengths[index], [index]), *[(0, []) for _ in range(parts - 1)]]
+        heapq.heappush(divisions, (-lengths[index] if parts > 1 else 0, index, groups))
+    if not divisions:
+        return [[] for _ in range(parts)]
+    while len(divisions) > 1:
+        (_, number, first), (_, _, second) = heapq.heappop(divisions), heapq.heappop(divisions)
+        merged = [(a + b, left + right) for (a, left), (b, right) in zip(first, reversed(second), strict=True)]
+        merged.sort(key=lambda group: (-group[0], group[1]))
+        heapq.heappush(divisions, (merged[-1][0] - merged[0][0], number, merged))
+    return [sorted(group) for _, group in divisions[0][2]]
 
 
 def _halves(lengths: Sequence[int], chosen: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -48,6 +48,9 @@ class BackendTokenizer(Protocol):
     def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding:
         """The tokens of a text."""
 
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """The text of tokens."""
+
     def to_str(self) -> str:
         """The tokenizer as JSON."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -65,6 +66,8 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown; {nearest(str(self.dtype), DTYPES)}")
+        if not re.fullmatch(r"[1-9]\d*(KB|MB|GB)", self.shard_size):
+            raise ConfigError(f"shard_size {self.shard_size!r}: expected a size such as 500MB or 4GB")
         expect(self.verify, int, "verify", "a number of documents from 0 on")
         if self.verify < 0:
             raise ConfigError(f"verify={self.verify}: expected a number of documents from 0 on")
@@ -132,7 +135,7 @@ class Source:
         """The documents that the export is compared with the run on; empty where it is not.
 
         Raises:
-            DataError: the dev corpus of the run cannot be read any more, and no other is given.
+            DataError: the dev corpus cannot be read any more, and no other is given; or there are no documents.
         """
         settings = self.settings
         if not settings.verify:
@@ -146,7 +149,11 @@ class Source:
                 f"the dev documents of the run, which the export is compared on, cannot be read: {error}; name others "
                 "with --data FILE, or give --verify 0 to write an export that is not compared"
             ) from None
-        return tuple(islice(corpus, settings.verify))
+        documents = tuple(islice(corpus, settings.verify))
+        if not documents:
+            raise DataError("there are no documents to compare the export on; name others with --data FILE")
+        known = self.task.codes  # their texts are what counts, so that a corpus with other labels will do
+        return tuple(doc.with_entities(entity for entity in doc.entities if entity.label in known) for doc in documents)
 
     def load_base(self, dtype: Dtype = "fp32") -> CausalLM:
         """Load the base model in `dtype`, whatever type the run was trained over.

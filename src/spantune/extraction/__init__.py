@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from spantune.extraction.chunked import Engine, most_tokens, refusals
     from spantune.extraction.decoder import Decoder, Row
     from spantune.extraction.evaluation import Evaluation, evaluate, evaluate_run, save_predictions
-    from spantune.extraction.extractor import Extractor, load_bare, load_run
+    from spantune.extraction.extractor import Extractor
     from spantune.extraction.gold_walk import mark_choices
     from spantune.extraction.grammar import Allowed, Guide, constraint_of, require_grammar
     from spantune.extraction.inputs import Texts
+    from spantune.extraction.loading import load_bare, load_run, load_runs
     from spantune.extraction.model_runner import Forward
     from spantune.extraction.outputs import SHOWN, Tally, Target
     from spantune.extraction.reading import LOWEST_LOGIT
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from spantune.extraction.remote.protocol import GRAMMARS, Question, Served
     from spantune.extraction.result import rates
     from spantune.extraction.resumable import partial
+    from spantune.extraction.session import Options, Session
 
 __all__ = [
     "GRAMMARS",
@@ -35,10 +37,12 @@ __all__ = [
     "Extractor",
     "Forward",
     "Guide",
+    "Options",
     "Question",
     "Row",
     "Served",
     "Server",
+    "Session",
     "Tally",
     "Target",
     "Texts",
@@ -49,6 +53,7 @@ __all__ = [
     "load_bare",
     "load_remote",
     "load_run",
+    "load_runs",
     "mark_choices",
     "most_tokens",
     "partial",
@@ -65,10 +70,11 @@ __getattr__, __dir__ = lazy_exports(
         "chunked": ("Engine", "most_tokens", "refusals"),
         "decoder": ("Decoder", "Row"),
         "evaluation": ("Evaluation", "evaluate", "evaluate_run", "save_predictions"),
-        "extractor": ("Extractor", "load_bare", "load_run"),
+        "extractor": ("Extractor",),
         "gold_walk": ("mark_choices",),
         "grammar": ("Allowed", "Guide", "constraint_of", "require_grammar"),
         "inputs": ("Texts",),
+        "loading": ("load_bare", "load_run", "load_runs"),
         "model_runner": ("Forward",),
         "outputs": ("SHOWN", "Tally", "Target"),
         "reading": ("LOWEST_LOGIT",),
@@ -77,5 +83,6 @@ __getattr__, __dir__ = lazy_exports(
         "remote.protocol": ("GRAMMARS", "Question", "Served"),
         "result": ("rates",),
         "resumable": ("partial",),
+        "session": ("Options", "Session"),
     },
 )

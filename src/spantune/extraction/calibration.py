@@ -9,7 +9,8 @@ from pathlib import Path
 
 from spantune.core import Document, SpantuneError, expect, expect_each, track
 from spantune.data import Corpus, read, read_splits
-from spantune.extraction.extractor import Extractor, load_bare
+from spantune.extraction.extractor import Extractor
+from spantune.extraction.loading import load_bare
 from spantune.metrics import Calibration, calibrate, require_precision
 from spantune.report import report_run
 from spantune.runs import RunFolder

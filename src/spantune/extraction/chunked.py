@@ -7,7 +7,7 @@ A document that cannot be decoded is an error, or an Extraction that says why.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -66,13 +66,39 @@ def _each_document(texts: Iterable[str | Prediction], expected: str) -> Iterator
             yield text
 
 
-@dataclass
-class _Waiting:
-    """A document whose chunks are being decoded."""
+@dataclass(eq=False)
+class Parts:
+    """The chunks of a document, and the Extractions of those that are done, by their index."""
 
     document: Document
-    chunks: list[Chunk]
-    parts: list[Extraction] = field(default_factory=list)
+    chunks: Sequence[Chunk]
+    done: dict[int, Extraction] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is done."""
+        return len(self.done) == len(self.chunks)
+
+    def joined(self) -> Extraction:
+        """Merge the Extractions of all chunks; offsets are those of the whole text."""
+        document, parts = self.document, [self.done[index] for index in range(len(self.chunks))]
+        if len(parts) == 1:
+            return replace(parts[0], document=document.with_entities(parts[0].document.entities))
+        chunks = [replace(chunk, document=part.document) for chunk, part in zip(self.chunks, parts, strict=True)]
+        merged = merge(document.with_entities(()), chunks)
+        left_out = {
+            entity.shifted(chunk.start)
+            for chunk, part in zip(self.chunks, parts, strict=True)
+            for entity in part.below_threshold
+        }
+        return Extraction(
+            merged.document,
+            answer="".join(part.answer for part in parts),
+            status=next((part.status for part in parts if part.status is not Status.STOPPED), Status.STOPPED),
+            problems=tuple(problem for part in parts for problem in part.problems),
+            contradicted=merged.suppressed,
+            below_threshold=tuple(sorted(left_out.difference(merged.document.entities, merged.suppressed))),
+        )
 
 
 def by_chunks(
@@ -93,33 +119,41 @@ def by_chunks(
     Raises:
         DataError: as `Cutter.cut`, with `strict`.
     """
-    queue: deque[_Waiting | Extraction] = deque()
+    queue: deque[Parts | Extraction] = deque()
 
     def texts() -> Iterator[Document]:
         for document in documents:
-            if isinstance(document, Extraction):
-                queue.append(document)
-                continue
-            try:
-                chunks = cutter.cut(document)
-            except DataError as error:
-                if strict:
-                    raise
-                queue.append(failure(document, Status.REFUSED, Problem(ProblemKind.REFUSED, str(error))))
-                continue
-            queue.append(_Waiting(document, chunks))
-            yield from (chunk.document for chunk in chunks)
+            parts = parts_of(document, cutter, strict=strict)
+            queue.append(parts)
+            if isinstance(parts, Parts):
+                yield from (chunk.document for chunk in parts.chunks)
 
-    for part in decode(texts()):
+    for extraction in decode(texts()):
         yield from _ready(queue)
-        waiting = queue[0]
-        assert isinstance(waiting, _Waiting)
-        waiting.parts.append(part)
-        if len(waiting.parts) == len(waiting.chunks):
-            yield _joined(waiting)
+        parts = queue[0]
+        assert isinstance(parts, Parts)
+        parts.done[len(parts.done)] = extraction
+        if parts.complete:
+            yield parts.joined()
             queue.popleft()
     yield from _ready(queue)
     assert not queue, "an engine yields an answer for every text"
+
+
+def parts_of(document: Prediction, cutter: Cutter, *, strict: bool) -> Parts | Extraction:
+    """Cut a document; an Extraction is returned as it is.
+
+    Raises:
+        DataError: as `Cutter.cut`, with `strict`; otherwise such a document becomes a `refused` Extraction.
+    """
+    if isinstance(document, Extraction):
+        return document
+    try:
+        return Parts(document, cutter.cut(document))
+    except DataError as error:
+        if strict:
+            raise
+        return failure(document, Status.REFUSED, Problem(ProblemKind.REFUSED, str(error)))
 
 
 def cutter(encoder: TextEncoder, settings: config.Extract, window: int | None) -> Cutter:
@@ -188,30 +222,8 @@ def refusals(
             yield error
 
 
-def _ready(queue: deque[_Waiting | Extraction]) -> Iterator[Extraction]:
+def _ready(queue: deque[Parts | Extraction]) -> Iterator[Extraction]:
     """Yield and remove the Extractions at the front of the queue."""
     while queue and isinstance(first := queue[0], Extraction):
         queue.popleft()
         yield first
-
-
-def _joined(waiting: _Waiting) -> Extraction:
-    """Merge the Extractions of a document's chunks; offsets are those of the whole text."""
-    document, parts = waiting.document, waiting.parts
-    if len(parts) == 1:
-        return replace(parts[0], document=document.with_entities(parts[0].document.entities))
-    chunks = [replace(chunk, document=part.document) for chunk, part in zip(waiting.chunks, parts, strict=True)]
-    merged = merge(document.with_entities(()), chunks)
-    left_out = {
-        entity.shifted(chunk.start)
-        for chunk, part in zip(waiting.chunks, parts, strict=True)
-        for entity in part.below_threshold
-    }
-    return Extraction(
-        merged.document,
-        answer="".join(part.answer for part in parts),
-        status=next((part.status for part in parts if part.status is not Status.STOPPED), Status.STOPPED),
-        problems=tuple(problem for part in parts for problem in part.problems),
-        contradicted=merged.suppressed,
-        below_threshold=tuple(sorted(left_out.difference(merged.document.entities, merged.suppressed))),
-    )

@@ -8,19 +8,19 @@ other group advance. When the cache is full, the newest row is evicted and resta
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spantune.core import Document, ModelError, ProblemKind, Status
+from spantune.core import Document, ProblemKind, Status, first_line, number
 from spantune.encoding import Encoder, common_prefix
 from spantune.extraction.grammar import Allowed, Constraint, Guide
 from spantune.extraction.model_runner import Forward, Part
@@ -28,6 +28,7 @@ from spantune.models import CausalLM, few_logits
 
 SPARE = 64  # free slots, besides those of its prompt, that a row needs to join
 _PROBES = ("文本", "text", "\n", "1")  # the common prefix of their prompts is the instruction that all prompts share
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Row:
     """A document that is being decoded, and its answer so far.
 
     `number` is the row's number in the cache. `status` is None until the row ends; `logprobs` are None where a token
-    was forced.
+    was forced. After a pass that failed, the row is decoded once more with `is_alone`; `error` is what then failed.
     """
 
     index: int
@@ -77,6 +78,13 @@ class Row:
     status: Status | None = None
     failure: str = ""
     failure_kind: ProblemKind = ProblemKind.GRAMMAR
+    is_alone: bool = False
+    is_cancelled: bool = False
+    error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Note why this text cannot be decoded; the other texts are not affected."""
+        self.failure = first_line(error)
 
 
 @dataclass(frozen=True)
@@ -90,13 +98,21 @@ class RunningPass:
     wait: Callable[[], tuple[list[int], list[float]]]
 
 
+@dataclass
+class _Group:
+    """Rows that share passes, and the pass of them that may still be running."""
+
+    rows: list[Row] = field(default_factory=list)
+    running: RunningPass | None = None
+
+
 class Decoder:
-    """Decodes answers for documents.
+    """Decodes answers for documents, which are submitted one by one and end in any order.
 
     Args:
         model: the model.
         encoder: its tokenizer and the task.
-        forward: runs its passes; used by one decoder at a time.
+        forward: runs its passes; used by one decoder.
         rules: how to decode.
         effort: where the cost is added.
     """
@@ -104,71 +120,146 @@ class Decoder:
     def __init__(self, model: CausalLM, encoder: Encoder, forward: Forward, rules: Rules, effort: Effort):
         self._model, self._encoder, self._forward, self._rules, self._effort = model, encoder, forward, rules, effort
         self._end_only = rules.constraint.matcher('start: ""') if rules.constraint else None
+        self._groups = [_Group() for _ in range(min(2, forward.shape.rows) if forward.pipelined else 1)]
+        self._waiting: deque[Row] = deque()
+        self._ended: list[Row] = []
+        self._submitted = 0
+
+    @property
+    def room(self) -> int:
+        """How many more documents there is work for: a batch, and those that join when some of it end at once."""
+        return places(self._forward.shape.rows) - self._in_flight - len(self._waiting)
+
+    @property
+    def _in_flight(self) -> int:
+        return sum(len(group.rows) for group in self._groups)
+
+    def submit(self, document: Document) -> int:
+        """Add a document; returns the index of its row."""
+        row = Row(self._submitted, document, self._encoder.prompt_ids(document.text))
+        self._submitted += 1
+        self._waiting.append(row)
+        return row.index
+
+    def cancel(self, index: int) -> None:
+        """Free a row and its slots, whether it waits or is decoded; nothing happens where it has ended.
+
+        A pass of it that is still running may be left to write into slots that are free: the pass that they are given
+        to next runs after it.
+        """
+        for row in self._waiting:
+            if row.index == index:
+                self._waiting.remove(row)
+                return
+        for group in self._groups:
+            for row in group.rows:
+                if row.index == index:
+                    row.is_cancelled = True
+                    self._leave(group, row)
+                    return
 
     @torch.inference_mode()
-    def run(self, documents: Iterable[Document]) -> Iterator[Row]:
-        """Yield a finished Row for each document, in order; documents are taken when rows become free."""
-        if not self._forward.instruction:
+    def step(self) -> list[Row]:
+        """Compute one pass of each group; returns the rows that have ended, in any order.
+
+        A pass that fails, for want of memory or by an error in the model, ends no row: each of its rows is decoded once
+        more, by itself, and a row that fails again has the status `failed`, and the `error`.
+        """
+        if self._waiting and not self._in_flight and not self._forward.instruction:
             self._share()
-        waiting = _Waiting(documents, self._encoder)
-        groups: list[list[Row]] = [
-            [] for _ in range(min(2, self._forward.shape.rows) if self._forward.pipelined else 1)
-        ]
-        passes: list[RunningPass | None] = [None] * len(groups)
-        done: dict[int, Row] = {}
-        upcoming = 0
-        try:
-            while waiting.peek() or any(groups):
-                for number, rows in enumerate(groups):
-                    for row in self._finished(passes[number]):
-                        rows.remove(row)
-                        self._forward.cache.close(row.number)
-                        done[row.index] = row
-                    self._join(rows, groups, waiting)
-                    passes[number] = self._start_pass(rows, groups, waiting)
-                while upcoming in done:
-                    yield done.pop(upcoming)
-                    upcoming += 1
-        finally:  # the caller may stop early
-            for row in chain(*groups):
-                self._forward.cache.close(row.number)
+        for group in self._groups:
+            self._guarded(group, self._finish)
+            self._join(group)
+            self._guarded(group, self._start_pass)
+        ended, self._ended = self._ended, []
+        return ended
 
     def _share(self) -> None:
-        """Compute the instruction that all prompts begin with once."""
-        prompts = [self._encoder.prompt_ids(text) for text in _PROBES]
-        self._forward.share(prompts[0][: min(common_prefix(prompts), min(map(len, prompts)) - 1)])
-        self._effort.passes += 1
+        """Compute the instruction of all prompts once; where that fails, it fails for the first row that waits."""
+        try:
+            prompts = [self._encoder.prompt_ids(text) for text in _PROBES]
+            self._forward.share(prompts[0][: min(common_prefix(prompts), min(map(len, prompts)) - 1)])
+            self._effort.passes += 1
+        except BaseException as error:
+            self._forward.cut(0)
+            if not isinstance(error, Exception):
+                raise
+            self._again([self._waiting.popleft()], error)
 
-    def _join(self, rows: list[Row], groups: Sequence[Sequence[Row]], waiting: _Waiting) -> None:
-        """Add documents to a group while there is room."""
+    def _guarded(self, group: _Group, work: Callable[[_Group], None]) -> None:
+        """Do a part of a step for a group; where it fails, its rows begin again."""
+        try:
+            work(group)
+        except BaseException as error:
+            rows, group.running = list(group.rows), None
+            for row in rows:
+                self._leave(group, row)
+            if not isinstance(error, Exception):  # an interruption says nothing about them
+                for row in rows:
+                    self._put_back(row)
+                raise
+            self._again(rows, error)
+
+    def _again(self, rows: Sequence[Row], error: Exception) -> None:
+        """Put rows back whose pass has failed, each to be decoded alone; a row that was alone ends."""
+        _LOG.warning(
+            "a pass over %s failed (%s); each is computed once more, by itself, and is reported if that fails too",
+            number(len(rows), "document"),
+            first_line(error),
+        )
+        for row in rows:
+            if row.is_alone:
+                self._ended.append(row)
+                row.status, row.failure_kind, row.error = Status.FAILED, ProblemKind.INVALID, error
+                row.failure = f"the model could not compute this text: {first_line(error)}"
+            else:
+                self._put_back(row, is_alone=True)
+
+    def _put_back(self, row: Row, *, is_alone: bool = False) -> None:
+        """Queue a row from its beginning: those that go alone come first, the others by their index."""
+        again = Row(row.index, row.document, row.prompt, is_alone=is_alone or row.is_alone)
+        rows = sorted((*self._waiting, again), key=lambda waiting: (not waiting.is_alone, waiting.index))
+        self._waiting = deque(rows)
+
+    def _leave(self, group: _Group, row: Row) -> None:
+        group.rows.remove(row)
+        self._forward.cache.close(row.number)
+
+    def _join(self, group: _Group) -> None:
+        """Add documents to a group while there is room; a row that goes alone waits for all others, and they for it."""
         forward = self._forward
-        while len(rows) < forward.shape.rows // len(groups) and (row := waiting.peek()):
+        while len(group.rows) < forward.shape.rows // len(self._groups) and self._waiting:
+            row, is_busy = self._waiting[0], bool(self._in_flight)
+            if is_busy and (row.is_alone or any(other.is_alone for each in self._groups for other in each.rows)):
+                return
             shared = min(common_prefix([row.prompt, forward.instruction]), len(row.prompt) - 1)
             if shared < len(forward.instruction):  # the tokenizer merged its end with this text
-                if any(groups):
+                if is_busy:
                     return
                 forward.cut(shared)
-            if any(groups) and forward.cache.room < len(row.prompt) - shared + SPARE:
+            if is_busy and forward.cache.room < len(row.prompt) - shared + SPARE:
                 return
-            waiting.take()
+            self._waiting.popleft()
             row.number, row.position, row.pending = forward.cache.open(), shared, row.prompt[shared:]
-            row.guide = self._guide(row)
-            rows.append(row)
+            try:
+                row.guide = self._guide(row)
+            except Exception as error:  # in a grammar's making, which is of this text only
+                row.fail(error)
+            group.rows.append(row)
 
     def _guide(self, row: Row) -> Guide | None:
         constraint, ordered = self._rules.constraint, self._rules.on_choices
         return Guide(constraint, self._encoder, row.document.text, ordered=ordered) if constraint else None
 
-    def _start_pass(self, rows: list[Row], groups: Sequence[Sequence[Row]], waiting: _Waiting) -> RunningPass | None:
+    def _start_pass(self, group: _Group) -> None:
         """Start the next pass of a group: rows that are decoding first, then as much of the prompts as fits."""
-        forward = self._forward
+        forward, rows = self._forward, group.rows
         while min(forward.shape.tokens, sum(len(row.pending) for row in rows)) > forward.cache.room:
             newest = max(rows, key=lambda row: row.index)
-            if newest.index == min(row.index for row in chain(*groups)):
-                return None  # the oldest row of all waits for the other group to free slots
-            rows.remove(newest)
-            forward.cache.close(newest.number)
-            waiting.put_back(newest)
+            if newest.index == min(row.index for each in self._groups for row in each.rows):
+                return  # the oldest row of all waits for the other group to free slots
+            self._leave(group, newest)
+            self._put_back(newest)
         parts, choosing, last_parts, budget = [], [], [], forward.shape.tokens
         for row in sorted(rows, key=lambda row: len(row.pending)):
             ids, row.pending = row.pending[:budget], row.pending[budget:]
@@ -179,11 +270,10 @@ class Decoder:
                 last_parts.append(len(parts) - 1)
             row.position += len(ids)
             budget -= len(ids)
-        if not parts:
-            return None
-        self._effort.passes += 1
-        output = forward.feed(parts, last_parts)
-        return RunningPass(choosing, self._choose(choosing, output)) if choosing else None
+        if parts:
+            self._effort.passes += 1
+            output = forward.feed(parts, last_parts)
+            group.running = RunningPass(choosing, self._choose(choosing, output)) if choosing else None
 
     def _choose(self, rows: Sequence[Row], output: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
         """Choose each row's most probable allowed token.
@@ -222,27 +312,33 @@ class Decoder:
         matchers = []
         for row in rows:
             try:
-                assert row.guide is not None
-                matchers.append(row.guide.matcher)
-            except (
-                ModelError
-            ) as error:  # one text's grammar exceeds the engine's limits: the other texts are not affected
-                row.failure = str(error).splitlines()[0]
+                matchers.append(row.guide.matcher if row.guide else self._end_only)
+            except Exception as error:  # such as a grammar that exceeds the engine's limits
+                row.fail(error)
                 matchers.append(self._end_only)
         allowed = self._rules.constraint.allowed(matchers)
         self._effort.grammar_seconds += time.perf_counter() - began
         return allowed
 
-    def _finished(self, running: RunningPass | None) -> Iterator[Row]:
-        """Append the tokens of a pass to its rows; yields the rows that end."""
-        if running is None:
+    def _finish(self, group: _Group) -> None:
+        """Append the tokens of the pass of a group to its rows; those that end leave it."""
+        if group.running is None:
             return
-        tokens, logprobs = running.wait()
+        tokens, logprobs = group.running.wait()
+        rows, group.running = group.running.rows, None
         began = time.perf_counter()
-        for row, token, logprob in zip(running.rows, tokens, logprobs, strict=True):
-            row.status = self._advance(row, token, logprob)
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            if row.is_cancelled:
+                continue
+            try:
+                row.status = self._advance(row, token, logprob)
+            except Exception as error:  # in the grammar of this text
+                row.fail(error)
+                row.status = Status.FAILED
+            if row.status:
+                self._leave(group, row)
+                self._ended.append(row)
         self._effort.grammar_seconds += time.perf_counter() - began
-        yield from (row for row in running.rows if row.status)
 
     def _advance(self, row: Row, token: int, logprob: float) -> Status | None:
         """Append a token to a row; returns the status when that ends it."""
@@ -253,11 +349,7 @@ class Decoder:
             return Status.FAILED
         if token == self._encoder.stop_id:
             return Status.STOPPED
-        try:
-            forced = row.guide.advance(token) if row.guide else []
-        except ModelError as error:
-            row.failure = str(error).splitlines()[0]
-            return Status.FAILED
+        forced = row.guide.advance(token) if row.guide else []
         ended = bool(forced) and forced[-1] == self._encoder.stop_id
         forced = forced[:-1] if ended else forced
         row.pending = [token, *forced]
@@ -279,29 +371,9 @@ class Decoder:
         return self._encoder.format.parse(answer, row.document.text, self._encoder.task).is_looping
 
 
-class _Waiting:
-    """Documents that have not joined yet; one of them is tokenised ahead."""
-
-    def __init__(self, documents: Iterable[Document], encoder: Encoder):
-        self._source, self._encoder = enumerate(documents), encoder
-        self._rows: deque[Row] = deque()
-
-    def peek(self) -> Row | None:
-        """Return the next row; None where there is none."""
-        if not self._rows:
-            for index, document in self._source:
-                self._rows.append(Row(index, document, self._encoder.prompt_ids(document.text)))
-                break
-        return self._rows[0] if self._rows else None
-
-    def take(self) -> None:
-        """Remove the next row."""
-        self._rows.popleft()
-
-    def put_back(self, row: Row) -> None:
-        """Queue a row again, before those with a higher index."""
-        self._rows.append(Row(row.index, row.document, row.prompt))
-        self._rows = deque(sorted(self._rows, key=lambda waiting: waiting.index))
+def places(rows: int) -> int:
+    """Return how many documents a decoder of so many rows has work for: half as many as it decodes wait to join."""
+    return rows + rows // 2 + 1
 
 
 def _sent(values: NDArray[np.int64] | NDArray[np.bool_], device: torch.device) -> Tensor:

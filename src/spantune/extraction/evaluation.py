@@ -26,7 +26,8 @@ from spantune.core import (
     track,
 )
 from spantune.data import Corpus, read, read_splits
-from spantune.extraction.extractor import Extractor, load_run
+from spantune.extraction.extractor import Extractor
+from spantune.extraction.loading import load_run
 from spantune.extraction.result import rates
 from spantune.metrics import Protocol, Scores, f1_text, require_protocol, score
 from spantune.runs import RunFolder, name_predictions

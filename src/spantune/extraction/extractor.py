@@ -7,10 +7,7 @@ weights are frozen keeps the cache of the instruction from one stream to the nex
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
@@ -22,41 +19,25 @@ from spantune.core import (
     Extraction,
     ModelError,
     Prediction,
-    Problem,
-    Status,
     TaskSpec,
     config,
     expect,
-    nearest,
     number,
     prefer_label_order,
 )
-from spantune.encoding import Encoder, SpanEncoder, TextEncoder, make_encoder
-from spantune.extraction.chunked import as_documents, by_chunks, cutter
-from spantune.extraction.decoder import Decoder, Effort, Rules
-from spantune.extraction.grammar import Constraint, constraint_of, require_grammar
-from spantune.extraction.model_runner import Forward, Shape
+from spantune.encoding import Encoder, SpanEncoder, TextEncoder
+from spantune.extraction.chunked import as_documents
+from spantune.extraction.decoder import Effort, Rules
+from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.reading import Reader, require_reading
-from spantune.extraction.result import Written, calibrated, read_answer, without_overlaps
+from spantune.extraction.result import without_overlaps
+from spantune.extraction.session import Scheduler, Session, Terms
+from spantune.extraction.writing import Writer
 from spantune.metrics import Calibration, best_thresholds
 from spantune.models import (
     CausalLM,
-    Loaded,
-    check_head_files,
-    hash_model,
-    head_of,
-    load,
-    open_trained,
-    silenced,
     vocabulary_size,
 )
-from spantune.runs import RunFolder
-
-ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
-DEVICES = ("auto", "cpu", "cuda")
-TOKENS = {"cpu": 1024, "cuda": 512}  # maximum tokens of a pass
-
-log = logging.getLogger(__name__)
 
 
 class Extractor:
@@ -90,7 +71,7 @@ class Extractor:
             "an Encoder as the second argument; spantune.load makes both from a run",
         )
         expect(model, torch.nn.Module, "Extractor", "a causal LM of transformers as the first argument")
-        _require_settings(settings)
+        require_settings(settings)
         self.model, self.encoder, self.on_choices = model, encoder, on_choices
         self.settings = settings or config.Extract()
         require_grammar(self.settings, on_choices=on_choices)
@@ -102,19 +83,26 @@ class Extractor:
         self.effort = Effort()
         self._device = next(model.parameters()).device
         _require_embeddings(model, encoder)
-        self._constraint: Constraint | None = None
-        self._idle: list[Forward] = []
         self._reader: Reader | None = None
         if isinstance(encoder, SpanEncoder):
             require_reading(self.settings)
             self._reader = Reader(model, encoder, self.settings, self.effort)
-        elif self.settings.grounded:
-            self._constraint = constraint_of(encoder.tokenizer, vocabulary_size(model), encoder.stop_id)
+        self.scheduler = Scheduler(self._reader or self._writer())
+        """Shares the model's passes among all sessions and streams."""
 
     def __repr__(self) -> str:
         model = getattr(self.model.config, "model_type", type(self.model).__name__)
         kind = f"{self.task.answer}, {number(len(self.task.codes), 'label')}, on {self._device}"
         return f"Extractor({f'{str(self.run)!r}, ' if self.run else ''}model {model}, {kind})"
+
+    def _writer(self) -> Writer:
+        encoder = self.encoder
+        assert isinstance(encoder, Encoder)
+        constraint = None
+        if self.settings.grounded:
+            constraint = constraint_of(encoder.tokenizer, vocabulary_size(self.model), encoder.stop_id)
+        rules = Rules(self.settings.max_new_tokens, constraint, self.on_choices)
+        return Writer(self.model, encoder, self.settings, rules, self.effort)
 
     @property
     def task(self) -> TaskSpec:
@@ -184,7 +172,8 @@ class Extractor:
     def stream(self, documents: Iterable[str | Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; a text longer than the model's window is cut into chunks.
 
-        Documents are read when they are needed: at most a batch and one more ahead of the first that is being decoded.
+        Documents are read when there is work for them: a batch and half a batch that waits, and while the first of them
+        is not done, others as those behind it end, up to 4,096.
 
         Args:
             documents: what to extract from; an Extraction among them is passed through in its place.
@@ -193,54 +182,32 @@ class Extractor:
         Raises:
             ConfigError: `documents` is a single text, or has a member that is neither a text nor a Document.
             DataError: a text is over `extract.max_characters`, with `strict`, or there is no room for any text.
+            RuntimeError: with `strict`, what the model raised for a document that was computed by itself.
         """
         return self._stream(as_documents(documents), strict)
 
     def _stream(self, documents: Iterator[Prediction], strict: bool) -> Iterator[Extraction]:
-        cuts = cutter(self.encoder, self.settings, int(self.model.config.max_position_embeddings))
-        if self._reader is not None:
-            yield from by_chunks(documents, cuts, self._read, strict=strict)
-            return
-        for extraction in by_chunks(documents, cuts, self._decode, strict=strict):
-            yield calibrated(extraction, self.calibration)
+        yield from self.session().run(documents, strict=strict)
 
-    def _read(self, texts: Iterator[Document]) -> Iterator[Extraction]:
-        reader = self._reader
-        assert reader is not None
-        thresholds = reader.thresholds
-        for candidates in reader.run(texts):
-            yield candidates if self.keeps_candidates else reader.decide(candidates, thresholds, self.calibration)
+    def session(self) -> Session:
+        """Return a Session, to which documents are submitted one by one; all sessions and streams share one batch.
 
-    def _decode(self, texts: Iterator[Document]) -> Iterator[Extraction]:
-        encoder, forward = self.encoder, self._forward()
-        assert isinstance(encoder, Encoder)
-        for row in Decoder(self.model, encoder, forward, self._rules(), self.effort).run(texts):
-            status = row.status or Status.STOPPED
-            written = Written(encoder.decode(row.ids), status, row.ids, row.logprobs)
-            extraction = read_answer(row.document, written, encoder)
-            if row.failure:
-                problem = Problem(row.failure_kind, row.failure)
-                extraction = replace(extraction, problems=(*extraction.problems, problem))
-            yield extraction
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            self._idle.append(forward)
-
-    def _forward(self) -> Forward:
-        """Return the Forward of a stream that has ended, or a new one."""
-        if self._idle:
-            return self._idle.pop()
-        kind = self._device.type
-        window = self.model.config.max_position_embeddings
-        longest = min(window, (self.encoder.max_tokens or window) + self.settings.max_new_tokens)
-        shape = Shape(self.settings.batch_size or ROWS[kind], longest, TOKENS[kind])
-        few = self.on_choices and self._constraint is not None and kind == "cpu"
-        return Forward(self.model, shape, states=few)
-
-    def _rules(self) -> Rules:
-        return Rules(self.settings.max_new_tokens, self._constraint, self.on_choices)
+        Raises:
+            DataError: what stands before a text leaves no room for it.
+        """
+        window = int(self.model.config.max_position_embeddings)
+        terms = Terms(
+            self.encoder, self.settings, window, self.calibration, self._reader, keeps_candidates=self.keeps_candidates
+        )
+        return Session(self.scheduler, terms)
 
 
-def _require_settings(settings: object) -> None:
+def require_settings(settings: object) -> None:
+    """Check the type of the settings.
+
+    Raises:
+        ConfigError: they are not a section `extract`.
+    """
     expect(settings, (config.Extract, type(None)), "settings", "the section extract of a recipe, or None")
 
 
@@ -254,83 +221,3 @@ def _require_embeddings(model: CausalLM, encoder: TextEncoder) -> None:
             f"the prompt or the stop token has the token id {wrong}, and the model has embeddings for {rows}; take the "
             "tokenizer and chat template that the model came with"
         )
-
-
-@silenced()
-def load_run(
-    run: str | Path,
-    device: str = "auto",
-    settings: config.Extract | None = None,
-    min_score: float | None = None,
-    *,
-    accept_changes: bool = False,
-) -> Extractor:
-    """Load the Extractor of a finished run, with its adapter merged into the base model, and the run's calibration.
-
-        extractor = spantune.load("runs/demo")
-        for document in extractor.extract(["患者因急性阑尾炎行腹腔镜手术。"]):
-            for entity in document.entities:
-                print(entity.start, entity.end, entity.label, document.surface(entity), entity.score)
-
-    Args:
-        run: the run folder.
-        device: `auto` (a GPU where there is one), `cpu` or `cuda`.
-        settings: the section `extract` of a recipe (batch size, limits, grammar); that of the run when absent.
-        min_score: drop entities with a lower score, a probability, instead of by the run's thresholds; 0 drops none.
-            Where spans are read, those under 0.047 are no entities at all.
-        accept_changes: go on with an adapter whose files were changed after training, with a warning.
-
-    Raises:
-        ConfigError: `min_score` is not a probability, or as `require_grammar` and `require_reading`.
-        RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
-        ModelError: the base model or the adapter cannot be loaded.
-    """
-    expect(run, (str, Path), "load", "the path of a run folder, such as runs/demo")
-    expect(min_score, (int, float, type(None)), "min_score", "a probability from 0 to 1, or None")
-    _require_settings(settings)
-    if device not in DEVICES:
-        expect(device, str, "device", f"one of {', '.join(DEVICES)}")
-        raise ConfigError(f"unknown device {device!r}; {nearest(device, DEVICES)}")
-    calibration = Calibration.load(Path(run))
-    if min_score is not None:
-        calibration = (calibration or Calibration()).with_min_score(min_score)
-    extractor = load_bare(run, device, settings, accept_changes=accept_changes)
-    extractor.calibration = calibration
-    return extractor
-
-
-@silenced()
-def load_bare(
-    run: str | Path, device: str = "auto", settings: config.Extract | None = None, *, accept_changes: bool = False
-) -> Extractor:
-    """Load the Extractor of a finished run without its calibration: uncalibrated scores, and no entity dropped."""
-    began = time.perf_counter()
-    folder = RunFolder(Path(run))
-    recipe, task, adapter = folder.config(), folder.adapter_task(accept_changes=accept_changes), folder.adapter
-    require_grammar(settings or recipe.extract, on_choices=recipe.train.on_choices)  # before the model is loaded
-    if task.reads:
-        require_reading(settings or recipe.extract)
-    check_head_files(adapter, task)
-    loaded: Loaded = load(recipe.model.model_copy(update={"device": device}), tokenizer_folder=adapter)
-    _warn_of_another_base(folder, recipe.model.source, loaded.path)
-    model = open_trained(loaded.model, adapter, task, merge=not loaded.quantized)
-    head = head_of(model)
-    spans = recipe.spans if head is None else head.config.settings
-    encoder = make_encoder(loaded.tokenizer, task, spans, recipe.train.max_tokens)
-    extractor = Extractor(model, encoder, settings or recipe.extract, on_choices=recipe.train.on_choices)
-    extractor.run = folder.path
-    seconds = time.perf_counter() - began
-    log.info("%s: loaded in %.1f s, in %s on %s", folder.path, seconds, str(loaded.dtype)[6:], loaded.device)
-    return extractor
-
-
-def _warn_of_another_base(run: RunFolder, source: str, path: Path) -> None:
-    """Log a warning where the base model in a local folder is not the one that the run was trained on.
-
-    The files of hubs and packages are verified by themselves.
-    """
-    if not Path(source).is_dir() or not run.environment_file.is_file():
-        return
-    recorded = run.environment().get("model_sha256")
-    if recorded is not None and recorded != hash_model(path):
-        log.warning("%s: the files of the base model are not those that the run was trained on: %s", run.path, path)

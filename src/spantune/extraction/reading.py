@@ -1,22 +1,35 @@
 """Extraction by reading: packs of documents go through the model once, and its head scores every span.
 
 A span whose score is over the threshold of its type is an entity; thresholds were chosen on dev and are a part of the
-head. Where entities may not overlap, the one with the higher score is kept. Documents are read in their order, and the
-next pack is encoded while the device computes the last one.
+head. Where entities may not overlap, the one with the higher score is kept. Documents are packed in the order in which
+they are submitted, and encoded while the device computes the pack before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from spantune.core import ConfigError, Document, Entity, Extraction, Status, config
+from spantune.core import (
+    ConfigError,
+    Document,
+    Entity,
+    Extraction,
+    Problem,
+    ProblemKind,
+    Status,
+    config,
+    first_line,
+    number,
+)
 from spantune.encoding import SpanEncoder, SpanExample
 from spantune.extraction.decoder import Effort
-from spantune.extraction.result import calibrated, without_overlaps
+from spantune.extraction.result import Ended, calibrated, failure, without_overlaps
 from spantune.metrics import Calibration
 from spantune.models import CausalLM, SpanPack, layout_spans, require_head, span_logits
 
@@ -28,14 +41,33 @@ CANDIDATES = 2
 """Candidates that a document has at most for each of its characters; those of the lowest scores are left out."""
 
 
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Text:
+    """A document that waits or is read; after a pack that failed it is read once more with `is_alone`."""
+
+    number: int
+    document: Document
+    example: SpanExample
+    is_alone: bool = False
+    is_cancelled: bool = False
+
+
 @dataclass(frozen=True)
 class _Pending:
-    """A pack that the device computes: its documents, the index of the first character of each, and its candidates."""
+    """A pack that the device computes: its texts, and the index of the first character of each.
 
-    documents: Sequence[Document]
-    starts: Sequence[int]
-    candidates: Tensor | None
-    logits: Tensor | None
+    `candidates` are the spans that are candidates and `logits` those of all spans [characters, width, types]; `broken`
+    are the characters [characters] with a span whose logit is NaN. All are None where no text has a character.
+    """
+
+    texts: Sequence[_Text]
+    starts: Sequence[int] = ()
+    candidates: Tensor | None = None
+    logits: Tensor | None = None
+    broken: Tensor | None = None
 
 
 def require_reading(settings: config.Extract) -> None:
@@ -52,7 +84,7 @@ def require_reading(settings: config.Extract) -> None:
 
 
 class Reader:
-    """Reads the entities of documents with a model that has a head.
+    """Reads the entities of documents with a model that has a head; they are submitted one by one.
 
     Args:
         model: a causal LM with a head.
@@ -68,6 +100,11 @@ class Reader:
         self.documents = settings.batch_size or DOCUMENTS[self.device.type]
         is_half = model.get_input_embeddings().weight.dtype == torch.bfloat16
         self._dtype = torch.bfloat16 if is_half else torch.float32
+        self._waiting: deque[_Text] = deque()
+        self._pending: _Pending | None = None
+        self._submitted = 0
+        self._size = 0  # of the texts that wait, in tokens
+        self._budget = TOKENS[self.device.type] - len(encoder.prefix)
 
     @property
     def thresholds(self) -> Calibration:
@@ -75,18 +112,99 @@ class Reader:
         values = torch.sigmoid(self.head.thresholds.double()).tolist()
         return Calibration(label_thresholds=dict(zip(self.encoder.task.codes, values, strict=True)))
 
-    def run(self, texts: Iterator[Document]) -> Iterator[Extraction]:
-        """Yield an Extraction with every candidate for each document, in order."""
-        pending: _Pending | None = None
-        for documents, examples in self._packs(texts):
-            done = pending and self._candidates(pending)
-            pending = self._launch(documents, examples)
-            yield from done or ()
+    @property
+    def room(self) -> int:
+        """How many more documents there is work for: 1 until those that wait fill a pack, then 0."""
+        return int(self._size <= self._budget and len(self._waiting) < self.documents)
+
+    def wake(self) -> None:
+        """Nothing has to be made before the first document."""
+
+    def rest(self) -> None:
+        """Nothing is kept after the last document."""
+
+    def submit(self, text: Document) -> int:
+        """Add a text, and encode it; returns its number."""
+        waiting = _Text(self._submitted, text, self.encoder.read(text))
+        self._submitted += 1
+        self._waiting.append(waiting)
+        self._size += self._length(waiting)
+        return waiting.number
+
+    def cancel(self, number: int) -> None:
+        """Drop a text, whether it waits or is read; nothing happens where it has ended."""
+        for text in self._waiting:
+            if text.number == number:
+                self._waiting.remove(text)
+                self._size -= self._length(text)
+                return
+        for text in self._pending.texts if self._pending else ():
+            text.is_cancelled |= text.number == number
+
+    def step(self) -> list[Ended]:
+        """Return the texts of the pack before, once the device has computed it, with every candidate; start the next.
+
+        A pack that fails, for want of memory or by an error in the model, is read once more text by text, and only a
+        text that fails again has the status `failed`, with the error.
+        """
+        ended: list[Ended] = []
+        pending, self._pending = self._pending, None
         if pending:
-            yield from self._candidates(pending)
+            try:
+                ended += self._read(pending)
+            except Exception as error:
+                ended += self._again(pending.texts, error)
+        if texts := self._next_pack():
+            try:
+                self._pending = self._launch(texts)
+            except Exception as error:
+                ended += self._again(texts, error)
+        return ended
+
+    def _length(self, text: _Text) -> int:
+        return len(text.example.ids) - len(self.encoder.prefix)
+
+    def _next_pack(self) -> list[_Text]:
+        """Take the texts of the next pack; a text over the size of a pack has one to itself."""
+        texts: list[_Text] = []
+        size = 0
+        while self._waiting and len(texts) < self.documents:
+            text = self._waiting[0]
+            if texts and (text.is_alone or texts[0].is_alone or size + self._length(text) > self._budget):
+                break
+            texts.append(self._waiting.popleft())
+            size += self._length(text)
+        self._size -= size
+        return texts
+
+    def _again(self, texts: Sequence[_Text], error: Exception) -> list[Ended]:
+        """Queue texts again whose pack has failed, each to be read alone; returns those that were."""
+        _LOG.warning(
+            "a pass over %s failed (%s); each is computed once more, by itself, and is reported if that fails too",
+            number(len(texts), "document"),
+            first_line(error),
+        )
+        problem = Problem(ProblemKind.INVALID, f"the model could not compute this text: {first_line(error)}")
+        self._wait_alone([text for text in texts if not text.is_alone])
+        return [
+            Ended(text.number, failure(text.document, Status.FAILED, problem), error)
+            for text in texts
+            if text.is_alone and not text.is_cancelled
+        ]
+
+    def _wait_alone(self, texts: Sequence[_Text]) -> None:
+        """Put texts before all others that wait, each to be read by itself."""
+        again = [replace(text, is_alone=True) for text in texts if not text.is_cancelled]
+        self._waiting.extendleft(reversed(again))
+        self._size += sum(map(self._length, again))
 
     def decide(
-        self, extraction: Extraction, thresholds: Calibration, calibration: Calibration | None = None
+        self,
+        extraction: Extraction,
+        thresholds: Calibration,
+        calibration: Calibration | None = None,
+        *,
+        whole: bool = False,
     ) -> Extraction:
         """Keep the candidates that are entities.
 
@@ -94,58 +212,49 @@ class Reader:
             extraction: with all candidates.
             thresholds: those of the head; reading them for each document would wait for the device.
             calibration: decides in their place, where there is one.
+            whole: whether every candidate below the threshold is in `below_threshold`; otherwise those are that the
+                head's thresholds would keep and `calibration` does not.
         """
         own = calibrated(extraction, thresholds)
         decided = own if calibration is None else calibrated(extraction, calibration)
         entities = decided.document.entities
         if not self.encoder.task.nested:
             entities = tuple(without_overlaps(entities)[0])
-        passed = {(entity.start, entity.end, entity.label) for entity in own.document.entities}
-        left_out = () if calibration is None else decided.below_threshold
-        left_out = tuple(entity for entity in left_out if (entity.start, entity.end, entity.label) in passed)
+        left_out = decided.below_threshold
+        if not whole:
+            passed = {(entity.start, entity.end, entity.label) for entity in own.document.entities}
+            left_out = () if calibration is None else left_out
+            left_out = tuple(entity for entity in left_out if (entity.start, entity.end, entity.label) in passed)
         return replace(decided, document=decided.document.with_entities(entities), below_threshold=left_out)
 
-    def _packs(self, texts: Iterator[Document]) -> Iterator[tuple[list[Document], list[SpanExample]]]:
-        """Yield the documents of a pack and their examples; a document over the size of a pack has one to itself."""
-        budget = TOKENS[self.device.type] - len(self.encoder.prefix)
-        documents: list[Document] = []
-        examples: list[SpanExample] = []
-        size = 0
-        for document in texts:
-            example = self.encoder.read(document)
-            length = len(example.ids) - len(self.encoder.prefix)
-            if documents and (size + length > budget or len(documents) == self.documents):
-                yield documents, examples
-                documents, examples, size = [], [], 0
-            documents.append(document)
-            examples.append(example)
-            size += length
-        if documents:
-            yield documents, examples
-
     @torch.inference_mode()
-    def _launch(self, documents: Sequence[Document], examples: Sequence[SpanExample]) -> _Pending:
-        pack = layout_spans(examples, self.encoder.prefix, self.encoder.settings)
+    def _launch(self, texts: Sequence[_Text]) -> _Pending:
+        pack = layout_spans([text.example for text in texts], self.encoder.prefix, self.encoder.settings)
         starts = pack.starts.tolist()
         if not pack.band.is_text.any():  # no document has a character
-            return _Pending(documents, starts, None, None)
+            return _Pending(texts)
         pack = pack.to(self.device)
         self.effort.passes += 1
         self.effort.tokens += len(pack.ids)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             logits = span_logits(self.model, pack, self._dtype)
-        return _Pending(documents, starts, *self._above(logits, pack))
+        return _Pending(texts, starts, *self._above(logits, pack))
 
     @staticmethod
-    def _above(logits: Tensor, pack: SpanPack) -> tuple[Tensor, Tensor]:
-        """Return which spans are candidates, and their logits, both still to be computed on a GPU."""
-        return (logits > LOWEST_LOGIT) & pack.band.inside[:, :, None], logits
+    def _above(logits: Tensor, pack: SpanPack) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which spans are candidates, their logits, and which characters have NaN; on a GPU not yet computed."""
+        inside = pack.band.inside
+        return (logits > LOWEST_LOGIT) & inside[:, :, None], logits, (logits.isnan().any(-1) & inside).any(-1)
 
     @torch.inference_mode()
-    def _candidates(self, pending: _Pending) -> list[Extraction]:
-        """Return the Extraction of each document of a pack, once the device has computed it."""
-        entities: list[list[Entity]] = [[] for _ in pending.documents]
-        if pending.candidates is not None and pending.logits is not None:
+    def _read(self, pending: _Pending) -> list[Ended]:
+        """Return the Extraction of each text of a pack, once the device has computed it.
+
+        A text in which the model computed NaN has failed, if it was alone: in a pack it may have it from another.
+        """
+        entities: list[list[Entity]] = [[] for _ in pending.texts]
+        broken: set[int] = set()
+        if pending.candidates is not None and pending.logits is not None and pending.broken is not None:
             where = pending.candidates.nonzero()
             scores = torch.sigmoid(pending.logits[where.unbind(1)].double()).tolist()
             codes, starts = self.encoder.task.codes, torch.tensor(pending.starts)
@@ -153,12 +262,24 @@ class Reader:
             numbers = torch.searchsorted(starts, places[:, 0], right=True) - 1
             firsts = places[:, 0] - starts[numbers]
             columns = (numbers.tolist(), firsts.tolist(), places[:, 1].tolist(), places[:, 2].tolist(), scores)
-            for number, first, more, label, score in zip(*columns, strict=True):
-                entities[number].append(Entity(first, first + more + 1, codes[label], score))
+            for text, first, more, label, score in zip(*columns, strict=True):
+                entities[text].append(Entity(first, first + more + 1, codes[label], score))
+            characters = pending.broken.nonzero()[:, 0].cpu()
+            broken.update((torch.searchsorted(starts, characters, right=True) - 1).tolist())
+        again = [index for index in broken if len(pending.texts) > 1]
+        self._wait_alone([pending.texts[index] for index in sorted(again)])
         return [
-            Extraction(document.with_entities(_best(found, len(document.text))), "", Status.STOPPED, ())
-            for document, found in zip(pending.documents, entities, strict=True)
+            Ended(text.number, self._extraction(text.document, found, is_broken=index in broken))
+            for index, (text, found) in enumerate(zip(pending.texts, entities, strict=True))
+            if not text.is_cancelled and index not in again
         ]
+
+    @staticmethod
+    def _extraction(document: Document, candidates: list[Entity], *, is_broken: bool) -> Extraction:
+        if is_broken:
+            problem = Problem(ProblemKind.INVALID, "the model computed NaN for the spans of this text")
+            return failure(document, Status.FAILED, problem)
+        return Extraction(document.with_entities(_best(candidates, len(document.text))), "", Status.STOPPED, ())
 
 
 def _best(candidates: list[Entity], characters: int) -> list[Entity]:

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from spantune.core import Document, Entity, Extraction, Problem, ProblemKind, Status, masked
 from spantune.encoding import Encoder
@@ -26,6 +27,15 @@ class Written:
     logprobs: Sequence[float | None] = ()
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What came of a text that was submitted under `number`; `error` is the pass that failed where one did."""
+
+    number: int
+    extraction: Extraction
+    error: Exception | None = None
+
+
 def calibrated(extraction: Extraction, calibration: Calibration | None) -> Extraction:
     """Return `extraction` with calibrated scores, and without the entities whose score is below a threshold."""
     if calibration is None:
@@ -39,6 +49,7 @@ def read_answer(document: Document, written: Written, encoder: Encoder) -> Extra
     parsed = encoder.format.parse(written.text, document.text, encoder.task)
     token_indices = range(len(written.ids))
 
+    @cache  # entities look for their tokens between the same ones
     def first_character(token_index: int) -> int:
         return len(encoder.decode(written.ids[:token_index]))
 

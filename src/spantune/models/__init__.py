@@ -20,7 +20,7 @@ from spantune.models.attention import NAME, Places, check_attention, pack_view, 
 from spantune.models.bundled import bundled_vocabulary, cache_root
 from spantune.models.compilation import compile_layers
 from spantune.models.full import require_full
-from spantune.models.hashes import hash_model
+from spantune.models.hashes import hash_files, hash_model
 from spantune.models.hubs import HUBS
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
@@ -48,6 +48,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
+from spantune.models.sharding import divide_layers
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
 from spantune.models.span_head import (
@@ -68,8 +69,10 @@ from spantune.models.span_head import (
 from spantune.models.span_packs import SpanPack, layout_spans, pack_spans, span_logits
 from spantune.models.trained import (
     copy_trained,
+    is_shareable,
     load_adapter,
     load_trained,
+    open_together,
     open_trained,
     read_lora,
     reload_trained,
@@ -109,13 +112,16 @@ __all__ = [
     "count_weights",
     "coverage",
     "decoder_layers",
+    "divide_layers",
     "few_logits",
     "fold_lora",
     "has_fp8",
+    "hash_files",
     "hash_model",
     "head_of",
     "head_size",
     "head_weights",
+    "is_shareable",
     "is_wide",
     "kernel_error",
     "kv_heads",
@@ -130,6 +136,7 @@ __all__ = [
     "load_tokenizer",
     "load_trained",
     "make_head",
+    "open_together",
     "open_trained",
     "pack_spans",
     "pack_view",

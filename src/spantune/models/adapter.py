@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +23,8 @@ from spantune.core import ModelError, config, first_line, foreign
 from spantune.models.interfaces import CausalLM
 from spantune.models.weights import first_difference, require_finite
 
+ADAPTER = "default"
+"""The name of an adapter that is the only one of its model."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DESCRIPTIVE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
 """Settings of PEFT that describe an adapter, and change nothing in what it computes."""
@@ -58,6 +60,39 @@ def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM
     Raises:
         ModelError: there is no adapter in `folder`, it is damaged or not finite, or it is for another model.
     """
+    saved, weights = _read_adapter(folder)
+    if merge and _merge_plain(model, saved, weights):
+        return model.eval()
+    adapted = _with_adapter(model, folder, saved, weights, ADAPTER)
+    if merge:
+        adapted = adapted.merge_and_unload()
+    return adapted.eval()
+
+
+def load_adapters(model: CausalLM, folders: Sequence[Path]) -> CausalLM:
+    """Add several saved adapters to a base model, which are kept apart and called by their index in `folders`.
+
+    Raises:
+        ModelError: as `load_adapter`.
+    """
+    for index, folder in enumerate(folders):
+        model = _with_adapter(model, folder, *_read_adapter(folder), _name(index))
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def activate_adapter(model: CausalLM, index: int) -> None:
+    """Let a model of `load_adapters` compute with one of its adapters."""
+    model.set_adapter(_name(index), inference_mode=True)
+
+
+def _name(index: int) -> str:
+    """The name of an adapter among several: PEFT finds its weights by it, so it is a part of no other name."""
+    return f"run_{index}_"
+
+
+def _read_adapter(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:
+    """The settings and the weights of the adapter in `folder`."""
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder}: no {CONFIG} here; expected the adapter folder of a finished run")
     saved, weights = _read_config(folder), _read_weights(folder)
@@ -65,19 +100,24 @@ def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM
     if saved.largest_rank > max(ranks, default=0):  # before so many weights are made
         detail = f"size mismatch: {CONFIG} has a rank of {saved.largest_rank}, {WEIGHTS} has {max(ranks, default=0)}"
         raise _of_another_model(folder, detail)
-    if merge and _merge_plain(model, saved, weights):
-        return model.eval()
-    from peft import LoraConfig, TaskType, get_peft_model
+    return saved, weights
+
+
+def _with_adapter(model: CausalLM, folder: Path, saved: _Saved, weights: dict[str, Tensor], name: str) -> CausalLM:
+    """Add an adapter that is called `name` to a model, which may have others, and give it its weights."""
+    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 
     importlib.import_module("torch.distributed.tensor")  # PEFT uses it and does not import it
     settings = saved.model_dump(include=set(_Saved.model_fields) - {"peft_type"})
     with foreign(folder, f"the adapter does not fit the model by {CONFIG}", "name the model that it was trained on"):
         wanted = LoraConfig(task_type=TaskType.CAUSAL_LM, inference_mode=True, **settings)
-        adapted: CausalLM = get_peft_model(model, wanted)
-    _set_weights(adapted, folder, weights)
-    if merge:
-        adapted = adapted.merge_and_unload()
-    return adapted.eval()
+        adapted: CausalLM = model
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, wanted)
+        else:
+            adapted = get_peft_model(model, wanted, adapter_name=name)
+    _set_weights(adapted, folder, weights, name)
+    return adapted
 
 
 def read_lora(folder: Path) -> config.Lora:
@@ -163,7 +203,7 @@ def load_adapter_weights(model: CausalLM, folder: Path) -> None:
     Raises:
         ModelError: the folder holds no such adapter, one that is not finite, or one of another model or shape.
     """
-    _set_weights(model, folder, _read_weights(folder))
+    _set_weights(model, folder, _read_weights(folder), ADAPTER)
 
 
 def _read_config(folder: Path) -> _Saved:
@@ -199,15 +239,15 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _set_weights(model: CausalLM, folder: Path, weights: dict[str, Tensor]) -> None:
-    """Give `model` the weights of its adapter, which must be the same ones in name and shape."""
+def _set_weights(model: CausalLM, folder: Path, weights: dict[str, Tensor], name: str) -> None:
+    """Give `model` the weights of its adapter `name`, which must be the same ones in name and shape."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     if difference := first_difference(weights, own):
         raise _of_another_model(folder, difference)
     with foreign(folder, "the adapter's weights cannot be loaded", "restore them"):
-        set_peft_model_state_dict(model, weights)
+        set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
 def _merge_plain(model: CausalLM, saved: _Saved, weights: dict[str, Tensor]) -> bool:

@@ -67,7 +67,7 @@ class Loaded:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that a recipe names.
+    """Return the device that a recipe names: of several processes that train together, the GPU of this one.
 
     Raises:
         ConfigError: `cuda` without a CUDA GPU.
@@ -77,7 +77,10 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             "model.device=cuda, but torch sees no CUDA GPU here; set model.device=auto, or install a CUDA torch"
         )
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    has_ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.device("cuda", torch.cuda.current_device()) if has_ranks else torch.device("cuda")
 
 
 def pick_dtype(base: str, device: torch.device) -> torch.dtype:

@@ -6,7 +6,8 @@ Training, checkpoints, the best evaluation and extraction use these functions on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from spantune.core import ModelError, TaskSpec, config
 from spantune.models import adapter
 from spantune.models.full import is_full, load_full, load_full_weights, save_full
 from spantune.models.interfaces import CausalLM
-from spantune.models.span_head import HEAD_NAME, head_of, load_head, load_head_weights, save_head
+from spantune.models.span_head import HEAD_NAME, SpanHead, attach_head, head_of, load_head, load_head_weights, save_head
 
 
 def save_trained(model: CausalLM, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -94,6 +95,42 @@ def open_trained(model: CausalLM, folder: Path, task: TaskSpec, *, merge: bool) 
     if task.reads:
         load_head(trained, folder, task)
     return trained
+
+
+def is_shareable(folder: Path) -> bool:
+    """Whether what is trained in `folder` can be added to a base model that others use too: an adapter can."""
+    return not is_full(folder)
+
+
+def open_together(
+    model: CausalLM, trained: Sequence[tuple[Path, TaskSpec]]
+) -> tuple[CausalLM, list[Callable[[], None]]]:
+    """Add what several runs have trained to one base model, and keep it apart.
+
+    Args:
+        model: the base model.
+        trained: the folder and the task of each run; each `is_shareable`.
+
+    Returns:
+        The model, and for each run a function that lets it compute with that run's adapter and head from then on.
+
+    Raises:
+        ModelError: as `open_trained`.
+    """
+    together = adapter.load_adapters(model, [folder for folder, _ in trained])
+    heads = [load_head(together, folder, task) if task.reads else None for folder, task in trained]
+    together.requires_grad_(False)
+    active: list[int] = []
+
+    def activate(index: int, head: SpanHead | None) -> None:
+        if active == [index]:
+            return
+        active[:] = [index]
+        adapter.activate_adapter(together, index)
+        if head is not None:
+            attach_head(together, head.requires_grad_(False))
+
+    return together, [partial(activate, index, head) for index, head in enumerate(heads)]
 
 
 def read_lora(folder: Path) -> config.Lora:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spantune.training.nan_guard import StepGuard
     from spantune.training.plan import Plan, make_plan, plan_recipe
     from spantune.training.preparation import DEFAULT_PACK_TOKENS, prepare
+    from spantune.training.ranks import Ranks, first_failure, join
     from spantune.training.recommendation import READ_TABLE as READ_RECOMMENDATIONS
     from spantune.training.recommendation import TABLE as RECOMMENDATIONS
     from spantune.training.recommendation import Recommendation, recommend
@@ -32,6 +33,7 @@ __all__ = [
     "Draft",
     "PackTensors",
     "Plan",
+    "Ranks",
     "Reading",
     "Recommendation",
     "Result",
@@ -40,7 +42,9 @@ __all__ = [
     "TrainingLoop",
     "environment",
     "find_splits",
+    "first_failure",
     "init",
+    "join",
     "make_plan",
     "pack_loss",
     "plan_recipe",
@@ -62,6 +66,7 @@ __getattr__, __dir__ = lazy_exports(
         "nan_guard": ("StepGuard",),
         "plan": ("Plan", "make_plan", "plan_recipe"),
         "preparation": ("DEFAULT_PACK_TOKENS", "prepare"),
+        "ranks": ("Ranks", "first_failure", "join"),
         "recommendation": (
             "READ_TABLE as READ_RECOMMENDATIONS",
             "TABLE as RECOMMENDATIONS",

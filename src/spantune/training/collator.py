@@ -1,20 +1,21 @@
 """The batch of an optimizer step: its examples as packs that share the instruction, or as padded rows.
 
-One batch is one step, whatever the packs. The limits of a part can be lowered while a run goes on, when a part does
+One batch is one step, whatever the packs. Of several processes each makes the parts of its share of the examples; the
+shares have about the same number of tokens. The limits of a part can be lowered while a run goes on, when a part does
 not fit into memory; a lowered limit holds for the rest of the run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from spantune.core import config
-from spantune.encoding import NO_TARGET, Example, SpanExample, pack_examples
+from spantune.encoding import NO_TARGET, Example, SpanExample, divide, pack_examples
 from spantune.models import SpanPack, pack_spans
 from spantune.training.loss import PackTensors, tensors
 
@@ -42,6 +43,7 @@ class Batch:
 
     `weight` divides the summed loss of all parts: the number of target tokens, or of examples where spans are read or
     `train.normalize=examples`. `tokens` and `padding` count positions. `limits` are those that the parts were made by.
+    Of several processes, `examples` and `weight` are of the whole step, and the others of this process' share.
     """
 
     examples: tuple[AnyExample, ...]
@@ -50,6 +52,8 @@ class Batch:
     tokens: int
     padding: int
     limits: Mapping[str, int]
+    fillers: tuple[Part, ...] = ()
+    """Parts that only keep a process in step with the others, and have no loss."""
 
 
 class Collator:
@@ -74,9 +78,34 @@ class Collator:
         self.settings, self.prefix, self.budget, self.padding = settings, prefix, budget, padding
         self.spans = spans
         self.micro_batch = settings.micro_batch
+        self.rank, self.ranks = 0, 1
 
     def __call__(self, examples: Sequence[AnyExample]) -> Batch:
-        """The batch of `examples`."""
+        """The batch of `examples`; of several processes, of the share of this one."""
+        if self.ranks == 1:
+            return self._batch(examples)
+        share = [examples[index] for index in self.shares(examples)[self.rank]]
+        return replace(self._batch(share), examples=tuple(examples), weight=sum(map(self.weight, examples)))
+
+    def shares(self, examples: Sequence[AnyExample]) -> list[list[int]]:
+        """The indices of the examples of each process, balanced by their tokens."""
+        shared = len(self.prefix) if self.settings.pack == "shared" else 0
+        return divide([len(example.ids) - shared for example in examples], self.ranks)
+
+    def weight(self, example: AnyExample) -> int:
+        """What an example adds to the weight of its batch."""
+        if isinstance(example, SpanExample):
+            return 1
+        targets = max(0, len(example.ids) - example.answer_start)
+        if example.choices is not None and self.settings.pack == "shared":
+            targets = len(example.choices)
+        return min(1, targets) if self.settings.normalize == "examples" else targets
+
+    def single(self, example: AnyExample) -> Batch:
+        """The batch of one example, whoever's it is."""
+        return self._batch((example,))
+
+    def _batch(self, examples: Sequence[AnyExample]) -> Batch:
         if self.spans is not None:
             return self._read(tuple(cast("Sequence[SpanExample]", examples)), self.spans)
         examples = cast("Sequence[Example]", examples)

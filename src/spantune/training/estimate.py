@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -47,6 +47,10 @@ SPEED = {"compiled": 0.65, "fp8": 0.75, "eager": 0.5}
 BANDS, FEATURES, STATES, FIXED = 6, 8, 3, 5000
 """What the head of a task that is read holds for each character at its peak: so many times the logits of its spans, its
 features and its hidden state, all in fp32, and so many bytes; measured."""
+LINK = 20e9
+"""Bytes a second that a rank sends to another one, of a fast PCIe bus; NVLink is ten times as fast."""
+GATHERED = 2
+"""Layers of a divided base that are whole on a rank at a time."""
 EVALUATIONS = 4
 """Evaluations on dev in a run whose recipe does not say after how many steps."""
 
@@ -79,6 +83,7 @@ class Estimate:
     `train.eval_share` more, and less where spans are read. Loading the model and measuring the test documents are not
     in them.
     `fitting` are the settings with which a run that does not fit would fit; None: there are none.
+    With several `ranks` memory, tokens and time are those of one of them, and `sent_gib` is what it sends in a step.
     """
 
     memory: Memory
@@ -90,6 +95,8 @@ class Estimate:
     step_seconds: float
     minutes: float
     fitting: Mapping[str, object] | None
+    ranks: int = 1
+    sent_gib: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -103,6 +110,8 @@ class Estimate:
             key: getattr(self, key)
             for key in ("tokens_per_step", "tokens_unpacked", "steps", "step_seconds", "minutes")
         }
+        if self.ranks > 1:
+            values |= {"ranks": self.ranks, "sent_gib": self.sent_gib}
         return {key: value if isinstance(value, int) else round(value, 3) for key, value in values.items()}
 
 
@@ -135,20 +144,23 @@ def head_load(prepared: Prepared, model: CausalLM) -> HeadLoad | None:
     return HeadLoad(weights, characters * (4 * floats + FIXED), characters * 6 * weights)
 
 
-def estimate(prepared: Prepared, model: CausalLM) -> Estimate:
-    """Predict a recipe's memory and time; `model` is its model on the meta device."""
+def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
+    """Predict a recipe's memory and time on so many `ranks`; `model` is its model on the meta device."""
     recipe, settings = prepared.recipe, prepared.recipe.train
     device = pick_device(recipe.model.device)
     prefix = len(prepared.prefix) if settings.pack == "shared" else 0
     rest = [len(example.ids) - prefix for example in prepared.examples]
-    share = min(config.filled(settings.batch_examples), len(rest)) / len(rest)
+    share = min(config.filled(settings.batch_examples), len(rest)) / len(rest) / ranks
     packs = len(fill(rest, prepared.pack_tokens(device.type) - prefix))
     packed = round((sum(rest) + packs * prefix) * share)
     head, steps, rate = head_load(prepared, model), total_steps(settings, len(rest)), _rate(recipe, device)
     memory = predict_memory(model, recipe, device, part_tokens(prepared, recipe, device), head)
+    memory = of_a_rank(memory, model, recipe, ranks)
     available = _available(device)
     operations = _step_flops(model, recipe, device) + (head.operations if head else 0)
-    step_seconds = operations * packed / rate
+    passes = 2 * math.ceil(packed / part_tokens(prepared, recipe, device))  # a divided layer is gathered in each
+    sent = _sent_bytes(model, recipe, _width(recipe.model.base, device), ranks, passes)
+    step_seconds = operations * packed / rate + sent / LINK
     training_minutes = min(steps * step_seconds / 60, settings.max_minutes or math.inf)
     evaluations = settings.eval_share * training_minutes
     if head:  # reading takes less than the most that evaluations may take
@@ -164,7 +176,9 @@ def estimate(prepared: Prepared, model: CausalLM) -> Estimate:
         steps=steps,
         step_seconds=step_seconds,
         minutes=training_minutes + evaluations,
-        fitting={} if memory.total_gib < available / GIB else fitting(prepared, model, device, available / GIB),
+        fitting={} if memory.total_gib < available / GIB else fitting(prepared, model, device, available / GIB, ranks),
+        ranks=ranks,
+        sent_gib=sent / GIB,
     )
 
 
@@ -190,16 +204,43 @@ def predict_memory(
     adapters = adapter_weights(model, recipe.lora)
     of_head = head.weights if head else 0
     copies = 4 if recipe.lora.full and width == 4 else 8  # bytes: fp32 weight, unless it is the base's, and gradient
+    average = 4 if recipe.train.average is not None else 0
     text = model.config
     working = 2 * (8 * text.hidden_size + 4 * text.intermediate_size) * width  # of the layer that is computed again
     positions = HEAD_CHUNK if recipe.train.pack == "shared" else tokens
     return Memory(
         base_gib=(weights * BYTES.get(base, width) + scales + others * width) / GIB,
         adapters_gib=(copies * adapters + 8 * of_head) / GIB,
-        optimizer_gib=MOMENTS[recipe.train.optimizer] * (adapters + of_head) / GIB,
+        optimizer_gib=(MOMENTS[recipe.train.optimizer] + average) * (adapters + of_head) / GIB,
         activations_gib=tokens * (_stored_bytes(model, recipe, device) + working) / GIB,
         logits_gib=(head.bytes * tokens if head else positions * text.vocab_size * (width + 8)) / GIB,
     )
+
+
+def of_a_rank(memory: Memory, model: CausalLM, recipe: Config, ranks: int) -> Memory:
+    """The memory of one of `ranks` processes, from that of a single one: the gradients of all are summed in a buffer of
+    their own, and of a base that is divided each has a part, and some layers at a time.
+    """
+    if ranks == 1:
+        return memory
+    buffer = 4 * adapter_weights(model, recipe.lora) / GIB
+    base = memory.base_gib
+    if recipe.distributed.strategy == "fsdp":
+        layers = decoder_layers(model)
+        layer_weights = sum(weight.numel() for weight in layers[0].parameters())
+        share = len(layers) * layer_weights / sum(weight.numel() for weight in model.parameters())
+        base *= 1 - share + share / ranks + GATHERED * share / len(layers)
+    return replace(memory, base_gib=base, adapters_gib=memory.adapters_gib + buffer)
+
+
+def _sent_bytes(model: CausalLM, recipe: Config, width: int, ranks: int, passes: int) -> float:
+    """Bytes that a rank sends in a step: its gradients in a ring, and its part of a divided base in each pass."""
+    others = (ranks - 1) / ranks
+    reduced = 2 * others * 4 * adapter_weights(model, recipe.lora)
+    if recipe.distributed.strategy != "fsdp":
+        return reduced
+    weights = sum(weight.numel() for layer in decoder_layers(model) for weight in layer.parameters())
+    return reduced + passes * others * width * weights
 
 
 def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int:
@@ -216,13 +257,14 @@ def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int
 
 
 def fitting(
-    prepared: Prepared, model: CausalLM, device: torch.device, available_gib: float
+    prepared: Prepared, model: CausalLM, device: torch.device, available_gib: float, ranks: int = 1
 ) -> dict[str, object] | None:
     """Return the cheapest change of settings with which the recipe would fit; None where there is none."""
     head = head_load(prepared, model)
     for settings in _alternatives(prepared, device):
         recipe = _overridden(prepared.recipe, settings)
-        if predict_memory(model, recipe, device, part_tokens(prepared, recipe, device), head).total_gib < available_gib:
+        memory = predict_memory(model, recipe, device, part_tokens(prepared, recipe, device), head)
+        if of_a_rank(memory, model, recipe, ranks).total_gib < available_gib:
             return settings
     return None
 

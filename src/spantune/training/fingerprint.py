@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from spantune import __version__
-from spantune.core import RunError, TaskSpec, hash_documents, sha256_of
+from spantune.core import RunError, TaskSpec, hash_documents, sha256_of, world_size
 from spantune.models import hash_model, pinned
 from spantune.runs import RunFolder, trained_files
 from spantune.training.preparation import Prepared
@@ -131,6 +131,7 @@ def environment() -> dict[str, str]:
     values["device"] = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     )
+    values["ranks"] = str(world_size())
     values["spantune"] = __version__  # of the code that runs; what is installed may be of an earlier checkout
     for name in _PACKAGES:
         try:

@@ -3,30 +3,38 @@
 Everything that can be wrong is checked before the folder is made. The best adapter is the one with the best F1 of
 real extraction on the dev documents. A run that a signal stopped or a machine killed resumes from its newest whole
 checkpoint, once what came after is taken back; one whose model, data or task changed is refused.
+
+Several processes that a launcher has started run the job together. Only rank 0 has the lock, writes files, records and
+speaks; the others need the run folder only to resume.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import set_seed
 
-from spantune.core import Config, StopRequest, as_config, expect, framed_html, say
+from spantune.core import Config, ConfigError, StopRequest, as_config, expect, framed_html, say
 from spantune.encoding import layout
 from spantune.extraction import Evaluation
 from spantune.metrics import Scores, f1_text
 from spantune.models import (
+    CausalLM,
+    Coverage,
     Loaded,
     attach,
     attach_head,
     compile_layers,
     copy_trained,
+    divide_layers,
     load,
     load_trained,
     make_head,
@@ -52,14 +60,15 @@ from spantune.runs import (
 )
 from spantune.training.collator import Collator
 from spantune.training.estimate import Estimate, checkpointing, compiling
-from spantune.training.fingerprint import environment, fingerprint, require_unchanged
+from spantune.training.fingerprint import FIXED, environment, fingerprint, require_unchanged
 from spantune.training.loop import Services, TrainingLoop
 from spantune.training.loss import PackTensors, check_head, tensors
 from spantune.training.measuring import Measuring
 from spantune.training.nan_guard import StepGuard
-from spantune.training.plan import make_plan, require
+from spantune.training.plan import Plan, make_plan, require
 from spantune.training.preparation import Prepared, prepare
 from spantune.training.progress import training_view
+from spantune.training.ranks import Ranks, join, leave
 from spantune.training.requirements import require_all
 from spantune.training.schedule import Clock, read_clock
 from spantune.training.step import StepRunner
@@ -137,38 +146,83 @@ def train(
         SpantuneError: the recipe, the data, the model or the run folder cannot be used; nothing is left behind.
     """
     started = time.perf_counter()
-    recipe = _recipe(recipe, overrides, resume)
-    folder = Path(resume) if resume else recipe.run_folder
-    require_all(recipe, is_new=resume is None)
-    set_seed(recipe.run.seed)
-    prepared = prepare(recipe, RunFolder(folder).start if resume else None)
+    given = _recipe(recipe, overrides, resume)
+    folder = Path(resume) if resume else given.run_folder
+    ranks = join(given)
+    ranks.from_main(lambda: require_all(given, is_new=resume is None))
+    set_seed(given.run.seed)
+    own_start = RunFolder(folder).start if resume else None
+    prepared = ranks.host_first(lambda: prepare(given, own_start))
     recipe = prepared.recipe
-    plan = make_plan(prepared, is_new=resume is None)
+    plan = make_plan(prepared, is_new=resume is None, ranks=ranks.size)
     require(plan)
-    with Claim(folder, resume=resume is not None) as claim:
-        recorded = environment() | fingerprint(prepared)
-        start = prepared.start
+    recorded = environment() | fingerprint(prepared)
+    _require_same(recipe, ranks, recorded)
+    with Claim(folder, resume=resume is not None) if ranks.is_main else nullcontext() as claim:
         changes = require_unchanged(folder, recorded) if resume else []
-        loaded = load(recipe.model, prepared.files)
-        model, coverage = attach(loaded.model, recipe.lora)
-        if prepared.task.reads:
-            attach_head(model, make_head(model, loaded.tokenizer, prepared.task, recipe.spans))
-        if start:
-            load_trained(model, start.folder)
-        if recipe.train.pack == "shared" and not prepared.task.reads:
-            _check_packs(model, prepared, loaded)
-        if not resume:
-            claim.create(_pinned(recipe), prepared.task, recorded, start.folder if start else None)
-        with logging_to(folder):
-            for note in [*prepared.splits.notes, *map(str, plan.warnings)] if not resume else changes:
-                log.log(logging.WARNING if resume else logging.INFO, "%s", note)
-            for note in start.notes if start and not resume else ():
-                log.warning("%s", note)
+        loaded, coverage = _load(prepared)
+        if claim is not None and not resume:
+            start = prepared.start.folder if prepared.start else None
+            claim.create(_pinned(recipe), prepared.task, recorded, start)
+        _require_shared(folder, ranks)
+        with logging_to(folder) if ranks.is_main else nullcontext():
+            _log_beginning(prepared, plan, changes, is_new=resume is None)
             log.info("%s", coverage)
-            job = _Job(prepared, replace(loaded, model=model), folder, plan.estimate)
+            job = _Job(prepared, loaded, folder, plan.estimate, ranks)
             before, after = job.run(is_resumed=resume is not None)
+    leave()
     chosen = "the adapter and the thresholds" if prepared.task.reads else "the adapter"
     return Result(folder, before, after, time.perf_counter() - started, recipe.data.f1_on, chosen)
+
+
+def _load(prepared: Prepared) -> tuple[Loaded, Coverage]:
+    """The base with a new adapter, or that of a warm start, and a head where spans are read; and what is adapted."""
+    recipe, start = prepared.recipe, prepared.start
+    loaded = load(recipe.model, prepared.files)
+    model, coverage = attach(loaded.model, recipe.lora)
+    if prepared.task.reads:
+        attach_head(model, make_head(model, loaded.tokenizer, prepared.task, recipe.spans))
+    if start:
+        load_trained(model, start.folder)
+    if recipe.train.pack == "shared" and not prepared.task.reads:
+        _check_packs(model, prepared, loaded)
+    return replace(loaded, model=model), coverage
+
+
+def _require_same(recipe: Config, ranks: Ranks, recorded: Mapping[str, str]) -> None:
+    """Check that all ranks train on the same.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if ranks.size == 1:
+        return
+    same = {name: recorded[key] for key, name in FIXED.items()} | {"the code of spantune": recorded["code_sha256"]}
+    sections = recipe.model_dump(mode="json")
+    ranks.require_same(same | {f"the section {name} of the recipe": str(value) for name, value in sections.items()})
+
+
+def _require_shared(folder: Path, ranks: Ranks) -> None:
+    """Check that all ranks see the run folder, once rank 0 has made it.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    ranks.from_main(lambda: None)  # it is made now
+    blind = [rank for rank, sees in enumerate(ranks.gather(folder.is_dir())) if not sees]
+    if blind:
+        raise ConfigError(
+            f"rank {blind[0]} does not see {folder}, which rank 0 has made; set run.folder to a folder on a disk that "
+            "all machines share"
+        )
+
+
+def _log_beginning(prepared: Prepared, plan: Plan, changes: Sequence[str], *, is_new: bool) -> None:
+    """Log what was noticed of the data and the recipe, or, of a run that is resumed, what has changed."""
+    for note in [*prepared.splits.notes, *map(str, plan.warnings)] if is_new else changes:
+        log.log(logging.INFO if is_new else logging.WARNING, "%s", note)
+    for note in prepared.start.notes if prepared.start and is_new else ():
+        log.warning("%s", note)
 
 
 def _recipe(recipe: object, overrides: list[str] | tuple[str, ...], resume: str | Path | None) -> Config:
@@ -183,22 +237,18 @@ def _recipe(recipe: object, overrides: list[str] | tuple[str, ...], resume: str 
 class _Job:
     """A run from its claimed folder to its report: measured, trained, measured again."""
 
-    def __init__(self, prepared: Prepared, loaded: Loaded, folder: Path, estimate: Estimate):
+    def __init__(self, prepared: Prepared, loaded: Loaded, folder: Path, estimate: Estimate, ranks: Ranks):
         self.recipe, self.prepared, self.loaded, self.folder = prepared.recipe, prepared, loaded, RunFolder(folder)
-        self.estimate = estimate
+        self.estimate, self.ranks = estimate, ranks
         self.stop = StopRequest()
         self.checkpoints = Checkpoints(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
         self.best = BestAdapter(folder, loaded.model, self._complete, save_trained, copy_trained)
 
     def run(self, *, is_resumed: bool) -> tuple[Scores | None, Evaluation]:
         """Train and measure; a signal or an error closes the trackers. Returns what was measured before and after."""
-        checkpoint = self.rewind() if is_resumed else None
-        splits = self.prepared.splits
-        gold = {"dev": splits.dev, "test": splits.test}
-        trackers = open_trackers(self.recipe, self.folder.path, gold, self.prepared.task.codes)
-        if url := url_of(self.folder.path):
-            say(f"dashboard: {url}")
-        measuring = Measuring(self.prepared, self.loaded.model, self.folder, trackers, self.stop)
+        checkpoint = self.ranks.from_main(self.rewind) if is_resumed else None
+        trackers = self._open_trackers() if self.ranks.is_main else None
+        measuring = Measuring(self.prepared, self.loaded.model, self.folder, trackers, self.stop, self.ranks)
         state = "crashed"
         with self.stop.listening():
             try:
@@ -213,9 +263,17 @@ class _Job:
                 say(self._stopped())
                 raise
             finally:
-                if state != "success":
+                if state != "success" and trackers is not None:
                     trackers.finish(state)
         return before, after
+
+    def _open_trackers(self) -> Trackers:
+        splits = self.prepared.splits
+        gold = {"dev": splits.dev, "test": splits.test}
+        trackers = open_trackers(self.recipe, self.folder.path, gold, self.prepared.task.codes)
+        if url := url_of(self.folder.path):
+            say(f"dashboard: {url}")
+        return trackers
 
     def rewind(self) -> Path | None:
         """The checkpoint to resume from, after everything later is taken back; None where the run begins anew."""
@@ -229,9 +287,9 @@ class _Job:
         log.info("resuming %s", f"from {checkpoint.name}" if checkpoint else "from the beginning")
         return checkpoint
 
-    def _train(self, checkpoint: Path | None, measuring: Measuring, trackers: Trackers) -> float:
+    def _train(self, checkpoint: Path | None, measuring: Measuring, trackers: Trackers | None) -> float:
         """Train as far as is left; returns the seconds that the run has trained in all."""
-        settings, records = self.recipe.train, self.folder.metrics()
+        settings, records = self.recipe.train, self.ranks.from_main(self.folder.metrics)
         self._arrange_layers()
         budget = self.prepared.pack_tokens(self.loaded.device.type)
         padding = self.loaded.tokenizer.pad_token_id or 0
@@ -244,25 +302,29 @@ class _Job:
             StepGuard(settings.on_nan),
             self.recipe.lora.plus_ratio,
             self.recipe.spans.learning_rate,
+            self.ranks,
         )
         clock = Clock(read_clock(checkpoint))
         has_plan_line = any(record["split"] == "plan" for record in records)
         title = f"{self.folder.path} · {public_name(self.recipe.model.source).removeprefix('bundled:')}"
-        with training_view(title, is_shown=runner.accelerator.is_main_process) as view:
+        with training_view(title, is_shown=self.ranks.is_main) as view:
             services = Services(
                 checkpoints=self.checkpoints,
                 best=self.best,
                 stop=self.stop,
                 evaluate=measuring.measure_dev,
-                record=trackers.metrics,
+                record=trackers.metrics if trackers else _record_nothing,
                 estimate=None if has_plan_line else self.estimate,
                 view=view,
                 begins_trained=self.prepared.start is not None,
             )
             loop = TrainingLoop(runner, self.prepared.examples, settings, clock, services, self.recipe.run.seed)
             loop.resume(checkpoint, records)
-            loop.run([record["step"] for record in self._dev_records()])
-        self.stop.check()
+            runner.align()
+            if not self.ranks.is_main:  # every rank draws its own dropout
+                torch.manual_seed(self.recipe.run.seed + 1009 * self.ranks.rank + loop.step)
+            loop.run([record["step"] for record in records if record["split"] == "dev"])
+        self.ranks.agree(self.stop)
         return clock.seconds
 
     def _arrange_layers(self) -> None:
@@ -274,22 +336,33 @@ class _Job:
         elif checkpointing(self.recipe, self.loaded.device):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
+        if self.ranks.in_lockstep:
+            divide_layers(model, self.loaded.device, self.ranks.size)
 
-    def _finish(self, measuring: Measuring, trackers: Trackers, training_seconds: float) -> Evaluation:
+    def _finish(self, measuring: Measuring, trackers: Trackers | None, training_seconds: float) -> Evaluation:
         """Measure the best adapter on the test documents and write the report."""
-        adapter = self.best.require()
+        adapter = self.ranks.from_main(self.best.require)
         if self.best.step == 0:
             log.warning(
                 "no evaluation was better than the adapter of train.from, which is kept: train for longer, with a "
                 "lower train.learning_rate, or without train.from"
             )
-        measuring.use(reload_trained(self.loaded.model, adapter, self.prepared.task, merge=not self.loaded.quantized))
+        measuring.use(self._reloaded(adapter))
         step = max((record["step"] for record in self.folder.metrics()), default=0)
         after = measuring.measure_test(step, training_seconds=round(training_seconds, 1))
-        report_run(self.folder.path, self.prepared.splits, after.scores)
-        trackers.attach(step, self.folder.report_html)
-        trackers.finish("success")
+        if trackers is not None:
+            report_run(self.folder.path, self.prepared.splits, after.scores)
+            trackers.attach(step, self.folder.report_html)
+            trackers.finish("success")
         return after
+
+    def _reloaded(self, adapter: Path) -> CausalLM:
+        """The model with what is saved in `adapter`, merged where that can be."""
+        model, task = self.loaded.model, self.prepared.task
+        if not self.ranks.in_lockstep:
+            return reload_trained(model, adapter, task, merge=not self.loaded.quantized)
+        load_trained(model, adapter)  # what is divided is not merged into
+        return model.eval()
 
     def _complete(self, adapter: Path) -> None:
         """Write what makes an adapter folder whole beside the adapter: tokenizer, task and model card."""
@@ -309,6 +382,10 @@ class _Job:
         best = f"; best dev F1 {self.best.f1:.4f} at step {self.best.step}" if self.best.step is not None else ""
         saved = f"; saved at step {step_of(last)}" if last else "; nothing is saved yet"
         return f"{reached}{best}{saved}; go on with: spantune train --resume {self.folder.path}"
+
+
+def _record_nothing(step: int, values: Mapping[str, float], split: str) -> None:
+    """The record of ranks other than 0."""
 
 
 def _pinned(recipe: Config) -> Config:

@@ -1,4 +1,7 @@
-"""What a training line in `metrics.jsonl` says of the steps since the line before it."""
+"""What a training line in `metrics.jsonl` says of the steps since the line before it.
+
+Tokens and splits are those of all processes that train together; memory is that of the first.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,21 @@ class TrainingLine:
         self._loss = torch.zeros((), device=runner.device)
         self._result: StepResult | None = None
         self._steps_seen, self._warm_since = 0, 0.0
+        self.positions = (runner.tokens, runner.padding)
+        """Positions and padding of all processes so far."""
         self.begin(0)
 
     def begin(self, step: int) -> None:
         """Count from `step`, now."""
         self._step, self._seconds = step, self.clock.seconds
-        self._positions = (self.runner.tokens, self.runner.padding)
+        self._positions = self.positions
 
-    def add(self, result: StepResult, step: int) -> None:
-        """Count a step."""
+    def add(self, result: StepResult, positions: tuple[int, int]) -> None:
+        """Count a step, after which all processes have computed so many positions and so much padding."""
         self._loss += result.loss
         self._result = result
         self._steps_seen += 1
+        self.positions = positions
 
     def first_steps(self, warm: int, measured: int) -> float | None:
         """Seconds a step of the `measured` steps after the first `warm`, once they are over; else None."""
@@ -51,9 +57,7 @@ class TrainingLine:
         assert self._result is not None
         steps = step - self._step
         seconds = max(1e-9, self.clock.seconds - self._seconds)
-        tokens, padding = (
-            now - before for now, before in zip((self.runner.tokens, self.runner.padding), self._positions, strict=True)
-        )
+        tokens, padding = (now - before for now, before in zip(self.positions, self._positions, strict=True))
         skipped, unknown = self.runner.guard.taken()
         loss = self._loss.item() / steps
         if skipped:  # the mean over the steps that had a loss

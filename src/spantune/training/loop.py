@@ -4,6 +4,9 @@ A step is `batch_examples` examples in an order that only the seed decides. Afte
 in `metrics.jsonl`, the evaluation that is due, and the checkpoint that is due; so a line never covers steps of both
 sides of a resume, and a checkpoint holds what the evaluation changed. A request to stop, and an evaluation that such a
 request interrupts, end the loop after a checkpoint; the evaluation is made up for when the run resumes.
+
+Several processes go through the loop together. After each step they tell each other what they were asked, how much
+memory allows them, and how far the clock of rank 0 is; what they decide is then the same.
 """
 
 from __future__ import annotations
@@ -104,9 +107,13 @@ class TrainingLoop:
         self.batch_examples = config.filled(settings.batch_examples)
         self.order = ExampleOrder(len(examples), self.batch_examples, seed)
         self.step = 0
+        self.ranks = runner.ranks
+        self.progress = 0.0
+        """The share of the run that is over; decided once after each step, since the clock goes on meanwhile."""
         self.is_over = False
-        """Whether the last step is done; decided once after each step, since the clock goes on meanwhile."""
+        """Whether the last step is done, by `progress`."""
         self.dev_f1s: list[float] = []
+        self._is_stopping = False
         self._next_batch: Batch | None = None
         self._line = TrainingLine(runner, clock)
 
@@ -125,6 +132,8 @@ class TrainingLoop:
         load_trained(self.runner.model, checkpoint)
         state = torch.load(checkpoint / OPTIMIZER_FILE, map_location=self.runner.device, weights_only=True)
         self.runner.restore(state)
+        if not self.ranks.is_main:  # the state is that of rank 0
+            return
         random_state = torch.load(checkpoint / RANDOM_STATE_FILE, weights_only=True)
         torch.set_rng_state(random_state["cpu"])
         if self.runner.device.type == "cuda" and "cuda" in random_state:
@@ -138,18 +147,19 @@ class TrainingLoop:
                 up for first.
         """
         self._line.begin(self.step)
+        self._agree()
         if self.services.view is not None:
             best = (self.services.best.step, self.services.best.f1)
             self.services.view.begin(self.step, self.intervals, self._seconds_left, best)
-        self.is_over = self._has_ended()
         if self.step > 0 and self._is_evaluation_due() and self.step not in evaluated_steps:
             self._evaluate()
         if self.services.begins_trained and self.step == 0 and 0 not in evaluated_steps and self._evaluate():
             self._save()
-        while not (self.is_over or self.is_out_of_patience or self.services.stop):
+        while not (self.is_over or self.is_out_of_patience or self._is_stopping):
             batch = self._next_batch or self._batch(self.step)
             self._next_batch = None
-            result = self.runner.run(batch, self.step + 1, self.schedule.factor(self.step), self._prepare_next)
+            factor = self.schedule.factor(self.step, None if self.ranks.size == 1 else self.progress)
+            result = self.runner.run(batch, self.step + 1, factor, self._prepare_next)
             self.step += 1
             self._after(result)
 
@@ -162,18 +172,17 @@ class TrainingLoop:
 
     def _after(self, result: StepResult) -> None:
         """What follows a step: its line, the evaluation, the checkpoint."""
-        self.is_over = self._has_ended()
         services, intervals = self.services, self.intervals
-        self._line.add(result, self.step)
+        self._line.add(result, self._agree())
         if services.estimate is not None:
             self._compare_with_estimate(services.estimate)
-        is_stopping = bool(services.stop)  # asked once: a signal may come at any time
+        is_stopping = self._is_stopping
         is_evaluated = self._is_evaluation_due() and not is_stopping
         is_saved = (
             self.is_over or is_stopping or self.step % intervals.save == 0 or services.checkpoints.is_owed(self.step)
         )
         if services.view is not None:
-            services.view.step(self.step, self.schedule.progress(self.step))
+            services.view.step(self.step, self.progress)
         if is_evaluated or is_saved or self.step % intervals.log == 0:
             self._record_line(is_evaluated=is_evaluated)
         if is_evaluated and self._evaluate():
@@ -183,15 +192,36 @@ class TrainingLoop:
         if self.is_out_of_patience and not self.is_over:
             log.info("no better F1 in %d evaluations; the run stops", self.settings.patience)
 
-    def _has_ended(self) -> bool:
-        """Whether all steps are done, or all minutes used."""
-        return self.schedule.progress(self.step) >= 1.0
+    def _agree(self) -> tuple[int, int]:
+        """Let the ranks decide alike: how far the run is, whether it stops, and what bounds a part.
+
+        Returns the positions and the padding that all ranks have computed so far.
+        """
+        runner, stop = self.runner, self.services.stop
+        (name, limit), *_ = runner.collator.limits.items()
+        state = (self.schedule.progress(self.step), stop.number or 0, limit)
+        rows = self.ranks.table([*state, runner.tokens, runner.padding, runner.memory_splits])
+        shares, signals, limits, tokens, padding, splits = (list(column) for column in zip(*rows, strict=True))
+        self.progress = shares[0]
+        self.is_over = self.progress >= 1.0
+        self._is_stopping = any(signals)  # asked once: a signal may come at any time
+        stop.number = int(max(signals)) or stop.number
+        if (lowest := int(min(limits))) < limit:
+            place = "out of memory on rank %d at step %d: train.%s=%d on all ranks for the rest of the run"
+            log.warning(place, limits.index(lowest), self.step, name, lowest)
+            runner.collator.restore([{name: lowest}])
+            runner.memory_splits = int(max(splits))
+        return int(sum(tokens)), int(sum(padding))
 
     def _is_evaluation_due(self) -> bool:
         return self.step % self.intervals.evaluate == 0 or self.is_over
 
     def _evaluate(self) -> bool:
         """Extract the dev documents and keep the best adapter; whether a checkpoint is due because of it."""
+        with self.runner.averaged():
+            return self._evaluate_weights()
+
+    def _evaluate_weights(self) -> bool:
         model = self.runner.model
         model.eval()
         began = time.monotonic()
@@ -201,11 +231,12 @@ class TrainingLoop:
             with self.clock.stopped():
                 values = self.services.evaluate(self.step, self._seconds_for_evaluation())
         except Stopped:  # saved first, and evaluated when the run resumes
+            self._is_stopping = True
             return True
         finally:
             model.train()
         self.dev_f1s.append(values["f1"])
-        is_best = self.services.best.offer(self.step, values)
+        is_best = self.ranks.from_main(lambda: self.services.best.offer(self.step, values))
         if is_best:
             self.services.checkpoints.best = self.step
         if self.services.view is not None:
@@ -217,9 +248,8 @@ class TrainingLoop:
         """Seconds that one evaluation may take, so that all of them take `eval_share` of the expected training time."""
         if self.step == 0:
             return self._seconds_for_first_evaluation()
-        progress = self.schedule.progress(self.step)  # by the clock where that ends the run before its last step does
-        evaluations = math.ceil(self.step / progress / self.intervals.evaluate)
-        return self.settings.eval_share * self.clock.expected(progress) / evaluations
+        evaluations = math.ceil(self.step / self.progress / self.intervals.evaluate)
+        return self.settings.eval_share * self.clock.expected(self.progress) / evaluations
 
     def _seconds_for_first_evaluation(self) -> float:
         """The same before the first step, by the time that was predicted; infinite where nothing was."""
@@ -230,13 +260,14 @@ class TrainingLoop:
 
     def _save(self) -> None:
         """Write a checkpoint: adapter, optimizer, random state and clock."""
-        if not self.runner.accelerator.is_main_process:
+        if not self.ranks.is_main:
             return
         self.services.checkpoints.write(self.step, self._fill)
         self.services.best.retry()  # after a checkpoint there may be room for the best adapter too
 
     def _fill(self, folder: Path) -> None:
-        save_trained(self.runner.accelerator.unwrap_model(self.runner.model), folder)
+        with self.runner.averaged():
+            save_trained(self.runner.model, folder)
         torch.save(self.runner.state(), folder / OPTIMIZER_FILE)
         random_state = {"cpu": torch.get_rng_state()}
         if self.runner.device.type == "cuda":
@@ -250,11 +281,11 @@ class TrainingLoop:
         self._record(values, "train")
         if self.services.view is not None:
             self.services.view.line(
-                self.step, values, is_evaluated=is_evaluated, is_last=self.is_over or bool(self.services.stop)
+                self.step, values, is_evaluated=is_evaluated, is_last=self.is_over or self._is_stopping
             )
 
     def _record(self, values: Values, split: str) -> None:
-        if self.runner.accelerator.is_main_process:
+        if self.ranks.is_main:
             self.services.record(self.step, values, split)
 
     def _batch(self, step: int) -> Batch:

@@ -2,6 +2,10 @@
 
 What is measured is recorded, shown on the dashboards, and kept in `predictions/`. A signal ends an extraction between
 two documents.
+
+Of several processes each extracts its share of the documents, and all get the extractions of all, in order; figures
+and thresholds are those of rank 0. Where the base is divided over them, every one extracts all documents, since they
+have to take the same passes.
 """
 
 from __future__ import annotations
@@ -10,14 +14,15 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from spantune.core import DataError, Document, Extraction, Prediction, StopRequest, config
+from spantune.core import DataError, Document, Extraction, Prediction, StopRequest, config, track
 from spantune.data import read_extractions
 from spantune.encoding import TextEncoder
 from spantune.extraction import Evaluation, Extractor, evaluate, save_predictions
 from spantune.metrics import Scores, score
-from spantune.models import CausalLM
+from spantune.models import CausalLM, head_of
 from spantune.runs import RunFolder, Trackers
 from spantune.training.preparation import Prepared
+from spantune.training.ranks import ALONE, Ranks
 
 FEWEST_DEV_DOCUMENTS = 8
 """Dev documents that steer at the least, however little time `train.eval_share` leaves."""
@@ -35,12 +40,21 @@ class Measuring:
         prepared: the run's documents, encoder and recipe.
         model: the model under training.
         folder: the folder of the run.
-        trackers: where the figures go.
+        trackers: where the figures go; None for a process that records nothing.
         stop: ends an extraction between two documents.
+        ranks: the processes that measure together.
     """
 
-    def __init__(self, prepared: Prepared, model: CausalLM, folder: RunFolder, trackers: Trackers, stop: StopRequest):
-        self.prepared, self.folder, self.trackers, self.stop = prepared, folder, trackers, stop
+    def __init__(
+        self,
+        prepared: Prepared,
+        model: CausalLM,
+        folder: RunFolder,
+        trackers: Trackers | None,
+        stop: StopRequest,
+        ranks: Ranks = ALONE,
+    ):
+        self.prepared, self.folder, self.trackers, self.stop, self.ranks = prepared, folder, trackers, stop, ranks
         self.use(model)
         self._steering: list[Document] = []
         self._seconds_per_document = 0.0
@@ -51,6 +65,7 @@ class Measuring:
         self.extractor = _StoppableExtractor(
             self.stop, model, self.prepared.encoder, recipe.extract, on_choices=recipe.train.on_choices
         )
+        self.extractor.ranks = self.ranks
 
     def measure_dev(self, step: int, seconds: float) -> Mapping[str, float]:
         """Measure the dev documents that steer, as many as `seconds` allow from the first measuring on.
@@ -58,8 +73,10 @@ class Measuring:
         Raises:
             Stopped: a signal came meanwhile; nothing is recorded.
         """
-        self._steering = self._steering or self.prepared.steering(self._slice_size(seconds))
-        values = self.measure(self._steering, "dev", step).values()
+        if not self._steering:
+            self._steering = self.prepared.steering(self.ranks.from_main(lambda: self._slice_size(seconds)))
+        evaluation = self.measure(self._steering, "dev", step)
+        values = self.ranks.from_main(evaluation.values)
         return {key: value for key, value in values.items() if value is not None}
 
     def measure_test(self, step: int, **more: float) -> Evaluation:
@@ -80,8 +97,11 @@ class Measuring:
         self.extractor.keeps_candidates = split == "dev" and self.prepared.task.reads  # to choose thresholds on dev
         evaluation = evaluate(self.extractor, list(documents), f"extract {split}", train=train)
         self._seconds_per_document = evaluation.seconds / len(documents)
-        self._keep_predictions(split, step, evaluation)
-        self.trackers.measuring(step, split, evaluation.values() | more, evaluation.gold, evaluation.predicted)
+        if self.extractor.keeps_candidates and (head := head_of(self.extractor.model)) is not None:
+            self.ranks.same([head.thresholds])
+        if self.trackers is not None:
+            self._keep_predictions(split, step, evaluation)
+            self.trackers.measuring(step, split, evaluation.values() | more, evaluation.gold, evaluation.predicted)
         return evaluation
 
     def _slice_size(self, seconds: float) -> int:
@@ -109,7 +129,9 @@ class Measuring:
 
 
 class _StoppableExtractor(Extractor):
-    """An extractor that ends between two documents once the run is asked to stop."""
+    """An extractor that ends between two documents once the run is asked to stop; ranks share the documents."""
+
+    ranks = ALONE
 
     def __init__(
         self, stop: StopRequest, model: CausalLM, encoder: TextEncoder, settings: config.Extract, *, on_choices: bool
@@ -118,5 +140,22 @@ class _StoppableExtractor(Extractor):
         self._stop = stop
 
     def stream(self, documents: Iterable[str | Prediction], *, strict: bool = True) -> Iterator[Extraction]:
-        """As an Extractor does; raises Stopped."""
-        return self._stop.watch(super().stream(documents, strict=strict))
+        """As an Extractor does; raises Stopped, on all ranks where one of them is asked to."""
+        if self.ranks.size == 1:
+            return self._stop.watch(super().stream(documents, strict=strict))
+        return iter(self._shared_out(list(documents), strict))
+
+    def _shared_out(self, documents: list[str | Prediction], strict: bool) -> list[Extraction]:
+        """The extractions of all documents, in order, of which this rank makes every so many."""
+        ranks = self.ranks
+        own = documents if ranks.in_lockstep else documents[ranks.rank :: ranks.size]
+        extractions: list[Extraction] = []
+        for extraction in track(super().stream(own, strict=strict), "extract, rank 0", len(own), "documents"):
+            extractions.append(extraction)
+            if ranks.is_stop_asked(self._stop):
+                break
+        ranks.agree(self._stop)
+        if ranks.in_lockstep:
+            return ranks.from_main(lambda: extractions)
+        shares = ranks.gather(extractions)
+        return [shares[index % ranks.size][index // ranks.size] for index in range(len(documents))]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from spantune.core import Config, ModelError, as_config, config, foreign, framed_html, number, table_html
+from spantune.core import Config, ConfigError, ModelError, as_config, config, foreign, framed_html, number, table_html
 from spantune.data import shared_texts
 from spantune.encoding import Encoder, entities_over
 from spantune.extraction import refusals
@@ -32,6 +32,7 @@ from spantune.models import (
 from spantune.training.doubts import PlanWarning, doubts
 from spantune.training.estimate import GIB, Estimate, estimate
 from spantune.training.preparation import Prepared, overlapping, prepare, splits_with_files
+from spantune.training.ranks import require_strategy
 from spantune.training.requirements import Audit, requirement_audits
 
 MEMORY = "the run fits into memory"
@@ -96,12 +97,19 @@ def plan_recipe(
     return make_plan(prepare(as_config(recipe, overrides)))
 
 
-def make_plan(prepared: Prepared, *, is_new: bool = True) -> Plan:
-    """Audit a prepared recipe and predict its memory and time; `is_new` is False for a run that is resumed."""
+def make_plan(prepared: Prepared, *, is_new: bool = True, ranks: int = 1) -> Plan:
+    """Audit a prepared recipe and predict its memory and time.
+
+    Args:
+        prepared: the recipe with all that it names.
+        is_new: False for a run that is resumed.
+        ranks: how many processes train together, each on a device like this one.
+    """
     model = skeleton(prepared.files.config)
-    covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model)
+    covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model, ranks)
     audits = [
         *requirement_audits(prepared.recipe, is_new=is_new),
+        *([_ranks(prepared.recipe, ranks)] if ranks > 1 else []),
         _attention(prepared),
         _targets(prepared.recipe, covered),
         *_start(prepared, covered),
@@ -305,6 +313,24 @@ def _nesting(prepared: Prepared) -> Audit:
         result = f"task.nested=false, and entities overlap in {'; '.join(first)}" if count else "no entities overlap"
     remedy = "set task.nested=true, or mend the annotation"
     return Audit("gold is nested only where the task is", nested or not count, result, remedy)
+
+
+def _ranks(recipe: Config, ranks: int) -> Audit:
+    """Check that so many processes can share a step, and divide the base as the recipe says."""
+    whole, problem, remedy = (
+        config.filled(recipe.train.batch_examples),
+        "",
+        "start fewer, or raise train.batch_examples",
+    )
+    if ranks > whole:
+        problem = f"{number(whole, 'example')} a step for {ranks} ranks"
+    else:
+        try:
+            require_strategy(recipe)
+        except ConfigError as error:
+            problem, _, remedy = str(error).partition("; ")
+    found = f"{ranks} ranks, {recipe.distributed.strategy}, {whole / ranks:.3g} examples a step each"
+    return Audit("the ranks can share a step", not problem, problem or found, remedy)
 
 
 def _memory(predicted: Estimate) -> Audit:

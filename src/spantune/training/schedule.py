@@ -84,9 +84,9 @@ class Schedule:
             share = max(share, self.clock.seconds / (60 * self.settings.max_minutes))
         return min(1.0, share)
 
-    def factor(self, step: int) -> float:
-        """The factor for the step that follows `step` steps, in [0, 1]."""
-        progress, warmup = self.progress(step), self.settings.warmup
+    def factor(self, step: int, progress: float | None = None) -> float:
+        """The factor for the step that follows `step` steps, in [0, 1]; `progress` is what it has been found to be."""
+        progress, warmup = self.progress(step) if progress is None else progress, self.settings.warmup
         if warmup >= 1 and step < warmup:
             return (step + 1) / (math.ceil(warmup) + 1)
         if progress < warmup < 1:  # a share of the run, so that a run that the clock ends is not all warm-up

@@ -3,29 +3,34 @@
 The loss of a step is normalised over all its targets, so it does not depend on how its examples are packed. A part that
 does not fit into memory is split, and the step is repeated from its beginning. A step whose loss or gradient is not
 finite changes no weight.
+
+Of several processes each runs its own packs, as many as they are; then loss and gradients are summed over all of them
+at once. So no process waits for another inside a pass, and one that has to split its parts does so alone.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from spantune.core import RunError, config
 from spantune.models import CausalLM, SpanPack, head_of
+from spantune.training.average import WeightAverage
 from spantune.training.collator import Batch, Collator, PaddedRows, Part
 from spantune.training.loss import pack_loss
 from spantune.training.masters import MasterWeights
 from spantune.training.nan_guard import StepGuard
+from spantune.training.ranks import ALONE, Ranks
 from spantune.training.span_loss import span_loss
 
 log = logging.getLogger(__name__)
@@ -50,6 +55,7 @@ class StepRunner:
         guard: refuses losses and gradients that are not finite.
         lora_plus: the ratio of the learning rate of B to that of A (LoRA+); 1 for plain LoRA.
         head_rate: the learning rate of the head, where the model has one.
+        ranks: the processes that train together; all have the same weights.
     """
 
     def __init__(
@@ -60,22 +66,24 @@ class StepRunner:
         guard: StepGuard,
         lora_plus: float = 1.0,
         head_rate: float = 0.0,
+        ranks: Ranks = ALONE,
     ):
         device = next(model.parameters()).device
-        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", device_placement=False)
+        self.ranks, collator.rank, collator.ranks = ranks, ranks.rank, ranks.size
         head = head_of(model)
         self._head = [] if head is None else list(head.parameters())
-        optimizer = make_optimizer(model, settings, lora_plus, head_rate)
-        self.masters = MasterWeights(optimizer)
-        groups = optimizer.param_groups[: -1 if self._head else None]
+        self.model, self.optimizer = model, make_optimizer(model, settings, lora_plus, head_rate)
+        self.masters = MasterWeights(self.optimizer)
+        groups = self.optimizer.param_groups[: -1 if self._head else None]
         self.trainable = [parameter for group in groups for parameter in group["params"]]
-        self._peak_rates = [group["lr"] for group in optimizer.param_groups]
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        self._average = WeightAverage(weights, settings.average) if settings.average is not None else None
+        self._peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.collator, self.settings, self.guard, self.device = collator, settings, guard, device
         self.tokens = self.padding = 0
-        """Positions fed to the model so far, padding apart."""
+        """Positions that this process has fed to the model so far, padding apart."""
         self.memory_splits = 0
-        """Steps that were split since the caller last reset the number."""
+        """Steps that this process has split since the caller last reset the number."""
         self._autocast = model.get_input_embeddings().weight.dtype == torch.bfloat16
         self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
@@ -98,39 +106,66 @@ class StepRunner:
         loss = self.backward(batch, step)
         if meanwhile is not None:
             meanwhile()
+        self.masters.take_gradients()
+        loss = self._over_all_ranks(loss)
         documents = [example.id for example in batch.examples]
         is_accepted = self.guard.accepts(loss.item(), step, documents)
         if not is_accepted:
             self._drop_gradients()
             loss = torch.zeros_like(loss)
-        self.masters.take_gradients()
-        norm = float(self.accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm))
+        norm = float(clip_grad_norm_(self.trainable, self.settings.max_grad_norm))
         head_norm = 0.0
         if self._head:  # by itself: its gradient is much larger at the beginning
-            head_norm = float(self.accelerator.clip_grad_norm_(self._head, self.settings.max_grad_norm))
+            head_norm = float(clip_grad_norm_(self._head, self.settings.max_grad_norm))
         if is_accepted and self.guard.accepts_gradient(norm + head_norm, step, documents):
             self.optimizer.step()
             self.masters.give_weights()
+        if self._average is not None:
+            self._average.update(step)
         self._drop_gradients()
         return StepResult(loss, norm, self.optimizer.param_groups[0]["lr"])
 
+    def align(self) -> None:
+        """Give all ranks the trained weights of rank 0, and their averages."""
+        averages = [] if self._average is None else self._average.state()["averages"]
+        self.ranks.same([*(weight.data for weight in (*self.trainable, *self._head)), *averages])
+        self.masters.give_weights()
+
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds beside the trained weights: the optimizer's state, and fp32 copies of weights
-        that are trained in another type.
+        """Return what a checkpoint holds beside the trained weights: the optimizer's state, fp32 copies of weights that
+        are trained in another type, and the averages.
         """
-        return {**self.optimizer.state_dict(), "masters": self.masters.state()}
+        average = {} if self._average is None else self._average.state()
+        return {**self.optimizer.state_dict(), "masters": self.masters.state(), "average": average}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on with the `state` of a checkpoint.
 
         Raises:
-            RunError: as `MasterWeights.restore`.
+            RunError: as `MasterWeights.restore` and `WeightAverage.restore`.
         """
-        self.masters.restore(state.get("masters", []))  # checkpoints of earlier releases have none
-        self.optimizer.load_state_dict({key: value for key, value in state.items() if key != "masters"})
+        state = dict(state)
+        self.masters.restore(state.pop("masters", []))  # checkpoints of earlier releases have neither
+        average = state.pop("average", {})
+        if self._average is not None:
+            self._average.restore(average)
+        self.optimizer.load_state_dict(state)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model have the averages of its weights for a while, where `train.average` is set."""
+        if self._average is None:
+            yield
+            return
+        try:
+            with self._average.in_place():
+                self.masters.give_weights()
+                yield
+        finally:
+            self.masters.give_weights()
 
     def backward(self, batch: Batch, step: int) -> Tensor:
-        """Add the gradients of a batch, and return its loss (a float32 scalar on the device).
+        """Add the gradients of this process' part of a batch, and return its loss (a float32 scalar on the device).
 
         Raises:
             RunError: one example alone does not fit into memory.
@@ -139,7 +174,7 @@ class StepRunner:
             self.model.train()
         if batch.limits != self.collator.limits:  # made before the limits were lowered
             batch = self.collator(batch.examples)
-        outcome = self._attempt(batch)
+        outcome = self._attempt(self._in_lockstep(batch))
         while not isinstance(outcome, Tensor):
             batch = self._split(batch, step, outcome)
             outcome = self._attempt(batch)
@@ -150,16 +185,43 @@ class StepRunner:
     def _attempt(self, batch: Batch) -> Tensor | Part:
         """The step's loss, or the first part that does not fit into memory."""
         summed = torch.zeros((), device=self.device)
-        for number, part in enumerate(batch.parts, start=1):
-            is_last = number == len(batch.parts)  # where several processes train, gradients are reduced once a step
+        for number, part in enumerate((*batch.parts, *batch.fillers)):
+            counts = float(number < len(batch.parts))
             try:
-                with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                    loss = self._part_loss(part.to(self.device), max(1, batch.weight))
-                    self.accelerator.backward(loss)
+                loss = counts * self._part_loss(part.to(self.device), max(1, batch.weight))
+                loss.backward()  # type: ignore[no-untyped-call]
             except torch.OutOfMemoryError:
                 return part
             summed += loss.detach().float()
         return summed
+
+    def _over_all_ranks(self, loss: Tensor) -> Tensor:
+        """Sum the gradients over all ranks, and return the sum of their losses."""
+        if self.ranks.size == 1:
+            return loss
+        weights = [*self.trainable, *self._head]  # all fp32, as their gradients are
+        gradients = [weight.new_zeros(weight.shape) if weight.grad is None else weight.grad for weight in weights]
+        flat = torch.cat([loss.reshape(1), *(gradient.reshape(-1) for gradient in gradients)])
+        for weight in weights:
+            weight.grad = None
+        del gradients
+        self.ranks.sum(flat)
+        sizes = [1, *(weight.numel() for weight in weights)]
+        summed, *parts = torch.split(flat, sizes)
+        for weight, part in zip(weights, parts, strict=True):
+            weight.grad = part.view(weight.shape)
+        return summed[0].clone()
+
+    def _in_lockstep(self, batch: Batch) -> Batch:
+        """The batch with as many parts as that of every other rank, where the ranks gather the base together.
+
+        A part that is added counts nothing: its loss is multiplied by 0.
+        """
+        if not self.ranks.in_lockstep:
+            return batch
+        most = int(max(count for (count,) in self.ranks.table([len(batch.parts)])))
+        missing = most - len(batch.parts)
+        return replace(batch, fillers=self.collator.single(batch.examples[0]).parts * missing) if missing else batch
 
     def _split(self, batch: Batch, step: int, part: Part) -> Batch:
         """The batch again in smaller parts, with the memory of the failed attempt freed.
@@ -170,6 +232,12 @@ class StepRunner:
         self._drop_gradients()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if self.ranks.in_lockstep:  # the others wait in the middle of a pass
+            raise RunError(
+                f"out of memory at step {step}, and with distributed.strategy=fsdp a step cannot be repeated; set a "
+                f"lower train.pack_tokens than {len(part.ids) if not isinstance(part, PaddedRows) else 64} in the "
+                "config.yaml of the run, and resume from the last checkpoint"
+            )
         if not self.collator.lower(part):
             ids = (part.input_ids[0] if isinstance(part, PaddedRows) else part.ids).tolist()
             name = next(example.id for example in batch.examples if list(example.ids) == ids)

@@ -96,6 +96,7 @@ def test_grouped_comes_back_with_all_its_mentions_in_order(document: Document) -
         assert json.loads(answer[slice(*item.label_span)]) == item.entity.label
 
 
+@pytest.mark.no_cover
 @settings(max_examples=60, deadline=None)
 @given(documents())
 def test_the_grammar_takes_every_gold_answer_of_its_own_tokens(document: Document) -> None:
@@ -344,6 +345,7 @@ def test_whatever_is_written_for_a_flat_task_does_not_overlap(answer: str, text:
     assert not overlap(parsed) and all(problem.kind != "invalid" for problem in parsed.problems)
 
 
+@pytest.mark.no_cover
 @settings(max_examples=40, deadline=None)
 @given(documents())
 @pytest.mark.parametrize("task", [TASK, LISTS, TAGS])

@@ -89,6 +89,7 @@ def same(found: list[Extraction], wanted: list[Extraction], scores: bool = True)
         assert mine == (pytest.approx(theirs, rel=1e-4) if scores else [None] * len(theirs))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", ["vllm", "llamacpp"])
 def test_a_server_says_what_the_model_says_here(model: Any, local: list[Extraction], kind: str) -> None:
     with serving(CompletionsServer(model, byte_tokenizer(MERGES), kind)) as server:
@@ -99,6 +100,7 @@ def test_a_server_says_what_the_model_says_here(model: Any, local: list[Extracti
     assert all(("structured_outputs" in request) == (kind == "vllm") for request in server.requests)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", ["vllm", "llamacpp"])
 def test_under_the_grammar_a_model_that_knows_nothing_stays_in_the_text(kind: str) -> None:
     found: list[Extraction] = []
@@ -157,6 +159,7 @@ def test_a_server_that_refuses_grammars_is_asked_without(
             list(remote(server, grammar="vllm").stream(GOLD))
 
 
+@pytest.mark.no_cover
 def test_one_refused_grammar_costs_one_text_its_grammar(
     model: Any, local: list[Extraction], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -264,6 +267,7 @@ ODD_TOKENS = [([999_999], -0.5), ([-1], -0.5), ([10**15], -0.5), ([float("inf")]
 ODD_TOKENS += [([7], value) for value in (0.01, 800.0, 10**400, True, float("nan"))]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("ids", "logprob"), ODD_TOKENS)
 @pytest.mark.parametrize("kind", ["vllm", "openai"])
 def test_ids_that_are_none_of_the_tokenizers_are_not_read(
@@ -279,6 +283,7 @@ def test_ids_that_are_none_of_the_tokenizers_are_not_read(
     assert "without scores" in caplog.text or "have no scores" in caplog.text
 
 
+@pytest.mark.no_cover
 def test_a_server_that_restarts_is_waited_for(model: Any, local: list[Extraction]) -> None:
     documents = GOLD * 10
     down = threading.Event()
@@ -312,6 +317,7 @@ def test_a_server_that_stays_away_is_given_up_in_one_sentence(model: Any) -> Non
         assert len(server.requests) < 60  # and was left alone meanwhile
 
 
+@pytest.mark.no_cover
 def test_no_more_is_asked_at_once_than_allowed_and_order_is_kept(model: Any, local: list[Extraction]) -> None:
     def slow(number: int, request: dict[str, Any]) -> None:
         time.sleep(0.2 if number % 4 == 0 else 0.01)

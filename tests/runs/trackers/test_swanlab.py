@@ -191,6 +191,7 @@ def test_the_local_board_has_groups_in_order_and_hides_what_is_no_curve(tmp_path
     assert order[:5] == ["train", "dev", "dev by type", "predictions", "speed"]
 
 
+@pytest.mark.no_cover
 def test_runs_that_begin_at_once_share_a_board_and_keep_their_names_and_charts(tmp_path: Path) -> None:
     processes = [started(tmp_path / name, "local", 6) for name in ("a", "b")]
     for process in processes:
@@ -240,6 +241,7 @@ def test_online_without_a_key_is_refused_before_it_can_ask(tmp_path: Path, monke
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("mode", ["online", "offline", "local"])
 def test_the_key_is_written_nowhere(cloud: Cloud, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_DEBUG", "true")
@@ -310,6 +312,7 @@ def test_transformers_own_reporting_crashes_and_is_not_used(trained: Any) -> Non
     ).keys()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -399,6 +402,7 @@ def test_a_board_that_cannot_start_does_not_end_a_run(tmp_path: Path, caplog: py
 # --- runs that were killed, and the cloud that goes away ---------------------------------------------------------
 
 
+@pytest.mark.no_cover
 def test_a_second_process_in_one_folder_shows_one_complete_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     begin(tmp_path / "other").finish("success")  # the board is not its own
@@ -417,6 +421,7 @@ def test_a_second_process_in_one_folder_shows_one_complete_run(tmp_path: Path) -
     assert len(read_metrics(folder)) == lines + 1  # nothing is recorded twice
 
 
+@pytest.mark.no_cover
 def test_sigterm_leaves_a_whole_store_that_says_how_the_run_ended(cloud: Cloud, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = started(folder, "offline", 7, 600)
@@ -429,6 +434,7 @@ def test_sigterm_leaves_a_whole_store_that_says_how_the_run_ended(cloud: Cloud, 
     assert cloud.run.states == ["RUNNING", "ABORTED"]
 
 
+@pytest.mark.no_cover
 def test_ctrl_c_in_a_terminal_reaches_the_run_only_which_says_how_it_ended(cloud: Cloud, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = started(folder, "offline", 7, 600)
@@ -512,6 +518,7 @@ def test_a_cloud_that_takes_connections_and_never_answers_holds_nothing_up(
     assert "left behind" not in caplog.text and store_of(tmp_path / "run").stat().st_size > 100
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("way", ["refuses", "hangs"])
 def test_a_cloud_that_dies_in_the_middle_delays_no_step_and_is_sent_the_rest_later(
     cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
@@ -540,6 +547,7 @@ def test_a_cloud_that_dies_in_the_middle_delays_no_step_and_is_sent_the_rest_lat
     assert again.run.states == ["RUNNING", "RUNNING", "ABORTED"]
 
 
+@pytest.mark.no_cover
 def test_a_run_that_is_resumed_online_goes_on_under_its_id_and_repeats_no_point(cloud: Cloud, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = started(folder, "online", 5, 600)

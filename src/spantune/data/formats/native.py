@@ -3,7 +3,8 @@
 A JSON array of such objects, as other tools write them, is read too; its ids may be numbers. A predictions file of
 a run has the model's `answer` too, which only `read_extractions` reads. Offsets are half-open code points, and an
 entity's `text` is verified against them, so that a file with offsets of another kind is refused instead of trained on.
-Ids are unique; a record without one is called `<stem>-<line>`, in an array `<stem>-<number>`.
+Ids are unique; a record without one is called `<stem>-<line>`, in an array `<stem>-<number>`. Of corrections that
+`spantune serve` stored, those in force are read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from spantune.core import Document, to_record
 from spantune.data.raw import tabular
+from spantune.data.raw.corrections import in_force
 from spantune.data.raw.document import Item, Options, RawDocument, Sample, each
 from spantune.data.raw.json_records import Record, begins_array, document_id, read_json, write_json_lines
 
@@ -48,7 +50,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
         text = record.text("text", blank=True)
         return RawDocument(name, text, entities, path, record.line, record.mapping("meta"))
 
-    return each(read_json(path, notes, options.encoding), parse)
+    return in_force(each(read_json(path, notes, options.encoding), parse), notes)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

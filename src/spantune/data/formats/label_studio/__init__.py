@@ -10,7 +10,7 @@ any labels, of choices or images, are refused, and tasks whose text is only a li
 from __future__ import annotations
 
 from spantune.data.formats.label_studio.interface import labelling_interface
-from spantune.data.formats.label_studio.reading import claims, read
-from spantune.data.formats.label_studio.writing import write
+from spantune.data.formats.label_studio.reading import claims, is_link, read
+from spantune.data.formats.label_studio.writing import predicted_results, write
 
-__all__ = ["claims", "labelling_interface", "read", "write"]
+__all__ = ["claims", "is_link", "labelling_interface", "predicted_results", "read", "write"]

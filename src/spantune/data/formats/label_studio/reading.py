@@ -27,6 +27,11 @@ _SPANS = ("labels", "hypertextlabels")  # the types of results that are spans of
 _MIN_FIELDS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
 
 
+def is_link(text: str) -> bool:
+    """Whether a task's text is only a link to a file, at which the text is."""
+    return _LINK.fullmatch(text) is not None
+
+
 def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
     record = sample.record or {}
@@ -230,7 +235,7 @@ class _Task:
 
     def _refuse_link(self, text: str, completion: Record) -> None:
         """Refuse a text that is only a link, unless a region states a part of the link as its text."""
-        if _LINK.fullmatch(text) is None:
+        if not is_link(text):
             return
         regions = [_mapping(result.get("value")) for result in _objects(completion.values.get("result"))]
         surfaces = [(region.get("start"), region.get("text")) for region in regions]

@@ -31,6 +31,11 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
         file.write("\n]\n" if before == ",\n" else "[\n]\n")
 
 
+def predicted_results(document: Document, from_name: str, to_name: str) -> list[dict[str, object]]:
+    """Return the entities of a document, each as the result of a prediction, for these tags of a project."""
+    return [{**result, "from_name": from_name, "to_name": to_name} for result in _results(document, Counter())]
+
+
 def _tasks(documents: Iterable[Document], notes: Counter[str], *, predicted: bool) -> Iterator[dict[str, object]]:
     """Yield the tasks to write; consecutive completions of the same task are put together."""
     last: dict[str, object] | None = None

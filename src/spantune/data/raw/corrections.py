@@ -1,0 +1,56 @@
+"""Corrections as the service stores them in native JSONL: of several for one text the last counts.
+
+The service only appends to its file. A text that is corrected again is in it twice, and an annotation that was deleted
+in Label Studio is followed by a record that withdraws it. Reading yields what is in force at the end of the file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from spantune.data.raw.document import Item, RawDocument
+
+FIELDS = ("model", "fingerprint", "time", "source")
+"""The fields of a correction's meta, each a string, by which it is recognised."""
+
+
+def is_correction(meta: Mapping[str, object]) -> bool:
+    """Whether a document with this `meta` is a correction that a service stored."""
+    return all(isinstance(meta.get(field), str) for field in FIELDS)
+
+
+def in_force(items: Iterable[Item], notes: Counter[str]) -> Iterator[Item]:
+    """Yield the items, and after them the corrections among them that are in force, in their order.
+
+    The last correction of a text replaces earlier ones. A record with `meta.annotation` replaces earlier ones of the
+    same annotation, and with `meta.withdrawn` only takes them back. Ids that several texts have are made unique.
+    `notes` counts what is left out. Corrections are held in memory, other documents are not.
+    """
+    held: dict[int, RawDocument] = {}
+    index_of: dict[str, int] = {}
+    for index, item in enumerate(items):
+        if isinstance(item, RawDocument) and is_correction(item.meta):
+            annotation = item.meta.get("annotation")
+            if isinstance(annotation, str):
+                earlier = held.pop(index_of.pop(annotation, -1), None)
+                if item.meta.get("withdrawn") is True:
+                    notes["correction withdrawn"] += earlier is not None
+                    continue
+                notes["correction replaced by a later one of the same annotation"] += earlier is not None
+                index_of[annotation] = index
+            held[index] = item
+        else:
+            yield item
+    last = {document.text: index for index, document in held.items()}
+    notes["correction replaced by a later one of the same text"] += len(held) - len(last)
+    used: set[str] = set()
+    for index in sorted(last.values()):
+        document = held[index]
+        id, number = document.id, 2
+        while id in used:
+            id, number = f"{document.id}-{number}", number + 1
+        notes["id of a correction made unique, since another text has it"] += id != document.id
+        used.add(id)
+        yield document if id == document.id else replace(document, id=id)

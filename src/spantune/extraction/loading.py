@@ -1,0 +1,226 @@
+"""Load finished runs for extraction: one with its adapter merged, or several over one base with their adapters apart.
+
+The base model of several runs is loaded once where source, type and device are the same. Each run's adapter is then
+computed beside the base, and made the active one before each of its passes; so no weight of the base is changed, which
+also is how a run over a quantised base is loaded alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spantune.core import Config, ConfigError, TaskSpec, config, expect, nearest
+from spantune.encoding import make_encoder
+from spantune.extraction.extractor import Extractor, require_settings
+from spantune.extraction.grammar import require_grammar
+from spantune.extraction.reading import require_reading
+from spantune.metrics import Calibration
+from spantune.models import (
+    CausalLM,
+    Loaded,
+    check_head_files,
+    hash_model,
+    head_of,
+    is_shareable,
+    load,
+    open_together,
+    open_trained,
+    read_files,
+    silenced,
+)
+from spantune.runs import RunFolder
+
+DEVICES = ("auto", "cpu", "cuda")
+log = logging.getLogger(__name__)
+
+
+@silenced()
+def load_run(
+    run: str | Path,
+    device: str = "auto",
+    settings: config.Extract | None = None,
+    min_score: float | None = None,
+    *,
+    accept_changes: bool = False,
+) -> Extractor:
+    """Load the Extractor of a finished run, with its adapter merged into the base model, and the run's calibration.
+
+        extractor = spantune.load("runs/demo")
+        for document in extractor.extract(["患者因急性阑尾炎行腹腔镜手术。"]):
+            for entity in document.entities:
+                print(entity.start, entity.end, entity.label, document.surface(entity), entity.score)
+
+    Args:
+        run: the run folder.
+        device: `auto` (a GPU where there is one), `cpu` or `cuda`.
+        settings: the section `extract` of a recipe (batch size, limits, grammar); that of the run when absent.
+        min_score: drop entities with a lower score, a probability, instead of by the run's thresholds; 0 drops none.
+            Where spans are read, those under 0.047 are no entities at all.
+        accept_changes: go on with an adapter whose files were changed after training, with a warning.
+
+    Raises:
+        ConfigError: `min_score` is not a probability, or as `require_grammar` and `require_reading`.
+        RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
+        ModelError: the base model or the adapter cannot be loaded.
+    """
+    expect(run, (str, Path), "load", "the path of a run folder, such as runs/demo")
+    expect(min_score, (int, float, type(None)), "min_score", "a probability from 0 to 1, or None")
+    _require_options(device, settings)
+    calibration = _calibration(Path(run), min_score)
+    extractor = load_bare(run, device, settings, accept_changes=accept_changes)
+    extractor.calibration = calibration
+    return extractor
+
+
+@silenced()
+def load_bare(
+    run: str | Path, device: str = "auto", settings: config.Extract | None = None, *, accept_changes: bool = False
+) -> Extractor:
+    """Load the Extractor of a finished run without its calibration: uncalibrated scores, and no entity dropped."""
+    return _load_alone(_read(run, device, settings, accept_changes=accept_changes))
+
+
+@silenced()
+def load_runs(
+    runs: Sequence[str | Path],
+    device: str = "auto",
+    settings: config.Extract | None = None,
+    min_score: float | None = None,
+    *,
+    accept_changes: bool = False,
+) -> dict[str, Extractor]:
+    """Load the Extractors of several runs, by the names of their folders; a base model that they share is loaded once.
+
+        extractors = load_runs(["runs/diseases", "runs/drugs"])
+        extractors["drugs"].extract("阿司匹林 100 mg")
+
+    What is extracted is what each run extracts when it is loaded alone, up to rounding: an adapter that is not merged
+    is computed in a higher precision. A run that is the only one over its base, or that trained the base itself, is
+    loaded by itself. All Extractors of the dict are used by one thread. The arguments are as in `load_run`.
+
+    Raises:
+        ConfigError: two folders have the same name, none is given, or as `load_run`.
+        RunError, ModelError: as `load_run`.
+    """
+    _require_options(device, settings)
+    folders = [Path(expect(run, (str, Path), "load_runs", "the paths of run folders")) for run in runs]
+    if not folders:
+        raise ConfigError("load_runs: no run was given; name one run folder at least")
+    calibrations = [_calibration(folder, min_score) for folder in folders]
+    read = [_read(folder, device, settings, accept_changes=accept_changes) for folder in folders]
+    names = [run.folder.path.resolve().name for run in read]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            first = folders[names.index(name)]
+            raise ConfigError(f"{first} and {folders[number]} are both called {name!r}; rename one of the folders")
+    extractors: dict[int, Extractor] = {}
+    for numbers in _by_base(read).values():
+        loaded = _load_together([read[number] for number in numbers]) if len(numbers) > 1 else []
+        extractors |= dict(zip(numbers, loaded or [_load_alone(read[numbers[0]])], strict=True))
+    for number, calibration in enumerate(calibrations):
+        extractors[number].calibration = calibration
+    return {name: extractors[number] for number, name in enumerate(names)}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is read of a run before its model: its folder, recipe, task, the device, and the settings of extraction."""
+
+    folder: RunFolder
+    recipe: Config
+    task: TaskSpec
+    model: config.Model
+    settings: config.Extract
+
+
+def _read(run: str | Path, device: str, settings: config.Extract | None, *, accept_changes: bool) -> _Run:
+    """Read and check everything of a run that needs no model."""
+    folder = RunFolder(Path(run))
+    recipe, task = folder.config(), folder.adapter_task(accept_changes=accept_changes)
+    settings = settings or recipe.extract
+    require_grammar(settings, on_choices=recipe.train.on_choices)
+    if task.reads:
+        require_reading(settings)
+    check_head_files(folder.adapter, task)
+    return _Run(folder, recipe, task, recipe.model.model_copy(update={"device": device}), settings)
+
+
+def _by_base(runs: Sequence[_Run]) -> Mapping[tuple[object, ...], list[int]]:
+    """The numbers of the runs that can share a base model; a run with weights of its own is by itself."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for number, run in enumerate(runs):
+        source = Path(run.model.source)
+        base = (str(source.resolve()) if source.is_dir() else run.model.source, run.model.base, run.model.verify)
+        groups.setdefault(base if is_shareable(run.folder.adapter) else (number,), []).append(number)
+    return groups
+
+
+def _load_alone(run: _Run) -> Extractor:
+    began = time.perf_counter()
+    adapter = run.folder.adapter
+    loaded = load(run.model, tokenizer_folder=adapter)
+    _warn_of_another_base(run.folder, run.model.source, loaded.path)
+    model = open_trained(loaded.model, adapter, run.task, merge=not loaded.quantized)
+    extractor = _extractor(run, model, loaded)
+    log.info("%s: loaded in %.1f s, %s", run.folder.path, time.perf_counter() - began, _place(loaded))
+    return extractor
+
+
+def _load_together(runs: Sequence[_Run]) -> list[Extractor]:
+    """Load runs over one base, whose adapters stay apart."""
+    began = time.perf_counter()
+    files = [read_files(run.model.source, run.folder.adapter) for run in runs]
+    loaded = load(runs[0].model, files[0])
+    for run in runs:
+        _warn_of_another_base(run.folder, run.model.source, loaded.path)
+    model, activations = open_together(loaded.model, [(run.folder.adapter, run.task) for run in runs])
+    extractors = []
+    for run, own, activate in zip(runs, files, activations, strict=True):
+        activate()
+        extractor = _extractor(run, model, Loaded(model, own.tokenizer, loaded.path, loaded.device, loaded.dtype))
+        extractor.scheduler.activate = activate
+        extractors.append(extractor)
+    names = ", ".join(str(run.folder.path) for run in runs)
+    log.info("%s: loaded over one base in %.1f s, %s", names, time.perf_counter() - began, _place(loaded))
+    return extractors
+
+
+def _extractor(run: _Run, model: CausalLM, loaded: Loaded) -> Extractor:
+    head = head_of(model) if run.task.reads else None
+    spans = run.recipe.spans if head is None else head.config.settings
+    encoder = make_encoder(loaded.tokenizer, run.task, spans, run.recipe.train.max_tokens)
+    extractor = Extractor(model, encoder, run.settings, on_choices=run.recipe.train.on_choices)
+    extractor.run = run.folder.path
+    return extractor
+
+
+def _place(loaded: Loaded) -> str:
+    return f"in {str(loaded.dtype)[6:]} on {loaded.device}"
+
+
+def _require_options(device: str, settings: object) -> None:
+    require_settings(settings)
+    if device not in DEVICES:
+        expect(device, str, "device", f"one of {', '.join(DEVICES)}")
+        raise ConfigError(f"unknown device {device!r}; {nearest(device, DEVICES)}")
+
+
+def _calibration(run: Path, min_score: float | None) -> Calibration | None:
+    calibration = Calibration.load(run)
+    return calibration if min_score is None else (calibration or Calibration()).with_min_score(min_score)
+
+
+def _warn_of_another_base(run: RunFolder, source: str, path: Path) -> None:
+    """Log a warning where the base model in a local folder is not the one that the run was trained on.
+
+    The files of hubs and packages are verified by themselves.
+    """
+    if not Path(source).is_dir() or not run.environment_file.is_file():
+        return
+    recorded = run.environment().get("model_sha256")
+    if recorded is not None and recorded != hash_model(path):
+        log.warning("%s: the files of the base model are not those that the run was trained on: %s", run.path, path)

@@ -1,0 +1,376 @@
+"""Sessions: documents are submitted one by one, at any time, and computed together.
+
+    session = extractor.session()
+    ticket = session.submit(Document("1", "患者因急性阑尾炎行腹腔镜手术。"), Options(min_score=0.5))
+    while session.pending:
+        for ticket, extraction in session.step():
+            print(ticket, extraction.document.entities)
+
+All sessions and streams of an extractor share one `Scheduler`, and with it one cache and one batch: a step of any of
+them computes for all. The chunks of several documents take turns, so that a short text does not wait for the end of a
+long one. Not thread-safe: one thread makes all the calls for one extractor.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from spantune.core import (
+    ConfigError,
+    Document,
+    Entity,
+    Extraction,
+    Prediction,
+    Problem,
+    ProblemKind,
+    Status,
+    config,
+    expect,
+    first_line,
+    nearest,
+)
+from spantune.data import Cutter
+from spantune.encoding import TextEncoder
+from spantune.extraction.chunked import Parts, cutter, parts_of
+from spantune.extraction.reading import Reader
+from spantune.extraction.result import Ended, calibrated, failure
+from spantune.metrics import Calibration
+
+AHEAD = 4096
+"""The most documents that a stream reads ahead of the first that is not done, while others end before it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one request may ask for; None leaves it to the run.
+
+    Args:
+        min_score: drop entities with a lower score, instead of by the run's thresholds; 0 drops no candidate.
+        labels: keep only entities of these labels.
+        chunk_tokens: as `extract.chunk_tokens`.
+        overlap: as `extract.overlap`.
+        whole: whether every candidate below the threshold is kept too, in `Extraction.below_threshold`.
+    """
+
+    min_score: float | None = None
+    labels: tuple[str, ...] | None = None
+    chunk_tokens: int | None = None
+    overlap: int | None = None
+    whole: bool = False
+
+
+class Worker(Protocol):
+    """What computes texts that are submitted one by one: a `Writer` or a `Reader`."""
+
+    @property
+    def room(self) -> int:
+        """How many more texts there is work for."""
+
+    def wake(self) -> None:
+        """Make what is needed before the first text."""
+
+    def rest(self) -> None:
+        """Give up what must not be kept while there is no text."""
+
+    def submit(self, text: Document) -> int:
+        """Add a text; returns its number."""
+
+    def cancel(self, number: int) -> None:
+        """Drop a text."""
+
+    def step(self) -> list[Ended]:
+        """Compute a pass; returns what has ended, in any order."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """A document of a session, and what is called when all its chunks are done.
+
+    `numbers` are the indices of the chunks that are computed, by their numbers in the worker.
+    """
+
+    parts: Parts
+    finish: Callable[[_Job], None]
+    numbers: dict[int, int] = field(default_factory=dict)
+    submitted: int = 0
+    error: Exception | None = None
+
+    def end(self, index: int, extraction: Extraction, error: Exception | None) -> None:
+        """Note what came of a chunk."""
+        self.parts.done[index] = extraction
+        self.error = self.error or error
+        if self.parts.complete:
+            self.finish(self)
+
+
+class Scheduler:
+    """Gives the chunks of all documents to a worker, as it has room, and their Extractions back.
+
+    Args:
+        worker: computes them; nothing else uses it.
+    """
+
+    def __init__(self, worker: Worker):
+        self._worker = worker
+        self.activate: Callable[[], None] | None = None
+        """Called before the worker computes, where its model is shared with other workers."""
+        self._queue: deque[_Job] = deque()
+        self._running: dict[int, _Job] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another document would not only wait."""
+        return not self._queue and self._worker.room > 0
+
+    def wake(self) -> None:
+        """Prepare for a document.
+
+        Raises:
+            ModelError: as `Writer.wake`.
+        """
+        self._worker.wake()
+
+    def add(self, job: _Job) -> None:
+        """Take a document; it may end at once."""
+        self._queue.append(job)
+        self._feed()
+
+    def cancel(self, job: _Job) -> None:
+        """Drop a document; its chunks that are computed now free what they hold."""
+        if job in self._queue:
+            self._queue.remove(job)
+        for number in job.numbers:
+            del self._running[number]
+            self._worker.cancel(number)
+        self._rest()
+
+    def step(self) -> None:
+        """Compute one pass for whatever is there."""
+        self._feed()
+        if self._running:
+            if self.activate is not None:
+                self.activate()
+            for ended in self._worker.step():
+                job = self._running.pop(ended.number)
+                job.end(job.numbers.pop(ended.number), ended.extraction, ended.error)
+        self._rest()
+
+    def _feed(self) -> None:
+        """Submit chunks while there is room, one of each document in turn."""
+        while self._queue and self._worker.room > 0:
+            job = self._queue.popleft()
+            index, job.submitted = job.submitted, job.submitted + 1
+            if job.submitted < len(job.parts.chunks):
+                self._queue.append(job)
+            text = job.parts.chunks[index].document
+            try:
+                number = self._worker.submit(text)
+            except Exception as error:  # of this text, which cannot be encoded
+                job.end(index, _failed(text, error), error)
+                continue
+            self._running[number] = job
+            job.numbers[number] = index
+
+    def _rest(self) -> None:
+        if not self._running and not self._queue:
+            self._worker.rest()
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an extractor does with every document unless a request asks for something else.
+
+    Args:
+        encoder: the tokenizer and the task.
+        settings: the section `extract`.
+        window: the model's limit of tokens.
+        calibration: as in `Extractor`.
+        reader: decides which candidates are entities; None where answers are written.
+        keeps_candidates: whether all of them are.
+    """
+
+    encoder: TextEncoder
+    settings: config.Extract
+    window: int
+    calibration: Calibration | None = None
+    reader: Reader | None = None
+    keeps_candidates: bool = False
+
+
+class Session:
+    """Documents that are submitted one by one, and end in any order.
+
+    What the extractor's calibration and thresholds are when the session is made holds for all of it.
+
+    Args:
+        scheduler: computes them, for all sessions of the extractor.
+        terms: what holds where a request asks for nothing else.
+    """
+
+    def __init__(self, scheduler: Scheduler, terms: Terms):
+        self._scheduler, self._terms = scheduler, terms
+        self._thresholds = terms.reader.thresholds if terms.reader is not None else None
+        self._cutter = cutter(terms.encoder, terms.settings, terms.window)
+        self._jobs: dict[int, _Job] = {}
+        self._ended: list[tuple[int, Extraction, Exception | None]] = []
+        self._tickets = 0
+
+    @property
+    def pending(self) -> int:
+        """The number of documents that were submitted, and neither returned by `step` nor cancelled."""
+        return len(self._jobs) + len(self._ended)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another document would be computed at once, and not only wait."""
+        return self._scheduler.has_room
+
+    def submit(self, document: Document, options: Options = Options()) -> int:
+        """Add a document; returns its ticket.
+
+        Raises:
+            DataError: the text cannot be extracted from: it is too long, holds half a surrogate pair, or finds no room.
+            ConfigError: the options make no sense: an unknown label, a score that is no probability, a wrong type.
+            ModelError: the GPU has no memory for the cache.
+        """
+        expect(document, Document, "submit", "a Document")
+        expect(options, Options, "submit", "Options as the second argument")
+        self._check(options)
+        parts = parts_of(document, self._cutter_of(options), strict=True)
+        assert isinstance(parts, Parts)
+        return self._add(parts, options)
+
+    def cancel(self, ticket: int) -> None:
+        """Drop a document and free its rows; an unknown or finished ticket is ignored."""
+        job = self._jobs.pop(ticket, None)
+        if job is not None:
+            self._scheduler.cancel(job)
+        self._ended = [ended for ended in self._ended if ended[0] != ticket]
+
+    def step(self) -> list[tuple[int, Extraction]]:
+        """Compute one pass for whatever is there; returns the tickets and Extractions of what has ended, in any order.
+
+        A document whose grammar or numbers fail, or whose pass fails, has the status `failed`, and disturbs no other.
+        """
+        return [(ticket, extraction) for ticket, extraction, _ in self._advance()]
+
+    def run(self, documents: Iterable[Prediction], *, strict: bool) -> Iterator[Extraction]:
+        """Yield an Extraction for each document, in order; see `Extractor.stream`.
+
+        Raises:
+            DataError: a document cannot be extracted from, with `strict`.
+        """
+        source = iter(documents)
+        order: deque[int | Extraction] = deque()
+        done: dict[int, tuple[Extraction, Exception | None]] = {}
+        is_more = True
+        try:
+            while order or is_more:
+                while is_more and len(order) < AHEAD and self._scheduler.has_room:
+                    document = next(source, None)
+                    if document is None:
+                        is_more = False
+                        break
+                    parts = parts_of(document, self._cutter, strict=strict)
+                    order.append(self._add(parts, Options()) if isinstance(parts, Parts) else parts)
+                while order and (isinstance(order[0], Extraction) or order[0] in done):
+                    first = order.popleft()
+                    extraction, error = (first, None) if isinstance(first, Extraction) else done.pop(first)
+                    if error is not None and strict:
+                        raise error
+                    yield extraction
+                if order or is_more:
+                    done |= {ticket: (extraction, error) for ticket, extraction, error in self._advance()}
+        finally:  # the caller may stop early
+            for ticket in order:
+                if isinstance(ticket, int):
+                    self.cancel(ticket)
+
+    def _advance(self) -> list[tuple[int, Extraction, Exception | None]]:
+        """Compute a pass, unless something has ended in that of another session; returns what has ended."""
+        if not self._ended:
+            self._scheduler.step()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _add(self, parts: Parts, options: Options) -> int:
+        self._scheduler.wake()
+        ticket, calibration = self._tickets, self._terms.calibration
+        self._tickets += 1
+        if options.min_score is not None:
+            calibration = (calibration or Calibration()).with_min_score(options.min_score)
+
+        def finish(job: _Job) -> None:
+            self._jobs.pop(ticket, None)
+            error = job.error
+            try:
+                extraction = self._decided(job.parts, calibration, options)
+            except Exception as exception:  # in what this document holds
+                extraction, error = _failed(job.parts.document, exception), exception
+            self._ended.append((ticket, extraction, error))
+
+        job = self._jobs[ticket] = _Job(parts, finish)
+        self._scheduler.add(job)
+        return ticket
+
+    def _decided(self, parts: Parts, calibration: Calibration | None, options: Options) -> Extraction:
+        """Merge the chunks of a document and keep its entities; where spans are read, those of each chunk before."""
+        reader, thresholds = self._terms.reader, self._thresholds
+        if reader is None or thresholds is None:
+            extraction = calibrated(parts.joined(), calibration)
+        elif self._terms.keeps_candidates:
+            extraction = parts.joined()
+        else:
+            for index, candidates in parts.done.items():
+                parts.done[index] = reader.decide(candidates, thresholds, calibration, whole=options.whole)
+            extraction = parts.joined()
+        return extraction if options.labels is None else _of_labels(extraction, options.labels)
+
+    def _cutter_of(self, options: Options) -> Cutter:
+        asked = {"chunk_tokens": options.chunk_tokens, "overlap": options.overlap}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        if not asked:
+            return self._cutter
+        return cutter(self._terms.encoder, self._terms.settings.model_copy(update=asked), self._terms.window)
+
+    def _check(self, options: Options) -> None:
+        """Check what a request asks for.
+
+        Raises:
+            ConfigError: it makes no sense for this task.
+        """
+        if options.min_score is not None:
+            expect(options.min_score, (int, float), "min_score", "a probability from 0 to 1, or None")
+            Calibration().with_min_score(options.min_score)
+        for name, lowest in (("chunk_tokens", 1), ("overlap", 0)):
+            value = getattr(options, name)
+            expect(value, (int, type(None)), name, "a whole number, or None")
+            if value is not None and value < lowest:
+                raise ConfigError(f"{name} is {value}; expected a whole number from {lowest} on")
+        codes = self._terms.encoder.task.codes
+        if options.labels is not None and not expect(options.labels, tuple, "labels", "a tuple of labels, or None"):
+            raise ConfigError(f"labels is empty; expected one or more of {', '.join(codes)}, or None for all")
+        for label in options.labels or ():
+            if label not in codes:
+                raise ConfigError(f"the run has no label {label!r}; {nearest(str(label), codes)}")
+
+
+def _of_labels(extraction: Extraction, labels: tuple[str, ...]) -> Extraction:
+    """Return what is of these labels only."""
+
+    def kept(entities: Iterable[Entity]) -> tuple[Entity, ...]:
+        return tuple(entity for entity in entities if entity.label in labels)
+
+    return replace(
+        extraction,
+        document=extraction.document.with_entities(kept(extraction.document.entities)),
+        below_threshold=kept(extraction.below_threshold),
+        contradicted=kept(extraction.contradicted),
+    )
+
+
+def _failed(document: Document, error: Exception) -> Extraction:
+    return failure(document, Status.FAILED, Problem(ProblemKind.INVALID, first_line(error)))

@@ -1,0 +1,92 @@
+"""Extraction by writing: texts are decoded to answers, which are read as Extractions.
+
+The key-value cache is made for the first text. It is kept from then on where the model's weights are frozen, and given
+up when nothing is left to decode where they are trained, since it then is of weights that are no longer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from spantune.core import Document, Extraction, Problem, ProblemKind, Status, config, first_line
+from spantune.encoding import Encoder
+from spantune.extraction.decoder import Decoder, Effort, Row, Rules, places
+from spantune.extraction.model_runner import Forward, Shape
+from spantune.extraction.result import Ended, Written, failure, read_answer
+from spantune.models import CausalLM
+
+ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
+TOKENS = {"cpu": 1024, "cuda": 512}  # maximum tokens of a pass
+
+
+class Writer:
+    """Writes the answers of documents with a model.
+
+    Args:
+        model: a causal LM.
+        encoder: its tokenizer and the task.
+        settings: `batch_size`, the most documents that are decoded together.
+        rules: how to decode.
+        effort: where the cost is counted.
+    """
+
+    def __init__(self, model: CausalLM, encoder: Encoder, settings: config.Extract, rules: Rules, effort: Effort):
+        self._model, self._encoder, self._rules, self._effort = model, encoder, rules, effort
+        self._kind: str = next(model.parameters()).device.type
+        self._rows = settings.batch_size or ROWS[self._kind]
+        self._decoder: Decoder | None = None
+
+    @property
+    def room(self) -> int:
+        """How many more documents there is work for."""
+        return places(self._rows) if self._decoder is None else self._decoder.room
+
+    def wake(self) -> None:
+        """Make the cache, where there is none.
+
+        Raises:
+            ModelError: the GPU has no memory for it.
+        """
+        if self._decoder is None:
+            self._decoder = Decoder(self._model, self._encoder, self._forward(), self._rules, self._effort)
+
+    def rest(self) -> None:
+        """Give up the cache of a model whose weights may change before the next document."""
+        if any(parameter.requires_grad for parameter in self._model.parameters()):
+            self._decoder = None
+
+    def submit(self, text: Document) -> int:
+        """Add a text; returns its number."""
+        return self._awake.submit(text)
+
+    def cancel(self, number: int) -> None:
+        """Drop a text."""
+        self._awake.cancel(number)
+
+    def step(self) -> list[Ended]:
+        """Compute a pass; returns what has ended, in any order."""
+        return [Ended(row.index, self._extraction(row), row.error) for row in self._awake.step()]
+
+    @property
+    def _awake(self) -> Decoder:
+        self.wake()
+        assert self._decoder is not None
+        return self._decoder
+
+    def _extraction(self, row: Row) -> Extraction:
+        status = row.status or Status.STOPPED
+        try:
+            written = Written(self._encoder.decode(row.ids), status, row.ids, row.logprobs)
+            extraction = read_answer(row.document, written, self._encoder)
+        except Exception as error:  # in this answer only
+            return failure(row.document, Status.FAILED, Problem(ProblemKind.INVALID, first_line(error)))
+        if not row.failure:
+            return extraction
+        return replace(extraction, problems=(*extraction.problems, Problem(row.failure_kind, row.failure)))
+
+    def _forward(self) -> Forward:
+        window = self._model.config.max_position_embeddings
+        longest = min(window, (self._encoder.max_tokens or window) + self._rules.limit)
+        shape = Shape(self._rows, longest, TOKENS[self._kind])
+        few = self._rules.on_choices and self._rules.constraint is not None and self._kind == "cpu"
+        return Forward(self._model, shape, states=few)

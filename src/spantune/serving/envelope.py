@@ -1,0 +1,99 @@
+"""What every request gets: an id, headers for browsers, a line in the log, its place in the metrics, and an answer.
+
+A line of the log is a JSON object on stderr. It names the route, never the address as it was sent, and holds no text
+and no token. A bug becomes a 500 whose traceback is in the log file of crashes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from spantune.core import json_text, say
+from spantune.serving.errors import ApiError, bug
+from spantune.serving.requests import ClientGone
+from spantune.serving.security import HEADERS, path_of
+from spantune.serving.service import Service
+
+GONE = 499
+"""The status in log and metrics of a request whose client has left before it was answered."""
+SLOWEST_READER = 60.0
+"""How many seconds a client may take to read what is sent to it, before its connection is closed."""
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Envelope:
+    """The outermost layer of the app.
+
+    Args:
+        app: what is inside.
+        service: whose metrics count the requests.
+        paths: the routes that log and metrics name; every other address is `other`.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, paths: Collection[str]):
+        self._app, self._service, self._paths = app, service, frozenset(paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        asked_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = asked_id if _ID.fullmatch(asked_id) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_all(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("cache-control", "no-store")
+                if self._service.is_stopping:
+                    headers["connection"] = "close"  # so that the client asks elsewhere next time
+            try:
+                await asyncio.wait_for(send(message), SLOWEST_READER)
+            except TimeoutError:
+                raise ClientGone from None
+
+        try:
+            await self._app(scope, receive, send_all)
+        except (ClientGone, ClientDisconnect):
+            status = GONE
+        except Exception as error:
+            internal = error if isinstance(error, ApiError) else bug(error)
+            if not status:
+                await internal.response()(scope, receive, send_all)
+        finally:
+            self._record(scope, request_id, status or GONE, time.perf_counter() - began)
+
+    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        path, method = path_of(scope), scope["method"]
+        route = path if path in self._paths else "/static" if path.startswith("/static/") else "other"
+        method = method if method in _METHODS else "other"
+        self._service.metrics.request(route, method, status, seconds)
+        client = scope.get("client")
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "id": request_id,
+            "client": client[0] if client else None,
+            "method": method,
+            "route": route,
+            "status": status,
+            "seconds": round(seconds, 4),
+        }
+        say(json_text(line))

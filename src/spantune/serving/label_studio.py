@@ -1,0 +1,332 @@
+"""Label Studio's machine learning backend: it asks for predictions, and sends annotations, which become corrections.
+
+The routes are at the root, for the first run, and under `/label-studio/RUN` for each. Which tags hold text and labels
+is read from the labelling configuration of every request. Label Studio also sends a key to its interface, its host name
+and the login of its storage: they are not read into any value, and so neither kept nor logged. No link is fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from spantune.core import DataError, Document, Entity, Extraction
+from spantune.data import is_link, predicted_results
+from spantune.serving.corrections import Correction, Corrections, checked
+from spantune.serving.corrections_api import NO_FOLDER, saved, store_of
+from spantune.serving.errors import QUEUE, ApiError
+from spantune.serving.health import health
+from spantune.serving.label_config import Interface, read_interface
+from spantune.serving.requests import ServiceOf, while_connected
+from spantune.serving.service import ServedRun, Service
+
+SECONDS = 80.0
+"""After so long a request for predictions is answered with those that are there: Label Studio waits 100 seconds."""
+UNNAMED = "$undefined$"
+"""The field of a task that was imported without naming its field."""
+_STORED = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
+_WITHDRAWN = ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED")
+_ROOT, _NAMED = "", "/label-studio/{run}"
+
+router = APIRouter(tags=["Label Studio"])
+log = logging.getLogger(__name__)
+
+
+def run_of(request: Request, service: ServiceOf) -> ServedRun:
+    """Return the run that the path of a request names; the first at the root.
+
+    Raises:
+        UnknownModel: there is no run of this name.
+    """
+    return service.run(request.path_params.get("run"))
+
+
+RunOf = Annotated[ServedRun, Depends(run_of)]
+"""The type of a handler's parameter that gets the run."""
+
+
+class SetupIn(BaseModel):
+    """What Label Studio sends when it connects; the rest of it is not read."""
+
+    project: Annotated[str, Field(max_length=256)] = ""
+    interface: str = Field(alias="schema")
+
+
+class TaskIn(BaseModel):
+    """A task: the fields of its data, of which one is the text."""
+
+    data: dict[str, Any]
+
+
+class PredictIn(BaseModel):
+    """Tasks to predict, and the labelling configuration of their project."""
+
+    tasks: list[TaskIn]
+    label_config: str
+
+
+class WebhookIn(BaseModel):
+    """What happened in a project; what is sent along depends on the action."""
+
+    action: Annotated[str, Field(max_length=256)]
+    annotation: dict[str, Any] | list[dict[str, Any]] | None = None
+    annotations: list[dict[str, Any]] | None = None
+    task: dict[str, Any] | list[dict[str, Any]] | None = None
+    project: dict[str, Any] | None = None
+
+
+router.get(f"{_NAMED}/health", include_in_schema=False)(health)
+
+
+@router.post(f"{_ROOT}/setup")
+@router.post(f"{_NAMED}/setup", include_in_schema=False)
+async def setup(sent: SetupIn, run: RunOf) -> dict[str, Any]:
+    """Connect a project: say which version of the model predicts, and which labels have no counterpart."""
+    interface = _interface(sent.interface, run)
+    matched, all_labels = len(interface.label_of), len(run.task.labels)
+    said = "Label Studio connects project %.40r: %d of %d labels of the run %s match"
+    log.info(said, sent.project, matched, all_labels, run.name)
+    for problem in interface.problems:
+        log.warning("Label Studio, project %.40r: %.500s", sent.project, problem)
+    return {"model_version": version_of(run), "problems": interface.problems}
+
+
+@router.get(f"{_ROOT}/versions")
+@router.get(f"{_NAMED}/versions", include_in_schema=False)
+async def versions(run: RunOf) -> dict[str, list[str]]:
+    """Return the one version that predicts: the run's name and fingerprint."""
+    return {"versions": [version_of(run)]}
+
+
+@router.post(f"{_ROOT}/predict", responses=QUEUE)
+@router.post(f"{_NAMED}/predict", include_in_schema=False)
+async def predict(sent: PredictIn, request: Request, service: ServiceOf, run: RunOf) -> JSONResponse:
+    """Predict tasks: one result for each, in order; a task that cannot be predicted has an error instead.
+
+    What is not done after 80 seconds has an error too; Label Studio asks for such tasks again when it is told to.
+    """
+    interface = _interface(sent.label_config, run)
+    texts = [_text_or_error(task.data, interface) for task in sent.tasks]
+    documents = {index: Document(str(index), text) for index, text in enumerate(texts) if isinstance(text, str)}
+    done = await while_connected(request, _extracted(documents, service, run.name))
+    version = version_of(run)
+    results: list[dict[str, Any]] = []
+    for index, text in enumerate(texts):
+        if isinstance(text, DataError):
+            results.append({"error": text.message, "model_version": version})
+        elif index in done:
+            results.append(_prediction(done[index], interface, version))
+        else:
+            results.append({"error": "there was no time for this task; ask again", "model_version": version})
+    failed = sum("error" in result for result in results)
+    if failed:
+        log.warning("Label Studio: %d of %d tasks were not predicted", failed, len(results))
+    return JSONResponse({"results": results, "problems": interface.problems})
+
+
+@router.post(f"{_ROOT}/webhook", status_code=201, responses=NO_FOLDER)
+@router.post(f"{_NAMED}/webhook", status_code=201, include_in_schema=False)
+async def webhook(sent: WebhookIn, request: Request, run: RunOf) -> dict[str, Any]:
+    """Store annotations as corrections, and withdraw those that were deleted; other news are only acknowledged."""
+    if sent.action == "START_TRAINING":
+        return {"message": f"run this where the run {run.name} was trained: {COMMAND}"}
+    if sent.action not in (*_STORED, *_WITHDRAWN):
+        return {"saved": 0}
+    store = store_of(request)
+    problems: list[str] = []
+    try:
+        if sent.action in _WITHDRAWN:
+            corrections = await asyncio.to_thread(_withdrawals, sent, run, store)
+        else:
+            interface = _interface(str((sent.project or {}).get("label_config", "")), run)
+            corrections, problems = await asyncio.to_thread(_corrections, sent, run, interface, store)
+    except DataError as error:
+        log.warning("Label Studio: an annotation was not saved (field %s)", error.field)
+        raise ApiError(422, "invalid_annotation", str(error), "mend the annotation and submit it again") from None
+    if problems:
+        log.warning("Label Studio: %.500s", "; ".join(problems))
+    await saved(store, corrections)
+    return {"saved": len(corrections), "problems": problems}
+
+
+COMMAND = "spantune train RECIPE 'data.train=[TRAIN.jsonl, corrections.jsonl]' train.from=RUN run.name=NEW_NAME"
+"""How to train with the corrections, with the names that only the user knows."""
+
+
+def version_of(run: ServedRun) -> str:
+    """Return what Label Studio calls the model's version: it asks again for tasks predicted by another one."""
+    return f"{run.name}-{run.fingerprint}"
+
+
+def _interface(xml: str, run: ServedRun) -> Interface:
+    try:
+        return read_interface(xml, run.task.labels)
+    except DataError as error:
+        log.warning("Label Studio, run %s: %.500s", run.name, error)
+        raise ApiError(
+            422, "labelling_interface", str(error), "in Label Studio: Settings, Labeling Interface, Code"
+        ) from None
+
+
+async def _extracted(documents: Mapping[int, Document], service: Service, run: str) -> dict[int, Extraction]:
+    """Return the Extractions of all documents, or of those that are done after `SECONDS`, by their keys.
+
+    The queue is given so many at once as a request may have.
+    """
+    ends = time.monotonic() + SECONDS
+    size = service.settings.max_documents
+    keys, done = list(documents), dict[int, Extraction]()
+    for first in range(0, len(keys), size):
+        part = keys[first : first + size]
+        results = service.extract(run, [documents[key] for key in part])
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + ends - time.monotonic()):
+                async for index, extraction in results:
+                    done[part[index]] = extraction
+        except TimeoutError:
+            return done
+        except ApiError as error:
+            if not done or error.status not in (429, 503):
+                raise
+            return done
+        finally:
+            await results.aclose()
+    return done
+
+
+def _text_or_error(data: Mapping[str, Any], interface: Interface) -> str | DataError:
+    """Return the text of a task; an error, without its content, where there is none."""
+    value: Any = data.get(interface.key, data.get(UNNAMED))
+    if value is None and "." in interface.key:
+        value = data
+        for part in interface.key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+    if not isinstance(value, str):
+        return DataError(
+            f"the task has no text in its field {interface.key!r}, which the labelling interface names: name the right "
+            "field in <Text value=…>"
+        )
+    if interface.is_link or is_link(value):
+        return DataError("the text of the task is a link, and links are not fetched: import tasks that hold their text")
+    return value
+
+
+def _prediction(extraction: Extraction, interface: Interface, version: str) -> dict[str, Any]:
+    """Return the prediction of a task; an error where the model gave no answer."""
+    problems = [f"{problem.kind}: {problem.found}" for problem in extraction.problems]
+    if extraction.status.is_failure:
+        return {"error": "; ".join(problems) or str(extraction.status), "model_version": version}
+    entities = [
+        replace(entity, label=interface.label_of[entity.label])
+        for entity in extraction.document.entities
+        if entity.label in interface.label_of
+    ]
+    shown = extraction.document.with_entities(entities)
+    scores = [entity.score for entity in entities if entity.score is not None]
+    answer: dict[str, Any] = {"result": predicted_results(shown, interface.from_name, interface.to_name)}
+    if scores:
+        answer["score"] = round(min(scores), 6)  # as sure as the least sure entity, by which tasks are sorted
+    return answer | {"model_version": version} | ({"problems": problems} if problems else {})
+
+
+def _corrections(
+    sent: WebhookIn, run: ServedRun, interface: Interface, store: Corrections
+) -> tuple[list[Correction], list[str]]:
+    """Return the corrections that new or changed annotations are, and what was left out of them.
+
+    Raises:
+        DataError: an annotation cannot be read.
+    """
+    annotations = _rows(sent.annotation, "annotation")
+    tasks = _rows(sent.task, "task")
+    if len(annotations) != len(tasks):
+        raise DataError(f"found {len(annotations)} annotations and {len(tasks)} tasks; expected as many")
+    corrections: list[Correction] = []
+    problems: list[str] = []
+    for annotation, task in zip(annotations, tasks, strict=True):
+        name = _name(sent, annotation)
+        if annotation.get("was_cancelled"):
+            corrections += _withdrawal(name, run, store)
+            continue
+        text = _text_or_error(task["data"] if isinstance(task.get("data"), dict) else {}, interface)
+        if isinstance(text, DataError):
+            raise text
+        entities, left_out = _entities(annotation, text, interface)
+        if left_out:
+            problems.append(f"labels that the run does not have were left out: {', '.join(sorted(left_out))}")
+        meta: dict[str, object] = {"left_out": sorted(left_out)} if left_out else {}
+        if isinstance(annotation.get("completed_by"), int):
+            meta["annotator"] = annotation["completed_by"]
+        project = (sent.project or {}).get("id")
+        document = Document(f"label-studio-{project}-{task.get('id')}", text, tuple(entities), meta)
+        corrections.append(
+            Correction(checked(document, run.task), run.name, run.fingerprint, "label-studio", annotation=name)
+        )
+    return corrections, problems
+
+
+def _entities(annotation: Mapping[str, Any], text: str, interface: Interface) -> tuple[set[Entity], set[str]]:
+    """Return the entities of an annotation with the run's labels, and the labels that the run does not have.
+
+    Raises:
+        DataError: a region is not a span of the text.
+    """
+    entities: set[Entity] = set()
+    left_out: set[str] = set()
+    for index, result in enumerate(_rows(annotation.get("result"), "annotation.result")):
+        if result.get("type") != "labels" or result.get("to_name") != interface.to_name:
+            continue
+        place, value = f"annotation.result[{index}].value", result.get("value")
+        if not isinstance(value, dict) or not isinstance(value.get("labels"), list):
+            raise DataError("found no span with labels; expected start, end and labels", field=place)
+        start, end = value.get("start"), value.get("end")
+        if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
+            raise DataError(f"the span is empty or outside the text of {len(text)} characters", field=place)
+        if isinstance(value.get("text"), str) and value["text"] != text[start:end]:
+            raise DataError("the text of the region is not that of the task at its offsets", field=place)
+        for label in value["labels"]:
+            code = interface.code_of.get(label) if isinstance(label, str) else None
+            if code is None:
+                left_out.add(str(label)[:60])
+            else:
+                entities.add(Entity(start, end, code))
+    return entities, left_out
+
+
+def _withdrawals(sent: WebhookIn, run: ServedRun, store: Corrections) -> list[Correction]:
+    """Return the records that take back deleted annotations; none for those that were never stored."""
+    deleted = _rows(sent.annotations if sent.annotations is not None else sent.annotation, "annotations")
+    return [withdrawal for annotation in deleted for withdrawal in _withdrawal(_name(sent, annotation), run, store)]
+
+
+def _withdrawal(name: str, run: ServedRun, store: Corrections) -> list[Correction]:
+    stored = store.find(name)
+    if stored is None:
+        return []
+    return [Correction(stored, run.name, run.fingerprint, "label-studio", annotation=name, withdrawn=True)]
+
+
+def _name(sent: WebhookIn, annotation: Mapping[str, Any]) -> str:
+    """Return what names an annotation also after it was deleted: its project, when that was created, and its number."""
+    project = sent.project or {}
+    parts = (project.get("id"), project.get("created_at"), annotation.get("id"))
+    if annotation.get("id") is None or not all(isinstance(part, str | int | None) for part in parts):
+        raise DataError("the annotation has no id", field="annotation.id")
+    return " ".join(f"{part}"[:60] for part in ("label-studio", *parts))
+
+
+def _rows(value: object, field: str) -> Sequence[dict[str, Any]]:
+    """Return `value`, an object or a list of objects, as a list."""
+    stated = value if isinstance(value, list) else [value]
+    rows = [row for row in stated if isinstance(row, dict)]
+    if len(rows) < len(stated):
+        raise DataError("expected an object, or a list of them", field=field)
+    return rows

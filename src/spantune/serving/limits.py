@@ -1,0 +1,128 @@
+"""What a request may hold: its body is read here, as far as the limit goes, before any handler sees it.
+
+A client that is too slow is answered 408, one that asks while the queue is full 429 before its body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from spantune.serving.errors import ApiError
+from spantune.serving.requests import ClientGone
+from spantune.serving.security import path_of
+from spantune.serving.service import Service
+
+BODY_SECONDS = 30.0
+"""How long a body may take to arrive, where the request itself may take longer."""
+DISCARD_SECONDS, DISCARDED_PARTS = 0.5, 1000
+"""How long, and how many parts, a body that is too large is read and discarded before it is refused."""
+_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
+
+
+class Admission:
+    """Reads the body of a request within the limits, and passes it on whole.
+
+    Args:
+        app: what is passed to.
+        service: whose limits are kept.
+        queued: the paths whose requests need a place in the queue.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, queued: frozenset[str]):
+        self._app, self._service, self._queued = app, service, queued
+        self._limit = service.settings.max_body
+        self._seconds = min(service.settings.timeout, BODY_SECONDS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its whole body, or answer what is wrong with it."""
+        if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY:
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+            body = await asyncio.wait_for(self._body(receive), self._seconds)
+        except ApiError as error:
+            if error.status == 413 and "expect" not in Headers(scope=scope):
+                await self._discard(receive)
+            await error.response()(scope, receive, send)
+            return
+        except TimeoutError:
+            late = ApiError(
+                408,
+                "body_too_slow",
+                f"the body did not arrive within {self._seconds:g} seconds",
+                "send it at once",
+                headers={"Connection": "close"},
+            )
+            await late.response()(scope, receive, send)
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+    def _check(self, scope: Scope) -> None:
+        """Check what is known before the body is read."""
+        if path_of(scope) in self._queued:
+            self._service.require_ready()
+        headers = Headers(scope=scope)
+        stated = headers.get("content-length", "")
+        if stated.isdecimal() and int(stated) > self._limit:
+            raise self._too_large()
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        has_body = stated not in ("", "0") or "transfer-encoding" in headers
+        if has_body and kind != "application/json" and not kind.endswith("+json"):
+            raise ApiError(
+                415,
+                "unsupported_media_type",
+                "the body is not of the type application/json",
+                "send JSON with the header Content-Type: application/json",
+            )
+
+    async def _body(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self._limit:
+                raise self._too_large()
+            parts.append(part)
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read what a client still sends, for a moment: most read no answer before they have sent everything."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_SECONDS):
+                for _ in range(DISCARDED_PARTS):
+                    message = await receive()
+                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                        return
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413,
+            "body_too_large",
+            f"the body is larger than {self._limit} bytes, which is the limit of this service",
+            "send fewer or shorter documents in a request",
+            headers={"Connection": "close"},
+        )
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives the whole body first, and then what else comes: that the client has left."""
+    is_given = False
+
+    async def give() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return give

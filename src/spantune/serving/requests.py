@@ -1,0 +1,59 @@
+"""What handlers share: the service of an app, and waiting for an answer only as long as the client does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from spantune.serving.service import Service
+from spantune.serving.settings import ServeSettings
+
+Answer = TypeVar("Answer")
+
+
+class ClientGone(Exception):
+    """The client has closed its connection before it had an answer."""
+
+
+def service_of(request: Request) -> Service:
+    """Return the service of the app that a request came to."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def settings_of(request: Request) -> ServeSettings:
+    """Return the settings of the app that a request came to."""
+    return service_of(request).settings
+
+
+ServiceOf = Annotated[Service, Depends(service_of)]
+"""The type of a handler's parameter that gets the service."""
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Return what `work` returns; it is cancelled where the client leaves before.
+
+    Raises:
+        ClientGone: the client has left.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    """Return when the client has left; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,140 @@
+"""The process of the service: it loads the runs, listens, and ends in order when it is told to.
+
+The first SIGTERM or SIGINT is a request: nothing new is accepted, what was accepted is answered, and the process ends
+with 0. A second one ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from spantune.core import ConfigError, os_error, say
+from spantune.extraction import load_runs
+from spantune.serving.app import create_app
+from spantune.serving.service import Service
+from spantune.serving.settings import ServeSettings
+
+ENGINE_DOWN = 70
+"""The exit code where the models do not answer any more: EX_SOFTWARE of sysexits.h, that of every bug of ours."""
+KEEP_ALIVE_SECONDS = 15
+PARTING_SECONDS = 1.0
+"""How long it goes on to listen after a signal at least, and refuses, so that clients that just ask are told."""
+LAST_SECONDS = 5
+"""How long a client may take to read its answer, beyond the time of a request, before the service ends without it."""
+
+
+def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> int:
+    """Serve finished runs over HTTP until SIGTERM or SIGINT; return the exit code: 0, or 70 where a bug ended it.
+
+    Args:
+        runs: the run folders, the default first; each is called as its folder.
+        settings: as `create_app`.
+
+    Raises:
+        ConfigError: the port is taken, or two folders have the same name.
+        RunError: a folder is not a run, or has no adapter yet.
+        ModelError: a base model or adapter cannot be loaded.
+    """
+    settings = settings or ServeSettings()
+    listener = _listener(settings)  # so that a port that is taken is known before the models are loaded
+    with listener:
+        extractors = load_runs(runs, settings.device, min_score=settings.min_score)
+        app = create_app(extractors, settings)
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            log_level="critical",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=int(settings.timeout) + LAST_SECONDS,
+        )
+        server = _Server(config, app.state.service, address_of(listener))
+        listener.listen(config.backlog)
+        server.run([listener])
+    return ENGINE_DOWN if app.state.service.failure is not None else 0
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the address of the page for a browser."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def _listener(settings: ServeSettings) -> socket.socket:
+    """Bind the port without listening yet: clients are refused until the models are loaded.
+
+    Raises:
+        ConfigError: the port is taken, or the host is not of this machine.
+    """
+    host = settings.host.strip("[]")
+    try:
+        found = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        what = error.strerror or os_error(error)
+        raise ConfigError(
+            f"cannot listen on {settings.host}, port {settings.port}: {what}; give another --port, or 0 for a free "
+            "one, and as --host an address of this machine"
+        ) from None
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends when what was accepted is answered."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, address: str):
+        super().__init__(config)
+        self._service, self._address = service, address
+        self._signal: int | None = None
+        self._signalled = 0.0
+        service.on_failure = self._end
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say where it listens, once it does."""
+        await super().startup(sockets)
+        names = ", ".join(f"{run.name} ({run.task.answer}, {run.fingerprint})" for run in self._service.runs)
+        say(f"serving {names}")
+        say(f"the page and the API are at {self._address} (Ctrl-C ends this)")
+
+    async def main_loop(self) -> None:
+        """Serve until a signal comes, and then until every accepted document is answered."""
+        while not self.should_exit:
+            await self.on_tick(0)
+            await asyncio.sleep(0.1)
+            parted = self._signal is not None and time.monotonic() > self._signalled + PARTING_SECONDS
+            if parted and not self._service.unfinished:
+                self._end()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take the first signal as a request, and a second one as an order."""
+        if self._signal is not None:
+            os._exit(128 + sig)
+        self._signal, self._signalled = sig, time.monotonic()
+        self._service.stop()
+        os.write(
+            2, f"\n{signal.Signals(sig).name}: ending after what was accepted; a second signal ends now\n".encode()
+        )
+
+    def _end(self) -> None:
+        self.should_exit = True

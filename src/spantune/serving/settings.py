@@ -1,0 +1,71 @@
+"""The settings of the service: where it listens, who may ask, and how much it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spantune.core import ConfigError
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""The hosts that only this machine reaches."""
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """The settings of the service; each is an option of `spantune serve`, where it is explained.
+
+    Args:
+        host: address to listen on.
+        port: port to listen on; 0 for a free one.
+        token: what clients must send as a bearer token or as the password of HTTP Basic; None where none is needed.
+        corrections: the folder that corrections are saved in; None where none are saved.
+        device: `auto`, `cpu` or `cuda`.
+        max_queue: documents that may be accepted and not finished, over all requests.
+        max_documents: documents of a request.
+        max_body: bytes of a request's body.
+        timeout: seconds that a request may take; also those in which its body must arrive.
+        allow_origins: origins, such as `https://example.org`, whose pages may ask from a browser.
+        allow_hosts: further names by which clients on this machine may call it, as a reverse proxy does.
+        min_score: drops entities with a lower score, instead of by the run's thresholds.
+
+    Raises:
+        ConfigError: a limit is not positive, the token is empty, or it is missing where the host is not loopback.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    corrections: Path | None = None
+    device: str = "auto"
+    max_queue: int = 256
+    max_documents: int = 64
+    max_body: int = 1 << 20
+    timeout: float = 60
+    allow_origins: tuple[str, ...] = ()
+    allow_hosts: tuple[str, ...] = ()
+    min_score: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_queue", "max_documents", "max_body", "timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: expected a number over 0, found {getattr(self, name)}")
+        if self.max_documents > self.max_queue:
+            raise ConfigError(
+                f"max_documents={self.max_documents} is over max_queue={self.max_queue}, so that a request that is "
+                "allowed would never be accepted; raise max_queue, or lower max_documents"
+            )
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
+            raise ConfigError(
+                "the token is empty or has characters that a header cannot carry; give letters and digits"
+            )
+        if self.token is None and not self.is_loopback:
+            raise ConfigError(
+                f"host {self.host} can be reached from other machines, so that a token is needed; set SPANTUNE_TOKEN, "
+                "for example to the output of: openssl rand -hex 24"
+            )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the host."""
+        return self.host.strip("[]") in LOOPBACK or self.host.startswith("127.")

@@ -1,0 +1,314 @@
+"""The processes that train together: what they add up, what they tell each other, and how they end together.
+
+accelerate makes the process group (NCCL on GPUs, gloo on CPUs) from the launcher's environment. Tensors of the device
+are summed over it; everything else, such as figures and extractions, goes through a second group on the CPUs. No
+collective stands inside the passes of a model. A rank whose neighbour has ended gets a RankLost, and leaves the word to
+the rank that failed first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from spantune.core import (
+    Config,
+    ConfigError,
+    RankLost,
+    Stopped,
+    StopRequest,
+    first_line,
+    global_rank,
+    local_rank,
+    set_verbosity,
+    world_size,
+)
+from spantune.models import pick_device
+
+PATIENCE = timedelta(seconds=3)
+"""How long a rank that lost another one waits for that one's own word."""
+STOP, FAILED, CODE = "spantune/stop", "spantune/failed", "spantune/code"
+
+log = logging.getLogger(__name__)
+Value = TypeVar("Value")
+
+
+class Ranks:
+    """The processes of a run; by default this one alone, for which nothing is sent.
+
+    Args:
+        rank: of this process, from 0.
+        size: how many there are.
+        in_lockstep: whether every rank has to take the same passes through the model, as a divided base needs.
+        group: the group on the CPUs; None where this process is alone.
+        generation: tells the jobs apart that the same processes run one after another.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, *, in_lockstep: bool = False, group: Any = None, generation: int = 0
+    ):
+        self.rank, self.size, self.in_lockstep = rank, size, in_lockstep
+        self._group, self._stop_key = group, f"{STOP}/{generation}"
+        self._store = _connect(timedelta(minutes=1)) if size > 1 else None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks to people."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> None:
+        """Replace `values`, on the device, by their sum over all ranks."""
+        if self.size > 1:
+            with _together():
+                dist.all_reduce(values)
+
+    def same(self, tensors: Sequence[Tensor]) -> None:
+        """Give `tensors`, on the device, the values that they have on rank 0."""
+        if self.size > 1:
+            with _together(), torch.no_grad():
+                for tensor in tensors:
+                    dist.broadcast(tensor, 0)
+
+    def table(self, row: Sequence[float]) -> list[list[float]]:
+        """Return the rows of all ranks, by rank; all rows have the same length."""
+        if self.size == 1:
+            return [list(row)]
+        own = torch.tensor(row, dtype=torch.float64)
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        with _together():
+            dist.all_gather(rows, own, group=self._group)
+        return [values.tolist() for values in rows]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all ranks, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _together():
+            dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def from_main(self, make: Callable[[], Value]) -> Value:
+        """Return what `make` returns on rank 0; the others do not call it."""
+        if self.size == 1:
+            return make()
+        values = [make() if self.is_main else None]
+        with _together():
+            dist.broadcast_object_list(values, 0, group=self._group)
+        return values[0]  # type: ignore[return-value]
+
+    def host_first(self, make: Callable[[], Value]) -> Value:
+        """Return what `make` returns; on every machine one rank calls it before the others, for what it downloads."""
+        if self.size == 1:
+            return make()
+        is_first = local_rank() == 0
+        value = make() if is_first else None
+        self.gather(None)
+        return value if is_first else make()  # type: ignore[return-value]
+
+    def is_stop_asked(self, stop: StopRequest) -> bool:
+        """Whether this rank, or a rank that said so here, is asked to stop; in lockstep all ranks agree on it."""
+        if self.size == 1 or self._store is None:
+            return bool(stop)
+        if self.in_lockstep:
+            self.agree(stop, check=False)
+            return bool(stop)
+        if stop:
+            self._store.set(self._stop_key, "1")
+        return bool(stop) or bool(self._store.check([self._stop_key]))
+
+    def agree(self, stop: StopRequest, *, check: bool = True) -> None:
+        """Let all ranks know of a signal that one of them got.
+
+        Raises:
+            Stopped: there was one, and `check` is set.
+        """
+        number = int(max(number for (number,) in self.table([stop.number or 0])))
+        if number:
+            stop.number = number
+            if check:
+                raise Stopped(number)
+
+    def require_same(self, values: dict[str, str]) -> None:
+        """Check that all ranks have the same values, such as the hashes of what they train on.
+
+        Raises:
+            ConfigError: a rank has another value; names what differs.
+        """
+        of_all = self.gather(values)
+        for rank, others in enumerate(of_all):
+            if differing := [name for name, value in of_all[0].items() if others.get(name) != value]:
+                raise ConfigError(
+                    f"rank {rank} has not the same as rank 0: {', '.join(differing)} differ; give all ranks the same "
+                    "recipe, data, model and release of spantune"
+                )
+
+
+ALONE = Ranks()
+"""The ranks of a run that no launcher started."""
+
+_groups: list[Any] = []  # the group on the CPUs, once it is made
+_generation = 0
+
+
+def join(recipe: Config) -> Ranks:
+    """Join the processes that a launcher has started; returns `ALONE` where there is only this one.
+
+    Ranks other than 0 print nothing from then on but errors.
+
+    Raises:
+        ConfigError: the base cannot be divided as the recipe says, a GPU is missing, or the ranks do not meet.
+    """
+    global _generation
+    size = world_size()
+    if size == 1:
+        return ALONE
+    require_strategy(recipe)
+    timeout = timedelta(minutes=recipe.distributed.timeout_minutes)
+    if not _groups:
+        _meet(recipe, timeout)
+        with _together():
+            _groups.append(dist.new_group(backend="gloo", timeout=timeout))
+    if global_rank() > 0:
+        set_verbosity(quiet=True)
+        logging.getLogger("spantune").setLevel(logging.ERROR)  # rank 0 says the same
+    _generation += 1
+    in_lockstep = is_divided(recipe)
+    return Ranks(global_rank(), size, in_lockstep=in_lockstep, group=_groups[0], generation=_generation)
+
+
+def is_divided(recipe: Config) -> bool:
+    """Whether the layers of the base are divided over the ranks: by the recipe, or by `accelerate launch --use_fsdp`.
+
+    Never with a single process.
+    """
+    by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return world_size() > 1 and (recipe.distributed.strategy == "fsdp" or by_launcher)
+
+
+def require_strategy(recipe: Config) -> None:
+    """Check that the base can be trained by several processes as recipe and launcher say.
+
+    Raises:
+        ConfigError: the base is quantised or trained itself and is to be divided, or DeepSpeed is asked for.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ConfigError(
+            "DeepSpeed (ZeRO) is not supported; start with accelerate launch --multi_gpu or torchrun, and set "
+            "distributed.strategy=fsdp for a base that does not fit one GPU"
+        )
+    if recipe.distributed.strategy != "fsdp" and not is_divided(recipe):
+        return
+    if recipe.model.base in ("fp8", "nf4", "int8"):
+        raise ConfigError(
+            f"distributed.strategy=fsdp cannot divide a base of model.base={recipe.model.base}; set "
+            "distributed.strategy=ddp, with which every GPU holds this base, or model.base=bf16"
+        )
+    if recipe.lora.full:
+        raise ConfigError(
+            "distributed.strategy=fsdp divides a frozen base, and lora.full=true trains it; set distributed.strategy="
+            "ddp, or leave lora.full out"
+        )
+
+
+def first_failure(code: int, *, is_lost: bool) -> int | None:
+    """Return None where this rank is the first to fail, and has to say so; else the exit code of the one that was.
+
+    Args:
+        code: the exit code of this rank.
+        is_lost: whether it fails only because another one has ended, which is waited for.
+    """
+    try:
+        store = _connect(PATIENCE)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        failed, of_first = f"{FAILED}/{attempt}", f"{CODE}/{attempt}"
+        is_known = is_lost and _appears(store, of_first)  # if the lost one says nothing, it was killed
+        if not is_known and store.add(failed, 1) == 1:
+            store.set(of_first, str(code))
+            return None
+        return int(store.get(of_first)) if _appears(store, of_first) else code
+    except (KeyError, ValueError, RuntimeError):  # no store, or one that went with its rank
+        return None
+
+
+def _appears(store: Any, key: str) -> bool:
+    """Whether a key is in the store, or comes into it within PATIENCE."""
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while not store.check([key]):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _meet(recipe: Config, timeout: timedelta) -> None:
+    """Let accelerate make the process group."""
+    from accelerate import PartialState
+
+    device, size = pick_device(recipe.model.device), world_size()
+    if device.type == "cuda" and local_rank() >= (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"rank {global_rank()} has no GPU: this machine has {count}, and {local_rank() + 1} processes or more were "
+            f"started on it; start {count}, such as torchrun --nproc-per-node {count}"
+        )
+    place = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+    try:
+        state = PartialState(cpu=device.type == "cpu", timeout=timeout)
+    except (RuntimeError, ValueError) as error:  # torch's errors of the network are RuntimeErrors
+        taken = "address already in use" in str(error).lower()
+        remedy = "another program has the port; start torchrun with --standalone, or another --master-port"
+        raise ConfigError(
+            f"the {size} ranks did not meet at {place} ({first_line(error)}); "
+            + (remedy if taken else "start all of them, with the same --master-addr and --master-port")
+        ) from None
+    if state.num_processes != size:
+        raise ConfigError(
+            f"{size} processes were started, and accelerate joined {state.num_processes}; start them with torchrun or "
+            "accelerate launch, which set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        )
+
+
+def leave() -> None:
+    """Wait for all ranks at the end of a run, and let the group be closed when the process ends."""
+    if not _groups:
+        return
+    with _together():
+        dist.barrier(group=_groups[0])
+    atexit.unregister(_close)
+    atexit.register(_close)
+
+
+def _close() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _connect(timeout: timedelta) -> Any:
+    """A connection to the store at which the ranks meet."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(host, port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Turn the failure of a collective, which torch raises as a RuntimeError, into a RankLost."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        log.debug("a collective failed: %s", error)
+        raise RankLost(
+            "another rank has ended or does not answer; what was saved is whole: look at the messages of the other "
+            "ranks, and go on with spantune train --resume RUN, with as many ranks as you like"
+        ) from None

@@ -1,0 +1,90 @@
+"""A service that listens on a free port of this process."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx2
+import uvicorn
+
+from spantune.core import Extraction
+from spantune.extraction import load_run
+from spantune.serving import ServeSettings, create_app
+from spantune.serving.service import Service
+
+
+class Served:
+    """A service of a run, by each of `names`, which a real uvicorn serves in a thread.
+
+    `client` asks it, `service` is what works behind it, `app` is the app around that.
+    """
+
+    def __init__(self, run: Path, settings: ServeSettings, names: Sequence[str] = ("toy",)):
+        self.app = create_app({name: load_run(run, "cpu") for name in names}, settings)
+        self.service: Service = self.app.state.service
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx2.Client(base_url=self.url, timeout=60)
+        config = uvicorn.Config(self.app, http="h11", ws="none", log_config=None, access_log=False, server_header=False)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
+
+    def __enter__(self) -> Served:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join()
+
+    def extract(self, **body: Any) -> httpx2.Response:
+        """Ask `/v1/extract`."""
+        return self.client.post("/v1/extract", json=body)
+
+    def raw(self, sent: bytes) -> bytes:
+        """Send these bytes and return what comes back until the service closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(sent)
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+        return answer
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the models compute nothing inside the block."""
+        gate = threading.Event()
+        session = next(iter(self.service._lanes.values())).session
+        step = session.step
+
+        def wait_and_step() -> list[tuple[int, Extraction]]:
+            gate.wait()
+            return step()
+
+        session.step = wait_and_step  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            session.step = step  # type: ignore[method-assign]
+            gate.set()
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds, ten seconds at most."""
+        for _ in range(1000):
+            if holds():
+                return
+            time.sleep(0.01)
+        raise AssertionError("it does not hold after ten seconds")

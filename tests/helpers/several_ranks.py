@@ -1,0 +1,110 @@
+"""Runs jobs in two real processes that train together over gloo; also the script of one of these processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SECONDS = 120
+
+
+def run_jobs(jobs: list[dict[str, Any]], folder: Path, ranks: int = 2) -> list[tuple[int, list[dict[str, Any]], str]]:
+    """Run `jobs` in new processes; returns exit code, outcomes of the jobs and stderr of each rank.
+
+    A job has a `recipe` as plain values, or `resume`, a run folder; and may have `rank_1`, overrides for rank 1 only,
+    `copy`, where the folder to resume is copied to first, and `event`, what happens on rank 1 at a step: `oom`, `stop`
+    or `kill`. With `command` it goes through the command line, which ends the process.
+    """
+    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = os.environ | {name: str(value) for name, value in (launched | place).items()}
+        command = [sys.executable, __file__, str(folder)]
+        with (folder / f"stderr-{rank}").open("w") as errors:
+            processes.append(subprocess.Popen(command, env=environment, stderr=errors))
+    codes = [process.wait(SECONDS) for process in processes]
+    outcomes = [json.loads((folder / f"outcomes-{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
+    texts = [(folder / f"stderr-{rank}").read_text(encoding="utf-8") for rank in range(ranks)]
+    return list(zip(codes, outcomes, texts, strict=True))
+
+
+def _script(folder: Path) -> None:
+    from spantune.core import SpantuneError, Stopped, parse_config
+    from spantune.training import train
+
+    rank = int(os.environ["RANK"])
+    outcomes: list[dict[str, Any]] = []
+    for job in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):
+        if rank == 1:
+            _arrange(*job.get("event", (None, 0)))
+        if "copy" in job and rank == 0:
+            shutil.copytree(job["resume"], job["copy"])
+        (folder / f"outcomes-{rank}.json").write_text(json.dumps(outcomes), encoding="utf-8")
+        if job.get("command"):
+            _command(folder, job["recipe"])
+        try:
+            if "resume" in job:
+                result = train(resume=job["resume"])
+            else:
+                result = train(parse_config(job["recipe"], overrides=job.get("rank_1", []) if rank == 1 else []))
+            outcomes.append({"f1": result.scores.micro.f1})
+        except (SpantuneError, Stopped) as error:
+            outcomes.append({"error": str(error)})
+    (folder / f"outcomes-{rank}.json").write_text(json.dumps(outcomes), encoding="utf-8")
+
+
+def _command(folder: Path, recipe: dict[str, Any]) -> None:
+    import yaml
+
+    from spantune.cli import main
+
+    path = folder / f"recipe-{os.environ['RANK']}.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    sys.argv = ["spantune", "train", str(path)]
+    main()
+
+
+def _arrange(event: str | None, at: int) -> None:
+    """Let `event` happen in step number `at` of the next job."""
+    import torch
+
+    from spantune.training import StepRunner
+
+    run, part_loss = _ORIGINALS
+    pending = [event]
+
+    def with_event(self: Any, batch: Any, step: int, *more: Any) -> Any:
+        if step == at and event == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if step == at and event == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.is_short = step == at and event == "oom"
+        return run(self, batch, step, *more)
+
+    def short_of_memory(self: Any, part: Any, weight: int) -> Any:
+        if self.is_short and pending:
+            pending.clear()
+            raise torch.OutOfMemoryError("made up")
+        return part_loss(self, part, weight)
+
+    StepRunner.run = with_event  # type: ignore[method-assign]
+    StepRunner._part_loss = short_of_memory  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    from spantune.training import StepRunner
+
+    _ORIGINALS = (StepRunner.run, StepRunner._part_loss)
+    _script(Path(sys.argv[1]))

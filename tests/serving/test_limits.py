@@ -1,0 +1,81 @@
+"""What a request may hold, and what is said of one that holds too much or nonsense."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from helpers.served import Served
+
+HEAD = b"POST /v1/extract HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(served: Served) -> None:
+    answer = served.raw(HEAD + b"Content-Length: 99999999\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ") and b'"body_too_large"' in answer
+
+
+def test_a_chunked_body_is_counted(served: Served) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b'{"text": "'
+        for _ in range(20):
+            yield b"x" * 65536
+
+    answer = served.client.post("/v1/extract", content=parts(), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_a_body_that_does_not_arrive_is_given_up(serve_with: Callable[..., Any]) -> None:
+    with serve_with(timeout=0.2) as served:
+        answer = served.raw(HEAD + b'Content-Length: 20\r\n\r\n{"text"')
+    assert answer.startswith(b"HTTP/1.1 408 ") and b'"body_too_slow"' in answer
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b'{"text"', 400, "invalid_json"),
+        (b'{"text": "\xff"}', 400, "bad_request"),
+        (b"[" * 100_000, 400, "bad_request"),
+        (b"", 422, "invalid_request"),
+        (b"[]", 422, "invalid_request"),
+        (b"{}", 422, "invalid_request"),
+        (b'{"text": 1}', 422, "invalid_request"),
+        (b'{"documents": [{"text": "a", "id": "\\ud800"}]}', 422, "invalid_request"),
+        (b'{"\\ud800": "a"}', 422, "invalid_request"),
+        (b'{"text": "a", "model": "\\ud800"}', 422, "invalid_request"),
+        (b'{"text": "a", "documents": [{"text": "a"}]}', 422, "invalid_request"),
+        (b'{"documents": []}', 422, "invalid_request"),
+        (b'{"documents": [{"text": "a", "label": "b"}]}', 422, "invalid_request"),
+        (b'{"text": "a", "min_score": NaN}', 422, "invalid_request"),
+        (b'{"text": "a", "min_score": 2}', 422, "invalid_request"),
+        (b'{"text": "a", "labels": ["nope"]}', 422, "invalid_option"),
+        (b'{"text": "a", "overlap": -1}', 422, "invalid_request"),
+        (b'{"text": "a", "model": "nope"}', 404, "unknown_model"),
+        (b'{"documents": [' + b",".join([b'{"text": "a"}'] * 65) + b"]}", 413, "too_many_documents"),
+    ],
+)
+def test_nonsense_has_an_error_of_our_shape(served: Served, body: bytes, status: int, code: str) -> None:
+    answer = served.client.post("/v1/extract", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert (error["code"], set(error)) == (code, {"code", "message", "remedy"})
+    assert "Traceback" not in answer.text and "/" not in error["message"]
+
+
+def test_unknown_addresses_and_methods_have_it_too(served: Served) -> None:
+    assert served.client.get("/absent").json()["error"]["code"] == "not_found"
+    wrong = served.client.get("/v1/extract")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+
+
+def test_a_text_that_is_too_long_or_half_a_character_is_refused_alone(served: Served) -> None:
+    body = json.dumps({"documents": [{"text": "x" * 500_001}, {"text": "\ud800"}, {"text": "痨"}]})
+    answer = served.client.post("/v1/extract", content=body, headers={"Content-Type": "application/json"})
+    *refused, answered = answer.json()["documents"]
+    for document in refused:
+        assert (document["status"], document["problems"][0]["kind"], document["entities"]) == ("refused", "refused", [])
+    assert (answered["status"], len(answered["entities"])) == ("stopped", 1)
