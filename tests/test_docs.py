@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import os
 import re
@@ -68,7 +69,7 @@ def _spantune_arguments(line: str) -> Iterator[list[str]]:
 
 def _parse(arguments: list[str]) -> Any:
     """The context of the command that `arguments` name; nothing is run."""
-    command: Any = typer.main.get_command(app)
+    command = _commands()
     context = None
     while hasattr(command, "commands"):
         assert arguments, "a group needs a command"
@@ -76,6 +77,11 @@ def _parse(arguments: list[str]) -> Any:
         command, arguments = command.commands[arguments[0]], arguments[1:]
     context = command.make_context("spantune", list(arguments))
     return context
+
+
+@functools.cache
+def _commands() -> Any:
+    return typer.main.get_command(app)
 
 
 def _check_command(arguments: list[str]) -> None:
