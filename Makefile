@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 # Where it is set, each of some hundred processes compiles spantune again, and each test process all tests.
 unexport PYTHONDONTWRITEBYTECODE
-APART := $(MAKE) --no-print-directory -j2 -O
+APART := $(MAKE) --no-print-directory -j2
 
 .PHONY: setup demo test lint style types layers pages compiled format docs clean
 
@@ -28,21 +28,21 @@ test: setup
 	$(APART) types style layers pages compiled
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu" --cov --cov-report=term --cov-fail-under=90
 
-types:
+types: setup
 	$(BIN)/mypy
 
-style:
+style: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-layers:
+layers: setup
 	$(BIN)/lint-imports
 
-pages:
+pages: setup
 	$(BIN)/python docs/generate.py --check
 
 # Collected once, the tests are compiled for all test processes.
-compiled:
+compiled: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 --collect-only -q -m "not gpu" > /dev/null
 
 format: setup
