@@ -4,9 +4,9 @@
     python bench/scale.py --lengths lengths.json --gpus 8 64 --examples 512 --pack-tokens 8192
 
 A step is simulated pack by pack: its examples, with lengths drawn from `--lengths` or from CMeEE's means, are divided
-over the ranks and packed by the code that training uses. A pack takes a time for itself and one for each token, and never
-less than what the host needs to launch it. Gradients are summed once a step, by a ring. With FSDP the base is gathered
-twice for each pack.
+over the ranks and packed by the code that training uses. A pack takes a time for itself and one for each token, and
+never less than what the host needs to launch it. Gradients are summed once a step, by a ring. With FSDP the base is
+gathered twice for each pack.
 Everything is of Phi-4's shape; docs/scale.md says what follows.
 """
 
