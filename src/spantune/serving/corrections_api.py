@@ -19,6 +19,11 @@ from spantune.serving.schemas import SHORT, Strict
 router = APIRouter()
 NO_FOLDER = documented(_409="The service was started without a folder for corrections.")
 _ID = Field(max_length=256)
+_LINE = (
+    '{"id": "text-1c5b0e2a9d47", "text": "胸片示右下肺炎。", "entities": [{"start": 3, "end": 7, "label": "dis", '
+    '"text": "右下肺炎"}], "meta": {"model": "demo", "fingerprint": "baed9d7d15b1", '
+    '"time": "2026-11-28T15:37:22.006Z", "source": "page"}}\n'
+)
 
 
 class EntityIn(Strict):
@@ -102,7 +107,7 @@ async def save(sent: CorrectionIn, request: Request, service: ServiceOf) -> Save
 @router.get(
     "/v1/corrections",
     response_class=StreamingResponse,
-    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **NO_FOLDER},
+    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}, "example": _LINE}}}, **NO_FOLDER},
 )
 async def download(request: Request) -> StreamingResponse:
     """Return all corrections that were saved, as native JSONL."""
