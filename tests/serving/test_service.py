@@ -37,6 +37,33 @@ def test_a_full_queue_is_answered_429_before_the_body(serve_with: Callable[..., 
         assert served.extract(text="痨").status_code == 200
 
 
+def test_a_full_queue_refuses_label_studio_before_the_body_by_each_address(serve_with: Callable[..., Any]) -> None:
+    with serve_with(max_queue=1, max_documents=1) as served:
+        with served.held():
+            asking = threading.Thread(target=lambda: served.extract(text="痨"))
+            asking.start()
+            served.until(lambda: served.service.unfinished == 1)
+            for path in (b"/predict", b"/label-studio/toy/predict"):
+                request = REQUEST.replace(b"/v1/extract", path).replace(b"Host", b"Connection: close\r\nHost")
+                assert served.raw(request % (999, b"")).startswith(b"HTTP/1.1 429 ")
+            assert 'route="/label-studio/{run}/predict",status="429"' in served.client.get("/metrics").text
+        asking.join()
+
+
+def test_a_request_whose_client_left_does_not_wait_for_the_models(served: Served) -> None:
+    (lane,) = served.service._lanes.values()
+    with served.held():
+        keeping = threading.Thread(target=lambda: served.extract(text="痨"))
+        keeping.start()
+        served.until(lambda: len(lane.in_work) == 1)
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(REQUEST % (len(BODY), BODY))
+            served.until(lambda: len(lane.waiting) == 1)
+        served.until(lambda: served.service.unfinished == 1)
+        assert not lane.waiting  # also while the models compute, which may take long
+    keeping.join()
+
+
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 def test_a_client_that_leaves_frees_its_documents(served: Served, accept: str) -> None:
     request = REQUEST.replace(b"\r\n\r\n", b"\r\nAccept: " + accept.encode() + b"\r\n\r\n")

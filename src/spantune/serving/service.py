@@ -254,6 +254,8 @@ class Service:
                 request.is_over = True
                 self._open.discard(request)
                 self._accepted -= len(request.documents) - request.done
+                with contextlib.suppress(ValueError):  # where all of its documents are in work
+                    self._lanes[request.model].waiting.remove(request)
                 self._changed.notify_all()
 
     # From here on: the thread of the models.
