@@ -46,6 +46,7 @@ class CompletionsServer:
     most_at_once: int = 0
     hanging: int = 0
     port: int = 0
+    about: dict[str, Any] = field(default_factory=dict)  # the answers to /version and /props
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -95,7 +96,8 @@ class CompletionsServer:
                 biases = torch.tensor(list(matcher.compute_logit_bias()))[: len(logits)]
                 masked = logits.masked_fill(biases == 0, float("-inf"))
             ids.append(int(masked.argmax()))
-            logprobs.append(float(logits.log_softmax(-1)[ids[-1]]))
+            # vLLM's mask is in place before it takes log-probabilities
+            logprobs.append(float((masked if self.kind == "vllm" else logits).log_softmax(-1)[ids[-1]]))
             if matcher is not None:
                 matcher.consume_token(ids[-1])
         finish = "stop" if ids[-1] == stop else "length"
@@ -149,6 +151,8 @@ def serving(server: CompletionsServer, port: int = 0) -> Iterator[CompletionsSer
         def do_GET(self) -> None:
             if self.path == "/v1/models":
                 self._send(Response(200, server.models()))
+            elif self.path in server.about:
+                self._send(Response(200, server.about[self.path]))
             else:
                 self._send(Response(404, {"error": {"message": "nothing here"}}))
 

@@ -106,8 +106,14 @@ def extract(
         ),
     ] = "auto",
     concurrency: Annotated[
-        int, typer.Option(help="How many requests to send at a time.", min=1, rich_help_panel=SERVER)
-    ] = 16,
+        int | None,
+        typer.Option(
+            help="How many requests to send at a time. If not given, as many as suit the server: 192 for vLLM, the "
+            "slots of llama.cpp's server, else 16.",
+            min=1,
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
     timeout: Annotated[
         float,
         typer.Option(help="How many seconds to wait for a whole answer.", min=1, max=86_400, rich_help_panel=SERVER),
@@ -145,7 +151,7 @@ def extract(
     recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
     labels = RunFolder(run).task().labels if to == "label_studio" else ()
     reads = RunFolder(run).task().reads
-    if uncertain is not None and min_score is None and not reads and (url is None or not recipe.train.on_choices):
+    if uncertain is not None and min_score is None and not reads:
         min_score = 0  # what a threshold would leave out is what a person should look at
     view = ExtractionView.of_run(run, min_score) if html else None
     target = Target(out, to, html, resume, nested, force, uncertain=uncertain, labels=labels, view=view)

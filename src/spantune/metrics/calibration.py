@@ -105,6 +105,11 @@ class Calibration(Value):
 
     __str__ = __repr__
 
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether an entity can be below a threshold."""
+        return self.threshold is not None or bool(self.label_thresholds)
+
     def with_min_score(self, score: float) -> Calibration:
         """Return the same temperature with one threshold for all labels; 0 keeps all entities.
 

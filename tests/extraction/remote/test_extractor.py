@@ -31,7 +31,7 @@ from spantune.encoding import Encoder
 from spantune.extraction import Extractor, Server, Tally
 from spantune.extraction.remote.client import Client, Patience
 from spantune.extraction.remote.extractor import TRIAL, WITHOUT, RemoteExtractor
-from spantune.extraction.remote.protocol import Served, choose
+from spantune.extraction.remote.protocol import Served, choose, identify
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
 GOLD = [
@@ -82,7 +82,7 @@ def remote(server: CompletionsServer, **options: Any) -> RemoteExtractor:
         return RemoteExtractor(asked, choose(client.models(), asked), encoder(), SETTINGS)
 
 
-def same(found: list[Extraction], wanted: list[Extraction], scores: bool = True) -> None:
+def same(found: list[Extraction], wanted: list[Extraction], scores: bool = False) -> None:
     for one, other in zip(found, wanted, strict=True):
         assert (one.document, one.answer, one.status) == (other.document, other.answer, other.status)
         mine, theirs = ([e.score for e in item.document.entities] for item in (one, other))
@@ -93,7 +93,7 @@ def same(found: list[Extraction], wanted: list[Extraction], scores: bool = True)
 @pytest.mark.parametrize("kind", ["vllm", "llamacpp"])
 def test_a_server_says_what_the_model_says_here(model: Any, local: list[Extraction], kind: str) -> None:
     with serving(CompletionsServer(model, byte_tokenizer(MERGES), kind)) as server:
-        same(list(remote(server).stream(GOLD)), local)
+        same(list(remote(server).stream(GOLD)), local, scores=kind == "llamacpp")
         sent = sorted((tuple(request["prompt"]) for request in server.requests), key=str)
     assert sent == sorted((tuple(encoder().prompt_ids(document.text)) for document in GOLD), key=str)
     assert all(request["temperature"] == 0 and request["max_tokens"] == 150 for request in server.requests)
@@ -119,7 +119,7 @@ def test_a_server_without_grammar_is_read_and_checked(
     model: Any, local: list[Extraction], caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(CompletionsServer(model, byte_tokenizer(MERGES), "openai")) as server:
-        same(list(remote(server).stream(GOLD)), local, scores=False)
+        same(list(remote(server).stream(GOLD)), local)
         assert all(request.keys() == {"model", "prompt", "max_tokens", "temperature"} for request in server.requests)
     said = [record.getMessage() for record in caplog.records]
     assert (
@@ -132,7 +132,7 @@ def test_a_server_without_grammar_is_read_and_checked(
 def test_without_grammar_scores_are_those_of_free_decoding(model: Any) -> None:
     free = list(Extractor(model, encoder(), SETTINGS.model_copy(update={"grounded": False})).stream(GOLD))
     with serving(CompletionsServer(model, byte_tokenizer(MERGES))) as server:
-        same(list(remote(server, grammar="none").stream(GOLD)), free)
+        same(list(remote(server, grammar="none").stream(GOLD)), free, scores=True)
         assert not any("structured_outputs" in request for request in server.requests)
 
 
@@ -277,7 +277,7 @@ def test_ids_that_are_none_of_the_tokenizers_are_not_read(
     choice = {"text": text, "finish_reason": "stop", "token_ids": ids, "logprobs": {"token_logprobs": [logprob]}}
     answer: Trouble = lambda number, request: Response(200, {"choices": [choice]})  # noqa: E731
     with serving(CompletionsServer(model, byte_tokenizer(MERGES), kind, trouble=answer)) as server:
-        (found,) = remote(server).stream(GOLD[:1])
+        (found,) = remote(server, grammar="none").stream(GOLD[:1])
     assert found.document == GOLD[0] and not found.problems
     assert [entity.score for entity in found.document.entities] == [None, None]
     assert "without scores" in caplog.text or "have no scores" in caplog.text
@@ -424,7 +424,11 @@ def test_a_model_trained_on_choices_needs_the_grammar(model: Any, local: list[Ex
     with serving(CompletionsServer(model, byte_tokenizer(MERGES))) as server:
         asked = Server(server.url)
         choices = RemoteExtractor(asked, Served("tiny", "vllm"), encoder(), SETTINGS, on_choices=True)
-        same(list(choices.stream(GOLD)), local, scores=False)
+        same(
+            list(choices.stream(GOLD)), list(Extractor(model, encoder(), SETTINGS, on_choices=True).stream(GOLD)), True
+        )
+        wide = RemoteExtractor(asked, Served("tiny", "llamacpp"), encoder(), SETTINGS, on_choices=True)
+        assert choices.gives_scores and not wide.gives_scores
     for served, options in ((Served("tiny"), {}), (Served("tiny", "vllm"), {"grammar": "none"})):
         with pytest.raises(ConfigError, match="cannot answer without the grammar"):
             RemoteExtractor(Server(asked.url, **options), served, encoder(), SETTINGS, on_choices=True)  # type: ignore[arg-type]
@@ -438,6 +442,30 @@ def test_a_format_without_a_grammar_for_the_server_is_said_or_refused(caplog: py
         assert f"format inline have no grammar that a server of the kind {kind} takes" in caplog.text
         with pytest.raises(ConfigError, match=rf"--grammar {kind}: answers of the format inline.*--grammar none"):
             RemoteExtractor(Server("http://127.0.0.1:9/v1", grammar=kind), Served("tiny", kind), inline, SETTINGS)  # type: ignore[arg-type]
+
+
+def test_the_engine_is_asked_what_it_is_and_how_much_it_takes(model: Any) -> None:
+    def known(kind: str, about: dict[str, Any], **options: Any) -> RemoteExtractor:
+        with serving(CompletionsServer(model, byte_tokenizer(MERGES), kind, about=about)) as server:
+            asked = Server(server.url, **options)
+            with Client(asked) as client:
+                served = identify(choose(client.models(), asked), client)
+        return RemoteExtractor(asked, served, encoder(), SETTINGS)
+
+    found = [
+        known("vllm", {"/version": {"version": "0.26.0"}}),
+        known("llamacpp", {"/props": {"total_slots": 6, "build_info": "b10605"}}),
+        known("llamacpp", {"/props": {"total_slots": "many"}}),
+        known("vllm", {}, concurrency=3),
+        known("openai", {"/version": {"version": "9"}, "/props": {"total_slots": 99}}),
+    ]
+    assert [(one.served.engine, one.server.concurrency) for one in found] == [
+        ("vLLM 0.26.0", 192),
+        ("llama.cpp b10605", 6),
+        ("llama.cpp", 16),
+        ("vLLM", 3),
+        ("a server of OpenAI's protocol", 16),
+    ]
 
 
 # --- keys and addresses ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -153,7 +154,7 @@ def test_while_a_server_is_down_one_request_at_a_time_probes_it() -> None:
         for thread in threads:
             thread.start()
         time.sleep(0.5)
-        probes = most[8:]  # the first wave was sent before the failure was known
+        probes = most[16:]  # the first wave was sent before the failure was known, and ends beside the first probes
         up.set()
         for thread in threads:
             thread.join(20)
@@ -211,3 +212,26 @@ def test_a_refusal_that_is_longer_than_any_answer_is_one_too() -> None:
         pytest.raises(Refused, match="has more than"),
     ):
         client.complete({"prompt": [1]}, lambda body: body)
+
+
+def test_a_busy_server_gets_fewer_requests_at_a_time_and_more_again_as_it_answers() -> None:
+    breaker = Breaker(Patience(first=0.001, longest=0.001, seconds=60), concurrency=8)
+    tickets = [breaker.enter() for _ in range(8)]
+    breaker.answered()
+    for ticket in tickets[1:]:
+        breaker.busy(ticket, "429")
+    assert int(breaker.limit) == 3, "refusals of requests that were sent together count once"
+    sent = [breaker.enter() for _ in range(3)]
+    with ThreadPoolExecutor() as pool:
+        fourth = pool.submit(breaker.enter)
+        time.sleep(0.05)
+        assert not fourth.done()
+        breaker.answered()
+        breaker.busy(fourth.result(5), "429")
+    assert int(breaker.limit) == 1
+    for _ in sent[1:]:
+        breaker.answered()
+    for _ in range(40):
+        breaker.enter()
+        breaker.answered()
+    assert breaker.limit == 8

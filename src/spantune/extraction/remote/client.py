@@ -53,11 +53,16 @@ class Patience:
         return max(pause, error.seconds if isinstance(error, _Busy) else 0.0)
 
 
+CONCURRENCY = 16
+"""Requests at a time to a server of which nothing is known."""
+
+
 @dataclass(frozen=True, eq=False)
 class Ticket:
-    """The permission to send one request: how often the server had answered by then."""
+    """The permission to send one request: how often the server had answered by then, and the cuts of the limit."""
 
     answers: int
+    cuts: int
 
 
 class Breaker:
@@ -65,10 +70,18 @@ class Breaker:
 
     A failure counts if the server has answered nothing since its request was sent: a late failure of an older request
     says nothing of the server as it is now. After too long without an answer the server is given up for all threads.
+    While a busy server answers others, fewer requests are sent at a time: half as many after a refusal, and one more
+    for as many answers as are sent at a time (additive increase, multiplicative decrease, as TCP has it).
+
+    Args:
+        patience: how a server that fails is waited for.
+        concurrency: the most requests at a time.
     """
 
-    def __init__(self, patience: Patience):
+    def __init__(self, patience: Patience, concurrency: int = CONCURRENCY):
         self._patience = patience
+        self._most, self.limit = concurrency, float(concurrency)
+        self._in_flight = self._cuts = 0
         self._changed = threading.Condition()
         self._answers = 0
         self._since: float | None = None  # of the first failure since the last answer
@@ -88,19 +101,32 @@ class Breaker:
                 if self.given_up.is_set():
                     raise ModelError(f"the server is given up: {self._reason}; see to it, and go on with --resume")
                 wait = self._next_probe - time.monotonic()
-                if self._since is None or (self._probe is None and wait <= 0):
+                if self._since is None and self._in_flight < int(self.limit):
                     break
-                self._changed.wait(None if self._probe else wait)
-            ticket = Ticket(self._answers)
+                if self._since is not None and self._probe is None and wait <= 0:
+                    break
+                self._changed.wait(None if self._since is None or self._probe else wait)
+            ticket = Ticket(self._answers, self._cuts)
+            self._in_flight += 1
             if self._since is not None:
                 self._probe = ticket
             return ticket
+
+    def busy(self, ticket: Ticket, reason: str) -> None:
+        """Record that the server refused a request for now; refusals of requests sent together halve the limit once."""
+        with self._changed:
+            if ticket.cuts == self._cuts:
+                self._cuts += 1
+                self.limit = max(1.0, min(self.limit, self._in_flight) / 2)
+        self.failed(ticket, reason)
 
     def failed(self, ticket: Ticket, reason: str) -> None:
         """Record that a request had no answer."""
         now = time.monotonic()
         with self._changed:
+            self._in_flight -= 1
             if ticket.answers != self._answers:
+                self._changed.notify_all()
                 return
             self._since = self._since or now
             duration = now - self._since
@@ -116,6 +142,8 @@ class Breaker:
     def answered(self) -> None:
         """Record that the server answers."""
         with self._changed:
+            self._in_flight -= 1
+            self.limit = min(self._most, self.limit + 1 / self.limit)
             self._answers += 1
             self._since = self._probe = None
             self._failed_probes, self._next_probe = 0, 0.0
@@ -141,7 +169,7 @@ class Server:
         url: its address, including /v1.
         model: its name for the model; None for a server with one model.
         grammar: how a grammar is sent: for vLLM, for llama.cpp, `auto` (by the kind of the server), or not at all.
-        concurrency: maximum number of requests at a time.
+        concurrency: maximum number of requests at a time; None for what suits the server (see `Served.concurrency`).
         timeout: seconds that a whole answer may take, from the request to its last byte.
         attempts: after so many failures a document is given up, if the server answers otherwise.
         patience: how a server that does not answer is waited for.
@@ -153,7 +181,7 @@ class Server:
     url: str
     model: str | None = None
     grammar: Grammar = "auto"
-    concurrency: int = 16
+    concurrency: int | None = None
     timeout: float = 180.0
     attempts: int = 4
     patience: Patience = field(default_factory=Patience)
@@ -242,7 +270,7 @@ class _Deadline:
 
 
 MODELS_BYTES = 4 * 2**20
-"""Most bytes of the list of models."""
+"""Most bytes of the list of models, and of what a server says of itself."""
 SPARE_BYTES, TOKEN_BYTES, PROMPT_TOKEN_BYTES = 2**20, 2048, 32
 """Most bytes of an answer: some for all else, and so many for each token of the answer and of the prompt."""
 
@@ -254,13 +282,14 @@ class Client:
         self.server = server
         key = os.environ.get(KEY_VARIABLE)
         near = urlsplit(server.url).hostname in ("127.0.0.1", "localhost", "::1")
-        self._breaker = Breaker(server.patience)
+        concurrency = server.concurrency or CONCURRENCY
+        self._breaker = Breaker(server.patience, concurrency)
         self._http = httpx.Client(
             base_url=server.url.rstrip("/") + "/",
             # a body that was compressed could be of any size
             headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(server.timeout + 10.0, connect=10.0),
-            limits=httpx.Limits(max_connections=server.concurrency + 1, max_keepalive_connections=0),
+            limits=httpx.Limits(max_connections=concurrency + 1, max_keepalive_connections=0),
             trust_env=not near,  # the proxy of the environment is not for this machine
             event_hooks={"response": [self._drop_if_closed]},
         )
@@ -297,6 +326,16 @@ class Client:
             ) from None
         return models
 
+    def about(self, path: str) -> Mapping[str, object]:
+        """Return what the server says of itself at `path` beside /v1; nothing where that cannot be read."""
+        root = self.server.url.rstrip("/").removesuffix("/v1")
+        try:
+            reply = self._send("GET", f"{root}/{path}", MODELS_BYTES)
+            body = reply.json() if reply.status == 200 else None
+        except (httpx.HTTPError, Refused, ValueError):
+            return {}
+        return body if isinstance(body, dict) else {}
+
     def complete(self, request: Mapping[str, object], read: Callable[[object], Answer]) -> Answer:
         """Send `request`, with retries, and return what `read` makes of the response.
 
@@ -321,7 +360,7 @@ class Client:
                 self._check(reply)
                 answer = read(reply.json())
             except _Busy as busy:
-                self._breaker.failed(ticket, str(busy))
+                self._breaker.busy(ticket, str(busy))
                 raise
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 self._breaker.failed(ticket, f"it cannot be reached ({error})")

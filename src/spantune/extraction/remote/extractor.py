@@ -4,8 +4,9 @@ The task, the tokenizer, the settings and the calibration come from a run; no we
 concurrently, results keep the order of the documents. A server gets the grammar of the whole answer and does not stop
 an answer that repeats itself, so an entity may be written twice, which is then reported. A text whose grammar the
 server refuses is asked without, which is a problem of that text. A server without grammars is asked without, and its
-answers are parsed and checked. Scores need token ids and log-probabilities, which vLLM and
-llama.cpp return.
+answers are parsed and checked. Scores need token ids and log-probabilities, which vLLM and llama.cpp return. They must
+also be of the kind of which the run's scores are made (see `Served.gives_scores`): scores of another kind would not fit
+the run's thresholds, so that entities then have none.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from spantune.encoding import Encoder
 from spantune.extraction.chunked import as_documents, by_chunks, cutter
 from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.remote.client import Client, Overrun, Refused, Server
-from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose
+from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose, identify
 from spantune.extraction.result import Written, calibrated, failure, read_answer
 from spantune.metrics import Calibration
 from spantune.models import check_head_files, load_tokenizer
@@ -43,7 +44,10 @@ from spantune.runs import RunFolder
 AHEAD = 4
 """How many finished requests may wait for an earlier one, for each request that may be sent at a time."""
 TRIAL = 16
-"""A server that refuses the grammars of so many texts, and accepts none, is asked without from there on."""
+"""A server that refuses the grammars of so many texts, and accepts none, is asked without from there on.
+
+Of so many answers it is also seen whether they follow their grammar, where scores do not need that of every answer.
+"""
 WITHOUT = "asked without its grammar, which the server does not take: what the answer holds was only checked"
 """The problem of a text that was answered without its grammar; the same words whether the grammar was tried or not."""
 log = logging.getLogger(__name__)
@@ -57,8 +61,7 @@ class RemoteExtractor:
         served: the model that is asked.
         encoder: the model's tokenizer and the task.
         settings: the limit of an answer, chunks, and whether to decode under the grammar.
-        on_choices: whether the model was trained on choices: it then needs the grammar, and has no scores, since
-            servers do not return probabilities that are normalised over the tokens of the grammar.
+        on_choices: whether the model was trained on choices: it then needs the grammar.
 
     Raises:
         ConfigError: the model needs a grammar and the server is asked without, or the answer format has no grammar of
@@ -74,7 +77,8 @@ class RemoteExtractor:
         *,
         on_choices: bool = False,
     ):
-        self.server, self.served, self.encoder = server, served, encoder
+        self.server = replace(server, concurrency=server.concurrency or served.concurrency)
+        self.served, self.encoder = served, encoder
         self.settings = settings or config.Extract()
         require_grammar(self.settings, on_choices=on_choices)
         self.calibration: Calibration | None = None
@@ -84,7 +88,9 @@ class RemoteExtractor:
         self._trial, self._texts = _Trial(), 0
         self._refusal: str | None = None  # the first refusal of a grammar
         self._warnings: set[str] = set()
-        self._constraint = constraint_of(encoder.tokenizer, len(encoder.tokenizer), encoder.stop_id)
+        self._checked = 0  # answers that were followed with their grammar
+        self._vocabulary = len(encoder.tokenizer)  # counted anew by every call of len, which takes half a millisecond
+        self._constraint = constraint_of(encoder.tokenizer, self._vocabulary, encoder.stop_id)
         if self._has_grammar and not is_known:
             problem = f"answers of the format {encoder.task.answer} have no grammar that a server of the kind "
             problem += f"{served.kind} takes"
@@ -97,6 +103,21 @@ class RemoteExtractor:
                 "the run was trained on choices (train.loss_on) and cannot answer without the grammar; give --grammar "
                 "vllm or llamacpp, for a server that takes it, or decode here"
             )
+        self.gives_scores = served.gives_scores(on_choices=on_choices, has_grammar=self._has_grammar)
+        """Whether entities have scores; the run's thresholds fit no others."""
+
+    @property
+    def why_no_scores(self) -> str:
+        """Why the server's log-probabilities are none of which the scores of this run can be made."""
+        if self.on_choices:
+            return (
+                f"{self.served.engine} gives log-probabilities over the whole vocabulary, and the scores of this run, "
+                "trained on choices (train.loss_on), are over what the grammar allows"
+            )
+        return (
+            f"under a grammar {self.served.engine} gives log-probabilities among the allowed tokens only, and the "
+            "scores of this run, trained on whole answers (train.loss_on), are over the whole vocabulary"
+        )
 
     def stream(self, documents: Iterable[str | Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; see `Extractor.stream`.
@@ -115,8 +136,9 @@ class RemoteExtractor:
 
     def _ask_all(self, strict: bool, texts: Iterator[Document]) -> Iterator[Extraction]:
         """Send requests for all `texts`, several at a time; yields their Extractions in order."""
-        most = self.server.concurrency * AHEAD
-        free = threading.Semaphore(self.server.concurrency)
+        concurrency = self.server.concurrency or self.served.concurrency
+        most = concurrency * AHEAD
+        free = threading.Semaphore(concurrency)
         waiting: deque[Future[Extraction]] = deque()
         with Client(self.server) as client:
             for text in texts:
@@ -204,18 +226,20 @@ class RemoteExtractor:
         if ids and ids[-1] == self.encoder.stop_id:
             ids.pop()
         if not ids:
-            if answer.text and not self.on_choices:
+            if answer.text and self.gives_scores:
                 self._warn("the server gives no token ids with log-probabilities: entities have no scores")
             return Written(answer.text, status)
-        if not all(0 <= index < len(self.encoder.tokenizer) for index in ids):  # the server has another tokenizer
+        if not all(0 <= index < self._vocabulary for index in ids):  # the server has another tokenizer
             what = "follow the grammar that was sent" if grammar is not None else "consist of the run's tokens"
             self._warn(f"an answer does not {what}: it is read as the server spells it, without scores")
             return Written(answer.text, status)
         # decoded here, since a server may drop special tokens from its text
         text = self.encoder.decode(ids)
-        for index in self._forced(ids, grammar) if grammar is not None else ():
-            logprobs[index] = None
-        return Written(text, status) if self.on_choices else Written(text, status, ids, logprobs)
+        if grammar is not None and (self.gives_scores or self._checked < TRIAL):
+            self._checked += 1  # by several threads: a few answers more or less are checked
+            for index in self._forced(ids, grammar):
+                logprobs[index] = None
+        return Written(text, status, ids, logprobs) if self.gives_scores else Written(text, status)
 
     def _forced(self, ids: list[int], grammar: str) -> Iterator[int]:
         """Yield the indices of the tokens that the grammar forced."""
@@ -293,8 +317,8 @@ def load_remote(
     """Load the RemoteExtractor of a finished run whose model `server` serves; the other arguments are as in `load_run`.
 
     Raises:
-        ConfigError: `min_score` is not a probability or cannot be applied, the server does not have the model, or the
-            run reads spans.
+        ConfigError: `min_score` is not a probability, or is not 0 where the server's log-probabilities make no scores
+            of this run (see `Served.gives_scores`); the server does not have the model; or the run reads spans.
         RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
         ModelError: the server cannot be reached.
     """
@@ -307,16 +331,30 @@ def load_remote(
         )
     check_head_files(folder.adapter, task)
     calibration = Calibration.load(folder.path)
-    on_choices = recipe.train.on_choices
     if min_score is not None:
-        if on_choices:
-            raise ConfigError(
-                "--min-score: the run was trained on choices (train.loss_on), whose scores no server gives; decode here"
-            )
         calibration = (calibration or Calibration()).with_min_score(min_score)
     encoder = Encoder(load_tokenizer(folder.adapter, recipe.model.source), task, recipe.train.max_tokens)
     with Client(server) as client:
-        served = choose(client.models(), server)
-    extractor = RemoteExtractor(server, served, encoder, settings or recipe.extract, on_choices=on_choices)
-    extractor.calibration = calibration
+        served = identify(choose(client.models(), server), client)
+    extractor = RemoteExtractor(server, served, encoder, settings or recipe.extract, on_choices=recipe.train.on_choices)
+    log.info(
+        "%s: %s, model %s, %s tokens at most, %d requests at a time",
+        server.url, served.engine, served.model, served.window or "unknown", extractor.server.concurrency,
+    )  # fmt: skip
+    if extractor.gives_scores:
+        extractor.calibration = calibration
+        return extractor
+    if min_score:
+        raise ConfigError(
+            f"--min-score: {extractor.why_no_scores}; give --min-score 0 for all entities without scores, "
+            "or decode here"
+        )
+    if min_score is None:
+        what = "entities have no scores"
+        what += ", and the run's thresholds are not applied" if calibration and calibration.has_thresholds else ""
+        log.warning(
+            "%s: %s: %s; --min-score 0 accepts that; for scores decode here%s",
+            server.url, extractor.why_no_scores, what,
+            "" if extractor.on_choices else ", or send no grammar (--grammar none)",
+        )  # fmt: skip
     return extractor

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TypeGuard
 
-from spantune.core import ConfigError, ModelError, half_surrogate, nearest
+from spantune.core import ConfigError, ModelError, encodable, half_surrogate, nearest
 from spantune.encoding import WRITINGS, Encoder, Tokenizer, gbnf
-from spantune.extraction.remote.client import Overrun, Server
+from spantune.extraction.remote.client import CONCURRENCY, Client, Overrun, Server
 
 _OWNERS = {"vllm": "vllm", "llamacpp": "llamacpp"}
 # a model's default may penalise repetition, which breaks every answer
@@ -34,13 +34,50 @@ GRAMMARS: Mapping[str, Collection[str]] = {
 }
 
 
+_ABOUT = {"vllm": "version", "llamacpp": "props"}
+"""Where each kind of server says what it is."""
+VLLM_CONCURRENCY = 192
+"""Requests at a time to vLLM, which does not say its `--max-num-seqs` (256 by default): those beyond it only wait."""
+MOST_SLOTS = 1024
+
+
 @dataclass(frozen=True)
 class Served:
-    """The model that is asked: its name, its server's kind (`vllm`, `llamacpp` or `openai`) and its limit of tokens."""
+    """The model that is asked.
+
+    Args:
+        model: its name.
+        kind: its server's: `vllm`, `llamacpp` or `openai`.
+        window: its limit of tokens.
+        version: the server's.
+        slots: how many requests the server computes at a time, where it says so.
+    """
 
     model: str
     kind: str = "openai"
     window: int | None = None
+    version: str = ""
+    slots: int | None = None
+
+    @property
+    def concurrency(self) -> int:
+        """The requests at a time that suit the server."""
+        return VLLM_CONCURRENCY if self.kind == "vllm" else self.slots or CONCURRENCY
+
+    @property
+    def engine(self) -> str:
+        """The server's kind and version, for people."""
+        name = {"vllm": "vLLM", "llamacpp": "llama.cpp"}.get(self.kind, "a server of OpenAI's protocol")
+        return f"{name} {self.version}".strip()
+
+    def gives_scores(self, *, on_choices: bool, has_grammar: bool) -> bool:
+        """Whether the server's log-probabilities are those of which a run's scores are made.
+
+        They are over the whole vocabulary where a run was trained on whole answers, and over the tokens that the
+        grammar allows where it was trained on choices. vLLM has the second kind under a grammar, whose mask it applies
+        before it takes them, and the first kind without one; llama.cpp always has the first kind.
+        """
+        return on_choices == (self.kind == "vllm" and has_grammar)
 
 
 @dataclass(frozen=True)
@@ -73,6 +110,20 @@ def choose(models: Sequence[Mapping[str, object]], server: Server) -> Served:
         kind = server.grammar
     windows = [size for model in models if isinstance(size := model.get("max_model_len"), int)]
     return Served(name, kind, min(windows, default=None))
+
+
+def identify(served: Served, client: Client) -> Served:
+    """Ask the server for its version and its slots; what it does not say stays unknown."""
+    path = _ABOUT.get(served.kind)
+    if path is None:
+        return served
+    about = client.about(path)
+    version, slots = about.get("build_info" if served.kind == "llamacpp" else "version"), about.get("total_slots")
+    return replace(
+        served,
+        version=encodable(version)[:40] if isinstance(version, str) else "",
+        slots=slots if type(slots) is int and 0 < slots <= MOST_SLOTS else None,
+    )
 
 
 @dataclass(frozen=True)
