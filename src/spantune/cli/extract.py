@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import names
-from spantune.cli.libraries import quiet
+from spantune.cli.libraries import quiet, quiet_children
 from spantune.cli.options import (
     AcceptChanges,
     Device,
@@ -209,7 +209,8 @@ def extract(
 
     def load() -> Engine:
         if chosen_devices:
-            quiet(recipe.model.source)
+            quiet_children()
+            say(f"loading {recipe.model.source.removeprefix('bundled:')} in {len(chosen_devices)} processes …")
             from spantune.extraction import DeviceEngine, DeviceSettings
 
             settings = DeviceSettings(run, recipe.extract, min_score, accept_changes)
@@ -277,7 +278,7 @@ def _on_ray(task: Task, cluster: Cluster, out: Path | None, to: str, *, resume: 
         raise ConfigError(f"--engine ray writes native or parquet, not {to}; convert its parts: spantune data convert")
     folder = re.sub(r"^([a-z][a-z0-9+.-]*):/(?!/)", r"\1://", str(out))  # a Path has one slash where a URL has two
     tally, started = Tally(), time.perf_counter()
-    quiet(RunFolder(task.run).config().model.source)
+    quiet_children()
     try:
         extract_on_ray(task, cluster, folder, "parquet" if to == "parquet" else "native", tally, resume=resume)
     finally:
@@ -307,7 +308,7 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target | None
     from spantune.extraction import SHOWN
 
     report_left_out(calibration, tally.below_threshold)
-    for note, count in tally.notes.items():
+    for note, count in (+tally.notes).items():
         say(f"{count} × {note}")
     if tally.contradicted:
         say(f"{tally.contradicted} entities left out, which the next chunk of their text contradicts")

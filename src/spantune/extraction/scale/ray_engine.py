@@ -12,11 +12,14 @@ import os
 import pickle
 import re
 import socket
+import subprocess
+import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spantune.core import (
     ConfigError,
@@ -32,18 +35,21 @@ from spantune.core import (
     track,
     waiting,
 )
-from spantune.extraction.extractor import Extractor
-from spantune.extraction.loading import load_run
 from spantune.extraction.outputs import Tally
 from spantune.extraction.scale.parts import Folder, Plan, To
 from spantune.extraction.scale.shards import Shard, Survey, part_size, read, require_unique, shards_of, survey
 from spantune.extraction.scale.sources import Source, find_sources
 from spantune.metrics import Calibration
-from spantune.models import check_head_files, hash_files
+from spantune.models import hash_files
 from spantune.runs import RunFolder, trained_files
+
+if TYPE_CHECKING:  # this process loads no model
+    from spantune.extraction.extractor import Extractor
 
 CONNECT_SECONDS = 10.0
 """How long an address may take to accept a connection."""
+HEALTH_SECONDS = 30.0
+"""How long the head of a cluster may take to say that it is well."""
 TRIES = 5
 """How often a part is begun again after its worker died."""
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^\s/:]+|\[[^\]]+\]):(?P<port>\d{1,5})")
@@ -97,8 +103,7 @@ class Task:
             RunError: as `load_run`.
         """
         folder = RunFolder(self.run)
-        task = folder.adapter_task(accept_changes=self.accept_changes)
-        check_head_files(folder.adapter, task)
+        folder.adapter_task(accept_changes=self.accept_changes)
         calibration = Calibration.load(self.run)
         if self.min_score is not None:
             calibration = (calibration or Calibration()).with_min_score(self.min_score)
@@ -190,15 +195,17 @@ def _outcomes(shards: Sequence[Shard], worker: tuple[Task, Folder, bool, _Resour
 
     task, folder, several, resources = worker
     dataset = ray.data.from_items([{"part": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards))
-    results = dataset.map_batches(
-        Worker,
-        batch_size=1,
-        compute=ActorPoolStrategy(size=min(resources.workers, len(shards)), max_tasks_in_flight_per_actor=2),
-        fn_constructor_kwargs={"task": task, "folder": folder, "several": several, "threads": resources.cpus},
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus or None,
-        ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": TRIES},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how retries are given goes in 2.64, which the bound of the extra leaves out
+        results = dataset.map_batches(
+            Worker,
+            batch_size=1,
+            compute=ActorPoolStrategy(size=min(resources.workers, len(shards)), max_tasks_in_flight_per_actor=2),
+            fn_constructor_kwargs={"task": task, "folder": folder, "several": several, "threads": resources.cpus},
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus or None,
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": TRIES},
+        )
     try:
         for row in results.iter_rows():
             outcome = pickle.loads(row["outcome"])
@@ -238,6 +245,8 @@ class Worker:
 
     def _load(self) -> Extractor:
         import torch
+
+        from spantune.extraction.loading import load_run
 
         torch.set_num_threads(self._threads)
         task = self._task
@@ -327,20 +336,34 @@ def _connected(address: str | None) -> Iterator[Any]:
     else:
         _require_answer(address)
         options |= {"address": address}
+    say("starting Ray on this machine …" if address is None else f"connecting to Ray at {address} …")
     try:
-        with waiting("starting Ray …" if address is None else f"connecting to Ray at {address} …"):
+        with nullcontext() if is_verbose() else _silenced():
             ray.init(**options)
     except Exception as error:  # Ray raises a dozen types
         if address is None:
-            raise RunError(
-                f"Ray cannot be started here: {first_line(error)}; see /tmp/ray/session_latest/logs"
-            ) from None
+            remedy = "see /tmp/ray/session_latest/logs"
+            raise RunError(f"Ray cannot be started here: {first_line(error)}; {remedy}") from None
         raise _no_answer(address, first_line(error)) from None
     try:
         _quiet(ray)
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Drop what Ray's C++ parts write to stderr inside the block; its errors are raised too."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _quiet(ray: Any) -> None:
@@ -367,6 +390,12 @@ def _require_answer(address: str) -> None:
         socket.create_connection((match["host"].strip("[]"), int(match["port"])), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise _no_answer(address, first_line(error)) from None
+    if not address.startswith("ray://"):  # the client of these has a limit of its own; ray.init waits for ever
+        check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        try:
+            subprocess.run(check, check=True, capture_output=True, timeout=HEALTH_SECONDS)
+        except (subprocess.SubprocessError, OSError):
+            raise _no_answer(address, f"what listens there is no Ray head within {HEALTH_SECONDS:g} s") from None
 
 
 def _no_answer(address: str, problem: str) -> ConfigError:
