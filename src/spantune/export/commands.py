@@ -6,6 +6,7 @@ that a server adds nothing to it.
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
