@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from spantune.core import ConfigError, os_error, say
 from spantune.extraction import load_runs
@@ -26,6 +27,8 @@ from spantune.serving.settings import ServeSettings
 ENGINE_DOWN = 70
 """The exit code where the models do not answer any more: EX_SOFTWARE of sysexits.h, that of every bug of ours."""
 KEEP_ALIVE_SECONDS = 15
+HEAD_SECONDS = 30.0
+"""How long a request's headers may take to arrive, from when its connection is opened or its first byte comes."""
 PARTING_SECONDS = 1.0
 """How long it goes on to listen after a signal at least, and refuses, so that clients that just ask are told."""
 LAST_SECONDS = 5
@@ -51,7 +54,7 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
         app = create_app(extractors, settings)
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=Protocol,
             ws="none",
             log_config=None,
             access_log=False,
@@ -98,6 +101,42 @@ def _listener(settings: ServeSettings) -> socket.socket:
             "one, and as --host an address of this machine"
         ) from None
     return listener
+
+
+class Protocol(H11Protocol):
+    """uvicorn's HTTP, which closes connections whose next request does not arrive: silent ones would pile up."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Take a part of a request."""
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        super().connection_lost(exc)
+        self._unwatch_head()
+
+    def _watch_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._unwatch_head()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _unwatch_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
