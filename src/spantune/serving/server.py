@@ -26,6 +26,10 @@ from spantune.serving.settings import ServeSettings
 
 ENGINE_DOWN = 70
 """The exit code where the models do not answer any more: EX_SOFTWARE of sysexits.h, that of every bug of ours."""
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""The variables of PyTorch's caches of CPU kernels, of which each length of a pass needs its own: 1,024 by default."""
+KERNELS = "64"
+"""How many kernels each keeps: more than a pass uses."""
 KEEP_ALIVE_SECONDS = 15
 HEAD_SECONDS = 30.0
 """How long a request's headers may take to arrive, from when its connection is opened or its first byte comes."""
@@ -50,6 +54,7 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
     settings = settings or ServeSettings()
     listener = _listener(settings)  # so that a port that is taken is known before the models are loaded
     with listener:
+        bound_kernel_caches()
         extractors = load_runs(runs, settings.device, min_score=settings.min_score)
         app = create_app(extractors, settings)
         config = uvicorn.Config(
@@ -68,6 +73,15 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
         listener.listen(config.backlog)
         server.run([listener])
     return ENGINE_DOWN if app.state.service.failure is not None else 0
+
+
+def bound_kernel_caches() -> None:
+    """Keep few kernels for CPUs, so that memory does not grow by hundreds of MB; call it before a model computes.
+
+    A limit that the user has set stays.
+    """
+    for name in KERNEL_CACHES:
+        os.environ.setdefault(name, KERNELS)
 
 
 def address_of(listener: socket.socket) -> str:
