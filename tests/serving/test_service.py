@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import platform
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.served import Served
 from spantune.core import Document
+from spantune.serving import service
 from spantune.serving.errors import ApiError
 
 BODY = json.dumps({"text": "痨"}).encode()
@@ -170,3 +174,19 @@ def test_options_are_checked_against_the_run(served: Served) -> None:
 
     with pytest.raises(ApiError, match="no label 'nope'"):
         asyncio.run(ask())
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="only glibc gives memory back when it is told to")
+def test_memory_with_gaps_is_given_back(serve_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    monkeypatch.setattr(service, "MEMORY_SECONDS", -1)
+    with serve_with() as served:
+        served.extract(text="痨")
+        blocks = [bytes(16_000) for _ in range(4000)]
+        kept = blocks[::8]
+        full = resident()
+        blocks.clear()
+        served.extract(text="痨")
+        assert resident() < full - 30_000_000, len(kept)
