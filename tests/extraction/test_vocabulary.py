@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders
 from transformers import PreTrainedTokenizerFast
 
 from helpers.fakes import byte_tokenizer, pieces_tokenizer
-from spantune.extraction.vocabulary import UNSPELLABLE, grammar_tokenizer, token_bytes, without_special_names
+from spantune.extraction.vocabulary import UNSPELLABLE, Spelling, grammar_tokenizer, token_bytes, without_special_names
 
 SIGNS = ["a", "b", "ab", " ", "  ", "é", "患者", "\n", "<eos>", "<eo", "s>", "[Ä b]", "▁"]
 
@@ -65,3 +65,28 @@ def test_other_kinds_are_read_from_json(change: Any) -> None:
     if core.padding:
         tokenizer.backend_tokenizer.enable_padding(length=8)
     assert token_bytes(tokenizer) is None
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, pieces_tokenizer])
+def test_offsets_are_the_lengths_of_decoded_prefixes(make: Any) -> None:
+    tokenizer = make()
+    decode = tokenizer.backend_tokenizer.decode
+    spelling, choose, spelt = Spelling(tokenizer), random.Random(3), 0
+    for _ in range(200):
+        text = "".join(choose.choices(["a", "b", "ab", " ", "é", "患者", "\n", "骺"], k=choose.randrange(9)))
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        written = decode(ids, skip_special_tokens=False)
+        offsets = spelling.offsets(ids, written)
+        assert offsets is not None and len(offsets) == len(ids)
+        for place, offset in enumerate(offsets):
+            before = decode(ids[:place], skip_special_tokens=False)
+            assert offset == len(before) or before.endswith("\ufffd"), "inside a character any offset of it will do"
+        noise = choose.choices(range(len(tokenizer)), k=6)
+        written = decode(noise, skip_special_tokens=False)
+        offsets = spelling.offsets(noise, written)
+        assert offsets is None or "\ufffd" not in written
+        spelt += offsets is not None
+    assert spelt
+    other = make()
+    other.backend_tokenizer.decoder = decoders.Metaspace()
+    assert Spelling(other).offsets([1], "a") is None

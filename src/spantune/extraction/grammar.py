@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from spantune.core import ConfigError, ModelError, config, foreign
 from spantune.encoding import Encoder, PartialAnswer, Tokenizer
-from spantune.extraction.vocabulary import grammar_tokenizer
+from spantune.extraction.vocabulary import grammar_tokenizer, spelling_of
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -160,7 +160,9 @@ class Guide:
 
     def __init__(self, constraint: Constraint, encoder: Encoder, text: str, *, ordered: bool = True):
         self._constraint, self._encoder, self._text, self._ordered = constraint, encoder, text, ordered
-        self._ids: list[int] = []
+        self._new_ids: list[int] = []  # behind the answer that is read
+        self._answer, self._parse = "", encoder.format.growing(text, encoder.task)
+        self._is_joined = spelling_of(encoder.tokenizer).is_known
         self._closing_ids = constraint.containing(encoder.format.mark)
         self.is_circling = False
         self._matcher = constraint.compile(lambda: encoder.format.grammar(text, encoder.task, None) or "")
@@ -188,7 +190,7 @@ class Guide:
         forced = self._constraint.advance(self.matcher, token)
         ended = bool(forced) and forced[-1] == self._constraint.stop
         written = forced[:-1] if ended else forced
-        self._ids += [token, *written]
+        self._new_ids += [token, *written]
         self.is_circling = False
         renewed = not self._closing_ids.isdisjoint((token, *written)) and self._renew()
         return written if renewed else forced
@@ -226,8 +228,10 @@ class Guide:
     def _renew(self) -> bool:
         """After an entity, switch to the grammar for the rest of the answer; returns whether there is a new grammar."""
         encoder, text = self._encoder, self._text
-        answer = encoder.decode(self._ids)
-        partial = PartialAnswer(answer, encoder.format.parse(answer, text, encoder.task))
+        answer = self._answer + encoder.decode(self._new_ids)
+        if self._is_joined and not answer.endswith("\ufffd"):  # which may be a part of a character
+            self._answer, self._new_ids = answer, []
+        partial = PartialAnswer(answer, self._parse(answer))
         self.is_circling = partial.parsed.is_looping
         renews = self._ordered or not encoder.task.nested or self.matcher.is_stopped()
         grammar = encoder.format.grammar(text, encoder.task, partial) if renews else None

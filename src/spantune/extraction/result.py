@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 from spantune.core import Document, Entity, Extraction, Problem, ProblemKind, Status, masked
 from spantune.encoding import Encoder
+from spantune.extraction.vocabulary import spelling_of
 from spantune.metrics import Calibration
 
 
@@ -47,20 +48,11 @@ def calibrated(extraction: Extraction, calibration: Calibration | None) -> Extra
 def read_answer(document: Document, written: Written, encoder: Encoder) -> Extraction:
     """Parse the answer for `document`; an entity's score is the probability of its tokens that were not forced."""
     parsed = encoder.format.parse(written.text, document.text, encoder.task)
-    token_indices = range(len(written.ids))
-
-    @cache  # entities look for their tokens between the same ones
-    def first_character(token_index: int) -> int:
-        return len(encoder.decode(written.ids[:token_index]))
-
-    def tokens_of(span: tuple[int, int]) -> set[int]:
-        # a span begins and ends at an ASCII character, where `first_character` increases
-        return set(range(*(bisect_left(token_indices, end, key=first_character) for end in span)))
-
+    tokens_of = _token_finder(written, encoder) if parsed.resolved else None
     entities = []
     for resolved in parsed.resolved:
         entity = resolved.entity
-        if token_indices:
+        if written.ids and tokens_of:
             entity_tokens = tokens_of(resolved.span) | tokens_of(resolved.label_span)
             score = math.exp(sum(written.logprobs[index] or 0.0 for index in entity_tokens))
             entity = replace(entity, score=score)
@@ -75,6 +67,23 @@ def read_answer(document: Document, written: Written, encoder: Encoder) -> Extra
         problems = (*problems[:-1], Problem(ProblemKind.TRUNCATED, problems[-1].found))
     annotated = document.with_entities(entities)
     return Extraction(annotated, written.text, written.status, problems)
+
+
+def _token_finder(written: Written, encoder: Encoder) -> Callable[[tuple[int, int]], set[int]]:
+    """Return the function that gives the indices of the tokens in a span of the answer.
+
+    A span begins and ends at an ASCII character, which no token has only a part of.
+    """
+    offsets = spelling_of(encoder.tokenizer).offsets(written.ids, written.text)
+    if offsets is not None:
+        return lambda span: set(range(*(bisect_left(offsets, end) for end in span)))
+    token_indices = range(len(written.ids))
+
+    @cache  # entities look for their tokens between the same ones
+    def first_character(token_index: int) -> int:
+        return len(encoder.decode(written.ids[:token_index]))
+
+    return lambda span: set(range(*(bisect_left(token_indices, end, key=first_character) for end in span)))
 
 
 def without_overlaps(entities: Iterable[Entity]) -> tuple[list[Entity], list[Entity]]:

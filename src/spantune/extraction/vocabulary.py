@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from itertools import accumulate
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ SENTENCE_PIECES = (
     {"type": "Fuse"},
 )
 """The decoder of a vocabulary as SentencePiece makes it."""
+_BYTES_BY_NAME = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
 
 
 def grammar_tokenizer(tokenizer: Tokenizer, vocabulary: int, stop: int, source: str = "") -> LLTokenizer:
@@ -91,6 +93,49 @@ def without_special_names(tokenizer: Tokenizer) -> str:
     return json.dumps(tree)
 
 
+class Spelling:
+    """The text of each token of a tokenizer, where a text is that of its tokens one after another.
+
+    It is so for the two kinds of vocabulary whose bytes are known in memory; of others nothing is said.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        backend = tokenizer.backend_tokenizer
+        decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
+        is_pieces = decoder.get("type") == "Sequence" and tuple(decoder["decoders"]) == SENTENCE_PIECES
+        self._spell = _sentence_pieces if is_pieces else _byte_level
+        self.is_known = is_pieces or decoder.get("type") == "ByteLevel"
+        """Whether the text of tokens is known from that of each."""
+        self._backend = backend
+        self._added = {index: token.content.encode() for index, token in tokenizer.added_tokens_decoder.items()}
+        self._characters: dict[int, int] = {}
+        self._bytes: dict[int, bytes] = {}
+
+    def offsets(self, ids: Sequence[int], text: str) -> list[int] | None:
+        """Return how many characters of `text` begin before each of its tokens; None where they do not spell it."""
+        if not self.is_known:
+            return None
+        for index in set(ids).difference(self._bytes):
+            spelt = self._bytes[index] = self._bytes_of(index)
+            self._characters[index] = sum(byte & 0xC0 != 0x80 for byte in spelt)  # each has one byte that begins it
+        if b"".join([self._bytes[index] for index in ids]) != text.encode():
+            return None
+        return list(accumulate((self._characters[index] for index in ids[:-1]), initial=0)) if ids else []
+
+    def _bytes_of(self, index: int) -> bytes:
+        name = self._backend.id_to_token(index)
+        if index in self._added or name is None:
+            return self._added.get(index, b"")
+        spelt = self._spell({name: index})
+        return spelt[index] if spelt else _no_token(index)
+
+
+@lru_cache(maxsize=4)
+def spelling_of(tokenizer: Tokenizer) -> Spelling:
+    """Return the Spelling of a tokenizer; those of the last ones are cached, with the tokens that they have seen."""
+    return Spelling(tokenizer)
+
+
 class _InMemory:
     """A tokenizer in memory with the attributes and the call that llguidance asks of one."""
 
@@ -139,5 +184,4 @@ def _byte_level(ids: Mapping[str, int]) -> dict[int, bytes] | None:
 
 def _sentence_pieces(ids: Mapping[str, int]) -> dict[int, bytes]:
     """The bytes of tokens whose names are their text with a sign for each space, or the number of a byte."""
-    bytes_by_name = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
-    return {index: bytes_by_name.get(name) or name.replace(SPACE, " ").encode() for name, index in ids.items()}
+    return {index: _BYTES_BY_NAME.get(name) or name.replace(SPACE, " ").encode() for name, index in ids.items()}

@@ -14,7 +14,7 @@ from llguidance import LLMatcher
 from helpers.answers import TASK, documents, f1
 from helpers.fakes import byte_tokenizer
 from helpers.real import SHARED
-from spantune.core import Document, Entity, Problem, ProblemKind, TaskSpec
+from spantune.core import Document, Entity, Label, Problem, ProblemKind, TaskSpec
 from spantune.data import formats
 from spantune.encoding import answer_format
 from spantune.encoding.answers import jsonl, jsonl_seed
@@ -309,3 +309,16 @@ def test_ceilings_on_cmeee(file: str, first_occurrence: float, cursor: float) ->
     assert f1(by_cursor) >= 98.4
     assert f1(by_cursor) == pytest.approx(cursor, abs=0.05)
     assert f1(by_first) == pytest.approx(first_occurrence, abs=0.05)
+
+
+@pytest.mark.parametrize("answer", ["jsonl", "jsonl_seed", "grouped", "inline"])
+def test_an_answer_that_grows_is_read_as_one_that_is_whole(answer: str) -> None:
+    task = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="x", answer=answer)  # type: ignore[arg-type]
+    text, form = 'ab "ab" 肺炎 ab', answer_format(task)
+    document = Document("1", text, (Entity(0, 2, "dis"), Entity(3, 7, "sym"), Entity(8, 10, "dis")))
+    whole = form.render(document, task)
+    for written in (whole, whole * 3, whole + "\n{ab\n" + whole, "\n" + whole, whole.replace("sym", "no")):
+        for step in (1, 7, 40):
+            read = form.growing(text, task)
+            for end in range(step, len(written) + step, step):
+                assert read(written[:end]) == form.parse(written[:end], text, task)

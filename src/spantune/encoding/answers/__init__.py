@@ -26,7 +26,8 @@ class AnswerFormat:
     """The functions of a format, and `mark`: the character at the end of every answer that a grammar can continue.
 
     `grammar(text, task, None)` is for an answer from its beginning. `pieces` splits an answer into the parts that are
-    tokenised separately; if a format has several, a grammar ends with the first of them.
+    tokenised separately; if a format has several, a grammar ends with the first of them. `incremental` makes what
+    `growing` returns, where a format can read an answer further without reading it again.
     """
 
     render: Callable[[Document, TaskSpec], str]
@@ -34,10 +35,17 @@ class AnswerFormat:
     grammar: Callable[[str, TaskSpec, PartialAnswer | None], str | None]
     mark: str
     pieces: Callable[[str], list[str]] = _whole
+    incremental: Callable[[str, TaskSpec], Callable[[str], Parsed]] | None = None
+
+    def growing(self, text: str, task: TaskSpec) -> Callable[[str], Parsed]:
+        """Return a function that parses an answer again as it grows; it is given the whole answer each time."""
+        if self.incremental is not None:
+            return self.incremental(text, task)
+        return lambda answer: self.parse(answer, text, task)
 
 
 FORMATS = {
-    "jsonl": AnswerFormat(jsonl.render, jsonl.parse, jsonl.grammar, "}"),
+    "jsonl": AnswerFormat(jsonl.render, jsonl.parse, jsonl.grammar, "}", incremental=jsonl.growing),
     "jsonl_seed": AnswerFormat(jsonl_seed.render, jsonl_seed.parse, jsonl_seed.grammar, "}"),
     "grouped": AnswerFormat(grouped.render, grouped.parse, grouped.grammar, '"'),
     "inline": AnswerFormat(inline.render, inline.parse, inline.grammar, ">", inline.pieces),

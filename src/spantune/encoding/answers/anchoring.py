@@ -74,6 +74,42 @@ class PartialAnswer:
         return self.answer[self.parsed.resolved[-1].span[1] :]
 
 
+class Resolver:
+    """Anchors the mentions of an answer to `text` as they are written; see `resolve`."""
+
+    def __init__(self, text: str, task: TaskSpec, *, by_label: bool = False):
+        self._text, self._by_label = text, by_label
+        self._codes = frozenset(task.codes)
+        self._anchors = Anchors(text, nested=task.nested)
+        self._resolved: list[Resolved] = []
+        self._problems: list[Problem] = []
+        self._repeats = 0
+
+    @property
+    def parsed(self) -> Parsed:
+        """What was read so far."""
+        return Parsed(tuple(self._resolved), tuple(self._problems), self._repeats)
+
+    def add(self, mention: Mention | Problem) -> None:
+        """Anchor the next mention; the parser's problems are passed on."""
+        if isinstance(mention, Problem):
+            self._problems.append(mention)
+            return
+        surface = mention.text.strip()
+        if mention.label not in self._codes:
+            self._problems.append(Problem(ProblemKind.LABEL, mention.label))
+        elif not surface or surface not in self._text:
+            self._problems.append(Problem(ProblemKind.UNGROUNDED, mention.text))
+        elif entity := self._anchors.place(surface, mention.label, mention.label if self._by_label else ""):
+            if surface != mention.text:
+                self._problems.append(Problem(ProblemKind.REPAIRED, mention.text))
+            self._repeats = 0
+            self._resolved.append(Resolved(entity, mention.span, mention.label_span))
+        else:
+            self._problems.append(Problem(ProblemKind.REPEATED, mention.text))
+            self._repeats += 1
+
+
 def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *, by_label: bool = False) -> Parsed:
     """Anchor mentions to `text`; the parser's problems are passed on.
 
@@ -81,25 +117,7 @@ def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *,
     the ends of a mention is trimmed, and is a `repaired` problem. Where the task is not nested, an occurrence that
     overlaps no earlier entity is preferred; `read_answer` decides where there is none.
     """
-    anchors = Anchors(text, nested=task.nested)
-    resolved: list[Resolved] = []
-    problems: list[Problem] = []
-    repeats = 0
+    resolver = Resolver(text, task, by_label=by_label)
     for mention in mentions:
-        if isinstance(mention, Problem):
-            problems.append(mention)
-            continue
-        surface = mention.text.strip()
-        if mention.label not in task.codes:
-            problems.append(Problem(ProblemKind.LABEL, mention.label))
-        elif not surface or surface not in text:
-            problems.append(Problem(ProblemKind.UNGROUNDED, mention.text))
-        elif entity := anchors.place(surface, mention.label, mention.label if by_label else ""):
-            if surface != mention.text:
-                problems.append(Problem(ProblemKind.REPAIRED, mention.text))
-            repeats = 0
-            resolved.append(Resolved(entity, mention.span, mention.label_span))
-        else:
-            problems.append(Problem(ProblemKind.REPEATED, mention.text))
-            repeats += 1
-    return Parsed(tuple(resolved), tuple(problems), repeats)
+        resolver.add(mention)
+    return resolver.parsed

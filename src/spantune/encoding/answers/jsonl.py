@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from spantune.core import Document, Entity, Problem, ProblemKind, TaskSpec, half_surrogate
-from spantune.encoding.answers.anchoring import Mention, Parsed, PartialAnswer, resolve
+from spantune.encoding.answers.anchoring import Mention, Parsed, PartialAnswer, Resolver, resolve
 from spantune.encoding.answers.lark import choice, escaped, later, literal, without
 from spantune.encoding.answers.lark import mention as mention_rules
 
@@ -53,6 +53,23 @@ def render(document: Document, task: TaskSpec) -> str:
 def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
     """Read an answer, free or constrained; a part that is not in the format, or had to be repaired, is a problem."""
     return resolve(_mentions(answer, task), text, task)
+
+
+def growing(text: str, task: TaskSpec) -> Callable[[str], Parsed]:
+    """Return `parse` for an answer that is read again as it grows: lines that are whole objects are read once."""
+    resolver, behind = Resolver(text, task), 0
+
+    def read(answer: str) -> Parsed:
+        nonlocal behind
+        while (end := answer.find("\n", behind) + 1) > 0:
+            mention = _strict(answer[behind : end - 1].strip(), (behind, end), answer)
+            if mention is None:
+                break
+            resolver.add(mention)
+            behind = end
+        return resolver.parsed if behind == len(answer) else parse(answer, text, task)
+
+    return read
 
 
 def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
