@@ -89,3 +89,10 @@ def test_a_text_that_is_too_long_or_half_a_character_is_refused_alone(served: Se
     for document in refused:
         assert (document["status"], document["problems"][0]["kind"], document["entities"]) == ("refused", "refused", [])
     assert (answered["status"], len(answered["entities"])) == ("stopped", 1)
+
+
+def test_an_unknown_field_is_named_with_the_nearest(served: Served) -> None:
+    answer = served.client.post("/v1/extract", json={"text": "x", "lables": ["dis"]})
+    assert answer.status_code == 422
+    message = answer.json()["error"]["message"]
+    assert message.startswith("lables: an unknown field; did you mean 'labels'? valid: all_scores, ")
