@@ -31,6 +31,7 @@ from spantune.core import (
     is_verbose,
     need,
     number,
+    require_extra,
     say,
     track,
     waiting,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:  # this process loads no model
 
 CONNECT_SECONDS = 10.0
 """How long an address may take to accept a connection."""
-HEALTH_SECONDS = 30.0
+HEALTH_SECONDS = 20.0
 """How long the head of a cluster may take to say that it is well."""
 TRIES = 5
 """How often a part is begun again after its worker died."""
@@ -148,7 +149,7 @@ def extract_on_ray(task: Task, cluster: Cluster, out: str, to: To, tally: Tally,
         DataError: a file cannot be read or written, or an id stands twice.
         ModelError, RunError: as `load_run`; or a worker died `TRIES` times over the same part.
     """
-    need("ray.data", "ray", "--engine ray")
+    require_extra("--engine ray", "ray", ("ray", "pyarrow", "pandas"))
     folder = Folder(out if "://" in out else os.path.abspath(out), to)
     plan = folder.begin(resume=resume)
     terms = {**task.terms(), "to": to}
