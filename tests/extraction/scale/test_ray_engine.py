@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     lines[3] = "{broken"
     (folder / "in.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    texts = Texts.open([str(folder / "in.jsonl")], "native").read({})  # type: ignore[arg-type]
+    texts = Texts.open([str(folder / "in.jsonl")], "native").read(Counter())
     stream = load_run(folder / "run", "cpu", config.Extract(max_new_tokens=40)).stream(texts, strict=False)
     (folder / "expected.jsonl").write_bytes(b"".join(map(json_line, stream)))
     return folder
