@@ -162,7 +162,7 @@ def test_killed_workers_and_drivers_lose_and_repeat_nothing(place: Path, tmp_pat
     second = subprocess.Popen([*call, "--resume"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     killed = kill_a_worker(second)
     _, said = second.communicate(timeout=120)
-    assert killed and second.returncode == 1, said
+    assert killed and second.returncode in (0, 1), said  # 1 where a document of this call has a problem
     assert results(out) == rows_of(place / "expected.jsonl") and not list(out.glob(".writing*"))
 
 
