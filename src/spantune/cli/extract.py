@@ -283,6 +283,7 @@ def _on_ray(task: Task, cluster: Cluster, out: Path | None, to: str, *, resume: 
     if to not in ("native", "parquet"):
         raise ConfigError(f"--engine ray writes native or parquet, not {to}; convert its parts: spantune data convert")
     folder = re.sub(r"^([a-z][a-z0-9+.-]*):/(?!/)", r"\1://", str(out))  # a Path has one slash where a URL has two
+    folder = re.sub("^file://(?!/)", "file:///", folder)
     tally, started = Tally(), time.perf_counter()
     quiet_children()
     try:

@@ -31,6 +31,7 @@ from spantune.core import (
     is_verbose,
     need,
     number,
+    require_extra,
     say,
     track,
     waiting,
@@ -48,9 +49,9 @@ if TYPE_CHECKING:  # this process loads no model
 
 CONNECT_SECONDS = 10.0
 """How long an address may take to accept a connection."""
-HEALTH_SECONDS = 30.0
+HEALTH_SECONDS = 20.0
 """How long the head of a cluster may take to say that it is well."""
-TRIES = 5
+RETRIES = 5
 """How often a part is begun again after its worker died."""
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^\s/:]+|\[[^\]]+\]):(?P<port>\d{1,5})")
 _OBJECT_STORE = 256 << 20
@@ -146,9 +147,9 @@ def extract_on_ray(task: Task, cluster: Cluster, out: str, to: To, tally: Tally,
     Raises:
         ConfigError: Ray is not installed, the address does not answer, or there are fewer GPUs than asked for.
         DataError: a file cannot be read or written, or an id stands twice.
-        ModelError, RunError: as `load_run`; or a worker died `TRIES` times over the same part.
+        ModelError, RunError: as `load_run`; or workers died more than `RETRIES` times over the same part.
     """
-    need("ray.data", "ray", "--engine ray")
+    require_extra("--engine ray", "ray", ("ray", "pyarrow", "pandas"))
     folder = Folder(out if "://" in out else os.path.abspath(out), to)
     plan = folder.begin(resume=resume)
     terms = {**task.terms(), "to": to}
@@ -204,7 +205,7 @@ def _outcomes(shards: Sequence[Shard], worker: tuple[Task, Folder, bool, _Resour
             fn_constructor_kwargs={"task": task, "folder": folder, "several": several, "threads": resources.cpus},
             num_cpus=resources.cpus,
             num_gpus=resources.gpus or None,
-            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": TRIES},
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
         )
     try:
         for row in results.iter_rows():
