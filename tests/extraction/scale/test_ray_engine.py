@@ -154,7 +154,7 @@ def test_without_ray_the_extra_is_named(
 @pytest.mark.slow
 def test_killed_workers_and_drivers_lose_and_repeat_nothing(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    call = [sys.executable, "-m", "spantune", *map(str, arguments(place, out))]
+    call = [sys.executable, "-m", "spantune", *map(str, arguments(place, out, "--workers", 1))]
     first = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(list(out.glob("part-*"))) > 1)
     first.kill()
