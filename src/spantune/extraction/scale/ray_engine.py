@@ -10,26 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import re
-import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spantune.core import (
-    ConfigError,
     DataError,
     RunError,
     SpantuneError,
     config,
     first_line,
-    is_verbose,
-    need,
     number,
     require_extra,
     say,
@@ -37,6 +29,7 @@ from spantune.core import (
     waiting,
 )
 from spantune.extraction.outputs import Tally
+from spantune.extraction.scale.cluster import Cluster, Resources, connected, resources_of
 from spantune.extraction.scale.parts import Folder, Plan, To
 from spantune.extraction.scale.shards import Shard, Survey, part_size, read, require_unique, shards_of, survey
 from spantune.extraction.scale.sources import Source, find_sources
@@ -47,31 +40,9 @@ from spantune.runs import RunFolder, trained_files
 if TYPE_CHECKING:  # this process loads no model
     from spantune.extraction.extractor import Extractor
 
-CONNECT_SECONDS = 10.0
-"""How long an address may take to accept a connection."""
-HEALTH_SECONDS = 20.0
-"""How long the head of a cluster may take to say that it is well."""
 RETRIES = 5
 """How often a part is begun again after its worker died."""
-_ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^\s/:]+|\[[^\]]+\]):(?P<port>\d{1,5})")
-_OBJECT_STORE = 256 << 20
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where Ray runs, and how many workers there are.
-
-    Args:
-        address: `HOST:PORT` of a cluster's head, `ray://HOST:PORT` of its client server, or `auto`; None for this
-            machine alone.
-        workers: processes that hold the model; one for each GPU if not given, or without GPUs for each CPU core.
-        gpus_per_worker: GPUs of each, which may be a fraction; 1 if not given and there are GPUs.
-    """
-
-    address: str | None = None
-    workers: int | None = None
-    gpus_per_worker: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,15 +95,6 @@ class Outcome:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class _Resources:
-    """What a worker gets, and how many there are."""
-
-    workers: int
-    cpus: int
-    gpus: float
-
-
 def extract_on_ray(task: Task, cluster: Cluster, out: str, to: To, tally: Tally, *, resume: bool = False) -> Plan:
     """Extract from `task.inputs` and write the parts into the folder `out`; returns the plan.
 
@@ -156,8 +118,8 @@ def extract_on_ray(task: Task, cluster: Cluster, out: str, to: To, tally: Tally,
     sources = find_sources(task.inputs, task.format)
     if plan is not None:
         _require_same(plan, terms, sources, out)
-    with _connected(cluster.address) as ray:
-        resources = _resources(ray, cluster, task.device)
+    with connected(cluster.address) as ray:
+        resources = resources_of(ray, cluster, task.device)
         if plan is None:
             plan = _planned(terms, sources, resources.workers)
             folder.save(plan)
@@ -185,7 +147,7 @@ def _ended(outcomes: Iterable[Outcome], tally: Tally) -> Iterator[None]:
         yield from (None for _ in range(outcome.documents))
 
 
-def _outcomes(shards: Sequence[Shard], worker: tuple[Task, Folder, bool, _Resources]) -> Iterator[Outcome]:
+def _outcomes(shards: Sequence[Shard], worker: tuple[Task, Folder, bool, Resources]) -> Iterator[Outcome]:
     """Yield what workers make of parts, as they end.
 
     Raises:
@@ -313,119 +275,3 @@ def _require_same(plan: Plan, terms: dict[str, object], sources: Sequence[Source
             )
     if before:
         raise DataError(f"{min(before)} is missing, with which this extraction was begun; name it too", path=out)
-
-
-@contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
-    """Start Ray on this machine, or connect to a cluster; an open connection of the program is used as it is.
-
-    Raises:
-        ConfigError: the address does not answer.
-    """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it sends statistics to its makers otherwise
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not is_verbose():
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray = need("ray", "ray", "--engine ray")
-    if ray.is_initialized():
-        _quiet(ray)
-        yield ray
-        return
-    options: dict[str, object] = {"log_to_driver": is_verbose(), "logging_level": logging.ERROR}
-    if address is None:
-        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-    else:
-        _require_answer(address)
-        options |= {"address": address}
-    say("starting Ray on this machine …" if address is None else f"connecting to Ray at {address} …")
-    try:
-        with nullcontext() if is_verbose() else _silenced():
-            ray.init(**options)
-    except Exception as error:  # Ray raises a dozen types
-        if address is None:
-            remedy = "see /tmp/ray/session_latest/logs"
-            raise RunError(f"Ray cannot be started here: {first_line(error)}; {remedy}") from None
-        raise _no_answer(address, first_line(error)) from None
-    try:
-        _quiet(ray)
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Drop what Ray's C++ parts write to stderr inside the block; its errors are raised too."""
-    sys.stderr.flush()
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
-
-
-def _quiet(ray: Any) -> None:
-    """Hide Ray Data's bars and messages; our own replace them."""
-    import ray.data as data
-
-    context = data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.execution_options.verbose_progress = False
-    if not is_verbose():
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _require_answer(address: str) -> None:
-    if address == "auto":
-        return
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        raise ConfigError(
-            f"--address {address}: expected HOST:PORT, such as 10.0.0.1:6379, ray://HOST:10001, or auto for the "
-            "cluster that this machine belongs to"
-        )
-    try:
-        socket.create_connection((match["host"].strip("[]"), int(match["port"])), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _no_answer(address, first_line(error)) from None
-    if not address.startswith("ray://"):  # the client of these has a limit of its own; ray.init waits for ever
-        check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-        try:
-            subprocess.run(check, check=True, capture_output=True, timeout=HEALTH_SECONDS)
-        except (subprocess.SubprocessError, OSError):
-            raise _no_answer(address, f"what listens there is no Ray head within {HEALTH_SECONDS:g} s") from None
-
-
-def _no_answer(address: str, problem: str) -> ConfigError:
-    return ConfigError(
-        f"--address {address}: no Ray cluster answers there ({problem}); check that `ray status` on its head is well, "
-        "that this machine reaches it, and that Python and ray have the same versions on both"
-    )
-
-
-def _resources(ray: Any, cluster: Cluster, device: str) -> _Resources:
-    """Return how many workers there are, and what each gets.
-
-    Raises:
-        ConfigError: the cluster has fewer GPUs or CPUs than asked for, with which Ray would wait for ever.
-    """
-    there = ray.cluster_resources()
-    cpus, gpus = int(there.get("CPU", 0)), float(there.get("GPU", 0))
-    each = cluster.gpus_per_worker
-    if each is None:
-        each = 1.0 if gpus and device != "cpu" else 0.0
-    if device == "cuda" and not each:
-        raise ConfigError("--device cuda: Ray sees no GPU; give --device cpu, or add machines with GPUs to the cluster")
-    workers = cluster.workers or max(1, int(gpus // each) if each else cpus)
-    if workers * each > gpus:
-        raise ConfigError(
-            f"{number(workers, 'worker')} with {each:g} GPUs each need {workers * each:g}, and Ray sees {gpus:g}; "
-            "lower --workers or --gpus-per-worker"
-        )
-    if workers > cpus:
-        raise ConfigError(f"{number(workers, 'worker')} need a CPU core each, and Ray sees {cpus}; lower --workers")
-    alone = cluster.address is None  # on several machines a worker must fit on the smallest
-    return _Resources(workers, max(1, cpus // workers) if alone and not each else 1, each)
