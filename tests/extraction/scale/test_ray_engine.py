@@ -151,7 +151,7 @@ def test_without_ray_the_extra_is_named(
     one_line_error(command(*arguments(place, tmp_path / "out")), "--engine ray needs ray", "ray]'")
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 def test_killed_workers_and_drivers_lose_and_repeat_nothing(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     call = [sys.executable, "-m", "spantune", *map(str, arguments(place, out, "--workers", 1))]
