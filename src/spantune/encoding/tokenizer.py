@@ -51,6 +51,9 @@ class BackendTokenizer(Protocol):
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         """The text of tokens."""
 
+    def id_to_token(self, id: int) -> str | None:
+        """The name of a token; None where there is none."""
+
     def to_str(self) -> str:
         """The tokenizer as JSON."""
 
