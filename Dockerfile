@@ -14,10 +14,10 @@ RUN grep -v '^torch==' constraints.txt > versions.txt && pip install -c versions
 
 FROM python:3.13.7-slim-bookworm
 RUN useradd --create-home --uid 10001 spantune \
-    && mkdir -p /runs /corrections /home/spantune/.cache/spantune \
-    && chown spantune:spantune /corrections /home/spantune/.cache /home/spantune/.cache/spantune
+    && mkdir -p /runs /corrections /cache/spantune \
+    && chown spantune:spantune /corrections /cache /cache/spantune
 COPY --from=build /opt/spantune /opt/spantune
-ENV PATH=/opt/spantune/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/spantune/bin:$PATH PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/cache
 USER 10001
 WORKDIR /home/spantune
 EXPOSE 8000

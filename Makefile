@@ -10,7 +10,7 @@ PEERS ?= .venv-peers
 export OMP_WAIT_POLICY ?= PASSIVE
 # Where it is set, each of some hundred processes compiles spantune again, and each test process all tests.
 unexport PYTHONDONTWRITEBYTECODE
-APART := $(MAKE) --no-print-directory -j2 -O
+APART := $(MAKE) --no-print-directory -j2
 
 .PHONY: setup demo test test-peers lint style types layers pages compiled format docs clean
 
@@ -30,21 +30,21 @@ test: setup
 	$(APART) types style layers pages compiled
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu and not peers" --cov --cov-report=term --cov-fail-under=90
 
-types:
+types: setup
 	$(BIN)/mypy
 
-style:
+style: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-layers:
+layers: setup
 	$(BIN)/lint-imports
 
-pages:
+pages: setup
 	$(BIN)/python docs/generate.py --check
 
 # Collected once, the tests are compiled for all test processes.
-compiled:
+compiled: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 --collect-only -q -m "not gpu and not peers" > /dev/null
 
 # Label Studio has other dependencies than spantune, so it gets an environment of its own.

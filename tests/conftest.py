@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from helpers.command import Outcome
@@ -161,6 +163,10 @@ def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
         client.reset()
 
 
+_built = functools.cache(typer.main.get_command)
+"""Typer reads the signatures of all commands at each call, which takes longer than most of what tests call."""
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs the command line in this process, from `main` on, so that torch is imported once."""
@@ -168,6 +174,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["spantune", *map(str, arguments)])
+        monkeypatch.setattr(typer.main, "get_command", _built)
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()

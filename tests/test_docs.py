@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import os
 import re
@@ -26,7 +27,7 @@ OWN_RECIPE = "recipe.yaml"
 """The recipe that `spantune init` writes, which is the reader's own."""
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-HOSTS = {"127.0.0.1", "ai.google.dev", "download.pytorch.org", "keepachangelog.com", "semver.org"}
+HOSTS = {"127.0.0.1", "ai.google.dev", "download.pytorch.org", "keepachangelog.com", "semver.org", "spantune"}
 MARKS = {"FIGURES:demo"}
 TRANSLATED = sorted((ROOT / "docs").rglob("*.zh.md"))
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -47,8 +48,8 @@ def _blocks(text: str, language: str) -> list[str]:
 
 
 def _lines(text: str) -> list[str]:
-    """The command lines of a page, without comments."""
-    lines = [line for block in _blocks(text, "bash") for line in block.splitlines()]
+    """The command lines of a page, without comments; a line that a backslash continues is one line."""
+    lines = [line for block in _blocks(text, "bash") for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -68,7 +69,7 @@ def _spantune_arguments(line: str) -> Iterator[list[str]]:
 
 def _parse(arguments: list[str]) -> Any:
     """The context of the command that `arguments` name; nothing is run."""
-    command: Any = typer.main.get_command(app)
+    command = _commands()
     context = None
     while hasattr(command, "commands"):
         assert arguments, "a group needs a command"
@@ -76,6 +77,11 @@ def _parse(arguments: list[str]) -> Any:
         command, arguments = command.commands[arguments[0]], arguments[1:]
     context = command.make_context("spantune", list(arguments))
     return context
+
+
+@functools.cache
+def _commands() -> Any:
+    return typer.main.get_command(app)
 
 
 def _check_command(arguments: list[str]) -> None:
@@ -136,7 +142,7 @@ def test_commands_parse(page: Path) -> None:
 def test_readme_has_commands_of_every_kind(readme: Path) -> None:
     parsed = [arguments for line in _lines(_read(readme)) for arguments in _spantune_arguments(line)]
     assert {arguments[0] for arguments in parsed} == {
-        "init", "demo", "data", "plan", "train", "compare", "extract",
+        "init", "demo", "data", "plan", "train", "compare", "extract", "serve", "export",
     }  # fmt: skip
 
 

@@ -132,6 +132,8 @@ def test_every_load_says_that_no_code_is_trusted() -> None:
     ]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("from_pretrained", "from_config"):
+                if getattr(node.func.value, "id", "") == "PeftModel":  # an adapter has no code, and PEFT no such option
+                    continue
                 values = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
                 assert values.get("trust_remote_code") is False, f"{path}:{node.lineno}"
                 calls += 1

@@ -61,7 +61,7 @@ def test_a_run_does_not_have_the_name_of_the_board_beside_it(tmp_path: Path) -> 
 
 def test_every_section_is_covered_above_and_documented() -> None:
     assert set(Config.model_fields) == {
-        "run", "model", "task", "data", "spans", "lora", "train", "extract", "track"
+        "run", "model", "task", "data", "spans", "lora", "train", "distributed", "extract", "track"
     }  # fmt: skip
     for name, section in Config.model_fields.items():
         assert isinstance(section.annotation, type) and issubclass(section.annotation, Section)
@@ -70,7 +70,9 @@ def test_every_section_is_covered_above_and_documented() -> None:
 
 
 def test_unknown_sections_and_label_keys_name_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'trian'; did you mean 'train'\? valid: data, extract, lora"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'trian'; did you mean 'train'\? valid: data, distributed, extract, lora"
+    ):
         load_config(recipe(tmp_path, "trian: {epochs: 1}\n"))
     labels = {"labels": [{"code": "a", "descripton": "x"}]}
     with pytest.raises(ConfigError, match=r"'task\.labels\.0\.descripton'; did you mean 'description'\?"):

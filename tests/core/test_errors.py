@@ -15,7 +15,9 @@ from spantune.core import ConfigError, DataError, errors, nearest
 
 def test_every_error_is_a_spantune_error_and_no_assertion_or_value_error() -> None:
     kinds = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert {kind.__name__ for kind in kinds} == {"SpantuneError", "ConfigError", "DataError", "ModelError", "RunError"}
+    assert {kind.__name__ for kind in kinds} == {
+        "SpantuneError", "ConfigError", "DataError", "ModelError", "RunError", "RankLost"
+    }  # fmt: skip
     assert all(issubclass(kind, errors.SpantuneError) for kind in kinds)
     assert not any(issubclass(kind, AssertionError | ValueError) for kind in kinds)
 

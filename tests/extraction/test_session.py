@@ -18,6 +18,7 @@ from spantune.core import ConfigError, DataError, Document, Entity, Extraction, 
 from spantune.encoding.answers import FORMATS
 from spantune.extraction import Extractor, Forward, Options, Session, load_run
 from spantune.extraction import reading as reading_module
+from spantune.extraction.chunked import Parts
 from spantune.metrics import Calibration
 
 MODEL = lively_model("phi3", 2).requires_grad_(False)
@@ -165,6 +166,37 @@ def test_a_short_text_does_not_wait_for_the_end_of_a_long_one(tool: Extractor) -
     while session.pending:
         ended += [ticket for ticket, _ in session.step()]
     assert ended == [short, long]
+
+
+def test_a_long_text_is_cut_while_it_is_computed(tool: Extractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Document] = []
+
+    def take(parts: Parts) -> Document:
+        taken.append(original(parts))
+        return taken[-1]
+
+    original = Parts.take
+    monkeypatch.setattr(Parts, "take", take)
+    session = tool.session()
+    ticket = session.submit(Document("long", "肺炎患者咳嗽。" * 2000), Options(chunk_tokens=20))
+    session.step()
+    assert 0 < len(taken) < 50
+    session.cancel(ticket)
+    assert session.has_room and not session.pending
+
+
+def test_a_character_that_fits_nowhere_refuses_its_document_when_it_is_reached(tool: Extractor) -> None:
+    session = tool.session()
+    tickets = [
+        session.submit(Document("bad", "ab " * 20 + "\U0010fffd" + " ab" * 20), Options(chunk_tokens=2)),
+        session.submit(Document("good", "ab")),
+    ]
+    ended: dict[int, Extraction] = {}
+    while session.pending:
+        ended |= dict(session.step())
+    bad, good = (ended[ticket] for ticket in tickets)
+    assert (bad.status, bad.document.entities, good.status.is_failure) == (Status.REFUSED, (), False)
+    assert "fits beside the instruction" in bad.problems[0].found
 
 
 def test_a_stream_reads_ahead_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import uvicorn
 from spantune.core import Extraction
 from spantune.extraction import load_run
 from spantune.serving import ServeSettings, create_app
+from spantune.serving.server import Protocol
 from spantune.serving.service import Service
 
 
@@ -33,7 +34,9 @@ class Served:
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx2.Client(base_url=self.url, timeout=60)
-        config = uvicorn.Config(self.app, http="h11", ws="none", log_config=None, access_log=False, server_header=False)
+        config = uvicorn.Config(
+            self.app, http=Protocol, ws="none", log_config=None, access_log=False, server_header=False
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
 

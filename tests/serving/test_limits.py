@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from helpers.served import Served
+from spantune.serving import server
 
 HEAD = b"POST /v1/extract HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -32,6 +33,15 @@ def test_a_body_that_does_not_arrive_is_given_up(serve_with: Callable[..., Any])
     with serve_with(timeout=0.2) as served:
         answer = served.raw(HEAD + b'Content-Length: 20\r\n\r\n{"text"')
     assert answer.startswith(b"HTTP/1.1 408 ") and b'"body_too_slow"' in answer
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /v1/ex", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea"])
+def test_headers_that_do_not_arrive_are_given_up(
+    serve_with: Callable[..., Any], begun: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
+    with serve_with() as served:
+        assert served.raw(begun).count(b"HTTP/1.1 200") == begun.count(b"health")
 
 
 @pytest.mark.parametrize(
@@ -79,3 +89,10 @@ def test_a_text_that_is_too_long_or_half_a_character_is_refused_alone(served: Se
     for document in refused:
         assert (document["status"], document["problems"][0]["kind"], document["entities"]) == ("refused", "refused", [])
     assert (answered["status"], len(answered["entities"])) == ("stopped", 1)
+
+
+def test_an_unknown_field_is_named_with_the_nearest(served: Served) -> None:
+    answer = served.client.post("/v1/extract", json={"text": "x", "lables": ["dis"]})
+    assert answer.status_code == 422
+    message = answer.json()["error"]["message"]
+    assert message.startswith("lables: an unknown field; did you mean 'labels'? valid: all_scores, ")

@@ -86,3 +86,15 @@ def test_a_mounted_app_knows_its_own_paths(serve_with: Callable[..., Any]) -> No
         answer = client.post("/ner/v1/extract", json={"text": "痨"}, headers={"Authorization": f"Bearer {TOKEN}"})
         assert answer.status_code == 200
         assert "/v1/extract" in client.get("/ner/metrics", auth=("", TOKEN)).text
+
+
+@pytest.mark.parametrize("origin", ["example.org", "https://example.org/", "HTTPS://example.org", ""])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(ConfigError, match="is not what browsers send as an origin"):
+        ServeSettings(allow_origins=(origin,))
+
+
+@pytest.mark.parametrize("host", ["http://example.org", "example.org/", "*.example.org", ""])
+def test_a_host_name_that_matches_nothing_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match="is no host name"):
+        ServeSettings(allow_hosts=(host,))

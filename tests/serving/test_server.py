@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -16,7 +17,8 @@ import pytest
 
 from helpers.command import Outcome, one_line_error
 from helpers.forked import Command
-from spantune.serving import ServeSettings, serve
+from spantune.core import RunError
+from spantune.serving import ServeSettings, serve, server
 from spantune.serving.service import Service
 
 
@@ -134,3 +136,20 @@ def test_a_missing_extra_is_one_line(
 ) -> None:
     monkeypatch.setattr("spantune.core.extras.find_spec", lambda name: None)
     one_line_error(command("serve", trained.folder), "spantune serve needs fastapi, which is not installed", "[serve]")
+
+
+def test_the_kernel_caches_are_bounded_unless_the_user_says_otherwise(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> dict[str, Any]:
+        loaded_with.update(os.environ)
+        raise RunError("read no further")
+
+    loaded_with: dict[str, str] = {}
+    monkeypatch.setenv(server.KERNEL_CACHES[0], "7")
+    monkeypatch.setenv(server.KERNEL_CACHES[1], "")  # so that it is as it was after the test
+    monkeypatch.delenv(server.KERNEL_CACHES[1])
+    monkeypatch.setattr(server, "load_runs", load)
+    with pytest.raises(RunError):
+        serve([trained.folder], ServeSettings(port=0))
+    assert [loaded_with[name] for name in server.KERNEL_CACHES] == ["7", "64"]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import platform
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.served import Served
 from spantune.core import Document
+from spantune.serving import service
 from spantune.serving.errors import ApiError
 
 BODY = json.dumps({"text": "痨"}).encode()
@@ -35,6 +39,33 @@ def test_a_full_queue_is_answered_429_before_the_body(serve_with: Callable[..., 
             assert "spantune_queue_documents 0.0" in metrics and "spantune_documents_in_work 2.0" in metrics
         asking.join()
         assert served.extract(text="痨").status_code == 200
+
+
+def test_a_full_queue_refuses_label_studio_before_the_body_by_each_address(serve_with: Callable[..., Any]) -> None:
+    with serve_with(max_queue=1, max_documents=1) as served:
+        with served.held():
+            asking = threading.Thread(target=lambda: served.extract(text="痨"))
+            asking.start()
+            served.until(lambda: served.service.unfinished == 1)
+            for path in (b"/predict", b"/label-studio/toy/predict"):
+                request = REQUEST.replace(b"/v1/extract", path).replace(b"Host", b"Connection: close\r\nHost")
+                assert served.raw(request % (999, b"")).startswith(b"HTTP/1.1 429 ")
+            assert 'route="/label-studio/{run}/predict",status="429"' in served.client.get("/metrics").text
+        asking.join()
+
+
+def test_a_request_whose_client_left_does_not_wait_for_the_models(served: Served) -> None:
+    (lane,) = served.service._lanes.values()
+    with served.held():
+        keeping = threading.Thread(target=lambda: served.extract(text="痨"))
+        keeping.start()
+        served.until(lambda: len(lane.in_work) == 1)
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(REQUEST % (len(BODY), BODY))
+            served.until(lambda: len(lane.waiting) == 1)
+        served.until(lambda: served.service.unfinished == 1)
+        assert not lane.waiting  # also while the models compute, which may take long
+    keeping.join()
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
@@ -143,3 +174,19 @@ def test_options_are_checked_against_the_run(served: Served) -> None:
 
     with pytest.raises(ApiError, match="no label 'nope'"):
         asyncio.run(ask())
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="only glibc gives memory back when it is told to")
+def test_memory_with_gaps_is_given_back(serve_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    monkeypatch.setattr(service, "MEMORY_SECONDS", -1)
+    with serve_with() as served:
+        served.extract(text="痨")
+        blocks = [bytes(16_000) for _ in range(4000)]
+        kept = blocks[::8]
+        full = resident()
+        blocks.clear()
+        served.extract(text="痨")
+        assert resident() < full - 30_000_000, len(kept)

@@ -96,6 +96,8 @@ def test_two_ranks_train_as_one_does(name: str, runs: Any) -> None:
         assert all("f1" in outcomes[place] for place in (0, 2, 3, 4)), errors
     assert_same(folder / name, folder / ("one-read" if name.endswith("read") else "one"))
     assert RunFolder(folder / name).environment()["ranks"] == "2"
+    log = RunFolder(folder / name).log_file.read_text(encoding="utf-8")
+    assert ("weights of the layers are divided over 2 ranks" in log) == name.startswith("fsdp")
 
 
 def test_a_rank_that_is_out_of_memory_splits_alone_and_lowers_the_limit_of_all(runs: Any) -> None:

@@ -6,6 +6,7 @@ As in `cli`, there is no logic here: results go to stdout or a file, messages to
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spantune.cli import names
-from spantune.cli.libraries import quiet
+from spantune.cli.libraries import quiet, quiet_children
 from spantune.cli.options import (
     AcceptChanges,
     Device,
@@ -33,12 +34,15 @@ from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
     from spantune.core import Config, Extraction, Prediction
-    from spantune.extraction import Engine, Tally, Target
+    from spantune.extraction import Cluster, Engine, Tally, Target, Task
     from spantune.metrics import Calibration
 
 
 SERVER = "Asking a server"
 """The section of the help page for the options of `--engine openai`."""
+
+MANY = "Many processes"
+"""The section of the help page for the options of `--devices` and `--engine ray`."""
 
 # A command has as many parameters as options: typer reads them from the signature, which is half of its lines.
 
@@ -87,9 +91,42 @@ def extract(
     sets: Sets = None,
     device: Device = "auto",
     engine: Annotated[
-        Literal["local", "openai"],
-        typer.Option(help="Run the model here, or on a server with OpenAI's protocol.", rich_help_panel=SERVER),
+        Literal["local", "openai", "ray"],
+        typer.Option(
+            help="Run the model here (local), on a server with OpenAI's protocol (openai), or in many processes on "
+            "one or more machines (ray), which read files and object storage and write a folder."
+        ),
     ] = "local",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            help="Run the model in a process on each of these GPUs: 0,1 or all. With --device cpu: how many processes.",
+            rich_help_panel=MANY,
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A Ray cluster: HOST:PORT, ray://HOST:PORT, or auto. Ray on this machine alone if not given.",
+            rich_help_panel=MANY,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="How many processes of Ray hold the model. One for each GPU, or CPU core, if not given.",
+            min=1,
+            rich_help_panel=MANY,
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(
+            help="GPUs of each of them, which may be a fraction. 1 if not given and there are GPUs.",
+            min=0,
+            rich_help_panel=MANY,
+        ),
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(help="Address of the server: http://127.0.0.1:8000/v1 …", rich_help_panel=SERVER),
@@ -135,10 +172,16 @@ def extract(
         spantune extract runs/demo notes.txt --uncertain 50 --to label_studio --out review.json
 
         spantune extract runs/demo notes.txt --engine openai --url http://127.0.0.1:8000/v1
+
+        spantune extract runs/demo s3://notes/2026/ --engine ray --address auto --to parquet --out s3://notes/entities
     """
-    from spantune.extraction import Tally, Target, Texts
+    from spantune.extraction import Cluster, Tally, Target, Task, Texts, parse_devices
     from spantune.report import ExtractionView
 
+    if engine != "ray" and (address, workers, gpus_per_worker) != (None, None, None):
+        raise ConfigError("--address, --workers and --gpus-per-worker are of Ray; give --engine ray too")
+    if engine != "local" and devices is not None:
+        raise ConfigError(f"--devices is of --engine local, not {engine}; for Ray there is --workers")
     if (engine == "openai") != (url is not None):
         raise ConfigError("--engine openai and --url belong together; give both, or neither to decode here")
     if url is None and (model is not None or grammar != "auto"):
@@ -149,6 +192,17 @@ def extract(
     if not files:
         raise ConfigError("no file to extract from; name one after the run folder, or - for text on stdin")
     recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
+    if engine == "ray":
+        unsuitable = {"--html": html, "--uncertain": uncertain, "--whole-file": whole_file, "--force": force}
+        unsuitable["--nested"] = nested != "error"
+        for option, value in unsuitable.items():
+            if value:
+                raise ConfigError(
+                    f"{option} is not of --engine ray, which writes a folder of parts; drop one of the two"
+                )
+        task = Task(run, tuple(files), recipe.extract, format, min_score, device, accept_changes)
+        raise typer.Exit(_on_ray(task, Cluster(address, workers, gpus_per_worker), out, to, resume=resume))
+    chosen_devices = parse_devices(devices, device) if devices is not None else ()
     labels = RunFolder(run).task().labels if to == "label_studio" else ()
     reads = RunFolder(run).task().reads
     if uncertain is not None and min_score is None and not reads:
@@ -160,6 +214,13 @@ def extract(
     tally = Tally()
 
     def load() -> Engine:
+        if chosen_devices:
+            quiet_children()
+            say(f"loading {recipe.model.source.removeprefix('bundled:')} in {len(chosen_devices)} processes …")
+            from spantune.extraction import DeviceEngine, DeviceSettings
+
+            settings = DeviceSettings(run, recipe.extract, min_score, accept_changes)
+            return DeviceEngine(settings, chosen_devices)
         if url is None:
             quiet(recipe.model.source)
             from spantune.extraction import load_run
@@ -184,7 +245,8 @@ def extract(
         finally:
             _report(tally, work.calibration, target)
             if work.started is not None:
-                _close(tally, time.perf_counter() - work.started, target)
+                written = target.out if target.out and target.out.exists() else None
+                _close(tally, time.perf_counter() - work.started, written)
     raise typer.Exit(1 if tally.with_problem else 0)
 
 
@@ -210,6 +272,29 @@ class _Work:
             yield from track(stream, "extract", self.total, unit="documents")
 
 
+def _on_ray(task: Task, cluster: Cluster, out: Path | None, to: str, *, resume: bool) -> int:
+    """Extract on Ray; returns the exit code."""
+    from spantune.extraction import Tally, extract_on_ray
+
+    if out is None:
+        raise ConfigError(
+            "--engine ray writes a folder of parts; give --out FOLDER, or a URL such as s3://bucket/folder"
+        )
+    if to not in ("native", "parquet"):
+        raise ConfigError(f"--engine ray writes native or parquet, not {to}; convert its parts: spantune data convert")
+    folder = re.sub(r"^([a-z][a-z0-9+.-]*):/(?!/)", r"\1://", str(out))  # a Path has one slash where a URL has two
+    folder = re.sub("^file://(?!/)", "file:///", folder)
+    tally, started = Tally(), time.perf_counter()
+    quiet_children()
+    try:
+        extract_on_ray(task, cluster, folder, "parquet" if to == "parquet" else "native", tally, resume=resume)
+    finally:
+        _report(tally, None, None)
+        if tally.documents:
+            _close(tally, time.perf_counter() - started, folder)
+    return 1 if tally.with_problem else 0
+
+
 def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
     """Return the recipe of a run with the settings of this call."""
     from spantune.core import load_config
@@ -225,12 +310,12 @@ def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
     return load_config(folder.config_file, overrides) if overrides else recipe
 
 
-def _report(tally: Tally, calibration: Calibration | None, target: Target) -> None:
-    """Report on stderr what was counted, and whether there is a journal to resume."""
-    from spantune.extraction import SHOWN, partial
+def _report(tally: Tally, calibration: Calibration | None, target: Target | None) -> None:
+    """Report on stderr what was counted, and of the file `target` whether there is a journal to resume."""
+    from spantune.extraction import SHOWN
 
     report_left_out(calibration, tally.below_threshold)
-    for note, count in tally.notes.items():
+    for note, count in (+tally.notes).items():
         say(f"{count} × {note}")
     if tally.contradicted:
         say(f"{tally.contradicted} entities left out, which the next chunk of their text contradicts")
@@ -238,12 +323,20 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
         say(f"failed: {line}")
     if tally.failed > SHOWN:
         say(f"failed: {tally.failed - SHOWN} more")
+    if target is not None:
+        _report_file(tally, target)
+    if tally.with_problem:
+        say(f"{tally.with_problem} of {tally.documents} answers had a problem; see meta.problems of each")
+
+
+def _report_file(tally: Tally, target: Target) -> None:
+    """Report what is not in the file, what was chosen, and what can be done with it."""
+    from spantune.extraction import partial
+
     if tally.not_representable:
         say(
             f"{tally.not_representable} documents are not in {target.out}: {target.format} has no place for what failed"
         )
-    if tally.with_problem:
-        say(f"{tally.with_problem} of {tally.documents} answers had a problem; see meta.problems of each")
     if tally.chosen is not None:
         place = f": {target.out}" if target.out else ""
         say(f"{number(tally.chosen, 'document')} of {tally.documents:,}, the least sure first{place}")
@@ -256,11 +349,11 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target) -> No
         say(f"{partial(target.out)} holds what is done; go on with --resume")
 
 
-def _close(tally: Tally, seconds: float, target: Target) -> None:
+def _close(tally: Tally, seconds: float, written: Path | str | None) -> None:
     """Say in a line what this call did: documents, entities, time, problems by their kind, and where the output is."""
     documents, entities = number(tally.extracted, "document"), number(tally.entities, "entity", "entities")
     kinds = ", ".join(f"{count} {kind}" for kind, count in tally.problems.most_common())
-    where = f"; written to {target.out}" if target.out and target.out.exists() else ""
+    where = f"; written to {written}" if written else ""
     say(
         f"{documents}, {entities}, {seconds:.1f} s ({tally.extracted / max(seconds, 1e-9):.1f} documents/s), "
         f"problems: {kinds or 'none'}{where}"

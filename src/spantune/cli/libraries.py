@@ -35,12 +35,9 @@ def quiet(loading: str | None = None, *, whole: bool = False) -> None:
     """
     if loading is not None and os.environ.get("RANK", "0") == "0" and importlib.util.find_spec("transformers"):
         say(f"loading {loading.removeprefix('bundled:')} …")
+    quiet_children()
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # libraries warn of each other's changes
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine, spinning threads are ten times slower
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels when it is imported
     with _without_collection():
         if not whole and not shows_gpu():  # a GPU needs more of torch, and time on its CPU matters less
@@ -48,6 +45,14 @@ def quiet(loading: str | None = None, *, whole: bool = False) -> None:
         from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+
+
+def quiet_children() -> None:
+    """Hide the progress bars and messages of libraries, in this process and in those that it starts."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine, spinning threads are ten times slower
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def import_narrowly() -> None:

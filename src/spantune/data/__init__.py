@@ -11,6 +11,7 @@ from spantune.data.counts import Bin, Statistics, histogram, nesting, statistics
 from spantune.data.findings import Report, Tally
 from spantune.data.formats import read, read_extractions, write
 from spantune.data.formats.label_studio import is_link, labelling_interface, predicted_results
+from spantune.data.formats.native import parse_text_line
 from spantune.data.loading import Splits, holdout, read_splits, shared_texts
 from spantune.data.merging import Merged, conflicting, count_predicted, merge_corpora
 from spantune.data.raw.document import Nested, Options
@@ -51,6 +52,7 @@ __all__ = [
     "merge_corpora",
     "nesting",
     "parse_label_map",
+    "parse_text_line",
     "predicted_results",
     "read",
     "read_bytes",

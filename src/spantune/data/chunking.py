@@ -19,6 +19,7 @@ from spantune.core import DataError, Document, Entity, half_surrogate
 from spantune.data.sentences import clause_ends, sentence_ends, space_ends
 
 _ZERO_WIDTH_JOINER = "\u200d"
+_LONG = 1 << 15  # characters of a beginning: where that does not fit, a longer text is not tried
 _FIRST_GUESS = 1024  # characters of the first chunk; each later guess is the size of the chunk before
 
 
@@ -62,13 +63,22 @@ class Cutter:
         Raises:
             DataError: the text is over the limit, contains half a surrogate pair, or not one character of it fits.
         """
+        return list(self.chunks(document))
+
+    def chunks(self, document: Document) -> Iterator[Chunk]:
+        """Yield the chunks of `document` as `cut` returns them, each cut when it is asked for.
+
+        Raises:
+            DataError: as `cut`; that a character does not fit is found when it is reached.
+        """
         self.check(document)
-        bare = document.with_entities(())
-        if self.fits(document.text):
-            return [Chunk(bare, 0)]
-        return [
-            Chunk(_part(bare, number, start, end), start) for number, (start, end) in enumerate(self._spans(document))
-        ]
+        bare, beginning = document.with_entities(()), document.text[:_LONG]
+        is_short = len(beginning) == len(document.text) or self.fits(beginning)
+        if is_short and self.fits(document.text):
+            yield Chunk(bare, 0)
+            return
+        for number, (start, end) in enumerate(self._spans(document)):
+            yield Chunk(_part(bare, number, start, end), start)
 
     def check(self, document: Document) -> None:
         """Check what can be known of `document` without cutting it.

@@ -76,7 +76,7 @@ def modelfile(source: Source, encoder: Encoder, file: str) -> str:
     first = tokenizer("a")["input_ids"][0]
     if first == tokenizer.bos_token_id:  # Ollama adds it again
         before = before.removeprefix(tokenizer.decode([first]))
-    stop = json.dumps(tokenizer.decode([encoder.stop_id]), ensure_ascii=False)
+    stop = to_json(tokenizer.decode([encoder.stop_id]))
     template = f"{_literal(before)}{{{{ .Prompt }}}}{_literal(after)}"
     return f'FROM ./{file}\nTEMPLATE """{template}"""\nPARAMETER temperature 0\nPARAMETER stop {stop}\n'
 

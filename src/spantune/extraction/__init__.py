@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from spantune.extraction.remote.protocol import GRAMMARS, Question, Served
     from spantune.extraction.result import rates
     from spantune.extraction.resumable import partial
+    from spantune.extraction.scale.devices import DeviceEngine, DeviceSettings, parse_devices
+    from spantune.extraction.scale.ray_engine import Cluster, Task, extract_on_ray
     from spantune.extraction.session import Options, Session
 
 __all__ = [
@@ -31,7 +33,10 @@ __all__ = [
     "LOWEST_LOGIT",
     "SHOWN",
     "Allowed",
+    "Cluster",
     "Decoder",
+    "DeviceEngine",
+    "DeviceSettings",
     "Engine",
     "Evaluation",
     "Extractor",
@@ -45,17 +50,20 @@ __all__ = [
     "Session",
     "Tally",
     "Target",
+    "Task",
     "Texts",
     "calibrate_run",
     "constraint_of",
     "evaluate",
     "evaluate_run",
+    "extract_on_ray",
     "load_bare",
     "load_remote",
     "load_run",
     "load_runs",
     "mark_choices",
     "most_tokens",
+    "parse_devices",
     "partial",
     "rates",
     "refusals",
@@ -83,6 +91,8 @@ __getattr__, __dir__ = lazy_exports(
         "remote.protocol": ("GRAMMARS", "Question", "Served"),
         "result": ("rates",),
         "resumable": ("partial",),
+        "scale.devices": ("DeviceEngine", "DeviceSettings", "parse_devices"),
+        "scale.ray_engine": ("Cluster", "Task", "extract_on_ray"),
         "session": ("Options", "Session"),
     },
 )

@@ -7,7 +7,7 @@ A document that cannot be decoded is an error, or an Extraction that says why.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -68,16 +68,47 @@ def _each_document(texts: Iterable[str | Prediction], expected: str) -> Iterator
 
 @dataclass(eq=False)
 class Parts:
-    """The chunks of a document, and the Extractions of those that are done, by their index."""
+    """The chunks of a document, and the Extractions of those that are done, by their index.
+
+    Args:
+        document: the whole document.
+        source: gives its chunks, one at least.
+        chunks: those that were taken.
+        done: the Extractions.
+
+    Raises:
+        DataError: as `Cutter.chunks`, for the first chunk.
+    """
 
     document: Document
-    chunks: Sequence[Chunk]
+    source: Iterator[Chunk]
+    chunks: list[Chunk] = field(default_factory=list)
     done: dict[int, Extraction] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._next: Chunk | None = next(self.source)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are chunks that were not taken."""
+        return self._next is not None
+
+    def take(self) -> Document:
+        """Return the text of the next chunk.
+
+        Raises:
+            DataError: as `Cutter.chunks`, for the chunk after it.
+        """
+        chunk = self._next
+        assert chunk is not None
+        self._next = next(self.source, None)
+        self.chunks.append(chunk)
+        return chunk.document
 
     @property
     def complete(self) -> bool:
         """Whether every chunk is done."""
-        return len(self.done) == len(self.chunks)
+        return not self.has_more and len(self.done) == len(self.chunks)
 
     def joined(self) -> Extraction:
         """Merge the Extractions of all chunks; offsets are those of the whole text."""
@@ -123,10 +154,10 @@ def by_chunks(
 
     def texts() -> Iterator[Document]:
         for document in documents:
-            parts = parts_of(document, cutter, strict=strict)
+            parts = parts_of(document, lambda whole: iter(cutter.cut(whole)), strict=strict)
             queue.append(parts)
-            if isinstance(parts, Parts):
-                yield from (chunk.document for chunk in parts.chunks)
+            while isinstance(parts, Parts) and parts.has_more:
+                yield parts.take()
 
     for extraction in decode(texts()):
         yield from _ready(queue)
@@ -140,20 +171,25 @@ def by_chunks(
     assert not queue, "an engine yields an answer for every text"
 
 
-def parts_of(document: Prediction, cutter: Cutter, *, strict: bool) -> Parts | Extraction:
-    """Cut a document; an Extraction is returned as it is.
+def parts_of(document: Prediction, cut: Callable[[Document], Iterator[Chunk]], *, strict: bool) -> Parts | Extraction:
+    """Cut a document by `cut`; an Extraction is returned as it is.
 
     Raises:
-        DataError: as `Cutter.cut`, with `strict`; otherwise such a document becomes a `refused` Extraction.
+        DataError: as `Cutter.chunks`, with `strict`; otherwise such a document becomes a `refused` Extraction.
     """
     if isinstance(document, Extraction):
         return document
     try:
-        return Parts(document, cutter.cut(document))
+        return Parts(document, cut(document))
     except DataError as error:
         if strict:
             raise
-        return failure(document, Status.REFUSED, Problem(ProblemKind.REFUSED, str(error)))
+        return refusal(document, error)
+
+
+def refusal(document: Document, error: DataError) -> Extraction:
+    """Return the Extraction of a document that cannot be cut."""
+    return failure(document, Status.REFUSED, Problem(ProblemKind.REFUSED, str(error)))
 
 
 def cutter(encoder: TextEncoder, settings: config.Extract, window: int | None) -> Cutter:

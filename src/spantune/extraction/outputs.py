@@ -46,6 +46,8 @@ from spantune.report import ExtractionView, write_extractions
 
 SHOWN = 10
 """The number of failed documents that are named."""
+_COUNTS = ("documents", "with_problem", "extracted", "entities", "failed", "below_threshold", "contradicted")
+"""The fields of Tally that are sums over documents."""
 
 
 @dataclass
@@ -97,6 +99,12 @@ class Tally:
             self.failed += 1
             if len(self.failures) < SHOWN:
                 self.failures.append(f"{extraction.document.id}: {extraction.problems[-1].found}")
+
+    def add_counts(self, other: Tally) -> None:
+        """Add what was counted over other documents."""
+        for name in (*_COUNTS, "notes", "problems"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.failures += other.failures[: SHOWN - len(self.failures)]
 
     def counted(self, extractions: Iterable[Extraction]) -> Iterator[Extraction]:
         """Yield `extractions` as they come, each counted."""

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from spantune.core import (
     ConfigError,
+    DataError,
     Document,
     Entity,
     Extraction,
@@ -34,7 +35,7 @@ from spantune.core import (
 )
 from spantune.data import Cutter
 from spantune.encoding import TextEncoder
-from spantune.extraction.chunked import Parts, cutter, parts_of
+from spantune.extraction.chunked import Parts, cutter, parts_of, refusal
 from spantune.extraction.reading import Reader
 from spantune.extraction.result import Ended, calibrated, failure
 from spantune.metrics import Calibration
@@ -95,7 +96,6 @@ class _Job:
     parts: Parts
     finish: Callable[[_Job], None]
     numbers: dict[int, int] = field(default_factory=dict)
-    submitted: int = 0
     error: Exception | None = None
 
     def end(self, index: int, extraction: Extraction, error: Exception | None) -> None:
@@ -142,10 +142,14 @@ class Scheduler:
         """Drop a document; its chunks that are computed now free what they hold."""
         if job in self._queue:
             self._queue.remove(job)
+        self._drop(job)
+        self._rest()
+
+    def _drop(self, job: _Job) -> None:
+        """Drop the chunks of a document that are computed now."""
         for number in job.numbers:
             del self._running[number]
             self._worker.cancel(number)
-        self._rest()
 
     def step(self) -> None:
         """Compute one pass for whatever is there."""
@@ -162,10 +166,16 @@ class Scheduler:
         """Submit chunks while there is room, one of each document in turn."""
         while self._queue and self._worker.room > 0:
             job = self._queue.popleft()
-            index, job.submitted = job.submitted, job.submitted + 1
-            if job.submitted < len(job.parts.chunks):
+            index = len(job.parts.chunks)
+            try:
+                text = job.parts.take()
+            except Exception as error:  # the rest of this document cannot be cut
+                self._drop(job)
+                job.error = error
+                job.finish(job)
+                continue
+            if job.parts.has_more:
                 self._queue.append(job)
-            text = job.parts.chunks[index].document
             try:
                 number = self._worker.submit(text)
             except Exception as error:  # of this text, which cannot be encoded
@@ -239,7 +249,7 @@ class Session:
         expect(document, Document, "submit", "a Document")
         expect(options, Options, "submit", "Options as the second argument")
         self._check(options)
-        parts = parts_of(document, self._cutter_of(options), strict=True)
+        parts = parts_of(document, self._cutter_of(options).chunks, strict=True)
         assert isinstance(parts, Parts)
         return self._add(parts, options)
 
@@ -274,7 +284,7 @@ class Session:
                     if document is None:
                         is_more = False
                         break
-                    parts = parts_of(document, self._cutter, strict=strict)
+                    parts = parts_of(document, self._cutter.chunks, strict=strict)
                     order.append(self._add(parts, Options()) if isinstance(parts, Parts) else parts)
                 while order and (isinstance(order[0], Extraction) or order[0] in done):
                     first = order.popleft()
@@ -307,7 +317,7 @@ class Session:
             self._jobs.pop(ticket, None)
             error = job.error
             try:
-                extraction = self._decided(job.parts, calibration, options)
+                extraction = self._decided(job, calibration, options)
             except Exception as exception:  # in what this document holds
                 extraction, error = _failed(job.parts.document, exception), exception
             self._ended.append((ticket, extraction, error))
@@ -316,9 +326,15 @@ class Session:
         self._scheduler.add(job)
         return ticket
 
-    def _decided(self, parts: Parts, calibration: Calibration | None, options: Options) -> Extraction:
+    def _decided(self, job: _Job, calibration: Calibration | None, options: Options) -> Extraction:
         """Merge the chunks of a document and keep its entities; where spans are read, those of each chunk before."""
-        reader, thresholds = self._terms.reader, self._thresholds
+        parts, reader, thresholds = job.parts, self._terms.reader, self._thresholds
+        if not parts.complete and job.error is not None:
+            return (
+                refusal(parts.document, job.error)
+                if isinstance(job.error, DataError)
+                else _failed(parts.document, job.error)
+            )
         if reader is None or thresholds is None:
             extraction = calibrated(parts.joined(), calibration)
         elif self._terms.keeps_candidates:

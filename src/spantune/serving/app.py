@@ -30,8 +30,8 @@ ROUTERS = (
     page.router,
 )
 """The routers of all API modules."""
-QUEUED = frozenset({"/v1/extract", "/v1/chat/completions", "/predict"})
-"""The paths whose requests need a place in the queue: they are answered 429 before their body is read."""
+QUEUED = frozenset({"/v1/extract", "/v1/chat/completions", "/predict", "/label-studio/{run}/predict"})
+"""The routes whose requests need a place in the queue: they are answered 429 before their body is read."""
 
 
 def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | None = None) -> FastAPI:

@@ -27,6 +27,19 @@ from spantune.serving.schemas import Strict
 from spantune.serving.service import ServedRun, Service
 
 router = APIRouter()
+_FRAME = {"id": "chatcmpl-0a1b2c", "created": 1795880305, "model": "demo", "system_fingerprint": "baed9d7d15b1"}
+_LINE = '{"entity_text": "右下肺炎", "entity_label": "dis"}\n'
+_COMPLETION = {
+    **_FRAME,
+    "object": "chat.completion",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": _LINE}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 40, "completion_tokens": 12, "total_tokens": 52},
+}
+_CHUNK = {
+    **_FRAME,
+    "object": "chat.completion.chunk",
+    "choices": [{"index": 0, "delta": {"content": _LINE}, "finish_reason": None}],
+}
 
 
 class PartIn(Strict):
@@ -126,7 +139,13 @@ def _documented(model: type[BaseModel]) -> dict[str, Any]:
     "/v1/chat/completions",
     responses={
         **QUEUE,
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The entities."},
+        200: {
+            "content": {
+                "application/json": {"example": _COMPLETION},
+                "text/event-stream": {"schema": {"type": "string"}, "example": f"data: {json_text(_CHUNK)}\n\n"},
+            },
+            "description": "The entities.",
+        },
         422: {"description": "Not used: what is wrong with a request is a 400."},
     },
     openapi_extra=_documented(ChatIn),

@@ -14,11 +14,16 @@ from spantune.serving.corrections import FILE, Correction, Corrections, Source, 
 from spantune.serving.errors import QUEUE, ApiError, documented
 from spantune.serving.extract_api import NDJSON
 from spantune.serving.requests import ServiceOf
-from spantune.serving.schemas import SHORT, Strict
+from spantune.serving.schemas import SHORT, Strict, example_of
 
 router = APIRouter()
 NO_FOLDER = documented(_409="The service was started without a folder for corrections.")
 _ID = Field(max_length=256)
+_LINE = (
+    '{"id": "text-1c5b0e2a9d47", "text": "胸片示右下肺炎。", "entities": [{"start": 3, "end": 7, "label": "dis", '
+    '"text": "右下肺炎"}], "meta": {"model": "demo", "fingerprint": "baed9d7d15b1", '
+    '"time": "2026-11-28T15:37:22.006Z", "source": "page"}}\n'
+)
 
 
 class EntityIn(Strict):
@@ -81,7 +86,9 @@ def store_of(request: Request) -> Corrections:
     return store
 
 
-@router.post("/v1/corrections", status_code=201, responses={**QUEUE, **NO_FOLDER})
+@router.post(
+    "/v1/corrections", status_code=201, responses={**QUEUE, **NO_FOLDER, **example_of({"saved": 1}, status=201)}
+)
 async def save(sent: CorrectionIn, request: Request, service: ServiceOf) -> SavedOut:
     """Save a document as a person annotated it: one line of `corrections.jsonl`, which training reads."""
     run, store = service.run(sent.model), store_of(request)
@@ -102,7 +109,7 @@ async def save(sent: CorrectionIn, request: Request, service: ServiceOf) -> Save
 @router.get(
     "/v1/corrections",
     response_class=StreamingResponse,
-    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}, **NO_FOLDER},
+    responses=NO_FOLDER | example_of(_LINE, kind=NDJSON),
 )
 async def download(request: Request) -> StreamingResponse:
     """Return all corrections that were saved, as native JSONL."""

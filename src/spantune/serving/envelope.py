@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from spantune.core import json_text, say
 from spantune.serving.errors import ApiError, bug
 from spantune.serving.requests import ClientGone
-from spantune.serving.security import HEADERS, path_of
+from spantune.serving.security import HEADERS, route_of
 from spantune.serving.service import Service
 
 GONE = 499
@@ -82,8 +82,9 @@ class Envelope:
             self._record(scope, request_id, status or GONE, time.perf_counter() - began)
 
     def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        path, method = path_of(scope), scope["method"]
-        route = path if path in self._paths else "/static" if path.startswith("/static/") else "other"
+        route, method = route_of(scope), scope["method"]
+        if route not in self._paths:
+            route = "/static" if route.startswith("/static/") else "other"
         method = method if method in _METHODS else "other"
         self._service.metrics.request(route, method, status, seconds)
         client = scope.get("client")

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from spantune.core import SpantuneError, encodable, log_crash
+from spantune.core import SpantuneError, encodable, log_crash, nearest
 
 log = logging.getLogger(__name__)
 
@@ -193,12 +193,24 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
         return invalid.response()
     place = ".".join(str(part) for part in first["loc"][1:])[:200]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    said = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        said = "an unknown field"
+        if len(first["loc"]) == 2 and (names := _fields(request)):
+            said += f"; {nearest(place, names)}"
     return ApiError(
         422,
         "invalid_request",
-        f"{place or first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}{more}",
+        f"{place or first['loc'][0]}: {said}{more}",
         "see /openapi.json for what is expected",
     ).response()
+
+
+def _fields(request: Request) -> tuple[str, ...]:
+    """The fields that the body of this request may have, as far as its route says so."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    model = getattr(getattr(body, "field_info", None), "annotation", None)
+    return tuple(getattr(model, "model_fields", ()))
 
 
 _HTTP = {

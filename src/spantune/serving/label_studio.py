@@ -26,6 +26,7 @@ from spantune.serving.errors import QUEUE, ApiError
 from spantune.serving.health import health
 from spantune.serving.label_config import Interface, read_interface
 from spantune.serving.requests import ServiceOf, while_connected
+from spantune.serving.schemas import example_of
 from spantune.serving.service import ServedRun, Service
 
 SECONDS = 80.0
@@ -35,6 +36,16 @@ UNNAMED = "$undefined$"
 _STORED = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
 _WITHDRAWN = ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED")
 _ROOT, _NAMED = "", "/label-studio/{run}"
+_VERSION = "demo-baed9d7d15b1"
+_REGION = {
+    "id": "spantune-1",
+    "type": "labels",
+    "from_name": "label",
+    "to_name": "text",
+    "value": {"start": 3, "end": 7, "text": "右下肺炎", "labels": ["dis"]},
+    "score": 0.97,
+}
+_PREDICTION = {"result": [_REGION], "score": 0.97, "model_version": _VERSION}
 
 router = APIRouter(tags=["Label Studio"])
 log = logging.getLogger(__name__)
@@ -86,7 +97,7 @@ class WebhookIn(BaseModel):
 router.get(f"{_NAMED}/health", include_in_schema=False)(health)
 
 
-@router.post(f"{_ROOT}/setup")
+@router.post(f"{_ROOT}/setup", responses=example_of({"model_version": _VERSION, "problems": []}))
 @router.post(f"{_NAMED}/setup", include_in_schema=False)
 async def setup(sent: SetupIn, run: RunOf) -> dict[str, Any]:
     """Connect a project: say which version of the model predicts, and which labels have no counterpart."""
@@ -99,14 +110,14 @@ async def setup(sent: SetupIn, run: RunOf) -> dict[str, Any]:
     return {"model_version": version_of(run), "problems": interface.problems}
 
 
-@router.get(f"{_ROOT}/versions")
+@router.get(f"{_ROOT}/versions", responses=example_of({"versions": [_VERSION]}))
 @router.get(f"{_NAMED}/versions", include_in_schema=False)
 async def versions(run: RunOf) -> dict[str, list[str]]:
     """Return the one version that predicts: the run's name and fingerprint."""
     return {"versions": [version_of(run)]}
 
 
-@router.post(f"{_ROOT}/predict", responses=QUEUE)
+@router.post(f"{_ROOT}/predict", responses=QUEUE | example_of({"results": [_PREDICTION], "problems": []}))
 @router.post(f"{_NAMED}/predict", include_in_schema=False)
 async def predict(sent: PredictIn, request: Request, service: ServiceOf, run: RunOf) -> JSONResponse:
     """Predict tasks: one result for each, in order; a task that cannot be predicted has an error instead.
@@ -132,7 +143,9 @@ async def predict(sent: PredictIn, request: Request, service: ServiceOf, run: Ru
     return JSONResponse({"results": results, "problems": interface.problems})
 
 
-@router.post(f"{_ROOT}/webhook", status_code=201, responses=NO_FOLDER)
+@router.post(
+    f"{_ROOT}/webhook", status_code=201, responses=NO_FOLDER | example_of({"saved": 1, "problems": []}, status=201)
+)
 @router.post(f"{_NAMED}/webhook", status_code=201, include_in_schema=False)
 async def webhook(sent: WebhookIn, request: Request, run: RunOf) -> dict[str, Any]:
     """Store annotations as corrections, and withdraw those that were deleted; other news are only acknowledged."""

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spantune.serving.errors import ApiError
 from spantune.serving.requests import ClientGone
-from spantune.serving.security import path_of
+from spantune.serving.security import route_of
 from spantune.serving.service import Service
 
 BODY_SECONDS = 30.0
@@ -29,7 +29,7 @@ class Admission:
     Args:
         app: what is passed to.
         service: whose limits are kept.
-        queued: the paths whose requests need a place in the queue.
+        queued: the routes whose requests need a place in the queue.
     """
 
     def __init__(self, app: ASGIApp, service: Service, queued: frozenset[str]):
@@ -64,7 +64,7 @@ class Admission:
 
     def _check(self, scope: Scope) -> None:
         """Check what is known before the body is read."""
-        if path_of(scope) in self._queued:
+        if route_of(scope) in self._queued:
             self._service.require_ready()
         headers = Headers(scope=scope)
         stated = headers.get("content-length", "")

@@ -187,6 +187,13 @@ class ModelsOut(BaseModel):
     data: list[ModelOut]
 
 
+def example_of(
+    example: object, *, status: int = 200, kind: str = "application/json"
+) -> dict[int | str, dict[str, Any]]:
+    """Return an example of an answer for OpenAPI."""
+    return {status: {"content": {kind: {"example": example}}}}
+
+
 def extracted(extraction: Extraction, *, whole: bool = False) -> dict[str, Any]:
     """Return the fields of `Extracted` for an Extraction, the entities below the threshold with `whole`."""
     text = extraction.document.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import re
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,6 +25,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
 }
 """What every response says to browsers: nothing is loaded from elsewhere, framed, or guessed to be of another type."""
+_NAMED = re.compile(r"\A/label-studio/[^/]+/")
 
 
 class TokenGate:
@@ -103,6 +105,11 @@ def path_of(scope: Scope) -> str:
     """Return the path of a request within the app, wherever that is mounted."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "").rstrip("/"))
+
+
+def route_of(scope: Scope) -> str:
+    """Return the path of a request as routes are declared: with `{run}` in place of a run's name."""
+    return _NAMED.sub("/label-studio/{run}/", path_of(scope))
 
 
 def _name(host: str) -> str:

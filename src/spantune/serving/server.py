@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from spantune.core import ConfigError, os_error, say
 from spantune.extraction import load_runs
@@ -25,7 +26,13 @@ from spantune.serving.settings import ServeSettings
 
 ENGINE_DOWN = 70
 """The exit code where the models do not answer any more: EX_SOFTWARE of sysexits.h, that of every bug of ours."""
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""The variables of PyTorch's caches of CPU kernels, of which each length of a pass needs its own: 1,024 by default."""
+KERNELS = "64"
+"""How many kernels each keeps: more than a pass uses."""
 KEEP_ALIVE_SECONDS = 15
+HEAD_SECONDS = 30.0
+"""How long a request's headers may take to arrive, from when its connection is opened or its first byte comes."""
 PARTING_SECONDS = 1.0
 """How long it goes on to listen after a signal at least, and refuses, so that clients that just ask are told."""
 LAST_SECONDS = 5
@@ -47,11 +54,12 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
     settings = settings or ServeSettings()
     listener = _listener(settings)  # so that a port that is taken is known before the models are loaded
     with listener:
+        bound_kernel_caches()
         extractors = load_runs(runs, settings.device, min_score=settings.min_score)
         app = create_app(extractors, settings)
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=Protocol,
             ws="none",
             log_config=None,
             access_log=False,
@@ -65,6 +73,15 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
         listener.listen(config.backlog)
         server.run([listener])
     return ENGINE_DOWN if app.state.service.failure is not None else 0
+
+
+def bound_kernel_caches() -> None:
+    """Keep few kernels for CPUs, so that memory does not grow by hundreds of MB; call it before a model computes.
+
+    A limit that the user has set stays.
+    """
+    for name in KERNEL_CACHES:
+        os.environ.setdefault(name, KERNELS)
 
 
 def address_of(listener: socket.socket) -> str:
@@ -98,6 +115,42 @@ def _listener(settings: ServeSettings) -> socket.socket:
             "one, and as --host an address of this machine"
         ) from None
     return listener
+
+
+class Protocol(H11Protocol):
+    """uvicorn's HTTP, which closes connections whose next request does not arrive: silent ones would pile up."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Take a part of a request."""
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        super().connection_lost(exc)
+        self._unwatch_head()
+
+    def _watch_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._unwatch_head()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _unwatch_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from spantune.core import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """The hosts that only this machine reaches."""
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+|\*|null")
+_HOST = re.compile(r"[^/?#\s@*]+")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class ServeSettings:
         min_score: drops entities with a lower score, instead of by the run's thresholds.
 
     Raises:
-        ConfigError: a limit is not positive, the token is empty, or it is missing where the host is not loopback.
+        ConfigError: a limit is not positive, an origin or host is none, the token is empty, or it is missing where the
+            host is not loopback.
     """
 
     host: str = "127.0.0.1"
@@ -59,6 +63,15 @@ class ServeSettings:
             raise ConfigError(
                 "the token is empty or has characters that a header cannot carry; give letters and digits"
             )
+        for origin in self.allow_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"allow_origins: {origin!r} is not what browsers send as an origin; expected scheme, host and port "
+                    "in lower case, without a path, such as https://example.org"
+                )
+        for host in self.allow_hosts:
+            if not _HOST.fullmatch(host):
+                raise ConfigError(f"allow_hosts: {host!r} is no host name; expected one such as ner.example.org")
         if self.token is None and not self.is_loopback:
             raise ConfigError(
                 f"host {self.host} can be reached from other machines, so that a token is needed; set SPANTUNE_TOKEN, "

@@ -337,7 +337,8 @@ class _Job:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
         if self.ranks.in_lockstep:
-            divide_layers(model, self.loaded.device, self.ranks.size)
+            count = divide_layers(model, self.loaded.device, self.ranks.size)
+            log.info("%s weights of the layers are divided over %d ranks", f"{count:,}", self.ranks.size)
 
     def _finish(self, measuring: Measuring, trackers: Trackers | None, training_seconds: float) -> Evaluation:
         """Measure the best adapter on the test documents and write the report."""

@@ -17,7 +17,14 @@ from spantune.core import Document, to_record
 from spantune.data.raw import tabular
 from spantune.data.raw.corrections import in_force
 from spantune.data.raw.document import Item, Options, RawDocument, Sample, each
-from spantune.data.raw.json_records import Record, begins_array, document_id, read_json, write_json_lines
+from spantune.data.raw.json_records import (
+    Record,
+    begins_array,
+    document_id,
+    parse_line,
+    read_json,
+    write_json_lines,
+)
 
 _FIELDS = ("id", "text", "entities", "meta", "answer")
 
@@ -37,20 +44,38 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     is_array = begins_array(path, options.encoding)
 
     def parse(record: Record) -> RawDocument:
-        if is_array:
-            name = document_id(record, notes)
-        elif "id" in record.values:
-            name = record.text("id")
-        else:
-            name = f"{path.stem}-{record.line}"
-            notes["id made from the line number"] += 1
-        entities = tuple(tabular.entity(row, notes) for row in record.entities(optional=options.unannotated))
-        for field in record.others(_FIELDS):
-            notes[f"field {field!r} not read; put it under meta"] += 1
-        text = record.text("text", blank=True)
-        return RawDocument(name, text, entities, path, record.line, record.mapping("meta"))
+        id = document_id(record, notes) if is_array else None
+        return _document(record, id, f"{path.stem}-{record.line}", notes, options)
 
     return in_force(each(read_json(path, notes, options.encoding), parse), notes)
+
+
+def parse_text_line(text: str, path: Path, line: int, made_id: str, notes: Counter[str]) -> Item:
+    """Return the document on one line of JSONL without its annotations, or a DataError for a line that has none.
+
+    Args:
+        text: the line.
+        path: the file, and `line` the number of the line in it, from 1: for errors.
+        line: see `path`.
+        made_id: the id of a document whose line has none.
+        notes: counts what was made or ignored.
+    """
+    options = Options(unannotated=True)
+    return next(each([parse_line(text, path, line)], lambda record: _document(record, None, made_id, notes, options)))
+
+
+def _document(record: Record, id: str | None, made_id: str, notes: Counter[str], options: Options) -> RawDocument:
+    """Return the document of `record`; its id is that in the record if `id` is None, and `made_id` if it has none."""
+    if id is None and "id" in record.values:
+        id = record.text("id")
+    elif id is None:
+        id = made_id
+        notes["id made from the line number"] += 1
+    entities = tuple(tabular.entity(row, notes) for row in record.entities(optional=options.unannotated))
+    for field in record.others(_FIELDS):
+        notes[f"field {field!r} not read; put it under meta"] += 1
+    text = record.text("text", blank=True)
+    return RawDocument(id, text, entities, record.path, record.line, record.mapping("meta"))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

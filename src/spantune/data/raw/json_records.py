@@ -182,12 +182,25 @@ def read_line_values(path: Path, notes: Counter[str], encoding: str | None = Non
         try:
             if isinstance(text, DataError):
                 raise text
-            value, end = _parse(text, _skip(text, 0), path, line)
-            if (rest := _skip(text, end)) != len(text):
-                raise _not_json("more follows the value", text, rest, path, line)
-            yield Value(value, line, number)
+            yield Value(_line_value(text, path, line), line, number)
         except DataError as error:
             yield error
+
+
+def parse_line(text: str, path: Path, line: int) -> Record | DataError:
+    """Return the object that is the whole of a line, or a DataError if it is none."""
+    try:
+        value = Value(_line_value(text, path, line), line, line)
+    except DataError as error:
+        return error
+    return next(_records([value], path))
+
+
+def _line_value(text: str, path: Path, line: int) -> object:
+    value, end = _parse(text, _skip(text, 0), path, line)
+    if (rest := _skip(text, end)) != len(text):
+        raise _not_json("more follows the value", text, rest, path, line)
+    return value
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> None:

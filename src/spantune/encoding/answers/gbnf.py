@@ -38,9 +38,9 @@ def gbnf(text: str, task: TaskSpec, spell: Spell | None = None) -> str:
     opening, middle = '{"entity_text": "', '", "entity_label": '
     endings = [writing.label(code) + "}" + writing.terminator for code in task.codes]
     if spell is None:
-        labels, entity = map(_literal, endings), f"{_literal(opening)} s0 {_literal(middle)} label"
+        labels, entity = [_literal(ending) for ending in endings], f"{_literal(opening)} s0 {_literal(middle)} label"
     else:  # the tokens beside a mention may be joined with it, so that they are characters
-        labels = (_spelled(spell, middle + ending, first_free=True) for ending in endings)
+        labels = [_spelled(spell, middle + ending, first_free=True) for ending in endings]
         entity = f"{_spelled(spell, opening, first_free=False)} s0 label"
     rules = [f"root ::= {entities}", f"entity ::= {entity}", f"label ::= {' | '.join(labels)}"]
     blanks = {writing.character(character) for character in text if character.isspace()}

@@ -1,0 +1,1 @@
+"""Extraction over many processes: GPUs of one machine, and Ray's workers on several machines."""

@@ -1,0 +1,187 @@
+"""The files that a large extraction writes: a folder of parts with names that never change, and its plan.
+
+A part is written under a name that begins with a dot, and renamed when it is complete. So a part is there as a whole
+or not at all, and whoever writes it a second time writes the same. What is done is what is there. `_plan.json` says
+which documents are in which part, and of which run they are, so that a resumed extraction cannot mix two.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from spantune.core import DataError, Extraction, first_line, need, to_json, to_record
+from spantune.extraction.resumable import json_line
+from spantune.extraction.scale.shards import Mark, Shard
+from spantune.extraction.scale.sources import Place, Source
+
+To = Literal["native", "parquet"]
+PLAN = "_plan.json"
+_SUFFIXES: Mapping[To, str] = {"native": ".jsonl", "parquet": ".parquet"}
+_TEMPORARY = ".writing-"
+_ROWS = 500
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is extracted: the parts of all files, and what else decides the results, such as run and settings."""
+
+    terms: Mapping[str, object]
+    sources: tuple[Source, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def documents(self) -> int:
+        """How many documents all parts have."""
+        return sum(shard.documents for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder of the output, and the format of its parts.
+
+    Raises:
+        ConfigError, DataError: as `Place`.
+    """
+
+    path: str
+    to: To
+
+    @property
+    def place(self) -> Place:
+        """Its place in a filesystem."""
+        return Place.of(self.path)
+
+    def part(self, number: int) -> str:
+        """Return the name of a part."""
+        return f"part-{number:06d}{_SUFFIXES[self.to]}"
+
+    def begin(self, *, resume: bool) -> Plan | None:
+        """Return the plan of an interrupted extraction; None where there is none.
+
+        Raises:
+            DataError: the folder is not empty and `resume` is False, it holds other things, or its plan is damaged.
+        """
+        names = {info.base_name for info in self.place.files()}
+        if self.place.info().is_file:
+            raise DataError("is a file; name a folder for the parts", path=self.path)
+        if PLAN in names:
+            if not resume:
+                raise DataError(
+                    "holds an extraction already; go on with it by --resume, or name another folder", path=self.path
+                )
+            return self._read_plan()
+        if names:
+            raise DataError(
+                f"is not empty: it holds {min(names)} and no {PLAN}; name another folder, or an empty one",
+                path=self.path,
+            )
+        return None
+
+    def done(self) -> set[str]:
+        """Return the names of the files that are there."""
+        return {info.base_name for info in self.place.files()}
+
+    def save(self, plan: Plan) -> None:
+        """Write the plan, before any part.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        numbers = {source: number for number, source in enumerate(plan.sources)}
+        rows = [[numbers[shard.source], *_mark_row(shard.begin), *_mark_row(shard.end)] for shard in plan.shards]
+        record = {"terms": plan.terms, "sources": [asdict(source) for source in plan.sources], "parts": rows}
+        with self._written(PLAN) as stream:
+            stream.write(to_json(record).encode())
+
+    def _read_plan(self) -> Plan:
+        place = self.place.child(PLAN)
+        try:
+            with place.open() as file:
+                record = json.loads(file.read())
+            sources = tuple(Source(**fields) for fields in record["sources"])
+            shards = tuple(
+                Shard(number, sources[source], Mark(*bounds[:3]), Mark(*bounds[3:]))
+                for number, (source, *bounds) in enumerate(record["parts"])
+            )
+            return Plan(record["terms"], sources, shards)
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise DataError("is damaged; remove the folder and begin anew", path=place.outer) from None
+
+    def write(self, number: int, extractions: Iterable[Extraction]) -> None:
+        """Write a part as a whole.
+
+        Raises:
+            DataError: it cannot be written; nothing of it is left then.
+        """
+        with self._written(self.part(number)) as stream:
+            if self.to == "native":
+                for extraction in extractions:
+                    stream.write(json_line(extraction))
+            else:
+                _write_parquet(stream, extractions)
+
+    def clean(self) -> None:
+        """Remove what killed processes left of parts that they did not complete."""
+        place = self.place
+        for info in place.files():
+            if info.base_name.startswith(_TEMPORARY):
+                with suppress(OSError):
+                    place.filesystem.delete_file(info.path)
+
+    @contextmanager
+    def _written(self, name: str) -> Iterator[Any]:
+        """Open a file under a temporary name, which becomes `name` at the end of the block if nothing is raised."""
+        place = self.place
+        temporary = place.child(f"{_TEMPORARY}{uuid.uuid4().hex}-{name}")
+        filesystem = place.filesystem
+        try:
+            filesystem.create_dir(place.inner, recursive=True)
+            with filesystem.open_output_stream(temporary.inner) as stream:
+                yield stream
+            filesystem.move(temporary.inner, place.child(name).inner)
+        except BaseException as error:
+            with suppress(OSError):
+                filesystem.delete_file(temporary.inner)
+            if isinstance(error, OSError):
+                raise DataError(
+                    f"cannot be written: {first_line(error)}; free some space, allow it, or choose another place",
+                    path=place.child(name).outer,
+                ) from None
+            raise
+
+
+def _mark_row(mark: Mark) -> Sequence[int]:
+    return mark.documents, mark.lines, mark.offset
+
+
+def _write_parquet(stream: Any, extractions: Iterable[Extraction]) -> None:
+    """Write columns id, text, entities, status and problems; `meta` is JSON."""
+    pyarrow, parquet = need("pyarrow", "ray"), need("pyarrow.parquet", "ray")
+    string = pyarrow.string()
+    entity = {"start": pyarrow.int64(), "end": pyarrow.int64(), "label": string, "text": string}
+    entities = pyarrow.list_(pyarrow.struct({**entity, "score": pyarrow.float64()}))
+    problems = pyarrow.list_(pyarrow.struct({"kind": string, "found": string}))
+    columns = {"id": string, "text": string, "entities": entities, "status": string, "problems": problems}
+    schema = pyarrow.schema({**columns, "meta": string})
+    with parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
+        rows = map(_row, extractions)
+        while group := list(islice(rows, _ROWS)):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+
+
+def _row(extraction: Extraction) -> dict[str, object]:
+    record = to_record(extraction.document)
+    return {
+        "id": record["id"],
+        "text": record["text"],
+        "entities": record["entities"],
+        "status": extraction.status.value,
+        "problems": [{"kind": problem.kind.value, "found": problem.found} for problem in extraction.problems],
+        "meta": to_json(record["meta"]) if "meta" in record else None,
+    }

@@ -1,0 +1,431 @@
+"""Extraction on Ray: workers on one machine or on many, each with the model, write the parts of a corpus.
+
+Ray Data hands the parts of the plan to a pool of actors, holds back what they have no room for, and starts an actor
+again that dies. An actor reads its part from the file itself, so that texts do not travel through Ray, and writes it
+as a whole. So each document has exactly one result, whoever dies when.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spantune.core import (
+    ConfigError,
+    DataError,
+    RunError,
+    SpantuneError,
+    config,
+    first_line,
+    is_verbose,
+    need,
+    number,
+    require_extra,
+    say,
+    track,
+    waiting,
+)
+from spantune.extraction.outputs import Tally
+from spantune.extraction.scale.parts import Folder, Plan, To
+from spantune.extraction.scale.shards import Shard, Survey, part_size, read, require_unique, shards_of, survey
+from spantune.extraction.scale.sources import Source, find_sources
+from spantune.metrics import Calibration
+from spantune.models import hash_files
+from spantune.runs import RunFolder, trained_files
+
+if TYPE_CHECKING:  # this process loads no model
+    from spantune.extraction.extractor import Extractor
+
+CONNECT_SECONDS = 10.0
+"""How long an address may take to accept a connection."""
+HEALTH_SECONDS = 20.0
+"""How long the head of a cluster may take to say that it is well."""
+RETRIES = 5
+"""How often a part is begun again after its worker died."""
+_ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^\s/:]+|\[[^\]]+\]):(?P<port>\d{1,5})")
+_OBJECT_STORE = 256 << 20
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where Ray runs, and how many workers there are.
+
+    Args:
+        address: `HOST:PORT` of a cluster's head, `ray://HOST:PORT` of its client server, or `auto`; None for this
+            machine alone.
+        workers: processes that hold the model; one for each GPU if not given, or without GPUs for each CPU core.
+        gpus_per_worker: GPUs of each, which may be a fraction; 1 if not given and there are GPUs.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    gpus_per_worker: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is extracted, and by what.
+
+    Args:
+        run: the run folder, which every machine must see under the same path.
+        inputs: files, folders, globs and URLs.
+        settings: the section `extract` of a recipe.
+        format: of the inputs; by their suffixes if None.
+        min_score: as in `load_run`.
+        device: as in `load_run`.
+        accept_changes: as in `load_run`.
+    """
+
+    run: Path
+    inputs: tuple[str, ...]
+    settings: config.Extract
+    format: str | None = None
+    min_score: float | None = None
+    device: str = "auto"
+    accept_changes: bool = False
+
+    def terms(self) -> dict[str, object]:
+        """Check the run, and return what decides the results beside the inputs, for the plan.
+
+        Raises:
+            ConfigError: `min_score` is not a probability.
+            RunError: as `load_run`.
+        """
+        folder = RunFolder(self.run)
+        folder.adapter_task(accept_changes=self.accept_changes)
+        calibration = Calibration.load(self.run)
+        if self.min_score is not None:
+            calibration = (calibration or Calibration()).with_min_score(self.min_score)
+        return {
+            "adapter": hash_files(folder.adapter, [path.name for path in trained_files(folder.adapter)]),
+            "calibration": repr(calibration),
+            "extract": self.settings.model_dump(mode="json"),
+        }
+
+
+@dataclass
+class Outcome:
+    """What a worker made of a part: what it counted, or the error that ends the extraction."""
+
+    documents: int
+    tally: Tally = field(default_factory=Tally)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Resources:
+    """What a worker gets, and how many there are."""
+
+    workers: int
+    cpus: int
+    gpus: float
+
+
+def extract_on_ray(task: Task, cluster: Cluster, out: str, to: To, tally: Tally, *, resume: bool = False) -> Plan:
+    """Extract from `task.inputs` and write the parts into the folder `out`; returns the plan.
+
+    Args:
+        task: the run, the inputs and the settings.
+        cluster: where, and by how many workers.
+        out: the folder, local or a URL; every machine must see it.
+        to: the format of the parts: native JSONL or Parquet.
+        tally: counts the documents of this call; parts that were done before are counted in `documents` only.
+        resume: go on with what an interrupted call has left.
+
+    Raises:
+        ConfigError: Ray is not installed, the address does not answer, or there are fewer GPUs than asked for.
+        DataError: a file cannot be read or written, or an id stands twice.
+        ModelError, RunError: as `load_run`; or workers died more than `RETRIES` times over the same part.
+    """
+    require_extra("--engine ray", "ray", ("ray", "pyarrow", "pandas"))
+    folder = Folder(out if "://" in out else os.path.abspath(out), to)
+    plan = folder.begin(resume=resume)
+    terms = {**task.terms(), "to": to}
+    sources = find_sources(task.inputs, task.format)
+    if plan is not None:
+        _require_same(plan, terms, sources, out)
+    with _connected(cluster.address) as ray:
+        resources = _resources(ray, cluster, task.device)
+        if plan is None:
+            plan = _planned(terms, sources, resources.workers)
+            folder.save(plan)
+        done = folder.done() if resume else set()
+        left = [shard for shard in plan.shards if folder.part(shard.number) not in done]
+        before = plan.documents - sum(shard.documents for shard in left)
+        if before:
+            say(f"{number(before, 'document')} were done")
+            tally.documents += before
+        if left:
+            say(f"{number(len(left), 'part')}, {number(resources.workers, 'worker')} …")
+            worker = (task, folder, len(sources) > 1, resources)
+            for _ in track(_ended(_outcomes(left, worker), tally), "extract", plan.documents - before, "documents"):
+                pass
+    folder.clean()
+    return plan
+
+
+def _ended(outcomes: Iterable[Outcome], tally: Tally) -> Iterator[None]:
+    """Count the parts that end in `tally`, and yield for each of their documents."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise RunError(f"{outcome.error} (the parts that are done are kept: go on with --resume)")
+        tally.add_counts(outcome.tally)
+        yield from (None for _ in range(outcome.documents))
+
+
+def _outcomes(shards: Sequence[Shard], worker: tuple[Task, Folder, bool, _Resources]) -> Iterator[Outcome]:
+    """Yield what workers make of parts, as they end.
+
+    Raises:
+        RunError: a worker died too often.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    task, folder, several, resources = worker
+    dataset = ray.data.from_items([{"part": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how retries are given goes in 2.64, which the bound of the extra leaves out
+        results = dataset.map_batches(
+            Worker,
+            batch_size=1,
+            compute=ActorPoolStrategy(size=min(resources.workers, len(shards)), max_tasks_in_flight_per_actor=2),
+            fn_constructor_kwargs={"task": task, "folder": folder, "several": several, "threads": resources.cpus},
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus or None,
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
+        )
+    try:
+        for row in results.iter_rows():
+            outcome = pickle.loads(row["outcome"])
+            assert isinstance(outcome, Outcome)
+            yield outcome
+    except ray.exceptions.RayTaskError:
+        raise  # a bug of ours, with its traceback
+    except ray.exceptions.RayError as error:
+        raise RunError(
+            f"a worker of Ray ended ({type(error).__name__}: {first_line(error)}); if it had too little memory, start "
+            "fewer by --workers; the parts that are done are kept: go on with --resume"
+        ) from None
+
+
+class Worker:
+    """An actor: holds the model, which it loads for its first part."""
+
+    def __init__(self, task: Task, folder: Folder, several: bool, threads: int):
+        self._task, self._folder, self._several, self._threads = task, folder, several, threads
+        self._extractor: Extractor | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        """Extract from the one part in `batch` and write it; returns the pickled Outcome."""
+        shard = pickle.loads(batch["part"][0])
+        try:
+            outcome = self._extract(shard)
+        except SpantuneError as error:
+            outcome = Outcome(0, error=str(error))
+        return {"outcome": [pickle.dumps(outcome)]}
+
+    def _extract(self, shard: Shard) -> Outcome:
+        extractor = self._extractor = self._extractor or self._load()
+        outcome = Outcome(shard.documents)
+        documents = read(shard, outcome.tally.notes, several=self._several)
+        self._folder.write(shard.number, outcome.tally.counted(extractor.stream(documents, strict=False)))
+        return outcome
+
+    def _load(self) -> Extractor:
+        import torch
+
+        from spantune.extraction.loading import load_run
+
+        torch.set_num_threads(self._threads)
+        task = self._task
+        return load_run(task.run, task.device, task.settings, task.min_score, accept_changes=task.accept_changes)
+
+
+def _planned(terms: dict[str, object], sources: Sequence[Source], workers: int) -> Plan:
+    """Go through all files, on all machines, and divide them into parts.
+
+    Raises:
+        DataError: a file cannot be read, an id stands twice, or there is no document.
+    """
+    import ray
+
+    several = len(sources) > 1
+    with waiting("looking through the files …"):
+        rows = [{"number": index, "source": pickle.dumps(source)} for index, source in enumerate(sources)]
+        blocks = ray.data.from_items(rows, override_num_blocks=min(len(rows), 200))
+        surveys: dict[int, Survey] = {}
+        for row in blocks.map(_surveyed, fn_kwargs={"several": several}, num_cpus=1).iter_rows():
+            found = pickle.loads(row["survey"])
+            if isinstance(found, str):
+                raise DataError(found)
+            surveys[row["number"]] = found
+        ordered = [surveys[index] for index in range(len(sources))]
+        require_unique(sources, ordered)
+    documents = sum(found.marks[-1].documents for found in ordered)
+    if not documents:
+        raise DataError("there is no document; expected at least one: check the files", path=sources[0].name)
+    shards = shards_of(sources, [found.marks for found in ordered], part_size(documents, workers))
+    return Plan(terms, tuple(sources), tuple(shards))
+
+
+def _surveyed(row: dict[str, Any], several: bool) -> dict[str, Any]:
+    try:
+        found: Survey | str = survey(pickle.loads(row["source"]), several)
+    except SpantuneError as error:
+        found = str(error)
+    return {"number": row["number"], "survey": pickle.dumps(found)}
+
+
+def _require_same(plan: Plan, terms: dict[str, object], sources: Sequence[Source], out: str) -> None:
+    """Check that an interrupted extraction can be gone on with.
+
+    Raises:
+        DataError: it was begun with another run, other settings or other files.
+    """
+    for name, value in terms.items():
+        if plan.terms.get(name) != value:
+            what = {"adapter": "another run", "extract": "other settings", "to": "another --to"}.get(name, name)
+            raise DataError(
+                f"was begun with {what}: {name} was {plan.terms.get(name)} and is {value}; go on as it was begun, or "
+                "name another folder",
+                path=out,
+            )
+    before = {source.path: source for source in plan.sources}
+    for source in sources:
+        if source.path not in before:
+            raise DataError("is not among the files that this extraction was begun with", path=source.name)
+        if before.pop(source.path) != source:
+            raise DataError(
+                f"has changed since the extraction to {out} was begun; begin anew in another folder", path=source.name
+            )
+    if before:
+        raise DataError(f"{min(before)} is missing, with which this extraction was begun; name it too", path=out)
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """Start Ray on this machine, or connect to a cluster; an open connection of the program is used as it is.
+
+    Raises:
+        ConfigError: the address does not answer.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it sends statistics to its makers otherwise
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not is_verbose():
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    ray = need("ray", "ray", "--engine ray")
+    if ray.is_initialized():
+        _quiet(ray)
+        yield ray
+        return
+    options: dict[str, object] = {"log_to_driver": is_verbose(), "logging_level": logging.ERROR}
+    if address is None:
+        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    else:
+        _require_answer(address)
+        options |= {"address": address}
+    say("starting Ray on this machine …" if address is None else f"connecting to Ray at {address} …")
+    try:
+        with nullcontext() if is_verbose() else _silenced():
+            ray.init(**options)
+    except Exception as error:  # Ray raises a dozen types
+        if address is None:
+            remedy = "see /tmp/ray/session_latest/logs"
+            raise RunError(f"Ray cannot be started here: {first_line(error)}; {remedy}") from None
+        raise _no_answer(address, first_line(error)) from None
+    try:
+        _quiet(ray)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Drop what Ray's C++ parts write to stderr inside the block; its errors are raised too."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def _quiet(ray: Any) -> None:
+    """Hide Ray Data's bars and messages; our own replace them."""
+    import ray.data as data
+
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    if not is_verbose():
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _require_answer(address: str) -> None:
+    if address == "auto":
+        return
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise ConfigError(
+            f"--address {address}: expected HOST:PORT, such as 10.0.0.1:6379, ray://HOST:10001, or auto for the "
+            "cluster that this machine belongs to"
+        )
+    try:
+        socket.create_connection((match["host"].strip("[]"), int(match["port"])), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_answer(address, first_line(error)) from None
+    if not address.startswith("ray://"):  # the client of these has a limit of its own; ray.init waits for ever
+        check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        try:
+            subprocess.run(check, check=True, capture_output=True, timeout=HEALTH_SECONDS)
+        except (subprocess.SubprocessError, OSError):
+            raise _no_answer(address, f"what listens there is no Ray head within {HEALTH_SECONDS:g} s") from None
+
+
+def _no_answer(address: str, problem: str) -> ConfigError:
+    return ConfigError(
+        f"--address {address}: no Ray cluster answers there ({problem}); check that `ray status` on its head is well, "
+        "that this machine reaches it, and that Python and ray have the same versions on both"
+    )
+
+
+def _resources(ray: Any, cluster: Cluster, device: str) -> _Resources:
+    """Return how many workers there are, and what each gets.
+
+    Raises:
+        ConfigError: the cluster has fewer GPUs or CPUs than asked for, with which Ray would wait for ever.
+    """
+    there = ray.cluster_resources()
+    cpus, gpus = int(there.get("CPU", 0)), float(there.get("GPU", 0))
+    each = cluster.gpus_per_worker
+    if each is None:
+        each = 1.0 if gpus and device != "cpu" else 0.0
+    if device == "cuda" and not each:
+        raise ConfigError("--device cuda: Ray sees no GPU; give --device cpu, or add machines with GPUs to the cluster")
+    workers = cluster.workers or max(1, int(gpus // each) if each else cpus)
+    if workers * each > gpus:
+        raise ConfigError(
+            f"{number(workers, 'worker')} with {each:g} GPUs each need {workers * each:g}, and Ray sees {gpus:g}; "
+            "lower --workers or --gpus-per-worker"
+        )
+    if workers > cpus:
+        raise ConfigError(f"{number(workers, 'worker')} need a CPU core each, and Ray sees {cpus}; lower --workers")
+    alone = cluster.address is None  # on several machines a worker must fit on the smallest
+    return _Resources(workers, max(1, cpus // workers) if alone and not each else 1, each)

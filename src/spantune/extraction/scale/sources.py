@@ -1,0 +1,205 @@
+"""The files of a corpus that is too large for one process: local paths, folders, globs and object storage.
+
+Files are opened by pyarrow's filesystems, so that a URL (`s3://`, `gs://`, `file://`) is read as a local file is. The
+suffix of a file says its format.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import os
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeVar, cast, get_args
+from urllib.parse import urlsplit
+
+from spantune.core import ConfigError, DataError, encodable, first_line, need
+
+Kind = Literal["native", "text", "parquet"]
+Result = TypeVar("Result")
+KINDS: dict[str, Kind] = {".jsonl": "native", ".ndjson": "native", ".txt": "text", ".parquet": "parquet"}
+"""The formats that are read on several machines, by the suffix of a file."""
+PATIENCE = 60.0
+"""Seconds in which an object storage must answer the first time."""
+_WILD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file to read: its absolute path or URL, its format, its size in bytes, and when it was changed, in seconds.
+
+    `name` is what ids and errors call it: the path as it was given, without the options that a URL has after `?`.
+    """
+
+    path: str
+    name: str
+    kind: Kind
+    size: int
+    changed: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder in a filesystem of pyarrow: `inner` is its path there, and `outer` the path or URL.
+
+    Raises:
+        ConfigError: pyarrow is not installed, or the URL is wrong or holds a credential.
+        DataError: the storage does not answer.
+    """
+
+    outer: str
+    filesystem: Any  # pyarrow has no types
+    inner: str
+
+    @classmethod
+    def of(cls, path: str) -> Place:
+        """Return the place of a local path or a URL."""
+        fs = need("pyarrow.fs", "ray", "reading and writing on several machines")
+        if not is_url(path):
+            return cls(path, fs.LocalFileSystem(), os.path.abspath(path))
+        if "@" in urlsplit(path).netloc:
+            raise ConfigError(
+                f"{path}: a URL holds no credentials, since it is written into files; set the variables of the storage "
+                "in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        filesystem, inner = answered(path, lambda: fs.FileSystem.from_uri(path))
+        return cls(path, filesystem, inner)
+
+    def at(self, inner: str) -> Place:
+        """Return another place of the same filesystem."""
+        if not is_url(self.outer):
+            return Place(inner, self.filesystem, inner)
+        parts = urlsplit(self.outer)
+        key = inner if not parts.netloc else f"/{inner.partition('/')[2]}"
+        return Place(parts._replace(path=key).geturl(), self.filesystem, inner)
+
+    def child(self, name: str) -> Place:
+        """Return the place of a file in this folder."""
+        return self.at(f"{self.inner.rstrip('/')}/{name}")
+
+    def info(self) -> Any:
+        """Return pyarrow's FileInfo of this place."""
+        return answered(self.outer, lambda: self.filesystem.get_file_info(self.inner))
+
+    def files(self, *, recursive: bool = False) -> list[Any]:
+        """Return pyarrow's FileInfo of each file in this folder, sorted by path; none where there is no folder."""
+        fs = need("pyarrow.fs", "ray")
+        selector = fs.FileSelector(self.inner, allow_not_found=True, recursive=recursive)
+        found = answered(self.outer, lambda: self.filesystem.get_file_info(selector))
+        return sorted((info for info in found if info.is_file), key=lambda info: str(info.path))
+
+    def open(self) -> BinaryIO:
+        """Open the file for reading, at any offset."""
+        file = answered(self.outer, lambda: self.filesystem.open_input_file(self.inner))
+        return cast(BinaryIO, io.BufferedReader(file, 1 << 20))
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` is a URL, not a local path."""
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", path) is not None
+
+
+def find_sources(inputs: Sequence[str], format: str | None = None) -> list[Source]:
+    """Return the files that `inputs` name: files, folders with all that is in them, globs, and URLs of these.
+
+    Raises:
+        ConfigError: a format cannot be read on several machines, or as `Place`.
+        DataError: there is no such file, or the storage does not answer or wants credentials.
+    """
+    if format is not None and format not in get_args(Kind):
+        raise ConfigError(
+            f"--engine ray reads {', '.join(get_args(Kind))}, not --format {format}; convert the corpus first: "
+            "spantune data convert"
+        )
+    sources: dict[str, Source] = {}
+    for path in inputs:
+        for source in _found(path, cast("Kind | None", format)):
+            sources.setdefault(source.path, source)
+    return list(sources.values())
+
+
+def _found(path: str, kind: Kind | None) -> list[Source]:
+    if path == "-":
+        raise ConfigError("--engine ray reads files, not stdin; write the texts into a file")
+    place = Place.of(path)
+    info = place.info()
+    if info.is_file:
+        return [_source(place, path, info, kind)]
+    infos, folder = place.files(recursive=True), place.inner.rstrip("/")
+    if wild := _WILD.search(place.inner):
+        folder = place.inner[: wild.start()].rpartition("/")[0]
+        every = place.at(folder).files(recursive=True)
+        infos = [info for info in every if fnmatch.fnmatch(info.path, place.inner)]
+    infos = [info for info in infos if kind or wild or Path(info.path).suffix in KINDS]
+    infos = [info for info in infos if not re.search(r"/[._]", info.path[len(folder) :])]
+    if not infos:
+        raise DataError(
+            f"there is no file to extract from; expected files that end in {', '.join(KINDS)}: check the path",
+            path=path,
+        )
+    return [_source(place.at(info.path), path, info, kind) for info in infos]
+
+
+def _source(place: Place, given: str, info: Any, kind: Kind | None) -> Source:
+    """Return the Source of a file; a local one is called by a relative path where `given` is one."""
+    name = place.outer.partition("?")[0]
+    if not is_url(given):
+        name = place.inner if os.path.isabs(given) else os.path.relpath(place.inner)
+    suffix = Path(info.path).suffix
+    if kind is None and suffix not in KINDS:
+        raise DataError(
+            f"--engine ray reads files that end in {', '.join(KINDS)}; name the format with --format, or convert the "
+            "file: spantune data convert",
+            path=name,
+        )
+    changed = info.mtime.timestamp() if info.mtime else 0.0
+    path = place.outer if is_url(given) else place.inner
+    return Source(path, encodable(name), kind or KINDS[suffix], info.size, changed)
+
+
+def answered(path: str, ask: Callable[[], Result]) -> Result:
+    """Return what `ask` returns, within `PATIENCE` seconds where `path` is a URL.
+
+    Raises:
+        DataError: the storage refused, or did not answer.
+    """
+    if not is_url(path) or urlsplit(path).scheme == "file":
+        return _asked(path, ask)
+    results: list[Result | BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(_asked(path, ask))
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # a library that retries for minutes must not hold us up
+    thread.start()
+    thread.join(PATIENCE)
+    if not results:
+        raise DataError(
+            f"the storage did not answer within {PATIENCE:g} s; check the network, the credentials and the address",
+            path=path,
+        )
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
+
+
+def _asked(path: str, ask: Callable[[], Result]) -> Result:
+    try:
+        return ask()
+    except FileNotFoundError:
+        raise DataError("there is no such file; check the path", path=path) from None
+    except (OSError, ValueError, NotImplementedError) as error:
+        remedy = (
+            "check the address, the network, and the credentials in the environment (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS)"
+            if is_url(path)
+            else "check its permissions"
+        )
+        raise DataError(f"cannot be reached: {first_line(error)}; {remedy}", path=path) from None
