@@ -1,13 +1,19 @@
-"""Extraction against transformers' batched `generate`, on the same model, prompts and answers, in one go.
+"""The speed of extraction: documents and tokens a second, milliseconds of a pass by its width, and of the host.
 
     python bench/extract.py                               the embedded model and corpus
     python bench/extract.py --run runs/demo --data FILE   a trained run: its own answers, with their F1
     python bench/extract.py --model FOLDER --data FILE    a model folder; without weights in it they are drawn at random
 
 Without a run every system is made to write the gold answers, so that the work is that of real answers whatever the
-model knows (see `following`). `generate` runs at each of `--batches`, its best counts; ours at each of `--rows`, its
-cache and graphs warm. Of a run that reads spans only its own rate is measured; `span_extract.py` measures reading
-without one. Prints what it finds as it goes, and with `--json` one JSON object as the last line.
+model knows (see `following`). Ours runs at each of `--rows`, its cache and graphs warm. transformers' batched
+`generate`, which has neither grammar nor continuous batching, is a row too, at each of `--batches`; it is no peer: a
+server such as vLLM is what people would take. Of a run that reads spans only its own rate is measured;
+`span_extract.py` measures reading without one.
+
+Says what it is at on stderr. All ends within about `--minutes`, which the parts share: a part that
+is not through by then gives the rates of what it has, and is marked `stopped`; its documents are then counted by their
+tokens. `--json` prints one JSON object as the last line, also when it is stopped (Ctrl-C, SIGTERM): what is measured so
+far.
 """
 
 from __future__ import annotations
@@ -15,31 +21,33 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from following import FirstEntity, Follower, Gold, Replayer, drafted, generated, record
+from following import Follower, Gold, TimeUp, drafted, generated, record
 
 from spantune.core import Document, Extraction, Status, TaskSpec, config
 from spantune.data import formats
 from spantune.encoding import SpanEncoder, TextEncoder, make_encoder, make_task
-from spantune.extraction import Extractor, load_bare, rates
+from spantune.extraction import load_bare, rates
 from spantune.metrics import score
 from spantune.models import NAME, load, load_tokenizer, pick_device
 
 BATCHES = {"cpu": [4, 8, 16, 32], "cuda": [32, 64, 128, 256]}
 ROWS = {"cpu": [16], "cuda": [64, 128, 256]}
+LIMIT = {"cpu": 1024, "cuda": 2000}
 DOCUMENTS = {"cpu": 64, "cuda": 1024}  # of a pass that reads
 
 
 def main() -> None:
     """Measure what the command line asks for."""
-    chosen = _options()
+    chosen, began = _options(), time.monotonic()
     device = pick_device(chosen.device)
     if device.type == "cpu" and chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -47,20 +55,28 @@ def main() -> None:
         sys.exit("spans are read by a trained head: give --run, or measure random weights with span_extract.py")
     model, encoder, choices = _model(chosen, device)
     documents = [document for document in formats.read(chosen.data).documents if document.text.strip()]
-    documents = [document for document in documents if len(document.text) <= chosen.longest][: chosen.limit]
+    documents = [document for document in documents if len(document.text) <= chosen.longest]
+    documents = documents[: chosen.limit or LIMIT[device.type]]
+    _say(f"{len(documents)} documents; at most {chosen.minutes:g} minutes")
     gold: Gold | None = None
     if chosen.run is None:
         gold = {document.id: encoder.answer_ids(document) for document in documents}
     bench = Bench(model, encoder, documents, gold, choices)
+    bench.end = began + 60 * chosen.minutes
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = {"device": _device_name(device), "model": model.config.model_type, "dtype": str(model.dtype)[6:]}
-    if isinstance(encoder, SpanEncoder):
-        result |= bench.read(chosen.rows or [DOCUMENTS[device.type]])
-    else:
-        result |= bench.run(chosen.batches or BATCHES[device.type], chosen.rows or ROWS[device.type], chosen.skip)
-    if chosen.profile:
+    try:
+        if isinstance(encoder, SpanEncoder):
+            result |= bench.read(chosen.rows or [DOCUMENTS[device.type]])
+        else:
+            rows, batches = chosen.rows or ROWS[device.type], chosen.batches or BATCHES[device.type]
+            bench.run(result, batches, rows, [*chosen.skip, *([] if chosen.drafts else ["drafts"])])
+    except KeyboardInterrupt:
+        result["stopped"] = True
+        _say("stopped; what is measured so far:")
+    if chosen.profile and not result.get("stopped"):
         print(bench.profile(), file=sys.stderr)
-    if chosen.json:
-        print(json.dumps(result))
+    print(json.dumps(result, indent=None if chosen.json else 2), flush=True)
 
 
 class Bench:
@@ -72,26 +88,34 @@ class Bench:
         self.model, self.encoder, self.documents, self.gold, self.choices = model, encoder, documents, gold, choices
         self.cuda = next(model.parameters()).is_cuda
         self.rows: int | None = None
+        self.end = time.monotonic() + 3600
+        self.parts = 1  # that are left, and share the time that is left
 
-    def run(self, batches: Sequence[int], rows: Sequence[int], skip: Sequence[str]) -> dict[str, Any]:
-        """All figures."""
+    def run(self, found: dict[str, Any], batches: Sequence[int], rows: Sequence[int], skip: Sequence[str]) -> None:
+        """All figures, each in `found` as soon as it is measured."""
         bursts = {}
+        self.parts = len(rows) + len({"free", "replay", "first", "generate"} - set(skip)) + 8 * ("drafts" not in skip)
         if self.gold is not None:
             kept, bursts = record(self.tool(), self.documents, self.gold)
             _say(
                 f"left out: {len(self.documents) - len(kept)} of {len(self.documents)} gold answers, not the grammar's"
             )
             self.documents = kept
-        found: dict[str, Any] = {"documents": len(self.documents)}
-        ours = {number: self.ours(number) for number in rows}
-        self.rows = max(ours, key=lambda number: ours[number]["documents_per_s"])
-        found["ours"] = {"rows": self.rows, **ours[self.rows]}
-        found["ours_by_rows"] = {number: one["documents_per_s"] for number, one in ours.items()}
+        found["documents"] = len(self.documents)
+        ours: dict[int, dict[str, Any]] = {}
+        for number in rows:
+            ours[number] = self.ours(number)
+            self.rows = max(ours, key=lambda number: ours[number]["documents_per_s"])
+            found["ours"] = {"rows": self.rows, **ours[self.rows]}
+            found["ours_by_rows"] = {number: one["documents_per_s"] for number, one in ours.items()}
+        assert self.rows is not None
         if "free" not in skip and not self.choices:
             found["free"] = self.ours(self.rows, grounded=False)
         if self.gold is not None and "replay" not in skip:
-            found["without_grammar"] = self.ours(self.rows, bursts=bursts)["documents_per_s"]
-            found["grammar_share"] = round(1 - found["ours"]["documents_per_s"] / found["without_grammar"], 3)
+            replayed = self.ours(self.rows, bursts=bursts)
+            found["without_grammar"] = replayed["documents_per_s"]
+            if replayed["documents"] == found["ours"]["documents"]:
+                found["grammar_share"] = round(1 - found["ours"]["documents_per_s"] / found["without_grammar"], 3)
         if self.gold is not None and "drafts" not in skip:
             found["drafts"] = self.drafts(bursts)
         if "first" not in skip:
@@ -101,7 +125,6 @@ class Bench:
             found["ratio_to_generate"] = round(
                 found["ours"]["documents_per_s"] / found["generate"]["documents_per_s"], 2
             )
-        return found
 
     def read(self, rows: Sequence[int]) -> dict[str, Any]:
         """All figures of a run that reads spans, whose rows are the documents of a pass; nothing else does its work."""
@@ -111,30 +134,48 @@ class Bench:
         best = {"rows": self.rows, **ours[self.rows]}
         return {"documents": len(self.documents), "reads": best, "reads_by_rows": by_rows}
 
-    def tool(self, rows: int | None = None, grounded: bool = True, kind: type[Extractor] | None = None) -> Any:
+    def share(self) -> float:
+        """The time by which the next part must end; the parts that are left have as much of it each."""
+        now, parts = time.monotonic(), max(1, self.parts)
+        self.parts -= 1
+        return now + max(1.0, self.end - now) / parts
+
+    def tool(self, rows: int | None = None, grounded: bool = True) -> Follower:
         """An Extractor of this model."""
         gc.collect()  # the cache of the one before
         settings = config.Extract(batch_size=rows, grounded=grounded)
-        kind = kind or (Follower if self.gold is not None else Extractor)
-        made = kind(self.model, self.encoder, settings, on_choices=self.choices)
-        if self.gold is not None:
-            made.gold = self.gold  # type: ignore[attr-defined]
+        made = Follower(self.model, self.encoder, settings, on_choices=self.choices)
+        made.gold = self.gold
         return made
 
     def ours(self, rows: int, grounded: bool = True, bursts: Any = None) -> dict[str, Any]:
         """Our extraction of all documents, after a warm-up on some."""
-        tool = self.tool(rows, grounded, Replayer if bursts else None)
-        if bursts:
-            tool.bursts = bursts
-        list(tool.stream(self.documents[: rows + 8]))
+        writes = not isinstance(self.encoder, SpanEncoder)
+        name = "replay" if bursts else "reads" if not writes else "grounded" if grounded else "free"
+        until = self.share()
+        _say(f"ours {name}, {rows} rows: at most {until - time.monotonic():.0f} s")
+        tool = self.tool(rows, grounded)
+        tool.bursts = bursts or None
+        warm = self.documents[: rows + 8] if self.cuda else self.documents[:2]
+        list(tool.stream(warm))
+        if writes:
+            tool.seen.passes.clear()
+            tool.seen.waited = 0.0
         before = vars(tool.effort).copy()
         torch.cuda.reset_peak_memory_stats() if self.cuda else None
-        seconds, extractions = _timed(lambda: list(tool.stream(self.documents)))
+        extractions: list[Extraction] = []
+        if writes:
+            tool.seen.until = until
+        seconds, stopped = _timed(lambda: _collected(tool, _until(self.documents, until), extractions))
         effort = {name: value - before[name] for name, value in vars(tool.effort).items()}
-        writes = not isinstance(self.encoder, SpanEncoder)
-        tokens = effort["tokens"] + writes * len(self.documents)  # each answer has a stop token too
+        tokens = effort["tokens"] + writes * len(extractions)  # each answer has a stop token too
+        done: float = len(extractions)
+        if stopped and self.gold is not None:  # those that were begun count too
+            done = tokens * len(self.documents) / sum(len(self.gold[document.id]) for document in self.documents)
         found: dict[str, Any] = {
-            "documents_per_s": round(len(self.documents) / seconds, 2),
+            "documents": len(extractions),
+            **({"stopped": True} if stopped or len(extractions) < len(self.documents) else {}),
+            "documents_per_s": round(done / seconds, 2),
             "tokens_per_s": round(tokens / seconds, 1),
             "passes": effort["passes"],
         }
@@ -143,6 +184,7 @@ class Bench:
                 "forced_share": round(effort["forced"] / max(1, tokens), 3),
                 "steps_ratio": round((tokens - effort["forced"]) / tokens, 3),
                 "grammar_seconds_share": round(effort["grammar_seconds"] / seconds, 3),
+                **self._passes(tool, seconds, done),
             }
             if writes
             else {}
@@ -150,9 +192,21 @@ class Bench:
         if self.cuda:
             found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         found |= self.quality(extractions)
-        name = "replay" if bursts else "reads" if not writes else "grounded" if grounded else "free"
         _say(f"ours {name}, {rows} rows: {found}")
         return found
+
+    def _passes(self, tool: Follower, seconds: float, documents: float) -> dict[str, Any]:
+        """Milliseconds of a pass by its width, those of the host a document, and the share that a GPU was idle."""
+        by_width = tool.seen.by_width()
+        computing = sum(total for _, total in by_width.values())
+        host = seconds - (tool.seen.waited if self.cuda else computing)
+        idle = {"gpu_idle_share": round(max(0.0, 1 - computing / seconds), 3)} if self.cuda else {}
+        return {
+            "host_ms_per_document": round(1000 * host / max(0.01, documents), 2),
+            "ms_by_width": {width: round(1000 * total / count, 1) for width, (count, total) in by_width.items()},
+            "passes_by_width": {width: count for width, (count, _) in by_width.items()},
+            **idle,
+        }
 
     def generate(self, batches: Sequence[int]) -> dict[str, Any]:
         """`generate` at each batch size on some documents, then at its best on all of them."""
@@ -160,8 +214,12 @@ class Bench:
         torch.cuda.empty_cache() if self.cuda else None
         self.model.set_attn_implementation("sdpa")
         tries: dict[int, tuple[float, list[list[int]]]] = {}
+        until = self.share()
+        _say(f"generate: at most about {until - time.monotonic():.0f} s")
         for batch in batches:
-            some = self.documents[: max(2 * batch, 64 if self.cuda else 32)]
+            if tries and time.monotonic() + 2 * max(seconds for seconds, _ in tries.values()) > until:
+                break
+            some = self.documents[: max(2 * batch, 64) if self.cuda else batch]
             try:
                 tries[batch] = _timed(lambda: self._generate(some, batch))  # noqa: B023
             except torch.cuda.OutOfMemoryError:
@@ -173,10 +231,11 @@ class Bench:
         by_batch = {batch: round(len(answers) / seconds, 2) for batch, (seconds, answers) in tries.items()}
         best = max(by_batch, key=lambda batch: by_batch[batch])
         seconds, answers = tries[best]
-        if len(answers) < len(self.documents):
+        expected = seconds * len(self.documents) / max(1, len(answers))
+        if len(answers) < len(self.documents) and time.monotonic() + expected < until:
             seconds, answers = _timed(lambda: self._generate(self.documents, best))
         self.model.set_attn_implementation(NAME)
-        extractions = [self._read(document, ids) for document, ids in zip(self.documents, answers, strict=True)]
+        extractions = [self._read(document, ids) for document, ids in zip(self.documents, answers, strict=False)]
         found = {"batch": best, "documents_per_s": round(len(answers) / seconds, 2), **self.quality(extractions)}
         _say(f"generate: {found}")
         return {"generate": found, "generate_by_batch": by_batch}
@@ -198,19 +257,19 @@ class Bench:
 
     def first_entity(self) -> float:
         """Median seconds from a text's arrival to its first entity, one text at a time."""
-        tool = self.tool(1)
+        tool, until = self.tool(1), self.share()
+        tool.seen.watches_first = True
         found = []
         for document in [document for document in self.documents if document.entities][:9]:
-            forward = tool._forward()
-            decoder = FirstEntity(tool, tool._decoder(forward))
-            if self.gold is None:
-                decoder._allowed = super(type(decoder).__mro__[1], decoder)._allowed  # its own answers
-            began = time.perf_counter()
-            list(decoder.run([document.with_entities(())]))
-            if decoder.at is not None:
-                found.append(decoder.at - began)
-            tool._idle.append(forward)
-        median = round(statistics.median(found[1:]), 3)  # the first made the cache and the graphs
+            tool.seen.first, began = None, time.perf_counter()
+            list(tool.stream([document.with_entities(())]))
+            if tool.seen.first is not None:
+                found.append(tool.seen.first - began)
+            if time.monotonic() > until and len(found) > 1:
+                break
+        median = round(
+            statistics.median(found[1:] or found or [float("nan")]), 3
+        )  # the first made the cache and the graphs
         _say(f"seconds to the first entity, one text at a time: {median}")
         return median
 
@@ -288,6 +347,23 @@ def _random(folder: Path, device: torch.device) -> Any:
     return model
 
 
+def _collected(tool: Follower, documents: Iterator[Document], extractions: list[Extraction]) -> bool:
+    """Extract into `extractions`; returns whether the time was over before the end."""
+    try:
+        extractions.extend(tool.stream(documents))
+    except TimeUp:
+        return True
+    return False
+
+
+def _until(documents: Sequence[Document], end: float) -> Iterator[Document]:
+    """The documents that are asked for before `end`, at least two."""
+    for number, document in enumerate(documents):
+        if number > 1 and time.monotonic() > end:
+            return
+        yield document
+
+
 def _timed(job: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
     result = job()
@@ -312,12 +388,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--choices", action="store_true", help="score among what is allowed, as a run on choices does")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--limit", type=int, default=1024, help="documents")
+    parser.add_argument("--limit", type=int, help="documents; 2,000 on a GPU if not given")
+    parser.add_argument("--minutes", type=float, default=5, help="of all parts together")
     parser.add_argument("--longest", type=int, default=400, help="characters of a document, at the most")
     parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--batches", type=int, nargs="+", help="batch sizes of generate")
     parser.add_argument("--rows", type=int, nargs="+", help="rows of ours")
-    parser.add_argument("--skip", nargs="*", default=[], choices=["free", "replay", "drafts", "first", "generate"])
+    parser.add_argument("--skip", nargs="*", default=[], choices=["free", "replay", "first", "generate"])
+    parser.add_argument("--drafts", action="store_true", help="also bound what prompt lookup could bring")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

@@ -1,7 +1,7 @@
 """Decoding that writes given answers, whatever the model would say: real work without a trained model.
 
-`Follower` raises the gold token before the grammar's choice, so that everything else is computed as always. `Replayer`
-takes the forced tokens from a record instead of from grammars: the difference in time is what grammars cost.
+`Follower` raises the gold token before the grammar's choice, so that everything else is computed as always. With
+`bursts` it takes the forced tokens from a record instead of from grammars: the difference is what grammars cost.
 """
 
 from __future__ import annotations
@@ -17,68 +17,129 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from spantune.core import Document
 from spantune.encoding import Encoder
-from spantune.extraction import Allowed, Decoder, Extractor, Forward, Guide, Row
+from spantune.extraction import Allowed, Decoder, Extractor, Guide, Row, constraint_of
+from spantune.extraction.writing import Writer
+from spantune.models import vocabulary_size
 
 RAISED = 1e4
 
 Gold = dict[str, list[int]]  # ids of the answer and the stop token, by document id
 
 
+class TimeUp(BaseException):
+    """The time of a measurement is over; no Exception, which a decoder would take for a pass that failed."""
+
+
+class Seen:
+    """What a decoder did: its passes and their tokens, seconds that the host waited, and when the first entity came."""
+
+    def __init__(self) -> None:
+        self.passes: list[tuple[int, Any]] = []
+        self.waited = 0.0
+        self.until = float("inf")  # by time.monotonic
+        self.watches_first, self.first = False, None
+
+    def by_width(self) -> dict[int, tuple[int, float]]:
+        """Passes and seconds by width: the tokens of a pass, rounded up to a power of two or a multiple of 64."""
+        found: dict[int, tuple[int, float]] = {}
+        for tokens, took in self.passes:
+            width = -(-tokens // 64) * 64 if tokens > 32 else max(1, 1 << (tokens - 1).bit_length())
+            seconds = took if isinstance(took, float) else took[0].elapsed_time(took[1]) / 1000
+            count, total = found.get(width, (0, 0.0))
+            found[width] = (count + 1, total + seconds)
+        return dict(sorted(found.items()))
+
+
 class Follower(Extractor):
-    """An Extractor that writes the answers of `gold`."""
+    """An Extractor whose work is `seen`; it writes the answers of `gold` where there is one.
 
-    gold: Gold
+    With `bursts`, the forced tokens behind each chosen one by document id, it has no grammars.
+    """
 
-    def _decoder(self, forward: Forward) -> Decoder:
-        plain = super()._decoder(forward)
-        return FollowingDecoder(self, plain)
+    gold: Gold | None = None
+    bursts: dict[str, list[list[int]]] | None = None
+
+    def _writer(self) -> Writer:
+        self.seen = Seen()
+        return FollowingWriter(self, super()._writer())
 
 
-class FollowingDecoder(Decoder):
-    """Chooses the gold token; notes which tokens were forced, and when the first entity was written."""
+class FollowingWriter(Writer):
+    """A Writer with a FollowingDecoder."""
 
-    def __init__(self, tool: Follower, plain: Decoder):
+    def __init__(self, tool: Follower, plain: Writer):
         self.__dict__.update(plain.__dict__)
         self.tool = tool
 
+    def wake(self) -> None:
+        """Make the cache and the decoder, where there is none."""
+        if self._decoder is None:
+            super().wake()
+            assert self._decoder is not None
+            self._decoder = FollowingDecoder(self.tool, self._decoder)
+
+
+class FollowingDecoder(Decoder):
+    """Chooses the gold token, and notes what it does."""
+
+    def __init__(self, tool: Follower, plain: Decoder):
+        self.__dict__.update(plain.__dict__)
+        self.tool, self._feed = tool, self._forward.feed
+        self._forward.feed = self._timed_feed  # type: ignore[method-assign]
+
+    def _timed_feed(self, parts: Sequence[Any], output_parts: Sequence[int]) -> Tensor:
+        if time.monotonic() > self.tool.seen.until:
+            raise TimeUp
+        cuda = torch.cuda.is_available() and next(self._model.parameters()).is_cuda
+        began = torch.cuda.Event(enable_timing=True) if cuda else time.perf_counter()
+        began.record() if cuda else None
+        output = self._feed(parts, output_parts)
+        ended = torch.cuda.Event(enable_timing=True) if cuda else time.perf_counter()
+        ended.record() if cuda else None
+        took = (began, ended) if cuda else ended - began
+        self.tool.seen.passes.append((sum(len(part.ids) for part in parts), took))
+        return output
+
     def _next(self, rows: Sequence[Row]) -> list[int]:
+        assert self.tool.gold is not None
         return [self.tool.gold[row.document.id][len(row.ids)] for row in rows]
 
+    def _guide(self, row: Row) -> Any:
+        return super()._guide(row) if self.tool.bursts is None else _Record(self.tool.bursts[row.document.id])
+
     def _choose(self, rows: Sequence[Row], found: Tensor) -> Any:
-        if self._rules.constraint is None:
+        if self._rules.constraint is None and self.tool.gold is not None:
             gold = torch.tensor(self._next(rows)).to(found.device, non_blocking=True)
             found = found.scatter_add(1, gold[:, None], torch.full_like(found[:, :1], RAISED))
-        return super()._choose(rows, found)
+        wait = super()._choose(rows, found)
+
+        def timed() -> Any:
+            began = time.perf_counter()
+            chosen = wait()
+            self.tool.seen.waited += time.perf_counter() - began
+            return chosen
+
+        return timed
 
     def _allowed(self, rows: Sequence[Row]) -> Allowed:
+        if self.tool.bursts is not None:
+            ids = np.array(self._next(rows))[:, None]
+            return Allowed(ids, np.ones_like(ids, dtype=bool))
         allowed = super()._allowed(rows)
+        if self.tool.gold is None:
+            return allowed
         return Allowed(allowed.ids, allowed.inside & (allowed.ids == np.array(self._next(rows))[:, None]))
 
-
-class Replayer(Follower):
-    """A Follower without grammars: `bursts` are the forced tokens behind each chosen one, by document id."""
-
-    bursts: dict[str, list[list[int]]]
-
-    def _decoder(self, forward: Forward) -> Decoder:
-        return ReplayingDecoder(self, super(Follower, self)._decoder(forward))
-
-
-class ReplayingDecoder(FollowingDecoder):
-    """Advances rows by their record."""
-
-    tool: Replayer
-
-    def _guide(self, row: Row) -> Any:
-        return _Record(self.tool.bursts[row.document.id])
-
-    def _allowed(self, rows: Sequence[Row]) -> Allowed:
-        ids = np.array(self._next(rows))[:, None]
-        return Allowed(ids, np.ones_like(ids, dtype=bool))
+    def _advance(self, row: Row, token: int, logprob: float) -> Any:
+        status, seen = super()._advance(row, token, logprob), self.tool.seen
+        watches = seen.watches_first and seen.first is None
+        if watches and self._encoder.format.mark in self._encoder.decode(row.pending):
+            seen.first = time.perf_counter()
+        return status
 
 
 class _Record:
-    circling = finished = False
+    is_circling = finished = False
 
     def __init__(self, bursts: Sequence[list[int]]):
         self._bursts: Iterator[list[int]] = iter(bursts)
@@ -87,29 +148,17 @@ class _Record:
         return next(self._bursts)
 
 
-class FirstEntity(FollowingDecoder):
-    """Notes when the first entity of a stream was written."""
-
-    at: float | None = None
-
-    def _advance(self, row: Row, token: int, logprob: float) -> str:
-        status = super()._advance(row, token, logprob)
-        if self.at is None and self._encoder.format.mark in self._encoder.decode(row.pending):
-            self.at = time.perf_counter()
-        return status
-
-
 def record(
     tool: Extractor, documents: Sequence[Document], gold: Gold
 ) -> tuple[list[Document], dict[str, list[list[int]]]]:
     """The documents whose gold answer the grammar allows, and the tokens that it forces behind each chosen one."""
     kept, bursts = [], {}
+    constraint = constraint_of(tool.encoder.tokenizer, vocabulary_size(tool.model), tool.encoder.stop_id)
     for document in documents:
-        assert tool._constraint is not None
-        guide = Guide(tool._constraint, tool.encoder, document.text, ordered=tool.on_choices)
+        guide = Guide(constraint, tool.encoder, document.text, ordered=tool.on_choices)
         answer, found, index = gold[document.id], [], 0
         while index < len(answer) - 1:
-            if answer[index] not in tool._constraint.allowed([guide.matcher]).ids[0]:
+            if answer[index] not in constraint.allowed([guide.matcher]).ids[0]:
                 break
             forced = guide.advance(answer[index])
             found.append(forced)
