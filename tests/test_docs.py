@@ -27,7 +27,15 @@ OWN_RECIPE = "recipe.yaml"
 """The recipe that `spantune init` writes, which is the reader's own."""
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-HOSTS = {"127.0.0.1", "ai.google.dev", "download.pytorch.org", "keepachangelog.com", "semver.org", "spantune"}
+HOSTS = {
+    "127.0.0.1",
+    "ai.google.dev",
+    "example.org",
+    "download.pytorch.org",
+    "keepachangelog.com",
+    "semver.org",
+    "spantune",
+}
 MARKS = {"FIGURES:demo"}
 TRANSLATED = sorted((ROOT / "docs").rglob("*.zh.md"))
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
