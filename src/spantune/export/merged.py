@@ -132,15 +132,25 @@ def _expected(source: Source, merged: Merged, sequences: Sequence[Sequence[int]]
     Raises:
         Differs: the merged weights do not compute what base and adapter do.
     """
-    model = as_float(merged.model)
-    logits = logits_of(model, sequences)
+    logits, rounding = written_logits(source, merged, sequences)
+    extractions = extract_all(extractor_of(source, merged.model), source.documents, "run")
+    return Expected(merged.logits if rounding is None else logits, extractions), rounding
+
+
+def written_logits(
+    source: Source, merged: Merged, sequences: Sequence[Sequence[int]]
+) -> tuple[list[Tensor], float | None]:
+    """Return the logits of the weights as they were written, and how far their rounding moved one; None without it.
+
+    Raises:
+        Differs: weights that were not rounded do not compute what base and adapter do.
+    """
+    logits = logits_of(as_float(merged.model), sequences)
     moved = largest_difference(merged.logits, logits)
-    if source.dtype == "fp32":
-        require_close(moved, "the logits of the merged weights")
-    extractions = extract_all(extractor_of(source, model), source.documents, "run")
-    if source.dtype == "fp32":
-        return Expected(merged.logits, extractions), None
-    return Expected(logits, extractions), moved
+    if source.dtype != "fp32":
+        return logits, moved
+    require_close(moved, "the logits of the merged weights")
+    return logits, None
 
 
 def _compare(source: Source, out: Path, expected: Expected, rounding: float | None) -> Verified:

@@ -7,7 +7,6 @@ or a login); a token is never read, kept or logged here. What they raise becomes
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import logging
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from spantune.core import ConfigError, ModelError, first_line, masked, nearest
-from spantune.models import HUBS
+from spantune.models import HUBS, hf_http_error
 
 if TYPE_CHECKING:
     from modelscope_hub import HubApi
@@ -168,9 +167,8 @@ class _Refused(Exception):
 
 @contextlib.contextmanager
 def _hugging_face(place: Place) -> Iterator[None]:
-    from huggingface_hub import errors, get_session
+    from huggingface_hub import errors
 
-    client = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # httpx (1.x) or httpx2 (2.x)
     try:
         yield
     except errors.LocalTokenNotFoundError as error:
@@ -178,7 +176,7 @@ def _hugging_face(place: Place) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         code = error.response.status_code
         raise _Refused(_refusal(place, code, first_line(error))) from error
-    except (client.HTTPError, OSError, ValueError) as error:
+    except (hf_http_error(), OSError, ValueError) as error:
         raise _Refused(_unreachable(place, error)) from error
     except (KeyError, TypeError) as error:
         raise _Refused(_no_hub(place, error)) from error

@@ -15,7 +15,7 @@ from typing import Any
 from spantune.core import Document, Entity, Extraction, Status, to_json, track
 from spantune.encoding import SpanEncoder
 from spantune.export.card import write_card
-from spantune.export.merged import as_float, merge, ready, save_model
+from spantune.export.merged import merge, ready, save_model, written_logits
 from spantune.export.source import Source
 from spantune.export.verify import (
     MOST,
@@ -53,20 +53,15 @@ def write_spans(source: Source, out: Path) -> Written:
     write_card(source, "spans", out)
     if not documents:
         return Written()
-    model = as_float(merged.model)
-    logits = logits_of(model, sequences)
-    moved = largest_difference(merged.logits, logits)
-    if source.dtype == "fp32":
-        require_close(moved, "the logits of the merged weights")
-    expected = extract_calibrated(source, model, documents)
-    del merged, model
+    logits, rounding = written_logits(source, merged, sequences)
+    expected = extract_calibrated(source, merged.model, documents)
+    del merged
     reader = load_reader(out, source)
     difference = largest_difference(logits, logits_of(reader.model, sequences))
     require_close(difference, "the logits of the export")
     entities = compare(expected, reader)
     left = len(source.documents) - len(documents)
     notes = (f"{left} documents are too long for one pass and were not compared; the loader refuses such texts",)
-    rounding = None if source.dtype == "fp32" else moved
     return Written(Verified(len(documents), entities, difference, rounding), notes if left else ())
 
 

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ class Texts:
                 yield from self._read(file, format, notes)
             except DataError as error:
                 name = _shown(file)
-                yield _unreadable(name if error.line is None else f"{name}:{error.line}", error)
+                yield unreadable(name if error.line is None else f"{name}:{error.line}", error)
 
     def count(self) -> int | None:
         """Return the number of documents; None with stdin or a pipe, which can be read only once."""
@@ -146,7 +146,7 @@ def _lines(file: str, prefix: str, notes: Counter[str]) -> Iterator[Prediction]:
     """Yield a document for each line that is not blank."""
     for number, text in _numbered(file, notes):
         id = f"{prefix}{number}"
-        yield _unreadable(id, text) if isinstance(text, DataError) else Document(id, text)
+        yield unreadable(id, text) if isinstance(text, DataError) else Document(id, text)
 
 
 def _numbered(file: str, notes: Counter[str]) -> Iterator[tuple[int, str | DataError]]:
@@ -179,11 +179,9 @@ def _corpus(path: Path, shown: str, format: str, notes: Counter[str]) -> Iterato
         if isinstance(raw_document, DataError):
             suffix = "" if raw_document.line is None else f"-{raw_document.line}"
             error = DataError(raw_document.message, path=shown, line=raw_document.line, field=raw_document.field)
-            yield _unreadable(f"{Path(shown).stem}{suffix}", error)
+            yield unreadable(f"{Path(shown).stem}{suffix}", error)
         else:
-            meta = raw_document.meta
-            earlier = from_document(Document(encodable(raw_document.id), raw_document.text, (), meta))
-            yield earlier if earlier.status is Status.UNREADABLE and not earlier.document.text else earlier.document
+            yield as_input(raw_document.id, raw_document.text, raw_document.meta)
 
 
 def _spooled(file: str, format: str, notes: Counter[str]) -> Iterator[Prediction]:
@@ -198,6 +196,16 @@ def _spooled(file: str, format: str, notes: Counter[str]) -> Iterator[Prediction
             raise DataError(error.message, path=_shown(file), line=error.line, field=error.field) from None
 
 
-def _unreadable(id: str, error: DataError) -> Extraction:
+def as_input(id: str, text: str, meta: Mapping[str, object]) -> Prediction:
+    """Return a document of a corpus without what an earlier extraction wrote into `meta`.
+
+    What was unreadable then and has no text stays an `unreadable` Extraction.
+    """
+    earlier = from_document(Document(encodable(id), text, (), meta))
+    return earlier if earlier.status is Status.UNREADABLE and not earlier.document.text else earlier.document
+
+
+def unreadable(id: str, error: DataError) -> Extraction:
+    """Return the Extraction that stands for a document that cannot be read."""
     problem = Problem(ProblemKind.UNREADABLE, encodable(str(error)))
     return failure(Document(encodable(id), ""), Status.UNREADABLE, problem)

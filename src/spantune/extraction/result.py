@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from spantune.core import Document, Entity, Extraction, Problem, ProblemKind, Status, masked
+from spantune.core import Document, Entity, Extraction, Problem, ProblemKind, Status, first_line, masked
 from spantune.encoding import Encoder
 from spantune.extraction.vocabulary import spelling_of
 from spantune.metrics import Calibration
@@ -112,6 +112,11 @@ def failure(document: Document, status: Status, problem: Problem) -> Extraction:
     """Return the Extraction of a document without an answer."""
     problem = replace(problem, found=masked(problem.found))  # an error may quote a URL or a key
     return Extraction(document.with_entities(()), "", status, (problem,))
+
+
+def failed(document: Document, error: Exception) -> Extraction:
+    """Return the Extraction of a document that could not be computed or read."""
+    return failure(document, Status.FAILED, Problem(ProblemKind.INVALID, first_line(error)))
 
 
 def rates(extractions: Sequence[Extraction]) -> dict[str, float]:

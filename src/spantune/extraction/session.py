@@ -25,19 +25,15 @@ from spantune.core import (
     Entity,
     Extraction,
     Prediction,
-    Problem,
-    ProblemKind,
-    Status,
     config,
     expect,
-    first_line,
     nearest,
 )
 from spantune.data import Cutter
 from spantune.encoding import TextEncoder
 from spantune.extraction.chunked import Parts, cutter, parts_of, refusal
 from spantune.extraction.reading import Reader
-from spantune.extraction.result import Ended, calibrated, failure
+from spantune.extraction.result import Ended, calibrated, failed
 from spantune.metrics import Calibration
 
 AHEAD = 4096
@@ -179,7 +175,7 @@ class Scheduler:
             try:
                 number = self._worker.submit(text)
             except Exception as error:  # of this text, which cannot be encoded
-                job.end(index, _failed(text, error), error)
+                job.end(index, failed(text, error), error)
                 continue
             self._running[number] = job
             job.numbers[number] = index
@@ -319,7 +315,7 @@ class Session:
             try:
                 extraction = self._decided(job, calibration, options)
             except Exception as exception:  # in what this document holds
-                extraction, error = _failed(job.parts.document, exception), exception
+                extraction, error = failed(job.parts.document, exception), exception
             self._ended.append((ticket, extraction, error))
 
         job = self._jobs[ticket] = _Job(parts, finish)
@@ -333,7 +329,7 @@ class Session:
             return (
                 refusal(parts.document, job.error)
                 if isinstance(job.error, DataError)
-                else _failed(parts.document, job.error)
+                else failed(parts.document, job.error)
             )
         if reader is None or thresholds is None:
             extraction = calibrated(parts.joined(), calibration)
@@ -386,7 +382,3 @@ def _of_labels(extraction: Extraction, labels: tuple[str, ...]) -> Extraction:
         below_threshold=kept(extraction.below_threshold),
         contradicted=kept(extraction.contradicted),
     )
-
-
-def _failed(document: Document, error: Exception) -> Extraction:
-    return failure(document, Status.FAILED, Problem(ProblemKind.INVALID, first_line(error)))

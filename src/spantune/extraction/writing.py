@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spantune.core import Document, Extraction, Problem, ProblemKind, Status, config, first_line
+from spantune.core import Document, Extraction, Problem, Status, config
 from spantune.encoding import Encoder
 from spantune.extraction.decoder import Decoder, Effort, Row, Rules, places
 from spantune.extraction.model_runner import Forward, Shape
-from spantune.extraction.result import Ended, Written, failure, read_answer
+from spantune.extraction.result import Ended, Written, failed, read_answer
 from spantune.models import CausalLM
 
 ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
@@ -79,7 +79,7 @@ class Writer:
             written = Written(self._encoder.decode(row.ids), status, row.ids, row.logprobs)
             extraction = read_answer(row.document, written, self._encoder)
         except Exception as error:  # in this answer only
-            return failure(row.document, Status.FAILED, Problem(ProblemKind.INVALID, first_line(error)))
+            return failed(row.document, error)
         if not row.failure:
             return extraction
         return replace(extraction, problems=(*extraction.problems, Problem(row.failure_kind, row.failure)))

@@ -21,7 +21,7 @@ from spantune.models.bundled import bundled_vocabulary, cache_root
 from spantune.models.compilation import compile_layers
 from spantune.models.full import require_full
 from spantune.models.hashes import hash_files, hash_model
-from spantune.models.hubs import HUBS
+from spantune.models.hubs import HUBS, hf_http_error
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
 from spantune.models.kernels.packs import Spans, spans
@@ -121,6 +121,7 @@ __all__ = [
     "head_of",
     "head_size",
     "head_weights",
+    "hf_http_error",
     "is_shareable",
     "is_wide",
     "kernel_error",

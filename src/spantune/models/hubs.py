@@ -101,11 +101,19 @@ def _hf_cached(repo: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo, revision=revision, local_files_only=True))
 
 
+def hf_http_error() -> type[Exception]:
+    """Return what the HTTP client of huggingface_hub raises: that of httpx (1.x) or of httpx2 (2.x)."""
+    from huggingface_hub import get_session
+
+    client = importlib.import_module(type(get_session()).__module__.partition(".")[0])
+    error: type[Exception] = client.HTTPError
+    return error
+
+
 @contextlib.contextmanager
 def _hf_errors(source: str) -> Iterator[None]:
-    from huggingface_hub import errors, get_session
+    from huggingface_hub import errors
 
-    client = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # httpx (1.x) or httpx2 (2.x)
     try:
         yield
     except errors.GatedRepoError as error:
@@ -114,7 +122,7 @@ def _hf_errors(source: str) -> Iterator[None]:
         raise ModelError(f"{source}: no such revision; look at the branches and tags on its page") from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(f"{source}: no such model, or a private one; check the name, or set HF_TOKEN") from error
-    except (errors.HfHubHTTPError, client.HTTPError, OSError) as error:
+    except (errors.HfHubHTTPError, hf_http_error(), OSError) as error:
         raise ModelError(f"{source}: the download failed ({first_line(error)}); run again to go on with it") from error
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 
 from spantune.serving.service import Service
-from spantune.serving.settings import ServeSettings
 
 Answer = TypeVar("Answer")
 
@@ -23,11 +22,6 @@ def service_of(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
-
-
-def settings_of(request: Request) -> ServeSettings:
-    """Return the settings of the app that a request came to."""
-    return service_of(request).settings
 
 
 ServiceOf = Annotated[Service, Depends(service_of)]

@@ -110,12 +110,6 @@ class ExtractedDocuments(BaseModel):
     model: str
 
 
-class StreamedDocument(ExtractedDocument):
-    """A document of a streamed answer, in which documents come as they end."""
-
-    index: int
-
-
 class LabelOut(BaseModel):
     """An entity type."""
 

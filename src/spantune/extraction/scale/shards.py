@@ -24,16 +24,12 @@ from spantune.core import (
     Document,
     Extraction,
     Prediction,
-    Problem,
-    ProblemKind,
-    Status,
     encodable,
-    from_document,
     half_surrogate,
     need,
 )
 from spantune.data import lines_of, parse_text_line
-from spantune.extraction.result import failure
+from spantune.extraction.inputs import as_input, unreadable
 from spantune.extraction.scale.sources import Place, Source
 
 MOST_MARKS = 8_192
@@ -203,15 +199,11 @@ def _document_of_line(text: str, source: Source, line: int, id: str, notes: Coun
     item = parse_text_line(text, Path(source.name), line, id, notes)
     if isinstance(item, DataError):
         return item
-    earlier = from_document(Document(encodable(item.id), item.text, (), item.meta))
-    return earlier if earlier.status is Status.UNREADABLE and not earlier.document.text else earlier.document
+    return as_input(item.id, item.text, item.meta)
 
 
 def _unreadable(id: str, error: DataError, source: Source, line: int) -> Extraction:
-    place = DataError(error.message, path=source.name, line=line, field=error.field)
-    return failure(
-        Document(encodable(id), ""), Status.UNREADABLE, Problem(ProblemKind.UNREADABLE, encodable(str(place)))
-    )
+    return unreadable(id, DataError(error.message, path=source.name, line=line, field=error.field))
 
 
 def _made_id(source: Source, line: int, several: bool) -> str:
