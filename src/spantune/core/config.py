@@ -4,6 +4,7 @@ It is strict and is checked before torch is imported. Keys whose best value depe
 `training.prepare` fills them. The filled recipe is saved with the run as `config.yaml`.
 """
 
+# Longer than other modules on purpose: half of it are the descriptions of keys, from which docs/recipe.md is made.
 from __future__ import annotations
 
 from pathlib import Path

@@ -12,7 +12,8 @@ import httpx2 as httpx
 import pytest
 
 from spantune.core import ModelError
-from spantune.extraction.remote.client import Client, Patience, Refused, Server
+from spantune.extraction.remote.breaker import Patience
+from spantune.extraction.remote.client import Client, Refused, Server
 
 QUICK = Patience(first=0.01, longest=0.02, seconds=20)
 REQUEST = {"prompt": [1]}

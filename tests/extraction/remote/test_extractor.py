@@ -29,7 +29,8 @@ from spantune.core import (
 )
 from spantune.encoding import Encoder
 from spantune.extraction import Extractor, Server, Tally
-from spantune.extraction.remote.client import Client, Patience
+from spantune.extraction.remote.breaker import Patience
+from spantune.extraction.remote.client import Client
 from spantune.extraction.remote.extractor import TRIAL, WITHOUT, RemoteExtractor
 from spantune.extraction.remote.protocol import Served, choose, identify
 

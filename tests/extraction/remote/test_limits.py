@@ -18,7 +18,8 @@ from helpers.fakes import MERGES, byte_tokenizer
 from spantune.core import Document, Label, Status, TaskSpec, config
 from spantune.encoding import Encoder
 from spantune.extraction import Server
-from spantune.extraction.remote.client import Breaker, Client, Patience, Refused
+from spantune.extraction.remote.breaker import Breaker, Patience
+from spantune.extraction.remote.client import Client, Refused
 from spantune.extraction.remote.extractor import RemoteExtractor
 from spantune.extraction.remote.protocol import Served, depth
 

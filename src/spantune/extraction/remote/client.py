@@ -13,7 +13,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,140 +21,13 @@ from urllib.parse import urlsplit
 
 import httpx2 as httpx
 from tenacity import (
-    RetryCallState,
     Retrying,
     retry_if_exception_type,
     sleep_using_event,
-    wait_exponential,
-    wait_random_exponential,
 )
 
 from spantune.core import ConfigError, ModelError, encodable
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How a server that fails is waited for, in seconds.
-
-    The pause before a retry is between half of `first` and `first`, and doubles with each retry up to `longest`. After
-    `seconds` without any answer the server is given up.
-    """
-
-    first: float = 0.5
-    longest: float = 30.0
-    seconds: float = 300.0
-
-    def pause(self, state: RetryCallState) -> float:
-        """Return the pause before the next attempt; random, so that threads do not retry at the same time."""
-        half, most = self.first / 2, self.longest / 2
-        pause = wait_exponential(half, max=most)(state) + wait_random_exponential(half, max=most)(state)
-        error = state.outcome.exception() if state.outcome else None
-        return max(pause, error.seconds if isinstance(error, _Busy) else 0.0)
-
-
-CONCURRENCY = 16
-"""Requests at a time to a server of which nothing is known."""
-
-
-@dataclass(frozen=True, eq=False)
-class Ticket:
-    """The permission to send one request: how often the server had answered by then, and the cuts of the limit."""
-
-    answers: int
-    cuts: int
-
-
-class Breaker:
-    """A circuit breaker over all threads: while the server does not answer, one request at a time probes it.
-
-    A failure counts if the server has answered nothing since its request was sent: a late failure of an older request
-    says nothing of the server as it is now. After too long without an answer the server is given up for all threads.
-    While a busy server answers others, fewer requests are sent at a time: half as many after a refusal, and one more
-    for as many answers as are sent at a time (additive increase, multiplicative decrease, as TCP has it).
-
-    Args:
-        patience: how a server that fails is waited for.
-        concurrency: the most requests at a time.
-    """
-
-    def __init__(self, patience: Patience, concurrency: int = CONCURRENCY):
-        self._patience = patience
-        self._most, self.limit = concurrency, float(concurrency)
-        self._in_flight = self._cuts = 0
-        self._changed = threading.Condition()
-        self._answers = 0
-        self._since: float | None = None  # of the first failure since the last answer
-        self._probe: Ticket | None = None
-        self._failed_probes, self._next_probe = 0, 0.0
-        self._reason: str | None = None
-        self.given_up = threading.Event()
-
-    def enter(self) -> Ticket:
-        """Wait until a request may be sent: at once while the server answers, otherwise as its only probe.
-
-        Raises:
-            ModelError: the server is given up.
-        """
-        with self._changed:
-            while True:
-                if self.given_up.is_set():
-                    raise ModelError(f"the server is given up: {self._reason}; see to it, and go on with --resume")
-                wait = self._next_probe - time.monotonic()
-                if self._since is None and self._in_flight < int(self.limit):
-                    break
-                if self._since is not None and self._probe is None and wait <= 0:
-                    break
-                self._changed.wait(None if self._since is None or self._probe else wait)
-            ticket = Ticket(self._answers, self._cuts)
-            self._in_flight += 1
-            if self._since is not None:
-                self._probe = ticket
-            return ticket
-
-    def busy(self, ticket: Ticket, reason: str) -> None:
-        """Record that the server refused a request for now; refusals of requests sent together halve the limit once."""
-        with self._changed:
-            if ticket.cuts == self._cuts:
-                self._cuts += 1
-                self.limit = max(1.0, min(self.limit, self._in_flight) / 2)
-        self.failed(ticket, reason)
-
-    def failed(self, ticket: Ticket, reason: str) -> None:
-        """Record that a request had no answer."""
-        now = time.monotonic()
-        with self._changed:
-            self._in_flight -= 1
-            if ticket.answers != self._answers:
-                self._changed.notify_all()
-                return
-            self._since = self._since or now
-            duration = now - self._since
-            if self._probe in (None, ticket):
-                self._failed_probes += 1
-                pause = min(self._patience.longest, self._patience.first * 2.0 ** min(self._failed_probes - 1, 30)) / 2
-                self._next_probe = now + pause
-                self._probe = None
-            self._changed.notify_all()
-        if duration > self._patience.seconds:
-            self.give_up(f"no answer for {duration:.0f} seconds, lastly: {reason}")
-
-    def answered(self) -> None:
-        """Record that the server answers."""
-        with self._changed:
-            self._in_flight -= 1
-            self.limit = min(self._most, self.limit + 1 / self.limit)
-            self._answers += 1
-            self._since = self._probe = None
-            self._failed_probes, self._next_probe = 0, 0.0
-            self._changed.notify_all()
-
-    def give_up(self, reason: str) -> None:
-        """Let no request through any more, and end every pause."""
-        with self._changed:
-            self._reason = self._reason or reason
-            self.given_up.set()
-            self._changed.notify_all()
-
+from spantune.extraction.remote.breaker import CONCURRENCY, Breaker, Busy, Patience
 
 KEY_VARIABLE = "SPANTUNE_API_KEY"
 Grammar = Literal["auto", "vllm", "llamacpp", "none"]
@@ -318,7 +190,7 @@ class Client:
             models = list(body["data"]) if isinstance(body, dict) else []
             if not isinstance(body, dict) or not all(isinstance(model["id"], str) for model in models):
                 raise ValueError("a model without a name")
-        except (httpx.HTTPError, Refused, _Busy) as error:
+        except (httpx.HTTPError, Refused, Busy) as error:
             raise ModelError(f"{self.server.url}: {error}; is the server up, and --url right?") from None
         except (ValueError, LookupError, TypeError, RecursionError):
             raise ModelError(
@@ -359,7 +231,7 @@ class Client:
                 reply = self._send("POST", "completions", most, request)
                 self._check(reply)
                 answer = read(reply.json())
-            except _Busy as busy:
+            except Busy as busy:
                 self._breaker.busy(ticket, str(busy))
                 raise
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -382,7 +254,7 @@ class Client:
             return answer
 
         retrying = Retrying(
-            retry=retry_if_exception_type((_Busy, httpx.HTTPError, ValueError)),
+            retry=retry_if_exception_type((Busy, httpx.HTTPError, ValueError)),
             wait=self.server.patience.pause,
             sleep=sleep_using_event(self._breaker.given_up),
         )
@@ -424,7 +296,7 @@ class Client:
         """Raise what the status of a response stands for.
 
         Raises:
-            _Busy: the server is to be asked again later.
+            Busy: the server is to be asked again later.
             httpx.HTTPError: the server failed.
             Refused: the server refuses this request.
             ModelError: the server refuses every request.
@@ -433,7 +305,7 @@ class Client:
         if status < 300:
             return
         if status in (429, 503):
-            raise _Busy(f"{status} {reply.reason}", _seconds(reply.retry_after))
+            raise Busy(f"{status} {reply.reason}", _seconds(reply.retry_after))
         message = f"{status} {reply.reason}: {reply.message}"
         if status in (401, 403):
             raise ModelError(f"{self.server.url}: {message}; set {KEY_VARIABLE} to a key that the server takes")
@@ -454,14 +326,6 @@ class Client:
             return self._send("GET", "models", MODELS_BYTES).status < 300
         except (httpx.HTTPError, Refused):
             return False
-
-
-class _Busy(Exception):
-    """The server asks for a pause of some seconds."""
-
-    def __init__(self, message: str, seconds: float):
-        super().__init__(message)
-        self.seconds = seconds
 
 
 def _has_port(url: str) -> bool:

@@ -14,7 +14,8 @@ from typing import TypeGuard
 
 from spantune.core import ConfigError, ModelError, encodable, half_surrogate, nearest
 from spantune.encoding import WRITINGS, Encoder, Tokenizer, gbnf
-from spantune.extraction.remote.client import CONCURRENCY, Client, Overrun, Server
+from spantune.extraction.remote.breaker import CONCURRENCY
+from spantune.extraction.remote.client import Client, Overrun, Server
 
 _OWNERS = {"vllm": "vllm", "llamacpp": "llamacpp"}
 # a model's default may penalise repetition, which breaks every answer
