@@ -53,7 +53,8 @@ def doubts(prepared: Prepared, predicted: Estimate) -> list[PlanWarning]:
 
 
 def _steps(prepared: Prepared, predicted: Estimate) -> PlanWarning | None:
-    settings, examples, steps = prepared.recipe.train, len(prepared.examples), predicted.steps
+    settings, examples = prepared.recipe.train, len(prepared.examples)
+    steps = predicted.steps - predicted.masked_steps
     name = "enough optimizer steps"
     if steps < FEW_STEPS:
         if settings.max_steps is not None:
