@@ -169,9 +169,9 @@ def test_the_audits_of_reading_say_nothing_of_writing(plan_of: Callable[..., Any
 
 def test_few_documents_to_read_are_warned_of(plan_of: Callable[..., Any], warm: Callable[..., dict[str, Any]]) -> None:
     said = {warning.name: str(warning) for warning in plan_of().warnings}
-    assert f"there are 24 training documents: under {READ_FROM:,}" in said["documents enough to read"]
+    assert f"entities on average: under {READ_FROM}" in said["entities enough to read"]
     gone_on_with = make_plan(prepare(parse_config(warm())))
-    assert "documents enough to read" not in {warning.name for warning in gone_on_with.warnings}
+    assert "entities enough to read" not in {warning.name for warning in gone_on_with.warnings}
 
 
 def test_an_entity_that_is_too_long_is_named_with_its_file(plan_of: Callable[..., Any], tmp_path: Path) -> None:
