@@ -6,10 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from spantune.core import ConfigError, Document, expect, expect_each
-from spantune.data.checks import Demands, Source, check, read_source
+from spantune.data.checks import check
 from spantune.data.corpus import Corpus
+from spantune.data.document_checks import Demands
+from spantune.data.engines import processes
 from spantune.data.findings import Report
 from spantune.data.formats import read
+from spantune.data.parts import Divided, Source, open_source
 from spantune.data.raw.document import Options, RawDocument, RawEntity
 from spantune.data.splitting import Division, Rule, split, usual_names, write_splits
 
@@ -19,6 +22,7 @@ def check_files(
     labels: Iterable[str] = (),
     format: str | None = None,
     options: Options | None = None,
+    workers: int = 1,
 ) -> Report:
     """Check annotated corpora and say what is wrong, how often and where.
 
@@ -30,27 +34,32 @@ def check_files(
         labels: the label set; any label is right when absent.
         format: the format of the files; recognised from their content when absent.
         options: as in `read`.
+        workers: how many processes check large files, which are read in parts; a script that asks for more than one
+            begins its work under `if __name__ == "__main__":`.
 
     Raises:
         ConfigError: an argument is of a wrong type.
         DataError: a file cannot be read at all.
     """
+    expect(workers, int, "workers", "a whole number of processes")
     expect(format, (str, type(None)), "format", "the name of a format, or None")
     expect(options, (Options, type(None)), "options", "Options(…), or None")
     codes = tuple(expect_each(labels, str, "labels", "a list of label codes"))
     several = [files] if isinstance(files, str | Path | Corpus) else files
     if not isinstance(several, Iterable):
         expect(several, (), "files", "a corpus file, or a list of them")
-    sources = []
-    for number, file in enumerate(several):
-        if isinstance(file, Corpus):
-            sources.append(_in_memory(file))
-        else:
-            path = expect(file, (str, Path), f"files[{number}]", "a corpus file or a Corpus")
-            sources.append(read_source(path, format, options))
-    if not sources:
-        raise ConfigError("files: expected at least one corpus file, found none")
-    return check(sources, Demands(codes))
+    reading = options or Options()
+    with processes(workers) as engine:
+        sources: list[Source | Divided] = []
+        for number, file in enumerate(several):
+            if isinstance(file, Corpus):
+                sources.append(_in_memory(file))
+            else:
+                path = expect(file, (str, Path), f"files[{number}]", "a corpus file or a Corpus")
+                sources.append(open_source(path, format, reading, engine))
+        if not sources:
+            raise ConfigError("files: expected at least one corpus file, found none")
+        return check(sources, Demands(codes), engine=engine)
 
 
 def split_corpus(

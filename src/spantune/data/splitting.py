@@ -28,7 +28,7 @@ from pathlib import Path
 
 from spantune.core import ConfigError, DataError, Document, nearest, replacing, replacing_path, to_json
 from spantune.data import formats
-from spantune.data.duplicates import near_duplicates
+from spantune.data.likeness import near_duplicates
 
 RECORD = "split.json"
 SUFFIXES: Mapping[str, str] = {

@@ -65,9 +65,9 @@ DEFAULTS = Options()
 
 FORMATS = {
     "webanno": Format(webanno.read, None, webanno.claims),
-    "native": Format(native.read, native.write, native.claims),
+    "native": Format(native.read, native.write, native.claims, divisible=True),
     "surfaces": Format(surfaces.read, surfaces.write, surfaces.claims),
-    "few_shot": Format(few_shot.read, few_shot.write, few_shot.claims),
+    "few_shot": Format(few_shot.read, few_shot.write, few_shot.claims, divisible=True),
     "cmeee": Format(cmeee.read, cmeee.write, cmeee.claims),
     "chip": Format(chip.read, chip.write, chip.claims),
     "conll": Format(conll.read, conll.write, conll.claims),

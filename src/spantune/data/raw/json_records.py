@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 from spantune.core import DataError, half_surrogate, replacing, to_json
 from spantune.data.raw.document import SurrogateError
 from spantune.data.raw.encodings import open_as_utf8
-from spantune.data.raw.text_files import CHUNK, LINE_LIMIT, cannot_be_read, oversized, read_chunks, try_lines
+from spantune.data.raw.text_files import CHUNK, LINE_LIMIT, Stretch, cannot_be_read, oversized, read_chunks, try_lines
 
 T = TypeVar("T")
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -171,14 +171,22 @@ def document_id(record: Record, notes: Counter[str], field: str = "id") -> str:
     return record.text(field)
 
 
-def read_json_lines(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
-    """Yield the object on each line of `path`, or a DataError for a line that has none."""
-    return _records(read_line_values(path, notes, encoding), path)
+def read_json_lines(
+    path: Path, notes: Counter[str], encoding: str | None = None, stretch: Stretch | None = None
+) -> Iterator[Record | DataError]:
+    """Yield the object on each line of `path`, or a DataError for a line that has none.
+
+    With `stretch`, only its lines are read, and a record's `number` counts from its beginning.
+    """
+    return _records(read_line_values(path, notes, encoding, stretch), path)
 
 
-def read_line_values(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Value | DataError]:
-    """Yield the JSON value on each line of `path`, or a DataError for a line that has none."""
-    for number, (line, text) in enumerate(try_lines(path, notes, encoding=encoding), start=1):
+def read_line_values(
+    path: Path, notes: Counter[str], encoding: str | None = None, stretch: Stretch | None = None
+) -> Iterator[Value | DataError]:
+    """Yield the JSON value on each line of `path`, or of `stretch`, or a DataError for a line that has none."""
+    lines = try_lines(path, notes, encoding=encoding, stretch=stretch)
+    for number, (line, text) in enumerate(lines, start=1):
         try:
             if isinstance(text, DataError):
                 raise text
