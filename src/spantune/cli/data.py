@@ -252,6 +252,9 @@ def split(
         str, typer.Option(help="Format of the splits.", autocompletion=names.written_formats)
     ] = "native",
     force: Force = False,
+    engine: CorpusEngine = "local",
+    address: Address = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Split a corpus so that every split has its share of every label, and no two splits share a text.
@@ -266,33 +269,30 @@ def split(
         spantune data split notes.jsonl --to splits --shares 0.9,0.1 --by patient
 
         spantune data split cmeee.jsonl --to five-shot --k-shot 5
+
+        spantune data split large.jsonl --to splits --engine ray --address auto
     """
-    from spantune.data import formats, splitting
+    from spantune.data import SplitJob, engine_for, size_of, split_file, splitting
 
     if k_shot and sample:
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
     require_new(to, [file], force=force)
     rule = splitting.Rule(splitting.parse_shares(shares, split_names), seed, by, threshold)
-    corpus = formats.read(file, format, reading_options(column, joiner, label, encoding, offsets))
-    division = splitting.split(corpus.documents, rule)
-    first = next(iter(division.parts.values()))
-    if k_shot:
-        division = division.with_first(splitting.few_shot(first, k_shot, seed, allow_fewer))
-    if sample:
-        division = division.with_first(splitting.sample(first, sample, seed))
-    facts = {"source": file, "k_shot": k_shot, "sample": sample, "left_out": len(corpus.documents) - division.size}
-    with overwriting(to, force=force) as folder:
-        lost = splitting.write_splits(folder, division, write_format, facts)
-    for note, count in {**corpus.notes, **lost}.items():
+    options = reading_options(column, joiner, label, encoding, offsets)
+    fewer = splitting.Fewer(k_shot, sample, allow_fewer)
+    cluster = cluster_of(engine, address, workers)
+    with overwriting(to, force=force) as folder, engine_for(size_of(file), cluster, workers) as worker:
+        done = split_file(SplitJob(file, rule, format, options, fewer, write_format), folder, worker)
+    record = done.record
+    for note, count in done.notes.items():
         say(f"{count} × {note}")
-    if by is None and any("group" in document.meta for document in corpus.documents):
+    if by is None and done.has_groups:
         say("documents have a group in their meta; --by group would keep each in one split")
-    record = {**facts, **division.as_dict()}
     if as_json:
         put_json(record)
     else:
         tables.print_split(record)
-    say(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}")
+    say(f"{', '.join(rule.shares)} and {splitting.RECORD}: {to}")
 
 
 app.command(listed=("Formats",))(corpora.merge)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spantune.data import formats, splitting
-from spantune.data.calls import check_files, split_corpus
+from spantune.data.calls import SplitJob, check_files, split_corpus, split_file
 from spantune.data.checks import check
 from spantune.data.chunking import Chunk, Cutter, merge, split_long
 from spantune.data.corpus import Corpus, to_dicts, to_pandas
@@ -34,6 +34,7 @@ __all__ = [
     "Options",
     "Relabeled",
     "Report",
+    "SplitJob",
     "Splits",
     "Statistics",
     "Tally",
@@ -71,6 +72,7 @@ __all__ = [
     "shared_texts",
     "size_of",
     "split_corpus",
+    "split_file",
     "split_long",
     "splitting",
     "statistics",

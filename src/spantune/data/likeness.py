@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -21,27 +21,39 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    Bytes = NDArray[np.uint8]
     Hashes = NDArray[np.uint64]
     Rows = NDArray[np.int64]
 
 THRESHOLD = 0.9
 
 _HASHES = 128
+_SKETCH = 64  # values of MinHash of which a byte is kept
 _RECALL = 0.9995
 _DIGITS = re.compile(r"\d+")
 _SIGNS = re.compile(r"[\W_]+")
 _WIDE = "\u2e80"  # the first character of the scripts in which a character counts for about three letters
 _NARROW_SHINGLE, _WIDE_SHINGLE = 4, 2  # characters
-_BATCH = 1 << 20  # characters whose shingles are hashed together, some 40 bytes each
+_BATCH = 1 << 18  # characters whose shingles are hashed together, or pairs whose sketches are compared
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprints:
-    """The fingerprints of `n` texts: hashes of the texts and of their keys, (n, 2), and of their bands, (n, bands)."""
+    """The fingerprints of `n` texts.
+
+    Args:
+        texts: hashes of the texts, (n, 2).
+        keys: hashes of their keys, (n, 2).
+        bands: hashes of the bands of MinHash, (n, bands).
+        sketches: a byte of each of the first values of MinHash, (n, 64).
+        threshold: the similarity from which on they find texts.
+    """
 
     texts: Hashes
     keys: Hashes
     bands: Hashes
+    sketches: Bytes
+    threshold: float
 
     @classmethod
     def of(cls, texts: Sequence[str], threshold: float = THRESHOLD) -> Fingerprints:
@@ -54,8 +66,9 @@ class Fingerprints:
 
         bands = band_count(threshold)
         keys = [key_of(text) for text in texts]
-        parts = [_bands(batch, bands) for batch in _batches(keys)]
-        return cls(hashed(texts), hashed(keys), np.concatenate([np.empty((0, bands), np.uint64), *parts]))
+        values = np.concatenate([np.empty((0, _HASHES), np.uint32), *map(_min_hashes, _batches(keys))])
+        sketches = values[:, :_SKETCH].astype(np.uint8)
+        return cls(hashed(texts), hashed(keys), _banded(values, bands), sketches, threshold)
 
     @classmethod
     def joined(cls, parts: Iterable[Fingerprints], threshold: float = THRESHOLD) -> Fingerprints:
@@ -67,6 +80,8 @@ class Fingerprints:
             np.concatenate([part.texts for part in all_parts]),
             np.concatenate([part.keys for part in all_parts]),
             np.concatenate([part.bands for part in all_parts]),
+            np.concatenate([part.sketches for part in all_parts]),
+            threshold,
         )
 
     def like(self) -> Likeness:
@@ -79,7 +94,24 @@ class Fingerprints:
         is_first = first_key == np.arange(len(distinct))
         folded = np.stack([distinct[first_key[~is_first]], distinct[~is_first]], axis=1)
         firsts = distinct[is_first]
-        return Likeness(first_of, folded, firsts[_candidates(self.bands[firsts])])
+        return Likeness(first_of, folded, self._promising(firsts[_candidates(self.bands[firsts])]))
+
+    def _promising(self, pairs: Rows) -> Rows:
+        """Return the pairs of rows whose sketches agree about as often as those of similar texts.
+
+        The share of values that agree is an estimate of the similarity; one that is six standard deviations below the
+        threshold does not come from similar texts.
+        """
+        import numpy as np
+
+        share = self.threshold
+        fewest = _SKETCH * share - 6 * (_SKETCH * share * (1 - share)) ** 0.5
+        kept = [np.empty((0, 2), dtype=np.int64)]
+        for begin in range(0, len(pairs), _BATCH):
+            chunk = pairs[begin : begin + _BATCH]
+            agreeing = (self.sketches[chunk[:, 0]] == self.sketches[chunk[:, 1]]).sum(axis=1)
+            kept.append(chunk[agreeing >= fewest])
+        return np.concatenate(kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +143,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[
         ConfigError: `threshold` is not a share above 0.
     """
     prints = Fingerprints.of(texts, threshold)
-    prints = Fingerprints(prints.keys, prints.keys, prints.bands)
-    likeness = prints.like()
+    likeness = replace(prints, texts=prints.keys).like()
     pairs = [(int(first), row) for row, first in enumerate(likeness.first_of) if first != row]
     rows = {row for pair in likeness.candidates.tolist() for row in pair}
     shingles = {row: shingles_of(key_of(texts[row])) for row in rows}
@@ -214,17 +245,24 @@ def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
         yield keys[begin:]
 
 
-def _bands(keys: Sequence[str], bands: int) -> Hashes:
-    """Return the MinHash of each of `keys`, hashed by bands: (n, bands)."""
+def _min_hashes(keys: Sequence[str]) -> NDArray[np.uint32]:
+    """Return the MinHash of the shingles of each of `keys`: (n, 128)."""
     import numpy as np
     from rensa import RMinHash
 
     offsets = np.zeros(len(keys) + 1, dtype=np.uint64)
     np.cumsum([len(key) for key in keys], out=offsets[1:])
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(_shingle_hashes(keys), offsets, _HASHES, 1)
-    values = np.fromiter(chain.from_iterable(matrix.to_rows()), dtype=np.uint64, count=len(keys) * _HASHES)
-    result = np.zeros((len(keys), bands), dtype=np.uint64)
-    for value in np.moveaxis(values.reshape(len(keys), bands, -1), 2, 0):
+    values = np.fromiter(chain.from_iterable(matrix.to_rows()), dtype=np.uint32, count=len(keys) * _HASHES)
+    return values.reshape(len(keys), _HASHES)
+
+
+def _banded(values: NDArray[np.uint32], bands: int) -> Hashes:
+    """Return a hash of each band of `values`, (n, 128), the values that stand beside each other: (n, bands)."""
+    import numpy as np
+
+    result = np.zeros((len(values), bands), dtype=np.uint64)
+    for value in np.moveaxis(values.reshape(len(values), bands, _HASHES // bands), 2, 0):
         result = _mixed(result ^ value)
     return result
 

@@ -20,6 +20,8 @@ from spantune.data.raw.stretches import count_lines, divided, is_divisible, line
 from spantune.data.raw.text_files import Stretch
 
 DEFAULTS = Options()
+SMALLEST = 1 << 20
+"""Bytes of a part at the least, unless the file is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,25 +141,35 @@ def size_of(file: str | Path) -> int:
 
 
 def open_source(file: str | Path, format: str | None, options: Options, engine: Engine) -> Source | Divided:
-    """Read `file` if it is small or its format has to be read as a whole; else divide it into parts.
+    """Read `file` if it is small or has to be read as a whole; else divide it into parts.
+
+    Raises:
+        ConfigError, DataError: as `open_in_parts`, or the file cannot be read.
+    """
+    return open_in_parts(file, format, options, engine) or read_source(file, format, options)
+
+
+def open_in_parts(file: str | Path, format: str | None, options: Options, engine: Engine) -> Divided | None:
+    """Divide `file` into parts; None if it is small and the engine is one process, or has to be read as a whole.
 
     Raises:
         ConfigError: the engine is Ray, and the file cannot be read in parts.
         DataError: the file cannot be read.
     """
     path = formats.resolve(file)
+    if isinstance(engine, Here) and size_of(path) < LARGE:
+        return None
     name = format or formats.detect(path, options)
-    can_divide = formats.of_name(name).divisible and is_divisible(path, options.encoding)
-    can_divide = can_divide and not begins_array(path, options.encoding)
-    if isinstance(engine, OnRay) and not can_divide:
+    is_able = formats.of_name(name).divisible and is_divisible(path, options.encoding)
+    if is_able and not begins_array(path, options.encoding):
+        return divide(path, name, options, engine)
+    if isinstance(engine, OnRay):
         able = ", ".join(name for name in formats.FORMATS if formats.FORMATS[name].divisible)
         raise ConfigError(
             f"{file}: --engine ray reads JSON lines in UTF-8 of the formats {able}, and this is not one of them; "
             "convert it first: spantune data convert"
         )
-    if not can_divide or (isinstance(engine, Here) and size_of(path) < LARGE):
-        return read_source(path, name, options)
-    return divide(path, name, options, engine)
+    return None
 
 
 def divide(path: Path, format: str, options: Options, engine: Engine, size: int | None = None) -> Divided:
@@ -166,7 +178,7 @@ def divide(path: Path, format: str, options: Options, engine: Engine, size: int 
     Raises:
         DataError: the file cannot be read.
     """
-    size = size or max(1 << 20, min(PART, size_of(path) // (4 * engine.workers)))
+    size = size or max(SMALLEST, min(PART, size_of(path) // (4 * engine.workers)))
     stretches = divided(path, size)
     parts, line = [], 1
     for stretch, lines in zip(stretches, engine.map(count_lines, None, stretches, "count lines"), strict=True):

@@ -148,16 +148,21 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
     for item in items:
         if isinstance(item, RawDocument):
             if item.id in lines:
-                first = f"line {lines[item.id]}" if lines[item.id] else "another document"
-                yield DataError(
-                    f"the id {item.id!r} is repeated; {first} has it too: make ids unique",
-                    path=item.path,
-                    line=item.line,
-                    field="id",
-                )
+                yield repeated_id(item, lines[item.id])
                 continue
             lines[item.id] = item.line
         yield item
+
+
+def repeated_id(document: RawDocument, line: int | None) -> DataError:
+    """Return the error for a document whose id an earlier one has, which stands at `line`, if that is known."""
+    first = f"line {line}" if line else "another document"
+    return DataError(
+        f"the id {document.id!r} is repeated; {first} has it too: make ids unique",
+        path=document.path,
+        line=document.line,
+        field="id",
+    )
 
 
 def verified(items: Iterable[Item], notes: Counter[str]) -> Iterator[Document]:
