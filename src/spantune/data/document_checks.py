@@ -120,7 +120,7 @@ class Rows:
         """Return the rows of all batches."""
         import numpy as np
 
-        every = [rows_of([], []), *batches]
+        every = batches or [rows_of([], [])]
         return cls(
             np.concatenate([rows.ids for rows in every]),
             np.concatenate([rows.places for rows in every]),

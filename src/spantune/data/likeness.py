@@ -75,7 +75,9 @@ class Fingerprints:
         """Return the fingerprints of all texts of `parts`, in their order."""
         import numpy as np
 
-        all_parts = [cls.of((), threshold), *parts]
+        all_parts = list(parts) or [cls.of((), threshold)]
+        if len(all_parts) == 1:
+            return all_parts[0]
         return cls(
             np.concatenate([part.texts for part in all_parts]),
             np.concatenate([part.keys for part in all_parts]),

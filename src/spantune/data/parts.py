@@ -15,7 +15,7 @@ from spantune.core import ConfigError, DataError
 from spantune.data import formats
 from spantune.data.engines import LARGE, PART, Engine, Here, OnRay
 from spantune.data.raw.document import Item, Options, RawDocument
-from spantune.data.raw.json_records import begins_array, read_json_lines
+from spantune.data.raw.json_files import begins_array, read_json_lines
 from spantune.data.raw.stretches import count_lines, divided, is_divisible, line_starts
 from spantune.data.raw.text_files import Stretch
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from spantune.core import DataError, Document
 from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
+from spantune.data.raw.json_files import read_json_lines, write_json_lines
+from spantune.data.raw.json_records import Record
 from spantune.data.raw.plain_rows import plain_rows
 from spantune.data.rules import Rule
 

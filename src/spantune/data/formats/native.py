@@ -17,15 +17,8 @@ from spantune.core import Document, to_record
 from spantune.data.raw import tabular
 from spantune.data.raw.corrections import in_force, uncorrected
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_records import (
-    Record,
-    begins_array,
-    document_id,
-    parse_line,
-    read_json,
-    read_json_lines,
-    write_json_lines,
-)
+from spantune.data.raw.json_files import begins_array, parse_line, read_json, read_json_lines, write_json_lines
+from spantune.data.raw.json_records import Record, document_id
 from spantune.data.raw.plain_rows import plain_rows
 
 _ROW = ("start", "end", "label", "text")
