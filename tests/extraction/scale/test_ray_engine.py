@@ -131,7 +131,7 @@ def test_what_cannot_be_is_one_line(place: Path, ray_here: None, command: Comman
 
 def test_an_address_that_does_not_answer_is_one_line() -> None:
     from spantune.core import ConfigError
-    from spantune.extraction.scale.cluster import _require_answer
+    from spantune.core.cluster import _require_answer
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
