@@ -67,7 +67,7 @@ TABLE = (
 )
 READ_TABLE = (
     Recommendation("under 1 B weights, up to 300 documents", _B, 300, 3e-4, 8, 40, 64, 128),
-    Recommendation("under 1 B weights, up to 1,500 documents", _B, 1500, 3e-4, 16, 10, 64, 128),
+    Recommendation("under 1 B weights, up to 1,500 documents", _B, 1500, 3e-4, 8, 8, 64, 128),
     Recommendation("under 1 B weights, up to 6,000 documents", _B, 6000, 3e-4, 32, 6, 64, 128),
     Recommendation("under 1 B weights, over 6,000 documents", _B, ANY, 3e-4, 64, 2.5, 64, 128),
     Recommendation("over 1 B weights, up to 300 documents", ANY, 300, 2e-4, 8, 15, 64, 128),
