@@ -37,7 +37,7 @@ from spantune.data import formats
 from spantune.encoding import SpanEncoder, TextEncoder, make_encoder, make_task
 from spantune.extraction import load_bare, rates
 from spantune.metrics import score
-from spantune.models import NAME, load, load_tokenizer, pick_device
+from spantune.models import NAME, load, load_tokenizer, pack_weights, pick_device
 
 BATCHES = {"cpu": [4, 8, 16, 32], "cuda": [32, 64, 128, 256]}
 ROWS = {"cpu": [16], "cuda": [64, 128, 256]}
@@ -320,6 +320,7 @@ def _model(chosen: argparse.Namespace, device: torch.device) -> tuple[Any, TextE
     else:
         loaded = load(config.Model(source=chosen.model, device=device.type))
         model, tokenizer = loaded.model, loaded.tokenizer
+        pack_weights(model)  # as `load_run` does; `generate` has the good of it too
     return (
         model.eval().requires_grad_(False),
         make_encoder(tokenizer, task, config.Spans(), chosen.max_tokens),

@@ -29,6 +29,7 @@ from spantune.models import (
     load,
     open_together,
     open_trained,
+    pack_weights,
     read_files,
     silenced,
 )
@@ -165,6 +166,7 @@ def _load_alone(run: _Run) -> Extractor:
     loaded = load(run.model, tokenizer_folder=adapter)
     _warn_of_another_base(run.folder, run.model.source, loaded.path)
     model = open_trained(loaded.model, adapter, run.task, merge=not loaded.quantized)
+    pack_weights(model)
     extractor = _extractor(run, model, loaded)
     log.info("%s: loaded in %.1f s, %s", run.folder.path, time.perf_counter() - began, _place(loaded))
     return extractor

@@ -48,6 +48,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
+from spantune.models.packed import pack_weights
 from spantune.models.sharding import divide_layers
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
@@ -141,6 +142,7 @@ __all__ = [
     "open_trained",
     "pack_spans",
     "pack_view",
+    "pack_weights",
     "pick_device",
     "pick_dtype",
     "pinned",
