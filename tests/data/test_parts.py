@@ -305,6 +305,15 @@ def test_options_of_ray_are_refused_where_they_do_not_fit(corpus: Path, tmp_path
     one_line_error(fix, "--fix is not of --engine ray")
 
 
+def test_without_ray_the_extra_is_named(corpus: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name, name=name)
+
+    monkeypatch.setattr("spantune.core.extras.import_module", missing)
+    outcome = command("data", "check", corpus, "--engine", "ray")
+    one_line_error(outcome, "--engine ray needs ray", "ray]'")
+
+
 def test_ray_refuses_what_needs_the_whole_corpus(corpus: Path, tmp_path: Path) -> None:
     from spantune.data.engines import OnRay
 
