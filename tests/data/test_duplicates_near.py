@@ -69,6 +69,13 @@ def test_all_pairs_of_a_full_comparison_are_found(threshold: float, monkeypatch:
     assert near_duplicates(texts, threshold) == sorted(expected)
 
 
+def test_many_texts_of_one_pattern_are_paired_each_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{LONG}，{LONG[::-1]}{chr(0x4E00 + number)}" for number in range(6)]
+    assert len(near_duplicates(texts)) == 15
+    monkeypatch.setattr("spantune.data.likeness._FEW", 3)
+    assert near_duplicates(texts) == [(i, j) for i in range(6) for j in range(i + 1, 6)]
+
+
 @pytest.mark.parametrize("threshold", [0, -0.1, 1.5])
 def test_threshold_is_a_share(threshold: float) -> None:
     with pytest.raises(ConfigError, match="expected a share above 0"):
