@@ -53,7 +53,8 @@ def test_texts_of_signs_and_numbers_only_are_compared_as_they_are() -> None:
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("threshold", [0.6, 0.8, 0.9])
-def test_all_pairs_of_a_full_comparison_are_found(threshold: float) -> None:
+def test_all_pairs_of_a_full_comparison_are_found(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spantune.data.likeness._FEW", 3)  # so that many texts that share a band are compared in turn
     chance = random.Random(7)
     signs = [chr(0x4E00 + number) for number in range(400)]
     texts = ["".join(chance.choices(signs, k=chance.randint(20, 90))) for _ in range(60)]
@@ -66,6 +67,13 @@ def test_all_pairs_of_a_full_comparison_are_found(threshold: float) -> None:
     expected = [(i, j) for j in range(len(texts)) for i in range(j) if similarity(texts[i], texts[j]) >= threshold]
     assert len(expected) > 40
     assert near_duplicates(texts, threshold) == sorted(expected)
+
+
+def test_many_texts_of_one_pattern_are_paired_each_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{LONG}，{LONG[::-1]}{chr(0x4E00 + number)}" for number in range(6)]
+    assert len(near_duplicates(texts)) == 15
+    monkeypatch.setattr("spantune.data.likeness._FEW", 3)
+    assert near_duplicates(texts) == [(i, j) for i in range(6) for j in range(i + 1, 6)]
 
 
 @pytest.mark.parametrize("threshold", [0, -0.1, 1.5])

@@ -18,7 +18,7 @@ from helpers.command import one_line_error
 from spantune.core import ConfigError, DataError, Document, RunError
 from spantune.data import Demands, SplitJob, check, formats, read_source, split_file
 from spantune.data.calls import check_files
-from spantune.data.engines import HERE, Engine, on_ray, processes, workers_for
+from spantune.data.engines import HERE, Engine, Here, on_ray, processes, workers_for
 from spantune.data.parts import Divided, divide
 from spantune.data.raw.document import Options
 from spantune.data.raw.stretches import count_lines, divided, is_divisible, line_starts
@@ -234,6 +234,37 @@ def test_what_cannot_be_read_in_parts_is_not(tmp_path: Path, corpus: Path, monke
     assert split_file(fewer, tmp_path / "out", HERE).record["documents"]["a"] == 9  # type: ignore[index]
 
 
+class Cutting(Here):
+    """Takes the last line out of a file before the work of that name begins."""
+
+    def __init__(self, path: Path, what: str):
+        self._path, self._what = path, what
+
+    def map(self, function: Any, shared: Any, tasks: Any, what: str) -> Any:
+        if what == self._what:
+            self._path.write_bytes(self._path.read_bytes()[:-1].rpartition(b"\n")[0])
+        return super().map(function, shared, tasks, what)
+
+
+def test_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [document.text for document in formats.read("bundled:clinical-zh-train").documents[:9]]
+    lines = [json.dumps({"text": text, "entities": []}) for text in [*texts, f"{texts[8]}甲", f"{texts[8]}乙"]]
+    path = tmp_path / "corpus.jsonl"
+    small_parts(monkeypatch)
+    for what, match in (
+        ("compare texts", r"jsonl:11: has changed since it was read first"),
+        ("write", "jsonl: has changed"),
+    ):
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        engine = Cutting(path, what)
+        with pytest.raises(DataError, match=match):
+            if what == "write":
+                split_file(SplitJob(str(path), Rule({"a": 0.5, "b": 0.5})), tmp_path / "out", engine)
+            else:
+                check([in_parts(path)], Demands(), engine=engine)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_large_corpus_gets_the_cores_and_a_small_one_does_not() -> None:
     cores = len(os.sched_getaffinity(0))
     assert (workers_for(1 << 20, None), workers_for(1 << 30, None), workers_for(1 << 20, 3)) == (1, cores, 3)
@@ -303,6 +334,15 @@ def test_options_of_ray_are_refused_where_they_do_not_fit(corpus: Path, tmp_path
     one_line_error(command("data", "check", corpus, "--address", "auto"), "--address is of Ray; give --engine ray too")
     fix = command("data", "check", corpus, "--engine", "ray", "--fix", tmp_path / "out.jsonl")
     one_line_error(fix, "--fix is not of --engine ray")
+
+
+def test_without_ray_the_extra_is_named(corpus: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name, name=name)
+
+    monkeypatch.setattr("spantune.core.extras.import_module", missing)
+    outcome = command("data", "check", corpus, "--engine", "ray")
+    one_line_error(outcome, "--engine ray needs ray", "ray]'")
 
 
 def test_ray_refuses_what_needs_the_whole_corpus(corpus: Path, tmp_path: Path) -> None:

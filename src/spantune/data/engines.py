@@ -12,6 +12,7 @@ import os
 import pickle
 import signal
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -169,7 +170,7 @@ def processes(workers: int) -> Iterator[Engine]:
         return
     context = multiprocessing.get_context("spawn")  # a copy of this process would have its locks, but not its threads
     with tempfile.TemporaryDirectory(prefix="spantune-") as folder:
-        pool = ProcessPoolExecutor(workers, context, _ignore_interrupt)
+        pool = ProcessPoolExecutor(workers, context, _begin_worker)
         try:
             yield Processes(pool, workers, Path(folder))
         finally:
@@ -247,5 +248,13 @@ def _loaded(path: str) -> tuple[Callable[[Any, Any], Any], Any]:
     return function, shared
 
 
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+def _begin_worker() -> None:
+    """Leave it to the first process to end this one, and end with it if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

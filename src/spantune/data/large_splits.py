@@ -364,7 +364,7 @@ def _write_part(output: _Output, task: _Task) -> _PartWritten:
     documents: dict[str, list[Document]] = {name: [] for name in output.names}
     read = list(verified((item for _, item in task.part.read(Counter())), Counter()))
     if len(read) != len(task.homes):
-        raise DataError("has changed while it was split; split it again", path=task.part.path)
+        raise task.part.changed()
     for document, home in zip(read, task.homes, strict=True):
         documents[output.names[home]].append(document)
     for name, own in documents.items():

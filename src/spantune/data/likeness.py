@@ -34,7 +34,8 @@ _DIGITS = re.compile(r"\d+")
 _SIGNS = re.compile(r"[\W_]+")
 _WIDE = "\u2e80"  # the first character of the scripts in which a character counts for about three letters
 _NARROW_SHINGLE, _WIDE_SHINGLE = 4, 2  # characters
-_BATCH = 1 << 18  # characters whose shingles are hashed together, or pairs whose sketches are compared
+_BATCH = 1 << 18  # characters whose shingles are hashed together
+_FEW = 256  # texts that share a band, of which all pairs are looked at together
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,28 @@ class Fingerprints:
         is_first = first_key == np.arange(len(distinct))
         folded = np.stack([distinct[first_key[~is_first]], distinct[~is_first]], axis=1)
         firsts = distinct[is_first]
-        return Likeness(first_of, folded, self._promising(firsts[_candidates(self.bands[firsts])]))
+        return Likeness(first_of, folded, self._candidates(firsts))
+
+    def _candidates(self, rows: Rows) -> Rows:
+        """Return the promising pairs of `rows` that share a band, in order: (pairs, 2)."""
+        import numpy as np
+
+        found = [np.empty((0, 2), dtype=np.int64)]
+        for number in range(self.bands.shape[1]):
+            band = self.bands[rows, number]
+            order = np.argsort(band, kind="stable")
+            ordered = rows[order]
+            ends = np.flatnonzero(np.append(band[order][1:] != band[order][:-1], True)) + 1
+            begins = np.concatenate([[0], ends[:-1]])
+            twos = begins[ends - begins == 2]
+            found.append(self._promising(np.stack([ordered[twos], ordered[twos + 1]], axis=1)))
+            is_long = ends - begins > 2
+            for begin, end in zip(begins[is_long], ends[is_long], strict=True):
+                found += [self._promising(pairs) for pairs in _pairs_of(ordered[begin:end])]
+        count = max(len(self.texts), 1)
+        pairs = np.concatenate(found)
+        numbers = np.unique(pairs[:, 0] * count + pairs[:, 1])
+        return np.stack([numbers // count, numbers % count], axis=1)
 
     def _promising(self, pairs: Rows) -> Rows:
         """Return the pairs of rows whose sketches agree about as often as those of similar texts.
@@ -104,16 +126,11 @@ class Fingerprints:
         The share of values that agree is an estimate of the similarity; one that is six standard deviations below the
         threshold does not come from similar texts.
         """
-        import numpy as np
-
         share = self.threshold
         fewest = _SKETCH * share - 6 * (_SKETCH * share * (1 - share)) ** 0.5
-        kept = [np.empty((0, 2), dtype=np.int64)]
-        for begin in range(0, len(pairs), _BATCH):
-            chunk = pairs[begin : begin + _BATCH]
-            agreeing = (self.sketches[chunk[:, 0]] == self.sketches[chunk[:, 1]]).sum(axis=1)
-            kept.append(chunk[agreeing >= fewest])
-        return np.concatenate(kept)
+        agreeing = (self.sketches[pairs[:, 0]] == self.sketches[pairs[:, 1]]).sum(axis=1)
+        promising: Rows = pairs[agreeing >= fewest]
+        return promising
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +141,7 @@ class Likeness:
         first_of: for each row the first row with the same text.
         folded: the pairs (earlier, later) of rows whose texts differ, but not when folded; of many the earlier is the
             first.
-        candidates: the pairs (earlier, later) of rows that share a band; each is still to be verified.
+        candidates: the pairs (earlier, later) of rows that share a band and look alike; each is still to be verified.
 
     Only the first row of a text is in a pair.
     """
@@ -217,22 +234,17 @@ def first_equal(hashes: Hashes) -> Rows:
     return firsts
 
 
-def _candidates(bands: Hashes) -> Rows:
-    """Return the pairs (i, j), i < j, of rows that have the same hash in a band, in order: (pairs, 2)."""
+def _pairs_of(rows: Rows) -> Iterator[Rows]:
+    """Yield all pairs of `rows`, which are in order, so many at a time that their sketches take little memory."""
     import numpy as np
 
-    found = [np.empty(0, dtype=np.int64)]
-    rows = len(bands)
-    for column in bands.T:
-        order = np.argsort(column, kind="stable")
-        ends = np.flatnonzero(np.append(column[order][1:] != column[order][:-1], True)) + 1
-        begins = np.concatenate([[0], ends[:-1]])
-        for begin, end in zip(begins[ends - begins > 1], ends[ends - begins > 1], strict=True):
-            run = order[begin:end]
-            earlier, later = np.triu_indices(len(run), 1)
-            found.append(run[earlier] * rows + run[later])
-    pairs = np.unique(np.concatenate(found))
-    return np.stack([pairs // max(rows, 1), pairs % max(rows, 1)], axis=1)
+    if len(rows) <= _FEW:
+        earlier, later = np.triu_indices(len(rows), 1)
+        yield np.stack([rows[earlier], rows[later]], axis=1)
+        return
+    for place in range(len(rows) - 1):
+        later = rows[place + 1 :]
+        yield np.stack([np.full_like(later, rows[place]), later], axis=1)
 
 
 def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -16,6 +16,7 @@ from spantune.data import formats
 from spantune.data.engines import LARGE, PART, Engine, Here, OnRay
 from spantune.data.raw.document import Item, Options, RawDocument
 from spantune.data.raw.json_files import begins_array, read_json_lines
+from spantune.data.raw.json_records import Record
 from spantune.data.raw.stretches import count_lines, divided, is_divisible, line_starts
 from spantune.data.raw.text_files import Stretch
 
@@ -98,13 +99,12 @@ class Part:
             DataError: the file has changed since.
         """
         if self.items is not None:
-            item = self.items[place]
+            item: Item | None = self.items[place]
         else:
-            options = replace(self.options, stretch=Stretch(place, place + 1, line))
-            item = next(formats.items(self.path, self.format, Counter(), options))
-        if not isinstance(item, RawDocument):
-            raise item
-        return item
+            item = next(formats.items(self.path, self.format, Counter(), self._at(place, line)), None)
+        if isinstance(item, RawDocument):
+            return item
+        raise item or self.changed(line)
 
     def text(self, place: int, line: int) -> str:
         """Return the text of the document at `place` again, without its entities.
@@ -114,11 +114,19 @@ class Part:
         """
         if self.items is not None:
             return self.document(place, line).text
-        stretch = Stretch(place, place + 1, line)
-        record = next(read_json_lines(self.path, Counter(), self.options.encoding, stretch))
-        if isinstance(record, DataError):
-            raise record
-        return record.text("text", blank=True)
+        options = self._at(place, line)
+        record = next(read_json_lines(self.path, Counter(), options.encoding, options.stretch), None)
+        if isinstance(record, Record):
+            return record.text("text", blank=True)
+        raise record or self.changed(line)
+
+    def changed(self, line: int | None = None) -> DataError:
+        """Return the error for a file that is not any more what it was when it was read first."""
+        return DataError("has changed since it was read first; begin again", path=self.path, line=line)
+
+    def _at(self, place: int, line: int) -> Options:
+        """Return the options that read the one line that begins at `place`."""
+        return replace(self.options, stretch=Stretch(place, place + 1, line))
 
 
 def read_source(file: str | Path, format: str | None = None, options: Options | None = None) -> Source:
