@@ -19,6 +19,7 @@ import pytest
 
 from helpers.command import one_line_error
 from helpers.run_folders import READING, save_run
+from helpers.s3_server import S3, s3_server
 
 pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [pytest.mark.no_cover, pytest.mark.filterwarnings("default")]
@@ -48,8 +49,15 @@ def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """Ray on this machine for all tests that call the command in this process."""
+def storage() -> Iterator[S3]:
+    """An object storage, whose credentials are in the environment."""
+    with s3_server("corpora") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ray_here(storage: S3) -> Iterator[None]:
+    """Ray on this machine for all tests that call the command in this process; its workers inherit credentials."""
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -98,21 +106,24 @@ def test_the_parts_are_what_one_process_extracts(place: Path, ray_here: None, co
     one_line_error(refused, "expected.jsonl: is not among the files")
 
 
-def test_parquet_says_the_same(place: Path, ray_here: None, command: Command, tmp_path: Path) -> None:
-    source = tmp_path / "in.parquet"
+def test_parquet_in_an_object_storage_says_the_same(place: Path, storage: S3, ray_here: None, command: Command) -> None:
     table = pyarrow.table({"id": ["a", "b"], "text": ["疹肺炎患者咳嗽", None]})
-    pyarrow.parquet.write_table(table, source)
-    out = tmp_path / "out"
-    call = ["extract", place / "run", f"file://{source}", "--engine", "ray", "--device", "cpu", "--workers", 1]
-    outcome = command(*call, "--out", f"file://{out}", "--to", "parquet")
+    pyarrow.parquet.write_table(table, "corpora/in.parquet", filesystem=storage.filesystem)
+    url, out = storage.url("corpora/in.parquet"), storage.url("corpora/out")
+    call = ["extract", place / "run", url, "--engine", "ray", "--device", "cpu", "--workers", 1, "--to", "parquet"]
+    outcome = command(*call, "--out", out)
     assert outcome.code == 1, outcome.err
-    first, second = pyarrow.parquet.read_table(out / "part-000000.parquet").to_pylist()
+    assert storage.names("corpora/out") == ["_plan.json", "part-000000.parquet"]
+    again = command(*call, "--out", out, "--resume")
+    assert again.code == 0 and "2 documents were done" in again.err, again.err
+    parts = pyarrow.parquet.read_table("corpora/out/part-000000.parquet", filesystem=storage.filesystem)
+    first, second = parts.to_pylist()
     assert first["id"] == "a" and first["status"] == "stopped" and first["entities"]
     assert all(first["text"][e["start"] : e["end"]] == e["text"] for e in first["entities"])
     assert second["status"] == "unreadable" and second["problems"][0]["kind"] == "unreadable"
 
 
-def test_what_cannot_be_is_one_line(place: Path, ray_here: None, command: Command, tmp_path: Path) -> None:
+def test_what_cannot_be_is_one_line(place: Path, storage: S3, ray_here: None, command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
     one_line_error(command(*arguments(place, out, "--workers", 3)), "3 workers need a CPU core each")
     one_line_error(command(*arguments(place, out, "--gpus-per-worker", 1)), "need 2, and Ray sees 0")
@@ -126,6 +137,8 @@ def test_what_cannot_be_is_one_line(place: Path, ray_here: None, command: Comman
     (out / "mine").touch()
     one_line_error(command(*call), "is not empty: it holds mine")
     one_line_error(command(*call[:5], "--device", "cpu"), "give --out FOLDER")
+    to_storage = [*call[:-1], storage.url("nowhere/out")]
+    one_line_error(command(*to_storage), "s3://nowhere/out: there is no bucket nowhere at 127.0.0.1")
     one_line_error(command("extract", place / "run", double, "--workers", 2), "give --engine ray too")
 
 
