@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,15 @@ import pyarrow.parquet
 import pytest
 
 from helpers.command import one_line_error
+from helpers.completions_server import CompletionsServer, serving
 from helpers.run_folders import READING, save_run
 from helpers.s3_server import S3, s3_server
+from spantune.core import config
+from spantune.extraction import Server, Task, load_run
+from spantune.extraction.scale.parts import Folder
+from spantune.extraction.scale.ray_engine import Worker
+from spantune.extraction.scale.shards import shards_of, survey
+from spantune.extraction.scale.sources import find_sources
 
 pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [pytest.mark.no_cover, pytest.mark.filterwarnings("default")]
@@ -30,8 +39,6 @@ COUNT = 240
 @pytest.fixture(scope="module")
 def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that reads spans, a corpus, and what one process extracts from it."""
-    from spantune.core import config
-    from spantune.extraction import load_run
     from spantune.extraction.inputs import Texts
     from spantune.extraction.resumable import json_line
 
@@ -123,10 +130,47 @@ def test_parquet_in_an_object_storage_says_the_same(place: Path, storage: S3, ra
     assert second["status"] == "unreadable" and second["problems"][0]["kind"] == "unreadable"
 
 
+def test_a_worker_may_ask_a_server_instead_of_holding_the_model(trained: Any, tmp_path: Path) -> None:
+    settings = config.Extract(max_new_tokens=40)
+    extractor = load_run(trained.folder, "cpu", settings)
+    texts = ["疹", "瘤", "痰", "疹疹", "痛", "咳"]
+    (tmp_path / "in.txt").write_text("\n".join(texts), encoding="utf-8")
+    (shard,) = shards_of(sources := find_sources([str(tmp_path / "in.txt")]), [survey(sources[0], False).marks], 100)
+    with serving(CompletionsServer(extractor.model, extractor.encoder.tokenizer)) as server:
+        task = Task(trained.folder, (), settings, device="cpu", server=Server(server.url, concurrency=6))
+        worker = Worker(task.for_workers(3), folder := Folder(str(tmp_path / "out"), "native"), False, 1)
+        outcome = pickle.loads(worker({"part": [pickle.dumps(shard)]})["outcome"][0])
+        assert outcome.error is None and outcome.documents == 6 and server.most_at_once <= 2
+        assert len(server.requests) == 6 and all("structured_outputs" in request for request in server.requests)
+    expected = [extraction.document.entities for extraction in extractor.stream(texts)]
+    assert any(expected)
+    rows = rows_of(tmp_path / "out" / folder.part(0))
+    assert [[(e["start"], e["end"], e["label"]) for e in row["entities"]] for row in rows] == [
+        [(e.start, e.end, e.label) for e in entities] for entities in expected
+    ]
+    # a server that is gone ends the extraction, and the terms of one with a server are not those of one without
+    worker = Worker(task, Folder(str(tmp_path / "none"), "native"), False, 1)
+    assert server.url in pickle.loads(worker({"part": [pickle.dumps(shard)]})["outcome"][0]).error
+    assert replace(task, server=None).terms()["server"] is None != task.terms()["server"]
+
+
 def test_what_cannot_be_is_one_line(place: Path, storage: S3, ray_here: None, command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
     one_line_error(command(*arguments(place, out, "--workers", 3)), "3 workers need a CPU core each")
     one_line_error(command(*arguments(place, out, "--gpus-per-worker", 1)), "need 2, and Ray sees 0")
+    asking = [
+        "extract",
+        place / "run",
+        place / "in.jsonl",
+        "--engine",
+        "ray",
+        "--out",
+        out,
+        "--url",
+        "http://[::1]:9/v1",
+    ]
+    one_line_error(command(*asking), "the run reads spans")
+    one_line_error(command(*asking, "--gpus-per-worker", 1), "with --url they hold none")
     one_line_error(command(*arguments(place, out, "--to", "brat")), "native or parquet")
     one_line_error(command(*arguments(place, out, "--html", "x.html")), "--html is not of --engine ray")
     double = tmp_path / "double.jsonl"
