@@ -48,7 +48,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
-from spantune.models.sharding import divide_layers
+from spantune.models.sharding import divide_layers, gather_layers
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
 from spantune.models.span_head import (
@@ -115,6 +115,7 @@ __all__ = [
     "divide_layers",
     "few_logits",
     "fold_lora",
+    "gather_layers",
     "has_fp8",
     "hash_files",
     "hash_model",
