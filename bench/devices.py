@@ -7,8 +7,9 @@
 What is measured is the code of `spantune extract --devices`. For each number of `--devices`, so many processes extract
 `--documents` each, so that all have the same work whatever their number. The seconds until every process has loaded
 the model are told apart from the rate, which counts from then until the last result. `--make` writes the run folder
-first: an adapter that changes nothing over the model in FOLDER, and for `--answer spans` a head that finds about eight
-entities in a document. Answers of random weights are random text of the document; `--tokens` bounds them.
+first: an adapter that changes nothing over the model in FOLDER, and for `--answer spans` a head that has about eight
+candidates in a document. Answers of random weights are random text of the document; `--tokens` bounds them. The first
+processes on a machine compile kernels: `--devices 1 1 2` measures one process again, and takes that.
 
 Each number is printed as a line of JSON when it is measured.
 """
@@ -146,13 +147,15 @@ def _add_head(chosen: argparse.Namespace, model: Any, tokenizer: Any, task: Task
     sys.path.insert(0, str(HERE))
     from span_extract import raise_bias
 
+    from spantune.extraction.reading import LOWEST_LOGIT
+
     settings = config.Spans()
     settings = settings.model_copy(update={"longest": longest_allowed([], settings)})
     head = make_head(model, tokenizer, task, settings)
     attach_head(model, head.eval())
     model.eval()
     documents = _repeated(formats.read(chosen.data).documents, 64)
-    raise_bias(model, head, SpanEncoder(tokenizer, task, settings, 2048), documents, 0.0)
+    raise_bias(model, head, SpanEncoder(tokenizer, task, settings, 2048), documents, LOWEST_LOGIT)
 
 
 def _options() -> argparse.Namespace:

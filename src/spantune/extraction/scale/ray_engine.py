@@ -44,6 +44,8 @@ if TYPE_CHECKING:  # this process loads no model
 
 RETRIES = 5
 """How often a part is begun again after its worker died."""
+SMALL_BYTES, FEW_FILES = 64 << 20, 32
+"""So many files of so many bytes together are looked through here: starting processes for it would take longer."""
 log = logging.getLogger(__name__)
 
 
@@ -144,13 +146,14 @@ def extract_on_ray(task: Task, cluster: Cluster, out: str, to: To, tally: Tally,
     sources = find_sources(task.inputs, task.format)
     if plan is not None:
         _require_same(plan, terms, sources, out)
+    surveys = _surveys_here(sources) if plan is None else None
     if task.server is not None:
         task = _asked(task, task.server)
         cluster = replace(cluster, workers=cluster.workers or 1, gpus_per_worker=0)
     with connected(cluster.address) as ray:
         resources = resources_of(ray, cluster, "cpu" if task.server is not None else task.device)
         if plan is None:
-            plan = _planned(terms, sources, resources.workers)
+            plan = _planned(terms, sources, resources.workers, surveys or _surveys_of(sources))
             folder.save(plan)
         done = folder.done() if resume else set()
         left = [shard for shard in plan.shards if folder.part(shard.number) not in done]
@@ -254,11 +257,37 @@ class Worker:
         return self._task.load()
 
 
-def _planned(terms: dict[str, object], sources: Sequence[Source], workers: int) -> Plan:
-    """Go through all files, on all machines, and divide them into parts.
+def _planned(terms: dict[str, object], sources: Sequence[Source], workers: int, surveys: Sequence[Survey]) -> Plan:
+    """Divide the files into parts.
 
     Raises:
-        DataError: a file cannot be read, an id stands twice, or there is no document.
+        DataError: there is no document.
+    """
+    documents = sum(found.marks[-1].documents for found in surveys)
+    if not documents:
+        raise DataError("there is no document; expected at least one: check the files", path=sources[0].name)
+    shards = shards_of(sources, [found.marks for found in surveys], part_size(documents, workers))
+    return Plan(terms, tuple(sources), tuple(shards))
+
+
+def _surveys_here(sources: Sequence[Source]) -> list[Survey] | None:
+    """Go through the files in this process; None where they are many or large.
+
+    Raises:
+        DataError: as `_surveys_of`.
+    """
+    if len(sources) > FEW_FILES or sum(source.size for source in sources) > SMALL_BYTES:
+        return None
+    surveys = [survey(source, len(sources) > 1) for source in sources]
+    require_unique(sources, surveys)
+    return surveys
+
+
+def _surveys_of(sources: Sequence[Source]) -> list[Survey]:
+    """Go through all files, on all machines.
+
+    Raises:
+        DataError: a file cannot be read, or an id stands twice.
     """
     import ray
 
@@ -274,11 +303,7 @@ def _planned(terms: dict[str, object], sources: Sequence[Source], workers: int) 
             surveys[row["number"]] = found
         ordered = [surveys[index] for index in range(len(sources))]
         require_unique(sources, ordered)
-    documents = sum(found.marks[-1].documents for found in ordered)
-    if not documents:
-        raise DataError("there is no document; expected at least one: check the files", path=sources[0].name)
-    shards = shards_of(sources, [found.marks for found in ordered], part_size(documents, workers))
-    return Plan(terms, tuple(sources), tuple(shards))
+    return ordered
 
 
 def _surveyed(row: dict[str, Any], several: bool) -> dict[str, Any]:
