@@ -48,6 +48,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
+from spantune.models.pack_graphs import graph_packs, release_graphs
 from spantune.models.sharding import divide_layers
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
@@ -115,6 +116,7 @@ __all__ = [
     "divide_layers",
     "few_logits",
     "fold_lora",
+    "graph_packs",
     "has_fp8",
     "hash_files",
     "hash_model",
@@ -149,6 +151,7 @@ __all__ = [
     "read_files",
     "read_head_config",
     "read_lora",
+    "release_graphs",
     "reload_trained",
     "require_base",
     "require_dora",

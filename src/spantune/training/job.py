@@ -35,11 +35,13 @@ from spantune.models import (
     compile_layers,
     copy_trained,
     divide_layers,
+    graph_packs,
     load,
     load_trained,
     make_head,
     pinned,
     public_name,
+    release_graphs,
     reload_trained,
     save_trained,
     silenced,
@@ -290,8 +292,8 @@ class _Job:
     def _train(self, checkpoint: Path | None, measuring: Measuring, trackers: Trackers | None) -> float:
         """Train as far as is left; returns the seconds that the run has trained in all."""
         settings, records = self.recipe.train, self.ranks.from_main(self.folder.metrics)
-        self._arrange_layers()
         budget = self.prepared.pack_tokens(self.loaded.device.type)
+        self._arrange_layers(budget)
         padding = self.loaded.tokenizer.pad_token_id or 0
         spans = self.recipe.spans if self.prepared.task.reads else None
         collator = Collator(settings, self.prepared.prefix, budget, padding, spans)
@@ -324,15 +326,21 @@ class _Job:
             if not self.ranks.is_main:  # every rank draws its own dropout
                 torch.manual_seed(self.recipe.run.seed + 1009 * self.ranks.rank + loop.step)
             loop.run([record["step"] for record in records if record["split"] == "dev"])
+        release_graphs(self.loaded.model)
         self.ranks.agree(self.stop)
         return clock.seconds
 
-    def _arrange_layers(self) -> None:
-        """Compile the layers, or have them recompute their activations, as recipe and device ask for."""
+    def _arrange_layers(self, tokens: int) -> None:
+        """Compile the layers, or have them recompute their activations, as recipe and device ask for.
+
+        Packs of up to `tokens` tokens become CUDA graphs where the layers are compiled and whole.
+        """
         model = self.loaded.model
         if compiling(self.recipe, self.loaded.device):
             compile_layers(model, self.recipe.train.keep)
             model.enable_input_require_grads()  # the first layer is then compiled as the others are
+            if self.loaded.device.type == "cuda" and not self.ranks.in_lockstep:
+                graph_packs(model, tokens)
         elif checkpointing(self.recipe, self.loaded.device):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()

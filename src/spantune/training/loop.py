@@ -22,7 +22,7 @@ import torch
 
 from spantune.core import Stopped, StopRequest, config
 from spantune.encoding import Example, SpanExample
-from spantune.models import load_trained, save_trained
+from spantune.models import load_trained, release_graphs, save_trained
 from spantune.runs import BestAdapter, Checkpoints, step_of
 from spantune.training.collator import Batch
 from spantune.training.estimate import GIB, Estimate
@@ -224,6 +224,7 @@ class TrainingLoop:
     def _evaluate_weights(self) -> bool:
         model = self.runner.model
         model.eval()
+        release_graphs(model)  # extraction needs the memory more
         began = time.monotonic()
         if self.services.view is not None:
             self.services.view.evaluates()

@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from spantune.core import RunError, config
-from spantune.models import CausalLM, SpanPack, head_of
+from spantune.models import CausalLM, SpanPack, head_of, release_graphs
 from spantune.training.average import WeightAverage
 from spantune.training.collator import Batch, Collator, PaddedRows, Part
 from spantune.training.loss import pack_loss
@@ -109,14 +109,14 @@ class StepRunner:
         self.masters.take_gradients()
         loss = self._over_all_ranks(loss)
         documents = [example.id for example in batch.examples]
-        is_accepted = self.guard.accepts(loss.item(), step, documents)
+        # the head by itself: its gradient is much larger at the beginning
+        norms = [clip_grad_norm_(weights, self.settings.max_grad_norm) for weights in (self.trainable, self._head)]
+        # read at once, since the GPU waits for the host from here on
+        value, norm, head_norm = torch.stack([loss, *(norm.to(loss) for norm in norms)]).tolist()
+        is_accepted = self.guard.accepts(value, step, documents)
         if not is_accepted:
             self._drop_gradients()
-            loss = torch.zeros_like(loss)
-        norm = float(clip_grad_norm_(self.trainable, self.settings.max_grad_norm))
-        head_norm = 0.0
-        if self._head:  # by itself: its gradient is much larger at the beginning
-            head_norm = float(clip_grad_norm_(self._head, self.settings.max_grad_norm))
+            loss, norm = torch.zeros_like(loss), 0.0
         if is_accepted and self.guard.accepts_gradient(norm + head_norm, step, documents):
             self.optimizer.step()
             self.masters.give_weights()
@@ -193,6 +193,7 @@ class StepRunner:
             except torch.OutOfMemoryError:
                 return part
             summed += loss.detach().float()
+            del loss  # with what its graph holds
         return summed
 
     def _over_all_ranks(self, loss: Tensor) -> Tensor:
@@ -230,6 +231,7 @@ class StepRunner:
             RunError: `part` is a single example.
         """
         self._drop_gradients()
+        release_graphs(self.model)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if self.ranks.in_lockstep:  # the others wait in the middle of a pass
