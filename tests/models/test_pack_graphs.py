@@ -1,4 +1,4 @@
-"""Packs with fillers are the packs without; what cannot be captured runs plainly. Graphs themselves: tests/test_gpu.py."""
+"""Packs with fillers are the packs without; what cannot be captured runs plainly. Graphs need a GPU: test_gpu.py."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_padded_pack_has_the_loss_and_the_gradients_of_the_pack(family: str) -
 def test_what_cannot_be_captured_goes_on_plainly(caplog: pytest.LogCaptureFixture) -> None:
     """A CPU has no graphs."""
     made, pack = adapted("phi3").train(), packed(examples())
-    loss, wanted = step(made, pack)
+    loss, _ = step(made, pack)
     graph_packs(made, 4096)
     with caplog.at_level(logging.WARNING):
         losses = [step(made, pack)[0] for _ in range(3)]

@@ -67,15 +67,16 @@ class Padded:
 
     def copied(self) -> Padded:
         """The same in memory of its own."""
-        spans = [field.clone() if isinstance(field, Tensor) else field for field in self.spans]
-        return Padded(self.ids.clone(), self.positions.clone(), Spans(*spans))
+        fields = self.spans._asdict()
+        copies: dict[str, Any] = {name: field.clone() for name, field in fields.items() if isinstance(field, Tensor)}
+        return Padded(self.ids.clone(), self.positions.clone(), self.spans._replace(**copies))
 
 
 def padded(ids: Tensor, positions: Tensor, spans: Spans) -> Padded:
     """Add fillers to a pack, so that few sizes are left.
 
-    The number of examples becomes the next multiple of 4, the number of tokens one of 64, or of 128 above 1,024: products
-    compute 128 rows at a time. There is a filler at least, with a token at least.
+    The number of examples becomes the next multiple of 4, the number of tokens one of 64, or of 128 above 1,024:
+    products compute 128 rows at a time. There is at least one filler, of at least one token.
 
     Args:
         ids: of the pack's tokens [tokens].
@@ -101,7 +102,8 @@ def padded(ids: Tensor, positions: Tensor, spans: Spans) -> Padded:
     added = [queries[1:], keys[1:], index, own, copied]
     sizes = [extra, *map(len, added)]
     # one copy to the device for all that is added; the fillers' ids and positions are 0
-    parts = torch.tensor([0] * extra + [number for numbers in added for number in numbers]).to(ids.device).split(sizes)
+    numbers = torch.tensor([0] * extra + [number for numbers in added for number in numbers]).to(ids.device)
+    parts = torch.split(numbers, sizes)
     longest = max(spans.longest, -(-(prefix + max(lengths)) // STEP) * STEP)
     return Padded(
         torch.cat((ids, parts[0])),
@@ -159,7 +161,7 @@ class PackGraphs:
         pack = padded(given.pop("input_ids")[0], given.pop("position_ids")[0], given.pop("spans"))
         graph = self._graph(pack, given)
         if graph is not None:
-            return BaseModelOutputWithPast(last_hidden_state=self._replayed(graph, pack, count))  # type: ignore[arg-type]
+            return BaseModelOutputWithPast(last_hidden_state=self._replayed(graph, pack, count))
         output = self._run(pack, given)
         self._like = output.last_hidden_state.detach()[0, 0].clone()
         output.last_hidden_state = output.last_hidden_state[:, :count]
@@ -187,9 +189,7 @@ class PackGraphs:
             kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
         )
         with autocast:
-            return self.plain(
-                input_ids=pack.ids[None], position_ids=pack.positions[None], spans=pack.spans, **given
-            )
+            return self.plain(input_ids=pack.ids[None], position_ids=pack.positions[None], spans=pack.spans, **given)
 
     def _graph(self, pack: Padded, given: dict[str, Any]) -> _Graph | None:
         """The graph of the pack's shape; None where it has none, yet or at all."""
@@ -233,7 +233,7 @@ class _Shared:
         self.states, self.gradient = (like.new_zeros((rows, len(like))) for _ in range(2))
         self.anchor = torch.zeros((), device=like.device, requires_grad=True)
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(like.device)
+        self._stream = torch.cuda.Stream(like.device)  # type: ignore[no-untyped-call]
 
     def capture(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
         """Return the context in which launches go into `graph`; other threads may use the GPU meanwhile."""
