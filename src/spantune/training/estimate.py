@@ -294,12 +294,15 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     size = head_size(model.config)
     every = recipe.model.base == "fp8"
     adapted = coverage(model, recipe.lora).matched
+    rank = 0 if recipe.lora.full else recipe.lora.rank or 0
     outputs = 0
     for layer in layers:
-        *linear, _ = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
-        for name, module in linear:  # but the last, whose output is the sum that the next layer keeps
+        linear = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
+        for name, module in linear:
             if (every or name in adapted) and (recipe.train.keep == "most" or not is_wide(*module.weight.shape)):
-                outputs += module.out_features
+                # not the output of the last, which the next layer keeps as a sum
+                outputs += module.out_features if module is not linear[-1][1] else 0
+                outputs += rank if name in adapted else 0  # of the update, before it is made as wide as the output
     attended = heads * (size * width + 4)  # with its log-sum-exp in fp32
     return len(layers) * (hidden * width + attended) + outputs * width
 
