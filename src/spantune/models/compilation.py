@@ -36,6 +36,9 @@ def compile_layers(model: CausalLM, keep: Keep) -> int:
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(RECOMPILES, torch._dynamo.config.recompile_limit)
+    # The scale of an adapter would be a tensor on the CPU: each layer then runs eight kernels there, and before the
+    # first step, compiled before or not, torch builds test programs for the CPU's instructions, which takes 43 s.
+    torch._dynamo.config.specialize_float = True
     layers = decoder_layers(model)
     for layer in layers:
         layer.forward = _only_in_training(
