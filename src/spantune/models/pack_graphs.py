@@ -133,9 +133,10 @@ class _Graph:
 class PackGraphs:
     """The forward of a base model (embedding to last norm) that replays graphs for packs in training.
 
-    A shape runs plainly when it comes for the first time, and is captured when it comes again. Padded it is both times,
-    so that what a step computes does not depend on when its graph was captured. Memory that runs out while a graph is
-    captured, or anything that cannot be captured, ends the use of graphs for the rest of the run, and nothing else.
+    The first pack of all runs plainly, so that everything is compiled and loaded; then each shape is captured when it
+    comes for the first time. Padded are all, so that what a step computes does not depend on when its graph was
+    captured. A shape that cannot be captured at once runs plainly and is tried once more. Memory that runs out while a
+    graph is captured, or a second failure, ends the use of graphs for the rest of the run, and nothing else.
 
     Args:
         plain: the forward that is captured; it is called with transformers' arguments by name.
@@ -147,10 +148,10 @@ class PackGraphs:
         self.plain, self.tokens = plain, tokens
         self.graphs: dict[Shape, _Graph] = {}
         self._weights = list(weights)
-        self._seen: set[Shape] = set()
+        self._failed: set[Shape] = set()
         self._is_off = False
         self._shared: _Shared | None = None
-        self._like = torch.empty(0)  # a state of the plain pass
+        self._like: Tensor | None = None  # a state of the first pack
 
     def __call__(self, **given: Any) -> Any:
         """Run the forward pass; where a pack's `spans` are given, with its fillers, whose states are cut off again."""
@@ -194,22 +195,29 @@ class PackGraphs:
     def _graph(self, pack: Padded, given: dict[str, Any]) -> _Graph | None:
         """The graph of the pack's shape; None where it has none, yet or at all."""
         shape = pack.shape
-        if shape in self.graphs or shape not in self._seen or len(self.graphs) == MOST_GRAPHS:
-            self._seen.add(shape)
+        if shape in self.graphs or self._like is None or len(self.graphs) == MOST_GRAPHS:
             return self.graphs.get(shape)
         try:
             with torch.cuda.stream(torch.cuda.current_stream()):  # which a capture that fails may not give back
-                self.graphs[shape] = self._captured(pack.copied(), given)
-        except (RuntimeError, AssertionError) as error:  # out of memory is one of them
-            self._is_off = True
-            self.release()
-            reason = "memory is short" if isinstance(error, torch.OutOfMemoryError) else str(error).splitlines()[0]
-            log.warning("training goes on without CUDA graphs, and may be slower: %s", reason)
+                self.graphs[shape] = self._captured(pack.copied(), given, self._like)
+        except torch.OutOfMemoryError:
+            self._end("memory is short")
+        except (RuntimeError, AssertionError) as error:
+            log.debug("%s cannot be captured", shape, exc_info=True)
+            if shape in self._failed:
+                self._end(str(error).splitlines()[0])
+            self._failed.add(shape)
         return self.graphs.get(shape)
 
-    def _captured(self, pack: Padded, given: dict[str, Any]) -> _Graph:
-        """Capture both passes over `pack`, which is the graph's own."""
-        shared = self._shared = self._shared or _Shared(self._weights, self._like, self.tokens)
+    def _end(self, reason: str) -> None:
+        """Go on without graphs."""
+        self._is_off = True
+        self.release()
+        log.warning("training goes on without CUDA graphs, and may be slower: %s", reason)
+
+    def _captured(self, pack: Padded, given: dict[str, Any], like: Tensor) -> _Graph:
+        """Capture both passes over `pack`, which is the graph's own; `like` is a state [hidden]."""
+        shared = self._shared = self._shared or _Shared(self._weights, like, self.tokens)
         shared.bind_gradients()
         forward, backward, count = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), len(pack.ids)
         with shared.capture(forward):

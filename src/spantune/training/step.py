@@ -84,6 +84,7 @@ class StepRunner:
         """Positions that this process has fed to the model so far, padding apart."""
         self.memory_splits = 0
         """Steps that this process has split since the caller last reset the number."""
+        self._skips_by_itself = settings.optimizer == "adamw"  # as torch's fused optimizers can
         self._autocast = model.get_input_embeddings().weight.dtype == torch.bfloat16
         self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
@@ -111,19 +112,26 @@ class StepRunner:
         documents = [example.id for example in batch.examples]
         # the head by itself: its gradient is much larger at the beginning
         norms = [clip_grad_norm_(weights, self.settings.max_grad_norm) for weights in (self.trainable, self._head)]
-        # read at once, since the GPU waits for the host from here on
-        value, norm, head_norm = torch.stack([loss, *(norm.to(loss) for norm in norms)]).tolist()
+        numbers = torch.stack([loss, *(norm.to(loss) for norm in norms)])
+        if self._skips_by_itself:  # before the numbers are read, for which the device would wait
+            self._update(numbers)
+        value, norm, head_norm = numbers.tolist()
         is_accepted = self.guard.accepts(value, step, documents)
         if not is_accepted:
-            self._drop_gradients()
             loss, norm = torch.zeros_like(loss), 0.0
-        if is_accepted and self.guard.accepts_gradient(norm + head_norm, step, documents):
-            self.optimizer.step()
-            self.masters.give_weights()
+        if is_accepted and self.guard.accepts_gradient(norm + head_norm, step, documents) and not self._skips_by_itself:
+            self._update()
         if self._average is not None:
             self._average.update(step)
         self._drop_gradients()
         return StepResult(loss, norm, self.optimizer.param_groups[0]["lr"])
+
+    def _update(self, numbers: Tensor | None = None) -> None:
+        """Change the weights; on the device itself not where one of `numbers` is not finite."""
+        if numbers is not None:
+            self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.masters.give_weights()
 
     def align(self) -> None:
         """Give all ranks the trained weights of rank 0, and their averages."""

@@ -111,7 +111,9 @@ def _linear(
     return output, rows.new_empty((rows.shape[0], 0)) if low is None else low
 
 
-def _linear_shapes(rows: Tensor, left: object, weight: Tensor, down: Tensor | None, *_: object) -> tuple[Tensor, Tensor]:
+def _linear_shapes(
+    rows: Tensor, left: object, weight: Tensor, down: Tensor | None, *_: object
+) -> tuple[Tensor, Tensor]:
     count = rows.shape[0]
     return rows.new_empty((count, weight.shape[0])), rows.new_empty((count, 0 if down is None else down.shape[0]))
 
