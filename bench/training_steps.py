@@ -50,7 +50,7 @@ class Steps:
         return int(batch.tokens)
 
     def _prepare(self) -> None:
-        self._batch = self._collator(next(self._work))
+        self._batch = self.runner.ready(self._collator(next(self._work)))
 
 
 class Memory:

@@ -67,7 +67,7 @@ from spantune.models.span_head import (
     require_head,
     save_head,
 )
-from spantune.models.span_packs import SpanPack, layout_spans, pack_spans, span_logits
+from spantune.models.span_packs import SpanPack, layout_spans, moved, pack_spans, span_logits
 from spantune.models.trained import (
     copy_trained,
     is_shareable,
@@ -139,6 +139,7 @@ __all__ = [
     "load_tokenizer",
     "load_trained",
     "make_head",
+    "moved",
     "open_together",
     "open_trained",
     "pack_spans",

@@ -296,7 +296,7 @@ class TrainingLoop:
     def _prepare_next(self) -> None:
         """Make the batch of the step after the one under way, while the device computes."""
         if self.step + 1 < self.intervals.total:
-            self._next_batch = self._batch(self.step + 1)
+            self._next_batch = self.runner.ready(self._batch(self.step + 1))
 
     def _seconds_left(self, step: int) -> float:
         """Training seconds that are left after `step` steps, by the clock where that ends the run."""

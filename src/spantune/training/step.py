@@ -133,6 +133,10 @@ class StepRunner:
         self.optimizer.step()
         self.masters.give_weights()
 
+    def ready(self, batch: Batch) -> Batch:
+        """The batch on the device, without waiting for what the device computes."""
+        return replace(batch, parts=tuple(part.to(self.device) for part in batch.parts))
+
     def align(self) -> None:
         """Give all ranks the trained weights of rank 0, and their averages."""
         averages = [] if self._average is None else self._average.state()["averages"]
