@@ -266,7 +266,7 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
 def _read_steps(chosen: argparse.Namespace, model: Any, prefix: tuple[int, ...]) -> Steps:
     """The step with `task.answer=spans`, after a head is added to the model."""
     from spantune.core import config
-    from spantune.models import HeadConfig, SpanHead, attach_head
+    from spantune.models import HeadConfig, SpanHead, attach_head, park_output_layer
 
     spans = config.Spans(longest=32, types="learnt")
     shape = model.config
@@ -278,6 +278,8 @@ def _read_steps(chosen: argparse.Namespace, model: Any, prefix: tuple[int, ...])
         **spans.model_dump(include={"view", "instruction", "size", "convolution", "types"}),
     )
     attach_head(model, SpanHead(head_config, spans.dropout).to("cuda"))
+    park_output_layer(model)
+    torch.cuda.empty_cache()
     options = {"spans": spans, "head_rate": spans.learning_rate, "optimizer": chosen.optimizer}
     return Steps(model, read_steps_of(chosen, prefix), PACK_TOKENS, prefix, **options)
 

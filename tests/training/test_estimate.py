@@ -11,11 +11,12 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from helpers.fakes import tiny_model
 from helpers.real import bench
 from spantune.core import Config, config, parse_config
-from spantune.models import attach, attach_head, load, make_head
+from spantune.models import attach, attach_head, load, make_head, own_output_weights
 from spantune.training import estimate, make_plan, prepare
-from spantune.training.estimate import GIB, checkpointing, compiling, fitting, predict_memory
+from spantune.training.estimate import GIB, HeadLoad, checkpointing, compiling, fitting, predict_memory
 from spantune.training.plan import MEMORY, skeleton
 from spantune.training.preparation import Prepared
 
@@ -73,6 +74,15 @@ def test_each_part_is_what_its_setting_makes_it(phi4: Any) -> None:
     assert none["activations_gib"] == recomputed < eager
     padded = parts(train={"pack": "none"})
     assert padded["logits_gib"] == plain["logits_gib"] * 3000 / 256  # the model's own loss makes all logits
+
+
+def test_where_spans_are_read_an_output_layer_of_its_own_takes_nothing(phi4: Any) -> None:
+    writing, reading = (
+        predict_memory(phi4, recipe(model={"base": "bf16"}), CUDA, 3000, head).base_gib
+        for head in (None, HeadLoad(1000, 1.0, 1.0))
+    )
+    assert (writing - reading) * GIB == pytest.approx(2 * 100352 * 5120)
+    assert own_output_weights(skeleton(tiny_model("gemma3_text").config)) == 0  # the table of embeddings
 
 
 def test_full_fine_tuning_takes_sixteen_bytes_a_weight_on_either_base(phi4: Any) -> None:

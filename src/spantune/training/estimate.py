@@ -30,6 +30,7 @@ from spantune.models import (
     head_weights,
     is_wide,
     linear_modules,
+    own_output_weights,
     pick_device,
     pick_dtype,
 )
@@ -200,6 +201,7 @@ def predict_memory(
     linear = [module for _, module in linear_modules(model)]
     weights = sum(module.weight.numel() for module in linear)
     others = sum(parameter.numel() for parameter in model.parameters()) - weights
+    others -= own_output_weights(model) if head else 0  # which is on the CPU where spans are read
     scales = 4 * sum(module.out_features for module in linear) if base in ("fp8", "int8") else 0
     adapters = adapter_weights(model, recipe.lora)
     of_head = head.weights if head else 0

@@ -39,6 +39,7 @@ from spantune.models import (
     load,
     load_trained,
     make_head,
+    park_output_layer,
     pinned,
     public_name,
     release_graphs,
@@ -184,6 +185,7 @@ def _load(prepared: Prepared) -> tuple[Loaded, Coverage]:
     model, coverage = attach(loaded.model, recipe.lora)
     if prepared.task.reads:
         attach_head(model, make_head(model, loaded.tokenizer, prepared.task, recipe.spans))
+        park_output_layer(model)
     if start:
         load_trained(model, start.folder)
     if recipe.train.pack == "shared" and not prepared.task.reads:
