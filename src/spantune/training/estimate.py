@@ -284,6 +284,13 @@ def checkpointing(recipe: Config, device: torch.device) -> bool:
     return not compiling(recipe, device) and (setting == "on" or (setting == "auto" and device.type == "cuda"))
 
 
+def graphing(recipe: Config, device: torch.device) -> bool:
+    """Whether the passes over a pack become CUDA graphs."""
+    able = device.type == "cuda" and recipe.train.pack == "shared" and recipe.model.base not in ("nf4", "int8")
+    able = able and recipe.distributed.strategy != "fsdp" and not checkpointing(recipe, device)
+    return able and recipe.train.graphs == "auto"
+
+
 def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     """Bytes that the layers keep for the backward pass, for each token."""
     layers, width = decoder_layers(model), _width(recipe.model.base, device)

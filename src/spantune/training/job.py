@@ -62,7 +62,7 @@ from spantune.runs import (
     write_card,
 )
 from spantune.training.collator import Collator
-from spantune.training.estimate import Estimate, checkpointing, compiling
+from spantune.training.estimate import Estimate, checkpointing, compiling, graphing
 from spantune.training.fingerprint import FIXED, environment, fingerprint, require_unchanged
 from spantune.training.loop import Services, TrainingLoop
 from spantune.training.loss import PackTensors, check_head, tensors
@@ -335,17 +335,17 @@ class _Job:
     def _arrange_layers(self, tokens: int) -> None:
         """Compile the layers, or have them recompute their activations, as recipe and device ask for.
 
-        Packs of up to `tokens` tokens become CUDA graphs where the layers are compiled and whole.
+        Packs of up to `tokens` tokens become CUDA graphs where recipe and device allow it.
         """
         model = self.loaded.model
         if compiling(self.recipe, self.loaded.device):
             compile_layers(model, self.recipe.train.keep)
             model.enable_input_require_grads()  # the first layer is then compiled as the others are
-            if self.loaded.device.type == "cuda" and not self.ranks.in_lockstep:
-                graph_packs(model, tokens)
         elif checkpointing(self.recipe, self.loaded.device):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
+        if graphing(self.recipe, self.loaded.device):
+            graph_packs(model, tokens)
         if self.ranks.in_lockstep:
             count = divide_layers(model, self.loaded.device, self.ranks.size)
             log.info("%s weights of the layers are divided over %d ranks", f"{count:,}", self.ranks.size)
