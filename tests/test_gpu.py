@@ -155,6 +155,13 @@ def test_fp8_products_on_the_gpu_are_near_bf16_and_equal_those_of_the_cpu(fp8: N
         assert far(ours, exact) < 0.04 and far(ours, on_cpu) < 0.005
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (128, 256), (200, 130), (16, 400), (7680, 5120)])
+def test_a_turned_matrix_is_the_transposed_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randint(0, 256, shape, dtype=torch.uint8, device=GPU)
+    found = torch.ops.spantune.turned(matrix.view(torch.float8_e4m3fn))
+    assert found.is_contiguous() and torch.equal(found.view(torch.uint8), matrix.t())
+
+
 def test_a_model_becomes_fp8_without_a_second_copy_on_the_gpu(fp8: None) -> None:
     made = tiny_model("phi3", vocabulary=280, hidden_size=1024, intermediate_size=4096, num_hidden_layers=8)
     made = made.to(torch.bfloat16)

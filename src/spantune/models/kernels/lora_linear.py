@@ -142,7 +142,20 @@ def _transposed(
     if scale is None:
         return dy, weight.t(), None, None
     left, row_scale = quantize(dy.float() * scale[None, :])
-    return left, weight.t().contiguous(), row_scale, torch.ones(weight.shape[1], device=dy.device)
+    return left, torch.ops.spantune.turned(weight), row_scale, torch.ones(weight.shape[1], device=dy.device)
+
+
+def _turned(weight: Tensor) -> Tensor:
+    if not weight.is_cuda:
+        return weight.t().contiguous()
+    from spantune.models.kernels.turn_triton import turned
+
+    return turned(weight)
+
+
+LIBRARY.define("turned(Tensor weight) -> Tensor")  # type: ignore[no-untyped-call]
+LIBRARY.impl("turned", _turned, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("spantune::turned", lambda weight: weight.new_empty(weight.shape[::-1]))
 
 
 LIBRARY.define(  # type: ignore[no-untyped-call]
