@@ -30,6 +30,7 @@ from spantune.models import (
     head_weights,
     is_wide,
     linear_modules,
+    own_output_weights,
     pick_device,
     pick_dtype,
 )
@@ -200,6 +201,7 @@ def predict_memory(
     linear = [module for _, module in linear_modules(model)]
     weights = sum(module.weight.numel() for module in linear)
     others = sum(parameter.numel() for parameter in model.parameters()) - weights
+    others -= own_output_weights(model) if head else 0  # which is on the CPU where spans are read
     scales = 4 * sum(module.out_features for module in linear) if base in ("fp8", "int8") else 0
     adapters = adapter_weights(model, recipe.lora)
     of_head = head.weights if head else 0
@@ -282,6 +284,13 @@ def checkpointing(recipe: Config, device: torch.device) -> bool:
     return not compiling(recipe, device) and (setting == "on" or (setting == "auto" and device.type == "cuda"))
 
 
+def graphing(recipe: Config, device: torch.device) -> bool:
+    """Whether the passes over a pack become CUDA graphs."""
+    able = device.type == "cuda" and recipe.train.pack == "shared" and recipe.model.base not in ("nf4", "int8")
+    able = able and recipe.distributed.strategy != "fsdp" and not checkpointing(recipe, device)
+    return able and recipe.train.graphs == "auto"
+
+
 def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     """Bytes that the layers keep for the backward pass, for each token."""
     layers, width = decoder_layers(model), _width(recipe.model.base, device)
@@ -294,12 +303,15 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     size = head_size(model.config)
     every = recipe.model.base == "fp8"
     adapted = coverage(model, recipe.lora).matched
+    rank = 0 if recipe.lora.full else recipe.lora.rank or 0
     outputs = 0
     for layer in layers:
-        *linear, _ = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
-        for name, module in linear:  # but the last, whose output is the sum that the next layer keeps
+        linear = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
+        for name, module in linear:
             if (every or name in adapted) and (recipe.train.keep == "most" or not is_wide(*module.weight.shape)):
-                outputs += module.out_features
+                # not the output of the last, which the next layer keeps as a sum
+                outputs += module.out_features if module is not linear[-1][1] else 0
+                outputs += rank if name in adapted else 0  # of the update, before it is made as wide as the output
     attended = heads * (size * width + 4)  # with its log-sum-exp in fp32
     return len(layers) * (hidden * width + attended) + outputs * width
 
