@@ -114,8 +114,9 @@ def extract(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="How many processes of Ray hold the model; one for each GPU, or CPU core, if not given. With --url: "
-            "how many ask the server, one if not given.",
+            help="How many processes of Ray hold the model. If not given, one for each GPU; without GPUs one for four "
+            "CPU cores of this machine, or each core of a cluster. With --url: how many ask the server, one if not "
+            "given.",
             min=1,
             rich_help_panel=MANY,
         ),

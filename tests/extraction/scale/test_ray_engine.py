@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet
@@ -24,7 +25,8 @@ from helpers.completions_server import CompletionsServer, serving
 from helpers.run_folders import READING, save_run
 from helpers.s3_server import S3, s3_server
 from spantune.core import config
-from spantune.extraction import Server, Task, load_run
+from spantune.extraction import Cluster, Server, Task, load_run
+from spantune.extraction.scale.cluster import Resources, resources_of
 from spantune.extraction.scale.parts import Folder
 from spantune.extraction.scale.ray_engine import Worker
 from spantune.extraction.scale.shards import shards_of, survey
@@ -196,6 +198,23 @@ def test_an_address_that_does_not_answer_is_one_line() -> None:
     for address, match in ((f"127.0.0.1:{port}", "no Ray cluster answers"), ("nowhere", "expected HOST:PORT")):
         with pytest.raises(ConfigError, match=match):
             _require_answer(address)
+
+
+@pytest.mark.parametrize(
+    ("there", "cluster", "expected"),
+    [
+        ({"CPU": 2}, Cluster(), (1, 2, 0)),  # the cores are threads of a worker
+        ({"CPU": 10}, Cluster(), (3, 3, 0)),
+        ({"CPU": 10}, Cluster("auto"), (10, 1, 0)),
+        ({"CPU": 32, "GPU": 4}, Cluster(), (4, 1, 1)),
+        ({"CPU": 32, "GPU": 4}, Cluster(gpus_per_worker=0.5), (8, 1, 0.5)),
+    ],
+)
+def test_workers_that_nobody_counted(
+    there: dict[str, float], cluster: Cluster, expected: tuple[int, int, float]
+) -> None:
+    ray = SimpleNamespace(cluster_resources=lambda: there)
+    assert resources_of(ray, cluster, "auto") == Resources(*expected)
 
 
 def test_without_ray_the_extra_is_named(
