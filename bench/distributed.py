@@ -126,6 +126,7 @@ def _part(chosen: argparse.Namespace) -> None:
             "fastest_ms": round(1000 * min(seconds[chosen.warm :]), 1),
             "examples_per_s": round(chosen.examples / median, 2),
             "first_s": round(seconds[0], 1),
+            "all_ms": [round(1000 * second) for second in seconds],
             "balance": round(statistics.mean(balances), 4),
             "peak_gib": round(memory.peak / GIB, 2) if cuda else None,
         }

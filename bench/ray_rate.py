@@ -65,6 +65,7 @@ def _measured(chosen: argparse.Namespace, work: Path, turn: int, workers: int) -
     began, started, cpu, at_start = time.perf_counter(), 0.0, 0.0, 0
     for outcome in _outcomes(shards, (task, folder, False, Resources(workers, 1, 0.0))):
         seen, done = seen + 1, done + outcome.documents
+        _cpu_seconds()  # of workers that end before the last part too
         if seen == 2 * workers:  # every one has loaded the model
             started, cpu, at_start = time.perf_counter(), _cpu_seconds(), done
     counted = done - at_start
