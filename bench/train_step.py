@@ -56,8 +56,8 @@ def main() -> None:
     options.add_argument(
         "--only",
         nargs="+",
-        help="seed, seed-all, bf16, nf4, fp8, fp8-grouped, fp8-spans, fp8-spans-instruction on a GPU; seed, ours, choices "
-        "on a CPU",
+        help="seed, seed-all, bf16, nf4, fp8, fp8-grouped, fp8-spans, fp8-spans-instruction on a GPU; "
+        "seed, ours, choices on a CPU",
     )
     options.add_argument("--keep", nargs="+", default=["some"], help="none, some, most: what layers keep for backward")
     options.add_argument("--lengths", type=Path)
