@@ -137,7 +137,7 @@ def _part(chosen: argparse.Namespace) -> None:
 def _on_gpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Any, int, dict[str, Any]]:
     """Phi-4's shape ready to be trained, the most tokens of a pack, and what the base takes."""
     from spantune.core import config
-    from spantune.models import attach, compile_layers, divide_layers, graph_packs
+    from spantune.models import attach, compile_layers, divide_layers
 
     model, _ = attach(phi4(chosen, "bf16" if ranks.in_lockstep else "fp8"), config.Lora(rank=RANK, alpha=ALPHA))
     compile_layers(model, chosen.keep)
@@ -145,8 +145,6 @@ def _on_gpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Any, int, dict[str,
     if ranks.in_lockstep:
         divide_layers(model, torch.device("cuda", torch.cuda.current_device()), ranks.size)
         torch.cuda.empty_cache()
-    else:
-        graph_packs(model, chosen.pack_tokens or PACK_TOKENS)
     held = round(torch.cuda.memory_allocated() / GIB, 2)
     return model, PACK_TOKENS, {"base_gib": held, "device": torch.cuda.get_device_name()}
 

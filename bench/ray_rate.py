@@ -1,11 +1,11 @@
-"""Extraction on Ray by one single-threaded worker and by several, on this machine: documents a second, and CPU time.
+"""Extraction on Ray by one single-threaded worker and by several, on this machine: the CPU time of a document.
 
     python bench/ray_rate.py --run runs/demo --documents 1600 --workers 1 2
 
-Each number of workers extracts the same documents, in turns. The rate counts from the moment at which every worker has
-written a part, so that starting Ray and loading the model are left out, to the last part. On a machine that does other
-things too, look at the milliseconds of a processor that a document takes: `times` is what they allow with a core for
-each worker, if nothing else holds them up. Prints a line of JSON for each turn.
+Each number of workers extracts the same documents, in turns. What a worker needs to load the model, and its first part,
+are left out. `times` is what the milliseconds of a processor allow with a core for each worker, if nothing else holds
+them up: on a machine that does other things too it says more than documents a second. Prints a line of JSON for each
+turn.
 """
 
 from __future__ import annotations
@@ -13,23 +13,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
+import pickle
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from spantune.data import formats
 from spantune.extraction import Task
+from spantune.extraction.scale import ray_engine
 from spantune.extraction.scale.cluster import Resources, connected
 from spantune.extraction.scale.parts import Folder
-from spantune.extraction.scale.ray_engine import _outcomes
+from spantune.extraction.scale.ray_engine import Worker, _outcomes
 from spantune.extraction.scale.shards import part_size, shards_of, survey
 from spantune.extraction.scale.sources import find_sources
 from spantune.runs import RunFolder
-
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -41,6 +39,7 @@ def main() -> None:
     options.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     options.add_argument("--turns", type=int, default=1)
     chosen = options.parse_args()
+    ray_engine.Worker = TimedWorker  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as work, connected(None):
         texts = itertools.islice(itertools.cycle(formats.read(chosen.data).documents), chosen.documents)
         lines = [json.dumps({"id": str(number), "text": document.text}) for number, document in enumerate(texts)]
@@ -54,42 +53,38 @@ def main() -> None:
             print(json.dumps(row), flush=True)
 
 
+class TimedWorker(Worker):
+    """A worker that tells with each part but its first how much processor time it took, and the documents of it."""
+
+    is_warm = False
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        """As a Worker does; the microseconds stand among the notes."""
+        began = time.process_time()
+        outcome = pickle.loads(super().__call__(batch)["outcome"][0])
+        if self.is_warm:
+            outcome.tally.notes["cpu_us"] = round(1e6 * (time.process_time() - began))
+        self.is_warm = True
+        return {"outcome": [pickle.dumps(outcome)]}
+
+
 def _measured(chosen: argparse.Namespace, work: Path, turn: int, workers: int) -> dict[str, Any]:
-    """The rate and the CPU time of a document, from the first part of each worker on."""
+    """The CPU time of a document, and how long all took."""
     sources = find_sources([str(work / "in.jsonl")])
     shards = shards_of(sources, [survey(sources[0], False).marks], part_size(chosen.documents, max(chosen.workers)))
     settings = RunFolder(chosen.run).config().extract
     task = Task(chosen.run.resolve(), (), settings, device="cpu")
     folder = Folder(str(work / f"out-{turn}-{workers}"), "native")
-    before, seen, done = _cpu_seconds(), 0, 0
-    began, started, cpu, at_start = time.perf_counter(), 0.0, 0.0, 0
+    began, timed, cpu_us = time.perf_counter(), 0, 0
     for outcome in _outcomes(shards, (task, folder, False, Resources(workers, 1, 0.0))):
-        seen, done = seen + 1, done + outcome.documents
-        _cpu_seconds()  # of workers that end before the last part too
-        if seen == 2 * workers:  # every one has loaded the model
-            started, cpu, at_start = time.perf_counter(), _cpu_seconds(), done
-    counted = done - at_start
-    seconds = time.perf_counter() - started
+        if (of_part := outcome.tally.notes["cpu_us"]) > 0:
+            timed, cpu_us = timed + outcome.documents, cpu_us + of_part
     return {
         "workers": workers,
-        "documents_per_s": round(counted / seconds, 1),
-        "cpu_ms_per_document": round(1000 * (_cpu_seconds() - cpu) / counted, 2),
-        "ready_s": round(started - began, 1),
-        "ready_cpu_s": round(cpu - before, 1),
+        "documents": timed,
+        "cpu_ms_per_document": round(cpu_us / 1000 / timed, 2),
+        "seconds": round(time.perf_counter() - began, 1),
     }
-
-
-_lives: dict[int, float] = {}
-
-
-def _cpu_seconds() -> float:
-    """The processor seconds of all workers of this machine so far, those that have ended included."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if b"ray::MapWorker" in (process / "cmdline").read_bytes():
-                fields = (process / "stat").read_text().rsplit(")", 1)[1].split()
-                _lives[int(process.name)] = (int(fields[11]) + int(fields[12])) / TICK
-    return sum(_lives.values())
 
 
 if __name__ == "__main__":

@@ -33,14 +33,18 @@ class Steps:
         from spantune.encoding import shared_prefix
         from spantune.training import Collator, StepGuard, StepRunner
 
-        first = next(work)
-        self._work = itertools.chain([first], work)
+        few = list(itertools.islice(work, 8))
+        first = few[0]
+        self._work = itertools.chain(few, work)
         settings = config.Train(optimizer=options.pop("optimizer", "adamw"), learning_rate=RATE)
         prefix = first[0].ids[: shared_prefix(first)] if prefix is None else prefix
         self._collator = Collator(settings, prefix, budget, 0, options.pop("spans", None))
         self.runner = StepRunner(model.train(), self._collator, settings, StepGuard("stop"), **options)
         self.runner.align()
         self._numbers = itertools.count(1)
+        own = sum(len(example.ids) - len(prefix) for examples in few for example in examples) / len(few)
+        self.usual_tokens = len(prefix) + own
+        """Of a step."""
         self._prepare()
 
     def __call__(self) -> int:
@@ -76,8 +80,8 @@ class Memory:
         self.peak = max(self.peak, torch.cuda.max_memory_allocated() + held)
 
 
-def steps_of(chosen: argparse.Namespace) -> Iterator[list[Any]]:
-    """The examples of step after step, with random ids."""
+def steps_of(chosen: argparse.Namespace, share: float = 1.0) -> Iterator[list[Any]]:
+    """The examples of step after step, with random ids and answers of so large a `share` of their lengths."""
     from spantune.encoding import Example
 
     if chosen.lengths:
@@ -92,6 +96,7 @@ def steps_of(chosen: argparse.Namespace) -> Iterator[list[Any]]:
         step = []
         for _ in range(chosen.examples):
             text, answer = lengths[number % len(lengths)]
+            answer = round(share * answer)
             ids = prefix + [draw.randrange(100000) for _ in range(text + MIDDLE + answer + 1)]
             step.append(Example(str(number), tuple(ids), PREFIX + text + MIDDLE))
             number += 1

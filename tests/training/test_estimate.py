@@ -88,7 +88,7 @@ def test_each_part_is_what_its_setting_makes_it(phi4: Any) -> None:
         ({"distributed": {"strategy": "fsdp"}}, False),
     ],
 )
-def test_where_packs_become_graphs(sections: dict[str, Any], wanted: bool) -> None:
+def test_where_packs_can_become_graphs(sections: dict[str, Any], wanted: bool) -> None:
     assert graphing(recipe(**sections), CUDA) is wanted
     assert not graphing(recipe(**sections), CPU)
 

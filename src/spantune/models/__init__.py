@@ -50,7 +50,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
-from spantune.models.pack_graphs import graph_packs, release_graphs
+from spantune.models.pack_graphs import graph_limit, graph_packs, release_graphs
 from spantune.models.sharding import divide_layers, gather_layers
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
@@ -119,6 +119,7 @@ __all__ = [
     "few_logits",
     "fold_lora",
     "gather_layers",
+    "graph_limit",
     "graph_packs",
     "has_fp8",
     "hash_files",

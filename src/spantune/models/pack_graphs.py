@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from spantune.models.architecture import causal_lm
+from spantune.models.architecture import causal_lm, decoder_layers
 from spantune.models.interfaces import CausalLM
 from spantune.models.kernels.packs import STEP, Spans
 
 MOST_GRAPHS = 32
+WORK = 8e11  # weights of a layer times tokens, from which on an H100 takes longer for a layer than its host does
 EXAMPLES, ROWS = 4, 128  # the numbers of examples and, above 1,024, of tokens of a padded pack are multiples of these
 log = logging.getLogger(__name__)
 
@@ -204,6 +205,7 @@ class PackGraphs:
             self._end("memory is short")
         except (RuntimeError, AssertionError) as error:
             log.debug("%s cannot be captured", shape, exc_info=True)
+            self.release()  # the pool is not usable after a capture that failed
             if shape in self._failed:
                 self._end(str(error).splitlines()[0])
             self._failed.add(shape)
@@ -295,6 +297,12 @@ def graph_packs(model: CausalLM, tokens: int) -> None:
     base = causal_lm(model).base_model
     weights = [weight for weight in base.parameters() if weight.requires_grad]
     base.forward = PackGraphs(base.forward, weights, tokens)
+
+
+def graph_limit(model: CausalLM) -> float:
+    """Return the tokens of a pack from which on the GPU, and not the host, is what a pass waits for."""
+    layers = decoder_layers(model)
+    return WORK * len(layers) / sum(weight.numel() for layer in layers for weight in layer.parameters())
 
 
 def release_graphs(model: CausalLM) -> None:

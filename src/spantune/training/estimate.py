@@ -258,6 +258,14 @@ def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int
     return min(budget, sum(lengths[-config.filled(recipe.train.batch_examples) :])) if prepared.task.reads else budget
 
 
+def usual_tokens(prepared: Prepared, recipe: Config, device: torch.device, ranks: int = 1) -> float:
+    """Return the tokens of a pack of a usual step on one of `ranks` processes."""
+    shared = len(prepared.prefix)
+    own = sum(len(example.ids) - shared for example in prepared.examples) / len(prepared.examples)
+    budget = recipe.train.pack_tokens or prepared.pack_tokens(device.type)
+    return min(budget, shared + own * config.filled(recipe.train.batch_examples) / ranks)
+
+
 def fitting(
     prepared: Prepared, model: CausalLM, device: torch.device, available_gib: float, ranks: int = 1
 ) -> dict[str, object] | None:
@@ -285,7 +293,7 @@ def checkpointing(recipe: Config, device: torch.device) -> bool:
 
 
 def graphing(recipe: Config, device: torch.device) -> bool:
-    """Whether the passes over a pack become CUDA graphs."""
+    """Whether the passes over a pack can become CUDA graphs."""
     able = device.type == "cuda" and recipe.train.pack == "shared" and recipe.model.base not in ("nf4", "int8")
     able = able and recipe.distributed.strategy != "fsdp" and not checkpointing(recipe, device)
     return able and recipe.train.graphs == "auto"

@@ -35,6 +35,7 @@ from spantune.models import (
     compile_layers,
     copy_trained,
     divide_layers,
+    graph_limit,
     graph_packs,
     load,
     load_trained,
@@ -62,7 +63,7 @@ from spantune.runs import (
     write_card,
 )
 from spantune.training.collator import Collator
-from spantune.training.estimate import Estimate, checkpointing, compiling, graphing
+from spantune.training.estimate import Estimate, checkpointing, compiling, graphing, usual_tokens
 from spantune.training.fingerprint import FIXED, environment, fingerprint, require_unchanged
 from spantune.training.loop import Services, TrainingLoop
 from spantune.training.loss import PackTensors, check_head, tensors
@@ -335,7 +336,7 @@ class _Job:
     def _arrange_layers(self, tokens: int) -> None:
         """Compile the layers, or have them recompute their activations, as recipe and device ask for.
 
-        Packs of up to `tokens` tokens become CUDA graphs where recipe and device allow it.
+        Packs of up to `tokens` tokens become CUDA graphs where recipe and device allow it, and packs are short.
         """
         model = self.loaded.model
         if compiling(self.recipe, self.loaded.device):
@@ -344,7 +345,8 @@ class _Job:
         elif checkpointing(self.recipe, self.loaded.device):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
-        if graphing(self.recipe, self.loaded.device):
+        usual = usual_tokens(self.prepared, self.recipe, self.loaded.device, self.ranks.size)
+        if graphing(self.recipe, self.loaded.device) and usual <= graph_limit(model):
             graph_packs(model, tokens)
         if self.ranks.in_lockstep:
             count = divide_layers(model, self.loaded.device, self.ranks.size)

@@ -114,24 +114,25 @@ class StepRunner:
         norms = [clip_grad_norm_(weights, self.settings.max_grad_norm) for weights in (self.trainable, self._head)]
         numbers = torch.stack([loss, *(norm.to(loss) for norm in norms)])
         if self._skips_by_itself:  # before the numbers are read, for which the device would wait
-            self._update(numbers)
+            self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+            self._update(step)
         value, norm, head_norm = numbers.tolist()
         is_accepted = self.guard.accepts(value, step, documents)
         if not is_accepted:
             loss, norm = torch.zeros_like(loss), 0.0
-        if is_accepted and self.guard.accepts_gradient(norm + head_norm, step, documents) and not self._skips_by_itself:
-            self._update()
+        is_taken = is_accepted and self.guard.accepts_gradient(norm + head_norm, step, documents)
+        if not self._skips_by_itself:
+            self._update(step, is_taken=is_taken)
+        return StepResult(loss, norm, self.optimizer.param_groups[0]["lr"])
+
+    def _update(self, step: int, *, is_taken: bool = True) -> None:
+        """Change the weights where the step is taken, then their average, and drop the gradients."""
+        if is_taken:
+            self.optimizer.step()
+            self.masters.give_weights()
         if self._average is not None:
             self._average.update(step)
         self._drop_gradients()
-        return StepResult(loss, norm, self.optimizer.param_groups[0]["lr"])
-
-    def _update(self, numbers: Tensor | None = None) -> None:
-        """Change the weights; on the device itself not where one of `numbers` is not finite."""
-        if numbers is not None:
-            self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.masters.give_weights()
 
     def ready(self, batch: Batch) -> Batch:
         """The batch on the device, without waiting for what the device computes."""
