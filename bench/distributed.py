@@ -7,23 +7,18 @@
 `plain` is one process as `spantune train` starts it, `launched` the same through `accelerate launch`, `ranks` one
 process on each GPU through torchrun, `fsdp` the same with the layers of a bf16 base divided over them. On a GPU the
 model has Phi-4's shape and random weights; `--lengths` and the examples are those of `train_step.py`. A step has
-`--examples` examples over all ranks. Times are medians of whole steps after a warm-up, the device synchronised. Each
-part is printed when it is done; the bench ends after `--seconds`, or when it is stopped, with what is measured so far.
+`--examples` examples over all ranks. Times are medians of whole steps after a warm-up, the device synchronised. The
+bench ends after `--seconds`, which the parts share, or when it is stopped, with what is measured so far.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +26,9 @@ import torch
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from train_step import ALPHA, GIB, RANK, RATE, phi4, steps_of  # noqa: E402
+from processes import run_parts  # noqa: E402
+from train_step import ALPHA, PACK_TOKENS, RANK, phi4  # noqa: E402
+from training_steps import GIB, Memory, Steps, steps_of  # noqa: E402
 
 PARTS = ("plain", "launched", "ranks", "fsdp")
 
@@ -48,22 +45,17 @@ def main() -> None:
     options.add_argument("--warm", type=int, default=2)
     options.add_argument("--layers", type=int, default=40)
     options.add_argument("--keep", default="some", choices=["none", "some", "most"])
-    options.add_argument("--seconds", type=float, default=230.0)
+    options.add_argument("--pack-tokens", type=int, help="most tokens of a pack; 4,096 on a GPU if not given")
+    options.add_argument("--seconds", type=float, default=230.0, help="of all parts together")
     options.add_argument("--part", help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.part:
         _part(chosen)
         return
-    signal.signal(signal.SIGTERM, _stop)
     gpus = chosen.gpus or max(1, torch.cuda.device_count())
-    end = time.monotonic() + chosen.seconds
-    rows: dict[str, dict[str, Any]] = {}
-    for part in chosen.only:
-        ranks = gpus if part in ("ranks", "fsdp") else 1
-        rows[part] = _process(_command(chosen, part, ranks), max(1.0, end - time.monotonic()))
-        print(json.dumps({part: rows[part]}), flush=True)
-        if rows[part].get("stopped"):
-            break
+    commands = {part: _command(chosen, part, gpus if part in ("ranks", "fsdp") else 1) for part in chosen.only}
+    rows = run_parts(commands, chosen.seconds)
+    print(json.dumps(rows))
     print(_table(rows), flush=True)
 
 
@@ -71,6 +63,7 @@ def _command(chosen: argparse.Namespace, part: str, ranks: int) -> list[str]:
     script = [str(Path(__file__).resolve()), "--part", part, "--device", chosen.device]
     for name in ("examples", "steps", "warm", "layers", "keep"):
         script += [f"--{name}", str(getattr(chosen, name))]
+    script += ["--pack-tokens", str(chosen.pack_tokens)] if chosen.pack_tokens else []
     script += ["--lengths", str(chosen.lengths.resolve())] if chosen.lengths else []
     if part == "plain":
         return [sys.executable, *script]
@@ -79,32 +72,6 @@ def _command(chosen: argparse.Namespace, part: str, ranks: int) -> list[str]:
         device = ["--cpu"] if chosen.device == "cpu" else []
         return [*launch, *device, "--mixed_precision", "no", "--dynamo_backend", "no", *script]
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *script]
-
-
-def _process(command: list[str], seconds: float) -> dict[str, Any]:
-    """What the part says in its last JSON line so far; it is ended after so many seconds."""
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=output, stderr=errors, text=True)
-        note = {}
-        try:
-            process.wait(seconds)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
-            note = {"ended_early" if isinstance(reason, subprocess.TimeoutExpired) else "stopped": True}
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        output.seek(0), errors.seek(0)
-        lines = [line for line in output.read().splitlines() if line.startswith("{")]
-        text = errors.read()
-    if not lines or (process.returncode and not note):
-        note["error"] = text[-3000:]
-    return (json.loads(lines[-1]) if lines else {}) | note
-
-
-def _stop(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
@@ -133,22 +100,25 @@ def _part(chosen: argparse.Namespace) -> None:
     )
     started, ranks = time.perf_counter(), join(recipe)
     torch.manual_seed(0)
-    step, work, notes = (_on_gpu if chosen.device == "cuda" else _on_cpu)(chosen, ranks)
+    model, tokens, notes = (_on_gpu if chosen.device == "cuda" else _on_cpu)(chosen, ranks)
+    step = Steps(model, steps_of(chosen), chosen.pack_tokens or tokens, ranks=ranks)
     notes |= {"part": chosen.part, "ranks": ranks.size, "ready_s": round(time.perf_counter() - started, 1)}
     cuda, seconds, balances = chosen.device == "cuda", [], []
+    memory = Memory(model)
     for number in range(chosen.warm + chosen.steps):
-        examples = next(work)
+        if cuda:
+            memory.begin()
         began = time.perf_counter()
-        tokens = step(examples)
+        tokens = step()
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
         of_all = [count for (count,) in ranks.table([tokens])]
         balances.append(max(of_all) * len(of_all) / sum(of_all))
         if number < chosen.warm:
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
             continue
+        if cuda:
+            memory.end()
         median = statistics.median(seconds[chosen.warm :])
         row = notes | {
             "steps": number + 1 - chosen.warm,
@@ -156,15 +126,16 @@ def _part(chosen: argparse.Namespace) -> None:
             "fastest_ms": round(1000 * min(seconds[chosen.warm :]), 1),
             "examples_per_s": round(chosen.examples / median, 2),
             "first_s": round(seconds[0], 1),
+            "all_ms": [round(1000 * second) for second in seconds],
             "balance": round(statistics.mean(balances), 4),
-            "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2) if cuda else None,
+            "peak_gib": round(memory.peak / GIB, 2) if cuda else None,
         }
         if ranks.is_main:
             print(json.dumps(row), flush=True)
 
 
-def _on_gpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Callable[[list[Any]], int], Iterator[list[Any]], Any]:
-    """The step of `spantune train` on Phi-4's shape, its examples, and what the base takes."""
+def _on_gpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Any, int, dict[str, Any]]:
+    """Phi-4's shape ready to be trained, the most tokens of a pack, and what the base takes."""
     from spantune.core import config
     from spantune.models import attach, compile_layers, divide_layers
 
@@ -175,10 +146,10 @@ def _on_gpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Callable[[list[Any]
         divide_layers(model, torch.device("cuda", torch.cuda.current_device()), ranks.size)
         torch.cuda.empty_cache()
     held = round(torch.cuda.memory_allocated() / GIB, 2)
-    return _step(model, ranks, 4096), steps_of(chosen), {"base_gib": held, "device": torch.cuda.get_device_name()}
+    return model, PACK_TOKENS, {"base_gib": held, "device": torch.cuda.get_device_name()}
 
 
-def _on_cpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Callable[[list[Any]], int], Iterator[list[Any]], Any]:
+def _on_cpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Any, int, dict[str, Any]]:
     """The same on a small model of Phi-4's kind in fp32, with random weights."""
     from random_phi4 import CONFIG
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -195,28 +166,7 @@ def _on_cpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Callable[[list[Any]
     if ranks.in_lockstep:
         divide_layers(model, torch.device("cpu"), ranks.size)
     notes = {"base_gib": None, "device": f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads a rank"}
-    return _step(model, ranks, 1024), steps_of(chosen), notes
-
-
-def _step(model: Any, ranks: Any, budget: int) -> Callable[[list[Any]], int]:
-    """The step of `spantune train`, collating, reducing, clipping and the guard included; returns its own tokens."""
-    from spantune.core import config
-    from spantune.encoding import shared_prefix
-    from spantune.training import Collator, StepGuard, StepRunner
-
-    settings = config.Train(learning_rate=RATE)
-    collator = Collator(settings, (), budget, 0)
-    runner = StepRunner(model.train(), collator, settings, StepGuard("stop"), ranks=ranks)
-    runner.align()
-    numbers = itertools.count(1)
-
-    def step(examples: list[Any]) -> int:
-        collator.prefix = examples[0].ids[: shared_prefix(examples)]
-        batch = collator(examples)
-        runner.run(batch, next(numbers), 1.0)
-        return batch.tokens
-
-    return step
+    return model, 1024, notes
 
 
 if __name__ == "__main__":

@@ -56,27 +56,27 @@ GRACE = 25
 
 
 def make_data(source: Path, folder: Path) -> None:
-    """Write CORPUS-train, -dev and -test.jsonl of every corpus of `source`, and cmeee_v1-devA and -devB.jsonl.
+    """Write CORPUS-train, -dev and -test.jsonl of every corpus in `source`, and cmeee_v1-devA and -devB.jsonl.
 
     Training sentences are shuffled once, so that `data.limit` takes nested subsets of them, and are without the texts
     that dev or test has too, with which `spantune train` refuses to begin.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    dev = mended(source / "cmeee_v1" / "dev.jsonl")
-    v2 = shuffled(mended(source / "cmeee_v2_few_shot" / "cmeee.jsonl"))
-    splits = {
-        "cmeee_v1-train": shuffled(mended(source / "cmeee_v1" / "train.jsonl")),
-        "cmeee_v1-devA": dev[:HALF],
-        "cmeee_v1-devB": dev[-HALF:],
-        "cmeee_v2-train": v2[:2000],
-        "cmeee_v2-dev": v2[2000:2250],
-        "cmeee_v2-test": v2[2250:],
-    }
+    splits: dict[str, list[Document]] = {}
+    if (source / "cmeee_v1").is_dir():
+        dev = mended(source / "cmeee_v1" / "dev.jsonl")
+        splits["cmeee_v1-train"] = shuffled(mended(source / "cmeee_v1" / "train.jsonl"))
+        splits |= {"cmeee_v1-devA": dev[:HALF], "cmeee_v1-devB": dev[-HALF:]}
+    if (source / "cmeee_v2_few_shot").is_dir():
+        v2 = shuffled(mended(source / "cmeee_v2_few_shot" / "cmeee.jsonl"))
+        splits |= {"cmeee_v2-train": v2[:2000], "cmeee_v2-dev": v2[2000:2250], "cmeee_v2-test": v2[2250:]}
     for corpus, files in SPLIT_FILES.items():
+        if not (source / corpus).is_dir():
+            continue
         for split, name in zip(("train", "dev", "test"), files, strict=True):
             documents = mended(source / corpus / name)
             splits[f"{corpus}-{split}"] = shuffled(documents) if split == "train" else documents
-    for corpus in TASKS:
+    for corpus in (name for name in TASKS if f"{name}-train" in splits):
         train, prefix = f"{corpus}-train", f"{corpus}-"
         held = [document for name in splits if name.startswith(prefix) and name != train for document in splits[name]]
         shared = set(shared_texts(splits[train], held))
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("what", choices=["data", "jobs", "run", "table", "vote"])
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("--group", choices=["curve", "ablation", "final", "corpora"], default="curve")
+    parser.add_argument("--group", choices=["curve", "ablation", "answers", "final", "corpora"], default="curve")
     parser.add_argument("--base", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all jobs of spans")
     parser.add_argument("--also", action="append", default=[], metavar='"NAME: KEY=VALUE …"', help="ablation lines")
     parser.add_argument("--data", type=Path, default=Path(), help="the folder that `data` wrote")

@@ -118,6 +118,14 @@ def make_jobs(data: Path, group: str, base: dict[str, Any], also: dict[str, dict
             spans_job(group, title, "cmeee_v1", 42, {"train.epochs": 3, "train.batch_examples": 32} | base | line)
             for title, line in lines.items()
         ]
+    if group == "answers":
+        return [
+            spans_job(
+                group, answer, "cmeee_v1", seed, {"task.answer": answer, "train.epochs": 2}, report="B", way="jsonl"
+            )
+            for seed in (42, 43)
+            for answer in ("jsonl", "grouped")
+        ]
     if group == "final":
         settings = {"train.epochs": 2.5, "train.batch_examples": 64} | base
         return [spans_job(group, "finalist", "cmeee_v1", seed, settings, report="B") for seed in (42, 43, 44)]

@@ -13,7 +13,7 @@ def tables(lines: list[dict[str, Any]]) -> None:
     results = list({line["name"]: line for line in lines if "f1" in line}.values())
     curve_table([line for line in results if line["group"] == "curve"])
     ablation_table([line for line in results if line["group"] == "ablation"])
-    for group, title in (("final", "The finalist"), ("corpora", "Other corpora")):
+    for group, title in (("final", "The finalist"), ("answers", "Ways of writing"), ("corpora", "Other corpora")):
         final_table(title, [line for line in results if line["group"] == group])
     done = {line["name"] for line in results}
     for line in {line["name"]: line for line in lines if line["name"] not in done}.values():

@@ -62,6 +62,7 @@ class Point:
     measured_ms: float
     base: str = "fp8"
     fitted: bool = False
+    pack_tokens: int = 4096
 
 
 FP8, BF16 = Speed(68.8, 0.0856), Speed(68.8, 0.1347)
@@ -73,6 +74,8 @@ POINTS = (
     Point("H200, 64 examples", 64, 1, 1185),
     Point("two H200, 64 examples", 64, 2, 678),
     Point("two H200, 64 examples, FSDP2", 64, 2, 1167, "bf16"),
+    Point("H200, 64 examples, packs of 8,192", 64, 1, 1042.3, pack_tokens=8192),
+    Point("two H200, 64 examples, packs of 8,192", 64, 2, 520.8, pack_tokens=8192),
 )
 EXTRACTION = {"writing, bf16": 53.9, "reading, bf16": 250.0, "reading, the embedded model": 2000.0}
 """Documents a second of one GPU, some 70 tokens each: an H100, an H200, and an H200 by itself."""
@@ -94,7 +97,7 @@ def main() -> None:
     lengths = _lengths(chosen.lengths)
     print("| step | measured ms | simulated | off by |\n|---|---|---|---|")
     for point in POINTS:
-        simulated = step_ms(lengths, point.examples, point.ranks, 4096, point.base)
+        simulated = step_ms(lengths, point.examples, point.ranks, point.pack_tokens, point.base)
         note = ", fitted" if point.fitted else ""
         off = f"{simulated / point.measured_ms - 1:+.1%}"
         print(f"| {point.name}, {point.base}{note} | {point.measured_ms:,.0f} | {simulated:,.0f} | {off} |")

@@ -29,6 +29,7 @@ from spantune.core import Document, config
 from spantune.data import read
 from spantune.encoding import SpanEncoder, longest_allowed, make_task
 from spantune.extraction import Extractor
+from spantune.extraction.reading import LOWEST_LOGIT
 from spantune.models import attach, attach_head, layout_spans, load_tokenizer, make_head, span_logits
 
 CANDIDATES = 8
@@ -66,7 +67,7 @@ def measured(chosen: argparse.Namespace, base: str, documents: list[Document]) -
     head = make_head(model, encoder.tokenizer, task, settings)
     attach_head(model, head.eval())
     model.eval()
-    _raise_bias(model, head, encoder, documents[:64])
+    raise_bias(model, head, encoder, documents[:64], LOWEST_LOGIT)
     extractor = Extractor(model, encoder)
     extractor.keeps_candidates = True
     passes = []
@@ -90,17 +91,17 @@ def measured(chosen: argparse.Namespace, base: str, documents: list[Document]) -
 
 
 @torch.inference_mode()
-def _raise_bias(model: Any, head: Any, encoder: SpanEncoder, documents: list[Document]) -> None:
-    """Set the bias such that so many spans of a document are candidates as a trained head has."""
-    from spantune.extraction.reading import LOWEST_LOGIT
-
+def raise_bias(model: Any, head: Any, encoder: SpanEncoder, documents: list[Document], lowest: float) -> None:
+    """Set the bias such that so many spans of a document have a logit over `lowest` as of a trained head."""
     pack = layout_spans([encoder.read(document) for document in documents], encoder.prefix, encoder.settings)
-    pack = pack.to(torch.device("cuda"))
-    with torch.autocast("cuda", torch.bfloat16):
-        logits = span_logits(model, pack, torch.bfloat16)
+    device = next(model.parameters()).device
+    pack = pack.to(device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with torch.autocast(device.type, dtype, enabled=device.type == "cuda"):
+        logits = span_logits(model, pack, dtype)
     inside = logits[pack.band.inside[:, :, None].expand_as(logits)]
     wanted = inside.sort(descending=True).values[CANDIDATES * len(documents)]
-    head.bias += LOWEST_LOGIT - wanted
+    head.bias += lowest - wanted
 
 
 if __name__ == "__main__":

@@ -25,14 +25,11 @@ import argparse
 import datetime
 import itertools
 import json
-import random
 import resource
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,11 +37,15 @@ from typing import Any
 
 import torch
 
-PREFIX, MIDDLE, CUT = 178, 5, 384
-RANK, ALPHA, RATE = 64, 16, 1e-4
-CHARACTERS_A_TOKEN, ENTITIES, TYPES = 0.75, 4, 9
+sys.path.insert(0, str(Path(__file__).parent))
+from processes import run_parts
+from training_steps import GIB, PREFIX, RATE, TYPES, Memory, Steps, read_steps_of, steps_of
+
+CUT = 384
+RANK, ALPHA = 64, 16
+PACK_TOKENS = 4096
+GROUPED = 49 / 92  # tokens of an answer in `grouped` for one in `jsonl`, of CMeEE under Phi-4's vocabulary
 AS_WRITTEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-GIB = 2**30
 BASES = ("bf16", "fp8", "nf4", "int8")
 
 
@@ -55,7 +56,8 @@ def main() -> None:
     options.add_argument(
         "--only",
         nargs="+",
-        help="seed, seed-all, fp8, bf16, nf4, fp8-spans, fp8-spans-instruction on a GPU; seed, ours, choices on a CPU",
+        help="seed, seed-all, bf16, nf4, fp8, fp8-grouped, fp8-spans, fp8-spans-instruction on a GPU; "
+        "seed, ours, choices on a CPU",
     )
     options.add_argument("--keep", nargs="+", default=["some"], help="none, some, most: what layers keep for backward")
     options.add_argument("--lengths", type=Path)
@@ -65,6 +67,7 @@ def main() -> None:
     options.add_argument("--optimizer", default="adamw", choices=["adamw", "adamw_8bit"])
     options.add_argument("--peer", help="command of a peer's script")
     options.add_argument("--no-compile", action="store_true")
+    options.add_argument("--no-graphs", action="store_true", help="launch every kernel of a step by itself")
     options.add_argument("--profile", action="store_true", help="print the kernels of one step")
     options.add_argument("--minutes", type=float, default=5, help="of all parts together")
     options.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -82,7 +85,7 @@ def main() -> None:
     }
     if chosen.peer:
         commands["peer"] = shlex.split(chosen.peer)
-    found = _run_all(commands, chosen.minutes * 60)
+    found = run_parts(commands, chosen.minutes * 60)
     for row in found.values():
         for other in ("seed", "peer"):
             if "ms_per_step" in found.get(other, {}) and "ms_per_step" in row:
@@ -136,94 +139,12 @@ def _ourselves(chosen: argparse.Namespace) -> list[str]:
     given += ["--steps", str(chosen.steps)]
     given += ["--layers", str(chosen.layers), "--optimizer", chosen.optimizer]
     given += ["--lengths", str(chosen.lengths)] if chosen.lengths else []
-    return given + [flag for flag in ("--no-compile", "--profile") if getattr(chosen, flag[2:].replace("-", "_"))]
+    return given + [
+        flag for flag in ("--no-compile", "--no-graphs", "--profile") if getattr(chosen, flag[2:].replace("-", "_"))
+    ]
 
 
-def _run_all(commands: dict[str, list[str]], seconds: float) -> dict[str, dict[str, Any]]:
-    """The figures of each command; the seconds that are left are divided by the commands that are left."""
-    found: dict[str, dict[str, Any]] = {}
-    end = time.monotonic() + seconds
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for number, (name, command) in enumerate(commands.items()):
-        share = (end - time.monotonic()) / (len(commands) - number)
-        row = found[name] = {}
-        try:
-            _process(name, command, share, row)
-        except KeyboardInterrupt:
-            row |= {"stopped": True}
-            print("stopped; what is measured so far:", file=sys.stderr)
-            break
-    return found
-
-
-def _process(name: str, command: list[str], seconds: float, row: dict[str, Any]) -> None:
-    """Run a command for so many seconds at most, with the last JSON object that it prints in `row`."""
-    print(f"{name}: at most {seconds:.0f} s", file=sys.stderr)
-    errors: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        timer = threading.Timer(max(1.0, seconds), process.kill)
-        timer.start()
-        reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()))
-        reader.start()
-        try:
-            for line in process.stdout or ():
-                if not line.startswith("{"):
-                    print(line, end="", file=sys.stderr)
-                    continue
-                row |= json.loads(line)
-                if "steps" in row:
-                    print(f"{name}: {row['steps']} steps, {row['ms_per_step']} ms each", file=sys.stderr)
-            if process.wait() < 0 and row:
-                row |= {"stopped": True}
-        finally:
-            process.kill()
-            timer.cancel()
-            reader.join(5)
-    if not row:
-        row |= {"error": "".join(errors)[-1500:] or f"no step in {seconds:.0f} s; raise --minutes"}
-
-
-def steps_of(chosen: argparse.Namespace) -> Iterator[list[Any]]:
-    """The examples of step after step, with random ids."""
-    from spantune.encoding import Example
-
-    if chosen.lengths:
-        lengths = json.loads(chosen.lengths.read_text())
-    else:
-        draw = random.Random(0)
-        lengths = [[round(draw.lognormvariate(4.1, 0.55)), round(draw.lognormvariate(4.25, 0.65))] for _ in range(2000)]
-    draw = random.Random(7)
-    prefix = [draw.randrange(100000) for _ in range(PREFIX)]
-    number = 0
-    while True:
-        step = []
-        for _ in range(chosen.examples):
-            text, answer = lengths[number % len(lengths)]
-            ids = prefix + [draw.randrange(100000) for _ in range(text + MIDDLE + answer + 1)]
-            step.append(Example(str(number), tuple(ids), PREFIX + text + MIDDLE))
-            number += 1
-        yield step
-
-
-def read_steps_of(chosen: argparse.Namespace, prefix: tuple[int, ...]) -> Iterator[list[Any]]:
-    """The same texts as examples that are read."""
-    from spantune.encoding import Characters, SpanExample
-
-    draw = random.Random(7)
-    for step in steps_of(chosen):
-        examples = []
-        for written in step:
-            text = written.ids[PREFIX : written.answer_start - MIDDLE]
-            size = max(1, round(CHARACTERS_A_TOKEN * len(text)))
-            token = tuple(len(prefix) + place * len(text) // size for place in range(size))
-            firsts = [draw.randrange(size) for _ in range(ENTITIES)]
-            gold = tuple((first, min(size - 1, first + draw.randrange(6)), draw.randrange(TYPES)) for first in firsts)
-            characters = Characters(token, (0,) * size, (0,) * size, tuple(draw.randrange(100000) for _ in range(size)))
-            examples.append(SpanExample(written.id, (*prefix, *text), len(prefix), characters, gold))
-        yield examples
-
-
-def timed(chosen: argparse.Namespace, step: Callable[[list[Any]], None], work: Iterator[list[Any]]) -> dict[str, Any]:
+def timed(chosen: argparse.Namespace, step: Callable[[], object], memory: Memory | None = None) -> dict[str, Any]:
     """Run the steps; the first three, on a CPU the first, are not counted."""
     cuda = chosen.device == "cuda"
     warm = 3 if cuda else 1
@@ -231,59 +152,65 @@ def timed(chosen: argparse.Namespace, step: Callable[[list[Any]], None], work: I
     host: list[float] = []
     found: dict[str, Any] = {}
     for number in range(warm + chosen.steps):
-        examples = next(work)
+        if memory is not None and number >= warm:
+            memory.begin()
         start = time.perf_counter()
-        step(examples)
+        step()
         host.append(time.perf_counter() - start)
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-        if number == warm - 1 and cuda:
-            torch.cuda.reset_peak_memory_stats()
+        if memory is not None and number >= warm:
+            memory.end()
         if number >= warm:
-            found = _figures(chosen, seconds, host, warm)
+            found = _figures(chosen, seconds[warm:], host[warm:], memory) | {"first_s": round(seconds[0], 1)}
             print(json.dumps(found), flush=True)  # so that a part that is stopped has figures too
     if chosen.profile and cuda:
-        _profile(step, next(work))
+        _profile(step)
     return found
 
 
-def _figures(chosen: argparse.Namespace, seconds: list[float], host: list[float], warm: int) -> dict[str, Any]:
+def _figures(
+    chosen: argparse.Namespace, seconds: list[float], host: list[float], memory: Memory | None
+) -> dict[str, Any]:
     """The figures of the steps so far."""
     cuda = chosen.device == "cuda"
-    median = statistics.median(seconds[warm:])
-    peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    median = statistics.median(seconds)
+    if memory is not None:
+        peak = memory.peak
+    else:
+        peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "ms_per_step": round(1000 * median, 1),
-        "fastest_ms": round(1000 * min(seconds[warm:]), 1),
-        "host_ms": round(1000 * statistics.median(host[warm:]), 1),  # until the last kernel is launched
-        "first_s": round(seconds[0], 1),
+        "fastest_ms": round(1000 * min(seconds), 1),
+        "host_ms": round(1000 * statistics.median(host), 1),  # until the last kernel is launched
         "examples_per_s": round(chosen.examples / median, 2),
         "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
         "peak_gib": round(peak / GIB, 2),
-        "steps": len(seconds) - warm,
+        "steps": len(seconds),
     }
 
 
-def _profile(step: Callable[[list[Any]], None], examples: list[Any]) -> None:
+def _profile(step: Callable[[], object]) -> None:
+    """Print what the GPU does in a step, and for how long it waits."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as found:
-        step(examples)
+        step()
         torch.cuda.synchronize()
     rows = sorted(found.key_averages(), key=lambda row: -row.self_device_time_total)
     total = sum(row.self_device_time_total for row in rows)
-    print(f"kernels: {total / 1000:.1f} ms")
+    times = [event.time_range for event in found.events() if event.device_time_total]
+    span = max(time.end for time in times) - min(time.start for time in times)
+    print(f"kernels: {total / 1000:.1f} ms, from the first to the last {span / 1000:.1f} ms")
     for row in rows[:32]:
         print(f"{row.self_device_time_total / 1000:8.2f} ms {row.count:6d} × {row.key[:110]}")
 
 
 def phi4(chosen: argparse.Namespace, base: str) -> Any:
     """A randomly initialised model of Phi-4's shape on the GPU, made layer by layer in its final form."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sys.path.insert(0, str(Path(__file__).parent))
     from random_phi4 import CONFIG
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from spantune.models import NAME, to_fp8
 
@@ -319,48 +246,30 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
     from torch._dynamo.utils import counters
 
     from spantune.core import config
-    from spantune.models import attach, compile_layers
+    from spantune.models import attach, compile_layers, graph_limit, graph_packs
 
     base, _, way = chosen.part.partition("-")
     model = phi4(chosen, base)
     model, _ = attach(model, config.Lora(rank=RANK, alpha=ALPHA))
-    if way:
-        step, work = _read_step(chosen, model, (0,) * (PREFIX if way == "spans-instruction" else 1))
-    else:
-        step, work = _packed_step(chosen, model.train(), 4096), steps_of(chosen)
     if not chosen.no_compile:
         compile_layers(model, chosen.keep[0])
         model.enable_input_require_grads()  # the first layer is then compiled as the others are
-    found = timed(chosen, step, work)
+    if way.startswith("spans"):
+        step = _read_steps(chosen, model, (0,) * (PREFIX if way == "spans-instruction" else 1))
+    else:
+        share = GROUPED if way == "grouped" else 1.0
+        step = Steps(model, steps_of(chosen, share), PACK_TOKENS, optimizer=chosen.optimizer)
+    if not chosen.no_graphs and step.usual_tokens <= graph_limit(model):
+        graph_packs(model, PACK_TOKENS)
+    found = timed(chosen, step, Memory(model))
     found["graphs"] = counters["stats"]["unique_graphs"]
     return {**found, "base": chosen.part, "keep": chosen.keep[0]}
 
 
-def _packed_step(chosen: argparse.Namespace, model: Any, budget: int) -> Callable[[list[Any]], None]:
-    """The step of `spantune train`, collating, clipping and the guard included."""
+def _read_steps(chosen: argparse.Namespace, model: Any, prefix: tuple[int, ...]) -> Steps:
+    """The step with `task.answer=spans`, after a head is added to the model."""
     from spantune.core import config
-    from spantune.encoding import shared_prefix
-    from spantune.training import Collator, StepGuard, StepRunner
-
-    settings = config.Train(optimizer=chosen.optimizer, learning_rate=RATE)
-    collator = Collator(settings, (), budget, 0)
-    runner = StepRunner(model, collator, settings, StepGuard("stop"))
-    numbers = itertools.count(1)
-
-    def step(examples: list[Any]) -> None:
-        collator.prefix = examples[0].ids[: shared_prefix(examples)]
-        runner.run(collator(examples), next(numbers), 1.0)
-
-    return step
-
-
-def _read_step(
-    chosen: argparse.Namespace, model: Any, prefix: tuple[int, ...]
-) -> tuple[Callable[[list[Any]], None], Iterator[list[Any]]]:
-    """The step of `spantune train` with `task.answer=spans`, and its examples."""
-    from spantune.core import config
-    from spantune.models import HeadConfig, SpanHead, attach_head
-    from spantune.training import Collator, StepGuard, StepRunner
+    from spantune.models import HeadConfig, SpanHead, attach_head, park_output_layer
 
     spans = config.Spans(longest=32, types="learnt")
     shape = model.config
@@ -372,15 +281,10 @@ def _read_step(
         **spans.model_dump(include={"view", "instruction", "size", "convolution", "types"}),
     )
     attach_head(model, SpanHead(head_config, spans.dropout).to("cuda"))
-    settings = config.Train(optimizer=chosen.optimizer, learning_rate=RATE)
-    collator = Collator(settings, prefix, 4096, 0, spans)
-    runner = StepRunner(model.train(), collator, settings, StepGuard("stop"), head_rate=spans.learning_rate)
-    numbers = itertools.count(1)
-
-    def step(examples: list[Any]) -> None:
-        runner.run(collator(examples), next(numbers), 1.0)
-
-    return step, read_steps_of(chosen, prefix)
+    park_output_layer(model)
+    torch.cuda.empty_cache()
+    options = {"spans": spans, "head_rate": spans.learning_rate, "optimizer": chosen.optimizer}
+    return Steps(model, read_steps_of(chosen, prefix), PACK_TOKENS, prefix, **options)
 
 
 def seed_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -393,7 +297,8 @@ def seed_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
     model.enable_input_require_grads()
     model = get_peft_model(model, LoraConfig(target_modules=targets, r=RANK, lora_alpha=ALPHA, lora_dropout=0.1))
     model.train()
-    return timed(chosen, _padded_step(model, 100349, CUT, torch.device("cuda")), steps_of(chosen))
+    step, work = _padded_step(model, 100349, CUT, torch.device("cuda")), steps_of(chosen)
+    return timed(chosen, lambda: step(next(work)))
 
 
 def _padded_step(model: Any, padding: int, cut: int | None, device: torch.device) -> Callable[[list[Any]], None]:
@@ -440,10 +345,11 @@ def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
         loaded.model.set_attn_implementation("sdpa")
         settings = LoraConfig(target_modules=AS_WRITTEN, r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.1)
         model = get_peft_model(loaded.model, settings).train()
-        step = _padded_step(model, loaded.tokenizer.pad_token_id, CUT, cpu)
+        padded, work = _padded_step(model, loaded.tokenizer.pad_token_id, CUT, cpu), _in_turn(chosen, prepared.examples)
+        found = timed(chosen, lambda: padded(next(work)))
     else:
-        step = _packed_step(chosen, attach(loaded.model, lora)[0].train(), DEFAULT_PACK_TOKENS["cpu"])
-    found = timed(chosen, step, _in_turn(chosen, prepared.examples))
+        model, work = attach(loaded.model, lora)[0], _in_turn(chosen, prepared.examples)
+        found = timed(chosen, Steps(model, work, DEFAULT_PACK_TOKENS["cpu"], prepared.prefix))
     return {**found, "base": str(loaded.dtype).removeprefix("torch.")}
 
 

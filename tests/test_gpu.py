@@ -34,8 +34,11 @@ from spantune.models import (
     Places,
     SpanPack,
     attach,
+    causal_lm,
     compile_layers,
+    graph_packs,
     has_fp8,
+    release_graphs,
     require_head,
     spans,
     to_fp8,
@@ -81,7 +84,7 @@ def packed(chosen: list[Example]) -> PackTensors:
     return PackTensors(**tensors(layout(chosen[0].ids[: shared_prefix(chosen)], chosen))).to(GPU)
 
 
-def model(base: str = "bf16", family: str = "phi3", **changes: Any) -> Any:
+def model(base: str = "bf16", family: str = "phi3", dropout: float = 0.0, **changes: Any) -> Any:
     """A training model on the GPU whose weights are as narrow as a real one's and whose adapters are away from zero."""
     made: Any = tiny_model(family, vocabulary=280, **{**SHAPE, **changes})
     with torch.no_grad():
@@ -89,7 +92,7 @@ def model(base: str = "bf16", family: str = "phi3", **changes: Any) -> Any:
             parameter *= 0.2 if parameter.dim() > 1 else 1
     made = made.to(torch.float32 if base == "fp32" else torch.bfloat16)
     made = to_fp8(made, GPU, made.lm_head) if base == "fp8" else made.to(GPU)
-    made, _ = attach(made, config.Lora(rank=8, alpha=16))
+    made, _ = attach(made, config.Lora(rank=8, alpha=16, dropout=dropout))
     torch.manual_seed(3)
     for name, parameter in made.named_parameters():
         if "lora_" in name:
@@ -152,6 +155,13 @@ def test_fp8_products_on_the_gpu_are_near_bf16_and_equal_those_of_the_cpu(fp8: N
         assert far(ours, exact) < 0.04 and far(ours, on_cpu) < 0.005
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (128, 256), (200, 130), (16, 400), (7680, 5120)])
+def test_a_turned_matrix_is_the_transposed_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randint(0, 256, shape, dtype=torch.uint8, device=GPU)
+    found = torch.ops.spantune.turned(matrix.view(torch.float8_e4m3fn))
+    assert found.is_contiguous() and torch.equal(found.view(torch.uint8), matrix.t())
+
+
 def test_a_model_becomes_fp8_without_a_second_copy_on_the_gpu(fp8: None) -> None:
     made = tiny_model("phi3", vocabulary=280, hidden_size=1024, intermediate_size=4096, num_hidden_layers=8)
     made = made.to(torch.bfloat16)
@@ -185,6 +195,36 @@ def test_a_compiled_step_is_the_eager_one(fp8: None, base: str, keep: Keep) -> N
         else:
             assert far(found[1], gradient) < 0.05
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2
+
+
+@pytest.mark.parametrize("family", HEADS)
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_graphs_of_packs_are_the_plain_passes(family: str, dropout: float) -> None:
+    """The first pack runs plainly, all others by graphs; the packs of a step add to the same gradients."""
+    made = model("bf16", family, dropout, **HEADS[family])
+    packs = [packed(drawn(count, seed=count)) for count in (3, 9, 5)]
+    graph_packs(made, 2048)
+    forward = causal_lm(made).base_model.forward
+    rounds = []
+    for number in range(4):
+        if number == 3:
+            release_graphs(made)
+        torch.manual_seed(11)
+        made.zero_grad()
+        losses = []
+        for pack in packs:
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = pack_loss(made, pack, torch.bfloat16) / len(pack.index)
+            loss.backward()
+            losses.append(loss.item())
+            del loss  # what it holds belongs to the default stream
+        rounds.append((losses, torch.cat([p.grad.flatten().clone() for p in made.parameters() if p.grad is not None])))
+        assert len(forward.graphs) == len(packs) - (number == 0)
+    (losses, wanted), *others = rounds
+    for found_losses, found in others:
+        assert found_losses == pytest.approx(losses, rel=1e-3) and far(found, wanted) < 0.01
+    alone = [step(made, pack) for pack in packs]
+    assert dropout or [loss for loss, _ in alone] == pytest.approx(losses, rel=1e-3)
 
 
 def test_a_step_that_really_runs_out_of_memory_is_split_and_loses_nothing() -> None:

@@ -45,8 +45,10 @@ def _script(folder: Path) -> None:
     from spantune.training import train
 
     rank = int(os.environ["RANK"])
+    counts = _counted()
     outcomes: list[dict[str, Any]] = []
     for job in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):
+        counts.clear()
         if rank == 1:
             _arrange(*job.get("event", (None, 0)))
         if "copy" in job and rank == 0:
@@ -59,10 +61,26 @@ def _script(folder: Path) -> None:
                 result = train(resume=job["resume"])
             else:
                 result = train(parse_config(job["recipe"], overrides=job.get("rank_1", []) if rank == 1 else []))
-            outcomes.append({"f1": result.scores.micro.f1})
+            outcomes.append({"f1": result.scores.micro.f1, "extracted": sum(counts)})
         except (SpantuneError, Stopped) as error:
             outcomes.append({"error": str(error)})
     (folder / f"outcomes-{rank}.json").write_text(json.dumps(outcomes), encoding="utf-8")
+
+
+def _counted() -> list[int]:
+    """The numbers of documents that this process extracts from, evaluation by evaluation."""
+    from spantune.extraction import Extractor
+
+    counts: list[int] = []
+    stream = Extractor.stream
+
+    def counting(self: Any, documents: Any, **options: Any) -> Any:
+        some = list(documents)
+        counts.append(len(some))
+        return stream(self, some, **options)
+
+    Extractor.stream = counting  # type: ignore[method-assign]
+    return counts
 
 
 def _command(folder: Path, recipe: dict[str, Any]) -> None:

@@ -137,7 +137,7 @@ def test_a_compiled_step_is_the_eager_one_for_packs_of_any_size_and_keeps_what_i
     cached = Counter(torch._dynamo.utils.counters["aot_autograd"]) - cached
     assert cached["autograd_cache_bypass"] == 0 < cached["autograd_cache_hit"] + cached["autograd_cache_miss"]
     plain = {"model": {"source": "x", "base": "fp32"}, "task": {"labels": ["a"]}, "data": {"train": "t"}}
-    recipe = parse_config({**plain, "train": {"keep": "some", "compile": "on"}})
+    recipe = parse_config({**plain, "lora": {"rank": 4}, "train": {"keep": "some", "compile": "on"}})
     predicted = len(packs[0].ids) * _stored_bytes(tiny_model("phi3", **SHAPE), recipe, CPU)
     assert saved_bytes(made, packs[0]) == predicted
 

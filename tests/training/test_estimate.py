@@ -11,11 +11,12 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from helpers.fakes import tiny_model
 from helpers.real import bench
 from spantune.core import Config, config, parse_config
-from spantune.models import attach, attach_head, load, make_head
+from spantune.models import attach, attach_head, load, make_head, own_output_weights
 from spantune.training import estimate, make_plan, prepare
-from spantune.training.estimate import GIB, checkpointing, compiling, fitting, predict_memory
+from spantune.training.estimate import GIB, HeadLoad, checkpointing, compiling, fitting, graphing, predict_memory
 from spantune.training.plan import MEMORY, skeleton
 from spantune.training.preparation import Prepared
 
@@ -60,9 +61,11 @@ def test_each_part_is_what_its_setting_makes_it(phi4: Any) -> None:
         assert least * linear < found - 2 * embeddings < 1.05 * least * linear
     assert parts(train={"optimizer": "adamw_8bit"})["optimizer_gib"] == plain["optimizer_gib"] / 4
     none, some, most = (parts(model={"base": "fp8"}, train={"keep": keep}) for keep in ("none", "some", "most"))
-    # attention 40 x 128 and its log-sum-exp, then qkv and o; gate_up is wide, down's output is in the sum
-    assert (some["activations_gib"] - none["activations_gib"]) * GIB == 3000 * 40 * (2 * (5120 + 7680 + 5120) + 160)
-    assert (most["activations_gib"] - some["activations_gib"]) * GIB == 3000 * 40 * 2 * 35840
+    # attention 40 x 128 and its log-sum-exp, then qkv and o; gate_up is wide, down's output is in the sum; and the low
+    # ranks of all that is kept
+    kept = 2 * (5120 + 7680 + 5120 + 3 * 64) + 160
+    assert (some["activations_gib"] - none["activations_gib"]) * GIB == 3000 * 40 * kept
+    assert (most["activations_gib"] - some["activations_gib"]) * GIB == 3000 * 40 * 2 * (35840 + 64)
     narrow = parts(model={"base": "bf16"}, lora={"targets": ["o_proj"]})
     assert narrow["activations_gib"] < plain["activations_gib"]  # only products with an adapter are ours to keep
     recomputed, eager = (
@@ -71,6 +74,32 @@ def test_each_part_is_what_its_setting_makes_it(phi4: Any) -> None:
     assert none["activations_gib"] == recomputed < eager
     padded = parts(train={"pack": "none"})
     assert padded["logits_gib"] == plain["logits_gib"] * 3000 / 256  # the model's own loss makes all logits
+
+
+@pytest.mark.parametrize(
+    ("sections", "wanted"),
+    [
+        ({}, True),
+        ({"train": {"compile": "off", "gradient_checkpointing": "off"}}, True),
+        ({"train": {"graphs": "off"}}, False),
+        ({"train": {"compile": "off"}}, False),  # its layers are recomputed
+        ({"train": {"pack": "none"}}, False),
+        ({"model": {"base": "nf4"}, "train": {"compile": "on"}}, False),
+        ({"distributed": {"strategy": "fsdp"}}, False),
+    ],
+)
+def test_where_packs_can_become_graphs(sections: dict[str, Any], wanted: bool) -> None:
+    assert graphing(recipe(**sections), CUDA) is wanted
+    assert not graphing(recipe(**sections), CPU)
+
+
+def test_where_spans_are_read_an_output_layer_of_its_own_takes_nothing(phi4: Any) -> None:
+    writing, reading = (
+        predict_memory(phi4, recipe(model={"base": "bf16"}), CUDA, 3000, head).base_gib
+        for head in (None, HeadLoad(1000, 1.0, 1.0))
+    )
+    assert (writing - reading) * GIB == pytest.approx(2 * 100352 * 5120)
+    assert own_output_weights(skeleton(tiny_model("gemma3_text").config)) == 0  # the table of embeddings
 
 
 def test_full_fine_tuning_takes_sixteen_bytes_a_weight_on_either_base(phi4: Any) -> None:

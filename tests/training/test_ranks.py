@@ -20,7 +20,7 @@ Tree = Callable[..., dict[str, Any]]
 STEPS = 5
 SETTINGS: dict[str, Any] = {
     "train": {"max_steps": STEPS, "eval_steps": STEPS, "learning_rate": 2e-3, "eval_before": False, "save_steps": 2},
-    "data": {"test_limit": 6},
+    "data": {"test_limit": 5},
     "extract": {"max_new_tokens": 24},
     "track": {"swanlab": "off"},
     "model": {"device": "cpu"},
@@ -96,6 +96,8 @@ def test_two_ranks_train_as_one_does(name: str, runs: Any) -> None:
         assert all("f1" in outcomes[place] for place in (0, 2, 3, 4)), errors
     assert_same(folder / name, folder / ("one-read" if name.endswith("read") else "one"))
     assert RunFolder(folder / name).environment()["ranks"] == "2"
+    place = {"ddp": 0, "fsdp": 2, "ddp-read": 3, "fsdp-read": 4}[name]
+    assert [outcomes[place]["extracted"] for _, outcomes, _ in ranks] == [5, 4]  # of 4 dev and 5 test documents
     log = RunFolder(folder / name).log_file.read_text(encoding="utf-8")
     assert ("weights of the layers are divided over 2 ranks" in log) == name.startswith("fsdp")
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 SERVER = "Asking a server"
-"""The section of the help page for the options of `--engine openai`."""
+"""The section of the help page for the options of `--url`, with `--engine openai` or `ray`."""
 
 MANY = "Many processes"
 """The section of the help page for the options of `--devices` and `--engine ray`."""
@@ -114,7 +114,9 @@ def extract(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="How many processes of Ray hold the model. One for each GPU, or CPU core, if not given.",
+            help="How many processes of Ray hold the model. If not given, one for each GPU; without GPUs one for four "
+            "CPU cores of this machine, or each core of a cluster. With --url: how many ask the server, one if not "
+            "given.",
             min=1,
             rich_help_panel=MANY,
         ),
@@ -175,14 +177,18 @@ def extract(
 
         spantune extract runs/demo s3://notes/2026/ --engine ray --address auto --to parquet --out s3://notes/entities
     """
+<<<<<<< HEAD
     from spantune.extraction import Tally, Target, Task, Texts, parse_devices
+=======
+    from spantune.extraction import Cluster, Server, Tally, Target, Task, Texts, parse_devices
+>>>>>>> w-scale
     from spantune.report import ExtractionView
 
     if engine != "ray" and (address, workers, gpus_per_worker) != (None, None, None):
         raise ConfigError("--address, --workers and --gpus-per-worker are of Ray; give --engine ray too")
     if engine != "local" and devices is not None:
         raise ConfigError(f"--devices is of --engine local, not {engine}; for Ray there is --workers")
-    if (engine == "openai") != (url is not None):
+    if (engine == "openai" and url is None) or (engine == "local" and url is not None):
         raise ConfigError("--engine openai and --url belong together; give both, or neither to decode here")
     if url is None and (model is not None or grammar != "auto"):
         raise ConfigError("--model and --grammar are of a server; give --engine openai and --url too")
@@ -200,7 +206,12 @@ def extract(
                 raise ConfigError(
                     f"{option} is not of --engine ray, which writes a folder of parts; drop one of the two"
                 )
-        task = Task(run, tuple(files), recipe.extract, format, min_score, device, accept_changes)
+        if url is not None and gpus_per_worker is not None:
+            raise ConfigError(
+                "--gpus-per-worker is of models that workers hold; with --url they hold none: leave it out"
+            )
+        server = Server(url, model, grammar, concurrency, timeout) if url is not None else None
+        task = Task(run, tuple(files), recipe.extract, format, min_score, device, accept_changes, server)
         raise typer.Exit(_on_ray(task, Cluster(address, workers, gpus_per_worker), out, to, resume=resume))
     chosen_devices = parse_devices(devices, device) if devices is not None else ()
     labels = RunFolder(run).task().labels if to == "label_studio" else ()
@@ -227,7 +238,7 @@ def extract(
 
             return load_run(run, device, recipe.extract, min_score, accept_changes=accept_changes)
         quiet()
-        from spantune.extraction import Server, load_remote
+        from spantune.extraction import load_remote
 
         server = Server(url, model, grammar, concurrency, timeout)
         return load_remote(run, server, recipe.extract, min_score, accept_changes=accept_changes)

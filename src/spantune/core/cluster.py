@@ -23,6 +23,8 @@ CONNECT_SECONDS = 10.0
 """How long an address may take to accept a connection."""
 HEALTH_SECONDS = 20.0
 """How long the head of a cluster may take to say that it is well."""
+CORES = 4
+"""Threads of a worker without a GPU, on this machine alone: they share a model, which each worker has to load."""
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^\s/:]+|\[[^\]]+\]):(?P<port>\d{1,5})")
 _OBJECT_STORE = 256 << 20
 
@@ -34,7 +36,8 @@ class Cluster:
     Args:
         address: `HOST:PORT` of a cluster's head, `ray://HOST:PORT` of its client server, or `auto`; None for this
             machine alone.
-        workers: processes that hold the model; one for each GPU if not given, or without GPUs for each CPU core.
+        workers: processes that hold the model. If not given, one for each GPU; without GPUs one for each CPU core of a
+            cluster, and on this machine alone one for every `CORES`, which are its threads.
         gpus_per_worker: GPUs of each, which may be a fraction; 1 if not given and there are GPUs.
     """
 
@@ -156,7 +159,8 @@ def resources_of(ray: Any, cluster: Cluster, device: str) -> Resources:
         each = 1.0 if gpus and device != "cpu" else 0.0
     if device == "cuda" and not each:
         raise ConfigError("--device cuda: Ray sees no GPU; give --device cpu, or add machines with GPUs to the cluster")
-    workers = cluster.workers or max(1, int(gpus // each) if each else cpus)
+    alone = cluster.address is None  # on several machines a worker must fit on the smallest
+    workers = cluster.workers or max(1, int(gpus // each) if each else -(-cpus // CORES) if alone else cpus)
     if workers * each > gpus:
         raise ConfigError(
             f"{number(workers, 'worker')} with {each:g} GPUs each need {workers * each:g}, and Ray sees {gpus:g}; "
@@ -164,5 +168,4 @@ def resources_of(ray: Any, cluster: Cluster, device: str) -> Resources:
         )
     if workers > cpus:
         raise ConfigError(f"{number(workers, 'worker')} need a CPU core each, and Ray sees {cpus}; lower --workers")
-    alone = cluster.address is None  # on several machines a worker must fit on the smallest
     return Resources(workers, max(1, cpus // workers) if alone and not each else 1, each)

@@ -312,6 +312,9 @@ class Train(Section):
     keep: Keep = "some"
     """What compiled layers keep in memory for the backward pass: `none` (the least memory), `some` (attention and
     narrow matrix products) or `most` (all matrix products)."""
+    graphs: Literal["auto", "off"] = "auto"
+    """Launch the passes over a pack as CUDA graphs, in one go. `auto`: on CUDA with shared packs, where these are so
+    short that the GPU would wait for the host, and layers are not recomputed as a whole."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute layers in the backward pass to save memory, if they are not compiled. `auto`: on CUDA."""
     eval_steps: int | None = Field(None, ge=1)

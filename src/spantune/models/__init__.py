@@ -12,6 +12,8 @@ from spantune.models.architecture import (
     is_wide,
     kv_heads,
     layer_kinds,
+    own_output_weights,
+    park_output_layer,
     softcap_of,
     vocabulary_size,
     window_of,
@@ -48,8 +50,13 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
+<<<<<<< HEAD
 from spantune.models.packed import pack_weights
 from spantune.models.sharding import divide_layers
+=======
+from spantune.models.pack_graphs import graph_limit, graph_packs, release_graphs
+from spantune.models.sharding import divide_layers, gather_layers
+>>>>>>> w-scale
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
 from spantune.models.span_head import (
@@ -67,7 +74,7 @@ from spantune.models.span_head import (
     require_head,
     save_head,
 )
-from spantune.models.span_packs import SpanPack, layout_spans, pack_spans, span_logits
+from spantune.models.span_packs import SpanPack, layout_spans, moved, pack_spans, span_logits
 from spantune.models.trained import (
     copy_trained,
     is_shareable,
@@ -116,6 +123,9 @@ __all__ = [
     "divide_layers",
     "few_logits",
     "fold_lora",
+    "gather_layers",
+    "graph_limit",
+    "graph_packs",
     "has_fp8",
     "hash_files",
     "hash_model",
@@ -138,11 +148,17 @@ __all__ = [
     "load_tokenizer",
     "load_trained",
     "make_head",
+    "moved",
     "open_together",
     "open_trained",
+    "own_output_weights",
     "pack_spans",
     "pack_view",
+<<<<<<< HEAD
     "pack_weights",
+=======
+    "park_output_layer",
+>>>>>>> w-scale
     "pick_device",
     "pick_dtype",
     "pinned",
@@ -151,6 +167,7 @@ __all__ = [
     "read_files",
     "read_head_config",
     "read_lora",
+    "release_graphs",
     "reload_trained",
     "require_base",
     "require_dora",

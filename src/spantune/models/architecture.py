@@ -79,6 +79,18 @@ def is_wide(outputs: int, inputs: int) -> bool:
     return outputs > WIDE * inputs
 
 
+def own_output_weights(model: CausalLM) -> int:
+    """Return the number of weights of an output layer that is not the table of token embeddings; 0 where it is."""
+    output = model.get_output_embeddings()
+    return 0 if output is None or output.weight is model.get_input_embeddings().weight else output.weight.numel()
+
+
+def park_output_layer(model: CausalLM) -> None:
+    """Move an output layer with weights of its own to the CPU, since reading spans does not use it."""
+    if own_output_weights(model):
+        model.get_output_embeddings().to("cpu")
+
+
 def vocabulary_size(model: CausalLM) -> int:
     """Return the number of logits of the model, which may be more than its tokenizer's vocabulary."""
     return model.get_output_embeddings().weight.shape[0]

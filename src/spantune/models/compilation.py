@@ -34,8 +34,14 @@ Forward: TypeAlias = Callable[..., object]
 def compile_layers(model: CausalLM, keep: Keep) -> int:
     """Compile the training forward of each decoder layer of `model`; returns the number of layers."""
     import torch._dynamo
+    import torch.fx.experimental._config
 
     torch._dynamo.config.recompile_limit = max(RECOMPILES, torch._dynamo.config.recompile_limit)
+    # The scale of an adapter would be a tensor on the CPU: each layer then runs eight kernels there, and before the
+    # first step, compiled before or not, torch builds test programs for the CPU's instructions, which takes 43 s.
+    torch._dynamo.config.specialize_float = True
+    # two sizes that happen to be equal in the first pack need not be so in the next one
+    torch.fx.experimental._config.use_duck_shape = False
     layers = decoder_layers(model)
     for layer in layers:
         layer.forward = _only_in_training(

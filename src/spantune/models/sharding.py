@@ -39,3 +39,10 @@ def divide_layers(model: CausalLM, device: torch.device, ranks: int) -> int:
     # the root gathers the next layer while one computes; it divides nothing itself
     fully_shard(base, mesh=mesh, reshard_after_forward=False, ignored_params=set(base.parameters()) - divided)
     return count
+
+
+def gather_layers(model: CausalLM) -> None:
+    """Take part in a pass of other ranks through divided layers, without computing: gather each layer, and drop it."""
+    for layer in decoder_layers(model):
+        layer.unshard()  # type: ignore[operator]  # fully_shard gives it the method
+        layer.reshard()  # type: ignore[operator]

@@ -25,6 +25,18 @@ from spantune.models.kernels.packs import Spans, spans
 from spantune.models.span_head import Band, require_head
 
 
+def moved(value: Any, device: torch.device) -> Any:
+    """Return a tensor, or the values of a mapping, on `device`; anything else as it is.
+
+    To a GPU the copy waits in the order of its work, and the host does not wait for it.
+    """
+    if isinstance(value, Mapping):
+        return {name: moved(inner, device) for name, inner in value.items()}
+    if not isinstance(value, Tensor) or value.device.type == device.type:
+        return value
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+
+
 @dataclass(frozen=True)
 class SpanPack:
     """A pack as tensors, all of type long.
@@ -54,13 +66,7 @@ class SpanPack:
 
     def to(self, device: torch.device) -> SpanPack:
         """The same pack on `device`."""
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {name: moved(inner) for name, inner in value.items()}
-            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-
-        return SpanPack(**{name: moved(value) for name, value in vars(self).items()})
+        return SpanPack(**moved(vars(self), device))
 
     @property
     def band(self) -> Band:

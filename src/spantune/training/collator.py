@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spantune.core import config
 from spantune.encoding import NO_TARGET, Example, SpanExample, divide, pack_examples
-from spantune.models import SpanPack, pack_spans
+from spantune.models import SpanPack, moved, pack_spans
 from spantune.training.loss import PackTensors, tensors
 from spantune.training.masked import MaskedExample, pack_masked
 
@@ -31,7 +31,7 @@ class PaddedRows:
 
     def to(self, device: torch.device) -> PaddedRows:
         """The same rows on `device`."""
-        return PaddedRows(*(tensor.to(device) for tensor in (self.input_ids, self.attention_mask, self.labels)))
+        return PaddedRows(**moved(vars(self), device))
 
 
 Part = PackTensors | SpanPack | PaddedRows

@@ -30,6 +30,7 @@ from spantune.models import (
     head_weights,
     is_wide,
     linear_modules,
+    own_output_weights,
     pick_device,
     pick_dtype,
 )
@@ -209,6 +210,7 @@ def predict_memory(
     linear = [module for _, module in linear_modules(model)]
     weights = sum(module.weight.numel() for module in linear)
     others = sum(parameter.numel() for parameter in model.parameters()) - weights
+    others -= own_output_weights(model) if head else 0  # which is on the CPU where spans are read
     scales = 4 * sum(module.out_features for module in linear) if base in ("fp8", "int8") else 0
     adapters = adapter_weights(model, recipe.lora)
     of_head = head.weights if head else 0
@@ -267,6 +269,14 @@ def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int
     return min(budget, sum(lengths[-config.filled(recipe.train.batch_examples) :])) if prepared.task.reads else budget
 
 
+def usual_tokens(prepared: Prepared, recipe: Config, device: torch.device, ranks: int = 1) -> float:
+    """Return the tokens of a pack of a usual step on one of `ranks` processes."""
+    shared = len(prepared.prefix)
+    own = sum(len(example.ids) - shared for example in prepared.examples) / len(prepared.examples)
+    budget = recipe.train.pack_tokens or prepared.pack_tokens(device.type)
+    return min(budget, shared + own * config.filled(recipe.train.batch_examples) / ranks)
+
+
 def fitting(
     prepared: Prepared, model: CausalLM, device: torch.device, available_gib: float, ranks: int = 1
 ) -> dict[str, object] | None:
@@ -293,6 +303,13 @@ def checkpointing(recipe: Config, device: torch.device) -> bool:
     return not compiling(recipe, device) and (setting == "on" or (setting == "auto" and device.type == "cuda"))
 
 
+def graphing(recipe: Config, device: torch.device) -> bool:
+    """Whether the passes over a pack can become CUDA graphs."""
+    able = device.type == "cuda" and recipe.train.pack == "shared" and recipe.model.base not in ("nf4", "int8")
+    able = able and recipe.distributed.strategy != "fsdp" and not checkpointing(recipe, device)
+    return able and recipe.train.graphs == "auto"
+
+
 def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     """Bytes that the layers keep for the backward pass, for each token."""
     layers, width = decoder_layers(model), _width(recipe.model.base, device)
@@ -305,12 +322,15 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     size = head_size(model.config)
     every = recipe.model.base == "fp8"
     adapted = coverage(model, recipe.lora).matched
+    rank = 0 if recipe.lora.full else recipe.lora.rank or 0
     outputs = 0
     for layer in layers:
-        *linear, _ = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
-        for name, module in linear:  # but the last, whose output is the sum that the next layer keeps
+        linear = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
+        for name, module in linear:
             if (every or name in adapted) and (recipe.train.keep == "most" or not is_wide(*module.weight.shape)):
-                outputs += module.out_features
+                # not the output of the last, which the next layer keeps as a sum
+                outputs += module.out_features if module is not linear[-1][1] else 0
+                outputs += rank if name in adapted else 0  # of the update, before it is made as wide as the output
     attended = heads * (size * width + 4)  # with its log-sum-exp in fp32
     return len(layers) * (hidden * width + attended) + outputs * width
 

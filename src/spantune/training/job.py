@@ -35,11 +35,15 @@ from spantune.models import (
     compile_layers,
     copy_trained,
     divide_layers,
+    graph_limit,
+    graph_packs,
     load,
     load_trained,
     make_head,
+    park_output_layer,
     pinned,
     public_name,
+    release_graphs,
     reload_trained,
     save_trained,
     silenced,
@@ -59,7 +63,7 @@ from spantune.runs import (
     write_card,
 )
 from spantune.training.collator import Collator
-from spantune.training.estimate import Estimate, checkpointing, compiling
+from spantune.training.estimate import Estimate, checkpointing, compiling, graphing, usual_tokens
 from spantune.training.fingerprint import FIXED, environment, fingerprint, require_unchanged
 from spantune.training.loop import Services, TrainingLoop
 from spantune.training.loss import PackTensors, check_head, tensors
@@ -183,6 +187,7 @@ def _load(prepared: Prepared) -> tuple[Loaded, Coverage]:
     model, coverage = attach(loaded.model, recipe.lora)
     if prepared.task.reads:
         attach_head(model, make_head(model, loaded.tokenizer, prepared.task, recipe.spans))
+        park_output_layer(model)
     if start:
         load_trained(model, start.folder)
     if recipe.train.pack == "shared" and not prepared.task.reads:
@@ -291,8 +296,8 @@ class _Job:
     def _train(self, checkpoint: Path | None, measuring: Measuring, trackers: Trackers | None) -> float:
         """Train as far as is left; returns the seconds that the run has trained in all."""
         settings, records = self.recipe.train, self.ranks.from_main(self.folder.metrics)
-        self._arrange_layers()
         budget = self.prepared.pack_tokens(self.loaded.device.type)
+        self._arrange_layers(budget)
         padding = self.loaded.tokenizer.pad_token_id or 0
         spans = self.recipe.spans if self.prepared.task.reads else None
         collator = Collator(settings, self.prepared.prefix, budget, padding, spans)
@@ -327,11 +332,15 @@ class _Job:
             if not self.ranks.is_main:  # every rank draws its own dropout
                 torch.manual_seed(self.recipe.run.seed + 1009 * self.ranks.rank + loop.step)
             loop.run([record["step"] for record in records if record["split"] == "dev"])
+        release_graphs(self.loaded.model)
         self.ranks.agree(self.stop)
         return clock.seconds
 
-    def _arrange_layers(self) -> None:
-        """Compile the layers, or have them recompute their activations, as recipe and device ask for."""
+    def _arrange_layers(self, tokens: int) -> None:
+        """Compile the layers, or have them recompute their activations, as recipe and device ask for.
+
+        Packs of up to `tokens` tokens become CUDA graphs where recipe and device allow it, and packs are short.
+        """
         model = self.loaded.model
         if compiling(self.recipe, self.loaded.device):
             compile_layers(model, self.recipe.train.keep)
@@ -339,6 +348,9 @@ class _Job:
         elif checkpointing(self.recipe, self.loaded.device):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
+        usual = usual_tokens(self.prepared, self.recipe, self.loaded.device, self.ranks.size)
+        if graphing(self.recipe, self.loaded.device) and usual <= graph_limit(model):
+            graph_packs(model, tokens)
         if self.ranks.in_lockstep:
             count = divide_layers(model, self.loaded.device, self.ranks.size)
             log.info("%s weights of the layers are divided over %d ranks", f"{count:,}", self.ranks.size)

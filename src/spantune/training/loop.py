@@ -25,7 +25,7 @@ import torch
 
 from spantune.core import Stopped, StopRequest, config
 from spantune.encoding import Example, SpanExample
-from spantune.models import load_trained, save_trained
+from spantune.models import load_trained, release_graphs, save_trained
 from spantune.runs import BestAdapter, Checkpoints, step_of
 from spantune.training.collator import Batch
 from spantune.training.estimate import GIB, Estimate
@@ -242,6 +242,7 @@ class TrainingLoop:
     def _evaluate_weights(self) -> bool:
         model = self.runner.model
         model.eval()
+        release_graphs(model)  # extraction needs the memory more
         began = time.monotonic()
         if self.services.view is not None:
             self.services.view.evaluates()
@@ -321,7 +322,7 @@ class TrainingLoop:
     def _prepare_next(self) -> None:
         """Make the batch of the step after the one under way, while the device computes."""
         if self.step + 1 < self.intervals.total:
-            self._next_batch = self._batch(self.step + 1)
+            self._next_batch = self.runner.ready(self._batch(self.step + 1))
 
     def _seconds_left(self, step: int) -> float:
         """Training seconds that are left after `step` steps, by the clock where that ends the run."""

@@ -26,6 +26,7 @@ from spantune.models import (
     capped,
     causal_lm,
     few_logits,
+    moved,
     pack_view,
     softcap_of,
     spans,
@@ -57,13 +58,7 @@ class PackTensors:
 
     def to(self, device: torch.device) -> PackTensors:
         """The same pack on `device`."""
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {name: moved(inner) for name, inner in value.items()}
-            return value.to(device) if isinstance(value, Tensor) else value
-
-        return PackTensors(**{name: moved(value) for name, value in vars(self).items()})
+        return PackTensors(**moved(vars(self), device))
 
     def view(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, object]:
         """Return the keyword arguments of a model's `forward` that say which tokens attend to which."""

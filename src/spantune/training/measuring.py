@@ -4,8 +4,7 @@ What is measured is recorded, shown on the dashboards, and kept in `predictions/
 two documents.
 
 Of several processes each extracts its share of the documents, and all get the extractions of all, in order; figures
-and thresholds are those of rank 0. Where the base is divided over them, every one extracts all documents, since they
-have to take the same passes.
+and thresholds are those of rank 0.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 from spantune.core import DataError, Document, Extraction, Prediction, StopRequest, config, track
 from spantune.data import read_extractions
@@ -21,6 +21,7 @@ from spantune.extraction import Evaluation, Extractor, evaluate, save_prediction
 from spantune.metrics import Scores, score
 from spantune.models import CausalLM, head_of
 from spantune.runs import RunFolder, Trackers
+from spantune.training.lockstep import in_lockstep
 from spantune.training.preparation import Prepared
 from spantune.training.ranks import ALONE, Ranks
 
@@ -148,14 +149,13 @@ class _StoppableExtractor(Extractor):
     def _shared_out(self, documents: list[str | Prediction], strict: bool) -> list[Extraction]:
         """The extractions of all documents, in order, of which this rank makes every so many."""
         ranks = self.ranks
-        own = documents if ranks.in_lockstep else documents[ranks.rank :: ranks.size]
+        own = documents[ranks.rank :: ranks.size]
         extractions: list[Extraction] = []
-        for extraction in track(super().stream(own, strict=strict), "extract, rank 0", len(own), "documents"):
-            extractions.append(extraction)
-            if ranks.is_stop_asked(self._stop):
-                break
+        with in_lockstep(self.model, ranks, self._stop) if ranks.in_lockstep else nullcontext():
+            for extraction in track(super().stream(own, strict=strict), "extract, rank 0", len(own), "documents"):
+                extractions.append(extraction)
+                if ranks.is_stop_asked(self._stop):
+                    break
         ranks.agree(self._stop)
-        if ranks.in_lockstep:
-            return ranks.from_main(lambda: extractions)
         shares = ranks.gather(extractions)
         return [shares[index % ranks.size][index // ranks.size] for index in range(len(documents))]

@@ -117,27 +117,23 @@ class Ranks:
         return value if is_first else make()  # type: ignore[return-value]
 
     def is_stop_asked(self, stop: StopRequest) -> bool:
-        """Whether this rank, or a rank that said so here, is asked to stop; in lockstep all ranks agree on it."""
-        if self.size == 1 or self._store is None:
-            return bool(stop)
-        if self.in_lockstep:
-            self.agree(stop, check=False)
+        """Whether this rank, or a rank that said so here, is asked to stop; in lockstep every pass tells it."""
+        if self.size == 1 or self._store is None or self.in_lockstep:
             return bool(stop)
         if stop:
             self._store.set(self._stop_key, "1")
         return bool(stop) or bool(self._store.check([self._stop_key]))
 
-    def agree(self, stop: StopRequest, *, check: bool = True) -> None:
+    def agree(self, stop: StopRequest) -> None:
         """Let all ranks know of a signal that one of them got.
 
         Raises:
-            Stopped: there was one, and `check` is set.
+            Stopped: there was one.
         """
         number = int(max(number for (number,) in self.table([stop.number or 0])))
         if number:
             stop.number = number
-            if check:
-                raise Stopped(number)
+            raise Stopped(number)
 
     def require_same(self, values: dict[str, str]) -> None:
         """Check that all ranks have the same values, such as the hashes of what they train on.

@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from spantune.core import RunError, config
-from spantune.models import CausalLM, SpanPack, head_of
+from spantune.models import CausalLM, SpanPack, head_of, release_graphs
 from spantune.training.average import WeightAverage
 from spantune.training.collator import Batch, Collator, PaddedRows, Part
 from spantune.training.loss import pack_loss
@@ -86,6 +86,7 @@ class StepRunner:
         """The step after which the optimizer has begun again."""
         self.memory_splits = 0
         """Steps that this process has split since the caller last reset the number."""
+        self._skips_by_itself = settings.optimizer == "adamw"  # as torch's fused optimizers can
         self._autocast = model.get_input_embeddings().weight.dtype == torch.bfloat16
         self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
@@ -111,21 +112,33 @@ class StepRunner:
         self.masters.take_gradients()
         loss = self._over_all_ranks(loss)
         documents = [example.id for example in batch.examples]
-        is_accepted = self.guard.accepts(loss.item(), step, documents)
+        # the head by itself: its gradient is much larger at the beginning
+        norms = [clip_grad_norm_(weights, self.settings.max_grad_norm) for weights in (self.trainable, self._head)]
+        numbers = torch.stack([loss, *(norm.to(loss) for norm in norms)])
+        if self._skips_by_itself:  # before the numbers are read, for which the device would wait
+            self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+            self._update(step)
+        value, norm, head_norm = numbers.tolist()
+        is_accepted = self.guard.accepts(value, step, documents)
         if not is_accepted:
-            self._drop_gradients()
-            loss = torch.zeros_like(loss)
-        norm = float(clip_grad_norm_(self.trainable, self.settings.max_grad_norm))
-        head_norm = 0.0
-        if self._head:  # by itself: its gradient is much larger at the beginning
-            head_norm = float(clip_grad_norm_(self._head, self.settings.max_grad_norm))
-        if is_accepted and self.guard.accepts_gradient(norm + head_norm, step, documents):
+            loss, norm = torch.zeros_like(loss), 0.0
+        is_taken = is_accepted and self.guard.accepts_gradient(norm + head_norm, step, documents)
+        if not self._skips_by_itself:
+            self._update(step, is_taken=is_taken)
+        return StepResult(loss, norm, self.optimizer.param_groups[0]["lr"])
+
+    def _update(self, step: int, *, is_taken: bool = True) -> None:
+        """Change the weights where the step is taken, then their average, and drop the gradients."""
+        if is_taken:
             self.optimizer.step()
             self.masters.give_weights()
         if self._average is not None:
             self._average.update(step - self.first_step)
         self._drop_gradients()
-        return StepResult(loss, norm, self.optimizer.param_groups[0]["lr"])
+
+    def ready(self, batch: Batch) -> Batch:
+        """The batch on the device, without waiting for what the device computes."""
+        return replace(batch, parts=tuple(part.to(self.device) for part in batch.parts))
 
     def begin_again(self, step: int) -> None:
         """Forget the optimizer's moments, and begin the averages with the weights that `step` steps have led to."""
@@ -202,6 +215,7 @@ class StepRunner:
             except torch.OutOfMemoryError:
                 return part
             summed += loss.detach().float()
+            del loss  # with what its graph holds
         return summed
 
     def _over_all_ranks(self, loss: Tensor) -> Tensor:
@@ -239,6 +253,7 @@ class StepRunner:
             RunError: `part` is a single example.
         """
         self._drop_gradients()
+        release_graphs(self.model)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if self.ranks.in_lockstep:  # the others wait in the middle of a pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -11,14 +12,25 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet
 import pytest
 
 from helpers.command import one_line_error
+from helpers.completions_server import CompletionsServer, serving
 from helpers.run_folders import READING, save_run
+from helpers.s3_server import S3, s3_server
+from spantune.core import config
+from spantune.extraction import Cluster, Server, Task, load_run
+from spantune.extraction.scale.cluster import Resources, resources_of
+from spantune.extraction.scale.parts import Folder
+from spantune.extraction.scale.ray_engine import Worker
+from spantune.extraction.scale.shards import shards_of, survey
+from spantune.extraction.scale.sources import find_sources
 
 pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [pytest.mark.no_cover, pytest.mark.filterwarnings("default")]
@@ -29,8 +41,6 @@ COUNT = 240
 @pytest.fixture(scope="module")
 def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that reads spans, a corpus, and what one process extracts from it."""
-    from spantune.core import config
-    from spantune.extraction import load_run
     from spantune.extraction.inputs import Texts
     from spantune.extraction.resumable import json_line
 
@@ -48,8 +58,15 @@ def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """Ray on this machine for all tests that call the command in this process."""
+def storage() -> Iterator[S3]:
+    """An object storage, whose credentials are in the environment."""
+    with s3_server("corpora") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ray_here(storage: S3) -> Iterator[None]:
+    """Ray on this machine for all tests that call the command in this process; its workers inherit credentials."""
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -98,24 +115,64 @@ def test_the_parts_are_what_one_process_extracts(place: Path, ray_here: None, co
     one_line_error(refused, "expected.jsonl: is not among the files")
 
 
-def test_parquet_says_the_same(place: Path, ray_here: None, command: Command, tmp_path: Path) -> None:
-    source = tmp_path / "in.parquet"
+def test_parquet_in_an_object_storage_says_the_same(place: Path, storage: S3, ray_here: None, command: Command) -> None:
     table = pyarrow.table({"id": ["a", "b"], "text": ["疹肺炎患者咳嗽", None]})
-    pyarrow.parquet.write_table(table, source)
-    out = tmp_path / "out"
-    call = ["extract", place / "run", f"file://{source}", "--engine", "ray", "--device", "cpu", "--workers", 1]
-    outcome = command(*call, "--out", f"file://{out}", "--to", "parquet")
+    pyarrow.parquet.write_table(table, "corpora/in.parquet", filesystem=storage.filesystem)
+    url, out = storage.url("corpora/in.parquet"), storage.url("corpora/out")
+    call = ["extract", place / "run", url, "--engine", "ray", "--device", "cpu", "--workers", 1, "--to", "parquet"]
+    outcome = command(*call, "--out", out)
     assert outcome.code == 1, outcome.err
-    first, second = pyarrow.parquet.read_table(out / "part-000000.parquet").to_pylist()
+    assert storage.names("corpora/out") == ["_plan.json", "part-000000.parquet"]
+    again = command(*call, "--out", out, "--resume")
+    assert again.code == 0 and "2 documents were done" in again.err, again.err
+    parts = pyarrow.parquet.read_table("corpora/out/part-000000.parquet", filesystem=storage.filesystem)
+    first, second = parts.to_pylist()
     assert first["id"] == "a" and first["status"] == "stopped" and first["entities"]
     assert all(first["text"][e["start"] : e["end"]] == e["text"] for e in first["entities"])
     assert second["status"] == "unreadable" and second["problems"][0]["kind"] == "unreadable"
 
 
-def test_what_cannot_be_is_one_line(place: Path, ray_here: None, command: Command, tmp_path: Path) -> None:
+def test_a_worker_may_ask_a_server_instead_of_holding_the_model(trained: Any, tmp_path: Path) -> None:
+    settings = config.Extract(max_new_tokens=40)
+    extractor = load_run(trained.folder, "cpu", settings)
+    texts = ["疹", "瘤", "痰", "疹疹", "痛", "咳"]
+    (tmp_path / "in.txt").write_text("\n".join(texts), encoding="utf-8")
+    (shard,) = shards_of(sources := find_sources([str(tmp_path / "in.txt")]), [survey(sources[0], False).marks], 100)
+    with serving(CompletionsServer(extractor.model, extractor.encoder.tokenizer)) as server:
+        task = Task(trained.folder, (), settings, device="cpu", server=Server(server.url, concurrency=6))
+        worker = Worker(task.for_workers(3), folder := Folder(str(tmp_path / "out"), "native"), False, 1)
+        outcome = pickle.loads(worker({"part": [pickle.dumps(shard)]})["outcome"][0])
+        assert outcome.error is None and outcome.documents == 6 and server.most_at_once <= 2
+        assert len(server.requests) == 6 and all("structured_outputs" in request for request in server.requests)
+    expected = [extraction.document.entities for extraction in extractor.stream(texts)]
+    assert any(expected)
+    rows = rows_of(tmp_path / "out" / folder.part(0))
+    assert [[(e["start"], e["end"], e["label"]) for e in row["entities"]] for row in rows] == [
+        [(e.start, e.end, e.label) for e in entities] for entities in expected
+    ]
+    # a server that is gone ends the extraction, and the terms of one with a server are not those of one without
+    worker = Worker(task, Folder(str(tmp_path / "none"), "native"), False, 1)
+    assert server.url in pickle.loads(worker({"part": [pickle.dumps(shard)]})["outcome"][0]).error
+    assert replace(task, server=None).terms()["server"] is None != task.terms()["server"]
+
+
+def test_what_cannot_be_is_one_line(place: Path, storage: S3, ray_here: None, command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
     one_line_error(command(*arguments(place, out, "--workers", 3)), "3 workers need a CPU core each")
     one_line_error(command(*arguments(place, out, "--gpus-per-worker", 1)), "need 2, and Ray sees 0")
+    asking = [
+        "extract",
+        place / "run",
+        place / "in.jsonl",
+        "--engine",
+        "ray",
+        "--out",
+        out,
+        "--url",
+        "http://[::1]:9/v1",
+    ]
+    one_line_error(command(*asking), "the run reads spans")
+    one_line_error(command(*asking, "--gpus-per-worker", 1), "with --url they hold none")
     one_line_error(command(*arguments(place, out, "--to", "brat")), "native or parquet")
     one_line_error(command(*arguments(place, out, "--html", "x.html")), "--html is not of --engine ray")
     double = tmp_path / "double.jsonl"
@@ -126,6 +183,8 @@ def test_what_cannot_be_is_one_line(place: Path, ray_here: None, command: Comman
     (out / "mine").touch()
     one_line_error(command(*call), "is not empty: it holds mine")
     one_line_error(command(*call[:5], "--device", "cpu"), "give --out FOLDER")
+    to_storage = [*call[:-1], storage.url("nowhere/out")]
+    one_line_error(command(*to_storage), "s3://nowhere/out: there is no bucket nowhere at 127.0.0.1")
     one_line_error(command("extract", place / "run", double, "--workers", 2), "give --engine ray too")
 
 
@@ -139,6 +198,23 @@ def test_an_address_that_does_not_answer_is_one_line() -> None:
     for address, match in ((f"127.0.0.1:{port}", "no Ray cluster answers"), ("nowhere", "expected HOST:PORT")):
         with pytest.raises(ConfigError, match=match):
             _require_answer(address)
+
+
+@pytest.mark.parametrize(
+    ("there", "cluster", "expected"),
+    [
+        ({"CPU": 2}, Cluster(), (1, 2, 0)),  # the cores are threads of a worker
+        ({"CPU": 10}, Cluster(), (3, 3, 0)),
+        ({"CPU": 10}, Cluster("auto"), (10, 1, 0)),
+        ({"CPU": 32, "GPU": 4}, Cluster(), (4, 1, 1)),
+        ({"CPU": 32, "GPU": 4}, Cluster(gpus_per_worker=0.5), (8, 1, 0.5)),
+    ],
+)
+def test_workers_that_nobody_counted(
+    there: dict[str, float], cluster: Cluster, expected: tuple[int, int, float]
+) -> None:
+    ray = SimpleNamespace(cluster_resources=lambda: there)
+    assert resources_of(ray, cluster, "auto") == Resources(*expected)
 
 
 def test_without_ray_the_extra_is_named(

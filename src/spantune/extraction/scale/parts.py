@@ -18,7 +18,7 @@ from typing import Any, Literal
 from spantune.core import DataError, Extraction, first_line, need, to_json, to_record
 from spantune.extraction.resumable import json_line
 from spantune.extraction.scale.shards import Mark, Shard
-from spantune.extraction.scale.sources import Place, Source
+from spantune.extraction.scale.sources import Place, Source, is_url, storage_problem
 
 To = Literal["native", "parquet"]
 PLAN = "_plan.json"
@@ -67,6 +67,7 @@ class Folder:
         Raises:
             DataError: the folder is not empty and `resume` is False, it holds other things, or its plan is damaged.
         """
+        self.place.require_bucket()
         names = {info.base_name for info in self.place.files()}
         if self.place.info().is_file:
             raise DataError("is a file; name a folder for the parts", path=self.path)
@@ -149,10 +150,9 @@ class Folder:
             with suppress(OSError):
                 filesystem.delete_file(temporary.inner)
             if isinstance(error, OSError):
-                raise DataError(
-                    f"cannot be written: {first_line(error)}; free some space, allow it, or choose another place",
-                    path=place.child(name).outer,
-                ) from None
+                remedy = f"{first_line(error)}; free some space, allow it, or choose another place"
+                said = storage_problem(self.path, error) if is_url(self.path) else remedy
+                raise DataError(f"cannot be written: {said}", path=place.child(name).outer.partition("?")[0]) from None
             raise
 
 

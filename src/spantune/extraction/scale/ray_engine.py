@@ -2,7 +2,8 @@
 
 Ray Data hands the parts of the plan to a pool of actors, holds back what they have no room for, and starts an actor
 again that dies. An actor reads its part from the file itself, so that texts do not travel through Ray, and writes it
-as a whole. So each document has exactly one result, whoever dies when.
+as a whole. So each document has exactly one result, whoever dies when. Where a completions server is given, such as
+vLLM's, the actors hold no model and ask it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,11 @@ from spantune.core import (
     waiting,
 )
 from spantune.extraction.outputs import Tally
+<<<<<<< HEAD
+=======
+from spantune.extraction.remote.client import Server
+from spantune.extraction.scale.cluster import Cluster, Resources, connected, resources_of
+>>>>>>> w-scale
 from spantune.extraction.scale.parts import Folder, Plan, To
 from spantune.extraction.scale.shards import Shard, Survey, part_size, read, require_unique, shards_of, survey
 from spantune.extraction.scale.sources import Source, find_sources
@@ -41,10 +47,12 @@ from spantune.models import hash_files
 from spantune.runs import RunFolder, trained_files
 
 if TYPE_CHECKING:  # this process loads no model
-    from spantune.extraction.extractor import Extractor
+    from spantune.extraction.chunked import Engine
 
 RETRIES = 5
 """How often a part is begun again after its worker died."""
+SMALL_BYTES, FEW_FILES = 64 << 20, 32
+"""So many files of so many bytes together are looked through here: starting processes for it would take longer."""
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +68,8 @@ class Task:
         min_score: as in `load_run`.
         device: as in `load_run`.
         accept_changes: as in `load_run`.
+        server: the one that computes the answers, which every worker must reach; its `concurrency` is that of all
+            workers together. Without one the workers hold the model.
     """
 
     run: Path
@@ -69,6 +79,7 @@ class Task:
     min_score: float | None = None
     device: str = "auto"
     accept_changes: bool = False
+    server: Server | None = None
 
     def terms(self) -> dict[str, object]:
         """Check the run, and return what decides the results beside the inputs, for the plan.
@@ -86,7 +97,28 @@ class Task:
             "adapter": hash_files(folder.adapter, [path.name for path in trained_files(folder.adapter)]),
             "calibration": repr(calibration),
             "extract": self.settings.model_dump(mode="json"),
+            "server": self.server and f"{self.server.model or 'its only model'}, --grammar {self.server.grammar}",
         }
+
+    def load(self) -> Engine:
+        """Load what extracts: the model, or the run's tokenizer and the connection to the server.
+
+        Raises:
+            ConfigError, ModelError, RunError: as `load_run` and `load_remote`.
+        """
+        if self.server is not None:
+            from spantune.extraction.remote.extractor import load_remote
+
+            return load_remote(self.run, self.server, self.settings, self.min_score, accept_changes=self.accept_changes)
+        from spantune.extraction.loading import load_run
+
+        return load_run(self.run, self.device, self.settings, self.min_score, accept_changes=self.accept_changes)
+
+    def for_workers(self, workers: int) -> Task:
+        """Return the task of each of so many workers: the requests at a time are divided among them."""
+        if self.server is None or self.server.concurrency is None:
+            return self
+        return replace(self, server=replace(self.server, concurrency=max(1, self.server.concurrency // workers)))
 
 
 @dataclass
@@ -121,10 +153,14 @@ def extract_on_ray(task: Task, cluster: Cluster, out: str, to: To, tally: Tally,
     sources = find_sources(task.inputs, task.format)
     if plan is not None:
         _require_same(plan, terms, sources, out)
+    surveys = _surveys_here(sources) if plan is None else None
+    if task.server is not None:
+        task = _asked(task, task.server)
+        cluster = replace(cluster, workers=cluster.workers or 1, gpus_per_worker=0)
     with connected(cluster.address) as ray:
-        resources = resources_of(ray, cluster, task.device)
+        resources = resources_of(ray, cluster, "cpu" if task.server is not None else task.device)
         if plan is None:
-            plan = _planned(terms, sources, resources.workers)
+            plan = _planned(terms, sources, resources.workers, surveys or _surveys_of(sources))
             folder.save(plan)
         done = folder.done() if resume else set()
         left = [shard for shard in plan.shards if folder.part(shard.number) not in done]
@@ -134,11 +170,23 @@ def extract_on_ray(task: Task, cluster: Cluster, out: str, to: To, tally: Tally,
             tally.documents += before
         if left:
             say(f"{number(len(left), 'part')}, {number(resources.workers, 'worker')} …")
-            worker = (task, folder, len(sources) > 1, resources)
+            worker = (task.for_workers(resources.workers), folder, len(sources) > 1, resources)
             for _ in track(_ended(_outcomes(left, worker), tally), "extract", plan.documents - before, "documents"):
                 pass
     folder.clean()
     return plan
+
+
+def _asked(task: Task, server: Server) -> Task:
+    """Ask the server what it is before anything else, and return the task with as many requests as suit it.
+
+    Raises:
+        ConfigError, ModelError: as `load_remote`.
+    """
+    from spantune.extraction.remote.extractor import load_remote
+
+    remote = load_remote(task.run, server, task.settings, task.min_score, accept_changes=task.accept_changes)
+    return replace(task, server=remote.server)
 
 
 def _ended(outcomes: Iterable[Outcome], tally: Tally) -> Iterator[None]:
@@ -187,11 +235,11 @@ def _outcomes(shards: Sequence[Shard], worker: tuple[Task, Folder, bool, Resourc
 
 
 class Worker:
-    """An actor: holds the model, which it loads for its first part."""
+    """An actor: holds the model, which it loads for its first part, or the connection to a server."""
 
     def __init__(self, task: Task, folder: Folder, several: bool, threads: int):
         self._task, self._folder, self._several, self._threads = task, folder, several, threads
-        self._extractor: Extractor | None = None
+        self._engine: Engine | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         """Extract from the one part in `batch` and write it; returns the pickled Outcome."""
@@ -203,27 +251,50 @@ class Worker:
         return {"outcome": [pickle.dumps(outcome)]}
 
     def _extract(self, shard: Shard) -> Outcome:
-        extractor = self._extractor = self._extractor or self._load()
+        engine = self._engine = self._engine or self._load()
         outcome = Outcome(shard.documents)
         documents = read(shard, outcome.tally.notes, several=self._several)
-        self._folder.write(shard.number, outcome.tally.counted(extractor.stream(documents, strict=False)))
+        self._folder.write(shard.number, outcome.tally.counted(engine.stream(documents, strict=False)))
         return outcome
 
-    def _load(self) -> Extractor:
+    def _load(self) -> Engine:
         import torch
 
-        from spantune.extraction.loading import load_run
-
         torch.set_num_threads(self._threads)
-        task = self._task
-        return load_run(task.run, task.device, task.settings, task.min_score, accept_changes=task.accept_changes)
+        return self._task.load()
 
 
-def _planned(terms: dict[str, object], sources: Sequence[Source], workers: int) -> Plan:
-    """Go through all files, on all machines, and divide them into parts.
+def _planned(terms: dict[str, object], sources: Sequence[Source], workers: int, surveys: Sequence[Survey]) -> Plan:
+    """Divide the files into parts.
 
     Raises:
-        DataError: a file cannot be read, an id stands twice, or there is no document.
+        DataError: there is no document.
+    """
+    documents = sum(found.marks[-1].documents for found in surveys)
+    if not documents:
+        raise DataError("there is no document; expected at least one: check the files", path=sources[0].name)
+    shards = shards_of(sources, [found.marks for found in surveys], part_size(documents, workers))
+    return Plan(terms, tuple(sources), tuple(shards))
+
+
+def _surveys_here(sources: Sequence[Source]) -> list[Survey] | None:
+    """Go through the files in this process; None where they are many or large.
+
+    Raises:
+        DataError: as `_surveys_of`.
+    """
+    if len(sources) > FEW_FILES or sum(source.size for source in sources) > SMALL_BYTES:
+        return None
+    surveys = [survey(source, len(sources) > 1) for source in sources]
+    require_unique(sources, surveys)
+    return surveys
+
+
+def _surveys_of(sources: Sequence[Source]) -> list[Survey]:
+    """Go through all files, on all machines.
+
+    Raises:
+        DataError: a file cannot be read, or an id stands twice.
     """
     import ray
 
@@ -239,11 +310,7 @@ def _planned(terms: dict[str, object], sources: Sequence[Source], workers: int) 
             surveys[row["number"]] = found
         ordered = [surveys[index] for index in range(len(sources))]
         require_unique(sources, ordered)
-    documents = sum(found.marks[-1].documents for found in ordered)
-    if not documents:
-        raise DataError("there is no document; expected at least one: check the files", path=sources[0].name)
-    shards = shards_of(sources, [found.marks for found in ordered], part_size(documents, workers))
-    return Plan(terms, tuple(sources), tuple(shards))
+    return ordered
 
 
 def _surveyed(row: dict[str, Any], several: bool) -> dict[str, Any]:
@@ -262,7 +329,12 @@ def _require_same(plan: Plan, terms: dict[str, object], sources: Sequence[Source
     """
     for name, value in terms.items():
         if plan.terms.get(name) != value:
-            what = {"adapter": "another run", "extract": "other settings", "to": "another --to"}.get(name, name)
+            what = {
+                "adapter": "another run",
+                "extract": "other settings",
+                "to": "another --to",
+                "server": "another engine, --model or --grammar",
+            }.get(name, name)
             raise DataError(
                 f"was begun with {what}: {name} was {plan.terms.get(name)} and is {value}; go on as it was begun, or "
                 "name another folder",

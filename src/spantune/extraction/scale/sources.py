@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast, get_args
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from spantune.core import ConfigError, DataError, encodable, first_line, need
 
@@ -23,8 +23,14 @@ Kind = Literal["native", "text", "parquet"]
 Result = TypeVar("Result")
 KINDS: dict[str, Kind] = {".jsonl": "native", ".ndjson": "native", ".txt": "text", ".parquet": "parquet"}
 """The formats that are read on several machines, by the suffix of a file."""
+BUCKETS = ("s3", "gs", "gcs")
+"""The schemes of object storages, whose URLs name a bucket first."""
 PATIENCE = 60.0
 """Seconds in which an object storage must answer the first time."""
+_DENIED = re.compile(
+    "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13]|PERMISSION_DENIED", re.I
+)
+_NO_ANSWER = re.compile("NETWORK_CONNECTION|curlCode")
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -85,6 +91,23 @@ class Place:
         """Return pyarrow's FileInfo of this place."""
         return answered(self.outer, lambda: self.filesystem.get_file_info(self.inner))
 
+    def require_bucket(self) -> None:
+        """Check that the bucket is there, where this is a place in an object storage.
+
+        Raises:
+            DataError: there is none of this name.
+        """
+        fs = need("pyarrow.fs", "ray")
+        if not is_url(self.outer) or urlsplit(self.outer).scheme not in BUCKETS:
+            return
+        bucket = self.inner.partition("/")[0]
+        info = answered(self.outer, lambda: self.filesystem.get_file_info(bucket))
+        if info.type == fs.FileType.NotFound:
+            raise DataError(
+                f"there is no bucket {bucket} at {_server(self.outer)}; check its name, or make it first",
+                path=self.outer.partition("?")[0],
+            )
+
     def files(self, *, recursive: bool = False) -> list[Any]:
         """Return pyarrow's FileInfo of each file in this folder, sorted by path; none where there is no folder."""
         fs = need("pyarrow.fs", "ray")
@@ -137,6 +160,7 @@ def _found(path: str, kind: Kind | None) -> list[Source]:
     infos = [info for info in infos if kind or wild or Path(info.path).suffix in KINDS]
     infos = [info for info in infos if not re.search(r"/[._]", info.path[len(folder) :])]
     if not infos:
+        place.require_bucket()
         raise DataError(
             f"there is no file to extract from; expected files that end in {', '.join(KINDS)}: check the path",
             path=path,
@@ -196,10 +220,32 @@ def _asked(path: str, ask: Callable[[], Result]) -> Result:
     except FileNotFoundError:
         raise DataError("there is no such file; check the path", path=path) from None
     except (OSError, ValueError, NotImplementedError) as error:
-        remedy = (
-            "check the address, the network, and the credentials in the environment (AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS)"
-            if is_url(path)
-            else "check its permissions"
-        )
-        raise DataError(f"cannot be reached: {first_line(error)}; {remedy}", path=path) from None
+        raise DataError(
+            f"cannot be reached: {storage_problem(path, error)}", path=path.partition("?")[0] if is_url(path) else path
+        ) from None
+
+
+def storage_problem(path: str, error: Exception) -> str:
+    """Return what a filesystem said, in one sentence with what to do about it."""
+    said = first_line(error)
+    if not is_url(path):
+        return f"{said}; check its permissions"
+    server, scheme = _server(path), urlsplit(path).scheme
+    if _DENIED.search(said):
+        unset = "" if "AWS_ACCESS_KEY_ID" in os.environ else " (which is not set)"
+        of_s3 = f"AWS_ACCESS_KEY_ID{unset} and AWS_SECRET_ACCESS_KEY"
+        names = of_s3 if scheme == "s3" else "GOOGLE_APPLICATION_CREDENTIALS"
+        return f"{server} refuses access; set the credentials of an account that may use it in the environment: {names}"
+    if _NO_ANSWER.search(said):
+        reason = said.rpartition("operation: ")[2] or said
+        return f"no storage answers at {server} ({reason}); check the address, the scheme in the URL, and the network"
+    if isinstance(error, ValueError):
+        return f"{said}; check what stands after ? in the URL"
+    return f"{said}; check the address, the network, and the credentials in the environment"
+
+
+def _server(path: str) -> str:
+    """The server of a URL: the one after `?`, or that of the scheme."""
+    parts = urlsplit(path)
+    of_options = parse_qs(parts.query).get("endpoint_override")
+    return of_options[0] if of_options else {"s3": "Amazon S3"}.get(parts.scheme, f"{parts.scheme}://{parts.netloc}")

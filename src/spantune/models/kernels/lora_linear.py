@@ -92,8 +92,8 @@ def linear(rows: Tensor, weight: Tensor, scale: Tensor | None, down: Tensor | No
     Shapes: rows [n, in], weight [out, in], scale [out], down [rank, in], up [out, rank].
     """
     left, row_scale = (None, None) if scale is None else quantize(rows.detach())
-    output: Tensor = torch.ops.spantune.linear(rows, left, weight, down, up, row_scale, scale)
-    return output
+    output, _ = torch.ops.spantune.linear(rows, left, weight, down, up, row_scale, scale)
+    return output  # type: ignore[no-any-return]
 
 
 def _linear(
@@ -104,29 +104,35 @@ def _linear(
     up: Tensor | None,
     row_scale: Tensor | None,
     scale: Tensor | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """The output, and rows @ down.T [n, rank], which backward needs; [n, 0] where there is no update."""
     low = None if down is None else rows @ down.t()
-    return _product(rows if left is None else left, weight, low, up, row_scale, scale, rows.dtype)
+    output = _product(rows if left is None else left, weight, low, up, row_scale, scale, rows.dtype)
+    return output, rows.new_empty((rows.shape[0], 0)) if low is None else low
 
 
-def _linear_shape(rows: Tensor, left: object, weight: Tensor, *_: object) -> Tensor:
-    return rows.new_empty((rows.shape[0], weight.shape[0]))
+def _linear_shapes(
+    rows: Tensor, left: object, weight: Tensor, down: Tensor | None, *_: object
+) -> tuple[Tensor, Tensor]:
+    count = rows.shape[0]
+    return rows.new_empty((count, weight.shape[0])), rows.new_empty((count, 0 if down is None else down.shape[0]))
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
     rows, _, weight, down, up, _, scale = inputs
-    ctx.save_for_backward(None if down is None else rows, weight, down, up, scale)
+    ctx.set_materialize_grads(False)
+    is_plain = down is None
+    ctx.save_for_backward(None if is_plain else rows, weight, down, up, scale, None if is_plain else output[1])
 
 
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    rows, weight, down, up, scale = ctx.saved_tensors
+def _gradients(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    rows, weight, down, up, scale, low = ctx.saved_tensors
     left, transposed, row_scale, ones = _transposed(dy, weight, scale)
     if down is None:
         return product(left, transposed, None, None, row_scale, ones, dy.dtype), *[None] * 6
     of_low = dy @ up
     dx = product(left, transposed, of_low, down.t(), row_scale, ones, dy.dtype)
-    # rows @ down.T is computed again, which costs less than keeping it
-    return dx, None, None, of_low.t() @ rows, dy.t() @ (rows @ down.t()), None, None
+    return dx, None, None, of_low.t() @ rows, dy.t() @ low, None, None
 
 
 def _transposed(
@@ -136,15 +142,28 @@ def _transposed(
     if scale is None:
         return dy, weight.t(), None, None
     left, row_scale = quantize(dy.float() * scale[None, :])
-    return left, weight.t().contiguous(), row_scale, torch.ones(weight.shape[1], device=dy.device)
+    return left, torch.ops.spantune.turned(weight), row_scale, torch.ones(weight.shape[1], device=dy.device)
+
+
+def _turned(weight: Tensor) -> Tensor:
+    if not weight.is_cuda:
+        return weight.t().contiguous()
+    from spantune.models.kernels.turn_triton import turned
+
+    return turned(weight)
+
+
+LIBRARY.define("turned(Tensor weight) -> Tensor")  # type: ignore[no-untyped-call]
+LIBRARY.impl("turned", _turned, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("spantune::turned", lambda weight: weight.new_empty(weight.shape[::-1]))
 
 
 LIBRARY.define(  # type: ignore[no-untyped-call]
     "linear(Tensor rows, Tensor? left, Tensor weight, Tensor? down, Tensor? up, Tensor? row_scale, Tensor? scale)"
-    " -> Tensor"
+    " -> (Tensor, Tensor)"
 )
 LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_fake("spantune::linear", _linear_shape)
+torch.library.register_fake("spantune::linear", _linear_shapes)
 torch.library.register_autograd("spantune::linear", _gradients, setup_context=_keep, lib=LIBRARY)
 
 
