@@ -30,8 +30,11 @@ TOP = 5
 """The most likely tokens of a place that are compared."""
 MOST: Mapping[str, float] = {"f32": 0.1, "f16": 0.1, "bf16": 0.5, "q8_0": 0.5}
 """The most that a log-probability may differ in the median of all places; other types are not bounded."""
-LEAST: Mapping[str, float] = {"f32": 0.97, "f16": 0.97, "bf16": 0.93, "q8_0": 0.93}
-"""The least F1 between the entities of the run and of the file; other types are not bounded."""
+LEAST: Mapping[str, float] = {"f32": 0.8, "f16": 0.8, "bf16": 0.7, "q8_0": 0.7}
+"""The least F1 between the entities of the run and of the file; other types are not bounded.
+
+Where prompts or grammars went wrong it is nearly 0; a few documents of a model that is unsure make it 0.9 by rounding.
+"""
 SECONDS = 1800.0
 """The longest that a server may take for an answer; llama.cpp's grammars are slow with large vocabularies."""
 SLOTS = 4

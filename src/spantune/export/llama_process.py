@@ -6,6 +6,7 @@ that it never outlives the command that started it.
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -18,6 +19,8 @@ def main(weights: str, port: str, tokens: str, slots: str, adapter: str | None =
     params.port, params.n_ctx, params.n_parallel = int(port), int(tokens), int(slots)
     params.swa_full = True  # what several prompts begin with is then computed once, also with a sliding window
     params.warmup = False
+    if hasattr(os, "sched_getaffinity") and (cores := len(os.sched_getaffinity(0))) < (os.cpu_count() or 1):
+        params.cpuparams.n_threads = cores  # llama.cpp counts the machine's, where a container has fewer
     if adapter is not None:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(adapter, 1.0)]
     server = xllamacpp.Server(params)
