@@ -82,6 +82,15 @@ def test_unknown_addresses_and_methods_have_it_too(served: Served) -> None:
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/task", "/health", "/openapi.json", "/", "/static/main.js"])
+def test_head_answers_as_get_without_the_body(served: Served, path: str) -> None:
+    asked, got = served.client.head(path), served.client.get(path)
+    assert (asked.status_code, asked.content) == (200, b"") and len(got.content) > 10
+    names = ("content-type", "content-length", "content-security-policy", "cache-control")
+    assert [asked.headers[name] for name in names] == [got.headers[name] for name in names]
+    assert served.client.head("/v1/extract").status_code == 405
+
+
 def test_a_text_that_is_too_long_or_half_a_character_is_refused_alone(served: Served) -> None:
     body = json.dumps({"documents": [{"text": "x" * 500_001}, {"text": "\ud800"}, {"text": "痨"}]})
     answer = served.client.post("/v1/extract", content=body, headers={"Content-Type": "application/json"})
