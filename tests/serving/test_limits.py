@@ -80,6 +80,8 @@ def test_unknown_addresses_and_methods_have_it_too(served: Served) -> None:
     assert served.client.get("/absent").json()["error"]["code"] == "not_found"
     wrong = served.client.get("/v1/extract")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+    allowed = [served.client.put(f"/v1/{name}").headers["allow"] for name in ("extract", "corrections", "models")]
+    assert allowed == ["POST", "GET, HEAD, POST", "GET, HEAD"]
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/task", "/health", "/openapi.json", "/", "/static/main.js"])
