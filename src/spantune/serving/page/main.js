@@ -125,6 +125,7 @@ listenToKeys({
 
 function showHelp() {
   $("help-dialog").showModal();
+  $("help-dialog").scrollTop = 0; // the button at its end has the focus
 }
 
 // ---- wiring
