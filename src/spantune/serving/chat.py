@@ -23,7 +23,7 @@ from spantune.core import Document, Extraction, Status, TaskSpec, json_text
 from spantune.encoding import FORMATS
 from spantune.serving.errors import QUEUE, ApiError
 from spantune.serving.requests import ServiceOf, while_connected
-from spantune.serving.schemas import Strict
+from spantune.serving.schemas import EVENT, Strict
 from spantune.serving.service import ServedRun, Service
 
 router = APIRouter()
@@ -142,7 +142,7 @@ def _documented(model: type[BaseModel]) -> dict[str, Any]:
         200: {
             "content": {
                 "application/json": {"example": _COMPLETION},
-                "text/event-stream": {"schema": {"type": "string"}, "example": f"data: {json_text(_CHUNK)}\n\n"},
+                "text/event-stream": {"schema": EVENT, "example": f"data: {json_text(_CHUNK)}\n\n"},
             },
             "description": "The entities.",
         },

@@ -181,6 +181,14 @@ class ModelsOut(BaseModel):
     data: list[ModelOut]
 
 
+EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON, or [DONE]"}},
+    "required": ["data"],
+}
+"""The schema of a server-sent event in OpenAPI, which describes a stream by one of its events."""
+
+
 def example_of(
     example: object, *, status: int = 200, kind: str = "application/json"
 ) -> dict[int | str, dict[str, Any]]:
