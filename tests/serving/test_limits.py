@@ -102,6 +102,18 @@ def test_a_text_that_is_too_long_or_half_a_character_is_refused_alone(served: Se
     assert (answered["status"], len(answered["entities"])) == ("stopped", 1)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/extract", {"text": "x", "all_scores": 0.0}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "stream": 0}),
+    ],
+)
+def test_a_number_is_no_switch(served: Served, path: str, body: dict[str, Any]) -> None:
+    answer = served.client.post(path, json=body)
+    assert answer.status_code in (400, 422) and "valid boolean" in answer.json()["error"]["message"]
+
+
 def test_an_unknown_field_is_named_with_the_nearest(served: Served) -> None:
     answer = served.client.post("/v1/extract", json={"text": "x", "lables": ["dis"]})
     assert answer.status_code == 422
