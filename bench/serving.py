@@ -8,7 +8,8 @@ listens; p50 and p99 of a single text, asked one after the other; documents per 
 offline extraction of the same texts before and after, and the time of the processors that a document takes, which
 depends less on what else the machine does; the memory of the service; how fast a full queue is answered 429;
 and whether SIGTERM under load loses an answer. Takes about `--seconds` and two minutes. With `--json` the last line is
-one JSON object.
+one JSON object. With `--cores 0,1` offline extraction and the service run on those cores alone, and the clients, which
+this process is, on all others: otherwise the clients take processor time that the service is then short of.
 """
 
 from __future__ import annotations
@@ -56,13 +57,15 @@ def main() -> None:
     """Measure what the command line asks for."""
     chosen = _options()
     texts = _texts(chosen.data, chosen.texts)
-    before = offline(chosen.run, texts, chosen.offline_seconds)
+    on = _placed(chosen.cores)
+    before = offline(chosen.run, texts, chosen.offline_seconds, on)
     expected = before["entities"]
-    with tempfile.TemporaryDirectory() as folder, service(chosen.run, Path(folder)) as served:
-        measured: dict[str, Any] = {"cold_start_s": served.cold, "texts": len(texts), "clients": chosen.clients}
+    with tempfile.TemporaryDirectory() as folder, service(chosen.run, Path(folder), on) as served:
+        measured: dict[str, Any] = {"cores": chosen.cores or "all, shared with the clients"}
+        measured |= {"cold_start_s": served.cold, "texts": len(texts), "clients": chosen.clients}
         measured |= asyncio.run(measure(served, texts, expected, chosen))
         measured["exit_code"] = served.process.wait(60)
-    after = offline(chosen.run, texts, chosen.offline_seconds)
+    after = offline(chosen.run, texts, chosen.offline_seconds, on)
     rate = statistics.mean((before["rate"], after["rate"]))
     measured |= {"offline_per_s": [round(before["rate"], 2), round(after["rate"], 2)]}
     measured["offline_cpu_ms_per_document"] = [round(before["cpu_ms"], 1), round(after["cpu_ms"], 1)]
@@ -73,9 +76,19 @@ def main() -> None:
         print(json.dumps(measured))
 
 
-def offline(run: Path, texts: list[str], seconds: float) -> dict[str, Any]:
+def _placed(cores: str) -> list[str]:
+    """Move this process off some cores; returns what a command on those cores begins with."""
+    if not cores:
+        return []
+    chosen = {int(core) for core in cores.split(",")}
+    os.environ["OMP_NUM_THREADS"] = str(len(chosen))
+    os.sched_setaffinity(0, os.sched_getaffinity(0) - chosen or sys.exit("--cores leaves none for the clients"))
+    return ["taskset", "--cpu-list", cores]
+
+
+def offline(run: Path, texts: list[str], seconds: float, on: list[str]) -> dict[str, Any]:
     """Documents per second of offline extraction, and the entities of each text."""
-    command = [sys.executable, "-c", OFFLINE, str(run), str(seconds)]
+    command = [*on, sys.executable, "-c", OFFLINE, str(run), str(seconds)]
     done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -107,11 +120,11 @@ class Served:
 
 
 @contextmanager
-def service(run: Path, folder: Path) -> Iterator[Served]:
+def service(run: Path, folder: Path, on: list[str]) -> Iterator[Served]:
     """A service of a run, ended with the block."""
     log = folder / "log"
     with log.open("wb") as file:
-        command = [sys.executable, "-m", "spantune", "serve", str(run), "--port", "0", "--max-queue", str(QUEUE)]
+        command = [*on, sys.executable, "-m", "spantune", "serve", str(run), "--port", "0", "--max-queue", str(QUEUE)]
         process = subprocess.Popen(command, stderr=file)
         try:
             yield Served(process, log)
@@ -231,6 +244,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60, help="of the load")
     parser.add_argument("--single-seconds", type=float, default=20, help="of single texts one after the other")
     parser.add_argument("--offline-seconds", type=float, default=20, help="of offline extraction, twice")
+    parser.add_argument("--cores", default="", help="cores of offline extraction and the service, such as 0,1")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return parser.parse_args()
 

@@ -63,6 +63,15 @@ def test_any_text_is_read_alone_as_among_others(extractor: Extractor) -> None:
     assert repr(extractor).endswith("spans, 2 labels, on cpu)")
 
 
+def test_a_cpu_tells_of_a_pack_before_it_computes_the_next(extractor: Extractor) -> None:
+    """Whoever waits for the first text does not wait for the pack of the second."""
+    session = extractor.session()
+    first, second = session.submit(Document("a", "患者肺炎")), session.submit(Document("b", "肺炎。" * 4))
+    assert {ticket for ticket, _ in session.step()} == {first, second} and session.pending == 0
+    third = session.submit(Document("c", "咳嗽"))
+    assert [ticket for ticket, _ in session.step()] == [third]
+
+
 def test_a_text_over_the_window_is_cut_and_thresholds_come_before_the_merge(run: Path, extractor: Extractor) -> None:
     text = "肺炎患者咳嗽，发热三天。" * 60
     chunked = load_run(run, settings=config.Extract(chunk_tokens=64, overlap=16))

@@ -85,6 +85,8 @@ class CompletionsServer:
 
     def _complete(self, request: dict[str, Any]) -> dict[str, Any]:
         prompt, stop = request["prompt"], self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        if self.kind == "llamacpp" and "logit_bias" in request:
+            return self._choose(request, stop)
         matcher = self._matcher(request, stop)
         ids: list[int] = []
         logprobs: list[float] = []
@@ -110,6 +112,22 @@ class CompletionsServer:
             rows = [{"id": i, "logprob": logprob} for i, logprob in zip(ids, logprobs, strict=True) if i != stop]
             choice["logprobs"] = {"content": rows} if request.get("logprobs") else None
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids)}
+        return {"object": "text_completion", "model": request["model"], "choices": [choice], "usage": usage}
+
+    def _choose(self, request: dict[str, Any], stop: int) -> dict[str, Any]:
+        """llama.cpp's answer of one token: the best `logprobs` of the `top_k`, and nothing if a half one is drawn."""
+        with torch.no_grad():
+            logits = self.model(input_ids=torch.tensor([request["prompt"]]), use_cache=False).logits[0, -1].float()
+        for index, bias in request["logit_bias"]:
+            logits[index] += bias
+        best = logits.topk(request["top_k"])
+        pairs = list(zip(best.indices.tolist(), best.values.softmax(-1).tolist(), strict=True))
+        drawn = pairs[0][0]
+        text = "" if drawn == stop else self.tokenizer.decode([drawn])
+        rows = [{"id": index, "prob": prob} for index, prob in pairs[: request["logprobs"]] if prob]
+        content = None if "\ufffd" in text else {"content": [{"id": drawn, "prob": pairs[0][1], "top_probs": rows}]}
+        choice = {"index": 0, "text": text, "finish_reason": "stop" if drawn == stop else "length", "logprobs": content}
+        usage = {"prompt_tokens": len(request["prompt"]), "completion_tokens": 1}
         return {"object": "text_completion", "model": request["model"], "choices": [choice], "usage": usage}
 
     def _matcher(self, request: dict[str, Any], stop: int) -> Any:

@@ -80,6 +80,17 @@ def test_unknown_addresses_and_methods_have_it_too(served: Served) -> None:
     assert served.client.get("/absent").json()["error"]["code"] == "not_found"
     wrong = served.client.get("/v1/extract")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+    allowed = [served.client.put(f"/v1/{name}").headers["allow"] for name in ("extract", "corrections", "models")]
+    assert allowed == ["POST", "GET, HEAD, POST", "GET, HEAD"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/task", "/health", "/openapi.json", "/", "/static/main.js"])
+def test_head_answers_as_get_without_the_body(served: Served, path: str) -> None:
+    asked, got = served.client.head(path), served.client.get(path)
+    assert (asked.status_code, asked.content) == (200, b"") and len(got.content) > 10
+    names = ("content-type", "content-length", "content-security-policy", "cache-control")
+    assert [asked.headers[name] for name in names] == [got.headers[name] for name in names]
+    assert served.client.head("/v1/extract").status_code == 405
 
 
 def test_a_text_that_is_too_long_or_half_a_character_is_refused_alone(served: Served) -> None:
@@ -89,6 +100,18 @@ def test_a_text_that_is_too_long_or_half_a_character_is_refused_alone(served: Se
     for document in refused:
         assert (document["status"], document["problems"][0]["kind"], document["entities"]) == ("refused", "refused", [])
     assert (answered["status"], len(answered["entities"])) == ("stopped", 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/extract", {"text": "x", "all_scores": 0.0}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "stream": 0}),
+    ],
+)
+def test_a_number_is_no_switch(served: Served, path: str, body: dict[str, Any]) -> None:
+    answer = served.client.post(path, json=body)
+    assert answer.status_code in (400, 422) and "valid boolean" in answer.json()["error"]["message"]
 
 
 def test_an_unknown_field_is_named_with_the_nearest(served: Served) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +367,40 @@ def test_it_is_accessible_narrow_and_wide_in_both_languages(opened: Any, scheme:
     assert page.text_content("#open") == {"zh-CN": "Open files…", "en-US": "打开文件…"}[locale]
     page.reload()
     assert page.evaluate("() => document.documentElement.lang") == {"zh-CN": "en", "en-US": "zh-Hans"}[locale]
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.peers
+def test_two_browsers_save_at_once_and_no_line_is_torn(serve_with: Any, tmp_path: Path) -> None:
+    """Two processes of the browser, each of which corrects and saves 50 texts as fast as keys are pressed."""
+    from playwright.async_api import Browser, async_playwright
+
+    async def correct(browser: Browser, url: str, name: str) -> None:
+        page = await browser.new_page()
+        await page.goto(url)
+        await page.fill("#pasted", "\n".join(f"{name}{number}疮" for number in range(50)))
+        await page.check("#by-line")
+        await page.click("#extract")
+        await page.locator("#progress-text", has_text="50").wait_for()
+        await page.locator("#stop").wait_for(state="hidden")
+        for _ in range(50):
+            await page.focus("#text")
+            for key in ("Escape", "Control+Home", "Shift+End", "1", "s"):
+                await page.keyboard.press(key)
+        await page.wait_for_function("() => !Object.keys(localStorage).some(key => key.includes('correction.'))")
+
+    async def both(url: str) -> None:
+        async with async_playwright() as driver:
+            browsers = [await driver.chromium.launch(executable_path=BROWSER) for _ in range(2)]
+            await asyncio.gather(*(correct(each, url, name) for each, name in zip(browsers, "甲乙", strict=True)))
+            for each in browsers:
+                await each.close()
+
+    with serve_with(corrections=tmp_path) as served:
+        with ThreadPoolExecutor(1) as thread:  # the other browser of this module has this thread's event loop
+            thread.submit(lambda: asyncio.run(both(served.url))).result(120)
+        lines = saved_lines(served)
+    assert sorted(line["text"] for line in lines) == sorted(f"{name}{n}疮" for name in "甲乙" for n in range(50))
+    for line in lines:
+        assert (0, len(line["text"]), "dis") in {(e["start"], e["end"], e["label"]) for e in line["entities"]}

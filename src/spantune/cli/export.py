@@ -143,8 +143,11 @@ def _print(exported: Exported) -> None:
     if verified is None:
         rows.append(("compared", "no (--verify 0)"))
     else:
-        same = "see the notes" if exported.form == "gguf" else "all the same"
+        same = "all the same" if verified.f1 is None else f"F1 {verified.f1:.3f} between the file and the run"
         rows.append(("compared", f"{verified.documents} documents, {verified.entities} entities, {same}"))
+        if verified.logprobs is not None:
+            apart = f"{verified.logprobs.median:.2g} in the median, {verified.logprobs.most:.2g} at most"
+            rows.append(("log-probabilities differ by", apart))
         if verified.logits is not None:
             rows.append(("largest difference of a logit", f"{verified.logits:.2g}"))
         if verified.rounding is not None:

@@ -3,9 +3,7 @@
 Token ids of texts, log-probabilities of the next token, and the entities of documents under the grammar are compared.
 llama.cpp computes 16-bit weights with 16-bit activations and keys, so that numbers differ by more than the order of
 sums: a wrong tensor or scale moves log-probabilities by whole units, and rounding by hundredths. Where two tokens are
-nearly equally likely, rounding may choose the other one; how many documents differ is reported. A run that was trained
-on choices answers in order here, which a grammar of the whole answer cannot ask for, so that its entities are compared
-and not required to agree.
+nearly equally likely, rounding may choose the other one; how many documents differ is reported.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from spantune.core import Extraction, ModelError, track
 from spantune.export.llama_cpp import serving
 from spantune.export.merged import ready
 from spantune.export.source import Source
-from spantune.export.verify import Differs, Verified, Written, extract_all, extractor_of, sequences_of
-from spantune.extraction import Server, load_remote
+from spantune.export.verify import Apart, Differs, Verified, Written, extract_all, extractor_of, sequences_of
+from spantune.extraction import GRAMMARS, Server, load_remote
 from spantune.models import CausalLM
 
 PLACES = 8
@@ -32,12 +30,15 @@ TOP = 5
 """The most likely tokens of a place that are compared."""
 MOST: Mapping[str, float] = {"f32": 0.1, "f16": 0.1, "bf16": 0.5, "q8_0": 0.5}
 """The most that a log-probability may differ in the median of all places; other types are not bounded."""
-LEAST: Mapping[str, float] = {"f32": 0.97, "f16": 0.97, "bf16": 0.93, "q8_0": 0.93}
-"""The least F1 between the entities of the run and of the file; other types are not bounded."""
+LEAST: Mapping[str, float] = {"f32": 0.8, "f16": 0.8, "bf16": 0.7, "q8_0": 0.7}
+"""The least F1 between the entities of the run and of the file; other types are not bounded.
+
+Where prompts or grammars went wrong it is nearly 0; a few documents of a model that is unsure make it 0.9 by rounding.
+"""
 SECONDS = 1800.0
-"""The longest that a server may take for a document; llama.cpp's grammars are slow with large vocabularies."""
-GRAMMARS = ("jsonl", "jsonl_seed")
-"""The answer formats that llama.cpp has a grammar of."""
+"""The longest that a server may take for an answer; llama.cpp's grammars are slow with large vocabularies."""
+SLOTS = 4
+"""The documents that the server computes at a time: a pass over four takes little longer than over one."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Run:
             logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().cpu()
             logprobs.append(logits[torch.tensor(some) - 1].log_softmax(-1))
         extractions: tuple[Extraction, ...] = ()
-        if source.documents and source.task.answer in GRAMMARS:
+        if source.documents and _has_grammar(source):
             extractions = extract_all(
                 extractor_of(source, ready(source, model, source.adapter)), source.documents, "run"
             )
@@ -82,17 +83,17 @@ def compare(run: Run, weights: Path, kind: str, adapter: Path | None = None) -> 
         Differs: it computes something else. ModelError: the server does not take the file, or fails.
     """
     context = _context(run.source)
-    with serving(weights, context, adapter) as url:
+    with serving(weights, context, adapter, SLOTS) as url:
         split_otherwise = _count_split_otherwise(run, url)
-        difference = _difference(run, url)
-        if not difference <= MOST.get(kind, float("inf")):
+        apart = _apart(run, url)
+        if not apart.median <= MOST.get(kind, float("inf")):
             raise Differs(
-                f"the log-probabilities that llama.cpp computes differ from the run's by {difference:.3g} in the "
+                f"the log-probabilities that llama.cpp computes differ from the run's by {apart.median:.3g} in the "
                 f"median, where rounding to {kind} makes at most {MOST[kind]:g}; nothing is exported; please report it "
                 "with the model's name"
             )
         extracted = _extract(run, url)
-    return _written(run, kind, difference, extracted, split_otherwise)
+    return _written(run, kind, apart, extracted, split_otherwise)
 
 
 def read_back(run: Run, place: Path) -> Verified:
@@ -137,8 +138,13 @@ def _count_split_otherwise(run: Run, url: str) -> int:
     return count
 
 
-def _difference(run: Run, url: str) -> float:
-    """Return the median over all places of the largest difference of the log-probability of a likely token."""
+def _has_grammar(source: Source) -> bool:
+    """Whether llama.cpp's server can be made to keep to the format of the answers."""
+    return source.recipe.train.on_choices or source.task.answer in GRAMMARS["llamacpp"]
+
+
+def _apart(run: Run, url: str) -> Apart:
+    """Return the median and the most, over all places, of the largest difference of a likely token."""
     differences = []
     for ids, places, expected in zip(run.sequences, run.places, run.logprobs, strict=True):
         for place, row in zip(places, expected, strict=True):
@@ -154,7 +160,7 @@ def _difference(run: Run, url: str) -> float:
             likely = row.topk(TOP).indices.tolist()
             apart = [abs(row[index].item() - computed[index]) for index in likely if index in computed]
             differences.append(max(apart, default=float("inf")) if likely[0] in computed else float("inf"))
-    return float(torch.tensor(differences).median()) if differences else 0.0
+    return Apart(float(torch.tensor(differences).median()), max(differences)) if differences else Apart(0.0, 0.0)
 
 
 def _extract(run: Run, url: str) -> Sequence[Extraction]:
@@ -162,19 +168,19 @@ def _extract(run: Run, url: str) -> Sequence[Extraction]:
     source = run.source
     if not run.extractions:
         return ()
-    server = Server(f"{url}/v1", grammar="llamacpp", concurrency=1, timeout=SECONDS)
+    server = Server(f"{url}/v1", grammar="llamacpp", timeout=SECONDS)
     extractor = load_remote(source.folder.path, server, accept_changes=source.settings.accept_changes)
     extractor.calibration = None
     return tuple(track(extractor.stream(source.documents, strict=False), "llama.cpp", len(source.documents)))
 
 
-def _written(run: Run, kind: str, difference: float, extracted: Sequence[Extraction], split_otherwise: int) -> Written:
+def _written(run: Run, kind: str, apart: Apart, extracted: Sequence[Extraction], split_otherwise: int) -> Written:
     """Say what was found.
 
     Raises:
         Differs: the entities differ by more than rounding explains.
     """
-    notes = [f"llama.cpp's server computed the file: log-probabilities differ by {difference:.2g} in the median"]
+    notes = []
     if split_otherwise:
         notes.append(
             f"llama.cpp splits {split_otherwise} of {len(run.source.documents)} texts into other tokens than the run; "
@@ -182,24 +188,22 @@ def _written(run: Run, kind: str, difference: float, extracted: Sequence[Extract
         )
     if not extracted:
         answer = run.source.task.answer
-        if run.source.documents and answer not in GRAMMARS:
+        if run.source.documents and not _has_grammar(run.source):
             notes.append(f"entities were not compared: llama.cpp has no grammar of answers of the format {answer}")
-        return Written(Verified(0, 0, difference), tuple(notes))
+        return Written(Verified(0, 0, logprobs=apart), tuple(notes))
     pairs = [(_entities(one), _entities(other)) for one, other in zip(run.extractions, extracted, strict=True)]
     expected, found = sum(len(one) for one, _ in pairs), sum(len(other) for _, other in pairs)
     same = sum(len(one & other) for one, other in pairs)
     f1 = 2 * same / (expected + found) if expected + found else 1.0
     differing = sum(one != other for one, other in pairs)
-    on_choices = run.source.recipe.train.on_choices
-    if f1 < LEAST.get(kind, 0.0) and not on_choices:
+    if f1 < LEAST.get(kind, 0.0):
         raise Differs(
             f"the entities of {differing} of {len(pairs)} documents differ from the run's (F1 {f1:.3f} between them), "
             f"by more than rounding to {kind} explains; nothing is exported; please report it with the model's name"
         )
     if differing:
-        why = "by rounding, and since a server does not keep answers in order" if on_choices else "by rounding"
-        notes.append(f"entities differ in {differing} of {len(pairs)} documents (F1 {f1:.3f} between them), {why}")
-    return Written(Verified(len(pairs), expected, difference), tuple(notes))
+        notes.append(f"entities differ in {differing} of {len(pairs)} documents, since llama.cpp rounds to 16 bits")
+    return Written(Verified(len(pairs), expected, logprobs=apart, f1=f1), tuple(notes))
 
 
 def _entities(extraction: Extraction) -> set[tuple[int, int, str]]:

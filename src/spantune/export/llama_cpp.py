@@ -110,13 +110,24 @@ def _failure(ended: subprocess.CompletedProcess[str], tool: str, place: Path) ->
     )
 
 
-def server_command(weights: Path, port: int, context: int, adapter: Path | None = None) -> list[str] | None:
-    """Return the command of a llama.cpp server over `weights`, with an adapter; None where none is installed."""
-    options = [str(weights), str(port), str(context), *([str(adapter)] if adapter else [])]
+def server_command(
+    weights: Path, port: int, context: int, adapter: Path | None = None, slots: int = 1
+) -> list[str] | None:
+    """Return the command of a llama.cpp server over `weights`, with an adapter; None where none is installed.
+
+    Args:
+        weights: the file of the model.
+        port: where it listens.
+        context: the most tokens of a prompt with its answer.
+        adapter: the file of an adapter on it.
+        slots: how many prompts it computes at a time.
+    """
+    tokens = str(context * slots)
+    options = [str(weights), str(port), tokens, str(slots), *([str(adapter)] if adapter else [])]
     tool = os.environ.get(SERVER_VARIABLE) or shutil.which("llama-server")
     if not tool:
         return [sys.executable, "-m", "spantune.export.llama_process", *options] if find_spec("xllamacpp") else None
-    command = [tool, "-m", str(weights), "--host", "127.0.0.1", "--port", str(port), "-c", str(context), "-np", "1"]
+    command = [tool, "-m", str(weights), "--host", "127.0.0.1", "--port", str(port), "-c", tokens, "-np", str(slots)]
     return [*command, "--swa-full", *(["--lora", str(adapter)] if adapter else [])]
 
 
@@ -126,20 +137,21 @@ def has_server() -> bool:
 
 
 @contextmanager
-def serving(weights: Path, context: int, adapter: Path | None = None) -> Iterator[str]:
+def serving(weights: Path, context: int, adapter: Path | None = None, slots: int = 1) -> Iterator[str]:
     """Run a llama.cpp server over a GGUF file on this machine, and yield its address without a path.
 
     Args:
         weights: the file of the model.
         context: the most tokens of a prompt with its answer.
         adapter: the file of an adapter on it.
+        slots: how many prompts it computes at a time.
 
     Raises:
         ConfigError: none is installed.
         ModelError: it does not start, or cannot read the file.
     """
     port = _free_port()
-    command = server_command(weights, port, context, adapter)
+    command = server_command(weights, port, context, adapter, slots)
     if command is None:
         raise ConfigError(f"no llama.cpp server is installed: pip install xllamacpp, or set {SERVER_VARIABLE}")
     log = weights.with_name(f"{weights.name}.log")

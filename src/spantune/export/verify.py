@@ -33,20 +33,32 @@ class Differs(ModelError):
 
 
 @dataclass(frozen=True)
+class Apart:
+    """How far log-probabilities of the next token are from the run's, over some places: the median, and the most."""
+
+    median: float
+    most: float
+
+
+@dataclass(frozen=True)
 class Verified:
     """What a comparison found.
 
     Args:
         documents: whose entities were compared.
-        entities: how many entities they have, the same in both.
+        entities: how many entities they have; in a GGUF file as the run has them, otherwise the same in both.
         logits: the largest difference of a logit; None where logits were not compared.
         rounding: how far the rounding to bf16 moved a logit at most; None where nothing was rounded.
+        logprobs: how far log-probabilities differ, which are what llama.cpp's server tells; None of other exports.
+        f1: the F1 between the entities of the run and of a GGUF file; None of other exports, which have the same.
     """
 
     documents: int
     entities: int
     logits: float | None = None
     rounding: float | None = None
+    logprobs: Apart | None = None
+    f1: float | None = None
 
 
 @dataclass(frozen=True)

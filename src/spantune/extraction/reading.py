@@ -147,6 +147,8 @@ class Reader:
         A pack that fails, for want of memory or by an error in the model, is read once more text by text, and only a
         text that fails again has the status `failed`, with the error.
         """
+        if self.device.type == "cpu":
+            return self._step_at_once()
         ended: list[Ended] = []
         pending, self._pending = self._pending, None
         if pending:
@@ -160,6 +162,17 @@ class Reader:
             except Exception as error:
                 ended += self._again(texts, error)
         return ended
+
+    def _step_at_once(self) -> list[Ended]:
+        """Read the next pack, and return its texts: a CPU computes nothing beside, and whoever waits is told sooner.
+
+        A client of a service that is told sooner asks for its next text sooner, which makes packs fuller.
+        """
+        texts = self._next_pack()
+        try:
+            return self._read(self._launch(texts)) if texts else []
+        except Exception as error:
+            return self._again(texts, error)
 
     def _length(self, text: _Text) -> int:
         return len(text.example.ids) - len(self.encoder.prefix)

@@ -68,6 +68,7 @@ def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | No
         lifespan=lifespan,
     )
     app.state.service = service
+    app.state.routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
     app.state.corrections = None if settings.corrections is None else Corrections(settings.corrections)
     for router in ROUTERS:
         app.include_router(router, responses=errors.COMMON)
@@ -78,7 +79,7 @@ def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | No
 
 def _wrap(app: FastAPI, service: Service, settings: ServeSettings) -> None:
     """Put the layers around the routes, the innermost first."""
-    paths = {route.path for router in ROUTERS for route in router.routes if isinstance(route, Route)}
+    paths = {route.path for route in app.state.routes}
     app.add_middleware(Admission, service=service, queued=QUEUED)
     if settings.token is not None:
         app.add_middleware(TokenGate, token=settings.token)

@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from spantune.core import Document, Extraction, Status, TaskSpec, json_text
 from spantune.encoding import FORMATS
 from spantune.serving.errors import QUEUE, ApiError
 from spantune.serving.requests import ServiceOf, while_connected
-from spantune.serving.schemas import Strict
+from spantune.serving.schemas import EVENT, Strict
 from spantune.serving.service import ServedRun, Service
 
 router = APIRouter()
@@ -68,8 +68,8 @@ class MessageIn(BaseModel):
 class StreamOptionsIn(Strict):
     """What a stream has besides the answer."""
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: StrictBool = False
+    include_obfuscation: StrictBool = False
 
 
 class ChatIn(Strict):
@@ -82,7 +82,7 @@ class ChatIn(Strict):
     )
     messages: Annotated[tuple[MessageIn, ...], Field(min_length=1, max_length=1000)]
     model: Annotated[str, Field(max_length=256)] | None = None
-    stream: bool | None = None
+    stream: StrictBool | None = None
     stream_options: StreamOptionsIn | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -142,7 +142,7 @@ def _documented(model: type[BaseModel]) -> dict[str, Any]:
         200: {
             "content": {
                 "application/json": {"example": _COMPLETION},
-                "text/event-stream": {"schema": {"type": "string"}, "example": f"data: {json_text(_CHUNK)}\n\n"},
+                "text/event-stream": {"schema": EVENT, "example": f"data: {json_text(_CHUNK)}\n\n"},
             },
             "description": "The entities.",
         },

@@ -70,8 +70,10 @@ class Envelope:
             except TimeoutError:
                 raise ClientGone from None
 
+        # what GET answers, HEAD answers too: uvicorn leaves the body out, since its own scope still says HEAD
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self._app(scope, receive, send_all)
+            await self._app(inner, receive, send_all)
         except (ClientGone, ClientDisconnect):
             status = GONE
         except Exception as error:

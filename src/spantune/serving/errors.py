@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from spantune.core import SpantuneError, encodable, log_crash, nearest
 
@@ -223,4 +224,15 @@ _HTTP = {
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code, message, remedy = _HTTP.get(error.status_code, ("http_error", "the request was refused", ""))
-    return ApiError(error.status_code, code, message, remedy, headers=error.headers).response()
+    headers = {**(error.headers or {})}
+    if error.status_code == 405:  # Starlette names those of one route, where two may have the same address
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return ApiError(error.status_code, code, message, remedy, headers=headers).response()
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods that the address of a request takes."""
+    routes: Sequence[Route] = request.app.state.routes
+    fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = {method for route in fitting for method in route.methods or ()}
+    return methods | ({"HEAD"} if "GET" in methods else set())

@@ -13,6 +13,7 @@ from spantune.core import LABEL_COLORS, Document, Extraction, json_text, label_c
 from spantune.serving.errors import QUEUE, ApiError, documented
 from spantune.serving.requests import ServiceOf, while_connected
 from spantune.serving.schemas import (
+    EVENT,
     ExtractedDocuments,
     ExtractedText,
     ExtractIn,
@@ -42,7 +43,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
             },
             NDJSON: {"schema": {"type": "string"}, "example": json_text({**_DOCUMENT, "index": 0}) + "\n"},
             SSE: {
-                "schema": {"type": "string"},
+                "schema": EVENT,
                 "example": f"event: document\ndata: {json_text({**_DOCUMENT, 'index': 0})}\n\n",
             },
         },

@@ -40,13 +40,13 @@ class _File:
     tag: str
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 def index(request: Request) -> Response:
     """Answer with the page."""
     return _answer(request, _INDEX)
 
 
-@router.api_route("/static/{name}", methods=["GET", "HEAD"])
+@router.get("/static/{name}")
 def static(request: Request, name: str) -> Response:
     """Answer with a file of the page.
 

@@ -17,8 +17,8 @@ class ClientGone(Exception):
     """The client has closed its connection before it had an answer."""
 
 
-def service_of(request: Request) -> Service:
-    """Return the service of the app that a request came to."""
+async def service_of(request: Request) -> Service:
+    """Return the service of the app that a request came to; async, since others are called in a thread each."""
     service = request.app.state.service
     assert isinstance(service, Service)
     return service

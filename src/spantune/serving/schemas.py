@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from spantune.core import Entity, Extraction, half_surrogate
 from spantune.extraction import Options
@@ -51,7 +51,7 @@ class ExtractIn(Strict):
     )
     chunk_tokens: int | None = Field(None, ge=1, le=1 << 20, description="Tokens of a text that are read at once.")
     overlap: int | None = Field(None, ge=0, le=1 << 20, description="Characters that two chunks share.")
-    all_scores: bool = Field(False, description="Also tell the entities below the threshold.")
+    all_scores: StrictBool = Field(False, description="Also tell the entities below the threshold.")
 
     @model_validator(mode="after")
     def _has_text_or_documents(self) -> ExtractIn:
@@ -179,6 +179,14 @@ class ModelsOut(BaseModel):
     )
     object: Literal["list"] = "list"
     data: list[ModelOut]
+
+
+EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON, or [DONE]"}},
+    "required": ["data"],
+}
+"""The schema of a server-sent event in OpenAPI, which describes a stream by one of its events."""
 
 
 def example_of(

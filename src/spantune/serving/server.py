@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ KERNELS = "64"
 KEEP_ALIVE_SECONDS = 15
 HEAD_SECONDS = 30.0
 """How long a request's headers may take to arrive, from when its connection is opened or its first byte comes."""
+SWITCH_SECONDS = 0.0005
+"""How long a thread that runs Python may keep one that waits, 0.005 by default: the thread of the models waits at each
+operation of a pass while requests are answered, and then for this long."""
 PARTING_SECONDS = 1.0
 """How long it goes on to listen after a signal at least, and refuses, so that clients that just ask are told."""
 LAST_SECONDS = 5
@@ -55,6 +59,7 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
     listener = _listener(settings)  # so that a port that is taken is known before the models are loaded
     with listener:
         bound_kernel_caches()
+        sys.setswitchinterval(SWITCH_SECONDS)
         extractors = load_runs(runs, settings.device, min_score=settings.min_score)
         app = create_app(extractors, settings)
         config = uvicorn.Config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 import time
@@ -428,11 +429,47 @@ def test_a_model_trained_on_choices_needs_the_grammar(model: Any, local: list[Ex
         same(
             list(choices.stream(GOLD)), list(Extractor(model, encoder(), SETTINGS, on_choices=True).stream(GOLD)), True
         )
-        wide = RemoteExtractor(asked, Served("tiny", "llamacpp"), encoder(), SETTINGS, on_choices=True)
-        assert choices.gives_scores and not wide.gives_scores
+        assert choices.gives_scores
     for served, options in ((Served("tiny"), {}), (Served("tiny", "vllm"), {"grammar": "none"})):
         with pytest.raises(ConfigError, match="cannot answer without the grammar"):
             RemoteExtractor(Server(asked.url, **options), served, encoder(), SETTINGS, on_choices=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("answer", ["jsonl", "grouped"])
+def test_llama_cpp_chooses_among_what_the_grammar_allows(model: Any, answer: Any) -> None:
+    """It is asked only where there is a choice, and its slots keep what they have computed."""
+    known = encoder()
+    known.task = TASK.model_copy(update={"answer": answer})
+    here = list(Extractor(model, known, SETTINGS, on_choices=True).stream(GOLD))
+    with serving(CompletionsServer(model, byte_tokenizer(MERGES), "llamacpp")) as server:
+        asked = Server(server.url, patience=QUICK)
+        extractor = RemoteExtractor(asked, Served("tiny", "llamacpp", slots=2), known, SETTINGS, on_choices=True)
+        same(list(extractor.stream(GOLD)), here, scores=True)
+    assert extractor.gives_scores and extractor.server.concurrency == 2
+    assert {request["id_slot"] for request in server.requests} == {0, 1} and server.most_at_once <= 2
+    assert all(len(request["logit_bias"]) > 1 and "grammar" not in request for request in server.requests)
+    lured = [request for request in server.requests if request["logprobs"] > 1]
+    assert len(lured) > 3  # byte_tokenizer has parts of characters
+    tokens = sum(len(known.tokenizer(item.answer, add_special_tokens=False)["input_ids"]) for item in here)
+    assert len(server.requests) - len(lured) < tokens / 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": [{"text": "", "logprobs": {"content": [{"top_probs": [{"id": 5, "prob": 1.0}]}]}}]},  # not allowed
+        {"choices": [{"text": "", "logprobs": {"content": [{"top_logprobs": []}]}}]},
+        {"choices": [{"text": "", "logprobs": None}]},
+    ],
+)
+def test_a_server_that_does_not_choose_is_an_error_of_the_document(model: Any, body: Any) -> None:
+    with serving(
+        CompletionsServer(model, byte_tokenizer(MERGES), "llamacpp", trouble=lambda *_: Response(200, body))
+    ) as server:
+        asked = Server(server.url, patience=QUICK, attempts=2)
+        extractor = RemoteExtractor(asked, Served("tiny", "llamacpp"), encoder(), SETTINGS, on_choices=True)
+        (found,) = extractor.stream(GOLD[:1], strict=False)
+    assert found.status == "failed" and re.search("probabilit", found.problems[0].found)
 
 
 def test_a_format_without_a_grammar_for_the_server_is_said_or_refused(caplog: pytest.LogCaptureFixture) -> None:

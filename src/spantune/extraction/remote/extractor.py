@@ -2,7 +2,8 @@
 
 The task, the tokenizer, the settings and the calibration come from a run; no weights are loaded. Requests are sent
 concurrently, results keep the order of the documents. A server gets the grammar of the whole answer and does not stop
-an answer that repeats itself, so an entity may be written twice, which is then reported. A text whose grammar the
+an answer that repeats itself, so an entity may be written twice, which is then reported. For a run that was trained on
+choices, llama.cpp's server is not sent the grammar, but asked token by token (see `Guided`). A text whose grammar the
 server refuses is asked without, which is a problem of that text. A server without grammars is asked without, and its
 answers are parsed and checked. Scores need token ids and log-probabilities, which vLLM and llama.cpp return. They must
 also be of the kind of which the run's scores are made (see `Served.gives_scores`): scores of another kind would not fit
@@ -35,6 +36,7 @@ from spantune.encoding import Encoder
 from spantune.extraction.chunked import as_documents, by_chunks, cutter
 from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.remote.client import Client, Overrun, Refused, Server
+from spantune.extraction.remote.guided import Guided
 from spantune.extraction.remote.protocol import GRAMMARS, Answer, Question, Served, choose, identify
 from spantune.extraction.result import Written, calibrated, failure, read_answer
 from spantune.metrics import Calibration
@@ -84,7 +86,7 @@ class RemoteExtractor:
         self.calibration: Calibration | None = None
         self.on_choices = on_choices
         self._has_grammar = self.settings.grounded and server.grammar != "none"
-        is_known = encoder.task.answer in GRAMMARS[served.kind]
+        is_known = served.is_guided(on_choices) or encoder.task.answer in GRAMMARS[served.kind]
         self._trial, self._texts = _Trial(), 0
         self._refusal: str | None = None  # the first refusal of a grammar
         self._warnings: set[str] = set()
@@ -105,15 +107,13 @@ class RemoteExtractor:
             )
         self.gives_scores = served.gives_scores(on_choices=on_choices, has_grammar=self._has_grammar)
         """Whether entities have scores; the run's thresholds fit no others."""
+        self._guided: Guided | None = None
+        if served.is_guided(on_choices):
+            self._guided = Guided(served, encoder, self._constraint, self.settings.max_new_tokens)
 
     @property
     def why_no_scores(self) -> str:
         """Why the server's log-probabilities are none of which the scores of this run can be made."""
-        if self.on_choices:
-            return (
-                f"{self.served.engine} gives log-probabilities over the whole vocabulary, and the scores of this run, "
-                "trained on choices (train.loss_on), are over what the grammar allows"
-            )
         return (
             f"under a grammar {self.served.engine} gives log-probabilities among the allowed tokens only, and the "
             "scores of this run, trained on whole answers (train.loss_on), are over the whole vocabulary"
@@ -213,6 +213,8 @@ class RemoteExtractor:
         )
 
     def _answer(self, client: Client, document: Document, *, with_grammar: bool) -> Extraction:
+        if self._guided is not None:
+            return read_answer(document, self._guided.answer(client, document), self.encoder)
         task = self.encoder.task
         grammar = self.encoder.format.grammar(document.text, task, None) if with_grammar else None
         question = Question(document.text, self.encoder, self.settings.max_new_tokens, grammar, self.on_choices)
@@ -353,8 +355,7 @@ def load_remote(
         what = "entities have no scores"
         what += ", and the run's thresholds are not applied" if calibration and calibration.has_thresholds else ""
         log.warning(
-            "%s: %s: %s; --min-score 0 accepts that; for scores decode here%s",
+            "%s: %s: %s; --min-score 0 accepts that; for scores decode here, or send no grammar (--grammar none)",
             server.url, extractor.why_no_scores, what,
-            "" if extractor.on_choices else ", or send no grammar (--grammar none)",
         )  # fmt: skip
     return extractor

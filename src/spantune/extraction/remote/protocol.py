@@ -27,7 +27,7 @@ _SETTINGS: Mapping[str, Mapping[str, object]] = {
 
 _ROUNDED = 1e-3  # a server's rounding may give a log-probability of 0 as up to this
 
-# answer formats that have a grammar of the whole answer for this kind of server
+# answer formats that have a grammar of the whole answer for this kind of server; a guided one needs none
 GRAMMARS: Mapping[str, Collection[str]] = {
     "vllm": ("jsonl", "jsonl_seed", "grouped"),
     "llamacpp": tuple(WRITINGS),
@@ -76,9 +76,14 @@ class Served:
 
         They are over the whole vocabulary where a run was trained on whole answers, and over the tokens that the
         grammar allows where it was trained on choices. vLLM has the second kind under a grammar, whose mask it applies
-        before it takes them, and the first kind without one; llama.cpp always has the first kind.
+        before it takes them, and the first kind without one. llama.cpp has the first kind, and is asked for the second
+        where that is needed; see `is_guided`.
         """
-        return on_choices == (self.kind == "vllm" and has_grammar)
+        return on_choices == has_grammar if self.kind == "vllm" else not on_choices or self.is_guided(on_choices)
+
+    def is_guided(self, on_choices: bool) -> bool:
+        """Whether the grammar is followed here, and the server asked only to choose; see `Guided`."""
+        return on_choices and self.kind == "llamacpp"
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ class Question:
             ModelError: the server counts other tokens in the prompt than were sent.
         """
         body = response if isinstance(response, Mapping) else {}
-        choices, usage = body.get("choices"), body.get("usage")
+        choices = body.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, Mapping) or "text" not in choice:
             raise ValueError(f"no completion in {str(response)[:80]!r}")
@@ -184,13 +189,8 @@ class Question:
         self._check_size(choice, text)
         if half_surrogate(text) is not None:
             raise ValueError("an answer with half of a surrogate pair, which is not text")
-        count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
         ids, logprobs = _tokens(choice)
-        if count not in (None, len(self.prompt)):
-            raise ModelError(
-                f"the server counts {count} tokens in a prompt of {len(self.prompt)}: it adds its own, or takes them "
-                "for text; expected the run's model, which completes token ids as they are"
-            )
+        check_prompt(body, len(self.prompt))
         return Answer(text, finish, ids, logprobs)
 
     def _check_size(self, choice: Mapping[str, object], text: str) -> None:
@@ -213,6 +213,21 @@ class Question:
             )
         if self.encoder.task.answer != "inline" and (levels := depth(text)) > MOST_LEVELS:
             raise Overrun(f"the server's answer is nested {levels} levels deep; an answer has 2")
+
+
+def check_prompt(body: Mapping[str, object], tokens: int) -> None:
+    """Check that a response counts the tokens of the prompt that were sent.
+
+    Raises:
+        ModelError: it counts others.
+    """
+    usage = body.get("usage")
+    count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+    if count not in (None, tokens):
+        raise ModelError(
+            f"the server counts {count} tokens in a prompt of {tokens}: it adds its own, or takes them for text; "
+            "expected the run's model, which completes token ids as they are"
+        )
 
 
 MOST_LEVELS = 64
