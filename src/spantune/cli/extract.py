@@ -177,11 +177,7 @@ def extract(
 
         spantune extract runs/demo s3://notes/2026/ --engine ray --address auto --to parquet --out s3://notes/entities
     """
-<<<<<<< HEAD
-    from spantune.extraction import Tally, Target, Task, Texts, parse_devices
-=======
-    from spantune.extraction import Cluster, Server, Tally, Target, Task, Texts, parse_devices
->>>>>>> w-scale
+    from spantune.extraction import Server, Tally, Target, Task, Texts, parse_devices
     from spantune.report import ExtractionView
 
     if engine != "ray" and (address, workers, gpus_per_worker) != (None, None, None):

@@ -50,13 +50,9 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
-<<<<<<< HEAD
-from spantune.models.packed import pack_weights
-from spantune.models.sharding import divide_layers
-=======
 from spantune.models.pack_graphs import graph_limit, graph_packs, release_graphs
+from spantune.models.packed import pack_weights
 from spantune.models.sharding import divide_layers, gather_layers
->>>>>>> w-scale
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
 from spantune.models.span_head import (
@@ -154,11 +150,8 @@ __all__ = [
     "own_output_weights",
     "pack_spans",
     "pack_view",
-<<<<<<< HEAD
     "pack_weights",
-=======
     "park_output_layer",
->>>>>>> w-scale
     "pick_device",
     "pick_dtype",
     "pinned",

@@ -34,11 +34,7 @@ from spantune.core import (
     waiting,
 )
 from spantune.extraction.outputs import Tally
-<<<<<<< HEAD
-=======
 from spantune.extraction.remote.client import Server
-from spantune.extraction.scale.cluster import Cluster, Resources, connected, resources_of
->>>>>>> w-scale
 from spantune.extraction.scale.parts import Folder, Plan, To
 from spantune.extraction.scale.shards import Shard, Survey, part_size, read, require_unique, shards_of, survey
 from spantune.extraction.scale.sources import Source, find_sources
