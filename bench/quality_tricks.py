@@ -11,7 +11,10 @@ norm (FGM, arXiv 1605.07725). `teacher`: targets are mixed with the scores of SP
 JSONL of the training documents, each with the candidates of models that were not trained on it (as knowledge
 distillation, arXiv 1503.02531). `noise`: this share of the tokens of a text is replaced by a placeholder in training.
 `mix`: the head reads a learnt mixture of the states of all layers. `pointers`: a query and a key of this size for each
-type, instead of one of all types. Each replaces functions of the product, and none is a part of it.
+type, instead of one of all types. `masked`: before the first step the adapter is trained for so many passes to predict
+masked tokens of the training texts, seen from both sides (after LLM2Vec, arXiv 2404.05961). `order`: the order of the
+examples and the dropout of another seed, from the same first weights, so that the weights of such runs can be averaged
+(model soups, arXiv 2203.05482; see quality_soup.py). Each replaces functions of the product, and none is a part of it.
 """
 
 from __future__ import annotations
@@ -24,18 +27,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
+from torch.nn.functional import cross_entropy, layer_norm
 
 from spantune.data import read
 from spantune.encoding import SpanEncoder
 from spantune.extraction import reading
-from spantune.models import causal_lm, span_logits
+from spantune.models import capped, causal_lm, softcap_of, span_logits
 from spantune.models import span_head as heads
 from spantune.models import span_packs as packs
 from spantune.training import span_loss as losses
 from spantune.training import step as steps
+from spantune.training.average import WeightAverage
 from spantune.training.loop import TrainingLoop
+from spantune.training.schedule import ExampleOrder
 
+MASK, MASKED = 4, 0.3
+"""The id of the embedded model's token `<mask>`, and the share of tokens that it stands for."""
 SCALE = 10_000
 """Targets are kept as whole numbers of this."""
 
@@ -230,7 +237,70 @@ def point_by_type(size: float) -> None:
     heads.SpanHead.forward = forward  # type: ignore[method-assign]
 
 
+def predict_masked(passes: float) -> None:
+    """Train what the run trains, but the head, to predict masked tokens; then begin the run with fresh averages."""
+    run = TrainingLoop.run
+
+    def run_after(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.step == 0:
+            runner, span_loss = self.runner, steps.span_loss
+            average, runner._average, steps.span_loss = runner._average, None, masked_loss  # type: ignore[attr-defined]
+            total = round(passes * self.order.steps_per_epoch)
+            for step in range(total):
+                batch = runner.collator([self.examples[place] for place in self.order.places(step)])
+                factor = min((step + 1) / 20, (total - step) / total)
+                result = runner.run(batch, step + 1, factor)
+                if step % 50 == 0:
+                    print(f"masked tokens, step {step}: loss {result.loss.item():.3f}", flush=True)
+            steps.span_loss = span_loss  # type: ignore[attr-defined]
+            runner.optimizer.state.clear()
+            if average is not None:
+                weights = [weight for group in runner.optimizer.param_groups for weight in group["params"]]
+                runner._average = WeightAverage(weights, runner.settings.average)
+        run(self, *args, **kwargs)
+
+    TrainingLoop.run = run_after  # type: ignore[method-assign]
+
+
+def masked_loss(model: Any, pack: Any, dtype: torch.dtype) -> Tensor:
+    """The mean cross entropy of masked tokens, each predicted where the token before it is, times the examples."""
+    base = causal_lm(model)
+    follows = torch.zeros_like(pack.owner, dtype=torch.bool)
+    follows[1:] = (pack.owner[1:] == pack.owner[:-1]) & (pack.owner[1:] > 0)
+    is_masked = follows & (torch.rand(pack.ids.shape, device=pack.ids.device) < MASKED)
+    view = packs.pack_view(
+        base.config, packs.Places(pack.owner, pack.positions, pack.reach), packs.Spans(**pack.spans), dtype
+    )
+    output = base.base_model(
+        input_ids=pack.ids.masked_fill(is_masked, MASK)[None],
+        position_ids=pack.positions[None],
+        use_cache=False,
+        **view,
+    )
+    places = is_masked.nonzero()[:, 0]
+    states = output.last_hidden_state[0][places - 1]
+    logits = capped(base.get_output_embeddings()(states).float(), softcap_of(base.config))
+    return cross_entropy(logits, pack.ids[places]) * len(pack.starts)
+
+
+def reorder(seed: float) -> None:
+    """Take the examples in the order of another seed, and drop out other values."""
+    make, run = ExampleOrder.__init__, TrainingLoop.run
+
+    def make_other(self: Any, examples: int, batch: int, own: int) -> None:
+        make(self, examples, batch, own + 1000 * int(seed))
+
+    def run_other(self: Any, *args: Any, **kwargs: Any) -> None:
+        torch.manual_seed(int(seed))
+        run(self, *args, **kwargs)
+
+    ExampleOrder.__init__ = make_other  # type: ignore[method-assign]
+    TrainingLoop.run = run_other  # type: ignore[method-assign]
+
+
 TRICKS = {
+    "masked": predict_masked,
+    "order": reorder,
     "ema": average,
     "rdrop": drop_twice,
     "fgm": perturb,

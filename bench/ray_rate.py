@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from spantune.core import Resources, connected
 from spantune.data import formats
 from spantune.extraction import Task
 from spantune.extraction.scale import ray_engine
-from spantune.extraction.scale.cluster import Resources, connected
 from spantune.extraction.scale.parts import Folder
 from spantune.extraction.scale.ray_engine import Worker, _outcomes
 from spantune.extraction.scale.shards import part_size, shards_of, survey

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import shutil
@@ -22,6 +23,7 @@ from helpers.forked import Command
 from helpers.recorded_errors import ErrorRecorder
 from helpers.swanlab_cloud import KEY, Cloud
 
+gc.disable()  # until all is imported
 os.environ["MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS"] = "1"  # read when modelscope is imported; else half a minute
 
 DEAREST = (
@@ -40,9 +42,18 @@ DEAREST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests of DEAREST first."""
+    """Puts the tests of DEAREST first; what Hypothesis repeats is not measured, as others cover the same lines."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("no_cover")
     places = {Path(__file__).parent / name: place for place, name in enumerate(reversed(DEAREST), 1)}
     items.sort(key=lambda item: -places.get(item.path, 0))
+
+
+def pytest_collection_finish() -> None:
+    """Collects garbage from here on, and not among what has been imported: a round over torch takes half a second."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

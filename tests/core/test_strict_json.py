@@ -12,7 +12,7 @@ from spantune.core import DataError, to_json
 
 SOURCE = Path(__file__).parents[2] / "src" / "spantune"
 # What is no value of a file: hashes and keys in memory, and grammars and answers, which hold strings only.
-NO_FILES = {"core/document.py", "data/splitting.py", "extraction/vocabulary.py", "runs/listing.py"} | {
+NO_FILES = {"core/document.py", "data/placement.py", "extraction/vocabulary.py", "runs/listing.py"} | {
     f"encoding/answers/{name}.py" for name in ("grouped", "jsonl", "lark")
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spantune.data.checks import inconsistencies
+from spantune.data.boundaries import cut_surfaces, surfaces_of
 from spantune.data.raw.document import RawDocument, RawEntity
 
 
@@ -13,7 +13,9 @@ def document(text: str, *entities: tuple[int, int, str]) -> RawDocument:
 
 
 def found(*documents: RawDocument) -> list[tuple[str, str, str, int, int]]:
-    return [(one.label, one.whole, one.part, one.times, one.cut) for one in inconsistencies(documents)]
+    surfaces = surfaces_of(documents)
+    cases = cut_surfaces(documents, surfaces)
+    return [(label, whole, part, surfaces[label, whole], cuts.count) for (label, whole, part), cuts in cases.items()]
 
 
 def test_a_word_at_either_edge() -> None:

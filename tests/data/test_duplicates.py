@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from spantune.data import Tally
-from spantune.data.duplicates import check_repetition
+from spantune.data.document_checks import rows_of
+from spantune.data.duplicates import Stack, check_repetition
+from spantune.data.parts import Part
 from spantune.data.raw.document import RawDocument, RawEntity
 
 LONG = "患者三天前无明显诱因出现右下腹持续性疼痛伴恶心呕吐在当地医院予以补液治疗后未见好转遂来我院急诊就诊"
@@ -24,7 +26,11 @@ def split(name: str, *documents: tuple[str, str]) -> list[RawDocument]:
 
 def found(*splits: list[RawDocument]) -> dict[str, tuple[int, str]]:
     tally = Tally()
-    check_repetition(splits, tally)
+    stacks = [
+        Stack.of(Part(Path(f"{number}"), "native", items=tuple(split)), None, [rows_of(range(len(split)), split)])
+        for number, split in enumerate(splits)
+    ]
+    check_repetition(stacks, tally)
     return {finding.name: (finding.count, finding.where) for finding in tally.findings()}
 
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from spantune.core import ConfigError
-from spantune.data.duplicates import fold, near_duplicates
+from spantune.data.likeness import fold, near_duplicates
 
 LONG = "患者三天前无明显诱因出现右下腹持续性疼痛伴恶心呕吐在当地医院予以补液治疗后未见好转遂来我院急诊就诊"
 

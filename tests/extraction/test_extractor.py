@@ -69,8 +69,9 @@ def byte_alphabet() -> dict[str, int]:
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("on_choices", [False, True])
-@pytest.mark.parametrize(("family", "seed"), LIVELY)
+@pytest.mark.parametrize(
+    ("family", "seed", "on_choices"), [(*model, place % 2 > 0) for place, model in enumerate(LIVELY)]
+)
 def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int, on_choices: bool) -> None:
     model, coder = lively_model(family, seed), encoder()
     wanted = [plain_loop(model, coder, text, on_choices=on_choices) for text in TEXTS]
@@ -105,9 +106,14 @@ def test_a_flat_task_has_no_overlaps_and_no_mention_has_white_space_at_its_ends(
     assert found > 3
 
 
-@pytest.mark.parametrize("on_choices", [False, True])
-@pytest.mark.parametrize("answer", ["grouped", "inline", "jsonl_seed"])
-@pytest.mark.parametrize(("family", "seed"), [("phi3", 2), ("gemma3_text", 3), ("qwen2", 5)])
+@pytest.mark.parametrize(
+    ("family", "seed", "answer", "on_choices"),
+    [  # every format in both ways, every family with every format
+        (family, seed, answer, (row + column) % 2 > 0)
+        for row, (family, seed) in enumerate([("phi3", 2), ("gemma3_text", 3), ("qwen2", 5)])
+        for column, answer in enumerate(["grouped", "inline", "jsonl_seed"])
+    ],
+)
 def test_every_format_equals_a_plain_loop(family: str, seed: int, answer: str, on_choices: bool) -> None:
     task = TASK.model_copy(update={"answer": answer})
     model, coder = lively_model(family, seed), encoder(task)

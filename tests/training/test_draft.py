@@ -73,14 +73,14 @@ def test_an_english_flat_corpus_gets_an_english_flat_recipe_with_counts(tiny_fol
 
 
 def test_a_large_corpus_is_read_and_the_recipe_says_why(tiny_folder: Path) -> None:
-    draft = init(english("notes.jsonl", READ_FROM + 200), model=str(tiny_folder))
+    draft = init(english("notes.jsonl", READ_FROM * 2), model=str(tiny_folder))
     recipe, row = draft.config, recommend(draft.decided.trained_on, 1, "spans")
     assert recipe.task.answer == "spans" and recipe.spans == config.Spans()
     assert (recipe.train.epochs, recipe.train.learning_rate, recipe.lora.rank) == (
         row.epochs, row.learning_rate, row.rank
     )  # fmt: skip
-    count = draft.decided.trained_on
-    assert f"# entities are read, since {count:,} training documents are enough (docs/quality.md)" in draft.text
+    count = draft.decided.trained_on  # each has one entity, all of one label
+    assert f"# entities are read, since {count:,} training entities a label are enough (docs/quality.md)" in draft.text
     assert "# spans: {view: whole}" in draft.text and "loss_on" not in draft.text and "eval_before" not in draft.text
     written = init("notes.jsonl", model=str(tiny_folder), answer="jsonl")
     assert written.config.task.answer == "jsonl" and "loss_on: choices" in written.text
@@ -88,7 +88,7 @@ def test_a_large_corpus_is_read_and_the_recipe_says_why(tiny_folder: Path) -> No
 
 def test_a_small_corpus_is_written_unless_it_is_chosen_to_be_read(tiny_folder: Path) -> None:
     draft = init(english("notes.jsonl"), model=str(tiny_folder))
-    assert "# entities are written, since 32 training documents are few (docs/quality.md)" in draft.text
+    assert "# entities are written, since 32 training entities a label are few (docs/quality.md)" in draft.text
     read = init("notes.jsonl", model=str(tiny_folder), answer="spans")
     assert read.config.task.answer == "spans" and "or it reads spans" in read.text
     prepared = prepare(read.config)
@@ -191,7 +191,7 @@ def test_several_corpora_are_split_together() -> None:
 def test_a_cpu_takes_as_many_documents_as_its_minutes_suffice_for(monkeypatch: pytest.MonkeyPatch) -> None:
     english("train.jsonl", 700)
     doccano("dev.jsonl", [(f"Eve{n} sleeps.", [[0, 3, "person"]]) for n in range(310)])
-    draft = init("train.jsonl", minutes=1)
+    draft = init("train.jsonl", minutes=1, answer="jsonl")
     assert (draft.config.data.limit, draft.config.data.dev_limit) == (400, 300)
     assert any("data.limit=400, data.dev_limit=300" in remark for remark in draft.remarks)
     assert init("train.jsonl", minutes=2).config.data.limit is None

@@ -39,8 +39,9 @@ def sections(**changed: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def read_run(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """A whole small run that reads; its folder is not to be changed."""
-    return train(parse_config(tree(tmp_path_factory.mktemp("read"), **sections())))
+    """A whole small run that reads, with two steps of masked tokens; its folder is not to be changed."""
+    settings = {"masked_epochs": 0.5, "average": 0.9, "keep_checkpoints": 9}
+    return train(parse_config(tree(tmp_path_factory.mktemp("read"), **sections(train=settings))))
 
 
 @pytest.fixture
@@ -61,15 +62,26 @@ def warm(read_run: Result, tree: Tree, tmp_path: Path) -> Callable[..., dict[str
     return make
 
 
+def test_masked_tokens_come_first_and_are_recorded_by_themselves(read_run: Result) -> None:
+    lines = [json.loads(line) for line in (read_run.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = {split: [line["step"] for line in lines if line["split"] == split] for split in ("masked", "train", "dev")}
+    assert steps == {"masked": [1, 2], "train": [3, 4, 5, 6, 7, 8], "dev": [5, 8]}
+    assert [line["epoch"] for line in lines if line["split"] in ("masked", "train")][:3] == [0.25, 0.5, 0.25]
+    assert next(line["loss"] for line in lines if line["split"] == "masked") > 3, "a tiny model knows no token"
+
+
 @pytest.mark.no_cover
-def test_a_run_that_was_killed_ends_with_the_same_losses_and_weights(read_run: Result, tmp_path: Path) -> None:
+@pytest.mark.parametrize("newest", [2, 4])
+def test_a_run_that_was_killed_ends_with_the_same_losses_and_weights(
+    read_run: Result, tmp_path: Path, newest: int
+) -> None:
     folder = Path(shutil.copytree(read_run.folder, tmp_path / "tiny"))
     (folder / REPORT).unlink()
     for path in (folder / "checkpoints").iterdir():
-        if step_of(path) > 4:
+        if step_of(path) > newest:
             shutil.rmtree(path)
     train(resume_recipe(folder), resume=folder)
-    assert "resuming from checkpoint-4" in (folder / "run.log").read_text(encoding="utf-8")
+    assert f"resuming from checkpoint-{newest}" in (folder / "run.log").read_text(encoding="utf-8")
     assert records(folder) == records(read_run.folder)
     for name in ("head.safetensors", "adapter_model.safetensors", "head.json"):
         assert (folder / "adapter" / name).read_bytes() == (read_run.folder / "adapter" / name).read_bytes(), name
@@ -157,9 +169,9 @@ def test_the_audits_of_reading_say_nothing_of_writing(plan_of: Callable[..., Any
 
 def test_few_documents_to_read_are_warned_of(plan_of: Callable[..., Any], warm: Callable[..., dict[str, Any]]) -> None:
     said = {warning.name: str(warning) for warning in plan_of().warnings}
-    assert f"there are 24 training documents: under {READ_FROM:,}" in said["documents enough to read"]
+    assert f"entities on average: under {READ_FROM}" in said["entities enough to read"]
     gone_on_with = make_plan(prepare(parse_config(warm())))
-    assert "documents enough to read" not in {warning.name for warning in gone_on_with.warnings}
+    assert "entities enough to read" not in {warning.name for warning in gone_on_with.warnings}
 
 
 def test_an_entity_that_is_too_long_is_named_with_its_file(plan_of: Callable[..., Any], tmp_path: Path) -> None:

@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 
-from spantune.core import Config, load_config, parse_config
+from spantune.core import Config, Document, Entity, load_config, parse_config
 from spantune.data import formats
 from spantune.training import Recommendation, prepare, recommend, recommendation
-from spantune.training.recommendation import ANY, READ_FROM, READ_TABLE, TABLE, with_answer, with_values
+from spantune.training.recommendation import (
+    ANY,
+    READ_FROM,
+    READ_TABLE,
+    TABLE,
+    entities_a_label,
+    with_answer,
+    with_values,
+)
 from spantune.training.schedule import total_steps
 
 SMALL = 270_000_000
@@ -78,7 +86,13 @@ def test_the_answer_is_that_of_the_recipe_or_its_preset() -> None:
     assert with_answer(least(task={"preset": "cmeee_tutorial"}), ANY).task.answer is None
 
 
-def test_spans_are_read_from_so_many_documents_on_unless_the_recipe_is_one_for_writing() -> None:
+def test_entities_are_counted_by_label_whatever_documents_they_are_in() -> None:
+    documents = [Document("a", "abc", (Entity(0, 1, "x"), Entity(1, 2, "x"), Entity(2, 3, "y"))), Document("b", "")]
+    assert entities_a_label(documents) == 1 and entities_a_label(documents * 4) == 6
+    assert entities_a_label(documents[1:]) == 0
+
+
+def test_spans_are_read_from_so_many_entities_on_unless_the_recipe_is_one_for_writing() -> None:
     assert with_answer(least(), READ_FROM - 1).task.answer == "jsonl"
     assert with_answer(least(), READ_FROM).task.answer == "spans"
     for sections in (
@@ -92,7 +106,7 @@ def test_spans_are_read_from_so_many_documents_on_unless_the_recipe_is_one_for_w
 def test_that_spans_are_read_is_said_where_the_recipe_leaves_it_open(
     tree: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(recommendation, "READ_FROM", 24)
+    monkeypatch.setattr(recommendation, "READ_FROM", 2)
     prepared = prepare(parse_config(tree(tmp_path, train={"loss_on": None})))
     assert (prepared.recipe.task.answer, prepared.task.answer, prepared.written) == ("spans", "spans", ())
     assert "set task.answer=jsonl to have them written" in capsys.readouterr().err.replace("\n", " ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,7 +19,9 @@ from spantune.cli.help import App
 from spantune.cli.inspect import open_tokenizer
 from spantune.cli.options import (
     READING,
+    Address,
     Column,
+    CorpusEngine,
     Encoding,
     Force,
     Format,
@@ -26,6 +29,8 @@ from spantune.cli.options import (
     Json,
     Label,
     Offsets,
+    Workers,
+    cluster_of,
     reading_options,
     split_overrides,
 )
@@ -143,6 +148,9 @@ def check(
     label: Label = None,
     encoding: Encoding = None,
     offsets: Offsets = None,
+    engine: CorpusEngine = "local",
+    address: Address = None,
+    workers: Workers = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -155,8 +163,21 @@ def check(
         spantune data check train.jsonl dev.jsonl --labels dis,sym,bod
 
         spantune data check cmeee.jsonl --fix mended.jsonl
+
+        spantune data check train.jsonl --engine ray --address auto
     """
-    from spantune.data import Demands, Options, Tally, count_dropped, read_source, repair_all, repair_targets
+    from spantune.data import (
+        Demands,
+        Options,
+        Tally,
+        count_dropped,
+        engine_for,
+        open_source,
+        read_source,
+        repair_all,
+        repair_targets,
+        size_of,
+    )
     from spantune.data import check as examine
 
     files, overrides = split_overrides(files)
@@ -167,11 +188,16 @@ def check(
             require_new(path, files, force=force)
     count_tokens = _token_counter(max_tokens, tokenizer)
     demands = Demands(_label_set(labels, recipe, overrides), max_tokens or 0, count_tokens)
-    sources = [read_source(file, format, reading_options(column, joiner, label, encoding, offsets)) for file in files]
+    options = reading_options(column, joiner, label, encoding, offsets)
+    cluster = cluster_of(engine, address, workers)
+    if cluster is not None and fix is not None:
+        raise ConfigError("--fix is not of --engine ray, since it holds the corpus in memory; drop one of the two")
     tally = Tally()
     if fix is None:
-        report = examine(sources, demands)
+        with engine_for(sum(map(size_of, files)), cluster, workers) as worker:
+            report = examine([open_source(file, format, options, worker) for file in files], demands, engine=worker)
     else:
+        sources = [read_source(file, format, options) for file in files]
         repaired = repair_all(sources, fix, force=force)
         count_dropped(repaired, tally)
         stated = Options(offsets="codepoints" if offsets else None)
@@ -226,6 +252,9 @@ def split(
         str, typer.Option(help="Format of the splits.", autocompletion=names.written_formats)
     ] = "native",
     force: Force = False,
+    engine: CorpusEngine = "local",
+    address: Address = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Split a corpus so that every split has its share of every label, and no two splits share a text.
@@ -240,33 +269,30 @@ def split(
         spantune data split notes.jsonl --to splits --shares 0.9,0.1 --by patient
 
         spantune data split cmeee.jsonl --to five-shot --k-shot 5
+
+        spantune data split large.jsonl --to splits --engine ray --address auto
     """
-    from spantune.data import formats, splitting
+    from spantune.data import SplitJob, engine_for, size_of, split_file, splitting
 
     if k_shot and sample:
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
     require_new(to, [file], force=force)
     rule = splitting.Rule(splitting.parse_shares(shares, split_names), seed, by, threshold)
-    corpus = formats.read(file, format, reading_options(column, joiner, label, encoding, offsets))
-    division = splitting.split(corpus.documents, rule)
-    first = next(iter(division.parts.values()))
-    if k_shot:
-        division = division.with_first(splitting.few_shot(first, k_shot, seed, allow_fewer))
-    if sample:
-        division = division.with_first(splitting.sample(first, sample, seed))
-    facts = {"source": file, "k_shot": k_shot, "sample": sample, "left_out": len(corpus.documents) - division.size}
-    with overwriting(to, force=force) as folder:
-        lost = splitting.write_splits(folder, division, write_format, facts)
-    for note, count in {**corpus.notes, **lost}.items():
+    options = reading_options(column, joiner, label, encoding, offsets)
+    fewer = splitting.Fewer(k_shot, sample, allow_fewer)
+    cluster = cluster_of(engine, address, workers)
+    with overwriting(to, force=force) as folder, engine_for(size_of(file), cluster, workers) as worker:
+        done = split_file(SplitJob(file, rule, format, options, fewer, write_format), folder, worker)
+    record = done.record
+    for note, count in done.notes.items():
         say(f"{count} × {note}")
-    if by is None and any("group" in document.meta for document in corpus.documents):
+    if by is None and done.has_groups:
         say("documents have a group in their meta; --by group would keep each in one split")
-    record = {**facts, **division.as_dict()}
     if as_json:
         put_json(record)
     else:
         tables.print_split(record)
-    say(f"{', '.join(division.parts)} and {splitting.RECORD}: {to}")
+    say(f"{', '.join(rule.shares)} and {splitting.RECORD}: {to}")
 
 
 app.command(listed=("Formats",))(corpora.merge)
@@ -300,15 +326,20 @@ def _label_set(labels: str | None, recipe: Path | None, overrides: list[str]) ->
     return codes
 
 
-def _token_counter(budget: int | None, source: str | None) -> Callable[[Sequence[str]], list[int]] | None:
+def _token_counter(budget: int | None, source: str | None) -> Callable[[Sequence[str]], Sequence[int]] | None:
     """A function that counts the tokens of texts under the tokenizer `source`; None without a budget."""
     if (budget is None) != (source is None):
         raise ConfigError("--max-tokens and --tokenizer go together: a budget counts under one tokenizer")
     if source is None:
         return None
-    tokenizer = open_tokenizer(source)
+    _tokenizer(source)  # says what is wrong before anything is read
+    return partial(_count_tokens, source)
 
-    def count(texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
 
-    return count
+def _count_tokens(source: str, texts: Sequence[str]) -> list[int]:
+    """Count the tokens of each of the texts; in whichever process that is."""
+    tokenizer = _tokenizer(source)
+    return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+
+_tokenizer = lru_cache(maxsize=1)(open_tokenizer)

@@ -29,12 +29,12 @@ from spantune.cli.options import (
     report_left_out,
     split_overrides,
 )
-from spantune.core import ConfigError, log_crashes_into, number, say
+from spantune.core import Cluster, ConfigError, log_crashes_into, number, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
     from spantune.core import Config, Extraction, Prediction
-    from spantune.extraction import Cluster, Engine, Tally, Target, Task
+    from spantune.extraction import Engine, Tally, Target, Task
     from spantune.metrics import Calibration
 
 
@@ -177,7 +177,7 @@ def extract(
 
         spantune extract runs/demo s3://notes/2026/ --engine ray --address auto --to parquet --out s3://notes/entities
     """
-    from spantune.extraction import Cluster, Server, Tally, Target, Task, Texts, parse_devices
+    from spantune.extraction import Server, Tally, Target, Task, Texts, parse_devices
     from spantune.report import ExtractionView
 
     if engine != "ray" and (address, workers, gpus_per_worker) != (None, None, None):

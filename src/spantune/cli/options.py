@@ -12,6 +12,7 @@ import typer
 from spantune.cli import names
 
 if TYPE_CHECKING:
+    from spantune.core import Cluster
     from spantune.data import Options, Unit
     from spantune.metrics import Calibration
 
@@ -80,6 +81,30 @@ Offsets = Annotated[
         rich_help_panel=READING,
     ),
 ]
+MANY = "Many processes"
+"""The section of a help page for the options of several processes and of Ray."""
+CorpusEngine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        help="Read a large file here (local), or on one or more machines (ray), which all see it under the same path.",
+        rich_help_panel=MANY,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="A Ray cluster: HOST:PORT, ray://HOST:PORT, or auto. Ray on this machine alone if not given.",
+        rich_help_panel=MANY,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="How many processes read. If not given, one for each CPU core, where the corpus has 32 MiB or more.",
+        min=1,
+        rich_help_panel=MANY,
+    ),
+]
 MinScore = Annotated[
     float | None,
     typer.Option(
@@ -113,6 +138,17 @@ def reading_options(
     number = column is not None and column.removeprefix("-").isdecimal()
     name_or_number = int(column) if column and number else column
     return Options(column=name_or_number, joiner=joiner, label=label, encoding=encoding, offsets=offsets)
+
+
+def cluster_of(engine: str, address: str | None, workers: int | None) -> Cluster | None:
+    """The cluster that the options name; None where the work is done here."""
+    from spantune.core import Cluster, ConfigError
+
+    if engine == "ray":
+        return Cluster(address, workers)
+    if address is not None:
+        raise ConfigError("--address is of Ray; give --engine ray too")
+    return None
 
 
 def parts_read(inputs: Iterable[str | Path | None]) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from spantune.core import config
 from spantune.core.anchoring import Anchors, occurrences
 from spantune.core.bundled_recipes import bundled_recipes, description, recipe_path
+from spantune.core.cluster import Cluster, Resources, connected, resources_of
 from spantune.core.config import Config, Keep, Normalize
 from spantune.core.crash import log_crash, log_crashes_into
 from spantune.core.document import Document, Entity, encodable, half_surrogate, hash_documents, to_record
@@ -101,6 +102,7 @@ __all__ = [
     "LABEL_COLORS",
     "LEFT_OUT",
     "Anchors",
+    "Cluster",
     "Config",
     "ConfigError",
     "DataError",
@@ -118,6 +120,7 @@ __all__ = [
     "Problem",
     "ProblemKind",
     "RankLost",
+    "Resources",
     "RunError",
     "SafeFormatter",
     "SpantuneError",
@@ -133,6 +136,7 @@ __all__ = [
     "closest",
     "complain",
     "config",
+    "connected",
     "data_frame",
     "description",
     "document_html",
@@ -194,6 +198,7 @@ __all__ = [
     "require_folder",
     "require_new",
     "require_system",
+    "resources_of",
     "say",
     "set_verbosity",
     "sha256_of",

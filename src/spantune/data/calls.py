@@ -1,17 +1,29 @@
-"""What `spantune.check` and `spantune.split` do: check and split a corpus that is a file or in memory."""
+"""What `spantune.check` and `spantune.split` do: check and split a corpus that is a file or in memory.
+
+`split_file` is what the command line does, which writes what it splits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from spantune.core import ConfigError, Document, expect, expect_each
-from spantune.data.checks import Demands, Source, check, read_source
+from spantune.data import formats
+from spantune.data.checks import check
 from spantune.data.corpus import Corpus
+from spantune.data.document_checks import Demands
+from spantune.data.engines import Engine, OnRay, processes
 from spantune.data.findings import Report
 from spantune.data.formats import read
+from spantune.data.large_splits import Target, require_joinable, split_in_parts
+from spantune.data.parts import Divided, Source, open_in_parts, open_source
+from spantune.data.raw.corrections import Indivisible
 from spantune.data.raw.document import Options, RawDocument, RawEntity
-from spantune.data.splitting import Division, Rule, split, usual_names, write_splits
+from spantune.data.splitting import Division, Fewer, Rule, Written, split, usual_names, write_splits
+
+DEFAULTS, WHOLE = Options(), Fewer()
 
 
 def check_files(
@@ -19,6 +31,7 @@ def check_files(
     labels: Iterable[str] = (),
     format: str | None = None,
     options: Options | None = None,
+    workers: int = 1,
 ) -> Report:
     """Check annotated corpora and say what is wrong, how often and where.
 
@@ -30,27 +43,32 @@ def check_files(
         labels: the label set; any label is right when absent.
         format: the format of the files; recognised from their content when absent.
         options: as in `read`.
+        workers: how many processes check large files, which are read in parts; a script that asks for more than one
+            begins its work under `if __name__ == "__main__":`.
 
     Raises:
         ConfigError: an argument is of a wrong type.
         DataError: a file cannot be read at all.
     """
+    expect(workers, int, "workers", "a whole number of processes")
     expect(format, (str, type(None)), "format", "the name of a format, or None")
     expect(options, (Options, type(None)), "options", "Options(…), or None")
     codes = tuple(expect_each(labels, str, "labels", "a list of label codes"))
     several = [files] if isinstance(files, str | Path | Corpus) else files
     if not isinstance(several, Iterable):
         expect(several, (), "files", "a corpus file, or a list of them")
-    sources = []
-    for number, file in enumerate(several):
-        if isinstance(file, Corpus):
-            sources.append(_in_memory(file))
-        else:
-            path = expect(file, (str, Path), f"files[{number}]", "a corpus file or a Corpus")
-            sources.append(read_source(path, format, options))
-    if not sources:
-        raise ConfigError("files: expected at least one corpus file, found none")
-    return check(sources, Demands(codes))
+    reading = options or Options()
+    with processes(workers) as engine:
+        sources: list[Source | Divided] = []
+        for number, file in enumerate(several):
+            if isinstance(file, Corpus):
+                sources.append(_in_memory(file))
+            else:
+                path = expect(file, (str, Path), f"files[{number}]", "a corpus file or a Corpus")
+                sources.append(open_source(path, format, reading, engine))
+        if not sources:
+            raise ConfigError("files: expected at least one corpus file, found none")
+        return check(sources, Demands(codes), engine=engine)
 
 
 def split_corpus(
@@ -88,6 +106,48 @@ def split_corpus(
         source = corpus.name if isinstance(corpus, Corpus) else str(corpus) if isinstance(corpus, str | Path) else None
         write_splits(Path(to), division, facts={"source": source})
     return division
+
+
+@dataclass(frozen=True, slots=True)
+class SplitJob:
+    """What is split, and how: the corpus, the rule, how it is read, a reduced first split, the format of the splits."""
+
+    file: str
+    rule: Rule
+    format: str | None = None
+    options: Options = DEFAULTS
+    fewer: Fewer = WHOLE
+    write_format: str = "native"
+
+
+def split_file(job: SplitJob, folder: Path, engine: Engine) -> Written:
+    """Split a corpus file into `folder`: in parts if it is large and the options let it, else in memory.
+
+    Raises:
+        ConfigError: the engine is Ray, and the corpus cannot be read or written in parts.
+        DataError: as `split_corpus`.
+    """
+    facts: dict[str, object] = {"source": job.file, "k_shot": job.fewer.k_shot, "sample": job.fewer.sample}
+    is_on_ray = isinstance(engine, OnRay)
+    if is_on_ray:
+        require_joinable(job.write_format)
+        if job.fewer:
+            raise ConfigError("--k-shot and --sample are not of --engine ray; drop one of the two")
+    if not job.fewer and formats.of_name(job.write_format, writing=True).divisible:
+        source = open_in_parts(job.file, job.format, job.options, engine)
+        try:
+            if source is not None:
+                target = Target(folder, job.write_format)
+                return split_in_parts(source, job.rule, engine, target, {**facts, "left_out": 0})
+        except Indivisible:
+            if is_on_ray:
+                raise
+    corpus = read(job.file, job.format, job.options)
+    division = job.fewer.of(split(corpus.documents, job.rule))
+    facts["left_out"] = len(corpus.documents) - division.size
+    lost = write_splits(folder, division, job.write_format, facts)
+    has_groups = any("group" in document.meta for document in corpus.documents)
+    return Written({**facts, **division.as_dict()}, {**corpus.notes, **lost}, has_groups)
 
 
 def _by_name(shares: Iterable[float] | Mapping[str, float]) -> dict[str, float]:

@@ -28,7 +28,7 @@ from spantune.core import (
     to_record,
 )
 from spantune.data.raw.document import Options
-from spantune.data.raw.json_records import write_json_lines
+from spantune.data.raw.json_files import write_json_lines
 
 if TYPE_CHECKING:
     import pandas

@@ -3,90 +3,233 @@
 A text in two splits makes the scores on it too high, and a text annotated in two ways teaches at least one error. Blank
 texts are not compared. The annotations of near-duplicates conflict if a surface that both texts contain is an entity in
 only one of them; its position is not compared.
+
+What is compared are the hashes that `document_checks` made. A document is read again only where its text is needed: as
+an example, or to compare it with one that it may be similar to.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spantune.core import ConfigError
+from spantune.data.document_checks import Rows, repaired
+from spantune.data.engines import HERE, Engine
 from spantune.data.findings import Tally, excerpt, place_of
+from spantune.data.likeness import THRESHOLD, Fingerprints, are_similar, first_equal, key_of, shingles_of
+from spantune.data.offsets import Shift
+from spantune.data.parts import Part
 from spantune.data.raw.document import RawDocument
 from spantune.data.rules import Rule
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-class _Copy(NamedTuple):
-    """A document, and the number of the split that it is in."""
-
-    split: int
-    document: RawDocument
-
-
+_CHUNK = 256  # pairs that are compared together
 _CONFLICTING = {
     Rule.NEAR_DUPLICATE: Rule.CONFLICTING_NEAR_DUPLICATE,
     Rule.SHARED_NEAR_DUPLICATE: Rule.CONFLICTING_SHARED_NEAR_DUPLICATE,
 }
+File = tuple[Part, Shift | None]
+"""What reads the documents of a file again, and the shift by which its wrong offsets are corrected."""
 
 
-def check_repetition(splits: Sequence[Sequence[RawDocument]], tally: Tally) -> None:
-    """Count the texts of `splits` that are duplicates or near-duplicates of one of the same or another split."""
-    copies: dict[str, list[_Copy]] = {}
-    for number, documents in enumerate(splits):
-        for document in documents:
-            if document.text.strip():
-                copies.setdefault(document.text, []).append(_Copy(number, document))
-    for duplicates in copies.values():
-        if len(duplicates) > 1:
-            _check_copies(duplicates, tally)
-    texts = list(copies)
+class Spot(NamedTuple):
+    """Where a document stands: the number of its file, its place there, and its line."""
+
+    file: int
+    place: int
+    line: int
+
+    def document(self, files: Sequence[File]) -> RawDocument:
+        """Read the document again."""
+        part, shift = files[self.file]
+        return repaired(part.document(self.place, self.line), shift)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What is held of the documents of a file, as one array each; see Rows."""
+
+    file: File
+    rows: Rows
+
+    @classmethod
+    def of(cls, part: Part, shift: Shift | None, batches: Sequence[Rows]) -> Stack:
+        """Join the rows of batches."""
+        return cls((part, shift), Rows.joined(batches))
+
+    def spot(self, row: int, file: int = 0) -> Spot:
+        """Return where the document of a row stands, in the file of that number."""
+        return Spot(file, int(self.rows.places[row]), int(self.rows.lines[row]))
+
+
+class Pair(NamedTuple):
+    """Two texts to compare, each by one document of each annotation and file; `is_like` if they surely are alike."""
+
+    is_like: bool
+    earlier: tuple[Spot, ...]
+    later: tuple[Spot, ...]
+
+
+class Near(NamedTuple):
+    """A finding: texts that are alike, where, an example, and the place and the example of a conflict if any."""
+
+    rule: Rule
+    where: str
+    example: str
+    conflict: tuple[str, str] | None
+
+
+def check_ids(stack: Stack, tally: Tally) -> None:
+    """Count the documents of a file that have the id of an earlier one."""
+    import numpy as np
+
+    firsts = first_equal(stack.rows.ids)
+    repeated = np.flatnonzero(firsts != np.arange(len(firsts)))
+    if len(repeated):
+        document = stack.spot(int(repeated[0])).document([stack.file])
+        tally.add(Rule.REPEATED_ID, place_of(document), excerpt(document.id), len(repeated))
+
+
+def check_repetition(stacks: Sequence[Stack], tally: Tally, engine: Engine = HERE) -> None:
+    """Count the texts that are duplicates or near-duplicates of one of the same or another file."""
+    texts = _Texts(stacks)
+    files = [stack.file for stack in stacks]
+    for rule, found in texts.equal().items():
+        later, earlier = (texts.spot(row).document(files) for row in (found.row, found.earlier))
+        tally.add(rule, place_of(later), _pair(later, earlier), found.count)
+    rows, pairs = texts.pairs()
+    chunks = [pairs[begin : begin + _CHUNK] for begin in range(0, len(pairs), _CHUNK)]
+    results = (near for chunk in engine.map(_compared, files, chunks, "compare texts") for near in chunk)
     seen: set[int] = set()
-    for i, j in near_duplicates(texts):
-        if j not in seen:
-            seen.add(j)
-            _check_near(copies[texts[i]], copies[texts[j]], tally)
-
-
-def _check_copies(copies: Sequence[_Copy], tally: Tally) -> None:
-    """Count the documents that repeat one of their split, and the text once if it is in several splits."""
-    first_of: dict[int, RawDocument] = {}
-    conflicting: set[int] = set()
-    for split, document in copies:
-        if split not in first_of:
-            first_of[split] = document
+    for later_row, near in zip(rows, results, strict=True):
+        if near is None or later_row in seen:
             continue
-        tally.add(Rule.DUPLICATE_TEXT, place_of(document), _pair(document, first_of[split]))
-        if split not in conflicting and _annotation(document) != _annotation(first_of[split]):
-            conflicting.add(split)
-            tally.add(Rule.CONFLICTING_DUPLICATE, place_of(document), _pair(document, first_of[split]))
-    if len(first_of) > 1:
-        first = copies[0].document
-        shared = next(document for split, document in copies if split != copies[0].split)
-        tally.add(Rule.SHARED_TEXT, place_of(shared), _pair(shared, first))
-        conflicts = (d for split, d in copies if split and _annotation(d) != _annotation(first))
-        if conflict := next(conflicts, None):
-            tally.add(Rule.CONFLICTING_SHARED_TEXT, place_of(conflict), _pair(conflict, first))
+        seen.add(later_row)
+        tally.add(near.rule, near.where, near.example)
+        if near.conflict:
+            tally.add(_CONFLICTING[near.rule], *near.conflict)
 
 
-def _check_near(earlier: Sequence[_Copy], later: Sequence[_Copy], tally: Tally) -> None:
-    """Count the text of `later`, which is nearly that of `earlier`."""
-    pairs = [(first, second) for first in earlier for second in later]
+@dataclass(slots=True)
+class _Found:
+    """How often a rule is broken, and the first document that does so with the earlier one, as rows."""
+
+    row: int
+    earlier: int
+    count: int = 0
+
+
+class _Texts:
+    """The texts of all files that are not blank, by rows: where each stands, its annotation, and which are equal."""
+
+    def __init__(self, stacks: Sequence[Stack]):
+        import numpy as np
+
+        all_rows = [stack.rows for stack in stacks]
+        empty = np.empty(0, dtype=np.int64)
+        self._files = np.concatenate([empty, *(np.full(rows.filled.sum(), i) for i, rows in enumerate(all_rows))])
+        self._places = np.concatenate([empty, *(rows.places[rows.filled] for rows in all_rows)])
+        self._lines = np.concatenate([empty, *(rows.lines[rows.filled] for rows in all_rows)])
+        self._marks = np.concatenate([empty.astype(np.uint64), *(rows.marks[rows.filled] for rows in all_rows)])
+        self._likeness = Fingerprints.joined(rows.prints for rows in all_rows).like()
+        first_of = self._likeness.first_of
+        self._order: NDArray[Any] = np.argsort(first_of, kind="stable")
+        self._sizes: NDArray[Any] = np.bincount(first_of, minlength=len(first_of))
+        self._begins: NDArray[Any] = np.cumsum(self._sizes) - self._sizes
+
+    def spot(self, row: int) -> Spot:
+        """Return where the document of a row stands."""
+        return Spot(int(self._files[row]), int(self._places[row]), int(self._lines[row]))
+
+    def equal(self) -> dict[Rule, _Found]:
+        """Count the documents that repeat one of their file, and the texts once that are in several files."""
+        findings: dict[Rule, _Found] = {}
+        for first in (self._sizes > 1).nonzero()[0].tolist():
+            for rule, row, earlier in self._repetitions(self._copies(first)):
+                findings.setdefault(rule, _Found(row, earlier)).count += 1
+        return findings
+
+    def pairs(self) -> tuple[list[int], list[Pair]]:
+        """Return the later row of each pair that is or may be alike, and the pairs, in the order of their rows."""
+        likeness = self._likeness
+        known = [(earlier, later, True) for earlier, later in likeness.folded.tolist()]
+        found = sorted(known + [(earlier, later, False) for earlier, later in likeness.candidates.tolist()])
+        pairs = [
+            Pair(is_like, self._annotations(earlier), self._annotations(later)) for earlier, later, is_like in found
+        ]
+        return [later for _, later, _ in found], pairs
+
+    def _copies(self, first: int) -> list[int]:
+        """Return the rows that have the text of the row `first`, which is the first of them."""
+        begin = self._begins[first]
+        rows: list[int] = self._order[begin : begin + self._sizes[first]].tolist()
+        return rows
+
+    def _annotations(self, first: int) -> tuple[Spot, ...]:
+        """Return where the first document of each annotation and file stands, of those with the text of `first`."""
+        if self._sizes[first] == 1:
+            return (self.spot(first),)
+        firsts: dict[tuple[int, int], int] = {}
+        for row in self._copies(first):
+            firsts.setdefault((int(self._files[row]), int(self._marks[row])), row)
+        return tuple(self.spot(row) for row in firsts.values())
+
+    def _repetitions(self, copies: Sequence[int]) -> Iterator[tuple[Rule, int, int]]:
+        """Yield what is wrong with documents of one text: the rule, the row of the document, and of the earlier one."""
+        files, marks = self._files[copies].tolist(), self._marks[copies].tolist()
+        first_of: dict[int, int] = {}
+        conflicting: set[int] = set()
+        for index, file in enumerate(files):
+            earlier = first_of.setdefault(file, index)
+            if earlier == index:
+                continue
+            yield Rule.DUPLICATE_TEXT, copies[index], copies[earlier]
+            if file not in conflicting and marks[index] != marks[earlier]:
+                conflicting.add(file)
+                yield Rule.CONFLICTING_DUPLICATE, copies[index], copies[earlier]
+        shared = [index for index, file in enumerate(files) if file != files[0]]
+        if shared:
+            yield Rule.SHARED_TEXT, copies[shared[0]], copies[0]
+            if conflicts := [index for index in shared if marks[index] != marks[0]]:
+                yield Rule.CONFLICTING_SHARED_TEXT, copies[conflicts[0]], copies[0]
+
+
+def _compared(files: Sequence[File], pairs: Sequence[Pair]) -> list[Near | None]:
+    """Compare pairs of texts; None for one that is not alike."""
+    shingles: dict[Spot, set[str]] = {}
+
+    def of(spot: Spot) -> set[str]:
+        if spot not in shingles:
+            shingles[spot] = shingles_of(key_of(files[spot.file][0].text(spot.place, spot.line)))
+        return shingles[spot]
+
+    return [
+        _near(files, pair) if pair.is_like or are_similar(of(pair.earlier[0]), of(pair.later[0]), THRESHOLD) else None
+        for pair in pairs
+    ]
+
+
+def _near(files: Sequence[File], pair: Pair) -> Near:
+    """Return the finding of two texts that are alike."""
+    pairs = [(first, second) for first in pair.earlier for second in pair.later]
     rule = Rule.NEAR_DUPLICATE
-    between_splits = [(first, second) for first, second in pairs if first.split != second.split]
-    if between_splits:
-        rule, pairs = Rule.SHARED_NEAR_DUPLICATE, between_splits
-    (_, first), (_, second) = pairs[0]
-    tally.add(rule, place_of(second), _pair(second, first))
-    for (_, first), (_, second) in pairs:
-        if conflict := _missing(first, second) or _missing(second, first):
-            tally.add(_CONFLICTING[rule], place_of(second), f"{_pair(second, first)}: {conflict}")
-            return
+    if between_files := [(first, second) for first, second in pairs if first.file != second.file]:
+        rule, pairs = Rule.SHARED_NEAR_DUPLICATE, between_files
+    documents = {spot: spot.document(files) for both in pairs for spot in both}
+    first, second = (documents[spot] for spot in pairs[0])
+    conflicts = (_conflict(documents[first], documents[second]) for first, second in pairs)
+    return Near(
+        rule, place_of(second), _pair(second, first), next((conflict for conflict in conflicts if conflict), None)
+    )
 
 
-def _annotation(document: RawDocument) -> frozenset[tuple[int, int, str]]:
-    return frozenset((entity.start, entity.end, entity.label) for entity in document.entities)
+def _conflict(first: RawDocument, second: RawDocument) -> tuple[str, str] | None:
+    """Return the place and an example of a conflict between the annotations of texts that are alike."""
+    conflict = _missing(first, second) or _missing(second, first)
+    return (place_of(second), f"{_pair(second, first)}: {conflict}") if conflict else None
 
 
 def _surfaces(document: RawDocument) -> set[tuple[str, str]]:
@@ -101,73 +244,3 @@ def _missing(first: RawDocument, second: RawDocument) -> str:
 
 def _pair(document: RawDocument, earlier: RawDocument) -> str:
     return f"{excerpt(document.text)}, as {earlier.id!r} at {place_of(earlier)}"
-
-
-THRESHOLD = 0.9
-
-_HASHES = 128
-_RECALL = 0.9995
-_DIGITS = re.compile(r"\d+")
-_SIGNS = re.compile(r"[\W_]+")
-_WIDE = "\u2e80"  # the first character of the scripts in which a character counts for about three letters
-
-
-def near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[tuple[int, int]]:
-    """Find the pairs (i, j), i < j, of positions in `texts` whose Jaccard similarity is `threshold` or more, in order.
-
-    Of texts that are equal after `fold`, each is paired with the first only, and only the first with other texts. So
-    the connected pairs are the groups of near-duplicates, and many repetitions give few pairs. Texts that consist of
-    numbers after `fold` are compared unfolded.
-
-    Raises:
-        ConfigError: `threshold` is not a share above 0.
-    """
-    if not 0 < threshold <= 1:
-        raise ConfigError(f"the similarity threshold is {threshold}; expected a share above 0, and 1 at the most")
-    firsts: dict[str, int] = {}
-    pairs = []
-    for place, text in enumerate(texts):
-        folded = fold(text)
-        first = firsts.setdefault(folded if folded.strip("0") else text, place)
-        if first != place:
-            pairs.append((first, place))
-    places = list(firsts.values())
-    pairs += [(places[i], places[j]) for i, j in _similar(list(firsts), threshold)]
-    return sorted(pairs)
-
-
-def fold(text: str) -> str:
-    """Return `text` without case, compatibility forms, numbers, white space and punctuation."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return _SIGNS.sub("", _DIGITS.sub("0", plain))
-
-
-def _similar(folded: Sequence[str], threshold: float) -> list[tuple[int, int]]:
-    """Return the pairs (i, j), i < j, of different texts that are similar enough."""
-    from rensa import RMinHash, RMinHashLSH
-
-    shingles = [_shingles(text) for text in folded]
-    hashes = RMinHash.from_token_sets([list(text_shingles) for text_shingles in shingles], num_perm=_HASHES, seed=1)
-    index = RMinHashLSH(threshold, _HASHES, _bands(threshold))
-    pairs = []
-    for place, (text_shingles, text_hash) in enumerate(zip(shingles, hashes, strict=True)):
-        for earlier in index.query(text_hash):
-            shared = len(text_shingles & shingles[earlier])
-            if shared >= threshold * (len(text_shingles) + len(shingles[earlier]) - shared):
-                pairs.append((earlier, place))
-        index.insert(place, text_hash)
-    return pairs
-
-
-def _shingles(text: str) -> set[str]:
-    """Return the substring at each character: two characters from an ideograph on, else four."""
-    return {text[place : place + (2 if character >= _WIDE else 4)] for place, character in enumerate(text)}
-
-
-def _bands(threshold: float) -> int:
-    """Return the fewest bands of the index, and so candidates, that find a pair at `threshold` with `_RECALL`."""
-    return next(
-        bands
-        for bands in (8, 16, 32, 64, _HASHES)
-        if bands == _HASHES or 1 - (1 - threshold ** (_HASHES // bands)) ** bands >= _RECALL
-    )

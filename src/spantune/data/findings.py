@@ -101,6 +101,22 @@ class Tally:
             self._counts[rule] = _Count(where, example if is_short else example[: _EXAMPLE_CHARACTERS - 1] + "…")
         self._counts[rule].count += count
 
+    def again(self, rule: Rule) -> bool:
+        """Count one more finding of `rule` if there is one; so its place and example need not be made."""
+        if (counted := self._counts.get(rule)) is None:
+            return False
+        counted.count += 1
+        return True
+
+    def add_all(self, later: Tally) -> None:
+        """Count the findings of a later part too."""
+        for rule, counted in later._counts.items():
+            if (earlier := self._counts.get(rule)) is None:
+                self._counts[rule] = counted
+            else:
+                earlier.count += counted.count
+                earlier.details += counted.details
+
     def add_defect(self, defect: Defect, where: str, example: str) -> None:
         """Count a defect that a format's reader reports."""
         self.add(defect.rule, where, f"{example}: {defect.message}")

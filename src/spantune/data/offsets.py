@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from spantune.core import DataError
 from spantune.data.raw.document import Defect, Item, RawDocument, RawEntity, moved
@@ -146,29 +146,68 @@ def fault(document: RawDocument, entity: RawEntity) -> Rule | None:
     return None if surface is None else Rule.SURFACE_MISMATCH
 
 
+@dataclass(slots=True)
+class Starts:
+    """Right and wrong starts of entities: how many, and how many of them each shift would explain.
+
+    Args:
+        right: entities whose text begins at their start.
+        wrong: the others that have their text.
+        corrected: of the wrong ones, those that are right counted in a unit.
+        unchanged: of the right ones, those that stay right counted in it.
+        distances: how many wrong ones each distance in code points would correct.
+    """
+
+    right: int = 0
+    wrong: int = 0
+    corrected: Counter[str] = field(default_factory=Counter)
+    unchanged: Counter[str] = field(default_factory=Counter)
+    distances: Counter[int] = field(default_factory=Counter)
+
+    def count(self, document: RawDocument) -> None:
+        """Count the entities of a document that have their text."""
+        text = document.text
+        for entity in document.entities:
+            if entity.surface is None:
+                continue
+            starts = {unit: Shift(unit=unit).start(text, entity.start) for unit in UNITS}
+            if _occurs(text, entity.start, entity):
+                self.right += 1
+                self.unchanged.update(unit for unit, start in starts.items() if start == entity.start)
+            else:
+                self.wrong += 1
+                self.corrected.update(unit for unit, start in starts.items() if _occurs(text, start, entity))
+                self.distances.update(_distances(text, entity))
+
+    def add(self, later: Starts) -> None:
+        """Add those of later documents."""
+        self.right += later.right
+        self.wrong += later.wrong
+        self.corrected.update(later.corrected)
+        self.unchanged.update(later.unchanged)
+        self.distances.update(later.distances)
+
+    def shift(self) -> Shift | None:
+        """Return the shift that the wrong starts share; None if they share none."""
+        right, wrong = self.right, self.wrong
+        if not wrong:
+            return None
+        for unit in UNITS:
+            corrected = self.corrected[unit]
+            if corrected >= ENOUGH * wrong and corrected + self.unchanged[unit] >= ENOUGH * (wrong + right):
+                return Shift(unit=unit)
+        if wrong < min(_FEW, right + 1):
+            return None
+        by, count = min(self.distances.items(), key=lambda item: (-item[1], abs(item[0])), default=(0, 0))
+        return Shift(by, whole=count >= ENOUGH * (wrong + right)) if count >= ENOUGH * wrong else None
+
+
 def shared_shift(documents: Iterable[RawDocument]) -> Shift | None:
     """Return the shift that the wrong starts of a file share; None if they share none."""
-    right: list[tuple[str, RawEntity]] = []
-    wrong: list[tuple[str, RawEntity]] = []
+    starts = Starts()
     for document in documents:
-        for entity in document.entities:
-            if entity.surface is not None:
-                (right if _occurs(document.text, entity.start, entity) else wrong).append((document.text, entity))
-    if not wrong:
-        return None
-    for unit in UNITS:
-        shift = Shift(unit=unit)
-        corrected = sum(_occurs(text, shift.start(text, entity.start), entity) for text, entity in wrong)
-        unchanged = sum(shift.start(text, entity.start) == entity.start for text, entity in right)
-        if corrected >= ENOUGH * len(wrong) and corrected + unchanged >= ENOUGH * (len(wrong) + len(right)):
-            return shift
-    if len(wrong) < min(_FEW, len(right) + 1):
-        return None
-    distances: Counter[int] = Counter()
-    for text, entity in wrong:
-        distances.update(_distances(text, entity))
-    by, count = min(distances.items(), key=lambda item: (-item[1], abs(item[0])), default=(0, 0))
-    return Shift(by, whole=count >= ENOUGH * (len(wrong) + len(right))) if count >= ENOUGH * len(wrong) else None
+        starts.count(document)
+    return starts.shift()
 
 
 def repaired_span(text: str, entity: RawEntity, shift: Shift | None) -> tuple[int, int] | None:

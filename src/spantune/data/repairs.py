@@ -14,9 +14,10 @@ from pathlib import Path
 
 from spantune.core import ConfigError, DataError, Document, Entity, overwriting, replacing, replacing_path, to_json
 from spantune.data import formats
-from spantune.data.checks import FILE_RULES, Source, of_file
+from spantune.data.checks import FILE_RULES, of_file
 from spantune.data.findings import Tally, place
 from spantune.data.offsets import Shift, fault, repaired_span, shared_shift
+from spantune.data.parts import Source
 from spantune.data.raw.document import RawDocument, RawEntity, moved
 from spantune.data.raw.units import trimmed
 from spantune.data.rules import Rule

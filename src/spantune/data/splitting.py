@@ -17,18 +17,17 @@ refused.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 
 from spantune.core import ConfigError, DataError, Document, nearest, replacing, replacing_path, to_json
 from spantune.data import formats
-from spantune.data.duplicates import near_duplicates
+from spantune.data.likeness import near_duplicates
+from spantune.data.placement import Stratum, drawn_number, fraction, group_of, links_of, placed, strata_of
 
 RECORD = "split.json"
 SUFFIXES: Mapping[str, str] = {
@@ -46,8 +45,6 @@ SUFFIXES: Mapping[str, str] = {
 """How the files of a format end, where not in `.jsonl`; brat and datasets are folders."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_ALL, _NONE = ("", "all"), ("", "none")
-_Stratum = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,26 +106,76 @@ class Division:
     def as_dict(self) -> dict[str, object]:
         """The record of the split: seed, shares, counts by split and label, groups and copies."""
         entities = {name: Counter(e.label for d in part for e in d.entities) for name, part in self.parts.items()}
-        total = sum(entities.values(), Counter())
         split_of = {document.id: name for name, part in self.parts.items() for document in part}
-        return {
-            "seed": self.rule.seed,
-            "shares": dict(self.rule.shares),
-            "by": self.rule.by,
-            "threshold": self.rule.threshold,
-            "documents": {name: len(part) for name, part in self.parts.items()},
-            "entities": {name: sum(counts.values()) for name, counts in entities.items()},
-            "labels": {label: {name: entities[name][label] for name in entities} for label in sorted(total)},
-            "label_shares": {
-                label: {name: round(entities[name][label] / total[label], 4) for name in entities}
-                for label in sorted(total)
-            },
-            "groups": dict(self.groups),
-            "near_duplicates": [
-                {"id": copy, "of": of, "split": split_of[copy]} for copy, of in self.copies if copy in split_of
-            ],
-            "moved": list(self.moved),
-        }
+        copies = [(copy, of, split_of[copy]) for copy, of in self.copies if copy in split_of]
+        return record_of(
+            self.rule, Counts({n: len(p) for n, p in self.parts.items()}, entities), self.groups, copies
+        ) | {"moved": list(self.moved)}
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many documents each split has, and how many entities of each label."""
+
+    documents: Mapping[str, int]
+    entities: Mapping[str, Counter[str]]
+
+
+def record_of(
+    rule: Rule, counts: Counts, groups: Mapping[str, str], copies: Iterable[tuple[str, str, str]]
+) -> dict[str, object]:
+    """Return the record of a split, but for what moved; `copies` are ids: a copy, what it is a copy of, its split."""
+    entities = counts.entities
+    total = sum(entities.values(), Counter())
+    return {
+        "seed": rule.seed,
+        "shares": dict(rule.shares),
+        "by": rule.by,
+        "threshold": rule.threshold,
+        "documents": dict(counts.documents),
+        "entities": {name: labels.total() for name, labels in entities.items()},
+        "labels": {label: {name: entities[name][label] for name in entities} for label in sorted(total)},
+        "label_shares": {
+            label: {name: round(entities[name][label] / total[label], 4) for name in entities}
+            for label in sorted(total)
+        },
+        "groups": dict(groups),
+        "near_duplicates": [{"id": copy, "of": of, "split": name} for copy, of, name in copies],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Fewer:
+    """How the first split is reduced: to `k_shot` entities of every label, or to a `sample` of so many documents."""
+
+    k_shot: int | None = None
+    sample: int | None = None
+    allow_fewer: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.k_shot or self.sample)
+
+    def of(self, division: Division) -> Division:
+        """Return the division with its first split reduced.
+
+        Raises:
+            DataError: as `few_shot` and `sample`.
+        """
+        first = next(iter(division.parts.values()))
+        if self.k_shot:
+            division = division.with_first(few_shot(first, self.k_shot, division.rule.seed, self.allow_fewer))
+        if self.sample:
+            division = division.with_first(sample(first, self.sample, division.rule.seed))
+        return division
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The record of a split, what reading and writing noted, and whether documents have `group` in their meta."""
+
+    record: Mapping[str, object]
+    notes: Mapping[str, int]
+    has_groups: bool
 
 
 def usual_names(count: int) -> list[str]:
@@ -163,31 +210,24 @@ def split(documents: Sequence[Document], rule: Rule) -> Division:
         DataError: a split would have no documents, or none has the meta key that `rule.by` names.
     """
     groups = _groups(documents, rule.by)
-    links, copies = _links(documents, groups, rule.threshold)
-    ledger = _Ledger(rule.shares)
-    clusters = _Clusters()
-    moved: set[int] = set()
-    for index, document in enumerate(documents):
-        name, moves = clusters.join(index, links[index])
-        if name is None:
-            group = groups[index]
-            key = f"text {document.text}" if group is None else f"group {group}"
-            name = ledger.choose(document, _fraction(key, rule.seed))
-        for moved_index, source in moves.items():
-            ledger.move(documents[moved_index], source, name)
-        ledger.add(document, name)
-        clusters.home.append(name)
-        moved |= moves.keys()
+    copies = _copies(documents, rule.threshold)
+    strata = [strata_of(document) for document in documents]
+    placement = placed(
+        strata,
+        links_of(groups, copies),
+        lambda index: drawn_number(documents[index], groups[index], rule.seed),
+        rule.shares,
+    )
     parts: dict[str, list[Document]] = {name: [] for name in rule.shares}
-    for document, name in zip(documents, clusters.home, strict=True):
+    for document, name in zip(documents, placement.homes, strict=True):
         parts[name].append(document)
-    _check_filled(parts, rule)
+    require_filled({name: len(part) for name, part in parts.items()}, rule)
     return Division(
         rule,
         {name: tuple(part) for name, part in parts.items()},
-        {group: name for group, name in zip(groups, clusters.home, strict=True) if group is not None},
+        {group: name for group, name in zip(groups, placement.homes, strict=True) if group is not None},
         tuple((documents[later].id, documents[earlier].id) for later, earlier in copies),
-        tuple(documents[index].id for index in sorted(moved)),
+        tuple(documents[index].id for index in placement.moved),
     )
 
 
@@ -202,8 +242,7 @@ def write_splits(
         DataError: the folder holds something already or cannot be made, or the format cannot hold a document.
     """
     notes: Counter[str] = Counter()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError("exists and is not empty; name another folder, or remove it", path=folder)
+    require_empty(folder)
     with replacing_path(folder) as partial:
         partial.mkdir()
         for name, part in division.parts.items():
@@ -211,6 +250,16 @@ def write_splits(
         with replacing(partial / RECORD) as file:
             file.write(to_json({**(facts or {}), **division.as_dict()}, indent=1) + "\n")
     return dict(notes)
+
+
+def require_empty(folder: Path) -> None:
+    """Check that nothing is where `folder` is to be made.
+
+    Raises:
+        DataError: something is.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError("exists and is not empty; name another folder, or remove it", path=folder)
 
 
 def sample(documents: Sequence[Document], count: int, seed: int = 0) -> list[Document]:
@@ -223,14 +272,14 @@ def sample(documents: Sequence[Document], count: int, seed: int = 0) -> list[Doc
     """
     if count > len(documents):
         raise DataError(f"a sample of {count} of {len(documents)} documents cannot be had; ask for fewer")
-    seen = Counter(stratum for document in documents for stratum in _strata(document))
-    members: dict[_Stratum, list[tuple[float, int]]] = defaultdict(list)
+    seen = Counter(stratum for document in documents for stratum in strata_of(document))
+    members: dict[Stratum, list[tuple[float, int]]] = defaultdict(list)
     for index, document in enumerate(documents):
-        rarest = min(_strata(document), key=lambda stratum: (seen[stratum], stratum))
-        members[rarest].append((_fraction(f"sample {document.id} {document.text}", seed), index))
+        rarest = min(strata_of(document), key=lambda stratum: (seen[stratum], stratum))
+        members[rarest].append((fraction(f"sample {document.id} {document.text}", seed), index))
     order: list[tuple[float, int]] = []
     for stratum, drawn in members.items():
-        first = _fraction(f"stratum {stratum}", seed)
+        first = fraction(f"stratum {stratum}", seed)
         order += [((place + first) / len(drawn), index) for place, (_, index) in enumerate(sorted(drawn))]
     return [documents[index] for index in sorted(index for _, index in sorted(order)[:count])]
 
@@ -252,7 +301,7 @@ def few_shot(documents: Sequence[Document], k: int, seed: int = 0, allow_fewer: 
         )
         raise DataError(f"{problem} of {k} entities among {len(documents)} documents; ask for fewer, or --allow-fewer")
     missing = Counter({label: min(k, count) for label, count in total.items()})
-    ties = [_fraction(f"shot {document.id} {document.text}", seed) for document in documents]
+    ties = [fraction(f"shot {document.id} {document.text}", seed) for document in documents]
     left = {index for index, count in enumerate(counts) if count}
     chosen: list[int] = []
     while +missing:
@@ -268,123 +317,44 @@ def few_shot(documents: Sequence[Document], k: int, seed: int = 0, allow_fewer: 
     return [documents[index] for index in sorted(chosen)]
 
 
-class _Clusters:
-    """Which documents belong together, and the split of each so far."""
-
-    def __init__(self) -> None:
-        self.home: list[str] = []
-        self._root: list[int] = []
-        self._members: dict[int, list[int]] = {}
-
-    def join(self, index: int, links: Iterable[int]) -> tuple[str | None, dict[int, str]]:
-        """Put `index` with the earlier documents `links`: their split, if any, and who came to it from which other."""
-        first, *rest = sorted({self._root[link] for link in links}) or [index]
-        name = None if first == index else self.home[first]
-        moves: dict[int, str] = {}
-        self._root.append(first)
-        self._members.setdefault(first, []).append(index)
-        for member in [member for root in rest for member in self._members.pop(root)]:
-            self._root[member] = first
-            self._members[first].append(member)
-            if name is not None and self.home[member] != name:
-                moves[member], self.home[member] = self.home[member], name
-        return name, moves
-
-
-class _Ledger:
-    """How many documents of every stratum there are so far, in all and by split."""
-
-    def __init__(self, shares: Mapping[str, float]) -> None:
-        self._shares = shares
-        self._seen: Counter[_Stratum] = Counter()
-        self._have: dict[str, Counter[_Stratum]] = {name: Counter() for name in shares}
-
-    def add(self, document: Document, name: str) -> None:
-        for stratum in _strata(document):
-            self._seen[stratum] += 1
-            self._have[name][stratum] += 1
-
-    def move(self, document: Document, source: str, target: str) -> None:
-        for stratum in _strata(document):
-            self._have[source][stratum] -= 1
-            self._have[target][stratum] += 1
-
-    def choose(self, document: Document, fraction: float) -> str:
-        """The split of a new cluster that begins with `document`."""
-        drawn = _at(self._shares, fraction)
-        for stratum in sorted(_strata(document), key=lambda stratum: (self._seen[stratum], stratum)):
-            expected = {name: share * (self._seen[stratum] + 1) for name, share in self._shares.items()}
-            owed = {name: expected[name] - self._have[name][stratum] for name in expected}
-            behind = max(owed, key=lambda name: owed[name] / _slack(expected[name]))
-            if owed[behind] >= _slack(expected[behind]) or owed[drawn] - 1 < -_slack(expected[drawn]):
-                return behind
-        return drawn
-
-
-def _slack(expected: float) -> float:
-    """How many documents a stratum may be away from what is expected: half a standard deviation of chance, or one."""
-    return max(1.0, math.sqrt(expected) / 2)
-
-
-def _strata(document: Document) -> set[_Stratum]:
-    return {_ALL, *(("label", entity.label) for entity in document.entities)} | (
-        set() if document.entities else {_NONE}
-    )
-
-
-def _at(shares: Mapping[str, float], fraction: float) -> str:
-    """The split in whose stretch of [0, 1) `fraction` lies."""
-    end = 0.0
-    for name, share in shares.items():
-        end += share
-        if fraction < end:
-            return name
-    return name  # the shares sum to a little less than 1
-
-
-def _fraction(key: str, seed: int) -> float:
-    """A number in [0, 1) from the keyed hash of `key`."""
-    digest = blake2b(key.encode("utf-8", "surrogatepass"), key=str(seed).encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
-
-
 def _groups(documents: Sequence[Document], by: str | None) -> list[str | None]:
     """The group of every document that has one."""
     if by is None:
         return [None] * len(documents)
-    values = [document.meta.get(by) for document in documents]
-    if all(value is None for value in values):
-        keys = {key for document in documents for key in document.meta}
-        hint = nearest(by, keys) if keys else "they have no meta at all"
-        raise DataError(f"no document has {by!r} in its meta; {hint}. Name one that is there, or leave --by out")
-    return [value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True) for value in values]
+    groups = [group_of(document, by) for document in documents]
+    if all(group is None for group in groups):
+        raise no_group(by, {key for document in documents for key in document.meta})
+    return groups
 
 
-def _links(
-    documents: Sequence[Document], groups: Sequence[str | None], threshold: float
-) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """The earlier documents that each belongs with, and the (later, earlier) that are or resemble each other."""
-    links: list[list[int]] = [[] for _ in documents]
-    by_group: dict[str, int] = {}
+def no_group(by: str, keys: Collection[str]) -> DataError:
+    """Return the error for documents whose meta has other `keys` only."""
+    hint = nearest(by, keys) if keys else "they have no meta at all"
+    return DataError(f"no document has {by!r} in its meta; {hint}. Name one that is there, or leave --by out")
+
+
+def _copies(documents: Sequence[Document], threshold: float) -> list[tuple[int, int]]:
+    """The pairs (later, earlier) of documents that are or resemble each other."""
     by_text: dict[str, int] = {}
     copies: list[tuple[int, int]] = []
-    for index, (document, group) in enumerate(zip(documents, groups, strict=True)):
-        if group is not None and by_group.setdefault(group, index) != index:
-            links[index].append(by_group[group])
+    for index, document in enumerate(documents):
         if by_text.setdefault(document.text, index) != index:
             copies.append((index, by_text[document.text]))
     firsts = list(by_text.values())
     copies += [(firsts[later], firsts[earlier]) for earlier, later in near_duplicates(list(by_text), threshold)]
-    for later, earlier in copies:
-        links[later].append(earlier)
-    return links, sorted(copies)
+    return sorted(copies)
 
 
-def _check_filled(parts: Mapping[str, Sequence[Document]], rule: Rule) -> None:
-    for name, part in parts.items():
-        if not part:
-            sizes = ", ".join(f"{split} {len(documents)}" for split, documents in parts.items())
+def require_filled(sizes: Mapping[str, int], rule: Rule) -> None:
+    """Check that each split has documents.
+
+    Raises:
+        DataError: one has none.
+    """
+    for name, size in sizes.items():
+        if not size:
+            counts = ", ".join(f"{split} {documents}" for split, documents in sizes.items())
             raise DataError(
-                f"the split {name!r} (share {rule.shares[name]:g}) would have no document ({sizes}); give it a larger "
+                f"the split {name!r} (share {rule.shares[name]:g}) would have no document ({counts}); give it a larger "
                 "share, take another --seed, or split more documents or smaller groups"
             )

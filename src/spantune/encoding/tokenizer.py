@@ -69,6 +69,7 @@ class Tokenizer(Protocol):
     bos_token_id: int | None
     eos_token_id: int | None
     pad_token_id: int | None
+    mask_token_id: int | None
     vocab_size: int
     is_fast: bool
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from spantune.extraction.remote.protocol import GRAMMARS, Question, Served
     from spantune.extraction.result import rates
     from spantune.extraction.resumable import partial
-    from spantune.extraction.scale.cluster import Cluster
     from spantune.extraction.scale.devices import DeviceEngine, DeviceSettings, parse_devices
     from spantune.extraction.scale.ray_engine import Task, extract_on_ray
     from spantune.extraction.session import Options, Session
@@ -34,7 +33,6 @@ __all__ = [
     "LOWEST_LOGIT",
     "SHOWN",
     "Allowed",
-    "Cluster",
     "Decoder",
     "DeviceEngine",
     "DeviceSettings",
@@ -93,7 +91,6 @@ __getattr__, __dir__ = lazy_exports(
         "result": ("rates",),
         "resumable": ("partial",),
         "scale.devices": ("DeviceEngine", "DeviceSettings", "parse_devices"),
-        "scale.cluster": ("Cluster",),
         "scale.ray_engine": ("Task", "extract_on_ray"),
         "session": ("Options", "Session"),
     },

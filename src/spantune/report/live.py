@@ -112,10 +112,11 @@ class _Record:
             self.steering += measured
         elif split == "test":
             self.closing = measured
-        if split == "train":
+        if split in ("masked", "train"):
             taken = (line.get("step_ms") or 0.0) * (step - self.train_step) / 1000
             self.seconds, self.trained = self.seconds + taken, self.trained + taken
             self.train_step, self.last = step, line
+        if split == "train":
             if "loss" in line:
                 self.loss.append((step, math.nan if line["loss"] is None else line["loss"]))
             if line.get("learning_rate") is not None:

@@ -176,7 +176,7 @@ def _seconds(records: Sequence[MetricsRecord]) -> float:
     seconds, last_step = 0.0, 0
     for record in records:
         seconds += record.get("evaluation_seconds") or 0.0
-        if record["split"] == "train":
+        if record["split"] in ("masked", "train"):
             seconds += (record.get("step_ms") or 0.0) * (record["step"] - last_step) / 1000
             last_step = record["step"]
     return round(seconds, 1)

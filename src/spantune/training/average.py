@@ -29,6 +29,12 @@ class WeightAverage:
         self._averages = [weight.detach().clone() for weight in self._weights]
 
     @torch.no_grad()
+    def begin_again(self) -> None:
+        """Take the weights as they are for the averages."""
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.copy_(weight)
+
+    @torch.no_grad()
     def update(self, step: int) -> None:
         """Add the weights after step number `step`, from 1."""
         decay = min(self._decay, (1 + step) / (10 + step))

@@ -18,6 +18,7 @@ from spantune.core import config
 from spantune.encoding import NO_TARGET, Example, SpanExample, divide, pack_examples
 from spantune.models import SpanPack, moved, pack_spans
 from spantune.training.loss import PackTensors, tensors
+from spantune.training.masked import MaskedExample, pack_masked
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,17 @@ class PaddedRows:
 
 
 Part = PackTensors | SpanPack | PaddedRows
-AnyExample = Example | SpanExample
+AnyExample = Example | SpanExample | MaskedExample
 
 
 @dataclass(frozen=True)
 class Batch:
     """The examples of one optimizer step as parts that are run one after another.
 
-    `weight` divides the summed loss of all parts: the number of target tokens, or of examples where spans are read or
-    `train.normalize=examples`. `tokens` and `padding` count positions. `limits` are those that the parts were made by.
-    Of several processes, `examples` and `weight` are of the whole step, and the others of this process' share.
+    `weight` divides the summed loss of all parts: the number of target tokens, masked ones among them, or of examples
+    where spans are read or `train.normalize=examples`. `tokens` and `padding` count positions. `limits` are those that
+    the parts were made by. Of several processes, `examples` and `weight` are of the whole step, and the others of this
+    process' share.
     """
 
     examples: tuple[AnyExample, ...]
@@ -96,6 +98,8 @@ class Collator:
         """What an example adds to the weight of its batch."""
         if isinstance(example, SpanExample):
             return 1
+        if isinstance(example, MaskedExample):
+            return len(example.targets)
         targets = max(0, len(example.ids) - example.answer_start)
         if example.choices is not None and self.settings.pack == "shared":
             targets = len(example.choices)
@@ -106,6 +110,8 @@ class Collator:
         return self._batch((example,))
 
     def _batch(self, examples: Sequence[AnyExample]) -> Batch:
+        if examples and isinstance(examples[0], MaskedExample):
+            return self._masked(tuple(cast("Sequence[MaskedExample]", examples)))
         if self.spans is not None:
             return self._read(tuple(cast("Sequence[SpanExample]", examples)), self.spans)
         examples = cast("Sequence[Example]", examples)
@@ -139,6 +145,12 @@ class Collator:
         packs = tuple(pack_spans(examples, self.prefix, self.budget, spans))
         tokens = sum(len(pack.ids) for pack in packs)
         return Batch(examples, packs, weight=len(examples), tokens=tokens, padding=0, limits=self.limits)
+
+    def _masked(self, examples: tuple[MaskedExample, ...]) -> Batch:
+        packs = tuple(pack_masked(examples, self.prefix, self.budget))
+        targets = sum(len(example.targets) for example in examples)
+        tokens = sum(len(pack.ids) for pack in packs)
+        return Batch(examples, packs, weight=targets, tokens=tokens, padding=0, limits=self.limits)
 
     def _packed(self, examples: tuple[Example, ...]) -> Batch:
         packs = pack_examples(examples, self.prefix, self.budget)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from spantune.core import config, number
 from spantune.training.estimate import Estimate
 from spantune.training.preparation import Prepared
-from spantune.training.recommendation import READ_FROM
+from spantune.training.recommendation import READ_FROM, entities_a_label
 
 FEW_STEPS = 50
 """Under so many optimizer steps an adapter learns next to nothing."""
@@ -53,7 +53,8 @@ def doubts(prepared: Prepared, predicted: Estimate) -> list[PlanWarning]:
 
 
 def _steps(prepared: Prepared, predicted: Estimate) -> PlanWarning | None:
-    settings, examples, steps = prepared.recipe.train, len(prepared.examples), predicted.steps
+    settings, examples = prepared.recipe.train, len(prepared.examples)
+    steps = predicted.steps - predicted.masked_steps
     name = "enough optimizer steps"
     if steps < FEW_STEPS:
         if settings.max_steps is not None:
@@ -94,14 +95,14 @@ def _rate(prepared: Prepared) -> PlanWarning | None:
 
 
 def _few_to_read(prepared: Prepared) -> PlanWarning | None:
-    """Doubt that a new head learns its types from few documents."""
-    documents = len(prepared.splits.train)
-    if not prepared.task.reads or prepared.start is not None or documents >= READ_FROM:
+    """Doubt that a new head learns its types from few entities."""
+    entities = entities_a_label(prepared.splits.train)
+    if not prepared.task.reads or prepared.start is not None or entities >= READ_FROM:
         return None
     return PlanWarning(
-        "documents enough to read",
-        f"a head learns its types from nothing, and there are {number(documents, 'training document')}: under "
-        f"{READ_FROM:,}, entities that are written are usually better",
+        "entities enough to read",
+        f"a head learns its types from nothing, and a label has {entities} training entities on average: under "
+        f"{READ_FROM}, entities that are written are usually better",
         "set task.answer=jsonl, or annotate more",
     )
 

@@ -34,7 +34,14 @@ from spantune.core import (
 )
 from spantune.data import formats, holdout, shared_texts, splitting
 from spantune.training.recipe_text import Decided, render
-from spantune.training.recommendation import Device, device_here, recommend, recommended_answer, weights_of
+from spantune.training.recommendation import (
+    Device,
+    device_here,
+    entities_a_label,
+    recommend,
+    recommended_answer,
+    weights_of,
+)
 from spantune.training.survey import WORDS, Language, Reading, Split, Survey, leaking, survey
 
 DEFAULT_MODEL = "bundled:gemma3-270m"
@@ -202,6 +209,7 @@ def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
         device=device,
         sources={split: made.get(split) or found.sources[split] for split in parts.documents},
         counts={split: len(documents) for split, documents in parts.documents.items()},
+        entities=entities_a_label(holdout(parts.documents["train"], parts.share or 0)[0]),
         share=parts.share,
         reading={} if parts.made else choices.get("reading", Reading()).keys(),
         language=choices.get("language", found.language),
@@ -213,7 +221,7 @@ def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
         minutes=choices.get("minutes", CPU_MINUTES if device == "cpu" else None),
     )
     if decided.is_chosen:
-        decided = replace(decided, answer=recommended_answer(decided.trained_on))
+        decided = replace(decided, answer=recommended_answer(decided.entities))
     if weights is not None:
         row = recommend(decided.trained_on, weights, decided.answer)
         decided = replace(decided, row=row, loss_on="answer" if padded else row.loss_on)

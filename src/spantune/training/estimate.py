@@ -35,8 +35,9 @@ from spantune.models import (
     pick_dtype,
 )
 from spantune.training.loss import HEAD_CHUNK
+from spantune.training.masked import SHARE
 from spantune.training.preparation import Prepared
-from spantune.training.schedule import total_steps
+from spantune.training.schedule import masked_steps, total_steps
 
 GIB = 2**30
 BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # nf4: a scale of 8 bits for each block of 64
@@ -83,6 +84,7 @@ class Estimate:
     `minutes` are those of training, at most `train.max_minutes`, and of the evaluations on dev meanwhile: up to
     `train.eval_share` more, and less where spans are read. Loading the model and measuring the test documents are not
     in them.
+    The first `masked_steps` of `steps` predict masked tokens.
     `fitting` are the settings with which a run that does not fit would fit; None: there are none.
     With several `ranks` memory, tokens and time are those of one of them, and `sent_gib` is what it sends in a step.
     """
@@ -98,6 +100,7 @@ class Estimate:
     fitting: Mapping[str, object] | None
     ranks: int = 1
     sent_gib: float = 0.0
+    masked_steps: int = 0
 
     @property
     def fits(self) -> bool:
@@ -111,6 +114,8 @@ class Estimate:
             key: getattr(self, key)
             for key in ("tokens_per_step", "tokens_unpacked", "steps", "step_seconds", "minutes")
         }
+        if self.masked_steps:
+            values |= {"masked_steps": self.masked_steps}
         if self.ranks > 1:
             values |= {"ranks": self.ranks, "sent_gib": self.sent_gib}
         return {key: value if isinstance(value, int) else round(value, 3) for key, value in values.items()}
@@ -154,7 +159,8 @@ def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
     share = min(config.filled(settings.batch_examples), len(rest)) / len(rest) / ranks
     packs = len(fill(rest, prepared.pack_tokens(device.type) - prefix))
     packed = round((sum(rest) + packs * prefix) * share)
-    head, steps, rate = head_load(prepared, model), total_steps(settings, len(rest)), _rate(recipe, device)
+    head, rate = head_load(prepared, model), _rate(recipe, device)
+    steps, masked = total_steps(settings, len(rest)), masked_steps(settings, len(rest))
     memory = predict_memory(model, recipe, device, part_tokens(prepared, recipe, device), head)
     memory = of_a_rank(memory, model, recipe, ranks)
     available = _available(device)
@@ -163,6 +169,8 @@ def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
     sent = _sent_bytes(model, recipe, _width(recipe.model.base, device), ranks, passes)
     step_seconds = operations * packed / rate + sent / LINK
     training_minutes = min(steps * step_seconds / 60, settings.max_minutes or math.inf)
+    of_masked = _step_flops(model, recipe, device) + SHARE * 4 * model.config.hidden_size * model.config.vocab_size
+    masked_minutes = masked * (of_masked * packed / rate + sent / LINK) / 60
     evaluations = settings.eval_share * training_minutes
     if head:  # reading takes less than the most that evaluations may take
         a_token = 2 * sum(module.weight.numel() for _, module in linear_modules(model)) + head.operations / 3
@@ -174,12 +182,13 @@ def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine",
         tokens_per_step=packed,
         tokens_unpacked=round(sum(len(example.ids) for example in prepared.examples) * share),
-        steps=steps,
+        steps=masked + steps,
         step_seconds=step_seconds,
-        minutes=training_minutes + evaluations,
+        minutes=masked_minutes + training_minutes + evaluations,
         fitting={} if memory.total_gib < available / GIB else fitting(prepared, model, device, available / GIB, ranks),
         ranks=ranks,
         sent_gib=sent / GIB,
+        masked_steps=masked,
     )
 
 
@@ -210,12 +219,14 @@ def predict_memory(
     text = model.config
     working = 2 * (8 * text.hidden_size + 4 * text.intermediate_size) * width  # of the layer that is computed again
     positions = HEAD_CHUNK if recipe.train.pack == "shared" else tokens
+    of_tokens = positions * text.vocab_size * (width + 8)
+    of_spans = max(head.bytes * tokens, of_tokens if recipe.train.masked_epochs else 0) if head else 0
     return Memory(
         base_gib=(weights * BYTES.get(base, width) + scales + others * width) / GIB,
         adapters_gib=(copies * adapters + 8 * of_head) / GIB,
         optimizer_gib=(MOMENTS[recipe.train.optimizer] + average) * (adapters + of_head) / GIB,
         activations_gib=tokens * (_stored_bytes(model, recipe, device) + working) / GIB,
-        logits_gib=(head.bytes * tokens if head else positions * text.vocab_size * (width + 8)) / GIB,
+        logits_gib=(of_spans if head else of_tokens) / GIB,
     )
 
 

@@ -67,6 +67,7 @@ from spantune.training.estimate import Estimate, checkpointing, compiling, graph
 from spantune.training.fingerprint import FIXED, environment, fingerprint, require_unchanged
 from spantune.training.loop import Services, TrainingLoop
 from spantune.training.loss import PackTensors, check_head, tensors
+from spantune.training.masked import placeholder
 from spantune.training.measuring import Measuring
 from spantune.training.nan_guard import StepGuard
 from spantune.training.plan import Plan, make_plan, require
@@ -309,6 +310,7 @@ class _Job:
             self.recipe.spans.learning_rate,
             self.ranks,
         )
+        token = placeholder(self.loaded.tokenizer) if settings.masked_epochs else 0
         clock = Clock(read_clock(checkpoint))
         has_plan_line = any(record["split"] == "plan" for record in records)
         title = f"{self.folder.path} · {public_name(self.recipe.model.source).removeprefix('bundled:')}"
@@ -322,6 +324,7 @@ class _Job:
                 estimate=None if has_plan_line else self.estimate,
                 view=view,
                 begins_trained=self.prepared.start is not None,
+                placeholder=token,
             )
             loop = TrainingLoop(runner, self.prepared.examples, settings, clock, services, self.recipe.run.seed)
             loop.resume(checkpoint, records)
@@ -390,7 +393,7 @@ class _Job:
     def _stopped(self) -> str:
         """What a stopped run has reached, and how it resumes."""
         records, last = self.folder.metrics(), self.checkpoints.newest()
-        steps = [record["step"] for record in records if record["split"] == "train"]
+        steps = [record["step"] for record in records if record["split"] in ("masked", "train")]
         reached = f"stopped after step {max(steps)}" if steps else "stopped before the first step"
         best = f"; best dev F1 {self.best.f1:.4f} at step {self.best.step}" if self.best.step is not None else ""
         saved = f"; saved at step {step_of(last)}" if last else "; nothing is saved yet"

@@ -1,9 +1,11 @@
 """The training loop: steps, their record, evaluations that steer, and checkpoints that a run resumes from.
 
-A step is `batch_examples` examples in an order that only the seed decides. After a step come, in this order, its line
-in `metrics.jsonl`, the evaluation that is due, and the checkpoint that is due; so a line never covers steps of both
-sides of a resume, and a checkpoint holds what the evaluation changed. A request to stop, and an evaluation that such a
-request interrupts, end the loop after a checkpoint; the evaluation is made up for when the run resumes.
+A step is `batch_examples` examples in an order that only the seed decides. The first steps may predict masked tokens
+(`train.masked_epochs`); then order, schedule and optimizer begin again, for what the run is for. After a step come, in
+this order, its line in `metrics.jsonl`, the evaluation that is due, and the checkpoint that is due; so a line never
+covers steps of both sides of a resume, and a checkpoint holds what the evaluation changed. A request to stop, and an
+evaluation that such a request interrupts, end the loop after a checkpoint; the evaluation is made up for when the run
+resumes.
 
 Several processes go through the loop together. After each step they tell each other what they were asked, how much
 memory allows them, and how far the clock of rank 0 is; what they decide is then the same.
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -27,14 +30,16 @@ from spantune.runs import BestAdapter, Checkpoints, step_of
 from spantune.training.collator import Batch
 from spantune.training.estimate import GIB, Estimate
 from spantune.training.line import TrainingLine
+from spantune.training.masked import mask
 from spantune.training.nan_guard import StepGuard
 from spantune.training.progress import TrainingView
-from spantune.training.schedule import Clock, ExampleOrder, Schedule, total_steps
+from spantune.training.schedule import Clock, ExampleOrder, Schedule, masked_steps, total_steps
 from spantune.training.step import StepResult, StepRunner
 
 OPTIMIZER_FILE = "optimizer.pt"
 RANDOM_STATE_FILE = "random_state.pt"
 WARM_STEPS, MEASURED_STEPS = 2, 3  # of a run, that are held against the estimate
+SEED_STRIDE = 1_000_003  # so that the steps of runs with other seeds mask other tokens
 
 log = logging.getLogger(__name__)
 
@@ -43,19 +48,27 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Intervals:
-    """How many steps a run has, and after how many of them what is due."""
+    """How many steps a run has, and after how many of them what is due.
+
+    The first `masked` steps of `total` predict masked tokens; there is nothing to evaluate in them.
+    """
 
     total: int
     log: int
     evaluate: int
     save: int
+    masked: int = 0
 
     @classmethod
     def of(cls, settings: config.Train, examples: int) -> Intervals:
         """The intervals of a recipe's section for so many training examples."""
-        total = total_steps(settings, examples)
-        evaluate = settings.eval_steps or max(1, total // 4)
-        return cls(total, settings.log_steps, evaluate, settings.save_steps or evaluate)
+        own, masked = total_steps(settings, examples), masked_steps(settings, examples)
+        evaluate = settings.eval_steps or max(1, own // 4)
+        return cls(masked + own, settings.log_steps, evaluate, settings.save_steps or evaluate, masked)
+
+    def is_evaluation(self, step: int) -> bool:
+        """Whether an evaluation is due after `step` steps, of which there is one at least."""
+        return step > self.masked and (step - self.masked) % self.evaluate == 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class Services:
     `evaluate` takes a step and the seconds that one evaluation may take; it extracts the dev documents, and records and
     returns their figures. `record` writes a line: step, values, split. `estimate`, where there is one, is compared with
     the first steps. A model that `begins_trained` is evaluated before the first step, so that the best adapter of the
-    run is never worse than the one that it began with.
+    run is never worse than the one that it began with. `placeholder` is the token that stands for masked ones.
     """
 
     checkpoints: Checkpoints
@@ -76,6 +89,7 @@ class Services:
     estimate: Estimate | None = None
     view: TrainingView | None = None
     begins_trained: bool = False
+    placeholder: int = 0
 
 
 class TrainingLoop:
@@ -103,9 +117,9 @@ class TrainingLoop:
             runner, examples, settings, clock, services,
         )  # fmt: skip
         self.intervals = Intervals.of(settings, len(examples))
-        self.schedule = Schedule(settings, self.intervals.total, clock)
+        self.schedule = Schedule(settings, self.intervals.total, clock, self.intervals.masked)
         self.batch_examples = config.filled(settings.batch_examples)
-        self.order = ExampleOrder(len(examples), self.batch_examples, seed)
+        self.order, self.seed = ExampleOrder(len(examples), self.batch_examples, seed), seed
         self.step = 0
         self.ranks = runner.ranks
         self.progress = 0.0
@@ -132,6 +146,8 @@ class TrainingLoop:
         load_trained(self.runner.model, checkpoint)
         state = torch.load(checkpoint / OPTIMIZER_FILE, map_location=self.runner.device, weights_only=True)
         self.runner.restore(state)
+        if self.step > self.intervals.masked:
+            self.runner.first_step = self.intervals.masked
         if not self.ranks.is_main:  # the state is that of rank 0
             return
         random_state = torch.load(checkpoint / RANDOM_STATE_FILE, weights_only=True)
@@ -158,6 +174,8 @@ class TrainingLoop:
         while not (self.is_over or self.is_out_of_patience or self._is_stopping):
             batch = self._next_batch or self._batch(self.step)
             self._next_batch = None
+            if self.step == self.intervals.masked > 0:
+                self.runner.begin_again(self.step)
             factor = self.schedule.factor(self.step, None if self.ranks.size == 1 else self.progress)
             result = self.runner.run(batch, self.step + 1, factor, self._prepare_next)
             self.step += 1
@@ -174,7 +192,7 @@ class TrainingLoop:
         """What follows a step: its line, the evaluation, the checkpoint."""
         services, intervals = self.services, self.intervals
         self._line.add(result, self._agree())
-        if services.estimate is not None:
+        if services.estimate is not None and not intervals.masked:  # whose first steps are of another kind
             self._compare_with_estimate(services.estimate)
         is_stopping = self._is_stopping
         is_evaluated = self._is_evaluation_due() and not is_stopping
@@ -214,7 +232,7 @@ class TrainingLoop:
         return int(sum(tokens)), int(sum(padding))
 
     def _is_evaluation_due(self) -> bool:
-        return self.step % self.intervals.evaluate == 0 or self.is_over
+        return self.intervals.is_evaluation(self.step) or self.is_over
 
     def _evaluate(self) -> bool:
         """Extract the dev documents and keep the best adapter; whether a checkpoint is due because of it."""
@@ -249,7 +267,8 @@ class TrainingLoop:
         """Seconds that one evaluation may take, so that all of them take `eval_share` of the expected training time."""
         if self.step == 0:
             return self._seconds_for_first_evaluation()
-        evaluations = math.ceil(self.step / self.progress / self.intervals.evaluate)
+        own = self.step / self.progress - self.intervals.masked
+        evaluations = math.ceil(own / self.intervals.evaluate)
         return self.settings.eval_share * self.clock.expected(self.progress) / evaluations
 
     def _seconds_for_first_evaluation(self) -> float:
@@ -278,8 +297,10 @@ class TrainingLoop:
 
     def _record_line(self, *, is_evaluated: bool) -> None:
         """Write the line of the steps since the last one, and show it."""
-        values = self._line.taken(self.step, self.order.epoch_after(self.step), self.batch_examples)
-        self._record(values, "train")
+        is_masked = self.step <= self.intervals.masked
+        epoch = self.order.epoch_after(self.step if is_masked else self.step - self.intervals.masked)
+        values = self._line.taken(self.step, epoch, self.batch_examples)
+        self._record(values, "masked" if is_masked else "train")
         if self.services.view is not None:
             self.services.view.line(
                 self.step, values, is_evaluated=is_evaluated, is_last=self.is_over or self._is_stopping
@@ -291,7 +312,12 @@ class TrainingLoop:
 
     def _batch(self, step: int) -> Batch:
         """The batch of the step after `step`."""
-        return self.runner.collator([self.examples[place] for place in self.order.places(step)])
+        masked = self.intervals.masked
+        examples = [self.examples[place] for place in self.order.places(step if step < masked else step - masked)]
+        if step >= masked:
+            return self.runner.collator(examples)
+        texts = cast("list[SpanExample]", examples)
+        return self.runner.collator(mask(texts, self.services.placeholder, SEED_STRIDE * self.seed + step))
 
     def _prepare_next(self) -> None:
         """Make the batch of the step after the one under way, while the device computes."""

@@ -39,9 +39,10 @@ HEAD_CHUNK = 256  # positions whose logits exist at a time
 class PackTensors:
     """A pack as tensors: `ids`, `positions`, `owner` [tokens]; `index`, `targets` [answer tokens], all long.
 
-    `weights` [answer tokens] float32 are the factors of each target's loss; 1 where there are none. `spans` are the
-    fields of `Spans`. Where the loss is on choices, `union` [ids] are all ids that are allowed somewhere, `targets` are
-    indices into it, and `allowed` [answer tokens, ids] says which are allowed at each answer token.
+    `weights` [answer tokens] float32 are the factors of each target's loss; 1 where there are none. `reach` [tokens] is
+    the last position that a token sees, where that is not its own (see `Places`). `spans` are the fields of `Spans`.
+    Where the loss is on choices, `union` [ids] are all ids that are allowed somewhere, `targets` are indices into it,
+    and `allowed` [answer tokens, ids] says which are allowed at each answer token.
     """
 
     ids: Tensor
@@ -53,6 +54,7 @@ class PackTensors:
     allowed: Tensor | None = None
     weights: Tensor | None = None
     spans: Mapping[str, Any] | None = None
+    reach: Tensor | None = None
 
     def to(self, device: torch.device) -> PackTensors:
         """The same pack on `device`."""
@@ -60,7 +62,8 @@ class PackTensors:
 
     def view(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, object]:
         """Return the keyword arguments of a model's `forward` that say which tokens attend to which."""
-        return pack_view(config, Places(self.owner, self.positions), Spans(**self.spans) if self.spans else None, dtype)
+        places = Places(self.owner, self.positions, self.reach)
+        return pack_view(config, places, Spans(**self.spans) if self.spans else None, dtype)
 
 
 def tensors(pack: Pack, normalize: Normalize = "tokens") -> dict[str, Any]:

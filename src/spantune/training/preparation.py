@@ -30,7 +30,7 @@ from spantune.encoding import (
 )
 from spantune.extraction import mark_choices, require_grammar
 from spantune.models import ModelFiles, cache_root, count_weights, read_files, require_full
-from spantune.training.recommendation import READ_FROM, with_answer, with_values
+from spantune.training.recommendation import READ_FROM, entities_a_label, with_answer, with_values
 from spantune.training.warm_start import Start, warm_start
 
 SHORTEST_CHUNK = 64
@@ -110,11 +110,11 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     recipe, start = warm_start(recipe, files, own_start)
     weights = count_weights(files.folder)
     require_full(recipe.lora, recipe.model.base, weights)
-    is_open, recipe = recipe.task.answer is None, with_answer(recipe, len(splits.train))
+    is_open, recipe = recipe.task.answer is None, with_answer(recipe, entities_a_label(splits.train))
     if is_open and recipe.task.answer == "spans":
         say(
-            f"{len(splits.train):,} training documents: entities are read (task.answer=spans), which is better from "
-            f"{READ_FROM:,} on; set task.answer=jsonl to have them written"
+            f"a label has {entities_a_label(splits.train):,} training entities on average: they are read "
+            f"(task.answer=spans), which is better from {READ_FROM} on; set task.answer=jsonl to have them written"
         )
     task = make_task(recipe.task)
     if task.reads and task.template != "chat":

@@ -50,6 +50,7 @@ class Progress:
     Args:
         title: the name of the run and its model.
         total: the optimizer steps of the run, unless its clock or its patience ends it before.
+        masked: how many of them, the first ones, predict masked tokens.
         seconds_left: training seconds that are left after a step.
         evaluate: steps from one evaluation to the next.
         share: the share of the run that is over.
@@ -60,6 +61,8 @@ class Progress:
 
     title: str = ""
     total: int = 0
+    masked: int = 0
+    is_masked: bool = False
     seconds_left: Callable[[int], float] = lambda step: math.nan
     evaluate: int = 1
     step: int = 0
@@ -108,6 +111,7 @@ class TrainingView:
         """Begin after `step` steps; `best` are the step and the F1 of the best evaluation so far, if there is one."""
         shown = self.progress
         shown.step, shown.total, shown.evaluate = step, intervals.total, intervals.evaluate
+        shown.masked = intervals.masked
         shown.seconds_left = seconds_left
         if best[0] is not None:
             shown.best = best[0], {"f1": best[1]}
@@ -127,6 +131,9 @@ class TrainingView:
         """The record has a line; where an evaluation follows, its figures come on the same plain line."""
         shown = self.progress
         shown.step, shown.values = step, values
+        if shown.is_masked != (step <= shown.masked):  # a loss of another kind
+            shown.losses.clear()
+            shown.is_masked = not shown.is_masked
         shown.losses.append(values["loss"])
         text = f"{_place(shown)}  loss {_loss(values['loss'])}"
         if is_evaluated:
@@ -293,7 +300,8 @@ def _pieces(*pieces: str) -> Text:
 
 
 def _place(progress: Progress) -> str:
-    return f"step {progress.step}/{progress.total}"
+    masked = " (masked tokens)" if progress.step <= progress.masked else ""
+    return f"step {progress.step}/{progress.total}{masked}"
 
 
 def _left(progress: Progress) -> str:

@@ -38,8 +38,9 @@ class Decided:
     """What a recipe is to say: what was found, and what was chosen.
 
     `file` is where the recipe is written. `is_chosen` says that the answer was chosen by the size of the corpus.
-    `sources` and `counts` are the files of each split and their documents; `share` is the part of train that is held
-    out, if any; `row` has the hyperparameters, or is None where the size of the model is not known.
+    `sources` and `counts` are the files of each split and their documents; `entities` are the training entities of a
+    label on average; `share` is the part of train that is held out, if any; `row` has the hyperparameters, or is None
+    where the size of the model is not known.
     """
 
     found: Survey
@@ -50,6 +51,7 @@ class Decided:
     device: Device
     sources: Mapping[Split, tuple[str, ...]]
     counts: Mapping[Split, int]
+    entities: int
     share: float | None
     reading: Mapping[str, object]
     language: str
@@ -151,7 +153,7 @@ def _answer_comment(decided: Decided) -> str:
     """Say what the answer is, and why, where it was chosen by the size of the corpus."""
     if not decided.is_chosen:
         return "how the model answers: it writes jsonl, grouped or inline, or it reads spans"
-    few_or_enough = f"{decided.trained_on:,} training documents are {'enough' if decided.is_read else 'few'}"
+    few_or_enough = f"{decided.entities:,} training entities a label are {'enough' if decided.is_read else 'few'}"
     if decided.is_read:
         return f"entities are read, since {few_or_enough} (docs/quality.md); or written: jsonl, grouped, inline"
     return f"entities are written, since {few_or_enough} (docs/quality.md); or grouped, inline; or read: spans"

@@ -1,26 +1,27 @@
 """The hyperparameters that a recipe gets where it names none, by the sizes of corpus and model.
 
-Whether a task is answered by writing or by reading spans, where nothing says so, follows from the size of the corpus
-alone: the types of a head are learnt from nothing, while a model that writes knows what a label's name means. Each way
-has a table, READ_TABLE that of reading. The rows of TABLE, for writing, of models under 1 B weights are measured on the
-embedded model and four corpora (bench/results/2026-11-28-h200-hyperparameters.md): some 200 steps of 8 examples at 1e-3
-came to at least 91 % of the best of up to six tries of that cost, and 2e-3 was too high everywhere. Those of larger
-models follow the literature: QLoRA (arXiv 2305.14314) trains models of 7 B and 13 B, LoRA on all linear layers, at
-2e-4, and "LoRA Learns Less and Forgets Less" (arXiv 2405.09673) recommends all modules, rank 16 and an alpha of twice
-the rank. Small corpora get several epochs, so that the optimizer takes some hundred steps. The rows of READ_TABLE under
-1 B weights are those of the study of reading (docs/quality.md), where some 600 steps were enough at every size; those
-of larger models were not measured.
+Whether a task is answered by writing or by reading spans, where nothing says so, follows from how many entities there
+are for each label: the types of a head are learnt from nothing, while a model that writes knows what a label's name
+means. Each way has a table, READ_TABLE that of reading. The rows of both for models under 1 B weights are measured on
+the embedded model and four corpora (bench/results/2026-11-28-h200-hyperparameters.md): what is chosen, rate and batch
+and way of answering, came to at least 90 % of the best of fourteen tries of five minutes on two CPU cores. Those of
+larger models follow the literature: QLoRA (arXiv 2305.14314) trains models of 7 B and 13 B, LoRA on all linear layers,
+at 2e-4, and "LoRA Learns Less and Forgets Less" (arXiv 2405.09673) recommends all modules, rank 16 and an alpha of
+twice the rank. Small corpora get several epochs, so that the optimizer takes some hundred steps. Reading over 6,000
+sentences has the values of the study (docs/quality.md); rows of READ_TABLE for larger models were not measured.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from spantune.core import Config, ConfigError, config, nearest, shows_gpu
+from spantune.core import Config, ConfigError, Document, config, nearest, shows_gpu
 from spantune.encoding import PRESETS
 
 WEIGHTS = {"bundled:gemma3-270m": 268_098_176, "bundled:smollm2-135m": 134_515_008}
@@ -32,8 +33,9 @@ FULL_RATE = 1e-4
 """The learning rate of full fine-tuning, which stands for that of the table: the weights move, and not an adapter."""
 ANY = 10**15
 """More documents, or weights, than there are."""
-READ_FROM = 1000
-"""Training documents from which on reading spans is no worse than writing them."""
+READ_FROM = 60
+"""Training entities of a label, on average, from which on reading spans is no worse than writing them: measured on four
+corpora of 40 to 1,000 sentences (bench/results/2026-11-28-h200-hyperparameters.md)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ TABLE = (
 )
 READ_TABLE = (
     Recommendation("under 1 B weights, up to 300 documents", _B, 300, 3e-4, 8, 40, 64, 128),
-    Recommendation("under 1 B weights, up to 1,500 documents", _B, 1500, 3e-4, 16, 10, 64, 128),
+    Recommendation("under 1 B weights, up to 1,500 documents", _B, 1500, 3e-4, 8, 8, 64, 128),
     Recommendation("under 1 B weights, up to 6,000 documents", _B, 6000, 3e-4, 32, 6, 64, 128),
     Recommendation("under 1 B weights, over 6,000 documents", _B, ANY, 3e-4, 64, 2.5, 64, 128),
     Recommendation("over 1 B weights, up to 300 documents", ANY, 300, 2e-4, 8, 15, 64, 128),
@@ -82,19 +84,25 @@ def recommend(documents: int, weights: int, answer: str = "jsonl") -> Recommenda
     return next(row for row in table if weights <= row.weights and documents <= row.documents)
 
 
-def recommended_answer(documents: int) -> Literal["jsonl", "spans"]:
-    """Return how a task is answered best with so many training documents, by a model of any size."""
-    return "spans" if documents >= READ_FROM else "jsonl"
+def entities_a_label(documents: Sequence[Document]) -> int:
+    """Return how many entities a label has on average, of those that have any; 0 where there are none."""
+    counts = Counter(entity.label for document in documents for entity in document.entities)
+    return counts.total() // max(1, len(counts))
 
 
-def with_answer(recipe: Config, documents: int) -> Config:
+def recommended_answer(entities: int) -> Literal["jsonl", "spans"]:
+    """Return how a task is answered best with so many training entities a label, by a model of any size."""
+    return "spans" if entities >= READ_FROM else "jsonl"
+
+
+def with_answer(recipe: Config, entities: int) -> Config:
     """Return `recipe` with the answer that suits the corpus, if neither recipe nor preset names one.
 
-    A recipe with a setting that only writing has is written.
+    A recipe with a setting that only writing has is written. `entities` are those of a label (`entities_a_label`).
     """
     if recipe.task.answer or "answer" in PRESETS.get(recipe.task.preset or "", {}):
         return recipe
-    answer = "jsonl" if writing_keys(recipe) else recommended_answer(documents)
+    answer = "jsonl" if writing_keys(recipe) else recommended_answer(entities)
     return recipe.model_copy(update={"task": recipe.task.model_copy(update={"answer": answer})})
 
 

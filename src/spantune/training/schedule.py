@@ -65,17 +65,23 @@ def total_steps(settings: config.Train, examples: int) -> int:
     return max(1, round(config.filled(settings.epochs) * per_epoch))
 
 
+def masked_steps(settings: config.Train, examples: int) -> int:
+    """Return the optimizer steps before those of `total_steps` in which masked tokens are predicted."""
+    return round(settings.masked_epochs * -(-examples // config.filled(settings.batch_examples)))
+
+
 class Schedule:
-    """The factor on the peak learning rate, by progress.
+    """The factor on the peak learning rate, by progress; it begins again after the masked steps.
 
     Args:
         settings: the recipe's section: schedule, warm-up and `max_minutes`.
         total: optimizer steps of the run.
         clock: the run's clock.
+        masked: how many of the steps, the first ones, predict masked tokens.
     """
 
-    def __init__(self, settings: config.Train, total: int, clock: Clock):
-        self.settings, self.total, self.clock = settings, max(1, total), clock
+    def __init__(self, settings: config.Train, total: int, clock: Clock, masked: int = 0):
+        self.settings, self.total, self.clock, self.masked = settings, max(1, total), clock, masked
 
     def progress(self, step: int) -> float:
         """The share of the run that is over after `step` steps, in [0, 1]."""
@@ -87,10 +93,15 @@ class Schedule:
     def factor(self, step: int, progress: float | None = None) -> float:
         """The factor for the step that follows `step` steps, in [0, 1]; `progress` is what it has been found to be."""
         progress, warmup = self.progress(step) if progress is None else progress, self.settings.warmup
+        total = self.total
+        if self.masked:
+            is_masked = step < self.masked
+            step, total = (step, self.masked) if is_masked else (step - self.masked, self.total - self.masked)
+            progress = step / total
         if warmup >= 1 and step < warmup:
             return (step + 1) / (math.ceil(warmup) + 1)
         if progress < warmup < 1:  # a share of the run, so that a run that the clock ends is not all warm-up
-            return (progress + 1 / self.total) / (warmup + 1 / self.total)
+            return (progress + 1 / total) / (warmup + 1 / total)
         if self.settings.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))
         return 1 - progress if self.settings.schedule == "linear" else 1.0

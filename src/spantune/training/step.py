@@ -82,6 +82,8 @@ class StepRunner:
         self.collator, self.settings, self.guard, self.device = collator, settings, guard, device
         self.tokens = self.padding = 0
         """Positions that this process has fed to the model so far, padding apart."""
+        self.first_step = 0
+        """The step after which the optimizer has begun again."""
         self.memory_splits = 0
         """Steps that this process has split since the caller last reset the number."""
         self._skips_by_itself = settings.optimizer == "adamw"  # as torch's fused optimizers can
@@ -131,12 +133,19 @@ class StepRunner:
             self.optimizer.step()
             self.masters.give_weights()
         if self._average is not None:
-            self._average.update(step)
+            self._average.update(step - self.first_step)
         self._drop_gradients()
 
     def ready(self, batch: Batch) -> Batch:
         """The batch on the device, without waiting for what the device computes."""
         return replace(batch, parts=tuple(part.to(self.device) for part in batch.parts))
+
+    def begin_again(self, step: int) -> None:
+        """Forget the optimizer's moments, and begin the averages with the weights that `step` steps have led to."""
+        self.first_step = step
+        self.optimizer.state.clear()
+        if self._average is not None:
+            self._average.begin_again()
 
     def align(self) -> None:
         """Give all ranks the trained weights of rank 0, and their averages."""

@@ -19,7 +19,7 @@ from helpers.strategies import annotated
 from spantune.core import DataError, Document, Entity
 from spantune.data import Options, formats
 from spantune.data.formats import few_shot
-from spantune.data.raw import json_records, text_files
+from spantune.data.raw import json_files, text_files
 from spantune.data.raw.text_files import BOM_NOTE, CRLF_NOTE
 
 FILES = {
@@ -335,7 +335,7 @@ def test_a_line_or_object_that_no_document_has_is_refused_without_reading_it_all
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_files, "LINE_LIMIT", 1 << 20)
-    monkeypatch.setattr(json_records, "LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(json_files, "LINE_LIMIT", 1 << 20)
     for name, content in {"line.jsonl": '{"id": "a", "text": "%s', "array.json": '[{"text": "%s'}.items():
         (tmp_path / name).write_text(content % ("x" * (3 << 20)), encoding="utf-8")
         with pytest.raises(DataError, match=f"{name}:1: over 1 MiB in one piece.*--format"):
@@ -367,7 +367,7 @@ def test_bom_and_crlf_are_accepted_and_noted(name: str, tmp_path: Path) -> None:
 def test_an_array_on_one_line_may_be_longer_than_any_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = '{"text": "lung", "entities": [{"start_idx": 0, "end_idx": 3, "type": "bod", "entity": "lung"}]}'
     (tmp_path / "long.json").write_text("[" + ",".join(500 * [row]) + "]", encoding="utf-8")
-    for module in (text_files, json_records):
+    for module in (text_files, json_files):
         monkeypatch.setattr(module, "LINE_LIMIT", 1 << 10)
     assert formats.detect(tmp_path / "long.json") == "cmeee"
 

@@ -24,9 +24,8 @@ from helpers.command import one_line_error
 from helpers.completions_server import CompletionsServer, serving
 from helpers.run_folders import READING, save_run
 from helpers.s3_server import S3, s3_server
-from spantune.core import config
-from spantune.extraction import Cluster, Server, Task, load_run
-from spantune.extraction.scale.cluster import Resources, resources_of
+from spantune.core import Cluster, Resources, config, resources_of
+from spantune.extraction import Server, Task, load_run
 from spantune.extraction.scale.parts import Folder
 from spantune.extraction.scale.ray_engine import Worker
 from spantune.extraction.scale.shards import shards_of, survey
@@ -190,7 +189,7 @@ def test_what_cannot_be_is_one_line(place: Path, storage: S3, ray_here: None, co
 
 def test_an_address_that_does_not_answer_is_one_line() -> None:
     from spantune.core import ConfigError
-    from spantune.extraction.scale.cluster import _require_answer
+    from spantune.core.cluster import _require_answer
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

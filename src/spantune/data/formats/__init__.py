@@ -44,7 +44,8 @@ from spantune.data.offsets import settled
 from spantune.data.raw import plugins
 from spantune.data.raw.document import Item, Nested, Options, RawDocument, RawEntity, Sample, unique, verified
 from spantune.data.raw.faithful import faithful
-from spantune.data.raw.json_records import Record, read_json_array, read_json_lines
+from spantune.data.raw.json_files import read_json_array, read_json_lines
+from spantune.data.raw.json_records import Record
 from spantune.data.raw.plugins import Format
 from spantune.data.raw.text_files import is_stream, read_bytes, read_chunks
 
@@ -65,9 +66,9 @@ DEFAULTS = Options()
 
 FORMATS = {
     "webanno": Format(webanno.read, None, webanno.claims),
-    "native": Format(native.read, native.write, native.claims),
+    "native": Format(native.read, native.write, native.claims, divisible=True),
     "surfaces": Format(surfaces.read, surfaces.write, surfaces.claims),
-    "few_shot": Format(few_shot.read, few_shot.write, few_shot.claims),
+    "few_shot": Format(few_shot.read, few_shot.write, few_shot.claims, divisible=True),
     "cmeee": Format(cmeee.read, cmeee.write, cmeee.claims),
     "chip": Format(chip.read, chip.write, chip.claims),
     "conll": Format(conll.read, conll.write, conll.claims),

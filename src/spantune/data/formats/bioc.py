@@ -16,7 +16,8 @@ from pathlib import Path
 
 from spantune.core import DataError, Document, replacing, to_json
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, unwritten_meta, with_rows
-from spantune.data.raw.json_records import Record, document_id, read_json_lines, read_json_value
+from spantune.data.raw.json_files import read_json_lines, read_json_value
+from spantune.data.raw.json_records import Record, document_id
 
 NAME = "bioc"
 

@@ -18,7 +18,8 @@ from spantune.core import DataError, Document, replacing, to_json
 from spantune.data.raw.anchored import Surface, anchored, note_lost_places
 from spantune.data.raw.answers import answered, stated
 from spantune.data.raw.document import Item, Options, RawDocument, Sample, each
-from spantune.data.raw.json_records import Record, document_id, read_json
+from spantune.data.raw.json_files import read_json
+from spantune.data.raw.json_records import Record, document_id
 from spantune.data.raw.tokens import is_cjk
 
 _USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt", "model")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from spantune.core import Document
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, with_meta
-from spantune.data.raw.json_records import Record, document_id, read_json, write_json_lines
+from spantune.data.raw.json_files import read_json, write_json_lines
+from spantune.data.raw.json_records import Record, document_id
 
 _FIELDS = ("id", "text", "label")
 

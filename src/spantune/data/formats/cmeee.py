@@ -12,7 +12,8 @@ from pathlib import Path
 
 from spantune.core import DataError, Document, replacing, to_json
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_records import Record, read_json
+from spantune.data.raw.json_files import read_json
+from spantune.data.raw.json_records import Record
 
 _FIELDS = ("text", "entities")
 _ENTITY_FIELDS = ("start_idx", "end_idx", "type", "entity")

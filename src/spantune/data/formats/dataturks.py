@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_records import Record, document_id, read_json
+from spantune.data.raw.json_files import read_json
+from spantune.data.raw.json_records import Record, document_id
 
 _FIELDS = ("id", "content", "annotation", "extras", "metadata")
 

@@ -28,7 +28,8 @@ from spantune.data.raw.document import (
     unwritten_meta,
     with_rows,
 )
-from spantune.data.raw.json_records import Record, read_json, write_json_lines
+from spantune.data.raw.json_files import read_json, write_json_lines
+from spantune.data.raw.json_records import Record
 
 NAME = "doccano"
 

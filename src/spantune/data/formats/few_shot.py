@@ -13,7 +13,9 @@ from pathlib import Path
 
 from spantune.core import DataError, Document
 from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_records import Record, read_json_lines, write_json_lines
+from spantune.data.raw.json_files import read_json_lines, write_json_lines
+from spantune.data.raw.json_records import Record
+from spantune.data.raw.plain_rows import plain_rows
 from spantune.data.rules import Rule
 
 HALF_OPEN = Defect(Rule.END_HALF_OPEN, "end_idx half-open, mended", tolerated=True)
@@ -21,7 +23,7 @@ OFF_BY_ONE = Defect(Rule.END_ONE_TOO_SMALL, "end_idx one too small, mended", tol
 
 _RULES = {-1: None, 0: HALF_OPEN, -2: OFF_BY_ONE}
 _FIELDS = ("text", "entities")
-_ENTITY_FIELDS = ("start_idx", "end_idx", "entity_text", "entity_label")
+_ROW = ("start_idx", "end_idx", "entity_label", "entity_text")
 
 
 def claims(sample: Sample) -> bool:
@@ -36,11 +38,11 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """Yield the documents of `path`, called `<stem>-<line>`."""
 
     def parse(record: Record) -> RawDocument:
-        entities = tuple(_entity(row, notes) for row in record.rows("entities"))
+        entities = _entities(record, notes)
         text = record.text("text", blank=True)
         return RawDocument(f"{path.stem}-{record.line}", text, entities, path, record.line, record.others(_FIELDS))
 
-    return each(read_json_lines(path, notes, options.encoding), parse)
+    return each(read_json_lines(path, notes, options.encoding, options.stretch), parse)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
@@ -69,12 +71,23 @@ def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
     return {"text": document.text, "entities": rows, **document.meta}
 
 
-def _entity(row: Record, notes: Counter[str]) -> RawEntity:
+def _entities(record: Record, notes: Counter[str]) -> tuple[RawEntity, ...]:
+    rows = plain_rows(record, _ROW)
+    if rows is not None:
+        return tuple(_entity(*row) for row in rows)
+    return tuple(_stated(row, notes) for row in record.rows("entities"))
+
+
+def _stated(row: Record, notes: Counter[str]) -> RawEntity:
     start, end = row.integer("start_idx"), row.integer("end_idx")
     surface, label = row.text("entity_text"), row.text("entity_label")
-    row.note_others(_ENTITY_FIELDS, notes)
+    row.note_others(_ROW, notes)
+    return _entity(start, end, label, surface, row.place("entity_text"))
+
+
+def _entity(start: int, end: int, label: str, surface: str, field: str) -> RawEntity:
     length = len(surface)
     rule = end - start - length
     if rule in _RULES:
         end = start + length - 1
-    return RawEntity(start, end + 1, label, surface, field=row.place("entity_text"), defect=_RULES.get(rule))
+    return RawEntity(start, end + 1, label, surface, None, field, None, _RULES.get(rule))

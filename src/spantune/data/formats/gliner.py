@@ -14,7 +14,8 @@ from pathlib import Path
 from spantune.core import Document, replacing, to_json
 from spantune.data.raw import tagged, tokens
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, with_meta
-from spantune.data.raw.json_records import Record, document_id, read_json
+from spantune.data.raw.json_files import read_json
+from spantune.data.raw.json_records import Record, document_id
 
 _TOKENS, _SPANS = "tokenized_text", "ner"
 _FIELDS = ("id", _TOKENS, _SPANS)

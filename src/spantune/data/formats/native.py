@@ -15,17 +15,13 @@ from pathlib import Path
 
 from spantune.core import Document, to_record
 from spantune.data.raw import tabular
-from spantune.data.raw.corrections import in_force
-from spantune.data.raw.document import Item, Options, RawDocument, Sample, each
-from spantune.data.raw.json_records import (
-    Record,
-    begins_array,
-    document_id,
-    parse_line,
-    read_json,
-    write_json_lines,
-)
+from spantune.data.raw.corrections import in_force, uncorrected
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
+from spantune.data.raw.json_files import begins_array, parse_line, read_json, read_json_lines, write_json_lines
+from spantune.data.raw.json_records import Record, document_id
+from spantune.data.raw.plain_rows import plain_rows
 
+_ROW = ("start", "end", "label", "text")
 _FIELDS = ("id", "text", "entities", "meta", "answer")
 
 
@@ -40,13 +36,16 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
+        Indivisible: only a stretch is asked for, and it holds corrections.
     """
-    is_array = begins_array(path, options.encoding)
+    is_array = options.stretch is None and begins_array(path, options.encoding)
 
     def parse(record: Record) -> RawDocument:
         id = document_id(record, notes) if is_array else None
         return _document(record, id, f"{path.stem}-{record.line}", notes, options)
 
+    if options.stretch is not None:
+        return uncorrected(each(read_json_lines(path, notes, options.encoding, options.stretch), parse))
     return in_force(each(read_json(path, notes, options.encoding), parse), notes)
 
 
@@ -71,11 +70,18 @@ def _document(record: Record, id: str | None, made_id: str, notes: Counter[str],
     elif id is None:
         id = made_id
         notes["id made from the line number"] += 1
-    entities = tuple(tabular.entity(row, notes) for row in record.entities(optional=options.unannotated))
+    entities = _entities(record, notes, options)
     for field in record.others(_FIELDS):
         notes[f"field {field!r} not read; put it under meta"] += 1
     text = record.text("text", blank=True)
     return RawDocument(id, text, entities, record.path, record.line, record.mapping("meta"))
+
+
+def _entities(record: Record, notes: Counter[str], options: Options) -> tuple[RawEntity, ...]:
+    rows = plain_rows(record, _ROW)
+    if rows is not None:
+        return tuple(RawEntity(start, end, label, surface, None, field) for start, end, label, surface, field in rows)
+    return tuple(tabular.entity(row, notes) for row in record.entities(optional=options.unannotated))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:

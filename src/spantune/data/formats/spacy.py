@@ -22,7 +22,8 @@ from typing import Any
 from spantune.core import DataError, Document, Entity, need, replacing_path, to_json, to_record
 from spantune.data.raw import pairs, tabular, tokens
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_records import Record, begins_array, document_id, read_json, write_json_lines
+from spantune.data.raw.json_files import begins_array, read_json, write_json_lines
+from spantune.data.raw.json_records import Record, document_id
 from spantune.data.raw.text_files import read_bytes
 
 _ZLIB = b"\x78"

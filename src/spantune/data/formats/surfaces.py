@@ -15,7 +15,8 @@ from spantune.core import Document
 from spantune.data.raw.anchored import anchored, note_lost_places
 from spantune.data.raw.answers import is_stated, stated
 from spantune.data.raw.document import Item, Options, RawDocument, Sample, each, with_meta
-from spantune.data.raw.json_records import Record, document_id, read_json, write_json_lines
+from spantune.data.raw.json_files import read_json, write_json_lines
+from spantune.data.raw.json_records import Record, document_id
 
 _TEXTS = ("text", "sentence")
 _FIELDS = ("id", "text", "entities")

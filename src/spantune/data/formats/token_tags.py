@@ -17,7 +17,8 @@ from pathlib import Path
 from spantune.core import DataError, Document, need
 from spantune.data.raw import tabular, tags
 from spantune.data.raw.document import Item, Options, Sample, each, with_meta
-from spantune.data.raw.json_records import Record, read_json, write_json_lines
+from spantune.data.raw.json_files import read_json, write_json_lines
+from spantune.data.raw.json_records import Record
 from spantune.data.raw.tagged import KEPT_TOKENS, Tagged, Tokenizer, class_names
 from spantune.data.raw.text_files import cannot_be_read, read_bytes
 

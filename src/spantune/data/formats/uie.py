@@ -14,7 +14,8 @@ from pathlib import Path
 
 from spantune.core import DataError, Document
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample
-from spantune.data.raw.json_records import Record, read_json, write_json_lines
+from spantune.data.raw.json_files import read_json, write_json_lines
+from spantune.data.raw.json_records import Record
 
 _FIELDS = ("content", "result_list", "prompt")
 _OF = "的"

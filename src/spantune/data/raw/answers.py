@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from spantune.data.raw.anchored import Surface
-from spantune.data.raw.json_records import DECODER, Record
+from spantune.data.raw.json_records import Record
+from spantune.data.raw.json_text import DECODER
 
 TEXT_KEYS = ("text", "entity_text", "word", "mention", "surface", "span", "value", "name", "entity")
 LABEL_KEYS = ("label", "entity_label", "type", "entity_type", "entity_group", "category", "tag", "class", "entity")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from spantune.core import DataError
 from spantune.data.raw.document import Item, RawDocument
 
 FIELDS = ("model", "fingerprint", "time", "source")
@@ -19,6 +20,27 @@ FIELDS = ("model", "fingerprint", "time", "source")
 def is_correction(meta: Mapping[str, object]) -> bool:
     """Whether a document with this `meta` is a correction that a service stored."""
     return all(isinstance(meta.get(field), str) for field in FIELDS)
+
+
+class Indivisible(DataError):
+    """A file that must be read as a whole."""
+
+
+def uncorrected(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items of a part of a file, none of which is a correction.
+
+    Raises:
+        Indivisible: one is; which corrections are in force is known at the end of the file only.
+    """
+    for item in items:
+        if isinstance(item, RawDocument) and is_correction(item.meta):
+            raise Indivisible(
+                "holds corrections that `spantune serve` stored, so that it cannot be read in parts; convert it first: "
+                "spantune data convert",
+                path=item.path,
+                line=item.line,
+            )
+        yield item
 
 
 def in_force(items: Iterable[Item], notes: Counter[str]) -> Iterator[Item]:

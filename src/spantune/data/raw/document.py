@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from spantune.core import DataError, Document, Entity
+from spantune.data.raw.text_files import Stretch
 from spantune.data.raw.units import UNITS, Unit, unit_of
 from spantune.data.rules import Rule
 
@@ -97,6 +98,7 @@ class Options:
         predicted: whether what is written are predictions, which a format may tell from annotations.
         offsets: what the stated offsets count: code points, UTF-16 code units, UTF-8 bytes, or characters with each
             CRLF as one; None takes them for code points and says where that is in doubt.
+        stretch: the part of the file to read, where its format can be read in parts; all of it when None.
     """
 
     nested: Nested = "error"
@@ -108,6 +110,7 @@ class Options:
     encoding: str | None = None
     offsets: Unit | None = None
     predicted: bool = False
+    stretch: Stretch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +148,21 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
     for item in items:
         if isinstance(item, RawDocument):
             if item.id in lines:
-                first = f"line {lines[item.id]}" if lines[item.id] else "another document"
-                yield DataError(
-                    f"the id {item.id!r} is repeated; {first} has it too: make ids unique",
-                    path=item.path,
-                    line=item.line,
-                    field="id",
-                )
+                yield repeated_id(item, lines[item.id])
                 continue
             lines[item.id] = item.line
         yield item
+
+
+def repeated_id(document: RawDocument, line: int | None) -> DataError:
+    """Return the error for a document whose id an earlier one has, which stands at `line`, if that is known."""
+    first = f"line {line}" if line else "another document"
+    return DataError(
+        f"the id {document.id!r} is repeated; {first} has it too: make ids unique",
+        path=document.path,
+        line=document.line,
+        field="id",
+    )
 
 
 def verified(items: Iterable[Item], notes: Counter[str]) -> Iterator[Document]:

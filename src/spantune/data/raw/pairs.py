@@ -14,7 +14,8 @@ from pathlib import Path
 from spantune.core import DataError, Document, replacing, to_json
 from spantune.data.raw.document import Item, RawDocument, RawEntity, each
 from spantune.data.raw.encodings import open_as_utf8
-from spantune.data.raw.json_records import Record, Value, read_array_values, read_json_value, read_line_values
+from spantune.data.raw.json_files import Value, read_array_values, read_json_value, read_line_values
+from spantune.data.raw.json_records import Record
 from spantune.data.raw.text_files import cannot_be_read
 
 _HEAD = 1 << 16  # bytes by which a file is recognised

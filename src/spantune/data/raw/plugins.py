@@ -20,6 +20,8 @@ GROUP = "spantune.formats"
 class Format(NamedTuple):
     """The functions of a format; `write` is None where it can only be read, `folder` says that it writes a folder.
 
+    `divisible` says that each line of a file is a document of its own and `read` minds `Options.stretch`.
+
     `claims` says whether a file can only be this format, `read` yields what it states, unverified, and `write` counts
     in its notes what the format has no place for.
     """
@@ -28,6 +30,7 @@ class Format(NamedTuple):
     write: Callable[[Path, Iterable[Document], Counter[str], Options], None] | None
     claims: Callable[[Sample], bool]
     folder: bool = False
+    divisible: bool = False
 
 
 def added_names(own: Collection[str]) -> list[str]:

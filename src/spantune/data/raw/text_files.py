@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import codecs
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from spantune.core import DataError
 from spantune.data.raw.encodings import advice, open_as_utf8, window
@@ -21,6 +22,17 @@ BOM_NOTE = "byte-order mark taken off"
 CRLF_NOTE = "CRLF line end"
 LINE_LIMIT = 64 << 20  # bytes
 CHUNK = 1 << 20
+
+
+class Stretch(NamedTuple):
+    """A part of a text file in bytes, from where a line begins; `line` is the number of that line, from 1.
+
+    The lines that begin before `end` belong to it.
+    """
+
+    begin: int
+    end: int
+    line: int
 
 
 def read_lines(
@@ -40,9 +52,16 @@ def read_lines(
 
 
 def try_lines(
-    path: Path, notes: Counter[str], *, blank: bool = False, encoding: str | None = None
+    path: Path,
+    notes: Counter[str],
+    *,
+    blank: bool = False,
+    encoding: str | None = None,
+    stretch: Stretch | None = None,
 ) -> Iterator[tuple[int, str | DataError]]:
     """As `read_lines`, but a line that is not UTF-8 is yielded as a DataError, and reading continues.
+
+    With `stretch`, only its lines are read, which may all be blank.
 
     Raises:
         DataError: as `read_lines`, but for such lines.
@@ -50,27 +69,30 @@ def try_lines(
     empty = True
     try:
         with open_as_utf8(path, notes, encoding) as file:
-            for number, text in lines_of(file, path, notes, blank=True):
+            for number, text in lines_of(file, path, notes, blank=True, stretch=stretch):
                 filled = isinstance(text, DataError) or bool(text.strip())
                 empty = empty and not filled
                 if filled or blank:
                     yield number, text
     except OSError as error:
         raise cannot_be_read(path, error) from None
-    if empty:
+    if empty and stretch is None:
         raise _empty(path)
 
 
 def lines_of(
-    file: BinaryIO, path: Path, notes: Counter[str], *, blank: bool = False
+    file: BinaryIO, path: Path, notes: Counter[str], *, blank: bool = False, stretch: Stretch | None = None
 ) -> Iterator[tuple[int, str | DataError]]:
     """As `try_lines`, from an open file, which may be empty; `path` is what errors call it.
 
     Raises:
         DataError: a line is over `LINE_LIMIT`.
     """
-    offset, number = 0, 0
-    while line := file.readline(LINE_LIMIT + 1):
+    offset, number, end = 0, 0, sys.maxsize
+    if stretch is not None:
+        offset, end, number = stretch.begin, stretch.end, stretch.line - 1
+        file.seek(offset)
+    while offset < end and (line := file.readline(LINE_LIMIT + 1)):
         number += 1
         if len(line) > LINE_LIMIT:
             raise oversized(path, number)

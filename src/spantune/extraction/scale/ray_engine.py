@@ -18,20 +18,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spantune.core import (
+    Cluster,
     DataError,
+    Resources,
     RunError,
     SpantuneError,
     config,
+    connected,
     first_line,
     number,
     require_extra,
+    resources_of,
     say,
     track,
     waiting,
 )
 from spantune.extraction.outputs import Tally
 from spantune.extraction.remote.client import Server
-from spantune.extraction.scale.cluster import Cluster, Resources, connected, resources_of
 from spantune.extraction.scale.parts import Folder, Plan, To
 from spantune.extraction.scale.shards import Shard, Survey, part_size, read, require_unique, shards_of, survey
 from spantune.extraction.scale.sources import Source, find_sources

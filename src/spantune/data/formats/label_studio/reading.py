@@ -13,7 +13,8 @@ from pathlib import Path
 from spantune.core import DataError, half_surrogate
 from spantune.data.formats.label_studio.names import MADE, NAME, NAMES, OWN, Kind, derived, joined
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Row, Sample, SurrogateError
-from spantune.data.raw.json_records import Record, read_json
+from spantune.data.raw.json_files import read_json
+from spantune.data.raw.json_records import Record
 from spantune.data.raw.regions import html_span
 
 # A whole text that is a link; a path in a storage may have blanks in it if it ends as a file name does.

@@ -13,7 +13,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from spantune.core import ConfigError, RunError, first_line, is_verbose, need, number, say
+from spantune.core.errors import ConfigError, RunError
+from spantune.core.extras import need
+from spantune.core.files import first_line
+from spantune.core.frames import number
+from spantune.core.terminal import is_verbose, say
 
 CONNECT_SECONDS = 10.0
 """How long an address may take to accept a connection."""

@@ -1,0 +1,173 @@
+"""Speed and memory of `spantune data check` and `data split` on large corpora, by one process and by several.
+
+    python bench/corpus_work.py [--megabytes 10 100] [--workers 1 2] [--before SRC] [--corpus FILE …] [--json]
+    python bench/corpus_work.py --megabytes 1000 --workers 2
+
+The corpus is made of real sentences, over and over: of each, half of the characters outside of entities are drawn anew
+from the corpus, one text in a hundred stands twice, and two have another end. By default the sentences are those that
+come with spantune. `--before` also measures the code of another checkout, given by its folder `src`. Each command runs
+in a process of its own, says what it is at, and a row is printed as it is measured: seconds, CPU seconds of all
+processes, and the sum of the largest memory that each of them had. 10 and 100 MB take some three minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from spantune.core import Document, to_json, to_record
+from spantune.data import formats
+
+CHANGED, REPEATED, EXTENDED = 0.5, 0.01, 0.02
+RECENT = 2000
+Row = dict[str, object]
+
+
+def varied(sentences: Sequence[Document], seed: int = 0) -> Iterator[Document]:
+    """Yield sentences made of real ones, without end."""
+    chance = random.Random(seed)
+    signs = "".join(document.text for document in sentences)
+    recent: list[Document] = []
+    number = 0
+    while True:
+        kind = chance.random()
+        if recent and kind < REPEATED + EXTENDED:
+            document = chance.choice(recent)
+            document = replace(
+                document, text=document.text + ("" if kind < REPEATED else chance.choice("甲乙丙丁abcd"))
+            )
+        else:
+            document = chance.choice(sentences)
+            inside = {place for entity in document.entities for place in range(entity.start, entity.end)}
+            text = (
+                sign if place in inside or chance.random() > CHANGED else chance.choice(signs)
+                for place, sign in enumerate(document.text)
+            )
+            document = replace(document, text="".join(text))
+        if len(recent) < RECENT:
+            recent.append(document)
+        else:
+            recent[chance.randrange(RECENT)] = document
+        yield replace(document, id=f"d{number}")
+        number += 1
+
+
+def write(path: Path, sentences: Sequence[Document], megabytes: int) -> int:
+    """Write so many megabytes, and return how many documents they are."""
+    written = documents = 0
+    with path.open("wb") as file:
+        for document in varied(sentences):
+            if written >= megabytes * 1_000_000:
+                break
+            written += file.write(f"{to_json(to_record(document))}\n".encode())
+            documents += 1
+    return documents
+
+
+def tree_of(pid: int) -> list[int]:
+    """Return the process and all that it started."""
+    found = [pid]
+    for process in found:
+        for task in Path(f"/proc/{process}/task").glob("*/children"):
+            try:
+                found += [int(child) for child in task.read_text().split()]
+            except OSError:
+                continue
+    return found
+
+
+def peak_of(pid: int) -> float:
+    """Return the largest memory that a process had so far, in MiB; 0 for one that is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def measure(arguments: Sequence[str], source: Path) -> Row:
+    """Run the command line of the code in `source`, and return what it took."""
+    peaks: dict[int, float] = {}
+    before = os.times()
+    began = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spantune", "data", *arguments], env=environment, stdout=subprocess.DEVNULL
+    )
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            for pid in tree_of(process.pid):
+                peaks[pid] = max(peaks.get(pid, 0.0), peak_of(pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = process.wait()
+    ended.set()
+    watcher.join()
+    if code not in (0, 1):
+        raise SystemExit(f"failed: {' '.join(arguments)}")
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(cpu, 1),
+        "peak_mib": round(sum(peaks.values())),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", nargs="+", type=int, default=[10, 100])
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--commands", nargs="+", choices=["check", "split"], default=["check", "split"])
+    parser.add_argument("--before", type=Path, help="the folder src of another checkout, measured too")
+    parser.add_argument("--corpus", nargs="+", default=["bundled:clinical-zh-train", "bundled:biomedical-en-train"])
+    parser.add_argument("--json", action="store_true", help="print one JSON object a row instead of a table")
+    arguments = parser.parse_args()
+    here = Path(__file__).parents[1] / "src"
+    sentences = [document for name in arguments.corpus for document in formats.read(name).documents]
+    if not arguments.json:
+        print("| command | MB | documents | code | s | CPU s | MB/s | peak MiB |\n|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as temporary:
+        file, folder = Path(temporary, "corpus.jsonl"), Path(temporary, "splits")
+        for megabytes in arguments.megabytes:
+            print(f"writing {megabytes} MB …", file=sys.stderr)
+            documents = write(file, sentences, megabytes)
+            runs = [(f"{count} processes", here, ["--workers", str(count)]) for count in arguments.workers]
+            if arguments.before:
+                runs.insert(0, ("before", arguments.before, []))
+            for command in arguments.commands:
+                for name, source, options in runs:
+                    print(f"data {command}, {megabytes} MB, {name} …", file=sys.stderr)
+                    more = [] if command == "check" else ["--to", str(folder)]
+                    row = measure([command, str(file), *more, *options], source)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    report({"command": command, "megabytes": megabytes, "documents": documents, "code": name, **row},
+                           is_json=arguments.json)  # fmt: skip
+
+
+def report(row: Row, *, is_json: bool) -> None:
+    """Print a row as soon as it is measured."""
+    if is_json:
+        print(json.dumps(row), flush=True)
+        return
+    speed = float(str(row["megabytes"])) / float(str(row["seconds"]))
+    cells = [*list(row.values())[:-1], f"{speed:.2f}", row["peak_mib"]]
+    print("|", " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""A corpus file in parts: held in memory as a whole, or read from the file again whenever a part is needed.
+
+What goes through a corpus takes `Part`s, each of which yields its documents and reads single ones again by where they
+stand. So a corpus of any size is gone through in bounded memory, and one that fits is read once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from spantune.core import ConfigError, DataError
+from spantune.data import formats
+from spantune.data.engines import LARGE, PART, Engine, Here, OnRay
+from spantune.data.raw.document import Item, Options, RawDocument
+from spantune.data.raw.json_files import begins_array, read_json_lines
+from spantune.data.raw.stretches import count_lines, divided, is_divisible, line_starts
+from spantune.data.raw.text_files import Stretch
+
+DEFAULTS = Options()
+SMALLEST = 1 << 20
+"""Bytes of a part at the least, unless the file is smaller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file as its reader reports it; `notes` are the reader's notes with their counts."""
+
+    path: Path
+    format: str
+    items: tuple[Item, ...]
+    notes: Mapping[str, int]
+
+    @property
+    def documents(self) -> list[RawDocument]:
+        """The documents that could be read."""
+        return [item for item in self.items if isinstance(item, RawDocument)]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The whole as one part."""
+        return (Part(self.path, self.format, items=self.items),)
+
+    @property
+    def whole(self) -> Part:
+        """The part that reads any document again."""
+        return self.parts[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """A file that is read in parts, each when it is needed."""
+
+    path: Path
+    format: str
+    parts: tuple[Part, ...]
+
+    @property
+    def whole(self) -> Part:
+        """A part that reads any document again."""
+        return self.parts[0]
+
+    def held(self) -> Source:
+        """Read the file as a whole, as `read_source` does."""
+        return read_source(self.path, self.format, replace(self.whole.options, stretch=None))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Documents of a file: all of them, in `items`, or those of the stretch that `options` name."""
+
+    path: Path
+    format: str
+    options: Options = DEFAULTS
+    items: tuple[Item, ...] | None = None
+
+    def read(self, notes: Counter[str]) -> Iterator[tuple[int, Item]]:
+        """Yield each item with the place by which `document` finds it again.
+
+        Raises:
+            DataError: the file cannot be read any further.
+        """
+        if self.items is not None:
+            yield from enumerate(self.items)
+            return
+        stretch = self.options.stretch
+        assert stretch is not None
+        starts = line_starts(self.path, stretch)
+        for item in formats.items(self.path, self.format, notes, self.options):
+            yield starts[item.line - stretch.line] if item.line is not None else -1, item
+
+    def document(self, place: int, line: int) -> RawDocument:
+        """Return the document at `place`, which stands in the line `line`, again.
+
+        Raises:
+            DataError: the file has changed since.
+        """
+        if self.items is not None:
+            item = self.items[place]
+        else:
+            options = replace(self.options, stretch=Stretch(place, place + 1, line))
+            item = next(formats.items(self.path, self.format, Counter(), options))
+        if not isinstance(item, RawDocument):
+            raise item
+        return item
+
+    def text(self, place: int, line: int) -> str:
+        """Return the text of the document at `place` again, without its entities.
+
+        Raises:
+            DataError: the file has changed since.
+        """
+        if self.items is not None:
+            return self.document(place, line).text
+        stretch = Stretch(place, place + 1, line)
+        record = next(read_json_lines(self.path, Counter(), self.options.encoding, stretch))
+        if isinstance(record, DataError):
+            raise record
+        return record.text("text", blank=True)
+
+
+def read_source(file: str | Path, format: str | None = None, options: Options | None = None) -> Source:
+    """Read `file` without raising for single documents: their errors are among the items.
+
+    Raises:
+        DataError: the file cannot be read at all, or not to its end.
+    """
+    notes: Counter[str] = Counter()
+    path = formats.resolve(file)
+    name = format or formats.detect(path, options or Options())
+    items = tuple(formats.items(path, name, notes, options or Options()))
+    return Source(path, name, items, dict(+notes))
+
+
+def size_of(file: str | Path) -> int:
+    """Return the size of a corpus file in bytes; 0 for a folder, and for what is not there."""
+    path = formats.resolve(file)
+    return path.stat().st_size if path.is_file() else 0
+
+
+def open_source(file: str | Path, format: str | None, options: Options, engine: Engine) -> Source | Divided:
+    """Read `file` if it is small or has to be read as a whole; else divide it into parts.
+
+    Raises:
+        ConfigError, DataError: as `open_in_parts`, or the file cannot be read.
+    """
+    return open_in_parts(file, format, options, engine) or read_source(file, format, options)
+
+
+def open_in_parts(file: str | Path, format: str | None, options: Options, engine: Engine) -> Divided | None:
+    """Divide `file` into parts; None if it is small and the engine is one process, or has to be read as a whole.
+
+    Raises:
+        ConfigError: the engine is Ray, and the file cannot be read in parts.
+        DataError: the file cannot be read.
+    """
+    path = formats.resolve(file)
+    if isinstance(engine, Here) and size_of(path) < LARGE:
+        return None
+    name = format or formats.detect(path, options)
+    is_able = formats.of_name(name).divisible and is_divisible(path, options.encoding)
+    if is_able and not begins_array(path, options.encoding):
+        return divide(path, name, options, engine)
+    if isinstance(engine, OnRay):
+        able = ", ".join(name for name in formats.FORMATS if formats.FORMATS[name].divisible)
+        raise ConfigError(
+            f"{file}: --engine ray reads JSON lines in UTF-8 of the formats {able}, and this is not one of them; "
+            "convert it first: spantune data convert"
+        )
+    return None
+
+
+def divide(path: Path, format: str, options: Options, engine: Engine, size: int | None = None) -> Divided:
+    """Divide the file into parts of about `size` bytes, so many that each worker has several.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    size = size or max(SMALLEST, min(PART, size_of(path) // (4 * engine.workers)))
+    stretches = divided(path, size)
+    parts, line = [], 1
+    for stretch, lines in zip(stretches, engine.map(count_lines, None, stretches, "count lines"), strict=True):
+        part_options = replace(options, stretch=Stretch(stretch.begin, stretch.end, line))
+        parts.append(Part(path, format, part_options))
+        line += lines
+    return Divided(path, format, tuple(parts))

@@ -1,0 +1,218 @@
+"""Files of JSON: lines of which each is a value, or one array, whose values are read one by one.
+
+A value that spans lines is parsed in a window, which moves through the file, so that only one is in memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from spantune.core import DataError, replacing, to_json
+from spantune.data.raw.encodings import open_as_utf8
+from spantune.data.raw.json_records import Record
+from spantune.data.raw.json_text import kind_of, not_json, parse_value, skip_blank
+from spantune.data.raw.text_files import CHUNK, LINE_LIMIT, Stretch, cannot_be_read, oversized, read_chunks, try_lines
+
+_BYTES_BEFORE = b"\xef\xbb\xbf \t\r\n"  # a byte-order mark and white space
+
+
+class Value(NamedTuple):
+    """A JSON value of any type, the line where it begins, and its number in the file, from 1."""
+
+    value: object
+    line: int
+    number: int
+
+
+def read_json_lines(
+    path: Path, notes: Counter[str], encoding: str | None = None, stretch: Stretch | None = None
+) -> Iterator[Record | DataError]:
+    """Yield the object on each line of `path`, or a DataError for a line that has none.
+
+    With `stretch`, only its lines are read, and a record's `number` counts from its beginning.
+    """
+    return _records(read_line_values(path, notes, encoding, stretch), path)
+
+
+def read_line_values(
+    path: Path, notes: Counter[str], encoding: str | None = None, stretch: Stretch | None = None
+) -> Iterator[Value | DataError]:
+    """Yield the JSON value on each line of `path`, or of `stretch`, or a DataError for a line that has none."""
+    lines = try_lines(path, notes, encoding=encoding, stretch=stretch)
+    for number, (line, text) in enumerate(lines, start=1):
+        try:
+            if isinstance(text, DataError):
+                raise text
+            yield Value(_line_value(text, path, line), line, number)
+        except DataError as error:
+            yield error
+
+
+def parse_line(text: str, path: Path, line: int) -> Record | DataError:
+    """Return the object that is the whole of a line, or a DataError if it is none."""
+    try:
+        value = Value(_line_value(text, path, line), line, line)
+    except DataError as error:
+        return error
+    return next(_records([value], path))
+
+
+def _line_value(text: str, path: Path, line: int) -> object:
+    value, end = parse_value(text, skip_blank(text, 0), path, line)
+    if (rest := skip_blank(text, end)) != len(text):
+        raise not_json("more follows the value", text, rest, path, line)
+    return value
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> None:
+    """Write `records` to `path`, one a line.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        for record in records:
+            file.write(to_json(record) + "\n")
+
+
+def begins_array(path: Path, encoding: str | None = None) -> bool:
+    """Whether the first character of `path` begins a JSON array; only bytes are looked at, so any line may be broken.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+    """
+    try:
+        with open_as_utf8(path, Counter(), encoding) as file:
+            while chunk := file.read(CHUNK):
+                if first := chunk.lstrip(_BYTES_BEFORE):
+                    return first.startswith(b"[")
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+    return False
+
+
+def read_json(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
+    """Yield the objects of `path`; the first character decides whether it is a JSON array or JSONL.
+
+    Raises:
+        DataError: as `read_json_array`, for an array.
+    """
+    return (read_json_array if begins_array(path, encoding) else read_json_lines)(path, notes, encoding)
+
+
+def read_json_array(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
+    """Yield the objects of the JSON array in `path`, and a DataError for other elements; only one is in memory.
+
+    Raises:
+        DataError: the file is not a JSON array, or an empty one.
+    """
+    return _records(read_array_values(path, notes, encoding), path)
+
+
+def read_array_values(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Value]:
+    """Yield the elements of the JSON array in `path`; only one is in memory.
+
+    Raises:
+        DataError: the file is not a JSON array, or an empty one.
+    """
+    text = _Window(path, notes, encoding)
+    if text.next() != "[":
+        raise text.not_json("expected [, which begins an array")
+    text.place += 1
+    if text.next() == "]":
+        raise DataError("the array is empty; expected at least one document: check the path", path=path)
+    number = 0
+    while True:
+        text.next()
+        line, number = text.line_here(), number + 1
+        yield Value(text.value(), line, number)
+        mark = text.next()
+        text.place += 1
+        if mark == "]":
+            break
+        if mark != ",":
+            text.place -= 1
+            raise text.not_json("expected , or ] after a value")
+    if text.next():
+        raise text.not_json("more follows the array")
+
+
+def read_json_value(path: Path, notes: Counter[str], encoding: str | None = None) -> object:
+    """Return the one JSON value of `path`, which is in memory as a whole.
+
+    Raises:
+        DataError: the file is not one JSON value.
+    """
+    text = _Window(path, notes, encoding)
+    text.next()
+    value = text.value()
+    if text.next():
+        raise text.not_json("more follows the value")
+    return value
+
+
+class _Window:
+    """The part of a file that is being parsed; it moves through the file chunk by chunk."""
+
+    def __init__(self, path: Path, notes: Counter[str], encoding: str | None):
+        self.path, self.text, self.place = path, "", 0
+        self._line, self._counted = 1, 0  # a line number, and the place in `text` for which it holds
+        self._chunks = read_chunks(path, notes, encoding)
+
+    def more(self, size: int = 1) -> bool:
+        """Drop the text before `place` and read chunks of `size` characters or more; False at the end of the file."""
+        chunks: list[str] = []
+        while size > 0 and (chunk := next(self._chunks, None)) is not None:
+            chunks.append(chunk)
+            size -= len(chunk)
+        if not chunks:
+            return False
+        self.line_here()
+        self.text, self.place, self._counted = "".join([self.text[self.place :], *chunks]), 0, 0
+        return True
+
+    def next(self) -> str:
+        """Move to the next character that is not white space and return it, "" at the end of the file."""
+        while True:
+            self.place = skip_blank(self.text, self.place)
+            if self.place < len(self.text) or not self.more():
+                return self.text[self.place : self.place + 1]
+
+    def value(self) -> object:
+        """Return the JSON value at `place` and move behind it."""
+        while True:
+            try:
+                value, end = parse_value(self.text, self.place, self.path, self.line_here(), self.place)
+                if end < len(self.text) or not self.more():  # a number might continue in the next chunk
+                    self.place = end
+                    return value
+            except DataError:
+                length = len(self.text) - self.place
+                if length > LINE_LIMIT:
+                    raise oversized(self.path, self.line_here()) from None
+                if not self.more(length):  # doubled, so that no object is parsed too often
+                    raise
+
+    def line_here(self) -> int:
+        """Return the line of `place`."""
+        self._line += self.text.count("\n", self._counted, self.place)
+        self._counted = self.place
+        return self._line
+
+    def not_json(self, what: str) -> DataError:
+        """Return the error for the text at `place`."""
+        return not_json(what, self.text, self.place, self.path, self.line_here(), self.place)
+
+
+def _records(values: Iterable[Value | DataError], path: Path) -> Iterator[Record | DataError]:
+    for value in values:
+        if isinstance(value, DataError):
+            yield value
+        elif isinstance(value.value, dict):
+            yield Record(value.value, path, value.line, value.number)
+        else:
+            found = f"found {kind_of(value.value)}; expected an object with text and entities"
+            yield DataError(found, path=path, line=value.line)

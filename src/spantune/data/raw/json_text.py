@@ -1,0 +1,69 @@
+"""JSON text, parsed with errors that name the line and the column.
+
+What Python's reader silently accepts is refused: a repeated key, NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from spantune.core import DataError
+
+_BLANK = re.compile(r"[ \t\r\n]*")
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+
+
+def parse_value(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tuple[object, int]:
+    """Return the JSON value at `place` and its end; `line` is the line of the character `line_at`."""
+    try:
+        value, end = DECODER.raw_decode(text, place)
+    except json.JSONDecodeError as error:
+        raise not_json(error.msg, text, error.pos, path, line, line_at) from None
+    except RecursionError:
+        raise not_json("lists and objects are nested too deeply", text, place, path, line, line_at) from None
+    except ValueError as error:
+        problem = "a number has thousands of digits" if "digits" in str(error) else str(error)
+        raise not_json(problem, text, place, path, line, line_at) from None
+    return value, end
+
+
+def skip_blank(text: str, place: int) -> int:
+    """Return the first place from `place` on that is not JSON white space."""
+    match = _BLANK.match(text, place)
+    assert match is not None
+    return match.end()
+
+
+def not_json(what: str, text: str, place: int, path: Path, line: int, line_at: int = 0) -> DataError:
+    """Return the error for the text at `place`; `line` is the line of the character `line_at`."""
+    column = place - text.rfind("\n", 0, place)
+    return DataError(
+        f"not JSON at column {column}: {what}; mend it there (strings and names stand in double quotes, and in JSONL "
+        "each line is one whole object), or name the file's format if it is another",
+        path=path,
+        line=line + text.count("\n", line_at, place),
+    )
+
+
+def kind_of(value: object) -> str:
+    """Describe the type of a JSON value."""
+    return _KINDS.get(type(value)) or f"the number {value}"
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is repeated")
+    return values
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+"""Decodes JSON and refuses what Python's own decoder lets pass: repeated keys, NaN."""
