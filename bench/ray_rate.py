@@ -19,8 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spantune.extraction.scale.cluster import Resources, connected
-
+from spantune.core import Resources, connected
 from spantune.data import formats
 from spantune.extraction import Task
 from spantune.extraction.scale import ray_engine

@@ -19,14 +19,13 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from spantune.extraction.scale.cluster import Resources, resources_of
 
 from helpers.command import one_line_error
 from helpers.completions_server import CompletionsServer, serving
 from helpers.run_folders import READING, save_run
 from helpers.s3_server import S3, s3_server
-from spantune.core import config
-from spantune.extraction import Cluster, Server, Task, load_run
+from spantune.core import Cluster, Resources, config, resources_of
+from spantune.extraction import Server, Task, load_run
 from spantune.extraction.scale.parts import Folder
 from spantune.extraction.scale.ray_engine import Worker
 from spantune.extraction.scale.shards import shards_of, survey
