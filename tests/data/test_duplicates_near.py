@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from spantune.core import ConfigError
-from spantune.data.likeness import fold, near_duplicates
+from spantune.data.likeness import _pairs_of, fold, near_duplicates
 
 LONG = "患者三天前无明显诱因出现右下腹持续性疼痛伴恶心呕吐在当地医院予以补液治疗后未见好转遂来我院急诊就诊"
 
@@ -67,6 +68,13 @@ def test_all_pairs_of_a_full_comparison_are_found(threshold: float, monkeypatch:
     expected = [(i, j) for j in range(len(texts)) for i in range(j) if similarity(texts[i], texts[j]) >= threshold]
     assert len(expected) > 40
     assert near_duplicates(texts, threshold) == sorted(expected)
+
+
+@pytest.mark.parametrize("few", [2, 256])
+def test_texts_that_share_a_band_are_paired_each_with_each(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spantune.data.likeness._FEW", few)
+    pairs = np.concatenate(list(_pairs_of(np.array([3, 5, 8, 9]))))
+    assert pairs.tolist() == [[3, 5], [3, 8], [3, 9], [5, 8], [5, 9], [8, 9]]
 
 
 @pytest.mark.parametrize("threshold", [0, -0.1, 1.5])
