@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from spantune.core import ConfigError
-from spantune.data.likeness import fold, near_duplicates
+from spantune.data.likeness import _pairs_of, fold, near_duplicates
 
 LONG = "患者三天前无明显诱因出现右下腹持续性疼痛伴恶心呕吐在当地医院予以补液治疗后未见好转遂来我院急诊就诊"
 
@@ -69,11 +70,11 @@ def test_all_pairs_of_a_full_comparison_are_found(threshold: float, monkeypatch:
     assert near_duplicates(texts, threshold) == sorted(expected)
 
 
-def test_many_texts_of_one_pattern_are_paired_each_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [f"{LONG}，{LONG[::-1]}{chr(0x4E00 + number)}" for number in range(6)]
-    assert len(near_duplicates(texts)) == 15
-    monkeypatch.setattr("spantune.data.likeness._FEW", 3)
-    assert near_duplicates(texts) == [(i, j) for i in range(6) for j in range(i + 1, 6)]
+@pytest.mark.parametrize("few", [2, 256])
+def test_texts_that_share_a_band_are_paired_each_with_each(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spantune.data.likeness._FEW", few)
+    pairs = np.concatenate(list(_pairs_of(np.array([3, 5, 8, 9]))))
+    assert pairs.tolist() == [[3, 5], [3, 8], [3, 9], [5, 8], [5, 9], [8, 9]]
 
 
 @pytest.mark.parametrize("threshold", [0, -0.1, 1.5])
