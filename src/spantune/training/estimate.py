@@ -210,7 +210,8 @@ def predict_memory(
     linear = [module for _, module in linear_modules(model)]
     weights = sum(module.weight.numel() for module in linear)
     others = sum(parameter.numel() for parameter in model.parameters()) - weights
-    others -= own_output_weights(model) if head else 0  # which is on the CPU where spans are read
+    if head and not recipe.train.masked_epochs:
+        others -= own_output_weights(model)  # which is on the CPU where only spans are read
     scales = 4 * sum(module.out_features for module in linear) if base in ("fp8", "int8") else 0
     adapters = adapter_weights(model, recipe.lora)
     of_head = head.weights if head else 0

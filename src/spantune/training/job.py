@@ -187,7 +187,8 @@ def _load(prepared: Prepared) -> tuple[Loaded, Coverage]:
     model, coverage = attach(loaded.model, recipe.lora)
     if prepared.task.reads:
         attach_head(model, make_head(model, loaded.tokenizer, prepared.task, recipe.spans))
-        park_output_layer(model)
+        if not recipe.train.masked_epochs:  # which predict tokens
+            park_output_layer(model)
     if start:
         load_trained(model, start.folder)
     if recipe.train.pack == "shared" and not prepared.task.reads:
