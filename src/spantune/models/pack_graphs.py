@@ -136,7 +136,8 @@ class PackGraphs:
 
     The first pack of all runs plainly, so that everything is compiled and loaded; then each shape is captured when it
     comes for the first time. Padded are all, so that what a step computes does not depend on when its graph was
-    captured. A shape that cannot be captured at once runs plainly and is tried once more. Memory that runs out while a
+    captured. With a larger pack than any before, all are captured anew, so that their pool stays as small as that pack
+    allows. A shape that cannot be captured at once runs plainly and is tried once more. Memory that runs out while a
     graph is captured, or a second failure, ends the use of graphs for the rest of the run, and nothing else.
 
     Args:
@@ -198,6 +199,8 @@ class PackGraphs:
         shape = pack.shape
         if shape in self.graphs or self._like is None or len(self.graphs) == MOST_GRAPHS:
             return self.graphs.get(shape)
+        if shape.tokens > max((other.tokens for other in self.graphs), default=0):
+            self.release()  # each tensor of a larger pack would need a larger block, beside that of the smaller ones
         try:
             with torch.cuda.stream(torch.cuda.current_stream()):  # which a capture that fails may not give back
                 self.graphs[shape] = self._captured(pack.copied(), given, self._like)
