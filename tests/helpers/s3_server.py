@@ -35,7 +35,7 @@ class S3:
 
 @contextmanager
 def s3_server(bucket: str) -> Iterator[S3]:
-    """Serve, with `bucket` made, and the credentials in the environment."""
+    """Serve, with `bucket` made, and the credentials in the environment; servers of a process share their buckets."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
