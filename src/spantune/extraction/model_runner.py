@@ -17,6 +17,7 @@ moved, slots of finished rows are reused, and the size is fixed when the cache i
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -37,9 +38,11 @@ from spantune.models import (
     Span,
     blocks_of,
     causal_lm,
+    compile_for_extraction,
     head_size,
     kernel_error,
     kv_heads,
+    plain_in_extraction,
     unread_mask,
     windows,
 )
@@ -48,6 +51,10 @@ INSTRUCTION = 0  # the row that the instruction is computed in
 WIDTH = 64  # passes of a graph are padded to a multiple of this, or to a power of two below it
 TYPICAL = 768  # slots of a row on average; the longest rows may take more
 KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
+COMPILED_ERROR = 0.1  # of a whole pass, in which the roundings of all layers add up, those of FP8 most
+COMPILED_TOKENS = 24  # of the pass that compares compiled layers with plain ones
+WIDER = 0.98  # a wider pass is taken where it takes less than this share of the time
+REPEATS = 3  # of a pass that is timed
 MEMORY_SHARE = 0.8  # maximum share of the free GPU memory
 _LOG = logging.getLogger(__name__)
 Inputs = TypeVar("Inputs", Tensor, NDArray[np.int64])
@@ -93,6 +100,11 @@ class SlotCache(Cache):
         self._free = list(range(capacity))[::-1]
         self._rows = list(range(1, rows + 1))[::-1]
         self._held: dict[int, list[int]] = {INSTRUCTION: []}
+
+    @property
+    def stores(self) -> list[tuple[Tensor, Tensor]]:
+        """The keys and the values of each layer; none before the first pass."""
+        return list(zip(self._keys, self._values, strict=True))
 
     @property
     def room(self) -> int:
@@ -170,9 +182,8 @@ class Forward:
         self.cache = SlotCache(shape.rows, shape.longest, self._capacity(), self._device)
         usable = _has_kernel(self._device) and _agrees(self._config, self._dtype, self._device)
         self._static = _Static(self._device, shape, self.cache, self._config) if usable else None
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = (
-            {} if self._static and _is_capturable(model) else None
-        )
+        self._graphs: dict[int, _Graph] | None = {} if self._static and _is_capturable(model) else None
+        self._is_compiled = False
         self._mask = unread_mask(self._config, self._dtype, self._device)
 
     @property
@@ -212,7 +223,8 @@ class Forward:
         last = np.array([firsts[index + 1] - 1 for index in output_parts], np.int64)
         if self._static is None:
             return self._run(torch.from_numpy(tokens).to(self._device), torch.from_numpy(last).to(self._device), spans)
-        width = self._static.load(tokens, last, spans)
+        width = self._width(tokens.shape[1])
+        self._static.load(tokens, last, spans, width)
         return self._replay(width)[: len(output_parts)]
 
     def _run(self, tokens: Tensor, last: Tensor, spans: Sequence[Span], blocks: Tensor | None = None) -> Tensor:
@@ -233,26 +245,77 @@ class Forward:
             attention_mask=self._mask,
             past_key_values=self.cache,
             use_cache=True,
-            rows=RowView(self.cache.slots, self._windows, spans, blocks),
+            rows=RowView(self.cache.slots, self._windows, spans, blocks, *self._stores(slots)),
             **({} if self.states else {"logits_to_keep": last}),
         )
         result: Tensor = output.last_hidden_state[0].index_select(0, last) if self.states else output.logits[0]
         return result
 
+    def _stores(self, destination: Tensor) -> tuple[()] | tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        return (self.cache.stores, destination) if self._is_compiled else ()
+
+    def compile(self) -> None:
+        """Compile the model's layers, where passes are graphs; they must compute what the plain ones do.
+
+        There must be a free row, and slots for a few tokens.
+        """
+        if not self._graphs_work() or self._is_compiled:
+            return
+        torch.cuda.synchronize()  # the graphs are given up
+        wanted = self._check_pass()
+        began, self._graphs, self._is_compiled = time.perf_counter(), {}, True
+        try:
+            compile_for_extraction(self._model)
+            found = self._check_pass()
+            error = float((found - wanted).norm() / wanted.norm())
+            if error < COMPILED_ERROR:
+                _LOG.info("the layers were compiled in %.0f s", time.perf_counter() - began)
+                return
+            reason = f"they are off by {error:.1g} here"
+        except Exception as exception:  # a compiler's errors have no common class
+            reason = (str(exception).splitlines() or [type(exception).__name__])[0]
+        _LOG.warning("decoding without compiled layers, which would be faster: %s", reason)
+        plain_in_extraction(self._model)
+        self._graphs, self._is_compiled = {}, False
+
+    def _graphs_work(self) -> bool:
+        """Whether passes are graphs; on a GPU the first one shows it."""
+        if self._graphs is not None and not self._graphs:
+            self._width(1)
+        return self._graphs is not None
+
+    def _check_pass(self) -> Tensor:
+        """The output [1, …] of a pass of any tokens behind the instruction, in float32."""
+        row = self.cache.open()
+        ids = [(7 + 31 * number) % self._config.vocab_size for number in range(COMPILED_TOKENS)]
+        output = self.feed([Part(row, len(self.instruction), ids)], [0]).float().clone()
+        self.cache.close(row)
+        return output
+
+    def _width(self, count: int) -> int:
+        """The width of a pass of `count` tokens: the next one, or a wider one that takes less time."""
+        width = fitting(count)
+        if self._graphs is None:
+            return width
+        wider = width + WIDTH
+        for one in (width, wider) if WIDTH * 2 < width and wider <= self.shape.tokens else (width,):
+            if self._graphs is not None and one not in self._graphs:
+                self._capture(one)
+        graphs = self._graphs or {}
+        faster = [other for other in graphs if other > width and graphs[other].ms < WIDER * graphs[width].ms]
+        return min(faster, key=lambda other: graphs[other].ms, default=width)
+
     def _replay(self, width: int) -> Tensor:
         """Run a pass of a fixed width over the loaded tokens, as a graph where graphs can be used."""
         assert self._static is not None
-        if self._graphs is not None and width not in self._graphs:
-            self._capture(width)
-        if self._graphs is None:
-            self._static.ready()
-            return self._run(*self._static.views(width))
-        graph, logits = self._graphs[width]
         self._static.ready()
-        graph.replay()
-        return logits
+        if self._graphs is None:
+            return self._run(*self._static.views(width))
+        self._graphs[width].graph.replay()
+        return self._graphs[width].output
 
     def _capture(self, width: int) -> None:
+        """Make the graph of a width, and time it."""
         assert self._static is not None and self._graphs is not None
         self._static.blank()
         views = self._static.views(width)
@@ -263,15 +326,15 @@ class Forward:
                 self._run(*views)  # compiles kernels and allocates their workspaces, which is not possible in a capture
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
+            pool = next(iter(self._graphs.values())).graph.pool() if self._graphs else None
             with torch.cuda.graph(graph, pool=pool):
-                logits = self._run(*views)
+                output = self._run(*views)
         except RuntimeError as error:
             torch.cuda.synchronize()
             _LOG.warning("decoding without CUDA graphs, which is slower: %s", str(error).splitlines()[0])
             self._graphs = None
             return
-        self._graphs[width] = graph, logits
+        self._graphs[width] = _Graph(graph, output, _milliseconds(graph))
 
     def _capacity(self) -> int:
         shape = self.shape
@@ -290,6 +353,33 @@ class Forward:
         return min(slots, available)
 
 
+def fitting(count: int) -> int:
+    """Return the narrowest width of a pass of `count` tokens."""
+    return next((width for width in (16, 32) if width >= count), -(-count // WIDTH) * WIDTH)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """The passes of one width, their output, which each of them overwrites, and the milliseconds that one takes."""
+
+    graph: torch.cuda.CUDAGraph
+    output: Tensor
+    ms: float
+
+
+def _milliseconds(graph: torch.cuda.CUDAGraph) -> float:
+    """The time of a pass without rows, after one that is not timed."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+    graph.replay()
+    events[0].record()
+    for _ in range(REPEATS):
+        graph.replay()
+    events[1].record()
+    events[1].synchronize()
+    milliseconds: float = events[0].elapsed_time(events[1]) / REPEATS
+    return milliseconds
+
+
 class _Static:
     """The inputs of a pass at fixed addresses in GPU memory, and the pinned memory that they are copied from."""
 
@@ -305,13 +395,12 @@ class _Static:
         self._events = [_event(device) for _ in range(2)]
         self._turn = 0
 
-    def load(self, tokens: NDArray[np.int64], last: NDArray[np.int64], spans: Sequence[Span]) -> int:
-        """Put a pass into pinned memory, padded to its width, which is returned."""
+    def load(self, tokens: NDArray[np.int64], last: NDArray[np.int64], spans: Sequence[Span], width: int) -> None:
+        """Put a pass into pinned memory, padded to `width`."""
         self._turn ^= 1
         if event := self._events[self._turn]:
             event.synchronize()  # until the pass before the last has read it
         count = tokens.shape[1]
-        width = next((width for width in (16, 32) if width >= count), -(-count // WIDTH) * WIDTH)
         staged, ends, blocks = self._split(self._staging[self._turn].numpy())
         staged[:, :count] = tokens
         staged[:, count:width] = self._padding()
@@ -319,7 +408,6 @@ class _Static:
         cut = blocks_of(spans, self._per_block)
         blocks[: len(cut)] = cut
         blocks[len(cut) :] = 0
-        return width
 
     def blank(self) -> None:
         """Make the pass in GPU memory one of padding only, for a capture."""

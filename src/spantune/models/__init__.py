@@ -18,7 +18,7 @@ from spantune.models.architecture import (
 )
 from spantune.models.attention import NAME, Places, check_attention, pack_view, unread_mask
 from spantune.models.bundled import bundled_vocabulary, cache_root
-from spantune.models.compilation import compile_layers
+from spantune.models.compilation import compile_for_extraction, compile_layers, plain_in_extraction
 from spantune.models.full import require_full
 from spantune.models.hashes import hash_files, hash_model
 from spantune.models.hubs import HUBS, hf_http_error
@@ -106,6 +106,7 @@ __all__ = [
     "causal_lm",
     "check_attention",
     "check_head_files",
+    "compile_for_extraction",
     "compile_layers",
     "copy_head",
     "copy_trained",
@@ -143,6 +144,7 @@ __all__ = [
     "pack_view",
     "pick_device",
     "pick_dtype",
+    "plain_in_extraction",
     "pinned",
     "public_name",
     "queries_per_block",
