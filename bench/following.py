@@ -31,7 +31,10 @@ class TimeUp(BaseException):
 
 
 class Seen:
-    """What a decoder did: its passes and their tokens, seconds that the host waited, and when the first entity came."""
+    """What a decoder did: its passes and their tokens, seconds that the host waited, and when the first entity came.
+
+    Of a pass on a GPU there are three events: its begin, its end, and the end of the choice of its tokens.
+    """
 
     def __init__(self) -> None:
         self.passes: list[tuple[int, Any]] = []
@@ -48,6 +51,12 @@ class Seen:
             count, total = found.get(width, (0, 0.0))
             found[width] = (count + 1, total + seconds)
         return dict(sorted(found.items()))
+
+    def computing(self) -> float:
+        """The seconds that the device computed passes, and on a GPU the choice of their tokens."""
+        return sum(
+            took if isinstance(took, float) else took[0].elapsed_time(took[-1]) / 1000 for _, took in self.passes
+        )
 
 
 class Follower(Extractor):
@@ -96,7 +105,7 @@ class FollowingDecoder(Decoder):
         output = self._feed(parts, output_parts)
         ended = torch.cuda.Event(enable_timing=True) if cuda else time.perf_counter()
         ended.record() if cuda else None
-        took = (began, ended) if cuda else ended - began
+        took = [began, ended] if cuda else ended - began
         self.tool.seen.passes.append((sum(len(part.ids) for part in parts), took))
         return output
 
@@ -112,6 +121,10 @@ class FollowingDecoder(Decoder):
             gold = torch.tensor(self._next(rows)).to(found.device, non_blocking=True)
             found = found.scatter_add(1, gold[:, None], torch.full_like(found[:, :1], RAISED))
         wait = super()._choose(rows, found)
+        if found.is_cuda:
+            chosen = torch.cuda.Event(enable_timing=True)
+            chosen.record()
+            self.tool.seen.passes[-1][1].append(chosen)
 
         def timed() -> Any:
             began = time.perf_counter()

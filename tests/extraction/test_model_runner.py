@@ -101,7 +101,8 @@ def test_a_pass_of_fixed_width_is_padded() -> None:
     cache = SlotCache(3, 64, 100, torch.device("cpu"))
     static = model_runner._Static(torch.device("cpu"), Shape(3, 64, 64), cache, tiny_model("phi3").config)
     spans = [rows.Span(1, 0, 11, 5), rows.Span(3, 11, 7, 6)]
-    width = static.load(torch.arange(4 * 18).view(4, 18).numpy(), torch.tensor([10, 17]).numpy(), spans)
+    width = model_runner.fitting(18)
+    static.load(torch.arange(4 * 18).view(4, 18).numpy(), torch.tensor([10, 17]).numpy(), spans, width)
     static.ready()
     tokens, last, _, blocks = static.views(width)
     assert width == 32 and tokens[:, :18].tolist() == torch.arange(4 * 18).view(4, 18).tolist()

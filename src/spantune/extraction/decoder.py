@@ -131,6 +131,15 @@ class Decoder:
         return places(self._forward.shape.rows) - self._in_flight - len(self._waiting)
 
     @property
+    def waiting(self) -> int:
+        """How many documents wait for the first pass; 0 while others are decoded."""
+        return 0 if self._in_flight else len(self._waiting)
+
+    def compile(self) -> None:
+        """Compile the model's layers, as `Forward.compile`; no document may be decoded."""
+        self._forward.compile()
+
+    @property
     def _in_flight(self) -> int:
         return sum(len(group.rows) for group in self._groups)
 

@@ -17,7 +17,6 @@ moved, slots of finished rows are reused, and the size is fixed when the cache i
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -31,6 +30,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from spantune.core import ModelError
+from spantune.extraction.compiling import compile_checked
 from spantune.models import (
     CausalLM,
     ModelConfig,
@@ -38,11 +38,9 @@ from spantune.models import (
     Span,
     blocks_of,
     causal_lm,
-    compile_for_extraction,
     head_size,
     kernel_error,
     kv_heads,
-    plain_in_extraction,
     unread_mask,
     windows,
 )
@@ -51,7 +49,6 @@ INSTRUCTION = 0  # the row that the instruction is computed in
 WIDTH = 64  # passes of a graph are padded to a multiple of this, or to a power of two below it
 TYPICAL = 768  # slots of a row on average; the longest rows may take more
 KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
-COMPILED_ERROR = 0.1  # of a whole pass, in which the roundings of all layers add up, those of FP8 most
 COMPILED_TOKENS = 24  # of the pass that compares compiled layers with plain ones
 WIDER = 0.98  # a wider pass is taken where it takes less than this share of the time
 REPEATS = 3  # of a pass that is timed
@@ -255,28 +252,12 @@ class Forward:
         return (self.cache.stores, destination) if self._is_compiled else ()
 
     def compile(self) -> None:
-        """Compile the model's layers, where passes are graphs; they must compute what the plain ones do.
-
-        There must be a free row, and slots for a few tokens.
-        """
-        if not self._graphs_work() or self._is_compiled:
+        """Compile the model's layers, where passes are graphs; there must be a free row, and slots for a few tokens."""
+        if self._is_compiled or not self._graphs_work():
             return
         torch.cuda.synchronize()  # the graphs are given up
-        wanted = self._check_pass()
-        began, self._graphs, self._is_compiled = time.perf_counter(), {}, True
-        try:
-            compile_for_extraction(self._model)
-            found = self._check_pass()
-            error = float((found - wanted).norm() / wanted.norm())
-            if error < COMPILED_ERROR:
-                _LOG.info("the layers were compiled in %.0f s", time.perf_counter() - began)
-                return
-            reason = f"they are off by {error:.1g} here"
-        except Exception as exception:  # a compiler's errors have no common class
-            reason = (str(exception).splitlines() or [type(exception).__name__])[0]
-        _LOG.warning("decoding without compiled layers, which would be faster: %s", reason)
-        plain_in_extraction(self._model)
-        self._graphs, self._is_compiled = {}, False
+        if not compile_checked(self._model, self._check_pass):
+            self._graphs, self._is_compiled = {}, False
 
     def _graphs_work(self) -> bool:
         """Whether passes are graphs; on a GPU the first one shows it."""
@@ -284,11 +265,13 @@ class Forward:
             self._width(1)
         return self._graphs is not None
 
-    def _check_pass(self) -> Tensor:
-        """The output [1, …] of a pass of any tokens behind the instruction, in float32."""
+    def _check_pass(self, is_compiled: bool) -> Tensor:
+        """The output [1, …] of a pass of any tokens behind the instruction, with compiled layers or plain ones."""
+        if is_compiled:
+            self._graphs, self._is_compiled = {}, True
         row = self.cache.open()
         ids = [(7 + 31 * number) % self._config.vocab_size for number in range(COMPILED_TOKENS)]
-        output = self.feed([Part(row, len(self.instruction), ids)], [0]).float().clone()
+        output = self.feed([Part(row, len(self.instruction), ids)], [0]).clone()
         self.cache.close(row)
         return output
 

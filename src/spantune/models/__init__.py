@@ -39,6 +39,7 @@ from spantune.models.loading import (
     require_base,
 )
 from spantune.models.lora import (
+    is_compilable,
     Coverage,
     adapter_weights,
     attach,
@@ -123,6 +124,7 @@ __all__ = [
     "head_size",
     "head_weights",
     "hf_http_error",
+    "is_compilable",
     "is_shareable",
     "is_wide",
     "kernel_error",

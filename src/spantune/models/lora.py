@@ -174,6 +174,12 @@ FUSED = (nn.Linear, Fp8Linear)
 """The types of linear layer that `FusedLora` supports; their subclasses it does not."""
 
 
+def is_compilable(model: CausalLM) -> bool:
+    """Whether a compiler sees through the linear layers of a model, and its weights stay as they are."""
+    is_frozen = not any(parameter.requires_grad for parameter in model.parameters())
+    return is_frozen and all(type(module) in FUSED for _, module in linear_modules(model))
+
+
 def freeze_adapters(model: CausalLM) -> None:
     """Keep the adapters of a model that is not trained in the type of its base, scaled, as its products need them."""
     for module in model.modules():

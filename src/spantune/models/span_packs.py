@@ -58,7 +58,11 @@ class SpanPack:
         def moved(value: Any) -> Any:
             if isinstance(value, Mapping):
                 return {name: moved(inner) for name, inner in value.items()}
-            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            if not isinstance(value, Tensor):
+                return value
+            # from memory that is not pinned, the copy would wait for what the GPU computes
+            is_sent = device.type == "cuda" and value.device.type == "cpu"
+            return (value.pin_memory() if is_sent else value).to(device, non_blocking=True)
 
         return SpanPack(**{name: moved(value) for name, value in vars(self).items()})
 

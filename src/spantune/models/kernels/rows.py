@@ -77,9 +77,7 @@ class RowView:
         """Return what a compiled layer needs; None where the pass is for layers that are not compiled."""
         if not self.stores or self.blocks is None or self.destination is None:
             return None
-        return LayerRows(
-            *self.stores[layer], self.destination, self.slots, self.blocks, self.windows[layer] or 0
-        )
+        return LayerRows(*self.stores[layer], self.destination, self.slots, self.blocks, self.windows[layer] or 0)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention [1, tokens, heads, size] of queries [1, heads, tokens, size] over slots [slots, kv heads, size]."""
