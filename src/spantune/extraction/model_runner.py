@@ -281,7 +281,7 @@ class Forward:
         if self._graphs is None:
             return width
         wider = width + WIDTH
-        for one in (width, wider) if WIDTH * 2 < width and wider <= self.shape.tokens else (width,):
+        for one in (width, wider) if width > WIDTH * 2 and wider <= self.shape.tokens else (width,):
             if self._graphs is not None and one not in self._graphs:
                 self._capture(one)
         graphs = self._graphs or {}

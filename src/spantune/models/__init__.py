@@ -39,11 +39,11 @@ from spantune.models.loading import (
     require_base,
 )
 from spantune.models.lora import (
-    is_compilable,
     Coverage,
     adapter_weights,
     attach,
     coverage,
+    is_compilable,
     linear_modules,
     require_dora,
     unmatched_error,
@@ -146,8 +146,8 @@ __all__ = [
     "pack_view",
     "pick_device",
     "pick_dtype",
-    "plain_in_extraction",
     "pinned",
+    "plain_in_extraction",
     "public_name",
     "queries_per_block",
     "read_files",

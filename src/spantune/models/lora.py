@@ -218,7 +218,7 @@ class FusedLora(Linear):
     def _adapters(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The weights of an adapter, the first one scaled, in `dtype`."""
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        frozen = getattr(self, "frozen", {}).get(name)
+        frozen: tuple[Tensor, Tensor] | None = getattr(self, "frozen", {}).get(name)
         if frozen is not None and frozen[0].dtype == dtype and not up.requires_grad:
             return frozen
         return (down * self.scaling[name]).to(dtype), up.to(dtype)
