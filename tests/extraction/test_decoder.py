@@ -9,7 +9,7 @@ from helpers.fakes import MERGES, byte_tokenizer
 from spantune.core import Document, TaskSpec
 from spantune.encoding import Encoder
 from spantune.extraction import Decoder, Forward, Row
-from spantune.extraction.decoder import Effort, Rules
+from spantune.extraction.choosing import Effort, Rules
 from spantune.extraction.grammar import Constraint
 from spantune.extraction.model_runner import Shape
 

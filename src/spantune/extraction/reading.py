@@ -29,8 +29,8 @@ from spantune.core import (
     number,
 )
 from spantune.encoding import SpanEncoder, SpanExample
+from spantune.extraction.choosing import Effort
 from spantune.extraction.compiling import compile_checked, is_worth_compiling
-from spantune.extraction.decoder import Effort
 from spantune.extraction.result import Ended, calibrated, failure, without_overlaps
 from spantune.metrics import Calibration
 from spantune.models import CausalLM, SpanPack, layout_spans, require_head, span_logits
@@ -147,7 +147,7 @@ class Reader:
             text.is_cancelled |= text.number == number
 
     def step(self) -> list[Ended]:
-        """Start the next pack; return the texts of the one before, once the device has computed it, with every candidate.
+        """Start the next pack; return the texts of the one before, once it is computed, with every candidate.
 
         A pack that fails, for want of memory or by an error in the model, is read once more text by text, and only a
         text that fails again has the status `failed`, with the error. One that is started while another is computed is

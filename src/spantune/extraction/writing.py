@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from spantune.core import Document, Extraction, Problem, Status, config
 from spantune.encoding import Encoder
+from spantune.extraction.choosing import Effort, Row, Rules
 from spantune.extraction.compiling import is_worth_compiling
-from spantune.extraction.decoder import Decoder, Effort, Row, Rules, places
+from spantune.extraction.decoder import Decoder, places
 from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Ended, Written, failed, read_answer
 from spantune.models import CausalLM
