@@ -69,6 +69,19 @@ def test_graphs_have_the_logits_of_whole_passes(family: str) -> None:
     torch.testing.assert_close(found[2], whole(model, ROWS[2])[[0, 1, 3]], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_layers_have_the_logits_of_whole_passes(family: str) -> None:
+    model = tiny_model(family).to("cuda").requires_grad_(False)
+    passes = Forward(model, SHAPE)
+    with torch.inference_mode():
+        passes.compile()
+    assert passes._is_compiled, "the layers were not compiled"
+    found = fed(passes)
+    torch.testing.assert_close(found[1], whole(model, ROWS[1])[[1, 8, 9]], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found[2], whole(model, ROWS[2])[[0, 1, 3]], rtol=1e-3, atol=1e-3)
+
+
 @torch.inference_mode()
 def test_only_what_is_wanted_is_given_and_few_logits_of_its_state() -> None:
     model = tiny_model("gemma3_text")

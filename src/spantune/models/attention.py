@@ -114,7 +114,7 @@ def segmented_attention(
     """Attention with transformers' interface that, given `segments` or `spans`, skips what the mask hides.
 
     Shapes: query [1, heads, queries, size], key and value [1, kv heads, keys, size], mask [1, 1, queries, keys];
-    returns [1, queries, heads, size]. Given `rows`, keys and values are a cache of slots, or go into one (see `RowView`).
+    returns [1, queries, heads, size]. Given `rows`, keys and values are, or go into, a cache of slots (`RowView`).
     """
     spans: Spans | None = options.pop("spans", None)
     if spans is not None:
