@@ -224,7 +224,7 @@ def test_layers_compiled_for_extraction_write_as_plain_ones_and_share_their_code
         for store in sum(cache.stores, ()):
             store.fill_(9)
     torch.testing.assert_close(written(made, cache, compiled=True), wanted)
-    kinds = len(set(windows(made.config)))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == kinds
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+    assert 1 <= graphs <= len(set(windows(made.config)))  # two layers, and passes of two widths
     plain_in_extraction(made)
     assert not any(hasattr(layer.forward, "plain") for layer in decoder_layers(made))
