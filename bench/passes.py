@@ -5,7 +5,7 @@
     python bench/passes.py FOLDER --base fp8 --widths 16 256 --kernels 20
 
 Weights are random; over FP8 there is an adapter of rank 64 beside the base. Every row has `--context` tokens and feeds
-`--each`, so that a pass of width 256 has 64 rows. `empty` is a pass without rows, by which widths are chosen. Says on
+`--each`, so that a pass of width 256 has 64 rows. Says on
 stderr what it is at, takes a minute a base, and prints one JSON object a line.
 """
 
@@ -105,7 +105,6 @@ def kernels(forward: Forward, numbers: list[int], width: int, chosen: argparse.N
     found = {
         "used_width": forward._width(width),
         "ms": round(events[0].elapsed_time(events[1]) / 10, 2),
-        "empty_ms": round((forward._graphs or {})[width].ms, 2) if forward._graphs else None,
         "kernels_ms": {kind: round(value, 2) for kind, value in sorted(ms.items())},
         "launches": dict(sorted(launches.items())),
     }

@@ -51,7 +51,7 @@ TYPICAL = 768  # slots of a row on average; the longest rows may take more
 KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
 COMPILED_TOKENS = 24  # of the pass that compares compiled layers with plain ones
 WIDER = 0.98  # a wider pass is taken where it takes less than this share of the time
-REPEATS = 3  # of a pass that is timed
+REPEATS = 4  # of passes that are timed in turns, of which the fastest count
 MEMORY_SHARE = 0.8  # maximum share of the free GPU memory
 _LOG = logging.getLogger(__name__)
 Inputs = TypeVar("Inputs", Tensor, NDArray[np.int64])
@@ -179,7 +179,10 @@ class Forward:
         self.cache = SlotCache(shape.rows, shape.longest, self._capacity(), self._device)
         usable = _has_kernel(self._device) and _agrees(self._config, self._dtype, self._device)
         self._static = _Static(self._device, shape, self.cache, self._config) if usable else None
-        self._graphs: dict[int, _Graph] | None = {} if self._static and _is_capturable(model) else None
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = (
+            {} if self._static and _is_capturable(model) else None
+        )
+        self._instead: dict[int, int] = {}  # wider passes that take less time, by width
         self._is_compiled = False
         self._mask = unread_mask(self._config, self._dtype, self._device)
 
@@ -256,8 +259,8 @@ class Forward:
         if self._is_compiled or not self._graphs_work():
             return
         torch.cuda.synchronize()  # the graphs are given up
-        if not compile_checked(self._model, self._check_pass):
-            self._graphs, self._is_compiled = {}, False
+        self._is_compiled = compile_checked(self._model, self._check_pass, COMPILED_TOKENS)
+        self._graphs, self._instead = {}, {}
 
     def _graphs_work(self) -> bool:
         """Whether passes are graphs; on a GPU the first one shows it."""
@@ -265,28 +268,33 @@ class Forward:
             self._width(1)
         return self._graphs is not None
 
-    def _check_pass(self, is_compiled: bool) -> Tensor:
-        """The output [1, …] of a pass of any tokens behind the instruction, with compiled layers or plain ones."""
-        if is_compiled:
-            self._graphs, self._is_compiled = {}, True
+    def _check_pass(self, is_compiled: bool) -> None:
+        """Run a pass of any tokens behind the instruction, with compiled layers or plain ones, without a graph."""
+        self._graphs, self._is_compiled = None, is_compiled
         row = self.cache.open()
         ids = [(7 + 31 * number) % self._config.vocab_size for number in range(COMPILED_TOKENS)]
-        output = self.feed([Part(row, len(self.instruction), ids)], [0]).clone()
+        self.feed([Part(row, len(self.instruction), ids)], [0])
         self.cache.close(row)
-        return output
 
     def _width(self, count: int) -> int:
-        """The width of a pass of `count` tokens: the next one, or a wider one that takes less time."""
+        """The width of a pass of `count` tokens: the next one, or the one after it where that takes less time."""
         width = fitting(count)
+        if self._graphs is not None and width not in self._graphs:
+            wider = width + WIDTH
+            self._capture(width)
+            if width > 2 * WIDTH and wider <= self.shape.tokens:
+                self._capture(wider)
+                self._instead |= self._faster(width, wider)
+        return self._instead.get(width, width)
+
+    def _faster(self, width: int, wider: int) -> dict[int, int]:
+        """Time the graphs of two widths in turns; returns the wider one for the other, where it is to be taken."""
         if self._graphs is None:
-            return width
-        wider = width + WIDTH
-        for one in (width, wider) if width > WIDTH * 2 and wider <= self.shape.tokens else (width,):
-            if self._graphs is not None and one not in self._graphs:
-                self._capture(one)
-        graphs = self._graphs or {}
-        faster = [other for other in graphs if other > width and graphs[other].ms < WIDER * graphs[width].ms]
-        return min(faster, key=lambda other: graphs[other].ms, default=width)
+            return {}
+        times: dict[int, list[float]] = {width: [], wider: []}
+        for one in (width, wider) * REPEATS:
+            times[one].append(_milliseconds(self._graphs[one][0]))
+        return {width: wider} if min(times[wider]) < WIDER * min(times[width]) else {}
 
     def _replay(self, width: int) -> Tensor:
         """Run a pass of a fixed width over the loaded tokens, as a graph where graphs can be used."""
@@ -294,12 +302,15 @@ class Forward:
         self._static.ready()
         if self._graphs is None:
             return self._run(*self._static.views(width))
-        self._graphs[width].graph.replay()
-        return self._graphs[width].output
+        graph, output = self._graphs[width]
+        graph.replay()
+        return output
 
     def _capture(self, width: int) -> None:
-        """Make the graph of a width, and time it."""
-        assert self._static is not None and self._graphs is not None
+        """Make the graph of a width, where there is none."""
+        assert self._static is not None
+        if self._graphs is None or width in self._graphs:
+            return
         self._static.blank()
         views = self._static.views(width)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -309,7 +320,7 @@ class Forward:
                 self._run(*views)  # compiles kernels and allocates their workspaces, which is not possible in a capture
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            pool = next(iter(self._graphs.values())).graph.pool() if self._graphs else None
+            pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
             with torch.cuda.graph(graph, pool=pool):
                 output = self._run(*views)
         except RuntimeError as error:
@@ -317,7 +328,7 @@ class Forward:
             _LOG.warning("decoding without CUDA graphs, which is slower: %s", str(error).splitlines()[0])
             self._graphs = None
             return
-        self._graphs[width] = _Graph(graph, output, _milliseconds(graph))
+        self._graphs[width] = graph, output
 
     def _capacity(self) -> int:
         shape = self.shape
@@ -341,25 +352,14 @@ def fitting(count: int) -> int:
     return next((width for width in (16, 32) if width >= count), -(-count // WIDTH) * WIDTH)
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """The passes of one width, their output, which each of them overwrites, and the milliseconds that one takes."""
-
-    graph: torch.cuda.CUDAGraph
-    output: Tensor
-    ms: float
-
-
 def _milliseconds(graph: torch.cuda.CUDAGraph) -> float:
-    """The time of a pass without rows, after one that is not timed."""
+    """The time of a pass without rows."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-    graph.replay()
     events[0].record()
-    for _ in range(REPEATS):
-        graph.replay()
+    graph.replay()
     events[1].record()
     events[1].synchronize()
-    milliseconds: float = events[0].elapsed_time(events[1]) / REPEATS
+    milliseconds: float = events[0].elapsed_time(events[1])
     return milliseconds
 
 
@@ -407,7 +407,7 @@ class _Static:
     def views(self, width: int) -> tuple[Tensor, Tensor, Sequence[Span], Tensor]:
         """Return the tokens [4, width], the last ones [rows], no spans, and the blocks [blocks, 4] of a pass."""
         tokens, last, blocks = self._split(self._inputs)
-        block_count = self._shape.rows + width // self._per_block + 1
+        block_count = min(self._shape.rows, width) + width // self._per_block + 1
         return tokens[:, :width], last[: min(width, self._shape.rows)], (), blocks[:block_count]
 
     def _padding(self) -> NDArray[np.int64]:

@@ -263,8 +263,7 @@ class Reader:
         """Compile the layers, once, where that is worth its time; they must compute for `pack` what plain ones do."""
         if not self._is_decided and is_worth_compiling(self.model, self._settings, is_bulk=is_bulk):
             self._is_decided = True
-            inside = pack.band.inside
-            compile_checked(self.model, lambda _: self._logits(pack)[inside])
+            compile_checked(self.model, lambda _: self._logits(pack), len(pack.ids))
 
     @staticmethod
     def _above(logits: Tensor, pack: SpanPack) -> tuple[Tensor, Tensor, Tensor]:
