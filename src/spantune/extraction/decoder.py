@@ -26,6 +26,7 @@ from spantune.extraction.model_runner import Forward, Part
 from spantune.models import CausalLM
 
 FEW = 48  # rows that are in one group: their grammars then take less time than a second pass
+RECENT = 64  # answers by whose length it is known how many rows the cache has room for
 SPARE = 64  # free slots, besides those of its prompt, that a row needs to join
 _PROBES = ("文本", "text", "\n", "1")  # the common prefix of their prompts is the instruction that all prompts share
 _LOG = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Decoder:
         self._groups = [_Group() for _ in range(min(2, forward.shape.rows) if forward.pipelined else 1)]
         self._waiting: deque[Row] = deque()
         self._ended: list[Row] = []
+        self._lengths: deque[int] = deque(maxlen=RECENT)  # of the last answers
         self._submitted = 0
 
     @property
@@ -201,7 +203,7 @@ class Decoder:
                 if is_busy:
                     return
                 forward.cut(shared)
-            if is_busy and forward.cache.room < len(row.prompt) - shared + SPARE:
+            if is_busy and forward.cache.room < len(row.prompt) - shared + SPARE + self._growth:
                 return
             self._waiting.popleft()
             row.number, row.position, row.pending = forward.cache.open(), shared, row.prompt[shared:]
@@ -210,6 +212,11 @@ class Decoder:
             except Exception as error:  # in a grammar's making, which is of this text only
                 row.fail(error)
             group.rows.append(row)
+
+    @property
+    def _growth(self) -> int:
+        """The slots that a row and those in flight will take if their answers are as long as those that have ended."""
+        return sum(self._lengths) // max(1, len(self._lengths)) * (1 + self._in_flight // 2)
 
     def _guide(self, row: Row) -> Guide | None:
         constraint, ordered = self._rules.constraint, self._rules.on_choices
@@ -258,6 +265,7 @@ class Decoder:
             if row.status:
                 self._leave(group, row)
                 self._ended.append(row)
+                self._lengths.append(len(row.ids))
         self._effort.grammar_seconds += time.perf_counter() - began
 
     def _advance(self, row: Row, token: int, logprob: float) -> Status | None:

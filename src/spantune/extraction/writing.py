@@ -18,7 +18,7 @@ from spantune.extraction.result import Ended, Written, failed, read_answer
 from spantune.models import CausalLM
 
 ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
-TOKENS = {"cpu": 1024, "cuda": 512}  # maximum tokens of a pass
+TOKENS = {"cpu": 1024, "cuda": 768}  # maximum tokens of a pass
 
 
 class Writer:
