@@ -123,7 +123,11 @@ class Encoder:
         return self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
 
     def _ids(self, text: str) -> list[int]:
+        backend = self.tokenizer.backend_tokenizer
         with foreign("the tokenizer", "it cannot encode a text", "restore tokenizer.json"):
+            if backend.padding is None and backend.truncation is None and not backend.encode_special_tokens:
+                # transformers encodes a batch of one in many threads, which wait for each other
+                return list(backend.encode(text, add_special_tokens=False).ids)
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _template(self, chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
