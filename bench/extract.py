@@ -3,11 +3,12 @@
     python bench/extract.py                               the embedded model and corpus
     python bench/extract.py --run runs/demo --data FILE   a trained run: its own answers, with their F1
     python bench/extract.py --model FOLDER --data FILE    a model folder; without weights in it they are drawn at random
+    python bench/extract.py --model FOLDER --data FILE --base fp8 --compile off
 
 Without a run every system is made to write the gold answers, so that the work is that of real answers whatever the
 model knows (see `following`). Ours runs at each of `--rows`, its cache and graphs warm. transformers' batched
 `generate`, which has neither grammar nor continuous batching, is a row too, at each of `--batches`; it is no peer: a
-server such as vLLM is what people would take. Of a run that reads spans only its own rate is measured;
+server such as vLLM is what people would take. `passes.py` shows the kernels of a pass. Of a run that reads spans only its own rate is measured;
 `span_extract.py` measures reading without one.
 
 Says what it is at on stderr. All ends within about `--minutes`, which the parts share: a part that
@@ -40,7 +41,7 @@ from spantune.metrics import score
 from spantune.models import NAME, attach, load, load_tokenizer, pick_device, to_fp8
 
 BATCHES = {"cpu": [4, 8, 16, 32], "cuda": [32, 64, 128, 256]}
-ROWS = {"cpu": [16], "cuda": [64, 128, 256]}
+ROWS = {"cpu": [16], "cuda": [128, 256]}
 LIMIT = {"cpu": 1024, "cuda": 2000}
 DOCUMENTS = {"cpu": 64, "cuda": 1024}  # of a pass that reads
 
