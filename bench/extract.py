@@ -8,13 +8,12 @@
 Without a run every system is made to write the gold answers, so that the work is that of real answers whatever the
 model knows (see `following`). Ours runs at each of `--rows`, its cache and graphs warm. transformers' batched
 `generate`, which has neither grammar nor continuous batching, is a row too, at each of `--batches`; it is no peer: a
-server such as vLLM is what people would take. `passes.py` shows the kernels of a pass. Of a run that reads spans only its own rate is measured;
-`span_extract.py` measures reading without one.
+server such as vLLM is what people would take. Of a run that reads spans only its own rate is measured;
+`span_extract.py` measures reading without one, and `passes.py` the kernels of a pass that writes.
 
-Says what it is at on stderr. All ends within about `--minutes`, which the parts share: a part that
-is not through by then gives the rates of what it has, and is marked `stopped`; its documents are then counted by their
-tokens. `--json` prints one JSON object as the last line, also when it is stopped (Ctrl-C, SIGTERM): what is measured so
-far.
+Says what it is at on stderr. All ends within about `--minutes`, which the parts share: a part that is not through by
+then gives the rates of what it has, and is marked `stopped`; its documents are then counted by their tokens. `--json`
+prints one JSON object as the last line, also when it is stopped (Ctrl-C, SIGTERM): what is measured so far.
 """
 
 from __future__ import annotations

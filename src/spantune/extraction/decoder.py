@@ -192,9 +192,10 @@ class Decoder:
 
     def _join(self, group: _Group) -> None:
         """Add documents to a group while there is room; a row that goes alone waits for all others, and they for it."""
-        forward = self._forward
-        rows = forward.shape.rows  # united rows may be more than a group's share
-        while len(group.rows) < rows // len(self._groups) and self._in_flight < rows and self._waiting:
+        forward, rows = self._forward, self._forward.shape.rows
+        half = max(FEW, -(-(self._in_flight + len(self._waiting)) // 2))
+        most = min(rows // len(self._groups), half)
+        while len(group.rows) < most and self._in_flight < rows and self._waiting:  # united rows may be more
             row, is_busy = self._waiting[0], bool(self._in_flight)
             if is_busy and (row.is_alone or any(other.is_alone for each in self._groups for other in each.rows)):
                 return
