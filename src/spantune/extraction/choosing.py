@@ -148,7 +148,8 @@ class Chooser:
             tokens = ids.gather(1, chosen)
             total = (values if self._rules.on_choices else output.float()).logsumexp(-1)
         logprobs = values.gather(1, chosen)[:, 0] - total
-        return tokens[:, 0].tolist(), logprobs.tolist()
+        both = torch.stack([tokens[:, 0].double(), logprobs.double()]).tolist()  # one copy; a double holds any token
+        return [int(token) for token in both[0]], both[1]
 
     def allowed(self, rows: Sequence[Row]) -> Allowed:
         """Return the tokens that the grammars allow next; a row whose grammar has failed may only end."""

@@ -15,8 +15,8 @@ LARGE = 10**9
 """From so many weights on, the compiler's time is won back by a few hundred documents."""
 COMPARED_LAYER = 1
 """The layer after which compiled layers are compared with plain ones: further on, the roundings of FP8 add up."""
-COMPILED_ERROR = 0.1
-"""The largest relative error: roundings stay under 0.05, with FP8 too; a wrong result is far above."""
+COMPILED_ERROR = 0.25
+"""The largest relative error: with FP8 roundings come to 0.15 over random weights; a wrong result is near 1."""
 _LOG = logging.getLogger(__name__)
 
 

@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-KEYS = 64  # keys of a step
-WARPS, STAGES = 4, 3  # of a program
 DIVIDED = {32: 8, 64: 4}  # over how many programs the keys of a row are divided, by the most tokens of a pass
 QUERIES = 8  # fewest queries of a row in a block
 
@@ -41,15 +39,23 @@ def attend_blocks(
     sums = attended if shares == 1 else query.new_empty(shares, tokens, heads, size, dtype=torch.float32)
     totals = attended if shares == 1 else query.new_empty(2, shares, tokens, heads, dtype=torch.float32)
     width = max(16, triton.next_power_of_2(size))
+    keys, stages = _step(width * query.element_size(), shares)
     _attend[(len(blocks), key.shape[1], shares)](
         query, key, value, sums, totals, slots, blocks, scale * 1.4426950408889634, window or 0,
         query.stride(0), query.stride(1), slots.stride(0), heads, size, tokens,
-        GROUP=group, SIZE=width, LINES=_lines(group), KEYS=KEYS, SHARES=shares,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=WARPS, num_stages=STAGES,
+        GROUP=group, SIZE=width, LINES=_lines(group), KEYS=keys, SHARES=shares,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=4, num_stages=stages,
     )  # fmt: skip
     if shares > 1:
         _join[(tokens, heads)](sums, totals, attended, heads, size, tokens, SIZE=width, SHARES=shares, num_warps=1)
     return attended
+
+
+def _step(line: int, shares: int) -> tuple[int, int]:
+    """How many keys of `line` bytes a program reads at a time, and how many such steps are under way; as measured."""
+    if shares > 1:
+        return 32, 4
+    return (128, 2) if line <= 256 else (64, 3)
 
 
 def _shares(tokens: int) -> int:
