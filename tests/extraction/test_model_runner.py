@@ -70,7 +70,6 @@ def test_graphs_have_the_logits_of_whole_passes(family: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler on float32
 @pytest.mark.parametrize("family", ["phi3", "gemma3_text"])
 def test_compiled_layers_have_the_logits_of_whole_passes(family: str) -> None:
     model = tiny_model(family).to("cuda").requires_grad_(False)
