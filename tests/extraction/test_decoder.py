@@ -51,6 +51,15 @@ def test_two_groups_that_take_turns_write_the_same(
     assert [row.ids for row in found] == wanted
 
 
+def test_few_rows_are_one_group(wanted: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Forward, "pipelined", True)
+    united, apart = Tool(Shape(8, 512, 1024)), Tool(Shape(8, 512, 1024))
+    assert [row.ids for row in united.write(DOCUMENTS)] == wanted
+    monkeypatch.setattr("spantune.extraction.decoder.FEW", 0)
+    assert [row.ids for row in apart.write(DOCUMENTS)] == wanted
+    assert united.effort.passes < 0.75 * apart.effort.passes
+
+
 @pytest.mark.parametrize("pipelined", [False, True])
 def test_a_full_cache_makes_the_youngest_begin_again(
     pipelined: bool, wanted: list[list[int]], monkeypatch: pytest.MonkeyPatch

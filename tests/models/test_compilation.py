@@ -18,16 +18,12 @@ from helpers.packs import examples, gradients, packed
 from spantune.core import Keep, config, parse_config
 from spantune.extraction.model_runner import SlotCache
 from spantune.models import (
-    RowView,
-    Span,
     attach,
-    blocks_of,
     compile_for_extraction,
     compile_layers,
     decoder_layers,
     plain_in_extraction,
     to_fp8,
-    unread_mask,
     windows,
 )
 from spantune.models.compilation import _contexts, _keeping
@@ -173,49 +169,13 @@ def saved_bytes(made: Any, pack: PackTensors) -> int:
     return sum(count // 3 * 3 * size for (_, size), count in sizes.items())  # what comes in threes is the layers'
 
 
-@pytest.fixture
-def rows_on_cpu() -> Iterator[None]:
-    with row_kernel.on_cpu():
-        yield
-
-
-def written(made: Any, cache: SlotCache, *, compiled: bool) -> torch.Tensor:
-    """The logits of two rows that are fed in two passes, the second one padded where layers are compiled."""
-    windows_of, found = windows(made.config), []
-    mask = unread_mask(made.config, torch.float32, CPU)
-    for position, counts in ((0, (5, 3)), (5, (1, 4))):
-        spans = [Span(1, 0, counts[0], position), Span(2, counts[0], counts[1], 3 * (position > 0))]
-        places = [place for span in spans for place in range(span.position, span.position + span.queries)]
-        padding = (compiled and position > 0) * 3
-        slots = torch.tensor([*range(position + 3 * (position > 0), 16)][: sum(counts)] + [cache.capacity] * padding)
-        rows = torch.tensor([span.row for span in spans for _ in range(span.queries)] + [cache.padding_row] * padding)
-        positions = torch.tensor(places + [0] * padding)
-        cache.slots[rows, positions] = slots.int()
-        cache.destination = slots
-        blocks = torch.tensor([*blocks_of(spans, 2), (0, 0, 0, 0)])
-        view = RowView(cache.slots, windows_of, spans)
-        if compiled:
-            view = RowView(cache.slots, windows_of, (), blocks, cache.stores, slots)
-        with torch.inference_mode():
-            output = made(
-                input_ids=torch.arange(7, 7 + len(slots))[None],
-                position_ids=positions[None],
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-                rows=view,
-            )
-        found.append(output.logits[0, : sum(counts)])
-    return torch.cat(found)
-
-
 @pytest.mark.parametrize("family", ["phi3", "gemma3_text"])
 def test_layers_compiled_for_extraction_write_as_plain_ones_and_share_their_code(
-    family: str, rows_on_cpu: None, monkeypatch: pytest.MonkeyPatch
+    family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = tiny_model(family).requires_grad_(False)
     cache = SlotCache(2, 16, 24, CPU)
-    wanted = written(made, cache, compiled=False)
+    wanted = row_kernel.written(made, cache, compiled=False)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     compile_for_extraction(made)
     torch._dynamo.reset()
@@ -223,7 +183,9 @@ def test_layers_compiled_for_extraction_write_as_plain_ones_and_share_their_code
     with torch.inference_mode():
         for store in sum(cache.stores, ()):
             store.fill_(9)
-    torch.testing.assert_close(written(made, cache, compiled=True), wanted)
+    with row_kernel.on_cpu():
+        found = row_kernel.written(made, cache, compiled=True)
+    torch.testing.assert_close(found, wanted)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
     assert 1 <= graphs <= len(set(windows(made.config)))  # two layers, and passes of two widths
     plain_in_extraction(made)
