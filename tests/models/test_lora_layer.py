@@ -153,7 +153,7 @@ def test_frozen_adapters_are_kept_in_the_type_of_the_base_and_compute_the_same()
     assert all(set(one.frozen) == {"default"} for one in layers)
     assert torch.equal(model(input_ids=ids, use_cache=False).logits, wanted)
     for one in layers:
-        one.lora_B["default"].weight.zero_()  # no longer read
+        one.lora_A["default"].weight.zero_()  # no longer read
     assert torch.equal(model(input_ids=ids, use_cache=False).logits, wanted)
     fp8 = layer(Fp8Linear(nn.Linear(32, 16), torch.device("cpu")))
     fp8.requires_grad_(False).freeze()
