@@ -244,8 +244,8 @@ class Decoder:
             budget -= len(ids)
         if parts:
             self._effort.passes += 1
-            masks = self._chooser.masks(choosing)
             output = forward.feed(parts, last_parts)
+            masks = self._chooser.masks(choosing)  # after the launch, for which its thread would hold up this one
             group.running = RunningPass(choosing, self._chooser.choice(masks, output)) if choosing else None
 
     def _finish(self, group: _Group) -> None:

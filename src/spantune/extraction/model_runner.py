@@ -182,7 +182,7 @@ class Forward:
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = (
             {} if self._static and _is_capturable(model) else None
         )
-        self._instead: dict[int, int] = {}  # wider passes that take less time, by width
+        self._instead: dict[int, int] = {}  # the width that is taken for passes of a width
         self._is_compiled = False
         self._mask = unread_mask(self._config, self._dtype, self._device)
 
@@ -279,22 +279,25 @@ class Forward:
     def _width(self, count: int) -> int:
         """The width of a pass of `count` tokens: the next one, or the one after it where that takes less time."""
         width = fitting(count)
-        if self._graphs is not None and width not in self._graphs:
+        if self._graphs is None:
+            return width
+        if width not in self._instead:
             wider = width + WIDTH
             self._capture(width)
+            self._instead[width] = width
             if width > 2 * WIDTH and wider <= self.shape.tokens:
                 self._capture(wider)
-                self._instead |= self._faster(width, wider)
-        return self._instead.get(width, width)
+                self._instead[width] = self._faster(width, wider)
+        return self._instead[width]
 
-    def _faster(self, width: int, wider: int) -> dict[int, int]:
-        """Time the graphs of two widths in turns; returns the wider one for the other, where it is to be taken."""
+    def _faster(self, width: int, wider: int) -> int:
+        """Time the graphs of two widths in turns; returns the one to take for passes of the first width."""
         if self._graphs is None:
-            return {}
+            return width
         times: dict[int, list[float]] = {width: [], wider: []}
         for one in (width, wider) * REPEATS:
             times[one].append(_milliseconds(self._graphs[one][0]))
-        return {width: wider} if min(times[wider]) < WIDER * min(times[width]) else {}
+        return wider if min(times[wider]) < WIDER * min(times[width]) else width
 
     def _replay(self, width: int) -> Tensor:
         """Run a pass of a fixed width over the loaded tokens, as a graph where graphs can be used."""
