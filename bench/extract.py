@@ -3,17 +3,17 @@
     python bench/extract.py                               the embedded model and corpus
     python bench/extract.py --run runs/demo --data FILE   a trained run: its own answers, with their F1
     python bench/extract.py --model FOLDER --data FILE    a model folder; without weights in it they are drawn at random
+    python bench/extract.py --model FOLDER --data FILE --base fp8 --compile off
 
 Without a run every system is made to write the gold answers, so that the work is that of real answers whatever the
 model knows (see `following`). Ours runs at each of `--rows`, its cache and graphs warm. transformers' batched
 `generate`, which has neither grammar nor continuous batching, is a row too, at each of `--batches`; it is no peer: a
 server such as vLLM is what people would take. Of a run that reads spans only its own rate is measured;
-`span_extract.py` measures reading without one.
+`span_extract.py` measures reading without one, and `passes.py` the kernels of a pass that writes.
 
-Says what it is at on stderr. All ends within about `--minutes`, which the parts share: a part that
-is not through by then gives the rates of what it has, and is marked `stopped`; its documents are then counted by their
-tokens. `--json` prints one JSON object as the last line, also when it is stopped (Ctrl-C, SIGTERM): what is measured so
-far.
+Says what it is at on stderr. All ends within about `--minutes`, which the parts share: a part that is not through by
+then gives the rates of what it has, and is marked `stopped`; its documents are then counted by their tokens. `--json`
+prints one JSON object as the last line, also when it is stopped (Ctrl-C, SIGTERM): what is measured so far.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from following import Follower, Gold, TimeUp, drafted, generated, record
@@ -37,10 +37,10 @@ from spantune.data import formats
 from spantune.encoding import SpanEncoder, TextEncoder, make_encoder, make_task
 from spantune.extraction import load_bare, rates
 from spantune.metrics import score
-from spantune.models import NAME, load, load_tokenizer, pack_weights, pick_device
+from spantune.models import NAME, attach, load, load_tokenizer, pack_weights, pick_device, to_fp8
 
 BATCHES = {"cpu": [4, 8, 16, 32], "cuda": [32, 64, 128, 256]}
-ROWS = {"cpu": [16], "cuda": [64, 128, 256]}
+ROWS = {"cpu": [16], "cuda": [128, 256]}
 LIMIT = {"cpu": 1024, "cuda": 2000}
 DOCUMENTS = {"cpu": 64, "cuda": 1024}  # of a pass that reads
 
@@ -62,7 +62,7 @@ def main() -> None:
     if chosen.run is None:
         gold = {document.id: encoder.answer_ids(document) for document in documents}
     bench = Bench(model, encoder, documents, gold, choices)
-    bench.end = began + 60 * chosen.minutes
+    bench.end, bench.compile = began + 60 * chosen.minutes, chosen.compile
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = {"device": _device_name(device), "model": model.config.model_type, "dtype": str(model.dtype)[6:]}
     try:
@@ -88,6 +88,7 @@ class Bench:
         self.model, self.encoder, self.documents, self.gold, self.choices = model, encoder, documents, gold, choices
         self.cuda = next(model.parameters()).is_cuda
         self.rows: int | None = None
+        self.compile: Literal["auto", "on", "off"] = "auto"
         self.end = time.monotonic() + 3600
         self.parts = 1  # that are left, and share the time that is left
 
@@ -143,7 +144,7 @@ class Bench:
     def tool(self, rows: int | None = None, grounded: bool = True) -> Follower:
         """An Extractor of this model."""
         gc.collect()  # the cache of the one before
-        settings = config.Extract(batch_size=rows, grounded=grounded)
+        settings = config.Extract(batch_size=rows, grounded=grounded, compile=self.compile)
         made = Follower(self.model, self.encoder, settings, on_choices=self.choices)
         made.gold = self.gold
         return made
@@ -198,7 +199,7 @@ class Bench:
     def _passes(self, tool: Follower, seconds: float, documents: float) -> dict[str, Any]:
         """Milliseconds of a pass by its width, those of the host a document, and the share that a GPU was idle."""
         by_width = tool.seen.by_width()
-        computing = sum(total for _, total in by_width.values())
+        computing = tool.seen.computing()
         host = seconds - (tool.seen.waited if self.cuda else computing)
         idle = {"gpu_idle_share": round(max(0.0, 1 - computing / seconds), 3)} if self.cuda else {}
         return {
@@ -316,7 +317,7 @@ def _model(chosen: argparse.Namespace, device: torch.device) -> tuple[Any, TextE
     task = _task(chosen)
     folder = Path(chosen.model)
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        model, tokenizer = _random(folder, device), load_tokenizer(folder)
+        model, tokenizer = _random(folder, device, chosen.base), load_tokenizer(folder)
     else:
         loaded = load(config.Model(source=chosen.model, device=device.type))
         model, tokenizer = loaded.model, loaded.tokenizer
@@ -332,8 +333,8 @@ def _task(chosen: argparse.Namespace) -> TaskSpec:
     return make_task(config.Task(preset="cmeee", answer=chosen.answer))
 
 
-def _random(folder: Path, device: torch.device) -> Any:
-    """A model of a folder's config with random weights, made where it is to run."""
+def _random(folder: Path, device: torch.device, base: str) -> Any:
+    """A model of a folder's config with random weights, made where it is to run; over FP8 with an adapter beside it."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
@@ -345,6 +346,9 @@ def _random(folder: Path, device: torch.device) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
+    if base == "bf16":
+        return model
+    model, _ = attach(to_fp8(model, device, model.lm_head), config.Lora(rank=64, alpha=128))
     return model
 
 
@@ -396,6 +400,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", help="batch sizes of generate")
     parser.add_argument("--rows", type=int, nargs="+", help="rows of ours")
     parser.add_argument("--skip", nargs="*", default=[], choices=["free", "replay", "first", "generate"])
+    parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="the layers, on a GPU")
+    parser.add_argument(
+        "--base", choices=["bf16", "fp8"], default="bf16", help="of random weights; fp8 with an adapter"
+    )
     parser.add_argument("--drafts", action="store_true", help="also bound what prompt lookup could bring")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", action="store_true")

@@ -18,6 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from spantune.core import Document
 from spantune.encoding import Encoder
 from spantune.extraction import Allowed, Decoder, Extractor, Guide, Row, constraint_of
+from spantune.extraction.choosing import Chooser
 from spantune.extraction.writing import Writer
 from spantune.models import vocabulary_size
 
@@ -48,6 +49,10 @@ class Seen:
             count, total = found.get(width, (0, 0.0))
             found[width] = (count + 1, total + seconds)
         return dict(sorted(found.items()))
+
+    def computing(self) -> float:
+        """The seconds that the device computed passes."""
+        return sum(seconds for _, seconds in self.by_width().values())
 
 
 class Follower(Extractor):
@@ -85,6 +90,7 @@ class FollowingDecoder(Decoder):
     def __init__(self, tool: Follower, plain: Decoder):
         self.__dict__.update(plain.__dict__)
         self.tool, self._feed = tool, self._forward.feed
+        self._chooser = FollowingChooser(tool, self._chooser)
         self._forward.feed = self._timed_feed  # type: ignore[method-assign]
 
     def _timed_feed(self, parts: Sequence[Any], output_parts: Sequence[int]) -> Tensor:
@@ -100,35 +106,8 @@ class FollowingDecoder(Decoder):
         self.tool.seen.passes.append((sum(len(part.ids) for part in parts), took))
         return output
 
-    def _next(self, rows: Sequence[Row]) -> list[int]:
-        assert self.tool.gold is not None
-        return [self.tool.gold[row.document.id][len(row.ids)] for row in rows]
-
     def _guide(self, row: Row) -> Any:
         return super()._guide(row) if self.tool.bursts is None else _Record(self.tool.bursts[row.document.id])
-
-    def _choose(self, rows: Sequence[Row], found: Tensor) -> Any:
-        if self._rules.constraint is None and self.tool.gold is not None:
-            gold = torch.tensor(self._next(rows)).to(found.device, non_blocking=True)
-            found = found.scatter_add(1, gold[:, None], torch.full_like(found[:, :1], RAISED))
-        wait = super()._choose(rows, found)
-
-        def timed() -> Any:
-            began = time.perf_counter()
-            chosen = wait()
-            self.tool.seen.waited += time.perf_counter() - began
-            return chosen
-
-        return timed
-
-    def _allowed(self, rows: Sequence[Row]) -> Allowed:
-        if self.tool.bursts is not None:
-            ids = np.array(self._next(rows))[:, None]
-            return Allowed(ids, np.ones_like(ids, dtype=bool))
-        allowed = super()._allowed(rows)
-        if self.tool.gold is None:
-            return allowed
-        return Allowed(allowed.ids, allowed.inside & (allowed.ids == np.array(self._next(rows))[:, None]))
 
     def _advance(self, row: Row, token: int, logprob: float) -> Any:
         status, seen = super()._advance(row, token, logprob), self.tool.seen
@@ -136,6 +115,54 @@ class FollowingDecoder(Decoder):
         if watches and self._encoder.format.mark in self._encoder.decode(row.pending):
             seen.first = time.perf_counter()
         return status
+
+
+class FollowingChooser(Chooser):
+    """Chooses the gold token."""
+
+    def __init__(self, tool: Follower, plain: Chooser):
+        self.__dict__.update(plain.__dict__)
+        self.tool = tool
+
+    def masks(self, rows: Sequence[Row]) -> Any:
+        """The gold tokens where there is no grammar: then they are raised."""
+        if rows and self._rules.constraint is None and self.tool.gold is not None:
+            ids = self._next(rows)
+            return lambda: ids
+        return super().masks(rows)
+
+    def choice(self, masks: Any, output: Tensor) -> Any:
+        """Note how long the host waits."""
+        wait, seen = super().choice(masks, output), self.tool.seen
+
+        def timed() -> Any:
+            began = time.perf_counter()
+            chosen = wait()
+            seen.waited += time.perf_counter() - began
+            return chosen
+
+        return timed
+
+    def _chosen(self, allowed: Any, output: Tensor) -> Any:
+        if isinstance(allowed, list):
+            gold = torch.tensor(allowed).to(output.device, non_blocking=True)
+            output = output.scatter_add(1, gold[:, None], torch.full_like(output[:, :1], RAISED))
+            allowed = None
+        return super()._chosen(allowed, output)
+
+    def allowed(self, rows: Sequence[Row]) -> Allowed:
+        """The gold token of each row, or nothing where the grammar does not allow it."""
+        if self.tool.bursts is not None:
+            ids = np.array(self._next(rows))[:, None]
+            return Allowed(ids, np.ones_like(ids, dtype=bool))
+        allowed = super().allowed(rows)
+        if self.tool.gold is None:
+            return allowed
+        return Allowed(allowed.ids, allowed.inside & (allowed.ids == np.array(self._next(rows))[:, None]))
+
+    def _next(self, rows: Sequence[Row]) -> list[int]:
+        assert self.tool.gold is not None
+        return [self.tool.gold[row.document.id][len(row.ids)] for row in rows]
 
 
 class _Record:

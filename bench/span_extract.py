@@ -43,6 +43,7 @@ def main() -> None:
     options.add_argument("--base", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8"])
     options.add_argument("--documents", type=int, default=3000)
     options.add_argument("--layers", type=int, default=40)
+    options.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="the layers")
     options.add_argument("--instruction", action="store_true")
     chosen = options.parse_args()
     documents = list(itertools.islice(itertools.cycle(read(chosen.data).documents), chosen.documents))
@@ -68,7 +69,7 @@ def measured(chosen: argparse.Namespace, base: str, documents: list[Document]) -
     attach_head(model, head.eval())
     model.eval()
     raise_bias(model, head, encoder, documents[:64], LOWEST_LOGIT)
-    extractor = Extractor(model, encoder)
+    extractor = Extractor(model, encoder, config.Extract(compile=chosen.compile))
     extractor.keeps_candidates = True
     passes = []
     for _ in range(4):
@@ -79,6 +80,7 @@ def measured(chosen: argparse.Namespace, base: str, documents: list[Document]) -
     best = min(passes[1:])
     return {
         "base": base,
+        "compile": chosen.compile,
         "instruction": chosen.instruction,
         "documents_per_s": round(len(documents) / best[0], 1),
         "first_pass_documents_per_s": round(len(documents) / passes[0][0], 1),

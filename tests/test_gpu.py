@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.dense_kernel import by_mask
+from helpers.extractors import DOCUMENTS, encoder, lively_model
 from helpers.fakes import tiny_model
 from helpers.reading import (
     by_example,
@@ -35,6 +36,7 @@ from spantune.models import (
     SpanPack,
     attach,
     causal_lm,
+    compile_for_extraction,
     compile_layers,
     graph_packs,
     has_fp8,
@@ -423,3 +425,37 @@ def test_what_the_gpu_has_learnt_the_cpu_reads_as_well() -> None:
     gold = {(d.id, e.start, e.end, e.label) for d in documents for e in d.entities}
     on_gpu, on_cpu = entities
     assert len(on_gpu & on_cpu) >= 0.95 * len(on_gpu | on_cpu) and len(on_gpu & gold) >= 0.8 * len(gold)
+
+
+def test_compiled_layers_write_what_plain_ones_write() -> None:
+    made = lively_model("phi3", 2).to(GPU).requires_grad_(False)
+    answers = []
+    for way in ("off", "on"):
+        settings = config.Extract(batch_size=4, max_new_tokens=120, compile=way)
+        answers.append([extraction.answer for extraction in Extractor(made, encoder(), settings).stream(DOCUMENTS)])
+    assert hasattr(made.model.layers[0].forward, "plain"), "the layers were not compiled"
+    assert answers[0] == answers[1] and any(answers[0])
+
+
+@pytest.mark.parametrize("base", ["bf16", "fp8"])
+def test_layers_compiled_for_extraction_read_what_plain_ones_read(fp8: None, base: str) -> None:
+    settings = spans_settings()
+    made = read_by(base, settings=settings).eval().requires_grad_(False)
+    packs = [span_pack(span_encoder(settings), TEXTS[:count]).to(GPU) for count in (8, 3)]
+    wanted = [found_logits(made, pack) for pack in packs]
+    compile_for_extraction(made)
+    for pack, plain in zip(packs, wanted, strict=True):
+        assert far(found_logits(made, pack), plain) < (0.02 if base == "bf16" else 0.1)
+
+
+def test_packs_that_follow_each_other_are_read_as_each_alone() -> None:
+    settings = spans_settings()
+    made = read_by(settings=settings).eval().requires_grad_(False)
+    documents = [document for document in drawn_texts(60) if document.text]
+    entities = []
+    for batch in (60, 7):
+        tool = Extractor(made, span_encoder(settings), config.Extract(batch_size=batch))
+        tool.keeps_candidates = True
+        entities.append([{(e.start, e.end, e.label) for e in d.entities} for d in tool.extract(documents)])
+    same = sum(len(one & other) for one, other in zip(*entities, strict=True))
+    assert same >= 0.95 * sum(len(one | other) for one, other in zip(*entities, strict=True)) > 0

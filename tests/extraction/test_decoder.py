@@ -9,7 +9,7 @@ from helpers.fakes import MERGES, byte_tokenizer
 from spantune.core import Document, TaskSpec
 from spantune.encoding import Encoder
 from spantune.extraction import Decoder, Forward, Row
-from spantune.extraction.decoder import Effort, Rules
+from spantune.extraction.choosing import Effort, Rules
 from spantune.extraction.grammar import Constraint
 from spantune.extraction.model_runner import Shape
 
@@ -49,6 +49,15 @@ def test_two_groups_that_take_turns_write_the_same(
     found = tool.write(DOCUMENTS)
     assert [row.document.id for row in found] == [document.id for document in DOCUMENTS]
     assert [row.ids for row in found] == wanted
+
+
+def test_few_rows_are_one_group(wanted: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Forward, "pipelined", True)
+    united, apart = Tool(Shape(8, 512, 1024)), Tool(Shape(8, 512, 1024))
+    assert [row.ids for row in united.write(DOCUMENTS)] == wanted
+    monkeypatch.setattr("spantune.extraction.decoder.FEW", 0)
+    assert [row.ids for row in apart.write(DOCUMENTS)] == wanted
+    assert united.effort.passes < 0.75 * apart.effort.passes
 
 
 @pytest.mark.parametrize("pipelined", [False, True])

@@ -69,6 +69,19 @@ def test_graphs_have_the_logits_of_whole_passes(family: str) -> None:
     torch.testing.assert_close(found[2], whole(model, ROWS[2])[[0, 1, 3]], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["phi3", "gemma3_text"])
+def test_compiled_layers_have_the_logits_of_whole_passes(family: str) -> None:
+    model = tiny_model(family).to("cuda").requires_grad_(False)
+    passes = Forward(model, SHAPE)
+    with torch.inference_mode():
+        passes.compile()
+    assert passes._is_compiled, "the layers were not compiled"
+    found = fed(passes)
+    torch.testing.assert_close(found[1], whole(model, ROWS[1])[[1, 8, 9]], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found[2], whole(model, ROWS[2])[[0, 1, 3]], rtol=1e-3, atol=1e-3)
+
+
 @torch.inference_mode()
 def test_only_what_is_wanted_is_given_and_few_logits_of_its_state() -> None:
     model = tiny_model("gemma3_text")
@@ -101,7 +114,8 @@ def test_a_pass_of_fixed_width_is_padded() -> None:
     cache = SlotCache(3, 64, 100, torch.device("cpu"))
     static = model_runner._Static(torch.device("cpu"), Shape(3, 64, 64), cache, tiny_model("phi3").config)
     spans = [rows.Span(1, 0, 11, 5), rows.Span(3, 11, 7, 6)]
-    width = static.load(torch.arange(4 * 18).view(4, 18).numpy(), torch.tensor([10, 17]).numpy(), spans)
+    width = model_runner.fitting(18)
+    static.load(torch.arange(4 * 18).view(4, 18).numpy(), torch.tensor([10, 17]).numpy(), spans, width)
     static.ready()
     tokens, last, _, blocks = static.views(width)
     assert width == 32 and tokens[:, :18].tolist() == torch.arange(4 * 18).view(4, 18).tolist()

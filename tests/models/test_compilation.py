@@ -5,17 +5,27 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import dense_kernel
+from helpers import dense_kernel, row_kernel
 from helpers.fakes import tiny_model
 from helpers.packs import examples, gradients, packed
 from spantune.core import Keep, config, parse_config
-from spantune.models import attach, compile_layers, decoder_layers, to_fp8
+from spantune.extraction.model_runner import SlotCache
+from spantune.models import (
+    attach,
+    compile_for_extraction,
+    compile_layers,
+    decoder_layers,
+    plain_in_extraction,
+    to_fp8,
+    windows,
+)
 from spantune.models.compilation import _contexts, _keeping
 from spantune.training import PackTensors, pack_loss
 from spantune.training.estimate import _stored_bytes
@@ -157,3 +167,26 @@ def saved_bytes(made: Any, pack: PackTensors) -> int:
         pack_loss(made, pack, torch.float32)
     sizes = Counter((tensor.shape, tensor.nbytes) for tensor in saved.values())
     return sum(count // 3 * 3 * size for (_, size), count in sizes.items())  # what comes in threes is the layers'
+
+
+@pytest.mark.parametrize("family", ["phi3", "gemma3_text"])
+def test_layers_compiled_for_extraction_write_as_plain_ones_and_share_their_code(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tiny_model(family).requires_grad_(False)
+    cache = SlotCache(2, 16, 24, CPU)
+    wanted = row_kernel.written(made, cache, compiled=False)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compile_for_extraction(made)
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with torch.inference_mode():
+        for store in sum(cache.stores, ()):
+            store.fill_(9)
+    with row_kernel.on_cpu():
+        found = row_kernel.written(made, cache, compiled=True)
+    torch.testing.assert_close(found, wanted)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+    assert 1 <= graphs <= len(set(windows(made.config)))  # two layers, and passes of two widths
+    plain_in_extraction(made)
+    assert not any(hasattr(layer.forward, "plain") for layer in decoder_layers(made))

@@ -13,7 +13,7 @@ from helpers.fakes import tiny_model
 from spantune.core import config
 from spantune.models import attach
 from spantune.models.kernels.lora_linear import Fp8Linear
-from spantune.models.lora import FusedLora
+from spantune.models.lora import FusedLora, freeze_adapters
 
 SETTINGS = {
     "plain": config.Lora(rank=4, alpha=8),
@@ -138,3 +138,23 @@ def test_over_fp8_the_update_is_added_to_the_rounded_product() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     for one, other in zip(*(torch.autograd.grad(y, (rows, down, up), dy) for y in (found, wanted)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_frozen_adapters_are_kept_in_the_type_of_the_base_and_compute_the_same() -> None:
+    model, _ = both(SETTINGS["rank-stabilised"])
+    ids = torch.arange(30)[None]
+    freeze_adapters(model)
+    layers = [module for module in model.modules() if isinstance(module, FusedLora)]
+    assert not any(one.frozen for one in layers)  # they are trained
+    wanted = model(input_ids=ids, use_cache=False).logits
+    model.requires_grad_(False)
+    freeze_adapters(model)
+    assert all(set(one.frozen) == {"default"} for one in layers)
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, wanted)
+    for one in layers:
+        one.lora_A["default"].weight.zero_()  # no longer read
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, wanted)
+    fp8 = layer(Fp8Linear(nn.Linear(32, 16), torch.device("cpu")))
+    fp8.requires_grad_(False).freeze()
+    assert {weight.dtype for weight in fp8.frozen["default"]} == {torch.bfloat16}

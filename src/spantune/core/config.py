@@ -363,6 +363,9 @@ class Extract(Section):
     """Largest number of tokens in an answer that is written. An answer that reaches it is reported."""
     grounded: bool = True
     """Decode with the grammar of the document, which allows only entities of its text."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the decoder layers on a GPU, which takes some seconds before the first document and makes extraction
+    faster. `auto`: for a model of a billion weights and more, where more documents wait than are computed together."""
     chunk_tokens: int | None = Field(None, ge=1)
     """Largest number of tokens of a text that the model reads at once; longer texts are read in overlapping chunks. If
     not given, what `train.max_tokens` and the window of the model leave besides the instruction and the answer; with

@@ -62,6 +62,7 @@ class Encoder:
         self.tokenizer, self.task, self.max_tokens = tokenizer, task, max_tokens
         self.format = answer_format(task)
         self.copies = 1
+        self._last: tuple[str | None, list[int]] = (None, [])
         if task.template == "chat" and not tokenizer.chat_template:
             raise ModelError(
                 "the tokenizer has no chat template; give an instruction-tuned model, or add chat_template.jinja "
@@ -79,7 +80,17 @@ class Encoder:
         return self._template(messages(self.task, text, self._system), add_generation_prompt=True)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Return the ids of the prompt for `text`; the name of a special token in the text is encoded as plain text."""
+        """Return the ids of the prompt for `text`; the name of a special token in the text is encoded as plain text.
+
+        Those of the last text are remembered: a text is encoded to see whether it fits, and again to be decoded.
+        """
+        last_text, last_ids = self._last
+        if text != last_text:
+            last_ids = self._prompt_ids(text)
+            self._last = text, last_ids
+        return list(last_ids)
+
+    def _prompt_ids(self, text: str) -> list[int]:
         ids = self._ids(self.render_prompt(text))
         if sum(token in self._special for token in ids) != self._frame:
             head, tail = self.render_prompt("\0").split("\0")
@@ -123,7 +134,11 @@ class Encoder:
         return self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
 
     def _ids(self, text: str) -> list[int]:
+        backend = self.tokenizer.backend_tokenizer
         with foreign("the tokenizer", "it cannot encode a text", "restore tokenizer.json"):
+            if backend.padding is None and backend.truncation is None and not backend.encode_special_tokens:
+                # transformers encodes a batch of one in many threads, which wait for each other
+                return list(backend.encode(text, add_special_tokens=False).ids)
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _template(self, chat: list[dict[str, str]], add_generation_prompt: bool) -> str:

@@ -45,6 +45,10 @@ class BackendTokenizer(Protocol):
     def decoder(self) -> Decoder | None:
         """What makes text of tokens."""
 
+    @property
+    def encode_special_tokens(self) -> bool:
+        """Whether the name of a special token in a text is encoded as text."""
+
     def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding:
         """The tokens of a text."""
 

@@ -8,8 +8,9 @@ from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
     from spantune.extraction.calibration import calibrate_run
+    from spantune.extraction.choosing import Row
     from spantune.extraction.chunked import Engine, most_tokens, refusals
-    from spantune.extraction.decoder import Decoder, Row
+    from spantune.extraction.decoder import Decoder
     from spantune.extraction.evaluation import Evaluation, evaluate, evaluate_run, save_predictions
     from spantune.extraction.extractor import Extractor
     from spantune.extraction.gold_walk import mark_choices
@@ -75,7 +76,8 @@ __getattr__, __dir__ = lazy_exports(
     {
         "calibration": ("calibrate_run",),
         "chunked": ("Engine", "most_tokens", "refusals"),
-        "decoder": ("Decoder", "Row"),
+        "choosing": ("Row",),
+        "decoder": ("Decoder",),
         "evaluation": ("Evaluation", "evaluate", "evaluate_run", "save_predictions"),
         "extractor": ("Extractor",),
         "gold_walk": ("mark_choices",),

@@ -3,7 +3,8 @@
 Each step takes the most probable token that the row's grammar allows. The tokens that the grammar then forces are fed
 together with the chosen token in the next pass. A pass has a bounded number of tokens: rows that are decoding come
 first, prompts fill the rest. On a GPU the rows are in two groups: while the pass of one group runs, the grammars of the
-other group advance. When the cache is full, the newest row is evicted and restarted later, with the same result.
+other group advance. Few rows are in one group: two half passes would take nearly twice as long as one. When the cache
+is full, the newest row is evicted and restarted later, with the same result.
 """
 
 from __future__ import annotations
@@ -15,76 +16,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from spantune.core import Document, ProblemKind, Status, first_line, number
 from spantune.encoding import Encoder, common_prefix
-from spantune.extraction.grammar import Allowed, Constraint, Guide
+from spantune.extraction.choosing import Chooser, Effort, Row, Rules
+from spantune.extraction.grammar import Guide
 from spantune.extraction.model_runner import Forward, Part
-from spantune.models import CausalLM, few_logits
+from spantune.models import CausalLM
 
+FEW = 48  # rows that are in one group: their grammars then take less time than a second pass
+RECENT = 64  # answers by whose length it is known how many rows the cache has room for
 SPARE = 64  # free slots, besides those of its prompt, that a row needs to join
 _PROBES = ("文本", "text", "\n", "1")  # the common prefix of their prompts is the instruction that all prompts share
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass
-class Effort:
-    """The cost of decoding: passes, decoded tokens, forced tokens among them, and seconds spent in grammars."""
-
-    passes: int = 0
-    tokens: int = 0
-    forced: int = 0
-    grammar_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How to decode.
-
-    Args:
-        limit: the maximum number of tokens of an answer.
-        constraint: makes the grammars; None decodes without a grammar.
-        on_choices: whether the model was trained on choices: log-probabilities are then normalised over the tokens
-            that the grammar allows, and entities are decoded in the order of training; otherwise they are normalised
-            over the whole vocabulary, and any entity may follow another.
-    """
-
-    limit: int
-    constraint: Constraint | None = None
-    on_choices: bool = False
-
-
-@dataclass(eq=False)
-class Row:
-    """A document that is being decoded, and its answer so far.
-
-    `number` is the row's number in the cache. `status` is None until the row ends; `logprobs` are None where a token
-    was forced. After a pass that failed, the row is decoded once more with `is_alone`; `error` is what then failed.
-    """
-
-    index: int
-    document: Document
-    prompt: list[int]
-    number: int = 0
-    position: int = 0
-    pending: list[int] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float | None] = field(default_factory=list)
-    guide: Guide | None = None
-    status: Status | None = None
-    failure: str = ""
-    failure_kind: ProblemKind = ProblemKind.GRAMMAR
-    is_alone: bool = False
-    is_cancelled: bool = False
-    error: Exception | None = None
-
-    def fail(self, error: Exception) -> None:
-        """Note why this text cannot be decoded; the other texts are not affected."""
-        self.failure = first_line(error)
 
 
 @dataclass(frozen=True)
@@ -119,16 +64,26 @@ class Decoder:
 
     def __init__(self, model: CausalLM, encoder: Encoder, forward: Forward, rules: Rules, effort: Effort):
         self._model, self._encoder, self._forward, self._rules, self._effort = model, encoder, forward, rules, effort
-        self._end_only = rules.constraint.matcher('start: ""') if rules.constraint else None
+        self._chooser = Chooser(model, forward, rules, effort)
         self._groups = [_Group() for _ in range(min(2, forward.shape.rows) if forward.pipelined else 1)]
         self._waiting: deque[Row] = deque()
         self._ended: list[Row] = []
+        self._lengths: deque[int] = deque(maxlen=RECENT)  # of the last answers
         self._submitted = 0
 
     @property
     def room(self) -> int:
         """How many more documents there is work for: a batch, and those that join when some of it end at once."""
         return places(self._forward.shape.rows) - self._in_flight - len(self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """How many documents wait for the first pass; 0 while others are decoded."""
+        return 0 if self._in_flight else len(self._waiting)
+
+    def compile(self) -> None:
+        """Compile the model's layers, as `Forward.compile`; no document may be decoded."""
+        self._forward.compile()
 
     @property
     def _in_flight(self) -> int:
@@ -170,9 +125,19 @@ class Decoder:
         for group in self._groups:
             self._guarded(group, self._finish)
             self._join(group)
-            self._guarded(group, self._start_pass)
+            if not self._unite(group):
+                self._guarded(group, self._start_pass)
         ended, self._ended = self._ended, []
         return ended
+
+    def _unite(self, group: _Group) -> bool:
+        """Give the rows of a group to the first one, which computes them next, where few are left of all."""
+        first = self._groups[0]
+        if group is first or self._waiting or self._in_flight > FEW:
+            return False
+        first.rows += group.rows
+        group.rows = []
+        return True
 
     def _share(self) -> None:
         """Compute the instruction of all prompts once; where that fails, it fails for the first row that waits."""
@@ -227,8 +192,10 @@ class Decoder:
 
     def _join(self, group: _Group) -> None:
         """Add documents to a group while there is room; a row that goes alone waits for all others, and they for it."""
-        forward = self._forward
-        while len(group.rows) < forward.shape.rows // len(self._groups) and self._waiting:
+        forward, rows = self._forward, self._forward.shape.rows
+        half = max(FEW, -(-(self._in_flight + len(self._waiting)) // 2))
+        most = min(rows // len(self._groups), half)
+        while len(group.rows) < most and self._in_flight < rows and self._waiting:  # united rows may be more
             row, is_busy = self._waiting[0], bool(self._in_flight)
             if is_busy and (row.is_alone or any(other.is_alone for each in self._groups for other in each.rows)):
                 return
@@ -237,7 +204,7 @@ class Decoder:
                 if is_busy:
                     return
                 forward.cut(shared)
-            if is_busy and forward.cache.room < len(row.prompt) - shared + SPARE:
+            if is_busy and forward.cache.room < len(row.prompt) - shared + SPARE + self._growth:
                 return
             self._waiting.popleft()
             row.number, row.position, row.pending = forward.cache.open(), shared, row.prompt[shared:]
@@ -246,6 +213,11 @@ class Decoder:
             except Exception as error:  # in a grammar's making, which is of this text only
                 row.fail(error)
             group.rows.append(row)
+
+    @property
+    def _growth(self) -> int:
+        """The slots that a row and those in flight will take if their answers are as long as those that have ended."""
+        return sum(self._lengths) // max(1, len(self._lengths)) * (1 + self._in_flight // 2)
 
     def _guide(self, row: Row) -> Guide | None:
         constraint, ordered = self._rules.constraint, self._rules.on_choices
@@ -273,52 +245,8 @@ class Decoder:
         if parts:
             self._effort.passes += 1
             output = forward.feed(parts, last_parts)
-            group.running = RunningPass(choosing, self._choose(choosing, output)) if choosing else None
-
-    def _choose(self, rows: Sequence[Row], output: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
-        """Choose each row's most probable allowed token.
-
-        Args:
-            rows: the rows that get a token.
-            output: their logits [rows, vocabulary], or their last hidden states where the forward gives states.
-
-        Returns:
-            A function that waits for the tokens and their log-probabilities.
-        """
-        if self._rules.constraint is None:
-            values = output.float()
-            chosen = values.argmax(-1, keepdim=True)
-            tokens, total = chosen, values.logsumexp(-1)
-        else:
-            allowed = self._allowed(rows)
-            ids, inside = _sent(allowed.ids, output.device), _sent(allowed.inside, output.device)
-            if self._forward.states:
-                union, places = np.unique(allowed.ids, return_inverse=True)
-                logits = few_logits(self._model, output, torch.from_numpy(union))
-                values = logits.gather(1, torch.from_numpy(places.reshape(allowed.ids.shape))).float()
-            else:
-                values = output.gather(1, ids).float()
-            values = values.masked_fill(~inside, float("-inf"))
-            chosen = values.argmax(-1, keepdim=True)
-            tokens = ids.gather(1, chosen)
-            total = (values if self._rules.on_choices else output.float()).logsumexp(-1)
-        logprobs = values.gather(1, chosen)[:, 0] - total
-        return _fetched(tokens[:, 0], logprobs)
-
-    def _allowed(self, rows: Sequence[Row]) -> Allowed:
-        """Return the tokens that the grammars allow next; a row whose grammar has failed may only end."""
-        assert self._rules.constraint is not None
-        began = time.perf_counter()
-        matchers = []
-        for row in rows:
-            try:
-                matchers.append(row.guide.matcher if row.guide else self._end_only)
-            except Exception as error:  # such as a grammar that exceeds the engine's limits
-                row.fail(error)
-                matchers.append(self._end_only)
-        allowed = self._rules.constraint.allowed(matchers)
-        self._effort.grammar_seconds += time.perf_counter() - began
-        return allowed
+            masks = self._chooser.masks(choosing)  # after the launch, for which its thread would hold up this one
+            group.running = RunningPass(choosing, self._chooser.choice(masks, output)) if choosing else None
 
     def _finish(self, group: _Group) -> None:
         """Append the tokens of the pass of a group to its rows; those that end leave it."""
@@ -338,6 +266,7 @@ class Decoder:
             if row.status:
                 self._leave(group, row)
                 self._ended.append(row)
+                self._lengths.append(len(row.ids))
         self._effort.grammar_seconds += time.perf_counter() - began
 
     def _advance(self, row: Row, token: int, logprob: float) -> Status | None:
@@ -374,26 +303,3 @@ class Decoder:
 def places(rows: int) -> int:
     """Return how many documents a decoder of so many rows has work for: half as many as it decodes wait to join."""
     return rows + rows // 2 + 1
-
-
-def _sent(values: NDArray[np.int64] | NDArray[np.bool_], device: torch.device) -> Tensor:
-    """Copy an array to `device` without waiting for the GPU."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def _fetched(tokens: Tensor, logprobs: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
-    """Return a function that waits for two tensors [rows] and gives them as lists; the GPU can be given more work."""
-    if tokens.device.type != "cuda":
-        return lambda: (tokens.tolist(), logprobs.tolist())
-    copies = [torch.empty(len(tensor), dtype=tensor.dtype, pin_memory=True) for tensor in (tokens, logprobs)]
-    for copy, tensor in zip(copies, (tokens, logprobs), strict=True):
-        copy.copy_(tensor, non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-
-    def wait() -> tuple[list[int], list[float]]:
-        event.synchronize()
-        return copies[0].tolist(), copies[1].tolist()
-
-    return wait

@@ -26,8 +26,8 @@ from spantune.core import (
     prefer_label_order,
 )
 from spantune.encoding import Encoder, SpanEncoder, TextEncoder
+from spantune.extraction.choosing import Effort, Rules
 from spantune.extraction.chunked import as_documents
-from spantune.extraction.decoder import Effort, Rules
 from spantune.extraction.grammar import constraint_of, require_grammar
 from spantune.extraction.reading import Reader, require_reading
 from spantune.extraction.result import without_overlaps

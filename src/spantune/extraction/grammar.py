@@ -162,6 +162,7 @@ class Guide:
         self._constraint, self._encoder, self._text, self._ordered = constraint, encoder, text, ordered
         self._new_ids: list[int] = []  # behind the answer that is read
         self._answer, self._parse = "", encoder.format.growing(text, encoder.task)
+        self._objects: set[str] = set()
         self._is_joined = spelling_of(encoder.tokenizer).is_known
         self._closing_ids = constraint.containing(encoder.format.mark)
         self.is_circling = False
@@ -228,13 +229,25 @@ class Guide:
     def _renew(self) -> bool:
         """After an entity, switch to the grammar for the rest of the answer; returns whether there is a new grammar."""
         encoder, text = self._encoder, self._text
-        answer = self._answer + encoder.decode(self._new_ids)
+        written = encoder.decode(self._new_ids)
+        answer = self._answer + written
+        renews = self._ordered or not encoder.task.nested or self.matcher.is_stopped()
         if self._is_joined and not answer.endswith("\ufffd"):  # which may be a part of a character
             self._answer, self._new_ids = answer, []
+            if not renews and self._is_new(written.strip()):
+                return False
         partial = PartialAnswer(answer, self._parse(answer))
         self.is_circling = partial.parsed.is_looping
-        renews = self._ordered or not encoder.task.nested or self.matcher.is_stopped()
         grammar = encoder.format.grammar(text, encoder.task, partial) if renews else None
         if grammar is not None:
             self._matcher = self._constraint.compile(lambda: grammar)
         return grammar is not None
+
+    def _is_new(self, written: str) -> bool:
+        """Whether an answer cannot be circling, since it ends with an object that it does not hold before.
+
+        Only of a format with a line for each entity this can be said without reading the answer.
+        """
+        is_new = self._encoder.format.incremental is not None and written not in self._objects
+        self._objects.add(written)
+        return is_new

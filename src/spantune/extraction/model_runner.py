@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from spantune.core import ModelError
+from spantune.extraction.compiling import compile_checked
 from spantune.models import (
     CausalLM,
     ModelConfig,
@@ -48,6 +49,9 @@ INSTRUCTION = 0  # the row that the instruction is computed in
 WIDTH = 64  # passes of a graph are padded to a multiple of this, or to a power of two below it
 TYPICAL = 768  # slots of a row on average; the longest rows may take more
 KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
+COMPILED_TOKENS = 24  # of the pass that compares compiled layers with plain ones
+WIDER = 0.98  # a wider pass is taken where it takes less than this share of the time
+REPEATS = 4  # of passes that are timed in turns, of which the fastest count
 MEMORY_SHARE = 0.8  # maximum share of the free GPU memory
 _LOG = logging.getLogger(__name__)
 Inputs = TypeVar("Inputs", Tensor, NDArray[np.int64])
@@ -93,6 +97,11 @@ class SlotCache(Cache):
         self._free = list(range(capacity))[::-1]
         self._rows = list(range(1, rows + 1))[::-1]
         self._held: dict[int, list[int]] = {INSTRUCTION: []}
+
+    @property
+    def stores(self) -> list[tuple[Tensor, Tensor]]:
+        """The keys and the values of each layer; none before the first pass."""
+        return list(zip(self._keys, self._values, strict=True))
 
     @property
     def room(self) -> int:
@@ -173,6 +182,8 @@ class Forward:
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = (
             {} if self._static and _is_capturable(model) else None
         )
+        self._instead: dict[int, int] = {}  # the width that is taken for passes of a width
+        self._is_compiled = False
         self._mask = unread_mask(self._config, self._dtype, self._device)
 
     @property
@@ -212,7 +223,8 @@ class Forward:
         last = np.array([firsts[index + 1] - 1 for index in output_parts], np.int64)
         if self._static is None:
             return self._run(torch.from_numpy(tokens).to(self._device), torch.from_numpy(last).to(self._device), spans)
-        width = self._static.load(tokens, last, spans)
+        width = self._width(tokens.shape[1])
+        self._static.load(tokens, last, spans, width)
         return self._replay(width)[: len(output_parts)]
 
     def _run(self, tokens: Tensor, last: Tensor, spans: Sequence[Span], blocks: Tensor | None = None) -> Tensor:
@@ -233,27 +245,75 @@ class Forward:
             attention_mask=self._mask,
             past_key_values=self.cache,
             use_cache=True,
-            rows=RowView(self.cache.slots, self._windows, spans, blocks),
+            rows=RowView(self.cache.slots, self._windows, spans, blocks, *self._stores(slots)),
             **({} if self.states else {"logits_to_keep": last}),
         )
         result: Tensor = output.last_hidden_state[0].index_select(0, last) if self.states else output.logits[0]
         return result
 
+    def _stores(self, destination: Tensor) -> tuple[()] | tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        return (self.cache.stores, destination) if self._is_compiled else ()
+
+    def compile(self) -> None:
+        """Compile the model's layers, where passes are graphs; there must be a free row, and slots for a few tokens."""
+        if self._is_compiled or not self._graphs_work():
+            return
+        torch.cuda.synchronize()  # the graphs are given up
+        self._is_compiled = compile_checked(self._model, self._check_pass, COMPILED_TOKENS)
+        self._graphs, self._instead = {}, {}
+
+    def _graphs_work(self) -> bool:
+        """Whether passes are graphs; on a GPU the first one shows it."""
+        if self._graphs is not None and not self._graphs:
+            self._width(1)
+        return self._graphs is not None
+
+    def _check_pass(self, is_compiled: bool) -> None:
+        """Run a pass of any tokens behind the instruction, with compiled layers or plain ones, without a graph."""
+        self._graphs, self._is_compiled = None, is_compiled
+        row = self.cache.open()
+        ids = [(7 + 31 * number) % self._config.vocab_size for number in range(COMPILED_TOKENS)]
+        self.feed([Part(row, len(self.instruction), ids)], [0])
+        self.cache.close(row)
+
+    def _width(self, count: int) -> int:
+        """The width of a pass of `count` tokens: the next one, or the one after it where that takes less time."""
+        width = fitting(count)
+        if self._graphs is None:
+            return width
+        if width not in self._instead:
+            wider = width + WIDTH
+            self._capture(width)
+            self._instead[width] = width
+            if width > 2 * WIDTH and wider <= self.shape.tokens:
+                self._capture(wider)
+                self._instead[width] = self._faster(width, wider)
+        return self._instead[width]
+
+    def _faster(self, width: int, wider: int) -> int:
+        """Time the graphs of two widths in turns; returns the one to take for passes of the first width."""
+        if self._graphs is None:
+            return width
+        times: dict[int, list[float]] = {width: [], wider: []}
+        for one in (width, wider) * REPEATS:
+            times[one].append(_milliseconds(self._graphs[one][0]))
+        return wider if min(times[wider]) < WIDER * min(times[width]) else width
+
     def _replay(self, width: int) -> Tensor:
         """Run a pass of a fixed width over the loaded tokens, as a graph where graphs can be used."""
         assert self._static is not None
-        if self._graphs is not None and width not in self._graphs:
-            self._capture(width)
-        if self._graphs is None:
-            self._static.ready()
-            return self._run(*self._static.views(width))
-        graph, logits = self._graphs[width]
         self._static.ready()
+        if self._graphs is None:
+            return self._run(*self._static.views(width))
+        graph, output = self._graphs[width]
         graph.replay()
-        return logits
+        return output
 
     def _capture(self, width: int) -> None:
-        assert self._static is not None and self._graphs is not None
+        """Make the graph of a width, where there is none."""
+        assert self._static is not None
+        if self._graphs is None or width in self._graphs:
+            return
         self._static.blank()
         views = self._static.views(width)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -265,13 +325,13 @@ class Forward:
             graph = torch.cuda.CUDAGraph()
             pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
             with torch.cuda.graph(graph, pool=pool):
-                logits = self._run(*views)
+                output = self._run(*views)
         except RuntimeError as error:
             torch.cuda.synchronize()
             _LOG.warning("decoding without CUDA graphs, which is slower: %s", str(error).splitlines()[0])
             self._graphs = None
             return
-        self._graphs[width] = graph, logits
+        self._graphs[width] = graph, output
 
     def _capacity(self) -> int:
         shape = self.shape
@@ -290,6 +350,22 @@ class Forward:
         return min(slots, available)
 
 
+def fitting(count: int) -> int:
+    """Return the narrowest width of a pass of `count` tokens."""
+    return next((width for width in (16, 32) if width >= count), -(-count // WIDTH) * WIDTH)
+
+
+def _milliseconds(graph: torch.cuda.CUDAGraph) -> float:
+    """The time of a pass without rows."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+    events[0].record()
+    graph.replay()
+    events[1].record()
+    events[1].synchronize()
+    milliseconds: float = events[0].elapsed_time(events[1])
+    return milliseconds
+
+
 class _Static:
     """The inputs of a pass at fixed addresses in GPU memory, and the pinned memory that they are copied from."""
 
@@ -305,13 +381,12 @@ class _Static:
         self._events = [_event(device) for _ in range(2)]
         self._turn = 0
 
-    def load(self, tokens: NDArray[np.int64], last: NDArray[np.int64], spans: Sequence[Span]) -> int:
-        """Put a pass into pinned memory, padded to its width, which is returned."""
+    def load(self, tokens: NDArray[np.int64], last: NDArray[np.int64], spans: Sequence[Span], width: int) -> None:
+        """Put a pass into pinned memory, padded to `width`."""
         self._turn ^= 1
         if event := self._events[self._turn]:
             event.synchronize()  # until the pass before the last has read it
         count = tokens.shape[1]
-        width = next((width for width in (16, 32) if width >= count), -(-count // WIDTH) * WIDTH)
         staged, ends, blocks = self._split(self._staging[self._turn].numpy())
         staged[:, :count] = tokens
         staged[:, count:width] = self._padding()
@@ -319,7 +394,6 @@ class _Static:
         cut = blocks_of(spans, self._per_block)
         blocks[: len(cut)] = cut
         blocks[len(cut) :] = 0
-        return width
 
     def blank(self) -> None:
         """Make the pass in GPU memory one of padding only, for a capture."""
@@ -336,7 +410,7 @@ class _Static:
     def views(self, width: int) -> tuple[Tensor, Tensor, Sequence[Span], Tensor]:
         """Return the tokens [4, width], the last ones [rows], no spans, and the blocks [blocks, 4] of a pass."""
         tokens, last, blocks = self._split(self._inputs)
-        block_count = self._shape.rows + width // self._per_block + 1
+        block_count = min(self._shape.rows, width) + width // self._per_block + 1
         return tokens[:, :width], last[: min(width, self._shape.rows)], (), blocks[:block_count]
 
     def _padding(self) -> NDArray[np.int64]:

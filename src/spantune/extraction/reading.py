@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ from spantune.core import (
     number,
 )
 from spantune.encoding import SpanEncoder, SpanExample
-from spantune.extraction.decoder import Effort
+from spantune.extraction.choosing import Effort
+from spantune.extraction.compiling import compile_checked, is_worth_compiling
 from spantune.extraction.result import Ended, calibrated, failure, without_overlaps
 from spantune.metrics import Calibration
 from spantune.models import CausalLM, SpanPack, layout_spans, require_head, span_logits
@@ -60,7 +62,8 @@ class _Pending:
     """A pack that the device computes: its texts, and the index of the first character of each.
 
     `candidates` are the spans that are candidates and `logits` those of all spans [characters, width, types]; `broken`
-    are the characters [characters] with a span whose logit is NaN. All are None where no text has a character.
+    are the characters [characters] with a span whose logit is NaN. All are None where no text has a character. `done`
+    is when they are computed, on a GPU.
     """
 
     texts: Sequence[_Text]
@@ -68,6 +71,7 @@ class _Pending:
     candidates: Tensor | None = None
     logits: Tensor | None = None
     broken: Tensor | None = None
+    done: torch.cuda.Event | None = None
 
 
 def require_reading(settings: config.Extract) -> None:
@@ -105,6 +109,7 @@ class Reader:
         self._submitted = 0
         self._size = 0  # of the texts that wait, in tokens
         self._budget = TOKENS[self.device.type] - len(encoder.prefix)
+        self._settings, self._is_decided = settings, False  # whether to compile
 
     @property
     def thresholds(self) -> Calibration:
@@ -142,26 +147,33 @@ class Reader:
             text.is_cancelled |= text.number == number
 
     def step(self) -> list[Ended]:
-        """Return the texts of the pack before, once the device has computed it, with every candidate; start the next.
+        """Start the next pack; return the texts of the one before, once it is computed, with every candidate.
 
         A pack that fails, for want of memory or by an error in the model, is read once more text by text, and only a
-        text that fails again has the status `failed`, with the error.
+        text that fails again has the status `failed`, with the error. One that is started while another is computed is
+        first tried again after that.
         """
         if self.device.type == "cpu":
             return self._step_at_once()
         ended: list[Ended] = []
         pending, self._pending = self._pending, None
+        texts = self._next_pack()
+        error = self._start(texts)
         if pending:
             try:
                 ended += self._read(pending)
-            except Exception as error:
-                ended += self._again(pending.texts, error)
-        if texts := self._next_pack():
-            try:
-                self._pending = self._launch(texts)
-            except Exception as error:
-                ended += self._again(texts, error)
-        return ended
+            except Exception as reading_error:
+                ended += self._again(pending.texts, reading_error)
+            error = self._start(texts) if error else None
+        return ended if error is None else [*ended, *self._again(texts, error)]
+
+    def _start(self, texts: Sequence[_Text]) -> Exception | None:
+        """Start a pack; returns why that failed."""
+        try:
+            self._pending = self._launch(texts) if texts else None
+        except Exception as error:
+            return error
+        return None
 
     def _step_at_once(self) -> list[Ended]:
         """Read the next pack, and return its texts: a CPU computes nothing beside, and whoever waits is told sooner.
@@ -249,9 +261,22 @@ class Reader:
         pack = pack.to(self.device)
         self.effort.passes += 1
         self.effort.tokens += len(pack.ids)
+        self._compile(pack, is_bulk=bool(self._waiting))
+        above = self._above(self._logits(pack), pack)
+        done = torch.cuda.Event() if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        if done:
+            done.record()
+        return _Pending(texts, starts, *above, done)
+
+    def _logits(self, pack: SpanPack) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
-            logits = span_logits(self.model, pack, self._dtype)
-        return _Pending(texts, starts, *self._above(logits, pack))
+            return span_logits(self.model, pack, self._dtype)
+
+    def _compile(self, pack: SpanPack, *, is_bulk: bool) -> None:
+        """Compile the layers, once, where that is worth its time; they must compute for `pack` what plain ones do."""
+        if not self._is_decided and is_worth_compiling(self.model, self._settings, is_bulk=is_bulk):
+            self._is_decided = True
+            compile_checked(self.model, lambda _: self._logits(pack), len(pack.ids))
 
     @staticmethod
     def _above(logits: Tensor, pack: SpanPack) -> tuple[Tensor, Tensor, Tensor]:
@@ -259,9 +284,22 @@ class Reader:
         inside = pack.band.inside
         return (logits > LOWEST_LOGIT) & inside[:, :, None], logits, (logits.isnan().any(-1) & inside).any(-1)
 
-    @torch.inference_mode()
     def _read(self, pending: _Pending) -> list[Ended]:
-        """Return the Extraction of each text of a pack, once the device has computed it.
+        """Return the Extraction of each text of a pack, once the device has computed it, whatever it computes then."""
+        if pending.done is None:
+            return self._found(pending)
+        with torch.cuda.stream(self._beside):
+            self._beside.wait_event(pending.done)
+            return self._found(pending)
+
+    @cached_property
+    def _beside(self) -> torch.cuda.Stream:
+        """A stream beside the one of the model, which may have been given the next pack."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    @torch.inference_mode()
+    def _found(self, pending: _Pending) -> list[Ended]:
+        """Return the Extraction of each text of a pack.
 
         A text in which the model computed NaN has failed, if it was alone: in a pack it may have it from another.
         """

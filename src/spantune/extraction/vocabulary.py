@@ -28,6 +28,7 @@ SENTENCE_PIECES = (
     {"type": "Fuse"},
 )
 """The decoder of a vocabulary as SentencePiece makes it."""
+REMEMBERED = 4096  # texts whose tokens are remembered, most of them what the format has around mentions
 _BYTES_BY_NAME = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
 
 
@@ -149,9 +150,13 @@ class _InMemory:
         self._first_letters = {name[:1] for name in self._names}
         self._renamed = cache(lambda: _backend_without_special_names(tokenizer))
         self._lock = Lock()
+        self._ids = lru_cache(maxsize=REMEMBERED)(self._encode)
 
     def __call__(self, text: str) -> list[int]:
         """Return the tokens of a text; it is called in several threads."""
+        return list(self._ids(text))
+
+    def _encode(self, text: str) -> list[int]:
         backend = self._tokenizer.backend_tokenizer
         if not self._first_letters.isdisjoint(text) and any(name in text for name in self._names):
             with self._lock:  # the second tokenizer takes a second to make

@@ -10,13 +10,15 @@ from dataclasses import replace
 
 from spantune.core import Document, Extraction, Problem, Status, config
 from spantune.encoding import Encoder
-from spantune.extraction.decoder import Decoder, Effort, Row, Rules, places
+from spantune.extraction.choosing import Effort, Row, Rules
+from spantune.extraction.compiling import is_worth_compiling
+from spantune.extraction.decoder import Decoder, places
 from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Ended, Written, failed, read_answer
 from spantune.models import CausalLM
 
 ROWS = {"cpu": 16, "cuda": 256}  # documents that are decoded together by default
-TOKENS = {"cpu": 1024, "cuda": 512}  # maximum tokens of a pass
+TOKENS = {"cpu": 1024, "cuda": 768}  # maximum tokens of a pass
 
 
 class Writer:
@@ -34,6 +36,7 @@ class Writer:
         self._model, self._encoder, self._rules, self._effort = model, encoder, rules, effort
         self._kind: str = next(model.parameters()).device.type
         self._rows = settings.batch_size or ROWS[self._kind]
+        self._settings = settings
         self._decoder: Decoder | None = None
 
     @property
@@ -65,7 +68,14 @@ class Writer:
 
     def step(self) -> list[Ended]:
         """Compute a pass; returns what has ended, in any order."""
+        self._prepare()
         return [Ended(row.index, self._extraction(row), row.error) for row in self._awake.step()]
+
+    def _prepare(self) -> None:
+        """Before the first pass of many documents, compile the layers where that is worth its time."""
+        waiting = self._awake.waiting
+        if waiting and is_worth_compiling(self._model, self._settings, is_bulk=waiting > self._rows):
+            self._awake.compile()
 
     @property
     def _awake(self) -> Decoder:

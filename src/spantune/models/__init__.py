@@ -20,7 +20,7 @@ from spantune.models.architecture import (
 )
 from spantune.models.attention import NAME, Places, check_attention, pack_view, unread_mask
 from spantune.models.bundled import bundled_vocabulary, cache_root
-from spantune.models.compilation import compile_layers
+from spantune.models.compilation import compile_for_extraction, compile_layers, plain_in_extraction
 from spantune.models.full import require_full
 from spantune.models.hashes import hash_files, hash_model
 from spantune.models.hubs import HUBS, hf_http_error
@@ -45,6 +45,7 @@ from spantune.models.lora import (
     adapter_weights,
     attach,
     coverage,
+    is_compilable,
     linear_modules,
     require_dora,
     unmatched_error,
@@ -110,6 +111,7 @@ __all__ = [
     "causal_lm",
     "check_attention",
     "check_head_files",
+    "compile_for_extraction",
     "compile_layers",
     "copy_head",
     "copy_trained",
@@ -129,6 +131,7 @@ __all__ = [
     "head_size",
     "head_weights",
     "hf_http_error",
+    "is_compilable",
     "is_shareable",
     "is_wide",
     "kernel_error",
@@ -155,6 +158,7 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "pinned",
+    "plain_in_extraction",
     "public_name",
     "queries_per_block",
     "read_files",

@@ -26,7 +26,7 @@ from spantune.encoding import PREFIX
 from spantune.models.architecture import layer_kinds, window_of
 from spantune.models.interfaces import ModelConfig
 from spantune.models.kernels.packs import Spans, can_flash, pack_attention
-from spantune.models.kernels.rows import RowView
+from spantune.models.kernels.rows import LayerRows, RowView
 
 NAME = "spantune"  # the attention implementation to load models with
 Mask = Tensor | dict[str, Tensor]
@@ -114,14 +114,16 @@ def segmented_attention(
     """Attention with transformers' interface that, given `segments` or `spans`, skips what the mask hides.
 
     Shapes: query [1, heads, queries, size], key and value [1, kv heads, keys, size], mask [1, 1, queries, keys];
-    returns [1, queries, heads, size]. Given `rows`, keys and values are a cache of slots (see `RowView`).
+    returns [1, queries, heads, size]. Given `rows`, keys and values are, or go into, a cache of slots (`RowView`).
     """
     spans: Spans | None = options.pop("spans", None)
     if spans is not None:
         queries, keys, values = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
         window = options.get("sliding_window")
         return pack_attention(queries, keys, values, spans, options["scaling"], window)[None], None
-    rows: RowView | None = options.pop("rows", None)
+    rows: RowView | LayerRows | None = options.pop("rows", None)
+    if isinstance(rows, LayerRows):
+        return rows.attend(query, key, value, options["scaling"]), None
     if rows is not None:
         return rows.attend(module.layer_idx, query, key, value, options["scaling"]), None
     parts: list[Segment] | None = options.pop("segments", None)

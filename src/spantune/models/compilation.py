@@ -1,4 +1,4 @@
-"""Decoder layers through torch.compile for training on a GPU, with a choice of what backward computes again.
+"""Decoder layers through torch.compile on a GPU: for training, with a choice of what backward computes again.
 
 One layer is compiled for sequences of any length, and all layers share its code. What a layer keeps for backward:
 
@@ -6,7 +6,8 @@ One layer is compiled for sequences of any length, and all layers share its code
     some    also the outputs of attention and of the products that are not wide (the MLP's first product is wide)
     most    also the outputs of wide products; norms, activations and quantised inputs are computed again
 
-Extraction, which has other shapes, uses the layers without compilation.
+Extraction compiles the layers by itself, without a backward pass: those of a frozen model, for passes that decode rows
+and for packs that are read.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from spantune.core import Keep
 from spantune.models.architecture import decoder_layers, is_wide
 from spantune.models.interfaces import CausalLM
 from spantune.models.kernels import lora_linear, packs
+from spantune.models.lora import freeze_adapters
 
 RECOMPILES = 64
+_PLAIN = "plain"  # the attribute of a forward that is compiled for extraction: the one before
 Forward: TypeAlias = Callable[..., object]
 
 
@@ -48,6 +51,42 @@ def compile_layers(model: CausalLM, keep: Keep) -> int:
             layer, layer.forward, torch.compile(_keeping(layer.forward, keep), dynamic=True)
         )
     return len(layers)
+
+
+def compile_for_extraction(model: CausalLM) -> None:
+    """Compile the forward of each decoder layer for extraction; nothing happens where that is done.
+
+    It is used by passes whose `RowView` has stores, and for packs of spans, while the model does not train.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(RECOMPILES, torch._dynamo.config.recompile_limit)
+    freeze_adapters(model)
+    for number, layer in enumerate(decoder_layers(model)):
+        if not hasattr(layer.forward, _PLAIN):
+            layer.forward = _in_extraction(number, layer, layer.forward)
+
+
+def plain_in_extraction(model: CausalLM) -> None:
+    """Undo `compile_for_extraction`."""
+    for layer in decoder_layers(model):
+        layer.forward = getattr(layer.forward, _PLAIN, layer.forward)
+
+
+def _in_extraction(number: int, layer: nn.Module, plain: Forward) -> Forward:
+    compiled = torch.compile(plain, dynamic=True)
+
+    def forward(*args: object, **kwargs: Any) -> object:
+        view = kwargs.get("rows")
+        rows = view.of_layer(number) if view is not None else None
+        if layer.training or (rows is None and kwargs.get("spans") is None):
+            return plain(*args, **kwargs)
+        if rows is not None:
+            kwargs |= {"rows": rows, "past_key_values": None}
+        return compiled(*args, **kwargs)
+
+    setattr(forward, _PLAIN, plain)
+    return forward
 
 
 def _keeping(forward: Forward, keep: Keep) -> Forward:

@@ -174,8 +174,33 @@ FUSED = (nn.Linear, Fp8Linear)
 """The types of linear layer that `FusedLora` supports; their subclasses it does not."""
 
 
+def is_compilable(model: CausalLM) -> bool:
+    """Whether a compiler sees through the linear layers of a model, and its weights stay as they are."""
+    is_frozen = not any(parameter.requires_grad for parameter in model.parameters())
+    return is_frozen and all(type(module) in FUSED for _, module in linear_modules(model))
+
+
+def freeze_adapters(model: CausalLM) -> None:
+    """Keep the adapters of a model that is not trained in the type of its base, scaled, as its products need them."""
+    for module in model.modules():
+        if isinstance(module, FusedLora):
+            module.freeze()
+
+
 class FusedLora(Linear):
     """PEFT's LoRA layer with a leaner forward for the plain case."""
+
+    frozen: dict[str, tuple[Tensor, Tensor]]
+
+    def freeze(self) -> None:
+        """Keep the adapters that have no gradient in the type of the base, scaled."""
+        weight = self.get_base_layer().weight
+        dtype = torch.bfloat16 if weight.dtype == torch.uint8 else weight.dtype
+        self.frozen = {
+            name: ((down.weight * self.scaling[name]).to(dtype), self.lora_B[name].weight.to(dtype))
+            for name, down in self.lora_A.items()
+            if not down.weight.requires_grad
+        }
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Apply the base layer and its adapter to `x` [..., in], in the base's type."""
@@ -183,13 +208,20 @@ class FusedLora(Linear):
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
         (name,) = self.active_adapters
-        base, up = self.base_layer, self.lora_B[name].weight
+        base = self.base_layer
         weight, scale = (base.weight.view(FP8), base.scale) if isinstance(base, Fp8Linear) else (base.weight, None)
         rows = x.flatten(0, -2) if scale is not None else x.flatten(0, -2).to(weight.dtype)
-        down = self.lora_A[name].weight * self.scaling[name]
-        adapters = (down.to(rows.dtype), up.to(rows.dtype))
+        adapters = self._adapters(name, rows.dtype)
         outputs: Tensor = linear(rows, weight, scale, *adapters)
         return (outputs if base.bias is None else outputs + base.bias).view(*x.shape[:-1], base.out_features)
+
+    def _adapters(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The weights of an adapter, the first one scaled, in `dtype`."""
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        frozen: tuple[Tensor, Tensor] | None = getattr(self, "frozen", {}).get(name)
+        if frozen is not None and frozen[0].dtype == dtype and not up.requires_grad:
+            return frozen
+        return (down * self.scaling[name]).to(dtype), up.to(dtype)
 
     def merge(self, *args: object, **kwargs: object) -> None:
         """Merge as PEFT does, except into FP8, whose numbers are too coarse for the update.

@@ -3,6 +3,8 @@
 The queries of a row are consecutive; each attends to the keys of its row up to its own position, within the window of a
 sliding layer. On a CUDA GPU one kernel computes all rows (see `rows_triton`); elsewhere the keys of each row are
 gathered and given to scaled-dot-product attention, so that the cost is the sum of the rows' costs.
+
+In a compiled layer the kernel is an operator, and the compiler writes the new keys and values into their slots.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from spantune.models.architecture import layer_kinds, window_of
 from spantune.models.interfaces import ModelConfig
+from spantune.models.kernels.lora_linear import LIBRARY
 
 
 class Span(NamedTuple):
@@ -29,18 +32,52 @@ class Span(NamedTuple):
     position: int
 
 
+class LayerRows(NamedTuple):
+    """What a compiled layer needs of a pass, as tensors and numbers only, so that all layers share one code.
+
+    `keys` and `values` [slots, kv heads, size] are the layer's stores, in which those of the pass's tokens are written
+    at `destination` [tokens]; `slots` and `blocks` are those of `RowView`, and `window` is 0 where there is none.
+    """
+
+    keys: Tensor
+    values: Tensor
+    destination: Tensor
+    slots: Tensor
+    blocks: Tensor
+    window: int
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Store keys and values [1, kv heads, tokens, size]; returns the attention [1, tokens, heads, size]."""
+        for store, states in ((self.keys, key), (self.values, value)):
+            store.index_copy_(0, self.destination, states[0].transpose(0, 1))
+        attended: Tensor = torch.ops.spantune.row_attention(
+            query[0], self.keys, self.values, self.slots, self.blocks, scale, self.window
+        )
+        return attended
+
+
 @dataclass(frozen=True)
 class RowView:
     """Which keys the queries of a pass attend to: their spans, and the `slots` [rows, positions] of their keys.
 
     `blocks` [blocks, 4] are the spans cut into blocks of the kernel's size, as a tensor of a fixed shape; without it
-    the spans are computed one after another. `windows` has one entry for each layer.
+    the spans are computed one after another. `windows` has one entry for each layer. `stores` are the keys and values
+    of each layer, and `destination` says where those of the pass go, for layers that are compiled; without them the
+    model's cache does it.
     """
 
     slots: Tensor
     windows: Sequence[int | None]
     spans: Sequence[Span] = ()
     blocks: Tensor | None = None
+    stores: Sequence[tuple[Tensor, Tensor]] = ()
+    destination: Tensor | None = None
+
+    def of_layer(self, layer: int) -> LayerRows | None:
+        """Return what a compiled layer needs; None where the pass is for layers that are not compiled."""
+        if not self.stores or self.blocks is None or self.destination is None:
+            return None
+        return LayerRows(*self.stores[layer], self.destination, self.slots, self.blocks, self.windows[layer] or 0)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention [1, tokens, heads, size] of queries [1, heads, tokens, size] over slots [slots, kv heads, size]."""
@@ -96,15 +133,17 @@ def kernel_error(heads: int, kv_heads: int, size: int, dtype: torch.dtype, devic
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw).to(device, dtype)
 
-    spans = (Span(0, 0, 5, 20), Span(1, 5, 1, 90))
+    layouts = ((Span(0, 0, 5, 20), Span(1, 5, 1, 90)), (Span(0, 0, 70, 20), Span(1, 70, 1, 90)))  # narrow and wide
     slots = torch.randperm(192, generator=draw).view(2, 96).to(device, torch.int32)
-    blocks = torch.tensor(blocks_of(spans, queries_per_block(heads // kv_heads)), device=device)
-    query, key, value = random(1, heads, 6, size), random(192, kv_heads, size), random(192, kv_heads, size)
+    key, value = random(192, kv_heads, size), random(192, kv_heads, size)
     worst = 0.0
-    for window in (None, 7):
-        plain = RowView(slots, (window,), spans).attend(0, query, key, value, size**-0.5).float()
-        fast = RowView(slots, (window,), blocks=blocks).attend(0, query, key, value, size**-0.5).float()
-        worst = max(worst, float((fast - plain).norm() / plain.norm()))
+    for spans in layouts:
+        query = random(1, heads, sum(span.queries for span in spans), size)
+        blocks = torch.tensor(blocks_of(spans, queries_per_block(heads // kv_heads)), device=device)
+        for window in (None, 7):
+            plain = RowView(slots, (window,), spans).attend(0, query, key, value, size**-0.5).float()
+            fast = RowView(slots, (window,), blocks=blocks).attend(0, query, key, value, size**-0.5).float()
+            worst = max(worst, float((fast - plain).norm() / plain.norm()))
     return worst
 
 
@@ -112,3 +151,24 @@ def windows(config: ModelConfig) -> list[int | None]:
     """Return the attention window of each layer in tokens; None where it has none."""
     kinds: Sequence[str | None] = layer_kinds(config) or [None] * config.num_hidden_layers
     return [window_of(config, kind) for kind in kinds]
+
+
+def _attend_blocks(
+    query: Tensor, key: Tensor, value: Tensor, slots: Tensor, blocks: Tensor, scale: float, window: int
+) -> Tensor:
+    from spantune.models.kernels.rows_triton import attend_blocks
+
+    return attend_blocks(query, key, value, slots, blocks, scale, window)
+
+
+def _attended_shape(query: Tensor, *_: object) -> Tensor:
+    heads, tokens, size = query.shape
+    return query.new_empty(1, tokens, heads, size)
+
+
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    "row_attention(Tensor query, Tensor key, Tensor value, Tensor slots, Tensor blocks, float scale, SymInt window)"
+    " -> Tensor"
+)
+LIBRARY.impl("row_attention", _attend_blocks, "CUDA")  # type: ignore[no-untyped-call]
+torch.library.register_fake("spantune::row_attention", _attended_shape)

@@ -2,7 +2,9 @@
 
 One program computes a block of a row's queries with all the query heads that share a key head, over the keys of the
 row in order (flash attention's online softmax). It reads only keys that are attended to, supports prompts and single
-tokens, and its launch depends on shapes only, so that a CUDA graph can capture it. Accumulates in float32.
+tokens, and its launch depends on shapes only, so that a CUDA graph can capture it. Accumulates in float32. In a pass of
+few tokens the keys of a row are divided over several programs, whose sums a second kernel joins: otherwise most of the
+GPU would wait for a few long rows.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-KEYS = 64  # keys of a step
+DIVIDED = {32: 8, 64: 4}  # over how many programs the keys of a row are divided, by the most tokens of a pass
 QUERIES = 8  # fewest queries of a row in a block
 
 
@@ -32,15 +34,33 @@ def attend_blocks(
     Each of `blocks` [blocks, 4] is (row, first query, queries, position of the first); one with 0 queries is skipped.
     """
     heads, tokens, size = query.shape
-    group = heads // key.shape[1]
+    group, shares = heads // key.shape[1], _shares(tokens)
     attended = query.new_empty(1, tokens, heads, size)
-    _attend[(len(blocks), key.shape[1])](
-        query, key, value, attended, slots, blocks, scale * 1.4426950408889634, window or 0,
-        query.stride(0), query.stride(1), slots.stride(0), heads, size,
-        GROUP=group, SIZE=max(16, triton.next_power_of_2(size)), LINES=_lines(group), KEYS=KEYS,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+    sums = attended if shares == 1 else query.new_empty(shares, tokens, heads, size, dtype=torch.float32)
+    totals = attended if shares == 1 else query.new_empty(2, shares, tokens, heads, dtype=torch.float32)
+    width = max(16, triton.next_power_of_2(size))
+    keys, stages = _step(width * query.element_size(), shares)
+    _attend[(len(blocks), key.shape[1], shares)](
+        query, key, value, sums, totals, slots, blocks, scale * 1.4426950408889634, window or 0,
+        query.stride(0), query.stride(1), slots.stride(0), heads, size, tokens,
+        GROUP=group, SIZE=width, LINES=_lines(group), KEYS=keys, SHARES=shares,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=4, num_stages=stages,
     )  # fmt: skip
+    if shares > 1:
+        _join[(tokens, heads)](sums, totals, attended, heads, size, tokens, SIZE=width, SHARES=shares, num_warps=1)
     return attended
+
+
+def _step(line: int, shares: int) -> tuple[int, int]:
+    """How many keys of `line` bytes a program reads at a time, and how many such steps are under way; as measured."""
+    if shares > 1:
+        return 32, 4
+    return (128, 2) if line <= 256 else (64, 3)
+
+
+def _shares(tokens: int) -> int:
+    """Over how many programs the keys of a row are divided in a pass of so many tokens."""
+    return next((shares for most, shares in DIVIDED.items() if tokens <= most), 1)
 
 
 def _lines(group: int) -> int:
@@ -49,11 +69,16 @@ def _lines(group: int) -> int:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
-    query, key, value, attended, slots, blocks, scale, window,
-    query_head, query_token, slots_row, heads, size,
-    GROUP: tl.constexpr, SIZE: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    query, key, value, attended, totals, slots, blocks, scale, window,
+    query_head, query_token, slots_row, heads, size, tokens,
+    GROUP: tl.constexpr, SIZE: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr, SHARES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A line of the block is one query of one head: line i is query i // GROUP of head i % GROUP of the group."""
+    """A line of the block is one query of one head: line i is query i // GROUP of head i % GROUP of the group.
+
+    With several shares `attended` [shares, tokens, heads, size] is a sum that is not divided yet, and `totals` [2,
+    shares, tokens, heads] are the largest weight of each share and the sum of its weights.
+    """
     block = blocks + tl.program_id(0) * 4
     row, first, count, position = tl.load(block), tl.load(block + 1), tl.load(block + 2), tl.load(block + 3)
     if count == 0:
@@ -68,10 +93,15 @@ def _attend(  # type: ignore[no-untyped-def]
     place = position + number
     end = position + count
     begin = tl.where(window > 0, tl.maximum(position - window + 1, 0) // KEYS * KEYS, 0)
+    stop, share = end, tl.program_id(2)
+    if SHARES > 1:
+        each = tl.cdiv(tl.cdiv(end - begin, KEYS), SHARES) * KEYS
+        begin += share * each
+        stop = tl.minimum(end, begin + each)
     largest = tl.full([LINES], float("-inf"), tl.float32)
     total = tl.zeros([LINES], tl.float32)
     result = tl.zeros([LINES, SIZE], tl.float32)
-    for start in range(begin, end, KEYS):
+    for start in range(begin, stop, KEYS):
         at = start + tl.arange(0, KEYS)
         slot = tl.load(slots + row * slots_row + at, mask=at < end, other=0).to(tl.int64)
         entry = (slot * kv_heads + kv_head)[:, None] * size + column[None, :]
@@ -89,6 +119,28 @@ def _attend(  # type: ignore[no-untyped-def]
         result = result * fade[:, None] + tl.dot(weight.to(values.dtype), values, input_precision=PRECISION)
         total = total * fade + tl.sum(weight, 1)
         largest = now
-    result = result / total[:, None]
-    to = attended + ((first + number)[:, None] * heads + head[:, None]) * size + column[None, :]
+    cell = (share * tokens + first + number) * heads + head
+    if SHARES > 1:
+        there = number < count
+        tl.store(totals + cell, largest, mask=there)
+        tl.store(totals + SHARES * tokens * heads + cell, total, mask=there)
+    else:
+        result = result / total[:, None]
+    to = attended + cell[:, None] * size + column[None, :]
     tl.store(to, result.to(attended.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _join(  # type: ignore[no-untyped-def]
+    sums, totals, attended, heads, size, tokens, SIZE: tl.constexpr, SHARES: tl.constexpr
+):
+    """One token of one head: the sums of all shares, each faded by how far its largest weight is from the largest."""
+    cell = tl.program_id(0) * heads + tl.program_id(1)
+    share, column = tl.arange(0, SHARES), tl.arange(0, SIZE)
+    largest = tl.load(totals + share * tokens * heads + cell)
+    total = tl.load(totals + (SHARES + share) * tokens * heads + cell)
+    fade = tl.exp2(largest - tl.max(largest, 0))
+    at = (share * tokens * heads + cell)[:, None] * size + column[None, :]
+    values = tl.load(sums + at, mask=(column < size)[None, :], other=0.0)
+    result = tl.sum(values * fade[:, None], 0) / tl.sum(total * fade, 0)
+    tl.store(attended + cell * size + column, result.to(attended.dtype.element_ty), mask=column < size)
