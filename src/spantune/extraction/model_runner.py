@@ -183,7 +183,7 @@ class Forward:
             {} if self._static and _is_capturable(model) else None
         )
         self._instead: dict[int, int] = {}  # the width that is taken for passes of a width
-        self._is_compiled = False
+        self._is_compiled = self._has_tried = False
         self._mask = unread_mask(self._config, self._dtype, self._device)
 
     @property
@@ -255,9 +255,13 @@ class Forward:
         return (self.cache.stores, destination) if self._is_compiled else ()
 
     def compile(self) -> None:
-        """Compile the model's layers, where passes are graphs; there must be a free row, and slots for a few tokens."""
-        if self._is_compiled or not self._graphs_work():
+        """Compile the model's layers, where passes are graphs; once, also where that fails.
+
+        There must be a free row, and slots for a few tokens.
+        """
+        if self._has_tried or not self._graphs_work():
             return
+        self._has_tried = True
         torch.cuda.synchronize()  # the graphs are given up
         self._is_compiled = compile_checked(self._model, self._check_pass, COMPILED_TOKENS)
         self._graphs, self._instead = {}, {}
