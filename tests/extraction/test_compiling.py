@@ -12,7 +12,7 @@ from helpers import row_kernel
 from helpers.fakes import tiny_model
 from spantune.core import config
 from spantune.extraction.compiling import compile_checked, is_worth_compiling
-from spantune.extraction.model_runner import SlotCache
+from spantune.extraction.slot_cache import SlotCache
 from spantune.models import decoder_layers
 
 

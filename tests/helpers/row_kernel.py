@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spantune.extraction.model_runner import SlotCache
+from spantune.extraction.slot_cache import SlotCache
 from spantune.models import RowView, Span, blocks_of, unread_mask, windows
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from helpers import dense_kernel, row_kernel
 from helpers.fakes import tiny_model
 from helpers.packs import examples, gradients, packed
 from spantune.core import Keep, config, parse_config
-from spantune.extraction.model_runner import SlotCache
+from spantune.extraction.slot_cache import SlotCache
 from spantune.models import (
     attach,
     compile_for_extraction,

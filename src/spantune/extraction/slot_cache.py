@@ -1,0 +1,96 @@
+"""The key-value cache of a decoding batch: slots, which rows take and give back.
+
+    slot      0 … P-1        P        P+1      P+2     …
+    holds     instruction    row 1    row 3    row 1   …
+
+The key-value cache holds the instruction once, then the tokens of all rows in any order: `slots[row, position]` is the
+slot of a row's position, and the first positions of every row are those of the instruction. Nothing is padded or
+moved, slots of finished rows are reused, and the size is fixed when the cache is made.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from spantune.models import ModelConfig, head_size, kv_heads
+
+INSTRUCTION = 0  # the row that the instruction is computed in
+
+
+class SlotCache(Cache):
+    """Keys and values of every layer, [slots, heads, head size].
+
+    Args:
+        rows: maximum number of rows at a time.
+        longest: maximum number of positions of a row.
+        capacity: slots of all rows and the instruction together.
+        device: the device of the tensors.
+    """
+
+    def __init__(self, rows: int, longest: int, capacity: int, device: torch.device):
+        super().__init__(layers=[])
+        self.capacity, self.longest = capacity, longest
+        self.padding_row = rows + 1  # the row of padding tokens; their slot comes after all others
+        self.slots = torch.zeros(rows + 2, longest, dtype=torch.int32, device=device)
+        self.destination = torch.zeros(0, dtype=torch.long, device=device)
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._free = list(range(capacity))[::-1]
+        self._rows = list(range(1, rows + 1))[::-1]
+        self._held: dict[int, list[int]] = {INSTRUCTION: []}
+
+    @property
+    def stores(self) -> list[tuple[Tensor, Tensor]]:
+        """The keys and the values of each layer; none before the first pass."""
+        return list(zip(self._keys, self._values, strict=True))
+
+    @property
+    def room(self) -> int:
+        """The number of free slots."""
+        return len(self._free)
+
+    def open(self) -> int:
+        """Open a row that holds only the instruction."""
+        row = self._rows.pop()
+        self._held[row] = []
+        return row
+
+    def take(self, row: int, count: int) -> list[int]:
+        """Take slots for the next `count` tokens of `row`, lowest first; there must be room."""
+        taken = [self._free.pop() for _ in range(count)]
+        self._held[row] += taken
+        return taken
+
+    def close(self, row: int) -> None:
+        """Free a row and its slots."""
+        self._free += self._held.pop(row)[::-1]
+        self._rows.append(row)
+
+    def share(self, length: int) -> None:
+        """Let every row begin with the first `length` positions of the instruction; the slots of the rest are freed."""
+        held = self._held[INSTRUCTION]
+        self._free += held[length:][::-1]
+        del held[length:]
+        self.slots[:, :length] = self.slots[INSTRUCTION, :length].clone()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Store [1, heads, tokens, size] at `destination`; returns the layer's keys and values of all slots."""
+        if layer_idx == len(self._keys):
+            for store, states in ((self._keys, key_states), (self._values, value_states)):
+                store.append(states.new_empty(self.capacity + 1, states.shape[1], states.shape[3]))
+        for store, states in ((self._keys, key_states), (self._values, value_states)):
+            store[layer_idx].index_copy_(0, self.destination, states[0].transpose(0, 1))
+        return self._keys[layer_idx], self._values[layer_idx]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions are always given, so that no model derives them from this."""
+        return 0
+
+
+def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return the bytes of the keys and values of one token in all layers of a model."""
+    return int(2 * config.num_hidden_layers * kv_heads(config) * head_size(config) * dtype.itemsize)
