@@ -50,7 +50,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
-from spantune.models.pack_graphs import graph_limit, graph_packs, release_graphs
+from spantune.models.pack_graphs import end_graphs, graph_limit, graph_packs, release_graphs
 from spantune.models.sharding import divide_layers
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
@@ -116,6 +116,7 @@ __all__ = [
     "coverage",
     "decoder_layers",
     "divide_layers",
+    "end_graphs",
     "few_logits",
     "fold_lora",
     "graph_limit",
