@@ -303,7 +303,7 @@ class Train(Section):
     cut_tokens: int | None = Field(None, ge=16)
     """Cut off every sample after this many tokens, as the tutorial does. Only to reproduce it."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the decoder layers, which takes about 20 seconds before the first step and makes steps three times as fast.
+    """Compile the decoder layers, which takes about 20 s before the first step and makes steps three times as fast.
     `auto`: on CUDA with shared packs."""
     keep: Keep = "some"
     """What compiled layers keep in memory for the backward pass: `none` (the least memory), `some` (attention and
