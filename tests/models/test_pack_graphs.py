@@ -12,7 +12,7 @@ import torch
 from helpers import dense_kernel
 from helpers.packs import adapted, examples, gradients, packed
 from spantune.encoding import PREFIX
-from spantune.models import Spans, graph_packs, pack_graphs, release_graphs, spans
+from spantune.models import Spans, causal_lm, end_graphs, graph_packs, pack_graphs, release_graphs, spans
 from spantune.models.pack_graphs import _Shared, padded
 from spantune.training import PackTensors, pack_loss
 
@@ -72,6 +72,19 @@ def test_what_cannot_be_captured_goes_on_plainly(caplog: pytest.LogCaptureFixtur
     assert losses == pytest.approx([loss] * 4, rel=1e-6)
     assert caplog.text.count("goes on without CUDA graphs") == 1
     release_graphs(made)
+
+
+def test_memory_that_is_short_ends_graphs_that_there_are(caplog: pytest.LogCaptureFixture) -> None:
+    made = adapted("phi3").train()
+    assert not end_graphs(made)
+    graph_packs(made, 4096)
+    assert not end_graphs(made) and not caplog.text
+    forward = causal_lm(made).base_model.forward
+    forward.graphs["a shape"] = "a graph"
+    assert end_graphs(made) and "memory is short" in caplog.text
+    step(made, packed(examples()))
+    step(made, packed(examples()))  # plainly: on a CPU a capture would be a second warning
+    assert caplog.text.count("without CUDA graphs") == 1
 
 
 def test_longer_packs_and_those_without_gradient_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from helpers.real import bench
 from spantune.core import Config, config, parse_config
 from spantune.models import attach, attach_head, load, make_head, own_output_weights
 from spantune.training import estimate, make_plan, prepare
-from spantune.training.estimate import GIB, HeadLoad, checkpointing, compiling, fitting, graphing, predict_memory
+from spantune.training.estimate import GIB, HeadLoad, checkpointing, compiling, fitting, predict_memory
 from spantune.training.plan import MEMORY, skeleton
 from spantune.training.preparation import Prepared
 
@@ -74,23 +74,6 @@ def test_each_part_is_what_its_setting_makes_it(phi4: Any) -> None:
     assert none["activations_gib"] == recomputed < eager
     padded = parts(train={"pack": "none"})
     assert padded["logits_gib"] == plain["logits_gib"] * 3000 / 256  # the model's own loss makes all logits
-
-
-@pytest.mark.parametrize(
-    ("sections", "wanted"),
-    [
-        ({}, True),
-        ({"train": {"compile": "off", "gradient_checkpointing": "off"}}, True),
-        ({"train": {"graphs": "off"}}, False),
-        ({"train": {"compile": "off"}}, False),  # its layers are recomputed
-        ({"train": {"pack": "none"}}, False),
-        ({"model": {"base": "nf4"}, "train": {"compile": "on"}}, False),
-        ({"distributed": {"strategy": "fsdp"}}, False),
-    ],
-)
-def test_where_packs_can_become_graphs(sections: dict[str, Any], wanted: bool) -> None:
-    assert graphing(recipe(**sections), CUDA) is wanted
-    assert not graphing(recipe(**sections), CPU)
 
 
 def test_where_spans_are_read_an_output_layer_of_its_own_takes_nothing(phi4: Any) -> None:

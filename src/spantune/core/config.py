@@ -307,8 +307,8 @@ class Train(Section):
     cut_tokens: int | None = Field(None, ge=16)
     """Cut off every sample after this many tokens, as the tutorial does. Only to reproduce it."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the decoder layers, which takes about 20 seconds before the first step and makes steps three times as
-    fast. `auto`: on CUDA with shared packs."""
+    """Compile the decoder layers, which takes about 20 s before the first step and makes steps three times as fast.
+    `auto`: on CUDA with shared packs."""
     keep: Keep = "some"
     """What compiled layers keep in memory for the backward pass: `none` (the least memory), `some` (attention and
     narrow matrix products) or `most` (all matrix products)."""

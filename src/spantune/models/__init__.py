@@ -51,7 +51,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
-from spantune.models.pack_graphs import graph_limit, graph_packs, release_graphs
+from spantune.models.pack_graphs import end_graphs, graph_limit, graph_packs, release_graphs
 from spantune.models.packed import pack_weights
 from spantune.models.sharding import divide_layers, gather_layers
 from spantune.models.silence import silenced
@@ -119,6 +119,7 @@ __all__ = [
     "coverage",
     "decoder_layers",
     "divide_layers",
+    "end_graphs",
     "few_logits",
     "fold_lora",
     "gather_layers",

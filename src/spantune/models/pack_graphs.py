@@ -177,6 +177,12 @@ class PackGraphs:
             self._shared = None
             torch.cuda.empty_cache()
 
+    def end(self, reason: str) -> None:
+        """Go on without graphs, and give back their memory."""
+        self._is_off = True
+        self.release()
+        log.warning("training goes on without CUDA graphs, and may be slower: %s", reason)
+
     def _replayed(self, graph: _Graph, pack: Padded, count: int) -> Tensor:
         """The states [1, count, hidden] of the pack by its graph."""
         shared = self._shared
@@ -205,20 +211,14 @@ class PackGraphs:
             with torch.cuda.stream(torch.cuda.current_stream()):  # which a capture that fails may not give back
                 self.graphs[shape] = self._captured(pack.copied(), given, self._like)
         except torch.OutOfMemoryError:
-            self._end("memory is short")
+            self.end("memory is short")
         except (RuntimeError, AssertionError) as error:
             log.debug("%s cannot be captured", shape, exc_info=True)
             self.release()  # the pool is not usable after a capture that failed
             if shape in self._failed:
-                self._end(str(error).splitlines()[0])
+                self.end(str(error).splitlines()[0])
             self._failed.add(shape)
         return self.graphs.get(shape)
-
-    def _end(self, reason: str) -> None:
-        """Go on without graphs."""
-        self._is_off = True
-        self.release()
-        log.warning("training goes on without CUDA graphs, and may be slower: %s", reason)
 
     def _captured(self, pack: Padded, given: dict[str, Any], like: Tensor) -> _Graph:
         """Capture both passes over `pack`, which is the graph's own; `like` is a state [hidden]."""
@@ -313,3 +313,12 @@ def release_graphs(model: CausalLM) -> None:
     forward = causal_lm(model).base_model.forward
     if isinstance(forward, PackGraphs):
         forward.release()
+
+
+def end_graphs(model: CausalLM) -> bool:
+    """Let `model` go on without graphs, since memory is short; whether it had any."""
+    forward = causal_lm(model).base_model.forward
+    had_graphs = isinstance(forward, PackGraphs) and bool(forward.graphs)
+    if had_graphs:
+        forward.end("memory is short")
+    return had_graphs

@@ -34,6 +34,7 @@ from spantune.models import (
     pick_device,
     pick_dtype,
 )
+from spantune.training.layers import checkpointing, compiling
 from spantune.training.loss import HEAD_CHUNK
 from spantune.training.masked import SHARE
 from spantune.training.preparation import Prepared
@@ -270,14 +271,6 @@ def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int
     return min(budget, sum(lengths[-config.filled(recipe.train.batch_examples) :])) if prepared.task.reads else budget
 
 
-def usual_tokens(prepared: Prepared, recipe: Config, device: torch.device, ranks: int = 1) -> float:
-    """Return the tokens of a pack of a usual step on one of `ranks` processes."""
-    shared = len(prepared.prefix)
-    own = sum(len(example.ids) - shared for example in prepared.examples) / len(prepared.examples)
-    budget = recipe.train.pack_tokens or prepared.pack_tokens(device.type)
-    return min(budget, shared + own * config.filled(recipe.train.batch_examples) / ranks)
-
-
 def fitting(
     prepared: Prepared, model: CausalLM, device: torch.device, available_gib: float, ranks: int = 1
 ) -> dict[str, object] | None:
@@ -289,26 +282,6 @@ def fitting(
         if of_a_rank(memory, model, recipe, ranks).total_gib < available_gib:
             return settings
     return None
-
-
-def compiling(recipe: Config, device: torch.device) -> bool:
-    """Whether the decoder layers are compiled for training; with bitsandbytes only where the recipe says so."""
-    settings = recipe.train
-    able = device.type == "cuda" and settings.pack == "shared" and recipe.model.base not in ("nf4", "int8")
-    return settings.compile == "on" or (settings.compile == "auto" and able)
-
-
-def checkpointing(recipe: Config, device: torch.device) -> bool:
-    """Whether whole layers are computed again in the backward pass."""
-    setting = recipe.train.gradient_checkpointing
-    return not compiling(recipe, device) and (setting == "on" or (setting == "auto" and device.type == "cuda"))
-
-
-def graphing(recipe: Config, device: torch.device) -> bool:
-    """Whether the passes over a pack can become CUDA graphs."""
-    able = device.type == "cuda" and recipe.train.pack == "shared" and recipe.model.base not in ("nf4", "int8")
-    able = able and recipe.distributed.strategy != "fsdp" and not checkpointing(recipe, device)
-    return able and recipe.train.graphs == "auto"
 
 
 def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:

@@ -32,11 +32,7 @@ from spantune.models import (
     Loaded,
     attach,
     attach_head,
-    compile_layers,
     copy_trained,
-    divide_layers,
-    graph_limit,
-    graph_packs,
     load,
     load_trained,
     make_head,
@@ -63,8 +59,9 @@ from spantune.runs import (
     write_card,
 )
 from spantune.training.collator import Collator
-from spantune.training.estimate import Estimate, checkpointing, compiling, graphing, usual_tokens
+from spantune.training.estimate import Estimate
 from spantune.training.fingerprint import FIXED, environment, fingerprint, require_unchanged
+from spantune.training.layers import arrange_layers
 from spantune.training.loop import Services, TrainingLoop
 from spantune.training.loss import PackTensors, check_head, tensors
 from spantune.training.masked import placeholder
@@ -298,7 +295,7 @@ class _Job:
         """Train as far as is left; returns the seconds that the run has trained in all."""
         settings, records = self.recipe.train, self.ranks.from_main(self.folder.metrics)
         budget = self.prepared.pack_tokens(self.loaded.device.type)
-        self._arrange_layers(budget)
+        arrange_layers(self.loaded, self.prepared, budget, self.ranks)
         padding = self.loaded.tokenizer.pad_token_id or 0
         spans = self.recipe.spans if self.prepared.task.reads else None
         collator = Collator(settings, self.prepared.prefix, budget, padding, spans)
@@ -336,25 +333,6 @@ class _Job:
         release_graphs(self.loaded.model)
         self.ranks.agree(self.stop)
         return clock.seconds
-
-    def _arrange_layers(self, tokens: int) -> None:
-        """Compile the layers, or have them recompute their activations, as recipe and device ask for.
-
-        Packs of up to `tokens` tokens become CUDA graphs where recipe and device allow it, and packs are short.
-        """
-        model = self.loaded.model
-        if compiling(self.recipe, self.loaded.device):
-            compile_layers(model, self.recipe.train.keep)
-            model.enable_input_require_grads()  # the first layer is then compiled as the others are
-        elif checkpointing(self.recipe, self.loaded.device):
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.enable_input_require_grads()
-        usual = usual_tokens(self.prepared, self.recipe, self.loaded.device, self.ranks.size)
-        if graphing(self.recipe, self.loaded.device) and usual <= graph_limit(model):
-            graph_packs(model, tokens)
-        if self.ranks.in_lockstep:
-            count = divide_layers(model, self.loaded.device, self.ranks.size)
-            log.info("%s weights of the layers are divided over %d ranks", f"{count:,}", self.ranks.size)
 
     def _finish(self, measuring: Measuring, trackers: Trackers | None, training_seconds: float) -> Evaluation:
         """Measure the best adapter on the test documents and write the report."""

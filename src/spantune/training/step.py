@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from spantune.core import RunError, config
-from spantune.models import CausalLM, SpanPack, head_of, release_graphs
+from spantune.models import CausalLM, SpanPack, end_graphs, head_of
 from spantune.training.average import WeightAverage
 from spantune.training.collator import Batch, Collator, PaddedRows, Part
 from spantune.training.loss import pack_loss
@@ -247,15 +247,17 @@ class StepRunner:
         return replace(batch, fillers=self.collator.single(batch.examples[0]).parts * missing) if missing else batch
 
     def _split(self, batch: Batch, step: int, part: Part) -> Batch:
-        """The batch again in smaller parts, with the memory of the failed attempt freed.
+        """The batch again in smaller parts, or as it is without graphs, with the memory of the failed attempt freed.
 
         Raises:
             RunError: `part` is a single example.
         """
         self._drop_gradients()
-        release_graphs(self.model)
+        had_graphs = end_graphs(self.model)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if had_graphs:
+            return batch
         if self.ranks.in_lockstep:  # the others wait in the middle of a pass
             raise RunError(
                 f"out of memory at step {step}, and with distributed.strategy=fsdp a step cannot be repeated; set a "
