@@ -78,7 +78,7 @@ POINTS = (
     Point("two H200, 64 examples, packs of 8,192", 64, 2, 520.8, pack_tokens=8192),
 )
 EXTRACTION = {"writing, bf16": 84.7, "reading, bf16": 316.0, "reading, the embedded model": 2000.0}
-"""Documents a second of one GPU, some 70 tokens each: an H100, an H200, and an H200 by itself."""
+"""Documents a second of one H200, some 70 tokens each."""
 CPU_MS = {"writing, bf16": 3.3, "reading, bf16": 0.5, "reading, the embedded model": 0.5}
 """Milliseconds of one CPU core for a document: tokenising, reading the answer, writing the line."""
 LINE_BYTES = 450
