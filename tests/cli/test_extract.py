@@ -555,7 +555,7 @@ def test_a_server_that_fails_at_one_document_and_one_that_is_not_there(
     one_line_error(command("extract", run, source, *options, "--model", "other"), "no model 'other' there", "tiny")
     server.kind = "llamacpp"
     outcome = command("extract", run, source, *options, "--min-score", "0.5")
-    one_line_error(outcome, "--min-score: llama.cpp gives", "over the whole vocabulary", "--min-score 0")
+    assert outcome.code == 0, "llama.cpp gives the scores of a run that was trained on choices"
     server.kind = "vllm"
     one_line_error(command("extract", run, source, *options, "--grammar", "none"), "cannot answer without the grammar")
     gone = ["--engine", "openai", "--url", "http://127.0.0.1:9/v1", "--out", tmp_path / "out.jsonl"]
