@@ -20,8 +20,10 @@ def on_cpu() -> Iterator[None]:
     """Rows of compiled layers on a CPU go to the computation below, as they go to the Triton kernel on a GPU."""
     library = torch.library.Library("spantune", "IMPL", "CPU")
     library.impl("row_attention", _attend)
-    yield
-    library._destroy()
+    try:
+        yield
+    finally:
+        library._destroy()
 
 
 def written(made: Any, cache: SlotCache, *, compiled: bool) -> Tensor:

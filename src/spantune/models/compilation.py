@@ -29,6 +29,8 @@ from spantune.models.interfaces import CausalLM
 from spantune.models.kernels import lora_linear, packs
 from spantune.models.lora import freeze_adapters
 
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""The names of a layer's argument for the cache, since transformers 5.24 and before."""
 RECOMPILES = 64
 _PLAIN = "plain"  # the attribute of a forward that is compiled for extraction: the one before
 Forward: TypeAlias = Callable[..., object]
@@ -82,7 +84,7 @@ def _in_extraction(number: int, layer: nn.Module, plain: Forward) -> Forward:
         if layer.training or (rows is None and kwargs.get("spans") is None):
             return plain(*args, **kwargs)
         if rows is not None:
-            kwargs |= {"rows": rows, "past_key_values": None}
+            kwargs |= {"rows": rows, **{name: None for name in CACHE_ARGUMENTS if name in kwargs}}
         return compiled(*args, **kwargs)
 
     setattr(forward, _PLAIN, plain)
