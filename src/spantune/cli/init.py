@@ -174,7 +174,7 @@ def _say_decided(draft: Draft, out: Path) -> None:
     nesting = "nested" if decided.nested else "flat"
     _say_row("splits", f"{', '.join(f'{split} {count:,}' for split, count in decided.counts.items())}{held}")
     language = {"zh": "Chinese", "en": "English"}[decided.language]
-    enough = f", since {decided.trained_on:,} training documents are enough for it" if decided.is_chosen else ""
+    enough = f", since {decided.entities:,} training entities a label are enough for it" if decided.is_chosen else ""
     answer = f"answer {decided.answer}, {language} instruction"
     if decided.is_read:
         answer = f"spans are read{enough}"
