@@ -12,11 +12,59 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from spantune.encoding.encoder import Example
 
 PREFIX = 0
 NO_TARGET = -100
+
+
+class HasIds(Protocol):
+    """An example of any kind: its token ids begin with the prefix."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The token ids."""
+
+
+AnyExample = TypeVar("AnyExample", bound=HasIds)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The prefix and the own tokens of examples as one sequence; all lists but `starts` have its length.
+
+    `reach` is the position of the last token that a token sees where texts are seen as a whole: its own in the prefix,
+    and the last one of its example. `starts` is where the own tokens of each example begin.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    owner: list[int]
+    reach: list[int]
+    starts: list[int]
+
+
+def joined(prefix: Sequence[int], examples: Sequence[HasIds]) -> Joined:
+    """Join `examples`, all of which begin with `prefix`; `owner` and positions are those of `Pack`."""
+    shared = len(prefix)
+    rows = Joined(list(prefix), list(range(shared)), [PREFIX] * shared, list(range(shared)), [])
+    for number, example in enumerate(examples, start=1):
+        assert example.ids[:shared] == tuple(prefix)
+        own, length = len(example.ids) - shared, len(example.ids)
+        rows.starts.append(len(rows.ids))
+        rows.ids.extend(example.ids[shared:])
+        rows.positions.extend(range(shared, length))
+        rows.owner.extend([number] * own)
+        rows.reach.extend([length - 1] * own)
+    return rows
+
+
+def grouped(examples: Sequence[AnyExample], prefix: Sequence[int], budget: int) -> list[list[AnyExample]]:
+    """Divide the examples of a step into those of each pack, of at most `budget` tokens with the prefix."""
+    groups = fill([len(example.ids) - len(prefix) for example in examples], budget - len(prefix))
+    return [[examples[index] for index in group] for group in groups]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +181,10 @@ def _longest_first(lengths: Sequence[int], chosen: Iterable[int]) -> list[int]:
 
 def layout(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
     """Make one pack of `examples`, all of which begin with `prefix`."""
-    shared = len(prefix)
-    pack = Pack(list(prefix), list(range(shared)), [PREFIX] * shared, [NO_TARGET] * shared)
-    for number, example in enumerate(examples, start=1):
-        assert example.ids[:shared] == tuple(prefix) and shared < example.answer_start
+    shared, rows = len(prefix), joined(prefix, examples)
+    pack = Pack(rows.ids, rows.positions, rows.owner, [NO_TARGET] * shared)
+    for example in examples:
+        assert shared < example.answer_start
         rest = example.ids[shared:]
         first = example.answer_start - shared - 1  # predicts the first answer token
         targets = [NO_TARGET] * first + list(rest[first + 1 :]) + [NO_TARGET]
@@ -144,14 +192,10 @@ def layout(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
             chosen = {index - shared - 1 for index in example.choices}
             targets = [target if place in chosen else NO_TARGET for place, target in enumerate(targets)]
             pack.allowed.extend(example.choices[index] for index in sorted(example.choices))
-        pack.ids.extend(rest)
-        pack.positions.extend(range(shared, shared + len(rest)))
-        pack.owner.extend([number] * len(rest))
         pack.targets.extend(targets)
     return pack
 
 
 def pack_examples(examples: Sequence[Example], prefix: Sequence[int], budget: int) -> list[Pack]:
     """Make the packs of one optimizer step, each of at most `budget` tokens."""
-    groups = fill([len(example.ids) - len(prefix) for example in examples], budget - len(prefix))
-    return [layout(prefix, [examples[index] for index in group]) for group in groups]
+    return [layout(prefix, group) for group in grouped(examples, prefix, budget)]

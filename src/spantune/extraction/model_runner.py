@@ -214,8 +214,8 @@ class Forward:
         if self._graphs is None:
             return width
         times: dict[int, list[float]] = {width: [], wider: []}
-        for one in (width, wider) * REPEATS:
-            times[one].append(_milliseconds(self._graphs[one][0]))
+        for tried in (width, wider) * REPEATS:
+            times[tried].append(_milliseconds(self._graphs[tried][0]))
         return wider if min(times[wider]) < WIDER * min(times[width]) else width
 
     def _replay(self, width: int) -> Tensor:

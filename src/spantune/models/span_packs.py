@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spantune.core import config
-from spantune.encoding import PREFIX, SpanExample, fill
+from spantune.encoding import SpanExample, grouped, joined
 from spantune.models.architecture import causal_lm
 from spantune.models.attention import Places, pack_view
 from spantune.models.interfaces import CausalLM
@@ -81,8 +81,7 @@ def pack_spans(
 
     `settings` are those of the head, with `longest` filled.
     """
-    groups = fill([len(example.ids) - len(prefix) for example in examples], budget - len(prefix))
-    return [layout_spans([examples[index] for index in group], prefix, settings) for group in groups]
+    return [layout_spans(group, prefix, settings) for group in grouped(examples, prefix, budget)]
 
 
 def layout_spans(examples: Sequence[SpanExample], prefix: Sequence[int], settings: config.Spans) -> SpanPack:
@@ -90,38 +89,33 @@ def layout_spans(examples: Sequence[SpanExample], prefix: Sequence[int], setting
     shared, gap = len(prefix), settings.convolution // 2
     longest_text = max(len(example.characters.token) for example in examples)
     width = max(1, min(config.filled(settings.longest), longest_text))
-    ids, positions, owner, reach = list(prefix), list(range(shared)), [PREFIX] * shared, list(range(shared))
+    rows = joined(prefix, examples)
     columns: list[list[int]] = [[] for _ in range(6)]
     starts: list[int] = []
     gold: list[tuple[int, int, int]] = []
-    for number, example in enumerate(examples, start=1):
-        assert example.ids[:shared] == tuple(prefix)
+    for example, first_token in zip(examples, rows.starts, strict=True):
         characters, size = example.characters, len(example.characters.token)
-        moved = len(ids) - shared
+        move = first_token - shared
         if starts:
             for column in columns:
                 column += [0] * gap
         start = len(columns[0])
         starts.append(start)
-        columns[0] += [index + moved if index >= shared else index for index in characters.token]
+        columns[0] += [index + move if index >= shared else index for index in characters.token]
         for column, values in zip(columns[1:4], (characters.before, characters.after, characters.own), strict=True):
             column += values
         columns[4] += range(size)
         columns[5] += range(size, 0, -1)
         gold += [(start + first, last - first, label) for first, last, label in example.gold]
-        ids += example.ids[shared:]
-        positions += range(shared, len(example.ids))
-        owner += [number] * (len(example.ids) - shared)
-        reach += [len(example.ids) - 1] * (len(example.ids) - shared)
     if not columns[0]:  # all texts are empty: one character that is in none of them, for the head to compute
         columns = [[0] for _ in columns]
     token, before, after, own, place, room = (torch.tensor(column, dtype=torch.long) for column in columns)
     is_whole = settings.view == "whole"
     return SpanPack(
-        ids=torch.tensor(ids),
-        positions=torch.tensor(positions),
-        owner=torch.tensor(owner),
-        reach=torch.tensor(reach) if is_whole else None,
+        ids=torch.tensor(rows.ids),
+        positions=torch.tensor(rows.positions),
+        owner=torch.tensor(rows.owner),
+        reach=torch.tensor(rows.reach) if is_whole else None,
         token=token,
         before=before,
         after=after,
@@ -132,7 +126,7 @@ def layout_spans(examples: Sequence[SpanExample], prefix: Sequence[int], setting
         grid=_grid(starts, [len(example.characters.token) for example in examples], len(token)),
         gold=torch.tensor(gold, dtype=torch.long).reshape(-1, 3),
         width=width,
-        spans=spans(owner, is_causal=not is_whole)._asdict(),
+        spans=spans(rows.owner, is_causal=not is_whole)._asdict(),
     )
 
 

@@ -298,7 +298,7 @@ class TrainingLoop:
     def _record_line(self, *, is_evaluated: bool) -> None:
         """Write the line of the steps since the last one, and show it."""
         is_masked = self.step <= self.intervals.masked
-        epoch = self.order.epoch_after(self.step if is_masked else self.step - self.intervals.masked)
+        epoch = self.order.epoch_after(self.schedule.of_kind(self.step - 1)[0] + 1)
         values = self._line.taken(self.step, epoch, self.batch_examples)
         self._record(values, "masked" if is_masked else "train")
         if self.services.view is not None:
@@ -312,9 +312,8 @@ class TrainingLoop:
 
     def _batch(self, step: int) -> Batch:
         """The batch of the step after `step`."""
-        masked = self.intervals.masked
-        examples = [self.examples[place] for place in self.order.places(step if step < masked else step - masked)]
-        if step >= masked:
+        examples = [self.examples[place] for place in self.order.places(self.schedule.of_kind(step)[0])]
+        if step >= self.intervals.masked:
             return self.runner.collator(examples)
         texts = cast("list[SpanExample]", examples)
         return self.runner.collator(mask(texts, self.services.placeholder, SEED_STRIDE * self.seed + step))

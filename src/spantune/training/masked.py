@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from spantune.core import ModelError
-from spantune.encoding import PREFIX, SpanExample, Tokenizer, fill
+from spantune.encoding import SpanExample, Tokenizer, grouped, joined
 from spantune.models import spans
 from spantune.training.loss import PackTensors
 
@@ -74,27 +74,19 @@ def mask(examples: Sequence[SpanExample], token: int, seed: int) -> list[MaskedE
 
 def pack_masked(examples: Sequence[MaskedExample], prefix: Sequence[int], budget: int) -> list[PackTensors]:
     """Make packs of at most `budget` tokens from examples that all begin with `prefix`."""
-    groups = fill([len(example.ids) - len(prefix) for example in examples], budget - len(prefix))
-    return [_layout([examples[index] for index in group], prefix) for group in groups]
+    return [_layout(group, prefix) for group in grouped(examples, prefix, budget)]
 
 
 def _layout(examples: Sequence[MaskedExample], prefix: Sequence[int]) -> PackTensors:
-    shared = len(prefix)
-    ids, positions, owner, reach = list(prefix), list(range(shared)), [PREFIX] * shared, list(range(shared))
-    index: list[int] = []
-    for number, example in enumerate(examples, start=1):
-        index += [place + len(ids) - shared - 1 for place in example.places]
-        own = len(example.ids) - shared
-        ids += example.ids[shared:]
-        positions += range(shared, len(example.ids))
-        owner += [number] * own
-        reach += [len(example.ids) - 1] * own
+    rows = joined(prefix, examples)
+    moves = [start - len(prefix) for start in rows.starts]
+    predicting = [place + move - 1 for example, move in zip(examples, moves, strict=True) for place in example.places]
     return PackTensors(
-        ids=torch.tensor(ids),
-        positions=torch.tensor(positions),
-        owner=torch.tensor(owner),
-        reach=torch.tensor(reach),
-        index=torch.tensor(index, dtype=torch.long),
+        ids=torch.tensor(rows.ids),
+        positions=torch.tensor(rows.positions),
+        owner=torch.tensor(rows.owner),
+        reach=torch.tensor(rows.reach),
+        index=torch.tensor(predicting, dtype=torch.long),
         targets=torch.tensor([target for example in examples for target in example.targets], dtype=torch.long),
-        spans=spans(owner, is_causal=False)._asdict(),
+        spans=spans(rows.owner, is_causal=False)._asdict(),
     )

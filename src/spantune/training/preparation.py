@@ -110,10 +110,11 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     recipe, start = warm_start(recipe, files, own_start)
     weights = count_weights(files.folder)
     require_full(recipe.lora, recipe.model.base, weights)
-    is_open, recipe = recipe.task.answer is None, with_answer(recipe, entities_a_label(splits.train))
+    entities = entities_a_label(splits.train)
+    is_open, recipe = recipe.task.answer is None, with_answer(recipe, entities)
     if is_open and recipe.task.answer == "spans":
         say(
-            f"a label has {entities_a_label(splits.train):,} training entities on average: they are read "
+            f"a label has {entities:,} training entities on average: they are read "
             f"(task.answer=spans), which is better from {READ_FROM} on; set task.answer=jsonl to have them written"
         )
     task = make_task(recipe.task)

@@ -90,13 +90,18 @@ class Schedule:
             share = max(share, self.clock.seconds / (60 * self.settings.max_minutes))
         return min(1.0, share)
 
+    def of_kind(self, step: int) -> tuple[int, int]:
+        """Of the steps of the same kind as the one that follows `step` steps: how many were before it, and all."""
+        if step < self.masked:
+            return step, self.masked
+        return step - self.masked, self.total - self.masked
+
     def factor(self, step: int, progress: float | None = None) -> float:
         """The factor for the step that follows `step` steps, in [0, 1]; `progress` is what it has been found to be."""
         progress, warmup = self.progress(step) if progress is None else progress, self.settings.warmup
         total = self.total
         if self.masked:
-            is_masked = step < self.masked
-            step, total = (step, self.masked) if is_masked else (step - self.masked, self.total - self.masked)
+            step, total = self.of_kind(step)
             progress = step / total
         if warmup >= 1 and step < warmup:
             return (step + 1) / (math.ceil(warmup) + 1)
