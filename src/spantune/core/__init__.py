@@ -5,7 +5,7 @@ from __future__ import annotations
 from spantune.core import config
 from spantune.core.anchoring import Anchors, occurrences
 from spantune.core.bundled_recipes import bundled_recipes, description, recipe_path
-from spantune.core.cluster import Cluster, Resources, connected, resources_of
+from spantune.core.cluster import Cluster, Resources, connected, resources_of, worker_errors
 from spantune.core.config import Config, Keep, Normalize
 from spantune.core.crash import log_crash, log_crashes_into
 from spantune.core.document import Document, Entity, encodable, half_surrogate, hash_documents, to_record
@@ -211,5 +211,6 @@ __all__ = [
     "track",
     "visible",
     "waiting",
+    "worker_errors",
     "world_size",
 ]

@@ -94,6 +94,26 @@ def connected(address: str | None) -> Iterator[Any]:
 
 
 @contextmanager
+def worker_errors(ray: Any, then: str = "") -> Iterator[None]:
+    """Say in one sentence that a worker ended inside the block; `then` ends the sentence.
+
+    An error of a task itself is a bug of ours, and keeps its traceback.
+
+    Raises:
+        RunError: a worker died too often.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise RunError(
+            f"a worker of Ray ended ({type(error).__name__}: {first_line(error)}); if it had too little memory, start "
+            f"fewer by --workers{then}"
+        ) from None
+
+
+@contextmanager
 def _silenced() -> Iterator[None]:
     """Drop what Ray's C++ parts write to stderr inside the block; its errors are raised too."""
     sys.stderr.flush()

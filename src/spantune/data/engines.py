@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from spantune.core import Cluster, RunError, SpantuneError, connected, first_line, need, track
+from spantune.core import Cluster, RunError, SpantuneError, connected, need, track, worker_errors
 
 Shared = TypeVar("Shared")
 Task = TypeVar("Task")
@@ -117,16 +117,9 @@ class OnRay:
         remote = ray.remote(_in_folder).options(num_cpus=1, max_retries=RETRIES)
 
         def end(result: Any) -> Result | SpantuneError:
-            try:
+            with worker_errors(ray):
                 value: Result | SpantuneError = ray.get(result)
-                return value
-            except ray.exceptions.RayTaskError:
-                raise  # a bug of ours, with its traceback
-            except ray.exceptions.RayError as error:
-                raise RunError(
-                    f"a worker of Ray ended ({type(error).__name__}: {first_line(error)}); if it had too little "
-                    "memory, start fewer by --workers"
-                ) from None
+            return value
 
         begun = _windowed(
             lambda task: remote.remote(os.getcwd(), function, reference, task), end, tasks, 2 * self.workers

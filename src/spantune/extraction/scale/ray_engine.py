@@ -25,13 +25,13 @@ from spantune.core import (
     SpantuneError,
     config,
     connected,
-    first_line,
     number,
     require_extra,
     resources_of,
     say,
     track,
     waiting,
+    worker_errors,
 )
 from spantune.extraction.outputs import Tally
 from spantune.extraction.remote.client import Server
@@ -216,18 +216,11 @@ def _outcomes(shards: Sequence[Shard], worker: tuple[Task, Folder, bool, Resourc
             num_gpus=resources.gpus or None,
             ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
         )
-    try:
+    with worker_errors(ray, "; the parts that are done are kept: go on with --resume"):
         for row in results.iter_rows():
             outcome = pickle.loads(row["outcome"])
             assert isinstance(outcome, Outcome)
             yield outcome
-    except ray.exceptions.RayTaskError:
-        raise  # a bug of ours, with its traceback
-    except ray.exceptions.RayError as error:
-        raise RunError(
-            f"a worker of Ray ended ({type(error).__name__}: {first_line(error)}); if it had too little memory, start "
-            "fewer by --workers; the parts that are done are kept: go on with --resume"
-        ) from None
 
 
 class Worker:
