@@ -194,6 +194,7 @@ def extract(
     if not files:
         raise ConfigError("no file to extract from; name one after the run folder, or - for text on stdin")
     recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
+    server = Server(url, model, grammar, concurrency, timeout) if url is not None else None
     if engine == "ray":
         unsuitable = {"--html": html, "--uncertain": uncertain, "--whole-file": whole_file, "--force": force}
         unsuitable["--nested"] = nested != "error"
@@ -206,7 +207,6 @@ def extract(
             raise ConfigError(
                 "--gpus-per-worker is of models that workers hold; with --url they hold none: leave it out"
             )
-        server = Server(url, model, grammar, concurrency, timeout) if url is not None else None
         task = Task(run, tuple(files), recipe.extract, format, min_score, device, accept_changes, server)
         raise typer.Exit(_on_ray(task, Cluster(address, workers, gpus_per_worker), out, to, resume=resume))
     chosen_devices = parse_devices(devices, device) if devices is not None else ()
@@ -228,7 +228,7 @@ def extract(
 
             settings = DeviceSettings(run, recipe.extract, min_score, accept_changes)
             return DeviceEngine(settings, chosen_devices)
-        if url is None:
+        if server is None:
             quiet(recipe.model.source)
             from spantune.extraction import load_run
 
@@ -236,7 +236,6 @@ def extract(
         quiet()
         from spantune.extraction import load_remote
 
-        server = Server(url, model, grammar, concurrency, timeout)
         return load_remote(run, server, recipe.extract, min_score, accept_changes=accept_changes)
 
     with target.held():
