@@ -19,7 +19,7 @@ from spantune.core.secrets import holds_credential, masked, masked_values
 from spantune.core.task import AnswerFormat, Label
 
 Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
-Keep = Literal["none", "some", "most"]
+Keep = Literal["none", "some", "fp8", "most"]
 Normalize = Literal["tokens", "examples"]
 LossOn = Literal["answer", "choices"]
 Value = TypeVar("Value")
