@@ -1,8 +1,9 @@
-"""The gated MLPs of decoder layers as one operator each, where gate and up are one layer, as Phi-3's and Phi-4's are."""
+"""The gated MLPs of decoder layers as one operator each, where gate and up are one layer, as in Phi-3 and 4."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,20 +24,20 @@ def fuse_mlps(layer: nn.Module, keep: Keep) -> int:
     """
     count = 0
     for module in layer.modules():
-        layers = (getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None))
+        wide, narrow = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
         is_silu = type(getattr(module, "activation_fn", None)).__name__ in SILU
-        if is_silu and all(isinstance(part, FusedLora) for part in layers):
-            module.forward = _fused(module, module.forward, KEPT[keep])
+        if is_silu and isinstance(wide, FusedLora) and isinstance(narrow, FusedLora):
+            module.forward = _fused(module.forward, wide, narrow, KEPT[keep])
             count += 1
     return count
 
 
-def _fused(module: nn.Module, plain: Callable[[Tensor], Tensor], keeps: int) -> Callable[[Tensor], Tensor]:
+def _fused(plain: Callable[[Tensor], Tensor], wide: FusedLora, narrow: FusedLora, keeps: int) -> Any:
     def forward(x: Tensor) -> Tensor:
-        wide, narrow = (part.weights(x.dtype) for part in (module.gate_up_proj, module.down_proj))
-        if not module.training or wide is None or narrow is None:
+        of_wide, of_narrow = wide.weights(x.dtype), narrow.weights(x.dtype)
+        if not wide.training or of_wide is None or of_narrow is None:
             return plain(x)
-        rows = x.flatten(0, -2)
-        return gated_mlp(rows if wide.scale is not None else rows.to(wide.weight.dtype), wide, narrow, keeps).view(x.shape)
+        rows = x.flatten(0, -2) if of_wide.scale is not None else x.flatten(0, -2).to(of_wide.weight.dtype)
+        return gated_mlp(rows, of_wide, of_narrow, keeps).view(x.shape)
 
     return forward

@@ -16,7 +16,8 @@ pass, and add to gradients at fixed places.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from spantune.models.interfaces import CausalLM
 from spantune.models.kernels.packs import STEP, Spans
 
 MOST_GRAPHS = 32
-WORK = 8e11  # weights of a layer times tokens, from which on an H100 takes longer for a layer than its host does
+WORK = 1.2e12  # weights of a layer times tokens, from which on a GPU takes longer for a layer than its host does
 EXAMPLES, ROWS = 4, 128  # the numbers of examples and, above 1,024, of tokens of a padded pack are multiples of these
 log = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ class PackGraphs:
         with shared.capture(forward):
             states = self._run(pack, given).last_hidden_state
             shared.states[:count].copy_(states[0].detach())
-        with shared.capture(backward):
+        with shared.capture(backward), shared.adding():
             torch.autograd.backward(states, shared.gradient[None, :count])
         return _Graph(pack, forward, backward, given)
 
@@ -251,6 +252,20 @@ class _Shared:
     def capture(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
         """Return the context in which launches go into `graph`; other threads may use the GPU meanwhile."""
         return torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local")
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Add the gradients of the backward pass inside to those that there are, all at once and not one by one."""
+        for weight in self._weights:
+            weight.grad = None
+        try:
+            yield
+            pairs = zip(self._gradients, self._weights, strict=True)
+            added = [(place, weight.grad) for place, weight in pairs if weight.grad is not None]
+            torch._foreach_add_([place for place, _ in added], [gradient for _, gradient in added])
+        finally:
+            for weight, place in zip(self._weights, self._gradients, strict=True):
+                weight.grad = place
 
     def bind_gradients(self) -> None:
         """Let every weight have its gradient at the place that the graphs add to, with what it has so far."""

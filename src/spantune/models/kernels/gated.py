@@ -159,9 +159,7 @@ def _gradient_shapes(
     return rows.new_empty(rows.shape), *(weight.new_empty(weight.shape) for weight in weights)
 
 
-def _wide(
-    rows: Tensor, left: Tensor | None, row_scale: Tensor | None, weight: Tensor, scale: Tensor | None
-) -> Tensor:
+def _wide(rows: Tensor, left: Tensor | None, row_scale: Tensor | None, weight: Tensor, scale: Tensor | None) -> Tensor:
     """The wide product without its update."""
     return product(rows if left is None else left, weight, None, None, row_scale, scale, rows.dtype)
 
@@ -179,9 +177,7 @@ def _of_inputs(
 # -- what lies between the products ------------------------------------------------------------------------------------
 
 
-def _activated(
-    raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
+def _activated(raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """The hidden state [rows, size], and numbers [rows, n] whose largest is the row's; `kept` is filled."""
     if raw.is_cuda:
         from spantune.models.kernels.gated_triton import activated
@@ -198,7 +194,7 @@ def activated_plainly(
     gate, other = whole.chunk(2, 1)
     if kept is not None:
         for half, eight, scales in zip((gate, other), kept[0].chunk(2, 1), kept[1].chunk(2, 1), strict=True):
-            blocks = pad(half, (0, -half.shape[1] % COLUMNS)).unflatten(1, (-1, COLUMNS))
+            blocks = pad(half, (0, -half.shape[1] % COLUMNS)).view(len(half), -1, COLUMNS)
             scales.copy_(blocks.abs().amax(2).clamp(min=1e-12) / 448.0)
             eight.copy_((blocks / scales[:, :, None]).flatten(1)[:, : half.shape[1]])
     hidden = (torch.nn.functional.silu(gate) * other).to(raw.dtype)
@@ -208,7 +204,7 @@ def activated_plainly(
 def _differentiated(
     inputs: tuple[Tensor, ...], grad: tuple[Tensor, Tensor, Tensor], scale: Tensor | None, into: Tensor
 ) -> Tensor:
-    """Write the gradient of gate and up, and the hidden state over its own gradient; returns numbers as `_activated`."""
+    """Write the gradient of gate and up, and the hidden state over its gradient; returns numbers as `_activated`."""
     if into.is_cuda:
         from spantune.models.kernels.gated_triton import differentiated
 

@@ -19,9 +19,7 @@ RANKS = 64  # of an update, that a tile adds at a time
 CHUNK = 4096  # columns that a program quantises
 
 
-def activated(
-    raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+def activated(raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Return silu(gate) * up [rows, size] of `raw` [rows, 2 size] with its update, and maxima [rows, tiles].
 
     Args:
@@ -42,7 +40,7 @@ def activated(
 
 
 def differentiated(
-    inputs: tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor],
+    inputs: tuple[Tensor, ...],
     grad: tuple[Tensor, Tensor, Tensor],
     scale: Tensor | None,
     into: Tensor,
@@ -62,12 +60,8 @@ def differentiated(
     rows, size = of_product.shape
     tiles = triton.cdiv(size, COLUMNS)
     largest = of_product.new_empty((rows, 2 * tiles), dtype=torch.float32)
-    if len(inputs) == 3:
-        raw, low, up = inputs
-        scales = largest
-    else:
-        raw, scales = inputs
-        low, up = of_low, into
+    raw, *others = inputs
+    low, up, scales = (*others, largest) if len(others) == 2 else (of_low, into, others[0])
     _differentiate[(tiles, triton.cdiv(rows, ROWS))](
         raw, scales, low, up, of_product, of_low, down, largest if scale is None else scale, into, largest,
         rows, size, low.shape[1], of_low.shape[1], tiles,
