@@ -68,6 +68,7 @@ def main() -> None:
     options.add_argument("--peer", help="command of a peer's script")
     options.add_argument("--no-compile", action="store_true")
     options.add_argument("--no-graphs", action="store_true", help="launch every kernel of a step by itself")
+    options.add_argument("--keep-table", action="store_true", help="keep the token embeddings on the GPU")
     options.add_argument("--profile", action="store_true", help="print the kernels of one step")
     options.add_argument("--minutes", type=float, default=5, help="of all parts together")
     options.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -140,7 +141,7 @@ def _ourselves(chosen: argparse.Namespace) -> list[str]:
     given += ["--layers", str(chosen.layers), "--optimizer", chosen.optimizer]
     given += ["--lengths", str(chosen.lengths)] if chosen.lengths else []
     return given + [
-        flag for flag in ("--no-compile", "--no-graphs", "--profile") if getattr(chosen, flag[2:].replace("-", "_"))
+        flag for flag in ("--no-compile", "--no-graphs", "--keep-table", "--profile") if getattr(chosen, flag[2:].replace("-", "_"))
     ]
 
 
@@ -246,11 +247,13 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
     from torch._dynamo.utils import counters
 
     from spantune.core import config
-    from spantune.models import attach, compile_layers, graph_limit, graph_packs
+    from spantune.models import attach, compile_layers, graph_limit, graph_packs, park_embedding
 
     base, _, way = chosen.part.partition("-")
     model = phi4(chosen, base)
     model, _ = attach(model, config.Lora(rank=RANK, alpha=ALPHA))
+    if not chosen.keep_table:
+        park_embedding(model)
     if not chosen.no_compile:
         compile_layers(model, chosen.keep[0])
         model.enable_input_require_grads()  # the first layer is then compiled as the others are

@@ -53,6 +53,7 @@ from spantune.models.lora import (
 )
 from spantune.models.pack_graphs import end_graphs, graph_limit, graph_packs, release_graphs
 from spantune.models.packed import pack_weights
+from spantune.models.parked import park_embedding
 from spantune.models.sharding import divide_layers, gather_layers
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
@@ -155,6 +156,7 @@ __all__ = [
     "pack_spans",
     "pack_view",
     "pack_weights",
+    "park_embedding",
     "park_output_layer",
     "pick_device",
     "pick_dtype",
