@@ -141,7 +141,9 @@ def _ourselves(chosen: argparse.Namespace) -> list[str]:
     given += ["--layers", str(chosen.layers), "--optimizer", chosen.optimizer]
     given += ["--lengths", str(chosen.lengths)] if chosen.lengths else []
     return given + [
-        flag for flag in ("--no-compile", "--no-graphs", "--keep-table", "--profile") if getattr(chosen, flag[2:].replace("-", "_"))
+        flag
+        for flag in ("--no-compile", "--no-graphs", "--keep-table", "--profile")
+        if getattr(chosen, flag[2:].replace("-", "_"))
     ]
 
 
