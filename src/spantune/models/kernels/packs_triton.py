@@ -39,7 +39,7 @@ def _sum(  # type: ignore[no-untyped-def]
     of_key = tl.load(of_keys + place, mask=inside, other=0.0).to(tl.float32)
     of_value = tl.load(of_values + place, mask=inside, other=0.0).to(tl.float32)
     if token < shared:
-        for example in range(0, examples):
+        for example in range(examples):
             place = tl.load(copies + example * shared + token) * width + column
             of_key += tl.load(of_keys + place, mask=inside, other=0.0).to(tl.float32)
             of_value += tl.load(of_values + place, mask=inside, other=0.0).to(tl.float32)
