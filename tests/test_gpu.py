@@ -179,7 +179,9 @@ def test_a_model_becomes_fp8_without_a_second_copy_on_the_gpu(fp8: None) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("base", "keep"), [("fp8", "none"), ("fp8", "some"), ("fp8", "most"), ("bf16", "some")])
+@pytest.mark.parametrize(
+    ("base", "keep"), [("fp8", "none"), ("fp8", "some"), ("fp8", "fp8"), ("fp8", "most"), ("bf16", "some")]
+)
 def test_a_compiled_step_is_the_eager_one(fp8: None, base: str, keep: Keep) -> None:
     packs = [packed(drawn(count, seed=count)) for count in (3, 9, 17)]
     exact = [step(model("fp32"), pack) for pack in packs]
