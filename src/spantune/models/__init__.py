@@ -22,6 +22,7 @@ from spantune.models.attention import NAME, Places, check_attention, pack_view, 
 from spantune.models.bundled import bundled_vocabulary, cache_root
 from spantune.models.compilation import compile_for_extraction, compile_layers, plain_in_extraction
 from spantune.models.full import require_full
+from spantune.models.gated_mlp import gated_parts, kept_bytes
 from spantune.models.hashes import hash_files, hash_model
 from spantune.models.hubs import HUBS, hf_http_error
 from spantune.models.interfaces import CausalLM, ModelConfig
@@ -123,6 +124,7 @@ __all__ = [
     "end_graphs",
     "few_logits",
     "fold_lora",
+    "gated_parts",
     "gather_layers",
     "graph_limit",
     "graph_packs",
@@ -136,6 +138,7 @@ __all__ = [
     "is_compilable",
     "is_shareable",
     "is_wide",
+    "kept_bytes",
     "kernel_error",
     "kv_heads",
     "layer_kinds",

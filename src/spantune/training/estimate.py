@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
@@ -25,10 +25,12 @@ from spantune.models import (
     adapter_weights,
     coverage,
     decoder_layers,
+    gated_parts,
     has_fp8,
     head_size,
     head_weights,
     is_wide,
+    kept_bytes,
     linear_modules,
     own_output_weights,
     pick_device,
@@ -290,23 +292,38 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     hidden: int = model.config.hidden_size
     if not compiling(recipe, device):
         return len(layers) * hidden * width * (1 if checkpointing(recipe, device) else EAGER)
+    adapted, rank = coverage(model, recipe.lora).matched, 0 if recipe.lora.full else recipe.lora.rank or 0
+    fused = [parts for layer in layers for parts in _fused_mlps(layer, recipe, adapted)]
+    mlps = len(fused) * 2 * rank * width  # the updates before they are made as wide as the output
     if recipe.train.keep == "none":
-        return len(layers) * hidden * width
+        return len(layers) * hidden * width + mlps
+    for wide, _ in fused:
+        mlps += kept_bytes(wide.out_features, recipe.train.keep, width)
     heads: int = model.config.num_attention_heads
     size = head_size(model.config)
-    every = recipe.model.base == "fp8"
-    adapted = coverage(model, recipe.lora).matched
-    rank = 0 if recipe.lora.full else recipe.lora.rank or 0
+    every, alone = recipe.model.base == "fp8", {id(part) for parts in fused for part in parts}
     outputs = 0
     for layer in layers:
         linear = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
         for name, module in linear:
-            if (every or name in adapted) and (recipe.train.keep == "most" or not is_wide(*module.weight.shape)):
+            is_kept = recipe.train.keep in ("fp8", "most") or not is_wide(*module.weight.shape)
+            if id(module) not in alone and (every or name in adapted) and is_kept:
                 # not the output of the last, which the next layer keeps as a sum
                 outputs += module.out_features if module is not linear[-1][1] else 0
-                outputs += rank if name in adapted else 0  # of the update, before it is made as wide as the output
+                outputs += rank if name in adapted else 0
     attended = heads * (size * width + 4)  # with its log-sum-exp in fp32
-    return len(layers) * (hidden * width + attended) + outputs * width
+    return len(layers) * (hidden * width + attended) + outputs * width + mlps
+
+
+def _fused_mlps(
+    layer: torch.nn.Module, recipe: Config, adapted: Sequence[str]
+) -> list[tuple[torch.nn.Linear, torch.nn.Linear]]:
+    """The MLPs of a layer that are computed as one operator."""
+    if recipe.lora.full or recipe.lora.dropout or recipe.lora.dora or recipe.model.base in ("nf4", "int8"):
+        return []
+    if not {"gate_up_proj", "down_proj"} <= set(adapted):
+        return []
+    return [parts for module in layer.modules() if (parts := gated_parts(module)) is not None]
 
 
 def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
@@ -318,7 +335,7 @@ def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
     keeps_none = recipe.train.keep == "none" or recipe.lora.full  # kept are products with an adapter
     if checkpointing(recipe, device) or (compiling(recipe, device) and keeps_none):
         again = sum(weight.numel() for weight in weights)
-    elif not compiling(recipe, device) or recipe.train.keep == "most":
+    elif not compiling(recipe, device) or recipe.train.keep in ("fp8", "most"):
         again = 0
     return (6 if recipe.lora.full else 4) * sum(weight.numel() for weight in weights) + 2 * again
 

@@ -69,7 +69,7 @@ def _forward(
     raw = _wide(rows, left, row_scale, wide, wide_scale)
     kept = raw.new_empty((0, raw.shape[1])), raw.new_empty((0, 0), dtype=torch.float32)
     if keeps == EIGHT:
-        count, scales = len(rows), 2 * _tiles(raw.shape[1] // 2)
+        count, scales = len(rows), 2 * tiles(raw.shape[1] // 2)
         kept = raw.new_empty(raw.shape, dtype=FP8), raw.new_empty((count, scales), dtype=torch.float32)
     hidden, largest = _activated(raw, low, wide_up, kept if keeps == EIGHT else None)
     if keeps == WHOLE:
@@ -86,7 +86,7 @@ def _shapes(
     wide_up: object, narrow: Tensor, narrow_scale: object, narrow_down: Tensor, narrow_up: object, keeps: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     count, kept = rows.shape[0], rows.shape[0] if keeps else 0
-    scales = (count, 2 * _tiles(narrow.shape[1])) if keeps == EIGHT else (0, 0)
+    scales = (count, 2 * tiles(narrow.shape[1])) if keeps == EIGHT else (0, 0)
     return (
         rows.new_empty((count, narrow.shape[0])),
         rows.new_empty((count, wide_down.shape[0])),
@@ -240,7 +240,8 @@ def _quantized(rows: Tensor, largest: Tensor, scale: Tensor | None) -> tuple[Ten
     return quantize(rows if scale is None else rows.float() * scale[None])
 
 
-def _tiles(size: int) -> int:
+def tiles(size: int) -> int:
+    """Return the number of tiles in a row of `size` columns."""
     return -(-size // COLUMNS)
 
 
