@@ -36,7 +36,7 @@ from spantune.models import (
     pick_device,
     pick_dtype,
 )
-from spantune.training.layers import checkpointing, compiling
+from spantune.training.layers import checkpointing, compiling, keeping
 from spantune.training.loss import HEAD_CHUNK
 from spantune.training.masked import SHARE
 from spantune.training.preparation import Prepared
@@ -56,6 +56,8 @@ LINK = 20e9
 """Bytes a second that a rank sends to another one, of a fast PCIe bus; NVLink is ten times as fast."""
 GATHERED = 2
 """Layers of a divided base that are whole on a rank at a time."""
+FILLED = 0.85
+"""Share of the free memory that a prediction may fill for `train.keep` to be `most`."""
 EVALUATIONS = 4
 """Evaluations on dev in a run whose recipe does not say after how many steps."""
 
@@ -151,6 +153,15 @@ def head_load(prepared: Prepared, model: CausalLM) -> HeadLoad | None:
     floats = BANDS * width * types + FEATURES * settings.size + STATES * model.config.hidden_size
     weights = head_weights(model, prepared.task, settings)
     return HeadLoad(weights, characters * (4 * floats + FIXED), characters * 6 * weights)
+
+
+def kept(prepared: Prepared, model: CausalLM, ranks: int = 1) -> config.Keep:
+    """Return what `train.keep: auto` stands for on this device; `model` is the recipe's model on the meta device."""
+    recipe, device = prepared.recipe, pick_device(prepared.recipe.model.device)
+    most = _overridden(recipe, {"train.keep": "most"})
+    tokens, head = part_tokens(prepared, most, device), head_load(prepared, model)
+    needed = of_a_rank(predict_memory(model, most, device, tokens, head), model, most, ranks).total_gib
+    return "most" if needed < FILLED * _available(device) / GIB else "some"
 
 
 def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
@@ -295,10 +306,11 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     adapted, rank = coverage(model, recipe.lora).matched, 0 if recipe.lora.full else recipe.lora.rank or 0
     fused = [parts for layer in layers for parts in _fused_mlps(layer, recipe, adapted)]
     mlps = len(fused) * 2 * rank * width  # the updates before they are made as wide as the output
-    if recipe.train.keep == "none":
+    keep = keeping(recipe)
+    if keep == "none":
         return len(layers) * hidden * width + mlps
     for wide, _ in fused:
-        mlps += kept_bytes(wide.out_features, recipe.train.keep, width)
+        mlps += kept_bytes(wide.out_features, keep, width)
     heads: int = model.config.num_attention_heads
     size = head_size(model.config)
     every, alone = recipe.model.base == "fp8", {id(part) for parts in fused for part in parts}
@@ -306,7 +318,7 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     for layer in layers:
         linear = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
         for name, module in linear:
-            is_kept = recipe.train.keep in ("fp8", "most") or not is_wide(*module.weight.shape)
+            is_kept = keep in ("fp8", "most") or not is_wide(*module.weight.shape)
             if id(module) not in alone and (every or name in adapted) and is_kept:
                 # not the output of the last, which the next layer keeps as a sum
                 outputs += module.out_features if module is not linear[-1][1] else 0
@@ -332,10 +344,10 @@ def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
     """
     weights = [module.weight for _, module in linear_modules(model)]
     again = sum(weight.numel() for weight in weights if is_wide(*weight.shape))
-    keeps_none = recipe.train.keep == "none" or recipe.lora.full  # kept are products with an adapter
+    keeps_none = keeping(recipe) == "none" or recipe.lora.full  # kept are products with an adapter
     if checkpointing(recipe, device) or (compiling(recipe, device) and keeps_none):
         again = sum(weight.numel() for weight in weights)
-    elif not compiling(recipe, device) or recipe.train.keep in ("fp8", "most"):
+    elif not compiling(recipe, device) or keeping(recipe) in ("fp8", "most"):
         again = 0
     return (6 if recipe.lora.full else 4) * sum(weight.numel() for weight in weights) + 2 * again
 
@@ -343,8 +355,8 @@ def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
 def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str, object]]:
     """Ever smaller variants of a recipe: more is computed again, then a smaller optimizer, base and pack."""
     recipe = prepared.recipe
-    keeps = get_args(config.Keep)
-    lower = keeps[: keeps.index(recipe.train.keep)][::-1]
+    keeps = [keep for keep in get_args(config.Keep) if keep != "fp8"]  # which rounds
+    lower = keeps[: keeps.index("most" if keeping(recipe) == "fp8" else keeping(recipe))][::-1]
     axes: list[list[dict[str, object]]] = [[{}] for _ in range(4)]
     parts, bases, optimizers, recomputed = axes
     recomputed += [{"train.keep": keep} for keep in lower] if compiling(recipe, device) else []

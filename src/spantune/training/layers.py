@@ -25,7 +25,7 @@ def arrange_layers(loaded: Loaded, prepared: Prepared, tokens: int, ranks: Ranks
     """
     model, device, recipe = loaded.model, loaded.device, prepared.recipe
     if compiling(recipe, device):
-        compile_layers(model, recipe.train.keep)
+        compile_layers(model, keeping(recipe))
         model.enable_input_require_grads()  # the first layer is then compiled as the others are
     elif checkpointing(recipe, device):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -42,6 +42,12 @@ def compiling(recipe: Config, device: torch.device) -> bool:
     settings = recipe.train
     able = device.type == "cuda" and settings.pack == "shared" and recipe.model.base not in ("nf4", "int8")
     return settings.compile == "on" or (settings.compile == "auto" and able)
+
+
+def keeping(recipe: Config) -> config.Keep:
+    """What compiled layers keep; `some` while it is not decided (see `with_keep`)."""
+    keep = recipe.train.keep
+    return "some" if keep == "auto" else keep
 
 
 def checkpointing(recipe: Config, device: torch.device) -> bool:
