@@ -265,7 +265,7 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
         share = GROUPED if way == "grouped" else 1.0
         step = Steps(model, steps_of(chosen, share), PACK_TOKENS, optimizer=chosen.optimizer)
     if not chosen.no_graphs and step.usual_tokens <= graph_limit(model):
-        graph_packs(model, PACK_TOKENS)
+        graph_packs(model, PACK_TOKENS, step.usual_tokens)
     found = timed(chosen, step, Memory(model))
     found["graphs"] = counters["stats"]["unique_graphs"]
     return {**found, "base": chosen.part, "keep": chosen.keep[0]}

@@ -52,7 +52,7 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
-from spantune.models.pack_graphs import end_graphs, graph_limit, graph_packs, release_graphs
+from spantune.models.pack_graphs import end_graphs, graph_limit, graph_packs, pad_ahead, release_graphs
 from spantune.models.packed import pack_weights
 from spantune.models.parked import park_embedding
 from spantune.models.sharding import divide_layers, gather_layers
@@ -159,6 +159,7 @@ __all__ = [
     "pack_spans",
     "pack_view",
     "pack_weights",
+    "pad_ahead",
     "park_embedding",
     "park_output_layer",
     "pick_device",

@@ -30,8 +30,9 @@ def arrange_layers(loaded: Loaded, prepared: Prepared, tokens: int, ranks: Ranks
     elif checkpointing(recipe, device):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    if graphing(recipe, device) and usual_tokens(prepared, tokens, ranks.size) <= graph_limit(model):
-        graph_packs(model, tokens)
+    usual = usual_tokens(prepared, tokens, ranks.size)
+    if graphing(recipe, device) and usual <= graph_limit(model):
+        graph_packs(model, tokens, usual)
     if ranks.in_lockstep:
         count = divide_layers(model, device, ranks.size)
         log.info("%s weights of the layers are divided over %d ranks", f"{count:,}", ranks.size)

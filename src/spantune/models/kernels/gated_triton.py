@@ -14,7 +14,8 @@ from torch import Tensor
 
 from spantune.models.kernels.gated import COLUMNS
 
-ROWS = 64  # of a tile, which has COLUMNS columns
+ACTIVATING = (32, 8)  # rows of a tile, which has COLUMNS columns, and warps; as measured
+DIFFERENTIATING = (32, 8)
 RANKS = 64  # of an update, that a tile adds at a time
 CHUNK = 4096  # columns that a program quantises
 
@@ -32,9 +33,10 @@ def activated(raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor] 
     tiles = triton.cdiv(size, COLUMNS)
     product, largest = raw.new_empty((rows, size)), raw.new_empty((rows, tiles), dtype=torch.float32)
     eight, scales = kept or (raw, largest)
-    _activate[(tiles, triton.cdiv(rows, ROWS))](
+    lines, warps = ACTIVATING
+    _activate[(tiles, triton.cdiv(rows, lines))](
         raw, low, up, product, largest, eight, scales, rows, size, low.shape[1], tiles,
-        KEEPS=kept is not None, ROWS=ROWS, COLUMNS=COLUMNS, RANKS=_ranks(low), num_warps=8, num_stages=2,
+        KEEPS=kept is not None, ROWS=lines, COLUMNS=COLUMNS, **_ranks(low), num_warps=warps,
     )  # fmt: skip
     return product, largest
 
@@ -62,11 +64,12 @@ def differentiated(
     largest = of_product.new_empty((rows, 2 * tiles), dtype=torch.float32)
     raw, *others = inputs
     low, up, scales = (*others, largest) if len(others) == 2 else (of_low, into, others[0])
-    _differentiate[(tiles, triton.cdiv(rows, ROWS))](
+    lines, warps = DIFFERENTIATING
+    _differentiate[(tiles, triton.cdiv(rows, lines))](
         raw, scales, low, up, of_product, of_low, down, largest if scale is None else scale, into, largest,
         rows, size, low.shape[1], of_low.shape[1], tiles,
-        KEPT=len(inputs) == 2, SCALED=scale is not None, ROWS=ROWS, COLUMNS=COLUMNS,
-        RANKS=_ranks(low), GRAD_RANKS=_ranks(of_low), num_warps=8, num_stages=2,
+        KEPT=len(inputs) == 2, SCALED=scale is not None, ROWS=lines, COLUMNS=COLUMNS,
+        **_ranks(low), **_ranks(of_low, "GRAD_"), num_warps=warps,
     )  # fmt: skip
     return largest
 
@@ -84,51 +87,58 @@ def quantized(rows: Tensor, largest: Tensor, scale: Tensor | None = None) -> tup
     return eight, row_scale
 
 
-def _ranks(low: Tensor) -> int:
-    return min(RANKS, max(16, int(triton.next_power_of_2(low.shape[1]))))
+def _ranks(low: Tensor, prefix: str = "") -> dict[str, int]:
+    """How many ranks of an update a tile adds at a time, and how often."""
+    rank = low.shape[1]
+    ranks = min(RANKS, max(16, int(triton.next_power_of_2(rank))))
+    return {f"{prefix}RANKS": ranks, f"{prefix}STEPS": triton.cdiv(rank, ranks)}
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _update(low, up, row, column, rows, size, rank, RANK_STEP, COLUMN_STEP, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip  # noqa: E501
-    """The tile of low [rows, rank] @ up, whose entry for rank r and column c is at r * RANK_STEP + c * COLUMN_STEP."""
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in range(0, rank, RANKS):
-        place = first + tl.arange(0, RANKS)
-        left = tl.load(
-            low + row[:, None] * rank + place[None, :], mask=(row < rows)[:, None] & (place < rank)[None, :], other=0.0
-        )
-        right = tl.load(
-            up + place[:, None] * RANK_STEP + column[None, :] * COLUMN_STEP,
-            mask=(place < rank)[:, None] & (column < size)[None, :],
-            other=0.0,
-        )
-        total = tl.dot(left, right, total, input_precision="ieee")
-    return total
+def _left(low, row, rows, rank, step, RANKS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The tile of low [rows, rank] for one step of ranks."""
+    place = step * RANKS + tl.arange(0, RANKS)
+    inside = (row < rows)[:, None] & (place < rank)[None, :]
+    return tl.load(low + row[:, None] * rank + place[None, :], mask=inside, other=0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _right(up, column, size, rank, step, of_rank, of_column, RANKS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The tile of a weight for one step of ranks, whose entry for a rank and a column is at both times their steps."""
+    place = step * RANKS + tl.arange(0, RANKS)
+    inside = (place < rank)[:, None] & (column < size)[None, :]
+    return tl.load(up + place[:, None] * of_rank + column[None, :] * of_column, mask=inside, other=0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _activate(  # type: ignore[no-untyped-def]
     raw, low, up, product, largest, eight, scales, rows, size, rank, tiles,
-    KEEPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
+    KEEPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(0)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tile * COLUMNS + tl.arange(0, COLUMNS)
+    tile, first = tl.program_id(0), tl.program_id(1) * ROWS
+    local = tl.arange(0, ROWS)
+    row, column = first + local, tile * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < size)[None, :]
-    at = row[:, None].to(tl.int64) * (2 * size) + column[None, :]
-    gate = _update(low, up, row, column, rows, size, rank, 1, rank, ROWS, COLUMNS, RANKS)
-    gate += tl.load(raw + at, mask=inside, other=0.0).to(tl.float32)
-    other = _update(low, up + size * rank, row, column, rows, size, rank, 1, rank, ROWS, COLUMNS, RANKS)
-    other += tl.load(raw + at + size, mask=inside, other=0.0).to(tl.float32)
+    begin = first.to(tl.int64) * size
+    at = local[:, None] * (2 * size) + column[None, :]
+    source = raw + 2 * begin + at
+    gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(source + size, mask=inside, other=0.0).to(tl.float32)
+    for step in tl.static_range(STEPS):
+        left = _left(low, row, rows, rank, step, RANKS)
+        gate = tl.dot(left, _right(up, column, size, rank, step, 1, rank, RANKS), gate, input_precision="ieee")
+        right = _right(up + size * rank, column, size, rank, step, 1, rank, RANKS)
+        other = tl.dot(left, right, other, input_precision="ieee")
     if KEEPS:
+        target, place = eight + 2 * begin + at, scales + row * 2 * tiles + tile
         scale = tl.maximum(tl.max(tl.abs(gate), 1), 1e-12) / 448.0
-        tl.store(scales + row * 2 * tiles + tile, scale, mask=row < rows)
-        tl.store(eight + at, (gate / scale[:, None]).to(eight.dtype.element_ty), mask=inside)
+        tl.store(place, scale, mask=row < rows)
+        tl.store(target, (gate / scale[:, None]).to(eight.dtype.element_ty), mask=inside)
         scale = tl.maximum(tl.max(tl.abs(other), 1), 1e-12) / 448.0
-        tl.store(scales + row * 2 * tiles + tiles + tile, scale, mask=row < rows)
-        tl.store(eight + at + size, (other / scale[:, None]).to(eight.dtype.element_ty), mask=inside)
+        tl.store(place + tiles, scale, mask=row < rows)
+        tl.store(target + size, (other / scale[:, None]).to(eight.dtype.element_ty), mask=inside)
     result = (gate * tl.sigmoid(gate) * other).to(product.dtype.element_ty)
-    tl.store(product + row[:, None].to(tl.int64) * size + column[None, :], result, mask=inside)
+    tl.store(product + begin + local[:, None] * size + column[None, :], result, mask=inside)
     tl.store(largest + row * tiles + tile, tl.max(tl.abs(result.to(tl.float32)), 1), mask=row < rows)
 
 
@@ -136,38 +146,47 @@ def _activate(  # type: ignore[no-untyped-def]
 def _differentiate(  # type: ignore[no-untyped-def]
     raw, scales, low, up, of_product, of_low, down, scale, into, largest, rows, size, rank, grad_rank, tiles,
     KEPT: tl.constexpr, SCALED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
-    GRAD_RANKS: tl.constexpr,
+    STEPS: tl.constexpr, GRAD_RANKS: tl.constexpr, GRAD_STEPS: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(0)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tile * COLUMNS + tl.arange(0, COLUMNS)
+    tile, first = tl.program_id(0), tl.program_id(1) * ROWS
+    local = tl.arange(0, ROWS)
+    row, column = first + local, tile * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < size)[None, :]
-    at = row[:, None].to(tl.int64) * (2 * size) + column[None, :]
-    gate = tl.load(raw + at, mask=inside, other=0.0).to(tl.float32)
-    other = tl.load(raw + at + size, mask=inside, other=0.0).to(tl.float32)
+    begin = first.to(tl.int64) * size
+    at = local[:, None] * (2 * size) + column[None, :]
+    source = raw + 2 * begin + at
+    from_product = of_product + begin + local[:, None] * size + column[None, :]
+    gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(source + size, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(from_product, mask=inside, other=0.0).to(tl.float32)
+    place = row * 2 * tiles + tile
     if KEPT:
-        gate *= tl.load(scales + row * 2 * tiles + tile, mask=row < rows, other=0.0)[:, None]
-        other *= tl.load(scales + row * 2 * tiles + tiles + tile, mask=row < rows, other=0.0)[:, None]
+        gate *= tl.load(scales + place, mask=row < rows, other=0.0)[:, None]
+        other *= tl.load(scales + place + tiles, mask=row < rows, other=0.0)[:, None]
     else:
-        gate += _update(low, up, row, column, rows, size, rank, 1, rank, ROWS, COLUMNS, RANKS)
-        other += _update(low, up + size * rank, row, column, rows, size, rank, 1, rank, ROWS, COLUMNS, RANKS)
-    from_product = of_product + row[:, None].to(tl.int64) * size + column[None, :]
-    grad = _update(of_low, down, row, column, rows, size, grad_rank, size, 1, ROWS, COLUMNS, GRAD_RANKS)
-    grad += tl.load(from_product, mask=inside, other=0.0).to(tl.float32)
+        for step in tl.static_range(STEPS):
+            left = _left(low, row, rows, rank, step, RANKS)
+            gate = tl.dot(left, _right(up, column, size, rank, step, 1, rank, RANKS), gate, input_precision="ieee")
+            right = _right(up + size * rank, column, size, rank, step, 1, rank, RANKS)
+            other = tl.dot(left, right, other, input_precision="ieee")
+    for step in tl.static_range(GRAD_STEPS):
+        left = _left(of_low, row, rows, grad_rank, step, GRAD_RANKS)
+        right = _right(down, column, size, grad_rank, step, size, 1, GRAD_RANKS)
+        grad = tl.dot(left, right, grad, input_precision="ieee")
     share = tl.sigmoid(gate)
     silu = gate * share
     tl.store(from_product, (silu * other).to(of_product.dtype.element_ty), mask=inside)
     of_gate = (grad * other * share * (1.0 + gate - silu)).to(into.dtype.element_ty)
     of_other = (grad * silu).to(into.dtype.element_ty)
-    tl.store(into + at, of_gate, mask=inside)
-    tl.store(into + at + size, of_other, mask=inside)
+    target = into + 2 * begin + at
+    tl.store(target, of_gate, mask=inside)
+    tl.store(target + size, of_other, mask=inside)
     scaled_gate, scaled_other = of_gate.to(tl.float32), of_other.to(tl.float32)
     if SCALED:
         scaled_gate *= tl.load(scale + column, mask=column < size, other=0.0)[None, :]
         scaled_other *= tl.load(scale + size + column, mask=column < size, other=0.0)[None, :]
-    place = largest + row * 2 * tiles + tile
-    tl.store(place, tl.max(tl.abs(scaled_gate), 1), mask=row < rows)
-    tl.store(place + tiles, tl.max(tl.abs(scaled_other), 1), mask=row < rows)
+    tl.store(largest + place, tl.max(tl.abs(scaled_gate), 1), mask=row < rows)
+    tl.store(largest + place + tiles, tl.max(tl.abs(scaled_other), 1), mask=row < rows)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
