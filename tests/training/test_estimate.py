@@ -58,7 +58,8 @@ def test_each_part_is_what_its_setting_makes_it(phi4: Any) -> None:
     assert plain["adapters_gib"] * GIB == plain["optimizer_gib"] * GIB == 8 * adapters
     for base, least in (("fp8", 1.0), ("int8", 1.0), ("nf4", 0.5)):
         found = parts(model={"base": base})["base_gib"] * GIB
-        assert least * linear < found - 2 * embeddings < 1.05 * least * linear
+        on_the_host = 100352 * 5120  # the table of token embeddings
+        assert least * linear < found - 2 * (embeddings - on_the_host) < 1.05 * least * linear
     assert parts(train={"optimizer": "adamw_8bit"})["optimizer_gib"] == plain["optimizer_gib"] / 4
     keeps = ("none", "some", "fp8", "most")
     none, some, eight, most = (parts(model={"base": "fp8"}, train={"keep": keep}) for keep in keeps)
@@ -146,7 +147,7 @@ def test_settings_that_make_reading_fit(prepared: Prepare, phi4: Any, monkeypatc
     assert fitting(found, phi4, CUDA, 70) == {}
     tight = fitting(found, phi4, CUDA, 9.5)
     assert tight is not None and tight["model.base"] == "nf4"
-    assert fitting(found, phi4, CUDA, 7) is None
+    assert fitting(found, phi4, CUDA, 6) is None
 
 
 def test_what_is_recomputed_by_default(tree: Any, tmp_path: Path) -> None:

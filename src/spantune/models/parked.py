@@ -34,13 +34,18 @@ class ParkedEmbedding(nn.Module):
 def park_embedding(model: CausalLM) -> bool:
     """Leave the frozen token embeddings of a model in the host's memory; whether it was done.
 
-    It is not where the output layer shares them, or they are computed in another way than looked up.
+    It is not where the output layer shares them, they are computed in another way than looked up, or the host cannot
+    pin the memory.
     """
     base = causal_lm(model)
     table = base.get_input_embeddings()
     if type(table) is not nn.Embedding or table.weight.requires_grad or not own_output_weights(model):
         return False
-    base.set_input_embeddings(ParkedEmbedding(table))
+    try:
+        parked = ParkedEmbedding(table)
+    except RuntimeError:  # the host has no memory that can be pinned
+        return False
+    base.set_input_embeddings(parked)
     return True
 
 

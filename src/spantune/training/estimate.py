@@ -36,7 +36,7 @@ from spantune.models import (
     pick_device,
     pick_dtype,
 )
-from spantune.training.layers import checkpointing, compiling, keeping
+from spantune.training.layers import checkpointing, compiling, keeping, parking
 from spantune.training.loss import HEAD_CHUNK
 from spantune.training.masked import SHARE
 from spantune.training.preparation import Prepared
@@ -226,6 +226,8 @@ def predict_memory(
     others = sum(parameter.numel() for parameter in model.parameters()) - weights
     if head and not recipe.train.masked_epochs:
         others -= own_output_weights(model)  # which is on the CPU where only spans are read
+    if parking(recipe, device) and own_output_weights(model):
+        others -= model.get_input_embeddings().weight.numel()
     scales = 4 * sum(module.out_features for module in linear) if base in ("fp8", "int8") else 0
     adapters = adapter_weights(model, recipe.lora)
     of_head = head.weights if head else 0
