@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def arrange_layers(loaded: Loaded, prepared: Prepared, tokens: int, ranks: Ranks) -> None:
-    """Compile the layers, or have them recompute their activations, as recipe and device ask for; park what needs no GPU.
+    """Compile or recompute the layers, replay packs as graphs, and park what needs no GPU, as recipe and device ask.
 
     Args:
         loaded: the model, with what is trained of it.
