@@ -14,8 +14,8 @@ from torch import Tensor
 
 from spantune.models.kernels.gated import COLUMNS
 
-ACTIVATING = (32, 8)  # rows of a tile, which has COLUMNS columns, and warps; as measured
-DIFFERENTIATING = (32, 8)
+ACTIVATING = (32, 8, 0)  # rows of a tile, which has COLUMNS columns; warps; registers a thread, 0 for any; as measured
+DIFFERENTIATING = (32, 8, 0)
 RANKS = 64  # of an update, that a tile adds at a time
 CHUNK = 4096  # columns that a program quantises
 
@@ -33,10 +33,10 @@ def activated(raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor] 
     tiles = triton.cdiv(size, COLUMNS)
     product, largest = raw.new_empty((rows, size)), raw.new_empty((rows, tiles), dtype=torch.float32)
     eight, scales = kept or (raw, largest)
-    lines, warps = ACTIVATING
+    lines, options = _tile(ACTIVATING)
     _activate[(tiles, triton.cdiv(rows, lines))](
         raw, low, up, product, largest, eight, scales, rows, size, low.shape[1], tiles,
-        KEEPS=kept is not None, ROWS=lines, COLUMNS=COLUMNS, **_ranks(low), num_warps=warps,
+        KEEPS=kept is not None, ROWS=lines, COLUMNS=COLUMNS, **_ranks(low), **options,
     )  # fmt: skip
     return product, largest
 
@@ -64,12 +64,12 @@ def differentiated(
     largest = of_product.new_empty((rows, 2 * tiles), dtype=torch.float32)
     raw, *others = inputs
     low, up, scales = (*others, largest) if len(others) == 2 else (of_low, into, others[0])
-    lines, warps = DIFFERENTIATING
+    lines, options = _tile(DIFFERENTIATING)
     _differentiate[(tiles, triton.cdiv(rows, lines))](
         raw, scales, low, up, of_product, of_low, down, largest if scale is None else scale, into, largest,
         rows, size, low.shape[1], of_low.shape[1], tiles,
         KEPT=len(inputs) == 2, SCALED=scale is not None, ROWS=lines, COLUMNS=COLUMNS,
-        **_ranks(low), **_ranks(of_low, "GRAD_"), num_warps=warps,
+        **_ranks(low), **_ranks(of_low, "GRAD_"), **options,
     )  # fmt: skip
     return largest
 
@@ -85,6 +85,12 @@ def quantized(rows: Tensor, largest: Tensor, scale: Tensor | None = None) -> tup
         SCALED=scale is not None, TILES=triton.next_power_of_2(tiles), CHUNK=CHUNK, num_warps=8,
     )  # fmt: skip
     return eight, row_scale
+
+
+def _tile(chosen: tuple[int, int, int]) -> tuple[int, dict[str, int]]:
+    """The rows of a tile, and the options of its launch."""
+    rows, warps, registers = chosen
+    return rows, {"num_warps": warps} | ({"maxnreg": registers} if registers else {})
 
 
 def _ranks(low: Tensor, prefix: str = "") -> dict[str, int]:
