@@ -59,11 +59,12 @@ def main() -> None:
         help="seed, seed-all, bf16, nf4, fp8, fp8-grouped, fp8-spans, fp8-spans-instruction on a GPU; "
         "seed, ours, choices on a CPU",
     )
-    options.add_argument("--keep", nargs="+", default=["some"], help="none, some, most: what layers keep for backward")
+    options.add_argument("--keep", nargs="+", default=["some"], help="none, some, fp8, most: what layers keep for backward")
     options.add_argument("--lengths", type=Path)
     options.add_argument("--examples", type=int, default=16)
     options.add_argument("--steps", type=int, default=12)
     options.add_argument("--layers", type=int, default=40)
+    options.add_argument("--pack-tokens", type=int, default=PACK_TOKENS, help="most tokens of a pack")
     options.add_argument("--optimizer", default="adamw", choices=["adamw", "adamw_8bit"])
     options.add_argument("--peer", help="command of a peer's script")
     options.add_argument("--no-compile", action="store_true")
@@ -139,6 +140,7 @@ def _ourselves(chosen: argparse.Namespace) -> list[str]:
     given = [sys.executable, __file__, "--device", chosen.device, "--examples", str(chosen.examples)]
     given += ["--steps", str(chosen.steps)]
     given += ["--layers", str(chosen.layers), "--optimizer", chosen.optimizer]
+    given += ["--pack-tokens", str(chosen.pack_tokens)]
     given += ["--lengths", str(chosen.lengths)] if chosen.lengths else []
     return given + [
         flag
@@ -263,9 +265,9 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
         step = _read_steps(chosen, model, (0,) * (PREFIX if way == "spans-instruction" else 1))
     else:
         share = GROUPED if way == "grouped" else 1.0
-        step = Steps(model, steps_of(chosen, share), PACK_TOKENS, optimizer=chosen.optimizer)
+        step = Steps(model, steps_of(chosen, share), chosen.pack_tokens, optimizer=chosen.optimizer)
     if not chosen.no_graphs and step.usual_tokens <= graph_limit(model):
-        graph_packs(model, PACK_TOKENS, step.usual_tokens)
+        graph_packs(model, chosen.pack_tokens, step.usual_tokens)
     found = timed(chosen, step, Memory(model))
     found["graphs"] = counters["stats"]["unique_graphs"]
     return {**found, "base": chosen.part, "keep": chosen.keep[0]}
@@ -289,7 +291,7 @@ def _read_steps(chosen: argparse.Namespace, model: Any, prefix: tuple[int, ...])
     park_output_layer(model)
     torch.cuda.empty_cache()
     options = {"spans": spans, "head_rate": spans.learning_rate, "optimizer": chosen.optimizer}
-    return Steps(model, read_steps_of(chosen, prefix), PACK_TOKENS, prefix, **options)
+    return Steps(model, read_steps_of(chosen, prefix), chosen.pack_tokens, prefix, **options)
 
 
 def seed_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
