@@ -59,7 +59,9 @@ def main() -> None:
         help="seed, seed-all, bf16, nf4, fp8, fp8-grouped, fp8-spans, fp8-spans-instruction on a GPU; "
         "seed, ours, choices on a CPU",
     )
-    options.add_argument("--keep", nargs="+", default=["some"], help="none, some, fp8, most: what layers keep for backward")
+    options.add_argument(
+        "--keep", nargs="+", default=["some"], help="none, some, fp8, most: what layers keep for backward"
+    )
     options.add_argument("--lengths", type=Path)
     options.add_argument("--examples", type=int, default=16)
     options.add_argument("--steps", type=int, default=12)

@@ -226,7 +226,7 @@ class PackGraphs:
         if shape in self.graphs or self._like is None or len(self.graphs) == MOST_GRAPHS:
             return self.graphs.get(shape)
         if self._first > shape.tokens and not self.graphs:
-            self._capture(padded(*pack.copied().fields, least=self._first), given, is_needed=False)
+            self._capture(padded(*pack.copied().fields, least=self._first + EXAMPLES), given, is_needed=False)
         if shape.tokens > max((other.tokens for other in self.graphs), default=0):
             self.release()  # each tensor of a larger pack would need a larger block, beside that of the smaller ones
         self._capture(pack.copied(), given)
