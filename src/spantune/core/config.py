@@ -19,7 +19,7 @@ from spantune.core.secrets import holds_credential, masked, masked_values
 from spantune.core.task import AnswerFormat, Label
 
 Base = Literal["auto", "bf16", "fp32", "fp8", "nf4", "int8"]
-Keep = Literal["none", "some", "most"]
+Keep = Literal["none", "some", "fp8", "most"]
 Normalize = Literal["tokens", "examples"]
 LossOn = Literal["answer", "choices"]
 Value = TypeVar("Value")
@@ -309,9 +309,10 @@ class Train(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the decoder layers, which takes about 20 s before the first step and makes steps three times as fast.
     `auto`: on CUDA with shared packs."""
-    keep: Keep = "some"
+    keep: Keep | Literal["auto"] = "auto"
     """What compiled layers keep in memory for the backward pass: `none` (the least memory), `some` (attention and
-    narrow matrix products) or `most` (all matrix products)."""
+    narrow matrix products), `fp8` (all matrix products, those of MLPs whose gate and up are one layer in 8 bits) or
+    `most` (all matrix products). `auto`: `most` where the free memory holds it, else `some`."""
     graphs: Literal["auto", "off"] = "auto"
     """Launch the passes over a pack as CUDA graphs, in one go. `auto`: on CUDA with shared packs, where these are so
     short that the GPU would wait for the host, and layers are not recomputed as a whole."""

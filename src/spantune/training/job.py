@@ -67,7 +67,7 @@ from spantune.training.loss import PackTensors, check_head, tensors
 from spantune.training.masked import placeholder
 from spantune.training.measuring import Measuring
 from spantune.training.nan_guard import StepGuard
-from spantune.training.plan import Plan, make_plan, require
+from spantune.training.plan import Plan, make_plan, require, with_keep
 from spantune.training.preparation import Prepared, prepare
 from spantune.training.progress import training_view
 from spantune.training.ranks import Ranks, join, leave
@@ -155,7 +155,8 @@ def train(
     set_seed(given.run.seed)
     own_start = RunFolder(folder).start if resume else None
     prepared = ranks.host_first(lambda: prepare(given, own_start))
-    recipe = prepared.recipe
+    recipe = ranks.from_main(lambda: with_keep(prepared, ranks.size).recipe)
+    prepared = replace(prepared, recipe=recipe)
     plan = make_plan(prepared, is_new=resume is None, ranks=ranks.size)
     require(plan)
     recorded = environment() | fingerprint(prepared)

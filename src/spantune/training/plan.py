@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,12 +25,14 @@ from spantune.models import (
     card_problems,
     check_attention,
     coverage,
+    pick_device,
     silenced,
     unmatched_error,
     unranked_error,
 )
 from spantune.training.doubts import PlanWarning, doubts
-from spantune.training.estimate import GIB, Estimate, estimate
+from spantune.training.estimate import GIB, Estimate, estimate, kept
+from spantune.training.layers import compiling
 from spantune.training.preparation import Prepared, overlapping, prepare, splits_with_files
 from spantune.training.ranks import require_strategy
 from spantune.training.requirements import Audit, requirement_audits
@@ -105,6 +107,7 @@ def make_plan(prepared: Prepared, *, is_new: bool = True, ranks: int = 1) -> Pla
         is_new: False for a run that is resumed.
         ranks: how many processes train together, each on a device like this one.
     """
+    prepared = with_keep(prepared, ranks)
     model = skeleton(prepared.files.config)
     covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model, ranks)
     audits = [
@@ -126,6 +129,16 @@ def make_plan(prepared: Prepared, *, is_new: bool = True, ranks: int = 1) -> Pla
         _disk(prepared.recipe, predicted),
     ]
     return Plan(tuple(audits), predicted, tuple(doubts(prepared, predicted)))
+
+
+def with_keep(prepared: Prepared, ranks: int = 1) -> Prepared:
+    """Return the recipe with what `train.keep: auto` stands for on this device."""
+    recipe = prepared.recipe
+    if recipe.train.keep != "auto":
+        return prepared
+    is_compiled = compiling(recipe, pick_device(recipe.model.device))
+    keep = kept(prepared, skeleton(prepared.files.config), ranks) if is_compiled else "some"
+    return replace(prepared, recipe=recipe.model_copy(update={"train": recipe.train.model_copy(update={"keep": keep})}))
 
 
 def require(plan: Plan) -> None:
