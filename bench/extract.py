@@ -159,6 +159,7 @@ class Bench:
         tool.bursts = bursts or None
         warm = self.documents[: rows + 8] if self.cuda else self.documents[:2]
         list(tool.stream(warm))
+        gc.freeze()  # as the command does
         if writes:
             tool.seen.passes.clear()
             tool.seen.waited = 0.0
@@ -201,7 +202,13 @@ class Bench:
         by_width = tool.seen.by_width()
         computing = tool.seen.computing()
         host = seconds - (tool.seen.waited if self.cuda else computing)
-        idle = {"gpu_idle_share": round(max(0.0, 1 - computing / seconds), 3)} if self.cuda else {}
+        idle = {}
+        if self.cuda:
+            between = tool.seen.between() / seconds
+            idle = {
+                "gpu_idle_share": round(max(0.0, 1 - computing / seconds), 3),
+                "gpu_idle_share_between_passes": round(between, 3),
+            }
         return {
             "host_ms_per_document": round(1000 * host / max(0.01, documents), 2),
             "ms_by_width": {width: round(1000 * total / count, 1) for width, (count, total) in by_width.items()},
