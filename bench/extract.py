@@ -341,7 +341,7 @@ def _task(chosen: argparse.Namespace) -> TaskSpec:
 
 
 def _random(folder: Path, device: torch.device, base: str) -> Any:
-    """A model of a folder's config with random weights, made where it is to run; over FP8 with an adapter beside it."""
+    """A model of a folder's config with random weights, made where it is to run; `fp8` has an adapter beside it."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
@@ -355,8 +355,8 @@ def _random(folder: Path, device: torch.device, base: str) -> Any:
             parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
     if base == "bf16":
         return model
-    model, _ = attach(to_fp8(model, device, model.lm_head), config.Lora(rank=64, alpha=128))
-    return model
+    model = to_fp8(model, device, model.lm_head)
+    return model if base == "fp8-merged" else attach(model, config.Lora(rank=64, alpha=128))[0]
 
 
 def _collected(tool: Follower, documents: Iterator[Document], extractions: list[Extraction]) -> bool:
@@ -409,7 +409,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--skip", nargs="*", default=[], choices=["free", "replay", "first", "generate"])
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="the layers, on a GPU")
     parser.add_argument(
-        "--base", choices=["bf16", "fp8"], default="bf16", help="of random weights; fp8 with an adapter"
+        "--base",
+        choices=["bf16", "fp8", "fp8-merged"],
+        default="bf16",
+        help="of random weights; fp8 with an adapter beside it, fp8-merged as with extract.merge=always",
     )
     parser.add_argument("--drafts", action="store_true", help="also bound what prompt lookup could bring")
     parser.add_argument("--profile", action="store_true")
