@@ -183,7 +183,7 @@ class Guide:
     @property
     def finished(self) -> bool:
         """Whether only the stop token may come next; False while a grammar is still being compiled."""
-        return self._compiling.done() and bool(self.matcher.is_stopped())
+        return (self._matcher is not None or self._compiling.done()) and bool(self.matcher.is_stopped())
 
     def advance(self, token: int) -> list[int]:
         """Append a chosen token and those that the grammar forces after it, which are returned.
