@@ -355,8 +355,24 @@ def _random(folder: Path, device: torch.device, base: str) -> Any:
             parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
     if base == "bf16":
         return model
+    if base == "nf4":
+        return attach(_four_bits(model), config.Lora(rank=64, alpha=128))[0]
     model = to_fp8(model, device, model.lm_head)
     return model if base == "fp8-merged" else attach(model, config.Lora(rank=64, alpha=128))[0]
+
+
+def _four_bits(model: Any) -> Any:
+    """The model with its linear layers in NF4, as `model.base: nf4` loads it."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear and child is not model.lm_head:
+                sizes, weight = (child.in_features, child.out_features), child.weight.detach()
+                layer = Linear4bit(*sizes, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta")
+                layer.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
+                setattr(parent, name, layer.to(weight.device))
+    return model
 
 
 def _collected(tool: Follower, documents: Iterator[Document], extractions: list[Extraction]) -> bool:
@@ -410,9 +426,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="the layers, on a GPU")
     parser.add_argument(
         "--base",
-        choices=["bf16", "fp8", "fp8-merged"],
+        choices=["bf16", "fp8", "fp8-merged", "nf4"],
         default="bf16",
-        help="of random weights; fp8 with an adapter beside it, fp8-merged as with extract.merge=always",
+        help="of random weights; fp8 and nf4 with an adapter beside it, fp8-merged as with extract.merge=always",
     )
     parser.add_argument("--drafts", action="store_true", help="also bound what prompt lookup could bring")
     parser.add_argument("--profile", action="store_true")

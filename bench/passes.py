@@ -38,7 +38,7 @@ def main() -> None:
     """Measure each way of each base."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path)
-    options.add_argument("--base", choices=["bf16", "fp8", "fp8-merged"], default="bf16")
+    options.add_argument("--base", choices=["bf16", "fp8", "fp8-merged", "nf4"], default="bf16")
     options.add_argument("--compile", nargs="+", choices=["off", "on"], default=["off", "on"])
     options.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 192, 256, 320, 384, 448, 512])
     options.add_argument("--context", type=int, default=340)
