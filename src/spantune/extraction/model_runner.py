@@ -214,7 +214,7 @@ class Forward:
         """Time the graphs of two widths in turns; returns the one to take for passes of the first width."""
         if self._graphs is None or self._static is None:
             return width
-        self._static.blank()  # the tokens of passes before would be computed, and written over what their slots hold now
+        self._static.blank()  # tokens of the passes before would be written over what their slots hold now
         times: dict[int, list[float]] = {width: [], wider: []}
         for tried in (width, wider) * REPEATS:
             times[tried].append(_milliseconds(self._graphs[tried][0]))
