@@ -32,7 +32,7 @@ from typing import Any, Literal
 import torch
 from following import Follower, Gold, TimeUp, drafted, generated, record
 
-from spantune.core import Document, Extraction, Status, TaskSpec, config
+from spantune.core import Document, Extraction, Status, TaskSpec, config, keep_for_good
 from spantune.data import formats
 from spantune.encoding import SpanEncoder, TextEncoder, make_encoder, make_task
 from spantune.extraction import load_bare, rates
@@ -159,7 +159,7 @@ class Bench:
         tool.bursts = bursts or None
         warm = self.documents[: rows + 8] if self.cuda else self.documents[:2]
         list(tool.stream(warm))
-        gc.freeze()  # as the command does
+        keep_for_good()  # as the command does
         if writes:
             tool.seen.passes.clear()
             tool.seen.waited = 0.0

@@ -214,10 +214,7 @@ def load(
         if problems:
             raise ModelError(f"{files.folder}: {'; '.join(problems)}")
     require_finite_files(files.folder, weight_files(files.folder))
-    model = _weights(files, settings, device, dtype)
-    if settings.base == "fp8":
-        model = model if change is None else change(model)
-        model = to_fp8(model, device, model.get_output_embeddings())
+    model = _weights(files, settings, device, dtype, change)
     model.set_attn_implementation(NAME)
     model.config.use_cache = False
     # PEFT writes this name into adapters, which are passed on: never the path of a folder on this machine
@@ -241,8 +238,14 @@ def require_base(base: config.Base, device: torch.device) -> None:
         require_extra(f"model.base={base}", "bitsandbytes", ["bitsandbytes"])
 
 
-def _weights(files: ModelFiles, settings: config.Model, device: torch.device, dtype: torch.dtype) -> CausalLM:
-    """The model with its weights, not yet quantised to FP8; every weight is that of the folder."""
+def _weights(
+    files: ModelFiles,
+    settings: config.Model,
+    device: torch.device,
+    dtype: torch.dtype,
+    change: Callable[[CausalLM], CausalLM] | None,
+) -> CausalLM:
+    """The model with its weights in the type of `settings.base`; all are those of the folder, or what `change` makes."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     base = settings.base
@@ -275,6 +278,9 @@ def _weights(files: ModelFiles, settings: config.Model, device: torch.device, dt
     require_complete(files.folder, info, extra_allowed=not settings.verify)
     if base == "nf4" and device.type == "cpu":
         _keep_differentiable(model)
+    if base == "fp8":
+        model = model if change is None else change(model)
+        model = to_fp8(model, device, model.get_output_embeddings())
     loaded: CausalLM = model
     return loaded
 
