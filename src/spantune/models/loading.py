@@ -245,7 +245,7 @@ def _weights(
     dtype: torch.dtype,
     change: Callable[[CausalLM], CausalLM] | None,
 ) -> CausalLM:
-    """The model with its weights in the type of `settings.base`; all are those of the folder, or what `change` makes."""
+    """The model with its weights in the type of `settings.base`: all of the folder, or what `change` makes of them."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     base = settings.base
@@ -279,8 +279,9 @@ def _weights(
     if base == "nf4" and device.type == "cpu":
         _keep_differentiable(model)
     if base == "fp8":
-        model = model if change is None else change(model)
-        model = to_fp8(model, device, model.get_output_embeddings())
+        changed = model if change is None else change(model)
+        assert isinstance(changed, torch.nn.Module)
+        model = to_fp8(changed, device, changed.get_output_embeddings())
     loaded: CausalLM = model
     return loaded
 
