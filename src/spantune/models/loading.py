@@ -280,8 +280,9 @@ def _weights(
         _keep_differentiable(model)
     if base == "fp8":
         changed = model if change is None else change(model)
+        head = changed.get_output_embeddings()
         assert isinstance(changed, torch.nn.Module)
-        model = to_fp8(changed, device, changed.get_output_embeddings())
+        model = to_fp8(changed, device, head)
     loaded: CausalLM = model
     return loaded
 
