@@ -72,15 +72,17 @@ class Decoder:
         self._lengths: deque[int] = deque(maxlen=RECENT)  # of the last answers
         self._submitted = 0
         self._taken = 0  # documents since the last pass
+        self.takes_all = False
+        """Whether all documents that there is work for are taken at once, so that it is known whether they are many."""
 
     @property
     def room(self) -> int:
-        """How many more documents there is work for: a batch, and those that join when some of it end at once.
+        """How many more documents to take: of those that there is work for, a few between two passes.
 
-        Before the layers are compiled it is all of these: whether that is worth it depends on how many wait.
+        There is work for a batch, and for those that join when some of it end at once.
         """
         room = places(self._forward.shape.rows) - self._in_flight - len(self._waiting)
-        return min(room, BURST - self._taken) if self._forward.has_tried else room
+        return room if self.takes_all else min(room, BURST - self._taken)
 
     @property
     def waiting(self) -> int:
@@ -90,6 +92,7 @@ class Decoder:
     def compile(self) -> None:
         """Compile the model's layers, as `Forward.compile`; no document may be decoded."""
         self._forward.compile()
+        self.takes_all = False
 
     @property
     def _in_flight(self) -> int:

@@ -98,8 +98,7 @@ class Forward:
             {} if self._static and _is_capturable(model) else None
         )
         self._instead: dict[int, int] = {}  # the width that is taken for passes of a width
-        self._is_compiled = False
-        self.has_tried = False  # to compile
+        self._is_compiled = self._has_tried = False
         self._mask = unread_mask(self._config, self._dtype, self._device)
 
     @property
@@ -175,9 +174,9 @@ class Forward:
 
         There must be a free row, and slots for a few tokens.
         """
-        if self.has_tried or not self._graphs_work():
+        if self._has_tried or not self._graphs_work():
             return
-        self.has_tried = True
+        self._has_tried = True
         torch.cuda.synchronize()  # the graphs are given up
         self._is_compiled = compile_checked(self._model, self._check_pass, COMPILED_TOKENS)
         self._graphs, self._instead = {}, {}
