@@ -29,7 +29,7 @@ from spantune.cli.options import (
     report_left_out,
     split_overrides,
 )
-from spantune.core import Cluster, ConfigError, log_crashes_into, number, say
+from spantune.core import Cluster, ConfigError, keep_for_good, log_crashes_into, number, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -232,7 +232,10 @@ def extract(
             quiet(recipe.model.source)
             from spantune.extraction import load_run
 
-            return load_run(run, device, recipe.extract, min_score, accept_changes=accept_changes)
+            extractor = load_run(run, device, recipe.extract, min_score, accept_changes=accept_changes)
+            if extractor.on_gpu:
+                keep_for_good()
+            return extractor
         quiet()
         from spantune.extraction import load_remote
 

@@ -367,6 +367,10 @@ class Extract(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the decoder layers on a GPU, which takes some seconds before the first document and makes extraction
     faster. `auto`: for a model of a billion weights and more, where more documents wait than are computed together."""
+    merge: Literal["auto", "always"] = "auto"
+    """When to merge the adapter into the base model. `auto`: where the base is in 16 or 32 bits; over a quantised one
+    it is computed beside it. `always`: also with `model.base: fp8`, where the merged weights are then quantised. That
+    is faster, and scores and entities may differ a little from those that the training evaluated."""
     chunk_tokens: int | None = Field(None, ge=1)
     """Largest number of tokens of a text that the model reads at once; longer texts are read in overlapping chunks. If
     not given, what `train.max_tokens` and the window of the model leave besides the instruction and the answer; with
