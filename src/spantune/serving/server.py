@@ -79,7 +79,7 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(settings.timeout) + LAST_SECONDS,
         )
-        server = _Server(config, app.state.service, address_of(listener))
+        server = Server(config, app.state.service, address_of(listener))
         listener.listen(config.backlog)
         server.run([listener])
     return ENGINE_DOWN if app.state.service.failure is not None else 0
@@ -192,7 +192,7 @@ def _has_unread_bytes(transport: asyncio.Transport) -> bool:
     return bool(poll.poll(0))
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server, which ends when what was accepted is answered, and what came after that is refused."""
 
     def __init__(self, config: uvicorn.Config, service: Service, address: str):
@@ -255,7 +255,7 @@ class _Server(uvicorn.Server):
         """Stop to listen, and take the connections that the kernel has accepted: closing would reset them."""
         connections: list[socket.socket] = []
         for listener in listeners:
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(OSError):  # there are no more
                 while True:
                     connections.append(listener.accept()[0])
         for server in self.servers:
