@@ -59,6 +59,7 @@ print(json.dumps({"rate": rate, "cpu_ms": cpu, "entities": entities}))
 def main() -> None:
     """Measure what the command line asks for."""
     chosen = _options()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for offline extraction too, as the command line sets it
     texts = _texts(chosen.data, chosen.texts)
     on = _placed(chosen.cores)
     before = offline(chosen.run, texts, chosen.offline_seconds, on)
