@@ -17,8 +17,7 @@ import uvicorn
 
 from spantune.core import Extraction
 from spantune.extraction import load_run
-from spantune.serving import ServeSettings, create_app
-from spantune.serving.server import Protocol, Server
+from spantune.serving import ServeSettings, create_app, server
 from spantune.serving.service import Service
 
 
@@ -37,9 +36,15 @@ class Served:
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx2.Client(base_url=self.url, timeout=60)
         config = uvicorn.Config(
-            self.app, http=Protocol, ws="none", log_config=None, access_log=False, server_header=False
+            self.app,
+            http=server.Protocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=server.KEEP_ALIVE_SECONDS,
         )
-        self.server = Server(config, self.service, self.url)
+        self.server = server.Server(config, self.service, self.url)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Served:

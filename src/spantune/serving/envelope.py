@@ -82,7 +82,8 @@ class Envelope:
                 ):
                     await _discard(receive)
             try:
-                await asyncio.wait_for(send(message), SLOWEST_READER)
+                async with asyncio.timeout(SLOWEST_READER):
+                    await send(message)
             except TimeoutError:
                 raise ClientGone from None
 

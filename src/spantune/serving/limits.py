@@ -41,7 +41,8 @@ class Admission:
             return
         try:
             self._check(scope)
-            body = await asyncio.wait_for(self._body(receive), self._seconds)
+            async with asyncio.timeout(self._seconds):
+                body = await self._body(receive)
         except ApiError as error:
             await error.response()(scope, receive, send)
             return

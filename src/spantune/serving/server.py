@@ -18,12 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from spantune.core import ConfigError, os_error, say
 from spantune.extraction import load_runs
 from spantune.serving.app import create_app
+from spantune.serving.errors import ApiError
+from spantune.serving.security import HEADERS
 from spantune.serving.service import Service
 from spantune.serving.settings import ServeSettings
 
@@ -155,6 +158,17 @@ class Protocol(H11Protocol):
         """Wait no more."""
         super().connection_lost(exc)
         self._unwatch_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request of HTTP/1.1, as every error is told; where an answer was begun, only close."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            remedy = "send one, with headers of at most 16 KiB"
+            refused = ApiError(400, "bad_request", "what was sent is not a request of HTTP/1.1", remedy).response()
+            headers = [*refused.headers.items(), *HEADERS.items(), ("connection", "close")]
+            start = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            for event in (start, h11.Data(data=bytes(refused.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def close_if_quiet(self) -> None:
         """Close the connection where no answer is owed, nothing came for a while, and nothing is there to be read.
