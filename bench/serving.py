@@ -12,7 +12,8 @@ had read them or after. Takes about `--seconds` and two minutes. With `--json` t
 
 The clients are this process: raw sockets, and answers are compared when the load is over. With `--cores 0,1` offline
 extraction and the service run on those cores alone, and the clients on all others, as clients on another machine do;
-without, they share the cores, and the service is short of the time that they take.
+without, they share the cores, and the service is short of the time that they take. Give a run with `model.base: fp32`:
+in bf16, which a CPU may get by itself, an answer also depends on the texts that are computed with it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
+import selectors
 import signal
 import socket
 import sys
@@ -43,10 +43,10 @@ SWITCH_SECONDS = 0.0005
 """How long a thread that runs Python may keep one that waits, 0.005 by default: the thread of the models waits at each
 operation of a pass while requests are answered, and then for this long."""
 QUIET_SECONDS = 1.0
-"""How long nobody must have asked before a service that ends stops to listen, and nothing must have come over an idle
+"""How long nobody must have asked before a service that ends stops listening, and nothing must have come over an idle
 connection before it is closed: a request that arrives meanwhile is answered with 503."""
 PARTING_SECONDS = 5.0
-"""How long it goes on to listen, and to refuse, where clients do not cease to ask after the last answer."""
+"""How long it goes on listening and refusing after the last answer, where clients do not cease to ask."""
 LAST_SECONDS = 5
 """How long a client may take to read its answer, beyond the time of a request, before the service ends without it."""
 
@@ -177,7 +177,7 @@ class Protocol(H11Protocol):
         """
         is_quiet = self._is_idle and self.loop.time() > self._active_at + QUIET_SECONDS
         if is_quiet and not self.transport.is_closing() and not _has_unread_bytes(self.transport):
-            self.shutdown()
+            self.transport.close()
 
     @property
     def _is_idle(self) -> bool:
@@ -201,9 +201,9 @@ class Protocol(H11Protocol):
 
 def _has_unread_bytes(transport: asyncio.Transport) -> bool:
     """Whether the kernel has bytes of this connection, or its end, which the loop has not read."""
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket"), select.POLLIN)
-    return bool(poll.poll(0))
+    with selectors.DefaultSelector() as selector:
+        selector.register(transport.get_extra_info("socket"), selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 class Server(uvicorn.Server):
@@ -234,7 +234,7 @@ class Server(uvicorn.Server):
                 self._end()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop to listen, and close each connection when it is quiet: until then what comes over it is answered."""
+        """Stop listening, and close each connection when it is quiet: until then what comes over it is answered."""
         await self._accept_the_last(sockets or [])
         end = time.monotonic() + (self.config.timeout_graceful_shutdown or 0)
         await asyncio.sleep(0.05)  # connections that were accepted just before become protocols
@@ -257,7 +257,7 @@ class Server(uvicorn.Server):
         )
 
     def _has_parted(self, now: float) -> bool:
-        """Whether all is answered and nobody has asked for a moment, or for long enough that all could be told."""
+        """Whether all is answered, and nobody has asked for a moment or they have been refused for long enough."""
         if self._service.unfinished:
             self._worked_at = now
         if self.server_state.total_requests != self._requests:
@@ -266,7 +266,7 @@ class Server(uvicorn.Server):
         return is_quiet or now > self._worked_at + PARTING_SECONDS
 
     async def _accept_the_last(self, listeners: list[socket.socket]) -> None:
-        """Stop to listen, and take the connections that the kernel has accepted: closing would reset them."""
+        """Stop listening, and take the connections that the kernel has accepted: closing would reset them."""
         connections: list[socket.socket] = []
         for listener in listeners:
             with contextlib.suppress(OSError):  # there are no more
