@@ -51,8 +51,8 @@ router = APIRouter(tags=["Label Studio"])
 log = logging.getLogger(__name__)
 
 
-def run_of(request: Request, service: ServiceOf) -> ServedRun:
-    """Return the run that the path of a request names; the first at the root.
+async def run_of(request: Request, service: ServiceOf) -> ServedRun:
+    """Return the run that the path of a request names, the first at the root; async, as `service_of`.
 
     Raises:
         UnknownModel: there is no run of this name.
