@@ -98,7 +98,8 @@ def measure(chosen: argparse.Namespace, began: float) -> None:
         engine = _engine(chosen, max(len(job["prompt"]) + len(job["gold"]) for job in [*jobs, *spare]))
         _say(f"the engine was made in {time.perf_counter() - began:.0f} s")
         peer = Peer(engine, jobs, spare)
-        peer.warm(max(chosen.rows))
+        for with_grammar in (True, False)[: 1 + chosen.free]:
+            peer.warm(max(chosen.rows), with_grammar)
         figures: dict[int, float] = {}
         for rows in chosen.rows:
             if time.perf_counter() - began < 60 * chosen.minutes:
@@ -113,12 +114,11 @@ class Peer:
     def __init__(self, engine: Any, jobs: Sequence[Job], spare: Sequence[Job]):
         self.engine, self.jobs, self.spare = engine, jobs, spare
 
-    def warm(self, rows: int) -> None:
+    def warm(self, rows: int, with_grammar: bool) -> None:
         """Compile and allocate what the first requests would otherwise wait for."""
-        for with_grammar in (True, False):
-            seconds, answers = self.written(self.spare, rows, with_grammar)
-            right = sum(answer == job["gold"] for answer, job in zip(answers, self.spare, strict=True))
-            _say(f"warm-up: {len(answers)} documents in {seconds:.1f} s, {right} of them gold")
+        seconds, answers = self.written(self.spare, rows, with_grammar)
+        right = sum(answer == job["gold"] for answer, job in zip(answers, self.spare, strict=True))
+        _say(f"warm-up: {len(answers)} documents in {seconds:.1f} s, {right} of them gold")
 
     def measured(self, rows: int, with_grammar: bool = True) -> dict[str, Any]:
         """All documents with so many rows at a time."""
