@@ -67,11 +67,11 @@ def prepare(chosen: argparse.Namespace) -> None:
     """Write the jobs of the first documents, as `extract.py` picks them, and of some more for the warm-up."""
     from spantune.core import config
     from spantune.data import formats
-    from spantune.encoding import make_encoder, make_task
+    from spantune.encoding import Encoder, make_task
     from spantune.models import load_tokenizer
 
     task = make_task(config.Task(preset="cmeee", answer=chosen.answer))
-    encoder = make_encoder(load_tokenizer(chosen.model), task, config.Spans(), LONGEST)
+    encoder = Encoder(load_tokenizer(chosen.model), task, LONGEST)
     documents = [document for document in formats.read(chosen.data).documents if document.text.strip()]
     documents = [document for document in documents if len(document.text) <= chosen.longest][: chosen.limit + SPARE]
     with chosen.jobs.open("w", encoding="utf-8") as out:
