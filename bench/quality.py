@@ -140,7 +140,7 @@ class Study:
                 self.past.append(result)
                 with self.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(result, ensure_ascii=False) + "\n")
-            shown = result.get("f1", result.get("error", "unfinished"))
+            shown = result.get("f1", result.get("error", f"unfinished, dev {result.get('dev')}"))
             print(f"{result['seconds']:6.0f} s  {job['name']}: {shown}", flush=True)
 
     def _next(self) -> dict[str, Any] | None:
@@ -152,9 +152,14 @@ class Study:
         return None
 
     def _longest(self, job: dict[str, Any]) -> float:
-        """Seconds that the longest finished job of this size and way took, scaled by the passes over the data."""
+        """Seconds that the longest finished job of this size and way took, scaled by the passes over the data.
+
+        Where there is none, those that the job's `expected` says.
+        """
         like = [past for past in self.past if "f1" in past and (past["size"], past["way"]) == (job["size"], job["way"])]
-        return max((past["seconds"] * max(1.0, passes(job) / passes(past)) for past in like), default=1.0)
+        return max(
+            (past["seconds"] * max(1.0, passes(job) / passes(past)) for past in like), default=job.get("expected", 1.0)
+        )
 
     def _run(self, job: dict[str, Any]) -> dict[str, Any]:
         """Train and measure a job in a process of its own; returns its figures, or why there are none."""
@@ -192,7 +197,7 @@ class Study:
             shutil.rmtree(folder)
             return figures | seconds
         if is_late:
-            return {"unfinished": True} | seconds
+            return {"unfinished": True, "dev": dev_figures(run)} | seconds
         error = (folder / "output.txt").read_text(encoding="utf-8")[-800:]
         shutil.rmtree(folder)
         return {"error": error} | seconds
@@ -225,6 +230,13 @@ def figures_of(run: Path) -> dict[str, Any]:
         "peak_gib": train[-1].get("peak_gib") if train else None,
         "documents_per_s": round(test["documents"] / max(test["evaluation_seconds"], 1e-3), 1),
     }
+
+
+def dev_figures(run: Path) -> dict[int, float]:
+    """F1 on dev by step, of the evaluations that a run has made so far."""
+    metrics = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+    return {line["step"]: line["f1"] for line in lines if line["split"] == "dev"}
 
 
 def run_all(chosen: argparse.Namespace) -> None:
