@@ -127,6 +127,7 @@ class Study:
     end: float
     extra: tuple[str, ...] = ()
     keep: Path | None = None
+    retry: dict[str, Any] = field(default_factory=dict)
     past: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -137,6 +138,9 @@ class Study:
         while (job := self._next()) is not None:
             result = {key: value for key, value in job.items()} | self._run(job)
             with self.lock:
+                if "error" in result and self.retry.items() - job["recipe"].items():
+                    again = {"name": f"{job['name']}, tried again", "recipe": job["recipe"] | self.retry}
+                    self.pending.insert(0, job | again)
                 self.past.append(result)
                 with self.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(result, ensure_ascii=False) + "\n")
@@ -246,7 +250,7 @@ def run_all(chosen: argparse.Namespace) -> None:
     pending = [job for job in read_lines(chosen.source) if job["name"] not in finished]
     study = Study(
         pending, chosen.out, chosen.data.resolve(), chosen.runs, chosen.device, time.monotonic() + chosen.seconds,
-        tuple(chosen.set), chosen.keep, past,
+        tuple(chosen.set), chosen.keep, settings_of(chosen.retry), past,
     )  # fmt: skip
     cores = sorted(os.sched_getaffinity(0))
     places = [cores[number % len(cores)] if chosen.cores else None for number in range(chosen.workers)]
@@ -297,6 +301,7 @@ def main() -> None:
     parser.add_argument("--cores", action="store_true", help="bind each job to one core")
     parser.add_argument("--seconds", type=float, default=1e9, help="when the last job must have ended")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of every job, for a trial")
+    parser.add_argument("--retry", nargs="*", default=[], metavar="KEY=VALUE", help="try failed jobs again with these")
     chosen = parser.parse_args()
     if chosen.what == "data":
         make_data(chosen.source, chosen.out)

@@ -80,8 +80,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "batch 16": {"train.batch_examples": 16},
     "batch 64": {"train.batch_examples": 64},
     "EMA 0.999": {"train.average": 0.999},
-    "R-Drop 1": {"tricks": "rdrop=1.0"},
-    "FGM 0.5": {"tricks": "fgm=0.5"},
+    "R-Drop 1": {"tricks": "rdrop=1.0", "train.graphs": "off"},
+    "FGM 0.5": {"tricks": "fgm=0.5", "train.graphs": "off"},
 }
 """What differs from the base; `tricks` are those of quality_tricks.py. More lines come from the command line: `--also
 "NAME: key=value …"`."""
@@ -190,7 +190,6 @@ def recipe_of(job: dict[str, Any], data: Path, folder: Path, device: str) -> dic
         "data.test": str(data / f"{corpus}-{test}.jsonl"),
         "data.limit": job["size"],
         "data.too_long": "split",
-        "train.compile": "off",
         "train.gradient_checkpointing": "off",
         "train.eval_before": False,
         "train.log_steps": 50,
