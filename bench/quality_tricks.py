@@ -11,10 +11,8 @@ type, instead of one of all types. `smooth`: this share of the target of an enti
 end is one character off (boundary smoothing, arXiv 2204.12031). `grid`: two convolutions of so many channels over the
 grid of spans, from the features of their first and last characters and their scores (after CNN-NER, arXiv 2208.04534).
 `masked_rate` and `masked_batch`: the learning rate, and the examples, of the steps of `train.masked_epochs`, times
-this. `order`: the order of the examples and the dropout of another seed, from the same first weights, so that the
-weights of such runs can be averaged (model soups, arXiv 2203.05482; see quality_soup.py). Each replaces functions of
-the product, and none is a part of it. `rdrop` and `fgm` go through the model twice before one backward pass, and `mix`
-reads the states of all layers: on a GPU they need `train.graphs: "off"`.
+this. Each replaces functions of the product, and none is a part of it. `rdrop` and `fgm` go through the model twice
+before one backward pass, and `mix` reads the states of all layers: on a GPU they need `train.graphs: "off"`.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from spantune.training import span_loss as losses
 from spantune.training import step as steps
 from spantune.training.loop import SEED_STRIDE, TrainingLoop
 from spantune.training.masked import mask
-from spantune.training.schedule import ExampleOrder, Schedule
+from spantune.training.schedule import Schedule
 
 
 def main() -> None:
@@ -242,23 +240,7 @@ def enlarge_masked_batch(times: float) -> None:
     TrainingLoop._batch = enlarged  # type: ignore[method-assign]
 
 
-def reorder(seed: float) -> None:
-    """Take the examples in the order of another seed, and drop out other values."""
-    make, run = ExampleOrder.__init__, TrainingLoop.run
-
-    def make_other(self: Any, examples: int, batch: int, own: int) -> None:
-        make(self, examples, batch, own + 1000 * int(seed))
-
-    def run_other(self: Any, *args: Any, **kwargs: Any) -> None:
-        torch.manual_seed(int(seed))
-        run(self, *args, **kwargs)
-
-    ExampleOrder.__init__ = make_other  # type: ignore[method-assign]
-    TrainingLoop.run = run_other  # type: ignore[method-assign]
-
-
 TRICKS = {
-    "order": reorder,
     "rdrop": drop_twice,
     "fgm": perturb,
     "noise": corrupt,
