@@ -65,9 +65,8 @@ def final_table(title: str, results: list[dict[str, Any]]) -> None:
     """Print a line for each result, and its F1 by type."""
     if not results:
         return
-    print(
-        f"### {title}\n\n| what | corpus | seed | on | F1 (95 % interval) | dev F1 | precision | recall | train s | GiB |"
-    )
+    print(f"### {title}\n")
+    print("| what | corpus | seed | on | F1 (95 % interval) | dev F1 | precision | recall | train s | GiB |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for line in results:
         cells = [line["title"], line["corpus"], str(line["seed"]), line["report"], with_interval(line)]
