@@ -161,6 +161,15 @@ def test_a_bf16_base_trains_fp32_adapters_to_about_the_same_loss(tmp_path: Path)
         assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
 
 
+def test_all_of_the_model_is_in_training_from_the_first_step_on() -> None:
+    """Layers that are not would run as they do in extraction: without dropout, and not compiled."""
+    model = adapted("phi3")
+    model.get_base_model().eval()
+    assert model.training, "so that the outermost module does not tell"
+    made = runner(model=model)
+    assert all(module.training for module in made.model.modules())
+
+
 def test_a_step_without_answer_tokens_is_no_division_by_nothing(tmp_path: Path) -> None:
     cut = [Example(example.id, example.ids[:16], example.answer_start) for example in examples()[:2]]
     loss, _ = step(tmp_path, collator(pack="none", micro_batch=2)(cut))

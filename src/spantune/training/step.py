@@ -70,6 +70,7 @@ class StepRunner:
     ):
         device = next(model.parameters()).device
         self.ranks, collator.rank, collator.ranks = ranks, ranks.rank, ranks.size
+        model.train()  # PEFT's own module is in training from the start, and the layers below it are not
         head = head_of(model)
         self._head = [] if head is None else list(head.parameters())
         self.model, self.optimizer = model, make_optimizer(model, settings, lora_plus, head_rate)
