@@ -314,7 +314,8 @@ class Train(Section):
     narrow matrix products) or `most` (all matrix products)."""
     graphs: Literal["auto", "off"] = "auto"
     """Launch the passes over a pack as CUDA graphs, in one go. `auto`: on CUDA with shared packs, where these are so
-    short that the GPU would wait for the host, and layers are not recomputed as a whole."""
+    short that the GPU would wait for the host, and layers are neither recomputed as a whole nor compiled with
+    `lora.dropout`."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute layers in the backward pass to save memory, if they are not compiled. `auto`: on CUDA."""
     eval_steps: int | None = Field(None, ge=1)
