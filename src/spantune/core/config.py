@@ -315,7 +315,8 @@ class Train(Section):
     `most` (all matrix products). `auto`: `most` where the free memory holds it, else `some`."""
     graphs: Literal["auto", "off"] = "auto"
     """Launch the passes over a pack as CUDA graphs, in one go. `auto`: on CUDA with shared packs, where these are so
-    short that the GPU would wait for the host, and layers are not recomputed as a whole."""
+    short that the GPU would wait for the host, and layers are neither recomputed as a whole nor compiled with
+    `lora.dropout`."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute layers in the backward pass to save memory, if they are not compiled. `auto`: on CUDA."""
     eval_steps: int | None = Field(None, ge=1)
