@@ -67,6 +67,7 @@ from spantune.training.loss import PackTensors, check_head, tensors
 from spantune.training.masked import placeholder
 from spantune.training.measuring import Measuring
 from spantune.training.nan_guard import StepGuard
+from spantune.training.pack_size import with_pack_tokens
 from spantune.training.plan import Plan, make_plan, require
 from spantune.training.preparation import Prepared, prepare
 from spantune.training.progress import training_view
@@ -155,9 +156,11 @@ def train(
     set_seed(given.run.seed)
     own_start = RunFolder(folder).start if resume else None
     prepared = ranks.host_first(lambda: prepare(given, own_start))
-    recipe = prepared.recipe
     plan = make_plan(prepared, is_new=resume is None, ranks=ranks.size)
     require(plan)
+    sizes = ranks.gather(plan.estimate.pack_tokens)
+    prepared = with_pack_tokens(prepared, min(size or 0 for size in sizes))
+    recipe = prepared.recipe
     recorded = environment() | fingerprint(prepared)
     _require_same(recipe, ranks, recorded)
     with Claim(folder, resume=resume is not None) if ranks.is_main else nullcontext() as claim:

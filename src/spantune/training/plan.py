@@ -31,6 +31,7 @@ from spantune.models import (
 )
 from spantune.training.doubts import PlanWarning, doubts
 from spantune.training.estimate import GIB, Estimate, estimate
+from spantune.training.pack_size import pack_size, with_pack_tokens
 from spantune.training.preparation import Prepared, overlapping, prepare, splits_with_files
 from spantune.training.ranks import require_strategy
 from spantune.training.requirements import Audit, requirement_audits
@@ -106,6 +107,7 @@ def make_plan(prepared: Prepared, *, is_new: bool = True, ranks: int = 1) -> Pla
         ranks: how many processes train together, each on a device like this one.
     """
     model = skeleton(prepared.files.config)
+    prepared = with_pack_tokens(prepared, pack_size(prepared, model, ranks))
     covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model, ranks)
     audits = [
         *requirement_audits(prepared.recipe, is_new=is_new),
