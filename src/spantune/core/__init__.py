@@ -71,6 +71,7 @@ from spantune.core.machine import shows_gpu
 from spantune.core.recipes import as_config, load_config, lost_credentials, parse_config, parse_value
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
+from spantune.core.storage import Place, is_url, storage_problem
 from spantune.core.strict_json import non_finite, to_json
 from spantune.core.task import Label, TaskSpec, first_unknown
 from spantune.core.terminal import (
@@ -116,6 +117,7 @@ __all__ = [
     "Locked",
     "ModelError",
     "Normalize",
+    "Place",
     "Prediction",
     "Problem",
     "ProblemKind",
@@ -161,6 +163,7 @@ __all__ = [
     "has_live_terminal",
     "hash_documents",
     "install_command",
+    "is_url",
     "is_verbose",
     "json_text",
     "label_colors",
@@ -203,6 +206,7 @@ __all__ = [
     "set_verbosity",
     "sha256_of",
     "shows_gpu",
+    "storage_problem",
     "table_html",
     "to_document",
     "to_json",

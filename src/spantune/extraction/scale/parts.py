@@ -15,10 +15,20 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from spantune.core import DataError, Extraction, first_line, need, to_json, to_record
+from spantune.core import (
+    DataError,
+    Extraction,
+    Place,
+    first_line,
+    is_url,
+    need,
+    storage_problem,
+    to_json,
+    to_record,
+)
 from spantune.extraction.resumable import json_line
 from spantune.extraction.scale.shards import Mark, Shard
-from spantune.extraction.scale.sources import Place, Source, is_url, storage_problem
+from spantune.extraction.scale.sources import Source
 
 To = Literal["native", "parquet"]
 PLAN = "_plan.json"
