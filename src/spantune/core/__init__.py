@@ -67,7 +67,7 @@ from spantune.core.foreign import foreign
 from spantune.core.frames import data_frame, number
 from spantune.core.launch import global_rank, local_rank, world_size
 from spantune.core.lazy import lazy_exports
-from spantune.core.machine import shows_gpu
+from spantune.core.machine import shows_gpu, usable_cores
 from spantune.core.recipes import as_config, load_config, lost_credentials, parse_config, parse_value
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
@@ -213,6 +213,7 @@ __all__ = [
     "to_prediction_record",
     "to_record",
     "track",
+    "usable_cores",
     "visible",
     "waiting",
     "worker_errors",
