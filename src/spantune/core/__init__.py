@@ -71,7 +71,7 @@ from spantune.core.machine import shows_gpu, usable_cores
 from spantune.core.recipes import as_config, load_config, lost_credentials, parse_config, parse_value
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
-from spantune.core.storage import Place, is_url, storage_problem
+from spantune.core.storage import Place, is_url, shown_url, storage_problem
 from spantune.core.strict_json import non_finite, to_json
 from spantune.core.task import Label, TaskSpec, first_unknown
 from spantune.core.terminal import (
@@ -205,6 +205,7 @@ __all__ = [
     "say",
     "set_verbosity",
     "sha256_of",
+    "shown_url",
     "shows_gpu",
     "storage_problem",
     "table_html",

@@ -47,8 +47,8 @@ class Place:
             return cls(path, fs.LocalFileSystem(), os.path.abspath(path))
         if "@" in urlsplit(path).netloc:
             raise ConfigError(
-                f"{path}: a URL holds no credentials, since it is written into files; set the variables of the storage "
-                "in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                f"{shown_url(path)}: a URL holds no credentials, since it is written into files; set the variables of the "
+                "storage in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         filesystem, inner = answered(path, lambda: fs.FileSystem.from_uri(path))
         return cls(path, filesystem, inner)
@@ -83,7 +83,7 @@ class Place:
         if info.type == fs.FileType.NotFound:
             raise DataError(
                 f"there is no bucket {bucket} at {_server(self.outer)}; check its name, or make it first",
-                path=self.outer.partition("?")[0],
+                path=shown_url(self.outer),
             )
 
     def files(self, *, recursive: bool = False) -> list[Any]:
@@ -102,6 +102,15 @@ class Place:
 def is_url(path: str) -> bool:
     """Whether `path` is a URL, not a local path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", path) is not None
+
+
+def shown_url(path: str) -> str:
+    """Return a URL as messages name it: without credentials and what stands after `?`. A local path stays as it is."""
+    if not is_url(path):
+        return path
+    scheme, _, rest = path.partition("?")[0].partition("://")
+    host, slash, key = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{key}"
 
 
 def answered(path: str, ask: Callable[[], Result]) -> Result:
@@ -126,7 +135,7 @@ def answered(path: str, ask: Callable[[], Result]) -> Result:
     if not results:
         raise DataError(
             f"the storage did not answer within {PATIENCE:g} s; check the network, the credentials and the address",
-            path=path,
+            path=shown_url(path),
         )
     if isinstance(results[0], BaseException):
         raise results[0]
@@ -137,11 +146,9 @@ def _asked(path: str, ask: Callable[[], Result]) -> Result:
     try:
         return ask()
     except FileNotFoundError:
-        raise DataError("there is no such file; check the path", path=path) from None
+        raise DataError("there is no such file; check the path", path=shown_url(path)) from None
     except (OSError, ValueError, NotImplementedError) as error:
-        raise DataError(
-            f"cannot be reached: {storage_problem(path, error)}", path=path.partition("?")[0] if is_url(path) else path
-        ) from None
+        raise DataError(f"cannot be reached: {storage_problem(path, error)}", path=shown_url(path)) from None
 
 
 def storage_problem(path: str, error: Exception) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from spantune.core import ConfigError, Document, expect, expect_each, is_url
+from spantune.core import ConfigError, Document, expect, expect_each, shown_url
 from spantune.data import formats
 from spantune.data.checks import check
 from spantune.data.corpus import Corpus
@@ -128,7 +128,7 @@ def split_file(job: SplitJob, folder: Path, engine: Engine) -> Written:
         DataError: as `split_corpus`.
     """
     facts: dict[str, object] = {
-        "source": job.file.partition("?")[0] if is_url(job.file) else job.file,
+        "source": shown_url(job.file),
         "k_shot": job.fewer.k_shot,
         "sample": job.fewer.sample,
     }

@@ -24,6 +24,7 @@ from spantune.core import (
     from_prediction_record,
     is_url,
     nearest,
+    shown_url,
 )
 from spantune.data.corpus import Corpus
 from spantune.data.formats import (
@@ -279,7 +280,7 @@ def resolve(path: str | Path) -> Path:
         return stored_file(path.url)
     if is_url(str(path)):
         raise ConfigError(
-            f"{str(path).partition('?')[0]}: a corpus in object storage is read by `data check` and `data split` with "
+            f"{shown_url(str(path))}: a corpus in object storage is read by `data check` and `data split` with "
             "--engine ray; give that, or download the file first"
         )
     if not str(path).startswith(BUNDLED_PREFIX):

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
-from spantune.core import DataError, Place
+from spantune.core import DataError, Place, shown_url
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class StoredFile:
     url: str
 
     def __str__(self) -> str:
-        return self.url.partition("?")[0]
+        return shown_url(self.url)
 
     @property
     def name(self) -> str:

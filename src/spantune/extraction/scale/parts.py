@@ -22,6 +22,7 @@ from spantune.core import (
     first_line,
     is_url,
     need,
+    shown_url,
     storage_problem,
     to_json,
     to_record,
@@ -162,7 +163,7 @@ class Folder:
             if isinstance(error, OSError):
                 remedy = f"{first_line(error)}; free some space, allow it, or choose another place"
                 said = storage_problem(self.path, error) if is_url(self.path) else remedy
-                raise DataError(f"cannot be written: {said}", path=place.child(name).outer.partition("?")[0]) from None
+                raise DataError(f"cannot be written: {said}", path=shown_url(place.child(name).outer)) from None
             raise
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from spantune.core import ConfigError, DataError, Place, encodable, is_url
+from spantune.core import ConfigError, DataError, Place, encodable, is_url, shown_url
 
 Kind = Literal["native", "text", "parquet"]
 KINDS: dict[str, Kind] = {".jsonl": "native", ".ndjson": "native", ".txt": "text", ".parquet": "parquet"}
@@ -80,7 +80,7 @@ def _found(path: str, kind: Kind | None) -> list[Source]:
 
 def _source(place: Place, given: str, info: Any, kind: Kind | None) -> Source:
     """Return the Source of a file; a local one is called by a relative path where `given` is one."""
-    name = place.outer.partition("?")[0]
+    name = shown_url(place.outer)
     if not is_url(given):
         name = place.inner if os.path.isabs(given) else os.path.relpath(place.inner)
     suffix = Path(info.path).suffix
