@@ -47,8 +47,8 @@ class Place:
             return cls(path, fs.LocalFileSystem(), os.path.abspath(path))
         if "@" in urlsplit(path).netloc:
             raise ConfigError(
-                f"{shown_url(path)}: a URL holds no credentials, since it is written into files; set the variables of the "
-                "storage in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                f"{shown_url(path)}: a URL holds no credentials, since it is written into files; set the variables of "
+                "the storage in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         filesystem, inner = answered(path, lambda: fs.FileSystem.from_uri(path))
         return cls(path, filesystem, inner)
