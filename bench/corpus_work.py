@@ -129,6 +129,7 @@ def measure(arguments: Sequence[str], source: Path) -> Row:
 
 
 def main() -> None:
+    """Measure what the command line asks for, and print each row as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", nargs="+", type=int, default=[10, 100])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
