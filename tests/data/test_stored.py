@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +19,7 @@ from spantune.data import Demands, SplitJob, check, formats, open_source, parts,
 from spantune.data.engines import HERE, OnRay
 from spantune.data.parts import Divided
 from spantune.data.raw.document import Options
-from spantune.data.raw.stored import StoredFile
+from spantune.data.raw.stored import LARGEST, SMALLEST, Fetched, StoredFile
 from spantune.data.splitting import Rule
 
 Command = Callable[..., Any]
@@ -90,6 +92,23 @@ def test_splits_are_those_of_the_local_file(storage: S3, corpus: Path, tmp_path:
     )
     there["split.json"] = there["split.json"].replace("s3://corpora/notes.jsonl", str(corpus))
     assert there == here
+
+
+def test_a_line_costs_a_small_piece_and_reading_on_few_large_ones() -> None:
+    content, sizes = os.urandom(30 << 20), []
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            sizes.append(size)
+            return super().read(size)
+
+    with io.BufferedReader(Fetched(Counted(content)), LARGEST) as file:
+        assert b"".join(iter(lambda: file.read(1 << 20), b"")) == content
+        assert len(sizes) < 16 and max(sizes) == LARGEST
+        file.seek(20 << 20)
+        sizes.clear()
+        assert content[20 << 20 :].startswith(file.readline()) and sizes == [SMALLEST]
+        assert file.tell() - (20 << 20) == len(content[20 << 20 :].split(b"\n")[0]) + 1
 
 
 def test_what_cannot_be_read_is_said_in_one_sentence(

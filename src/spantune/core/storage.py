@@ -95,8 +95,11 @@ class Place:
 
     def open(self) -> BinaryIO:
         """Open the file for reading, at any offset."""
-        file = answered(self.outer, lambda: self.filesystem.open_input_file(self.inner))
-        return cast(BinaryIO, io.BufferedReader(file, 1 << 20))
+        return cast(BinaryIO, io.BufferedReader(self.open_raw(), 1 << 20))
+
+    def open_raw(self) -> Any:
+        """Open the file as pyarrow does, which fetches what is read, and no more."""
+        return answered(self.outer, lambda: self.filesystem.open_input_file(self.inner))
 
 
 def is_url(path: str) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from spantune.core import DataError, Place, shown_url
+
+SMALLEST, LARGEST = 1 << 16, 1 << 22
+"""Bytes that are fetched at a time."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,54 @@ class StoredFile:
         assert mode == "rb", "files in object storage are read as bytes"
         place = _place(self.url)
         try:
-            return place.open()
+            return io.BufferedReader(Fetched(place.open_raw()), LARGEST)
         except DataError:
             place.require_bucket()
             raise
+
+
+class Fetched(io.RawIOBase):
+    """A file that is fetched in ever larger pieces: a line somewhere costs a small one, and reading on few large ones.
+
+    Args:
+        file: of pyarrow, whose every read is a request.
+    """
+
+    def __init__(self, file: Any):
+        self._file, self._size = file, SMALLEST
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to an offset; the next piece is small."""
+        self._size = SMALLEST
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        """Return the offset of the next piece."""
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        """Fetch the next piece into `buffer`, as far as it has room; returns its size."""
+        piece = self._file.read(min(len(buffer), self._size))
+        self._size = min(2 * self._size, LARGEST)
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def readall(self) -> bytes:
+        """Fetch the rest at once."""
+        return bytes(self._file.read())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
 
 
 def stored_file(url: str) -> Path:
