@@ -182,9 +182,11 @@ def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Ten
     rows = max(1, CACHED // logits.shape[1])
     for part, labels, factors in _chunks(logits, targets, weights, rows):
         values, labels = part.float(), labels[:, None]
-        normalizer = values.logsumexp(1, keepdim=True)
-        losses = normalizer - values.gather(1, labels)
-        values.sub_(normalizer).exp_()
+        peaks = values.amax(1, keepdim=True)
+        below = peaks - values.gather(1, labels)
+        sums = values.sub_(peaks).exp_().sum(1, keepdim=True)
+        losses = sums.log() + below
+        values.mul_(sums.reciprocal())
         values.scatter_add_(1, labels, torch.full_like(losses, -1.0))
         if factors is not None:
             losses *= factors[:, None]
