@@ -86,7 +86,8 @@ MANY = "Many processes"
 CorpusEngine = Annotated[
     Literal["local", "ray"],
     typer.Option(
-        help="Read a large file here (local), or on one or more machines (ray), which all see it under the same path.",
+        help="Read a large file here (local), or on one or more machines (ray), which all see it under the same path "
+        "or URL.",
         rich_help_panel=MANY,
     ),
 ]

@@ -67,10 +67,11 @@ from spantune.core.foreign import foreign
 from spantune.core.frames import data_frame, number
 from spantune.core.launch import global_rank, local_rank, world_size
 from spantune.core.lazy import lazy_exports
-from spantune.core.machine import keep_for_good, shows_gpu
+from spantune.core.machine import keep_for_good, shows_gpu, usable_cores
 from spantune.core.recipes import as_config, load_config, lost_credentials, parse_config, parse_value
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
+from spantune.core.storage import Place, is_url, shown_url, storage_problem
 from spantune.core.strict_json import non_finite, to_json
 from spantune.core.task import Label, TaskSpec, first_unknown
 from spantune.core.terminal import (
@@ -116,6 +117,7 @@ __all__ = [
     "Locked",
     "ModelError",
     "Normalize",
+    "Place",
     "Prediction",
     "Problem",
     "ProblemKind",
@@ -161,6 +163,7 @@ __all__ = [
     "has_live_terminal",
     "hash_documents",
     "install_command",
+    "is_url",
     "is_verbose",
     "json_text",
     "keep_for_good",
@@ -203,13 +206,16 @@ __all__ = [
     "say",
     "set_verbosity",
     "sha256_of",
+    "shown_url",
     "shows_gpu",
+    "storage_problem",
     "table_html",
     "to_document",
     "to_json",
     "to_prediction_record",
     "to_record",
     "track",
+    "usable_cores",
     "visible",
     "waiting",
     "worker_errors",

@@ -48,7 +48,7 @@ def compiling(recipe: Config, device: torch.device) -> bool:
 
 
 def keeping(recipe: Config) -> config.Keep:
-    """What compiled layers keep; `some` while it is not decided (see `with_keep`)."""
+    """What compiled layers keep; `some` while it is not decided (see `plan.settled`)."""
     keep = recipe.train.keep
     return "some" if keep == "auto" else keep
 

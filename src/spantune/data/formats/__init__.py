@@ -14,7 +14,18 @@ from importlib import resources
 from itertools import islice
 from pathlib import Path
 
-from spantune.core import DataError, Document, Extraction, expect, expect_each, from_prediction_record, nearest
+from spantune.core import (
+    ConfigError,
+    DataError,
+    Document,
+    Extraction,
+    expect,
+    expect_each,
+    from_prediction_record,
+    is_url,
+    nearest,
+    shown_url,
+)
 from spantune.data.corpus import Corpus
 from spantune.data.formats import (
     bioc,
@@ -47,6 +58,7 @@ from spantune.data.raw.faithful import faithful
 from spantune.data.raw.json_files import read_json_array, read_json_lines
 from spantune.data.raw.json_records import Record
 from spantune.data.raw.plugins import Format
+from spantune.data.raw.stored import StoredFile, stored_file
 from spantune.data.raw.text_files import is_stream, read_bytes, read_chunks
 
 __all__ = [
@@ -261,8 +273,16 @@ def resolve(path: str | Path) -> Path:
     """Return the file that `path` names; `bundled:NAME` is a corpus that comes with the package.
 
     Raises:
+        ConfigError: it is the URL of a file in object storage, which only the workers of Ray read.
         DataError: there is no bundled corpus of that name, or the file is a pipe: a corpus is read more than once.
     """
+    if isinstance(path, StoredFile):
+        return stored_file(path.url)
+    if is_url(str(path)):
+        raise ConfigError(
+            f"{shown_url(str(path))}: a corpus in object storage is read by `data check` and `data split` with "
+            "--engine ray; give that, or download the file first"
+        )
     if not str(path).startswith(BUNDLED_PREFIX):
         if is_stream(Path(path)):
             raise DataError("this can be read once only, as a pipe; write it to a file first", path=path)
