@@ -19,13 +19,18 @@ import typer
 from spantune.cli import names
 from spantune.cli.libraries import quiet, quiet_children
 from spantune.cli.options import (
+    READING,
     AcceptChanges,
+    Column,
     Device,
+    Encoding,
     Force,
+    Joiner,
     MinScore,
     Run,
     Sets,
     parts_read,
+    reading_options,
     report_left_out,
     split_overrides,
 )
@@ -76,11 +81,18 @@ def extract(
         typer.Option(
             help="Format of the input: text, or that of a corpus. Detected from its content if not given.",
             autocompletion=names.read_formats,
+            rich_help_panel=READING,
         ),
     ] = None,
     whole_file: Annotated[
-        bool, typer.Option("--whole-file", help="Read each text file as one document, not line by line.")
+        bool,
+        typer.Option(
+            "--whole-file", help="Read each text file as one document, not line by line.", rich_help_panel=READING
+        ),
     ] = False,
+    column: Column = None,
+    joiner: Joiner = None,
+    encoding: Encoding = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted extraction to the same --out.")
     ] = False,
@@ -196,10 +208,15 @@ def extract(
     recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
     server = Server(url, model, grammar, concurrency, timeout) if url is not None else None
     if engine == "ray":
-        unsuitable = {"--html": html, "--uncertain": uncertain, "--whole-file": whole_file, "--force": force}
-        unsuitable["--nested"] = nested != "error"
+        unsuitable: dict[str, object] = {
+            "--html": html,
+            "--uncertain": uncertain,
+            "--whole-file": whole_file,
+            "--force": force,
+        }
+        unsuitable |= {"--nested": nested != "error", "--column": column, "--joiner": joiner, "--encoding": encoding}
         for option, value in unsuitable.items():
-            if value:
+            if value not in (None, False):
                 raise ConfigError(
                     f"{option} is not of --engine ray, which writes a folder of parts; drop one of the two"
                 )
@@ -217,7 +234,8 @@ def extract(
     view = ExtractionView.of_run(run, min_score) if html else None
     target = Target(out, to, html, resume, nested, force, uncertain=uncertain, labels=labels, view=view)
     target.check([*files, *parts_read([run])])
-    texts = Texts.open(files, format, whole=whole_file)
+    options = reading_options(column, joiner, None, encoding, None)
+    texts = Texts.open(files, format, whole=whole_file, options=options)
     tally = Tally()
 
     def load() -> Engine:

@@ -8,7 +8,7 @@ Repairs made in reading and losses in writing are counted in notes; a file that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from itertools import islice
@@ -337,9 +337,9 @@ def _of_records(sample: Sample, first: str) -> str | None:
                 return name
             names = set(record.values)
             has_id = has_id or "id" in names
-            if "text" in names and names <= {"id", "text", "meta"}:
+            if "text" in names and (names <= {"id", "text", "meta"} or _is_bare_text(record.values, sample.options)):
                 break  # texts to extract from
-            if "text" not in names or record.values.get("entities") != []:
+            if "text" not in names or record.values.get("entities", "absent") not in ([], {}, None):
                 return _unclaimed(replace(sample, text=""), f"an object with {', '.join(record.values)[:80]}")
     except DataError as error:
         broken = broken or error
@@ -348,6 +348,11 @@ def _of_records(sample: Sample, first: str) -> str | None:
     if broken is not None:
         raise broken
     return "cmeee" if is_array and not has_id else "native"
+
+
+def _is_bare_text(values: Mapping[str, object], options: Options) -> bool:
+    """Whether an object is a text without entities, where such texts may be read, whatever other fields it has."""
+    return options.unannotated and isinstance(values.get("text"), str) and "entities" not in values
 
 
 def _unclaimed(sample: Sample, content: str) -> str:
