@@ -68,6 +68,9 @@ def test_a_folder_that_exists_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"one exists; give another run\.name.*--resume"):
         require_free(recipe(tmp_path))
     assert require_free(recipe(tmp_path, name="two")) == tmp_path / "two"
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RunError, match=r"file is a file.*another run\.folder"):
+        require_free(recipe(tmp_path / "file" / "runs"))
 
 
 def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:

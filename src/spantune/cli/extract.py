@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -189,7 +189,7 @@ def extract(
 
         spantune extract runs/demo s3://notes/2026/ --engine ray --address auto --to parquet --out s3://notes/entities
     """
-    from spantune.extraction import Server, Tally, Target, Task, Texts, parse_devices
+    from spantune.extraction import Server, Tally, Target, Texts, parse_devices
     from spantune.report import ExtractionView
 
     if engine != "ray" and (address, workers, gpus_per_worker) != (None, None, None):
@@ -208,22 +208,15 @@ def extract(
     recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
     server = Server(url, model, grammar, concurrency, timeout) if url is not None else None
     if engine == "ray":
-        unsuitable: dict[str, object] = {
-            "--html": html,
-            "--uncertain": uncertain,
-            "--whole-file": whole_file,
-            "--force": force,
-        }
-        unsuitable |= {"--nested": nested != "error", "--column": column, "--joiner": joiner, "--encoding": encoding}
-        for option, value in unsuitable.items():
-            if value not in (None, False):
-                raise ConfigError(
-                    f"{option} is not of --engine ray, which writes a folder of parts; drop one of the two"
-                )
+        plain = {"--html": html, "--uncertain": uncertain, "--whole-file": whole_file, "--force": force}
+        read = {"--column": column, "--joiner": joiner, "--encoding": encoding}
+        _refuse_on_ray({**plain, **read, "--nested": nested != "error"})
         if url is not None and gpus_per_worker is not None:
             raise ConfigError(
                 "--gpus-per-worker is of models that workers hold; with --url they hold none: leave it out"
             )
+        from spantune.extraction import Task  # it needs torch, and errors of use should not wait for that
+
         task = Task(run, tuple(files), recipe.extract, format, min_score, device, accept_changes, server)
         raise typer.Exit(_on_ray(task, Cluster(address, workers, gpus_per_worker), out, to, resume=resume))
     chosen_devices = parse_devices(devices, device) if devices is not None else ()
@@ -294,6 +287,13 @@ class _Work:
             self.calibration, self.started = engine.calibration, time.perf_counter()
             stream = engine.stream(itertools.chain([first], self.documents), strict=False)
             yield from track(stream, "extract", self.total, unit="documents")
+
+
+def _refuse_on_ray(options: Mapping[str, object]) -> None:
+    """Check that none of the options is given that Ray's workers do not know."""
+    for option, value in options.items():
+        if value not in (None, False):
+            raise ConfigError(f"{option} is not of --engine ray, which writes a folder of parts; drop one of the two")
 
 
 def _on_ray(task: Task, cluster: Cluster, out: Path | None, to: str, *, resume: bool) -> int:

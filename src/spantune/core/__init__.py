@@ -68,7 +68,7 @@ from spantune.core.frames import data_frame, number
 from spantune.core.launch import global_rank, local_rank, world_size
 from spantune.core.lazy import lazy_exports
 from spantune.core.machine import shows_gpu
-from spantune.core.recipes import as_config, load_config, lost_credentials, parse_config, parse_value
+from spantune.core.recipes import as_config, load_config, lost_credentials, parse_config, parse_value, yaml_problem
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
 from spantune.core.strict_json import non_finite, to_json
@@ -213,4 +213,5 @@ __all__ = [
     "waiting",
     "worker_errors",
     "world_size",
+    "yaml_problem",
 ]

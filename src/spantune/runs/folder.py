@@ -33,6 +33,7 @@ from spantune.core import (
     foreign,
     lost_credentials,
     parse_config,
+    yaml_problem,
 )
 from spantune.runs.manifest import MANIFEST, change_since
 
@@ -131,8 +132,11 @@ class RunFolder:
             return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
         except OSError:
             raise RunError(f"{self.path}: no config.yaml here; expected a run folder {self._similar()}") from None
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ConfigError) as error:
-            raise RunError(f"{path} is damaged: {error}; restore it, or train again") from None
+        except ConfigError as error:
+            problem = str(error).replace(f"{path}: ", "")
+            raise RunError(f"{path} is damaged: {problem}; restore it, or train again") from None
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise RunError(f"{path} is damaged: {yaml_problem(error)}; restore it, or train again") from None
 
     def resume_config(self, overrides: Sequence[str] = ()) -> Config:
         """Read the recipe of a run to resume, with the name and place that its folder has now.
@@ -323,9 +327,11 @@ def require_free(recipe: Config) -> Path:
     """The folder that a new run will be written to.
 
     Raises:
-        RunError: it exists.
+        RunError: it exists, or there cannot be one.
     """
     folder = recipe.run_folder
+    if place := next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None):
+        raise RunError(f"{place} is a file, so that no run folder can be in it; give another run.folder")
     if folder.exists():
         raise RunError(
             f"{folder} exists; give another run.name, remove it, or go on with spantune train --resume {folder}"
