@@ -175,7 +175,7 @@ def _trained_on(extractor: Extractor, notes: list[str]) -> Sequence[Document] | 
     if extractor.run is None:
         return None
     try:
-        return read_splits(RunFolder(extractor.run).config().data).train
+        return read_splits(RunFolder(extractor.run).data()).train
     except DataError as error:
         notes.append(f"no figures for seen and unseen surfaces; the training data cannot be read: {error}")
         return None

@@ -147,7 +147,7 @@ def _read(run: str | Path, device: str, settings: config.Extract | None, *, acce
     if task.reads:
         require_reading(settings)
     check_head_files(folder.adapter, task)
-    return _Run(folder, recipe, task, recipe.model.model_copy(update={"device": device}), settings)
+    return _Run(folder, recipe, task, folder.model().model_copy(update={"device": device}), settings)
 
 
 def _by_base(runs: Sequence[_Run]) -> Mapping[tuple[object, ...], list[int]]:

@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from spantune.core import (
     parse_config,
     yaml_problem,
 )
+from spantune.core import config as sections
 from spantune.runs.manifest import MANIFEST, change_since
 
 HEAD = "head.safetensors"
@@ -138,6 +139,43 @@ class RunFolder:
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise RunError(f"{path} is damaged: {yaml_problem(error)}; restore it, or train again") from None
 
+    def data(self) -> sections.Data:
+        """Return the section `data` of its recipe, with corpora that are found from any folder.
+
+        A relative path of a recipe counts from the folder in which the run was trained. Where nothing is there from the
+        present one, that folder is told from the place of the run folder, which is relative in the recipe too.
+
+        Raises:
+            RunError: as `config`.
+        """
+        recipe = self.config()
+        files = {name: getattr(recipe.data, name) for name in ("train", "dev", "test")}
+        found = {name: tuple(map(self._found(recipe), sections.files_of(paths))) for name, paths in files.items()}
+        return recipe.data.model_copy(
+            update={name: paths[0] if len(paths) == 1 else paths or None for name, paths in found.items()}
+        )
+
+    def model(self) -> sections.Model:
+        """Return the section `model` of its recipe, with a folder that is found from any folder, as `data`.
+
+        Raises:
+            RunError: as `config`.
+        """
+        recipe = self.config()
+        return recipe.model.model_copy(update={"source": self._found(recipe)(recipe.model.source)})
+
+    def _found(self, recipe: Config) -> Callable[[str], str]:
+        """Return the function that gives a path of the recipe as it is found from this folder."""
+        parts, place = recipe.run_folder.parts, self.path.resolve()
+        is_told = not recipe.run_folder.is_absolute() and ".." not in parts and len(parts) <= len(place.parents)
+        origin = place.parents[len(parts) - 1] if is_told else place
+
+        def found(path: str) -> str:
+            there = origin / path
+            return path if not is_told or Path(path).exists() or not there.exists() else str(there)
+
+        return found
+
     def resume_config(self, overrides: Sequence[str] = ()) -> Config:
         """Read the recipe of a run to resume, with the name and place that its folder has now.
 
@@ -164,7 +202,8 @@ class RunFolder:
                 f"again: spantune train --resume {self.path} {missing[0]}=VALUE"
             )
         place = {"name": self.path.name, "folder": self.path.parent}
-        return config.model_copy(update={"run": config.run.model_copy(update=place)})
+        found = {} if lost else {"data": self.data(), "model": self.model()}
+        return config.model_copy(update={"run": config.run.model_copy(update=place), **found})
 
     def task(self) -> TaskSpec:
         """Read the task of the run.
