@@ -339,7 +339,8 @@ def _of_records(sample: Sample, first: str) -> str | None:
             has_id = has_id or "id" in names
             if "text" in names and (names <= {"id", "text", "meta"} or _is_bare_text(record.values, sample.options)):
                 break  # texts to extract from
-            if "text" not in names or record.values.get("entities", "absent") not in ([], {}, None):
+            stated = [record.values[name] for name in ("entities", "label", "labels") if name in names]
+            if "text" not in names or not stated or any(value not in ([], {}, None) for value in stated):
                 return _unclaimed(replace(sample, text=""), f"an object with {', '.join(record.values)[:80]}")
     except DataError as error:
         broken = broken or error
