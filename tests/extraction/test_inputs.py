@@ -203,3 +203,17 @@ def test_files_are_read_as_they_are_said_to_be(tmp_path: Path, monkeypatch: pyte
     stdin(monkeypatch, b"")
     with pytest.raises(ConfigError, match="iconv -f gb18030 -t UTF-8"):
         Texts.open(["-"], options=options)
+
+
+def test_what_is_meant_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text('{"text": "肺炎"}\n无\n', encoding="utf-8")
+    notes: Counter[str] = Counter()
+    assert len(list(Texts.open([str(tmp_path / "a.txt")]).read(notes))) == 2
+    assert +notes == {"line that looks like a JSON object, taken for text; --format native reads its text": 1}
+    with pytest.raises(DataError, match=r"/\*\.txt, with --whole-file"):
+        Texts.open([str(tmp_path)])
+    with pytest.raises(ConfigError, match="named twice"):
+        Texts.open([str(tmp_path / "a.txt")] * 2)
+    (tmp_path / "b.json").write_text('{"version": 1, "documents": [{"text": "a", "entities": []}]}')
+    with pytest.raises(DataError, match=r"jq -c '\.documents\[\]'"):
+        formats.read(tmp_path / "b.json")

@@ -37,6 +37,7 @@ from spantune.extraction.result import failure
 STDIN = "-"
 TEXT = "text"
 """Plain text, one document per line: the format of `.txt` files, stdin and pipes where no format is given."""
+JSON_NOTE = "line that looks like a JSON object, taken for text; --format native reads its text"
 _UNANNOTATED = Options(unannotated=True)
 """Texts to extract from need no entities."""
 
@@ -69,6 +70,8 @@ class Texts:
             raise ConfigError(f"--whole-file takes plain text, not --format {format}; drop one of the two")
         if STDIN in files and len(files) > 1:
             raise ConfigError("- is stdin and stands alone; name files, or -")
+        if repeated := [file for file in files if files.count(file) > 1]:
+            raise ConfigError(f"{repeated[0]} is named twice; name each file once")
         if options.encoding is not None and any(map(_is_stream, files)):
             raise ConfigError(
                 "--encoding is of files, and what comes through a pipe is UTF-8; write it into a file, or convert it: "
@@ -166,6 +169,8 @@ def _opened(file: str) -> Iterator[BinaryIO]:
 def _lines(file: str, prefix: str, encoding: str | None, notes: Counter[str]) -> Iterator[Prediction]:
     """Yield a document for each line that is not blank."""
     for number, text in _numbered(file, encoding, notes):
+        if isinstance(text, str) and text.startswith("{") and '"text"' in text:
+            notes[JSON_NOTE] += 1
         id = f"{prefix}{number}"
         yield unreadable(id, text) if isinstance(text, DataError) else Document(id, text)
 

@@ -341,7 +341,8 @@ def _of_records(sample: Sample, first: str) -> str | None:
                 break  # texts to extract from
             stated = [record.values[name] for name in ("entities", "label", "labels") if name in names]
             if "text" not in names or not stated or any(value not in ([], {}, None) for value in stated):
-                return _unclaimed(replace(sample, text=""), f"an object with {', '.join(record.values)[:80]}")
+                sample = replace(sample, text="", record=record.values)
+                return _unclaimed(sample, f"an object with {', '.join(record.values)[:80]}")
     except DataError as error:
         broken = broken or error
     if not read_any and _claimant(sample):  # marked text, say, that begins with a bracket
@@ -356,6 +357,13 @@ def _is_bare_text(values: Mapping[str, object], options: Options) -> bool:
     return options.unannotated and isinstance(values.get("text"), str) and "entities" not in values
 
 
+def _field_of_documents(record: Mapping[str, object] | None) -> str | None:
+    """Return the only field of an object that is a list of objects with a text."""
+    lists = {name: value for name, value in (record or {}).items() if isinstance(value, list) and value}
+    found = [name for name, rows in lists.items() if all(isinstance(row, dict) and "text" in row for row in rows)]
+    return found[0] if len(found) == 1 else None
+
+
 def _unclaimed(sample: Sample, content: str) -> str:
     remedies = "Name the one it is (data.format=NAME, --format or --from NAME), or convert it"
     if sample.record is None and sample.text and sample.options.column is None:
@@ -365,6 +373,12 @@ def _unclaimed(sample: Sample, content: str) -> str:
         )
     if sample.text and sample.options.column is not None:
         content += f", and whose column {sample.options.column!r} holds no tags or entities"
+    if sample.options.unannotated and any(name.endswith(".txt") for name in sample.files):
+        remedies = f"To read its text files, name them: {sample.path}/*.txt, with --whole-file if each is one document"
+    if inner := _field_of_documents(sample.record):
+        remedies = (
+            f"The documents seem to be in its field {inner!r}; take them out: jq -c '.{inner}[]' FILE > NEW.jsonl"
+        )
     if sample.head.count(0) * 4 > len(sample.head) and "\0" in sample.text:
         remedies = "It looks like UTF-16 or UTF-32: name its encoding (data.encoding, --encoding utf-16-le, say)"
     raise DataError(
