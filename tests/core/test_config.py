@@ -190,7 +190,7 @@ def test_a_missing_recipe_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.yaml: no such recipe; give the path of a YAML file"):
         load_config(tmp_path / "gone.yaml")
     for path in (tmp_path, recipe(tmp_path) / "below"):
-        with pytest.raises(ConfigError, match="not a YAML recipe"):
+        with pytest.raises(ConfigError, match="a directory"):
             load_config(path)
 
 

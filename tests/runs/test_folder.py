@@ -312,3 +312,16 @@ def test_relative_paths_of_a_recipe_are_found_from_any_folder(tmp_path: Path, mo
     assert run.data().train == ("notes.jsonl", "gone.jsonl")
     moved = run.path.rename(run.path.with_name("two"))
     assert RunFolder(moved).model().source == str(project / "base")
+
+
+def test_a_disk_that_cannot_be_written_is_said_before_anything_is_computed(
+    tmp_path: Path, small_disk: Callable[[int], Path], remount: Callable[[Path, str], None]
+) -> None:
+    disk = small_disk(1 << 20)
+    run = RunFolder(create(recipe(disk)))
+    run.require_writable()
+    remount(disk, "ro")
+    with pytest.raises(RunError, match=r"one: cannot be written by this user; make it writable"):
+        run.require_writable()
+    with pytest.raises(RunError, match=r"disk0 cannot be written by this user; give another run\.folder"):
+        require_free(recipe(disk / "deep", name="two"))

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from spantune.core.bundled_recipes import bundled_recipes, recipe_path
 from spantune.core.config import Config
-from spantune.core.errors import ConfigError, expect, nearest
+from spantune.core.errors import ConfigError, expect, nearest, os_error
 from spantune.core.files import first_line
 from spantune.core.secrets import MASK
 from spantune.core.task import Label
@@ -41,7 +41,9 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             f"{path}: no such recipe; give the path of a YAML file, or one that comes with spantune, such as "
             f"bundled:{example} (spantune init --list names them); spantune init CORPUS writes one for a corpus"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(os_error(error)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a YAML recipe: {yaml_problem(error)}") from None
     return parse_config(tree, where=str(path), overrides=overrides)
 

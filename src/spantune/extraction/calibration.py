@@ -50,6 +50,8 @@ def calibrate_run(
     place = run.run if isinstance(run, Extractor) else run
     folder = RunFolder(Path(expect(place, (str, Path), "calibrate", "an Extractor of a run folder")))
     folder.require_finished()
+    if store:
+        folder.require_writable()
     corpus = read_splits(folder.data()).dev if data is None else read(data) if isinstance(data, str | Path) else data
     gold = list(expect_each(corpus, Document, "data", "a corpus file, a Corpus or a list of Documents"))
     extractor = _bare(run)

@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -313,6 +314,16 @@ class RunFolder:
             )
         return recipe
 
+    def require_writable(self) -> None:
+        """Check that results can be saved in the folder, before they are computed.
+
+        Raises:
+            RunError: they cannot.
+        """
+        for place in (self.path, self.predictions_folder):
+            if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+                raise RunError(f"{place}: cannot be written by this user; make it writable, or copy the run")
+
     @property
     def is_running(self) -> bool:
         """Whether a process works on the run now."""
@@ -371,6 +382,9 @@ def require_free(recipe: Config) -> Path:
     folder = recipe.run_folder
     if place := next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None):
         raise RunError(f"{place} is a file, so that no run folder can be in it; give another run.folder")
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(f"{place} cannot be written by this user; give another run.folder")
     if folder.exists():
         raise RunError(
             f"{folder} exists; give another run.name, remove it, or go on with spantune train --resume {folder}"
