@@ -13,7 +13,6 @@ from spantune.core.drawing import (
     ERROR_SIGNS,
     LABEL_COLORS,
     LEFT_OUT,
-    document_html,
     draw_entities,
     drawing_style,
     entities_html,
@@ -71,7 +70,7 @@ from spantune.core.machine import shows_gpu
 from spantune.core.recipes import as_config, load_config, lost_credentials, parse_config, parse_value, yaml_problem
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
-from spantune.core.strict_json import non_finite, to_json
+from spantune.core.strict_json import to_json
 from spantune.core.task import Label, TaskSpec, first_unknown
 from spantune.core.terminal import (
     Follower,
@@ -139,7 +138,6 @@ __all__ = [
     "connected",
     "data_frame",
     "description",
-    "document_html",
     "draw_entities",
     "drawing_style",
     "encodable",
@@ -177,7 +175,6 @@ __all__ = [
     "missing_train",
     "nearest",
     "need",
-    "non_finite",
     "number",
     "occurrences",
     "os_error",
