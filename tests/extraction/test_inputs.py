@@ -212,8 +212,6 @@ def test_what_is_meant_is_named(tmp_path: Path) -> None:
     assert +notes == {"line that looks like a JSON object, taken for text; --format native reads its text": 1}
     with pytest.raises(DataError, match=r"/\*\.txt, with --whole-file"):
         Texts.open([str(tmp_path)])
-    with pytest.raises(ConfigError, match="named twice"):
-        Texts.open([str(tmp_path / "a.txt")] * 2)
     (tmp_path / "b.json").write_text('{"version": 1, "documents": [{"text": "a", "entities": []}]}')
     with pytest.raises(DataError, match=r"jq -c '\.documents\[\]'"):
         formats.read(tmp_path / "b.json")

@@ -189,7 +189,7 @@ def extract(
 
         spantune extract runs/demo s3://notes/2026/ --engine ray --address auto --to parquet --out s3://notes/entities
     """
-    from spantune.extraction import Server, Tally, Target, Texts, parse_devices
+    from spantune.extraction import Tally, Target, Texts, parse_devices
     from spantune.report import ExtractionView
 
     if engine != "ray" and (address, workers, gpus_per_worker) != (None, None, None):
@@ -206,7 +206,11 @@ def extract(
     if not files:
         raise ConfigError("no file to extract from; name one after the run folder, or - for text on stdin")
     recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
-    server = Server(url, model, grammar, concurrency, timeout) if url is not None else None
+    server = None
+    if url is not None:
+        from spantune.extraction import Server  # as Task below, it needs the extra train, which errors of use do not
+
+        server = Server(url, model, grammar, concurrency, timeout)
     if engine == "ray":
         plain = {"--html": html, "--uncertain": uncertain, "--whole-file": whole_file, "--force": force}
         read = {"--column": column, "--joiner": joiner, "--encoding": encoding}
@@ -215,7 +219,7 @@ def extract(
             raise ConfigError(
                 "--gpus-per-worker is of models that workers hold; with --url they hold none: leave it out"
             )
-        from spantune.extraction import Task  # it needs torch, and errors of use should not wait for that
+        from spantune.extraction import Task
 
         task = Task(run, tuple(files), recipe.extract, format, min_score, device, accept_changes, server)
         raise typer.Exit(_on_ray(task, Cluster(address, workers, gpus_per_worker), out, to, resume=resume))

@@ -70,8 +70,6 @@ class Texts:
             raise ConfigError(f"--whole-file takes plain text, not --format {format}; drop one of the two")
         if STDIN in files and len(files) > 1:
             raise ConfigError("- is stdin and stands alone; name files, or -")
-        if repeated := [file for file in files if files.count(file) > 1]:
-            raise ConfigError(f"{repeated[0]} is named twice; name each file once")
         if options.encoding is not None and any(map(_is_stream, files)):
             raise ConfigError(
                 "--encoding is of files, and what comes through a pipe is UTF-8; write it into a file, or convert it: "
