@@ -30,7 +30,8 @@ def _one_or_several(value: object) -> object:
     """Turn a list of a single path into that path; refuse what names no corpus."""
     paths = list(value) if isinstance(value, list | tuple) else [value]
     if not paths or any(isinstance(path, bool) or not isinstance(path, str | int | float) for path in paths):
-        raise ValueError(f"expected a path, or a list of paths such as [a.jsonl, b.jsonl], found {value!r}")
+        found = "nothing" if value is None else repr(value)
+        raise ValueError(f"expected a path, or a list of paths such as [a.jsonl, b.jsonl], found {found}")
     names = [str(path) for path in paths]
     if any("\0" in name for name in names):
         raise ValueError("a path has a NUL character, which no file may have; remove it")
@@ -51,6 +52,12 @@ def files_of(files: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def name_of(files: str | tuple[str, ...]) -> str:
     """Return the corpus files that a key of `data` names as one text for people."""
     return ", ".join(files_of(files))
+
+
+def _is_number(annotation: object) -> bool:
+    """Whether a key takes a number, which true and false are for pydantic."""
+    kinds = {annotation, *get_args(annotation)}
+    return bool(kinds & {int, float}) and bool not in kinds
 
 
 class Section(BaseModel):
@@ -75,6 +82,8 @@ class Section(BaseModel):
         for key, value in values.items():
             if isinstance(value, str) and "\0" in value:
                 raise ValueError(f"{key} has a NUL character, which no file and no text may have; remove it")
+            if isinstance(value, bool) and key in cls.model_fields and _is_number(cls.model_fields[key].annotation):
+                raise ValueError(f"{key} is {str(value).lower()}; expected a number")
         words = {name for name, field in cls.model_fields.items() if "off" in get_args(field.annotation)}
         return {key: ("on" if value else "off") if key in words and isinstance(value, bool) else value
                 for key, value in values.items()}  # fmt: skip
@@ -83,7 +92,7 @@ class Section(BaseModel):
 class Run(Section):
     """Where the run is written, and its seed."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=128)
     """Name of the run folder: ASCII letters, digits, dots, dashes and underscores, not beginning with a dot."""
     folder: Path = Path("runs")
     """Parent of the run folder."""
