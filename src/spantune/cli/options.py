@@ -110,7 +110,9 @@ MinScore = Annotated[
     float | None,
     typer.Option(
         help="Drop entities with a lower score; 0 keeps all, or, where spans are read, all from 0.047 on. The run's "
-        "own threshold if not given."
+        "own threshold if not given.",
+        min=0,
+        max=1,
     ),
 ]
 _OVERRIDE = re.compile(r"\w+\.\w[\w.]*=")

@@ -25,8 +25,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from spantune.core import Keep
 from spantune.models.architecture import decoder_layers, is_wide
+from spantune.models.gated_mlp import fuse_mlps
 from spantune.models.interfaces import CausalLM
-from spantune.models.kernels import lora_linear, packs
+from spantune.models.kernels import gated, lora_linear, packs
 from spantune.models.lora import freeze_adapters
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
@@ -49,6 +50,7 @@ def compile_layers(model: CausalLM, keep: Keep) -> int:
     torch.fx.experimental._config.use_duck_shape = False
     layers = decoder_layers(model)
     for layer in layers:
+        fuse_mlps(layer, keep)
         layer.forward = _only_in_training(
             layer, layer.forward, torch.compile(_keeping(layer.forward, keep), dynamic=True)
         )
@@ -111,7 +113,7 @@ def _contexts(keep: Keep) -> Any:
 @cache
 def _code() -> str:
     """The hash of what torch's cache of traced layers does not see: the policies, and our operators' gradients."""
-    sources = [inspect.getsource(module) for module in (sys.modules[__name__], packs, lora_linear)]
+    sources = [inspect.getsource(module) for module in (sys.modules[__name__], packs, lora_linear, gated)]
     return hashlib.sha256("".join(sources).encode()).hexdigest()
 
 
@@ -123,6 +125,8 @@ def _only_in_training(layer: nn.Module, plain: Forward, compiled: Forward) -> Fo
 
 
 def _none(context: object, operator: object, *args: Tensor, **kwargs: object) -> CheckpointPolicy:
+    if operator is torch.ops.spantune.gated_mlp.default:  # which computes again by itself what it does not keep
+        return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -131,13 +135,13 @@ def _some(context: object, operator: object, *args: Tensor, **kwargs: object) ->
         return CheckpointPolicy.MUST_SAVE
     if operator is torch.ops.spantune.linear.default and not is_wide(*args[2].shape):
         return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+    return _none(context, operator, *args, **kwargs)
 
 
 def _most(context: object, operator: object, *args: Tensor, **kwargs: object) -> CheckpointPolicy:
     if operator in (torch.ops.spantune.pack_attention.default, torch.ops.spantune.linear.default):
         return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+    return _none(context, operator, *args, **kwargs)
 
 
-_POLICIES: dict[Keep, Callable[..., CheckpointPolicy]] = {"none": _none, "some": _some, "most": _most}
+_POLICIES: dict[Keep, Callable[..., CheckpointPolicy]] = {"none": _none, "some": _some, "fp8": _most, "most": _most}

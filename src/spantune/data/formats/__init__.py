@@ -8,7 +8,7 @@ Repairs made in reading and losses in writing are counted in notes; a file that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from itertools import islice
@@ -357,10 +357,12 @@ def _of_records(sample: Sample, first: str) -> str | None:
                 return name
             names = set(record.values)
             has_id = has_id or "id" in names
-            if "text" in names and names <= {"id", "text", "meta"}:
+            if "text" in names and (names <= {"id", "text", "meta"} or _is_bare_text(record.values, sample.options)):
                 break  # texts to extract from
-            if "text" not in names or record.values.get("entities") != []:
-                return _unclaimed(replace(sample, text=""), f"an object with {', '.join(record.values)[:80]}")
+            stated = [record.values[name] for name in ("entities", "label", "labels") if name in names]
+            if "text" not in names or not stated or any(value not in ([], {}, None) for value in stated):
+                sample = replace(sample, text="", record=record.values)
+                return _unclaimed(sample, f"an object with {', '.join(record.values)[:80]}")
     except DataError as error:
         broken = broken or error
     if not read_any and _claimant(sample):  # marked text, say, that begins with a bracket
@@ -368,6 +370,18 @@ def _of_records(sample: Sample, first: str) -> str | None:
     if broken is not None:
         raise broken
     return "cmeee" if is_array and not has_id else "native"
+
+
+def _is_bare_text(values: Mapping[str, object], options: Options) -> bool:
+    """Whether an object is a text without entities, where such texts may be read, whatever other fields it has."""
+    return options.unannotated and isinstance(values.get("text"), str) and "entities" not in values
+
+
+def _field_of_documents(record: Mapping[str, object] | None) -> str | None:
+    """Return the only field of an object that is a list of objects with a text."""
+    lists = {name: value for name, value in (record or {}).items() if isinstance(value, list) and value}
+    found = [name for name, rows in lists.items() if all(isinstance(row, dict) and "text" in row for row in rows)]
+    return found[0] if len(found) == 1 else None
 
 
 def _unclaimed(sample: Sample, content: str) -> str:
@@ -379,6 +393,12 @@ def _unclaimed(sample: Sample, content: str) -> str:
         )
     if sample.text and sample.options.column is not None:
         content += f", and whose column {sample.options.column!r} holds no tags or entities"
+    if sample.options.unannotated and any(name.endswith(".txt") for name in sample.files):
+        remedies = f"To read its text files, name them: {sample.path}/*.txt, with --whole-file if each is one document"
+    if inner := _field_of_documents(sample.record):
+        remedies = (
+            f"The documents seem to be in its field {inner!r}; take them out: jq -c '.{inner}[]' FILE > NEW.jsonl"
+        )
     if sample.head.count(0) * 4 > len(sample.head) and "\0" in sample.text:
         remedies = "It looks like UTF-16 or UTF-32: name its encoding (data.encoding, --encoding utf-16-le, say)"
     raise DataError(

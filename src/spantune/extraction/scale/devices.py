@@ -28,6 +28,7 @@ from spantune.core import (
     Status,
     config,
     first_line,
+    keep_for_good,
     usable_cores,
 )
 from spantune.extraction.chunked import as_documents
@@ -246,6 +247,7 @@ def _extract(pipe: Connection, device: str, settings: DeviceSettings, threads: i
     torch.set_num_threads(threads)
     arguments = (settings.run, kind, settings.extract, settings.min_score)
     session = load_run(*arguments, accept_changes=settings.accept_changes).session()
+    keep_for_good()
     pipe.send(None)
     arrived: queue.SimpleQueue[tuple[int, Document] | None] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, arrived), daemon=True).start()
