@@ -7,16 +7,18 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from helpers.real import bench
-from spantune.core import parse_config
+from spantune.core import config, parse_config
 from spantune.encoding import Example, divide, fill
 from spantune.training import pack_size, prepare
 from spantune.training.estimate import GIB, predict_memory
+from spantune.training.job import _agreed
 from spantune.training.pack_size import MOST, Load, largest_packs, with_pack_tokens
 from spantune.training.plan import skeleton
 from spantune.training.preparation import Prepared
@@ -93,3 +95,14 @@ def test_the_chosen_size_is_in_the_recipe_of_the_run(on_gpu: Any, monkeypatch: p
     assert with_pack_tokens(filled, 4096) is filled
     monkeypatch.setattr(pack_size, "pick_device", lambda device: torch.device("cpu"))
     assert with_pack_tokens(prepared, 1024) is prepared  # which a GPU may go on with
+
+
+def test_ranks_agree_on_what_the_recipe_leaves_open_and_on_nothing_else(on_gpu: Any) -> None:
+    def gather(own: config.Train) -> list[config.Train]:
+        return [own, own.model_copy(update={"pack_tokens": 2048, "keep": "none"})]
+
+    two: Any = SimpleNamespace(size=2, gather=gather)
+    agreed = _agreed(on_gpu(80 * GIB), two).recipe.train
+    assert (agreed.pack_tokens, agreed.keep) == (2048, "some")
+    named = _agreed(on_gpu(80 * GIB, train={"pack_tokens": 3000, "keep": "most"}), two).recipe.train
+    assert (named.pack_tokens, named.keep) == (3000, "most")
