@@ -187,7 +187,8 @@ def _agreed(prepared: Prepared, ranks: Ranks) -> Prepared:
     agreed: dict[str, object] = {}
     if own.pack_tokens is None:
         sizes = [train.pack_tokens for train in chosen if train.pack_tokens is not None]
-        agreed["pack_tokens"] = min(sizes, default=None)
+        is_open = len(sizes) < len(chosen)  # the default of its device is all that a rank can hold
+        agreed["pack_tokens"] = None if is_open else min(sizes)
     if own.keep == "auto":
         keeps = {train.keep for train in chosen}
         agreed["keep"] = keeps.pop() if len(keeps) == 1 else "some"
