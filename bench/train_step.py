@@ -59,15 +59,19 @@ def main() -> None:
         help="seed, seed-all, bf16, nf4, fp8, fp8-grouped, fp8-spans, fp8-spans-instruction on a GPU; "
         "seed, ours, choices on a CPU",
     )
-    options.add_argument("--keep", nargs="+", default=["some"], help="none, some, most: what layers keep for backward")
+    options.add_argument(
+        "--keep", nargs="+", default=["some"], help="none, some, fp8, most: what layers keep for backward"
+    )
     options.add_argument("--lengths", type=Path)
     options.add_argument("--examples", type=int, default=16)
     options.add_argument("--steps", type=int, default=12)
     options.add_argument("--layers", type=int, default=40)
+    options.add_argument("--pack-tokens", type=int, default=PACK_TOKENS, help="most tokens of a pack")
     options.add_argument("--optimizer", default="adamw", choices=["adamw", "adamw_8bit"])
     options.add_argument("--peer", help="command of a peer's script")
     options.add_argument("--no-compile", action="store_true")
     options.add_argument("--no-graphs", action="store_true", help="launch every kernel of a step by itself")
+    options.add_argument("--keep-table", action="store_true", help="keep the token embeddings on the GPU")
     options.add_argument("--profile", action="store_true", help="print the kernels of one step")
     options.add_argument("--minutes", type=float, default=5, help="of all parts together")
     options.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -138,9 +142,12 @@ def _ourselves(chosen: argparse.Namespace) -> list[str]:
     given = [sys.executable, __file__, "--device", chosen.device, "--examples", str(chosen.examples)]
     given += ["--steps", str(chosen.steps)]
     given += ["--layers", str(chosen.layers), "--optimizer", chosen.optimizer]
+    given += ["--pack-tokens", str(chosen.pack_tokens)]
     given += ["--lengths", str(chosen.lengths)] if chosen.lengths else []
     return given + [
-        flag for flag in ("--no-compile", "--no-graphs", "--profile") if getattr(chosen, flag[2:].replace("-", "_"))
+        flag
+        for flag in ("--no-compile", "--no-graphs", "--keep-table", "--profile")
+        if getattr(chosen, flag[2:].replace("-", "_"))
     ]
 
 
@@ -246,11 +253,13 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
     from torch._dynamo.utils import counters
 
     from spantune.core import config
-    from spantune.models import attach, compile_layers, graph_limit, graph_packs
+    from spantune.models import attach, compile_layers, graph_limit, graph_packs, park_embedding
 
     base, _, way = chosen.part.partition("-")
     model = phi4(chosen, base)
     model, _ = attach(model, config.Lora(rank=RANK, alpha=ALPHA))
+    if not chosen.keep_table:
+        park_embedding(model)
     if not chosen.no_compile:
         compile_layers(model, chosen.keep[0])
         model.enable_input_require_grads()  # the first layer is then compiled as the others are
@@ -258,9 +267,9 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
         step = _read_steps(chosen, model, (0,) * (PREFIX if way == "spans-instruction" else 1))
     else:
         share = GROUPED if way == "grouped" else 1.0
-        step = Steps(model, steps_of(chosen, share), PACK_TOKENS, optimizer=chosen.optimizer)
+        step = Steps(model, steps_of(chosen, share), chosen.pack_tokens, optimizer=chosen.optimizer)
     if not chosen.no_graphs and step.usual_tokens <= graph_limit(model):
-        graph_packs(model, PACK_TOKENS)
+        graph_packs(model, chosen.pack_tokens, step.usual_tokens)
     found = timed(chosen, step, Memory(model))
     found["graphs"] = counters["stats"]["unique_graphs"]
     return {**found, "base": chosen.part, "keep": chosen.keep[0]}
@@ -284,7 +293,7 @@ def _read_steps(chosen: argparse.Namespace, model: Any, prefix: tuple[int, ...])
     park_output_layer(model)
     torch.cuda.empty_cache()
     options = {"spans": spans, "head_rate": spans.learning_rate, "optimizer": chosen.optimizer}
-    return Steps(model, read_steps_of(chosen, prefix), PACK_TOKENS, prefix, **options)
+    return Steps(model, read_steps_of(chosen, prefix), chosen.pack_tokens, prefix, **options)
 
 
 def seed_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:

@@ -47,8 +47,9 @@ from spantune.models import (
 )
 from spantune.models.attention import attention_mask
 from spantune.models.kernels.lora_linear import Fp8Linear
-from spantune.models.kernels.packs import pack_attention
+from spantune.models.kernels.packs import Spans, pack_attention
 from spantune.training import Collator, PackTensors, StepGuard, StepRunner, pack_loss, tensors
+from spantune.training.span_loss import zlpr
 
 pytestmark = [
     pytest.mark.gpu,
@@ -179,7 +180,9 @@ def test_a_model_becomes_fp8_without_a_second_copy_on_the_gpu(fp8: None) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("base", "keep"), [("fp8", "none"), ("fp8", "some"), ("fp8", "most"), ("bf16", "some")])
+@pytest.mark.parametrize(
+    ("base", "keep"), [("fp8", "none"), ("fp8", "some"), ("fp8", "fp8"), ("fp8", "most"), ("bf16", "some")]
+)
 def test_a_compiled_step_is_the_eager_one(fp8: None, base: str, keep: Keep) -> None:
     packs = [packed(drawn(count, seed=count)) for count in (3, 9, 17)]
     exact = [step(model("fp32"), pack) for pack in packs]
@@ -227,6 +230,23 @@ def test_graphs_of_packs_are_the_plain_passes(family: str, dropout: float) -> No
         assert found_losses == pytest.approx(losses, rel=1e-3) and far(found, wanted) < 0.01
     alone = [step(made, pack) for pack in packs]
     assert dropout or [loss for loss, _ in alone] == pytest.approx(losses, rel=1e-3)
+
+
+def test_a_graph_larger_than_usual_comes_first_so_that_the_others_stay() -> None:
+    made = model("bf16")
+    packs = [packed(drawn(count, seed=count)) for count in (3, 4, 9)]
+    graph_packs(made, 2048, usual=len(packs[2].ids))
+    forward = causal_lm(made).base_model.forward
+    counts = []
+    for pack in packs:
+        forward.pad_ahead(pack.ids, pack.positions, Spans(**pack.spans))
+        step(made, pack)
+        counts.append(len(forward.graphs))
+    assert counts == [0, 2, 3]
+    assert max(shape.tokens for shape in forward.graphs) > len(packs[2].ids)
+    wanted = step(model("bf16"), packs[2])
+    found = step(made, packs[2])
+    assert found[0] == pytest.approx(wanted[0], rel=1e-3) and far(found[1], wanted[1]) < 0.01
 
 
 def test_a_step_that_really_runs_out_of_memory_is_split_and_loses_nothing() -> None:
@@ -354,6 +374,17 @@ def found_logits(made: Any, pack: SpanPack) -> Tensor:
     with torch.no_grad():
         logits = logits_of(made, pack) - require_head(made).bias
     return logits[pack.band.inside].float().cpu()
+
+
+def test_the_host_does_not_wait_for_the_loss_of_reading() -> None:
+    settings = spans_settings()
+    made, pack = read_by(settings=settings), span_pack(span_encoder(settings), TEXTS).to(GPU)
+    for mode in ("default", "error"):  # what is loaded at the first pass may wait
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            zlpr(logits_of(made, pack), pack).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("view", ["whole", "twice", "causal"])

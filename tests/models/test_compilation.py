@@ -93,7 +93,7 @@ def test_what_is_not_kept_is_computed_again_and_nothing_else(keep: Keep, product
 
 def test_torchs_cache_tells_what_is_kept_apart() -> None:
     hashes = [_contexts(keep).cache_hash for keep in get_args(Keep)]
-    assert len(set(hashes)) == 3 and _contexts("some").cache_hash in hashes
+    assert len(set(hashes)) == 4 and _contexts("some").cache_hash in hashes
 
 
 def test_extraction_goes_through_the_layers_as_they_are() -> None:
@@ -167,6 +167,26 @@ def saved_bytes(made: Any, pack: PackTensors) -> int:
         pack_loss(made, pack, torch.float32)
     sizes = Counter((tensor.shape, tensor.nbytes) for tensor in saved.values())
     return sum(count // 3 * 3 * size for (_, size), count in sizes.items())  # what comes in threes is the layers'
+
+
+def test_layers_train_as_they_are_where_the_compiler_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, pack = model("fp32"), packed(examples())
+    wanted = step(made, pack)
+    made.zero_grad()
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/such/compiler",))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    monkeypatch.setattr("torch._functorch.config.enable_autograd_cache", False)
+    compile_layers(made, "some")
+    found = step(made, pack)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    made.zero_grad()
+    torch.testing.assert_close(step(made, pack), wanted, rtol=1e-4, atol=1e-4)
+    torch._dynamo.reset()
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("spantune")]
+    assert len(messages) == 1 and "the layers are not compiled" in messages[0] and "compiler" in messages[0].lower()
 
 
 @pytest.mark.parametrize("family", ["phi3", "gemma3_text"])

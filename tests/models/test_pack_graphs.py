@@ -12,8 +12,8 @@ import torch
 from helpers import dense_kernel
 from helpers.packs import adapted, examples, gradients, packed
 from spantune.encoding import PREFIX
-from spantune.models import Spans, causal_lm, end_graphs, graph_packs, pack_graphs, release_graphs, spans
-from spantune.models.pack_graphs import _Shared, padded
+from spantune.models import Spans, causal_lm, end_graphs, graph_packs, pack_graphs, pad_ahead, release_graphs, spans
+from spantune.models.pack_graphs import PackGraphs, _Shared, padded
 from spantune.training import PackTensors, pack_loss
 
 
@@ -34,13 +34,17 @@ def step(made: Any, pack: PackTensors) -> tuple[float, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("prefix", [0, 1, 7, 600])
 @pytest.mark.parametrize("lengths", [[3], [5, 1, 9], [4, 4, 4, 4], [300, 400, 321]])
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_fillers_are_sequences_of_their_own_behind_the_pack(prefix: int, lengths: list[int], is_causal: bool) -> None:
+@pytest.mark.parametrize("least", [0, 700])
+def test_fillers_are_sequences_of_their_own_behind_the_pack(
+    prefix: int, lengths: list[int], is_causal: bool, least: int
+) -> None:
     owner = [PREFIX] * prefix + [name for name, length in enumerate(lengths, start=1) for _ in range(length)]
     count = len(owner)
-    found = padded(torch.arange(count), torch.arange(count), spans(owner, is_causal=is_causal))
+    found = padded(torch.arange(count), torch.arange(count), spans(owner, is_causal=is_causal), least)
     extra = len(found.ids) - count
     fillers = 4 - len(lengths) % 4
-    assert len(found.ids) % (64 if count < 1024 else 128) == 0 and fillers <= extra < 128 + fillers
+    assert len(found.ids) % (64 if count < 1024 else 128) == 0 and fillers <= extra < max(128, least - count) + 128
+    assert len(found.ids) >= least
     assert found.ids.tolist() == [*range(count), *[0] * extra]
     sizes = [extra // fillers + (number < extra % fillers) for number in range(fillers)]
     names = [len(lengths) + 1 + number for number, size in enumerate(sizes) for _ in range(size)]
@@ -60,6 +64,20 @@ def test_a_padded_pack_has_the_loss_and_the_gradients_of_the_pack(family: str) -
         found_loss, found = step(made, pack)
         assert found_loss == pytest.approx(loss, rel=1e-6)
         assert all(torch.allclose(found[name], wanted[name], atol=1e-6) for name in wanted)
+
+
+def test_a_pack_that_is_padded_ahead_is_not_padded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, pack = adapted("phi3").train(), packed(examples())
+    graph_packs(made, 4096)
+    monkeypatch.setattr(PackGraphs, "_graph", lambda *_: None)  # as for a shape that cannot be captured yet
+    wanted, _ = step(made, pack)
+    counts: list[int] = []
+    monkeypatch.setattr(pack_graphs, "padded", lambda ids, *rest: counts.append(len(ids)) or padded(ids, *rest))
+    for ahead, number in ((pack, 1), (packed(examples()[:2]), 2), (None, 1)):  # the same, another one, none
+        counts.clear()
+        if ahead is not None:
+            pad_ahead(made, ahead.ids, ahead.positions, ahead.spans)
+        assert step(made, pack)[0] == pytest.approx(wanted, rel=1e-6) and len(counts) == number
 
 
 def test_what_cannot_be_captured_goes_on_plainly(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 from pathlib import Path
 
@@ -22,3 +23,8 @@ def keep_for_good() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

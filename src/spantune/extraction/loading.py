@@ -157,7 +157,7 @@ def _read(run: str | Path, device: str, settings: config.Extract | None, *, acce
         require_reading(settings)
     check_head_files(folder.adapter, task)
     require_merging(settings, recipe.model.base)
-    return _Run(folder, recipe, task, recipe.model.model_copy(update={"device": device}), settings)
+    return _Run(folder, recipe, task, folder.model().model_copy(update={"device": device}), settings)
 
 
 def require_merging(settings: config.Extract, base: config.Base) -> None:

@@ -22,6 +22,7 @@ from spantune.models.attention import NAME, Places, check_attention, pack_view, 
 from spantune.models.bundled import bundled_vocabulary, cache_root
 from spantune.models.compilation import compile_for_extraction, compile_layers, plain_in_extraction
 from spantune.models.full import require_full
+from spantune.models.gated_mlp import gated_parts, kept_bytes
 from spantune.models.hashes import hash_files, hash_model
 from spantune.models.hubs import HUBS, hf_http_error
 from spantune.models.interfaces import CausalLM, ModelConfig
@@ -51,8 +52,9 @@ from spantune.models.lora import (
     unmatched_error,
     unranked_error,
 )
-from spantune.models.pack_graphs import end_graphs, graph_limit, graph_packs, release_graphs
+from spantune.models.pack_graphs import end_graphs, graph_limit, graph_packs, pad_ahead, release_graphs
 from spantune.models.packed import pack_weights
+from spantune.models.parked import park_embedding
 from spantune.models.sharding import divide_layers, gather_layers
 from spantune.models.silence import silenced
 from spantune.models.sources import count_weights, pinned, public_name, resolve
@@ -122,6 +124,7 @@ __all__ = [
     "end_graphs",
     "few_logits",
     "fold_lora",
+    "gated_parts",
     "gather_layers",
     "graph_limit",
     "graph_packs",
@@ -135,6 +138,7 @@ __all__ = [
     "is_compilable",
     "is_shareable",
     "is_wide",
+    "kept_bytes",
     "kernel_error",
     "kv_heads",
     "layer_kinds",
@@ -155,6 +159,8 @@ __all__ = [
     "pack_spans",
     "pack_view",
     "pack_weights",
+    "pad_ahead",
+    "park_embedding",
     "park_output_layer",
     "pick_device",
     "pick_dtype",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spantune.core import ModelError, config, nearest
 from spantune.models.full import attach_full, full_weights
 from spantune.models.interfaces import CausalLM
+from spantune.models.kernels.gated import Weights
 from spantune.models.kernels.lora_linear import FP8, Fp8Linear, linear
 
 
@@ -207,13 +208,25 @@ class FusedLora(Linear):
         if not self._plain(args, kwargs):
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
+        base, rows = self.base_layer, x.flatten(0, -2)
+        if not isinstance(base, Fp8Linear):
+            rows = rows.to(base.weight.dtype)
+        outputs: Tensor = linear(rows, *self._weights(rows.dtype))
+        return (outputs if base.bias is None else outputs + base.bias).view(*x.shape[:-1], base.out_features)
+
+    def weights(self, dtype: torch.dtype) -> Weights | None:
+        """Return the weights of the layer for inputs of `dtype`, for an operator that computes several layers.
+
+        None where the layer computes more than its frozen product and one adapter.
+        """
+        return self._weights(dtype) if self._plain((), {}) and self.base_layer.bias is None else None
+
+    def _weights(self, dtype: torch.dtype) -> Weights:
         (name,) = self.active_adapters
         base = self.base_layer
-        weight, scale = (base.weight.view(FP8), base.scale) if isinstance(base, Fp8Linear) else (base.weight, None)
-        rows = x.flatten(0, -2) if scale is not None else x.flatten(0, -2).to(weight.dtype)
-        adapters = self._adapters(name, rows.dtype)
-        outputs: Tensor = linear(rows, weight, scale, *adapters)
-        return (outputs if base.bias is None else outputs + base.bias).view(*x.shape[:-1], base.out_features)
+        if isinstance(base, Fp8Linear):
+            return Weights(base.weight.view(FP8), base.scale, *self._adapters(name, dtype))
+        return Weights(base.weight, None, *self._adapters(name, base.weight.dtype))
 
     def _adapters(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The weights of an adapter, the first one scaled, in `dtype`."""

@@ -16,7 +16,8 @@ pass, and add to gradients at fixed places.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -28,9 +29,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from spantune.models.architecture import causal_lm, decoder_layers
 from spantune.models.interfaces import CausalLM
 from spantune.models.kernels.packs import STEP, Spans
+from spantune.models.span_packs import moved
 
 MOST_GRAPHS = 32
-WORK = 8e11  # weights of a layer times tokens, from which on an H100 takes longer for a layer than its host does
+LARGE = 1.5  # the tokens of a large step for those of a usual one
+WORK = 1.2e12  # weights of a layer times tokens, from which on a GPU takes longer for a layer than its host does
 EXAMPLES, ROWS = 4, 128  # the numbers of examples and, above 1,024, of tokens of a padded pack are multiples of these
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,11 @@ class Padded:
         return Shape(len(self.ids), sequences, len(spans.tokens), prefix, spans.longest, spans.causal)
 
     @property
+    def fields(self) -> tuple[Tensor, Tensor, Spans]:
+        """All it holds."""
+        return self.ids, self.positions, self.spans
+
+    @property
     def tensors(self) -> list[Tensor]:
         """All its tensors."""
         return [self.ids, self.positions, *(field for field in self.spans if isinstance(field, Tensor))]
@@ -73,7 +81,7 @@ class Padded:
         return Padded(self.ids.clone(), self.positions.clone(), self.spans._replace(**copies))
 
 
-def padded(ids: Tensor, positions: Tensor, spans: Spans) -> Padded:
+def padded(ids: Tensor, positions: Tensor, spans: Spans, least: int = 0) -> Padded:
     """Add fillers to a pack, so that few sizes are left.
 
     The number of examples becomes the next multiple of 4, the number of tokens one of 64, or of 128 above 1,024:
@@ -83,12 +91,13 @@ def padded(ids: Tensor, positions: Tensor, spans: Spans) -> Padded:
         ids: of the pack's tokens [tokens].
         positions: of its tokens [tokens].
         spans: where its sequences are.
+        least: the fewest tokens with the fillers.
     """
     tokens, (copies, prefix) = len(ids), spans.copies.shape
     examples = copies if prefix else len(spans.queries) - 1
     fillers = EXAMPLES - examples % EXAMPLES
     step = ROWS // 2 if tokens < 1024 else ROWS
-    extra = -(tokens + fillers) % step + fillers
+    extra = -(-max(tokens + fillers, least) // step) * step - tokens
     lengths = [extra // fillers + (number < extra % fillers) for number in range(fillers)]
     queries = list(accumulate(lengths, initial=tokens))
     keys = list(accumulate((prefix + length for length in lengths), initial=len(spans.tokens)))
@@ -103,7 +112,7 @@ def padded(ids: Tensor, positions: Tensor, spans: Spans) -> Padded:
     added = [queries[1:], keys[1:], index, own, copied]
     sizes = [extra, *map(len, added)]
     # one copy to the device for all that is added; the fillers' ids and positions are 0
-    numbers = torch.tensor([0] * extra + [number for numbers in added for number in numbers]).to(ids.device)
+    numbers = moved(torch.tensor([0] * extra + [number for numbers in added for number in numbers]), ids.device)
     parts = torch.split(numbers, sizes)
     longest = max(spans.longest, -(-(prefix + max(lengths)) // STEP) * STEP)
     return Padded(
@@ -137,23 +146,26 @@ class PackGraphs:
     The first pack of all runs plainly, so that everything is compiled and loaded; then each shape is captured when it
     comes for the first time. Padded are all, so that what a step computes does not depend on when its graph was
     captured. With a larger pack than any before, all are captured anew, so that their pool stays as small as that pack
-    allows. A shape that cannot be captured at once runs plainly and is tried once more. Memory that runs out while a
-    graph is captured, or a second failure, ends the use of graphs for the rest of the run, and nothing else.
+    allows; so a larger one than usual is captured first. A shape that cannot be captured at once runs plainly and is
+    tried once more. Memory that runs out while a graph is captured, or a second failure, ends the use of graphs for the
+    rest of the run, and nothing else.
 
     Args:
         plain: the forward that is captured; it is called with transformers' arguments by name.
         weights: what is trained of the base model.
         tokens: the most tokens of a pack that is padded and captured.
+        first: tokens of what is captured before all else, so that what comes later fits into its memory; 0: nothing.
     """
 
-    def __init__(self, plain: Callable[..., Any], weights: Sequence[Tensor], tokens: int):
-        self.plain, self.tokens = plain, tokens
+    def __init__(self, plain: Callable[..., Any], weights: Sequence[Tensor], tokens: int, first: int = 0):
+        self.plain, self.tokens, self._first = plain, tokens, first
         self.graphs: dict[Shape, _Graph] = {}
         self._weights = list(weights)
         self._failed: set[Shape] = set()
         self._is_off = False
         self._shared: _Shared | None = None
         self._like: Tensor | None = None  # a state of the first pack
+        self._ahead: tuple[Tensor, Padded] | None = None  # the ids of a pack that comes next, and the pack
 
     def __call__(self, **given: Any) -> Any:
         """Run the forward pass; where a pack's `spans` are given, with its fillers, whose states are cut off again."""
@@ -161,7 +173,10 @@ class PackGraphs:
         if spans is None or self._is_off or not torch.is_grad_enabled() or given["input_ids"].shape[1] > self.tokens:
             return self.plain(**given)
         count = given["input_ids"].shape[1]
-        pack = padded(given.pop("input_ids")[0], given.pop("position_ids")[0], given.pop("spans"))
+        ids, positions, spans = given.pop("input_ids")[0], given.pop("position_ids")[0], given.pop("spans")
+        ahead, self._ahead = self._ahead, None
+        is_ready = ahead is not None and ahead[0].data_ptr() == ids.data_ptr()
+        pack = ahead[1] if is_ready and ahead else padded(ids, positions, spans)
         graph = self._graph(pack, given)
         if graph is not None:
             return BaseModelOutputWithPast(last_hidden_state=self._replayed(graph, pack, count))
@@ -169,6 +184,11 @@ class PackGraphs:
         self._like = output.last_hidden_state.detach()[0, 0].clone()
         output.last_hidden_state = output.last_hidden_state[:, :count]
         return output
+
+    def pad_ahead(self, ids: Tensor, positions: Tensor, spans: Spans) -> None:
+        """Pad a pack that comes next, while the GPU still computes; of several, the first."""
+        if self._ahead is None and self._like is not None and not self._is_off and len(ids) <= self.tokens:
+            self._ahead = ids, padded(ids, positions, spans)
 
     def release(self) -> None:
         """Give back the memory of all graphs; what comes again is captured again."""
@@ -205,20 +225,29 @@ class PackGraphs:
         shape = pack.shape
         if shape in self.graphs or self._like is None or len(self.graphs) == MOST_GRAPHS:
             return self.graphs.get(shape)
+        if self._first > shape.tokens and not self.graphs:
+            self._capture(padded(*pack.copied().fields, least=self._first + EXAMPLES), given, is_needed=False)
         if shape.tokens > max((other.tokens for other in self.graphs), default=0):
             self.release()  # each tensor of a larger pack would need a larger block, beside that of the smaller ones
+        self._capture(pack.copied(), given)
+        return self.graphs.get(shape)
+
+    def _capture(self, pack: Padded, given: dict[str, Any], *, is_needed: bool = True) -> None:
+        """Capture `pack`, which is the graph's own, if it can be; without graphs where it is needed and cannot."""
+        shape = pack.shape
+        assert self._like is not None
         try:
             with torch.cuda.stream(torch.cuda.current_stream()):  # which a capture that fails may not give back
-                self.graphs[shape] = self._captured(pack.copied(), given, self._like)
+                self.graphs[shape] = self._captured(pack, given, self._like)
         except torch.OutOfMemoryError:
-            self.end("memory is short")
+            self._first = 0
+            self.end("memory is short") if is_needed else self.release()
         except (RuntimeError, AssertionError) as error:
             log.debug("%s cannot be captured", shape, exc_info=True)
             self.release()  # the pool is not usable after a capture that failed
             if shape in self._failed:
                 self.end(str(error).splitlines()[0])
             self._failed.add(shape)
-        return self.graphs.get(shape)
 
     def _captured(self, pack: Padded, given: dict[str, Any], like: Tensor) -> _Graph:
         """Capture both passes over `pack`, which is the graph's own; `like` is a state [hidden]."""
@@ -228,7 +257,7 @@ class PackGraphs:
         with shared.capture(forward):
             states = self._run(pack, given).last_hidden_state
             shared.states[:count].copy_(states[0].detach())
-        with shared.capture(backward):
+        with shared.capture(backward), shared.adding():
             torch.autograd.backward(states, shared.gradient[None, :count])
         return _Graph(pack, forward, backward, given)
 
@@ -251,6 +280,20 @@ class _Shared:
     def capture(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
         """Return the context in which launches go into `graph`; other threads may use the GPU meanwhile."""
         return torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local")
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Add the gradients of the backward pass inside to those that there are, all at once and not one by one."""
+        for weight in self._weights:
+            weight.grad = None
+        try:
+            yield
+            pairs = zip(self._gradients, self._weights, strict=True)
+            added = [(place, weight.grad) for place, weight in pairs if weight.grad is not None]
+            torch._foreach_add_([place for place, _ in added], [gradient for _, gradient in added])
+        finally:
+            for weight, place in zip(self._weights, self._gradients, strict=True):
+                weight.grad = place
 
     def bind_gradients(self) -> None:
         """Let every weight have its gradient at the place that the graphs add to, with what it has so far."""
@@ -290,16 +333,24 @@ class _Replay(torch.autograd.Function):
         return None, None, None, None
 
 
-def graph_packs(model: CausalLM, tokens: int) -> None:
+def graph_packs(model: CausalLM, tokens: int, usual: float = 0.0) -> None:
     """Let the training packs of `model`, of up to `tokens` tokens each, be replayed as CUDA graphs.
 
     Args:
         model: with what is trained of it, on its GPU, with its layers compiled or as they are.
         tokens: the most tokens of a pack.
+        usual: the tokens of a usual step; few have more than half as many again.
     """
     base = causal_lm(model).base_model
     weights = [weight for weight in base.parameters() if weight.requires_grad]
-    base.forward = PackGraphs(base.forward, weights, tokens)
+    base.forward = PackGraphs(base.forward, weights, tokens, min(tokens, int(LARGE * usual)))
+
+
+def pad_ahead(model: CausalLM, ids: Tensor, positions: Tensor, spans: Mapping[str, Any] | None) -> None:
+    """Pad a pack that comes next, where `model` replays packs as CUDA graphs."""
+    forward = causal_lm(model).base_model.forward
+    if isinstance(forward, PackGraphs) and spans is not None:
+        forward.pad_ahead(ids, positions, Spans(**spans))
 
 
 def graph_limit(model: CausalLM) -> float:

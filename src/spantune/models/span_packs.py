@@ -22,6 +22,7 @@ from spantune.models.architecture import causal_lm
 from spantune.models.attention import Places, pack_view
 from spantune.models.interfaces import CausalLM
 from spantune.models.kernels.packs import Spans, spans
+from spantune.models.parked import token_rows
 from spantune.models.span_head import Band, require_head
 
 
@@ -154,6 +155,6 @@ def span_logits(model: CausalLM, pack: SpanPack, dtype: torch.dtype) -> Tensor:
         **pack_view(base.config, places, Spans(**pack.spans), dtype),
     )
     states = output.last_hidden_state[0][pack.token]
-    own = base.get_input_embeddings().weight.detach()[pack.own]
+    own = token_rows(base.get_input_embeddings().weight.detach(), pack.own)
     logits: Tensor = require_head(model)(states, own, pack.band)
     return logits

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
@@ -25,16 +25,18 @@ from spantune.models import (
     adapter_weights,
     coverage,
     decoder_layers,
+    gated_parts,
     has_fp8,
     head_size,
     head_weights,
     is_wide,
+    kept_bytes,
     linear_modules,
     own_output_weights,
     pick_device,
     pick_dtype,
 )
-from spantune.training.layers import checkpointing, compiling
+from spantune.training.layers import checkpointing, compiling, keeping, parking
 from spantune.training.loss import HEAD_CHUNK
 from spantune.training.masked import SHARE
 from spantune.training.preparation import Prepared
@@ -54,6 +56,8 @@ LINK = 20e9
 """Bytes a second that a rank sends to another one, of a fast PCIe bus; NVLink is ten times as fast."""
 GATHERED = 2
 """Layers of a divided base that are whole on a rank at a time."""
+FILLED = 0.85
+"""Share of the free memory that a prediction may fill for `train.keep` to be `most`."""
 EVALUATIONS = 4
 """Evaluations on dev in a run whose recipe does not say after how many steps."""
 
@@ -87,6 +91,7 @@ class Estimate:
     in them.
     The first `masked_steps` of `steps` predict masked tokens.
     `fitting` are the settings with which a run that does not fit would fit; None: there are none.
+    `pack_tokens` are those of a pack at the most; None where examples are not packed.
     With several `ranks` memory, tokens and time are those of one of them, and `sent_gib` is what it sends in a step.
     """
 
@@ -99,6 +104,7 @@ class Estimate:
     step_seconds: float
     minutes: float
     fitting: Mapping[str, object] | None
+    pack_tokens: int | None = None
     ranks: int = 1
     sent_gib: float = 0.0
     masked_steps: int = 0
@@ -115,6 +121,8 @@ class Estimate:
             key: getattr(self, key)
             for key in ("tokens_per_step", "tokens_unpacked", "steps", "step_seconds", "minutes")
         }
+        if self.pack_tokens is not None:
+            values |= {"pack_tokens": self.pack_tokens}
         if self.masked_steps:
             values |= {"masked_steps": self.masked_steps}
         if self.ranks > 1:
@@ -151,6 +159,15 @@ def head_load(prepared: Prepared, model: CausalLM) -> HeadLoad | None:
     return HeadLoad(weights, characters * (4 * floats + FIXED), characters * 6 * weights)
 
 
+def kept(prepared: Prepared, model: CausalLM, ranks: int = 1) -> config.Keep:
+    """Return what `train.keep: auto` stands for on this device; `model` is the recipe's model on the meta device."""
+    recipe, device = prepared.recipe, pick_device(prepared.recipe.model.device)
+    most = _overridden(recipe, {"train.keep": "most"})
+    tokens, head = part_tokens(prepared, most, device), head_load(prepared, model)
+    needed = of_a_rank(predict_memory(model, most, device, tokens, head), model, most, ranks).total_gib
+    return "most" if needed < FILLED * available_bytes(device) / GIB else "some"
+
+
 def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
     """Predict a recipe's memory and time on so many `ranks`; `model` is its model on the meta device."""
     recipe, settings = prepared.recipe, prepared.recipe.train
@@ -164,7 +181,7 @@ def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
     steps, masked = total_steps(settings, len(rest)), masked_steps(settings, len(rest))
     memory = predict_memory(model, recipe, device, part_tokens(prepared, recipe, device), head)
     memory = of_a_rank(memory, model, recipe, ranks)
-    available = _available(device)
+    available = available_bytes(device)
     operations = _step_flops(model, recipe, device) + (head.operations if head else 0)
     passes = 2 * math.ceil(packed / part_tokens(prepared, recipe, device))  # a divided layer is gathered in each
     sent = _sent_bytes(model, recipe, _width(recipe.model.base, device), ranks, passes)
@@ -187,6 +204,7 @@ def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
         step_seconds=step_seconds,
         minutes=masked_minutes + training_minutes + evaluations,
         fitting={} if memory.total_gib < available / GIB else fitting(prepared, model, device, available / GIB, ranks),
+        pack_tokens=prepared.pack_tokens(device.type) if settings.pack == "shared" else None,
         ranks=ranks,
         sent_gib=sent / GIB,
         masked_steps=masked,
@@ -213,6 +231,8 @@ def predict_memory(
     others = sum(parameter.numel() for parameter in model.parameters()) - weights
     if head and not recipe.train.masked_epochs:
         others -= own_output_weights(model)  # which is on the CPU where only spans are read
+    if parking(recipe, device) and own_output_weights(model):
+        others -= model.get_input_embeddings().weight.numel()
     scales = 4 * sum(module.out_features for module in linear) if base in ("fp8", "int8") else 0
     adapters = adapter_weights(model, recipe.lora)
     of_head = head.weights if head else 0
@@ -290,23 +310,39 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     hidden: int = model.config.hidden_size
     if not compiling(recipe, device):
         return len(layers) * hidden * width * (1 if checkpointing(recipe, device) else EAGER)
-    if recipe.train.keep == "none":
-        return len(layers) * hidden * width
+    adapted, rank = coverage(model, recipe.lora).matched, 0 if recipe.lora.full else recipe.lora.rank or 0
+    fused = [parts for layer in layers for parts in _fused_mlps(layer, recipe, adapted)]
+    mlps = len(fused) * 2 * rank * width  # the updates before they are made as wide as the output
+    keep = keeping(recipe)
+    if keep == "none":
+        return len(layers) * hidden * width + mlps
+    for wide, _ in fused:
+        mlps += kept_bytes(wide.out_features, keep, width)
     heads: int = model.config.num_attention_heads
     size = head_size(model.config)
-    every = recipe.model.base == "fp8"
-    adapted = coverage(model, recipe.lora).matched
-    rank = 0 if recipe.lora.full else recipe.lora.rank or 0
+    every, alone = recipe.model.base == "fp8", {id(part) for parts in fused for part in parts}
     outputs = 0
     for layer in layers:
         linear = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
         for name, module in linear:
-            if (every or name in adapted) and (recipe.train.keep == "most" or not is_wide(*module.weight.shape)):
+            is_kept = keep in ("fp8", "most") or not is_wide(*module.weight.shape)
+            if id(module) not in alone and (every or name in adapted) and is_kept:
                 # not the output of the last, which the next layer keeps as a sum
                 outputs += module.out_features if module is not linear[-1][1] else 0
-                outputs += rank if name in adapted else 0  # of the update, before it is made as wide as the output
+                outputs += rank if name in adapted else 0
     attended = heads * (size * width + 4)  # with its log-sum-exp in fp32
-    return len(layers) * (hidden * width + attended) + outputs * width
+    return len(layers) * (hidden * width + attended) + outputs * width + mlps
+
+
+def _fused_mlps(
+    layer: torch.nn.Module, recipe: Config, adapted: Sequence[str]
+) -> list[tuple[torch.nn.Linear, torch.nn.Linear]]:
+    """The MLPs of a layer that are computed as one operator."""
+    if recipe.lora.full or recipe.lora.dropout or recipe.lora.dora or recipe.model.base in ("nf4", "int8"):
+        return []
+    if not {"gate_up_proj", "down_proj"} <= set(adapted):
+        return []
+    return [parts for module in layer.modules() if (parts := gated_parts(module)) is not None]
 
 
 def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
@@ -315,10 +351,10 @@ def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
     """
     weights = [module.weight for _, module in linear_modules(model)]
     again = sum(weight.numel() for weight in weights if is_wide(*weight.shape))
-    keeps_none = recipe.train.keep == "none" or recipe.lora.full  # kept are products with an adapter
+    keeps_none = keeping(recipe) == "none" or recipe.lora.full  # kept are products with an adapter
     if checkpointing(recipe, device) or (compiling(recipe, device) and keeps_none):
         again = sum(weight.numel() for weight in weights)
-    elif not compiling(recipe, device) or recipe.train.keep == "most":
+    elif not compiling(recipe, device) or keeping(recipe) in ("fp8", "most"):
         again = 0
     return (6 if recipe.lora.full else 4) * sum(weight.numel() for weight in weights) + 2 * again
 
@@ -326,8 +362,8 @@ def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
 def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str, object]]:
     """Ever smaller variants of a recipe: more is computed again, then a smaller optimizer, base and pack."""
     recipe = prepared.recipe
-    keeps = get_args(config.Keep)
-    lower = keeps[: keeps.index(recipe.train.keep)][::-1]
+    keeps = [keep for keep in get_args(config.Keep) if keep != "fp8"]  # which rounds
+    lower = keeps[: keeps.index("most" if keeping(recipe) == "fp8" else keeping(recipe))][::-1]
     axes: list[list[dict[str, object]]] = [[{}] for _ in range(4)]
     parts, bases, optimizers, recomputed = axes
     recomputed += [{"train.keep": keep} for keep in lower] if compiling(recipe, device) else []
@@ -361,7 +397,8 @@ def _width(base: config.Base, device: torch.device) -> int:
     return 2 if pick_dtype(base, device) == torch.bfloat16 else 4
 
 
-def _available(device: torch.device) -> int:
+def available_bytes(device: torch.device) -> int:
+    """Return the free memory of a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:

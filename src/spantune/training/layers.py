@@ -7,7 +7,7 @@ import logging
 import torch
 
 from spantune.core import Config, config
-from spantune.models import Loaded, compile_layers, divide_layers, graph_limit, graph_packs
+from spantune.models import Loaded, compile_layers, divide_layers, graph_limit, graph_packs, park_embedding
 from spantune.training.preparation import Prepared
 from spantune.training.ranks import Ranks
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def arrange_layers(loaded: Loaded, prepared: Prepared, tokens: int, ranks: Ranks) -> None:
-    """Compile the layers, or have them recompute their activations, as recipe and device ask for.
+    """Compile or recompute the layers, replay packs as graphs, and park what needs no GPU, as recipe and device ask.
 
     Args:
         loaded: the model, with what is trained of it.
@@ -24,14 +24,17 @@ def arrange_layers(loaded: Loaded, prepared: Prepared, tokens: int, ranks: Ranks
         ranks: the processes that train together.
     """
     model, device, recipe = loaded.model, loaded.device, prepared.recipe
+    if parking(recipe, device):
+        park_embedding(model)
     if compiling(recipe, device):
-        compile_layers(model, recipe.train.keep)
+        compile_layers(model, keeping(recipe))
         model.enable_input_require_grads()  # the first layer is then compiled as the others are
     elif checkpointing(recipe, device):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    if graphing(recipe, device) and usual_tokens(prepared, tokens, ranks.size) <= graph_limit(model):
-        graph_packs(model, tokens)
+    usual = usual_tokens(prepared, tokens, ranks.size)
+    if graphing(recipe, device) and usual <= graph_limit(model):
+        graph_packs(model, tokens, usual)
     if ranks.in_lockstep:
         count = divide_layers(model, device, ranks.size)
         log.info("%s weights of the layers are divided over %d ranks", f"{count:,}", ranks.size)
@@ -44,16 +47,29 @@ def compiling(recipe: Config, device: torch.device) -> bool:
     return settings.compile == "on" or (settings.compile == "auto" and able)
 
 
+def keeping(recipe: Config) -> config.Keep:
+    """What compiled layers keep; `some` while it is not decided (see `plan.settled`)."""
+    keep = recipe.train.keep
+    return "some" if keep == "auto" else keep
+
+
 def checkpointing(recipe: Config, device: torch.device) -> bool:
     """Whether whole layers are computed again in the backward pass."""
     setting = recipe.train.gradient_checkpointing
     return not compiling(recipe, device) and (setting == "on" or (setting == "auto" and device.type == "cuda"))
 
 
+def parking(recipe: Config, device: torch.device) -> bool:
+    """Whether the table of token embeddings stays in the host's memory: where the base is quantised to save memory."""
+    return device.type == "cuda" and recipe.model.base in config.QUANTIZED and recipe.distributed.strategy != "fsdp"
+
+
 def graphing(recipe: Config, device: torch.device) -> bool:
     """Whether the passes over a pack can become CUDA graphs."""
     able = device.type == "cuda" and recipe.train.pack == "shared" and recipe.model.base not in ("nf4", "int8")
     able = able and recipe.distributed.strategy != "fsdp" and not checkpointing(recipe, device)
+    # the random state of a dropout that is computed again in the backward pass is no part of a capture
+    able = able and not (recipe.lora.dropout and compiling(recipe, device))
     return able and recipe.train.graphs == "auto"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,12 +25,15 @@ from spantune.models import (
     card_problems,
     check_attention,
     coverage,
+    pick_device,
     silenced,
     unmatched_error,
     unranked_error,
 )
 from spantune.training.doubts import PlanWarning, doubts
-from spantune.training.estimate import GIB, Estimate, estimate
+from spantune.training.estimate import GIB, Estimate, estimate, kept
+from spantune.training.layers import compiling
+from spantune.training.pack_size import pack_size, with_pack_tokens
 from spantune.training.preparation import Prepared, overlapping, prepare, splits_with_files
 from spantune.training.ranks import require_strategy
 from spantune.training.requirements import Audit, requirement_audits
@@ -105,7 +108,7 @@ def make_plan(prepared: Prepared, *, is_new: bool = True, ranks: int = 1) -> Pla
         is_new: False for a run that is resumed.
         ranks: how many processes train together, each on a device like this one.
     """
-    model = skeleton(prepared.files.config)
+    prepared, model = settled(prepared, ranks), skeleton(prepared.files.config)
     covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model, ranks)
     audits = [
         *requirement_audits(prepared.recipe, is_new=is_new),
@@ -126,6 +129,17 @@ def make_plan(prepared: Prepared, *, is_new: bool = True, ranks: int = 1) -> Pla
         _disk(prepared.recipe, predicted),
     ]
     return Plan(tuple(audits), predicted, tuple(doubts(prepared, predicted)))
+
+
+def settled(prepared: Prepared, ranks: int = 1) -> Prepared:
+    """Return the run with what its recipe leaves to this device: the size of packs, then what layers keep of them."""
+    model = skeleton(prepared.files.config)
+    prepared = with_pack_tokens(prepared, pack_size(prepared, model, ranks))
+    recipe = prepared.recipe
+    if recipe.train.keep != "auto":
+        return prepared
+    keep = kept(prepared, model, ranks) if compiling(recipe, pick_device(recipe.model.device)) else "some"
+    return replace(prepared, recipe=recipe.model_copy(update={"train": recipe.train.model_copy(update={"keep": keep})}))
 
 
 def require(plan: Plan) -> None:

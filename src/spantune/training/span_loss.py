@@ -24,7 +24,8 @@ def span_loss(model: CausalLM, pack: SpanPack, dtype: torch.dtype) -> Tensor:
 def zlpr(logits: Tensor, pack: SpanPack) -> Tensor:
     """Return the summed loss for the logits [characters, width, types] of a pack."""
     is_gold = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-    is_gold[pack.gold.unbind(1)] = True
+    # a plain True would be copied to the GPU, and the host would wait there for the whole forward pass
+    is_gold[pack.gold.unbind(1)] = is_gold.new_ones(())
     others = logits.masked_fill(is_gold | ~pack.band.inside[:, :, None], NOTHING)
     gold = (-logits).masked_fill(~is_gold, NOTHING)
     return (_summed(others, pack.grid) + _summed(gold, pack.grid)).mean(1).sum()

@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from spantune.core import RunError, config
-from spantune.models import CausalLM, SpanPack, end_graphs, head_of
+from spantune.models import CausalLM, SpanPack, end_graphs, head_of, pad_ahead
 from spantune.training.average import WeightAverage
 from spantune.training.collator import Batch, Collator, PaddedRows, Part
 from spantune.training.loss import pack_loss
@@ -89,6 +89,9 @@ class StepRunner:
         self._skips_by_itself = settings.optimizer == "adamw"  # as torch's fused optimizers can
         self._autocast = model.get_input_embeddings().weight.dtype == torch.bfloat16
         self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        # The base model was loaded for evaluation and its adapters are new, so a model can say that it trains while its
+        # layers do not: they would be neither compiled nor recomputed in the backward pass before the first evaluation.
+        model.train()
 
     def run(
         self, batch: Batch, step: int, rate_factor: float, meanwhile: Callable[[], None] | None = None
@@ -138,7 +141,11 @@ class StepRunner:
 
     def ready(self, batch: Batch) -> Batch:
         """The batch on the device, without waiting for what the device computes."""
-        return replace(batch, parts=tuple(part.to(self.device) for part in batch.parts))
+        parts = tuple(part.to(self.device) for part in batch.parts)
+        for part in parts:
+            if not isinstance(part, PaddedRows):
+                pad_ahead(self.model, part.ids, part.positions, part.spans)
+        return replace(batch, parts=parts)
 
     def begin_again(self, step: int) -> None:
         """Forget the optimizer's moments, and begin the averages with the weights that `step` steps have led to."""
@@ -294,13 +301,16 @@ class StepRunner:
     @contextmanager
     def _input_casts_by_autocast(self) -> Iterator[None]:
         """PEFT's `disable_input_dtype_casting`, without its walks through all modules for every pack."""
-        for module in self._adapters:
-            module.cast_input_dtype_enabled = not self._autocast
+        self._let_cast(not self._autocast)
         try:
             yield
         finally:
-            for module in self._adapters:
-                module.cast_input_dtype_enabled = True
+            self._let_cast(True)
+
+    def _let_cast(self, is_allowed: bool) -> None:
+        """Whether PEFT casts the inputs of adapters; past the slow way in which modules take attributes."""
+        for module in self._adapters:
+            vars(module)["cast_input_dtype_enabled"] = is_allowed
 
 
 def make_optimizer(

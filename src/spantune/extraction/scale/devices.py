@@ -29,6 +29,7 @@ from spantune.core import (
     config,
     first_line,
     keep_for_good,
+    usable_cores,
 )
 from spantune.extraction.chunked import as_documents
 from spantune.extraction.result import failure
@@ -139,7 +140,7 @@ class DeviceEngine:
     def _start(self, device: str) -> _Process:
         context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
         ours, its = context.Pipe()
-        threads = max(1, (os.cpu_count() or 1) // len(self._devices))
+        threads = max(1, usable_cores() // len(self._devices))
         arguments = (its, device, self._settings, threads)
         process = context.Process(target=_serve, args=arguments, name=f"spantune {device}", daemon=True)
         process.start()

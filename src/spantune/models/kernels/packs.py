@@ -160,6 +160,10 @@ def _differentiate(
         for part in _parts(queries, keys, causal, len(query))
     ]  # fmt: skip
     of_query, of_keys, of_values = gradients[0] if len(gradients) == 1 else map(torch.cat, zip(*gradients, strict=True))
+    if of_keys.is_cuda:
+        from spantune.models.kernels import packs_triton
+
+        return of_query, *packs_triton.gathered(of_keys, of_values, own, copies)
     return of_query, gathered(of_keys, own, copies), gathered(of_values, own, copies)
 
 

@@ -1,0 +1,263 @@
+"""A gated MLP over frozen weights with LoRA as one operator: down(silu(gate(x)) * up(x)), and its backward pass.
+
+    raw      [rows, 2 size]  gate and up as one wide product, without LoRA's update
+    hidden   [rows, size]    silu(gate) * up
+
+What lies between the two products is one pass over memory in either direction: updates are added where the product is
+read next, and the rows' scales for FP8 are found on the way. The wide product's output is what a layer holds most of;
+for backward it is computed again, or kept in 8 bits with a scale for each row and 128 columns, or kept as it is.
+On a GPU by Triton (`gated_triton`), elsewhere by what is written here, which is also what checks it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from spantune.models.kernels.lora_linear import FP8, LIBRARY, product, quantize
+
+COLUMNS = 128
+"""Columns that share a scale where the wide product is kept in 8 bits."""
+AGAIN, EIGHT, WHOLE = 0, 8, 16
+"""What backward gets of the wide product: nothing, so that it is computed again, or so many bits of each number."""
+
+
+class Weights(NamedTuple):
+    """A frozen weight [out, in], its scale [out] where it is e4m3, and its adapter: down [rank, in], up [out, rank]."""
+
+    weight: Tensor
+    scale: Tensor | None
+    down: Tensor
+    up: Tensor
+
+
+def gated_mlp(rows: Tensor, wide: Weights, narrow: Weights, keeps: int) -> Tensor:
+    """Return the MLP of `rows` [n, in], with gradients for rows and adapters.
+
+    Args:
+        rows: the inputs, in the type that is computed in.
+        wide: gate above up: [2 size, in].
+        narrow: [out, size].
+        keeps: AGAIN, EIGHT or WHOLE.
+    """
+    left, row_scale = (None, None) if wide.scale is None else quantize(rows.detach())
+    return torch.ops.spantune.gated_mlp(rows, left, row_scale, *wide, *narrow, keeps)[0]  # type: ignore[no-any-return]
+
+
+# The operators take the fields of Weights one by one: an operator's schema has tensors and numbers only.
+
+
+def _forward(
+    rows: Tensor,
+    left: Tensor | None,
+    row_scale: Tensor | None,
+    wide: Tensor,
+    wide_scale: Tensor | None,
+    wide_down: Tensor,
+    wide_up: Tensor,
+    narrow: Tensor,
+    narrow_scale: Tensor | None,
+    narrow_down: Tensor,
+    narrow_up: Tensor,
+    keeps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The output, both low-rank inputs of the updates, and what is kept of the wide product, with its scales."""
+    low = rows @ wide_down.t()
+    raw = _wide(rows, left, row_scale, wide, wide_scale)
+    kept = raw.new_empty((0, raw.shape[1])), raw.new_empty((0, 0), dtype=torch.float32)
+    if keeps == EIGHT:
+        count, scales = len(rows), 2 * tiles(raw.shape[1] // 2)
+        kept = raw.new_empty(raw.shape, dtype=FP8), raw.new_empty((count, scales), dtype=torch.float32)
+    hidden, largest = _activated(raw, low, wide_up, kept if keeps == EIGHT else None)
+    if keeps == WHOLE:
+        kept = raw, kept[1]
+    del raw
+    inner_low = hidden @ narrow_down.t()
+    inner, inner_scale = (hidden, None) if narrow_scale is None else _quantized(hidden, largest, None)
+    output = product(inner, narrow, inner_low, narrow_up, inner_scale, narrow_scale, rows.dtype)
+    return output, low, inner_low, *kept
+
+
+def _shapes(
+    rows: Tensor, left: object, row_scale: object, wide: Tensor, wide_scale: object, wide_down: Tensor,
+    wide_up: object, narrow: Tensor, narrow_scale: object, narrow_down: Tensor, narrow_up: object, keeps: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    count, kept = rows.shape[0], rows.shape[0] if keeps else 0
+    scales = (count, 2 * tiles(narrow.shape[1])) if keeps == EIGHT else (0, 0)
+    return (
+        rows.new_empty((count, narrow.shape[0])),
+        rows.new_empty((count, wide_down.shape[0])),
+        rows.new_empty((count, narrow_down.shape[0])),
+        rows.new_empty((kept, wide.shape[0]), dtype=FP8 if keeps == EIGHT else rows.dtype),
+        rows.new_empty(scales, dtype=torch.float32),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.keeps = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _gradients(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    narrow_scale = saved[8]
+    eight, row_scale = (None, None) if narrow_scale is None else quantize(dy.float() * narrow_scale[None, :])
+    dx, wide_down, wide_up, narrow_down, narrow_up = torch.ops.spantune.gated_mlp_backward(
+        dy, eight, row_scale, *saved, ctx.keeps
+    )
+    return dx, None, None, None, None, wide_down, wide_up, None, None, narrow_down, narrow_up, None
+
+
+def _backward(
+    dy: Tensor,
+    eight: Tensor | None,
+    dy_scale: Tensor | None,
+    rows: Tensor,
+    left: Tensor | None,
+    row_scale: Tensor | None,
+    wide: Tensor,
+    wide_scale: Tensor | None,
+    wide_down: Tensor,
+    wide_up: Tensor,
+    narrow: Tensor,
+    narrow_scale: Tensor | None,
+    narrow_down: Tensor,
+    narrow_up: Tensor,
+    low: Tensor,
+    inner_low: Tensor,
+    kept: Tensor,
+    scales: Tensor,
+    keeps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the rows and of the adapters: wide down and up, narrow down and up."""
+    of_inner_low = dy @ narrow_up
+    of_narrow_up = dy.t() @ inner_low
+    hidden = _of_inputs(dy, eight, dy_scale, narrow, None, None)  # first its gradient, then itself
+    raw = kept if keeps else _wide(rows, left, row_scale, wide, wide_scale)
+    gradient = torch.empty_like(raw, dtype=rows.dtype) if keeps else raw
+    inputs = (kept, scales) if keeps == EIGHT else (raw, low, wide_up)
+    largest = _differentiated(inputs, (hidden, of_inner_low, narrow_down), wide_scale, gradient)
+    of_narrow_down = of_inner_low.t() @ hidden
+    del hidden, raw
+    of_low = gradient @ wide_up
+    of_wide_up = gradient.t() @ low
+    eight, dy_scale = (None, None) if wide_scale is None else _quantized(gradient, largest, wide_scale)
+    dx = _of_inputs(gradient, eight, dy_scale, wide, of_low, wide_down.t())
+    return dx, of_low.t() @ rows, of_wide_up, of_narrow_down, of_narrow_up
+
+
+def _gradient_shapes(
+    dy: object, eight: object, dy_scale: object, rows: Tensor, left: object, row_scale: object, wide: object,
+    wide_scale: object, wide_down: Tensor, wide_up: Tensor, narrow: object, narrow_scale: object, narrow_down: Tensor,
+    narrow_up: Tensor, *_: object,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    weights = (wide_down, wide_up, narrow_down, narrow_up)
+    return rows.new_empty(rows.shape), *(weight.new_empty(weight.shape) for weight in weights)
+
+
+def _wide(rows: Tensor, left: Tensor | None, row_scale: Tensor | None, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """The wide product without its update."""
+    return product(rows if left is None else left, weight, None, None, row_scale, scale, rows.dtype)
+
+
+def _of_inputs(
+    dy: Tensor, eight: Tensor | None, scale: Tensor | None, weight: Tensor, low: Tensor | None, up: Tensor | None
+) -> Tensor:
+    """dy [n, out], or its e4m3 numbers, times `weight` [out, in], plus `low` @ up.T."""
+    if eight is None:
+        return product(dy, weight.t(), low, up, None, None, dy.dtype)
+    turned, ones = torch.ops.spantune.turned(weight), torch.ones(weight.shape[1], device=dy.device)
+    return product(eight, turned, low, up, scale, ones, dy.dtype)
+
+
+# -- what lies between the products ------------------------------------------------------------------------------------
+
+
+def _activated(raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """The hidden state [rows, size], and numbers [rows, n] whose largest is the row's; `kept` is filled."""
+    if raw.is_cuda:
+        from spantune.models.kernels.gated_triton import activated
+
+        return activated(raw, low, up, kept)
+    return activated_plainly(raw, low, up, kept)
+
+
+def activated_plainly(
+    raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """What `gated_triton.activated` computes, in plain torch."""
+    whole = raw.float() + low.float() @ up.float().t()
+    gate, other = whole.chunk(2, 1)
+    if kept is not None:
+        for half, eight, scales in zip((gate, other), kept[0].chunk(2, 1), kept[1].chunk(2, 1), strict=True):
+            blocks = pad(half, (0, -half.shape[1] % COLUMNS)).view(len(half), -1, COLUMNS)
+            scales.copy_(blocks.abs().amax(2).clamp(min=1e-12) / 448.0)
+            eight.copy_((blocks / scales[:, :, None]).flatten(1)[:, : half.shape[1]])
+    hidden = (torch.nn.functional.silu(gate) * other).to(raw.dtype)
+    return hidden, hidden.float().abs()
+
+
+def _differentiated(
+    inputs: tuple[Tensor, ...], grad: tuple[Tensor, Tensor, Tensor], scale: Tensor | None, into: Tensor
+) -> Tensor:
+    """Write the gradient of gate and up, and the hidden state over its gradient; returns numbers as `_activated`."""
+    if into.is_cuda:
+        from spantune.models.kernels.gated_triton import differentiated
+
+        return differentiated(inputs, grad, scale, into)
+    return differentiated_plainly(inputs, grad, scale, into)
+
+
+def differentiated_plainly(
+    inputs: tuple[Tensor, ...], grad: tuple[Tensor, Tensor, Tensor], scale: Tensor | None, into: Tensor
+) -> Tensor:
+    """What `gated_triton.differentiated` computes, in plain torch."""
+    if len(inputs) == 3:
+        raw, low, up = inputs
+        gate, other = (raw.float() + low.float() @ up.float().t()).chunk(2, 1)
+    else:
+        halves = zip(inputs[0].chunk(2, 1), inputs[1].chunk(2, 1), strict=True)
+        gate, other = (half.float() * s.repeat_interleave(COLUMNS, 1)[:, : half.shape[1]] for half, s in halves)
+    of_product, of_low, down = grad
+    dy = of_product.float() + of_low.float() @ down.float()
+    share = torch.sigmoid(gate)
+    silu = gate * share
+    of_product.copy_(silu * other)
+    into.copy_(torch.cat((dy * other * share * (1 + gate - silu), dy * silu), 1))
+    return (into.float() if scale is None else into.float() * scale[None]).abs()
+
+
+def _quantized(rows: Tensor, largest: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`rows`, times `scale` [size], in e4m3, and the scale [n, 1] of each row."""
+    if rows.is_cuda:
+        from spantune.models.kernels.gated_triton import quantized
+
+        return quantized(rows, largest, scale)
+    return quantize(rows if scale is None else rows.float() * scale[None])
+
+
+def tiles(size: int) -> int:
+    """Return the number of tiles in a row of `size` columns."""
+    return -(-size // COLUMNS)
+
+
+# -- operators ---------------------------------------------------------------------------------------------------------
+
+_WEIGHTS = "Tensor rows, Tensor? left, Tensor? row_scale, " + ", ".join(
+    f"Tensor {name}, Tensor? {name}_scale, Tensor {name}_down, Tensor {name}_up" for name in ("wide", "narrow")
+)
+_FIVE = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+LIBRARY.define(f"gated_mlp({_WEIGHTS}, int keeps) -> {_FIVE}")  # type: ignore[no-untyped-call]
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    f"gated_mlp_backward(Tensor dy, Tensor? eight, Tensor? dy_scale, {_WEIGHTS}, Tensor low, Tensor inner_low, "
+    f"Tensor kept, Tensor scales, int keeps) -> {_FIVE}"
+)
+LIBRARY.impl("gated_mlp", _forward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+LIBRARY.impl("gated_mlp_backward", _backward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("spantune::gated_mlp", _shapes)
+torch.library.register_fake("spantune::gated_mlp_backward", _gradient_shapes)
+torch.library.register_autograd("spantune::gated_mlp", _gradients, setup_context=_keep, lib=LIBRARY)
