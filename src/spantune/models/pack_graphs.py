@@ -33,7 +33,7 @@ from spantune.models.span_packs import moved
 
 MOST_GRAPHS = 32
 LARGE = 1.5  # the tokens of a large step for those of a usual one
-WORK = 1.2e12  # weights of a layer times tokens, from which on a GPU takes longer for a layer than its host does
+WORK = 9e11  # weights of a layer times tokens, from which on a GPU takes longer for a layer than its host does
 EXAMPLES, ROWS = 4, 128  # the numbers of examples and, above 1,024, of tokens of a padded pack are multiples of these
 log = logging.getLogger(__name__)
 
