@@ -160,6 +160,8 @@ class PackGraphs:
     def __init__(self, plain: Callable[..., Any], weights: Sequence[Tensor], tokens: int, first: int = 0):
         self.plain, self.tokens, self._first = plain, tokens, first
         self.graphs: dict[Shape, _Graph] = {}
+        self.captures = 0
+        """How many graphs were captured so far."""
         self._weights = list(weights)
         self._failed: set[Shape] = set()
         self._is_off = False
@@ -251,6 +253,7 @@ class PackGraphs:
 
     def _captured(self, pack: Padded, given: dict[str, Any], like: Tensor) -> _Graph:
         """Capture both passes over `pack`, which is the graph's own; `like` is a state [hidden]."""
+        self.captures += 1
         shared = self._shared = self._shared or _Shared(self._weights, like, self.tokens)
         shared.bind_gradients()
         forward, backward, count = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), len(pack.ids)
