@@ -101,10 +101,10 @@ def measure(arguments: Sequence[str], source: Path) -> Row:
     peaks: dict[int, float] = {}
     before = os.times()
     began = time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": str(source)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spantune", "data", *arguments], env=environment, stdout=subprocess.DEVNULL
-    )
+    places = [str(source), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    command = [sys.executable, "-m", "spantune", "data", *arguments, "--json"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
     ended = threading.Event()
 
     def watch() -> None:
@@ -114,10 +114,10 @@ def measure(arguments: Sequence[str], source: Path) -> Row:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    code = process.wait()
+    printed, _ = process.communicate()
     ended.set()
     watcher.join()
-    if code not in (0, 1):
+    if process.returncode not in (0, 1) or not printed.startswith(b"{"):  # 1: the corpus has errors, or a traceback
         raise SystemExit(f"failed: {' '.join(arguments)}")
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
@@ -129,6 +129,7 @@ def measure(arguments: Sequence[str], source: Path) -> Row:
 
 
 def main() -> None:
+    """Measure what the command line asks for, and print each row as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", nargs="+", type=int, default=[10, 100])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])

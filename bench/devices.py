@@ -112,7 +112,7 @@ def _make_run(chosen: argparse.Namespace) -> None:
     """Write a finished run over the model in the folder `--make`, without training."""
     task = make_task(config.Task(preset="cmeee", answer=chosen.answer))
     device = "cpu" if chosen.device == "cpu" else "cuda"
-    base: config.Base = "fp32" if device == "cpu" else "bf16"
+    base: config.Base = "auto" if device == "cpu" else "bf16"
     recipe = parse_config(
         {
             "run": {"name": chosen.run.name, "folder": str(chosen.run.parent)},

@@ -14,6 +14,7 @@ bench ends after `--seconds`, which the parts share, or when it is stopped, with
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -28,7 +29,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from processes import run_parts  # noqa: E402
 from train_step import ALPHA, PACK_TOKENS, RANK, phi4  # noqa: E402
-from training_steps import GIB, Memory, Steps, steps_of  # noqa: E402
+from training_steps import GIB, PREFIX, Memory, Steps, steps_of  # noqa: E402
 
 PARTS = ("plain", "launched", "ranks", "fsdp")
 
@@ -45,7 +46,7 @@ def main() -> None:
     options.add_argument("--warm", type=int, default=2)
     options.add_argument("--layers", type=int, default=40)
     options.add_argument("--keep", default="some", choices=["none", "some", "most"])
-    options.add_argument("--pack-tokens", type=int, help="most tokens of a pack; 4,096 on a GPU if not given")
+    options.add_argument("--pack-tokens", type=int, help="most tokens of a pack; if not given, as training chooses")
     options.add_argument("--seconds", type=float, default=230.0, help="of all parts together")
     options.add_argument("--part", help=argparse.SUPPRESS)
     chosen = options.parse_args()
@@ -76,7 +77,7 @@ def _command(chosen: argparse.Namespace, part: str, ranks: int) -> list[str]:
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
     base = rows.get("plain", {}).get("examples_per_s")
-    columns = ("ranks", "ms_per_step", "examples_per_s", "first_s", "balance", "base_gib", "peak_gib")
+    columns = ("ranks", "pack_tokens", "ms_per_step", "examples_per_s", "first_s", "balance", "base_gib", "peak_gib")
     lines = [f"| part | {' | '.join(columns)} | ratio to plain |", "|---" * (len(columns) + 2) + "|"]
     for part, row in rows.items():
         ratio = round(row["examples_per_s"] / base, 3) if base and "examples_per_s" in row else "–"
@@ -100,9 +101,11 @@ def _part(chosen: argparse.Namespace) -> None:
     )
     started, ranks = time.perf_counter(), join(recipe)
     torch.manual_seed(0)
-    model, tokens, notes = (_on_gpu if chosen.device == "cuda" else _on_cpu)(chosen, ranks)
-    step = Steps(model, steps_of(chosen), chosen.pack_tokens or tokens, ranks=ranks)
+    model, least, notes = (_on_gpu if chosen.device == "cuda" else _on_cpu)(chosen, ranks)
+    size = chosen.pack_tokens or _pack_tokens(chosen, least, ranks)
+    step = Steps(model, steps_of(chosen), size, ranks=ranks)
     notes |= {"part": chosen.part, "ranks": ranks.size, "ready_s": round(time.perf_counter() - started, 1)}
+    notes |= {"pack_tokens": size}
     cuda, seconds, balances = chosen.device == "cuda", [], []
     memory = Memory(model)
     for number in range(chosen.warm + chosen.steps):
@@ -134,8 +137,18 @@ def _part(chosen: argparse.Namespace) -> None:
             print(json.dumps(row), flush=True)
 
 
+def _pack_tokens(chosen: argparse.Namespace, least: int, ranks: Any) -> int:
+    """The size of packs that `spantune train` chooses on a GPU of much memory."""
+    from spantune.training.pack_size import Load, largest_packs
+
+    if chosen.device == "cpu" or ranks.in_lockstep:
+        return least
+    own = [len(example.ids) - PREFIX for step in itertools.islice(steps_of(chosen), 8) for example in step]
+    return largest_packs(Load(own, PREFIX, chosen.examples, ranks.size), least, lambda size: True)
+
+
 def _on_gpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Any, int, dict[str, Any]]:
-    """Phi-4's shape ready to be trained, the most tokens of a pack, and what the base takes."""
+    """Phi-4's shape ready to be trained, the default size of packs, and what the base takes."""
     from spantune.core import config
     from spantune.models import attach, compile_layers, divide_layers
 

@@ -32,7 +32,7 @@ from typing import Any, Literal
 import torch
 from following import Follower, Gold, TimeUp, drafted, generated, record
 
-from spantune.core import Document, Extraction, Status, TaskSpec, config
+from spantune.core import Document, Extraction, Status, TaskSpec, config, keep_for_good
 from spantune.data import formats
 from spantune.encoding import SpanEncoder, TextEncoder, make_encoder, make_task
 from spantune.extraction import load_bare, rates
@@ -159,6 +159,7 @@ class Bench:
         tool.bursts = bursts or None
         warm = self.documents[: rows + 8] if self.cuda else self.documents[:2]
         list(tool.stream(warm))
+        keep_for_good()  # as the command does
         if writes:
             tool.seen.passes.clear()
             tool.seen.waited = 0.0
@@ -201,7 +202,13 @@ class Bench:
         by_width = tool.seen.by_width()
         computing = tool.seen.computing()
         host = seconds - (tool.seen.waited if self.cuda else computing)
-        idle = {"gpu_idle_share": round(max(0.0, 1 - computing / seconds), 3)} if self.cuda else {}
+        idle = {}
+        if self.cuda:
+            between = tool.seen.between() / seconds
+            idle = {
+                "gpu_idle_share": round(max(0.0, 1 - computing / seconds), 3),
+                "gpu_idle_share_between_passes": round(between, 3),
+            }
         return {
             "host_ms_per_document": round(1000 * host / max(0.01, documents), 2),
             "ms_by_width": {width: round(1000 * total / count, 1) for width, (count, total) in by_width.items()},
@@ -334,7 +341,7 @@ def _task(chosen: argparse.Namespace) -> TaskSpec:
 
 
 def _random(folder: Path, device: torch.device, base: str) -> Any:
-    """A model of a folder's config with random weights, made where it is to run; over FP8 with an adapter beside it."""
+    """A model of a folder's config with random weights, made where it is to run; `fp8` has an adapter beside it."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
@@ -348,7 +355,23 @@ def _random(folder: Path, device: torch.device, base: str) -> Any:
             parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
     if base == "bf16":
         return model
-    model, _ = attach(to_fp8(model, device, model.lm_head), config.Lora(rank=64, alpha=128))
+    if base == "nf4":
+        return attach(_four_bits(model), config.Lora(rank=64, alpha=128))[0]
+    model = to_fp8(model, device, model.lm_head)
+    return model if base == "fp8-merged" else attach(model, config.Lora(rank=64, alpha=128))[0]
+
+
+def _four_bits(model: Any) -> Any:
+    """The model with its linear layers in NF4, as `model.base: nf4` loads it."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear and child is not model.lm_head:
+                sizes, weight = (child.in_features, child.out_features), child.weight.detach()
+                layer = Linear4bit(*sizes, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta")
+                layer.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
+                setattr(parent, name, layer.to(weight.device))
     return model
 
 
@@ -402,7 +425,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--skip", nargs="*", default=[], choices=["free", "replay", "first", "generate"])
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="the layers, on a GPU")
     parser.add_argument(
-        "--base", choices=["bf16", "fp8"], default="bf16", help="of random weights; fp8 with an adapter"
+        "--base",
+        choices=["bf16", "fp8", "fp8-merged", "nf4"],
+        default="bf16",
+        help="of random weights; fp8 and nf4 with an adapter beside it, fp8-merged as with extract.merge=always",
     )
     parser.add_argument("--drafts", action="store_true", help="also bound what prompt lookup could bring")
     parser.add_argument("--profile", action="store_true")

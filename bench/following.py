@@ -35,7 +35,7 @@ class Seen:
     """What a decoder did: its passes and their tokens, seconds that the host waited, and when the first entity came."""
 
     def __init__(self) -> None:
-        self.passes: list[tuple[int, Any]] = []
+        self.passes: list[tuple[int, Any]] = []  # tokens, and seconds or two events
         self.waited = 0.0
         self.until = float("inf")  # by time.monotonic
         self.watches_first, self.first = False, None
@@ -53,6 +53,11 @@ class Seen:
     def computing(self) -> float:
         """The seconds that the device computed passes."""
         return sum(seconds for _, seconds in self.by_width().values())
+
+    def between(self) -> float:
+        """The seconds of a GPU between passes."""
+        pairs = zip(self.passes, self.passes[1:], strict=False)
+        return sum(max(0.0, before[1].elapsed_time(after[0])) for (_, before), (_, after) in pairs) / 1000
 
 
 class Follower(Extractor):
@@ -89,21 +94,27 @@ class FollowingDecoder(Decoder):
 
     def __init__(self, tool: Follower, plain: Decoder):
         self.__dict__.update(plain.__dict__)
-        self.tool, self._feed = tool, self._forward.feed
+        self.tool, self._feed, self._replay = tool, self._forward.feed, self._forward._replay
         self._chooser = FollowingChooser(tool, self._chooser)
         self._forward.feed = self._timed_feed  # type: ignore[method-assign]
+        if self._forward.pipelined:
+            self._forward._replay = self._timed_replay  # type: ignore[method-assign]
 
     def _timed_feed(self, parts: Sequence[Any], output_parts: Sequence[int]) -> Tensor:
         if time.monotonic() > self.tool.seen.until:
             raise TimeUp
-        cuda = torch.cuda.is_available() and next(self._model.parameters()).is_cuda
-        began = torch.cuda.Event(enable_timing=True) if cuda else time.perf_counter()
-        began.record() if cuda else None
+        tokens, began = sum(len(part.ids) for part in parts), time.perf_counter()
         output = self._feed(parts, output_parts)
-        ended = torch.cuda.Event(enable_timing=True) if cuda else time.perf_counter()
-        ended.record() if cuda else None
-        took = (began, ended) if cuda else ended - began
-        self.tool.seen.passes.append((sum(len(part.ids) for part in parts), took))
+        took = self._events if self._forward.pipelined else time.perf_counter() - began
+        self.tool.seen.passes.append((tokens, took))
+        return output
+
+    def _timed_replay(self, width: int) -> Tensor:
+        """A pass that is prepared: what the host takes for that is not the GPU's time."""
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self._events[0].record()
+        output = self._replay(width)
+        self._events[1].record()
         return output
 
     def _guide(self, row: Row) -> Any:
@@ -124,39 +135,26 @@ class FollowingChooser(Chooser):
         self.__dict__.update(plain.__dict__)
         self.tool = tool
 
-    def masks(self, rows: Sequence[Row]) -> Any:
-        """The gold tokens where there is no grammar: then they are raised."""
-        if rows and self._rules.constraint is None and self.tool.gold is not None:
-            ids = self._next(rows)
-            return lambda: ids
-        return super().masks(rows)
-
-    def choice(self, masks: Any, output: Tensor) -> Any:
-        """Note how long the host waits."""
-        wait, seen = super().choice(masks, output), self.tool.seen
-
-        def timed() -> Any:
-            began = time.perf_counter()
-            chosen = wait()
-            seen.waited += time.perf_counter() - began
-            return chosen
-
-        return timed
-
     def _chosen(self, allowed: Any, output: Tensor) -> Any:
+        """Note how long the host waits; the gold tokens are raised where there is no grammar."""
+        began = time.perf_counter()
         if isinstance(allowed, list):
             gold = torch.tensor(allowed).to(output.device, non_blocking=True)
             output = output.scatter_add(1, gold[:, None], torch.full_like(output[:, :1], RAISED))
             allowed = None
-        return super()._chosen(allowed, output)
+        chosen = super()._chosen(allowed, output)
+        self.tool.seen.waited += time.perf_counter() - began
+        return chosen
 
-    def allowed(self, rows: Sequence[Row]) -> Allowed:
-        """The gold token of each row, or nothing where the grammar does not allow it."""
+    def allowed(self, rows: Sequence[Row]) -> Any:
+        """The gold token of each row, or nothing where the grammar does not allow it; a list where there is none."""
+        if self._rules.constraint is None:
+            return self._next(rows) if self.tool.gold is not None else None
         if self.tool.bursts is not None:
             ids = np.array(self._next(rows))[:, None]
             return Allowed(ids, np.ones_like(ids, dtype=bool))
         allowed = super().allowed(rows)
-        if self.tool.gold is None:
+        if self.tool.gold is None or allowed is None:
             return allowed
         return Allowed(allowed.ids, allowed.inside & (allowed.ids == np.array(self._next(rows))[:, None]))
 

@@ -4,7 +4,7 @@
     python bench/passes.py FOLDER --base bf16 --compile off on
     python bench/passes.py FOLDER --base fp8 --widths 16 256 --kernels 20
 
-Weights are random; over FP8 there is an adapter of rank 64 beside the base. Every row has `--context` tokens and feeds
+Weights are random; over fp8 there is an adapter of rank 64 beside the base. Every row has `--context` tokens and feeds
 `--each`, so that a pass of width 256 has 64 rows. Says on
 stderr what it is at, takes a minute a base, and prints one JSON object a line.
 """
@@ -38,7 +38,7 @@ def main() -> None:
     """Measure each way of each base."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path)
-    options.add_argument("--base", choices=["bf16", "fp8"], default="bf16")
+    options.add_argument("--base", choices=["bf16", "fp8", "fp8-merged", "nf4"], default="bf16")
     options.add_argument("--compile", nargs="+", choices=["off", "on"], default=["off", "on"])
     options.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 192, 256, 320, 384, 448, 512])
     options.add_argument("--context", type=int, default=340)

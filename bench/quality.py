@@ -127,6 +127,7 @@ class Study:
     end: float
     extra: tuple[str, ...] = ()
     keep: Path | None = None
+    retry: dict[str, Any] = field(default_factory=dict)
     past: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -137,10 +138,13 @@ class Study:
         while (job := self._next()) is not None:
             result = {key: value for key, value in job.items()} | self._run(job)
             with self.lock:
+                if "error" in result and self.retry.items() - job["recipe"].items():
+                    again = {"name": f"{job['name']}, tried again", "recipe": job["recipe"] | self.retry}
+                    self.pending.insert(0, job | again)
                 self.past.append(result)
                 with self.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(result, ensure_ascii=False) + "\n")
-            shown = result.get("f1", result.get("error", "unfinished"))
+            shown = result.get("f1", result.get("error", f"unfinished, dev {result.get('dev')}"))
             print(f"{result['seconds']:6.0f} s  {job['name']}: {shown}", flush=True)
 
     def _next(self) -> dict[str, Any] | None:
@@ -152,9 +156,14 @@ class Study:
         return None
 
     def _longest(self, job: dict[str, Any]) -> float:
-        """Seconds that the longest finished job of this size and way took, scaled by the passes over the data."""
+        """Seconds that the longest finished job of this size and way took, scaled by the passes over the data.
+
+        Where there is none, those that the job's `expected` says.
+        """
         like = [past for past in self.past if "f1" in past and (past["size"], past["way"]) == (job["size"], job["way"])]
-        return max((past["seconds"] * max(1.0, passes(job) / passes(past)) for past in like), default=1.0)
+        return max(
+            (past["seconds"] * max(1.0, passes(job) / passes(past)) for past in like), default=job.get("expected", 1.0)
+        )
 
     def _run(self, job: dict[str, Any]) -> dict[str, Any]:
         """Train and measure a job in a process of its own; returns its figures, or why there are none."""
@@ -192,7 +201,7 @@ class Study:
             shutil.rmtree(folder)
             return figures | seconds
         if is_late:
-            return {"unfinished": True} | seconds
+            return {"unfinished": True, "dev": dev_figures(run)} | seconds
         error = (folder / "output.txt").read_text(encoding="utf-8")[-800:]
         shutil.rmtree(folder)
         return {"error": error} | seconds
@@ -227,6 +236,13 @@ def figures_of(run: Path) -> dict[str, Any]:
     }
 
 
+def dev_figures(run: Path) -> dict[int, float]:
+    """F1 on dev by step, of the evaluations that a run has made so far."""
+    metrics = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+    return {line["step"]: line["f1"] for line in lines if line["split"] == "dev"}
+
+
 def run_all(chosen: argparse.Namespace) -> None:
     """Run the jobs of `chosen.source` that have no result yet."""
     past = read_lines(chosen.out) if chosen.out.exists() else []
@@ -234,7 +250,7 @@ def run_all(chosen: argparse.Namespace) -> None:
     pending = [job for job in read_lines(chosen.source) if job["name"] not in finished]
     study = Study(
         pending, chosen.out, chosen.data.resolve(), chosen.runs, chosen.device, time.monotonic() + chosen.seconds,
-        tuple(chosen.set), chosen.keep, past,
+        tuple(chosen.set), chosen.keep, settings_of(chosen.retry), past,
     )  # fmt: skip
     cores = sorted(os.sched_getaffinity(0))
     places = [cores[number % len(cores)] if chosen.cores else None for number in range(chosen.workers)]
@@ -285,6 +301,7 @@ def main() -> None:
     parser.add_argument("--cores", action="store_true", help="bind each job to one core")
     parser.add_argument("--seconds", type=float, default=1e9, help="when the last job must have ended")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of every job, for a trial")
+    parser.add_argument("--retry", nargs="*", default=[], metavar="KEY=VALUE", help="try failed jobs again with these")
     chosen = parser.parse_args()
     if chosen.what == "data":
         make_data(chosen.source, chosen.out)

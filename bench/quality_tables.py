@@ -13,7 +13,12 @@ def tables(lines: list[dict[str, Any]]) -> None:
     results = list({line["name"]: line for line in lines if "f1" in line}.values())
     curve_table([line for line in results if line["group"] == "curve"])
     ablation_table([line for line in results if line["group"] == "ablation"])
-    for group, title in (("final", "The finalist"), ("answers", "Ways of writing"), ("corpora", "Other corpora")):
+    for group, title in (
+        ("final", "The finalist"),
+        ("answers", "Ways of writing"),
+        ("pilot", "Pilots"),
+        ("corpora", "Other corpora"),
+    ):
         final_table(title, [line for line in results if line["group"] == group])
     done = {line["name"] for line in results}
     for line in {line["name"]: line for line in lines if line["name"] not in done}.values():
@@ -57,15 +62,21 @@ def ablation_table(results: list[dict[str, Any]]) -> None:
 
 
 def final_table(title: str, results: list[dict[str, Any]]) -> None:
-    """Print a line for each result, with its weakest and strongest type."""
+    """Print a line for each result, and its F1 by type."""
     if not results:
         return
-    print(f"### {title}\n\n| corpus | seed | reported on | F1 (95 % interval) | dev F1 | F1 by type |")
-    print("|---|---|---|---|---|---|")
+    print(f"### {title}\n")
+    print("| what | corpus | seed | on | F1 (95 % interval) | dev F1 | precision | recall | train s | GiB |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for line in results:
+        cells = [line["title"], line["corpus"], str(line["seed"]), line["report"], with_interval(line)]
+        cells += [f"{line[name]:.3f}" for name in ("dev_f1", "precision", "recall")]
+        cells += [f"{line['training_seconds']:.0f}", f"{line['peak_gib']:.1f}" if line["peak_gib"] else "–"]
+        print(f"| {' | '.join(cells)} |")
+    print()
     for line in results:
         types = ", ".join(f"{name} {value:.2f}" for name, value in line["types"].items() if value is not None)
-        cells = [line["corpus"], str(line["seed"]), line["report"], with_interval(line), f"{line['dev_f1']:.3f}", types]
-        print(f"| {' | '.join(cells)} |")
+        print(f"- {line['title']}, {line['corpus']}, seed {line['seed']}: {types}")
     print()
 
 

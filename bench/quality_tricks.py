@@ -1,20 +1,18 @@
 """Train a recipe of spans with a trick that spantune does not have, for the study in docs/quality.md.
 
-    SPANTUNE_TRICKS="ema=0.999" python bench/quality_tricks.py train recipe.yaml
     SPANTUNE_TRICKS="rdrop=1.0" python bench/quality_tricks.py train recipe.yaml
-    SPANTUNE_TRICKS="fgm=0.02" python bench/quality_tricks.py train recipe.yaml
+    SPANTUNE_TRICKS="grid=32,smooth=0.1" python bench/quality_tricks.py train recipe.yaml
 
-`ema`: evaluations and the best adapter take the exponential moving average of the trained weights, with this decay.
 `rdrop`: two passes with different dropout, and this many times the squared difference of their probabilities (after
 R-Drop, arXiv 2106.14448). `fgm`: a second loss, with the embeddings moved along their gradient by this share of their
-norm (FGM, arXiv 1605.07725). `teacher`: targets are mixed with the scores of SPANTUNE_TEACHER by this share: native
-JSONL of the training documents, each with the candidates of models that were not trained on it (as knowledge
-distillation, arXiv 1503.02531). `noise`: this share of the tokens of a text is replaced by a placeholder in training.
+norm (FGM, arXiv 1605.07725). `noise`: this share of the tokens of a text is replaced by a placeholder in training.
 `mix`: the head reads a learnt mixture of the states of all layers. `pointers`: a query and a key of this size for each
-type, instead of one of all types. `masked`: before the first step the adapter is trained for so many passes to predict
-masked tokens of the training texts, seen from both sides (after LLM2Vec, arXiv 2404.05961). `order`: the order of the
-examples and the dropout of another seed, from the same first weights, so that the weights of such runs can be averaged
-(model soups, arXiv 2203.05482; see quality_soup.py). Each replaces functions of the product, and none is a part of it.
+type, instead of one of all types. `smooth`: this share of the target of an entity goes to the four spans whose start or
+end is one character off (boundary smoothing, arXiv 2204.12031). `grid`: two convolutions of so many channels over the
+grid of spans, from the features of their first and last characters and their scores (after CNN-NER, arXiv 2208.04534).
+`masked_rate` and `masked_batch`: the learning rate, and the examples, of the steps of `train.masked_epochs`, times
+this. Each replaces functions of the product, and none is a part of it. `rdrop` and `fgm` go through the model twice
+before one backward pass, and `mix` reads the states of all layers: on a GPU they need `train.graphs: "off"`.
 """
 
 from __future__ import annotations
@@ -22,29 +20,21 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, layer_norm
+from torch.nn.functional import gelu, layer_norm
 
-from spantune.data import read
-from spantune.encoding import SpanEncoder
 from spantune.extraction import reading
-from spantune.models import capped, causal_lm, softcap_of, span_logits
+from spantune.models import causal_lm, span_logits
 from spantune.models import span_head as heads
 from spantune.models import span_packs as packs
 from spantune.training import span_loss as losses
 from spantune.training import step as steps
-from spantune.training.average import WeightAverage
-from spantune.training.loop import TrainingLoop
-from spantune.training.schedule import ExampleOrder
-
-MASK, MASKED = 4, 0.3
-"""The id of the embedded model's token `<mask>`, and the share of tokens that it stands for."""
-SCALE = 10_000
-"""Targets are kept as whole numbers of this."""
+from spantune.training.loop import SEED_STRIDE, TrainingLoop
+from spantune.training.masked import mask
+from spantune.training.schedule import Schedule
 
 
 def main() -> None:
@@ -55,35 +45,6 @@ def main() -> None:
     from spantune.cli import main as command_line
 
     sys.exit(command_line())
-
-
-def average(decay: float) -> None:
-    """Evaluate and keep the moving average of the weights."""
-    shadows: dict[int, Tensor] = {}
-    run, evaluate = steps.StepRunner.run, TrainingLoop._evaluate
-
-    def weights(runner: Any) -> list[Tensor]:
-        return [parameter for group in runner.optimizer.param_groups for parameter in group["params"]]
-
-    def run_and_average(self: Any, batch: Any, step: int, *args: Any, **kwargs: Any) -> Any:
-        result = run(self, batch, step, *args, **kwargs)
-        current = min(decay, (1 + step) / (10 + step))
-        for weight in weights(self):
-            shadow = shadows.setdefault(id(weight), weight.detach().clone())
-            shadow.lerp_(weight.detach(), 1 - current)
-        return result
-
-    def evaluate_average(self: Any) -> Any:
-        own = [(weight, weight.detach().clone()) for weight in weights(self.runner)]
-        for weight, _ in own:
-            weight.data.copy_(shadows[id(weight)])
-        try:
-            return evaluate(self)
-        finally:
-            for weight, value in own:
-                weight.data.copy_(value)
-
-    steps.StepRunner.run, TrainingLoop._evaluate = run_and_average, evaluate_average  # type: ignore[method-assign]
 
 
 def drop_twice(share: float) -> None:
@@ -120,50 +81,6 @@ def perturb(share: float) -> None:
         hook.remove()
         return (plain + other) / 2
 
-    steps.span_loss = loss  # type: ignore[attr-defined]
-
-
-def teach(share: float) -> None:
-    """Mix the targets with the scores of a teacher."""
-    scores: dict[str, dict[tuple[int, int, str], float]] = {}
-    labels: list[str] = []
-    for document in read(Path(os.environ["SPANTUNE_TEACHER"])).documents:
-        scores[document.text] = {(e.start, e.end, e.label): e.score or 0.0 for e in document.entities}
-    encode, layout = SpanEncoder.example, packs.layout_spans
-    texts: dict[int, str] = {}
-
-    def example(self: Any, document: Any) -> Any:
-        labels[:] = self.task.codes
-        encoded = encode(self, document)
-        texts[id(encoded)] = document.text
-        kept.append(encoded)
-        return encoded
-
-    def layout_with_scores(examples: Any, *args: Any) -> Any:
-        pack = layout(examples, *args)
-        rows = []
-        for item, start in zip(examples, pack.starts.tolist(), strict=True):
-            candidates = scores.get(texts[id(item)])
-            targets = dict.fromkeys(item.gold, 1.0 if candidates is None else 1 - share)
-            for (first, end, label), score in (candidates or {}).items():
-                if end - first <= pack.width:
-                    place = (first, end - 1, labels.index(label))
-                    targets[place] = targets.get(place, 0.0) + share * score
-            rows += [(start + a, b - a, label, round(target * SCALE)) for (a, b, label), target in targets.items()]
-        return replace(pack, gold=torch.tensor(rows, dtype=torch.long).reshape(-1, 4))
-
-    def loss(model: Any, pack: Any, dtype: torch.dtype) -> Tensor:
-        logits = span_logits(model, pack, dtype)
-        target = torch.zeros_like(logits)
-        target[pack.gold[:, :3].unbind(1)] = (pack.gold[:, 3] / SCALE).to(target)
-        inside = pack.band.inside[:, :, None]
-        others = (logits + torch.log1p(-target.clamp(max=1 - 1e-6))).masked_fill(~inside, losses.NOTHING)
-        gold = (torch.log(target.clamp(min=1e-6)) - logits).masked_fill(target == 0, losses.NOTHING)
-        return (losses._summed(others, pack.grid) + losses._summed(gold, pack.grid)).mean(1).sum()
-
-    kept: list[Any] = []
-    SpanEncoder.example = example  # type: ignore[method-assign]
-    packs.layout_spans = layout_with_scores
     steps.span_loss = loss  # type: ignore[attr-defined]
 
 
@@ -237,77 +154,102 @@ def point_by_type(size: float) -> None:
     heads.SpanHead.forward = forward  # type: ignore[method-assign]
 
 
-def predict_masked(passes: float) -> None:
-    """Train what the run trains, but the head, to predict masked tokens; then begin the run with fresh averages."""
-    run = TrainingLoop.run
+def smooth(share: float) -> None:
+    """Spread a share of each target over the spans whose start or end is one character off."""
 
-    def run_after(self: Any, *args: Any, **kwargs: Any) -> None:
-        if self.step == 0:
-            runner, span_loss = self.runner, steps.span_loss
-            average, runner._average, steps.span_loss = runner._average, None, masked_loss  # type: ignore[attr-defined]
-            total = round(passes * self.order.steps_per_epoch)
-            for step in range(total):
-                batch = runner.collator([self.examples[place] for place in self.order.places(step)])
-                factor = min((step + 1) / 20, (total - step) / total)
-                result = runner.run(batch, step + 1, factor)
-                if step % 50 == 0:
-                    print(f"masked tokens, step {step}: loss {result.loss.item():.3f}", flush=True)
-            steps.span_loss = span_loss  # type: ignore[attr-defined]
-            runner.optimizer.state.clear()
-            if average is not None:
-                weights = [weight for group in runner.optimizer.param_groups for weight in group["params"]]
-                runner._average = WeightAverage(weights, runner.settings.average)
-        run(self, *args, **kwargs)
+    def smoothed_loss(logits: Tensor, pack: Any) -> Tensor:
+        inside, (first, length, label) = pack.band.inside, pack.gold.unbind(1)
+        target = torch.zeros_like(logits)
+        target[first, length, label] = 1.0
+        for move, change in ((-1, 1), (1, -1), (0, -1), (0, 1)):
+            start, size = first + move, length + change
+            fits = (start >= 0) & (start < len(inside)) & (size >= 0) & (size < pack.width)
+            fits[fits.clone()] = inside[start[fits], size[fits]]
+            target.index_put_((first[fits], length[fits], label[fits]), target.new_tensor(-share / 4), accumulate=True)
+            target.index_put_((start[fits], size[fits], label[fits]), target.new_tensor(share / 4), accumulate=True)
+        target.clamp_(0.0, 1.0)
+        others = (logits + torch.log1p(-target.clamp(max=1 - 1e-6))).masked_fill(~inside[:, :, None], losses.NOTHING)
+        others = others.masked_fill(target == 1, losses.NOTHING)
+        gold = (torch.log(target.clamp(min=1e-6)) - logits).masked_fill(target == 0, losses.NOTHING)
+        return (losses._summed(others, pack.grid) + losses._summed(gold, pack.grid)).mean(1).sum()
 
-    TrainingLoop.run = run_after  # type: ignore[method-assign]
+    losses.zlpr = smoothed_loss
 
 
-def masked_loss(model: Any, pack: Any, dtype: torch.dtype) -> Tensor:
-    """The mean cross entropy of masked tokens, each predicted where the token before it is, times the examples."""
-    base = causal_lm(model)
-    follows = torch.zeros_like(pack.owner, dtype=torch.bool)
-    follows[1:] = (pack.owner[1:] == pack.owner[:-1]) & (pack.owner[1:] > 0)
-    is_masked = follows & (torch.rand(pack.ids.shape, device=pack.ids.device) < MASKED)
-    view = packs.pack_view(
-        base.config, packs.Places(pack.owner, pack.positions, pack.reach), packs.Spans(**pack.spans), dtype
-    )
-    output = base.base_model(
-        input_ids=pack.ids.masked_fill(is_masked, MASK)[None],
-        position_ids=pack.positions[None],
-        use_cache=False,
-        **view,
-    )
-    places = is_masked.nonzero()[:, 0]
-    states = output.last_hidden_state[0][places - 1]
-    logits = capped(base.get_output_embeddings()(states).float(), softcap_of(base.config))
-    return cross_entropy(logits, pack.ids[places]) * len(pack.starts)
+def convolve_grid(channels: float) -> None:
+    """Add to the scores what two convolutions over the grid of spans make of them and of the edges' features."""
+    make, forward = heads.SpanHead.__init__, heads.SpanHead.forward
+    size = int(channels)
+
+    def make_with_grid(self: Any, head_config: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, head_config, *args, **kwargs)
+        types = len(head_config.labels)
+        self.grid_edges, self.grid_scores = torch.nn.Linear(head_config.size, 2 * size), torch.nn.Linear(types, size)
+        self.grid_convolutions = torch.nn.ModuleList(torch.nn.Conv2d(size, size, 3, padding=1) for _ in range(2))
+        self.grid_types = torch.nn.Linear(size, types)
+        torch.nn.init.zeros_(self.grid_types.weight)
+        torch.nn.init.zeros_(self.grid_types.bias)
+
+    def forward_with_grid(self: Any, states: Tensor, own: Tensor, where: Any) -> Tensor:
+        kept: list[Tensor] = []
+
+        def features_of(*given: Any) -> Tensor:
+            kept.append(type(self)._features(self, *given))
+            return kept[0]
+
+        self._features = features_of
+        try:
+            logits = forward(self, states, own, where)
+        finally:
+            del self._features
+        with torch.autocast(states.device.type, enabled=False):
+            inside = where.inside[:, :, None]
+            first, last = self.grid_edges(kept[0]).chunk(2, -1)
+            ends = heads.pad(last, (0, 0, 0, where.width - 1)).unfold(0, where.width, 1).transpose(1, 2)
+            cells = gelu(first[:, None] + ends + self.grid_scores(logits / 4)) * inside
+            for convolution in self.grid_convolutions:
+                cells = cells + gelu(convolution(cells.permute(2, 0, 1)[None])[0].permute(1, 2, 0)) * inside
+            return logits + self.grid_types(self.dropout(cells))  # type: ignore[no-any-return]
+
+    heads.SpanHead.__init__ = make_with_grid  # type: ignore[method-assign]
+    heads.SpanHead.forward = forward_with_grid  # type: ignore[method-assign]
 
 
-def reorder(seed: float) -> None:
-    """Take the examples in the order of another seed, and drop out other values."""
-    make, run = ExampleOrder.__init__, TrainingLoop.run
+def raise_masked_rate(factor: float) -> None:
+    """Multiply the learning rate of the steps that predict masked tokens."""
+    plain = Schedule.factor
 
-    def make_other(self: Any, examples: int, batch: int, own: int) -> None:
-        make(self, examples, batch, own + 1000 * int(seed))
+    def raised(self: Any, step: int, progress: float | None = None) -> float:
+        return plain(self, step, progress) * (factor if step < self.masked else 1.0)
 
-    def run_other(self: Any, *args: Any, **kwargs: Any) -> None:
-        torch.manual_seed(int(seed))
-        run(self, *args, **kwargs)
+    Schedule.factor = raised  # type: ignore[method-assign]
 
-    ExampleOrder.__init__ = make_other  # type: ignore[method-assign]
-    TrainingLoop.run = run_other  # type: ignore[method-assign]
+
+def enlarge_masked_batch(times: float) -> None:
+    """Take so many times the examples in the steps that predict masked tokens, and so as many more passes."""
+    plain = TrainingLoop._batch
+
+    def enlarged(self: Any, step: int) -> Any:
+        if step >= self.intervals.masked:
+            return plain(self, step)
+        count = int(times)
+        places = [place for part in range(count) for place in self.order.places(count * step + part)]
+        texts = [self.examples[place] for place in places]
+        return self.runner.collator(mask(texts, self.services.placeholder, SEED_STRIDE * self.seed + step))
+
+    TrainingLoop._batch = enlarged  # type: ignore[method-assign]
 
 
 TRICKS = {
-    "masked": predict_masked,
-    "order": reorder,
-    "ema": average,
     "rdrop": drop_twice,
     "fgm": perturb,
-    "teacher": teach,
     "noise": corrupt,
     "mix": mix_layers,
     "pointers": point_by_type,
+    "smooth": smooth,
+    "grid": convolve_grid,
+    "masked_rate": raise_masked_rate,
+    "masked_batch": enlarge_masked_batch,
 }
 
 if __name__ == "__main__":

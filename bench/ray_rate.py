@@ -4,8 +4,8 @@
 
 Each number of workers extracts the same documents, in turns. What a worker needs to load the model, and its first part,
 are left out. `times` is what the milliseconds of a processor allow with a core for each worker, if nothing else holds
-them up: on a machine that does other things too it says more than documents a second. Prints a line of JSON for each
-turn.
+them up: on a machine that does other things too it says more than documents a second, which count from when each
+worker has ended its first part. Prints a line of JSON for each turn.
 """
 
 from __future__ import annotations
@@ -69,21 +69,27 @@ class TimedWorker(Worker):
 
 
 def _measured(chosen: argparse.Namespace, work: Path, turn: int, workers: int) -> dict[str, Any]:
-    """The CPU time of a document, and how long all took."""
+    """The CPU time of a document, documents a second, and how long all took."""
     sources = find_sources([str(work / "in.jsonl")])
     shards = shards_of(sources, [survey(sources[0], False).marks], part_size(chosen.documents, max(chosen.workers)))
     settings = RunFolder(chosen.run).config().extract
     task = Task(chosen.run.resolve(), (), settings, device="cpu")
     folder = Folder(str(work / f"out-{turn}-{workers}"), "native")
     began, timed, cpu_us = time.perf_counter(), 0, 0
+    loaded, ready, after = 0, began, 0
     for outcome in _outcomes(shards, (task, folder, False, Resources(workers, 1, 0.0))):
         if (of_part := outcome.tally.notes["cpu_us"]) > 0:
             timed, cpu_us = timed + outcome.documents, cpu_us + of_part
+            after += outcome.documents if loaded == workers else 0
+        else:
+            loaded, ready, after = loaded + 1, time.perf_counter(), 0
+    end = time.perf_counter()
     return {
         "workers": workers,
         "documents": timed,
         "cpu_ms_per_document": round(cpu_us / 1000 / timed, 2),
-        "seconds": round(time.perf_counter() - began, 1),
+        "documents_per_s": round(after / (end - ready), 2),
+        "seconds": round(end - began, 1),
     }
 
 

@@ -21,11 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spantune.encoding import divide, fill
+from spantune.training import DEFAULT_PACK_TOKENS
+from spantune.training.pack_size import Load, largest_packs
 
 PREFIX, AROUND = 178, 6
 """Tokens of the instruction, and those around text and answer."""
 TRAINED_GB, BASE_GB = 0.89, 28.0
 """Gradients of rank 64 on all linear layers in fp32, and the bf16 base."""
+LEAST = DEFAULT_PACK_TOKENS["cuda"]
 STEPS = 50
 SECONDS_A_DAY = 86_400
 
@@ -90,7 +93,9 @@ def main() -> None:
     options.add_argument("--lengths", type=Path, help="a JSON list of [text, answer] token counts")
     options.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 8, 64])
     options.add_argument("--examples", type=int, nargs="+", default=[64, 512, 2048], help="of a step, over all GPUs")
-    options.add_argument("--pack-tokens", type=int, nargs="+", default=[4096, 8192])
+    options.add_argument(
+        "--pack-tokens", type=int, nargs="+", help="if not given, as training chooses with room for it"
+    )
     options.add_argument("--sentences", type=float, default=10e6, help="to train on, once")
     options.add_argument("--documents", type=float, default=1e9, help="to extract from")
     chosen = options.parse_args()
@@ -106,8 +111,9 @@ def main() -> None:
     print("|---" * 7 + "|")
     for gpus in chosen.gpus:
         for examples in chosen.examples:
-            for tokens in chosen.pack_tokens:
-                if examples >= gpus:
+            if examples >= gpus:
+                usual = largest_packs(Load(lengths, PREFIX, examples, gpus), LEAST, lambda size: True)
+                for tokens in chosen.pack_tokens or [usual]:
                     _training_row(lengths, gpus, examples, tokens, chosen.sentences)
     print(f"\n{chosen.documents:,.0f} documents:\n")
     print("| way | GPUs | days | CPU cores a GPU | TB written |\n|---|---|---|---|---|")
@@ -151,6 +157,11 @@ def _steps(lengths: Sequence[int], examples: int, ranks: int) -> Iterator[list[l
 def _lengths(path: Path | None) -> list[int]:
     if path is not None:
         return [text + answer + AROUND for text, answer in json.loads(path.read_text(encoding="utf-8"))]
+    return drawn_lengths()
+
+
+def drawn_lengths() -> list[int]:
+    """Tokens of examples with CMeEE's means, without the instruction."""
     draw = random.Random(0)
     return [
         round(draw.lognormvariate(4.1, 0.55)) + round(draw.lognormvariate(4.25, 0.65)) + AROUND for _ in range(2000)

@@ -5,11 +5,15 @@
 Starts `spantune serve` in a process of its own, asks it over loopback, and compares every answer with what offline
 extraction says of the same text: the same spans and labels, scores within 0.01. Measured are: seconds until it
 listens; p50 and p99 of a single text, asked one after the other; documents per second of all clients together, against
-offline extraction of the same texts before and after, and the time of the processors that a document takes, which
-depends less on what else the machine does; the memory of the service; how fast a full queue is answered 429;
-and whether SIGTERM under load loses an answer. Takes about `--seconds` and two minutes. With `--json` the last line is
-one JSON object. With `--cores 0,1` offline extraction and the service run on those cores alone, and the clients, which
-this process is, on all others: otherwise the clients take processor time that the service is then short of.
+offline extraction of the same texts before and after, and the time of the processors that a document takes the service
+and the clients; the memory of the service; how fast a full queue is answered 429; and what becomes of the requests
+under way at SIGTERM: answered with 200, refused with 503, not accepted, or their connection closed, before the service
+had read them or after. Takes about `--seconds` and two minutes. With `--json` the last line is one JSON object.
+
+The clients are this process: raw sockets, and answers are compared when the load is over. With `--cores 0,1` offline
+extraction and the service run on those cores alone, and the clients on all others, as clients on another machine do;
+without, they share the cores, and the service is short of the time that they take. Give a run with `model.base: fp32`:
+in bf16, which a CPU may get by itself, an answer also depends on the texts that are computed with it.
 """
 
 from __future__ import annotations
@@ -31,9 +35,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 QUEUE = 64
+_HEAD = "POST /v1/extract HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 OFFLINE = """
 import json, sys, time
 from spantune.core import Document
@@ -56,24 +60,38 @@ print(json.dumps({"rate": rate, "cpu_ms": cpu, "entities": entities}))
 def main() -> None:
     """Measure what the command line asks for."""
     chosen = _options()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for offline extraction too, as the command line sets it
     texts = _texts(chosen.data, chosen.texts)
     on = _placed(chosen.cores)
     before = offline(chosen.run, texts, chosen.offline_seconds, on)
     expected = before["entities"]
+    stops: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder, service(chosen.run, Path(folder), on) as served:
         measured: dict[str, Any] = {"cores": chosen.cores or "all, shared with the clients"}
         measured |= {"cold_start_s": served.cold, "texts": len(texts), "clients": chosen.clients}
-        measured |= asyncio.run(measure(served, texts, expected, chosen))
-        measured["exit_code"] = served.process.wait(60)
-    after = offline(chosen.run, texts, chosen.offline_seconds, on)
-    rate = statistics.mean((before["rate"], after["rate"]))
-    measured |= {"offline_per_s": [round(before["rate"], 2), round(after["rate"], 2)]}
-    measured["offline_cpu_ms_per_document"] = [round(before["cpu_ms"], 1), round(after["cpu_ms"], 1)]
-    measured["of_offline"] = round(measured["documents_per_s"] / rate, 3)
+        if chosen.seconds > 0:
+            measured |= asyncio.run(measure(served, texts, expected, chosen))
+        stops.update(stopped(served, texts, expected, chosen.clients))
+    for number in range(1, chosen.stops):
+        with tempfile.TemporaryDirectory() as folder, service(chosen.run, Path(folder), on) as served:
+            stops.update(stopped(served, texts, expected, chosen.clients))
+        print(f"stopped {number + 1} times: {dict(stops)}", file=sys.stderr, flush=True)
+    measured["sigterm"] = dict(stops)
+    if chosen.seconds > 0:
+        measured |= _against_offline(measured, before, offline(chosen.run, texts, chosen.offline_seconds, on))
     for name, value in measured.items():
         print(f"{name}: {value}", file=sys.stderr)
     if chosen.json:
         print(json.dumps(measured))
+
+
+def _against_offline(measured: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    rate = statistics.mean((before["rate"], after["rate"]))
+    return {
+        "offline_per_s": [round(before["rate"], 2), round(after["rate"], 2)],
+        "offline_cpu_ms_per_document": [round(before["cpu_ms"], 1), round(after["cpu_ms"], 1)],
+        "of_offline": round(measured["documents_per_s"] / rate, 3),
+    }
 
 
 def _placed(cores: str) -> list[str]:
@@ -89,7 +107,9 @@ def _placed(cores: str) -> list[str]:
 def offline(run: Path, texts: list[str], seconds: float, on: list[str]) -> dict[str, Any]:
     """Documents per second of offline extraction, and the entities of each text."""
     command = [*on, sys.executable, "-c", OFFLINE, str(run), str(seconds)]
-    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=True)
+    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -99,12 +119,12 @@ class Served:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path):
         began = time.perf_counter()
-        self.process, self._log = process, log
-        while not (match := re.search(r"http://127\.0\.0\.1:\d+", log.read_text("utf-8"))):
+        self.process, self.log = process, log
+        while not (match := re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text("utf-8"))):
             if process.poll() is not None:
                 sys.exit(log.read_text("utf-8"))
             time.sleep(0.02)
-        self.url, self.cold = match[0], round(time.perf_counter() - began, 2)
+        self.port, self.cold = int(match[1]), round(time.perf_counter() - began, 2)
 
     @property
     def cpu_seconds(self) -> float:
@@ -133,83 +153,170 @@ def service(run: Path, folder: Path, on: list[str]) -> Iterator[Served]:
             process.wait()
 
 
+class Connection(asyncio.Protocol):
+    """A connection of a client, as cheap as one can be: clients in real use are on other machines."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._transport: asyncio.Transport
+        self._received = b""
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Send a request; return the status and the body of its answer.
+
+        Raises:
+            ConnectionResetError: the connection was closed before the answer was whole.
+        """
+        self._received, self._answer = b"", asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if end and length is not None and len(body) >= int(length[1]) and self._answer is not None:
+            if b"\r\nconnection: close" in head.lower():
+                self.is_closed = True
+                self._transport.close()
+            self._answer.set_result((int(head[9:12]), body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_closed = True
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(exc or ConnectionResetError())
+
+
 class Load:
-    """What clients ask and get."""
+    """What clients ask and get, each over a connection that it keeps as long as the service does."""
 
-    def __init__(self, client: httpx2.AsyncClient, texts: list[str], expected: list[list[list[Any]]]):
-        self.client, self.texts, self.expected = client, texts, expected
-        self.next = 0
+    def __init__(self, name: str, served: Served, texts: list[str]):
+        self.name, self.served = name, served
+        self.bodies = [json.dumps({"text": text}).encode() for text in texts]
+        self.asked = 0
         self.seconds: dict[int, list[float]] = {200: [], 429: [], 503: []}
-        self.wrong: Counter[str] = Counter()
+        self.answers: list[Counter[bytes]] = [Counter() for _ in texts]
+        self.refused = 0
+        self.lost: list[str] = []
+        """The ids of the requests whose connection was closed before they were answered."""
 
-    async def ask(self) -> int:
-        """Ask for the next text, compare, and return the status."""
-        index = self.next % len(self.texts)
-        self.next += 1
+    async def ask(self, connection: Connection) -> int:
+        """Ask for the next text; return the status, 0 where the connection was closed."""
+        index, request_id = self.asked % len(self.bodies), f"{self.name}-{self.asked}"
+        self.asked += 1
+        body = self.bodies[index]
+        request = f"{_HEAD}Content-Length: {len(body)}\r\nX-Request-ID: {request_id}\r\n\r\n".encode() + body
         began = time.perf_counter()
         try:
-            answer = await self.client.post("/v1/extract", json={"text": self.texts[index]})
-        except httpx2.HTTPError as error:
-            self.wrong[type(error).__name__] += 1
+            status, answer = await connection.ask(request)
+        except OSError:
+            self.lost.append(request_id)
             return 0
-        self.seconds.setdefault(answer.status_code, []).append(time.perf_counter() - began)
-        if answer.status_code == 200 and not _same(answer.json()["entities"], self.expected[index]):
-            self.wrong["differs"] += 1
-        return answer.status_code
+        self.seconds.setdefault(status, []).append(time.perf_counter() - began)
+        if status == 200:
+            self.answers[index][answer] += 1
+        return status
 
     async def run(self, clients: int, seconds: float, *, until_refused: bool = False, pause: float = 0) -> float:
         """Let so many clients ask for so long; returns the seconds that it took."""
         began = time.perf_counter()
+        loop = asyncio.get_running_loop()
 
-        async def one() -> None:
+        async def client() -> None:
+            connection = None
             while time.perf_counter() - began < seconds:
-                if await self.ask() in (0, 503) and until_refused:
+                if connection is None or connection.is_closed:
+                    try:
+                        _, connection = await loop.create_connection(Connection, "127.0.0.1", self.served.port)
+                    except OSError:
+                        self.refused += 1
+                        return
+                if await self.ask(connection) in (0, 503) and until_refused:
                     return
-                await asyncio.sleep(pause)
+                if pause:
+                    await asyncio.sleep(pause)
 
-        await asyncio.gather(*(one() for _ in range(clients)))
+        await asyncio.gather(*(client() for _ in range(clients)))
         return time.perf_counter() - began
+
+    def differing(self, expected: list[list[list[Any]]]) -> int:
+        """How many answers are not as offline; compared when the load is over, since it takes time."""
+        return sum(
+            count
+            for answers, entities in zip(self.answers, expected, strict=True)
+            for answer, count in answers.items()
+            if not _same(json.loads(answer)["entities"], entities)
+        )
 
 
 async def measure(served: Served, texts: list[str], expected: list[Any], chosen: argparse.Namespace) -> dict[str, Any]:
-    """All figures of a service that listens; it is told to end at last."""
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx2.AsyncClient(base_url=served.url, timeout=90, limits=limits) as client:
-        warm, alone, load, filling, full, ending = (Load(client, texts, expected) for _ in range(6))
-        await warm.run(chosen.clients, 5)
-        await alone.run(1, chosen.single_seconds)
-        start = served.megabytes
-        memory: list[float] = []
+    """All figures of a service that listens."""
+    loads = warm, alone, load, filling, full = [
+        Load(name, served, texts) for name in ("warm", "alone", "load", "filling", "full")
+    ]
+    await warm.run(chosen.clients, 5)
+    await alone.run(1, chosen.single_seconds)
+    start = served.megabytes
+    memory: list[float] = []
 
-        async def watch() -> None:
-            while True:
-                await asyncio.sleep(chosen.seconds / 6)
-                memory.append(served.megabytes)
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(chosen.seconds / 6)
+            memory.append(served.megabytes)
 
-        watching = asyncio.create_task(watch())
-        cpu = served.cpu_seconds
-        seconds = await load.run(chosen.clients, chosen.seconds)
-        cpu = served.cpu_seconds - cpu
-        watching.cancel()
-        await asyncio.gather(filling.run(QUEUE + 8, 10), full.run(1, 10, pause=0.02))
-        loaded = asyncio.create_task(ending.run(chosen.clients, 60, until_refused=True))
-        await asyncio.sleep(2)
-        served.process.send_signal(signal.SIGTERM)
-        await loaded
+    watching = asyncio.create_task(watch())
+    served_cpu, clients_cpu = served.cpu_seconds, time.process_time()
+    seconds = await load.run(chosen.clients, chosen.seconds)
+    served_cpu, clients_cpu = served.cpu_seconds - served_cpu, time.process_time() - clients_cpu
+    watching.cancel()
+    await asyncio.gather(filling.run(QUEUE + 8, 10), full.run(1, 10, pause=0.02))
+    answers = max(1, len(load.seconds[200]))
     return {
         "single_ms": _percentiles(alone.seconds[200]),
-        "documents_per_s": round(len(load.seconds[200]) / seconds, 2),
-        "cpu_ms_per_document": round(1000 * cpu / max(1, len(load.seconds[200])), 1),
+        "documents_per_s": round(answers / seconds, 2),
+        "cpu_ms_per_document": round(1000 * served_cpu / answers, 1),
+        "clients_cpu_ms_per_document": round(1000 * clients_cpu / answers, 2),
+        "busy_cores": {"service": round(served_cpu / seconds, 2), "clients": round(clients_cpu / seconds, 2)},
         "loaded_ms": _percentiles(load.seconds[200]),
         "answers": len(load.seconds[200]),
         "statuses": {status: len(each) for status, each in load.seconds.items() if each},
-        "wrong": dict(warm.wrong + alone.wrong + load.wrong + filling.wrong + full.wrong),
+        "differing": sum(each.differing(expected) for each in loads),
+        "lost": sum(len(each.lost) + each.refused for each in loads),
         "megabytes": [start, *memory],
         "overload_429": len(full.seconds[429]),
         "overload_429_ms": _percentiles(full.seconds[429]),
-        "sigterm": {status: len(each) for status, each in ending.seconds.items() if each},
-        "sigterm_lost": {name: count for name, count in ending.wrong.items() if name != "ConnectError"},
     }
+
+
+def stopped(served: Served, texts: list[str], expected: list[Any], clients: int) -> Counter[str]:
+    """Send SIGTERM while clients ask, and count what they get.
+
+    A request whose connection was closed is looked up in the log of the service: one that it has read is there.
+    """
+    load = Load("ending", served, texts)
+
+    async def ask() -> None:
+        loaded = asyncio.create_task(load.run(clients, 60, until_refused=True))
+        await asyncio.sleep(2)
+        served.process.send_signal(signal.SIGTERM)
+        await loaded
+
+    asyncio.run(ask())
+    exit_code = served.process.wait(90)
+    log = served.log.read_text("utf-8")
+    read = sum(f'"id": "{request_id}"' in log for request_id in load.lost)
+    counts = Counter({str(status): len(each) for status, each in load.seconds.items()})
+    counts["read and not answered"] = read
+    counts["closed before it was read"] = len(load.lost) - read
+    counts["not accepted"] = load.refused
+    counts["differs"] = load.differing(expected)
+    counts[f"exit code {exit_code}"] = 1
+    return counts
 
 
 def _same(answered: list[dict[str, Any]], expected: list[list[Any]]) -> bool:
@@ -241,9 +348,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", default="bundled:clinical-zh-test", help="the texts to ask for")
     parser.add_argument("--texts", type=int, default=256, help="how many of them")
     parser.add_argument("--clients", type=int, default=64, help="clients at a time")
-    parser.add_argument("--seconds", type=float, default=60, help="of the load")
+    parser.add_argument("--seconds", type=float, default=60, help="of the load; 0: only --stops")
     parser.add_argument("--single-seconds", type=float, default=20, help="of single texts one after the other")
     parser.add_argument("--offline-seconds", type=float, default=20, help="of offline extraction, twice")
+    parser.add_argument("--stops", type=int, default=1, help="how many services are ended by SIGTERM under load")
     parser.add_argument("--cores", default="", help="cores of offline extraction and the service, such as 0,1")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return parser.parse_args()

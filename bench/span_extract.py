@@ -6,7 +6,8 @@
     python bench/span_extract.py FOLDER DATA.jsonl --base bf16 --instruction
 
 The documents are those of DATA, repeated to `--documents`. Tokenising, packing and making entities are counted. The
-adapter is merged into the bf16 base, as `load_run` does, and is computed beside the FP8 base. The bias of the head is
+adapter is merged into the bf16 base, as `load_run` does, and is computed beside the FP8 base; `fp8-merged` is one in
+which it was merged before. The bias of the head is
 set such that a document has about eight candidates. Prints one JSON object a base: the first pass, and the best of
 three after it.
 """
@@ -40,7 +41,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path)
     options.add_argument("data", type=Path)
-    options.add_argument("--base", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8"])
+    options.add_argument("--base", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8", "fp8-merged"])
     options.add_argument("--documents", type=int, default=3000)
     options.add_argument("--layers", type=int, default=40)
     options.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="the layers")
@@ -61,7 +62,9 @@ def measured(chosen: argparse.Namespace, base: str, documents: list[Document]) -
     settings = settings.model_copy(update={"longest": longest_allowed([], settings)})
     encoder = SpanEncoder(load_tokenizer(chosen.folder), task, settings, 2048)
     chosen.part = base
-    model, _ = attach(phi4(chosen, base), config.Lora(rank=RANK, alpha=ALPHA))
+    model = phi4(chosen, base.removesuffix("-merged"))
+    if base != "fp8-merged":
+        model, _ = attach(model, config.Lora(rank=RANK, alpha=ALPHA))
     if base == "bf16":
         model = model.merge_and_unload()
     model.requires_grad_(False)

@@ -58,7 +58,7 @@ def results_page() -> str:
     return "\n".join([*lines, "", "Experiments that were not kept, and observations, are in the [log](log.md)."]) + "\n"
 
 
-MACHINES = {"h100": "one H100", "h200": "one H200"}
+MACHINES = {"h100": "one H100", "h200": "one H200", "h200x2": "two H200s"}
 
 
 def decisions_page() -> str:

@@ -14,7 +14,7 @@ from spantune.models.bundled import BUNDLED
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
-READING = ("demo", "cmeee-spans", "phi4-cmeee-spans")
+READING = ("demo", "english-biomedical", "cmeee-spans", "phi4-cmeee-spans")
 
 
 def test_the_recipes_are_there() -> None:

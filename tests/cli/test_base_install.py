@@ -26,11 +26,13 @@ def test_corpora_files_and_runs_need_no_torch_and_the_rest_says_what_to_install(
         ["train", RECIPE],
         ["demo"],
         ["data", "inspect", corpus_file, "--tokenizer", "bundled:gemma3-270m"],
+        ["extract", "absent", corpus_file],
     ]
     outcomes = run_without_train(calls, tmp_path)
     assert [(code, err) for code, _, err in outcomes[:9] if code] == []
     made = ("page.html", "b.jsonl", "splits/dev.jsonl", "scored/report.html", "compared/report.html", "recipe.yaml")
     assert all((tmp_path / name).is_file() for name in made)
+    assert outcomes.pop()[2].startswith("error: absent: no config.yaml here")  # what is wrong is said without torch
     for code, out, err in outcomes[9:]:
         assert (code, out, err.count("\n")) == (2, "", 1), err
         assert err.startswith("error: training or running a model needs torch and other packages, of which ")

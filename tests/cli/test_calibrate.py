@@ -135,7 +135,7 @@ def test_wrong_use_is_one_line_and_stores_nothing(command: Command, run: Path, c
         one_line_error(command("calibrate", run, "--objective", objective), f"--objective {objective}", "precision=0.9")
     one_line_error(command("calibrate", tmp_path), "no config.yaml here")
     one_line_error(command("calibrate", run, "--data", tmp_path / "none.jsonl"), "none.jsonl")
-    one_line_error(command("extract", run, corpus / "test.jsonl", "--min-score", "2"), "expected a probability")
+    one_line_error(command("extract", run, corpus / "test.jsonl", "--min-score", "2"), "less than or equal to 1")
     bad = '{"id": "a", "text": "x", "entities": [{"start": 0, "end": 1, "label": "dis", "score": NaN}]}\n'
     (tmp_path / "bad.jsonl").write_text(bad, encoding="utf-8")
     one_line_error(command("calibrate", run, "--data", tmp_path / "bad.jsonl"), "bad.jsonl:1", "NaN")

@@ -287,3 +287,18 @@ def test_inputs_of_one_name_are_kept_apart_and_found_again(command: Command, tra
         assert compared.code == 0, compared.err
     assert command("report", run).code == 0
     assert all(f"predictions/{path.name}" in (run / "report.md").read_text(encoding="utf-8") for path in kept.values())
+
+
+@pytest.mark.parametrize("name", ["extract", "evaluate", "calibrate", "compare"])
+def test_commands_that_read_a_corpus_take_the_options_that_its_errors_name(command: Command, name: str) -> None:
+    said = command(name, "--help").out
+    offsets = ["--offsets", "--label"] if name != "extract" else []
+    assert all(option in said for option in ["--format", "--column", "--joiner", "--encoding", *offsets])
+
+
+def test_files_are_scored_in_their_encoding(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "gold.conll").write_bytes("Espa\xf1a\tB-LOC\nni\xf1o\tO\n".encode("latin-1"))
+    outcome = command(
+        "evaluate", "--gold", tmp_path / "gold.conll", "--predicted", tmp_path / "gold.conll", "--encoding", "latin-1"
+    )
+    assert outcome.code == 0 and "1.000" in outcome.out

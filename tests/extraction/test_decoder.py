@@ -122,3 +122,31 @@ def test_the_effort_is_counted(wanted: list[list[int]]) -> None:
     free = Tool(Shape(8, 512, 1024), grounded=False)
     free.write(DOCUMENTS)
     assert free.effort.forced == 0 < free.effort.tokens
+
+
+def test_a_few_documents_are_taken_between_two_passes(wanted: list[list[int]]) -> None:
+    tool = Tool(Shape(60, 512, 256))
+    tool.decoder.takes_all = True
+    assert tool.decoder.room == 91  # all that there is work for, which says whether to compile
+    tool.decoder.compile()
+    for document in DOCUMENTS * 5:
+        tool.decoder.submit(document)
+        if tool.decoder.room == 0:
+            break
+    ended: list[Row] = []
+    assert tool.decoder.waiting == 32
+    while len(ended) < 32:
+        ended += tool.decoder.step()
+        assert tool.decoder.room == 32
+    ended.sort(key=lambda row: row.index)
+    assert [row.ids for row in ended[: len(DOCUMENTS)]] == wanted
+
+
+def test_the_grammar_of_a_document_that_waits_is_compiled(wanted: list[list[int]]) -> None:
+    tool = Tool(Shape(2, 512, 64))
+    for document in DOCUMENTS[:5]:
+        tool.decoder.submit(document)
+    waiting = list(tool.decoder._waiting)
+    assert len(waiting) == 5 and all(row.guide is not None and row.guide.matcher for row in waiting)
+    tool.decoder.step()
+    assert tool.decoder._in_flight == 2

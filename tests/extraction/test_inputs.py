@@ -23,7 +23,7 @@ from spantune.core import (
     to_document,
     to_record,
 )
-from spantune.data import formats
+from spantune.data import Options, formats
 from spantune.extraction import Texts
 
 
@@ -171,3 +171,47 @@ def test_what_is_not_there_is_refused_before_anything_is_read(tmp_path: Path) ->
         Texts.open([str(tmp_path / "in.txt")], "native", whole=True)
     with pytest.raises(ConfigError, match="stands alone"):
         Texts.open(["-", str(tmp_path / "in.txt")])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'id,text,ward\n7,"肺炎,\n重",3\n'),
+        ("a.tsv", 'text\tward\tid\n"肺炎,\n重"\t3\t7\n'),
+        ("a.jsonl", '{"title": "x", "text": "肺炎,\\n重", "id": 7}'),
+        ("a.json", '[{"text": "肺炎,\\n重", "source": "x", "id": 7}]'),
+    ],
+)
+def test_texts_may_have_other_fields_and_no_entities(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    (document,) = documents(tmp_path / name)
+    assert (document.id, document.text) == ("7", "肺炎,\n重")
+    with pytest.raises(DataError):
+        formats.read(tmp_path / name)  # a corpus has entities
+
+
+def test_files_are_read_as_they_are_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_bytes("患者\n".encode("gb18030"))
+    (tmp_path / "a.csv").write_bytes("id,text\n1,患者\n".encode("gb18030"))
+    options = Options(encoding="gb18030")
+    files = [str(tmp_path / "a.txt"), str(tmp_path / "a.csv")]
+    assert [d.text for d in Texts.open(files, options=options).read(Counter()) if isinstance(d, Document)] == [
+        "患者"
+    ] * 2
+    whole = Texts.open(files[:1], whole=True, options=options).read(Counter())
+    assert [d.text for d in whole if isinstance(d, Document)] == ["患者\n"]
+    stdin(monkeypatch, b"")
+    with pytest.raises(ConfigError, match="iconv -f gb18030 -t UTF-8"):
+        Texts.open(["-"], options=options)
+
+
+def test_what_is_meant_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text('{"text": "肺炎"}\n无\n', encoding="utf-8")
+    notes: Counter[str] = Counter()
+    assert len(list(Texts.open([str(tmp_path / "a.txt")]).read(notes))) == 2
+    assert +notes == {"line that looks like a JSON object, taken for text; --format native reads its text": 1}
+    with pytest.raises(DataError, match=r"/\*\.txt, with --whole-file"):
+        Texts.open([str(tmp_path)])
+    (tmp_path / "b.json").write_text('{"version": 1, "documents": [{"text": "a", "entities": []}]}')
+    with pytest.raises(DataError, match=r"jq -c '\.documents\[\]'"):
+        formats.read(tmp_path / "b.json")

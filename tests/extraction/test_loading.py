@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.run_folders import READING, TASK, copy_run, save_run
 from spantune.core import ConfigError, Document, Extraction, config
@@ -100,3 +101,49 @@ def test_a_single_run_is_loaded_as_ever_and_bad_lists_are_refused(
     loaded = loads(monkeypatch)
     other = save_run(tmp_path / "other", tiny_folder, base="bf16")
     assert list(load_runs([run, other], settings=SETTINGS)) == ["first", "other"] and len(loaded) == 2
+
+
+def products(extractor: Extractor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each layer of the decoder makes of `rows` [n, largest input], by the layer's name in the base model."""
+    layers = {name.removeprefix("base_model.model."): layer for name, layer in extractor.model.named_modules()}
+    sized = {name: layer for name, layer in layers.items() if hasattr(layer, "in_features") and ".layers." in name}
+    own = {name: layer for name, layer in sized.items() if "lora_" not in name and "base_layer" not in name}
+    return {name: layer(rows[:, : layer.in_features]) for name, layer in own.items()}
+
+
+def test_an_adapter_is_merged_before_its_base_becomes_fp8_where_the_settings_say_so(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    always = SETTINGS.model_copy(update={"merge": "always"})
+    plain = load_run(save_run(tmp_path / "plain", tiny_folder, seed=5), settings=SETTINGS)
+    run = save_run(tmp_path / "fp8", tiny_folder, base="fp8", seed=5)
+    beside = load_run(run, settings=SETTINGS)
+    assert hasattr(beside.model, "peft_config") and "merged" not in caplog.text
+    merged = load_run(run, settings=always)
+    assert "merged before the base was quantised" in caplog.text and not hasattr(merged.model, "peft_config")
+    quantised = [layer for layer in merged.model.modules() if type(layer).__name__ == "Fp8Linear"]
+    assert quantised and all(layer.weight.dtype == torch.uint8 for layer in quantised)
+    rows = torch.randn(16, 128, generator=torch.Generator().manual_seed(1))
+    exact, *others = (products(extractor, rows) for extractor in (plain, beside, merged))
+    for found in others:  # the adapter counts in both, up to the rounding of the base and of the input
+        assert exact.keys() == found.keys() and len(exact) > 4
+        for name, wanted in exact.items():
+            assert (found[name] - wanted).norm() < 0.06 * wanted.norm(), name
+    reads = load_run(save_run(tmp_path / "reads", tiny_folder, READING, base="fp8"), settings=always)
+    assert any(document.entities for document in reads.extract(TEXTS))
+
+
+def test_merged_runs_have_a_base_each_and_none_is_merged_into_four_bits(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always = SETTINGS.model_copy(update={"merge": "always"})
+    runs = [save_run(tmp_path / "one", tiny_folder, base="fp8")]
+    runs.append(copy_run(runs[0], tmp_path / "two"))
+    loaded = loads(monkeypatch)
+    extractors = load_runs(runs, settings=always)
+    assert len(loaded) == 2 and not any(hasattr(each.model, "peft_config") for each in extractors.values())
+    for run, base in zip(runs, ("nf4", "int8"), strict=True):
+        recipe = run / "config.yaml"
+        recipe.write_text(recipe.read_text(encoding="utf-8").replace("base: fp8", f"base: {base}"), encoding="utf-8")
+        with pytest.raises(ConfigError, match=f"the run's base is {base}, into which no adapter can be merged"):
+            load_run(run, settings=always)

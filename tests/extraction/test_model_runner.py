@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,6 +82,23 @@ def test_compiled_layers_have_the_logits_of_whole_passes(family: str) -> None:
     torch.testing.assert_close(found[2], whole(model, ROWS[2])[[0, 1, 3]], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_rows_are_right_whatever_widths_were_made_before_their_pass() -> None:
+    model = tiny_model("phi3").to("cuda").requires_grad_(False)
+    passes = Forward(model, Shape(rows=4, longest=512, tokens=512))
+    texts = [[3 + (row + 7 * place) % 250 for place in range(count)] for row, count in enumerate((250, 380, 310, 90))]
+    numbers = [passes.cache.open() for _ in texts]
+    for number, text in zip(numbers, texts, strict=True):  # the third width was made with those before and after it
+        logits = passes.feed([Part(number, 0, text)], [0]).clone()
+        wanted = model(input_ids=torch.tensor([text], device="cuda"), use_cache=False).logits[0, -1:]
+        torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-3)
+    logits = passes.feed([Part(number, len(text), [9]) for number, text in zip(numbers, texts, strict=True)], range(4))
+    for found, text in zip(logits.clone(), texts, strict=True):
+        wanted = model(input_ids=torch.tensor([[*text, 9]], device="cuda"), use_cache=False).logits[0, -1]
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
 @torch.inference_mode()
 def test_only_what_is_wanted_is_given_and_few_logits_of_its_state() -> None:
     model = tiny_model("gemma3_text")
@@ -136,3 +154,41 @@ def test_too_little_memory_is_said_with_the_figures(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     with pytest.raises(ModelError, match=r"up to 64 tokens need 0\.0 GiB.*lower train\.max_tokens"):
         passes._capacity()
+
+
+class NotedGraph:
+    """Stands for the graph of a width, which cannot be made without a GPU; notes the tokens that it would compute."""
+
+    def __init__(self, passes: Forward, width: int):
+        self.passes, self.width = passes, width
+        self.seen: list[list[list[int]]] = []
+
+    def replay(self) -> None:
+        static = self.passes._static
+        assert static is not None
+        tokens, last, _, blocks = static.views(self.width)
+        self.seen.append([*tokens.tolist(), last.tolist(), blocks.flatten().tolist()])
+
+
+def test_graphs_are_timed_over_padding_and_not_over_the_tokens_of_an_earlier_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # such tokens would be written over the keys of rows that have their slots now, or lie past the end of the pass
+    monkeypatch.setattr("spantune.models.queries_per_block", lambda group: 8)
+    monkeypatch.setattr(model_runner, "_milliseconds", lambda graph: graph.replay() or float(graph.width))
+    passes = Forward(tiny_model("phi3"), Shape(rows=4, longest=64, tokens=256))
+    passes._static = model_runner._Static(torch.device("cpu"), passes.shape, passes.cache, passes._config)
+    graphs = {width: NotedGraph(passes, width) for width in (128, 192)}
+    passes._graphs = {width: (graph, torch.zeros(0)) for width, graph in graphs.items()}  # type: ignore[misc]
+    row = passes.cache.open()
+    earlier = passes.cache.take(row, 190)
+    tokens = np.array([[7] * 190, range(190), earlier, [row * 64] * 190])
+    passes._static.load(tokens, np.array([189]), [rows.Span(row, 0, 190, 0)], 192)
+    passes._static.ready()
+    assert passes._faster(128, 192) == 128
+    for width, graph in graphs.items():
+        assert len(graph.seen) == model_runner.REPEATS
+        for ids, positions, slots, cells, last, blocks in graph.seen:
+            assert set(ids) == set(positions) == set(last) == set(blocks) == {0}
+            assert set(slots) == {passes.cache.capacity} and set(cells) == {passes.cache.padding_row * 64}
+            assert len(ids) == width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -16,33 +17,39 @@ import uvicorn
 
 from spantune.core import Extraction
 from spantune.extraction import load_run
-from spantune.serving import ServeSettings, create_app
-from spantune.serving.server import Protocol
+from spantune.serving import ServeSettings, create_app, server
 from spantune.serving.service import Service
 
 
 class Served:
     """A service of a run, by each of `names`, which a real uvicorn serves in a thread.
 
-    `client` asks it, `service` is what works behind it, `app` is the app around that.
+    `client` asks it, `service` is what works behind it, `app` is the app around that, `server` is what listens at
+    `listener`.
     """
 
     def __init__(self, run: Path, settings: ServeSettings, names: Sequence[str] = ("toy",)):
         self.app = create_app({name: load_run(run, "cpu") for name in names}, settings)
         self.service: Service = self.app.state.service
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx2.Client(base_url=self.url, timeout=60)
         config = uvicorn.Config(
-            self.app, http=Protocol, ws="none", log_config=None, access_log=False, server_header=False
+            self.app,
+            http=server.Protocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=server.KEEP_ALIVE_SECONDS,
         )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
+        self.server = server.Server(config, self.service, self.url)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Served:
         self._thread.start()
-        while not self._server.started:
+        while not self.server.started:
             time.sleep(0.01)
         return self
 
@@ -50,8 +57,15 @@ class Served:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.client.close()
-        self._server.should_exit = True
+        self.server.should_exit = True
         self._thread.join()
+
+    def _run(self) -> None:
+        async def serve() -> None:
+            self.loop = asyncio.get_running_loop()
+            await self.server.serve([self.listener])
+
+        asyncio.run(serve())
 
     def extract(self, **body: Any) -> httpx2.Response:
         """Ask `/v1/extract`."""

@@ -68,6 +68,9 @@ def test_a_folder_that_exists_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"one exists; give another run\.name.*--resume"):
         require_free(recipe(tmp_path))
     assert require_free(recipe(tmp_path, name="two")) == tmp_path / "two"
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RunError, match=r"file is a file.*another run\.folder"):
+        require_free(recipe(tmp_path / "file" / "runs"))
 
 
 def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:
@@ -281,3 +284,44 @@ def test_a_folder_that_is_no_run_names_the_run_that_may_be_meant(tmp_path: Path)
         RunFolder(tmp_path / "runs").config()
     with pytest.raises(RunError, match=r"such as runs/demo$"):
         RunFolder(tmp_path / "else").config()
+
+
+def test_relative_paths_of_a_recipe_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for name in ("notes.jsonl", "base/config.json"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("{}")
+    elsewhere.mkdir()
+    wanted = parse_config(
+        {
+            "run": {"name": "one", "folder": "runs"},
+            "model": {"source": "base"},
+            "task": {"labels": ["dis"]},
+            "data": {"train": ["notes.jsonl", "gone.jsonl"], "test": "bundled:clinical-zh-test"},
+        }
+    )
+    monkeypatch.chdir(project)
+    run = RunFolder(create(wanted).resolve())
+    assert (run.data(), run.model()) == (wanted.data, wanted.model)
+    monkeypatch.chdir(elsewhere)
+    assert run.data().train == (str(project / "notes.jsonl"), "gone.jsonl")
+    assert (run.data().dev, run.data().test) == (None, "bundled:clinical-zh-test")
+    assert run.model().source == run.resume_config().model.source == str(project / "base")
+    assert run.config() == wanted
+    (elsewhere / "notes.jsonl").write_text("{}")  # what is here comes first
+    assert run.data().train == ("notes.jsonl", "gone.jsonl")
+    moved = run.path.rename(run.path.with_name("two"))
+    assert RunFolder(moved).model().source == str(project / "base")
+
+
+def test_a_disk_that_cannot_be_written_is_said_before_anything_is_computed(
+    tmp_path: Path, small_disk: Callable[[int], Path], remount: Callable[[Path, str], None]
+) -> None:
+    disk = small_disk(1 << 20)
+    run = RunFolder(create(recipe(disk)))
+    run.require_writable()
+    remount(disk, "ro")
+    with pytest.raises(RunError, match=r"one: cannot be written by this user; make it writable"):
+        run.require_writable()
+    with pytest.raises(RunError, match=r"disk0 cannot be written by this user; give another run\.folder"):
+        require_free(recipe(disk / "deep", name="two"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,9 +40,40 @@ def test_a_body_that_does_not_arrive_is_given_up(serve_with: Callable[..., Any])
 def test_headers_that_do_not_arrive_are_given_up(
     serve_with: Callable[..., Any], begun: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
+    for name in ("HEAD_SECONDS", "KEEP_ALIVE_SECONDS"):
+        monkeypatch.setattr(server, name, 0.2)
     with serve_with() as served:
         assert served.raw(begun).count(b"HTTP/1.1 200") == begun.count(b"health")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\r\n\r\n",  # TLS
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nX-Long: " + b"a" * 70_000,
+        HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n",
+    ],
+)
+def test_what_is_no_http_has_an_error_of_our_shape(served: Served, sent: bytes) -> None:
+    head, _, body = served.raw(sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["code"] == "bad_request"
+
+
+def test_what_is_no_http_after_an_answer_only_closes_the_connection(
+    serve_with: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer came before the body did, so that nothing more can be said when that is wrong."""
+    with serve_with(token="a-token") as served, socket.create_connection(("127.0.0.1", served.port)) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"}}"):
+            answer += connection.recv(65536)
+        connection.sendall(b"no size\r\n")
+        assert connection.recv(65536) == b""
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 @pytest.mark.parametrize(

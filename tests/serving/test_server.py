@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 
 from helpers.command import Outcome, one_line_error
 from helpers.forked import Command
+from helpers.served import Served
 from spantune.core import RunError
 from spantune.serving import ServeSettings, serve, server
 from spantune.serving.service import Service
@@ -56,6 +59,78 @@ def test_sigterm_under_load_answers_what_was_accepted(trained: Any, spawn: Calla
         thread.join()
     assert command.end() == 0, command.err
     assert len(answers) > 4 and set(answers) == {(200, 16), (503, 0)}
+
+
+REQUEST = (
+    b"POST /v1/extract HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n"
+)
+BODY = b'{"text": "x"}'
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    """What comes over a connection until its end; raises where it is reset."""
+    received = b""
+    while part := connection.recv(65536):
+        received += part
+    return received
+
+
+@pytest.fixture
+def ending(serve_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A service that gives its clients little time when it ends."""
+    monkeypatch.setattr(server, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(server, "PARTING_SECONDS", 0.8)
+    with serve_with() as served:
+        served.server.config.timeout_graceful_shutdown = 10
+        yield served
+
+
+def test_clients_that_go_on_to_ask_are_refused_until_they_cease(ending: Served) -> None:
+    """And at last it ends, although they do not."""
+    ending.server.handle_exit(signal.SIGTERM, None)
+    statuses, began = [], time.monotonic()
+    with pytest.raises(httpx2.ConnectError):
+        while time.monotonic() < began + 10:
+            statuses.append(ending.client.post("/v1/extract", json={"text": "x"}).status_code)
+            time.sleep(0.1)
+    assert set(statuses) == {503} and time.monotonic() > began + 0.8
+
+
+def test_a_connection_that_was_accepted_is_answered_when_nothing_listens_any_more(ending: Served) -> None:
+    ending.client.get("/health")  # a connection that stays open, and over which nothing comes any more
+    with socket.create_connection(("127.0.0.1", ending.port), timeout=20) as connection:
+        ending.service.stop()
+        ending.server.should_exit = True
+        ending.until(lambda: ending.listener.fileno() < 0)
+        time.sleep(0.1)
+        connection.sendall(REQUEST + BODY)
+        assert rest_of(connection).startswith(b"HTTP/1.1 503 ")
+    ending.until(lambda: not ending.server.server_state.connections)
+
+
+def test_a_connection_that_only_the_kernel_has_accepted_is_answered(ending: Served) -> None:
+    connections: list[socket.socket] = []
+
+    async def shut_down() -> None:  # it holds the loop, which accepts nothing meanwhile
+        connections.append(socket.create_connection(("127.0.0.1", ending.port), timeout=20))
+        connections[0].sendall(REQUEST + BODY)
+        ending.service.stop()
+        await ending.server.shutdown([ending.listener])
+
+    shutting_down = asyncio.run_coroutine_threadsafe(shut_down(), ending.loop)
+    ending.until(lambda: bool(connections))
+    with connections[0]:
+        assert rest_of(connections[0]).startswith(b"HTTP/1.1 503 ")
+    shutting_down.result(20)
+
+
+def test_a_body_that_comes_after_its_refusal_does_not_reset_the_connection(serve_with: Callable[..., Any]) -> None:
+    with serve_with() as served, socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+        served.service.stop()
+        for part in (REQUEST, BODY[:4], BODY[4:]):
+            connection.sendall(part)
+            time.sleep(0.05)
+        assert rest_of(connection).startswith(b"HTTP/1.1 503 ")
 
 
 def test_a_second_signal_ends_it_at_once(trained: Any, spawn: Callable[..., Command]) -> None:

@@ -17,7 +17,7 @@ from spantune.core import Config, config, parse_config
 from spantune.models import attach, attach_head, load, make_head, own_output_weights
 from spantune.training import estimate, make_plan, prepare
 from spantune.training.estimate import GIB, HeadLoad, checkpointing, compiling, fitting, predict_memory
-from spantune.training.plan import MEMORY, skeleton, with_keep
+from spantune.training.plan import MEMORY, settled, skeleton
 from spantune.training.preparation import Prepared
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -160,10 +160,10 @@ def test_what_is_recomputed_by_default(tree: Any, tmp_path: Path) -> None:
 def test_what_is_kept_by_itself_is_all_where_it_fits(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     found = prepared(train={"compile": "on"})
     for free, keep in ((100 * GIB, "most"), (1, "some")):
-        monkeypatch.setattr(estimate, "_available", lambda device, free=free: free)
-        assert with_keep(found).recipe.train.keep == keep
-        assert with_keep(prepared(train={"compile": "on", "keep": "none"})).recipe.train.keep == "none"
-    assert with_keep(prepared(train={"compile": "off"})).recipe.train.keep == "some"  # and nothing is asked for
+        monkeypatch.setattr(estimate, "available_bytes", lambda device, free=free: free)
+        assert settled(found).recipe.train.keep == keep
+        assert settled(prepared(train={"compile": "on", "keep": "none"})).recipe.train.keep == "none"
+    assert settled(prepared(train={"compile": "off"})).recipe.train.keep == "some"  # and nothing is asked for
 
 
 def test_settings_that_fit_are_the_nearest_ones(prepared: Prepare, phi4: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,14 @@ def runner(
     return StepRunner(model or adapted("phi3"), made or collator(), settings, StepGuard(settings.on_nan), lora_plus)
 
 
+def test_all_layers_train_though_their_base_was_loaded_for_evaluation() -> None:
+    model = adapted("phi3")
+    model.base_model.eval()
+    assert model.training
+    runner(model=model)
+    assert all(module.training for module in model.modules())
+
+
 class Looped:
     """A loop over the four examples, a step each, evaluated by a figure that tells the step; and what it recorded."""
 

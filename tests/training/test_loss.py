@@ -16,7 +16,7 @@ from helpers.fakes import MERGES, byte_tokenizer
 from helpers.packs import DOCUMENTS, FAMILIES, adapted, examples, gradients, packed
 from spantune.core import Document, ModelError
 from spantune.encoding import Example, pack_examples, shared_prefix
-from spantune.training import PackTensors, pack_loss, tensors
+from spantune.training import PackTensors, loss, pack_loss, tensors
 from spantune.training.loss import HEAD_CHUNK, _HeadLoss, check_head
 
 PACKINGS = {
@@ -129,7 +129,10 @@ def test_a_pack_holds_no_padding() -> None:
 @pytest.mark.parametrize("positions", [0, 1, HEAD_CHUNK - 1, HEAD_CHUNK, HEAD_CHUNK + 1, 2 * HEAD_CHUNK + 3])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("weighed", [False, True])
-def test_head_loss_is_the_cross_entropy_of_all_chunks(positions: int, softcap: float | None, weighed: bool) -> None:
+def test_head_loss_is_the_cross_entropy_of_all_chunks(
+    positions: int, softcap: float | None, weighed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CACHED", 150)  # three rows
     torch.manual_seed(0)
     head = nn.Linear(8, 50)
     hidden = torch.randn(positions, 8, requires_grad=True)
@@ -143,6 +146,18 @@ def test_head_loss_is_the_cross_entropy_of_all_chunks(positions: int, softcap: f
     theirs = (cross_entropy(logits, targets, reduction="none") * (1 if weights is None else weights)).sum()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, 3 * torch.autograd.grad(theirs, hidden)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_head_loss_in_bf16_has_the_gradient_of_the_same_logits() -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(8, 50, bias=False).to(torch.bfloat16)
+    hidden = torch.randn(9, 8).to(torch.bfloat16).requires_grad_()
+    targets = torch.randint(0, 50, (9,))
+    ours = _HeadLoss.apply(hidden, targets, None, head, None)
+    theirs = cross_entropy(head(hidden).float(), targets, reduction="sum")
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    (gradient,), (expected,) = torch.autograd.grad(ours, hidden), torch.autograd.grad(theirs, hidden)
+    torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_a_softcapped_model_is_trained_on_its_own_logits() -> None:

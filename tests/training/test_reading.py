@@ -18,7 +18,7 @@ from spantune.data import formats
 from spantune.models import HeadConfig, SpanHead, load_head_weights, save_head
 from spantune.runs import RunFolder, resume_recipe, step_of
 from spantune.runs.folder import REPORT
-from spantune.training import Result, make_plan, prepare, train
+from spantune.training import Result, make_plan, masked, prepare, train
 from spantune.training.recommendation import READ_FROM
 
 Tree = Callable[..., dict[str, Any]]
@@ -60,6 +60,14 @@ def warm(read_run: Result, tree: Tree, tmp_path: Path) -> Callable[..., dict[str
         return plain | {"lora": {}, "spans": changed.get("spans", {})}
 
     return make
+
+
+def test_a_vocabulary_without_a_placeholder_is_refused_before_the_weights_are_loaded(
+    plan_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masked, "PLACEHOLDERS", ("<no such token>",))
+    with pytest.raises(ModelError, match=r"the vocabulary has none of <no such token>; leave train\.masked_epochs out"):
+        plan_of(train={"masked_epochs": 1})
 
 
 def test_masked_tokens_come_first_and_are_recorded_by_themselves(read_run: Result) -> None:

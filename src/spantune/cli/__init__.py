@@ -121,7 +121,7 @@ def _wrong_use(error: typer.BadParameter) -> int:
     if "\n" in message and context is not None and message == context.get_help().rstrip("."):
         complain(message)
         return 2
-    if unreadable := re.search(r"(?:Path|File|Directory) '(.*)' is not readable$", message):
+    if unreadable := re.search(r"(?i:path|file|directory) '(.*)' is not readable$", message):
         return _fail(os_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES), unreadable[1])))
     message = re.sub(r"\bValue error, |\.(?= Did you mean)", "", message).replace(" Did you mean", "; did you mean")
     message = re.sub(r"\(Possible options: (.*)\)", r"(did you mean \1?)", message)

@@ -11,7 +11,20 @@ import typer
 
 from spantune.cli import names
 from spantune.cli.libraries import quiet
-from spantune.cli.options import AcceptChanges, Device, Format, Json, Run, describe_threshold
+from spantune.cli.options import (
+    AcceptChanges,
+    Column,
+    Device,
+    Encoding,
+    Format,
+    Joiner,
+    Json,
+    Label,
+    Offsets,
+    Run,
+    describe_threshold,
+    reading_options,
+)
 from spantune.core import (
     ConfigError,
     log_crashes_into,
@@ -38,6 +51,11 @@ def calibrate(
         ),
     ] = None,
     format: Format = None,
+    column: Column = None,
+    joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
+    offsets: Offsets = None,
     objective: Annotated[
         str, typer.Option(help="What to choose the threshold for: f1, or a precision such as precision=0.9.")
     ] = "f1",
@@ -69,7 +87,8 @@ def calibrate(
     from spantune.data import formats
     from spantune.extraction import calibrate_run, load_bare
 
-    corpus = formats.read(data, format) if data else None
+    options = reading_options(column, joiner, label, encoding, offsets)
+    corpus = formats.read(data, format, options) if data else None
     extractor = load_bare(run, device, accept_changes=accept_changes)
     fitted = calibrate_run(extractor, corpus, precision=precision, per_label=per_label, store=store)
     stored = str(folder.calibration_file) if store else None

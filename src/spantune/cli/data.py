@@ -5,6 +5,7 @@ As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stde
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -276,6 +277,8 @@ def split(
 
     if k_shot and sample:
         raise ConfigError("--k-shot and --sample both choose from the first split; give one of them")
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(to)):
+        raise ConfigError("--to names a folder, not a URL; copy the splits into object storage afterwards")
     require_new(to, [file], force=force)
     rule = splitting.Rule(splitting.parse_shares(shares, split_names), seed, by, threshold)
     options = reading_options(column, joiner, label, encoding, offsets)

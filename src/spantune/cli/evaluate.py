@@ -17,13 +17,19 @@ from spantune.cli import names, tables
 from spantune.cli.libraries import quiet
 from spantune.cli.options import (
     AcceptChanges,
+    Column,
     Device,
+    Encoding,
     Force,
     Format,
+    Joiner,
     Json,
+    Label,
     MinScore,
+    Offsets,
     Run,
     parts_read,
+    reading_options,
     report_left_out,
 )
 from spantune.core import ConfigError, DataError, log_crashes_into, put, put_json, require_new, say
@@ -31,7 +37,7 @@ from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
     from spantune.core import Document
-    from spantune.data import Corpus
+    from spantune.data import Corpus, Options
     from spantune.metrics import Protocol
     from spantune.report import Report
 
@@ -82,6 +88,11 @@ def evaluate(
     ] = None,
     labels: Labels = None,
     format: Format = None,
+    column: Column = None,
+    joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
+    offsets: Offsets = None,
     limit: Annotated[int | None, typer.Option(help="Use the first N documents only.", min=1)] = None,
     grounded: Annotated[
         bool,
@@ -105,7 +116,8 @@ def evaluate(
         spantune evaluate --gold test.jsonl --predicted predicted.jsonl --train train.jsonl
     """
     _require_report_folder(report, (run, data, gold, predicted, train), force)
-    how = _How(protocol, format, limit, labels, _read(train, None) if train else None)
+    reading = _Reading(format, reading_options(column, joiner, label, encoding, offsets))
+    how = _How(protocol, reading, limit, labels, replace(reading, format=None).documents(train) if train else None)
     if run and data and not (gold or predicted or labels):
         figures, content = _evaluate_run(run, data, how, _Decoding(grounded, min_score, device, accept_changes))
     elif gold and predicted and not (run or data):
@@ -141,6 +153,11 @@ def compare(
     protocol: Named = "cblue",
     labels: Labels = None,
     format: Format = None,
+    column: Column = None,
+    joiner: Joiner = None,
+    label: Label = None,
+    encoding: Encoding = None,
+    offsets: Offsets = None,
     report: ReportFolder = None,
     force: Force = False,
     as_json: Json = False,
@@ -161,8 +178,9 @@ def compare(
     from spantune.runs import labels_of_systems, read_systems
 
     _require_report_folder(report, (*systems, gold), force)
-    how = _How(protocol, format, None, labels, None)
-    read, notes = read_systems(systems, _corpus(gold, format) if gold else None, protocol, format)
+    reading = _Reading(format, reading_options(column, joiner, label, encoding, offsets))
+    how = _How(protocol, reading, None, labels, None)
+    read, notes = read_systems(systems, reading.corpus(gold) if gold else None, protocol, format)
     for note in notes:
         say(note)
     codes = how.codes or labels_of_systems(read, systems)
@@ -196,19 +214,40 @@ def report(run: Run) -> None:
 
 
 @dataclass(frozen=True)
+class _Reading:
+    """How corpora are read: their format, which is detected if it is None, and what else the user says of them."""
+
+    format: str | None
+    options: Options
+
+    def corpus(self, path: str) -> Corpus:
+        """Read a corpus."""
+        from spantune.data import formats
+
+        return formats.read(path, self.format, self.options)
+
+    def documents(self, path: str) -> Sequence[Document]:
+        """Read the documents of a corpus; what the reader repaired is reported on stderr."""
+        corpus = self.corpus(path)
+        for note, count in corpus.notes.items():
+            say(f"{corpus.name}: {count} × {note}")
+        return corpus.documents
+
+
+@dataclass(frozen=True)
 class _How:
     """How to read and to score.
 
     Args:
         protocol: what counts as correct.
-        format: the format of the files; None detects it.
+        reading: how the files are read.
         limit: how many documents to use; None for all.
         labels: the label set, separated by commas; None for the labels of the documents.
         train: the training documents, for the slices of seen and unseen surfaces.
     """
 
     protocol: Protocol
-    format: str | None
+    reading: _Reading
     limit: int | None
     labels: str | None
     train: Sequence[Document] | None
@@ -239,7 +278,7 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
     folder = RunFolder(run)
     recipe = folder.config()
     log_crashes_into(run)
-    corpus = _corpus(data, how.format)
+    corpus = how.reading.corpus(data)
     corpus = replace(corpus, documents=corpus.documents[: how.limit])
     quiet(recipe.model.source)
     from spantune.extraction import evaluate_run, load_run, rates
@@ -289,8 +328,8 @@ def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, object
     from spantune.runs import aligned
 
     notes: list[str] = []
-    gold_documents = _read(gold, how.format)
-    predictions = aligned(gold_documents, list(map(from_document, _read(predicted, how.format))), predicted, notes)
+    gold_documents = how.reading.documents(gold)
+    predictions = aligned(gold_documents, list(map(from_document, how.reading.documents(predicted))), predicted, notes)
     for note in notes:
         say(note)
     if how.limit is not None:
@@ -324,20 +363,6 @@ def _task_names(paths: Sequence[Path]) -> dict[str, str]:
 
     run = next((path for path in paths if RunFolder(path).is_run), None)
     return TaskSpec.load(run).names if run else {}
-
-
-def _read(path: str, format: str | None) -> Sequence[Document]:
-    """Read the documents of a corpus; what the reader repaired is reported on stderr."""
-    corpus = _corpus(path, format)
-    for note, count in corpus.notes.items():
-        say(f"{corpus.name}: {count} × {note}")
-    return corpus.documents
-
-
-def _corpus(path: str, format: str | None) -> Corpus:
-    from spantune.data import formats
-
-    return formats.read(path, format)
 
 
 def _print_scores(figures: dict[str, object], as_json: bool) -> None:

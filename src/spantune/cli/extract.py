@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,17 +19,22 @@ import typer
 from spantune.cli import names
 from spantune.cli.libraries import quiet, quiet_children
 from spantune.cli.options import (
+    READING,
     AcceptChanges,
+    Column,
     Device,
+    Encoding,
     Force,
+    Joiner,
     MinScore,
     Run,
     Sets,
     parts_read,
+    reading_options,
     report_left_out,
     split_overrides,
 )
-from spantune.core import Cluster, ConfigError, log_crashes_into, number, say
+from spantune.core import Cluster, ConfigError, keep_for_good, log_crashes_into, number, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -76,11 +81,18 @@ def extract(
         typer.Option(
             help="Format of the input: text, or that of a corpus. Detected from its content if not given.",
             autocompletion=names.read_formats,
+            rich_help_panel=READING,
         ),
     ] = None,
     whole_file: Annotated[
-        bool, typer.Option("--whole-file", help="Read each text file as one document, not line by line.")
+        bool,
+        typer.Option(
+            "--whole-file", help="Read each text file as one document, not line by line.", rich_help_panel=READING
+        ),
     ] = False,
+    column: Column = None,
+    joiner: Joiner = None,
+    encoding: Encoding = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted extraction to the same --out.")
     ] = False,
@@ -177,7 +189,7 @@ def extract(
 
         spantune extract runs/demo s3://notes/2026/ --engine ray --address auto --to parquet --out s3://notes/entities
     """
-    from spantune.extraction import Server, Tally, Target, Task, Texts, parse_devices
+    from spantune.extraction import Tally, Target, Texts, parse_devices
     from spantune.report import ExtractionView
 
     if engine != "ray" and (address, workers, gpus_per_worker) != (None, None, None):
@@ -194,19 +206,21 @@ def extract(
     if not files:
         raise ConfigError("no file to extract from; name one after the run folder, or - for text on stdin")
     recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
-    server = Server(url, model, grammar, concurrency, timeout) if url is not None else None
+    server = None
+    if url is not None:
+        from spantune.extraction import Server  # as Task below, it needs the extra train, which errors of use do not
+
+        server = Server(url, model, grammar, concurrency, timeout)
     if engine == "ray":
-        unsuitable = {"--html": html, "--uncertain": uncertain, "--whole-file": whole_file, "--force": force}
-        unsuitable["--nested"] = nested != "error"
-        for option, value in unsuitable.items():
-            if value:
-                raise ConfigError(
-                    f"{option} is not of --engine ray, which writes a folder of parts; drop one of the two"
-                )
+        plain = {"--html": html, "--uncertain": uncertain, "--whole-file": whole_file, "--force": force}
+        read = {"--column": column, "--joiner": joiner, "--encoding": encoding}
+        _refuse_on_ray({**plain, **read, "--nested": nested != "error"})
         if url is not None and gpus_per_worker is not None:
             raise ConfigError(
                 "--gpus-per-worker is of models that workers hold; with --url they hold none: leave it out"
             )
+        from spantune.extraction import Task
+
         task = Task(run, tuple(files), recipe.extract, format, min_score, device, accept_changes, server)
         raise typer.Exit(_on_ray(task, Cluster(address, workers, gpus_per_worker), out, to, resume=resume))
     chosen_devices = parse_devices(devices, device) if devices is not None else ()
@@ -217,7 +231,8 @@ def extract(
     view = ExtractionView.of_run(run, min_score) if html else None
     target = Target(out, to, html, resume, nested, force, uncertain=uncertain, labels=labels, view=view)
     target.check([*files, *parts_read([run])])
-    texts = Texts.open(files, format, whole=whole_file)
+    options = reading_options(column, joiner, None, encoding, None)
+    texts = Texts.open(files, format, whole=whole_file, options=options)
     tally = Tally()
 
     def load() -> Engine:
@@ -232,7 +247,10 @@ def extract(
             quiet(recipe.model.source)
             from spantune.extraction import load_run
 
-            return load_run(run, device, recipe.extract, min_score, accept_changes=accept_changes)
+            extractor = load_run(run, device, recipe.extract, min_score, accept_changes=accept_changes)
+            if extractor.on_gpu:
+                keep_for_good()
+            return extractor
         quiet()
         from spantune.extraction import load_remote
 
@@ -276,6 +294,13 @@ class _Work:
             self.calibration, self.started = engine.calibration, time.perf_counter()
             stream = engine.stream(itertools.chain([first], self.documents), strict=False)
             yield from track(stream, "extract", self.total, unit="documents")
+
+
+def _refuse_on_ray(options: Mapping[str, object]) -> None:
+    """Check that none of the options is given that Ray's workers do not know."""
+    for option, value in options.items():
+        if value not in (None, False):
+            raise ConfigError(f"{option} is not of --engine ray, which writes a folder of parts; drop one of the two")
 
 
 def _on_ray(task: Task, cluster: Cluster, out: Path | None, to: str, *, resume: bool) -> int:

@@ -86,7 +86,8 @@ MANY = "Many processes"
 CorpusEngine = Annotated[
     Literal["local", "ray"],
     typer.Option(
-        help="Read a large file here (local), or on one or more machines (ray), which all see it under the same path.",
+        help="Read a large file here (local), or on one or more machines (ray), which all see it under the same path "
+        "or URL.",
         rich_help_panel=MANY,
     ),
 ]
@@ -109,7 +110,9 @@ MinScore = Annotated[
     float | None,
     typer.Option(
         help="Drop entities with a lower score; 0 keeps all, or, where spans are read, all from 0.047 on. The run's "
-        "own threshold if not given."
+        "own threshold if not given.",
+        min=0,
+        max=1,
     ),
 ]
 _OVERRIDE = re.compile(r"\w+\.\w[\w.]*=")

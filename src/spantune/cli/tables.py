@@ -43,6 +43,7 @@ def print_plan(plan: Record) -> None:
     print_table(["", "audit", "found"], rows)
     remarks = {
         "minutes": "with the evaluations on dev; loading, and measuring the test documents, come on top",
+        "pack_tokens": "of a pack, at the most",
         "ranks": "memory, tokens and time are those of one of them",
         "sent_gib": "by each rank in a step, counted at 20 GB/s",
     }

@@ -13,7 +13,6 @@ from spantune.core.drawing import (
     ERROR_SIGNS,
     LABEL_COLORS,
     LEFT_OUT,
-    document_html,
     draw_entities,
     drawing_style,
     entities_html,
@@ -67,11 +66,12 @@ from spantune.core.foreign import foreign
 from spantune.core.frames import data_frame, number
 from spantune.core.launch import global_rank, local_rank, world_size
 from spantune.core.lazy import lazy_exports
-from spantune.core.machine import shows_gpu
-from spantune.core.recipes import as_config, load_config, lost_credentials, parse_config, parse_value
+from spantune.core.machine import keep_for_good, shows_gpu, usable_cores
+from spantune.core.recipes import as_config, load_config, lost_credentials, parse_config, parse_value, yaml_problem
 from spantune.core.secrets import masked, masked_values
 from spantune.core.signals import Interrupted, Stopped, StopRequest
-from spantune.core.strict_json import non_finite, to_json
+from spantune.core.storage import Place, is_url, shown_url, storage_problem
+from spantune.core.strict_json import to_json
 from spantune.core.task import Label, TaskSpec, first_unknown
 from spantune.core.terminal import (
     Follower,
@@ -116,6 +116,7 @@ __all__ = [
     "Locked",
     "ModelError",
     "Normalize",
+    "Place",
     "Prediction",
     "Problem",
     "ProblemKind",
@@ -139,7 +140,6 @@ __all__ = [
     "connected",
     "data_frame",
     "description",
-    "document_html",
     "draw_entities",
     "drawing_style",
     "encodable",
@@ -161,8 +161,10 @@ __all__ = [
     "has_live_terminal",
     "hash_documents",
     "install_command",
+    "is_url",
     "is_verbose",
     "json_text",
+    "keep_for_good",
     "label_colors",
     "label_order",
     "lazy_exports",
@@ -177,7 +179,6 @@ __all__ = [
     "missing_train",
     "nearest",
     "need",
-    "non_finite",
     "number",
     "occurrences",
     "os_error",
@@ -202,15 +203,19 @@ __all__ = [
     "say",
     "set_verbosity",
     "sha256_of",
+    "shown_url",
     "shows_gpu",
+    "storage_problem",
     "table_html",
     "to_document",
     "to_json",
     "to_prediction_record",
     "to_record",
     "track",
+    "usable_cores",
     "visible",
     "waiting",
     "worker_errors",
     "world_size",
+    "yaml_problem",
 ]

@@ -30,7 +30,8 @@ def _one_or_several(value: object) -> object:
     """Turn a list of a single path into that path; refuse what names no corpus."""
     paths = list(value) if isinstance(value, list | tuple) else [value]
     if not paths or any(isinstance(path, bool) or not isinstance(path, str | int | float) for path in paths):
-        raise ValueError(f"expected a path, or a list of paths such as [a.jsonl, b.jsonl], found {value!r}")
+        found = "nothing" if value is None else repr(value)
+        raise ValueError(f"expected a path, or a list of paths such as [a.jsonl, b.jsonl], found {found}")
     names = [str(path) for path in paths]
     if any("\0" in name for name in names):
         raise ValueError("a path has a NUL character, which no file may have; remove it")
@@ -51,6 +52,12 @@ def files_of(files: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def name_of(files: str | tuple[str, ...]) -> str:
     """Return the corpus files that a key of `data` names as one text for people."""
     return ", ".join(files_of(files))
+
+
+def _is_number(annotation: object) -> bool:
+    """Whether a key takes a number, which true and false are for pydantic."""
+    kinds = {annotation, *get_args(annotation)}
+    return bool(kinds & {int, float}) and bool not in kinds
 
 
 class Section(BaseModel):
@@ -75,6 +82,8 @@ class Section(BaseModel):
         for key, value in values.items():
             if isinstance(value, str) and "\0" in value:
                 raise ValueError(f"{key} has a NUL character, which no file and no text may have; remove it")
+            if isinstance(value, bool) and key in cls.model_fields and _is_number(cls.model_fields[key].annotation):
+                raise ValueError(f"{key} is {str(value).lower()}; expected a number")
         words = {name for name, field in cls.model_fields.items() if "off" in get_args(field.annotation)}
         return {key: ("on" if value else "off") if key in words and isinstance(value, bool) else value
                 for key, value in values.items()}  # fmt: skip
@@ -83,7 +92,7 @@ class Section(BaseModel):
 class Run(Section):
     """Where the run is written, and its seed."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=128)
     """Name of the run folder: ASCII letters, digits, dots, dashes and underscores, not beginning with a dot."""
     folder: Path = Path("runs")
     """Parent of the run folder."""
@@ -295,7 +304,8 @@ class Train(Section):
     pack: Literal["shared", "none"] = "shared"
     """`shared`: pack several examples behind one instruction; `none`: padded batches, for comparison."""
     pack_tokens: int | None = Field(None, ge=64)
-    """Largest number of tokens in a pack. Chosen by device if not given."""
+    """Largest number of tokens in a pack. If not given 1,024 on a CPU and 4,096 on a GPU; up to 8,192 on a GPU that is
+    predicted to hold them with room to spare, where a step has so many for each GPU."""
     loss_on: LossOn | None = None
     """Tokens that have a loss. `answer`: every token of the answer; `choices`: only tokens where the grammar leaves a
     choice, and among the allowed ones. That is faster, but the model then needs the grammar to answer. Chosen by corpus
@@ -315,7 +325,8 @@ class Train(Section):
     `most` (all matrix products). `auto`: `most` where the free memory holds it, else `some`."""
     graphs: Literal["auto", "off"] = "auto"
     """Launch the passes over a pack as CUDA graphs, in one go. `auto`: on CUDA with shared packs, where these are so
-    short that the GPU would wait for the host, and layers are not recomputed as a whole."""
+    short that the GPU would wait for the host, and layers are neither recomputed as a whole nor compiled with
+    `lora.dropout`."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute layers in the backward pass to save memory, if they are not compiled. `auto`: on CUDA."""
     eval_steps: int | None = Field(None, ge=1)
@@ -367,6 +378,10 @@ class Extract(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the decoder layers on a GPU, which takes some seconds before the first document and makes extraction
     faster. `auto`: for a model of a billion weights and more, where more documents wait than are computed together."""
+    merge: Literal["auto", "always"] = "auto"
+    """When to merge the adapter into the base model. `auto`: where the base is in 16 or 32 bits; over a quantised one
+    it is computed beside it. `always`: also with `model.base: fp8`, where the merged weights are then quantised. That
+    is faster, and scores and entities may differ a little from those that the training evaluated."""
     chunk_tokens: int | None = Field(None, ge=1)
     """Largest number of tokens of a text that the model reads at once; longer texts are read in overlapping chunks. If
     not given, what `train.max_tokens` and the window of the model leave besides the instruction and the answer; with

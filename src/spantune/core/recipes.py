@@ -5,7 +5,7 @@ An unknown key names the nearest valid one, a key that is given twice is refused
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from spantune.core.bundled_recipes import bundled_recipes, recipe_path
 from spantune.core.config import Config
-from spantune.core.errors import ConfigError, expect, nearest
+from spantune.core.errors import ConfigError, expect, nearest, os_error
+from spantune.core.files import first_line
 from spantune.core.secrets import MASK
 from spantune.core.task import Label
 
@@ -40,8 +41,10 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             f"{path}: no such recipe; give the path of a YAML file, or one that comes with spantune, such as "
             f"bundled:{example} (spantune init --list names them); spantune init CORPUS writes one for a corpus"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not a YAML recipe: {error}") from None
+    except OSError as error:
+        raise ConfigError(os_error(error)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML recipe: {yaml_problem(error)}") from None
     return parse_config(tree, where=str(path), overrides=overrides)
 
 
@@ -75,7 +78,18 @@ def parse_config(tree: object, where: str = "recipe", overrides: list[str] | tup
     try:
         return Config.model_validate(sections)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {_describe(details)}" for details in error.errors())) from None
+        every = error.errors()
+        listed = [details for details in every if not _follows(details, every)]
+        raise ConfigError("\n".join(f"{where}: {_describe(details)}" for details in listed)) from None
+
+
+def yaml_problem(error: Exception) -> str:
+    """Say in a line why a file is no YAML: where what is wrong stands, and what it is."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte 0x{error.object[error.start]:02X} at offset {error.start} is not UTF-8; save it as UTF-8"
+    return first_line(error)
 
 
 def parse_value(text: str) -> object:
@@ -174,6 +188,15 @@ def _as_override(key: str) -> str:
     return "section.key=value, such as train.max_steps=24; a list is written 'section.key=[a, b]'"
 
 
+def _follows(details: ErrorDetails, every: Sequence[ErrorDetails]) -> bool:
+    """Whether a list is called too short only because what is in it was refused."""
+    place = details["loc"]
+    inside = (other["loc"] for other in every)
+    return details["type"] == "too_short" and any(
+        len(loc) > len(place) and loc[: len(place)] == place for loc in inside
+    )
+
+
 def _describe(details: ErrorDetails) -> str:
     """Describe an error of pydantic in a sentence: key, problem, expectation."""
     parts = [str(part) for part in details["loc"]]
@@ -188,5 +211,11 @@ def _describe(details: ErrorDetails) -> str:
         return f"unknown key {key!r}; {nearest(parts[-1], valid)}"
     if details["type"] == "missing":
         return f"{key} is missing; it has no default"
+    if details["input"] is None:
+        return f"{key} has no value; give one, or leave the key out if it has a default"
+    if details["type"] == "tuple_type":
+        return f"{key}: found {details['input']!r:.60}; expected a list, such as [a, b]"
+    if details["type"] == "too_short":
+        return f"{key}: the list is empty; name at least one"
     found = f" (found {details['input']!r})" if isinstance(details["input"], str | int | float | bool) else ""
     return f"{key or 'recipe'}: {details['msg'].removeprefix('Value error, ')}{found}"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from spantune.core import ConfigError, Document, expect, expect_each
+from spantune.core import ConfigError, Document, expect, expect_each, shown_url
 from spantune.data import formats
 from spantune.data.checks import check
 from spantune.data.corpus import Corpus
@@ -127,7 +127,11 @@ def split_file(job: SplitJob, folder: Path, engine: Engine) -> Written:
         ConfigError: the engine is Ray, and the corpus cannot be read or written in parts.
         DataError: as `split_corpus`.
     """
-    facts: dict[str, object] = {"source": job.file, "k_shot": job.fewer.k_shot, "sample": job.fewer.sample}
+    facts: dict[str, object] = {
+        "source": shown_url(job.file),
+        "k_shot": job.fewer.k_shot,
+        "sample": job.fewer.sample,
+    }
     is_on_ray = isinstance(engine, OnRay)
     if is_on_ray:
         require_joinable(job.write_format)

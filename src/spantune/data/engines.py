@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from spantune.core import Cluster, RunError, SpantuneError, connected, need, track, worker_errors
+from spantune.core import Cluster, RunError, SpantuneError, connected, need, track, usable_cores, worker_errors
 
 Shared = TypeVar("Shared")
 Task = TypeVar("Task")
@@ -190,8 +190,7 @@ def workers_for(size: int, workers: int | None) -> int:
     """Return how many processes read `size` bytes: `workers` if given, else one for each core if they are many."""
     if workers is not None:
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if size >= LARGE else 1
+    return usable_cores() if size >= LARGE else 1
 
 
 def _windowed(

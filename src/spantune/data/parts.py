@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spantune.core import ConfigError, DataError
+from spantune.core import ConfigError, DataError, is_url
 from spantune.data import formats
 from spantune.data.engines import LARGE, PART, Engine, Here, OnRay
 from spantune.data.raw.document import Item, Options, RawDocument
 from spantune.data.raw.json_files import begins_array, read_json_lines
 from spantune.data.raw.json_records import Record
+from spantune.data.raw.stored import stored_file
 from spantune.data.raw.stretches import count_lines, divided, is_divisible, line_starts
 from spantune.data.raw.text_files import Stretch
 
@@ -143,7 +144,9 @@ def read_source(file: str | Path, format: str | None = None, options: Options | 
 
 
 def size_of(file: str | Path) -> int:
-    """Return the size of a corpus file in bytes; 0 for a folder, and for what is not there."""
+    """Return the size of a corpus file in bytes; 0 for a folder, for what is not there, and for a URL."""
+    if is_url(str(file)):
+        return 0
     path = formats.resolve(file)
     return path.stat().st_size if path.is_file() else 0
 
@@ -164,7 +167,8 @@ def open_in_parts(file: str | Path, format: str | None, options: Options, engine
         ConfigError: the engine is Ray, and the file cannot be read in parts.
         DataError: the file cannot be read.
     """
-    path = formats.resolve(file)
+    is_stored = isinstance(engine, OnRay) and is_url(str(file))
+    path = stored_file(str(file)) if is_stored else formats.resolve(file)
     if isinstance(engine, Here) and size_of(path) < LARGE:
         return None
     name = format or formats.detect(path, options)
@@ -174,7 +178,7 @@ def open_in_parts(file: str | Path, format: str | None, options: Options, engine
     if isinstance(engine, OnRay):
         able = ", ".join(name for name in formats.FORMATS if formats.FORMATS[name].divisible)
         raise ConfigError(
-            f"{file}: --engine ray reads JSON lines in UTF-8 of the formats {able}, and this is not one of them; "
+            f"{path}: --engine ray reads JSON lines in UTF-8 of the formats {able}, and this is not one of them; "
             "convert it first: spantune data convert"
         )
     return None
@@ -186,7 +190,7 @@ def divide(path: Path, format: str, options: Options, engine: Engine, size: int 
     Raises:
         DataError: the file cannot be read.
     """
-    size = size or max(SMALLEST, min(PART, size_of(path) // (4 * engine.workers)))
+    size = size or max(SMALLEST, min(PART, path.stat().st_size // (4 * engine.workers)))
     stretches = divided(path, size)
     parts, line = [], 1
     for stretch, lines in zip(stretches, engine.map(count_lines, None, stretches, "count lines"), strict=True):

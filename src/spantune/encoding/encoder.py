@@ -92,7 +92,7 @@ class Encoder:
 
     def _prompt_ids(self, text: str) -> list[int]:
         ids = self._ids(self.render_prompt(text))
-        if sum(token in self._special for token in ids) != self._frame:
+        if len([token for token in ids if token in self._special]) != self._frame:
             head, tail = self.render_prompt("\0").split("\0")
             inner = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             ids = [*self._ids(head), *inner, *self._ids(tail)]

@@ -95,7 +95,7 @@ class Source:
         recipe = folder.require_finished()
         task = folder.adapter_task(accept_changes=settings.accept_changes)
         check_head_files(folder.adapter, task)
-        return Source(folder, settings, recipe, task, read_files(recipe.model.source, folder.adapter))
+        return Source(folder, settings, recipe, task, read_files(folder.model().source, folder.adapter))
 
     @property
     def adapter(self) -> Path:
@@ -141,7 +141,7 @@ class Source:
         if not settings.verify:
             return ()
         try:
-            corpus = read(settings.data).documents if settings.data else read_splits(self.recipe.data).dev
+            corpus = read(settings.data).documents if settings.data else read_splits(self.folder.data()).dev
         except DataError as error:
             if settings.data:
                 raise

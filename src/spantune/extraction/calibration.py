@@ -49,8 +49,10 @@ def calibrate_run(
     require_precision(precision)
     place = run.run if isinstance(run, Extractor) else run
     folder = RunFolder(Path(expect(place, (str, Path), "calibrate", "an Extractor of a run folder")))
-    recipe = folder.require_finished()
-    corpus = read_splits(recipe.data).dev if data is None else read(data) if isinstance(data, str | Path) else data
+    folder.require_finished()
+    if store:
+        folder.require_writable()
+    corpus = read_splits(folder.data()).dev if data is None else read(data) if isinstance(data, str | Path) else data
     gold = list(expect_each(corpus, Document, "data", "a corpus file, a Corpus or a list of Documents"))
     extractor = _bare(run)
     extractor.task.check(gold)

@@ -1,14 +1,14 @@
 """The rows of a decoding batch, and the choice of their next tokens: the most probable that the grammars allow.
 
-On a GPU the allowed tokens are found in a thread, since llguidance lets go of Python's lock meanwhile, and tokens are
-chosen on a stream beside the one of the model, which has the pass of the other group by then.
+On a GPU the allowed tokens are found while the pass runs, and tokens are chosen on a stream beside that of the model,
+which has the pass of the other group by then. The thread that decodes finds them: another one would wait for Python's
+lock several times longer than it computes.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,39 +91,27 @@ class Chooser:
     def __init__(self, model: CausalLM, forward: Forward, rules: Rules, effort: Effort):
         self._model, self._forward, self._rules, self._effort = model, forward, rules, effort
         self._end_only = rules.constraint.matcher('start: ""') if rules.constraint else None
-        self._thread = ThreadPoolExecutor(1) if forward.pipelined and rules.constraint else None
         self._beside: torch.cuda.Stream | None = None
 
-    def masks(self, rows: Sequence[Row]) -> Callable[[], Allowed | None]:
-        """Begin to find the tokens that the grammars of `rows` allow; returns a function that waits for them."""
-        if self._rules.constraint is None or not rows:
-            return lambda: None
-        if self._thread is not None:
-            return self._thread.submit(self.allowed, rows).result
-        allowed = self.allowed(rows)
-        return lambda: allowed
-
-    def choice(
-        self, masks: Callable[[], Allowed | None], output: Tensor
-    ) -> Callable[[], tuple[list[int], list[float]]]:
+    def choice(self, rows: Sequence[Row], output: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
         """Choose each row's most probable allowed token.
 
         Args:
-            masks: waits for the allowed tokens of the rows.
+            rows: the rows, whose grammars do not advance before the choice is waited for.
             output: their logits [rows, vocabulary], or their last hidden states where the forward gives states.
 
         Returns:
-            A function that waits for the tokens and their log-probabilities.
+            A function that finds what the grammars allow, and waits for the tokens and their log-probabilities.
         """
         if output.device.type != "cuda":
-            return lambda: self._chosen(masks(), output)
+            return lambda: self._chosen(self.allowed(rows), output)
         kept = output.clone()  # the next pass may be of the same width, which has one place for its output
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         beside = self._beside = self._beside or torch.cuda.Stream(output.device, priority=-1)  # type: ignore[no-untyped-call]
 
         def wait() -> tuple[list[int], list[float]]:
-            allowed = masks()
+            allowed = self.allowed(rows)
             with torch.cuda.stream(beside):
                 beside.wait_event(done)
                 return self._chosen(allowed, kept)
@@ -151,9 +139,13 @@ class Chooser:
         both = torch.stack([tokens[:, 0].double(), logprobs.double()]).tolist()  # one copy; a double holds any token
         return [int(token) for token in both[0]], both[1]
 
-    def allowed(self, rows: Sequence[Row]) -> Allowed:
-        """Return the tokens that the grammars allow next; a row whose grammar has failed may only end."""
-        assert self._rules.constraint is not None
+    def allowed(self, rows: Sequence[Row]) -> Allowed | None:
+        """Return the tokens that the grammars allow next; a row whose grammar has failed may only end.
+
+        None where there are no grammars.
+        """
+        if self._rules.constraint is None:
+            return None
         began = time.perf_counter()
         matchers = []
         for row in rows:

@@ -27,6 +27,7 @@ from spantune.models import CausalLM
 
 FEW = 48  # rows that are in one group: their grammars then take less time than a second pass
 RECENT = 64  # answers by whose length it is known how many rows the cache has room for
+BURST = 32  # documents that are taken between two passes: the GPU does not wait while a whole batch is encoded
 SPARE = 64  # free slots, besides those of its prompt, that a row needs to join
 _PROBES = ("文本", "text", "\n", "1")  # the common prefix of their prompts is the instruction that all prompts share
 _LOG = logging.getLogger(__name__)
@@ -70,11 +71,18 @@ class Decoder:
         self._ended: list[Row] = []
         self._lengths: deque[int] = deque(maxlen=RECENT)  # of the last answers
         self._submitted = 0
+        self._taken = 0  # documents since the last pass
+        self.takes_all = False
+        """Whether all documents that there is work for are taken at once, so that it is known whether they are many."""
 
     @property
     def room(self) -> int:
-        """How many more documents there is work for: a batch, and those that join when some of it end at once."""
-        return places(self._forward.shape.rows) - self._in_flight - len(self._waiting)
+        """How many more documents to take: of those that there is work for, a few between two passes.
+
+        There is work for a batch, and for those that join when some of it end at once.
+        """
+        room = places(self._forward.shape.rows) - self._in_flight - len(self._waiting)
+        return room if self.takes_all else min(room, BURST - self._taken)
 
     @property
     def waiting(self) -> int:
@@ -84,6 +92,7 @@ class Decoder:
     def compile(self) -> None:
         """Compile the model's layers, as `Forward.compile`; no document may be decoded."""
         self._forward.compile()
+        self.takes_all = False
 
     @property
     def _in_flight(self) -> int:
@@ -91,10 +100,20 @@ class Decoder:
 
     def submit(self, document: Document) -> int:
         """Add a document; returns the index of its row."""
-        row = Row(self._submitted, document, self._encoder.prompt_ids(document.text))
+        row = self._row(self._submitted, document, self._encoder.prompt_ids(document.text))
         self._submitted += 1
+        self._taken += 1
         self._waiting.append(row)
         return row.index
+
+    def _row(self, index: int, document: Document, prompt: list[int], *, is_alone: bool = False) -> Row:
+        """Make a row at its beginning; its grammar is compiled while it waits."""
+        row = Row(index, document, prompt, is_alone=is_alone)
+        try:
+            row.guide = self._guide(row)
+        except Exception as error:  # in a grammar's making, which is of this text only
+            row.fail(error)
+        return row
 
     def cancel(self, index: int) -> None:
         """Free a row and its slots, whether it waits or is decoded; nothing happens where it has ended.
@@ -120,6 +139,7 @@ class Decoder:
         A pass that fails, for want of memory or by an error in the model, ends no row: each of its rows is decoded once
         more, by itself, and a row that fails again has the status `failed`, and the `error`.
         """
+        self._taken = 0
         if self._waiting and not self._in_flight and not self._forward.instruction:
             self._share()
         for group in self._groups:
@@ -182,7 +202,7 @@ class Decoder:
 
     def _put_back(self, row: Row, *, is_alone: bool = False) -> None:
         """Queue a row from its beginning: those that go alone come first, the others by their index."""
-        again = Row(row.index, row.document, row.prompt, is_alone=is_alone or row.is_alone)
+        again = self._row(row.index, row.document, row.prompt, is_alone=is_alone or row.is_alone)
         rows = sorted((*self._waiting, again), key=lambda waiting: (not waiting.is_alone, waiting.index))
         self._waiting = deque(rows)
 
@@ -208,10 +228,6 @@ class Decoder:
                 return
             self._waiting.popleft()
             row.number, row.position, row.pending = forward.cache.open(), shared, row.prompt[shared:]
-            try:
-                row.guide = self._guide(row)
-            except Exception as error:  # in a grammar's making, which is of this text only
-                row.fail(error)
             group.rows.append(row)
 
     @property
@@ -245,8 +261,7 @@ class Decoder:
         if parts:
             self._effort.passes += 1
             output = forward.feed(parts, last_parts)
-            masks = self._chooser.masks(choosing)  # after the launch, for which its thread would hold up this one
-            group.running = RunningPass(choosing, self._chooser.choice(masks, output)) if choosing else None
+            group.running = RunningPass(choosing, self._chooser.choice(choosing, output)) if choosing else None
 
     def _finish(self, group: _Group) -> None:
         """Append the tokens of the pass of a group to its rows; those that end leave it."""

@@ -154,6 +154,8 @@ def evaluate_run(
     if train is not None:
         train = list(expect_each(train, Document, "train", "a list of Documents, such as read(FILE).documents"))
     extractor = run if isinstance(run, Extractor) else load_run(run)
+    if extractor.run is not None and _is_corpus(corpus):
+        RunFolder(extractor.run).require_writable()
     extractor.task.check(gold)
     notes = [f"{corpus.name}: {count} × {note}" for note, count in corpus.notes.items()] if _is_corpus(corpus) else []
     known = _trained_on(extractor, notes) if train is None else train
@@ -175,7 +177,7 @@ def _trained_on(extractor: Extractor, notes: list[str]) -> Sequence[Document] | 
     if extractor.run is None:
         return None
     try:
-        return read_splits(RunFolder(extractor.run).config().data).train
+        return read_splits(RunFolder(extractor.run).data()).train
     except DataError as error:
         notes.append(f"no figures for seen and unseen surfaces; the training data cannot be read: {error}")
         return None

@@ -110,6 +110,11 @@ class Extractor:
         return self.encoder.task
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether the model is on a GPU."""
+        return self._device.type == "cuda"
+
+    @property
     def thresholds(self) -> dict[str, float] | None:
         """The uncalibrated score from which on a span is an entity, for each label; None where answers are written."""
         return self._reader.thresholds.label_thresholds if self._reader is not None else None

@@ -31,7 +31,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from spantune.core import DataError, Document, replacing_path, to_json, track
+from spantune.core import DataError, Document, replacing_path, to_json, track, usable_cores
 from spantune.encoding import Encoder, Example
 from spantune.extraction.grammar import Constraint, Guide, constraint_of
 from spantune.extraction.vocabulary import without_special_names
@@ -184,11 +184,10 @@ def _walk_batch(answers: Sequence[Answer]) -> list[Choices]:
 
 def _processes() -> int:
     """One process for each core that this process may use, and at most half the machine's memory for all of them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not hasattr(os, "sysconf"):
-        return cores
+        return usable_cores()
     gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return max(1, min(cores, int(gib / 2 / WORKER_GIB)))
+    return max(1, min(usable_cores(), int(gib / 2 / WORKER_GIB)))
 
 
 # -- cache -----------------------------------------------------------------------------------------------------------

@@ -166,7 +166,8 @@ class Guide:
         self._is_joined = spelling_of(encoder.tokenizer).is_known
         self._closing_ids = constraint.containing(encoder.format.mark)
         self.is_circling = False
-        self._matcher = constraint.compile(lambda: encoder.format.grammar(text, encoder.task, None) or "")
+        self._compiling = constraint.compile(lambda: encoder.format.grammar(text, encoder.task, None) or "")
+        self._matcher: LLMatcher | None = None  # once it is compiled
 
     @property
     def matcher(self) -> LLMatcher:
@@ -175,12 +176,14 @@ class Guide:
         Raises:
             ModelError: the grammar exceeds llguidance's limits.
         """
-        return self._matcher.result()
+        if self._matcher is None:
+            self._matcher = self._compiling.result()
+        return self._matcher
 
     @property
     def finished(self) -> bool:
         """Whether only the stop token may come next; False while a grammar is still being compiled."""
-        return self._matcher.done() and bool(self.matcher.is_stopped())
+        return (self._matcher is not None or self._compiling.done()) and bool(self.matcher.is_stopped())
 
     def advance(self, token: int) -> list[int]:
         """Append a chosen token and those that the grammar forces after it, which are returned.
@@ -240,7 +243,7 @@ class Guide:
         self.is_circling = partial.parsed.is_looping
         grammar = encoder.format.grammar(text, encoder.task, partial) if renews else None
         if grammar is not None:
-            self._matcher = self._constraint.compile(lambda: grammar)
+            self._compiling, self._matcher = self._constraint.compile(lambda: grammar), None
         return grammar is not None
 
     def _is_new(self, written: str) -> bool:

@@ -14,9 +14,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from spantune.core import (
     ConfigError,
@@ -37,7 +37,9 @@ from spantune.extraction.result import failure
 STDIN = "-"
 TEXT = "text"
 """Plain text, one document per line: the format of `.txt` files, stdin and pipes where no format is given."""
+JSON_NOTE = "line that looks like a JSON object, taken for text; --format native reads its text"
 _UNANNOTATED = Options(unannotated=True)
+"""Texts to extract from need no entities."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,17 @@ class Texts:
     Args:
         files: each with its format.
         whole: whether each file of plain text is one document.
+        options: what the files do not say of themselves, such as their encoding.
     """
 
     files: tuple[tuple[str, str], ...]
     whole: bool = False
+    options: Options = _UNANNOTATED
 
     @classmethod
-    def open(cls, files: Sequence[str], format: str | None = None, *, whole: bool = False) -> Texts:
+    def open(
+        cls, files: Sequence[str], format: str | None = None, *, whole: bool = False, options: Options = _UNANNOTATED
+    ) -> Texts:
         """Check `files` and detect their formats where none is given.
 
         Raises:
@@ -64,7 +70,13 @@ class Texts:
             raise ConfigError(f"--whole-file takes plain text, not --format {format}; drop one of the two")
         if STDIN in files and len(files) > 1:
             raise ConfigError("- is stdin and stands alone; name files, or -")
-        return cls(tuple((file, _format(file, format, whole)) for file in files), whole)
+        if options.encoding is not None and any(map(_is_stream, files)):
+            raise ConfigError(
+                "--encoding is of files, and what comes through a pipe is UTF-8; write it into a file, or convert it: "
+                f"iconv -f {options.encoding} -t UTF-8"
+            )
+        options = replace(options, unannotated=True)
+        return cls(tuple((file, _format(file, format, whole, options)) for file in files), whole, options)
 
     def read(self, notes: Counter[str]) -> Iterator[Prediction]:
         """Yield the documents, and an `unreadable` Extraction for each that cannot be read.
@@ -87,15 +99,25 @@ class Texts:
 
     def _read(self, file: str, format: str, notes: Counter[str]) -> Iterator[Prediction]:
         if format != TEXT:
-            yield from _spooled(file, format, notes) if _is_stream(file) else _corpus(Path(file), file, format, notes)
+            source = _Source(Path(file), file, format, self.options)
+            yield from _spooled(source, notes) if _is_stream(file) else _corpus(source, notes)
         elif self.whole:
-            yield Document(_shown(file), _whole(file))
+            yield Document(_shown(file), _whole(file, self.options.encoding))
         else:
             prefix = f"{_shown(file)}:" if len(self.files) > 1 else ""
-            yield from _lines(file, prefix, notes)
+            yield from _lines(file, prefix, self.options.encoding, notes)
 
 
-def _format(file: str, format: str | None, whole: bool) -> str:
+class _Source(NamedTuple):
+    """A corpus to read texts from: its file, what errors call it, its format, and how it is read."""
+
+    path: Path
+    shown: str
+    format: str
+    options: Options
+
+
+def _format(file: str, format: str | None, whole: bool, options: Options) -> str:
     """Return the format of a file; checks that it exists."""
     stream = _is_stream(file)
     may_be_text = (" " in file or not Path(file).suffix) and not file.startswith("bundled:")
@@ -110,7 +132,7 @@ def _format(file: str, format: str | None, whole: bool) -> str:
             read_bytes(Path(file), 1)
         return TEXT
     if format is None:
-        return formats.detect(file)
+        return formats.detect(file, options)
     if not formats.is_known(format):
         raise ConfigError(f"unknown format {format!r}; {nearest(format, (TEXT, *formats.names()))}")
     if not stream and not (path := formats.resolve(file)).is_dir():
@@ -142,24 +164,26 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         raise cannot_be_read(Path(_shown(file)), error) from None
 
 
-def _lines(file: str, prefix: str, notes: Counter[str]) -> Iterator[Prediction]:
+def _lines(file: str, prefix: str, encoding: str | None, notes: Counter[str]) -> Iterator[Prediction]:
     """Yield a document for each line that is not blank."""
-    for number, text in _numbered(file, notes):
+    for number, text in _numbered(file, encoding, notes):
+        if isinstance(text, str) and text.startswith("{") and '"text"' in text:
+            notes[JSON_NOTE] += 1
         id = f"{prefix}{number}"
         yield unreadable(id, text) if isinstance(text, DataError) else Document(id, text)
 
 
-def _numbered(file: str, notes: Counter[str]) -> Iterator[tuple[int, str | DataError]]:
+def _numbered(file: str, encoding: str | None, notes: Counter[str]) -> Iterator[tuple[int, str | DataError]]:
     if not _is_stream(file):
-        yield from try_lines(Path(file), notes)
+        yield from try_lines(Path(file), notes, encoding=encoding)
         return
     with _opened(file) as content:
         yield from lines_of(content, Path(_shown(file)), notes)
 
 
-def _whole(file: str) -> str:
+def _whole(file: str, encoding: str | None) -> str:
     if not _is_stream(file):
-        return read_text(Path(file))
+        return read_text(Path(file), encoding=encoding)
     try:
         with _opened(file) as content:
             return content.read().decode("utf-8")
@@ -170,12 +194,13 @@ def _whole(file: str) -> str:
         ) from None
 
 
-def _corpus(path: Path, shown: str, format: str, notes: Counter[str]) -> Iterator[Prediction]:
-    """Yield the texts of a corpus; `shown` is the name of the file in errors.
+def _corpus(source: _Source, notes: Counter[str]) -> Iterator[Prediction]:
+    """Yield the texts of a corpus.
 
     What an earlier extraction wrote into `meta` is dropped. A document that was unreadable and has no text stays so.
     """
-    for raw_document in formats.items(path, format, notes, _UNANNOTATED):
+    shown = source.shown
+    for raw_document in formats.items(source.path, source.format, notes, source.options):
         if isinstance(raw_document, DataError):
             suffix = "" if raw_document.line is None else f"-{raw_document.line}"
             error = DataError(raw_document.message, path=shown, line=raw_document.line, field=raw_document.field)
@@ -184,16 +209,17 @@ def _corpus(path: Path, shown: str, format: str, notes: Counter[str]) -> Iterato
             yield as_input(raw_document.id, raw_document.text, raw_document.meta)
 
 
-def _spooled(file: str, format: str, notes: Counter[str]) -> Iterator[Prediction]:
+def _spooled(source: _Source, notes: Counter[str]) -> Iterator[Prediction]:
     """Yield the texts of a corpus on stdin or in a pipe, copied to a file first, since some formats are read twice."""
+    shown = _shown(source.shown)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(_shown(file)).name  # ids are made from this name where there are none
-        with _opened(file) as content, path.open("wb") as spool:
+        path = Path(folder) / Path(shown).name  # ids are made from this name where there are none
+        with _opened(source.shown) as content, path.open("wb") as spool:
             shutil.copyfileobj(content, spool)
         try:
-            yield from _corpus(path, _shown(file), format, notes)
+            yield from _corpus(source._replace(path=path, shown=shown), notes)
         except DataError as error:
-            raise DataError(error.message, path=_shown(file), line=error.line, field=error.field) from None
+            raise DataError(error.message, path=shown, line=error.line, field=error.field) from None
 
 
 def as_input(id: str, text: str, meta: Mapping[str, object]) -> Prediction:

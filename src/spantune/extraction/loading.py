@@ -2,7 +2,8 @@
 
 The base model of several runs is loaded once where source, type and device are the same. Each run's adapter is then
 computed beside the base, and made the active one before each of its passes; so no weight of the base is changed, which
-also is how a run over a quantised base is loaded alone.
+also is how a run over a quantised base is loaded alone. With `extract.merge: always` a run has a base of its own, and
+its adapter is merged into an FP8 base before that is quantised.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from spantune.core import Config, ConfigError, TaskSpec, config, expect, nearest
@@ -27,6 +29,8 @@ from spantune.models import (
     head_of,
     is_shareable,
     load,
+    load_adapter,
+    load_head,
     open_together,
     open_trained,
     pack_weights,
@@ -137,6 +141,11 @@ class _Run:
     model: config.Model
     settings: config.Extract
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether the adapter is merged whatever the base."""
+        return self.settings.merge == "always" and is_shareable(self.folder.adapter)
+
 
 def _read(run: str | Path, device: str, settings: config.Extract | None, *, accept_changes: bool) -> _Run:
     """Read and check everything of a run that needs no model."""
@@ -147,7 +156,21 @@ def _read(run: str | Path, device: str, settings: config.Extract | None, *, acce
     if task.reads:
         require_reading(settings)
     check_head_files(folder.adapter, task)
-    return _Run(folder, recipe, task, recipe.model.model_copy(update={"device": device}), settings)
+    require_merging(settings, recipe.model.base)
+    return _Run(folder, recipe, task, folder.model().model_copy(update={"device": device}), settings)
+
+
+def require_merging(settings: config.Extract, base: config.Base) -> None:
+    """Check that an adapter can be merged as the settings say.
+
+    Raises:
+        ConfigError: into a base in NF4 or INT8, which bitsandbytes quantises while it is read.
+    """
+    if settings.merge == "always" and base in ("nf4", "int8"):
+        raise ConfigError(
+            f"extract.merge=always, and the run's base is {base}, into which no adapter can be merged; set "
+            "extract.merge=auto, which computes it beside the base"
+        )
 
 
 def _by_base(runs: Sequence[_Run]) -> Mapping[tuple[object, ...], list[int]]:
@@ -156,20 +179,39 @@ def _by_base(runs: Sequence[_Run]) -> Mapping[tuple[object, ...], list[int]]:
     for number, run in enumerate(runs):
         source = Path(run.model.source)
         base = (str(source.resolve()) if source.is_dir() else run.model.source, run.model.base, run.model.verify)
-        groups.setdefault(base if is_shareable(run.folder.adapter) else (number,), []).append(number)
+        shares = is_shareable(run.folder.adapter) and not run.is_merged
+        groups.setdefault(base if shares else (number,), []).append(number)
     return groups
 
 
 def _load_alone(run: _Run) -> Extractor:
     began = time.perf_counter()
     adapter = run.folder.adapter
-    loaded = load(run.model, tokenizer_folder=adapter)
+    if run.is_merged and run.model.base == "fp8":
+        loaded = _load_requantised(run)
+        model = loaded.model
+    else:
+        loaded = load(run.model, tokenizer_folder=adapter)
+        model = open_trained(loaded.model, adapter, run.task, merge=not loaded.quantized)
     _warn_of_another_base(run.folder, run.model.source, loaded.path)
-    model = open_trained(loaded.model, adapter, run.task, merge=not loaded.quantized)
     pack_weights(model)
     extractor = _extractor(run, model, loaded)
     log.info("%s: loaded in %.1f s, %s", run.folder.path, time.perf_counter() - began, _place(loaded))
     return extractor
+
+
+def _load_requantised(run: _Run) -> Loaded:
+    """Load a run's model with its adapter in the weights that are quantised, and its head where spans are read."""
+    adapter = run.folder.adapter
+    loaded = load(run.model, tokenizer_folder=adapter, change=partial(load_adapter, folder=adapter, merge=True))
+    if run.task.reads:
+        load_head(loaded.model, adapter, run.task)
+    log.warning(
+        "%s: the adapter was merged before the base was quantised to FP8 (extract.merge=always): scores and entities "
+        "may differ a little from those of the training's evaluation",
+        run.folder.path,
+    )
+    return loaded
 
 
 def _load_together(runs: Sequence[_Run]) -> list[Extractor]:

@@ -211,8 +211,9 @@ class Forward:
 
     def _faster(self, width: int, wider: int) -> int:
         """Time the graphs of two widths in turns; returns the one to take for passes of the first width."""
-        if self._graphs is None:
+        if self._graphs is None or self._static is None:
             return width
+        self._static.blank()  # tokens of the passes before would be written over what their slots hold now
         times: dict[int, list[float]] = {width: [], wider: []}
         for tried in (width, wider) * REPEATS:
             times[tried].append(_milliseconds(self._graphs[tried][0]))

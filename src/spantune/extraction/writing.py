@@ -52,6 +52,7 @@ class Writer:
         """
         if self._decoder is None:
             self._decoder = Decoder(self._model, self._encoder, self._forward(), self._rules, self._effort)
+            self._decoder.takes_all = is_worth_compiling(self._model, self._settings, is_bulk=True)
 
     def rest(self) -> None:
         """Give up the cache of a model whose weights may change before the next document."""

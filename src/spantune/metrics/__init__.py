@@ -6,13 +6,12 @@ from spantune.metrics import bootstrap, calibration, counts
 from spantune.metrics.calibration import Calibration, Evidence, Figures, best_thresholds, calibrate, require_precision
 from spantune.metrics.comparison import Comparison, Difference, Gap, System, compare
 from spantune.metrics.error_analysis import ANSWER_KINDS, KINDS, NONE, Confusion, Error, Judged, Outcome, judge
-from spantune.metrics.figures import FEWEST_DOCUMENTS, TOO_FEW, Figure, Protocol, Scores, f1_text
+from spantune.metrics.figures import TOO_FEW, Figure, Protocol, Scores, f1_text
 from spantune.metrics.pairing import align, pair
 from spantune.metrics.scoring import label_codes, labels_of, require_protocol, score
 
 __all__ = [
     "ANSWER_KINDS",
-    "FEWEST_DOCUMENTS",
     "KINDS",
     "NONE",
     "TOO_FEW",

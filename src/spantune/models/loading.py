@@ -11,7 +11,7 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,13 +185,20 @@ def _require_ids(files: ModelFiles, tokenizer_folder: Path) -> None:
         )
 
 
-def load(settings: config.Model, files: ModelFiles | None = None, *, tokenizer_folder: Path | None = None) -> Loaded:
+def load(
+    settings: config.Model,
+    files: ModelFiles | None = None,
+    *,
+    tokenizer_folder: Path | None = None,
+    change: Callable[[CausalLM], CausalLM] | None = None,
+) -> Loaded:
     """Load the base model of a recipe with its tokenizer.
 
     Args:
         settings: of the recipe.
         files: what has been read of the model; resolved and read here when absent.
         tokenizer_folder: the folder of another tokenizer than the model's own.
+        change: changes the weights of a base that is to be FP8 before they are quantised; of no other base.
 
     Raises:
         ModelError: the source cannot be had, or the model is not what its card says.
@@ -207,7 +214,7 @@ def load(settings: config.Model, files: ModelFiles | None = None, *, tokenizer_f
         if problems:
             raise ModelError(f"{files.folder}: {'; '.join(problems)}")
     require_finite_files(files.folder, weight_files(files.folder))
-    model = _weights(files, settings, device, dtype)
+    model = _weights(files, settings, device, dtype, change)
     model.set_attn_implementation(NAME)
     model.config.use_cache = False
     # PEFT writes this name into adapters, which are passed on: never the path of a folder on this machine
@@ -231,8 +238,14 @@ def require_base(base: config.Base, device: torch.device) -> None:
         require_extra(f"model.base={base}", "bitsandbytes", ["bitsandbytes"])
 
 
-def _weights(files: ModelFiles, settings: config.Model, device: torch.device, dtype: torch.dtype) -> CausalLM:
-    """The model with its weights in the type of `settings.base`; every weight is that of the folder."""
+def _weights(
+    files: ModelFiles,
+    settings: config.Model,
+    device: torch.device,
+    dtype: torch.dtype,
+    change: Callable[[CausalLM], CausalLM] | None,
+) -> CausalLM:
+    """The model with its weights in the type of `settings.base`: all of the folder, or what `change` makes of them."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     base = settings.base
@@ -265,7 +278,12 @@ def _weights(files: ModelFiles, settings: config.Model, device: torch.device, dt
     require_complete(files.folder, info, extra_allowed=not settings.verify)
     if base == "nf4" and device.type == "cpu":
         _keep_differentiable(model)
-    loaded: CausalLM = to_fp8(model, device, model.get_output_embeddings()) if base == "fp8" else model
+    if base == "fp8":
+        changed = model if change is None else change(model)
+        head = changed.get_output_embeddings()
+        assert isinstance(changed, torch.nn.Module)
+        model = to_fp8(changed, device, head)
+    loaded: CausalLM = model
     return loaded
 
 

@@ -119,7 +119,7 @@ def _read(folder: RunFolder, splits: Splits | None) -> _Run:
             f"{folder.path}: no closing measurement in {folder.metrics_file.name}, so there is nothing to report yet; "
             f"end the run with spantune train --resume {folder.path}"
         )
-    return _Run(folder, recipe, folder.task(), splits or read_splits(recipe.data), records, closing[-1])
+    return _Run(folder, recipe, folder.task(), splits or read_splits(folder.data()), records, closing[-1])
 
 
 def describe_run(folder: str | Path) -> dict[str, str]:

@@ -13,8 +13,9 @@ import itertools
 import json
 import logging
 import math
+import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,9 @@ from spantune.core import (
     foreign,
     lost_credentials,
     parse_config,
+    yaml_problem,
 )
+from spantune.core import config as sections
 from spantune.runs.manifest import MANIFEST, change_since
 
 HEAD = "head.safetensors"
@@ -131,8 +134,48 @@ class RunFolder:
             return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
         except OSError:
             raise RunError(f"{self.path}: no config.yaml here; expected a run folder {self._similar()}") from None
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ConfigError) as error:
-            raise RunError(f"{path} is damaged: {error}; restore it, or train again") from None
+        except ConfigError as error:
+            problem = str(error).replace(f"{path}: ", "")
+            raise RunError(f"{path} is damaged: {problem}; restore it, or train again") from None
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise RunError(f"{path} is damaged: {yaml_problem(error)}; restore it, or train again") from None
+
+    def data(self) -> sections.Data:
+        """Return the section `data` of its recipe, with corpora that are found from any folder.
+
+        A relative path of a recipe counts from the folder in which the run was trained. Where nothing is there from the
+        present one, that folder is told from the place of the run folder, which is relative in the recipe too.
+
+        Raises:
+            RunError: as `config`.
+        """
+        recipe = self.config()
+        files = {name: getattr(recipe.data, name) for name in ("train", "dev", "test")}
+        found = {name: tuple(map(self._found(recipe), sections.files_of(paths))) for name, paths in files.items()}
+        return recipe.data.model_copy(
+            update={name: paths[0] if len(paths) == 1 else paths or None for name, paths in found.items()}
+        )
+
+    def model(self) -> sections.Model:
+        """Return the section `model` of its recipe, with a folder that is found from any folder, as `data`.
+
+        Raises:
+            RunError: as `config`.
+        """
+        recipe = self.config()
+        return recipe.model.model_copy(update={"source": self._found(recipe)(recipe.model.source)})
+
+    def _found(self, recipe: Config) -> Callable[[str], str]:
+        """Return the function that gives a path of the recipe as it is found from this folder."""
+        parts, place = recipe.run_folder.parts, self.path.resolve()
+        is_told = not recipe.run_folder.is_absolute() and ".." not in parts and len(parts) <= len(place.parents)
+        origin = place.parents[len(parts) - 1] if is_told else place
+
+        def found(path: str) -> str:
+            there = origin / path
+            return path if not is_told or Path(path).exists() or not there.exists() else str(there)
+
+        return found
 
     def resume_config(self, overrides: Sequence[str] = ()) -> Config:
         """Read the recipe of a run to resume, with the name and place that its folder has now.
@@ -160,7 +203,8 @@ class RunFolder:
                 f"again: spantune train --resume {self.path} {missing[0]}=VALUE"
             )
         place = {"name": self.path.name, "folder": self.path.parent}
-        return config.model_copy(update={"run": config.run.model_copy(update=place)})
+        found = {} if lost else {"data": self.data(), "model": self.model()}
+        return config.model_copy(update={"run": config.run.model_copy(update=place), **found})
 
     def task(self) -> TaskSpec:
         """Read the task of the run.
@@ -270,6 +314,16 @@ class RunFolder:
             )
         return recipe
 
+    def require_writable(self) -> None:
+        """Check that results can be saved in the folder, before they are computed.
+
+        Raises:
+            RunError: they cannot.
+        """
+        for place in (self.path, self.predictions_folder):
+            if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+                raise RunError(f"{place}: cannot be written by this user; make it writable, or copy the run")
+
     @property
     def is_running(self) -> bool:
         """Whether a process works on the run now."""
@@ -323,9 +377,14 @@ def require_free(recipe: Config) -> Path:
     """The folder that a new run will be written to.
 
     Raises:
-        RunError: it exists.
+        RunError: it exists, or there cannot be one.
     """
     folder = recipe.run_folder
+    if place := next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None):
+        raise RunError(f"{place} is a file, so that no run folder can be in it; give another run.folder")
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(f"{place} cannot be written by this user; give another run.folder")
     if folder.exists():
         raise RunError(
             f"{folder} exists; give another run.name, remove it, or go on with spantune train --resume {folder}"

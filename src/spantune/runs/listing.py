@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import logging
 import math
 import operator
 import re
@@ -21,6 +22,8 @@ from pathlib import Path
 from spantune.core import Config, ConfigError, RunError, config, parse_value
 from spantune.runs.folder import MetricsRecord, RunFolder
 from spantune.runs.trackers.interface import url_of
+
+log = logging.getLogger(__name__)
 
 COLUMNS = (
     "name", "state", "model", "data", "warm_start", "f1", "f1_low", "f1_high", "f1_on", "f1_before", "step", "seconds",
@@ -150,7 +153,11 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def _is_run(path: Path) -> bool:
-    return RunFolder(path).is_run and not path.name.startswith(".")
+    try:
+        return RunFolder(path).is_run and not path.name.startswith(".")
+    except PermissionError:
+        log.warning("%s: cannot be read by this user, so it is left out", path)
+        return False
 
 
 def _with_results(run: Run, records: Sequence[MetricsRecord]) -> Run:

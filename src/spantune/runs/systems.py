@@ -103,7 +103,7 @@ def _read(
     file = (predictions_for(path, gold.documents) if gold else None) or run.last_predictions("test")
     if file.stem == "test-0":
         raise RunError(f"{path} has no predictions after training; end the run with spantune train --resume {path}")
-    documents = gold.documents if gold else read_splits(run.config().data).test
+    documents = gold.documents if gold else read_splits(run.data()).test
     if gold is None and run.config().data.f1_on == "dev":
         chosen = "its adapter and its thresholds" if run.task().reads else "its adapter"
         notes.append(f"{path}: there is no test set; measured on the dev documents, which chose {chosen}")

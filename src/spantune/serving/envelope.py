@@ -7,6 +7,7 @@ and no token. A bug becomes a 500 whose traceback is in the log file of crashes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 import uuid
@@ -27,6 +28,8 @@ GONE = 499
 """The status in log and metrics of a request whose client has left before it was answered."""
 SLOWEST_READER = 60.0
 """How many seconds a client may take to read what is sent to it, before its connection is closed."""
+DISCARD_SECONDS, DISCARDED_PARTS = 0.5, 1000
+"""How long, and how many parts, the rest of a body is discarded before an answer that closes its connection."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -53,6 +56,13 @@ class Envelope:
         request_id = asked_id if _ID.fullmatch(asked_id) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
+        has_more_body = True
+
+        async def receive_all() -> Message:
+            nonlocal has_more_body
+            message = await receive()
+            has_more_body = message.get("more_body", False)
+            return message
 
         async def send_all(message: Message) -> None:
             nonlocal status
@@ -65,21 +75,28 @@ class Envelope:
                 headers.setdefault("cache-control", "no-store")
                 if self._service.is_stopping:
                     headers["connection"] = "close"  # so that the client asks elsewhere next time
+                if (
+                    has_more_body
+                    and headers.get("connection", "").lower() == "close"
+                    and "expect" not in Headers(scope=scope)
+                ):
+                    await _discard(receive)
             try:
-                await asyncio.wait_for(send(message), SLOWEST_READER)
+                async with asyncio.timeout(SLOWEST_READER):
+                    await send(message)
             except TimeoutError:
                 raise ClientGone from None
 
         # what GET answers, HEAD answers too: uvicorn leaves the body out, since its own scope still says HEAD
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self._app(inner, receive, send_all)
+            await self._app(inner, receive_all, send_all)
         except (ClientGone, ClientDisconnect):
             status = GONE
         except Exception as error:
             internal = error if isinstance(error, ApiError) else bug(error)
             if not status:
-                await internal.response()(scope, receive, send_all)
+                await internal.response()(scope, receive_all, send_all)
         finally:
             self._record(scope, request_id, status or GONE, time.perf_counter() - began)
 
@@ -100,3 +117,16 @@ class Envelope:
             "seconds": round(seconds, 4),
         }
         say(json_text(line))
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what a client still sends, for a moment: most read no answer before they have sent everything.
+
+    A connection that is closed with unread bytes is reset, and its client may lose an answer that it has got already.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            for _ in range(DISCARDED_PARTS):
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return

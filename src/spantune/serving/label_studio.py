@@ -51,8 +51,8 @@ router = APIRouter(tags=["Label Studio"])
 log = logging.getLogger(__name__)
 
 
-def run_of(request: Request, service: ServiceOf) -> ServedRun:
-    """Return the run that the path of a request names; the first at the root.
+async def run_of(request: Request, service: ServiceOf) -> ServedRun:
+    """Return the run that the path of a request names, the first at the root; async, as `service_of`.
 
     Raises:
         UnknownModel: there is no run of this name.
@@ -201,7 +201,7 @@ async def _extracted(documents: Mapping[int, Document], service: Service, run: s
         part = keys[first : first + size]
         results = service.extract(run, [documents[key] for key in part])
         try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + ends - time.monotonic()):
+            async with asyncio.timeout(ends - time.monotonic()):
                 async for index, extraction in results:
                     done[part[index]] = extraction
         except TimeoutError:

@@ -6,7 +6,6 @@ A client that is too slow is answered 408, one that asks while the queue is full
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,8 +17,6 @@ from spantune.serving.service import Service
 
 BODY_SECONDS = 30.0
 """How long a body may take to arrive, where the request itself may take longer."""
-DISCARD_SECONDS, DISCARDED_PARTS = 0.5, 1000
-"""How long, and how many parts, a body that is too large is read and discarded before it is refused."""
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 
 
@@ -44,10 +41,9 @@ class Admission:
             return
         try:
             self._check(scope)
-            body = await asyncio.wait_for(self._body(receive), self._seconds)
+            async with asyncio.timeout(self._seconds):
+                body = await self._body(receive)
         except ApiError as error:
-            if error.status == 413 and "expect" not in Headers(scope=scope):
-                await self._discard(receive)
             await error.response()(scope, receive, send)
             return
         except TimeoutError:
@@ -94,15 +90,6 @@ class Admission:
             parts.append(part)
             more = message.get("more_body", False)
         return b"".join(parts)
-
-    async def _discard(self, receive: Receive) -> None:
-        """Read what a client still sends, for a moment: most read no answer before they have sent everything."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DISCARD_SECONDS):
-                for _ in range(DISCARDED_PARTS):
-                    message = await receive()
-                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                        return
 
     def _too_large(self) -> ApiError:
         return ApiError(

@@ -41,13 +41,13 @@ class _File:
 
 
 @router.get("/")
-def index(request: Request) -> Response:
+async def index(request: Request) -> Response:
     """Answer with the page."""
     return _answer(request, _INDEX)
 
 
 @router.get("/static/{name}")
-def static(request: Request, name: str) -> Response:
+async def static(request: Request, name: str) -> Response:
     """Answer with a file of the page.
 
     Raises:

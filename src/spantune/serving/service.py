@@ -225,7 +225,8 @@ class Service:
             for _ in documents:
                 seconds_left = request.began + self.settings.timeout - time.monotonic()
                 try:
-                    result = await asyncio.wait_for(request.results.get(), seconds_left)
+                    async with asyncio.timeout(seconds_left):
+                        result = await request.results.get()
                 except TimeoutError:
                     raise DeadlineExceeded(self.settings.timeout) from None
                 if isinstance(result, ApiError):

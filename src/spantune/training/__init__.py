@@ -8,7 +8,7 @@ from spantune.core import lazy_exports
 
 if TYPE_CHECKING:
     from spantune.training.collator import Collator
-    from spantune.training.draft import DEFAULT_MODEL, Choices, Draft, init
+    from spantune.training.draft import Choices, Draft, init
     from spantune.training.fingerprint import environment
     from spantune.training.job import Result, train
     from spantune.training.loop import TrainingLoop
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from spantune.training.survey import Reading, find_splits
 
 __all__ = [
-    "DEFAULT_MODEL",
     "DEFAULT_PACK_TOKENS",
     "READ_RECOMMENDATIONS",
     "RECOMMENDATIONS",
@@ -58,7 +57,7 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "collator": ("Collator",),
-        "draft": ("DEFAULT_MODEL", "Choices", "Draft", "init"),
+        "draft": ("Choices", "Draft", "init"),
         "fingerprint": ("environment",),
         "job": ("Result", "train"),
         "loop": ("TrainingLoop",),

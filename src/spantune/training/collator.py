@@ -126,7 +126,7 @@ class Collator:
 
     def restore(self, records: Sequence[Mapping[str, object]]) -> None:
         """Take the limits that a run was lowered to before it was resumed, from the lines of its `metrics.jsonl`."""
-        for record in records:
+        for record in (record for record in records if record.get("split") != "plan"):  # which has what it began with
             self.budget = int(str(record.get("pack_tokens", self.budget)))
             self.micro_batch = int(str(record.get("micro_batch", self.micro_batch)))
 

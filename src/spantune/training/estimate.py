@@ -91,6 +91,7 @@ class Estimate:
     in them.
     The first `masked_steps` of `steps` predict masked tokens.
     `fitting` are the settings with which a run that does not fit would fit; None: there are none.
+    `pack_tokens` are those of a pack at the most; None where examples are not packed.
     With several `ranks` memory, tokens and time are those of one of them, and `sent_gib` is what it sends in a step.
     """
 
@@ -103,6 +104,7 @@ class Estimate:
     step_seconds: float
     minutes: float
     fitting: Mapping[str, object] | None
+    pack_tokens: int | None = None
     ranks: int = 1
     sent_gib: float = 0.0
     masked_steps: int = 0
@@ -119,6 +121,8 @@ class Estimate:
             key: getattr(self, key)
             for key in ("tokens_per_step", "tokens_unpacked", "steps", "step_seconds", "minutes")
         }
+        if self.pack_tokens is not None:
+            values |= {"pack_tokens": self.pack_tokens}
         if self.masked_steps:
             values |= {"masked_steps": self.masked_steps}
         if self.ranks > 1:
@@ -161,7 +165,7 @@ def kept(prepared: Prepared, model: CausalLM, ranks: int = 1) -> config.Keep:
     most = _overridden(recipe, {"train.keep": "most"})
     tokens, head = part_tokens(prepared, most, device), head_load(prepared, model)
     needed = of_a_rank(predict_memory(model, most, device, tokens, head), model, most, ranks).total_gib
-    return "most" if needed < FILLED * _available(device) / GIB else "some"
+    return "most" if needed < FILLED * available_bytes(device) / GIB else "some"
 
 
 def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
@@ -177,7 +181,7 @@ def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
     steps, masked = total_steps(settings, len(rest)), masked_steps(settings, len(rest))
     memory = predict_memory(model, recipe, device, part_tokens(prepared, recipe, device), head)
     memory = of_a_rank(memory, model, recipe, ranks)
-    available = _available(device)
+    available = available_bytes(device)
     operations = _step_flops(model, recipe, device) + (head.operations if head else 0)
     passes = 2 * math.ceil(packed / part_tokens(prepared, recipe, device))  # a divided layer is gathered in each
     sent = _sent_bytes(model, recipe, _width(recipe.model.base, device), ranks, passes)
@@ -200,6 +204,7 @@ def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
         step_seconds=step_seconds,
         minutes=masked_minutes + training_minutes + evaluations,
         fitting={} if memory.total_gib < available / GIB else fitting(prepared, model, device, available / GIB, ranks),
+        pack_tokens=prepared.pack_tokens(device.type) if settings.pack == "shared" else None,
         ranks=ranks,
         sent_gib=sent / GIB,
         masked_steps=masked,
@@ -392,7 +397,8 @@ def _width(base: config.Base, device: torch.device) -> int:
     return 2 if pick_dtype(base, device) == torch.bfloat16 else 4
 
 
-def _available(device: torch.device) -> int:
+def available_bytes(device: torch.device) -> int:
+    """Return the free memory of a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:

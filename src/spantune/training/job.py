@@ -67,7 +67,7 @@ from spantune.training.loss import PackTensors, check_head, tensors
 from spantune.training.masked import placeholder
 from spantune.training.measuring import Measuring
 from spantune.training.nan_guard import StepGuard
-from spantune.training.plan import Plan, make_plan, require, with_keep
+from spantune.training.plan import Plan, make_plan, require, settled
 from spantune.training.preparation import Prepared, prepare
 from spantune.training.progress import training_view
 from spantune.training.ranks import Ranks, join, leave
@@ -155,8 +155,8 @@ def train(
     set_seed(given.run.seed)
     own_start = RunFolder(folder).start if resume else None
     prepared = ranks.host_first(lambda: prepare(given, own_start))
-    recipe = ranks.from_main(lambda: with_keep(prepared, ranks.size).recipe)
-    prepared = replace(prepared, recipe=recipe)
+    prepared = _agreed(prepared, ranks)
+    recipe = prepared.recipe
     plan = make_plan(prepared, is_new=resume is None, ranks=ranks.size)
     require(plan)
     recorded = environment() | fingerprint(prepared)
@@ -176,6 +176,16 @@ def train(
     leave()
     chosen = "the adapter and the thresholds" if prepared.task.reads else "the adapter"
     return Result(folder, before, after, time.perf_counter() - started, recipe.data.f1_on, chosen)
+
+
+def _agreed(prepared: Prepared, ranks: Ranks) -> Prepared:
+    """The run with what its recipe leaves to the devices, and the devices of all ranks can hold."""
+    chosen = ranks.gather(settled(prepared, ranks.size).recipe)
+    sizes = [recipe.train.pack_tokens for recipe in chosen if recipe.train.pack_tokens is not None]
+    keeps = {recipe.train.keep for recipe in chosen}
+    agreed = {"pack_tokens": min(sizes, default=None), "keep": keeps.pop() if len(keeps) == 1 else "some"}
+    train = prepared.recipe.train.model_copy(update=agreed)
+    return replace(prepared, recipe=prepared.recipe.model_copy(update={"train": train}))
 
 
 def _load(prepared: Prepared) -> tuple[Loaded, Coverage]:

@@ -48,7 +48,7 @@ def compiling(recipe: Config, device: torch.device) -> bool:
 
 
 def keeping(recipe: Config) -> config.Keep:
-    """What compiled layers keep; `some` while it is not decided (see `with_keep`)."""
+    """What compiled layers keep; `some` while it is not decided (see `plan.settled`)."""
     keep = recipe.train.keep
     return "some" if keep == "auto" else keep
 
@@ -68,6 +68,8 @@ def graphing(recipe: Config, device: torch.device) -> bool:
     """Whether the passes over a pack can become CUDA graphs."""
     able = device.type == "cuda" and recipe.train.pack == "shared" and recipe.model.base not in ("nf4", "int8")
     able = able and recipe.distributed.strategy != "fsdp" and not checkpointing(recipe, device)
+    # the random state of a dropout that is computed again in the backward pass is no part of a capture
+    able = able and not (recipe.lora.dropout and compiling(recipe, device))
     return able and recipe.train.graphs == "auto"
 
 

@@ -33,6 +33,7 @@ from spantune.models import (
 )
 
 HEAD_CHUNK = 256  # positions whose logits exist at a time
+CACHED = 1 << 19  # logits in fp32 that a core of a CPU keeps near it
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,18 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradients = []
+        by_rows = hidden.device.type == "cpu" and softcap is None
         for states, labels, weight in _chunks(hidden, targets, weights):
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
-                loss = _summed(capped(head(states), softcap).float(), labels, weight)
+                logits = head(states)
+                loss = None if by_rows else _summed(capped(logits, softcap).float(), labels, weight)
+            if loss is None:
+                total += _to_gradient(logits.detach(), labels, weight)
+                gradients.append(torch.autograd.grad(logits, states, logits.detach())[0])
+            else:
+                total += loss.detach()
                 gradients.append(torch.autograd.grad(loss, states)[0])
-            total += loss.detach()
         ctx.save_for_backward(torch.cat(gradients))
         return total
 
@@ -166,9 +173,34 @@ class _HeadLoss(torch.autograd.Function):
         return gradient * grad.to(gradient.dtype), None, None, None, None
 
 
-def _chunks(hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    states, labels = torch.split(hidden, HEAD_CHUNK), torch.split(targets, HEAD_CHUNK)
-    factors = [None] * len(states) if weights is None else torch.split(weights, HEAD_CHUNK)
+def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """Replace logits [positions, vocabulary] by their gradient, and return the weighted sum of their cross entropies.
+
+    A few rows at a time: on a CPU, logits of a whole chunk in fp32 would go through the memory several times.
+    """
+    total = torch.zeros((), dtype=torch.float32)
+    rows = max(1, CACHED // logits.shape[1])
+    for part, labels, factors in _chunks(logits, targets, weights, rows):
+        values, labels = part.float(), labels[:, None]
+        peaks = values.amax(1, keepdim=True)
+        below = peaks - values.gather(1, labels)
+        sums = values.sub_(peaks).exp_().sum(1, keepdim=True)
+        losses = sums.log() + below
+        values.mul_(sums.reciprocal())
+        values.scatter_add_(1, labels, torch.full_like(losses, -1.0))
+        if factors is not None:
+            losses *= factors[:, None]
+            values *= factors[:, None]
+        part.copy_(values)
+        total += losses.sum()
+    return total
+
+
+def _chunks(
+    hidden: Tensor, targets: Tensor, weights: Tensor | None, size: int = HEAD_CHUNK
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    states, labels = torch.split(hidden, size), torch.split(targets, size)
+    factors = [None] * len(states) if weights is None else torch.split(weights, size)
     return zip(states, labels, factors, strict=True)
 
 

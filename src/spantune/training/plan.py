@@ -33,6 +33,7 @@ from spantune.models import (
 from spantune.training.doubts import PlanWarning, doubts
 from spantune.training.estimate import GIB, Estimate, estimate, kept
 from spantune.training.layers import compiling
+from spantune.training.pack_size import pack_size, with_pack_tokens
 from spantune.training.preparation import Prepared, overlapping, prepare, splits_with_files
 from spantune.training.ranks import require_strategy
 from spantune.training.requirements import Audit, requirement_audits
@@ -107,8 +108,7 @@ def make_plan(prepared: Prepared, *, is_new: bool = True, ranks: int = 1) -> Pla
         is_new: False for a run that is resumed.
         ranks: how many processes train together, each on a device like this one.
     """
-    prepared = with_keep(prepared, ranks)
-    model = skeleton(prepared.files.config)
+    prepared, model = settled(prepared, ranks), skeleton(prepared.files.config)
     covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model, ranks)
     audits = [
         *requirement_audits(prepared.recipe, is_new=is_new),
@@ -131,13 +131,14 @@ def make_plan(prepared: Prepared, *, is_new: bool = True, ranks: int = 1) -> Pla
     return Plan(tuple(audits), predicted, tuple(doubts(prepared, predicted)))
 
 
-def with_keep(prepared: Prepared, ranks: int = 1) -> Prepared:
-    """Return the recipe with what `train.keep: auto` stands for on this device."""
+def settled(prepared: Prepared, ranks: int = 1) -> Prepared:
+    """Return the run with what its recipe leaves to this device: the size of packs, then what layers keep of them."""
+    model = skeleton(prepared.files.config)
+    prepared = with_pack_tokens(prepared, pack_size(prepared, model, ranks))
     recipe = prepared.recipe
     if recipe.train.keep != "auto":
         return prepared
-    is_compiled = compiling(recipe, pick_device(recipe.model.device))
-    keep = kept(prepared, skeleton(prepared.files.config), ranks) if is_compiled else "some"
+    keep = kept(prepared, model, ranks) if compiling(recipe, pick_device(recipe.model.device)) else "some"
     return replace(prepared, recipe=recipe.model_copy(update={"train": recipe.train.model_copy(update={"keep": keep})}))
 
 

@@ -30,6 +30,7 @@ from spantune.encoding import (
 )
 from spantune.extraction import mark_choices, require_grammar
 from spantune.models import ModelFiles, cache_root, count_weights, read_files, require_full
+from spantune.training.masked import placeholder
 from spantune.training.recommendation import READ_FROM, entities_a_label, with_answer, with_values
 from spantune.training.warm_start import Start, warm_start
 
@@ -108,6 +109,8 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
         _check_labels(task, documents, path)
     files = read_files(recipe.model.source)
     recipe, start = warm_start(recipe, files, own_start)
+    if recipe.train.masked_epochs:
+        placeholder(files.tokenizer)  # which raises where there is none, and not after the model is loaded
     weights = count_weights(files.folder)
     require_full(recipe.lora, recipe.model.base, weights)
     entities = entities_a_label(splits.train)

@@ -89,6 +89,9 @@ class StepRunner:
         self._skips_by_itself = settings.optimizer == "adamw"  # as torch's fused optimizers can
         self._autocast = model.get_input_embeddings().weight.dtype == torch.bfloat16
         self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        # The base model was loaded for evaluation and its adapters are new, so a model can say that it trains while its
+        # layers do not: they would be neither compiled nor recomputed in the backward pass before the first evaluation.
+        model.train()
 
     def run(
         self, batch: Batch, step: int, rate_factor: float, meanwhile: Callable[[], None] | None = None

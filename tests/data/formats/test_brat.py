@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -359,6 +360,13 @@ def test_write_takes_an_empty_folder_and_refuses_any_other(tmp_path: Path) -> No
     with pytest.raises(DataError, match="cannot be written"):
         formats.write(tmp_path / "file", [Document("b", "x")], "brat")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.ann", "a.txt", "file", "out"]
+
+
+def test_a_full_disk_is_no_fault_of_an_id(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(16 << 10)
+    with pytest.raises(DataError, match=r"out: cannot be written: No space left"):
+        formats.write(disk / "out", [Document(str(number), "x" * 4000) for number in range(9)], "brat")
+    assert list(disk.iterdir()) == []
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import re
 from pathlib import Path
 
 import pytest
 
 from spantune.core import ConfigError, DataError, config
-from spantune.data import Options, formats, read_splits
+from spantune.data import Options, formats, read_splits, read_text
 
 TOKENS = "Melbourne\tB-LOC\nEspaña\tB-LOC\nniño\tO\n"
 CHINESE = "三天前\tO\n出现\tO\n发热\tB-sym\n咳嗽\tB-sym\n"
@@ -114,3 +117,30 @@ def test_a_recipe_names_encoding_and_label(tmp_path: Path) -> None:
         ("Köln am", "LOC"),
         ("Rhein hier", "LOC"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl.gz", gzip.compress(RECORD.encode()), "gunzip"),
+        ("a.jsonl", bz2.compress(RECORD.encode()), "bunzip2"),
+        ("a.xz", lzma.compress(RECORD.encode()), "unxz"),
+        ("a.xlsx", b"PK\x03\x04\x14\0", "CSV"),
+        ("a.txt", b"%PDF-1.7\n", "PDF"),
+        ("a.jsonl", RECORD.replace("肺炎", "ab").encode("utf-16-le"), "utf-16-le"),
+        ("a.conll", CHINESE.encode("utf-16-be"), "utf-16-be"),
+    ],
+)
+@pytest.mark.parametrize("format", [None, "native", "conll"])
+def test_what_is_packed_or_utf_16_is_said(
+    name: str, content: bytes, said: str, format: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        formats.read(tmp_path / name, format)
+
+
+@pytest.mark.parametrize("text", ["a\0b\0c", "\0\0\0\0\0\0\0\0\0\0", "肺炎\0肺炎", "a\0b\0c\0d\0e\0f"[:7]])
+def test_utf_8_with_nul_characters_is_utf_8(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    assert read_text(tmp_path / "a.txt") == text

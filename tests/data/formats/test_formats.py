@@ -141,6 +141,16 @@ def test_native_objects_in_an_array_are_read_with_numbers_or_nothing_for_ids(
     assert [(d.id, d.entities) for d in corpus.documents] == [("a-1", ()), ("7", (Entity(0, 2, "dis"),)), ("x", ())]
 
 
+def test_ids_of_lines_may_be_numbers_or_null(tmp_path: Path) -> None:
+    entities = '"entities": [{"start": 0, "end": 1, "label": "x"}]'
+    (tmp_path / "in.jsonl").write_text(
+        "\n".join(f'{{"id": {id}, "text": "a", {entities}}}' for id in ("7", "null", '"b"')), encoding="utf-8"
+    )
+    corpus = formats.read(tmp_path / "in.jsonl")
+    assert [document.id for document in corpus.documents] == ["7", "in-2", "b"]
+    assert corpus.notes["id is a number, taken as text"] == corpus.notes["id made from the line number"] == 1
+
+
 @pytest.mark.parametrize(("id", "format"), [({}, "cmeee"), ({"id": "a"}, "native")])
 def test_an_array_of_texts_without_entities_is_native_where_it_has_ids(
     id: dict[str, str], format: str, tmp_path: Path
@@ -256,7 +266,9 @@ BAD = {
     "score": (None, NATIVE % b'{"start": 0, "end": 1, "label": "x", "score": 1.5}', ["entities[0].score", "1.5"]),
     "meta": (None, b'{"id": "a", "text": "a", "entities": [], "meta": []}', ["field meta", "an object"]),
     "repeated id": (None, NATIVE % b"" + NATIVE % b"", ["bad.txt:2", "field id", "'a' is repeated", "line 1"]),
-    "id is a number": (None, b'{"id": 7, "text": "a", "entities": []}', ["field id", "number 7"]),
+    "id is a list": (None, b'{"id": [7], "text": "a", "entities": []}', ["field id", "a list", "a string"]),
+    "no entities said": (None, b'{"id": "7", "text": "a", "entities": null}', ["field entities", "null", "a list"]),
+    "object over lines": (None, b'{\n "text": "a",\n "entities": []\n}\n', ["does not end on its line", "jq -c"]),
     "surrogate": (None, b'{"id": "a", "text": "x\\ud83d", "entities": []}', ["U+D83D", "character 1"]),
     "few_shot surface": (
         None,

@@ -38,6 +38,49 @@ def test_a_first_column_that_counts_is_no_token(numbers: tuple[int, ...], tmp_pa
     assert found(read(tmp_path, content.replace("\t", " "))) == ROE
 
 
+@pytest.mark.parametrize(
+    "leads",
+    [
+        ("s 1", "s 1", "s 1", "s 2"),
+        ("Sentence: 1", "", "", "Sentence: 2"),
+        ("d1\t1", "d1\t2", "d1\t3", "d1\t1"),
+        ("bc/01\t0\t0", "bc/01\t0\t1", "bc/01\t0\t2", "bc/01\t0\t0"),
+    ],
+    ids=["its name", "once", "document and index", "CoNLL-2012"],
+)
+def test_a_first_column_that_names_the_sentence_is_no_token(leads: tuple[str, ...], tmp_path: Path) -> None:
+    a, b, c, d = leads
+    content = f"{a}\tAda\tB-PER\n{b}\tRoe\tI-PER\n{c}\tleft\tO\n\n{d}\tBo\tB-PER\n"
+    assert found(read(tmp_path, content)) == ROE
+
+
+def test_sentences_that_only_a_column_parts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no blank lines part the sentences"):
+        read(tmp_path, "1\tAda\tB-PER\n1\tleft\tO\n1\tus\tO\n2\tBo\tB-PER\n2\tleft\tO\n2\tus\tO\n")
+
+
+def test_tokens_that_repeat_are_tokens(tmp_path: Path) -> None:
+    assert read(tmp_path, "ha\tUH\tO\nha\tUH\tO\n\nBo\tNE\tB-PER\n").documents[0].text == "ha ha"
+
+
+@pytest.mark.parametrize("sign", [":", ".", "/", "|", "–"])
+def test_any_sign_may_part_letter_and_type(sign: str, tmp_path: Path) -> None:
+    content = "Ada\tB-PER\nRoe\tI-PER\nleft\tO\n\nBo\tB-PER\n".replace("-", sign)
+    assert found(read(tmp_path, content)) == ROE
+
+
+def test_a_letter_and_a_sign_without_a_type_need_a_label(tmp_path: Path) -> None:
+    content = "Ada\tB-\nRoe\tI-\nleft\tO\n\nBo\tB-\n"
+    with pytest.raises(ConfigError, match="--label NAME"):
+        read(tmp_path, content)
+    assert found(read(tmp_path, content, Options(label="PER"))) == ROE
+
+
+def test_lines_that_end_in_cr_alone_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="CR alone"):
+        read(tmp_path, "Ada\tB-PER\rleft\tO\r\rBo\tB-PER\r")
+
+
 def test_one_line_that_is_miscounted_does_not_make_numbers_of_all_tokens(tmp_path: Path) -> None:
     content = "".join(f"{n}\tw{n}\tO\n" for n in range(1, 9)) + "\n7\tBo\tB-PER\n"
     assert read(tmp_path, content).documents[1].text == "Bo"

@@ -100,7 +100,7 @@ def test_bad_inputs_are_one_sentence(tmp_path: Path) -> None:
     for path, error, match in (
         (str(tmp_path / "a.csv"), DataError, "ends? in .jsonl, .ndjson, .txt, .parquet"),
         (str(tmp_path / "none.jsonl"), DataError, "there is no file"),
-        ("s3://key:secret@bucket/a", ConfigError, "holds no credentials"),
+        ("s3://key:secret@bucket/a", ConfigError, r"^s3://bucket/a: a URL holds no credentials"),
         ("-", ConfigError, "not stdin"),
         ("nope://x/a", DataError, "cannot be reached"),
     ):

@@ -8,13 +8,24 @@ Repairs made in reading and losses in writing are counted in notes; a file that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from itertools import islice
 from pathlib import Path
 
-from spantune.core import DataError, Document, Extraction, expect, expect_each, from_prediction_record, nearest
+from spantune.core import (
+    ConfigError,
+    DataError,
+    Document,
+    Extraction,
+    expect,
+    expect_each,
+    from_prediction_record,
+    is_url,
+    nearest,
+    shown_url,
+)
 from spantune.data.corpus import Corpus
 from spantune.data.formats import (
     bioc,
@@ -47,6 +58,7 @@ from spantune.data.raw.faithful import faithful
 from spantune.data.raw.json_files import read_json_array, read_json_lines
 from spantune.data.raw.json_records import Record
 from spantune.data.raw.plugins import Format
+from spantune.data.raw.stored import StoredFile, stored_file
 from spantune.data.raw.text_files import is_stream, read_bytes, read_chunks
 
 __all__ = [
@@ -261,8 +273,16 @@ def resolve(path: str | Path) -> Path:
     """Return the file that `path` names; `bundled:NAME` is a corpus that comes with the package.
 
     Raises:
+        ConfigError: it is the URL of a file in object storage, which only the workers of Ray read.
         DataError: there is no bundled corpus of that name, or the file is a pipe: a corpus is read more than once.
     """
+    if isinstance(path, StoredFile):
+        return stored_file(path.url)
+    if is_url(str(path)):
+        raise ConfigError(
+            f"{shown_url(str(path))}: a corpus in object storage is read by `data check` and `data split` with "
+            "--engine ray; give that, or download the file first"
+        )
     if not str(path).startswith(BUNDLED_PREFIX):
         if is_stream(Path(path)):
             raise DataError("this can be read once only, as a pipe; write it to a file first", path=path)
@@ -337,10 +357,12 @@ def _of_records(sample: Sample, first: str) -> str | None:
                 return name
             names = set(record.values)
             has_id = has_id or "id" in names
-            if "text" in names and names <= {"id", "text", "meta"}:
+            if "text" in names and (names <= {"id", "text", "meta"} or _is_bare_text(record.values, sample.options)):
                 break  # texts to extract from
-            if "text" not in names or record.values.get("entities") != []:
-                return _unclaimed(replace(sample, text=""), f"an object with {', '.join(record.values)[:80]}")
+            stated = [record.values[name] for name in ("entities", "label", "labels") if name in names]
+            if "text" not in names or not stated or any(value not in ([], {}, None) for value in stated):
+                sample = replace(sample, text="", record=record.values)
+                return _unclaimed(sample, f"an object with {', '.join(record.values)[:80]}")
     except DataError as error:
         broken = broken or error
     if not read_any and _claimant(sample):  # marked text, say, that begins with a bracket
@@ -348,6 +370,18 @@ def _of_records(sample: Sample, first: str) -> str | None:
     if broken is not None:
         raise broken
     return "cmeee" if is_array and not has_id else "native"
+
+
+def _is_bare_text(values: Mapping[str, object], options: Options) -> bool:
+    """Whether an object is a text without entities, where such texts may be read, whatever other fields it has."""
+    return options.unannotated and isinstance(values.get("text"), str) and "entities" not in values
+
+
+def _field_of_documents(record: Mapping[str, object] | None) -> str | None:
+    """Return the only field of an object that is a list of objects with a text."""
+    lists = {name: value for name, value in (record or {}).items() if isinstance(value, list) and value}
+    found = [name for name, rows in lists.items() if all(isinstance(row, dict) and "text" in row for row in rows)]
+    return found[0] if len(found) == 1 else None
 
 
 def _unclaimed(sample: Sample, content: str) -> str:
@@ -359,6 +393,12 @@ def _unclaimed(sample: Sample, content: str) -> str:
         )
     if sample.text and sample.options.column is not None:
         content += f", and whose column {sample.options.column!r} holds no tags or entities"
+    if sample.options.unannotated and any(name.endswith(".txt") for name in sample.files):
+        remedies = f"To read its text files, name them: {sample.path}/*.txt, with --whole-file if each is one document"
+    if inner := _field_of_documents(sample.record):
+        remedies = (
+            f"The documents seem to be in its field {inner!r}; take them out: jq -c '.{inner}[]' FILE > NEW.jsonl"
+        )
     if sample.head.count(0) * 4 > len(sample.head) and "\0" in sample.text:
         remedies = "It looks like UTF-16 or UTF-32: name its encoding (data.encoding, --encoding utf-16-le, say)"
     raise DataError(

@@ -13,6 +13,7 @@ gets another, and a line that refers to this id is an error, since nobody knows 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections import Counter
@@ -118,6 +119,8 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
                     with (folder / (name + suffix)).open("xb") as file:
                         file.write(content.encode())
             except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                    raise  # the disk's fault, not that of the id
                 raise DataError(
                     f"document {document.id!r}: {name}.txt cannot be made: {error.strerror}; give it another id",
                     path=path,

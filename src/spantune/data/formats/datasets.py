@@ -118,6 +118,8 @@ def _parser(table: Any, path: Path, notes: Counter[str], options: Options) -> Ca
             path=path,
         )
     entities_column = tabular.entities_column(names, options, path)
+    if entities_column is None:
+        return lambda record: tabular.parse(record, None, notes)
     labels = class_names(features[entities_column])
     return lambda record: tabular.parse(_labelled(record, entities_column, labels), entities_column, notes)
 

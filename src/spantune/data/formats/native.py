@@ -1,9 +1,9 @@
 """spantune's own JSONL: `{"id", "text", "entities": [{"start", "end", "label", "text", "score"?}], "meta"?}` a line.
 
-A JSON array of such objects, as other tools write them, is read too; its ids may be numbers. A predictions file of
-a run has the model's `answer` too, which only `read_extractions` reads. Offsets are half-open code points, and an
-entity's `text` is verified against them, so that a file with offsets of another kind is refused instead of trained on.
-Ids are unique; a record without one is called `<stem>-<line>`, in an array `<stem>-<number>`. Of corrections that
+A JSON array of such objects, as other tools write them, is read too; ids may be numbers. A predictions file of a run
+has the model's `answer` too, which only `read_extractions` reads. Offsets are half-open code points, and an entity's
+`text` is verified against them, so that a file with offsets of another kind is refused instead of trained on. Ids are
+unique; a record without one is called `<stem>-<line>`, in an array `<stem>-<number>`. Of corrections that
 `spantune serve` stored, those in force are read.
 """
 
@@ -65,8 +65,8 @@ def parse_text_line(text: str, path: Path, line: int, made_id: str, notes: Count
 
 def _document(record: Record, id: str | None, made_id: str, notes: Counter[str], options: Options) -> RawDocument:
     """Return the document of `record`; its id is that in the record if `id` is None, and `made_id` if it has none."""
-    if id is None and "id" in record.values:
-        id = record.text("id")
+    if id is None and record.values.get("id") is not None:
+        id = document_id(record, notes)
     elif id is None:
         id = made_id
         notes["id made from the line number"] += 1

@@ -90,9 +90,9 @@ def _read_csv(path: Path, notes: Counter[str], options: Options) -> Iterator[Ite
     if is_export := options.column is None and set(names) >= _EXPORT:
         options = replace(options, column=_column_of_regions(names, anew()))
     column = tabular.entities_column([name for name in names if name], options, path)
-    is_export = is_export or set(names) >= _EXPORT or _holds_regions(row[names.index(column)] for row in anew())
     records = _records(table, names, path, column, notes)
-    if is_export:
+    cells = () if column is None else (row[names.index(column)] for row in anew())
+    if column is not None and (is_export or set(names) >= _EXPORT or _holds_regions(cells)):
         records = (_exported(record, column, notes) if isinstance(record, Record) else record for record in records)
     return each(records, lambda record: tabular.parse(record, column, notes))
 
@@ -103,7 +103,9 @@ def _is_header(names: Iterable[str], options: Options) -> bool:
     column = tabular.ENTITIES if options.column is None else options.column
     if isinstance(column, int):
         return "text" in names and -len(names) <= column < len(names) and names[column] != "text"
-    return {"text", column} <= set(names) or (options.column is None and {"text", *_EXPORT} <= set(names))
+    if options.column is None and "text" in names and (options.unannotated or set(names) >= _EXPORT):
+        return True
+    return {"text", column} <= set(names)
 
 
 def _holds_regions(cells: Iterable[str]) -> bool:
@@ -136,7 +138,11 @@ def _exported(record: Record, column: str, notes: Counter[str]) -> Record:
 
 
 def _records(
-    table: Iterable[tuple[int, list[str]] | DataError], names: list[str], path: Path, column: str, notes: Counter[str]
+    table: Iterable[tuple[int, list[str]] | DataError],
+    names: list[str],
+    path: Path,
+    column: str | None,
+    notes: Counter[str],
 ) -> Iterator[Record | DataError]:
     """The rows below the header as records; empty cells of meta are null."""
     for number, row in enumerate(table, start=1):

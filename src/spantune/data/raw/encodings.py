@@ -33,6 +33,15 @@ _HIGH = re.compile(rb"[\x80-\xff]+")
 _TYPOGRAPHIC = frozenset("‘’“”„–—…•€£§°«»¡¿·©®\xa0")
 _SELDOM_WESTERN = frozenset("ÐÝÞðþ")  # of Icelandic, and where Turkish has other letters
 _FEW = 8  # bytes, from which two encodings cannot be told apart
+_HEAD = 1 << 12  # bytes from which a file that is no text is told
+_PACKED = {
+    b"\x1f\x8b": "compressed by gzip; unpack it first: gunzip --keep FILE",
+    b"BZh": "compressed by bzip2; unpack it first: bunzip2 --keep FILE",
+    b"\xfd7zXZ\0": "compressed by xz; unpack it first: unxz --keep FILE",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it first: unzstd FILE",
+    b"PK\x03\x04": "a ZIP archive, as .xlsx and .docx files are too; unpack it, or export a table as CSV",
+    b"%PDF-": "a PDF; export its text",
+}
 
 
 def codec_of(name: str) -> codecs.CodecInfo:
@@ -57,15 +66,20 @@ def open_as_utf8(path: Path, notes: Counter[str], encoding: str | None) -> Binar
 
     Raises:
         ConfigError: the encoding is unknown.
-        DataError: the file begins with the byte-order mark of another one.
+        DataError: the file begins with the byte-order mark of another one, or is no text: packed, or UTF-16 without
+            a byte-order mark and without a name.
         OSError: the file cannot be opened.
     """
     codec = codec_of(encoding) if encoding is not None else None
     file = path.open("rb")
     try:
-        head = file.read(4)
+        head = file.read(_HEAD)
         file.seek(0)
         mark = mark_of(head)
+        if packed := next((what for start, what in _PACKED.items() if head.startswith(start)), None):
+            raise DataError(f"this is {packed}", path=path)
+        if codec is None and not mark and _is_utf16(head):
+            raise DataError(_LIKE_UTF16, path=path)
         if codec is not None and mark and not codec.name.upper().replace("_", "-").startswith(mark):
             raise DataError(
                 f"begins with the byte-order mark of {mark}, but {encoding} was named as its encoding; leave the "
@@ -146,7 +160,7 @@ def window(path: Path, offset: int, content: bytes) -> bytes:
 
 def advice(content: bytes) -> str:
     """Say what to do about bytes that are not UTF-8: which encoding they look like, if they look like any."""
-    if mark_of(content) in MARK_NOTES or content.count(b"\0") * 4 > len(content):
+    if mark_of(content) in MARK_NOTES or content.count(b"\0") * 4 > len(content) or _is_utf16(content):
         return "it looks like UTF-16 or UTF-32: write it to a file and name its encoding (--encoding utf-16-le, say)"
     runs = _HIGH.findall(_without_utf8(content))
     is_damaged = len(b"".join(_HIGH.findall(content))) > 4 * sum(map(len, runs))
@@ -164,6 +178,27 @@ def advice(content: bytes) -> str:
             "European one"
         )
     return f"{named}, which has to be known, or convert it to UTF-8"
+
+
+_LIKE_UTF16 = (
+    "this looks like UTF-16 without a byte-order mark; name its encoding (--encoding utf-16-le or utf-16-be, "
+    "data.encoding in a recipe)"
+)
+
+
+def _is_utf16(content: bytes) -> bool:
+    """Whether the bytes are text in UTF-16: ASCII with a NUL beside each character, or no UTF-8 with some of these."""
+    even, odd = content[::2].count(0), content[1::2].count(0)
+    is_ascii = len(content) >= _FEW and min(even, odd) == 0 and 5 * max(even, odd) >= 2 * len(content)
+    if is_ascii or not even + odd:
+        return is_ascii
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(content)
+    except UnicodeDecodeError:
+        name = "utf-16-le" if odd else "utf-16-be"
+        text = content.decode(name, "replace")
+        return all(character in "\r\n\t" or unicodedata.category(character)[0] != "C" for character in text[1:-1])
+    return False
 
 
 def _without_utf8(content: bytes) -> bytes:

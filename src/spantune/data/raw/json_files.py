@@ -61,7 +61,17 @@ def parse_line(text: str, path: Path, line: int) -> Record | DataError:
 
 
 def _line_value(text: str, path: Path, line: int) -> object:
-    value, end = parse_value(text, skip_blank(text, 0), path, line)
+    try:
+        value, end = parse_value(text, skip_blank(text, 0), path, line)
+    except DataError:
+        if not (text.lstrip().startswith("{") and text.rstrip().endswith(("{", "[", ","))):
+            raise
+        raise DataError(
+            "the object does not end on its line; in JSONL each line is one whole object: write it so (jq -c . FILE), "
+            "or make the file an array of objects",
+            path=path,
+            line=line,
+        ) from None
     if (rest := skip_blank(text, end)) != len(text):
         raise not_json("more follows the value", text, rest, path, line)
     return value

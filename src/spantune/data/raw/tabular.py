@@ -28,8 +28,8 @@ _ENTITY_FIELDS = (*_TRIPLE, "text", "score")
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
-def entities_column(names: Sequence[str], options: Options, path: Path) -> str:
-    """Return the column of entities in a table with the columns `names`.
+def entities_column(names: Sequence[str], options: Options, path: Path) -> str | None:
+    """Return the column of entities in a table with the columns `names`; None where texts may lack it, and do.
 
     Raises:
         DataError: there is none, none called `text`, or two have one name.
@@ -40,6 +40,8 @@ def entities_column(names: Sequence[str], options: Options, path: Path) -> str:
     column = options.column if options.column is not None else ENTITIES
     if isinstance(column, int) and -len(names) <= column < len(names):
         column = names[column]
+    if options.unannotated and options.column is None and "text" in names and column not in names:
+        return None
     if missing := next((name for name in ("text", column) if name not in names), None):
         raise DataError(
             f"there is no column {missing!r}; columns found: {listed}; expected text and {column}: rename them, or "
@@ -50,15 +52,16 @@ def entities_column(names: Sequence[str], options: Options, path: Path) -> str:
     return column
 
 
-def parse(record: Record, column: str, notes: Counter[str]) -> RawDocument:
-    """Parse the document in a row, with its entities in `column`.
+def parse(record: Record, column: str | None, notes: Counter[str]) -> RawDocument:
+    """Parse the document in a row, with its entities in `column`; without a column, it has none.
 
     Raises:
         DataError: a cell is not what it should be.
     """
-    entities = tuple(chain.from_iterable(_labelled(row, notes) for row in _stated(record, column)))
+    rows = [] if column is None else _stated(record, column)
+    entities = tuple(chain.from_iterable(_labelled(row, notes) for row in rows))
     text = record.text("text", blank=True)
-    return document(record, text, entities, notes, ("text", column))
+    return document(record, text, entities, notes, ("text",) if column is None else ("text", column))
 
 
 def _labelled(row: Record, notes: Counter[str]) -> Iterator[RawEntity]:

@@ -1,7 +1,7 @@
 """Tag sequences to spans of tokens and back: BIO (IOB2), IOB1, and BIOES with its other letters (BMES, BIOUL, BIOEW).
 
-A tag is spelt `B-PER` or `B_PER` (prefix), `PER-B` or `PER_B` (suffix), `B` (bare, the user names the label) or `PER`
-(io, where neighbours of one type are one entity).
+A tag is spelt `B-PER`, `B_PER` or with another sign (prefix), `PER-B` or `PER_B` (suffix), `B` (bare, the user names
+the label) or `PER` (io, where neighbours of one type are one entity).
 
 Spans are found by conlleval's rule in every scheme: B and S always begin one, I and E do after O, after an end and
 after another type. The scheme, which the majority of the whole file shows, only decides which beginnings and ends are
@@ -23,7 +23,8 @@ Scheme = Literal["IOB1", "IOB2", "BIOES"]
 Spelling = Literal["prefix", "suffix", "bare", "io"]
 
 _ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
-_PREFIXED = re.compile(rf"(?P<role>[{''.join(_ROLES)}])[-_](?P<label>\S+)")
+_MARKS = "-_:./|–—"  # between letter and type
+_PREFIXED = re.compile(rf"(?P<role>[{''.join(_ROLES)}])[{_MARKS}](?P<label>\S+)")
 _SUFFIXED = re.compile(rf"(?P<label>\S+)[-_](?P<role>[{''.join(_ROLES)}])")
 
 
@@ -54,7 +55,8 @@ def parse_tag(text: str, spelling: Spelling = "prefix", label: str = "") -> Tag 
     if text == "O":
         return OUTSIDE
     if spelling == "bare":
-        return Tag(text, _ROLES[text], label) if text in _ROLES else None
+        letter = text.rstrip(_MARKS)  # `B-` has no type either
+        return Tag(text, _ROLES[letter], label) if letter in _ROLES else None
     if spelling == "io":
         return Tag(text, "I", text) if text and not re.search(r"\s", text) else None
     match = (_PREFIXED if spelling == "prefix" else _SUFFIXED).fullmatch(text)

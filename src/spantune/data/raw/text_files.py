@@ -86,7 +86,7 @@ def lines_of(
     """As `try_lines`, from an open file, which may be empty; `path` is what errors call it.
 
     Raises:
-        DataError: a line is over `LINE_LIMIT`.
+        DataError: a line is over `LINE_LIMIT`, or lines end in CR alone.
     """
     offset, number, end = 0, 0, sys.maxsize
     if stretch is not None:
@@ -97,6 +97,10 @@ def lines_of(
         if len(line) > LINE_LIMIT:
             raise oversized(path, number)
         text = _line(line, path, number, offset, notes)
+        if number == 1 and b"\r" in line[:-1] and not line.endswith(b"\n"):
+            raise DataError(
+                "the lines end in CR alone, as on old Macs; write them with LF: tr '\\r' '\\n' < FILE > NEW", path=path
+            )
         offset += len(line)
         if blank or isinstance(text, DataError) or text.strip():
             yield number, text

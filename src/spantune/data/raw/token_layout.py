@@ -73,6 +73,11 @@ def survey(
             "most lines have one column; expected a token and a tag on each, with a tab or blanks between, and a blank "
             "line between sentences"
         )
+    if census.has_unparted:
+        raise DataError(
+            "the first column names the sentence of each token, and no blank lines part the sentences; put one between "
+            "two sentences, and the column is passed over"
+        )
     places = _chosen(census, options)
     width, token = census.shape[1], census.token
     layers = [Layer(place, census.spelling(place, is_named=options.column is not None) or "prefix") for place in places]
@@ -124,7 +129,7 @@ def _chosen(census: Census, options: Options) -> list[int]:
 
 def _has_further_columns(census: Census, places: Sequence[int]) -> bool:
     """Whether there are columns besides index, token, tags, empty ones and the one that states spaces."""
-    known = {census.token, census.spaces, *places, *([0] if census.is_indexed else [])}
+    known = {census.token, census.spaces, *places, *range(census.token)}
     return any(
         place not in known and (cells is None or set(cells) - {"O", UNSET, "-", ""})
         for place, cells in enumerate(census.cells)

@@ -137,7 +137,9 @@ class Census:
     """What the lines of one shape (tabs or blanks, number of columns) hold, and how many lines have another.
 
     `steps` counts, by column, the pairs of the cell before and a cell; None stands for the edges of a sentence. A
-    column of so many different ones that it holds no tags has None. `cells` counts the cells.
+    column of so many different ones that it holds no tags has None. `cells` counts the cells. Of the lines that go on
+    with a sentence, `continued` counts all, and `repeated` those whose first cell is that of the line before, or empty;
+    `numbered` counts lines with a digit in their first cell.
     """
 
     shape: tuple[bool, int]
@@ -147,6 +149,9 @@ class Census:
     cells: list[Counter[str] | None] = field(default_factory=list)
     tokens: tuple[TokenCensus, TokenCensus] = field(default_factory=lambda: (TokenCensus(), TokenCensus()))
     miscounted: int = 0
+    continued: int = 0
+    repeated: int = 0
+    numbered: int = 0
     spaces: int | None = None
     _last: int = -1
 
@@ -190,6 +195,9 @@ class Census:
                     steps[before[place], row[place]] += 1
                     if len(steps) > _MOST_STEPS:
                         self.steps[place] = None
+            self.continued += index > 0
+            self.repeated += index > 0 and row[0] in (before[0], "")
+            self.numbered += any(character.isdigit() for character in row[0])
             before = row
             if "SpaceAfter" in line:
                 self.spaces = next((place for place, cell in enumerate(row) if no_space_after(cell)), self.spaces)
@@ -224,10 +232,27 @@ class Census:
         return self.shape[1] > 2 and 5 * self.miscounted <= self.shapes.total()
 
     @property
+    def is_grouped(self) -> bool:
+        """Whether the first column only names the sentence of each token, as `sentence 1` does."""
+        if self.shape[1] < 3 or self.is_indexed or 2 * self.numbered + self.repeated < self.rows:
+            return False
+        return self.numbered > 0 and 2 * self.repeated >= self.continued > 0
+
+    @property
+    def has_unparted(self) -> bool:
+        """Whether sentences follow each other without a blank line, so that only the first column parts them."""
+        return self.is_grouped and self.repeated < self.continued
+
+    @property
     def token(self) -> int:
         """The column of tokens."""
         named = [place for place, name in enumerate(self.names) if name.lower() in _TOKEN_NAMES]
-        return named[0] if named else int(self.is_indexed)
+        if named or not self.is_grouped:
+            return named[0] if named else int(self.is_indexed)
+        place = 1
+        while place < self.shape[1] - 2 and all(INDEX.fullmatch(cell) for cell in self.cells[place] or ("",)):
+            place += 1  # the number of a part or of a token, as in CoNLL-2012
+        return place
 
     def place(self, column: int | str) -> int | None:
         """Return the column, from 0, that the user means; None if there is none, or it holds the tokens."""

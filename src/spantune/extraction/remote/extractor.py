@@ -335,7 +335,7 @@ def load_remote(
     calibration = Calibration.load(folder.path)
     if min_score is not None:
         calibration = (calibration or Calibration()).with_min_score(min_score)
-    encoder = Encoder(load_tokenizer(folder.adapter, recipe.model.source), task, recipe.train.max_tokens)
+    encoder = Encoder(load_tokenizer(folder.adapter, folder.model().source), task, recipe.train.max_tokens)
     with Client(server) as client:
         served = identify(choose(client.models(), server), client)
     extractor = RemoteExtractor(server, served, encoder, settings or recipe.extract, on_choices=recipe.train.on_choices)

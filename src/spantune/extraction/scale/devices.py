@@ -28,6 +28,8 @@ from spantune.core import (
     Status,
     config,
     first_line,
+    keep_for_good,
+    usable_cores,
 )
 from spantune.extraction.chunked import as_documents
 from spantune.extraction.result import failure
@@ -138,7 +140,7 @@ class DeviceEngine:
     def _start(self, device: str) -> _Process:
         context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
         ours, its = context.Pipe()
-        threads = max(1, (os.cpu_count() or 1) // len(self._devices))
+        threads = max(1, usable_cores() // len(self._devices))
         arguments = (its, device, self._settings, threads)
         process = context.Process(target=_serve, args=arguments, name=f"spantune {device}", daemon=True)
         process.start()
@@ -245,6 +247,7 @@ def _extract(pipe: Connection, device: str, settings: DeviceSettings, threads: i
     torch.set_num_threads(threads)
     arguments = (settings.run, kind, settings.extract, settings.min_score)
     session = load_run(*arguments, accept_changes=settings.accept_changes).session()
+    keep_for_good()
     pipe.send(None)
     arrived: queue.SimpleQueue[tuple[int, Document] | None] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, arrived), daemon=True).start()

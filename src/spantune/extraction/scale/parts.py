@@ -15,10 +15,21 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from spantune.core import DataError, Extraction, first_line, need, to_json, to_record
+from spantune.core import (
+    DataError,
+    Extraction,
+    Place,
+    first_line,
+    is_url,
+    need,
+    shown_url,
+    storage_problem,
+    to_json,
+    to_record,
+)
 from spantune.extraction.resumable import json_line
 from spantune.extraction.scale.shards import Mark, Shard
-from spantune.extraction.scale.sources import Place, Source, is_url, storage_problem
+from spantune.extraction.scale.sources import Source
 
 To = Literal["native", "parquet"]
 PLAN = "_plan.json"
@@ -152,7 +163,7 @@ class Folder:
             if isinstance(error, OSError):
                 remedy = f"{first_line(error)}; free some space, allow it, or choose another place"
                 said = storage_problem(self.path, error) if is_url(self.path) else remedy
-                raise DataError(f"cannot be written: {said}", path=place.child(name).outer.partition("?")[0]) from None
+                raise DataError(f"cannot be written: {said}", path=shown_url(place.child(name).outer)) from None
             raise
 
 

@@ -25,6 +25,7 @@ from spantune.core import (
     SpantuneError,
     config,
     connected,
+    keep_for_good,
     number,
     require_extra,
     resources_of,
@@ -250,7 +251,9 @@ class Worker:
         import torch
 
         torch.set_num_threads(self._threads)
-        return self._task.load()
+        engine = self._task.load()
+        keep_for_good()
+        return engine
 
 
 def _planned(terms: dict[str, object], sources: Sequence[Source], workers: int, surveys: Sequence[Survey]) -> Plan:

@@ -23,6 +23,7 @@ from spantune.core import (
     DataError,
     Document,
     Extraction,
+    Place,
     Prediction,
     encodable,
     half_surrogate,
@@ -30,7 +31,7 @@ from spantune.core import (
 )
 from spantune.data import lines_of, parse_text_line
 from spantune.extraction.inputs import as_input, unreadable
-from spantune.extraction.scale.sources import Place, Source
+from spantune.extraction.scale.sources import Source
 
 MOST_MARKS = 8_192
 """Places in a file that are noted, at most; twice as many are thinned out."""

@@ -7,30 +7,18 @@ suffix of a file says its format.
 from __future__ import annotations
 
 import fnmatch
-import io
 import os
 import re
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar, cast, get_args
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, Literal, cast, get_args
 
-from spantune.core import ConfigError, DataError, encodable, first_line, need
+from spantune.core import ConfigError, DataError, Place, encodable, is_url, shown_url
 
 Kind = Literal["native", "text", "parquet"]
-Result = TypeVar("Result")
 KINDS: dict[str, Kind] = {".jsonl": "native", ".ndjson": "native", ".txt": "text", ".parquet": "parquet"}
 """The formats that are read on several machines, by the suffix of a file."""
-BUCKETS = ("s3", "gs", "gcs")
-"""The schemes of object storages, whose URLs name a bucket first."""
-PATIENCE = 60.0
-"""Seconds in which an object storage must answer the first time."""
-_DENIED = re.compile(
-    "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13]|PERMISSION_DENIED", re.I
-)
-_NO_ANSWER = re.compile("NETWORK_CONNECTION|curlCode")
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -46,84 +34,6 @@ class Source:
     kind: Kind
     size: int
     changed: float
-
-
-@dataclass(frozen=True)
-class Place:
-    """A file or folder in a filesystem of pyarrow: `inner` is its path there, and `outer` the path or URL.
-
-    Raises:
-        ConfigError: pyarrow is not installed, or the URL is wrong or holds a credential.
-        DataError: the storage does not answer.
-    """
-
-    outer: str
-    filesystem: Any  # pyarrow has no types
-    inner: str
-
-    @classmethod
-    def of(cls, path: str) -> Place:
-        """Return the place of a local path or a URL."""
-        fs = need("pyarrow.fs", "ray", "reading and writing on several machines")
-        if not is_url(path):
-            return cls(path, fs.LocalFileSystem(), os.path.abspath(path))
-        if "@" in urlsplit(path).netloc:
-            raise ConfigError(
-                f"{path}: a URL holds no credentials, since it is written into files; set the variables of the storage "
-                "in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
-        filesystem, inner = answered(path, lambda: fs.FileSystem.from_uri(path))
-        return cls(path, filesystem, inner)
-
-    def at(self, inner: str) -> Place:
-        """Return another place of the same filesystem."""
-        if not is_url(self.outer):
-            return Place(inner, self.filesystem, inner)
-        parts = urlsplit(self.outer)
-        key = inner if not parts.netloc else f"/{inner.partition('/')[2]}"
-        return Place(parts._replace(path=key).geturl(), self.filesystem, inner)
-
-    def child(self, name: str) -> Place:
-        """Return the place of a file in this folder."""
-        return self.at(f"{self.inner.rstrip('/')}/{name}")
-
-    def info(self) -> Any:
-        """Return pyarrow's FileInfo of this place."""
-        return answered(self.outer, lambda: self.filesystem.get_file_info(self.inner))
-
-    def require_bucket(self) -> None:
-        """Check that the bucket is there, where this is a place in an object storage.
-
-        Raises:
-            DataError: there is none of this name.
-        """
-        fs = need("pyarrow.fs", "ray")
-        if not is_url(self.outer) or urlsplit(self.outer).scheme not in BUCKETS:
-            return
-        bucket = self.inner.partition("/")[0]
-        info = answered(self.outer, lambda: self.filesystem.get_file_info(bucket))
-        if info.type == fs.FileType.NotFound:
-            raise DataError(
-                f"there is no bucket {bucket} at {_server(self.outer)}; check its name, or make it first",
-                path=self.outer.partition("?")[0],
-            )
-
-    def files(self, *, recursive: bool = False) -> list[Any]:
-        """Return pyarrow's FileInfo of each file in this folder, sorted by path; none where there is no folder."""
-        fs = need("pyarrow.fs", "ray")
-        selector = fs.FileSelector(self.inner, allow_not_found=True, recursive=recursive)
-        found = answered(self.outer, lambda: self.filesystem.get_file_info(selector))
-        return sorted((info for info in found if info.is_file), key=lambda info: str(info.path))
-
-    def open(self) -> BinaryIO:
-        """Open the file for reading, at any offset."""
-        file = answered(self.outer, lambda: self.filesystem.open_input_file(self.inner))
-        return cast(BinaryIO, io.BufferedReader(file, 1 << 20))
-
-
-def is_url(path: str) -> bool:
-    """Whether `path` is a URL, not a local path."""
-    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", path) is not None
 
 
 def find_sources(inputs: Sequence[str], format: str | None = None) -> list[Source]:
@@ -170,7 +80,7 @@ def _found(path: str, kind: Kind | None) -> list[Source]:
 
 def _source(place: Place, given: str, info: Any, kind: Kind | None) -> Source:
     """Return the Source of a file; a local one is called by a relative path where `given` is one."""
-    name = place.outer.partition("?")[0]
+    name = shown_url(place.outer)
     if not is_url(given):
         name = place.inner if os.path.isabs(given) else os.path.relpath(place.inner)
     suffix = Path(info.path).suffix
@@ -183,69 +93,3 @@ def _source(place: Place, given: str, info: Any, kind: Kind | None) -> Source:
     changed = info.mtime.timestamp() if info.mtime else 0.0
     path = place.outer if is_url(given) else place.inner
     return Source(path, encodable(name), kind or KINDS[suffix], info.size, changed)
-
-
-def answered(path: str, ask: Callable[[], Result]) -> Result:
-    """Return what `ask` returns, within `PATIENCE` seconds where `path` is a URL.
-
-    Raises:
-        DataError: the storage refused, or did not answer.
-    """
-    if not is_url(path) or urlsplit(path).scheme == "file":
-        return _asked(path, ask)
-    results: list[Result | BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(_asked(path, ask))
-        except BaseException as error:
-            results.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)  # a library that retries for minutes must not hold us up
-    thread.start()
-    thread.join(PATIENCE)
-    if not results:
-        raise DataError(
-            f"the storage did not answer within {PATIENCE:g} s; check the network, the credentials and the address",
-            path=path,
-        )
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
-
-
-def _asked(path: str, ask: Callable[[], Result]) -> Result:
-    try:
-        return ask()
-    except FileNotFoundError:
-        raise DataError("there is no such file; check the path", path=path) from None
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise DataError(
-            f"cannot be reached: {storage_problem(path, error)}", path=path.partition("?")[0] if is_url(path) else path
-        ) from None
-
-
-def storage_problem(path: str, error: Exception) -> str:
-    """Return what a filesystem said, in one sentence with what to do about it."""
-    said = first_line(error)
-    if not is_url(path):
-        return f"{said}; check its permissions"
-    server, scheme = _server(path), urlsplit(path).scheme
-    if _DENIED.search(said):
-        unset = "" if "AWS_ACCESS_KEY_ID" in os.environ else " (which is not set)"
-        of_s3 = f"AWS_ACCESS_KEY_ID{unset} and AWS_SECRET_ACCESS_KEY"
-        names = of_s3 if scheme == "s3" else "GOOGLE_APPLICATION_CREDENTIALS"
-        return f"{server} refuses access; set the credentials of an account that may use it in the environment: {names}"
-    if _NO_ANSWER.search(said):
-        reason = said.rpartition("operation: ")[2] or said
-        return f"no storage answers at {server} ({reason}); check the address, the scheme in the URL, and the network"
-    if isinstance(error, ValueError):
-        return f"{said}; check what stands after ? in the URL"
-    return f"{said}; check the address, the network, and the credentials in the environment"
-
-
-def _server(path: str) -> str:
-    """The server of a URL: the one after `?`, or that of the scheme."""
-    parts = urlsplit(path)
-    of_options = parse_qs(parts.query).get("endpoint_override")
-    return of_options[0] if of_options else {"s3": "Amazon S3"}.get(parts.scheme, f"{parts.scheme}://{parts.netloc}")
