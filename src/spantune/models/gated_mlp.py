@@ -57,7 +57,7 @@ def fuse_mlps(layer: nn.Module, keep: Keep) -> int:
             keeps = KEPT[keep]
             if keeps == EIGHT and not has_eight_bits(wide.base_layer.weight.device):
                 keeps = WHOLE
-            module.forward = _fused(module.forward, wide, narrow, keeps)
+            module.forward = _fused(module, module.forward, keeps)
             count += 1
     return count
 
@@ -84,10 +84,14 @@ def _is_exact(ranks: tuple[int, int], dtype: torch.dtype, device: torch.device) 
     return error <= KERNEL_ERROR
 
 
-def _fused(plain: Callable[[Tensor], Tensor], wide: FusedLora, narrow: FusedLora, keeps: int) -> Any:
+def _fused(module: nn.Module, plain: Callable[[Tensor], Tensor], keeps: int) -> Any:
     def forward(x: Tensor) -> Tensor:
+        # found anew: after training the model may get other adapters, or none
+        wide, narrow = module.gate_up_proj, module.down_proj
+        if not module.training or not isinstance(wide, FusedLora) or not isinstance(narrow, FusedLora):
+            return plain(x)
         of_wide, of_narrow = wide.weights(x.dtype), narrow.weights(x.dtype)
-        if not wide.training or of_wide is None or of_narrow is None:
+        if of_wide is None or of_narrow is None:
             return plain(x)
         rows = x.flatten(0, -2) if of_wide.scale is not None else x.flatten(0, -2).to(of_wide.weight.dtype)
         return gated_mlp(rows, of_wide, of_narrow, keeps).view(x.shape)

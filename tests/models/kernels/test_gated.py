@@ -114,6 +114,24 @@ def test_other_mlps_are_left_as_they_are() -> None:
     assert not any(fuse_mlps(layer, "some") for layer in decoder_layers(made))
 
 
+def test_a_model_whose_adapters_are_taken_away_or_replaced_computes_without_them() -> None:
+    torch.manual_seed(0)
+    base = tiny_model("phi3")
+    ids = torch.arange(9)[None]
+    wanted = base.eval()(input_ids=ids).logits
+    made, _ = attach(base, config.Lora(rank=4, alpha=8))
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    assert all(fuse_mlps(layer, "some") for layer in decoder_layers(made))
+    trained = made.train()(input_ids=ids).logits
+    assert far(trained, wanted) > 0.01
+    bare = made.unload()  # in training mode, as a run may end
+    assert torch.equal(bare(input_ids=ids).logits, wanted)
+    again, _ = attach(bare, config.Lora(rank=4, alpha=8))  # whose B is 0
+    assert far(again.train()(input_ids=ids).logits, wanted) < 1e-5
+
+
 def test_dropout_goes_through_the_layers_one_by_one() -> None:
     made, _ = attach(tiny_model("phi3"), config.Lora(rank=4, alpha=8, dropout=0.5))
     layer = decoder_layers(made)[0]
