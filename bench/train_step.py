@@ -346,7 +346,8 @@ def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
 
     from spantune.core import load_config
     from spantune.models import attach, load
-    from spantune.training import DEFAULT_PACK_TOKENS, prepare
+    from spantune.training import prepare
+    from spantune.training.plan import settled
 
     loss_on = "choices" if chosen.part == "choices" else "answer"
     prepared = prepare(
@@ -354,6 +355,7 @@ def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
             Path(__file__).parents[1] / "recipes" / "demo.yaml", ["task.answer=jsonl", f"train.loss_on={loss_on}"]
         )
     )
+    budget = settled(prepared).pack_tokens("cpu")
     loaded, lora = load(prepared.recipe.model), prepared.recipe.lora
     cpu = torch.device("cpu")
     if chosen.part == "seed":
@@ -364,7 +366,7 @@ def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
         found = timed(chosen, lambda: padded(next(work)))
     else:
         model, work = attach(loaded.model, lora)[0], _in_turn(chosen, prepared.examples)
-        found = timed(chosen, Steps(model, work, DEFAULT_PACK_TOKENS["cpu"], prepared.prefix))
+        found = timed(chosen, Steps(model, work, budget, prepared.prefix))
     return {**found, "base": str(loaded.dtype).removeprefix("torch.")}
 
 

@@ -7,16 +7,18 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from helpers.real import bench
-from spantune.core import parse_config
+from spantune.core import config, parse_config
 from spantune.encoding import Example, divide, fill
 from spantune.training import pack_size, prepare
 from spantune.training.estimate import GIB, predict_memory
+from spantune.training.job import _agreed
 from spantune.training.pack_size import MOST, Load, largest_packs, with_pack_tokens
 from spantune.training.plan import skeleton
 from spantune.training.preparation import Prepared
@@ -42,7 +44,7 @@ def test_a_step_is_as_few_packs_as_can_be_and_they_are_even(examples: int, ranks
     steps = packs(load, size)
     assert statistics.median(map(len, steps)) == count
     assert all(0.6 * max(step) < min(step) and max(step) <= size for step in steps)
-    assert size == 4096 if examples / ranks == 16 else 4096 < size <= MOST
+    assert size == 4096 if examples / ranks == 16 else 4096 < size <= MOST["cuda"]
 
 
 def test_memory_bounds_the_size() -> None:
@@ -82,7 +84,7 @@ def test_a_gpu_with_room_gets_packs_that_hold_its_share_of_a_step(on_gpu: Any) -
     assert chosen(on_gpu(80 * GIB, distributed={"strategy": "fsdp"})) == 4096  # where a step cannot be split
     size = chosen(prepared)
     memory = predict_memory(skeleton(prepared.files.config), prepared.recipe, torch.device("cuda"), size)
-    needed = memory.total_gib * GIB / pack_size.ROOM
+    needed = memory.total_gib * GIB / pack_size.ROOM["cuda"]
     assert chosen(on_gpu(1.01 * needed)) == size and chosen(on_gpu(0.99 * needed)) < size
 
 
@@ -93,3 +95,26 @@ def test_the_chosen_size_is_in_the_recipe_of_the_run(on_gpu: Any, monkeypatch: p
     assert with_pack_tokens(filled, 4096) is filled
     monkeypatch.setattr(pack_size, "pick_device", lambda device: torch.device("cpu"))
     assert with_pack_tokens(prepared, 1024) is prepared  # which a GPU may go on with
+
+
+def test_a_cpu_gets_larger_packs_where_half_its_memory_holds_them(on_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = on_gpu(80 * GIB)
+    cpu, model = torch.device("cpu"), skeleton(prepared.files.config)
+    monkeypatch.setattr(pack_size, "pick_device", lambda device: cpu)
+    size = chosen(prepared)
+    assert 1024 < size <= 2048 and with_pack_tokens(prepared, size).pack_tokens("cpu") == size
+    needed = 2 * predict_memory(model, prepared.recipe, cpu, size).total_gib * GIB
+    for share, expected in ((1.01, size), (0.99, 1024)):
+        monkeypatch.setattr(pack_size, "available_bytes", lambda device, share=share: share * needed)
+        assert chosen(prepared) == expected
+
+
+def test_ranks_agree_on_what_the_recipe_leaves_open_and_on_nothing_else(on_gpu: Any) -> None:
+    def gather(own: config.Train) -> list[config.Train]:
+        return [own, own.model_copy(update={"pack_tokens": 2048, "keep": "none"})]
+
+    two: Any = SimpleNamespace(size=2, gather=gather)
+    agreed = _agreed(on_gpu(80 * GIB), two).recipe.train
+    assert (agreed.pack_tokens, agreed.keep) == (2048, "some")
+    named = _agreed(on_gpu(80 * GIB, train={"pack_tokens": 3000, "keep": "most"}), two).recipe.train
+    assert (named.pack_tokens, named.keep) == (3000, "most")

@@ -304,8 +304,8 @@ class Train(Section):
     pack: Literal["shared", "none"] = "shared"
     """`shared`: pack several examples behind one instruction; `none`: padded batches, for comparison."""
     pack_tokens: int | None = Field(None, ge=64)
-    """Largest number of tokens in a pack. If not given 1,024 on a CPU and 4,096 on a GPU; up to 8,192 on a GPU that is
-    predicted to hold them with room to spare, where a step has so many for each GPU."""
+    """Largest number of tokens in a pack. If not given 1,024 on a CPU and 4,096 on a GPU, or up to twice as many where
+    a step has them for each device, and its memory is predicted to hold them with room to spare."""
     loss_on: LossOn | None = None
     """Tokens that have a loss. `answer`: every token of the answer; `choices`: only tokens where the grammar leaves a
     choice, and among the allowed ones. That is faster, but the model then needs the grammar to answer. Chosen by corpus

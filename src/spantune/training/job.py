@@ -179,12 +179,20 @@ def train(
 
 
 def _agreed(prepared: Prepared, ranks: Ranks) -> Prepared:
-    """The run with what its recipe leaves to the devices, and the devices of all ranks can hold."""
-    chosen = ranks.gather(settled(prepared, ranks.size).recipe)
-    sizes = [recipe.train.pack_tokens for recipe in chosen if recipe.train.pack_tokens is not None]
-    keeps = {recipe.train.keep for recipe in chosen}
-    agreed = {"pack_tokens": min(sizes, default=None), "keep": keeps.pop() if len(keeps) == 1 else "some"}
-    train = prepared.recipe.train.model_copy(update=agreed)
+    """The run with what its recipe leaves to the devices, and the devices of all ranks can hold.
+
+    What a recipe names stays, so that ranks with different recipes are still refused.
+    """
+    chosen, own = ranks.gather(settled(prepared, ranks.size).recipe.train), prepared.recipe.train
+    agreed: dict[str, object] = {}
+    if own.pack_tokens is None:
+        sizes = [train.pack_tokens for train in chosen if train.pack_tokens is not None]
+        is_open = len(sizes) < len(chosen)  # the default of its device is all that a rank can hold
+        agreed["pack_tokens"] = None if is_open else min(sizes)
+    if own.keep == "auto":
+        keeps = {train.keep for train in chosen}
+        agreed["keep"] = keeps.pop() if len(keeps) == 1 else "some"
+    train = own.model_copy(update=agreed)
     return replace(prepared, recipe=prepared.recipe.model_copy(update={"train": train}))
 
 

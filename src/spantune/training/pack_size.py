@@ -1,6 +1,6 @@
-"""The most tokens of a pack, where the recipe leaves it open: on a GPU so many that a step is few packs, and even ones.
+"""The most tokens of a pack, where the recipe leaves it open: so many that a step is few packs, and even ones.
 
-A pack takes a time of its own, whatever it holds, so that one pack is faster than two halves. A GPU whose memory is
+A pack takes a time of its own, whatever it holds, so that one pack is faster than two halves. A device whose memory is
 predicted to hold larger packs gets them, if a step fills them.
 """
 
@@ -19,10 +19,11 @@ from spantune.training.estimate import GIB, available_bytes, head_load, of_a_ran
 from spantune.training.preparation import Prepared
 from spantune.training.ranks import is_divided
 
-MOST = 8192
+MOST = {"cpu": 2048, "cuda": 8192}
 """Tokens of a pack at the most; longer ones are hardly faster."""
-ROOM = 0.85
-"""Share of the free memory that a step with packs over the default may take; predictions are within a tenth."""
+ROOM = {"cpu": 0.5, "cuda": 0.85}
+"""Share of the free memory that a step with packs over the default may take. On a GPU predictions are within a tenth,
+and a step that does not fit is split; on a CPU neither is so."""
 DEVIATIONS = 2
 """Steps with so many standard deviations more tokens than the mean are still as few packs."""
 MULTIPLE = 256
@@ -57,10 +58,10 @@ class Load:
         return min(most, -(-even // MULTIPLE) * MULTIPLE)
 
 
-def largest_packs(load: Load, least: int, fits: Callable[[int], bool]) -> int:
+def largest_packs(load: Load, least: int, fits: Callable[[int], bool], device: str = "cuda") -> int:
     """Return the size of packs for a load: `least`, or a larger one that `fits` where a step has more tokens."""
     if load.prefix + load.tokens > least:
-        for most in range(MOST, least, -1024):
+        for most in range(MOST[device], least, -1024):
             size = load.packs_of(most)
             if size > least and fits(size):
                 return size
@@ -82,21 +83,23 @@ def pack_size(prepared: Prepared, model: CausalLM, ranks: int = 1) -> int:
 
     def fits(tokens: int) -> bool:
         memory = predict_memory(model, recipe, device, tokens, head)
-        return of_a_rank(memory, model, recipe, ranks).total_gib < ROOM * free
+        return of_a_rank(memory, model, recipe, ranks).total_gib < ROOM[device.type] * free
 
     examples = min(config.filled(recipe.train.batch_examples), len(lengths))
-    return largest_packs(Load(lengths, prefix, examples, ranks), least, fits)
+    return largest_packs(Load(lengths, prefix, examples, ranks), least, fits, device.type)
 
 
 def with_pack_tokens(prepared: Prepared, tokens: int) -> Prepared:
-    """Return the run with this size of packs, where its recipe leaves it open and the device is a GPU."""
-    recipe = prepared.recipe
-    if not _is_open(recipe, pick_device(recipe.model.device)):
+    """Return the run with this size of packs where its recipe leaves it open; the default of a CPU stays open, so that
+    a GPU that goes on with the run has its own.
+    """
+    recipe, device = prepared.recipe, pick_device(prepared.recipe.model.device)
+    if not _is_open(recipe, device) or (device.type == "cpu" and tokens <= prepared.pack_tokens("cpu")):
         return prepared
     train = recipe.train.model_copy(update={"pack_tokens": tokens})
     return replace(prepared, recipe=recipe.model_copy(update={"train": train}))
 
 
 def _is_open(recipe: config.Config, device: torch.device) -> bool:
-    """Whether the size of packs is chosen by what the GPU can hold."""
-    return device.type == "cuda" and recipe.train.pack == "shared" and recipe.train.pack_tokens is None
+    """Whether the size of packs is chosen by what the device can hold."""
+    return device.type in MOST and recipe.train.pack == "shared" and recipe.train.pack_tokens is None
