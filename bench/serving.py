@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import inspect
 import json
 import os
 import re
@@ -38,7 +39,17 @@ from typing import Any
 QUEUE = 64
 _HEAD = "POST /v1/extract HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
-OFFLINE = """
+
+
+def machine_cpu_seconds() -> float:
+    """The time of the processors that all processes of this machine have used."""
+    with open("/proc/stat", encoding="ascii") as file:
+        used = [int(field) for field in file.readline().split()[1:9]]
+    return (sum(used) - used[3] - used[4]) / 100  # without what was idle, waiting for a disk or not
+
+
+OFFLINE = f"""
+{inspect.getsource(machine_cpu_seconds)}
 import json, sys, time
 from spantune.core import Document
 from spantune.extraction import load_run
@@ -46,14 +57,14 @@ texts = json.loads(sys.stdin.read())
 extractor = load_run(sys.argv[1])
 documents = [Document(str(index), text) for index, text in enumerate(texts)]
 list(extractor.stream(documents[:32]))
-began, done, cpu = time.perf_counter(), 0, time.process_time()
+began, done, cpu, all_cpu = time.perf_counter(), 0, time.process_time(), machine_cpu_seconds()
 while done == 0 or time.perf_counter() - began < float(sys.argv[2]):
     answers = list(extractor.stream(documents))
     done += len(answers)
-rate = done / (time.perf_counter() - began)
-cpu = 1000 * (time.process_time() - cpu) / done
+seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+others = (machine_cpu_seconds() - all_cpu - cpu) / seconds
 entities = [[[e.start, e.end, e.label, e.score] for e in answer.document.entities] for answer in answers]
-print(json.dumps({"rate": rate, "cpu_ms": cpu, "entities": entities}))
+print(json.dumps(dict(rate=done / seconds, cpu_ms=1000 * cpu / done, others=others, entities=entities)))
 """
 
 
@@ -90,6 +101,7 @@ def _against_offline(measured: dict[str, Any], before: dict[str, Any], after: di
     return {
         "offline_per_s": [round(before["rate"], 2), round(after["rate"], 2)],
         "offline_cpu_ms_per_document": [round(before["cpu_ms"], 1), round(after["cpu_ms"], 1)],
+        "busy_cores_of_others_offline": [round(before["others"], 2), round(after["others"], 2)],
         "of_offline": round(measured["documents_per_s"] / rate, 3),
     }
 
@@ -270,9 +282,10 @@ async def measure(served: Served, texts: list[str], expected: list[Any], chosen:
             memory.append(served.megabytes)
 
     watching = asyncio.create_task(watch())
-    served_cpu, clients_cpu = served.cpu_seconds, time.process_time()
+    served_cpu, clients_cpu, all_cpu = served.cpu_seconds, time.process_time(), machine_cpu_seconds()
     seconds = await load.run(chosen.clients, chosen.seconds)
     served_cpu, clients_cpu = served.cpu_seconds - served_cpu, time.process_time() - clients_cpu
+    others_cpu = machine_cpu_seconds() - all_cpu - served_cpu - clients_cpu
     watching.cancel()
     await asyncio.gather(filling.run(QUEUE + 8, 10), full.run(1, 10, pause=0.02))
     answers = max(1, len(load.seconds[200]))
@@ -281,7 +294,11 @@ async def measure(served: Served, texts: list[str], expected: list[Any], chosen:
         "documents_per_s": round(answers / seconds, 2),
         "cpu_ms_per_document": round(1000 * served_cpu / answers, 1),
         "clients_cpu_ms_per_document": round(1000 * clients_cpu / answers, 2),
-        "busy_cores": {"service": round(served_cpu / seconds, 2), "clients": round(clients_cpu / seconds, 2)},
+        "busy_cores": {
+            "service": round(served_cpu / seconds, 2),
+            "clients": round(clients_cpu / seconds, 2),
+            "others": round(others_cpu / seconds, 2),
+        },
         "loaded_ms": _percentiles(load.seconds[200]),
         "answers": len(load.seconds[200]),
         "statuses": {status: len(each) for status, each in load.seconds.items() if each},

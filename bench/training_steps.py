@@ -6,7 +6,7 @@ import argparse
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -63,21 +63,23 @@ class Memory:
     def __init__(self, model: Any):
         from spantune.models import causal_lm
 
-        self._graphs: Sequence[Any] = getattr(causal_lm(model).base_model.forward, "graphs", ())
+        self._forward: Any = causal_lm(model).base_model.forward
         self._captured, self.peak = 0, 0
 
     def begin(self) -> None:
         """Begin a step."""
         torch.cuda.reset_peak_memory_stats()
 
-    def end(self) -> None:
-        """End a step; where it has captured a graph, its pool is among what was allocated."""
-        held = 0
-        if len(self._graphs) == self._captured:
+    def end(self) -> bool:
+        """End a step; whether it has captured a graph, whose pool is then among what was allocated."""
+        held, captured = 0, getattr(self._forward, "captures", 0)
+        has_captured = captured > self._captured
+        if not has_captured:
             pools = [part for part in torch.cuda.memory_snapshot() if tuple(part["segment_pool_id"]) != (0, 0)]
             held = sum(part["total_size"] - part["allocated_size"] for part in pools)
-        self._captured = len(self._graphs)
+        self._captured = captured
         self.peak = max(self.peak, torch.cuda.max_memory_allocated() + held)
+        return has_captured
 
 
 def steps_of(chosen: argparse.Namespace, share: float = 1.0) -> Iterator[list[Any]]:

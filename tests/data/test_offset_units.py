@@ -147,3 +147,12 @@ def test_of_equal_spans_the_higher_score_is_written_flat(tmp_path: Path) -> None
             formats.write(path, [Document("d", "肺部炎", entities)], "conll", Options(nested=nested))
             kept = [entity.label for entity in formats.read(path, "conll").documents[0].entities]
             assert kept == ["b"]
+
+
+def test_an_entity_is_not_trimmed_where_it_is_in_doubt_what_its_offset_counts(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps({"id": 1, "text": "One.\r\nMary and Bo.", "label": [[5, 9, "PER"]]}) + "\n")
+    assert {"offset-unit", "edge-space"} <= findings(path).keys()
+    repair(read_source(path), tmp_path / "fixed.jsonl")
+    (document,) = formats.read(tmp_path / "fixed.jsonl").documents
+    assert (document.entities[0].start, document.entities[0].end) == (5, 9)

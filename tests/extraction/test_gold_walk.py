@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -106,14 +107,13 @@ def test_a_killed_worker_is_replaced_by_this_process(
 
 
 SCRIPT = """
-import signal, sys
+import pickle, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-sys.path.insert(0, {tests!r})
 import spantune.extraction.gold_walk as gold_walk
-from extraction.test_gold_walk import answers_of, encoder
-coder = encoder()
+with open(sys.argv[1], "rb") as file:  # as a worker gets it: what makes it would import torch
+    answers, coder, vocabulary = pickle.load(file)
 print("start", flush=True)  # no `if __name__ == "__main__"`: a worker must not run this script
-for _ in gold_walk.walk(answers_of(coder) * 1000, coder, len(coder.tokenizer), processes=2):
+for _ in gold_walk.walk(answers * 1000, coder, vocabulary, processes=2):
     print("walked", flush=True)
 """
 
@@ -123,10 +123,11 @@ for _ in gold_walk.walk(answers_of(coder) * 1000, coder, len(coder.tokenizer), p
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_workers_end_when_the_walk_is_stopped(number: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1])))
-    process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    script.write_text(SCRIPT)
+    coder, given = encoder(), tmp_path / "given"
+    given.write_bytes(pickle.dumps((answers_of(coder), coder, len(coder.tokenizer))))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, str(script), str(given)], **pipes, text=True, start_new_session=True)
     assert process.stdout is not None and process.stderr is not None
     assert [process.stdout.readline() for _ in range(2)] == ["start\n", "walked\n"]
     workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]

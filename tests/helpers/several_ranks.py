@@ -1,4 +1,4 @@
-"""Runs jobs in two real processes that train together over gloo; also the script of one of these processes."""
+"""Runs jobs in two real processes that train together over gloo; also what one of these processes does."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from helpers.forked import SERVER
 
 SECONDS = 120
 
@@ -29,28 +30,41 @@ def run_jobs(jobs: list[dict[str, Any]], folder: Path, ranks: int = 2) -> list[t
     processes = []
     for rank in range(ranks):
         launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "OMP_WAIT_POLICY": "PASSIVE"}
-        environment = os.environ | {name: str(value) for name, value in (launched | place).items()}
-        command = [sys.executable, __file__, str(folder)]
-        with (folder / f"stderr-{rank}").open("w") as errors:
-            processes.append(subprocess.Popen(command, env=environment, stderr=errors))
-    codes = [process.wait(SECONDS) for process in processes]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in (launched | place).items()}
+        processes.append(SERVER.Process(target=_rank, args=(str(folder), environment)))
+        processes[-1].start()
+    for process in processes:
+        process.join(SECONDS)
+        if process.exitcode is None:
+            process.kill()  # so that what the rank says of it is read
+            process.join()
+    codes = [process.exitcode or 0 for process in processes]
     outcomes = [json.loads((folder / f"outcomes-{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
     texts = [(folder / f"stderr-{rank}").read_text(encoding="utf-8") for rank in range(ranks)]
     return list(zip(codes, outcomes, texts, strict=True))
 
 
+def _rank(folder: str, environment: dict[str, str]) -> None:
+    """What a process does that torchrun would start."""
+    os.environ.update(environment)
+    errors = os.open(Path(folder) / f"stderr-{environment['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(errors, 2)
+    _script(Path(folder))
+
+
 def _script(folder: Path) -> None:
     from spantune.core import SpantuneError, Stopped, parse_config
-    from spantune.training import train
+    from spantune.training import StepRunner, train
 
+    originals = StepRunner.run, StepRunner._part_loss
     rank = int(os.environ["RANK"])
     counts = _counted()
     outcomes: list[dict[str, Any]] = []
     for job in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):
         counts.clear()
         if rank == 1:
-            _arrange(*job.get("event", (None, 0)))
+            _arrange(originals, *job.get("event", (None, 0)))
         if "copy" in job and rank == 0:
             shutil.copytree(job["resume"], job["copy"])
         (folder / f"outcomes-{rank}.json").write_text(json.dumps(outcomes), encoding="utf-8")
@@ -94,13 +108,13 @@ def _command(folder: Path, recipe: dict[str, Any]) -> None:
     main()
 
 
-def _arrange(event: str | None, at: int) -> None:
+def _arrange(originals: tuple[Any, Any], event: str | None, at: int) -> None:
     """Let `event` happen in step number `at` of the next job."""
     import torch
 
     from spantune.training import StepRunner
 
-    run, part_loss = _ORIGINALS
+    run, part_loss = originals
     pending = [event]
 
     def with_event(self: Any, batch: Any, step: int, *more: Any) -> Any:
@@ -119,10 +133,3 @@ def _arrange(event: str | None, at: int) -> None:
 
     StepRunner.run = with_event  # type: ignore[method-assign]
     StepRunner._part_loss = short_of_memory  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    from spantune.training import StepRunner
-
-    _ORIGINALS = (StepRunner.run, StepRunner._part_loss)
-    _script(Path(sys.argv[1]))

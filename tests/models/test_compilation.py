@@ -169,6 +169,26 @@ def saved_bytes(made: Any, pack: PackTensors) -> int:
     return sum(count // 3 * 3 * size for (_, size), count in sizes.items())  # what comes in threes is the layers'
 
 
+def test_layers_train_as_they_are_where_the_compiler_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, pack = model("fp32"), packed(examples())
+    wanted = step(made, pack)
+    made.zero_grad()
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/such/compiler",))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    monkeypatch.setattr("torch._functorch.config.enable_autograd_cache", False)
+    compile_layers(made, "some")
+    found = step(made, pack)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    made.zero_grad()
+    torch.testing.assert_close(step(made, pack), wanted, rtol=1e-4, atol=1e-4)
+    torch._dynamo.reset()
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("spantune")]
+    assert len(messages) == 1 and "the layers are not compiled" in messages[0] and "compiler" in messages[0].lower()
+
+
 @pytest.mark.parametrize("family", ["phi3", "gemma3_text"])
 def test_layers_compiled_for_extraction_write_as_plain_ones_and_share_their_code(
     family: str, monkeypatch: pytest.MonkeyPatch

@@ -1,31 +1,34 @@
-"""The short form of bench/kills.py: three kills at random moments lose nothing."""
+"""The short form of bench/kills.py: two kills at random moments lose nothing."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[2] / "bench" / "kills.py"
+from helpers.forked import SERVER
+from helpers.real import bench
+
+BENCH = Path(__file__).parents[2] / "bench"
 
 
 @pytest.mark.no_cover
 @pytest.mark.slow
-def test_two_random_kills_lose_no_step_and_take_no_torn_checkpoint() -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCH), "--kills", "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_two_random_kills_lose_no_step_and_take_no_torn_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = SERVER.Process(target=os.getpid)  # starts the server as all tests of a process share it
+    first.start()
+    first.join()
+    monkeypatch.syspath_prepend(str(BENCH))  # where the processes find what they run
+    monkeypatch.setattr(sys, "argv", ["kills.py", "--kills", "2"])
+    code = bench("kills").main()
+    said = capsys.readouterr()
+    assert code == 0, said.out + said.err
+    found = json.loads(said.out.splitlines()[-1])
     # a kill before there is a folder, or after the end, is followed by one more
     assert found["resumes"] == 2 and found["kills"] == 2 + found["not_resumed"], found
     failures = ("lost_steps", "torn_checkpoints", "wrong_checkpoints_taken", "runs_that_differ")

@@ -226,7 +226,7 @@ def test_a_read_only_place_is_refused_before_the_model_is_loaded(
     begun = train(recipe(run={"folder": str(disk)}, train=settings))
     (begun.folder / REPORT).unlink()
     remount(disk, "ro")
-    with pytest.raises(RunError, match=r"no run folder can be made here \(Read-only file system\); set run\.folder"):
+    with pytest.raises(RunError, match=r"disk0 cannot be written by this user; give another run\.folder"):
         train(recipe(run={"folder": str(disk), "name": "other"}, train=settings))
     with pytest.raises(RunError, match=r"tiny: cannot be written \(Read-only file system\); make it writable"):
         train(resume_recipe(begun.folder), resume=begun.folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spantune.core import parse_config
+from spantune.core import ConfigError, parse_config
 from spantune.models import load, loading
 from spantune.training import prepare
 
@@ -28,3 +28,19 @@ def test_the_weights_are_loaded_without_reading_source_or_tokenizer_again(
     states, expected = loaded.model.state_dict(), again.state_dict()
     assert states.keys() == expected.keys() and all(states[name].equal(expected[name]) for name in states)
     assert loaded.model.config.to_dict() == again.config.to_dict()
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+def test_a_base_that_takes_no_adapter_up_is_refused_before_anything_is_read(base: str, tmp_path: Path) -> None:
+    recipe = parse_config(
+        {
+            "model": {"source": str(tmp_path / "none"), "base": base},
+            "task": {"preset": "cmeee"},
+            "data": {"train": str(tmp_path / "none.jsonl")},
+            "extract": {"merge": "always"},
+        }
+    )
+    with pytest.raises(
+        ConfigError, match=f"extract.merge=always, and the run's base is {base}.*set extract.merge=auto"
+    ):
+        prepare(recipe)

@@ -24,7 +24,7 @@ _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 def serve(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN…", help="Run folders; the first is the default.", autocompletion=names.run_folders),
+        typer.Argument(metavar="RUN", help="Run folders; the first is the default.", autocompletion=names.run_folders),
     ],
     host: Annotated[
         str, typer.Option(help="Address to listen on. Any but this machine's own needs a token.")

@@ -165,13 +165,18 @@ def _mended_rule(is_trimmed: bool) -> Rule:
 
 
 def _span(document: RawDocument, entity: RawEntity, shift: Shift | None) -> tuple[int, int] | None:
-    """Return the right span of `entity`, without white space at its edges; None if it is unknown or blank."""
+    """Return the right span of `entity`, without white space at its edges; None if it is unknown or blank.
+
+    Where it is in doubt what the offset counts, it is left as it is.
+    """
     if entity.surface is None:
         span = None if fault(document, entity) else (entity.start, entity.end)
     else:
         span = repaired_span(document.text, entity, shift)
     if span is None:
         return None
+    if entity.defect is not None and entity.defect.rule is Rule.OFFSET_UNIT:
+        return span  # white space at its edge may come of a unit that the user has to name
     span = trimmed(document.text, *span)
     return span if span[0] < span[1] else None
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spantune.extraction.gold_walk import mark_choices
     from spantune.extraction.grammar import Allowed, Guide, constraint_of, require_grammar
     from spantune.extraction.inputs import Texts
-    from spantune.extraction.loading import load_bare, load_run, load_runs
+    from spantune.extraction.loading import load_bare, load_run, load_runs, require_merging
     from spantune.extraction.model_runner import Forward
     from spantune.extraction.outputs import SHOWN, Tally, Target
     from spantune.extraction.reading import LOWEST_LOGIT
@@ -68,6 +68,7 @@ __all__ = [
     "rates",
     "refusals",
     "require_grammar",
+    "require_merging",
     "save_predictions",
 ]
 
@@ -83,7 +84,7 @@ __getattr__, __dir__ = lazy_exports(
         "gold_walk": ("mark_choices",),
         "grammar": ("Allowed", "Guide", "constraint_of", "require_grammar"),
         "inputs": ("Texts",),
-        "loading": ("load_bare", "load_run", "load_runs"),
+        "loading": ("load_bare", "load_run", "load_runs", "require_merging"),
         "model_runner": ("Forward",),
         "outputs": ("SHOWN", "Tally", "Target"),
         "reading": ("LOWEST_LOGIT",),

@@ -1,15 +1,16 @@
 """The rows of a decoding batch, and the choice of their next tokens: the most probable that the grammars allow.
 
-On a GPU the allowed tokens are found while the pass runs, and tokens are chosen on a stream beside that of the model,
-which has the pass of the other group by then. The thread that decodes finds them: another one would wait for Python's
-lock several times longer than it computes.
+On a GPU the allowed tokens are found in a thread, since llguidance lets go of Python's lock meanwhile, and tokens are
+chosen on a stream beside the one of the model, which has the pass of the other group by then.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -91,27 +92,30 @@ class Chooser:
     def __init__(self, model: CausalLM, forward: Forward, rules: Rules, effort: Effort):
         self._model, self._forward, self._rules, self._effort = model, forward, rules, effort
         self._end_only = rules.constraint.matcher('start: ""') if rules.constraint else None
+        self._thread = ThreadPoolExecutor(1) if forward.pipelined and rules.constraint else None
         self._beside: torch.cuda.Stream | None = None
 
     def choice(self, rows: Sequence[Row], output: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
-        """Choose each row's most probable allowed token.
+        """Choose each row's most probable allowed token; to be called once their pass is launched.
 
         Args:
             rows: the rows, whose grammars do not advance before the choice is waited for.
             output: their logits [rows, vocabulary], or their last hidden states where the forward gives states.
 
         Returns:
-            A function that finds what the grammars allow, and waits for the tokens and their log-probabilities.
+            A function that waits for the tokens and their log-probabilities.
         """
+        find = partial(self.allowed, rows)
+        masks = find if self._thread is None else self._thread.submit(find).result
         if output.device.type != "cuda":
-            return lambda: self._chosen(self.allowed(rows), output)
+            return lambda: self._chosen(masks(), output)
         kept = output.clone()  # the next pass may be of the same width, which has one place for its output
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         beside = self._beside = self._beside or torch.cuda.Stream(output.device, priority=-1)  # type: ignore[no-untyped-call]
 
         def wait() -> tuple[list[int], list[float]]:
-            allowed = self.allowed(rows)
+            allowed = masks()
             with torch.cuda.stream(beside):
                 beside.wait_event(done)
                 return self._chosen(allowed, kept)

@@ -25,7 +25,7 @@ from spantune.extraction.grammar import Guide
 from spantune.extraction.model_runner import Forward, Part
 from spantune.models import CausalLM
 
-FEW = 48  # rows that are in one group: their grammars then take less time than a second pass
+FEW = 96  # rows that are in one group: their grammars then take less time than a second pass
 RECENT = 64  # answers by whose length it is known how many rows the cache has room for
 BURST = 32  # documents that are taken between two passes: the GPU does not wait while a whole batch is encoded
 SPARE = 64  # free slots, besides those of its prompt, that a row needs to join

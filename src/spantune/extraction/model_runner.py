@@ -39,7 +39,7 @@ from spantune.models import (
 )
 
 WIDTH = 64  # passes of a graph are padded to a multiple of this, or to a power of two below it
-TYPICAL = 768  # slots of a row on average; the longest rows may take more
+TYPICAL = 560  # slots of a row on average; the longest rows may take more
 KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
 COMPILED_TOKENS = 24  # of the pass that compares compiled layers with plain ones
 WIDER = 0.98  # a wider pass is taken where it takes less than this share of the time

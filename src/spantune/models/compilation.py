@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -35,10 +36,14 @@ CACHE_ARGUMENTS = ("cache", "past_key_values")
 RECOMPILES = 64
 _PLAIN = "plain"  # the attribute of a forward that is compiled for extraction: the one before
 Forward: TypeAlias = Callable[..., object]
+_LOG = logging.getLogger(__name__)
 
 
 def compile_layers(model: CausalLM, keep: Keep) -> int:
-    """Compile the training forward of each decoder layer of `model`; returns the number of layers."""
+    """Compile the training forward of each decoder layer of `model`; returns the number of layers.
+
+    Where the compiler fails, as it does on a machine without a C compiler, the layers run as they are, with a warning.
+    """
     import torch._dynamo
     import torch.fx.experimental._config
 
@@ -48,13 +53,46 @@ def compile_layers(model: CausalLM, keep: Keep) -> int:
     torch._dynamo.config.specialize_float = True
     # two sizes that happen to be equal in the first pack need not be so in the next one
     torch.fx.experimental._config.use_duck_shape = False
-    layers = decoder_layers(model)
+    layers, attempt = decoder_layers(model), _Attempt()
     for layer in layers:
         fuse_mlps(layer, keep)
-        layer.forward = _only_in_training(
-            layer, layer.forward, torch.compile(_keeping(layer.forward, keep), dynamic=True)
-        )
+        layer.forward = _only_in_training(layer, layer.forward, attempt.compiled(_keeping(layer.forward, keep)))
     return len(layers)
+
+
+class _Attempt:
+    """The compilation of a model's layers for training, which is given up for all of them where it fails for one."""
+
+    def __init__(self) -> None:
+        self._has_failed = False
+
+    def compiled(self, plain: Forward) -> Forward:
+        """Return `plain` through the compiler, as long as that does not fail."""
+        from torch._dynamo.exc import TorchDynamoException
+
+        compiled = torch.compile(plain, dynamic=True)
+
+        def forward(*args: object, **kwargs: object) -> object:
+            if self._has_failed:
+                return plain(*args, **kwargs)
+            try:
+                return compiled(*args, **kwargs)
+            except TorchDynamoException as error:
+                if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                    raise  # where nothing new can be compiled; the same pass compiles it outside
+                self._has_failed = True
+                _LOG.warning("the layers are not compiled, which would be faster: %s", _cause(error))
+                return plain(*args, **kwargs)
+
+        return forward
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what a compiler failed at; its own exceptions begin with where they come from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def compile_for_extraction(model: CausalLM) -> None:

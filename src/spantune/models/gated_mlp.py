@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from spantune.core import Keep
-from spantune.models.kernels.gated import AGAIN, EIGHT, WHOLE, gated_mlp, tiles
+from spantune.core import Keep, first_line
+from spantune.models.kernels.gated import (
+    AGAIN,
+    EIGHT,
+    KERNEL_ERROR,
+    WHOLE,
+    gated_mlp,
+    has_eight_bits,
+    kernel_error,
+    tiles,
+)
 from spantune.models.lora import FusedLora
 
+log = logging.getLogger(__name__)
 SILU = ("SiLU", "SiLUActivation")  # of torch and of transformers
 KEPT: dict[Keep, int] = {"none": AGAIN, "some": AGAIN, "fp8": EIGHT, "most": WHOLE}
 
@@ -40,16 +53,45 @@ def fuse_mlps(layer: nn.Module, keep: Keep) -> int:
     count = 0
     for module in layer.modules():
         wide, narrow = gated_parts(module) or (None, None)
-        if isinstance(wide, FusedLora) and isinstance(narrow, FusedLora):
-            module.forward = _fused(module.forward, wide, narrow, KEPT[keep])
+        if isinstance(wide, FusedLora) and isinstance(narrow, FusedLora) and _agrees(wide, narrow):
+            keeps = KEPT[keep]
+            if keeps == EIGHT and not has_eight_bits(wide.base_layer.weight.device):
+                keeps = WHOLE
+            module.forward = _fused(module, module.forward, keeps)
             count += 1
     return count
 
 
-def _fused(plain: Callable[[Tensor], Tensor], wide: FusedLora, narrow: FusedLora, keeps: int) -> Any:
+def _agrees(wide: FusedLora, narrow: FusedLora) -> bool:
+    """Whether the kernels, where there are some, are found to compute what plain torch does."""
+    of_wide, of_narrow = wide.weights(torch.bfloat16), narrow.weights(torch.bfloat16)
+    if of_wide is None or of_narrow is None or not of_wide.weight.is_cuda:
+        return True
+    dtype = torch.bfloat16 if of_wide.scale is not None else of_wide.weight.dtype
+    return _is_exact((len(of_wide.down), len(of_narrow.down)), dtype, of_wide.weight.device)
+
+
+@cache
+def _is_exact(ranks: tuple[int, int], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels compute what plain torch does; it is logged where they do not."""
+    try:
+        error = kernel_error(ranks, dtype, device)
+    except Exception as problem:  # whatever a compiler of kernels raises: training goes on without them
+        log.warning("the kernels of gated MLPs cannot be compiled, and steps may take longer: %s", first_line(problem))
+        return False
+    if error > KERNEL_ERROR:
+        log.warning("the kernels of gated MLPs are not used: on this GPU they differ by %.2g from plain torch", error)
+    return error <= KERNEL_ERROR
+
+
+def _fused(module: nn.Module, plain: Callable[[Tensor], Tensor], keeps: int) -> Any:
     def forward(x: Tensor) -> Tensor:
+        # found anew: after training the model may get other adapters, or none
+        wide, narrow = module.gate_up_proj, module.down_proj
+        if not module.training or not isinstance(wide, FusedLora) or not isinstance(narrow, FusedLora):
+            return plain(x)
         of_wide, of_narrow = wide.weights(x.dtype), narrow.weights(x.dtype)
-        if not wide.training or of_wide is None or of_narrow is None:
+        if of_wide is None or of_narrow is None:
             return plain(x)
         rows = x.flatten(0, -2) if of_wide.scale is not None else x.flatten(0, -2).to(of_wide.weight.dtype)
         return gated_mlp(rows, of_wide, of_narrow, keeps).view(x.shape)

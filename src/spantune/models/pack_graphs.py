@@ -33,7 +33,7 @@ from spantune.models.span_packs import moved
 
 MOST_GRAPHS = 32
 LARGE = 1.5  # the tokens of a large step for those of a usual one
-WORK = 1.2e12  # weights of a layer times tokens, from which on a GPU takes longer for a layer than its host does
+WORK = 9e11  # weights of a layer times tokens, from which on a GPU takes longer for a layer than its host does
 EXAMPLES, ROWS = 4, 128  # the numbers of examples and, above 1,024, of tokens of a padded pack are multiples of these
 log = logging.getLogger(__name__)
 
@@ -160,6 +160,8 @@ class PackGraphs:
     def __init__(self, plain: Callable[..., Any], weights: Sequence[Tensor], tokens: int, first: int = 0):
         self.plain, self.tokens, self._first = plain, tokens, first
         self.graphs: dict[Shape, _Graph] = {}
+        self.captures = 0
+        """How many graphs were captured so far."""
         self._weights = list(weights)
         self._failed: set[Shape] = set()
         self._is_off = False
@@ -251,6 +253,7 @@ class PackGraphs:
 
     def _captured(self, pack: Padded, given: dict[str, Any], like: Tensor) -> _Graph:
         """Capture both passes over `pack`, which is the graph's own; `like` is a state [hidden]."""
+        self.captures += 1
         shared = self._shared = self._shared or _Shared(self._weights, like, self.tokens)
         shared.bind_gradients()
         forward, backward, count = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), len(pack.ids)

@@ -408,17 +408,28 @@ def available_bytes(device: torch.device) -> int:
 
 
 def _rate(recipe: Config, device: torch.device) -> float:
-    """FLOP/s that a step reaches on this device."""
+    """FLOP/s that a step reaches on this device; timed once, which takes most of a plan's time on a CPU."""
     way = "eager" if not compiling(recipe, device) else "fp8" if recipe.model.base == "fp8" else "compiled"
     dtype = torch.bfloat16 if _width(recipe.model.base, device) == 2 else torch.float32
     rows, size = (4096, 5120) if device.type == "cuda" else (512, 1024)
+    # drawn at each call, so that a seeded run draws the same numbers after its plan, the first of a process or not
     left, right = (torch.randn(count, size, device=device).to(dtype) for count in (rows, size))
+    if (dtype, device) not in _product_rates:
+        _product_rates[dtype, device] = _timed_products(left, right)
+    return SPEED[way] * _product_rates[dtype, device]
+
+
+_product_rates: dict[tuple[torch.dtype, torch.device], float] = {}
+
+
+def _timed_products(left: torch.Tensor, right: torch.Tensor) -> float:
+    """FLOP/s of `left @ right`."""
     for timed in (False, True):
         start = time.perf_counter()
         for _ in range(8):
             left @ right
-        if device.type == "cuda":
+        if left.device.type == "cuda":
             torch.cuda.synchronize()
         if timed:
-            return SPEED[way] * 8 * 2 * rows * size * size / (time.perf_counter() - start)
+            return 8 * 2 * left.numel() * right.shape[1] / (time.perf_counter() - start)
     raise AssertionError

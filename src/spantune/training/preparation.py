@@ -28,7 +28,7 @@ from spantune.encoding import (
     make_task,
     shared_prefix,
 )
-from spantune.extraction import mark_choices, require_grammar
+from spantune.extraction import mark_choices, require_grammar, require_merging
 from spantune.models import ModelFiles, cache_root, count_weights, read_files, require_full
 from spantune.training.masked import placeholder
 from spantune.training.recommendation import READ_FROM, entities_a_label, with_answer, with_values
@@ -100,6 +100,7 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     """
     recipe = as_config(recipe)
     require_grammar(recipe.extract, on_choices=recipe.train.on_choices)
+    require_merging(recipe.extract, recipe.model.base)
     task = make_task(recipe.task)
     splits = read_splits(recipe.data)
     for note in splits.merges:

@@ -192,7 +192,7 @@ BAD: dict[str, tuple[dict[str, list[Any]], list[str]]] = {
     "id twice": (_texts("[]") | {"id": ["a", "a"]}, ["bad:2, field id", "'a' is repeated", "make ids unique"]),
     "fewer tags": (_tagged(["a", "b"], ["O"]), ["bad:2, field ner_tags", "found 2 and 1", "mend the row"]),
     "tokens are null": (_tagged(None, ["O"]), ["bad:2, field ner_tags", "found None and 1", "mend the row"]),
-    "empty token": (_tagged(["a", ""], ["O", "O"]), ["bad:2, field token 1 of tokens", "is empty", "mend or remove"]),
+    "empty token": (_tagged(["a", ""], ["O", "B-x"]), ["bad:2, field token 1 of tokens", "is empty", "mend or remove"]),
     "no tag": (_tagged(["a"], ["person"]), ["bad:2, field ner_tags[0]", "'person'", "B-dis", "map the tags"]),
     "tags are text": (
         {"tokens": [["a"]], "ner_tags": ["O"]},

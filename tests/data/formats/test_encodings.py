@@ -130,6 +130,7 @@ def test_a_recipe_names_encoding_and_label(tmp_path: Path) -> None:
         ("a.jsonl", RECORD.replace("肺炎", "ab").encode("utf-16-le"), "utf-16-le"),
         ("a.conll", CHINESE.encode("utf-16-be"), "utf-16-be"),
     ],
+    ids=["gzip", "bzip2", "xz", "zip", "pdf", "little", "big"],
 )
 @pytest.mark.parametrize("format", [None, "native", "conll"])
 def test_what_is_packed_or_utf_16_is_said(

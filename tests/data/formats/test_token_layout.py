@@ -54,6 +54,12 @@ def test_a_first_column_that_names_the_sentence_is_no_token(leads: tuple[str, ..
     assert found(read(tmp_path, content)) == ROE
 
 
+@pytest.mark.parametrize("name", ["news", ""])
+def test_a_first_column_that_is_the_same_throughout_is_no_token(name: str, tmp_path: Path) -> None:
+    content = f"{name}\tAda\tB-PER\n{name}\tRoe\tI-PER\n{name}\tleft\tO\n\n" * 3 + f"{name}\tBo\tB-PER\n"
+    assert found(read(tmp_path, content)) == [ROE[0]] * 3 + [ROE[1]]
+
+
 def test_sentences_that_only_a_column_parts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no blank lines part the sentences"):
         read(tmp_path, "1\tAda\tB-PER\n1\tleft\tO\n1\tus\tO\n2\tBo\tB-PER\n2\tleft\tO\n2\tus\tO\n")

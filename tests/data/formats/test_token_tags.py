@@ -112,7 +112,7 @@ def test_overlaps_are_refused_or_flattened_and_parquet_is_not_written(tmp_path: 
         ({"tokens": ["a"], "ner_tags": ["PER"]}, ["field ner_tags[0]", "found 'PER'", "B-dis"]),
         ({"tokens": ["a", "b"], "ner_tags": ["O"]}, ["field ner_tags", "found 2 and 1"]),
         ({"tokens": "a b", "ner_tags": ["O"]}, ["field ner_tags", "found 'a b' and 1"]),
-        ({"tokens": [""], "ner_tags": ["O"]}, ["token 0 of tokens", "empty"]),
+        ({"tokens": [""], "ner_tags": ["B-x"]}, ["token 0 of tokens", "empty"]),
         ({"tokens": ["a", "b"], "ner_tags": ["O", "I-x"]}, ["I-x begins an entity after O"]),
     ],
 )
@@ -142,3 +142,14 @@ def test_parquet_names_its_classes_in_the_metadata_of_its_schema(kind: str, tmp_
     assert_unreadable(tmp_path / "bare.parquet", None, ["bare.parquet:1, field ner_tags[0]", "found 1", "ClassLabel"])
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-20])
     assert_unreadable(tmp_path / "cut.parquet", "token_tags", ["not readable as Parquet", "downloaded whole"])
+
+
+def test_an_empty_token_outside_of_entities_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"tokens": ["Ada", "", "left"], "ner_tags": ["B-PER", "O", "O"]}\n', encoding="utf-8")
+    corpus = formats.read(path)
+    assert corpus.documents[0].text == "Ada left"
+    assert corpus.notes["empty token with the tag O left out"] == 1
+    path.write_text('{"tokens": ["Ada", "", "left"], "ner_tags": ["B-PER", "I-PER", "O"]}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="token 1 of tokens: the string is empty"):
+        formats.read(path)

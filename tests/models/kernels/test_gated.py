@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -16,16 +17,19 @@ from torch.nn.functional import silu
 from helpers.fakes import tiny_model
 from spantune.core import Keep, config
 from spantune.models import attach, decoder_layers, has_fp8, to_fp8
+from spantune.models import gated_mlp as fused
 from spantune.models.gated_mlp import fuse_mlps
 from spantune.models.kernels.gated import (
     AGAIN,
     COLUMNS,
     EIGHT,
+    KERNEL_ERROR,
     WHOLE,
     Weights,
     activated_plainly,
     differentiated_plainly,
     gated_mlp,
+    kernel_error,
 )
 from spantune.models.kernels.lora_linear import FP8, linear, quantize
 
@@ -110,6 +114,24 @@ def test_other_mlps_are_left_as_they_are() -> None:
     assert not any(fuse_mlps(layer, "some") for layer in decoder_layers(made))
 
 
+def test_a_model_whose_adapters_are_taken_away_or_replaced_computes_without_them() -> None:
+    torch.manual_seed(0)
+    base = tiny_model("phi3")
+    ids = torch.arange(9)[None]
+    wanted = base.eval()(input_ids=ids).logits
+    made, _ = attach(base, config.Lora(rank=4, alpha=8))
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    assert all(fuse_mlps(layer, "some") for layer in decoder_layers(made))
+    trained = made.train()(input_ids=ids).logits
+    assert far(trained, wanted) > 0.01
+    bare = made.unload()  # in training mode, as a run may end
+    assert torch.equal(bare(input_ids=ids).logits, wanted)
+    again, _ = attach(bare, config.Lora(rank=4, alpha=8))  # whose B is 0
+    assert far(again.train()(input_ids=ids).logits, wanted) < 1e-5
+
+
 def test_dropout_goes_through_the_layers_one_by_one() -> None:
     made, _ = attach(tiny_model("phi3"), config.Lora(rank=4, alpha=8, dropout=0.5))
     layer = decoder_layers(made)[0]
@@ -170,6 +192,29 @@ def test_the_kernels_interpreted() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_the_kernels_compiled(dtype: torch.dtype, tolerance: float) -> None:
     check_kernels("cuda", dtype, tolerance)
+
+
+@pytest.mark.parametrize("failure", [0.5, RuntimeError("no compiler")])
+def test_kernels_that_differ_or_fail_are_not_used(
+    failure: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def measured(*_: object) -> float:
+        if isinstance(failure, Exception):
+            raise failure
+        return float(failure)
+
+    monkeypatch.setattr(fused, "kernel_error", measured)
+    fused._is_exact.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert not any(fused._is_exact((4, 8), torch.bfloat16, CPU) for _ in range(2))
+    fused._is_exact.cache_clear()
+    assert len(caplog.records) == 1 and "kernels of gated MLPs" in caplog.text
+
+
+@pytest.mark.gpu
+def test_the_kernels_are_found_to_agree_before_they_are_used() -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        assert kernel_error((64, 64), dtype, torch.device("cuda")) < KERNEL_ERROR
 
 
 @pytest.mark.gpu

@@ -36,7 +36,7 @@ _FEW = 8  # bytes, from which two encodings cannot be told apart
 _HEAD = 1 << 12  # bytes from which a file that is no text is told
 _PACKED = {
     b"\x1f\x8b": "compressed by gzip; unpack it first: gunzip --keep FILE",
-    b"BZh": "compressed by bzip2; unpack it first: bunzip2 --keep FILE",
+    b"BZh91AY&SY": "compressed by bzip2; unpack it first: bunzip2 --keep FILE",
     b"\xfd7zXZ\0": "compressed by xz; unpack it first: unxz --keep FILE",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it first: unzstd FILE",
     b"PK\x03\x04": "a ZIP archive, as .xlsx and .docx files are too; unpack it, or export a table as CSV",

@@ -17,6 +17,7 @@ from spantune.data.raw.document import Defect, RawDocument, RawEntity
 from spantune.data.raw.json_records import Record
 from spantune.data.rules import Rule
 
+EMPTY_TOKEN = "empty token with the tag O left out"
 JOINED = "text joined from its tokens"
 NOT_RESTORED = "white space that reading does not restore"
 KEPT_TOKENS = "tokens"
@@ -57,6 +58,7 @@ class Tagged:
             DataError: tokens and tags are not lists of one length, or a value of theirs is none.
         """
         words, row_tags = self._row(record)
+        self.notes[EMPTY_TOKEN] += len(record.items(self.tokens)) - len(words)
         known: tuple[str, ...] = (self.tokens, self.column)
         text, spans = tokens.join(words, self.joiner)
         stated = record.values.get("text") if self.keeps_tokens else None
@@ -84,7 +86,10 @@ class Tagged:
                 "the row",
                 self.column,
             )
-        return words_in(record, self.tokens), [self._tag(record, value, index) for index, value in enumerate(stated)]
+        row_tags = [self._tag(record, value, index) for index, value in enumerate(stated)]
+        kept = [index for index, tag in enumerate(row_tags) if words[index] != "" or tag.role != "O"]
+        filled = replace(record, values={self.tokens: [words[index] for index in kept]})
+        return words_in(filled, self.tokens), [row_tags[index] for index in kept]
 
     def _tag(self, record: Record, value: object, index: int) -> tags.Tag:
         name = value

@@ -24,6 +24,7 @@ _NAMES = "global.columns"
 _BLANKS = re.compile(r"[ \t]+")
 _MOST_COLUMNS = 128
 _MOST_ROWS = 500_000
+_FEW_REPEATED = 5  # lines of a file in which no token differs from the one before, beyond chance
 _MOST_STEPS = 1 << 14  # different pairs of a cell and the next in a column, above which it holds no tags
 _TOKEN_NAMES = frozenset(("token", "tokens", "word", "words", "form", "wordform", "text"))
 _TAG_NAME = re.compile(r"(?:ne[-_:].*|ner|ne|tags?|labels?|bio|iob2?|entit(?:y|ies)|(?:.*[-_:])(?:ner|tags?|labels?))")
@@ -233,10 +234,13 @@ class Census:
 
     @property
     def is_grouped(self) -> bool:
-        """Whether the first column only names the sentence of each token, as `sentence 1` does."""
-        if self.shape[1] < 3 or self.is_indexed or 2 * self.numbered + self.repeated < self.rows:
+        """Whether the first column only names the sentence of each token, as `sentence 1` does, or its source."""
+        if self.shape[1] < 3 or self.is_indexed:
             return False
-        return self.numbered > 0 and 2 * self.repeated >= self.continued > 0
+        if self.repeated == self.continued >= _FEW_REPEATED:
+            return True
+        is_numbered = self.numbered > 0 and 2 * self.numbered + self.repeated >= self.rows
+        return is_numbered and 2 * self.repeated >= self.continued > 0
 
     @property
     def has_unparted(self) -> bool:

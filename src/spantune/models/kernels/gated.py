@@ -25,6 +25,12 @@ AGAIN, EIGHT, WHOLE = 0, 8, 16
 """What backward gets of the wide product: nothing, so that it is computed again, or so many bits of each number."""
 
 
+EIGHT_BITS = (8, 9)
+"""The first generation of GPUs that has e4m3 numbers."""
+KERNEL_ERROR = 0.02
+"""The largest relative error with which the kernels are used; a few numbers may round to another one in 8 bits."""
+
+
 class Weights(NamedTuple):
     """A frozen weight [out, in], its scale [out] where it is e4m3, and its adapter: down [rank, in], up [out, rank]."""
 
@@ -231,12 +237,58 @@ def differentiated_plainly(
     return (into.float() if scale is None else into.float() * scale[None]).abs()
 
 
+def has_eight_bits(device: torch.device) -> bool:
+    """Whether kernels on `device` can write e4m3 numbers."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= EIGHT_BITS
+
+
+def kernel_error(ranks: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:
+    """Return the relative error of the Triton kernels against plain torch on small random tensors.
+
+    Args:
+        ranks: of the wide and of the narrow layer's adapter.
+        dtype: the type that is computed in.
+        device: a GPU.
+    """
+    from spantune.models.kernels import gated_triton
+
+    draw, rows, size = torch.Generator().manual_seed(0), 70, COLUMNS + 32
+    wide, narrow = ranks
+    shapes = ((rows, 2 * size), (rows, wide), (2 * size, wide), (rows, size), (rows, narrow), (narrow, size))
+    given = [torch.randn(*shape, generator=draw).to(device, dtype) for shape in shapes]
+    (raw, low, up), (of_product, of_low, down) = given[:3], given[3:]
+    scale = torch.rand(2 * size, generator=draw).to(device)
+    in_eight = has_eight_bits(device)
+    found: list[list[Tensor]] = []
+    for kernels in (gated_triton, None):
+        activate = kernels.activated if kernels else activated_plainly
+        differentiate = kernels.differentiated if kernels else differentiated_plainly
+        kept = raw.new_empty(raw.shape, dtype=FP8), raw.new_empty((rows, 2 * tiles(size)), dtype=torch.float32)
+        hidden, largest = activate(raw, low, up, kept if in_eight else None)
+        results = [hidden, *(kept if in_eight else ())]
+        for inputs in ((raw, low, up), kept) if in_eight else ((raw, low, up),):
+            again, into = of_product.clone(), torch.empty_like(raw)
+            maxima = differentiate(inputs, (again, of_low, down), scale, into)
+            results += [again, into]
+        quantized = kernels.quantized if kernels else _quantized_plainly
+        if in_eight:
+            results += [*quantized(hidden, largest, None), *quantized(into, maxima, scale)]
+        found.append(results)
+    pairs = zip(*found, strict=True)
+    errors = [float((ours.float() - exact.float()).norm() / exact.float().norm()) for ours, exact in pairs]
+    return max(errors)
+
+
 def _quantized(rows: Tensor, largest: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """`rows`, times `scale` [size], in e4m3, and the scale [n, 1] of each row."""
     if rows.is_cuda:
         from spantune.models.kernels.gated_triton import quantized
 
         return quantized(rows, largest, scale)
+    return _quantized_plainly(rows, largest, scale)
+
+
+def _quantized_plainly(rows: Tensor, _: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     return quantize(rows if scale is None else rows.float() * scale[None])
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from spantune.models.kernels.gated import COLUMNS
 
-ACTIVATING = (32, 8, 0)  # rows of a tile, which has COLUMNS columns; warps; registers a thread, 0 for any; as measured
-DIFFERENTIATING = (32, 8, 0)
+ACTIVATING = (64, 8, 128)  # rows of a tile of COLUMNS columns, warps, registers a thread (0: any); as measured
+DIFFERENTIATING = (32, 4, 0)
 RANKS = 64  # of an update, that a tile adds at a time
 CHUNK = 4096  # columns that a program quantises
 
