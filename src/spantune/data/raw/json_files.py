@@ -67,8 +67,8 @@ def _line_value(text: str, path: Path, line: int) -> object:
         if not (text.lstrip().startswith("{") and text.rstrip().endswith(("{", "[", ","))):
             raise
         raise DataError(
-            f"{error.message.partition(':')[0]}: the object does not end on its line; in JSONL each line is one whole object: write it so (jq -c . FILE), "
-            "or make the file an array of objects",
+            f"{error.message.partition(':')[0]}: the object does not end on its line; in JSONL each line is one whole "
+            "object: write it so (jq -c . FILE), or make the file an array of objects",
             path=path,
             line=line,
         ) from None
