@@ -123,7 +123,7 @@ def test_what_has_no_one_right_answer_is_left_out_and_logged(tmp_path: Path) -> 
         (2, "unreadable", None),
         (3, "unreadable", None),
     ]
-    assert "does not end on its line" in log[3]["before"]
+    assert "not JSON at column 2" in log[3]["before"]
 
 
 def test_a_defect_that_plain_reading_refuses_is_mended(tmp_path: Path) -> None:

@@ -63,12 +63,12 @@ def parse_line(text: str, path: Path, line: int) -> Record | DataError:
 def _line_value(text: str, path: Path, line: int) -> object:
     try:
         value, end = parse_value(text, skip_blank(text, 0), path, line)
-    except DataError:
+    except DataError as error:
         if not (text.lstrip().startswith("{") and text.rstrip().endswith(("{", "[", ","))):
             raise
         raise DataError(
-            "the object does not end on its line; in JSONL each line is one whole object: write it so (jq -c . FILE), "
-            "or make the file an array of objects",
+            f"{error.message.partition(':')[0]}: the object does not end on its line; in JSONL each line is one whole "
+            "object: write it so (jq -c . FILE), or make the file an array of objects",
             path=path,
             line=line,
         ) from None
