@@ -86,10 +86,10 @@ def ending(serve_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def test_clients_that_go_on_to_ask_are_refused_until_they_cease(ending: Served) -> None:
-    """And at last it ends, although they do not."""
+    """And at last it ends, although they do not: a connection that comes in that instant may be reset."""
     ending.server.handle_exit(signal.SIGTERM, None)
     statuses, began = [], time.monotonic()
-    with pytest.raises(httpx2.ConnectError):
+    with pytest.raises((httpx2.ConnectError, httpx2.ReadError)):
         while time.monotonic() < began + 10:
             statuses.append(ending.client.post("/v1/extract", json={"text": "x"}).status_code)
             time.sleep(0.1)

@@ -22,7 +22,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from spantune.core import ConfigError, os_error, say
+from spantune.core import ConfigError, keep_for_good, os_error, say
 from spantune.extraction import load_runs
 from spantune.serving.app import create_app
 from spantune.serving.errors import ApiError
@@ -69,6 +69,8 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
         bound_kernel_caches()
         sys.setswitchinterval(SWITCH_SECONDS)
         extractors = load_runs(runs, settings.device, min_score=settings.min_score)
+        if any(extractor.on_gpu for extractor in extractors.values()):
+            keep_for_good()
         app = create_app(extractors, settings)
         config = uvicorn.Config(
             app,
