@@ -141,6 +141,16 @@ def test_the_estimate_of_reading_counts_the_head_and_no_vocabulary(prepared: Pre
     assert predicted.minutes < predicted.steps * predicted.step_seconds / 60 * (1 + recipe.train.eval_share)
 
 
+def test_bf16_on_a_cpu_is_not_as_much_faster_as_its_products(
+    tree: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_product_rates", {(torch.bfloat16, CPU): 500e9, (torch.float32, CPU): 100e9})
+    of_base = {
+        base: estimate._rate(parse_config(tree(tmp_path, model={"base": base})), CPU) for base in ("bf16", "fp32")
+    }
+    assert of_base["fp32"] == 50e9 and 1 < of_base["bf16"] / of_base["fp32"] < 2
+
+
 def test_settings_that_make_reading_fit(prepared: Prepare, phi4: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "has_fp8", lambda device: True)
     found = prepared(**READ, model={"base": "bf16"})

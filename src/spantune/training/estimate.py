@@ -47,8 +47,8 @@ BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # nf4: 
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 EAGER = 16
 """Hidden states that a layer keeps for each token when nothing is computed again; a rule of thumb."""
-SPEED = {"compiled": 0.65, "fp8": 0.75, "eager": 0.5}
-"""Share of the speed of bf16 products that a training step reaches."""
+SPEED = {"compiled": 0.65, "fp8": 0.75, "eager": 0.5, "bf16 on a CPU": 0.16}
+"""Share of the speed of products in its type that a training step reaches; those of a CPU with the embedded model."""
 BANDS, FEATURES, STATES, FIXED = 6, 8, 3, 5000
 """What the head of a task that is read holds for each character at its peak: so many times the logits of its spans, its
 features and its hidden state, all in fp32, and so many bytes; measured."""
@@ -409,8 +409,10 @@ def available_bytes(device: torch.device) -> int:
 
 def _rate(recipe: Config, device: torch.device) -> float:
     """FLOP/s that a step reaches on this device; timed once, which takes most of a plan's time on a CPU."""
-    way = "eager" if not compiling(recipe, device) else "fp8" if recipe.model.base == "fp8" else "compiled"
     dtype = torch.bfloat16 if _width(recipe.model.base, device) == 2 else torch.float32
+    way = "eager" if not compiling(recipe, device) else "fp8" if recipe.model.base == "fp8" else "compiled"
+    if way == "eager" and device.type == "cpu" and dtype == torch.bfloat16:
+        way = "bf16 on a CPU"  # whose products are fast, and what lies between them is not
     rows, size = (4096, 5120) if device.type == "cuda" else (512, 1024)
     # drawn at each call, so that a seeded run draws the same numbers after its plan, the first of a process or not
     left, right = (torch.randn(count, size, device=device).to(dtype) for count in (rows, size))
