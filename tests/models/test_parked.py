@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.fakes import tiny_model
+from helpers.interpreted import check_interpreted
 from spantune.core import config
 from spantune.models import attach, park_embedding, save_trained
 from spantune.models.parked import ParkedEmbedding, token_rows
@@ -54,13 +51,7 @@ def check_kernel(device: str) -> None:
 
 def test_the_kernel_interpreted() -> None:
     """Triton's interpreter runs the kernel on a CPU, where Triton is installed."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    here = os.path.dirname(__file__)
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([here, *sys.path])}
-    code = "import test_parked as test; test.check_kernel('cpu')"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    check_interpreted(__file__, "test.check_kernel('cpu')")
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from spantune.core import config
+from spantune.core import config, first_line
 from spantune.models import CausalLM, compile_for_extraction, decoder_layers, is_compilable, plain_in_extraction
 
 LARGE = 10**9
@@ -59,7 +59,7 @@ def compile_checked(model: CausalLM, compute: Callable[[bool], object], tokens: 
             return True
         reason = f"they are off by {error:.1g} here"
     except Exception as exception:  # a compiler's errors have no common class
-        reason = (str(exception).splitlines() or [type(exception).__name__])[0]
+        reason = first_line(exception)
     _LOG.warning("the layers are not compiled, which would be faster: %s", reason)
     plain_in_extraction(model)
     return False

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from spantune.core import Keep
+from spantune.core import Keep, first_line
 from spantune.models.architecture import decoder_layers, is_wide
 from spantune.models.gated_mlp import fuse_mlps
 from spantune.models.interfaces import CausalLM
@@ -88,11 +88,10 @@ class _Attempt:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what a compiler failed at; its own exceptions begin with where they come from."""
+    """What a compiler failed at; its own exceptions begin with where they come from."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return first_line(error)
 
 
 def compile_for_extraction(model: CausalLM) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -15,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from helpers.fakes import tiny_model
+from helpers.interpreted import check_interpreted
 from spantune.core import Keep, config
 from spantune.models import attach, decoder_layers, has_fp8, to_fp8
 from spantune.models import gated_mlp as fused
@@ -179,13 +176,7 @@ def check_kernels(device: str, dtype: torch.dtype, tolerance: float) -> None:
 
 def test_the_kernels_interpreted() -> None:
     """Triton's interpreter runs the kernels on a CPU, where Triton is installed."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    here = os.path.dirname(__file__)
-    code = "import torch, test_gated as test; test.check_kernels('cpu', torch.float32, 1e-5)"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([here, *sys.path])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    check_interpreted(__file__, "test.check_kernels('cpu', torch.float32, 1e-5)")
 
 
 @pytest.mark.gpu

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -14,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.fakes import tiny_model
+from helpers.interpreted import check_interpreted
 from spantune.extraction.model_runner import KERNEL_ERROR
 from spantune.models import RowView, Span, kernel_error, windows
 
@@ -92,13 +89,7 @@ def check_kernel(device: str, dtype: torch.dtype, tolerance: float) -> None:
 
 def test_the_kernel_interpreted() -> None:
     """Triton's interpreter runs the kernel on a CPU, where Triton is installed."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    here = os.path.dirname(__file__)
-    code = "import torch, test_rows as test; test.check_kernel('cpu', torch.float32, 1e-4)"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([here, *sys.path])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    check_interpreted(__file__, "test.check_kernel('cpu', torch.float32, 1e-4)")
 
 
 @pytest.mark.gpu

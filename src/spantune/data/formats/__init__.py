@@ -15,16 +15,13 @@ from itertools import islice
 from pathlib import Path
 
 from spantune.core import (
-    ConfigError,
     DataError,
     Document,
     Extraction,
     expect,
     expect_each,
     from_prediction_record,
-    is_url,
     nearest,
-    shown_url,
 )
 from spantune.data.corpus import Corpus
 from spantune.data.formats import (
@@ -58,7 +55,7 @@ from spantune.data.raw.faithful import faithful
 from spantune.data.raw.json_files import read_json_array, read_json_lines
 from spantune.data.raw.json_records import Record
 from spantune.data.raw.plugins import Format
-from spantune.data.raw.stored import StoredFile, stored_file
+from spantune.data.raw.stored import StoredFile, refuse_url, stored_file
 from spantune.data.raw.text_files import is_stream, read_bytes, read_chunks
 
 __all__ = [
@@ -278,11 +275,7 @@ def resolve(path: str | Path) -> Path:
     """
     if isinstance(path, StoredFile):
         return stored_file(path.url)
-    if is_url(str(path)):
-        raise ConfigError(
-            f"{shown_url(str(path))}: a corpus in object storage is read by `data check` and `data split` with "
-            "--engine ray; give that, or download the file first"
-        )
+    refuse_url(str(path))
     if not str(path).startswith(BUNDLED_PREFIX):
         if is_stream(Path(path)):
             raise DataError("this can be read once only, as a pipe; write it to a file first", path=path)

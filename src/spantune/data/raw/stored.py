@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from spantune.core import DataError, Place, shown_url
+from spantune.core import ConfigError, DataError, Place, is_url, shown_url
 
 SMALLEST, LARGEST = 1 << 16, 1 << 22
 """Bytes that are fetched at a time."""
@@ -131,6 +131,19 @@ class Fetched(io.RawIOBase):
 def stored_file(url: str) -> Path:
     """Return the file at a URL as what readers take for a path."""
     return cast("Path", StoredFile(url))
+
+
+def refuse_url(path: str) -> None:
+    """Check that `path` is no URL: a file in object storage is read where a `StoredFile` is made of it only.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if is_url(path):
+        raise ConfigError(
+            f"{shown_url(path)}: a corpus in object storage is read by `data check` and `data split` with "
+            "--engine ray; give that, or download the file first"
+        )
 
 
 _place = lru_cache(maxsize=8)(Place.of)  # a connection is kept by each process

@@ -117,6 +117,19 @@ def _right(up, column, size, rank, step, of_rank, of_column, RANKS: tl.constexpr
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _updated(  # type: ignore[no-untyped-def]
+    gate, other, low, up, row, column, rows, size, rank, RANKS: tl.constexpr, STEPS: tl.constexpr
+):
+    """The tiles of gate and up with LoRA's update."""
+    for step in tl.static_range(STEPS):
+        left = _left(low, row, rows, rank, step, RANKS)
+        gate = tl.dot(left, _right(up, column, size, rank, step, 1, rank, RANKS), gate, input_precision="ieee")
+        right = _right(up + size * rank, column, size, rank, step, 1, rank, RANKS)
+        other = tl.dot(left, right, other, input_precision="ieee")
+    return gate, other
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _activate(  # type: ignore[no-untyped-def]
     raw, low, up, product, largest, eight, scales, rows, size, rank, tiles,
     KEEPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr, STEPS: tl.constexpr,
@@ -130,11 +143,7 @@ def _activate(  # type: ignore[no-untyped-def]
     source = raw + 2 * begin + at
     gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     other = tl.load(source + size, mask=inside, other=0.0).to(tl.float32)
-    for step in tl.static_range(STEPS):
-        left = _left(low, row, rows, rank, step, RANKS)
-        gate = tl.dot(left, _right(up, column, size, rank, step, 1, rank, RANKS), gate, input_precision="ieee")
-        right = _right(up + size * rank, column, size, rank, step, 1, rank, RANKS)
-        other = tl.dot(left, right, other, input_precision="ieee")
+    gate, other = _updated(gate, other, low, up, row, column, rows, size, rank, RANKS, STEPS)
     if KEEPS:
         target, place = eight + 2 * begin + at, scales + row * 2 * tiles + tile
         scale = tl.maximum(tl.max(tl.abs(gate), 1), 1e-12) / 448.0
@@ -170,11 +179,7 @@ def _differentiate(  # type: ignore[no-untyped-def]
         gate *= tl.load(scales + place, mask=row < rows, other=0.0)[:, None]
         other *= tl.load(scales + place + tiles, mask=row < rows, other=0.0)[:, None]
     else:
-        for step in tl.static_range(STEPS):
-            left = _left(low, row, rows, rank, step, RANKS)
-            gate = tl.dot(left, _right(up, column, size, rank, step, 1, rank, RANKS), gate, input_precision="ieee")
-            right = _right(up + size * rank, column, size, rank, step, 1, rank, RANKS)
-            other = tl.dot(left, right, other, input_precision="ieee")
+        gate, other = _updated(gate, other, low, up, row, column, rows, size, rank, RANKS, STEPS)
     for step in tl.static_range(GRAD_STEPS):
         left = _left(of_low, row, rows, grad_rank, step, GRAD_RANKS)
         right = _right(down, column, size, grad_rank, step, size, 1, GRAD_RANKS)
