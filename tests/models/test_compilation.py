@@ -152,6 +152,29 @@ def test_a_compiled_step_is_the_eager_one_for_packs_of_any_size_and_keeps_what_i
     assert saved_bytes(made, packs[0]) == predicted
 
 
+@pytest.mark.no_cover
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(("base", "keep"), [("fp8", "some"), ("fp32", "none")])
+def test_layers_with_dropout_draw_once_and_keep_what_is_predicted(base: str, keep: Keep) -> None:
+    """What is drawn again in the backward pass would need the state of its generator."""
+    made, pack = model(base, dropout=0.3), packed(examples())
+    torch._dynamo.reset()
+    compile_layers(made, keep)
+    step(made, pack)
+    changes: dict[str, Any] = {"lora": {"rank": 4, "dropout": 0.3}, "train": {"keep": keep, "compile": "on"}}
+    model_section = {"model": {"source": "x", "base": base}, "task": {"labels": ["a"]}, "data": {"train": "t"}}
+    predicted = len(pack.ids) * _stored_bytes(tiny_model("phi3", **SHAPE), parse_config(model_section | changes), CPU)
+    assert saved_bytes(made, pack) == predicted
+    made.zero_grad()
+    torch.manual_seed(7)
+    pack_loss(made, pack, torch.float32)
+    drawn = torch.get_rng_state()
+    torch.manual_seed(7)
+    step(made, pack)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 def saved_bytes(made: Any, pack: PackTensors) -> int:
     """What three layers save of a pack for the backward pass."""
     weights = {p.untyped_storage().data_ptr() for p in [*made.parameters(), *made.buffers()]}

@@ -28,8 +28,7 @@ def recipe(**sections: dict[str, Any]) -> Config:
         ({"train": {"pack": "none"}}, False),
         ({"model": {"base": "nf4"}, "train": {"compile": "on"}}, False),
         ({"distributed": {"strategy": "fsdp"}}, False),
-        ({"lora": {"dropout": 0.1}}, False),
-        ({"lora": {"dropout": 0.1}, "train": {"compile": "off", "gradient_checkpointing": "off"}}, True),
+        ({"lora": {"dropout": 0.1}}, True),
     ],
 )
 def test_where_packs_can_become_graphs(sections: dict[str, Any], wanted: bool) -> None:

@@ -6,6 +6,8 @@ One layer is compiled for sequences of any length, and all layers share its code
     some    also the outputs of attention and of the products that are not wide (the MLP's first product is wide)
     most    also the outputs of wide products; norms, activations and quantised inputs are computed again
 
+What an adapter's dropout leaves of its input is kept in any case.
+
 Extraction compiles the layers by itself, without a backward pass: those of a frozen model, for passes that decode rows
 and for packs that are read.
 """
@@ -53,6 +55,8 @@ def compile_layers(model: CausalLM, keep: Keep) -> int:
     torch._dynamo.config.specialize_float = True
     # two sizes that happen to be equal in the first pack need not be so in the next one
     torch.fx.experimental._config.use_duck_shape = False
+    # it warns of operators in place, of which a layer has none
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     layers, attempt = decoder_layers(model), _Attempt()
     for layer in layers:
         fuse_mlps(layer, keep)
@@ -89,9 +93,9 @@ class _Attempt:
 
 def _cause(error: BaseException) -> str:
     """What a compiler failed at; its own exceptions begin with where they come from."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)
+    while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def compile_for_extraction(model: CausalLM) -> None:
@@ -163,6 +167,10 @@ def _only_in_training(layer: nn.Module, plain: Forward, compiled: Forward) -> Fo
 
 def _none(context: object, operator: object, *args: Tensor, **kwargs: object) -> CheckpointPolicy:
     if operator is torch.ops.spantune.gated_mlp.default:  # which computes again by itself what it does not keep
+        return CheckpointPolicy.MUST_SAVE
+    # Drawn again, random numbers need the state of their generator, which the compiler cannot give them on a GPU
+    # (torch 2.11), nor a CUDA graph while it is captured.
+    if isinstance(operator, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operator.tags:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 

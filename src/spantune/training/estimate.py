@@ -313,9 +313,11 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     adapted, rank = coverage(model, recipe.lora).matched, 0 if recipe.lora.full else recipe.lora.rank or 0
     fused = [parts for layer in layers for parts in _fused_mlps(layer, recipe, adapted)]
     mlps = len(fused) * 2 * rank * width  # the updates before they are made as wide as the output
-    keep = keeping(recipe)
+    keep, dropped = keeping(recipe), 0
+    if recipe.lora.dropout:  # PEFT computes such adapters, from copies of their inputs
+        rank, dropped = 0, _adapted_inputs(layers, adapted) * width
     if keep == "none":
-        return len(layers) * hidden * width + mlps
+        return len(layers) * hidden * width + mlps + dropped
     for wide, _ in fused:
         mlps += kept_bytes(wide.out_features, keep, width)
     heads: int = model.config.num_attention_heads
@@ -326,12 +328,20 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
         linear = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
         for name, module in linear:
             is_kept = keep in ("fp8", "most") or not is_wide(*module.weight.shape)
-            if id(module) not in alone and (every or name in adapted) and is_kept:
+            is_ours = every or (name in adapted and not recipe.lora.dropout)
+            if id(module) not in alone and is_ours and is_kept:
                 # not the output of the last, which the next layer keeps as a sum
                 outputs += module.out_features if module is not linear[-1][1] else 0
                 outputs += rank if name in adapted else 0
     attended = heads * (size * width + 4)  # with its log-sum-exp in fp32
-    return len(layers) * (hidden * width + attended) + outputs * width + mlps
+    return len(layers) * (hidden * width + attended) + outputs * width + mlps + dropped
+
+
+def _adapted_inputs(layers: Sequence[torch.nn.Module], adapted: Sequence[str]) -> int:
+    """The inputs of one token to all linear modules that have an adapter, in numbers."""
+    named = [pair for layer in layers for pair in layer.named_modules()]
+    linear = [(name.rpartition(".")[2], module) for name, module in named if isinstance(module, torch.nn.Linear)]
+    return sum(module.in_features for name, module in linear if name in adapted)
 
 
 def _fused_mlps(

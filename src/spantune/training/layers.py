@@ -68,8 +68,6 @@ def graphing(recipe: Config, device: torch.device) -> bool:
     """Whether the passes over a pack can become CUDA graphs."""
     able = device.type == "cuda" and recipe.train.pack == "shared" and recipe.model.base not in ("nf4", "int8")
     able = able and recipe.distributed.strategy != "fsdp" and not checkpointing(recipe, device)
-    # what is computed again in the backward pass needs the random state of its dropout, which no capture can read
-    able = able and not (recipe.lora.dropout and compiling(recipe, device))
     return able and recipe.train.graphs == "auto"
 
 
