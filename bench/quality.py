@@ -6,12 +6,14 @@
     python bench/quality.py table RESULTS.jsonl                   Markdown tables of the results
     python bench/quality.py vote KEPT OUT.jsonl                   what more than half of the files in KEPT predict
 
-A job is a run of `spantune train` in a process of its own, bound to one core. Its recipe is the base of its way of
-answering (`BASE`) with the job's `recipe`, a mapping of `section.key` to value. CMeEE V1 has two halves of its dev
-split: A, the front 1,250 sentences, chooses checkpoints, thresholds and settings; B, the last 1,250, is reported.
-A job with a result is skipped; one that was stopped by `--seconds` goes on from its last checkpoint, if that is still
-there. `--base` changes the base of spans, so that the groups `curve`, `final` and `corpora` follow a finalist. `run
---keep KEPT` keeps final predictions: with the jobs of group `final`, those of three seeds of one recipe, for `vote`.
+A job is a run of `spantune train` in a process of its own, with `--cores` bound to one core. Its recipe is the base of
+its way of answering (`BASE`) with the job's `recipe`, a mapping of `section.key` to value. CMeEE V1 has two halves of
+its dev split: A, the front 1,250 sentences, chooses checkpoints, thresholds and settings; B, the last 1,250, is
+reported. A job with a result is skipped; one that was stopped by `--seconds` or `--until` goes on from its last
+checkpoint, if that is still there. A job may go on from another one (`start`), or average the weights of others
+(`members`), and begins when these have ended: so do those of the group `soup`. `--base` changes the base of spans, so
+that the groups `curve`, `final`, `soup` and `corpora` follow a finalist. `run --keep KEPT` keeps final predictions:
+with the jobs of group `final`, those of three seeds of one recipe, for `vote`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,6 +54,8 @@ WINDOW = 2048
 """Most tokens of a text that is not split."""
 HALF = 1250
 """Sentences in each half of CMeEE V1's dev split."""
+GROUPS = ("curve", "ablation", "answers", "final", "soup", "corpora")
+BESIDE = Path(__file__).parent
 GRACE = 25
 """Seconds that a job has to save itself when the time is over."""
 
@@ -129,31 +134,57 @@ class Study:
     keep: Path | None = None
     retry: dict[str, Any] = field(default_factory=dict)
     past: list[dict[str, Any]] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    workers: int = 1
+    running: dict[str, int] = field(default_factory=dict)
+    """The places that each job under way takes, of as many as there are workers."""
+    changed: threading.Condition = field(default_factory=threading.Condition)
 
     def work(self, core: int | None) -> None:
         """Run one job after another; called in a thread of its own, whose core is that of its processes."""
         if core is not None:
             os.sched_setaffinity(0, {core})
         while (job := self._next()) is not None:
-            result = {key: value for key, value in job.items()} | self._run(job)
-            with self.lock:
+            try:
+                result = job | self._run(job)
+            finally:
+                with self.changed:
+                    del self.running[job["name"]]
+                    self.changed.notify_all()
+            with self.changed:
                 if "error" in result and self.retry.items() - job["recipe"].items():
                     again = {"name": f"{job['name']}, tried again", "recipe": job["recipe"] | self.retry}
                     self.pending.insert(0, job | again)
                 self.past.append(result)
                 with self.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(result, ensure_ascii=False) + "\n")
-            shown = result.get("f1", result.get("error", f"unfinished, dev {result.get('dev')}"))
+            unfinished = "done" if "done" in result else f"unfinished, dev {result.get('dev')}"
+            shown = result.get("f1", result.get("error", unfinished))
             print(f"{result['seconds']:6.0f} s  {job['name']}: {shown}", flush=True)
 
     def _next(self) -> dict[str, Any] | None:
-        """The next job that can end in time, and None if there is none."""
-        with self.lock:
-            for place, job in enumerate(self.pending):
-                if self._longest(job) <= self.end - time.monotonic() - GRACE:
-                    return self.pending.pop(place)
-        return None
+        """The next job that can begin now and end in time; waits for one, and returns None if there will be none."""
+        with self.changed:
+            while True:
+                for place, job in enumerate(self.pending):
+                    if self._can_begin(job):
+                        self.running[job["name"]] = self._places(job)
+                        return self.pending.pop(place)
+                if not self.running:
+                    return None
+                self.changed.wait()
+
+    def _can_begin(self, job: dict[str, Any]) -> bool:
+        """Whether what a job goes on from is there, it has its places, and it can end in time."""
+        awaited = {other["name"] for other in self.pending} | self.running.keys()
+        return (
+            awaited.isdisjoint(needed(job))
+            and sum(self.running.values()) + self._places(job) <= self.workers
+            and self._longest(job) <= self.end - time.monotonic() - GRACE
+        )
+
+    def _places(self, job: dict[str, Any]) -> int:
+        """How many of the workers' places a job takes."""
+        return min(self.workers, job.get("places", 1))
 
     def _longest(self, job: dict[str, Any]) -> float:
         """Seconds that the longest finished job of this size and way took, scaled by the passes over the data.
@@ -167,25 +198,15 @@ class Study:
 
     def _run(self, job: dict[str, Any]) -> dict[str, Any]:
         """Train and measure a job in a process of its own; returns its figures, or why there are none."""
-        folder = self.runs / "".join(letter if letter.isalnum() else "-" for letter in job["name"])
-        run, started = folder / "run", time.monotonic()
-        if not (run / "checkpoints").is_dir():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            text = yaml.safe_dump(recipe_of(job, self.data, folder, self.device), allow_unicode=True)
-            (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-            arguments = [str(folder / "recipe.yaml"), *self.extra]
-        else:
-            arguments = ["--resume", str(run)]
+        folder, started = self._folder(job["name"]), time.monotonic()
+        run, is_late = folder / "run", False
+        command = self._command(job, folder)
         with (folder / "output.txt").open("w", encoding="utf-8") as output:
-            program = [str(Path(__file__).with_name("quality_tricks.py"))] if "tricks" in job else ["-m", "spantune"]
-            command = [sys.executable, *program, "train", *arguments]
             added = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
             added["SPANTUNE_TRICKS"] = job.get("tricks", "")
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | added, process_group=0
             )
-            is_late = False
             try:
                 process.wait(max(0.0, self.end - GRACE - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -193,18 +214,59 @@ class Study:
                 stop(process)
         seconds = {"seconds": round(time.monotonic() - started, 1)}
         if process.returncode == 0:
-            figures = figures_of(run)
+            figures = soup_figures(folder) if "members" in job else figures_of(run)
             if self.keep:
                 self.keep.mkdir(parents=True, exist_ok=True)
-                newest = max((run / "predictions").glob("test-*.jsonl"), key=lambda path: path.stat().st_mtime)
+                newest = max((run / "predictions").glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
                 shutil.copy(newest, self.keep / f"{folder.name}.jsonl")
-            shutil.rmtree(folder)
+            self._discard(job, folder)
             return figures | seconds
         if is_late:
-            return {"unfinished": True, "dev": dev_figures(run)} | seconds
+            return {"unfinished": True, "dev": dev_figures(run), **soup_figures(folder)} | seconds
+        if "stops" in job and process.returncode == 128 + signal.SIGTERM:
+            return {"done": True} | seconds
         error = (folder / "output.txt").read_text(encoding="utf-8")[-800:]
+        measured = soup_figures(folder)
         shutil.rmtree(folder)
-        return {"error": error} | seconds
+        return {"error": error, **measured} | seconds
+
+    def _folder(self, name: str) -> Path:
+        """The folder of the job with this name."""
+        return self.runs / "".join(letter if letter.isalnum() else "-" for letter in name)
+
+    def _command(self, job: dict[str, Any], folder: Path) -> list[str]:
+        """The command of a job, once its folder has what the command needs."""
+        if "members" in job:
+            folder.mkdir(parents=True, exist_ok=True)
+            halves = [str(self.data / f"{job['corpus']}-dev{half}.jsonl") for half in ("A", job["report"])]
+            runs = [str(self._folder(name) / "run") for name in job["members"]]
+            return [sys.executable, str(BESIDE / "quality_soup.py"), str(folder), *halves, *runs]
+        run = folder / "run"
+        if not (run / "checkpoints").is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            start = self._folder(job["start"]) / "run" if "start" in job else None
+            if start is not None and start.is_dir():
+                shutil.copytree(start, run)
+        if "start" in job or run.is_dir():
+            arguments = ["--resume", str(run)]
+        else:
+            text = yaml.safe_dump(recipe_of(job, self.data, folder, self.device), allow_unicode=True)
+            (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+            arguments = [str(folder / "recipe.yaml"), *self.extra]
+        program = [str(BESIDE / "quality_tricks.py")] if "tricks" in job else ["-m", "spantune"]
+        return [sys.executable, *program, "train", *arguments]
+
+    def _discard(self, job: dict[str, Any], folder: Path) -> None:
+        """Remove the folder of a job that has ended, unless another job needs it."""
+        with self.changed:
+            if not any(job["name"] in needed(other) for other in self.pending):
+                shutil.rmtree(folder)
+
+
+def needed(job: dict[str, Any]) -> list[str]:
+    """The names of the jobs that must have ended before a job begins."""
+    return [*job.get("members", ()), *([job["start"]] if "start" in job else ())]
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -236,6 +298,13 @@ def figures_of(run: Path) -> dict[str, Any]:
     }
 
 
+def soup_figures(folder: Path) -> dict[str, Any]:
+    """The figures of the averages that `quality_soup.py` has measured in `folder`, those of the first one in front."""
+    file = folder / "soups.jsonl"
+    soups = read_lines(file) if file.exists() else []
+    return soups[0] | {"soups": soups} if soups else {}
+
+
 def dev_figures(run: Path) -> dict[int, float]:
     """F1 on dev by step, of the evaluations that a run has made so far."""
     metrics = run / "metrics.jsonl"
@@ -246,11 +315,12 @@ def dev_figures(run: Path) -> dict[int, float]:
 def run_all(chosen: argparse.Namespace) -> None:
     """Run the jobs of `chosen.source` that have no result yet."""
     past = read_lines(chosen.out) if chosen.out.exists() else []
-    finished = {line["name"] for line in past if "f1" in line}
+    finished = {line["name"] for line in past if "f1" in line or "done" in line}
     pending = [job for job in read_lines(chosen.source) if job["name"] not in finished]
+    end = time.monotonic() + min(chosen.seconds, chosen.until - time.time())
     study = Study(
-        pending, chosen.out, chosen.data.resolve(), chosen.runs, chosen.device, time.monotonic() + chosen.seconds,
-        tuple(chosen.set), chosen.keep, settings_of(chosen.retry), past,
+        pending, chosen.out, chosen.data.resolve(), chosen.runs, chosen.device, end,
+        tuple(chosen.set), chosen.keep, settings_of(chosen.retry), past, chosen.workers,
     )  # fmt: skip
     cores = sorted(os.sched_getaffinity(0))
     places = [cores[number % len(cores)] if chosen.cores else None for number in range(chosen.workers)]
@@ -290,7 +360,7 @@ def main() -> None:
     parser.add_argument("what", choices=["data", "jobs", "run", "table", "vote"])
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("--group", choices=["curve", "ablation", "answers", "final", "corpora"], default="curve")
+    parser.add_argument("--group", choices=GROUPS, default="curve")
     parser.add_argument("--base", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all jobs of spans")
     parser.add_argument("--also", action="append", default=[], metavar='"NAME: KEY=VALUE …"', help="ablation lines")
     parser.add_argument("--data", type=Path, default=Path(), help="the folder that `data` wrote")
@@ -299,7 +369,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--cores", action="store_true", help="bind each job to one core")
-    parser.add_argument("--seconds", type=float, default=1e9, help="when the last job must have ended")
+    parser.add_argument("--seconds", type=float, default=1e9, help="in how many the last job must have ended")
+    parser.add_argument("--until", type=float, default=1e12, help="the same as a time, in seconds since 1970")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of every job, for a trial")
     parser.add_argument("--retry", nargs="*", default=[], metavar="KEY=VALUE", help="try failed jobs again with these")
     chosen = parser.parse_args()

@@ -11,6 +11,8 @@ from typing import Any
 
 MODEL = "bundled:gemma3-270m"
 SEEDS = (42, 43, 44)
+MEMBERS = 3
+"""Runs whose weights a soup averages."""
 CURVE = {
     100: {"spans": (45, 8), "jsonl": (32, 8), "dev": 100},
     300: {"spans": (30, 8), "jsonl": (8, 8), "dev": 100},
@@ -145,6 +147,8 @@ def make_jobs(data: Path, group: str, base: dict[str, Any], also: dict[str, dict
             for seed in SEEDS
             for answer in ("jsonl", "grouped")
         ]
+    if group == "soup":
+        return [job for seed in SEEDS for job in soup(seed, FINALIST | base)]
     if group == "final":
         return [spans_job(group, "finalist", "cmeee_v1", seed, FINALIST | base, report="B") for seed in SEEDS]
     jobs = []
@@ -174,6 +178,22 @@ def curve(way: str, base: dict[str, Any]) -> list[dict[str, Any]]:
             settings = base | settings
         jobs += [spans_job("curve", way, "cmeee_v1", seed, settings, size=size, report="B", way=way) for seed in SEEDS]
     return jobs
+
+
+def soup(seed: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The jobs of a model soup (arXiv 2203.05482), which share their first weights and the stage of masked tokens.
+
+    The first one stops after that stage, the members go on from it, each with an order of the examples of its own, and
+    the last one averages their weights. The first takes the places of all members, so that they begin when it ends.
+    """
+
+    def job(title: str, more: dict[str, Any], trick: str) -> dict[str, Any]:
+        return spans_job("soup", title, "cmeee_v1", seed, settings | {"tricks": trick}, report="B", **more)
+
+    first = job("masked tokens", {"stops": True, "places": MEMBERS}, "masked_only=1")
+    members = [job(f"order {number}", {"start": first["name"]}, f"order={number}") for number in range(1, MEMBERS + 1)]
+    average = job("average", {"way": "average", "members": [member["name"] for member in members]}, "")
+    return [first, *members, average]
 
 
 def recipe_of(job: dict[str, Any], data: Path, folder: Path, device: str) -> dict[str, Any]:

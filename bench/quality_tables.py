@@ -20,7 +20,8 @@ def tables(lines: list[dict[str, Any]]) -> None:
         ("corpora", "Other corpora"),
     ):
         final_table(title, [line for line in results if line["group"] == group])
-    done = {line["name"] for line in results}
+    soup_table([line for line in results if line["group"] == "soup"])
+    done = {line["name"] for line in results} | {line["name"] for line in lines if "done" in line}
     for line in {line["name"]: line for line in lines if line["name"] not in done}.values():
         print(f"- no result: {line['name']}: {(line.get('error') or 'unfinished').strip().splitlines()[-1]}")
 
@@ -77,6 +78,20 @@ def final_table(title: str, results: list[dict[str, Any]]) -> None:
     for line in results:
         types = ", ".join(f"{name} {value:.2f}" for name, value in line["types"].items() if value is not None)
         print(f"- {line['title']}, {line['corpus']}, seed {line['seed']}: {types}")
+    print()
+
+
+def soup_table(results: list[dict[str, Any]]) -> None:
+    """Print a line for each member of a soup by itself, and for each average of members."""
+    if not results:
+        return
+    print("### Model soups\n\n| seed | what | F1 on half A | F1 (95 % interval) | precision | recall |")
+    print("|---|---|---|---|---|---|")
+    for line in results:
+        for part in line.get("soups", [line]):
+            what = f"{part['kind']} of {len(part['members'])} averaged" if "kind" in part else line["title"]
+            cells = [f"{part[name]:.3f}" for name in ("dev_f1", "precision", "recall")]
+            print(f"| {line['seed']} | {what} | {cells[0]} | {with_interval(part)} | {cells[1]} | {cells[2]} |")
     print()
 
 

@@ -11,13 +11,17 @@ type, instead of one of all types. `smooth`: this share of the target of an enti
 end is one character off (boundary smoothing, arXiv 2204.12031). `grid`: two convolutions of so many channels over the
 grid of spans, from the features of their first and last characters and their scores (after CNN-NER, arXiv 2208.04534).
 `masked_rate` and `masked_batch`: the learning rate, and the examples, of the steps of `train.masked_epochs`, times
-this. Each replaces functions of the product, and none is a part of it. `rdrop` and `fgm` go through the model twice
-before one backward pass, and `mix` reads the states of all layers: on a GPU they need `train.graphs: "off"`.
+this. `masked_only`: stop after these steps, as after a signal, with a checkpoint. `order`: a run that is resumed from
+there takes the examples in another order for each number, and has other dropout, so that such runs can be averaged
+(model soups, arXiv 2203.05482; see quality_soup.py). Each replaces functions of the product, and none is a part of it.
+`rdrop` and `fgm` go through the model twice before one backward pass, and `mix` reads the states of all layers: on a
+GPU they need `train.graphs: "off"`.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import replace
 from typing import Any
@@ -240,6 +244,30 @@ def enlarge_masked_batch(times: float) -> None:
     TrainingLoop._batch = enlarged  # type: ignore[method-assign]
 
 
+def stop_after_masked(_: float) -> None:
+    """Stop in order after the last step that predicts masked tokens."""
+    plain = TrainingLoop._after
+
+    def after(self: Any, result: Any) -> None:
+        if self.step == self.intervals.masked:
+            self.services.stop.number = signal.SIGTERM
+        plain(self, result)
+
+    TrainingLoop._after = after  # type: ignore[method-assign]
+
+
+def reorder(number: float) -> None:
+    """Let a run go on from its checkpoint with another order of the examples and other dropout."""
+    plain = TrainingLoop.resume
+
+    def resume(self: Any, *args: Any) -> None:
+        plain(self, *args)
+        self.order.seed = self.seed + SEED_STRIDE * int(number)
+        torch.manual_seed(self.order.seed)
+
+    TrainingLoop.resume = resume  # type: ignore[method-assign]
+
+
 TRICKS = {
     "rdrop": drop_twice,
     "fgm": perturb,
@@ -250,6 +278,8 @@ TRICKS = {
     "grid": convolve_grid,
     "masked_rate": raise_masked_rate,
     "masked_batch": enlarge_masked_batch,
+    "masked_only": stop_after_masked,
+    "order": reorder,
 }
 
 if __name__ == "__main__":
