@@ -40,7 +40,7 @@ from spantune.metrics import score
 from spantune.models import NAME, attach, load, load_tokenizer, pack_weights, pick_device, to_fp8
 
 BATCHES = {"cpu": [4, 8, 16, 32], "cuda": [32, 64, 128, 256]}
-ROWS = {"cpu": [16], "cuda": [256, 352]}
+ROWS = {"cpu": [32], "cuda": [256, 352]}
 LIMIT = {"cpu": 1024, "cuda": 2000}
 DOCUMENTS = {"cpu": 64, "cuda": 1024}  # of a pass that reads
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.extractors import DOCUMENTS, LIMIT, TASK, TEXTS, lively_model, plain_loop
+from helpers.extractors import DOCUMENTS, LIMIT, TASK, TEXTS, lively_model, plain_loop, room_at_rest
 from helpers.fakes import MERGES, byte_tokenizer
 from spantune.core import Document, TaskSpec
 from spantune.encoding import Encoder
-from spantune.extraction import Decoder, Forward, Row
+from spantune.extraction import Decoder, Forward, Row, model_runner
 from spantune.extraction.choosing import Effort, Rules
 from spantune.extraction.grammar import Constraint
 from spantune.extraction.model_runner import Shape
@@ -65,10 +65,11 @@ def test_a_full_cache_makes_the_youngest_begin_again(
     pipelined: bool, wanted: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Forward, "pipelined", pipelined)
+    monkeypatch.setattr(model_runner, "PAGE", 8)
     roomy, tight = Tool(Shape(6, 512, 64)), Tool(Shape(6, 512, 64, slots=450))
     assert [row.ids for row in roomy.write(DOCUMENTS)] == [row.ids for row in tight.write(DOCUMENTS)] == wanted
     assert tight.effort.tokens > roomy.effort.tokens == sum(map(len, wanted))  # some was written twice
-    assert tight.forward.cache.room == 450 - len(tight.forward.instruction)
+    assert tight.forward.cache.room == room_at_rest(tight.forward) < 512
 
 
 def test_a_prompt_longer_than_a_pass_is_fed_in_parts() -> None:
@@ -108,7 +109,7 @@ def test_a_cancelled_row_leaves_nothing_behind(
         tool.decoder.step()
     for index in indices:  # some wait, some are in the pass that may still run, one may have ended
         tool.decoder.cancel(index)
-    assert tool.forward.cache.room == tool.forward.cache.capacity - len(tool.forward.instruction)
+    assert tool.forward.cache.room == room_at_rest(tool.forward)
     assert tool.decoder.room == 5
     assert [row.ids for row in tool.write(DOCUMENTS)] == wanted
 

@@ -25,6 +25,7 @@ from helpers.extractors import (
     extractor,
     lively_model,
     plain_loop,
+    room_at_rest,
 )
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 from spantune.core import (
@@ -325,7 +326,7 @@ def test_finished_rows_give_their_memory_back(monkeypatch: pytest.MonkeyPatch) -
     made = count_forwards(monkeypatch)
     list(tool.stream(DOCUMENTS))
     (forward,) = made
-    assert forward.cache.room == forward.cache.capacity - len(forward.instruction)
+    assert forward.cache.room == room_at_rest(forward)
     before = tool.effort.passes
     assert list(tool.stream([])) == [] and tool.effort.passes == before
     tool.extract(["ab"])

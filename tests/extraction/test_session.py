@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers.extractors import DOCUMENTS, count_forwards, extractor, lively_model
+from helpers.extractors import DOCUMENTS, count_forwards, extractor, lively_model, room_at_rest
 from helpers.run_folders import READING, save_run
 from spantune.core import ConfigError, DataError, Document, Entity, Extraction, ModelError, Status, config
 from spantune.encoding.answers import FORMATS
@@ -86,8 +86,8 @@ def require_rest(tool: Extractor) -> None:
     worker = scheduler._worker
     assert not scheduler._running and not scheduler._queue
     if decoder := getattr(worker, "_decoder", None):
-        cache, instruction = decoder._forward.cache, decoder._forward.instruction
-        assert decoder.room == 4 and cache.room == cache.capacity - len(instruction) and len(cache._rows) == 2
+        cache = decoder._forward.cache
+        assert decoder.room == 4 and cache.room == room_at_rest(decoder._forward) and len(cache._rows) == 2
     else:
         assert not worker._waiting and worker._size == 0
 

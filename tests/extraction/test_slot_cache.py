@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from helpers.fakes import tiny_model
 from spantune.extraction.slot_cache import INSTRUCTION, SlotCache, bytes_per_token
+from spantune.models import Run
 
 CPU = torch.device("cpu")
 
@@ -32,6 +33,23 @@ def test_every_row_begins_with_the_instruction() -> None:
     assert (cache.slots[:, :4] == torch.tensor([7, 8, 9, 10])).all() and cache.room == 16
     cache.share(3)  # a text that the tokenizer joined with its end
     assert cache.room == 17 and cache.take(cache.open(), 1) == [3]
+
+
+def test_rows_take_whole_pages_whose_neighbours_make_one_run() -> None:
+    cache = SlotCache(2, 40, 32, CPU, page=4, dtype=torch.float64)
+    assert cache.take(INSTRUCTION, 6) == [0, 1, 2, 3, 4, 5]
+    cache.share(5)
+    assert cache.runs(INSTRUCTION) == [Run(0, 5, 0)] and cache.room == 24
+    one, other = cache.open(), cache.open()
+    assert cache.take(one, 3) == [8, 9, 10] and cache.take(other, 1) == [12]
+    assert cache.take(one, 7) == [11, 16, 17, 18, 19, 20, 21]
+    assert cache.runs(one) == [Run(5, 9, 8), Run(9, 15, 16)] and cache.runs(other) == [Run(5, 6, 12)]
+    assert cache.room == 2 and len(cache.take(one, 1) + cache.take(other, 1)) == 2  # room is what any rows can take
+    cache.close(one)
+    cache.close(other)
+    assert cache.room == 24
+    cache.destination = torch.tensor([3])
+    assert cache.update(states([1.0]), states([2.0]), 0)[1].dtype == torch.float64
 
 
 def test_keys_and_values_lie_in_their_slots() -> None:

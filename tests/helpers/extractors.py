@@ -12,7 +12,7 @@ import torch
 from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 from spantune.core import Document, Label, TaskSpec, config
 from spantune.encoding import Encoder, PartialAnswer
-from spantune.extraction import Extractor, Forward
+from spantune.extraction import Extractor, Forward, model_runner
 
 TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find entities.")
 
@@ -118,3 +118,9 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, on_
             plain.status = "stopped"
             break
     return plain
+
+
+def room_at_rest(forward: Forward) -> int:
+    """The room of a cache in which no row is open; the instruction has whole pages."""
+    page = model_runner.PAGE if forward.cache.slots.device.type == "cpu" else 1
+    return forward.cache.capacity - -(-len(forward.instruction) // page) * page

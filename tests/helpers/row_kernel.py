@@ -41,7 +41,7 @@ def written(made: Any, cache: SlotCache, *, compiled: bool) -> Tensor:
         view = RowView(cache.slots, windows(made.config), spans)
         if compiled:
             blocks = torch.tensor([*blocks_of(spans, 2), (0, 0, 0, 0)])
-            view = RowView(cache.slots, windows(made.config), (), blocks, cache.stores, slots)
+            view = RowView(cache.slots, windows(made.config), (), blocks, None, cache.stores, slots)
         with torch.inference_mode():
             output = made(
                 input_ids=torch.arange(7, 7 + len(slots))[None],

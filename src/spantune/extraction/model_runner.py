@@ -28,6 +28,7 @@ from spantune.models import (
     CausalLM,
     ModelConfig,
     RowView,
+    Runs,
     Span,
     blocks_of,
     causal_lm,
@@ -39,6 +40,7 @@ from spantune.models import (
 )
 
 WIDTH = 64  # passes of a graph are padded to a multiple of this, or to a power of two below it
+PAGE = 256  # consecutive slots that a row takes at a time on a CPU
 TYPICAL = 560  # slots of a row on average; the longest rows may take more
 KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
 COMPILED_TOKENS = 24  # of the pass that compares compiled layers with plain ones
@@ -91,7 +93,10 @@ class Forward:
         self._device: torch.device = next(model.parameters()).device
         self._dtype: torch.dtype = model.get_input_embeddings().weight.dtype
         self._windows = windows(self._config)
-        self.cache = SlotCache(shape.rows, shape.longest, self._capacity(), self._device)
+        on_cpu = self._device.type == "cpu"
+        self._page = PAGE if on_cpu else 1
+        kept = torch.promote_types(self._dtype, torch.float32) if on_cpu else None  # as the joint attention needs
+        self.cache = SlotCache(shape.rows, shape.longest, self._capacity(), self._device, self._page, kept)
         usable = _has_kernel(self._device) and _agrees(self._config, self._dtype, self._device)
         self._static = _Static(self._device, shape, self.cache, self._config) if usable else None
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = (
@@ -137,12 +142,27 @@ class Forward:
         tokens = np.stack([ids, positions, np.array(taken), rows * self.shape.longest + positions])
         last = np.array([firsts[index + 1] - 1 for index in output_parts], np.int64)
         if self._static is None:
-            return self._run(torch.from_numpy(tokens).to(self._device), torch.from_numpy(last).to(self._device), spans)
+            inputs, ends = torch.from_numpy(tokens).to(self._device), torch.from_numpy(last).to(self._device)
+            return self._run(inputs, ends, spans, runs=self._runs(spans))
         width = self._width(tokens.shape[1])
         self._static.load(tokens, last, spans, width)
         return self._replay(width)[: len(output_parts)]
 
-    def _run(self, tokens: Tensor, last: Tensor, spans: Sequence[Span], blocks: Tensor | None = None) -> Tensor:
+    def _runs(self, spans: Sequence[Span]) -> Runs | None:
+        """Where the keys of a pass are, on a CPU."""
+        if self._device.type != "cpu":
+            return None
+        is_first = spans[0].row == INSTRUCTION
+        return Runs([] if is_first else self.cache.runs(INSTRUCTION), [self.cache.runs(span.row) for span in spans])
+
+    def _run(
+        self,
+        tokens: Tensor,
+        last: Tensor,
+        spans: Sequence[Span],
+        blocks: Tensor | None = None,
+        runs: Runs | None = None,
+    ) -> Tensor:
         """Run one pass.
 
         Args:
@@ -150,6 +170,7 @@ class Forward:
             last: indices of the tokens whose output is returned [output_parts].
             spans: where the rows are in the sequence.
             blocks: the kernel's blocks of queries [blocks, 4], on a GPU.
+            runs: where the keys of the spans are, on a CPU.
         """
         ids, positions, slots, cells = tokens
         self.cache.destination = slots
@@ -160,7 +181,7 @@ class Forward:
             attention_mask=self._mask,
             past_key_values=self.cache,
             use_cache=True,
-            rows=RowView(self.cache.slots, self._windows, spans, blocks, *self._stores(slots)),
+            rows=RowView(self.cache.slots, self._windows, spans, blocks, runs, *self._stores(slots)),
             **({} if self.states else {"logits_to_keep": last}),
         )
         result: Tensor = output.last_hidden_state[0].index_select(0, last) if self.states else output.logits[0]
@@ -257,7 +278,7 @@ class Forward:
         shape = self.shape
         slots = shape.slots or min(shape.rows * TYPICAL, shape.rows * shape.longest) + 2 * shape.longest
         if self._device.type != "cuda":
-            return slots
+            return (-(-slots // self._page) + shape.rows) * self._page if self._page > 1 else slots
         torch.cuda.empty_cache()  # memory that torch caches counts as used
         size = bytes_per_token(self._config, self._dtype)
         available = int(torch.cuda.mem_get_info(self._device)[0] * MEMORY_SHARE) // size

@@ -5,7 +5,9 @@
 
 The key-value cache holds the instruction once, then the tokens of all rows in any order: `slots[row, position]` is the
 slot of a row's position, and the first positions of every row are those of the instruction. Nothing is padded or
-moved, slots of finished rows are reused, and the size is fixed when the cache is made.
+moved, slots of finished rows are reused, and the size is fixed when the cache is made. Rows take slots in pages: with
+pages of one slot none is left unused; with larger ones the keys of a row lie in few runs of consecutive slots, which a
+CPU multiplies where they are (see `models.kernels.rows_joint`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from spantune.models import ModelConfig, head_size, kv_heads
+from spantune.models import ModelConfig, Run, head_size, kv_heads
 
 INSTRUCTION = 0  # the row that the instruction is computed in
 
@@ -25,21 +27,34 @@ class SlotCache(Cache):
     Args:
         rows: maximum number of rows at a time.
         longest: maximum number of positions of a row.
-        capacity: slots of all rows and the instruction together.
+        capacity: slots of all rows and the instruction together, a multiple of `page`.
         device: the device of the tensors.
+        page: how many consecutive slots a row takes at a time.
+        dtype: of the keys and values that are kept; None keeps that of the model.
     """
 
-    def __init__(self, rows: int, longest: int, capacity: int, device: torch.device):
+    def __init__(
+        self,
+        rows: int,
+        longest: int,
+        capacity: int,
+        device: torch.device,
+        page: int = 1,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__(layers=[])
+        assert capacity % page == 0, "the slots are whole pages"
         self.capacity, self.longest = capacity, longest
+        self._page, self._dtype = page, dtype
         self.padding_row = rows + 1  # the row of padding tokens; their slot comes after all others
         self.slots = torch.zeros(rows + 2, longest, dtype=torch.int32, device=device)
         self.destination = torch.zeros(0, dtype=torch.long, device=device)
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._free = list(range(capacity))[::-1]
+        self._free = list(range(0, capacity, page))[::-1]  # the first slots of pages
         self._rows = list(range(1, rows + 1))[::-1]
-        self._held: dict[int, list[int]] = {INSTRUCTION: []}
+        self._held: dict[int, list[int]] = {INSTRUCTION: []}  # the first slots of pages
+        self._lengths: dict[int, int] = {INSTRUCTION: 0}
 
     @property
     def stores(self) -> list[tuple[Tensor, Tensor]]:
@@ -48,20 +63,37 @@ class SlotCache(Cache):
 
     @property
     def room(self) -> int:
-        """The number of free slots."""
-        return len(self._free)
+        """The number of tokens that there are surely slots for, in whichever rows they are: with pages of one, all."""
+        return self._page * len(self._free) - (self._page - 1) * (len(self._held) - 1)
 
     def open(self) -> int:
         """Open a row that holds only the instruction."""
         row = self._rows.pop()
-        self._held[row] = []
+        self._held[row], self._lengths[row] = [], 0
         return row
 
     def take(self, row: int, count: int) -> list[int]:
         """Take slots for the next `count` tokens of `row`, lowest first; there must be room."""
-        taken = [self._free.pop() for _ in range(count)]
-        self._held[row] += taken
+        held, length, taken = self._held[row], self._lengths[row], []
+        for place in range(length, length + count):
+            if place % self._page == 0:
+                held.append(self._free.pop())
+            taken.append(held[-1] + place % self._page)
+        self._lengths[row] = length + count
         return taken
+
+    def runs(self, row: int) -> list[Run]:
+        """Return where the positions of a row are that it has taken slots for, behind those of the instruction."""
+        position = 0 if row == INSTRUCTION else self._lengths[INSTRUCTION]
+        end, runs = position + self._lengths[row], list[Run]()
+        for slot in self._held[row]:
+            last = min(position + self._page, end)
+            if runs and slot == runs[-1].slot + runs[-1].end - runs[-1].position:
+                runs[-1] = runs[-1]._replace(end=last)
+            else:
+                runs.append(Run(position, last, slot))
+            position = last
+        return runs
 
     def close(self, row: int) -> None:
         """Free a row and its slots."""
@@ -70,9 +102,10 @@ class SlotCache(Cache):
 
     def share(self, length: int) -> None:
         """Let every row begin with the first `length` positions of the instruction; the slots of the rest are freed."""
-        held = self._held[INSTRUCTION]
-        self._free += held[length:][::-1]
-        del held[length:]
+        held, kept = self._held[INSTRUCTION], -(-length // self._page)
+        self._free += held[kept:][::-1]
+        del held[kept:]
+        self._lengths[INSTRUCTION] = length
         self.slots[:, :length] = self.slots[INSTRUCTION, :length].clone()
 
     def update(
@@ -81,9 +114,11 @@ class SlotCache(Cache):
         """Store [1, heads, tokens, size] at `destination`; returns the layer's keys and values of all slots."""
         if layer_idx == len(self._keys):
             for store, states in ((self._keys, key_states), (self._values, value_states)):
-                store.append(states.new_empty(self.capacity + 1, states.shape[1], states.shape[3]))
+                shape = (self.capacity + 1, states.shape[1], states.shape[3])
+                store.append(states.new_empty(shape, dtype=self._dtype))
         for store, states in ((self._keys, key_states), (self._values, value_states)):
-            store[layer_idx].index_copy_(0, self.destination, states[0].transpose(0, 1))
+            kept = store[layer_idx]
+            kept.index_copy_(0, self.destination, states[0].transpose(0, 1).to(kept.dtype))
         return self._keys[layer_idx], self._values[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

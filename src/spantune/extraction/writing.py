@@ -17,7 +17,7 @@ from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Ended, Written, failed, read_answer
 from spantune.models import CausalLM
 
-ROWS = {"cpu": 16, "cuda": 352}  # documents that are decoded together by default
+ROWS = {"cpu": 32, "cuda": 352}  # documents that are decoded together by default
 TOKENS = {"cpu": 1024, "cuda": 768}  # maximum tokens of a pass
 
 

@@ -28,7 +28,8 @@ from spantune.models.hubs import HUBS, hf_http_error
 from spantune.models.interfaces import CausalLM, ModelConfig
 from spantune.models.kernels.lora_linear import has_fp8, to_fp8
 from spantune.models.kernels.packs import Spans, spans
-from spantune.models.kernels.rows import RowView, Span, blocks_of, kernel_error, queries_per_block, windows
+from spantune.models.kernels.rows import RowView, blocks_of, kernel_error, queries_per_block, windows
+from spantune.models.kernels.rows_joint import Run, Runs, Span
 from spantune.models.loading import (
     Loaded,
     ModelFiles,
@@ -98,6 +99,8 @@ __all__ = [
     "Places",
     "PlainLora",
     "RowView",
+    "Run",
+    "Runs",
     "Span",
     "SpanHead",
     "SpanPack",

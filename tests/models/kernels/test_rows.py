@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.fakes import tiny_model
 from helpers.interpreted import check_interpreted
 from spantune.extraction.model_runner import KERNEL_ERROR
-from spantune.models import RowView, Span, kernel_error, windows
+from spantune.models import RowView, Run, Runs, Span, kernel_error, windows
 
 SPANS = [Span(1, 0, 1, 5), Span(2, 1, 9, 200), Span(4, 10, 3, 0), Span(3, 13, 20, 63), Span(5, 33, 1, 0)]
 
@@ -66,6 +66,46 @@ def test_any_layout(rows: list[tuple[int, int]], window: int | None) -> None:
     inputs = drawn(spans, (2, 1), 4)
     found = RowView(inputs[3], [window], spans).attend(0, *inputs[:3], 0.3)
     torch.testing.assert_close(found[0], torch.cat([plainly(span, window, *inputs) for span in spans]))
+
+
+SHARED = 20  # positions of the instruction
+BEHIND = [Span(1, 0, 1, 85), Span(2, 1, 9, 200), Span(4, 10, 3, 20), Span(3, 13, 20, 63), Span(6, 33, 40, 25)]
+
+
+def paged(spans: list[Span], page: int, slots: torch.Tensor) -> Runs:
+    """Put the keys of rows into pages of consecutive slots, the instruction's first two swapped; fills the slot map."""
+    free = torch.randperm(3 * slots.shape[1] // page).mul(page).tolist()
+
+    def taken(row: int, begin: int, end: int) -> list[Run]:
+        runs = [Run(place, min(place + page, end), free.pop()) for place in range(begin, end, page)]
+        for run in runs:
+            slots[row, run.position : run.end] = torch.arange(run.slot, run.slot + run.end - run.position)
+        return runs
+
+    shared = taken(0, 0, SHARED)
+    slots[:, :SHARED] = slots[0, :SHARED].clone()
+    return Runs(shared, [taken(span.row, SHARED, span.position + span.queries) for span in spans])
+
+
+@pytest.mark.parametrize(("heads", "size"), [((4, 4), 8), ((6, 2), 24), ((4, 1), 16)])
+@pytest.mark.parametrize("window", [None, 7, 64])
+def test_rows_are_computed_jointly_where_their_keys_lie_in_runs(
+    heads: tuple[int, int], size: int, window: int | None
+) -> None:
+    """The last span has too many queries and is computed alone; slots that no row has taken may hold anything."""
+    query, key, value, slots = drawn(BEHIND, heads, size)
+    runs = paged(BEHIND, 16, slots)
+    written = torch.zeros(len(key), dtype=torch.bool)
+    for run in [*runs.shared, *(run for own in runs.own for run in own)]:
+        written[run.slot : run.slot + run.end - run.position] = True
+    key[~written], value[~written] = float("nan"), float("nan")
+    for spans in (BEHIND, BEHIND[:4]):
+        view = RowView(slots, [None, window], spans, runs=Runs(runs.shared, runs.own[: len(spans)]))
+        count = spans[-1].first + spans[-1].queries
+        for _ in range(2):  # the layers of a pass share the masks
+            found = view.attend(1, query[:, :, :count], key, value, 0.3)
+            wanted = torch.cat([plainly(span, window, query, key, value, slots) for span in spans])
+            torch.testing.assert_close(found[0], wanted)
 
 
 def check_kernel(device: str, dtype: torch.dtype, tolerance: float) -> None:

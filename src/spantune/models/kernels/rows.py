@@ -1,8 +1,9 @@
 """Attention of rows that are decoded together in one flat sequence, over a cache of slots.
 
 The queries of a row are consecutive; each attends to the keys of its row up to its own position, within the window of a
-sliding layer. On a CUDA GPU one kernel computes all rows (see `rows_triton`); elsewhere the keys of each row are
-gathered and given to scaled-dot-product attention, so that the cost is the sum of the rows' costs.
+sliding layer. On a CUDA GPU one kernel computes all rows (see `rows_triton`), and on a CPU those of few queries are
+computed jointly (see `rows_joint`); otherwise the keys of each row are gathered and given to scaled-dot-product
+attention, so that the cost is the sum of the rows' costs.
 
 In a compiled layer the kernel is an operator, and the compiler writes the new keys and values into their slots.
 """
@@ -10,8 +11,9 @@ In a compiled layer the kernel is an operator, and the compiler writes the new k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -21,15 +23,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from spantune.models.architecture import layer_kinds, window_of
 from spantune.models.interfaces import ModelConfig
 from spantune.models.kernels.lora_linear import LIBRARY
+from spantune.models.kernels.rows_joint import JointAttention, Runs, Span
 
-
-class Span(NamedTuple):
-    """The queries of one row in a pass: `queries` of them from index `first`, at positions from `position`."""
-
-    row: int
-    first: int
-    queries: int
-    position: int
+FEW = 32  # queries of a row, up to which it is computed together with other rows on a CPU
 
 
 class LayerRows(NamedTuple):
@@ -61,17 +57,19 @@ class RowView:
     """Which keys the queries of a pass attend to: their spans, and the `slots` [rows, positions] of their keys.
 
     `blocks` [blocks, 4] are the spans cut into blocks of the kernel's size, as a tensor of a fixed shape; without it
-    the spans are computed one after another. `windows` has one entry for each layer. `stores` are the keys and values
-    of each layer, and `destination` says where those of the pass go, for layers that are compiled; without them the
-    model's cache does it.
+    the spans are computed one after another, except the first ones of few queries where `runs` says where the keys of
+    the spans are. `windows` has one entry for each layer. `stores` are the keys and values of each layer, and
+    `destination` says where those of the pass go, for layers that are compiled; without them the model's cache does it.
     """
 
     slots: Tensor
     windows: Sequence[int | None]
     spans: Sequence[Span] = ()
     blocks: Tensor | None = None
+    runs: Runs | None = None
     stores: Sequence[tuple[Tensor, Tensor]] = ()
     destination: Tensor | None = None
+    _joint: dict[int | None, JointAttention] = field(default_factory=dict)
 
     def of_layer(self, layer: int) -> LayerRows | None:
         """Return what a compiled layer needs; None where the pass is for layers that are not compiled."""
@@ -86,7 +84,19 @@ class RowView:
             from spantune.models.kernels.rows_triton import attend_blocks
 
             return attend_blocks(query[0], key, value, self.slots, self.blocks, scale, window)
-        return torch.cat([self._attend_span(span, query[0], key, value, scale, window) for span in self.spans])[None]
+        queries, spans = query[0].to(key.dtype), self._first_of_few()
+        outputs = [self._attend_span(span, queries, key, value, scale, window) for span in self.spans[len(spans) :]]
+        if spans and self.runs is not None:
+            if window not in self._joint:
+                runs = Runs(self.runs.shared, self.runs.own[: len(spans)])
+                self._joint[window] = JointAttention(spans, runs, window, query.shape[1] // key.shape[1])
+            tokens = spans[-1].first + spans[-1].queries
+            outputs.insert(0, self._joint[window].attend(queries[:, :tokens], key, value, scale))
+        return torch.cat(outputs)[None].to(query.dtype)
+
+    def _first_of_few(self) -> Sequence[Span]:
+        """The first spans, which are computed jointly; none where it is not known where their keys are."""
+        return list(takewhile(lambda span: span.queries <= FEW, self.spans)) if self.runs is not None else ()
 
     # the arguments of transformers' attention functions, and a span
     def _attend_span(
