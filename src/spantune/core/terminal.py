@@ -8,7 +8,6 @@ Nothing is read as markup. In JSON such characters are JSON escapes, so that a r
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
@@ -101,7 +100,7 @@ def put_json(record: Mapping[str, object]) -> None:
     try:
         text.encode(sys.stdout.encoding if sys.stdout else "utf-8")
     except UnicodeEncodeError:
-        text = _NOT_ASCII.sub(lambda sign: json.dumps(sign[0])[1:-1], text)
+        text = _NOT_ASCII.sub(_json_escape, text)
     print(text)
 
 
@@ -302,6 +301,12 @@ def _console(file: TextIO, *, quiet: bool = False, width: int | None = None) -> 
     from rich.console import Console
 
     return Console(file=file, quiet=quiet, width=width, highlight=False, markup=False, emoji=False)
+
+
+def _json_escape(sign: re.Match[str]) -> str:
+    """Return a character as JSON's escapes, of UTF-16 code units."""
+    units = sign[0].encode("utf-16-be").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
 
 
 def _escape(sign: re.Match[str]) -> str:

@@ -24,6 +24,7 @@ from spantune.core import (
     expect_each,
     from_prediction_record,
     nearest,
+    to_json,
 )
 from spantune.data.corpus import Corpus
 from spantune.data.formats import (
@@ -404,7 +405,7 @@ def _fields_of_json(record: Mapping[str, object]) -> list[str]:
 
 def _jq(name: str) -> str:
     """Return the path of a field for jq."""
-    return f".{name}" if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) else f".[{json.dumps(name)}]"
+    return f".{name}" if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) else f".[{to_json(name)}]"
 
 
 def _sign_between(sample: Sample) -> str | None:
