@@ -550,6 +550,7 @@ def test_few_shot_may_be_an_array(tmp_path: Path) -> None:
         (json.dumps([{"text": "a", "spans": "[]"}]), "jq -c '.[] | .spans |= fromjson' FILE > NEW.jsonl"),
         ("[('a', {'entities': []})]", "Python's notation, of which json.dumps(ast.literal_eval(TEXT)) makes JSON"),
         ("{'text': 'a', 'entities': []}", "this is Python's notation"),
+        ('{"text": "a", "entities": []}\n\ufeff{"text": "a", "entities": []}', "a byte-order mark stands there"),
     ],
 )
 def test_a_file_that_wraps_documents_gets_the_way_out(content: str, remedy: str, tmp_path: Path) -> None:

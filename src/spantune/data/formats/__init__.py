@@ -286,7 +286,7 @@ def resolve(path: str | Path) -> Path:
         return stored_file(path.url)
     refuse_url(str(path))
     if not str(path).startswith(BUNDLED_PREFIX):
-        if is_stream(Path(path)):
+        if str(path) == "-" or is_stream(Path(path)):
             raise DataError("this can be read once only, as a pipe; write it to a file first", path=path)
         return Path(path)
     name = str(path).removeprefix(BUNDLED_PREFIX)

@@ -41,6 +41,8 @@ def skip_blank(text: str, place: int) -> int:
 def not_json(what: str, text: str, place: int, path: Path, line: int, line_at: int = 0) -> DataError:
     """Return the error for the text at `place`; `line` is the line of the character `line_at`."""
     column = place - text.rfind("\n", 0, place)
+    if text.startswith("\ufeff", place):
+        what = "a byte-order mark stands there, perhaps since files were joined: remove it"
     problem = f"{what}{python_hint(text, place)}"
     return DataError(
         f"not JSON at column {column}: {problem}; mend it there (strings and names stand in double quotes, and in "
