@@ -98,6 +98,8 @@ def test_a_folder_above_an_input_and_where_one_is_are_kept(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path / "a" / "b")
     with pytest.raises(ConfigError, match="the folder that you are in"):
         require_new(tmp_path / "a", force=True)
+    with pytest.raises(ConfigError, match=r"only extract, without --out, writes to stdout; name a file"):
+        require_new(Path("-"), force=True)
     with pytest.raises(ConfigError, match="a device or pipe"):
         require_new(Path("/dev/null"), force=True)
     require_new(tmp_path / "none", [tmp_path / "not there", "bundled:x"])

@@ -107,7 +107,23 @@ def test_unknown_sections_and_label_keys_name_the_nearest(tmp_path: Path) -> Non
         ("task.labels=part", "task.labels: found 'part'; expected a list"),
         ("task.labels=[]", "task.labels: the list is empty"),
         ("train.batch_examples=true", "train: batch_examples is true; expected a number"),
-        ("lora.alpha=off", "lora: alpha is false; expected a number"),
+        (
+            "lora.alpha=off",
+            "lora.alpha: Input should be a valid number, unable to parse string as a number (found 'off')",
+        ),
+        ("lora.alpha=false", "lora: alpha is false; expected a number"),
+        ("run.seed=-1", "run.seed: Input should be greater than or equal to 0 (found -1)"),
+        ("run.seed=4294967296", "run.seed: Input should be less than 4294967296"),
+        ("extract.batch_size=99999999999999999999", "extract.batch_size: Input should be less than or equal to 65536"),
+        ("lora.rank_pattern={'(': 4}", "lora.rank_pattern: '(' is read as a regular expression and is none"),
+        ("model.source=''", "model.source: String should have at least 1 character"),
+        ("data.train=''", "data.train: a path is empty; name a file, or bundled:NAME"),
+        ("task.labels=[a, 1]", "task.labels.1: found the number 1; expected text: quote it if it is meant as a word"),
+        ("task.labels=[a, true]", "task.labels.1: found true; expected text: quote it if it is meant as a word"),
+        ("task.labels=[a, null]", "task.labels.1 has no value; give one, or quote it if it is meant as a word"),
+        ("train.max_minutes=1:30", "train.max_minutes: Input should be a valid number"),
+        ("train.lr=1e-4", "unknown key 'train.lr'; did you mean 'train.learning_rate'? valid: "),
+        ("train.rank=4", "unknown key 'train.rank'; did you mean 'lora.rank'? valid: "),
         (f"run.name={'n' * 200}", "run.name: String should have at most 128 characters"),
     ],
 )
@@ -115,6 +131,26 @@ def test_a_value_out_of_range_is_named(tmp_path: Path, override: str, message: s
     with pytest.raises(ConfigError) as caught:
         load_config(recipe(tmp_path), [override])
     assert message in str(caught.value)
+
+
+def test_bare_words_of_yaml_1_1_stay_what_they_are(tmp_path: Path) -> None:
+    labels = "task: {labels: [no, Yes, on, 1:30, 010, 2024-05-01]}"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: {{source: x}}\ndata: {{train: a.jsonl}}\n{labels}\n", encoding="utf-8")
+    config = load_config(
+        path, ["train.eval_before=no", "train.compile=off", "train.max_steps=010", "run.name=2024-05-01"]
+    )
+    assert [label.code for label in config.task.labels or ()] == ["no", "Yes", "on", "1:30", "010", "2024-05-01"]
+    assert config.train.eval_before is False and config.train.compile == "off"
+    assert (config.train.max_steps, config.run.name) == (10, "2024-05-01")
+    config.save(tmp_path)
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_a_run_folder_in_place_of_a_recipe_is_gone_on_with(tmp_path: Path) -> None:
+    recipe(tmp_path).rename(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"Is a directory.*to go on with this run: spantune train --resume "):
+        load_config(tmp_path)
 
 
 def test_one_tracker_or_tag_needs_no_list(tmp_path: Path) -> None:
@@ -287,9 +323,9 @@ def test_merge_keys_are_supported(tmp_path: Path) -> None:
         ("? [a]\n: 1\n", "a key must be a word such as train, found a sequence"),
         ("? {a: 1}\n: 1\n", "found a mapping"),
         ("train: {1: 2}\n", "found '1'; quote it"),
-        ("on: 1\n", "found 'on'; quote it"),
+        ("true: 1\n", "found 'true'; quote it"),
         ("train: {<<: &a {x: 1}, <<: *a}\n", "'<<' is given twice"),
-        ("run: {name: 2024-13-45}\n", "not a YAML recipe"),
+        ("run: {name: !!int x}\n", "not a YAML recipe"),
         ("[" * 3000, "not a YAML recipe"),
         ("train: {<<: 5}\n", "not a YAML recipe"),
     ],

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import os
+import shlex
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ import pytest
 from rich.text import Text
 
 import spantune
+from helpers.command import fresh
 from spantune.core import (
     bar,
     guard_terminal,
@@ -96,6 +100,30 @@ def test_warnings_and_logs_of_libraries_are_filtered(
     logging.lastResort.handle(record)
     err = capsys.readouterr().err
     assert err.count(f"{SHOWN} http://***@host") == 2 and "\x1b" not in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_the_encoding_of_a_stream_lacks_is_written_as_escapes(tmp_path: Path, encoding: str) -> None:
+    corpus = tmp_path / "a.jsonl"
+    corpus.write_text('{"text": "\u00e9 \u80ba\u708e \U0001f600", "entities": []}\n' * 2, encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    table = fresh("data", "check", corpus, env=environment, encoding=encoding)
+    assert table.returncode == 0 and "\\u80ba\\u708e" in table.stdout, table
+    as_json = fresh("data", "check", corpus, "--json", env=environment, encoding=encoding)
+    assert "\u80ba\u708e \U0001f600" in json.dumps(json.loads(as_json.stdout), ensure_ascii=False)
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_closed_stream_is_no_bug(tmp_path: Path, closed: str) -> None:
+    corpus = tmp_path / "a.jsonl"
+    corpus.write_text('{"text": "a", "entities": []}\n', encoding="utf-8")
+    for command in (["check"], ["check", "--json"], ["inspect"]):
+        line = shlex.join([sys.executable, "-m", "spantune", "data", *command, str(corpus)])
+        done = subprocess.run(f"{line} {closed}>&-", shell=True, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "bug" not in done.stderr, done
+    missing = shlex.join([sys.executable, "-m", "spantune", "data", "check", str(tmp_path / "no"), "--json"])
+    done = subprocess.run(f"{missing} 2>&-", shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 # --- no module prints in another way ---------------------------------------------------------------------------------

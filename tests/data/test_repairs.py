@@ -312,3 +312,19 @@ def test_the_published_cmeee_file_is_mended_as_a_whole(tmp_path: Path) -> None:
     mended = formats.read(tmp_path / "out.jsonl")
     assert mended.notes == {}
     assert sum(len(document.entities) for document in mended.documents) == 13086
+
+
+def test_the_log_names_the_field_of_what_cannot_be_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", native("头痛", (0, 2, "sym")), {"text": "头痛", "entities": [{"start": 0}]})
+    changes = repair(read_source(path), tmp_path / "out.jsonl").changes
+    assert [str(change.before).partition(";")[0] for change in changes] == [
+        "field entities[0].end: the field is missing"
+    ]
+
+
+def test_labels_that_differ_in_blanks_only_are_found(command: Command, tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", *(native(f"头痛{n}", (0, 2, label)) for n, label in enumerate(["a b", "a b", "a  b "]))
+    )
+    found = json.loads(command("data", "check", path, "--json").out)["findings"]
+    assert [f["example"] for f in found if f["name"] == "label-spelling"] == ["'a  b ' 1 times, 'a b' 2 times"]

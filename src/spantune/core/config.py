@@ -7,11 +7,12 @@ It is strict and is checked before torch is imported. Keys whose best value depe
 # Longer than other modules on purpose: half of it are the descriptions of keys, from which docs/recipe.md is made.
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from spantune.core.errors import expect
 from spantune.core.files import replace_text
@@ -33,6 +34,8 @@ def _one_or_several(value: object) -> object:
         found = "nothing" if value is None else repr(value)
         raise ValueError(f"expected a path, or a list of paths such as [a.jsonl, b.jsonl], found {found}")
     names = [str(path) for path in paths]
+    if any(not name.strip() for name in names):
+        raise ValueError("a path is empty; name a file, or bundled:NAME")
     if any("\0" in name for name in names):
         raise ValueError("a path has a NUL character, which no file may have; remove it")
     if repeated := [name for name in names if names.count(name) > 1]:
@@ -96,14 +99,14 @@ class Run(Section):
     """Name of the run folder: ASCII letters, digits, dots, dashes and underscores, not beginning with a dot."""
     folder: Path = Path("runs")
     """Parent of the run folder."""
-    seed: int = 42
+    seed: int = Field(42, ge=0, lt=2**32)
     """Random seed of shuffling, of new adapters and of dropout."""
 
 
 class Model(Section):
     """The base model."""
 
-    source: str
+    source: str = Field(min_length=1)
     """`bundled:NAME`, `modelscope:OWNER/NAME`, `hf:OWNER/NAME` or a local folder."""
     base: Base = "auto"
     """Number type of the frozen weights. `auto` takes bf16 if that is faster on the device. `fp8` takes half the memory
@@ -262,6 +265,18 @@ class Lora(Section):
     allow_unmatched: bool = False
     """Accept targets that match nothing, which is the tutorial's flaw on Phi-4."""
 
+    @field_validator("rank_pattern")
+    @classmethod
+    def _names_are_patterns(cls, ranks: dict[str, int]) -> dict[str, int]:
+        for name in ranks:
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise ValueError(
+                    f"{name!r} is read as a regular expression and is none: {error}; name modules, such as down_proj"
+                ) from None
+        return ranks
+
 
 class Train(Section):
     """Optimisation."""
@@ -369,7 +384,7 @@ class Distributed(Section):
 class Extract(Section):
     """Extraction."""
 
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, le=65_536)
     """How many documents to decode together. Chosen by device if not given."""
     max_new_tokens: int = Field(1024, ge=1)
     """Largest number of tokens in an answer that is written. An answer that reaches it is reported."""

@@ -34,8 +34,11 @@ def require_new(path: Path, inputs: Iterable[str | Path] = (), *, force: bool = 
     An empty folder counts as nothing. Two paths are the same where they lead to the same file, by links too.
 
     Raises:
-        ConfigError: `path` exists and `force` is False, or `path` is one of `inputs`, holds one or lies in one.
+        ConfigError: `path` exists and `force` is False, or `path` is one of `inputs`, holds one or lies in one, or is
+            `-`, which people take for stdout.
     """
+    if path == Path("-"):
+        raise ConfigError("- would be a file of this name: only extract, without --out, writes to stdout; name a file")
     if not os.path.lexists(path):
         return
     if path.exists():

@@ -1,10 +1,12 @@
 """Recipes from YAML, plain values and `section.key=value` overrides.
 
-An unknown key names the nearest valid one, a key that is given twice is refused, and YAML never names code.
+An unknown key names the nearest valid one, a key that is given twice is refused, and YAML never names code. Bare words
+and numbers are those of YAML 1.2: `no`, `010`, `1:30` and `2024-05-01` are not false, 8, 90 and a date.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from pydantic import ValidationError
 
 from spantune.core.bundled_recipes import bundled_recipes, recipe_path
 from spantune.core.config import Config
-from spantune.core.errors import ConfigError, expect, nearest, os_error
+from spantune.core.errors import ConfigError, closest, expect, nearest, os_error
 from spantune.core.files import first_line
 from spantune.core.secrets import MASK
 from spantune.core.task import Label
@@ -41,6 +43,11 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             f"{path}: no such recipe; give the path of a YAML file, or one that comes with spantune, such as "
             f"bundled:{example} (spantune init --list names them); spantune init CORPUS writes one for a corpus"
         ) from None
+    except IsADirectoryError as error:
+        hint = (
+            f"; to go on with this run: spantune train --resume {path}" if (Path(path) / "config.yaml").exists() else ""
+        )
+        raise ConfigError(f"{os_error(error)}{hint}") from None
     except OSError as error:
         raise ConfigError(os_error(error)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -118,7 +125,8 @@ def lost_credentials(recipe: Config) -> list[str]:
 class _Loader(yaml.SafeLoader):
     """The safe loader, with merge keys, but every other key is a word that is given once.
 
-    YAML itself would silently keep the last of several values.
+    YAML itself would silently keep the last of several values. Only true and false are switches, and only decimal
+    numbers, 0x and 0b are numbers: what YAML 1.1 also takes for one stays the text that it is.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -137,6 +145,23 @@ class _Loader(yaml.SafeLoader):
 
 
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+_NARROWED = {
+    "tag:yaml.org,2002:bool": ("tTfF", r"true|True|TRUE|false|False|FALSE"),
+    "tag:yaml.org,2002:int": ("-+0123456789", r"[-+]?(?:0|[1-9][0-9_]*)|0b[01_]+|0x[0-9a-fA-F_]+"),
+    "tag:yaml.org,2002:float": (
+        "-+.0123456789",
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    ),
+    "tag:yaml.org,2002:timestamp": ("", ""),
+}
+"""The tags whose bare words YAML 1.1 knows more of: their first characters, and what they are in a recipe."""
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, words) for tag, words in resolvers if tag not in _NARROWED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, (_first, _words) in _NARROWED.items():
+    if _first:
+        _Loader.add_implicit_resolver(_tag, re.compile(f"(?:{_words})$"), list(_first))
 
 
 def _parse_yaml(text: str) -> object:
@@ -181,11 +206,52 @@ def _apply(tree: dict[str, object], override: str) -> None:
 
 def _as_override(key: str) -> str:
     """The form of an override; where a key is given without its section, with the sections that have it."""
-    sections = Config.model_fields.items()
-    full = [f"{section}.{key}" for section, field in sections if key in getattr(field.annotation, "model_fields", {})]
-    if full:
+    if full := _full_keys(key):
         return f"the section too: {' or '.join(f'{name}=VALUE' for name in full)}"
     return "section.key=value, such as train.max_steps=24; a list is written 'section.key=[a, b]'"
+
+
+def _meant(key: str) -> str:
+    """Say which key of a recipe an unknown one stands for: one of another section, or another program's name for it."""
+    full = _full_keys(key) or ([_ELSEWHERE[key]] if key in _ELSEWHERE else [])
+    return f"did you mean {' or '.join(map(repr, full))}? " if full else ""
+
+
+def _full_keys(key: str) -> list[str]:
+    """Return the keys of recipes that are called so, with their sections."""
+    sections = Config.model_fields.items()
+    return [f"{section}.{key}" for section, field in sections if key in getattr(field.annotation, "model_fields", {})]
+
+
+def _shown(value: object) -> str:
+    """Return a value as YAML has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"the number {value}" if isinstance(value, int | float) else repr(value)[:60]
+
+
+_ELSEWHERE = {
+    "cutoff_len": "train.max_tokens",
+    "logging_steps": "train.log_steps",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lr": "train.learning_rate",
+    "lr_scheduler_type": "train.schedule",
+    "max_length": "train.max_tokens",
+    "max_seq_length": "train.max_tokens",
+    "model_name_or_path": "model.source",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
+    "output_dir": "run.folder",
+    "per_device_train_batch_size": "train.batch_examples",
+    "r": "lora.rank",
+    "target_modules": "lora.targets",
+    "warmup_ratio": "train.warmup",
+    "warmup_steps": "train.warmup",
+}
+"""What transformers, peft, TRL and LLaMA-Factory call a setting, and its key in a recipe."""
 
 
 def _follows(details: ErrorDetails, every: Sequence[ErrorDetails]) -> bool:
@@ -208,11 +274,17 @@ def _describe(details: ErrorDetails) -> str:
             model = Label
         fields = getattr(model, "model_fields", {})
         valid = [field.alias or name for name, field in fields.items()]
-        return f"unknown key {key!r}; {nearest(parts[-1], valid)}"
+        meant = _meant(parts[-1]) if len(parts) <= 2 and closest(parts[-1], valid) is None else ""
+        return f"unknown key {key!r}; {meant}{nearest(parts[-1], valid)}"
     if details["type"] == "missing":
         return f"{key} is missing; it has no default"
     if details["input"] is None:
-        return f"{key} has no value; give one, or leave the key out if it has a default"
+        word = "quote it if it is meant as a word" if parts[-1].isdigit() else "leave the key out if it has a default"
+        return f"{key} has no value; give one, or {word}"
+    if details["type"] == "string_type" or (
+        details["type"] == "model_type" and isinstance(details["input"], int | float)
+    ):
+        return f"{key}: found {_shown(details['input'])}; expected text: quote it if it is meant as a word"
     if details["type"] == "tuple_type":
         return f"{key}: found {details['input']!r:.60}; expected a list, such as [a, b]"
     if details["type"] == "too_short":

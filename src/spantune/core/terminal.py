@@ -7,6 +7,7 @@ Nothing is read as markup. In JSON such characters are JSON escapes, so that a r
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -36,6 +37,7 @@ LONGEST_SILENCE_SECONDS = 60.0
 _UNSAFE = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE_IN_TEXT = re.compile(f"[\x00-\x1f{_UNSAFE}]")
 _UNSAFE_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{_UNSAFE}]")
+_NOT_ASCII = re.compile("[^\x00-\x7f]")
 _UNSAFE_IN_JSON = re.compile(f"[{_UNSAFE}]")
 
 
@@ -90,8 +92,16 @@ def put(text: str) -> None:
 
 
 def put_json(record: Mapping[str, object]) -> None:
-    """Print one JSON object on stdout, in one line, with credentials masked."""
-    print(json_text(masked_values(record)))
+    """Print one JSON object on stdout, in one line, with credentials masked.
+
+    What the encoding of stdout lacks is written as JSON escapes.
+    """
+    text = json_text(masked_values(record))
+    try:
+        text.encode(sys.stdout.encoding if sys.stdout else "utf-8")
+    except UnicodeEncodeError:
+        text = _NOT_ASCII.sub(_json_escape, text)
+    print(text)
 
 
 def json_text(value: object) -> str:
@@ -114,6 +124,8 @@ def print_table(
     from rich.table import Column, Table
 
     file = stream or sys.stdout
+    if file is None:  # closed
+        return
     table = Table(*(Column(printable(name), overflow="fold") for name in header), box=None, pad_edge=False)
     for number in right:
         table.columns[number].justify = "right"
@@ -239,7 +251,15 @@ def has_live_terminal() -> bool:
 
 
 def guard_terminal() -> None:
-    """Send what libraries warn and log through the filter too, where nobody else handles it."""
+    """Send what libraries warn and log through the filter too, where nobody else handles it.
+
+    Characters that the encoding of a stream lacks, such as Chinese ones in Latin-1, are written as escapes.
+    """
+    if sys.stderr is None:  # closed: print would take stdout in its place
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.lastResort = StderrHandler()
 
     def show(
@@ -281,6 +301,12 @@ def _console(file: TextIO, *, quiet: bool = False, width: int | None = None) -> 
     from rich.console import Console
 
     return Console(file=file, quiet=quiet, width=width, highlight=False, markup=False, emoji=False)
+
+
+def _json_escape(sign: re.Match[str]) -> str:
+    """Return a character as JSON's escapes, of UTF-16 code units."""
+    units = sign[0].encode("utf-16-be").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
 
 
 def _escape(sign: re.Match[str]) -> str:

@@ -155,13 +155,13 @@ def _check_labels(whole: Survey, schema: Collection[str]) -> None:
 
 
 def _check_spellings(whole: Survey) -> None:
-    """Count the labels that differ from a more frequent one in case or width only."""
+    """Count the labels that differ from a more frequent one in case, width or white space only."""
     counts = whole.labels.counts
     frequent: dict[str, str] = {}
     for label, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        other = frequent.setdefault(unicodedata.normalize("NFKC", label).casefold(), label)
+        other = frequent.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), label)
         if other != label:
-            example = f"{label} {count} times, {other} {counts[other]} times"
+            example = f"{label!r} {count} times, {other!r} {counts[other]} times"
             whole.tally.add(Rule.LABEL_SPELLING, whole.labels.first[label], example)
 
 

@@ -101,7 +101,8 @@ def repair(source: Source, out: Path, *, force: bool = False) -> Repaired:
     for item in source.items:
         if isinstance(item, DataError):
             path = str(item.path or source.path)
-            changes.append(Change(path, item.line, None, Rule.UNREADABLE, item.message, None))
+            problem = f"field {item.field}: {item.message}" if item.field else item.message
+            changes.append(Change(path, item.line, None, Rule.UNREADABLE, problem, None))
         else:
             documents.append(_repaired(item, shift, changes))
     if not documents:

@@ -60,7 +60,7 @@ class Rule(StrEnum):
     CROSSING = ("crossing", "warning", False, "entities that overlap another without one holding the other")
     BOUNDARY_INCONSISTENCY = ("boundary-inconsistency", "warning", False,
         "surfaces annotated sometimes with and sometimes without a word at their edge")
-    LABEL_SPELLING = ("label-spelling", "warning", False, "labels that differ from another in case or width only")
+    LABEL_SPELLING = ("label-spelling", "warning", False, "labels that differ from another in case, width or blanks")
     LABEL_IN_ONE_FILE = ("label-in-one-file", "warning", False, "labels that only one of several files has")
     RARE_LABEL = ("rare-label", "warning", False, f"labels with fewer than {RARE} examples")
     DUPLICATE_TEXT = ("duplicate-text", "warning", False, "documents with the text of an earlier one of their file")

@@ -225,14 +225,19 @@ def _equals(value: object, expected: str) -> bool:
         wanted = parse_value(expected)
     except ConfigError:  # a pattern
         return False
-    if isinstance(value, bool) or value is None:
-        return wanted is value
+    if isinstance(value, bool):
+        return wanted is value or str(wanted).lower() in (_TRUE if value else _FALSE)
+    if value is None:
+        return wanted is None
     if isinstance(value, int | float):  # YAML takes 1e-4 for a word, a recipe for a number
         return not isinstance(wanted, bool) and _number(wanted) == value
     if isinstance(value, str):
         return value == (("on" if wanted else "off") if isinstance(wanted, bool) else wanted)
     codes = [part.get("code") for part in value if isinstance(part, dict)] if isinstance(value, list) else None
     return wanted in (value, codes) or [wanted] in (value, codes)
+
+
+_TRUE, _FALSE = ("yes", "on"), ("no", "off")  # as a recipe reads them where it expects a switch
 
 
 def _number(value: object) -> float | None:

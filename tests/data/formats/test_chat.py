@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from helpers.corpora import file_of, round_trip, spans
 from helpers.refusal import assert_unreadable
 from helpers.strategies import annotated
-from spantune.core import Document, Entity
+from spantune.core import DataError, Document, Entity
 from spantune.data import Options, formats
 from spantune.data.raw.anchored import AMBIGUOUS
 
@@ -155,3 +155,29 @@ def test_the_instruction_names_the_labels_in_the_language_of_the_texts(tmp_path:
 )
 def test_bad_records_are_refused_by_place(record: object, fragments: list[str], tmp_path: Path) -> None:
     assert_unreadable(file_of(tmp_path, "bad.jsonl", [record]), None, ["bad.jsonl:1", *fragments])
+
+
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        ('<think>\n\n</think>\n\n[["腹痛", "sym"]]', None),
+        ('<think>腹痛 is one</think>[["腹痛", "sym"]]', "reasoning before an answer not read"),
+        (json.dumps('[["腹痛", "sym"]]'), "answer is JSON inside a string of JSON"),
+    ],
+)
+def test_what_is_around_an_answer_is_taken_off_and_noted(answer: str, note: str | None, tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "患者"}, {"type": "text", "text": "腹痛。"}]
+    for said in ("患者腹痛。", parts):
+        turns = [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
+        (tmp_path / "a.jsonl").write_text(json.dumps({"id": "1", "messages": turns}) + "\n", encoding="utf-8")
+        corpus = formats.read(tmp_path / "a.jsonl")
+        assert [(d.text, [d.surface(e) for e in d.entities]) for d in corpus.documents] == [("患者腹痛。", ["腹痛"])]
+        assert corpus.notes == ({} if note is None else {note: 1})
+
+
+def test_a_turn_with_an_image_is_refused(tmp_path: Path) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "a"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "[]"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"content\[0\]\.type: found a part of type 'image_url'; expected text"):
+        formats.read(tmp_path / "a.jsonl")

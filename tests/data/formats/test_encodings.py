@@ -127,10 +127,12 @@ def test_a_recipe_names_encoding_and_label(tmp_path: Path) -> None:
         ("a.xz", lzma.compress(RECORD.encode()), "unxz"),
         ("a.xlsx", b"PK\x03\x04\x14\0", "CSV"),
         ("a.txt", b"%PDF-1.7\n", "PDF"),
+        ("a.db", b"SQLite format 3\0\x10\0", "export a table as CSV"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ("a.jsonl", RECORD.replace("肺炎", "ab").encode("utf-16-le"), "utf-16-le"),
         ("a.conll", CHINESE.encode("utf-16-be"), "utf-16-be"),
     ],
-    ids=["gzip", "bzip2", "xz", "zip", "pdf", "little", "big"],
+    ids=["gzip", "bzip2", "xz", "zip", "pdf", "sqlite", "lfs", "little", "big"],
 )
 @pytest.mark.parametrize("format", [None, "native", "conll"])
 def test_what_is_packed_or_utf_16_is_said(

@@ -528,3 +528,42 @@ def test_an_array_of_unannotated_texts_on_one_line_is_recognised_in_one_pass(tmp
     path = tmp_path / "texts.json"
     path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
     assert formats.detect(path) == "cmeee"
+
+
+ENTITY = {"start_idx": 2, "end_idx": 3, "entity_text": "腹痛", "entity_label": "sym"}
+FEW_SHOT = {"text": "患者腹痛", "entities": [ENTITY]}
+
+
+def test_few_shot_may_be_an_array(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([FEW_SHOT, FEW_SHOT], indent=1), encoding="utf-8")
+    corpus = formats.read(tmp_path / "a.json")
+    assert (corpus.format, [document.id for document in corpus.documents]) == ("few_shot", ["a-1", "a-2"])
+    assert [document.entities for document in corpus.documents] == [(Entity(2, 4, "sym"),)] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (json.dumps({"train": [FEW_SHOT], "test": [FEW_SHOT]}), "'train' and 'test'; take them out: jq -c '.train[]'"),
+        (json.dumps({"my docs": [FEW_SHOT]}), "jq -c '.[\"my docs\"][]' FILE"),
+        (json.dumps({"text": "a", "entities": '[[0, 1, "x"]]'}), "take it out of there: jq -c '.entities |= fromjson'"),
+        (json.dumps([{"text": "a", "spans": "[]"}]), "jq -c '.[] | .spans |= fromjson' FILE > NEW.jsonl"),
+        ("[('a', {'entities': []})]", "Python's notation, of which json.dumps(ast.literal_eval(TEXT)) makes JSON"),
+        ("{'text': 'a', 'entities': []}", "this is Python's notation"),
+        ('{"text": "a", "entities": []}\n\ufeff{"text": "a", "entities": []}', "a byte-order mark stands there"),
+    ],
+)
+def test_a_file_that_wraps_documents_gets_the_way_out(content: str, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content + "\n", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        formats.read(tmp_path / "a.json")
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["entity", "golden-entity-mentions", "ner"])
+def test_entities_are_not_taken_for_documents(name: str, tmp_path: Path) -> None:
+    record = {"content": "ab", name: [{"type": "x", "text": "a", "offset": [0, 0]}]}
+    (tmp_path / "a.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no known format") as caught:
+        formats.read(tmp_path / "a.json")
+    assert "jq" not in str(caught.value)

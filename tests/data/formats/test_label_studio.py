@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.corpora import file_of
 from helpers.real import SHARED
 from helpers.refusal import assert_unreadable
 from helpers.strategies import annotated
@@ -348,7 +349,11 @@ BAD = {
         ["bad.json:1", "type rectanglelabels"],
     ),
     "untyped": (None, TASK % "{}", ["type None", "expected labels"]),
-    "no text": (None, '[{"data": {"image": 3}, "annotations": [{"result": []}]}]', ["field data", "found no text"]),
+    "no text": (
+        None,
+        '[{"data": {"image": 3}, "annotations": [{"result": []}]}]',
+        ["field data", "found image (the number 3)"],
+    ),
     "two texts": (None, TASK.replace('"text": "lung', '"a": "x", "b": "lung') % "", ["found a, b", "--column"]),
     "surface": (
         None,
@@ -455,3 +460,66 @@ def test_real_exports_are_recovered_whole(name: str, documents: int, entities: i
         ordered = [sorted(t["annotations"][0].pop("result"), key=str) for t in (before, after)]
         assert [{k: r[k] for k in sorted(r)} for r in ordered[1]] == [{k: r[k] for k in sorted(r)} for r in ordered[0]]
         assert {k: v for k, v in before.items() if k != "predictions" and v != {}} == after
+
+
+def region(start: int, end: int, text: str | None, to_name: str, id: str) -> dict[str, object]:
+    value = {"start": start, "end": end, "labels": ["sym"]} | ({} if text is None else {"text": text})
+    return {"id": id, "from_name": "label", "to_name": to_name, "type": "labels", "value": value}
+
+
+def two_texts(folder: Path, *regions: dict[str, object]) -> Path:
+    data = {"title": "无不适", "body": "患者腹痛三天。"}
+    task = {"id": 1, "data": data, "annotations": [{"id": 5, "result": list(regions)}]}
+    return file_of(folder, "two.json", [task])
+
+
+def test_regions_of_another_text_are_kept_in_meta_and_written_back(tmp_path: Path) -> None:
+    path = two_texts(tmp_path, region(2, 4, "腹痛", "t2", "a"), region(0, 2, "无不", "t1", "b"))
+    for column, surface in (("body", "腹痛"), ("title", "无不")):
+        corpus = formats.read(path, None, Options(column=column))
+        assert [corpus.documents[0].surface(entity) for entity in corpus.documents[0].entities] == [surface]
+        assert corpus.notes == {"region of another text kept in meta only": 1}
+        formats.write(tmp_path / "out.json", corpus.documents, "label_studio")
+        again = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+        assert {result["id"] for result in again[0]["annotations"][0]["result"]} == {"a", "b"}
+
+
+def test_regions_that_do_not_show_their_text_are_told_by_its_name_or_refused(tmp_path: Path) -> None:
+    named = two_texts(tmp_path, region(2, 4, None, "body", "a"), region(0, 2, None, "title", "b"))
+    assert formats.read(named, None, Options(column="body")).documents[0].entities == (Entity(2, 4, "sym"),)
+    unnamed = two_texts(tmp_path, region(2, 3, None, "t2", "a"), region(0, 2, None, "t1", "b"))
+    with pytest.raises(DataError, match=r"found regions of several texts \(t1, t2\).*call the <Text>"):
+        formats.read(unnamed, None, Options(column="body"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"text": None}, r"found text \(null\); expected a text, a string"),
+        ({"dialogue": [{"text": "a"}]}, r"found dialogue \(a list\); expected a text, a string"),
+        ({"image": "http://x/a.png"}, "found results of type rectanglelabels, and no labels in the whole file"),
+    ],
+)
+def test_a_task_without_a_text_is_refused_by_what_it_has(data: dict[str, object], message: str, tmp_path: Path) -> None:
+    result = {"id": "a", "type": "rectanglelabels", "from_name": "r", "to_name": "image", "value": {"x": 1}}
+    path = file_of(tmp_path, "a.json", [{"id": 1, "data": data, "annotations": [{"id": 2, "result": [result]}]}])
+    with pytest.raises(DataError, match=message):
+        formats.read(path)
+
+
+def test_on_one_line_the_task_is_named_by_its_place_in_the_array(tmp_path: Path) -> None:
+    good = {"id": 1, "data": {"text": "ab"}, "annotations": [{"id": 1, "result": []}]}
+    bad = {"id": 2, "data": {"text": "ab"}, "annotations": [{"id": 2, "result": [region(0, 1, "b", "text", "x")]}]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([good, bad]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.json:1, field \[1\]\.annotations\[0\]\.result\[0\]\.value\.text: "):
+        formats.read(path)
+    path.write_text(json.dumps([good, bad], indent=1), encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.json:\d\d, field annotations\[0\]\.result\[0\]\.value\.text: "):
+        formats.read(path)
+
+
+def test_what_was_passed_over_is_said_where_no_document_is_left(tmp_path: Path) -> None:
+    path = file_of(tmp_path, "a.json", [{"id": 1, "data": {"text": "ab"}, "annotations": [], "drafts": [{"id": 3}]}])
+    with pytest.raises(DataError, match=r"read as label_studio \(counted: 1 × task without annotation skipped\)"):
+        formats.read(path)

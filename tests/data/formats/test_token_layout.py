@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -259,3 +260,65 @@ def test_a_line_without_a_token_is_left_out_unless_it_is_tagged(empty: str, tmp_
     assert corpus.notes["line with an empty token and the tag O left out"] == 2
     with pytest.raises(DataError, match=r"file\.tsv:24: (the token is empty, but tagged|found 1 column)"):
         read(tmp_path, content + empty.replace("O", "I-LOC"))
+
+
+@pytest.mark.parametrize("between", [" ", "\t"])
+def test_tags_may_stand_before_the_tokens(between: str, tmp_path: Path) -> None:
+    content = "".join(f"{tag}{between}{token}\n" for tag, token in [("B-PER", "Ada"), ("I-PER", "Roe"), ("O", "left")])
+    content += f"\nB-PER{between}Bo\n"
+    assert found(read(tmp_path, content)) == ROE
+    assert found(read(tmp_path, content, Options(column=0))) == ROE
+    tagged = [("B-sym", "腹"), ("I-sym", "痛"), ("O", "A"), ("O", "B")]
+    chinese = "".join(f"{tag}{between}{token}\n" for tag, token in tagged)
+    assert found(read(tmp_path, chinese)) == [("腹痛AB", [("腹痛", "sym")])]
+
+
+def test_blanks_behind_a_tag_are_no_part_of_it(tmp_path: Path) -> None:
+    assert found(read(tmp_path, "Ada\tB-PER \nRoe\tI-PER\nleft\tO  \n\nBo\tB-PER \n")) == ROE
+
+
+def test_a_token_of_blanks_is_kept_where_one_blank_stands_between_columns(tmp_path: Path) -> None:
+    content = "我 O\n  O\n爱 O\n北 B-LOC\n  I-LOC\n京 I-LOC\n\n"
+    corpus = read(tmp_path, content * 2)
+    assert found(corpus) == [("我 爱北 京", [("北 京", "LOC")])] * 2
+    formats.write(tmp_path / "out.tsv", corpus.documents, "conll")
+    assert found(formats.read(tmp_path / "out.tsv", "conll")) == found(corpus)
+    aligned = "我     O\n      O\n爱     O\n北     B-LOC\n京     I-LOC\n\n"
+    corpus = read(tmp_path, aligned * 2)
+    assert found(corpus) == [("我爱北京", [("北京", "LOC")])] * 2
+    assert corpus.notes["line with an empty token and the tag O left out"] == 2
+
+
+def test_small_letters_are_b_and_i_where_no_other_tags_are(tmp_path: Path) -> None:
+    assert found(read(tmp_path, "Ada b-PER\nRoe i-PER\nleft o\n\nBo b-PER\n")) == ROE
+    assert found(read(tmp_path, "Ada b_PER\nRoe i_PER\nleft O\n\nBo b_PER\n")) == ROE
+    corpus = read(tmp_path, "Ada PER\nRoe PER\nwrote O\na@b e-mail\nto O\n")
+    assert found(corpus) == [("Ada Roe wrote a@b to", [("Ada Roe", "PER"), ("a@b", "e-mail")])]
+
+
+@pytest.mark.parametrize(
+    ("line", "group"),
+    [
+        ("-DOCSTART- -X- O doc-17", "doc-17"),
+        ("-DOCSTART- (1 EU)", "(1 EU)"),
+        ("-DOCSTART- -X- -X- O", "document 1"),
+        ("-DOCSTART- -DOCSTART- O", "document 1"),
+        ("-DOCSTART- NN O", "document 1"),
+    ],
+)
+def test_a_docstart_line_names_its_document_where_it_does(line: str, group: str, tmp_path: Path) -> None:
+    corpus = read(tmp_path, f"{line}\n\nAda B-PER\nRoe I-PER\nleft O\n\nBo B-PER\n")
+    assert [document.meta["group"] for document in corpus.documents] == [group] * 2
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_the_way_from_comma_separated_tokens_is_said_and_works(quoted: bool, tmp_path: Path) -> None:
+    rows = "Sentence: 1,Ada,N,B-PER\n,Roe,N,I-PER\n,left,V,O\n" + 'Sentence: 2,"""",N,O\n' * quoted
+    rows = "Sentence #,Word,POS,Tag\n" + rows + "Sentence: 3,Bo,N,B-PER\n"
+    (tmp_path / "FILE").write_text(rows, encoding="utf-8")
+    for sentence in ("put tabs there: ", "passed over: "):
+        with pytest.raises(DataError) as caught:
+            formats.read(tmp_path / "FILE")
+        subprocess.run(str(caught.value).rpartition(sentence)[2], shell=True, check=True, cwd=tmp_path)
+        (tmp_path / "NEW.tsv").replace(tmp_path / "FILE")
+    assert found(formats.read(tmp_path / "FILE")) == [ROE[0], *[('"', [])] * quoted, ROE[1]]

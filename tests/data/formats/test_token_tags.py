@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.corpora import file_of, round_trip, spans
 from helpers.refusal import assert_unreadable
 from helpers.strategies import annotated
-from spantune.core import DataError, Document, Entity
+from spantune.core import ConfigError, DataError, Document, Entity
 from spantune.data import Options, formats
 
 WORDS = ["EU", "rejects", "German", "call", "."]
@@ -152,4 +152,51 @@ def test_an_empty_token_outside_of_entities_is_left_out(tmp_path: Path) -> None:
     assert corpus.notes["empty token with the tag O left out"] == 1
     path.write_text('{"tokens": ["Ada", "", "left"], "ner_tags": ["B-PER", "I-PER", "O"]}\n', encoding="utf-8")
     with pytest.raises(DataError, match="token 1 of tokens: the string is empty"):
+        formats.read(path)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        ["ORG", "O", "MISC", "O", "O"],
+        ["b-ORG", "o", "b-MISC", "o", "o"],
+        ["ORG-B", "O", "MISC-B", "O", "O"],
+        ["ORG_B", "O", "MISC_B", "O", "O"],
+    ],
+)
+def test_tags_of_other_spellings_are_read(tags: list[str], tmp_path: Path) -> None:
+    corpus = formats.read(file_of(tmp_path, "t.jsonl", [{"id": "0", "tokens": WORDS, "ner_tags": tags}]))
+    assert spans(corpus.documents) == [FOUND]
+
+
+def test_neighbours_of_one_bare_type_are_one_entity_and_noted(tmp_path: Path) -> None:
+    rows = [{"tokens": ["Ada", "Roe", "left", "x"], "ner_tags": ["PER", "PER", "O", "e-mail"]}]
+    corpus = formats.read(file_of(tmp_path, "t.jsonl", rows))
+    assert spans(corpus.documents) == [[("Ada Roe", 0, "PER"), ("x", 13, "e-mail")]]
+    assert corpus.notes["tags without B and I: neighbours of one type read as one entity"] == 1
+
+
+def test_tags_without_a_type_need_a_label(tmp_path: Path) -> None:
+    path = file_of(tmp_path, "t.jsonl", [{"tokens": ["Ada", "Roe", "left"], "ner_tags": ["B", "I", "O"]}])
+    with pytest.raises(ConfigError, match=r"'ner_tags' are B and I without a type.*--label NAME, data\.label"):
+        formats.read(path)
+    assert spans(formats.read(path, None, Options(label="per")).documents) == [[("Ada Roe", 0, "per")]]
+
+
+@pytest.mark.parametrize("column", ["labels", "label", "tags"])
+def test_a_tag_for_each_character_of_a_text_is_read(column: str, tmp_path: Path) -> None:
+    rows = [
+        {"text": "患者 ab。", column: ["B-x", "I-x", "O", "B-y", "I-y", "O"]},
+        {"text": ["腹", "痛"], column: ["B-x", "I-x"]},
+    ]
+    corpus = formats.read(file_of(tmp_path, "t.jsonl", rows))
+    assert [document.text for document in corpus.documents] == ["患者 ab。", "腹痛"]
+    assert spans(corpus.documents) == [[("患者", 0, "x"), ("ab", 3, "y")], [("腹痛", 0, "x")]]
+    formats.write(tmp_path / "out.jsonl", corpus.documents, "token_tags")
+    assert spans(formats.read(tmp_path / "out.jsonl").documents) == spans(corpus.documents)
+
+
+def test_another_number_of_tags_than_characters_is_refused(tmp_path: Path) -> None:
+    path = file_of(tmp_path, "t.jsonl", [{"text": "ab cd", "labels": ["B-x", "I-x"]}])
+    with pytest.raises(DataError, match="found 2 tags, and the text has 5 characters; expected a tag for each"):
         formats.read(path)

@@ -7,6 +7,8 @@ Repairs made in reading and losses in writing are counted in notes; a file that 
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -22,6 +24,7 @@ from spantune.core import (
     expect_each,
     from_prediction_record,
     nearest,
+    to_json,
 )
 from spantune.data.corpus import Corpus
 from spantune.data.formats import (
@@ -122,8 +125,14 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     notes: Counter[str] = Counter()
     documents = tuple(verified(unique(_items(name, file, notes, options)), notes))
     if not documents:
-        raise DataError(f"no document was found, read as {name}; expected at least one: check the path", path=file)
+        raise _no_document(f"read as {name}", notes, file)
     return Corpus(documents, name, file, dict(+notes))
+
+
+def _no_document(how: str, notes: Counter[str], path: Path) -> DataError:
+    passed = "; ".join(f"{count} × {note}" for note, count in (+notes).items())
+    counted = f" (counted: {passed})" if passed else ""
+    return DataError(f"no document was found, {how}{counted}; expected at least one: check the path", path=path)
 
 
 def read_dataset(table: object, options: Options = DEFAULTS) -> Corpus:
@@ -277,7 +286,7 @@ def resolve(path: str | Path) -> Path:
         return stored_file(path.url)
     refuse_url(str(path))
     if not str(path).startswith(BUNDLED_PREFIX):
-        if is_stream(Path(path)):
+        if str(path) == "-" or is_stream(Path(path)):
             raise DataError("this can be read once only, as a pipe; write it to a file first", path=path)
         return Path(path)
     name = str(path).removeprefix(BUNDLED_PREFIX)
@@ -370,11 +379,47 @@ def _is_bare_text(values: Mapping[str, object], options: Options) -> bool:
     return options.unannotated and isinstance(values.get("text"), str) and "entities" not in values
 
 
-def _field_of_documents(record: Mapping[str, object] | None) -> str | None:
-    """Return the only field of an object that is a list of objects with a text."""
-    lists = {name: value for name, value in (record or {}).items() if isinstance(value, list) and value}
-    found = [name for name, rows in lists.items() if all(isinstance(row, dict) and "text" in row for row in rows)]
-    return found[0] if len(found) == 1 else None
+def _fields_of_documents(sample: Sample) -> list[str]:
+    """Return the fields of an object that are lists of documents of a known format, or of plain texts."""
+    fields = []
+    for name, rows in (sample.record or {}).items():
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            is_text = all("text" in row and row.keys() <= {"id", "text", "meta"} for row in rows)
+            if is_text or _claimant(replace(sample, text="", record=rows[0])):
+                fields.append(name)
+    return fields
+
+
+def _fields_of_json(record: Mapping[str, object]) -> list[str]:
+    """Return the fields whose string is a list or an object as JSON."""
+    fields = []
+    for name, value in record.items():
+        if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+            try:
+                json.loads(value)
+            except (ValueError, RecursionError):
+                continue
+            fields.append(name)
+    return fields
+
+
+def _jq(name: str) -> str:
+    """Return the path of a field for jq."""
+    return f".{name}" if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) else f".[{to_json(name)}]"
+
+
+def _sign_between(sample: Sample) -> str | None:
+    """Return the sign that stands where token lines would have tabs."""
+    signs = (sign for sign in ",;|" if sign in sample.text)
+    return next((sign for sign in signs if conll.claims(replace(sample, text=sample.text.replace(sign, "\t")))), None)
+
+
+def _with_tabs(sign: str, text: str) -> str:
+    """Return the command that puts tabs in place of `sign`; with quoted cells, as CSV has them."""
+    if '"' in text and all(line.count('"') % 2 == 0 for line in text.split("\n")):
+        code = f"import csv, sys; [print(*row, sep='\\t') for row in csv.reader(sys.stdin, delimiter='{sign}')]"
+        return f'python3 -c "{code}" < FILE > NEW.tsv'
+    return f"tr '{sign}' '\\t' < FILE > NEW.tsv"
 
 
 def _unclaimed(sample: Sample, content: str) -> str:
@@ -388,9 +433,22 @@ def _unclaimed(sample: Sample, content: str) -> str:
         content += f", and whose column {sample.options.column!r} holds no tags or entities"
     if sample.options.unannotated and any(name.endswith(".txt") for name in sample.files):
         remedies = f"To read its text files, name them: {sample.path}/*.txt, with --whole-file if each is one document"
-    if inner := _field_of_documents(sample.record):
+    each = ".[] | " if sample.head.lstrip(_BLANK).startswith(b"[") else ""
+    if encoded := _fields_of_json(sample.record or {}):
+        paths = " | ".join(f"{_jq(name)} |= fromjson" for name in encoded)
         remedies = (
-            f"The documents seem to be in its field {inner!r}; take them out: jq -c '.{inner}[]' FILE > NEW.jsonl"
+            f"Its field {' and '.join(map(repr, encoded))} is JSON inside a string; take it out of there: "
+            f"jq -c '{each}{paths}' FILE > NEW.jsonl"
+        )
+    if inner := _fields_of_documents(sample):
+        remedies = (
+            f"The documents seem to be in its field {' and '.join(map(repr, inner))}; take them out: "
+            f"jq -c '{each}{_jq(inner[0])}[]' FILE > NEW.jsonl"
+        )
+    if sample.record is None and (sign := _sign_between(sample)):
+        remedies = (
+            f"It seems to have a token a line, with {sign!r} between the columns; put tabs there: "
+            f"{_with_tabs(sign, sample.text)}"
         )
     if sample.head.count(0) * 4 > len(sample.head) and "\0" in sample.text:
         remedies = "It looks like UTF-16 or UTF-32: name its encoding (data.encoding, --encoding utf-16-le, say)"

@@ -194,7 +194,7 @@ def _turns(record: Record) -> list[_Turn]:
     said: str | None = None
     for index, row in enumerate(record.rows(field)):
         who, what = ("role", "content") if "role" in row.values else ("from", "value")
-        role, content = row.text(who), row.text(what, blank=True)
+        role, content = row.text(who), _content(row, what)
         if role in _USER and said is None:
             said = content
         elif role in _ASSISTANT and said is not None:
@@ -207,6 +207,21 @@ def _turns(record: Record) -> list[_Turn]:
             "expected a user's turn and an assistant's answer to it: add the answer, or remove it", field
         )
     return turns
+
+
+def _content(row: Record, field: str) -> str:
+    """Return what a turn says, which may be a list of parts `{"type": "text", "text": …}`.
+
+    Raises:
+        DataError: it is neither, or a part is no text, such as an image.
+    """
+    if not isinstance(row.values.get(field), list):
+        return row.text(field, blank=True)
+    parts = row.rows(field)
+    for part in parts:
+        if (kind := part.values.get("type", "text")) != "text":
+            raise part.error(f"found a part of type {kind!r}; expected text only: remove it, or the record", "type")
+    return "".join(part.text("text", blank=True) for part in parts)
 
 
 def _surfaces(record: Record, turns: list[_Turn], notes: Counter[str]) -> list[Surface]:

@@ -29,6 +29,7 @@ from spantune.data.raw.token_lines import (
     columns,
     find_header,
     is_comment,
+    is_without_token,
     may_be_token,
     no_space_after,
     sentences,
@@ -199,8 +200,9 @@ def _words(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str]) 
 def _row(line: str, layout: Layout, path: Path, number: int) -> list[str]:
     """Return the columns of a line."""
     row = columns(line, layout.is_tabbed)
-    if len(row) == layout.width - 1 and layout.token == 0 and not layout.is_tabbed and line[0] in " \t":
-        row = ["", *row]  # the token is empty
+    if layout.token == 0 and is_without_token(line, row, layout.is_tabbed, layout.width):
+        blanks = line[: len(line) - len(line.lstrip(" "))]
+        row = [blanks[:-1] if layout.is_single_spaced else "", *row]  # the token is empty, or blanks
     if len(row) != layout.width:
         between = "a tab" if layout.is_tabbed else "blanks"
         raise _line_error(
@@ -218,6 +220,7 @@ def _tag(row: list[str], layer: Layer, layout: Layout, path: Path, number: int) 
     if (tag := layout.tag(cell, layer)) is None:
         example = {
             "prefix": "O or a tag with its type, as B-TYPE, I-TYPE, E-TYPE or S-TYPE",
+            "lower": "o or a tag with its type, as b-TYPE, i-TYPE, e-TYPE or s-TYPE",
             "suffix": "O or a tag with its type before it, as TYPE-B, TYPE-I",
             "bare": "O, B or I, as the other lines of the file have",
             "io": "O or a type",

@@ -108,7 +108,8 @@ def _parser(table: Any, path: Path, notes: Counter[str], options: Options) -> Ca
     is_tagged = _TOKENS in names and tag_column in names and _holds_tags(features[tag_column])
     if is_tagged and (options.column is not None or not {"text", tabular.ENTITIES} <= set(names)):
         assert isinstance(tag_column, str)
-        tagged = Tagged(_TOKENS, tag_column, class_names(features[tag_column]), notes, options.joiner)
+        names_of_tags = class_names(features[tag_column])
+        tagged = Tagged(_TOKENS, tag_column, names_of_tags, notes, options.joiner, label=options.label)
         columns = table.select_columns([_TOKENS, tag_column])
         return tagged.after(_records(columns, path, Counter())).parse
     if _TOKENS in names and "text" not in names:

@@ -30,6 +30,7 @@ from spantune.data.raw.document import (
 )
 from spantune.data.raw.json_files import read_json, write_json_lines
 from spantune.data.raw.json_records import Record
+from spantune.data.raw.tags import are_tags_of
 
 NAME = "doccano"
 
@@ -54,6 +55,8 @@ def claims(sample: Sample) -> bool:
     if isinstance(rows, list):
         return isinstance(record.get("relations"), list)
     spans = next((record[name] for name in _TRIPLES if name in record), None)
+    if any(are_tags_of(record.get(name), spans) for name in _TEXTS):  # a tag a character
+        return False
     return isinstance(spans, list) and all(isinstance(span, list | str) for span in spans)
 
 
@@ -106,6 +109,13 @@ def _id(record: Record, notes: Counter[str]) -> str:
 
 def _spans(record: Record, field: str) -> list[object]:
     spans = record.values.get(field)
+    text = next((record.values[name] for name in _TEXTS if isinstance(record.values.get(name), str)), None)
+    if isinstance(text, str) and isinstance(spans, list) and are_tags_of(spans, spans):
+        raise record.error(
+            f"found {len(spans)} tags, and the text has {len(text)} characters; expected a tag for each, or spans "
+            "[start, end, label]: mend the record",
+            field,
+        )
     if isinstance(spans, str) or (isinstance(spans, list) and any(isinstance(span, str) for span in spans)):
         raise record.error(
             f"found {json.dumps(spans, ensure_ascii=False)[:60]}: labels of a whole text, as text classification has; "

@@ -1,8 +1,9 @@
 """`few_shot_ner_sft`'s JSONL: `{"text", "entities": [{"start_idx", "end_idx", "entity_text", "entity_label"}], …}`.
 
-In the published data every `end_idx` is one too small, so an entity is anchored on `start_idx` and the length of its
-text, which must be what stands there; `end_idx` only has to fit one of three rules, and where it is not the layout's
-own, that is noted. Fields beside text and entities are the document's meta, both ways.
+A JSON array of such objects is read too. In the published data every `end_idx` is one too small, so an entity is
+anchored on `start_idx` and the length of its text, which must be what stands there; `end_idx` only has to fit one of
+three rules, and where it is not the layout's own, that is noted. Fields beside text and entities are the document's
+meta, both ways.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from spantune.core import DataError, Document
 from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_files import read_json_lines, write_json_lines
+from spantune.data.raw.json_files import begins_array, read_json_array, read_json_lines, write_json_lines
 from spantune.data.raw.json_records import Record
 from spantune.data.raw.plain_rows import plain_rows
 from spantune.data.rules import Rule
@@ -35,13 +36,17 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<line>`."""
+    """Yield the documents of `path`, called `<stem>-<line>`, or `<stem>-<number>` in an array."""
+    is_array = options.stretch is None and begins_array(path, options.encoding)
 
     def parse(record: Record) -> RawDocument:
         entities = _entities(record, notes)
         text = record.text("text", blank=True)
-        return RawDocument(f"{path.stem}-{record.line}", text, entities, path, record.line, record.others(_FIELDS))
+        name = f"{path.stem}-{record.number if is_array else record.line}"
+        return RawDocument(name, text, entities, path, record.line, record.others(_FIELDS))
 
+    if is_array:
+        return each(read_json_array(path, notes, options.encoding), parse)
     return each(read_json_lines(path, notes, options.encoding, options.stretch), parse)
 
 

@@ -135,7 +135,7 @@ def _of_record(record: Record, notes: Counter[str], options: Options, is_array: 
     if "ents" in record.values:
         stated["ents"] = _spans(record, "ents", notes)
     if isinstance(groups := record.values.get("spans"), dict):
-        inside = replace(record, values=groups, inside="spans.")
+        inside = replace(record, values=groups, inside=record.place("spans."))
         stated |= {key: _spans(inside, key, notes) for key in groups}
     elif groups is not None or (not stated and "answer" not in record.values):  # Prodigy leaves out an empty list
         stated["spans"] = _spans(record, "spans", notes)

@@ -1,8 +1,9 @@
 """Tokens and tags as Hugging Face data sets have them, as JSON lines, a JSON array or Parquet, a document a row.
 
 `{"tokens": ["EU", …], "ner_tags": ["B-ORG", …]}`; other usual names (`words`, `tags`, `ner`, `labels`) are known, and
-the option `column` names any. Tags may be numbers where a Parquet file names its classes, in the metadata `huggingface`
-of its schema. Other columns are meta, both ways. JSON lines are written, which transformers' `run_ner.py` reads.
+the option `column` names any. `{"text": "患者", "labels": ["B-x", "I-x"]}` has a tag for each character. Tags may be
+numbers where a Parquet file names its classes, in the metadata `huggingface` of its schema. Other columns are meta,
+both ways. JSON lines are written, which transformers' `run_ner.py` reads.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from spantune.data.raw.text_files import cannot_be_read, read_bytes
 
 _TOKENS = ("tokens", "words")
 _TAGS = ("ner_tags", "ner", "tags", "labels", "ner_labels")
+_TEXT = "text"
+"""The field that holds the tokens, as a list or as a string of characters, where there is no other."""
+_TEXT_TAGS = (*_TAGS, "label")
 _PARQUET = b"PAR1"
 _FOOTER = 1 << 20  # bytes; names of columns stand in the footer of a Parquet file
 
@@ -35,6 +39,8 @@ def claims(sample: Sample) -> bool:
         named = {name for name in (*_TOKENS, "text", "entities") if bytes([len(name)]) + name.encode() in footer}
         return not named.isdisjoint(_TOKENS) and not {"text", "entities"} <= named
     record = sample.record or {}
+    if any(tags.are_tags_of(record.get(_TEXT), record.get(column)) for column in _TEXT_TAGS):
+        return True
     return any(
         isinstance(record.get(words), list) and isinstance(record.get(column), list)
         for words in _TOKENS
@@ -99,7 +105,7 @@ def _read_rows(
     if first is None:
         return (record for record in rows(notes) if isinstance(record, DataError))
     words, column = _columns(list(first.values), options, path)
-    tagged = Tagged(words, column, (), notes, options.joiner, keeps_tokens=True)
+    tagged = Tagged(words, column, (), notes, options.joiner, keeps_tokens=True, label=options.label)
     return each(rows(notes), tagged.after(rows(Counter())).parse)
 
 
@@ -111,10 +117,13 @@ def _columns(names: Sequence[str], options: Options, path: Path) -> tuple[str, s
     """
     words = next((name for name in _TOKENS if name in names), None)
     column = options.column
+    known: Sequence[str] = _TAGS
+    if words is None and _TEXT in names:
+        words, known = _TEXT, _TEXT_TAGS
     if isinstance(column, int):
         column = names[column] if -len(names) <= column < len(names) else str(column)
     if column is None:
-        column = next((name for name in _TAGS if name in names), None)
+        column = next((name for name in known if name in names), None)
     if words is None or column not in names:
         found = ", ".join(map(repr, names)) or "none"
         raise DataError(
@@ -142,7 +151,8 @@ def _read_parquet(path: Path, notes: Counter[str], options: Options) -> Iterator
             names = list(file.schema_arrow.names)
             metadata = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
         words, column = _columns(names, options, path)
-        tagged = Tagged(words, column, _class_names(metadata, column), notes, options.joiner, keeps_tokens=True)
+        names_of_tags = _class_names(metadata, column)
+        tagged = Tagged(words, column, names_of_tags, notes, options.joiner, keeps_tokens=True, label=options.label)
         yield from each(rows(None, notes), tagged.after(rows([words, column], Counter())).parse)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"not readable as Parquet: {error}; was it copied or downloaded whole?", path=path) from None

@@ -19,6 +19,7 @@ TEXT_KEYS = ("text", "entity_text", "word", "mention", "surface", "span", "value
 LABEL_KEYS = ("label", "entity_label", "type", "entity_type", "entity_group", "category", "tag", "class", "entity")
 _OFFSETS = re.compile(r"(start|begin|end|stop|offset|position|points|locations)", re.IGNORECASE)
 _FENCE = re.compile(r"```\w*\s*(.*?)\s*```", re.DOTALL)
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _PLAIN = re.compile(r'\s*\{"entity_text": "(.*?)", "entity_label": "(.*?)"\}', re.DOTALL)
 
 NO_ENTITIES = {
@@ -76,6 +77,9 @@ def answered(record: Record, answer: str, place: str, notes: Counter[str]) -> li
     Raises:
         DataError: it is not JSON, or in none of the layouts.
     """
+    if thought := _THOUGHT.match(answer):
+        notes["reasoning before an answer not read"] += bool(thought[1].strip())
+        answer = answer[thought.end() :]
     fenced = _FENCE.fullmatch(answer.strip())
     content = fenced[1] if fenced else answer.strip()
     if content.lower().rstrip(".。") in NO_ENTITIES:
@@ -90,6 +94,9 @@ def answered(record: Record, answer: str, place: str, notes: Counter[str]) -> li
             '{"entity_text": "…", "entity_label": "…"}: mend it, or remove a record that extracts nothing',
             place,
         ) from None
+    if len(values) == 1 and isinstance(values[0], str) and values[0].lstrip()[:1] in ("[", "{"):
+        notes["answer is JSON inside a string of JSON"] += 1
+        return answered(record, values[0], place, notes)
     return [surface for value in values for surface in stated(record, value, place, notes)]
 
 

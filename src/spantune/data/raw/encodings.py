@@ -41,6 +41,8 @@ _PACKED = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it first: unzstd FILE",
     b"PK\x03\x04": "a ZIP archive, as .xlsx and .docx files are too; unpack it, or export a table as CSV",
     b"%PDF-": "a PDF; export its text",
+    b"SQLite format 3\0": "an SQLite database; export a table as CSV",
+    b"version https://git-lfs.github.com/": "only a pointer to a file that Git LFS keeps; fetch it: git lfs pull",
 }
 
 

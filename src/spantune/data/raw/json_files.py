@@ -217,12 +217,20 @@ class _Window:
         return not_json(what, self.text, self.place, self.path, self.line_here(), self.place)
 
 
+def element(value: Value, before: int) -> str:
+    """Return `[3]`, the place of a value in its array, if it begins on the line `before`, as the one before it does."""
+    return f"[{value.number - 1}]" if value.line == before else ""
+
+
 def _records(values: Iterable[Value | DataError], path: Path) -> Iterator[Record | DataError]:
+    before = 0
     for value in values:
         if isinstance(value, DataError):
             yield value
-        elif isinstance(value.value, dict):
-            yield Record(value.value, path, value.line, value.number)
+            continue
+        place, before = element(value, before), value.line
+        if isinstance(value.value, dict):
+            yield Record(value.value, path, value.line, value.number, place and f"{place}.")
         else:
             found = f"found {kind_of(value.value)}; expected an object with text and entities"
-            yield DataError(found, path=path, line=value.line)
+            yield DataError(found, path=path, line=value.line, field=place or None)

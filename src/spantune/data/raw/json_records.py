@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from spantune.core import DataError, half_surrogate
 from spantune.data.raw.document import SurrogateError
-from spantune.data.raw.json_text import DECODER, kind_of
+from spantune.data.raw.json_text import DECODER, kind_of, python_hint
 
 T = TypeVar("T")
 
@@ -64,11 +64,13 @@ class Record:
 
     def json(self, field: str) -> object:
         """Return the value of the JSON text in `field`."""
+        text = self.text(field)
         try:
-            value: object = DECODER.decode(self.text(field))
+            value: object = DECODER.decode(text)
         except (ValueError, RecursionError) as error:
+            hint = python_hint(text, error.pos) if isinstance(error, json.JSONDecodeError) else ""
             raise self.error(
-                f"not JSON: {error}; mend it there (strings and names stand in double quotes)", field
+                f"not JSON: {error}{hint}; mend it there (strings and names stand in double quotes)", field
             ) from None
         return value
 

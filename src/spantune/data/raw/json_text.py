@@ -13,6 +13,7 @@ from typing import NoReturn
 from spantune.core import DataError
 
 _BLANK = re.compile(r"[ \t\r\n]*")
+_PYTHON = re.compile(r"['(]|(?:True|False|None)\b")
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
@@ -40,12 +41,21 @@ def skip_blank(text: str, place: int) -> int:
 def not_json(what: str, text: str, place: int, path: Path, line: int, line_at: int = 0) -> DataError:
     """Return the error for the text at `place`; `line` is the line of the character `line_at`."""
     column = place - text.rfind("\n", 0, place)
+    if text.startswith("\ufeff", place):
+        what = "a byte-order mark stands there, perhaps since files were joined: remove it"
+    problem = f"{what}{python_hint(text, place)}"
     return DataError(
-        f"not JSON at column {column}: {what}; mend it there (strings and names stand in double quotes, and in JSONL "
-        "each line is one whole object), or name the file's format if it is another",
+        f"not JSON at column {column}: {problem}; mend it there (strings and names stand in double quotes, and in "
+        "JSONL each line is one whole object), or name the file's format if it is another",
         path=path,
         line=line + text.count("\n", line_at, place),
     )
+
+
+def python_hint(text: str, place: int) -> str:
+    """Say what to do where the text at `place` is Python's notation, as `str` and pandas write lists; "" elsewhere."""
+    is_python = _PYTHON.match(text, place) is not None
+    return "; this is Python's notation, of which json.dumps(ast.literal_eval(TEXT)) makes JSON" if is_python else ""
 
 
 def kind_of(value: object) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from spantune.core import DataError, Document, replacing, to_json
 from spantune.data.raw.document import Item, RawDocument, RawEntity, each
 from spantune.data.raw.encodings import open_as_utf8
-from spantune.data.raw.json_files import Value, read_array_values, read_json_value, read_line_values
+from spantune.data.raw.json_files import Value, element, read_array_values, read_json_value, read_line_values
 from spantune.data.raw.json_records import Record
 from spantune.data.raw.text_files import cannot_be_read
 
@@ -106,14 +106,17 @@ def _pairs(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[Re
         values = [Value(value, 1, number) for number, value in enumerate(items, start=1)]
     else:
         values = (read_array_values if _ARRAY.match(head) else read_line_values)(path, notes, encoding)
+    before = 0
     for value in values:
         if isinstance(value, DataError):
             yield value
-        elif value.value is None:
+            continue
+        here = f"{place}[{value.number - 1}]" if place else element(value, before)
+        before = value.line
+        if value.value is None:
             notes["null in place of a document left out"] += 1
         else:
             record = Record({}, path, value.line, value.number)
-            here = f"{place}[{value.number - 1}]" if place else ""
             try:
                 yield record.cells(here, value.value, '[text, {"entities": […]}]')
             except DataError as error:

@@ -1,7 +1,7 @@
 """Rows of tokens and tags as documents, and documents as tokens: what Hugging Face's files and GLiNER have in common.
 
-The text is joined from the tokens by the rule of `tokens`, and tags are decoded by that of `tags`; invalid ones are
-refused unless repaired. Tags are strings, or numbers where the file names its classes.
+The text is joined from the tokens by the rule of `tokens`, and tags are spelt and decoded as `tags` says; invalid ones
+are refused unless repaired. Tags are strings, or numbers where the file names its classes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from spantune.core import DataError, Document, Entity
+from spantune.core import ConfigError, DataError, Document, Entity
 from spantune.data.raw import tabular, tags, tokens
 from spantune.data.raw.document import Defect, RawDocument, RawEntity
 from spantune.data.raw.json_records import Record
@@ -20,6 +20,7 @@ from spantune.data.rules import Rule
 EMPTY_TOKEN = "empty token with the tag O left out"
 JOINED = "text joined from its tokens"
 NOT_RESTORED = "white space that reading does not restore"
+_MOST_STEPS = 1 << 14  # different pairs of a tag and the next, above which further ones are not counted
 KEPT_TOKENS = "tokens"
 """The key of meta under which tokens are kept that `words_of` would not make of the text."""
 
@@ -35,21 +36,43 @@ class Tagged:
     joiner: str | None = None
     scheme: tags.Scheme = "IOB2"
     keeps_tokens: bool = False
+    spelling: tags.Spelling = "prefix"
+    label: str | None = None
 
     def after(self, records: Iterable[Record | DataError]) -> Tagged:
-        """Return the same with the scheme and joiner that `records` show; rows that cannot be read are passed over."""
-        written, schemes = tokens.TokenCensus(), tags.SchemeCensus()
+        """Return the same with spelling, scheme and joiner that `records` show, of which bad rows are passed over.
+
+        Raises:
+            ConfigError: tags are B and I alone, and `label` is missing.
+        """
+        written = tokens.TokenCensus()
+        steps: Counter[tuple[str | None, str | None]] = Counter()
         for record in records:
+            if isinstance(record, DataError):
+                continue
             try:
-                words, row_tags = self._row(record) if isinstance(record, Record) else ([], [])
+                words, stated = self._cells(record)
+                cells = [self._name(value) for value in stated]
+                filled = replace(record, values={self.tokens: [word for word in words if word != ""]})
+                for word in words_in(filled, self.tokens):
+                    written.add(word, False)
             except DataError:
                 continue
-            for word in words:
-                written.add(word, False)
-            for before, tag in pairwise([tags.OUTSIDE, *row_tags, tags.OUTSIDE]):
-                schemes.add(tag, before)
+            if len(steps) < _MOST_STEPS and all(isinstance(cell, str) for cell in cells):
+                steps.update(pairwise([None, *map(str, cells), None]))
+        count: Counter[str] = Counter()
+        for (_, cell), times in steps.items():
+            count[cell or ""] += times * (cell is not None)
+        spelling = tags.spelling_of(count, count.total(), is_named=True) or "prefix"
+        if spelling == "bare" and self.label is None:
+            raise ConfigError(
+                f"the tags of column {self.column!r} are B and I without a type; name the label of their entities "
+                "(--label NAME, data.label in a recipe)"
+            )
+        self.notes["tags without B and I: neighbours of one type read as one entity"] += spelling == "io"
         characters = written.cjk and written.characters and self.joiner is None
-        return replace(self, joiner="" if characters else self.joiner, scheme=schemes.scheme)
+        told = replace(self, joiner="" if characters else self.joiner, spelling=spelling)
+        return replace(told, scheme="IOB1" if spelling == "io" else tags.scheme_of(steps, told._tag))
 
     def parse(self, record: Record) -> RawDocument:
         """Return the document of a row; its other columns are meta.
@@ -58,11 +81,13 @@ class Tagged:
             DataError: tokens and tags are not lists of one length, or a value of theirs is none.
         """
         words, row_tags = self._row(record)
-        self.notes[EMPTY_TOKEN] += len(record.items(self.tokens)) - len(words)
+        self.notes[EMPTY_TOKEN] += len(self._cells(record)[0]) - len(words)
         known: tuple[str, ...] = (self.tokens, self.column)
         text, spans = tokens.join(words, self.joiner)
         stated = record.values.get("text") if self.keeps_tokens else None
-        if isinstance(stated, str) and isinstance(
+        if self.tokens == "text" and isinstance(stated, str):  # a tag a character
+            text, spans = "".join(words), [(place, place + 1) for place in range(len(words))]
+        elif isinstance(stated, str) and isinstance(
             places := tokens.locate(words, record.text("text", blank=True)), list
         ):
             known, text, spans = (*known, "text"), stated, places
@@ -79,23 +104,37 @@ class Tagged:
         return with_tokens(document, words) if self.keeps_tokens else document
 
     def _row(self, record: Record) -> tuple[list[str], list[tags.Tag]]:
+        words, stated = self._cells(record)
+        row_tags = [self._tag_of(record, value, index) for index, value in enumerate(stated)]
+        kept = [index for index, tag in enumerate(row_tags) if words[index] != "" or tag.role != "O"]
+        filled = replace(record, values={self.tokens: [words[index] for index in kept]})
+        return words_in(filled, self.tokens), [row_tags[index] for index in kept]
+
+    def _cells(self, record: Record) -> tuple[list[object], list[object]]:
+        """Return the tokens and the tags of a row as they are stated."""
         words, stated = record.values.get(self.tokens), record.values.get(self.column)
+        if isinstance(words, str) and self.tokens == "text":
+            words = list(record.text(self.tokens, blank=True))
         if not isinstance(words, list) or not isinstance(stated, list) or len(words) != len(stated):
             raise record.error(
                 f"expected a list of tokens and one of as many tags; found {_size(words)} and {_size(stated)}: mend "
                 "the row",
                 self.column,
             )
-        row_tags = [self._tag(record, value, index) for index, value in enumerate(stated)]
-        kept = [index for index, tag in enumerate(row_tags) if words[index] != "" or tag.role != "O"]
-        filled = replace(record, values={self.tokens: [words[index] for index in kept]})
-        return words_in(filled, self.tokens), [row_tags[index] for index in kept]
+        return words, stated
 
-    def _tag(self, record: Record, value: object, index: int) -> tags.Tag:
-        name = value
+    def _name(self, value: object) -> object:
+        """Return the name of a tag that may be the number of a class; anything else as it is."""
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.names):
-            name = self.names[value]
-        if isinstance(name, str) and (tag := tags.parse_tag(name)):
+            return self.names[value]
+        return value
+
+    def _tag(self, cell: str) -> tags.Tag | None:
+        return tags.OUTSIDE if cell == tags.UNSET else tags.parse_tag(cell, self.spelling, self.label or "")
+
+    def _tag_of(self, record: Record, value: object, index: int) -> tags.Tag:
+        name = self._name(value)
+        if isinstance(name, str) and (tag := self._tag(name)):
             return tag
         valid = f"a number below {len(self.names)}" if self.names else "a string"
         remedy = "map the tags of the column, or name another (--column NAME)"
@@ -174,7 +213,7 @@ class Tokenizer:
         kept = document.meta.get(KEPT_TOKENS)
         if kept is None:
             return tokens.split(document.text)
-        if isinstance(kept, list) and all(isinstance(word, str) and word.strip() for word in kept):
+        if isinstance(kept, list) and all(isinstance(word, str) and word for word in kept):
             spans = tokens.locate(kept, document.text)
             if not isinstance(spans, int):
                 return spans

@@ -1,7 +1,7 @@
 """Tag sequences to spans of tokens and back: BIO (IOB2), IOB1, and BIOES with its other letters (BMES, BIOUL, BIOEW).
 
-A tag is spelt `B-PER`, `B_PER` or with another sign (prefix), `PER-B` or `PER_B` (suffix), `B` (bare, the user names
-the label) or `PER` (io, where neighbours of one type are one entity).
+A tag is spelt `B-PER`, `B_PER` or with another sign (prefix), `b-PER` (lower), `PER-B` or `PER_B` (suffix), `B` (bare,
+the user names the label) or `PER` (io, where neighbours of one type are one entity).
 
 Spans are found by conlleval's rule in every scheme: B and S always begin one, I and E do after O, after an end and
 after another type. The scheme, which the majority of the whole file shows, only decides which beginnings and ends are
@@ -11,7 +11,7 @@ invalid. No sequence is refused here: its faults are returned, and the caller re
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -20,12 +20,18 @@ from spantune.core import DataError, Document, Entity
 from spantune.data.raw.document import Options
 
 Scheme = Literal["IOB1", "IOB2", "BIOES"]
-Spelling = Literal["prefix", "suffix", "bare", "io"]
+Spelling = Literal["prefix", "lower", "suffix", "bare", "io"]
 
 _ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 _MARKS = "-_:./|–—"  # between letter and type
 _PREFIXED = re.compile(rf"(?P<role>[{''.join(_ROLES)}])[{_MARKS}](?P<label>\S+)")
 _SUFFIXED = re.compile(rf"(?P<label>\S+)[-_](?P<role>[{''.join(_ROLES)}])")
+
+
+UNSET = "_"
+"""An empty cell in CoNLL-U and HIPE; in a column of tags, no entity."""
+_SPELLINGS: tuple[Spelling, ...] = ("prefix", "lower", "suffix", "bare")
+_PLAIN_LABEL = re.compile(r"[A-Za-z][\w./:&+-]+")
 
 
 class Tag(NamedTuple):
@@ -54,6 +60,8 @@ def parse_tag(text: str, spelling: Spelling = "prefix", label: str = "") -> Tag 
     """Return `text` as a tag, which has `label` if it is spelt bare; None if it is not one."""
     if text == "O":
         return OUTSIDE
+    if spelling == "lower":
+        return parse_tag(text[:1].upper() + text[1:]) if text[:1].islower() else None
     if spelling == "bare":
         letter = text.rstrip(_MARKS)  # `B-` has no type either
         return Tag(text, _ROLES[letter], label) if letter in _ROLES else None
@@ -61,6 +69,48 @@ def parse_tag(text: str, spelling: Spelling = "prefix", label: str = "") -> Tag 
         return Tag(text, "I", text) if text and not re.search(r"\s", text) else None
     match = (_PREFIXED if spelling == "prefix" else _SUFFIXED).fullmatch(text)
     return Tag(text, _ROLES[match["role"]], match["label"]) if match else None
+
+
+def are_tags_of(text: object, tags: object) -> bool:
+    """Whether `tags` are those of the characters of `text`, or of its tokens if it is a list."""
+    return (
+        isinstance(text, str | list)
+        and isinstance(tags, list)
+        and 0 < len(text) == len(tags)
+        and all(isinstance(tag, str) and parse_tag(tag) is not None for tag in tags)
+    )
+
+
+def spelling_of(cells: Mapping[str, int], rows: int, *, is_named: bool = False) -> Spelling | None:
+    """Return how tags are spelt, from how often each cell of a column of `rows` occurs; None if it holds none.
+
+    Labels alone are taken for tags where a fifth of the cells is O, or some of a column that the user names. Small
+    letters are taken for B and I where no other tags are: `e-mail` may be a type.
+    """
+    outside, small, unset = cells.get("O", 0), cells.get("o", 0), cells.get(UNSET, 0)
+    found = {kind: sum(n for cell, n in cells.items() if cell != "O" and parse_tag(cell, kind)) for kind in _SPELLINGS}
+    empty = outside + unset
+    if found["lower"] > small and found["lower"] + empty == rows and any(cell[:2] in ("b-", "b_") for cell in cells):
+        return "lower"
+    if found["prefix"] >= found["suffix"] and found["prefix"] and 2 * (found["prefix"] + empty) >= rows:
+        return "prefix"
+    if found["suffix"] and outside and 2 * (found["suffix"] + empty) >= rows:
+        return "suffix"
+    if outside and found["bare"] and 10 * (found["bare"] + empty) >= 9 * rows:
+        return "bare"
+    plain = sum(n for cell, n in cells.items() if cell != "O" and _PLAIN_LABEL.fullmatch(cell))
+    if plain and outside and (is_named or 5 * outside >= rows) and 10 * (plain + empty) >= 9 * rows:
+        return "io"
+    return "prefix" if outside and 10 * empty >= 9 * rows else None
+
+
+def scheme_of(steps: Mapping[tuple[str | None, str | None], int], parse: Callable[[str], Tag | None]) -> Scheme:
+    """Return the scheme that the steps from one tag to the next show; None stands for the edges of a sentence."""
+    scheme = SchemeCensus()
+    for (cell_before, cell), count in steps.items():
+        before, tag = (OUTSIDE if text is None else parse(text) or OUTSIDE for text in (cell_before, cell))
+        scheme.add(tag, before, count)
+    return scheme.scheme
 
 
 @dataclass(slots=True)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from spantune.core import ConfigError, DataError, nearest
 from spantune.data.raw.document import Options
-from spantune.data.raw.tags import OUTSIDE, Scheme, SchemeCensus, Spelling, Tag, decode, parse_tag
-from spantune.data.raw.token_lines import UNSET, Census, Sentence, columns
+from spantune.data.raw.tags import OUTSIDE, UNSET, Scheme, Spelling, Tag, decode, parse_tag, scheme_of
+from spantune.data.raw.token_lines import Census, Sentence, columns
 from spantune.data.raw.tokens import TokenCensus
 
 
@@ -33,7 +33,8 @@ class Layer(NamedTuple):
 class Layout:
     """The layout of a whole file: columns from 0; a `joiner` of None decides per boundary.
 
-    `spaces` is the column that says where no space follows, `header` the line of column names.
+    `spaces` is the column that says where no space follows, `header` the line of column names. With `is_single_spaced`
+    one blank stands between the columns, so that further ones at the beginning of a line are its token.
     """
 
     is_tabbed: bool
@@ -46,9 +47,11 @@ class Layout:
     header: str | None = None
     is_indexed: bool = False
     label: str = ""
+    is_single_spaced: bool = False
 
     def tag(self, cell: str, layer: Layer) -> Tag | None:
         """Return the tag in a cell of `layer`; None if it holds none."""
+        cell = cell.strip(" ")
         return OUTSIDE if cell == UNSET else parse_tag(cell, layer.spelling, self.label)
 
     def is_token(self, line: str) -> bool:
@@ -74,9 +77,11 @@ def survey(
             "line between sentences"
         )
     if census.has_unparted:
+        between = "\\t" if census.shape[0] else " "
         raise DataError(
             "the first column names the sentence of each token, and no blank lines part the sentences; put one between "
-            "two sentences, and the column is passed over"
+            f"two sentences, and the column is passed over: awk -F '{between}' 'NR > 1 && $1 != \"\" && $1 != last "
+            '{print ""} {print} $1 != "" {last = $1}\' FILE > NEW.tsv'
         )
     places = _chosen(census, options)
     width, token = census.shape[1], census.token
@@ -87,7 +92,9 @@ def survey(
             "(--label NAME, data.label in a recipe)"
         )
     spaces = census.spaces if census.spaces not in (token, *places) and options.joiner is None else None
-    tokens = census.tokens[token] if token < 2 else TokenCensus(numbered=False)
+    tokens = census.tokens[token] if token < min(2, width) else TokenCensus(numbered=False)
+    if census.begins_with_tags:
+        tokens = census.tokens_behind_tags(read)
     joiner = " " if spaces is not None else tokens.joiner(options.joiner)
     is_tabbed = census.shape[0]
     layout = Layout(
@@ -101,6 +108,7 @@ def survey(
         line,
         census.is_indexed,
         options.label or "",
+        census.loose == 0,
     )
     schemed = tuple(layer._replace(scheme=_scheme(layout, layer, census)) for layer in layers)
     if len(layers) > 1:
@@ -140,11 +148,7 @@ def _scheme(layout: Layout, layer: Layer, census: Census) -> Scheme:
     """Return the scheme that the steps from cell to cell show."""
     if layer.spelling == "io":
         return "IOB1"
-    scheme = SchemeCensus()
-    for (cell_before, cell), count in (census.steps[layer.column] or {}).items():
-        before, tag = (OUTSIDE if text is None else layout.tag(text, layer) or OUTSIDE for text in (cell_before, cell))
-        scheme.add(tag, before, count)
-    return scheme.scheme
+    return scheme_of(census.steps[layer.column] or {}, lambda cell: layout.tag(cell, layer))
 
 
 def _check_layers(layout: Layout, read: Callable[[], Iterable[Sentence]], census: Census) -> None:

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from spantune.core import DataError
-from spantune.data.raw.tags import Spelling, parse_tag
+from spantune.data.raw.tags import UNSET, Spelling, parse_tag, spelling_of
 from spantune.data.raw.tokens import TokenCensus
 
 DOCSTART = "-DOCSTART-"
-UNSET = "_"
-"""An empty cell in CoNLL-U and HIPE; in a column of tags, no entity."""
+_FILLERS = (DOCSTART, "-X-", "-Y-", "-Z-", "-", "_", "O", "")
 
 _COMMENT = re.compile(r"#(?:[ \t]|$)")
 _FIELD = re.compile(r"# *([\w.:-]+) *= ?(.*)")
@@ -28,7 +27,6 @@ _FEW_REPEATED = 5  # lines of a file in which no token differs from the one befo
 _MOST_STEPS = 1 << 14  # different pairs of a cell and the next in a column, above which it holds no tags
 _TOKEN_NAMES = frozenset(("token", "tokens", "word", "words", "form", "wordform", "text"))
 _TAG_NAME = re.compile(r"(?:ne[-_:].*|ner|ne|tags?|labels?|bio|iob2?|entit(?:y|ies)|(?:.*[-_:])(?:ner|tags?|labels?))")
-_PLAIN_LABEL = re.compile(r"[A-Za-z][\w./:&+-]+")
 _PHRASES = frozenset(  # of CoNLL-2000 and of TreeTagger
     ("NP", "VP", "PP", "ADJP", "ADVP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP", "NC", "VC", "PC")
 )
@@ -46,6 +44,11 @@ class Sentence:
 def columns(line: str, is_tabbed: bool) -> list[str]:
     """Split a line into columns, at tabs or else at runs of blanks."""
     return line.split("\t", _MOST_COLUMNS) if is_tabbed else _BLANKS.split(line.strip(" \t"), maxsplit=_MOST_COLUMNS)
+
+
+def is_without_token(line: str, row: Sequence[str], is_tabbed: bool, width: int) -> bool:
+    """Whether a line of blank-separated columns begins with a blank and lacks one: its token is empty or blanks."""
+    return not is_tabbed and len(row) == width - 1 and line[0] in " \t"
 
 
 def may_be_token(line: str) -> bool:
@@ -78,7 +81,7 @@ def sentences(
                 yield sentence
                 sentence = Sentence(group=sentence.group)
             documents += is_start
-            sentence.group = f"document {documents}" if is_start else sentence.group
+            sentence.group = _docstart_name(line) or f"document {documents}" if is_start else sentence.group
         elif line == header:
             notes["header line"] += 1
         elif line[0] == "#" and is_comment(line, is_token) and (not sentence.rows or _is_aside(line)):
@@ -118,6 +121,13 @@ def find_header(lines: Iterable[tuple[int, str]]) -> tuple[str | None, tuple[str
     return None, ()
 
 
+def _docstart_name(line: str) -> str:
+    """Return what a `-DOCSTART-` line calls its document, if a number is in it: `(1 EU)`, `doc-17`; "" if nothing."""
+    cells = columns(line, "\t" in line)[1:]
+    name = " ".join(cell.strip() for cell in cells if cell.strip() not in _FILLERS)
+    return name if any(character.isdigit() for character in name) else ""
+
+
 def _is_aside(line: str) -> bool:
     """Whether a comment may stand inside a sentence: HIPE's `# segment_iiif_link = …`, not what begins a sentence."""
     stated = _FIELD.match(line)
@@ -140,7 +150,7 @@ class Census:
     `steps` counts, by column, the pairs of the cell before and a cell; None stands for the edges of a sentence. A
     column of so many different ones that it holds no tags has None. `cells` counts the cells. Of the lines that go on
     with a sentence, `continued` counts all, and `repeated` those whose first cell is that of the line before, or empty;
-    `numbered` counts lines with a digit in their first cell.
+    `numbered` counts lines with a digit in their first cell, `loose` those with other blanks between cells than one.
     """
 
     shape: tuple[bool, int]
@@ -153,6 +163,7 @@ class Census:
     continued: int = 0
     repeated: int = 0
     numbered: int = 0
+    loose: int = 0
     spaces: int | None = None
     _last: int = -1
 
@@ -180,31 +191,37 @@ class Census:
         width = self.shape[1]
         edge: list[str | None] = [None] * width
         before: Sequence[str | None] = edge
+        cells_before: Sequence[str | None] = edge
         censuses = self.tokens[: max(1, width - 1)]
         for index, (_, line) in enumerate(sentence.rows):
             is_tabbed = "\t" in line
             row = columns(line, is_tabbed)
+            if is_without_token(line, row, is_tabbed, width):
+                row = ["", *row]
             self.shapes[is_tabbed, len(row)] += 1
             if width > 2:  # else there is no column for an index
                 expected = self._count(row[0], expected)
             if (is_tabbed, len(row)) != self.shape:
                 continue
             for census, cell in zip(censuses, row, strict=False):
-                census.add(cell, index == 0)
+                if cell:
+                    census.add(cell, index == 0)
+            self.loose += line.strip(" ") != " ".join(row).strip(" ")
+            cells = [cell.strip(" ") for cell in row]
             for place, steps in enumerate(self.steps):
                 if steps is not None:
-                    steps[before[place], row[place]] += 1
+                    steps[cells_before[place], cells[place]] += 1
                     if len(steps) > _MOST_STEPS:
                         self.steps[place] = None
             self.continued += index > 0
             self.repeated += index > 0 and row[0] in (before[0], "")
             self.numbered += any(character.isdigit() for character in row[0])
-            before = row
+            before, cells_before = row, cells
             if "SpaceAfter" in line:
                 self.spaces = next((place for place, cell in enumerate(row) if no_space_after(cell)), self.spaces)
         for place, steps in enumerate(self.steps):
             if steps is not None:
-                steps[before[place], None] += 1
+                steps[cells_before[place], None] += 1
         self._last = expected - 1 if expected is not None else self._last
 
     def _count(self, cell: str, expected: int | None) -> int | None:
@@ -248,11 +265,32 @@ class Census:
         return self.is_grouped and self.repeated < self.continued
 
     @property
+    def begins_with_tags(self) -> bool:
+        """Whether the first of two columns holds the tags, as in the corpora of restaurants and films of MIT."""
+        if self.shape[1] != 2:
+            return False
+        first, second = self.cells
+        if first is None or second is None:
+            return False
+        labels = [cell for cell in first if (tag := parse_tag(cell)) and tag.label]
+        is_tags = all(map(parse_tag, first)) and spelling_of(first, self.rows) == "prefix"
+        return bool(labels) and is_tags and not any(map(parse_tag, second))
+
+    def tokens_behind_tags(self, read: Callable[[], Iterable[Sentence]]) -> TokenCensus:
+        """Count the tokens of the second column, which `read` yields anew."""
+        census = TokenCensus()
+        for sentence in read():
+            for index, (_, line) in enumerate(sentence.rows):
+                if len(row := columns(line, "\t" in line)) == 2:
+                    census.add(row[1], index == 0)
+        return census
+
+    @property
     def token(self) -> int:
         """The column of tokens."""
         named = [place for place, name in enumerate(self.names) if name.lower() in _TOKEN_NAMES]
         if named or not self.is_grouped:
-            return named[0] if named else int(self.is_indexed)
+            return named[0] if named else int(self.is_indexed or self.begins_with_tags)
         place = 1
         while place < self.shape[1] - 2 and all(INDEX.fullmatch(cell) for cell in self.cells[place] or ("",)):
             place += 1  # the number of a part or of a token, as in CoNLL-2012
@@ -268,28 +306,11 @@ class Census:
         return None if found >= width or found == self.token else found
 
     def spelling(self, column: int, *, is_named: bool = False) -> Spelling | None:
-        """Return how the tags of `column` are spelt; None if it holds none.
-
-        Labels alone are taken for tags where a fifth of the cells is O, or some of a column that the user names.
-        """
+        """Return how the tags of `column` are spelt; None if it holds none. The user may have named the column."""
         cells = self.cells[column]
         if cells is None or column == self.token or not self.rows:
             return None
-        outside, unset = cells["O"], cells[UNSET]
-        found = Counter(
-            {kind: sum(n for cell, n in cells.items() if cell != "O" and parse_tag(cell, kind)) for kind in _SPELLINGS}
-        )
-        empty = outside + unset
-        if found["prefix"] >= found["suffix"] and found["prefix"] and 2 * (found["prefix"] + empty) >= self.rows:
-            return "prefix"
-        if found["suffix"] and outside and 2 * (found["suffix"] + empty) >= self.rows:
-            return "suffix"
-        if outside and found["bare"] and 10 * (found["bare"] + empty) >= 9 * self.rows:
-            return "bare"
-        plain = sum(n for cell, n in cells.items() if cell != "O" and _PLAIN_LABEL.fullmatch(cell))
-        if plain and outside and (is_named or 5 * outside >= self.rows) and 10 * (plain + empty) >= 9 * self.rows:
-            return "io"
-        return "prefix" if outside and 10 * empty >= 9 * self.rows else None
+        return spelling_of(cells, self.rows, is_named=is_named)
 
     def tagged(self, column: int) -> int:
         """Return the number of cells of a column of tags that are tags or empty."""
@@ -305,7 +326,7 @@ class Census:
     def tag_columns(self) -> list[int]:
         """Return the columns of tags: several if they are spelt with B and I, one if labels stand alone."""
         kinds = {place: self.spelling(place) for place in range(self.shape[1])}
-        marked = [place for place, kind in kinds.items() if kind in ("prefix", "suffix")]
+        marked = [place for place, kind in kinds.items() if kind in ("prefix", "lower", "suffix")]
         plain = [place for place, kind in kinds.items() if kind in ("bare", "io")]
         labelled = [place for place in marked if self.labels(place)]
         if not labelled and plain:
@@ -324,7 +345,6 @@ def _cells(steps: Counter[tuple[str | None, str | None]]) -> Counter[str]:
     return cells
 
 
-_SPELLINGS: tuple[Spelling, ...] = ("prefix", "suffix", "bare")
 INDEX = re.compile(r"[0-9]{1,9}")
 INDEX_PART = re.compile(r"([0-9]{1,9})([-.])([0-9]{1,9})")
 """The index of a contracted token (`3-4`) or of a node without a token (`8.1`) in CoNLL-U."""

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from spantune.data.formats.label_studio.names import MADE, NAME, NAMES, OWN, Kin
 from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Row, Sample, SurrogateError
 from spantune.data.raw.json_files import read_json
 from spantune.data.raw.json_records import Record
+from spantune.data.raw.json_text import kind_of
 from spantune.data.raw.regions import html_span
 
 # A whole text that is a link; a path in a storage may have blanks in it if it ends as a file name does.
@@ -110,7 +111,7 @@ def _task_of(record: Record) -> Record:
     fields = {names.get(name, name): record.values[name] for name in _MIN_FIELDS[1:] if name in record.values}
     id = {"id": record.values["id"]} if "id" in record.values else {}
     values = {**id, "data": data, "annotations": [{**fields, "result": results}]}
-    return Record(values, record.path, record.line, record.number)
+    return replace(record, values=values)
 
 
 def _completions(task: Record, notes: Counter[str]) -> Iterator[tuple[Kind, Record]]:
@@ -147,7 +148,10 @@ def _text_key(task: Record, options: Options) -> str:
         return texts[0]
     if column in texts:
         return str(column)
-    stated = f"found {', '.join(texts) or 'no text'}"
+    if not texts:
+        fields = ", ".join(f"{name} ({kind_of(value)})" for name, value in task.mapping("data").items()) or "nothing"
+        raise task.error(f"found {fields}; expected a text, a string: put it into the task, or remove the task", "data")
+    stated = f"found {', '.join(texts)}"
     expected = "one text" if column is None else f"a text {column!r}"
     raise task.error(f"{stated}; expected {expected}: name the field that holds it with --column NAME", "data")
 
@@ -174,12 +178,18 @@ class _Task:
         """Return the document of `completion`, the `number`-th of the task."""
         task, data = self.record, self.record.mapping("data")
         text = task.inner("data").text(self.key, blank=True)
-        self._refuse_link(text, completion)
+        if any(result.get("type") in _SPANS for result in _objects(completion.values.get("result"))):
+            self._refuse_link(text, completion)
         entities: list[RawEntity] = []
         rows: list[Row] = []
         others: list[dict[str, object]] = []
-        for result in completion.rows("result"):
-            if result.values.get("type") in _SPANS:
+        results = completion.rows("result")
+        elsewhere = self._on_other_texts(completion, [r for r in results if r.values.get("type") in _SPANS], text)
+        for result in results:
+            if result.values.get("to_name") in elsewhere:
+                self.notes["region of another text kept in meta only"] += 1
+                others.append(result.values)
+            elif result.values.get("type") in _SPANS:
                 region = self._entities(result, text, kind)
                 entities += region
                 if isinstance(id := result.values.get("id"), str) and half_surrogate(id) is None:
@@ -187,6 +197,8 @@ class _Task:
             else:
                 others.append(result.values)
         self._judge_others(completion, others, bool(entities))
+        if not entities:
+            self._refuse_link(text, completion)
         frame, fields, (own_id, own_meta) = self._frame(), _fields(kind, completion), self._own()
         details = {
             "key": self.key if self.key != "text" else None,
@@ -221,7 +233,7 @@ class _Task:
 
     def _own(self) -> tuple[str | None, dict[str, object]]:
         """Return the document's id and meta that the writer put into the task's meta."""
-        own = Record(self._meta(), self.record.path, self.record.line, inside="meta.").inner(OWN)
+        own = self.record.at("meta", self._meta()).inner(OWN)
         return own.text("id") if "id" in own.values else None, own.mapping("meta")
 
     def _id(self, fields: Mapping[str, object], number: int) -> str:
@@ -251,9 +263,30 @@ class _Task:
                 self.key,
             )
 
+    def _on_other_texts(self, completion: Record, regions: list[Record], text: str) -> set[object]:
+        """Return the `to_name`s of regions that are spans of another text of the task.
+
+        An export does not say which field a `to_name` shows, so it is told by the texts that the regions state.
+        """
+        names = {region.values.get("to_name") for region in regions}
+        texts = [value for value in self.record.mapping("data").values() if isinstance(value, str)]
+        if len(names) < 2 or len(texts) < 2:
+            return set()
+        if self.key in names:
+            return names - {self.key}
+        fitting = {name for name in names if _fits([r for r in regions if r.values.get("to_name") == name], text)}
+        if len(fitting) != 1:
+            raise completion.error(
+                f"found regions of several texts ({', '.join(sorted(map(str, names)))}), and their own texts do not "
+                f"show which are of {self.key!r}; call the <Text> of the interface as this field, or export the texts "
+                "as tasks of their own",
+                "result",
+            )
+        return names - fitting
+
     def _judge_others(self, completion: Record, others: list[dict[str, object]], labelled: bool) -> None:
         """Count the results that are not spans; refuse an annotation of them if its whole file has no spans."""
-        kinds = Counter(str(other.get("type")) for other in others)
+        kinds = Counter(str(other.get("type")) for other in others if other.get("type") not in _SPANS)
         del kinds["relation"]
         if kinds and not labelled and not self.has_labels():
             raise completion.error(
@@ -280,6 +313,13 @@ class _Task:
         labels = _labels(value, "labels" if "labels" in value.values else str(result.values.get("type")))
         field = value.place("end" if surface is None else "text")
         return [RawEntity(start, end, label, surface, score, field) for label in labels]
+
+
+def _fits(regions: list[Record], text: str) -> bool:
+    """Whether every one of `regions` states the text that stands at its offsets."""
+    values = [_mapping(region.values.get("value")) for region in regions]
+    places = [(value.get("start"), value.get("text")) for value in values]
+    return all(isinstance(at, int) and isinstance(said, str) and text.startswith(said, at) for at, said in places)
 
 
 def _labels(value: Record, field: str) -> list[str]:
