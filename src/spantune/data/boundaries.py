@@ -18,7 +18,7 @@ Surface = tuple[str, str]
 """The label and the text of an entity."""
 Case = tuple[str, str, str]
 """A label, a surface that has it somewhere, and the part of this surface that is annotated elsewhere instead."""
-_WIDE = "\u2e80"  # the first character of the scripts without spaces between words
+_WIDE = "\u2e80"  # from this character on: scripts without spaces between words
 _LONGEST = 4  # the most characters of a word in such a script
 _BEFORE = re.compile(r"[^\s\u2e80-\U0010ffff]+\s?$")
 _AFTER = re.compile(r"\s?[^\s\u2e80-\U0010ffff]+")

@@ -144,11 +144,11 @@ class Corpus:
         )
 
     def to_dicts(self) -> list[dict[str, object]]:
-        """Return the documents as native JSON objects, which `from_dicts` can read; see `spantune.data.to_dicts`."""
+        """Return the documents as native JSON objects, which `from_dicts` can read; see `spantune.to_dicts`."""
         return to_dicts(self.documents)
 
     def to_pandas(self, rows: Literal["entities", "documents"] = "entities") -> pandas.DataFrame:
-        """Return the entities or the documents as a DataFrame; see `spantune.data.to_pandas`."""
+        """Return the entities or the documents as a DataFrame; see `spantune.to_pandas`."""
         return to_pandas(self.documents, rows)
 
 

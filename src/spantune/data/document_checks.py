@@ -189,7 +189,7 @@ def survey(demands: Demands, task: tuple[Part, Shift | None]) -> Survey:
     """Check each document of a part by itself. An engine applies this function to all parts of a file.
 
     Raises:
-        DataError: the file cannot be read any further.
+        DataError: the rest of the file cannot be read.
     """
     part, shift = task
     result = Survey()
@@ -213,7 +213,7 @@ def repaired_documents(part: Part, shift: Shift | None) -> Iterator[RawDocument]
     """Yield the documents of `part` that can be read, with wrong entities moved to their place or dropped.
 
     Raises:
-        DataError: the file cannot be read any further.
+        DataError: the rest of the file cannot be read.
     """
     for _, item in part.read(Counter()):
         if isinstance(item, RawDocument):

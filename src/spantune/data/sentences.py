@@ -98,6 +98,6 @@ def _goes_on(text: str, word: str, stop: int, place: int) -> bool:
         return next_word not in _STARTERS and not text[place] > "\u2e80"
     if 0 < len(word) <= _SHORT and word.isascii() and word.isalpha() and next_word[:1].islower():
         return True
-    if word.isdigit() and len(word) <= 3:  # the number of an item, at the beginning of its line
+    if word.isdigit() and len(word) <= 3:  # the number of a list item, at the beginning of a line
         return stop == len(word) or text[stop - len(word) - 1] == "\n"
     return False

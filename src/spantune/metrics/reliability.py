@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BINS = 10
 TEMPERATURES = (0.05, 20.0)
 """The lowest and the highest temperature that is fitted."""
-_LOWEST, _HIGHEST = 1e-12, 1 - 1e-7  # the largest float32 below 1
+_LOWEST, _HIGHEST = 1e-12, 1 - 1e-7  # close to the largest float32 below 1
 _HALVINGS = 60
 
 

@@ -272,7 +272,7 @@ def _text_bound(line: _Line, text: str, unit: Unit) -> tuple[Row, RawEntity]:
     pieces = [text[first:last] for first, last in parts]
     if len(parts) > 1 and impossible:
         (start, end), surface = impossible[0], None
-    elif len(parts) > 1 and stated in (" ".join(pieces), "".join(pieces)):  # "": brat before 1.3
+    elif len(parts) > 1 and stated in (" ".join(pieces), "".join(pieces)):  # brat before 1.3 joins them by ""
         surface = text[start:end]
     elif stated != text[start:end] and stated == re.sub(_BREAK, " ", " ".join(pieces)):
         surface, defect = text[start:end], SPACES
