@@ -1,7 +1,7 @@
-"""Surfaces that are annotated sometimes with and sometimes without a word at their edge.
+"""Find surfaces that are sometimes annotated with a word at their edge and sometimes without it.
 
-All annotated surfaces of a corpus are counted first. Then each document is looked at for entities that a known surface
-with the same label would widen.
+All annotated surfaces of the corpus are counted first. Then each document is searched for entities that would be one
+of these surfaces, with the same label, if they were one word longer.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from spantune.data.raw.document import RawDocument
 Surface = tuple[str, str]
 """The label and the text of an entity."""
 Case = tuple[str, str, str]
-"""A label, a surface with it, and a part of this that is an entity where the whole stands too."""
-_WIDE = "\u2e80"  # the first character of the scripts without spaces between words
-_LONGEST = 4  # characters of a word in such a script
+"""A label, a surface that has it somewhere, and the part of this surface that is annotated elsewhere instead."""
+_WIDE = "\u2e80"  # from this character on: scripts without spaces between words
+_LONGEST = 4  # the most characters of a word in such a script
 _BEFORE = re.compile(r"[^\s\u2e80-\U0010ffff]+\s?$")
 _AFTER = re.compile(r"\s?[^\s\u2e80-\U0010ffff]+")
-_REACH = 40  # characters within which a word must end
+_REACH = 40  # the most characters of a word in other scripts, with the space between it and the entity
 
 
 @dataclass(slots=True)
 class Cuts:
-    """How often only the part of a Case is annotated, and where first."""
+    """How often only the part of a Case is annotated, and the place of the first such document."""
 
     where: str
     count: int = 0
 
 
 def surfaces_of(documents: Iterable[RawDocument]) -> Counter[Surface]:
-    """Count the surfaces of the entities of `documents`."""
+    """Count the entities of `documents` by label and text."""
     return Counter(
         (entity.label, document.text[entity.start : entity.end])
         for document in documents
@@ -43,7 +43,15 @@ def surfaces_of(documents: Iterable[RawDocument]) -> Counter[Surface]:
 
 
 def cut_surfaces(documents: Iterable[RawDocument], surfaces: Collection[Surface]) -> dict[Case, Cuts]:
-    """Find the entities of `documents` of which a word more, at one edge, is one of `surfaces` and not annotated."""
+    """Find entities without a word at their edge, although the longer surface is annotated elsewhere.
+
+    Example: in "type 2 diabetes" only "diabetes" is annotated, but in another text all of "type 2 diabetes" has that
+    label. If both are annotated in the same place, that is nesting and is not reported.
+
+    Args:
+        documents: the documents to search.
+        surfaces: the (label, text) of all entities of the corpus.
+    """
     cases: dict[Case, Cuts] = {}
     for document in documents:
         spans = {(entity.start, entity.end, entity.label) for entity in document.entities}
@@ -59,7 +67,7 @@ def cut_surfaces(documents: Iterable[RawDocument], surfaces: Collection[Surface]
 
 
 def add_cuts(cases: dict[Case, Cuts], more: Mapping[Case, Cuts]) -> None:
-    """Add to `cases` those of later documents."""
+    """Add to `cases` the cuts of later documents."""
     for case, cuts in more.items():
         if case in cases:
             cases[case].count += cuts.count
@@ -68,7 +76,10 @@ def add_cuts(cases: dict[Case, Cuts], more: Mapping[Case, Cuts]) -> None:
 
 
 def _wider(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the spans that are wider by a word on the left, and those by a word on the right."""
+    """Yield the spans that are longer by one word on the left or on the right.
+
+    In a script without spaces between words, any one to `_LONGEST` letters beside the span may be a word.
+    """
     for left in range(start - 1, max(start - _LONGEST, 0) - 1, -1):
         if not _is_ideograph(text[left]):
             break
@@ -84,5 +95,5 @@ def _wider(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _is_ideograph(character: str) -> bool:
-    """Whether `character` is a letter of a script without spaces between words."""
+    """Return whether `character` is a letter of a script without spaces between words."""
     return character >= _WIDE and character.isalnum()

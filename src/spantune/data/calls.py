@@ -1,6 +1,6 @@
-"""What `spantune.check` and `spantune.split` do: check and split a corpus that is a file or in memory.
+"""What `spantune.check` and `spantune.split` do: check and split a corpus that is in a file or in memory.
 
-`split_file` is what the command line does, which writes what it splits.
+`split_file` is what the command `spantune data split` calls; it writes the splits.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ def check_files(
     options: Options | None = None,
     workers: int = 1,
 ) -> Report:
-    """Check annotated corpora and say what is wrong, how often and where.
+    """Check annotated corpora, and report what is wrong, how often and where.
 
         report = spantune.check(["train.jsonl", "dev.jsonl"], labels=["person", "place"])
         print(report.errors, [(finding.name, finding.count, finding.where) for finding in report.findings])
 
     Args:
-        files: a corpus file, `bundled:NAME` or a Corpus; several are the splits of one corpus.
-        labels: the label set; any label is right when absent.
+        files: a corpus file, `bundled:NAME` or a Corpus. Several are taken for the splits of one corpus.
+        labels: the label set; any label is right when it is empty.
         format: the format of the files; recognised from their content when absent.
         options: as in `read`.
-        workers: how many processes check large files, which are read in parts; a script that asks for more than one
-            begins its work under `if __name__ == "__main__":`.
+        workers: how many processes check large files, which are read in parts. A script that asks for more than one
+            must start its work under `if __name__ == "__main__":`.
 
     Raises:
-        ConfigError: an argument is of a wrong type.
+        ConfigError: an argument has a wrong type, or there are no files.
         DataError: a file cannot be read at all.
     """
     expect(workers, int, "workers", "a whole number of processes")
@@ -79,21 +79,22 @@ def split_corpus(
     seed: int = 0,
     to: str | Path | None = None,
 ) -> Division:
-    """Split a corpus by label, with no text or near-duplicate in two splits.
+    """Split a corpus by label, without a text or a near-duplicate in two splits.
 
         division = spantune.split("notes.jsonl", {"train": 0.8, "dev": 0.1, "test": 0.1}, to="splits")
         print(len(division.parts["train"]))
 
     Args:
         corpus: a corpus file, `bundled:NAME`, a Corpus, or a list of Documents.
-        shares: the share of each split by name; three shares alone are of train, dev and test, two of train and test.
-        by: the key of meta whose values are groups, such as the patient, which are kept together.
-        seed: another seed is another split.
+        shares: the share of each split by its name. Three shares without names are train, dev and test; two are train
+            and test.
+        by: the key of meta whose values are groups, such as the patient. Documents of a group are kept together.
+        seed: another seed gives another split.
         to: a new folder, into which the splits are written as native JSONL, with the record `split.json`.
 
     Raises:
-        ConfigError: shares or an argument that cannot be right.
-        DataError: the corpus cannot be read, a split would have no documents, or the folder exists.
+        ConfigError: the shares or another argument cannot be right.
+        DataError: the corpus cannot be read, a split would have no documents, or the folder is not empty.
     """
     expect(seed, int, "seed", "a whole number")
     expect(by, (str, type(None)), "by", "a key of meta, or None")
@@ -110,7 +111,16 @@ def split_corpus(
 
 @dataclass(frozen=True, slots=True)
 class SplitJob:
-    """What is split, and how: the corpus, the rule, how it is read, a reduced first split, the format of the splits."""
+    """What is to be split, and how.
+
+    Args:
+        file: the corpus file.
+        rule: how it is split.
+        format: the format of the file; recognised from its content if None.
+        options: how the file is read.
+        fewer: how the first split is reduced.
+        write_format: the format of the splits.
+    """
 
     file: str
     rule: Rule
@@ -121,11 +131,11 @@ class SplitJob:
 
 
 def split_file(job: SplitJob, folder: Path, engine: Engine) -> Written:
-    """Split a corpus file into `folder`: in parts if it is large and the options let it, else in memory.
+    """Split a corpus file into `folder`. A large file is split in parts if the job allows it, otherwise in memory.
 
     Raises:
-        ConfigError: the engine is Ray, and the corpus cannot be read or written in parts.
-        DataError: as `split_corpus`.
+        ConfigError: the engine is Ray, and the job reduces a split, or the corpus cannot be read or written in parts.
+        DataError: as `split_corpus` raises it.
     """
     facts: dict[str, object] = {
         "source": shown_url(job.file),
@@ -155,7 +165,11 @@ def split_file(job: SplitJob, folder: Path, engine: Engine) -> Written:
 
 
 def _by_name(shares: Iterable[float] | Mapping[str, float]) -> dict[str, float]:
-    """Return the shares by the names of their splits."""
+    """Return the share of each split by its name.
+
+    Raises:
+        ConfigError: the shares are not numbers, or have no names and are not one, two or three.
+    """
     if isinstance(shares, Mapping):
         names = list(expect_each(shares.keys(), str, "the names of shares", "the names of splits, such as train"))
         values = list(shares.values())
@@ -173,9 +187,9 @@ def _by_name(shares: Iterable[float] | Mapping[str, float]) -> dict[str, float]:
 
 
 def _in_memory(corpus: Corpus) -> Source:
-    """Return the documents of a corpus as a reader would have stated them."""
+    """Return the documents of a corpus as the reader of a file would have stated them."""
 
-    is_file = corpus.path.exists()  # whose lines are not known any more; else the number of the record is its line
+    is_file = corpus.path.exists()  # the lines of a file are not known any more; otherwise the record's number is used
 
     def stated() -> Iterator[RawDocument]:
         for number, document in enumerate(corpus.documents, start=1):

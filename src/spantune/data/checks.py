@@ -1,8 +1,8 @@
-"""Check annotated files, the splits of one corpus: `check(sources, demands)` applies every rule of `rules`.
+"""Check annotated files, which are the splits of one corpus: `check` applies every rule of `rules`.
 
-A file may be in memory or read in parts, and the parts may be checked by several processes or machines: each is checked
-by itself (`document_checks`), and what is counted there decides the rules that compare documents. Whether an annotation
-is medically or linguistically right is not checked.
+A file may be in memory or be read in parts, and several processes or machines may check the parts. Each document is
+first checked by itself (`document_checks`). The counts that are made there then decide the rules that compare
+documents. Whether an annotation is medically or linguistically right is not checked.
 """
 
 from __future__ import annotations
@@ -27,18 +27,25 @@ from spantune.data.rules import RARE, Rule
 FILE_RULES = {BOM_NOTE: Rule.BYTE_ORDER_MARK, CRLF_NOTE: Rule.CRLF}
 """The rule for each note that a reader makes of a whole file."""
 
-_MANY = 100  # documents; if so many all have entities, that is not chance
+_MANY = 100  # a file with at least this many documents, all with entities, gets the finding NO_NEGATIVES
 
 
 def check(
     sources: Sequence[Source | Divided], demands: Demands, tally: Tally | None = None, engine: Engine = HERE
 ) -> Report:
-    """Check `sources`, the splits of one corpus, and add the findings to `tally` if one is given.
+    """Check `sources`, the splits of one corpus, and report the findings.
 
-    Of files that are read in parts, some 200 bytes a document are in memory, and each text of an entity once.
+    For a file that is read in parts, memory holds about 200 bytes per document, and each different entity text once.
+
+    Args:
+        sources: the files, in memory or divided into parts.
+        demands: a label set and a token budget to check against.
+        tally: where the findings are added; a new one if None.
+        engine: where the parts are checked.
 
     Raises:
-        DataError: a file that is read in parts cannot be read to its end, or holds corrections and is read on Ray.
+        DataError: a file that is read in parts cannot be read to its end, or it holds corrections and the engine is
+            Ray.
     """
     tally = tally or Tally()
     sources = list(sources)
@@ -61,7 +68,7 @@ def check(
         stacks.append(stack)
     whole = Survey(tally)
     for found in surveys:
-        found.tally = Tally()  # is in the tally of the corpus already
+        found.tally = Tally()  # its findings are in the tally of the corpus already
         whole.add(found)
     if whole.composed:
         tally.add_all(whole.decomposed)
@@ -75,7 +82,7 @@ def check(
 
 
 def of_file(notes: Mapping[str, int]) -> Iterator[tuple[Rule, str, int]]:
-    """Yield the rule, the note and its count for each of a reader's `notes` that is a finding about the whole file."""
+    """Yield (rule, note, count) for each of a reader's `notes` that is a finding about the whole file."""
     for note, count in notes.items():
         rule = Rule.META_LEFT_OUT if note.startswith(faithful.NOTE) else FILE_RULES.get(note)
         if rule is not None and count:
@@ -83,7 +90,7 @@ def of_file(notes: Mapping[str, int]) -> Iterator[tuple[Rule, str, int]]:
 
 
 def _surveyed(source: Source | Divided, demands: Demands, engine: Engine) -> tuple[Survey, Shift | None]:
-    """Check the documents of `source` by themselves; once more if their wrong offsets share a shift."""
+    """Check each document of `source` by itself; if wrong offsets share a shift, check once more with that shift."""
     shift = None
     found = _joined(source, shift, demands, engine)
     if found.stated.astray:
@@ -99,7 +106,7 @@ def _surveyed(source: Source | Divided, demands: Demands, engine: Engine) -> tup
 
 def _joined(source: Source | Divided, shift: Shift | None, demands: Demands, engine: Engine) -> Survey:
     found = Survey()
-    worker = HERE if isinstance(source, Source) else engine  # documents in memory are not sent about
+    worker = HERE if isinstance(source, Source) else engine  # documents in memory are not sent to other processes
     for part_survey in worker.map(survey, demands, [(part, shift) for part in source.parts], "check"):
         found.add(part_survey)
     return found
@@ -114,7 +121,7 @@ def _starts(_: None, part: Part) -> Starts:
 
 
 def _add_file(source: Source | Divided, found: Survey, shift: Shift | None, stack: Stack, tally: Tally) -> None:
-    """Add the findings in a file, and those about it as a whole."""
+    """Add to `tally` the findings in the documents of a file, and the findings about the file as a whole."""
     tally.add_all(found.tally)
     check_ids(stack, tally)
     for rule, note, count in of_file(found.notes):
@@ -125,7 +132,7 @@ def _add_file(source: Source | Divided, found: Survey, shift: Shift | None, stac
 
 
 def _explain(stated: Stated, shift: Shift | None, file: str, tally: Tally) -> None:
-    """Add to each finding how many entities it concerns, what they have in common and how many can be repaired."""
+    """Add to the message of each rule how many entities it concerns, what they share and how many can be repaired."""
 
     def share(count: int) -> str:
         return f"{'all' if count == stated.entities else f'{count} of the'} {stated.entities} entities of {file}"
@@ -140,14 +147,14 @@ def _explain(stated: Stated, shift: Shift | None, file: str, tally: Tally) -> No
 
 
 def _shared_end(distances: Counter[int]) -> str:
-    """Say how the ends of entities, which are wrong by `distances`, are wrong; "" if they have nothing in common."""
+    """Say how ends are wrong that are off by `distances`; "" if fewer than `ENOUGH` of them are off by the same."""
     by, count = distances.most_common(1)[0]
     is_shared = count >= ENOUGH * distances.total()
     return f"each end is {abs(by)} too {'small' if by < 0 else 'large'}" if is_shared else ""
 
 
 def _check_labels(whole: Survey, schema: Collection[str]) -> None:
-    """Count the labels with few examples, of those that there are and those of a `schema`."""
+    """Count the labels of `schema` and of the corpus that have fewer than RARE entities."""
     for label in [*schema, *(label for label in whole.labels.counts if label not in schema)]:
         if whole.labels.counts[label] < RARE and whole.documents:
             where = whole.labels.first.get(label, whole.first)
@@ -166,7 +173,7 @@ def _check_spellings(whole: Survey) -> None:
 
 
 def _check_files(surveys: Sequence[Survey], tally: Tally) -> None:
-    """Count the labels that only one of several annotated files has."""
+    """Count the labels that occur in only one of several annotated files."""
     annotated = [found.labels for found in surveys if found.labels.counts]
     places: dict[str, list[str]] = {}
     for labels in annotated:
@@ -180,7 +187,7 @@ def _check_files(surveys: Sequence[Survey], tally: Tally) -> None:
 def _check_boundaries(
     sources: Sequence[Source | Divided], shifts: Sequence[Shift | None], whole: Survey, engine: Engine
 ) -> None:
-    """Count the surfaces that are annotated sometimes with and sometimes without a word at their edge."""
+    """Count the surfaces that are sometimes annotated with a word at their edge and sometimes without it."""
     tasks = [(part, shift) for source, shift in zip(sources, shifts, strict=True) for part in source.parts]
     cases: dict[Case, Cuts] = {}
     for part_cases in engine.map(_cut_surfaces, whole.surfaces, tasks, "compare boundaries"):

@@ -1,10 +1,10 @@
 """Cut long texts: `Cutter` into overlapping chunks for extraction, `split_long` into pieces for training.
 
-Both cut by the rules of `sentences`; a part of document `<id>` is called `<id>#<k>`, and no text is changed.
+Both cut by the rules of `sentences`. Part k of the document `<id>` gets the id `<id>#<k>`, and no text is changed.
+
 A chunk ends at the end of a sentence. If none is in reach, it ends after a clause, at white space, or between two
-words. It begins before the end of the previous chunk, so that an entity at a cut is complete in one of them; `merge`
-brings the entities of all chunks together and decides where they disagree. A text over the limit is refused, never
-truncated.
+words. The next chunk begins before that end, so that an entity at a cut is complete in one of the two. `merge` unites
+the entities of all chunks and decides where they disagree. A text over the limit is refused, never truncated.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from spantune.core import DataError, Document, Entity, half_surrogate
 from spantune.data.sentences import clause_ends, sentence_ends, space_ends
 
 _ZERO_WIDTH_JOINER = "\u200d"
-_LONG = 1 << 15  # characters of a beginning: where that does not fit, a longer text is not tried
-_FIRST_GUESS = 1024  # characters of the first chunk; each later guess is the size of the chunk before
+_LONG = 1 << 15  # characters; if a beginning of this length does not fit, the rest of the text is not measured
+_FIRST_GUESS = 1024  # characters of the first chunk; for each later chunk, the size of the previous one is guessed
 
 
 def _part(document: Document, number: int, start: int, end: int) -> Document:
@@ -38,7 +38,7 @@ class Chunk:
 
     @property
     def end(self) -> int:
-        """The offset in the whole text at which it ends."""
+        """The offset in the whole text at which the chunk ends."""
         return self.start + len(self.document.text)
 
 
@@ -47,10 +47,10 @@ class Cutter:
     """Cuts documents into chunks.
 
     Args:
-        fits: whether a text is short enough for one chunk.
-        overlap: characters of the previous chunk that a chunk repeats. It may repeat up to as many again to begin with
-            a sentence or a clause, but never more than half of the previous chunk.
-        limit: the most characters that a document may have.
+        fits: returns whether a text is short enough for one chunk.
+        overlap: the number of characters of the previous chunk that a chunk repeats. It may repeat up to twice as many
+            to begin with a sentence or a clause, but never more than half of the previous chunk.
+        limit: the most characters that a document may have; None for any number.
     """
 
     fits: Callable[[str], bool]
@@ -58,18 +58,18 @@ class Cutter:
     limit: int | None = None
 
     def cut(self, document: Document) -> list[Chunk]:
-        """Return the chunks of `document`, without entities; a document that fits is its own only chunk.
+        """Return the chunks of `document`, without entities. A document that fits is a single chunk with its own id.
 
         Raises:
-            DataError: the text is over the limit, contains half a surrogate pair, or not one character of it fits.
+            DataError: the text is over the limit, has half a surrogate pair, or not even one character of it fits.
         """
         return list(self.chunks(document))
 
     def chunks(self, document: Document) -> Iterator[Chunk]:
-        """Yield the chunks of `document` as `cut` returns them, each cut when it is asked for.
+        """Yield the chunks of `document` as `cut` returns them; each is cut when it is asked for.
 
         Raises:
-            DataError: as `cut`; that a character does not fit is found when it is reached.
+            DataError: as `cut` raises it; that a character does not fit is found when the cutter reaches it.
         """
         self.check(document)
         bare, beginning = document.with_entities(()), document.text[:_LONG]
@@ -81,10 +81,10 @@ class Cutter:
             yield Chunk(_part(bare, number, start, end), start)
 
     def check(self, document: Document) -> None:
-        """Check what can be known of `document` without cutting it.
+        """Check everything about `document` that can be known without cutting it.
 
         Raises:
-            DataError: the text is over the limit, or contains half a surrogate pair.
+            DataError: the text is over the limit, or has half a surrogate pair.
         """
         size = len(document.text)
         half = half_surrogate(document.text)
@@ -102,7 +102,11 @@ class Cutter:
             )
 
     def _spans(self, document: Document) -> Iterator[tuple[int, int]]:
-        """Yield start and end of each chunk; `last` is the end of the previous one."""
+        """Yield (start, end) of each chunk. The variable `last` is the end of the previous chunk.
+
+        Raises:
+            DataError: not even one character fits.
+        """
         text = document.text
         places = [ends(text) for ends in (sentence_ends, clause_ends, space_ends)]
         start, last, guess = 0, 0, _FIRST_GUESS
@@ -123,7 +127,7 @@ class Cutter:
             start, last = _start(text, end - 2 * overlap, end - overlap, places) if overlap else end, end
 
     def _reach(self, text: str, start: int, guess: int) -> int:
-        """Return about the largest end such that `text[start:end]` fits; `start` if not one character fits."""
+        """Return an end such that `text[start:end]` fits, at most 3 % too small; `start` if no character fits."""
         low, high = start, min(start + guess, len(text))
         while high > low and self.fits(text[start:high]):
             low, high = high, min(start + 2 * (high - start), len(text))
@@ -138,19 +142,19 @@ class Cutter:
 
 @dataclass(frozen=True)
 class Merged:
-    """A document with the entities of its chunks, and the entities suppressed in favour of another chunk's."""
+    """A document with the entities of its chunks, and the entities that were dropped for those of another chunk."""
 
     document: Document
     suppressed: tuple[Entity, ...]
 
 
 def merge(parent: Document, chunks: Sequence[Chunk]) -> Merged:
-    """Bring the entities of `chunks`, given in any order, back to the offsets of `parent`.
+    """Unite the entities of `chunks`, given in any order, at their offsets in `parent`.
 
     An entity that several chunks state counts once, with its highest score. Two entities are in conflict if they share
-    characters and no chunk states both. If one of them comes from a chunk that contains both, and the other does not,
-    the first one is kept, because a cut went through the other or its surroundings; otherwise the one with the higher
-    score is kept. Entities without a conflict are all kept.
+    characters and no chunk states both. One of them may come from a chunk that contains both, while the other does not.
+    The former is then kept, because the other one was cut, or its context was. Otherwise the one with the higher score
+    is kept. Entities without a conflict are all kept.
     """
     stated: dict[Entity, _Statement] = {}
     for chunk in chunks:
@@ -182,12 +186,12 @@ class _Statement:
     chunks: tuple[Chunk, ...]
 
     def sees(self, rival: _Statement) -> bool:
-        """Whether a chunk that states this entity contains the whole of `rival`."""
+        """Return whether a chunk that states this entity contains the whole entity of `rival`."""
         return any(chunk.start <= rival.entity.start and rival.entity.end <= chunk.end for chunk in self.chunks)
 
 
 def _rivals(statements: Iterable[_Statement]) -> Mapping[Entity, set[Entity]]:
-    """Return the entities that each entity is in conflict with."""
+    """Return for each entity the entities that it is in conflict with; see `merge`."""
     rivals: dict[Entity, set[Entity]] = defaultdict(set)
     ordered = sorted(statements, key=lambda statement: statement.entity)
     for index, first in enumerate(ordered):
@@ -205,7 +209,7 @@ def _score(entity: Entity) -> float:
 
 
 def _end(text: str, last: int, reach: int, places: Sequence[Sequence[int]]) -> int:
-    """Return the best end of a chunk in (last, reach]: behind a sentence, else a clause or space in the second half."""
+    """Return the best end of a chunk in (last, reach]: after a sentence, else a clause or space in the second half."""
     half = last + (reach - last) // 2
     for ends, minimum in zip(places, (last, half, half), strict=True):
         end = _last_place(ends, reach)
@@ -215,7 +219,7 @@ def _end(text: str, last: int, reach: int, places: Sequence[Sequence[int]]) -> i
 
 
 def _start(text: str, first: int, last: int, places: Sequence[Sequence[int]]) -> int:
-    """Return the best start of a chunk in [first, last]: the last start of a sentence, clause or word."""
+    """Return the best start of a chunk in [first, last]: the last start of a sentence, else of a clause or a word."""
     for starts in places:
         start = _last_place(starts, last)
         if start >= first:
@@ -224,15 +228,16 @@ def _start(text: str, first: int, last: int, places: Sequence[Sequence[int]]) ->
 
 
 def _last_place(places: Sequence[int], limit: int) -> int:
-    """Return the last of the ascending `places` that is not over `limit`; -1 if there is none."""
+    """Return the last of `places`, which are ascending, that is at most `limit`; -1 if there is none."""
     index = bisect_right(places, limit)
     return places[index - 1] if index else -1
 
 
 def _between_characters(text: str, first: int, place: int) -> int:
-    """Return the last place in (first, place] that cuts no word, mark from its letter, or joined emoji.
+    """Return the last place in (first, place] at which no word, no letter with its marks and no joined emoji is cut.
 
-    Without one, a word is cut, which then takes all of the chunk; without that, anything.
+    If there is no such place, a single word fills the range, and it is cut between two letters. If that is not possible
+    either, the text is cut at `place`.
     """
     for is_whole in (_is_between_words, _is_between_letters):
         best = place
@@ -248,20 +253,20 @@ def _is_between_letters(text: str, place: int) -> bool:
 
 
 def _is_between_words(text: str, place: int) -> bool:
-    """Whether `place` cuts no word or number; the ideographs of a text without spaces may be cut apart."""
+    """Return whether `place` is inside no word or number. Two ideographs may be parted: they have no spaces between."""
     inside = all(character.isalnum() and character < "\u2e80" for character in text[place - 1 : place + 1])
     return not inside and _is_between_letters(text, place)
 
 
 def split_long(document: Document, fits: Callable[[Document], bool]) -> list[Document]:
-    """Cut `document` at sentence ends into the fewest pieces that `fits` accepts; `[document]` when it fits whole.
+    """Cut `document` at sentence ends into the fewest pieces that `fits` accepts; `[document]` if it fits as a whole.
 
-    A sentence that does not fit itself is cut after its clauses: a list of references may have no sentence end. The
-    meta of a piece has `parent`, the document's id, and `offset`, in characters. No entity is cut: an end inside an
-    entity is skipped.
+    A single sentence that does not fit is cut after its clauses; a list of references, for example, may have no
+    sentence end. No entity is cut: an end inside an entity is skipped. The meta of a piece has `parent`, the id of the
+    document, and `offset`, the offset of the piece in characters.
 
     Raises:
-        DataError: the text between two such ends does not fit.
+        DataError: the text between two neighbouring ends does not fit.
     """
     if fits(document):
         return [document]
@@ -276,7 +281,7 @@ def split_long(document: Document, fits: Callable[[Document], bool]) -> list[Doc
 
 
 def _cuts(document: Document, fits: Callable[[Document], bool]) -> Iterator[int]:
-    """Yield the ends of sentences, and of clauses inside a sentence that does not fit; the last is the text's end."""
+    """Yield the ends of sentences, and of clauses in a sentence that does not fit; the last is the end of the text."""
     start = 0
     for end in _outside_entities(document, sentence_ends(document.text), 0, len(document.text)):
         if not fits(_piece(document, 0, start, end)):
@@ -292,7 +297,7 @@ def _cuts(document: Document, fits: Callable[[Document], bool]) -> Iterator[int]
 
 
 def _outside_entities(document: Document, ends: Iterable[int], start: int, end: int) -> list[int]:
-    """Return the `ends` between `start` and `end` that are inside no entity, and `end`."""
+    """Return those of `ends` between `start` and `end` that are inside no entity, and `end` itself."""
     inside = (place for place in ends if start < place < end)
     return [*(place for place in inside if not any(e.start < place < e.end for e in document.entities)), end]
 

@@ -1,4 +1,4 @@
-"""Corpus: the documents of a file, of rows in memory or of a Hugging Face dataset, and how they become rows again."""
+"""Corpus: the documents of a file, of rows in memory or of a Hugging Face dataset; and documents as rows again."""
 
 from __future__ import annotations
 
@@ -40,9 +40,15 @@ DEFAULTS = Options()
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The documents of a file, the format it was read as, and `notes`: what was repaired or missing, with counts.
+    """The documents that were read from a file, from rows in memory or from a dataset.
 
-    It can be gone through, and given wherever a list of Documents is expected.
+    Iterating over a Corpus yields its Documents, so it can be passed wherever a list of Documents is expected.
+
+    Args:
+        documents: the documents, in the order of the file.
+        format: the name of the format as which the file was read.
+        path: the file; a name such as `records` where the corpus was made in memory.
+        notes: what reading repaired or missed, with counts.
     """
 
     documents: tuple[Document, ...]
@@ -54,7 +60,7 @@ class Corpus:
     def from_dicts(
         cls, records: Iterable[Mapping[str, object]], format: str | None = None, options: Options = DEFAULTS
     ) -> Corpus:
-        """Make a corpus of JSON objects in memory, as the lines of a file would be read.
+        """Make a corpus from JSON objects in memory. They are read as the lines of a JSON Lines file are.
 
             corpus = Corpus.from_dicts([{"text": "肺炎", "entities": [{"start": 0, "end": 2, "label": "dis"}]}])
 
@@ -65,7 +71,8 @@ class Corpus:
 
         Raises:
             ConfigError: `records` is no list of mappings.
-            DataError: they are of no known format, or one cannot be read; the line is the number of the record.
+            DataError: the records are of no known format, or one cannot be read. `line` is the number of the record,
+                from 1.
         """
         from spantune.data import formats
 
@@ -83,7 +90,7 @@ class Corpus:
 
     @classmethod
     def from_datasets(cls, dataset: object, options: Options = DEFAULTS) -> Corpus:
-        """Make a corpus of a `Dataset` of Hugging Face's library `datasets`.
+        """Make a corpus from a `Dataset` of Hugging Face's library `datasets`.
 
             corpus = Corpus.from_datasets(datasets.load_dataset("…", split="train"))
 
@@ -92,8 +99,8 @@ class Corpus:
             options: `column` names another column of tags or entities; the others are as in `read`.
 
         Raises:
-            ConfigError: it is no Dataset, or `datasets` is not installed.
-            DataError: it has no such columns, or a row cannot be read; the line is the number of the row.
+            ConfigError: `dataset` is no Dataset, or `datasets` is not installed.
+            DataError: there are no such columns, or a row cannot be read. `line` is the number of the row.
         """
         from spantune.data import formats
 
@@ -102,7 +109,7 @@ class Corpus:
 
     @property
     def name(self) -> str:
-        """What the corpus is read by: its path, or `bundled:NAME`."""
+        """The name by which `read` finds the corpus: its path, or `bundled:NAME`."""
         from spantune.data import formats
 
         name = f"{formats.BUNDLED_PREFIX}{self.path.stem}"
@@ -110,7 +117,7 @@ class Corpus:
 
     @property
     def labels(self) -> dict[str, int]:
-        """How many entities each label has, the most frequent first."""
+        """The number of entities of each label, the most frequent label first."""
         return dict(Counter(entity.label for document in self.documents for entity in document.entities).most_common())
 
     def __iter__(self) -> Iterator[Document]:
@@ -137,16 +144,16 @@ class Corpus:
         )
 
     def to_dicts(self) -> list[dict[str, object]]:
-        """Return the documents as native JSON objects, which `from_dicts` reads again."""
+        """Return the documents as native JSON objects, which `from_dicts` can read; see `spantune.to_dicts`."""
         return to_dicts(self.documents)
 
     def to_pandas(self, rows: Literal["entities", "documents"] = "entities") -> pandas.DataFrame:
-        """Return the entities or the documents as a DataFrame; see `to_pandas`."""
+        """Return the entities or the documents as a DataFrame; see `spantune.to_pandas`."""
         return to_pandas(self.documents, rows)
 
 
 def to_dicts(documents: Iterable[Document]) -> list[dict[str, object]]:
-    """Return `documents` as native JSON objects: id, text, entities with their surface, meta if any.
+    """Return `documents` as native JSON objects: id, text, entities with their surface, and meta if it is not empty.
 
     Raises:
         ConfigError: `documents` is no list of Documents.
@@ -159,8 +166,8 @@ def to_pandas(documents: Iterable[Document], rows: Literal["entities", "document
 
     Args:
         documents: a list of Documents, or a Corpus.
-        rows: `entities` gives a row for each entity, with the id of its document, start, end, label, text and score,
-            and none for a document without entities; `documents` gives a row for each document, as `to_dicts`.
+        rows: with `entities`, each entity is a row with the id of its document, start, end, label, text and score; a
+            document without entities has no row. With `documents`, each document is a row, as in `to_dicts`.
 
     Raises:
         ConfigError: `documents` is no list of Documents, `rows` is another word, or pandas is not installed.
@@ -189,7 +196,7 @@ def _checked(documents: Iterable[Document]) -> Iterator[Document]:
 
 
 def _plain(records: Iterable[Mapping[str, object]], name: str) -> Iterator[Mapping[str, object]]:
-    """Yield `records`, each of which can be written as JSON."""
+    """Yield `records`, and check that each can be written as JSON."""
     if isinstance(records, Mapping):
         expect(records, (), name, "a list of mappings such as [{'text': …, 'entities': […]}]")
     for count, record in enumerate(expect_each(records, (dict, Mapping), name, "a list of mappings"), start=1):
@@ -204,7 +211,7 @@ def _plain(records: Iterable[Mapping[str, object]], name: str) -> Iterator[Mappi
 
 
 def _one_split(dataset: object) -> object:
-    """Check that `dataset` is a table with one split."""
+    """Return `dataset` after checking that it is a table of one split."""
     datasets = need("datasets", "datasets", "Corpus.from_datasets")
     if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
         splits = [*dataset]

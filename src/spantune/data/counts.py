@@ -13,14 +13,14 @@ from spantune.core import DataError, Document, Entity
 from spantune.data.sentences import sentence_ends
 
 AMBIGUOUS_SHOWN = 10
-"""The most surfaces with several labels that are listed."""
+"""The most surfaces with several labels that `Statistics.ambiguous` lists."""
 BINS = 12
-"""The approximate number of bins of a histogram, without its open last one."""
+"""The approximate number of bins of a histogram, without its open last bin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """The number of values in [low, high); the last bin of a histogram may have no `high`."""
+    """The number of values in [low, high). The last bin of a histogram may have no upper end: `high` is None."""
 
     low: int
     high: int | None
@@ -28,7 +28,7 @@ class Bin:
 
     @property
     def name(self) -> str:
-        """The range for people: "20–39", "7" or "180 and more"."""
+        """The range as people write it: "20–39", "7" or "180 and more"."""
         if self.high is None:
             return f"{self.low} and more"
         return str(self.low) if self.high == self.low + 1 else f"{self.low}–{self.high - 1}"
@@ -36,13 +36,27 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counts over documents; lengths are in characters, percentiles by nearest rank.
+    """Counts over the documents of a corpus. Lengths are in characters; percentiles are by nearest rank.
 
-    `nested` counts entities inside a longer one, `crossing` the pairs that overlap otherwise, `shared_spans` the spans
-    with several labels, `duplicates` the documents whose text an earlier one has. `depths` counts entities by depth; 1
-    is inside no other. `surfaces` counts the different ones (case matters); `repeated_surfaces` is the share of
-    entities whose surface occurs more than once in their text, `ambiguous_surfaces` the number with several labels, and
-    `ambiguous` has those whose labels disagree most, with counts.
+    Args:
+        documents: the number of documents.
+        sentences: the number of sentences.
+        entities: the number of entities of each label, the most frequent label first.
+        nested: entities inside a longer one.
+        depths: the number of entities at each depth; an entity at depth 1 is inside no other.
+        crossing: pairs of entities that overlap without one being inside the other.
+        shared_spans: spans with several labels.
+        without_entities: documents without entities.
+        length_p50: the median length of a text.
+        length_p90: the length that 90 % of the texts do not exceed.
+        length_max: the length of the longest text.
+        duplicates: documents whose text an earlier document has.
+        surfaces: different surfaces; case matters.
+        repeated_surfaces: the share of entities whose surface occurs more than once in their text.
+        ambiguous_surfaces: surfaces with several labels.
+        ambiguous: the surfaces whose labels disagree most, each with the number of entities of each label.
+        characters: a histogram of the lengths of texts.
+        entity_characters: a histogram of the lengths of entities.
     """
 
     documents: int
@@ -66,10 +80,10 @@ class Statistics:
 
 
 def statistics(documents: Iterable[Document]) -> Statistics:
-    """Count `documents`.
+    """Count what is in `documents`.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no documents.
     """
     documents = list(documents)
     if not documents:
@@ -106,7 +120,11 @@ def statistics(documents: Iterable[Document]) -> Statistics:
 
 
 def histogram(values: Iterable[int]) -> tuple[Bin, ...]:
-    """Count non-negative `values` in about `BINS` bins of one round width; the last has the largest hundredth."""
+    """Count non-negative `values` in about `BINS` bins of equal width; an empty tuple without values.
+
+    The width is 1, 2 or 5 times a power of ten. The bins reach to the 99th percentile. Values beyond the bin of the
+    99th percentile are counted in this last bin, which is then open.
+    """
     ordered = sorted(values)
     if not ordered:
         return ()
@@ -121,7 +139,7 @@ def histogram(values: Iterable[int]) -> tuple[Bin, ...]:
 
 
 def nesting(document: Document) -> dict[Entity, int]:
-    """Return the depth of every entity: 1 inside no longer one, else one more than the deepest around it."""
+    """Return the depth of every entity: 1 if it is inside no longer one, else one more than the deepest around it."""
     depths: dict[Entity, int] = {}
     for inner in sorted(set(document.entities), key=lambda entity: entity.start - entity.end):
         around = [
@@ -136,13 +154,13 @@ def nesting(document: Document) -> dict[Entity, int]:
 
 
 def _sentences(document: Document) -> int:
-    """Count the sentences of the text by their stops; text behind the last stop counts if it is not blank."""
+    """Count the sentences of the text. Text behind the last end of a sentence counts as one if it is not blank."""
     ends = sentence_ends(document.text)
     return len(ends) + bool(document.text[ends[-1] if ends else 0 :].strip())
 
 
 def _surfaces(documents: Iterable[Document]) -> dict[str, Counter[str]]:
-    """Count the labels of each surface."""
+    """Count the entities of each surface by label."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for document in documents:
         for entity in document.entities:
@@ -151,7 +169,7 @@ def _surfaces(documents: Iterable[Document]) -> dict[str, Counter[str]]:
 
 
 def _repeated(document: Document) -> int:
-    """Count the entities whose surface occurs more than once in the text."""
+    """Count the entities whose surface occurs more than once in the text of the document."""
     return sum(
         document.text.find(surface, document.text.find(surface) + 1) >= 0
         for surface in map(document.surface, document.entities)

@@ -1,6 +1,7 @@
-"""What is wrong with single documents, and what of them is counted for the rules that compare documents.
+"""Check single documents, and collect the counts for the rules that compare documents.
 
-A wrong entity is counted once and then moved to its place or dropped, so that one fault is not reported as five.
+An entity with wrong offsets is counted once. It is then moved to its right place or dropped before the other rules see
+it, so that one fault is not reported five times.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ _CHARACTERS = {
     Rule.CONTROL_CHARACTER: re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]"),
     Rule.ZERO_WIDTH_CHARACTER: re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"),
 }
-_BATCH = 1000  # documents that are in memory together
-_AROUND = 10  # characters shown around a cut word
-_UNSPACED = re.compile(  # Thai, Lao, Tibetan, Burmese; Hangul, whose particles join the word; Khmer and the Tai scripts
+_BATCH = 1000  # documents that are held in memory at a time
+_AROUND = 10  # characters shown before and after a cut word
+# Scripts in which an entity may end inside a run of letters. Most have no spaces between words: Thai, Lao, Tibetan,
+# Burmese, Khmer, the Tai scripts and those of China and Japan. In Hangul, particles are written onto the word.
+_UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u2e80-\ua4cf\ua9e0-\ua9ff"
     "\uaa60-\uaadf\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00016fe0-\U00018d08\U0001b000-\U0001b2ff"
     "\U00020000-\U000323af]"
@@ -41,7 +44,13 @@ _UNSPACED = re.compile(  # Thai, Lao, Tibetan, Burmese; Hangul, whose particles 
 
 @dataclass(frozen=True, slots=True)
 class Demands:
-    """What a corpus is checked against besides the rules: a label set, and a token budget with its token counter."""
+    """What a corpus is checked against besides the rules.
+
+    Args:
+        labels: the label set; any label is right when it is empty.
+        max_tokens: the most tokens that a text may have.
+        count_tokens: returns the number of tokens of each text; None if lengths are not checked.
+    """
 
     labels: Collection[str] = ()
     max_tokens: int = 0
@@ -50,14 +59,14 @@ class Demands:
 
 @dataclass(slots=True)
 class Stated:
-    """What is counted of the entities of a file as they are stated, to say what their faults have in common.
+    """Counts of the entities of a file as the file states them, from which follows what their faults have in common.
 
     Args:
-        entities: how many there are.
-        defects: by rule.
-        faults: wrong offsets by rule, and whether they can be repaired.
-        ends: how much too large (negative: too small) the ends of END_MISMATCH are.
-        astray: entities whose text does not begin at their start.
+        entities: the number of entities.
+        defects: the number of defects that the reader reported, by rule.
+        faults: the number of wrong offsets, by rule and by whether they can be repaired.
+        ends: for END_MISMATCH, the number of ends by how much they are too large (negative: too small).
+        astray: the number of entities whose stated text does not begin at their start.
     """
 
     entities: int = 0
@@ -67,7 +76,7 @@ class Stated:
     astray: int = 0
 
     def add(self, later: Stated) -> None:
-        """Add what is counted of later documents."""
+        """Add the counts of later documents."""
         self.entities += later.entities
         self.astray += later.astray
         self.defects.update(later.defects)
@@ -77,7 +86,7 @@ class Stated:
 
 @dataclass(slots=True)
 class Labels:
-    """The labels in the order of their first entity: how many entities each has, and where the first is."""
+    """The number of entities of each label, in the order of first occurrence, and where each label occurs first."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -90,22 +99,22 @@ class Labels:
                 self.first[entity.label] = place_of(document, entity)
 
     def add(self, later: Labels) -> None:
-        """Add those of later documents."""
+        """Add the counts of later documents."""
         self.counts.update(later.counts)
         self.first = later.first | self.first
 
 
 @dataclass(slots=True)
 class Rows:
-    """What is held of each document: (n, ...) arrays by document, and those of texts that are not blank.
+    """Arrays with a row for each of n documents: all that is kept of a document in memory.
 
     Args:
-        ids: hashes of the ids, (n, 2).
-        places: where it stands, by which its part reads it again, (n,).
-        lines: the number of its line, (n,); 0 where there is none.
-        marks: a hash of its annotation, (n,).
-        filled: whether its text is not blank, (n,).
-        prints: the fingerprints of the texts that are not blank.
+        ids: hashes of the ids, (n, 2) of uint64.
+        places: the place by which the document's Part reads it again, (n,) of int64.
+        lines: the number of the document's line, (n,) of int64; 0 where there is none.
+        marks: a hash of the document's annotation, (n,) of uint64.
+        filled: whether the text is not blank, (n,) of bool.
+        prints: the fingerprints of the texts that are not blank, in their order.
     """
 
     ids: NDArray[Any]
@@ -117,7 +126,7 @@ class Rows:
 
     @classmethod
     def joined(cls, batches: Sequence[Rows]) -> Rows:
-        """Return the rows of all batches."""
+        """Return the rows of all `batches`, in their order."""
         import numpy as np
 
         every = batches or [rows_of([], [])]
@@ -133,20 +142,20 @@ class Rows:
 
 @dataclass(slots=True)
 class Survey:
-    """The findings in a part of a file, and what is counted for the rules that compare documents.
+    """The findings in a part of a file, and the counts for the rules that compare documents.
 
     Args:
         tally: the findings.
-        decomposed: those of texts that are not in NFC, which only count where `composed` is True.
+        decomposed: findings of texts that are not in NFC. They count only if the corpus has composed characters too.
         composed: whether a text has composed characters.
-        documents: how many could be read.
-        annotated: how many of these have entities.
+        documents: the number of documents that could be read.
+        annotated: the number of these that have entities.
         first: the file of the first document.
-        stated: counts of the entities as they are stated.
+        stated: counts of the entities as the file states them.
         labels: counts of the labels.
         surfaces: counts of the entities by label and text.
-        notes: what reading noted.
-        rows: what is held of each document, a value for each batch.
+        notes: what reading noted, with counts.
+        rows: what is kept of each document; one value for each batch.
     """
 
     tally: Tally = field(default_factory=Tally)
@@ -162,7 +171,7 @@ class Survey:
     rows: list[Rows] = field(default_factory=list)
 
     def add(self, later: Survey) -> None:
-        """Add that of a later part."""
+        """Add the survey of a later part, or of another file."""
         self.tally.add_all(later.tally)
         self.decomposed.add_all(later.decomposed)
         self.composed |= later.composed
@@ -177,10 +186,10 @@ class Survey:
 
 
 def survey(demands: Demands, task: tuple[Part, Shift | None]) -> Survey:
-    """Check each document of a part by itself; an engine's function.
+    """Check each document of a part by itself. An engine applies this function to all parts of a file.
 
     Raises:
-        DataError: the file cannot be read any further.
+        DataError: the rest of the file cannot be read.
     """
     part, shift = task
     result = Survey()
@@ -204,7 +213,7 @@ def repaired_documents(part: Part, shift: Shift | None) -> Iterator[RawDocument]
     """Yield the documents of `part` that can be read, with wrong entities moved to their place or dropped.
 
     Raises:
-        DataError: the file cannot be read any further.
+        DataError: the rest of the file cannot be read.
     """
     for _, item in part.read(Counter()):
         if isinstance(item, RawDocument):
@@ -212,7 +221,7 @@ def repaired_documents(part: Part, shift: Shift | None) -> Iterator[RawDocument]
 
 
 def repaired(document: RawDocument, shift: Shift | None) -> RawDocument:
-    """Return `document` with wrong entities moved to their place or dropped."""
+    """Return `document` with each wrong entity moved to its right place, or dropped if that is not known."""
     return _check_offsets(document, shift, Stated(), Tally())
 
 
@@ -232,7 +241,7 @@ def _check_batch(
 
 
 def rows_of(places: Sequence[int], documents: Sequence[RawDocument]) -> Rows:
-    """Return what is held of documents that stand at `places`."""
+    """Return what is kept of `documents`, whose places in their part are `places`."""
     import numpy as np
 
     filled = np.array([bool(document.text.strip()) for document in documents], dtype=bool)
@@ -248,18 +257,18 @@ def rows_of(places: Sequence[int], documents: Sequence[RawDocument]) -> Rows:
 
 
 def annotation_of(document: RawDocument) -> frozenset[tuple[int, int, str]]:
-    """Return the spans of a document with their labels."""
+    """Return the entities of a document as a set of (start, end, label)."""
     return frozenset((entity.start, entity.end, entity.label) for entity in document.entities)
 
 
 def _mark(document: RawDocument) -> bytes:
-    """Return 8 bytes that are those of another document where both have the same annotation."""
+    """Return a hash of 8 bytes that is the same for documents with the same annotation."""
     annotation = repr(sorted(annotation_of(document))).encode("utf-8", "surrogatepass")
     return blake2b(annotation, digest_size=8).digest()
 
 
 def _check_offsets(document: RawDocument, shift: Shift | None, stated: Stated, tally: Tally) -> RawDocument:
-    """Count wrong offsets and defects, and return the document with wrong entities moved to their place or dropped."""
+    """Count wrong offsets and defects. Return the document with each wrong entity moved to its place or dropped."""
     entities = []
     is_changed = False
     stated.entities += len(document.entities)
@@ -291,7 +300,7 @@ def _check_offsets(document: RawDocument, shift: Shift | None, stated: Stated, t
 
 
 def _text_at(document: RawDocument, entity: RawEntity) -> str:
-    """Say what the text has at the offsets of a wrong entity."""
+    """Say what stands in the text at the offsets of a wrong entity."""
     if not 0 <= entity.start <= entity.end <= len(document.text):
         return f"the text has {len(document.text)} characters"
     return f"{excerpt(document.text[entity.start : entity.end])} stands there"
@@ -373,12 +382,12 @@ def _check_borders(document: RawDocument, entity: RawEntity, tally: Tally) -> No
 
 @lru_cache(maxsize=10_000)
 def _joins(character: str) -> bool:
-    """Whether it is a letter, or a mark, of a script with spaces between words."""
+    """Return whether `character` is a letter or a combining mark of a script with spaces between words."""
     return _UNSPACED.match(character) is None and unicodedata.category(character)[0] in "LM"
 
 
 def _check_labels(document: RawDocument, schema: Collection[str], result: Survey) -> None:
-    """Count the labels, and the entities whose label is not in a non-empty `schema`."""
+    """Count the entities of each label, and those with a label that is not in `schema`, if `schema` is not empty."""
     result.labels.count(document)
     for entity in document.entities if schema else ():
         if entity.label not in schema and not result.tally.again(Rule.LABEL_OUTSIDE):

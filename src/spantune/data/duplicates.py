@@ -1,11 +1,11 @@
 """Find duplicate and near-duplicate texts in a file and between files, and whether their annotations agree.
 
-A text in two splits makes the scores on it too high, and a text annotated in two ways teaches at least one error. Blank
-texts are not compared. The annotations of near-duplicates conflict if a surface that both texts contain is an entity in
-only one of them; its position is not compared.
+A text in two splits makes the scores on it too high. A text that is annotated in two ways teaches at least one error.
+Blank texts are not compared. The annotations of near-duplicates conflict if a surface that both texts contain is an
+entity in only one of them; its position is not compared.
 
-What is compared are the hashes that `document_checks` made. A document is read again only where its text is needed: as
-an example, or to compare it with one that it may be similar to.
+The hashes that `document_checks` made are compared. A document is read again only if its text is needed: for an
+example, or to compare it with a text that may be similar.
 """
 
 from __future__ import annotations
@@ -26,47 +26,51 @@ from spantune.data.rules import Rule
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_CHUNK = 256  # pairs that are compared together
+_CHUNK = 256  # pairs of texts in one task
 _CONFLICTING = {
     Rule.NEAR_DUPLICATE: Rule.CONFLICTING_NEAR_DUPLICATE,
     Rule.SHARED_NEAR_DUPLICATE: Rule.CONFLICTING_SHARED_NEAR_DUPLICATE,
 }
 File = tuple[Part, Shift | None]
-"""What reads the documents of a file again, and the shift by which its wrong offsets are corrected."""
+"""The part that reads any document of a file again, and the shift that corrects wrong offsets of the file."""
 
 
 class Spot(NamedTuple):
-    """Where a document stands: the number of its file, its place there, and its line."""
+    """Where a document stands: the number of its file, its place for `Part.document`, and its line."""
 
     file: int
     place: int
     line: int
 
     def document(self, files: Sequence[File]) -> RawDocument:
-        """Read the document again."""
+        """Read the document again from its file, with wrong offsets repaired."""
         part, shift = files[self.file]
         return repaired(part.document(self.place, self.line), shift)
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What is held of the documents of a file, as one array each; see Rows."""
+    """What is kept of the documents of a file, with one array for the whole file; see Rows."""
 
     file: File
     rows: Rows
 
     @classmethod
     def of(cls, part: Part, shift: Shift | None, batches: Sequence[Rows]) -> Stack:
-        """Join the rows of batches."""
+        """Return the stack of a file whose documents were checked in `batches`."""
         return cls((part, shift), Rows.joined(batches))
 
     def spot(self, row: int, file: int = 0) -> Spot:
-        """Return where the document of a row stands, in the file of that number."""
+        """Return the spot of the document in `row`; `file` is the number of this file."""
         return Spot(file, int(self.rows.places[row]), int(self.rows.lines[row]))
 
 
 class Pair(NamedTuple):
-    """Two texts to compare, each by one document of each annotation and file; `is_like` if they surely are alike."""
+    """Two texts to compare.
+
+    `earlier` and `later` have the spots of the documents with the one and the other text: for each file and each
+    annotation the first document. `is_like` is True if the texts are equal when folded and need no comparison.
+    """
 
     is_like: bool
     earlier: tuple[Spot, ...]
@@ -74,7 +78,7 @@ class Pair(NamedTuple):
 
 
 class Near(NamedTuple):
-    """A finding: texts that are alike, where, an example, and the place and the example of a conflict if any."""
+    """A finding: the rule, where the later text stands, an example, and the place and example of a conflict, if any."""
 
     rule: Rule
     where: str
@@ -83,7 +87,7 @@ class Near(NamedTuple):
 
 
 def check_ids(stack: Stack, tally: Tally) -> None:
-    """Count the documents of a file that have the id of an earlier one."""
+    """Count the documents of a file whose id an earlier document of the file has."""
     import numpy as np
 
     firsts = first_equal(stack.rows.ids)
@@ -94,7 +98,7 @@ def check_ids(stack: Stack, tally: Tally) -> None:
 
 
 def check_repetition(stacks: Sequence[Stack], tally: Tally, engine: Engine = HERE) -> None:
-    """Count the texts that are duplicates or near-duplicates of one of the same or another file."""
+    """Count the texts that repeat, exactly or nearly, an earlier text of the same or of another file."""
     texts = _Texts(stacks)
     files = [stack.file for stack in stacks]
     for rule, found in texts.equal().items():
@@ -115,7 +119,7 @@ def check_repetition(stacks: Sequence[Stack], tally: Tally, engine: Engine = HER
 
 @dataclass(slots=True)
 class _Found:
-    """How often a rule is broken, and the first document that does so with the earlier one, as rows."""
+    """The number of findings of a rule, and the rows of the first such document and of the earlier one it repeats."""
 
     row: int
     earlier: int
@@ -123,7 +127,7 @@ class _Found:
 
 
 class _Texts:
-    """The texts of all files that are not blank, by rows: where each stands, its annotation, and which are equal."""
+    """The texts of all files that are not blank, one in each row: its spot, its annotation, and its equal texts."""
 
     def __init__(self, stacks: Sequence[Stack]):
         import numpy as np
@@ -141,11 +145,11 @@ class _Texts:
         self._begins: NDArray[Any] = np.cumsum(self._sizes) - self._sizes
 
     def spot(self, row: int) -> Spot:
-        """Return where the document of a row stands."""
+        """Return the spot of the document in `row`."""
         return Spot(int(self._files[row]), int(self._places[row]), int(self._lines[row]))
 
     def equal(self) -> dict[Rule, _Found]:
-        """Count the documents that repeat one of their file, and the texts once that are in several files."""
+        """Count the documents that repeat a text of their file, and the texts that occur in several files."""
         findings: dict[Rule, _Found] = {}
         for first in (self._sizes > 1).nonzero()[0].tolist():
             for rule, row, earlier in self._repetitions(self._copies(first)):
@@ -153,7 +157,7 @@ class _Texts:
         return findings
 
     def pairs(self) -> tuple[list[int], list[Pair]]:
-        """Return the later row of each pair that is or may be alike, and the pairs, in the order of their rows."""
+        """Return the pairs of texts that are or may be similar, in order of their rows, and each pair's later row."""
         likeness = self._likeness
         known = [(earlier, later, True) for earlier, later in likeness.folded.tolist()]
         found = sorted(known + [(earlier, later, False) for earlier, later in likeness.candidates.tolist()])
@@ -163,13 +167,13 @@ class _Texts:
         return [later for _, later, _ in found], pairs
 
     def _copies(self, first: int) -> list[int]:
-        """Return the rows that have the text of the row `first`, which is the first of them."""
+        """Return all rows with the same text as the row `first`, in order; `first` is the first of them."""
         begin = self._begins[first]
         rows: list[int] = self._order[begin : begin + self._sizes[first]].tolist()
         return rows
 
     def _annotations(self, first: int) -> tuple[Spot, ...]:
-        """Return where the first document of each annotation and file stands, of those with the text of `first`."""
+        """Return the spots of the documents with the text of row `first`: the first for each file and annotation."""
         if self._sizes[first] == 1:
             return (self.spot(first),)
         firsts: dict[tuple[int, int], int] = {}
@@ -178,7 +182,7 @@ class _Texts:
         return tuple(self.spot(row) for row in firsts.values())
 
     def _repetitions(self, copies: Sequence[int]) -> Iterator[tuple[Rule, int, int]]:
-        """Yield what is wrong with documents of one text: the rule, the row of the document, and of the earlier one."""
+        """Yield (rule, row of a document, row of the earlier one) for what is wrong with documents of one text."""
         files, marks = self._files[copies].tolist(), self._marks[copies].tolist()
         first_of: dict[int, int] = {}
         conflicting: set[int] = set()
@@ -198,7 +202,7 @@ class _Texts:
 
 
 def _compared(files: Sequence[File], pairs: Sequence[Pair]) -> list[Near | None]:
-    """Compare pairs of texts; None for one that is not alike."""
+    """Compare pairs of texts; None for a pair that is not similar. An engine applies this function to the pairs."""
     shingles: dict[Spot, set[str]] = {}
 
     def of(spot: Spot) -> set[str]:
@@ -213,7 +217,7 @@ def _compared(files: Sequence[File], pairs: Sequence[Pair]) -> list[Near | None]
 
 
 def _near(files: Sequence[File], pair: Pair) -> Near:
-    """Return the finding of two texts that are alike."""
+    """Return the finding for two texts that are similar."""
     pairs = [(first, second) for first in pair.earlier for second in pair.later]
     rule = Rule.NEAR_DUPLICATE
     if between_files := [(first, second) for first, second in pairs if first.file != second.file]:
@@ -227,7 +231,7 @@ def _near(files: Sequence[File], pair: Pair) -> Near:
 
 
 def _conflict(first: RawDocument, second: RawDocument) -> tuple[str, str] | None:
-    """Return the place and an example of a conflict between the annotations of texts that are alike."""
+    """Return the place and an example of a conflict between the annotations of similar texts; None without conflict."""
     conflict = _missing(first, second) or _missing(second, first)
     return (place_of(second), f"{_pair(second, first)}: {conflict}") if conflict else None
 
@@ -237,7 +241,7 @@ def _surfaces(document: RawDocument) -> set[tuple[str, str]]:
 
 
 def _missing(first: RawDocument, second: RawDocument) -> str:
-    """Show an entity of `first` whose surface occurs in `second` and is not an entity there; "" if there is none."""
+    """Show an entity of `first` whose surface occurs in `second`, but is not an entity there; "" if there is none."""
     missing = sorted(_surfaces(first) - _surfaces(second))
     return next((f"{excerpt(surface)} ({label})" for surface, label in missing if surface in second.text), "")
 

@@ -1,8 +1,9 @@
 """Where the work on a corpus is done: in this process, in several on this machine, or on a Ray cluster.
 
-Work is written as functions of what all tasks share and of one task, which is a part of a corpus or a group of
-documents. An engine applies one to all tasks and yields the results in their order, so that what is made of them does
-not depend on the engine. Only so many tasks are under way that results do not pile up.
+The work is written as functions of two arguments: what all tasks share, and one task, which is a part of a corpus or a
+group of documents. An engine applies such a function to all tasks and yields the results in the order of the tasks, so
+that the outcome does not depend on the engine. At most twice as many tasks as workers are started ahead, so that
+finished results do not fill the memory.
 """
 
 from __future__ import annotations
@@ -28,25 +29,31 @@ Shared = TypeVar("Shared")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 LARGE = 32 << 20
-"""From so many bytes on a corpus is read in parts, and by several processes."""
+"""A corpus of this many bytes or more is read in parts, by several processes."""
 PART = 16 << 20
-"""Bytes of a part at the most."""
+"""The most bytes of a part."""
 RETRIES = 5
-"""How often Ray begins a task again whose process died."""
+"""How often Ray starts a task again after its process died."""
 
 
 class Engine(Protocol):
-    """Applies functions to tasks; `workers` is how many at a time."""
+    """Applies functions to tasks; `workers` is the number of tasks that run at the same time."""
 
     workers: int
 
     def map(
         self, function: Callable[[Shared, Task], Result], shared: Shared, tasks: Sequence[Task], what: str
     ) -> Iterator[Result]:
-        """Yield `function(shared, task)` for each of the tasks, in their order; `what` is said of it meanwhile.
+        """Yield `function(shared, task)` for each of the tasks, in their order.
+
+        Args:
+            function: what is applied; it must be importable in another process.
+            shared: its first argument, which is the same for all tasks.
+            tasks: its second arguments.
+            what: the name of the work, shown with the progress.
 
         Raises:
-            SpantuneError: what the function raised for the first task for which it raised something.
+            SpantuneError: the error of the first task that raised one.
         """
 
 
@@ -64,7 +71,7 @@ class Here:
 
 
 class Processes:
-    """The engine of several processes on this machine; they are started by `processes`."""
+    """The engine of several processes on this machine; `processes` starts them."""
 
     def __init__(self, pool: ProcessPoolExecutor, workers: int, folder: Path):
         self.workers = workers
@@ -76,10 +83,10 @@ class Processes:
         """Apply `function`; see Engine.
 
         Raises:
-            RunError: a process died.
+            RunError: a worker process was ended from outside, for example because memory ran out.
         """
         self._calls += 1
-        path = self._folder / f"{self._calls}.pickle"  # read once by each process, not sent with each task
+        path = self._folder / f"{self._calls}.pickle"  # each process reads it once; it is not sent with each task
         path.write_bytes(pickle.dumps((function, shared), pickle.HIGHEST_PROTOCOL))
 
         def begin(task: Task) -> Future[Result | SpantuneError]:
@@ -98,7 +105,7 @@ class Processes:
 
 
 class OnRay:
-    """The engine of the processes of a Ray cluster; `on_ray` connects to it."""
+    """The engine of a Ray cluster; `on_ray` connects to it."""
 
     def __init__(self, ray: Any, workers: int):
         self.workers = workers
@@ -110,7 +117,7 @@ class OnRay:
         """Apply `function`; see Engine.
 
         Raises:
-            RunError: a worker died more than `RETRIES` times over the same task.
+            RunError: worker processes died more than `RETRIES` times over the same task.
         """
         ray = self._ray
         reference = ray.put(shared)
@@ -128,17 +135,17 @@ class OnRay:
 
 
 HERE = Here()
-"""The one engine that needs no start."""
+"""The engine of this process; it needs no start."""
 
 
 @contextmanager
 def engine_for(size: int, cluster: Cluster | None = None, workers: int | None = None) -> Iterator[Engine]:
-    """Start what reads `size` bytes: Ray if a cluster is named, else so many processes as suit the size.
+    """Yield the engine for `size` bytes: a Ray cluster if one is named, otherwise processes on this machine.
 
     Args:
-        size: bytes of all files.
-        cluster: where Ray runs, and how many workers there are.
-        workers: processes on this machine, where there is no cluster; by the size and the cores if None.
+        size: bytes of all files together.
+        cluster: the address of the Ray cluster, and the number of workers.
+        workers: the number of processes where there is no cluster; if None, it follows from the size and the cores.
 
     Raises:
         ConfigError: Ray is not installed, or the address does not answer.
@@ -153,15 +160,15 @@ def engine_for(size: int, cluster: Cluster | None = None, workers: int | None = 
 
 @contextmanager
 def processes(workers: int) -> Iterator[Engine]:
-    """Start `workers` processes on this machine, which end with the block; none if it is one.
+    """Start `workers` processes on this machine, which end with the block. For one worker, none is started.
 
     Raises:
-        RunError: as `Processes.map`.
+        RunError: as `Processes.map` raises it.
     """
     if workers == 1:
         yield HERE
         return
-    context = multiprocessing.get_context("spawn")  # a copy of this process would have its locks, but not its threads
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads, but not the threads
     with tempfile.TemporaryDirectory(prefix="spantune-") as folder:
         pool = ProcessPoolExecutor(workers, context, _begin_worker)
         try:
@@ -176,7 +183,7 @@ def on_ray(address: str | None, workers: int | None = None) -> Iterator[Engine]:
 
     Args:
         address: `HOST:PORT`, `ray://HOST:PORT` or `auto`.
-        workers: how many tasks at a time; one for each CPU core if None.
+        workers: how many tasks run at the same time; if None, one for each CPU core of the cluster.
 
     Raises:
         ConfigError: Ray is not installed, or the address does not answer.
@@ -187,7 +194,7 @@ def on_ray(address: str | None, workers: int | None = None) -> Iterator[Engine]:
 
 
 def workers_for(size: int, workers: int | None) -> int:
-    """Return how many processes read `size` bytes: `workers` if given, else one for each core if they are many."""
+    """Return how many processes read `size` bytes: `workers` if given, else one per core from `LARGE` bytes on."""
     if workers is not None:
         return workers
     return usable_cores() if size >= LARGE else 1
@@ -196,7 +203,7 @@ def workers_for(size: int, workers: int | None) -> int:
 def _windowed(
     begin: Callable[[Task], Any], end: Callable[[Any], Result | SpantuneError], tasks: Iterable[Task], size: int
 ) -> Iterator[Result]:
-    """Begin tasks, `size` at a time, and yield their results in order."""
+    """Start tasks, at most `size` ahead of the results, and yield the results in order."""
     under_way: deque[Any] = deque()
     for task in tasks:
         under_way.append(begin(task))
@@ -213,7 +220,10 @@ def _result(result: Result | SpantuneError) -> Result:
 
 
 def _caught(function: Callable[[Shared, Task], Result], shared: Shared, task: Task) -> Result | SpantuneError:
-    """Return what the function returns, or the error that it raised for the user, which not every error survives."""
+    """Return the result of the function, or the SpantuneError that it raised.
+
+    The error is returned, because an error that is raised in another process may arrive here as another one.
+    """
     try:
         return function(shared, task)
     except SpantuneError as error:
@@ -223,7 +233,7 @@ def _caught(function: Callable[[Shared, Task], Result], shared: Shared, task: Ta
 def _in_folder(
     folder: str, function: Callable[[Shared, Task], Result], shared: Shared, task: Task
 ) -> Result | SpantuneError:
-    """As `_caught`, in the folder from which relative paths are meant, if this machine has it."""
+    """Do as `_caught`, in the folder to which relative paths refer, if this machine has that folder."""
     with suppress(OSError):
         os.chdir(folder)
     return _caught(function, shared, task)
@@ -241,7 +251,7 @@ def _loaded(path: str) -> tuple[Callable[[Any, Any], Any], Any]:
 
 
 def _begin_worker() -> None:
-    """Leave it to the first process to end this one, and end with it if it is killed."""
+    """Prepare a worker process: it ignores Ctrl-C, which the parent process handles, and ends when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,7 +1,7 @@
 """Count the findings of a corpus by rule, and report them.
 
-A finding keeps its count, its first place and one example, so that a corpus with a hundred thousand wrong offsets gives
-one line and not a log; `data check --fix` writes the log.
+For each rule, only the number of findings, the first place and one example are kept. So a corpus with a hundred
+thousand wrong offsets gives one line and not a log; `data check --fix` writes the log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ _EXAMPLE_CHARACTERS = 120
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The findings of one rule: how many, where the first one is (`file:line`), and what is there."""
+    """The findings of one rule.
+
+    Args:
+        name: the rule.
+        severity: `error`, `warning` or `info`.
+        count: the number of findings.
+        fixable: whether `--fix` repairs them.
+        message: what the rule found, in words.
+        where: the place of the first finding, as `file:line`.
+        example: what is wrong at that place.
+    """
 
     name: Rule
     severity: Severity
@@ -32,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of a check."""
+    """The result of a check: the files, their numbers of documents and entities, and a Finding for each broken rule."""
 
     files: tuple[str, ...]
     documents: int
@@ -55,16 +65,16 @@ class Report:
 
     @property
     def errors(self) -> int:
-        """The number of findings that are errors."""
+        """The number of errors: the sum of the counts of the findings with that severity."""
         return self._sum("error")
 
     @property
     def warnings(self) -> int:
-        """The number of findings that are warnings."""
+        """The number of warnings: the sum of the counts of the findings with that severity."""
         return self._sum("warning")
 
     def as_dict(self) -> dict[str, object]:
-        """Return the report as `--json` prints it."""
+        """Return the report as the JSON object that `--json` prints."""
         return {
             "files": list(self.files),
             "documents": self.documents,
@@ -80,7 +90,7 @@ class Report:
 
 @dataclass(slots=True)
 class _Count:
-    """How often a rule was broken, where first, an example, and what all its findings have in common."""
+    """The findings of one rule: place and example of the first, their number, and details that all of them share."""
 
     where: str
     example: str
@@ -89,7 +99,7 @@ class _Count:
 
 
 class Tally:
-    """Counts findings by rule and keeps the first example of each."""
+    """Counts findings by rule, and keeps the place and the example of the first finding of each rule."""
 
     def __init__(self) -> None:
         self._counts: dict[Rule, _Count] = {}
@@ -102,14 +112,17 @@ class Tally:
         self._counts[rule].count += count
 
     def again(self, rule: Rule) -> bool:
-        """Count one more finding of `rule` if there is one; so its place and example need not be made."""
+        """Count one more finding of `rule` if the tally already has one, and return whether it had one.
+
+        So a caller builds a place and an example, which takes time, for the first finding only.
+        """
         if (counted := self._counts.get(rule)) is None:
             return False
         counted.count += 1
         return True
 
     def add_all(self, later: Tally) -> None:
-        """Count the findings of a later part too."""
+        """Add the findings of `later`, the tally of a later part of the corpus."""
         for rule, counted in later._counts.items():
             if (earlier := self._counts.get(rule)) is None:
                 self._counts[rule] = counted
@@ -118,11 +131,11 @@ class Tally:
                 earlier.details += counted.details
 
     def add_defect(self, defect: Defect, where: str, example: str) -> None:
-        """Count a defect that a format's reader reports."""
+        """Count a defect that the reader of a format has reported."""
         self.add(defect.rule, where, f"{example}: {defect.message}")
 
     def explain(self, rule: Rule, detail: str) -> None:
-        """Add `detail`, what all findings of `rule` have in common, to its message."""
+        """Add `detail` to the message of `rule`: a fact that holds for all its findings."""
         if rule in self._counts:
             self._counts[rule].details.append(detail)
 
@@ -139,12 +152,12 @@ def _finding(rule: Rule, counted: _Count) -> Finding:
 
 
 def place(path: str | Path, line: int | None) -> str:
-    """Return `file:line`, or the file if there is no line."""
+    """Return `file:line`, or only the file where `line` is None."""
     return str(path) if line is None else f"{path}:{line}"
 
 
 def place_of(document: RawDocument, entity: RawEntity | None = None) -> str:
-    """Return the place of `document`, or of an entity of it, in its file."""
+    """Return the place of `document`, or of its `entity` if one is given, as `file:line`."""
     line = entity.line if entity is not None and entity.line is not None else document.line
     return place(document.path, line)
 
@@ -155,6 +168,6 @@ def excerpt(text: str, size: int = 30) -> str:
 
 
 def shown(document: RawDocument, entity: RawEntity) -> str:
-    """Return an entity as examples show it."""
+    """Return an entity as examples show it: surface, label and offsets, such as `'肺炎' (dis) [0, 2)`."""
     surface = document.text[max(entity.start, 0) : max(entity.end, 0)] if entity.surface is None else entity.surface
     return f"{excerpt(surface)} ({entity.label}) [{entity.start}, {entity.end})"

@@ -1,8 +1,8 @@
-"""Split a corpus that is read in parts, so that it need not fit memory; the result is that of `splitting.split`.
+"""Split a corpus that is read in parts, so that it need not fit into memory; the result equals `splitting.split`.
 
-The parts are read twice. First each document's strata, group, number and fingerprints are taken, which are all that is
-held of it, some 300 bytes. When it is known where each goes, each part writes its documents, one file for each split,
-and these are joined in the order of the parts.
+The parts are read twice. The first pass collects the strata, the group, the drawn number and the fingerprints of each
+document; about 300 bytes per document are kept. When the split of each document is known, the second pass writes the
+documents of each part into one file for each split. These files are then joined in the order of the parts.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ from spantune.data.splitting import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_BATCH = 1000  # documents that are in memory together
-_CHUNK = 256  # pairs of texts that are compared together
+_BATCH = 1000  # documents that are held in memory at a time
+_CHUNK = 256  # pairs of texts in one task
 _PARTS = ".parts"
 
 
 @dataclass(slots=True)
 class Traits:
-    """What is held of the documents of a part, and of several, by rows.
+    """What is kept of the n documents of a part, or of several parts, with a row for each document.
 
     Args:
         ids: hashes of the ids, (n, 2).
-        places: where each stands, by which its part reads it again, (n,).
-        lines: the number of its line, (n,).
-        drawn: the number in [0, 1) that is drawn for it, (n,).
-        strata: the strata that there are, in the order of the numbers that `kinds` has.
-        kinds: the number of the strata of each document, (n,).
-        groups: its group.
+        places: the place by which the document's Part reads it again, (n,).
+        lines: the number of the document's line, (n,).
+        drawn: the number in [0, 1) that is drawn for the document, (n,).
         prints: the fingerprints of the texts.
-        keys: the keys of meta, where groups are asked for.
-        has_groups: whether a document has `group` in its meta.
-        notes: what reading noted.
-        error: why the first document is wrong that is; nothing behind it is read.
-        sizes: how many documents each part has.
+        strata: the different sets of strata, each with its number.
+        kinds: for each document the number of its set of strata, (n,).
+        groups: for each document its group, or None.
+        keys: the keys that occur in meta, if groups are asked for.
+        has_groups: whether a document has the key `group` in its meta.
+        notes: what reading noted, with counts.
+        error: the error of the first document that cannot be used; no document after it is read.
+        sizes: the number of documents of each part.
     """
 
     ids: NDArray[Any]
@@ -81,7 +81,7 @@ class Traits:
 
     @classmethod
     def joined(cls, parts: Sequence[Traits], threshold: float) -> Traits:
-        """Return the traits of all documents of `parts`, in their order."""
+        """Return the traits of all documents of `parts`, in their order. `sizes` is left empty."""
         import numpy as np
 
         strata: dict[Strata, int] = {}
@@ -105,13 +105,13 @@ class Traits:
         )
 
     def spot(self, row: int) -> tuple[int, int]:
-        """Return the place and the line of the document of a row."""
+        """Return the place and the line of the document of `row`, by which its Part reads it again."""
         return int(self.places[row]), int(self.lines[row])
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The folder into which a split is written, which all machines see, and the format of its files."""
+    """The folder into which a split is written, which all machines must reach, and the format of its files."""
 
     folder: Path
     format: str
@@ -119,20 +119,28 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class _Output:
-    """Where parts of splits are written, in which format, under which names."""
+    """The folder for the files of parts, their format, and the names of the splits."""
 
     folder: Path
     format: str
     names: tuple[str, ...]
 
     def part(self, name: str, number: int) -> Path:
-        """Return the file for the documents of a part that go to the split `name`."""
+        """Return the file for the documents of part `number` that belong to the split `name`."""
         return self.folder / _PARTS / f"{name}-{number:06d}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A part to write: its number, its first row, the number of each row's split, and the rows whose ids are wanted."""
+    """A part to write.
+
+    Args:
+        part: the part.
+        number: its number.
+        begin: the row of its first document.
+        homes: for each of its documents the number of its split.
+        wanted: the rows of this part whose ids are returned.
+    """
 
     part: Part
     number: int
@@ -143,7 +151,7 @@ class _Task:
 
 @dataclass(slots=True)
 class _PartWritten:
-    """What a part wrote: documents and entities by split, the ids of the rows that were asked for, and notes."""
+    """What a part wrote: documents and entities by split, the ids of the wanted rows, and notes with counts."""
 
     documents: Counter[str] = field(default_factory=Counter)
     entities: dict[str, Counter[str]] = field(default_factory=dict)
@@ -160,19 +168,19 @@ class _PartWritten:
 
 
 def split_in_parts(source: Divided, rule: Rule, engine: Engine, target: Target, facts: Mapping[str, object]) -> Written:
-    """Split the file `source` by `rule`, and write every split and `split.json` into a folder, whole or not at all.
+    """Split the file `source` by `rule`, and write every split and `split.json`. Either all files are written, or none.
 
     Args:
         source: the corpus.
         rule: how it is split.
-        engine: what reads and writes the parts.
+        engine: where the parts are read and written.
         target: a new folder, and a format whose files can be joined.
-        facts: what the record says first.
+        facts: keys and values that the record has before its own.
 
     Raises:
-        ConfigError: the format is one whose files cannot be joined.
-        DataError: a document is wrong, a split would have no documents, none has the meta key that `rule.by` names, or
-            the folder holds something already or cannot be made.
+        ConfigError: files of the format cannot be joined.
+        DataError: a document cannot be used, a split would have no documents, no document has the meta key that
+            `rule.by` names, or the folder is not empty or cannot be made.
     """
     require_joinable(target.format)
     require_empty(target.folder)
@@ -205,11 +213,11 @@ def split_in_parts(source: Divided, rule: Rule, engine: Engine, target: Target, 
 
 
 def require_joinable(format: str) -> None:
-    """Check that files of `format` can be written in parts.
+    """Check that files of `format` can be written in parts and then joined.
 
     Raises:
         ConfigError: they cannot.
-        DataError: there is no such format.
+        DataError: there is no format of that name.
     """
     if not formats.of_name(format, writing=True).divisible:
         able = ", ".join(name for name in formats.FORMATS if formats.FORMATS[name].divisible)
@@ -220,7 +228,7 @@ def require_joinable(format: str) -> None:
 
 
 class _Strata(Sequence[Strata]):
-    """The strata of each document, of which each kind is held once."""
+    """The strata of each document. Equal sets of strata are stored once; a document has the number of its set."""
 
     def __init__(self, kinds: Sequence[Strata], numbers: Sequence[int]):
         self._kinds, self._numbers = kinds, numbers
@@ -233,10 +241,10 @@ class _Strata(Sequence[Strata]):
 
 
 def _traits(source: Divided, rule: Rule, engine: Engine) -> Traits:
-    """Go through the corpus.
+    """Read the corpus for the first time, and return the traits of all documents.
 
     Raises:
-        DataError: a document is wrong, or none has the key of groups.
+        DataError: a document cannot be used, an id is repeated, there are no documents, or none has a group.
     """
     import numpy as np
 
@@ -263,7 +271,7 @@ def _traits(source: Divided, rule: Rule, engine: Engine) -> Traits:
 
 
 def _traits_of(rule: Rule, part: Part) -> Traits:
-    """Return the traits of the documents of a part; an engine's function."""
+    """Return the traits of the documents of a part. An engine applies this function to all parts."""
     notes: Counter[str] = Counter()
     batches: list[Traits] = []
     rows: list[tuple[int, int, Document]] = []
@@ -305,7 +313,7 @@ def _batch(rows: Sequence[tuple[int, int, Document]], rule: Rule) -> Traits:
 
 
 def _copies(source: Divided, traits: Traits, rule: Rule, engine: Engine) -> list[tuple[int, int]]:
-    """Return the pairs (later, earlier) of rows whose texts are equal or alike, in order."""
+    """Return the sorted pairs (later, earlier) of rows whose texts are the same or nearly the same."""
     likeness = traits.prints.like()
     copies = [(row, first) for row, first in enumerate(likeness.first_of.tolist()) if first != row]
     copies += [(later, earlier) for earlier, later in likeness.folded.tolist()]
@@ -321,7 +329,7 @@ def _copies(source: Divided, traits: Traits, rule: Rule, engine: Engine) -> list
 
 
 def _are_alike(shared: tuple[Part, float], pairs: Sequence[tuple[tuple[int, int], tuple[int, int]]]) -> list[bool]:
-    """Compare the texts at pairs of spots; an engine's function."""
+    """Return for each pair of spots whether their texts are similar. An engine applies this function to the pairs."""
     whole, threshold = shared
     spots = {spot for pair in pairs for spot in pair}
     shingles = {spot: shingles_of(key_of(whole.text(*spot))) for spot in spots}
@@ -331,7 +339,7 @@ def _are_alike(shared: tuple[Part, float], pairs: Sequence[tuple[tuple[int, int]
 def _write(
     source: Divided, placement: Placement, traits: Traits, rows: Iterable[int], output: _Output, engine: Engine
 ) -> _PartWritten:
-    """Write the splits, and return their counts with the ids of `rows` and of what moved."""
+    """Write the splits; return their counts, and the ids of `rows` and of the documents that moved."""
     numbers = {name: number for number, name in enumerate(output.names)}
     homes = array("H", (numbers[name] for name in placement.homes))
     wanted = sorted({*rows, *placement.moved})
@@ -355,10 +363,10 @@ def _write(
 
 
 def _write_part(output: _Output, task: _Task) -> _PartWritten:
-    """Write the documents of a part, by their splits; an engine's function.
+    """Write the documents of a part into one file for each split. An engine applies this function to all parts.
 
     Raises:
-        DataError: the file has changed, or a document cannot be written.
+        DataError: the file has changed since it was first read, or a document cannot be written.
     """
     written = _PartWritten()
     documents: dict[str, list[Document]] = {name: [] for name in output.names}

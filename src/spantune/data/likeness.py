@@ -1,8 +1,8 @@
-"""Which texts are equal or nearly equal, found without comparing each with each.
+"""Find texts that are equal or nearly equal, without comparing each text with each other one.
 
-Of a text there are three fingerprints: a hash of it, a hash of its folded form, and MinHash in bands. Texts that share
-a band are candidates, and each pair of these is verified by its shingles. Fingerprints are all that is held of a
-corpus.
+Each text has three fingerprints: a hash of the text, a hash of its folded form, and its MinHash values (Broder, On the
+resemblance and containment of documents, 1997), which are hashed in bands. Texts that share a band are candidates; the
+shingles of each pair of candidates are then compared. Only the fingerprints of a corpus are kept in memory.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 THRESHOLD = 0.9
 
 _HASHES = 128
-_SKETCH = 64  # values of MinHash of which a byte is kept
-_RECALL = 0.9995
+_SKETCH = 64  # the number of MinHash values of which one byte each is kept
+_RECALL = 0.9995  # the probability that two texts with a similarity of exactly the threshold share a band
 _DIGITS = re.compile(r"\d+")
 _SIGNS = re.compile(r"[\W_]+")
-_WIDE = "\u2e80"  # the first character of the scripts in which a character counts for about three letters
-_NARROW_SHINGLE, _WIDE_SHINGLE = 4, 2  # characters
+_WIDE = "\u2e80"  # from this character on: scripts in which a character counts for about three letters
+_NARROW_SHINGLE, _WIDE_SHINGLE = 4, 2  # characters of a shingle
 _BATCH = 1 << 18  # characters whose shingles are hashed together
-_FEW = 256  # texts that share a band, of which all pairs are looked at together
+_FEW = 256  # the most texts of a band whose pairs are compared in one array
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Fingerprints:
     """The fingerprints of `n` texts.
 
     Args:
-        texts: hashes of the texts, (n, 2).
-        keys: hashes of their keys, (n, 2).
-        bands: hashes of the bands of MinHash, (n, bands).
-        sketches: a byte of each of the first values of MinHash, (n, 64).
-        threshold: the similarity from which on they find texts.
+        texts: hashes of the texts, (n, 2) of uint64.
+        keys: hashes of the folded texts (see `key_of`), (n, 2) of uint64.
+        bands: hashes of the bands of MinHash values, (n, bands) of uint64.
+        sketches: one byte of each of the first MinHash values, (n, 64) of uint8.
+        threshold: the Jaccard similarity from which pairs of texts are found.
     """
 
     texts: Hashes
@@ -58,10 +58,10 @@ class Fingerprints:
 
     @classmethod
     def of(cls, texts: Sequence[str], threshold: float = THRESHOLD) -> Fingerprints:
-        """Compute the fingerprints by which texts are found that are similar from `threshold` on.
+        """Compute the fingerprints of `texts`, which find the pairs with a similarity of `threshold` or more.
 
         Raises:
-            ConfigError: `threshold` is not a share above 0.
+            ConfigError: `threshold` is not in (0, 1].
         """
         import numpy as np
 
@@ -88,7 +88,7 @@ class Fingerprints:
         )
 
     def like(self) -> Likeness:
-        """Return which of the texts are equal, and which may be similar."""
+        """Return which of the texts are equal, equal when folded, or candidates for near-duplicates."""
         import numpy as np
 
         first_of = first_equal(self.texts)
@@ -100,7 +100,7 @@ class Fingerprints:
         return Likeness(first_of, folded, self._candidates(firsts))
 
     def _candidates(self, rows: Rows) -> Rows:
-        """Return the promising pairs of `rows` that share a band, in order: (pairs, 2)."""
+        """Return the pairs of `rows` that share a band and have similar sketches, sorted: (pairs, 2)."""
         import numpy as np
 
         found = [np.empty((0, 2), dtype=np.int64)]
@@ -123,8 +123,8 @@ class Fingerprints:
     def _promising(self, pairs: Rows) -> Rows:
         """Return the pairs of rows whose sketches agree about as often as those of similar texts.
 
-        The share of values that agree is an estimate of the similarity; one that is six standard deviations below the
-        threshold does not come from similar texts.
+        The share of equal values estimates the similarity. A pair is left out if its share is more than six standard
+        deviations below the threshold: similar texts practically never have such a share.
         """
         share = self.threshold
         fewest = _SKETCH * share - 6 * (_SKETCH * share * (1 - share)) ** 0.5
@@ -135,15 +135,16 @@ class Fingerprints:
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """Which rows belong together.
+    """Which rows have equal or similar texts.
 
     Args:
-        first_of: for each row the first row with the same text.
-        folded: the pairs (earlier, later) of rows whose texts differ, but not when folded; of many the earlier is the
-            first.
-        candidates: the pairs (earlier, later) of rows that share a band and look alike; each is still to be verified.
+        first_of: for each row the first row with the same text, (n,).
+        folded: the pairs (earlier, later) of rows whose texts differ, but are equal when folded, (pairs, 2). `earlier`
+            is the first row with that folded text.
+        candidates: the pairs (earlier, later) of rows that share a band and have similar sketches, (pairs, 2). Their
+            shingles are still to be compared.
 
-    Only the first row of a text is in a pair.
+    Of several rows with the same text, only the first is in pairs.
     """
 
     first_of: Rows
@@ -154,12 +155,12 @@ class Likeness:
 def near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[tuple[int, int]]:
     """Find the pairs (i, j), i < j, of positions in `texts` whose Jaccard similarity is `threshold` or more, in order.
 
-    Of texts that are equal after `fold`, each is paired with the first only, and only the first with other texts. So
-    the connected pairs are the groups of near-duplicates, and many repetitions give few pairs. Texts that consist of
-    numbers after `fold` are compared unfolded.
+    Of texts that are equal after `fold`, each is paired with the first only, and only the first is paired with other
+    texts. So the groups of near-duplicates are the connected components of the pairs, and many repetitions give few
+    pairs. Texts of which `fold` leaves only numbers are compared unfolded.
 
     Raises:
-        ConfigError: `threshold` is not a share above 0.
+        ConfigError: `threshold` is not in (0, 1].
     """
     prints = Fingerprints.of(texts, threshold)
     likeness = replace(prints, texts=prints.keys).like()
@@ -173,19 +174,19 @@ def near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[
 
 
 def key_of(text: str) -> str:
-    """Return what texts are compared by: `text` folded, or as it is if it consists of numbers after that."""
+    """Return the form in which texts are compared: `text` folded, or unfolded if folding leaves only numbers."""
     folded = fold(text)
     return folded if folded.strip("0") else text
 
 
 def fold(text: str) -> str:
-    """Return `text` without case, compatibility forms, numbers, white space and punctuation."""
+    """Return `text` casefolded and in NFKC, with each number as 0, without white space and punctuation."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     return _SIGNS.sub("", _DIGITS.sub("0", plain))
 
 
 def shingles_of(text: str) -> set[str]:
-    """Return the substring at each character: two characters from an ideograph on, else four."""
+    """Return the shingles of `text`: from each character on, four characters; two where an ideograph stands first."""
     return {
         text[place : place + (_WIDE_SHINGLE if character >= _WIDE else _NARROW_SHINGLE)]
         for place, character in enumerate(text)
@@ -193,16 +194,20 @@ def shingles_of(text: str) -> set[str]:
 
 
 def are_similar(one: set[str], other: set[str], threshold: float) -> bool:
-    """Whether the Jaccard index of two sets of shingles is `threshold` or more."""
+    """Return whether the Jaccard index of two sets of shingles is `threshold` or more."""
     shared = len(one & other)
     return shared >= threshold * (len(one) + len(other) - shared)
 
 
 def band_count(threshold: float) -> int:
-    """Return the fewest bands, and so candidates, that find a pair at `threshold` with `_RECALL`.
+    """Return how many bands the MinHash values are cut into, so that similar texts share one with enough probability.
+
+    With b bands of r values, texts of similarity s share a band with probability 1 - (1 - s^r)^b (Leskovec, Rajaraman
+    and Ullman, Mining of Massive Datasets, chapter 3). Of 8, 16, 32, 64 and 128 bands, the fewest with a probability
+    of `_RECALL` or more at `threshold` are taken, since fewer bands give fewer candidates.
 
     Raises:
-        ConfigError: `threshold` is not a share above 0.
+        ConfigError: `threshold` is not in (0, 1].
     """
     if not 0 < threshold <= 1:
         raise ConfigError(f"the similarity threshold is {threshold}; expected a share above 0, and 1 at the most")
@@ -214,7 +219,7 @@ def band_count(threshold: float) -> int:
 
 
 def hashed(texts: Iterable[str]) -> Hashes:
-    """Return a hash of 128 bits of each text: (n, 2)."""
+    """Return a hash of 128 bits of each text: (n, 2) of uint64."""
     import numpy as np
 
     digests = b"".join(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts)
@@ -222,7 +227,7 @@ def hashed(texts: Iterable[str]) -> Hashes:
 
 
 def first_equal(hashes: Hashes) -> Rows:
-    """Return for each row of `hashes`, (n, 2), the first row that is equal to it: (n,)."""
+    """Return for each row of `hashes`, (n, 2), the index of the first row that is equal to it: (n,)."""
     import numpy as np
 
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable, so that the first of equal rows comes first
@@ -235,7 +240,7 @@ def first_equal(hashes: Hashes) -> Rows:
 
 
 def _pairs_of(rows: Rows) -> Iterator[Rows]:
-    """Yield all pairs of `rows`, which are in order, so many at a time that their sketches take little memory."""
+    """Yield all pairs of `rows`, which are sorted: at once if there are few rows, else row by row to save memory."""
     import numpy as np
 
     if len(rows) <= _FEW:
@@ -248,7 +253,7 @@ def _pairs_of(rows: Rows) -> Iterator[Rows]:
 
 
 def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield stretches of `keys` of some `_BATCH` characters."""
+    """Yield consecutive runs of `keys`, each with about `_BATCH` characters."""
     begin = characters = 0
     for place, key in enumerate(keys):
         characters += len(key)
@@ -260,7 +265,7 @@ def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _min_hashes(keys: Sequence[str]) -> NDArray[np.uint32]:
-    """Return the MinHash of the shingles of each of `keys`: (n, 128)."""
+    """Return the MinHash values of the shingles of each of `keys`: (n, 128)."""
     import numpy as np
     from rensa import RMinHash
 
@@ -272,7 +277,7 @@ def _min_hashes(keys: Sequence[str]) -> NDArray[np.uint32]:
 
 
 def _banded(values: NDArray[np.uint32], bands: int) -> Hashes:
-    """Return a hash of each band of `values`, (n, 128), the values that stand beside each other: (n, bands)."""
+    """Return a hash of each band of `values`, (n, 128): (n, bands). The values of a band are adjacent columns."""
     import numpy as np
 
     result = np.zeros((len(values), bands), dtype=np.uint64)
@@ -282,10 +287,10 @@ def _banded(values: NDArray[np.uint32], bands: int) -> Hashes:
 
 
 def _shingle_hashes(keys: Sequence[str]) -> Hashes:
-    """Return the hash of the shingle at each character of each key, one key behind the other."""
+    """Return a hash of the shingle at each character of each key, the keys one after another: (characters,)."""
     import numpy as np
 
-    gap = _NARROW_SHINGLE - 1  # zeros behind each key, so that no shingle reaches into the next one
+    gap = _NARROW_SHINGLE - 1  # zeros after each key, so that no shingle reaches into the next key
     codes = np.frombuffer(("\0" * gap).join([*keys, ""]).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     codes = codes.astype(np.uint64)
     lengths = np.array([len(key) for key in keys], dtype=np.int64)

@@ -1,8 +1,8 @@
 """Read the train, dev and test documents that a recipe names.
 
-Training, its report and every command that evaluates a run read them in this way, without a tokenizer or torch. Nothing
-is cut or dropped here; repairs made in reading are counted in `notes`. A recipe without train or dev documents is
-refused.
+Training, its report and every command that evaluates a run read their documents in this way, without a tokenizer or
+torch. No document is cut or dropped here; repairs made in reading are counted in `notes`. A recipe without train or
+dev documents is refused.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from spantune.data.raw.document import Options
 
 @dataclass(frozen=True)
 class Splits:
-    """The documents of the three splits; `notes` say what reading repaired, `merges` what several files made of each.
+    """The documents of the three splits of a recipe.
 
-    `merges` are for the user's eyes, and are among the notes too.
+    `notes` has a line for each file that was read, for each kind of repair, and for each merge of several files.
+    `merges` has only the lines about merges, which are shown to the user; they are in `notes` too.
     """
 
     train: tuple[Document, ...]
@@ -31,13 +32,18 @@ class Splits:
 
 
 def read_splits(data: config.Data) -> Splits:
-    """Read the documents of a recipe: dev and test from files, or from the front of the first training file.
+    """Read the documents of a recipe.
 
-    Of several files of a split, a document of a later one replaces the one with the same text in an earlier one. What
-    is held out of the first file stays held out when further files are named, corrected or not.
+    Dev documents come from `data.dev`. Without it, the first documents of the first training file are held out; see
+    `holdout`. Test documents come from `data.test`; without it, they are the dev documents.
+
+    A split may have several files. A document of a later file then replaces the document with the same text in an
+    earlier file. A document that is held out stays held out, even if a later training file replaces it. With
+    `data.limit`, documents of later training files are chosen first.
 
     Raises:
-        DataError: a file is not what it should be, or nothing is left to train on.
+        ConfigError: `data.holdout` is too small to hold out a document.
+        DataError: a file cannot be read as its format, or no document is left to train on or to hold out.
     """
     notes: list[str] = []
     merges: list[str] = []
@@ -66,7 +72,7 @@ def read_splits(data: config.Data) -> Splits:
 
 
 def _read_all(files: config.Files, data: config.Data, notes: list[str]) -> list[tuple[str, Sequence[Document]]]:
-    """The documents of each of the files, with its name."""
+    """Return the name and the documents of each file, and add what reading noted to `notes`."""
     options = Options(
         column=data.column, joiner=data.joiner, label=data.label, encoding=data.encoding, offsets=data.offsets
     )
@@ -83,7 +89,7 @@ def _read_all(files: config.Files, data: config.Data, notes: list[str]) -> list[
 
 
 def _with_format(error: DataError, path: str, stated: str | None, options: Options) -> DataError:
-    """Return `error` with the remedy where `data.format` states another format than that of the file."""
+    """Return `error`; if the file looks like another format than `data.format` states, add the remedy."""
     try:
         found = formats.detect(path, options)
     except DataError:
@@ -95,7 +101,7 @@ def _with_format(error: DataError, path: str, stated: str | None, options: Optio
 
 
 def _merged(corpora: Sequence[tuple[str, Sequence[Document]]], merges: list[str]) -> Merged:
-    """Unite the files of one split, and say what became of the documents of the later ones."""
+    """Unite the files of one split. If there are several, add a line to `merges` that says what became of the files."""
     merged = merge_corpora(corpora)
     if len(corpora) > 1:
         names = ", ".join(name for name, _ in corpora)
@@ -104,10 +110,10 @@ def _merged(corpora: Sequence[tuple[str, Sequence[Document]]], merges: list[str]
 
 
 def holdout(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:
-    """Split into (train, held): the first `int(len * share)` documents are held out, as in the tutorial.
+    """Split `documents` into (train, held out). The first `int(len * share)` are held out, as in the tutorial.
 
     Raises:
-        ConfigError: `share` is not in [0, 1), or holds out nothing of so few documents.
+        ConfigError: `share` is not in [0, 1), or is above 0 and too small to hold out one document.
     """
     if not 0 <= share < 1:
         raise ConfigError(f"data.holdout is {share}; expected a share from 0 up to, but not including, 1")
@@ -126,12 +132,15 @@ def limit(documents: Sequence[Document], count: int | None) -> list[Document]:
 
 
 def _limited(documents: Sequence[tuple[Document, bool]], count: int | None) -> list[Document]:
-    """Return `count` documents in their order, those first taken that are of later files, which each pair says."""
+    """Return at most `count` documents in their order; those of later files are chosen first.
+
+    Each pair has a document and whether it comes from a later file.
+    """
     later_first = sorted(range(len(documents)), key=lambda index: not documents[index][1])
     return [documents[index][0] for index in sorted(later_first[:count])]
 
 
 def shared_texts(first: Iterable[Document], second: Iterable[Document]) -> list[str]:
-    """Return the texts that are in both, each once, in the order of `first`."""
+    """Return the texts that `first` and `second` have in common, each once, in the order of `first`."""
     texts = {document.text for document in second}
     return list(dict.fromkeys(document.text for document in first if document.text in texts))

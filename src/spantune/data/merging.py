@@ -1,8 +1,9 @@
 """Unite corpora: a document of a later one replaces the one with the same text in an earlier one.
 
-This is how corrected documents come back into a corpus. A replaced document stays at its place and keeps its id, so
-that splits and comparisons of runs stay as they were; documents with new texts follow in their order. Texts that occur
-several times inside one corpus are left as they are. An id that another text has already is made unique.
+This is how corrected documents come back into a corpus. A document that replaces another one takes its position and
+its id, so that splits and comparisons of runs stay as they were. Documents with new texts are appended in their order.
+Texts that occur several times in one corpus are not reduced. If another text already has the id of an appended
+document, the document gets a new id.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from spantune.core import Document, Entity
 
 @dataclass(frozen=True)
 class Merged:
-    """The united documents, and what became of those of the later corpora.
+    """The united documents, and what became of the documents of the later corpora.
 
     Args:
-        documents: all of them; those of the first corpus, or what replaced them, come first.
-        places: for each document the index of the one in the first corpus that it is, or that it replaced; None for one
-            that a later corpus added.
-        added: documents whose text no earlier corpus has.
-        replaced: documents that took the place of earlier ones with another annotation.
-        unchanged: documents that an earlier corpus has with the same annotation; the earlier ones stay.
-        renamed: documents that got another id, since theirs was that of another text.
-        left_out: earlier documents of texts that a later corpus has fewer times.
+        documents: all documents. Those of the first corpus, or their replacements, come first.
+        places: for each document, the index in the first corpus of the document that it is or that it replaced; None
+            if a later corpus added it.
+        added: the number of documents whose text no earlier corpus has.
+        replaced: the number of documents that replaced earlier ones because their annotation differs.
+        unchanged: the number of documents that an earlier corpus has with the same annotation; the earlier ones stay.
+        renamed: the number of documents that got a new id, because another text had theirs.
+        left_out: the number of earlier documents that were dropped, because a later corpus has their text fewer times.
     """
 
     documents: tuple[Document, ...]
@@ -38,7 +39,7 @@ class Merged:
     left_out: int = 0
 
     def described(self) -> str:
-        """What became of the documents of the later corpora, in words."""
+        """Say in words what became of the documents of the later corpora."""
         parts = [f"{self.added} added", f"{self.replaced} replaced by the later annotation of their text"]
         parts += [f"{self.unchanged} unchanged"] if self.unchanged else []
         parts += [f"{self.renamed} with a new id, since theirs is that of another text"] if self.renamed else []
@@ -47,7 +48,11 @@ class Merged:
 
 
 def merge_corpora(corpora: Sequence[tuple[str, Sequence[Document]]]) -> Merged:
-    """Unite at least one corpus, each given with the name of its file; later ones are right about texts of both."""
+    """Unite corpora, each given with the name of its file. Where two have the same text, the later one is right.
+
+    Args:
+        corpora: at least one pair (file name, documents). The file name serves to make ids unique.
+    """
     _, first = corpora[0]
     merged = Merged(tuple(first), tuple(range(len(first))))
     for name, documents in corpora[1:]:
@@ -56,7 +61,7 @@ def merge_corpora(corpora: Sequence[tuple[str, Sequence[Document]]]) -> Merged:
 
 
 def conflicting(documents: Sequence[Document]) -> list[Document]:
-    """Return the first document of each text that is in `documents` with several annotations."""
+    """Return the first document of each text that has different annotations in `documents`."""
     first: dict[str, Document] = {}
     annotations: dict[str, set[tuple[Entity, ...]]] = {}
     for document in documents:
@@ -66,12 +71,12 @@ def conflicting(documents: Sequence[Document]) -> list[Document]:
 
 
 def count_predicted(documents: Sequence[Document]) -> int:
-    """Count the documents with scores: they are a model's predictions, which nobody has corrected."""
+    """Count the documents with scores. Scores show that a model predicted the entities and nobody corrected them."""
     return sum(any(entity.score is not None for entity in document.entities) for document in documents)
 
 
 def _updated(merged: Merged, name: str, documents: Sequence[Document]) -> Merged:
-    """Return `merged` with the documents of one more corpus."""
+    """Return `merged` with the documents of one more corpus, whose file is `name`."""
     earlier: dict[str, list[Document]] = {}
     later: dict[str, list[Document]] = {}
     for document in merged.documents:
@@ -84,7 +89,7 @@ def _updated(merged: Merged, name: str, documents: Sequence[Document]) -> Merged
         if text in earlier and _annotations(same) != _annotations(earlier[text])
     }
     kept: list[tuple[Document, int | None]] = []
-    extra: list[tuple[Document, int | None]] = []  # more documents of a text than there were: their ids are new
+    extra: list[tuple[Document, int | None]] = []  # documents of a text that occurred fewer times before
     for document, place in zip(merged.documents, merged.places, strict=True):
         if document.text not in changed:
             kept.append((document, place))
@@ -113,12 +118,12 @@ def _updated(merged: Merged, name: str, documents: Sequence[Document]) -> Merged
 
 
 def _annotations(documents: Sequence[Document]) -> list[tuple[Entity, ...]]:
-    """What documents of one text state of it; entities are equal whatever their scores are."""
+    """Return the entities of each of `documents`, which have one text. Entities are equal whatever their scores are."""
     return [document.entities for document in documents]
 
 
 def _free_id(id: str, stem: str, used: set[str]) -> str:
-    """Return `id`, or where it is used the first free one of STEM:ID, STEM:ID-2, STEM:ID-3, …"""
+    """Return `id`, or if it is used the first unused id of STEM:ID, STEM:ID-2, STEM:ID-3, …"""
     free, number = id, 1
     while free in used:
         free = f"{stem}:{id}" if number == 1 else f"{stem}:{id}-{number}"

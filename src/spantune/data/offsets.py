@@ -1,10 +1,10 @@
 """Find wrong offsets, the one shift by which a whole file is wrong, and the right place of an entity.
 
-The offsets of a file are not wrong at random: they count from 1, in UTF-16 units as JavaScript and Java do, in UTF-8
-bytes, or each CRLF as one character. The user may name the unit, and `settled`, which every file passes, converts it.
-Otherwise the shift is estimated from the wrong entities and used only if it corrects nine in ten of them. An entity is
-moved only to a place where its text occurs, and never if the text at its own place differs in white space only. One
-without its text is not moved, nor one with several possible places.
+The offsets of a file are not wrong at random. They count from 1, or in UTF-16 units as in JavaScript and Java, or in
+UTF-8 bytes, or with each CRLF as one character. The user may name the unit; `settled`, through which every file passes,
+then converts the offsets. Otherwise the shift is estimated from the wrong entities, and it is used only if it corrects
+nine in ten of them. An entity is moved only to a place where its text occurs. It is not moved if the text at its own
+place differs in white space only, if the file does not state its text, or if there are several possible places.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ DOUBTFUL = Defect(
 )
 
 ENOUGH = 0.9  # the share of the wrong entities that a shift must correct
-_REACH = 1000  # characters; no way of counting is wrong by more
-_FEW = 3  # wrong entities; with fewer in an otherwise right file no shift is assumed
+_REACH = 1000  # the largest distance, in characters, at which the text of an entity is looked for
+_FEW = 3  # the fewest wrong entities from which a shift is estimated in a file that has right ones too
 
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """How the offsets of a file are wrong: counted in `unit`, or `by` code points too small.
+    """How the offsets of a file are wrong: they count in `unit`, or they are `by` code points too small.
 
     With `whole` the shift applies to every entity of the file, even to one whose text occurs at its stated offsets.
     """
@@ -46,7 +46,7 @@ class Shift:
     whole: bool = True
 
     def start(self, text: str, stated: int) -> int | None:
-        """Return the start in code points for the offset `stated`; None if it is inside a character."""
+        """Return the start in code points for the offset `stated`; None if no character begins there."""
         return code_point(text, stated, UNITS[self.unit]) if self.unit else stated + self.by
 
     def __str__(self) -> str:
@@ -57,9 +57,18 @@ class Shift:
 
 
 def settled(items: Iterable[Item], unit: Unit | None, notes: Counter[str]) -> Iterator[Item]:
-    """Yield `items` with offsets in code points, which `unit` says what they count in; without it, doubts are marked.
+    """Yield `items` with offsets in code points.
 
-    A stated text that differs from the text at the offsets in white space only is replaced by it.
+    A stated text that differs from the text at the offsets in white space only is replaced by the latter.
+
+    Args:
+        items: documents and errors from the reader of a format.
+        unit: what the stated offsets count. If None, they are taken for code points, and entities for which that is in
+            doubt get the defect OFFSET_UNIT.
+        notes: counts the documents whose offsets were not converted, because they fit as code points only.
+
+    Yields:
+        The documents and errors. An offset that cannot be converted gives a DataError in place of its document.
     """
     for item in items:
         if isinstance(item, DataError):
@@ -81,7 +90,11 @@ def _settled(document: RawDocument, unit: Unit | None, notes: Counter[str]) -> R
 
 
 def _converted(document: RawDocument, unit: Unit, notes: Counter[str]) -> RawDocument:
-    """Return `document` with its offsets converted from `unit`, unless its stated texts fit as code points only."""
+    """Return `document` with its offsets converted from `unit`; unchanged if its stated texts fit as code points only.
+
+    Raises:
+        DataError: an offset is inside a character or outside the text, counted in `unit`.
+    """
     text = document.text
     entities: list[RawEntity] = []
     for entity in document.entities:
@@ -106,19 +119,19 @@ def _converted(document: RawDocument, unit: Unit, notes: Counter[str]) -> RawDoc
 
 
 def _fits(document: RawDocument) -> bool:
-    """Whether entities with their text are there, and all at their offsets."""
+    """Return whether the document states the text of an entity, and all stated texts occur at their offsets."""
     stated = [entity for entity in document.entities if entity.surface is not None]
     return bool(stated) and all(fault(document, entity) is None for entity in stated)
 
 
 def _tolerated(text: str, entity: RawEntity, is_doubted: bool) -> RawEntity:
-    """Return `entity` with the text at its offsets if only white space differs, and with the mark of a doubt."""
+    """Return `entity` with the text at its offsets if only white space differs; with OFFSET_UNIT if `is_doubted`."""
     if entity.defect is not None or not 0 <= entity.start < entity.end <= len(text):
         return entity
     if entity.surface is None:
         return replace(entity, defect=DOUBTFUL) if is_doubted and is_doubtful(text, entity.end) else entity
     found = text[entity.start : entity.end]
-    is_end_wrong = found.startswith(entity.surface)  # or right; a wrong end may be one of many, so it stays an error
+    is_end_wrong = found.startswith(entity.surface)  # or the end is right; a wrong end is an error, not tolerated
     if is_end_wrong or not agree(found, entity.surface):
         return entity
     start, end = entity.start, entity.end
@@ -148,14 +161,14 @@ def fault(document: RawDocument, entity: RawEntity) -> Rule | None:
 
 @dataclass(slots=True)
 class Starts:
-    """Right and wrong starts of entities: how many, and how many of them each shift would explain.
+    """Counts of right and wrong starts of entities, and of how many of them each possible shift would explain.
 
     Args:
-        right: entities whose text begins at their start.
-        wrong: the others that have their text.
-        corrected: of the wrong ones, those that are right counted in a unit.
-        unchanged: of the right ones, those that stay right counted in it.
-        distances: how many wrong ones each distance in code points would correct.
+        right: entities whose stated text begins at their start.
+        wrong: the other entities with a stated text.
+        corrected: for each unit, the wrong entities that are right if their start is counted in it.
+        unchanged: for each unit, the right entities whose start is the same if it is counted in it.
+        distances: for each distance in code points, the wrong entities that are right if they are moved by it.
     """
 
     right: int = 0
@@ -165,7 +178,7 @@ class Starts:
     distances: Counter[int] = field(default_factory=Counter)
 
     def count(self, document: RawDocument) -> None:
-        """Count the entities of a document that have their text."""
+        """Count the entities of a document that have a stated text."""
         text = document.text
         for entity in document.entities:
             if entity.surface is None:
@@ -180,7 +193,7 @@ class Starts:
                 self.distances.update(_distances(text, entity))
 
     def add(self, later: Starts) -> None:
-        """Add those of later documents."""
+        """Add the counts of later documents."""
         self.right += later.right
         self.wrong += later.wrong
         self.corrected.update(later.corrected)
@@ -188,7 +201,10 @@ class Starts:
         self.distances.update(later.distances)
 
     def shift(self) -> Shift | None:
-        """Return the shift that the wrong starts share; None if they share none."""
+        """Return the shift that explains nine in ten of the wrong starts; None if there is none.
+
+        A unit must also leave nearly all right starts right; one that does is preferred to a distance.
+        """
         right, wrong = self.right, self.wrong
         if not wrong:
             return None
@@ -203,7 +219,7 @@ class Starts:
 
 
 def shared_shift(documents: Iterable[RawDocument]) -> Shift | None:
-    """Return the shift that the wrong starts of a file share; None if they share none."""
+    """Return the shift that the wrong starts of a file share; None if they share none. See `Starts.shift`."""
     starts = Starts()
     for document in documents:
         starts.count(document)
@@ -211,7 +227,11 @@ def shared_shift(documents: Iterable[RawDocument]) -> Shift | None:
 
 
 def repaired_span(text: str, entity: RawEntity, shift: Shift | None) -> tuple[int, int] | None:
-    """Return the span of `entity` at its stated start, its shifted start or its only occurrence; None if unknown."""
+    """Return the right span of `entity`; None if it is unknown.
+
+    The span begins at the shifted or the stated start if the text of the entity occurs there, else at the only place
+    where the text occurs. Without a stated text, or with several places, it is unknown.
+    """
     if entity.surface is None:
         return None
     candidates = [entity.start]
@@ -225,7 +245,7 @@ def repaired_span(text: str, entity: RawEntity, shift: Shift | None) -> tuple[in
 
 
 def _distances(text: str, entity: RawEntity) -> set[int]:
-    """Return how far before (negative) or behind its stated start the text of `entity` occurs, within `_REACH`."""
+    """Return the distances, within `_REACH`, from the stated start to where the text occurs; negative if before it."""
     surface = re.escape(entity.surface or "")
     begin = max(entity.start - _REACH, 0)
     around = text[begin : max(entity.start + _REACH, 0)]

@@ -1,7 +1,8 @@
 """A corpus file in parts: held in memory as a whole, or read from the file again whenever a part is needed.
 
-What goes through a corpus takes `Part`s, each of which yields its documents and reads single ones again by where they
-stand. So a corpus of any size is gone through in bounded memory, and one that fits is read once.
+Code that processes a corpus works on `Part`s. A Part yields its documents, and reads a single document again by its
+place in the file. So the memory that is needed does not grow with the corpus, and a file that fits into memory is read
+only once.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from spantune.data.raw.text_files import Stretch
 
 DEFAULTS = Options()
 SMALLEST = 1 << 20
-"""Bytes of a part at the least, unless the file is smaller."""
+"""The fewest bytes of a part, unless the file is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file as its reader reports it; `notes` are the reader's notes with their counts."""
+    """A file in memory: its documents and errors as the reader yielded them, and the reader's notes with counts."""
 
     path: Path
     format: str
@@ -42,18 +43,18 @@ class Source:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The whole as one part."""
+        """The whole file as a single part."""
         return (Part(self.path, self.format, items=self.items),)
 
     @property
     def whole(self) -> Part:
-        """The part that reads any document again."""
+        """The part that can read any document of the file again."""
         return self.parts[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Divided:
-    """A file that is read in parts, each when it is needed."""
+    """A file that is read in parts, each part when it is needed."""
 
     path: Path
     format: str
@@ -61,17 +62,21 @@ class Divided:
 
     @property
     def whole(self) -> Part:
-        """A part that reads any document again."""
+        """A part that can read any document of the file again."""
         return self.parts[0]
 
     def held(self) -> Source:
-        """Read the file as a whole, as `read_source` does."""
+        """Read the whole file into memory, as `read_source` does.
+
+        Raises:
+            DataError: as `read_source` raises it.
+        """
         return read_source(self.path, self.format, replace(self.whole.options, stretch=None))
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Documents of a file: all of them, in `items`, or those of the stretch that `options` name."""
+    """Documents of a file: all of them, in `items`, or those in the stretch of the file that `options` has."""
 
     path: Path
     format: str
@@ -79,10 +84,13 @@ class Part:
     items: tuple[Item, ...] | None = None
 
     def read(self, notes: Counter[str]) -> Iterator[tuple[int, Item]]:
-        """Yield each item with the place by which `document` finds it again.
+        """Yield (place, item) for each document or error; `document` finds an item again by its place.
+
+        Args:
+            notes: what reading notes is counted here.
 
         Raises:
-            DataError: the file cannot be read any further.
+            DataError: the rest of the file cannot be read.
         """
         if self.items is not None:
             yield from enumerate(self.items)
@@ -94,7 +102,7 @@ class Part:
             yield starts[item.line - stretch.line] if item.line is not None else -1, item
 
     def document(self, place: int, line: int) -> RawDocument:
-        """Return the document at `place`, which stands in the line `line`, again.
+        """Read the document at `place`, which is in the line `line`, again.
 
         Raises:
             DataError: the file has changed since.
@@ -108,7 +116,7 @@ class Part:
         raise item or self.changed(line)
 
     def text(self, place: int, line: int) -> str:
-        """Return the text of the document at `place` again, without its entities.
+        """Read the text of the document at `place`, which is in the line `line`, again, without its entities.
 
         Raises:
             DataError: the file has changed since.
@@ -122,16 +130,16 @@ class Part:
         raise record or self.changed(line)
 
     def changed(self, line: int | None = None) -> DataError:
-        """Return the error for a file that is not any more what it was when it was read first."""
+        """Return the error for a file that has changed since it was first read."""
         return DataError("has changed since it was read first; begin again", path=self.path, line=line)
 
     def _at(self, place: int, line: int) -> Options:
-        """Return the options that read the one line that begins at `place`."""
+        """Return the options for reading the single line that begins at byte `place`."""
         return replace(self.options, stretch=Stretch(place, place + 1, line))
 
 
 def read_source(file: str | Path, format: str | None = None, options: Options | None = None) -> Source:
-    """Read `file` without raising for single documents: their errors are among the items.
+    """Read `file` into memory. A document that cannot be read does not raise: its error is one of the items.
 
     Raises:
         DataError: the file cannot be read at all, or not to its end.
@@ -144,7 +152,7 @@ def read_source(file: str | Path, format: str | None = None, options: Options | 
 
 
 def size_of(file: str | Path) -> int:
-    """Return the size of a corpus file in bytes; 0 for a folder, for what is not there, and for a URL."""
+    """Return the size of a corpus file in bytes; 0 for a folder, for a URL, and if there is no such file."""
     if is_url(str(file)):
         return 0
     path = formats.resolve(file)
@@ -152,16 +160,17 @@ def size_of(file: str | Path) -> int:
 
 
 def open_source(file: str | Path, format: str | None, options: Options, engine: Engine) -> Source | Divided:
-    """Read `file` if it is small or has to be read as a whole; else divide it into parts.
+    """Read `file` into memory if it is small or must be read as a whole; otherwise divide it into parts.
 
     Raises:
-        ConfigError, DataError: as `open_in_parts`, or the file cannot be read.
+        ConfigError: as `open_in_parts` raises it.
+        DataError: the file cannot be read.
     """
     return open_in_parts(file, format, options, engine) or read_source(file, format, options)
 
 
 def open_in_parts(file: str | Path, format: str | None, options: Options, engine: Engine) -> Divided | None:
-    """Divide `file` into parts; None if it is small and the engine is one process, or has to be read as a whole.
+    """Divide `file` into parts; None if it must be read as a whole, or is small and the engine is this process.
 
     Raises:
         ConfigError: the engine is Ray, and the file cannot be read in parts.
@@ -185,7 +194,9 @@ def open_in_parts(file: str | Path, format: str | None, options: Options, engine
 
 
 def divide(path: Path, format: str, options: Options, engine: Engine, size: int | None = None) -> Divided:
-    """Divide the file into parts of about `size` bytes, so many that each worker has several.
+    """Divide the file into parts of about `size` bytes.
+
+    Without `size`, each worker gets about four parts, and a part has from `SMALLEST` to `PART` bytes.
 
     Raises:
         DataError: the file cannot be read.

@@ -1,7 +1,7 @@
 """Which split each document of a corpus goes to, decided in one pass in the order of the file.
 
-What is known of a document here are its strata (its labels), its links to earlier ones, and a number drawn for it, so
-that a corpus can be placed that is not in memory. `splitting` says how and why.
+Three things are known of a document here: its strata, its links to earlier documents, and a number drawn for it. So a
+corpus need not be in memory to be placed. `splitting` describes the method and the reasons for it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from hashlib import blake2b
 from spantune.core import Document
 
 Stratum = tuple[str, str]
+"""Something that is kept in proportion in all splits: `("label", LABEL)`, all documents, or those without entities."""
 Strata = frozenset[Stratum]
+"""All strata of a document."""
 _ALL, _NONE = ("", "all"), ("", "none")
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The split of each document, and which of them left their first one for that of an earlier document."""
+    """The split of each document, and the indices of documents that moved to the split of an earlier document."""
 
     homes: list[str]
     moved: list[int]
@@ -35,13 +37,13 @@ def placed(
     drawn: Callable[[int], float],
     shares: Mapping[str, float],
 ) -> Placement:
-    """Place each document.
+    """Place each document into a split.
 
     Args:
-        strata: of each document.
-        links: the earlier documents that a document belongs with, by their indices, where there are any.
-        drawn: the number in [0, 1) of a document, which is asked for where no earlier document decides.
-        shares: of each split.
+        strata: the strata of each document.
+        links: for the index of a document, the indices of earlier documents that must be in the same split.
+        drawn: returns the number in [0, 1) of the document at an index. It is called for a document without links.
+        shares: the share of each split.
     """
     ledger = _Ledger(shares)
     clusters = _Clusters()
@@ -59,11 +61,11 @@ def placed(
 
 
 def links_of(groups: Sequence[str | None], copies: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
-    """Return the earlier documents that each belongs with: the first of its group, and those of `copies`.
+    """Return for each document that has any the earlier ones it must stay with: the first of its group, and its copies.
 
     Args:
-        groups: the group of each document that has one.
-        copies: pairs (later, earlier) of documents whose texts are equal or alike.
+        groups: the group of each document; None for a document without one.
+        copies: pairs (later, earlier) of indices of documents with the same or nearly the same text.
     """
     links: dict[int, list[int]] = {}
     by_group: dict[str, int] = {}
@@ -76,38 +78,45 @@ def links_of(groups: Sequence[str | None], copies: Iterable[tuple[int, int]]) ->
 
 
 def strata_of(document: Document) -> Strata:
-    """Return what is kept in proportion: all documents, each label, and having none."""
+    """Return the strata of a document: that of all documents, each label, and that of documents without entities."""
     labels = frozenset(("label", entity.label) for entity in document.entities)
     return labels | {_ALL} if document.entities else frozenset({_ALL, _NONE})
 
 
 def group_of(document: Document, by: str) -> str | None:
-    """Return the value of the key `by` in the document's meta as text; None if it has none."""
+    """Return the value of the key `by` in the document's meta, as text; None if it has no such key."""
     value = document.meta.get(by)
     return value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def drawn_number(document: Document, group: str | None, seed: int) -> float:
-    """Return the number in [0, 1) of a document's group, or of its text if it has none."""
+    """Return the number in [0, 1) that the seed draws for a document's group, or for its text if it has no group."""
     return fraction(f"text {document.text}" if group is None else f"group {group}", seed)
 
 
 def fraction(key: str, seed: int) -> float:
-    """A number in [0, 1) from the keyed hash of `key`."""
+    """Return a number in [0, 1) from the hash of `key`, keyed with `seed`."""
     digest = blake2b(key.encode("utf-8", "surrogatepass"), key=str(seed).encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
 class _Clusters:
-    """Which documents belong together, and the split of each so far."""
+    """Which documents belong together, and the split of each document so far.
+
+    A cluster is named by the index of its first document, its root.
+    """
 
     def __init__(self) -> None:
         self.home: list[str] = []
         self._root = array("q")
-        self._members: dict[int, list[int]] = {}  # of clusters of several
+        self._members: dict[int, list[int]] = {}  # only of clusters with several documents
 
     def join(self, index: int, links: Iterable[int]) -> tuple[str | None, dict[int, str]]:
-        """Put `index` with the earlier documents `links`: their split, if any, and who came to it from which other."""
+        """Put the document `index` into the cluster of the earlier documents `links`, which are united.
+
+        Returns:
+            The split of the cluster, or None if it is new; and for each document that has to move the split it leaves.
+        """
         first, *rest = sorted({self._root[link] for link in links}) or [index]
         self._root.append(first)
         if first == index:
@@ -125,7 +134,7 @@ class _Clusters:
 
 
 class _Ledger:
-    """How many documents of every stratum there are so far, in all and by split."""
+    """The number of documents of every stratum so far, in the corpus and in each split."""
 
     def __init__(self, shares: Mapping[str, float]) -> None:
         self._shares = shares
@@ -143,7 +152,11 @@ class _Ledger:
             self._have[target][stratum] += 1
 
     def choose(self, strata: Strata, fraction: float) -> str:
-        """The split of a new cluster that begins with a document of these strata."""
+        """Return the split of a new cluster, whose first document has these strata.
+
+        For each stratum, the rarest so far first, it is checked whether a split is too far below its share, or whether
+        the split that `fraction` proposes would be too far above. The split that is furthest below is then returned.
+        """
         drawn = _at(self._shares, fraction)
         for stratum in sorted(strata, key=lambda stratum: (self._seen[stratum], stratum)):
             expected = {name: share * (self._seen[stratum] + 1) for name, share in self._shares.items()}
@@ -155,15 +168,15 @@ class _Ledger:
 
 
 def _slack(expected: float) -> float:
-    """How many documents a stratum may be away from what is expected: half a standard deviation of chance, or one."""
+    """Return how far a split may be from its `expected` number: half the standard deviation of chance, at least one."""
     return max(1.0, math.sqrt(expected) / 2)
 
 
 def _at(shares: Mapping[str, float], fraction: float) -> str:
-    """The split in whose stretch of [0, 1) `fraction` lies."""
+    """Return the split in whose part of [0, 1) `fraction` lies; the parts have the sizes of the shares."""
     end = 0.0
     for name, share in shares.items():
         end += share
         if fraction < end:
             return name
-    return name  # the shares sum to a little less than 1
+    return name  # rounding may let the shares sum to a little less than 1

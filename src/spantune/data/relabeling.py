@@ -1,7 +1,7 @@
 """Give the labels of a corpus other names, join several into one, or drop one.
 
-All labels are replaced at once, so that two can be swapped. Where two entities become the same one, it is kept once,
-with the higher score. What a format keeps of an entity in the document's meta follows its label.
+All labels are replaced at the same time, so that two labels can be swapped. If two entities become equal, one is kept,
+with the higher score. Some formats keep fields of an entity in the document's meta; the label there is replaced too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from spantune.core import ConfigError, Document, Entity, nearest
 
 @dataclass(frozen=True)
 class Relabeled:
-    """The documents with other labels, the entities of each old label, and those that became the same as another."""
+    """The result of `relabel`.
+
+    Args:
+        documents: the documents with their new labels.
+        counts: for each old label that was replaced or dropped, how many entities had it.
+        joined: how many entities became equal to another one of their document and were dropped.
+    """
 
     documents: tuple[Document, ...]
     counts: Mapping[str, int]
@@ -23,7 +29,9 @@ class Relabeled:
 
 
 def parse_label_map(words: Sequence[str], known: Iterable[str]) -> dict[str, str | None]:
-    """Return the new name of each label from `OLD=NEW` words; None for one that is dropped, by `OLD=`.
+    """Return the new name of each label from words `OLD=NEW`, or None for a label that `OLD=` drops.
+
+    A label may contain `=`: a word is cut at the first `=` that has a known label before it.
 
     Raises:
         ConfigError: a word has no `=`, or names a label that is not `known` or was named before.
@@ -44,7 +52,7 @@ def parse_label_map(words: Sequence[str], known: Iterable[str]) -> dict[str, str
 
 
 def relabel(documents: Sequence[Document], mapping: Mapping[str, str | None]) -> Relabeled:
-    """Return the documents with the labels of `mapping` replaced, or dropped where their new name is None."""
+    """Return the documents with the labels of `mapping` replaced. Entities whose new label is None are dropped."""
     counts: Counter[str] = Counter(
         entity.label for document in documents for entity in document.entities if entity.label in mapping
     )
@@ -53,7 +61,7 @@ def relabel(documents: Sequence[Document], mapping: Mapping[str, str | None]) ->
 
 
 def _relabeled(document: Document, mapping: Mapping[str, str | None]) -> tuple[Document, int]:
-    """The document with its new labels, and how many of its entities were joined with another."""
+    """Return the document with its new labels, and how many of its entities were joined with another."""
     remaining = [
         replace(entity, label=label)
         for entity in document.entities
@@ -69,7 +77,7 @@ def _relabeled(document: Document, mapping: Mapping[str, str | None]) -> tuple[D
 
 
 def _meta(meta: Mapping[str, object], mapping: Mapping[str, str | None]) -> dict[str, object]:
-    """The meta with new labels in the rows that formats keep of entities; those of dropped ones stay as they are."""
+    """Return `meta` with new labels in the entity fields that formats keep; dropped labels are unchanged."""
     changed = dict(meta)
     for format, values in meta.items():
         rows = values.get("entities") if isinstance(values, dict) else None

@@ -1,9 +1,9 @@
 """Repair what has exactly one right answer: `repair(source, out)` writes another file and a log of every change.
 
-An entity is moved to where its text occurs: by the shift that the whole file shares, or else to its only occurrence. A
-defect of the format is written as the format requires, and an exact repetition is dropped. Texts are never changed, and
-an input is never written to. Entities and documents without one right answer are dropped, logged, and counted by
-`dropped`, which a caller reports as an error.
+An entity with wrong offsets is moved to where its text occurs: by the shift that the whole file shares, or else to the
+only occurrence. A defect of the format is rewritten as the format requires, and an exact repetition is dropped. Texts
+are never changed, and an input is never written to. Entities and documents without one right answer are dropped and
+logged. They are in `Repaired.dropped`, which a caller reports as errors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ LOG_SUFFIX = ".changes.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change: `what` is the rule whose finding it repairs; `after` is None if something was dropped."""
+    """One change of a repair.
+
+    Args:
+        file: the input.
+        line: the line in it, if known.
+        document: the id of the document; None for a change of the whole file, and if it cannot be read.
+        what: the rule whose finding is repaired.
+        before: the entity or the text that was found, or how often a whole file breaks the rule.
+        after: the repaired entity; None if something was dropped; 0 for a change of the whole file.
+    """
 
     file: str
     line: int | None
@@ -39,7 +48,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """A repaired file, the log beside it, its changes, and `notes`: what its format could not hold, with counts."""
+    """A repaired file, the log beside it, its changes, and in `notes` what its format could not hold, with counts."""
 
     path: Path
     format: str
@@ -49,7 +58,7 @@ class Repaired:
 
     @property
     def dropped(self) -> list[Change]:
-        """What was in the input and is not in the output, apart from repetitions."""
+        """The changes that dropped something from the output, apart from exact repetitions."""
         return [c for c in self.changes if c.after is None and c.what is not Rule.DUPLICATE_ANNOTATION]
 
 
@@ -59,13 +68,13 @@ def repair_targets(out: Path, count: int) -> list[Path]:
 
 
 def repair_all(sources: Sequence[Source], out: Path, *, force: bool = False) -> list[Repaired]:
-    """Repair one source into the file `out`, or several into files of their names in the folder `out`.
+    """Repair one source into the file `out`, or several into files of the same names in the folder `out`.
 
-    With `force` a folder that exists is replaced when all is written.
+    With `force`, an existing file or folder is replaced after everything has been written.
 
     Raises:
-        ConfigError: `out` is an input, or two inputs have the same name.
-        DataError: something cannot be written; then nothing is.
+        ConfigError: `out` is an input or lies in one, or two inputs have the same name.
+        DataError: something cannot be written; then nothing is written.
     """
     targets = [out] if len(sources) == 1 else [out / source.path.name for source in sources]
     if len(set(targets)) < len(targets):
@@ -87,10 +96,10 @@ def repair_all(sources: Sequence[Source], out: Path, *, force: bool = False) -> 
 def repair(source: Source, out: Path, *, force: bool = False) -> Repaired:
     """Write the repaired documents of `source` to `out`, in its format, and the log of changes beside it.
 
-    A source whose format can only be read is written in the native format, which the notes say.
+    A source whose format can only be read is written in the native format; the notes say so.
 
     Raises:
-        DataError: no document could be read, or the format cannot hold one.
+        DataError: no document could be read, the format cannot hold one, or the file cannot be written.
     """
     changes: list[Change] = []
     for rule, note, count in of_file(source.notes):
@@ -121,7 +130,7 @@ def repair(source: Source, out: Path, *, force: bool = False) -> Repaired:
 
 
 def count_dropped(files: Sequence[Repaired], tally: Tally) -> None:
-    """Add to `tally` what could not be repaired, each with its place in the input."""
+    """Add to `tally` everything that could not be repaired, each with its place in the input."""
     for repaired in files:
         for change in repaired.dropped:
             tally.add(
@@ -136,7 +145,7 @@ def _log_of(path: Path) -> Path:
 
 
 def _repaired(document: RawDocument, shift: Shift | None, changes: list[Change]) -> Document:
-    """Return `document` with the entities whose offsets are right or could be repaired; the rest go to `changes`."""
+    """Return `document` with the entities whose offsets are right or were repaired; add each change to `changes`."""
     entities: dict[Entity, None] = {}
     placed: list[RawEntity] = []
     for entity in document.entities:
@@ -168,7 +177,7 @@ def _mended_rule(is_trimmed: bool) -> Rule:
 def _span(document: RawDocument, entity: RawEntity, shift: Shift | None) -> tuple[int, int] | None:
     """Return the right span of `entity`, without white space at its edges; None if it is unknown or blank.
 
-    Where it is in doubt what the offset counts, it is left as it is.
+    With the defect OFFSET_UNIT it is not known what the offsets count, and the span is not trimmed.
     """
     if entity.surface is None:
         span = None if fault(document, entity) else (entity.start, entity.end)
@@ -177,13 +186,13 @@ def _span(document: RawDocument, entity: RawEntity, shift: Shift | None) -> tupl
     if span is None:
         return None
     if entity.defect is not None and entity.defect.rule is Rule.OFFSET_UNIT:
-        return span  # white space at its edge may come of a unit that the user has to name
+        return span  # white space at its edge may be due to the wrong unit, which the user has to name
     span = trimmed(document.text, *span)
     return span if span[0] < span[1] else None
 
 
 def _change(document: RawDocument, entity: RawEntity, rule: Rule, after: Entity | None) -> Change:
-    """Return the change of an entity; for the rule of its defect, `before` has the defect's message."""
+    """Return the change of an entity. If `rule` is that of its defect, `before` has the message of the defect."""
     line = entity.line if entity.line is not None else document.line
     before: dict[str, object] = {"start": entity.start, "end": entity.end, "label": entity.label}
     if entity.surface is not None:

@@ -1,6 +1,6 @@
 """The rules of `spantune data check`: everything that can be wrong with a corpus, by name.
 
-An error would be learned wrong or would make a score wrong, a warning deserves a look, an info is a fact.
+An error would be learned by a model, or would make a score wrong. A warning should be looked at. An info is a fact.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Rule(StrEnum):
     message: str
 
     def __new__(cls, name: str, severity: Severity, fixable: bool, message: str) -> Rule:
-        """Make a member that equals its name."""
+        """Make a member that is equal to its name as a string."""
         rule = str.__new__(cls, name)
         rule._value_ = name
         rule.severity, rule.fixable, rule.message = severity, fixable, message

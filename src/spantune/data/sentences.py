@@ -1,7 +1,7 @@
 """Where sentences and clauses end, in English, Chinese and mixed text; decision 015 says why by rules of our own.
 
-Offsets are exact, since nothing is changed, and a text is read once, whatever its length. A full stop is the only sign
-that often ends no sentence: it is judged by the word before it and the word behind it.
+The offsets are exact, because the text is not changed. A text is gone through once, whatever its length. A full stop is
+the only sign that often does not end a sentence; the word before it and the word after it decide.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SPACE = re.compile(r"\s+")
 _WORD_BEFORE = re.compile(r"(?:[^\W_\u2e80-\uffff]|[.'’-])*\Z")
 _WORD_BEHIND = re.compile(r"[\"'“‘(\[]*([^\W\d_]+)")
 _SHORT = 4
-"""Letters of a word that is taken for an abbreviation where a small letter follows its full stop."""
+"""The most letters of a word that counts as an abbreviation if a small letter follows its full stop."""
 _LONGEST_ABBREVIATION = 24
-"""Characters that are looked at before a full stop."""
+"""The number of characters before a full stop that are examined."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -38,41 +38,41 @@ _NEVER_LAST = _words(
     "tab tabs sect chap vol vols ref refs ed eds spp subsp rx dx hx tx inj sig adm temp e.g i.e eg ie cf "
     "vs viz approx ca resp incl esp abbr dept univ est"
 )
-"""Abbreviations behind which a sentence goes on, without their last full stop."""
+"""Abbreviations after which a sentence always goes on, without their last full stop."""
 _BEFORE_A_NUMBER = _words("no nos nr art p pp ch sec para pt pts jan feb mar apr jun jul aug sep sept oct nov dec")
-"""Abbreviations behind which a sentence goes on with a number; before another word they may be words at its end."""
+"""Abbreviations after which a sentence goes on if a number follows; otherwise they may be its last word."""
 _MAYBE_LAST = _words(
     "etc al inc ltd co corp jr sr bros mg kg ml dl mm cm km hr hrs min sec wk wks yr yrs mo mos lb lbs oz ft"
 )
-"""Abbreviations that end a sentence where the next word begins like one."""
+"""Abbreviations that end a sentence, unless the next word begins with a small letter or no word follows."""
 _STARTERS = _words(
     "The A An This That These Those There Here He She It They We You His Her Its Their Our In On At By For From With "
     "After Before During When While Although Because If As Since But And Or So However Therefore Then Thus Both All "
     "Some Many Most No Not Patient Patients"
 )
-"""Words that begin a sentence behind an initial or an abbreviation with stops in it; a name does not."""
+"""Words that begin a new sentence after an initial or U.S.; before another word, maybe a name, it goes on."""
 
 
 def sentence_ends(text: str) -> list[int]:
-    """Return the offsets behind each sentence of `text`, ascending; text without a stop at its end has none there.
+    """Return the offset after each sentence of `text`, ascending. Text without a stop at its end has no end there.
 
-    The quotes and brackets that close behind a stop, and the white space that follows, belong to the sentence.
+    Closing quotes and brackets after a stop, and the white space that follows, belong to the sentence.
     """
     return [match.end() for match in _SENTENCE_STOP.finditer(text) if _ends_here(text, match)]
 
 
 def clause_ends(text: str) -> list[int]:
-    """Return the offsets behind each clause of `text`, ascending."""
+    """Return the offset after each clause of `text`, ascending."""
     return [match.end() for match in CLAUSE_END.finditer(text)]
 
 
 def space_ends(text: str) -> list[int]:
-    """Return the offsets behind each stretch of white space of `text`, ascending."""
+    """Return the offset after each run of white space in `text`, ascending."""
     return [match.end() for match in SPACE.finditer(text)]
 
 
 def _ends_here(text: str, match: re.Match[str]) -> bool:
-    """Whether a stop that was found ends a sentence."""
+    """Return whether the stop that `match` found ends a sentence."""
     place = match.end()  # where the next sentence would begin
     behind, has_space = text[place : place + 1], text[place - 1].isspace()
     if match["ellipsis"] is not None:
@@ -86,7 +86,7 @@ def _ends_here(text: str, match: re.Match[str]) -> bool:
 
 
 def _goes_on(text: str, word: str, stop: int, place: int) -> bool:
-    """Whether the sentence goes on at `place`, behind the full stop at `stop` that follows `word`."""
+    """Return whether the sentence goes on at `place`, after the full stop at `stop`, which follows `word`."""
     behind = _WORD_BEHIND.match(text, place)
     next_word, abbreviation = behind[1] if behind else "", word.lower()
     has_number = text[place].isdigit()
@@ -98,6 +98,6 @@ def _goes_on(text: str, word: str, stop: int, place: int) -> bool:
         return next_word not in _STARTERS and not text[place] > "\u2e80"
     if 0 < len(word) <= _SHORT and word.isascii() and word.isalpha() and next_word[:1].islower():
         return True
-    if word.isdigit() and len(word) <= 3:  # the number of an item, at the beginning of its line
+    if word.isdigit() and len(word) <= 3:  # the number of a list item, at the beginning of a line
         return stop == len(word) or text[stop - len(word) - 1] == "\n"
     return False

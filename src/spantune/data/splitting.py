@@ -1,18 +1,24 @@
 """Train, dev and test splits of one corpus, and small samples of it: stratified by label, reproducible, without leaks.
 
-Documents of one group, with the same text or with nearly the same text form a cluster, which stays in one split.
-Clusters are placed in one pass in the order of the file. The keyed hash of its first text (or of its group) proposes a
-split. If that takes one of its labels further than `_slack` from its share so far, the cluster goes to the split that
-has the fewest of that label for its share; the rarest label is tried first.
+Documents of one group, with the same text or with nearly the same text form a cluster. All documents of a cluster are
+in one split. The method places the clusters in one pass, in the order of the file:
 
-The place of a document depends only on earlier documents, so that appended documents move no earlier one, and a label
-soon reaches every split in which it is expected. Stratifying over the whole corpus would come a little closer to the
-shares, but every new line would move documents. The hash alone would not depend on the order of lines, but one time in
-fourteen it would put no document of a label with 25 documents into a split of a tenth; here, removing or reordering
-lines moves up to fifteen documents in a hundred. Only a new document that joins clusters of two splits moves earlier
-ones: the later cluster goes to the split of the earlier one, because a leak would be worse; `moved` names these
-documents. A group is placed by its first document, whatever its size will be. Shares that leave a split empty are
-refused.
+1. A keyed hash of the cluster's group, or of its first text, proposes a split.
+2. For each label of the cluster's first document, the rarest first, it is checked how far the splits are from their
+   shares of that label so far. If the proposed split would be too far above its share, or another one is too far below,
+   the cluster goes to the split that is furthest below. `placement._slack` says what is too far.
+
+The split of a document depends only on earlier documents, so appended documents do not move earlier ones. A label soon
+reaches every split in which it is expected. Two simpler methods are worse:
+
+- Stratifying over the whole corpus would come a little closer to the shares, but every new line would move documents.
+- The hash alone would not depend on the order of the lines. But of a label with 25 documents, one time in fourteen it
+  would put none into a split with a share of a tenth.
+
+With the method used here, removing or reordering lines moves up to fifteen documents in a hundred. Appending a document
+moves earlier ones in one case only: if it joins clusters of two splits, the later cluster goes to the split of the
+earlier one, because a leak would be worse. `moved` names these documents. A group is placed by its first document, so
+its size is not known then. Shares that leave a split empty are refused.
 """
 
 from __future__ import annotations
@@ -42,17 +48,23 @@ SUFFIXES: Mapping[str, str] = {
     "brat": "",
     "datasets": "",
 }
-"""How the files of a format end, where not in `.jsonl`; brat and datasets are folders."""
+"""The suffix of the files of a format, where it is not `.jsonl`. The formats brat and datasets are folders."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How to split: shares by name, seed, the meta key of groups if any, and from which likeness on texts are one.
+    """How to split a corpus.
+
+    Args:
+        shares: the share of each split by its name, each above 0; their sum is 1.
+        seed: another seed gives another split.
+        by: the key of meta whose values are groups, which are kept together; None for no groups.
+        threshold: the Jaccard similarity in (0, 1] from which two texts count as nearly the same.
 
     Raises:
-        ConfigError: names or shares that cannot be right.
+        ConfigError: a name, a share or the threshold cannot be right.
     """
 
     shares: Mapping[str, float]
@@ -68,7 +80,7 @@ class Rule:
         for name, share in self.shares.items():
             if not _NAME.fullmatch(name) or name == Path(RECORD).stem:
                 raise ConfigError(f"{name!r} cannot name a split; expected letters, digits, - and _, and not 'split'")
-            if share <= 0:  # and so none is over 1
+            if share <= 0:  # a share over 1 needs no check: another one would have to be negative
                 raise ConfigError(
                     f"the share of {name} is {share:g}; expected more than 0: leave the split out instead"
                 )
@@ -78,10 +90,15 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """The documents of each split in the order of the corpus, and what held them together.
+    """The documents of each split, in the order of the corpus, and which of them had to stay together.
 
-    `groups` says where a group went; `copies` are (id, id of the earlier document that it is or resembles); `moved`
-    are the ids that left their split because a later document joined their cluster to an earlier one.
+    Args:
+        rule: how the corpus was split.
+        parts: the documents of each split by its name.
+        groups: the split of each group.
+        copies: pairs of ids (document, earlier document) whose texts are the same or nearly the same.
+        moved: the ids of documents that left their split because a later document joined their cluster to an earlier
+            one.
     """
 
     rule: Rule
@@ -96,15 +113,15 @@ class Division:
 
     @property
     def size(self) -> int:
-        """Documents in all splits."""
+        """The number of documents in all splits."""
         return sum(map(len, self.parts.values()))
 
     def with_first(self, documents: Iterable[Document]) -> Division:
-        """The same, with fewer documents in the first split."""
+        """Return this division with `documents` as its first split."""
         return replace(self, parts={**self.parts, next(iter(self.parts)): tuple(documents)})
 
     def as_dict(self) -> dict[str, object]:
-        """The record of the split: seed, shares, counts by split and label, groups and copies."""
+        """Return the record of the split as a JSON object: see `record_of`, and the ids that moved."""
         entities = {name: Counter(e.label for d in part for e in d.entities) for name, part in self.parts.items()}
         split_of = {document.id: name for name, part in self.parts.items() for document in part}
         copies = [(copy, of, split_of[copy]) for copy, of in self.copies if copy in split_of]
@@ -115,7 +132,7 @@ class Division:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many documents each split has, and how many entities of each label."""
+    """The number of documents of each split, and the number of entities of each split and label."""
 
     documents: Mapping[str, int]
     entities: Mapping[str, Counter[str]]
@@ -124,7 +141,14 @@ class Counts:
 def record_of(
     rule: Rule, counts: Counts, groups: Mapping[str, str], copies: Iterable[tuple[str, str, str]]
 ) -> dict[str, object]:
-    """Return the record of a split, but for what moved; `copies` are ids: a copy, what it is a copy of, its split."""
+    """Return the record of a split as a JSON object, without its key `moved`.
+
+    Args:
+        rule: how the corpus was split.
+        counts: the documents and entities of each split.
+        groups: the split of each group.
+        copies: (id of a document, id of the earlier document that it resembles, split of both).
+    """
     entities = counts.entities
     total = sum(entities.values(), Counter())
     return {
@@ -146,7 +170,13 @@ def record_of(
 
 @dataclass(frozen=True, slots=True)
 class Fewer:
-    """How the first split is reduced: to `k_shot` entities of every label, or to a `sample` of so many documents."""
+    """How the first split is reduced.
+
+    Args:
+        k_shot: reduce it to documents with at least this many entities of every label; see `few_shot`.
+        sample: reduce it to this many documents; see `sample`.
+        allow_fewer: accept labels that have fewer than `k_shot` entities.
+    """
 
     k_shot: int | None = None
     sample: int | None = None
@@ -156,10 +186,10 @@ class Fewer:
         return bool(self.k_shot or self.sample)
 
     def of(self, division: Division) -> Division:
-        """Return the division with its first split reduced.
+        """Return `division` with its first split reduced.
 
         Raises:
-            DataError: as `few_shot` and `sample`.
+            DataError: as `few_shot` and `sample` raise it.
         """
         first = next(iter(division.parts.values()))
         if self.k_shot:
@@ -171,7 +201,7 @@ class Fewer:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The record of a split, what reading and writing noted, and whether documents have `group` in their meta."""
+    """The record of a split, what reading and writing noted, and whether a document has the key `group` in its meta."""
 
     record: Mapping[str, object]
     notes: Mapping[str, int]
@@ -179,15 +209,15 @@ class Written:
 
 
 def usual_names(count: int) -> list[str]:
-    """Return the names of so many splits where none are given; none for more than three."""
+    """Return the names that `count` splits have when none are given; an empty list if `count` is not 1, 2 or 3."""
     return {1: ["train"], 2: ["train", "test"], 3: ["train", "dev", "test"]}.get(count, [])
 
 
 def parse_shares(shares: str, names: str | None = None) -> dict[str, float]:
-    """The shares by name that a command line states, as in "0.8,0.1,0.1" and "train,dev,test".
+    """Return the shares by name from what a command line states, such as "0.8,0.1,0.1" and "train,dev,test".
 
     Raises:
-        ConfigError: one is not a number, or there are not as many names.
+        ConfigError: a share is not a number, or the names are not as many as the shares, or not distinct.
     """
     try:
         values = [float(share) for share in shares.split(",")]
@@ -204,10 +234,10 @@ def parse_shares(shares: str, names: str | None = None) -> dict[str, float]:
 
 
 def split(documents: Sequence[Document], rule: Rule) -> Division:
-    """Divide `documents` by `rule`.
+    """Divide `documents` by `rule`; the module says how.
 
     Raises:
-        DataError: a split would have no documents, or none has the meta key that `rule.by` names.
+        DataError: a split would have no documents, or no document has the meta key that `rule.by` names.
     """
     groups = _groups(documents, rule.by)
     copies = _copies(documents, rule.threshold)
@@ -234,12 +264,19 @@ def split(documents: Sequence[Document], rule: Rule) -> Division:
 def write_splits(
     folder: Path, division: Division, format: str = "native", facts: Mapping[str, object] | None = None
 ) -> dict[str, int]:
-    """Write every split and `split.json` (with `facts` first) into `folder`, whole or not at all.
+    """Write every split and the record `split.json` into `folder`. Either all files are written, or none.
 
-    Returns what the format could not hold, with counts.
+    Args:
+        folder: a new or empty folder.
+        division: the splits.
+        format: the format of the files.
+        facts: keys and values that the record has before its own.
+
+    Returns:
+        What the format could not hold, with counts.
 
     Raises:
-        DataError: the folder holds something already or cannot be made, or the format cannot hold a document.
+        DataError: the folder is not empty or cannot be made, or the format cannot hold a document.
     """
     notes: Counter[str] = Counter()
     require_empty(folder)
@@ -253,22 +290,24 @@ def write_splits(
 
 
 def require_empty(folder: Path) -> None:
-    """Check that nothing is where `folder` is to be made.
+    """Check that `folder` does not exist, or is an empty folder.
 
     Raises:
-        DataError: something is.
+        DataError: it is a file, or a folder with something in it.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError("exists and is not empty; name another folder, or remove it", path=folder)
 
 
 def sample(documents: Sequence[Document], count: int, seed: int = 0) -> list[Document]:
-    """`count` documents with the labels in proportion, in the order of the corpus; a larger sample contains a smaller.
+    """Return `count` documents in the order of the corpus, in which each label has about its share of the corpus.
 
-    Documents are spread evenly over each stratum (their rarest label), so that every prefix is in proportion.
+    The stratum of a document is its rarest label. Documents are taken in an order in which those of each stratum are
+    spread evenly. Every beginning of that order therefore has the labels in proportion, and a larger sample contains a
+    smaller one.
 
     Raises:
-        DataError: there are fewer documents.
+        DataError: there are fewer than `count` documents.
     """
     if count > len(documents):
         raise DataError(f"a sample of {count} of {len(documents)} documents cannot be had; ask for fewer")
@@ -285,12 +324,13 @@ def sample(documents: Sequence[Document], count: int, seed: int = 0) -> list[Doc
 
 
 def few_shot(documents: Sequence[Document], k: int, seed: int = 0, allow_fewer: bool = False) -> list[Document]:
-    """As few documents as a greedy search finds that hold `k` entities of every label, in the order of the corpus.
+    """Return documents with at least `k` entities of every label, as few as a greedy search finds, in corpus order.
 
-    The search takes the document with the most entities still wanted, ties by seed; so it favours long documents.
+    Each step takes the document with the most entities that are still needed; `seed` decides between equals. Long
+    documents are therefore preferred. With `allow_fewer`, all entities of a label that has fewer than `k` are taken.
 
     Raises:
-        DataError: a label has fewer than `k` entities, unless `allow_fewer`.
+        DataError: there are no entities, or a label has fewer than `k` and `allow_fewer` is False.
     """
     counts = [Counter(entity.label for entity in document.entities) for document in documents]
     total = sum(counts, Counter())
@@ -310,7 +350,7 @@ def few_shot(documents: Sequence[Document], k: int, seed: int = 0, allow_fewer: 
         chosen.append(best)
         missing = missing - counts[best]
     have = sum((counts[index] for index in chosen), Counter())
-    for index in list(chosen):  # an early choice may have become superfluous
+    for index in list(chosen):  # documents chosen later may have made an earlier one unnecessary
         if all(have[label] - count >= min(k, total[label]) for label, count in counts[index].items()):
             chosen.remove(index)
             have -= counts[index]
@@ -318,7 +358,7 @@ def few_shot(documents: Sequence[Document], k: int, seed: int = 0, allow_fewer: 
 
 
 def _groups(documents: Sequence[Document], by: str | None) -> list[str | None]:
-    """The group of every document that has one."""
+    """Return the group of every document; None for a document without one."""
     if by is None:
         return [None] * len(documents)
     groups = [group_of(document, by) for document in documents]
@@ -328,13 +368,13 @@ def _groups(documents: Sequence[Document], by: str | None) -> list[str | None]:
 
 
 def no_group(by: str, keys: Collection[str]) -> DataError:
-    """Return the error for documents whose meta has other `keys` only."""
+    """Return the error for documents without the meta key `by`; `keys` are those that their meta has."""
     hint = nearest(by, keys) if keys else "they have no meta at all"
     return DataError(f"no document has {by!r} in its meta; {hint}. Name one that is there, or leave --by out")
 
 
 def _copies(documents: Sequence[Document], threshold: float) -> list[tuple[int, int]]:
-    """The pairs (later, earlier) of documents that are or resemble each other."""
+    """Return the sorted pairs (later, earlier) of indices whose documents have the same or nearly the same text."""
     by_text: dict[str, int] = {}
     copies: list[tuple[int, int]] = []
     for index, document in enumerate(documents):
@@ -346,10 +386,10 @@ def _copies(documents: Sequence[Document], threshold: float) -> list[tuple[int, 
 
 
 def require_filled(sizes: Mapping[str, int], rule: Rule) -> None:
-    """Check that each split has documents.
+    """Check that each split has at least one document.
 
     Raises:
-        DataError: one has none.
+        DataError: a split has none.
     """
     for name, size in sizes.items():
         if not size:

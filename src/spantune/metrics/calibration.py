@@ -3,8 +3,9 @@
     calibration = calibrate(gold, load_bare(run).extract(gold))
     calibration.save(run)
 
-`load_run` loads and applies it. A calibration cannot add entities that were not predicted. It is fitted and chosen on
-one corpus; its evidence also has the figures of held-out documents, by cross-validation over five folds.
+`load_run` loads the calibration and applies it. A calibration cannot add entities that were not predicted. Temperature
+and thresholds are fitted on one corpus. The evidence also has the figures of held-out documents, by cross-validation
+over five folds.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Value(BaseModel):
-    """A frozen part of `calibration.json`; unknown keys are errors."""
+    """A frozen part of `calibration.json`. Unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Figures(Value):
-    """The figures of the entities that pass a threshold; `kept` is their number."""
+    """The figures of the entities that pass the thresholds; `kept` is the number of these entities."""
 
     precision: Probability
     recall: Probability
@@ -46,13 +47,13 @@ class Figures(Value):
 
 
 class ThresholdFigures(Figures):
-    """The figures at one threshold."""
+    """The figures of the entities that pass one threshold."""
 
     threshold: Probability
 
 
 class ReliabilityBin(Value):
-    """Predictions with calibrated scores from `low` to `high`: number, mean score (`confidence`) and precision."""
+    """The predictions with calibrated scores from `low` to `high`: number, mean score (`confidence`) and precision."""
 
     low: Probability
     high: Probability
@@ -64,8 +65,23 @@ class ReliabilityBin(Value):
 class Evidence(Value):
     """What a calibration was made from, and its figures.
 
-    `ece_held_out` and `held_out` are measured on documents that were not used to fit the temperature or to choose the
-    thresholds; None where there were too few documents or kinds of predictions.
+    Args:
+        data: the name of the corpus.
+        documents: the number of its documents.
+        objective: `f1`, or the precision to reach, such as `precision=0.9`.
+        ece_before: the expected calibration error of the uncalibrated scores.
+        ece: the expected calibration error of the calibrated scores.
+        ece_held_out: the same, for documents that were not used to fit the temperature; None if it cannot be fitted
+            without them.
+        all: the figures without a threshold.
+        chosen: the figures with the thresholds of the calibration.
+        held_out: the figures of documents that were not used to choose thresholds; None if none can be chosen without
+            them.
+        best: the single threshold with the best F1.
+        near_best: the range of thresholds whose F1 is nearly as good.
+        bins: the reliability of the calibrated scores.
+        curve: the figures at thresholds from 0 to the highest.
+        notes: what was noticed.
     """
 
     data: str
@@ -87,8 +103,8 @@ class Evidence(Value):
 class Calibration(Value):
     """The temperature and thresholds for the scores of a run.
 
-    An entity's score p becomes p^(1/`temperature`). The entity is dropped when that is below the threshold of its label
-    in `label_thresholds`, or else below `threshold`; with None no entity is dropped.
+    An entity's score p becomes p^(1/`temperature`). The entity is dropped if this value is below the threshold of its
+    label in `label_thresholds`, or, if its label has none there, below `threshold`. None drops no entity.
     """
 
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -107,11 +123,11 @@ class Calibration(Value):
 
     @property
     def has_thresholds(self) -> bool:
-        """Whether an entity can be below a threshold."""
+        """Whether there is a threshold, so that an entity can be dropped."""
         return self.threshold is not None or bool(self.label_thresholds)
 
     def with_min_score(self, score: float) -> Calibration:
-        """Return the same temperature with one threshold for all labels; 0 keeps all entities.
+        """Return a calibration with the same temperature and one threshold for all labels; 0 keeps all entities.
 
         Raises:
             ConfigError: `score` is not a probability.
@@ -121,7 +137,10 @@ class Calibration(Value):
         return self.model_copy(update={"threshold": score or None, "label_thresholds": {}})
 
     def apply(self, document: Document) -> tuple[Document, tuple[Entity, ...]]:
-        """Return `document` with calibrated scores, and the entities that were dropped; none without a score is."""
+        """Return `document` with calibrated scores, and the entities that were dropped.
+
+        An entity without a score is kept.
+        """
         passing: list[Entity] = []
         dropped: list[Entity] = []
         for entity in document.entities:
@@ -135,16 +154,16 @@ class Calibration(Value):
         return document.with_entities(passing), tuple(dropped)
 
     def save(self, folder: Path) -> None:
-        """Write `calibration.json` into a run folder, atomically."""
+        """Write `calibration.json` into the run folder `folder`, atomically."""
         with replacing(folder / CALIBRATION_FILE) as file:
             file.write(self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Calibration | None:
-        """Load the calibration of a run folder; None where it has none.
+        """Load the calibration of the run folder `folder`; None if it has none.
 
         Raises:
-            RunError: the file is damaged.
+            RunError: the file cannot be read or is damaged.
         """
         path = folder / CALIBRATION_FILE
         try:
@@ -171,21 +190,21 @@ def calibrate(
     *,
     own_thresholds: Mapping[str, float] | None = None,
 ) -> Calibration:
-    """Fit the temperature and choose the thresholds.
+    """Fit the temperature and choose the thresholds on one corpus.
 
     Args:
         gold: annotated documents that the model was not trained on.
         predicted: the same documents with uncalibrated scores, and no entity dropped.
-        precision: the precision that the thresholds are to reach with as many entities as possible; None for the best
-            F1, and no threshold where that does not improve the F1 of held-out documents.
-        per_label: whether each label with `LABEL_PREDICTIONS` predictions has a threshold of its own.
+        precision: the precision that the thresholds are to reach while as many entities as possible pass. None for the
+            best F1; no threshold is then set if it does not improve the F1 of held-out documents.
+        per_label: whether each label with at least `LABEL_PREDICTIONS` predictions gets a threshold of its own.
         data: the name of the corpus, for the record.
-        own_thresholds: the threshold of each label, for uncalibrated scores, that the model has without a calibration.
-            They are kept where others do not improve the F1 of held-out documents.
+        own_thresholds: the thresholds by label, for uncalibrated scores, that the model has without a calibration.
+            They are kept if other thresholds do not improve the F1 of held-out documents.
 
     Raises:
         DataError: the documents do not pair, nothing was predicted, or a score is missing or not a probability.
-        ConfigError: no threshold reaches the precision.
+        ConfigError: `precision` is not in (0, 1], or no threshold reaches it.
     """
     require_precision(precision)
     uncalibrated = collect(gold, predicted)
@@ -232,7 +251,7 @@ def calibrate(
 def _gaining(
     predictions: Predictions, chosen: Thresholds, held_out: Point | None, before: Thresholds
 ) -> tuple[Thresholds, list[str]]:
-    """Return the chosen thresholds, or those before where held-out documents gain no F1 by them, with a note."""
+    """Return `chosen` if it improves the F1 of held-out documents over `before`; otherwise `before`, and a note."""
     if chosen == before or (held_out is not None and held_out.f1 > predictions.passing(before).f1):
         return chosen, []
     if before.labels:
@@ -241,16 +260,16 @@ def _gaining(
 
 
 def best_thresholds(gold: Sequence[Document], predicted: Sequence[Document]) -> Thresholds | None:
-    """Choose the thresholds of the best F1 for uncalibrated scores: one for all labels, or one for each.
+    """Choose the thresholds with the best F1 for uncalibrated scores: one for all labels, or one for each label.
 
-    Labels have their own where that gives the better F1 on held-out documents (five folds).
+    Each label gets its own threshold if that gives the better F1 on held-out documents (five folds).
 
     Args:
         gold: annotated documents.
         predicted: the same documents with every candidate, however low its score.
 
     Returns:
-        None where nothing was predicted.
+        The thresholds; None if nothing was predicted.
 
     Raises:
         DataError: the documents do not pair, or a score is missing or not a probability.
@@ -264,10 +283,10 @@ def best_thresholds(gold: Sequence[Document], predicted: Sequence[Document]) -> 
 
 
 def require_precision(precision: float | None) -> None:
-    """Check that `precision` is a share that thresholds can reach, or None.
+    """Check that `precision` is None, or a share that thresholds can reach.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not in (0, 1].
     """
     expect(precision, (float, int, type(None)), "precision", "a share such as 0.9, or None")
     if precision is not None and not 0 < precision <= 1:
@@ -275,10 +294,10 @@ def require_precision(precision: float | None) -> None:
 
 
 def _choose(predictions: Predictions, precision: float | None, per_label: bool) -> Thresholds | None:
-    """Choose the thresholds for an objective; returns None where all labels together do not reach it.
+    """Choose the thresholds for an objective; None if all labels together do not reach it.
 
-    A precision is to be reached by all labels together: labels without a threshold of their own reach it together too,
-    or no label has its own.
+    All labels together must reach a wanted `precision`. So the labels without a threshold of their own must reach it
+    together too; otherwise no label gets its own.
     """
 
     def choose(curve: Curve) -> Point | None:
@@ -300,7 +319,7 @@ def _choose(predictions: Predictions, precision: float | None, per_label: bool) 
 
 
 def _held_out(predictions: Predictions, precision: float | None, per_label: bool) -> Point | None:
-    """Return the counts of all documents, each with thresholds that were chosen without it."""
+    """Return the counts over all documents, each filtered with thresholds that were chosen without it."""
     points = []
     for chosen_by, held_out in predictions.folds():
         chosen = _choose(chosen_by, precision, per_label)
@@ -316,7 +335,10 @@ def _held_out(predictions: Predictions, precision: float | None, per_label: bool
 
 
 def _held_out_ece(uncalibrated: Predictions) -> float | None:
-    """Return the ECE of all predictions, each with a temperature that was fitted without its document."""
+    """Return the ECE of all predictions, each calibrated with a temperature that was fitted without its document.
+
+    None if a temperature cannot be fitted without the documents of one fold.
+    """
     scores, rights = [], []
     for fitted_to, held_out in uncalibrated.folds():
         temperature = reliability.fit_temperature(fitted_to.scores, fitted_to.right) if len(fitted_to.scores) else None

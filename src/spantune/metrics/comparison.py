@@ -1,8 +1,9 @@
 """Whether systems differ on the same documents: paired bootstrap, approximate randomisation, and a sentence in words.
 
-Two systems that read the same texts have errors in the same documents, so their difference is far less uncertain than
-either figure, and overlapping intervals of the two figures say nothing about it. Systems that were scored on other
-documents, texts or gold annotations (such as CMeEE V1 and V2), or under other protocols, cannot be compared.
+Two systems that read the same texts make errors in the same documents. Their difference is therefore far less uncertain
+than either figure, and overlapping intervals of the two figures say nothing about it. Systems that were scored on
+different documents, texts or gold annotations (such as CMeEE V1 and V2), or under different protocols, cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
 
 
 ALPHA = 0.05
-"""The level of significance: a difference is real below this p."""
+"""The level of significance: a difference is real only if its p is below this level."""
 
 
 @dataclass(frozen=True)
 class System:
-    """The predictions of a run, a model or a file, and the gold documents and protocol that they are scored with."""
+    """The predictions of a run, a model or a file, with the gold documents and the protocol of their scores."""
 
     name: str
     gold: Sequence[Document]
@@ -54,10 +55,15 @@ class System:
 
 @dataclass(frozen=True)
 class Gap:
-    """F1 of the second system minus F1 of the first.
+    """The F1 of the second system minus the F1 of the first.
 
-    The interval is by paired bootstrap, p by approximate randomisation. `p_holm` is p after Holm's correction over the
-    labels, or over the pairs of systems. There is no interval where fewer than FEWEST_DOCUMENTS documents bear on it.
+    Args:
+        f1: the difference, from -1 to 1.
+        f1_low: the lower bound of its 95 % interval, by paired bootstrap. None if fewer than FEWEST_DOCUMENTS
+            documents contribute.
+        f1_high: the upper bound.
+        p: the p-value, by approximate randomisation.
+        p_holm: p after Holm's correction over the labels, or over the pairs of systems.
     """
 
     f1: float
@@ -81,7 +87,10 @@ class Gap:
 
 @dataclass(frozen=True)
 class Difference:
-    """The gap between two systems on the same documents: of strict micro F1, and of F1 for each label that occurs."""
+    """The gap between two systems on the same documents: in strict micro F1, and in F1 for each label that occurs.
+
+    `corrected_for` is the number of pairs of systems over which `micro.p_holm` is corrected.
+    """
 
     first: str
     second: str
@@ -91,7 +100,7 @@ class Difference:
 
     @property
     def sentence(self) -> str:
-        """The result in words."""
+        """The result as an English sentence."""
         gap = self.micro
         p = "p < 0.001" if gap.p_holm < 0.001 else f"p = {gap.p_holm:.3f}"
         p += f" after Holm's correction for {self.corrected_for} comparisons" if self.corrected_for > 1 else ""
@@ -115,7 +124,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The scores of systems by name, and the difference of every other system from the first.
+    """The scores of systems by name, and the difference between each other system and the first.
 
     `notes` say what was noticed when the documents were read.
     """
@@ -148,10 +157,16 @@ class Comparison:
 def compare(
     systems: Sequence[System], labels: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
-    """Compare every other system with the first, by strict F1.
+    """Compare each other system with the first one, by strict F1.
+
+    Args:
+        systems: at least two systems with different names and the same gold documents and protocol.
+        labels: the label set.
+        resamples: the number of resamples of the bootstrap, and of trials of the randomisation.
+        seed: the seed of both.
 
     Raises:
-        ConfigError: fewer than two systems, two of one name, or several protocols.
+        ConfigError: fewer than two systems, two with the same name, or several protocols.
         DataError: systems were scored on different documents, texts or annotations, or predictions do not pair.
     """
     import numpy as np
@@ -181,7 +196,7 @@ def require_comparable(systems: Sequence[System]) -> None:
     """Check that all systems were scored under one protocol against one annotation of one set of documents.
 
     Raises:
-        ConfigError: fewer than two systems, two of one name, or several protocols.
+        ConfigError: fewer than two systems, two with the same name, or several protocols.
         DataError: documents, texts or gold annotations differ.
     """
     names = [system.name for system in systems]
@@ -198,7 +213,11 @@ def require_comparable(systems: Sequence[System]) -> None:
 
 
 def _require_same_gold(first: System, second: System) -> None:
-    """Raise DataError for gold documents that differ, or are annotated differently."""
+    """Check that two systems have the same gold documents with the same annotations.
+
+    Raises:
+        DataError: documents, texts or annotations differ.
+    """
     first_gold, second_gold = ({document.id: document for document in system.gold} for system in (first, second))
     both = f"{first.name} and {second.name}"
     same_ids = [(document, [second_gold[id]]) for id, document in first_gold.items() if id in second_gold]
@@ -250,7 +269,12 @@ def _counted(system: System, codes: Sequence[str]) -> Floats:
 
 
 def _gaps(first: Floats, second: Floats, resamples: int, seed: int) -> list[Gap]:
-    """Return the gap of every label, and last that of all labels together."""
+    """Return the gap for every label, and as the last one the gap for all labels together.
+
+    Args:
+        first: the strict counts of the first system [documents, labels + 1, 4].
+        second: those of the second system, in the same order of documents.
+    """
     import numpy as np
 
     from spantune.metrics.bootstrap import exchange, interval, p_value, resample

@@ -1,7 +1,7 @@
 """The counts behind every figure: entities as columns of numbers, and how many of them are correct in each document.
 
-The texts are placed one after another on one line, so that entities of different documents never overlap, and equal,
-nested and overlapping entities are found for a whole corpus at once. Equal entities of a document count once. Labels
+The texts are placed one after another on one line, so entities of different documents never overlap. Equal, nested and
+overlapping entities can then be found for a whole corpus at once. Equal entities of a document count once. Labels
 outside the label set and scores that are not probabilities are errors.
 """
 
@@ -21,13 +21,17 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 CORRECT, FOUND, PREDICTED, GOLD = range(4)
-"""Columns of a count: correct predictions, gold entities that were found (maybe in another slice), and all of each."""
+"""The columns of a table of counts.
+
+They are the correct predictions, the gold entities that were found (perhaps by an entity outside the slice), all
+predictions, and all gold entities.
+"""
 
 
 def quotients(counts: Floats) -> Floats:
-    """Return precision, recall and F1 [..., 3] of counts [..., 4]; a quotient without a denominator is 0.
+    """Return precision, recall and F1 [..., 3] from counts [..., 4]. A quotient whose denominator is 0 is 0.
 
-    F1 is computed from whole numbers, so that equal counts have equal F1.
+    F1 is computed from the counts and not from precision and recall, so that equal counts give exactly equal F1.
     """
     correct, found, predicted, gold = (counts[..., column] for column in (CORRECT, FOUND, PREDICTED, GOLD))
     ratios = ((correct, predicted), (found, gold), (2 * correct * found, correct * gold + found * predicted))
@@ -36,17 +40,19 @@ def quotients(counts: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Side:
-    """The different entities of gold or of the predictions, in order of position; all columns are [entities].
+    """The different entities of one side, gold or predicted, ordered by document and position.
+
+    All columns have the shape [entities].
 
     Args:
-        document: the row of the document.
-        start: the position on the line of all texts.
-        end: likewise.
-        label: the row of the label.
-        nested: whether the entity is inside a longer one of its side or has a shorter one inside.
-        inside: whether it is inside a longer one.
-        surface: the text that it covers.
-        hit: whether the other side has it too.
+        document: the index of the document.
+        start: the start on the line on which all texts are placed.
+        end: the end on that line.
+        label: the index of the label.
+        nested: whether the entity is inside a longer one of its side, or has a shorter one inside.
+        inside: whether the entity is inside a longer one of its side.
+        surface: the text of the entity.
+        hit: whether the other side has the entity too.
         repeated: how many equal entities were dropped.
     """
 
@@ -67,7 +73,7 @@ class Side:
 
 
 def sides(pairs: Sequence[tuple[Document, Document]], codes: Sequence[str]) -> tuple[Side, Side]:
-    """Return the gold and the predicted entities, with `hit` where the other side has the same span and label.
+    """Return the gold and the predicted entities; `hit` is True if the other side has the same span and label.
 
     Raises:
         DataError: a label is not in `codes`, or a score is not a probability.
@@ -82,7 +88,7 @@ def sides(pairs: Sequence[tuple[Document, Document]], codes: Sequence[str]) -> t
 
 
 def mentions(gold: Side, predicted: Side) -> tuple[Side, Side]:
-    """Return the first entity of each surface and label in a document, with `hit` where the other side has it too."""
+    """Return the first entity of each surface and label in a document; `hit` is True if the other side has one too."""
     numbers = {surface: number for number, surface in enumerate({*gold.surface, *predicted.surface})}
     sizes = (0, len(numbers), 1 + int(max(gold.label.max(initial=0), predicted.label.max(initial=0))))
     chosen, keys = [], []
@@ -95,7 +101,7 @@ def mentions(gold: Side, predicted: Side) -> tuple[Side, Side]:
 
 
 def strict(gold: Side, predicted: Side, documents: int, labels: int) -> Floats:
-    """Return strict counts [documents, labels + 1, 4] by label; the last row is their sum."""
+    """Return strict counts [documents, labels + 1, 4] by label; the last row has the sums over the labels."""
     table = np.zeros((documents, labels + 1, 4))
     for row in range(labels):
         table[:, row] = tally(gold, predicted, (gold.label == row, predicted.label == row), documents)
@@ -104,7 +110,7 @@ def strict(gold: Side, predicted: Side, documents: int, labels: int) -> Floats:
 
 
 def unannotated(gold: Side, predicted: Side, documents: Sequence[Document]) -> Floats:
-    """Return [documents, 3]: whether a document has no gold entity and, if so, its characters and predictions."""
+    """Return [documents, 3]: 1 if a document has no gold entity, its characters and its predictions; else zeros."""
     empty = np.bincount(gold.document, minlength=len(documents)) == 0
     characters = [len(document.text) for document in documents]
     predictions = np.bincount(predicted.document, minlength=len(documents))
@@ -112,7 +118,7 @@ def unannotated(gold: Side, predicted: Side, documents: Sequence[Document]) -> F
 
 
 def tally(gold: Side, predicted: Side, chosen: tuple[Bools, Bools], documents: int) -> Floats:
-    """Return counts [documents, 4] of the `chosen` gold and predicted entities."""
+    """Return counts [documents, 4] of the gold and predicted entities for which `chosen` is True."""
     of_gold, of_predicted = chosen
     columns = (
         predicted.document[of_predicted & predicted.hit],
@@ -124,12 +130,15 @@ def tally(gold: Side, predicted: Side, chosen: tuple[Bools, Bools], documents: i
 
 
 def boundary(gold: Side, predicted: Side, documents: int) -> Floats:
-    """Return counts [documents, 4] of entities with equal spans, whatever their labels, paired one to one."""
+    """Return counts [documents, 4] in which an equal span is correct, whatever its label; pairs are one to one."""
     return _counted(gold, predicted, documents, gold.document[_same_places(gold, predicted)[0]], np.ones(1))
 
 
 def relaxed(gold: Side, predicted: Side, documents: int) -> Floats:
-    """Return counts [documents, 4] of entities that overlap one of the same label, in a maximum matching."""
+    """Return counts [documents, 4] in which an overlap with an entity of the same label is correct.
+
+    The pairs are a maximum matching: each entity is in one pair at most, and there are as many pairs as possible.
+    """
     line = max(gold.end.max(initial=0), predicted.end.max(initial=0))
     spans = [Spans(side.start + side.label * line, side.end + side.label * line) for side in (gold, predicted)]
     rows, pairs = count_pairs(spans[0], spans[1])
@@ -137,10 +146,10 @@ def relaxed(gold: Side, predicted: Side, documents: int) -> Floats:
 
 
 def partial(gold: Side, predicted: Side, documents: int) -> Floats:
-    """Return counts [documents, 4] where equal spans are correct and other overlaps half, paired one to one.
+    """Return counts [documents, 4] in which an equal span is correct and another overlap counts as half.
 
-    Labels are ignored. Pairing equal spans first loses nothing: the two halves that such a pair may prevent are worth
-    no more than the pair.
+    Labels are ignored, and entities are paired one to one. Equal spans are paired first. That loses nothing: such a
+    pair may prevent two overlaps, but these are worth no more than the pair.
     """
     equal, also_equal = _same_places(gold, predicted)
     rest = np.flatnonzero(~equal)
@@ -184,7 +193,7 @@ def _hit(gold: Side, predicted: Side, gold_keys: Ints, predicted_keys: Ints) -> 
 
 
 def _nesting(start: Ints, end: Ints) -> tuple[Bools, Bools]:
-    """Return which entities have a shorter one inside, and which are inside a longer one."""
+    """Return for each entity whether it has a shorter one inside, and whether it is inside a longer one."""
     order = np.lexsort((-end, start))
     distinct = np.ones(len(order), dtype=bool)
     distinct[1:] = (np.diff(start[order]) != 0) | (np.diff(end[order]) != 0)
@@ -198,7 +207,7 @@ def _nesting(start: Ints, end: Ints) -> tuple[Bools, Bools]:
 
 
 def _same_places(gold: Side, predicted: Side) -> tuple[Bools, Bools]:
-    """Return which entities of each side have a partner at the same span; each has one partner at most."""
+    """Return for each entity of both sides whether it has a partner with the same span, in a pairing one to one."""
     size = _size(gold, predicted)
     keys = []
     for side in (gold, predicted):
@@ -219,14 +228,14 @@ def _counted(gold: Side, predicted: Side, documents: int, where: Ints, weights: 
 
 
 def _size(gold: Side, predicted: Side) -> tuple[int, int]:
-    """Return one more than the largest start, and one more than the largest length."""
+    """Return the largest start plus one, and the largest length plus one."""
     starts = [int(side.start.max(initial=0)) for side in (gold, predicted)]
     lengths = [int((side.end - side.start).max(initial=0)) for side in (gold, predicted)]
     return max(starts) + 1, max(lengths) + 1
 
 
 def _keys(columns: Iterable[Ints], sizes: Iterable[int]) -> Ints:
-    """Return one number for every row of `columns`, whose values are below `sizes`."""
+    """Return one number for every row of `columns`, different for different rows; values must be below `sizes`."""
     key: Ints = np.zeros((), dtype=np.int64)
     for column, size in zip(columns, sizes, strict=True):
         key = key * size + column
@@ -257,23 +266,25 @@ def _require_probabilities(documents: Sequence[Document], name: str) -> None:
 
 
 class Spans(NamedTuple):
-    """Half-open spans as two columns."""
+    """Half-open spans as two columns [spans]."""
 
     start: Ints
     end: Ints
 
 
 def count_pairs(gold: Spans, predicted: Spans) -> tuple[Ints, Ints]:
-    """Return the maximum number of pairs of overlapping spans, where each span is in one pair at most.
+    """Pair overlapping spans so that each is in one pair at most and the number of pairs is as large as possible.
+
+    The spans are divided into groups that do not touch each other, and the pairs of each group are counted.
 
     Returns:
-        The row of one gold span of every group with a pair [groups], and the number of pairs [groups].
+        For each group with a pair, the row of one of its gold spans [groups], and its number of pairs [groups].
     """
     groups = _groups(gold, predicted)
     of_gold, of_predicted = groups[: len(gold.start)], groups[len(gold.start) :]
     size = int(groups.max(initial=-1)) + 1
     gold_counts, predicted_counts = np.bincount(of_gold, minlength=size), np.bincount(of_predicted, minlength=size)
-    pairs = np.minimum(gold_counts, predicted_counts)  # exact where it is 0 or 1, since a single span overlaps another
+    pairs = np.minimum(gold_counts, predicted_counts)  # exact for 0 and 1: a single span overlaps another of its group
     hard = np.flatnonzero(pairs > 1)
     for group, gold_rows, predicted_rows in zip(
         hard, _members(of_gold, hard), _members(of_predicted, hard), strict=True
@@ -289,7 +300,11 @@ def count_pairs(gold: Spans, predicted: Spans) -> tuple[Ints, Ints]:
 
 
 def maximum_matching(neighbours: Sequence[Sequence[int]]) -> dict[int, int]:
-    """Return a maximum matching of a bipartite graph as {right: left}; `neighbours` are those of each left node."""
+    """Return a maximum matching of a bipartite graph as {right node: left node}, by augmenting paths (Berge, 1957).
+
+    Args:
+        neighbours: for each left node, the right nodes that it may be matched with.
+    """
     partner: dict[int, int] = {}
     for left in range(len(neighbours)):
         _augment(left, neighbours, partner)
@@ -297,7 +312,7 @@ def maximum_matching(neighbours: Sequence[Sequence[int]]) -> dict[int, int]:
 
 
 def _augment(left: int, neighbours: Sequence[Sequence[int]], partner: dict[int, int]) -> None:
-    """Match `left` along an augmenting path; changes nothing where there is none."""
+    """Match the node `left` along an augmenting path, found by breadth-first search; without one, change nothing."""
     came_from: dict[int, int] = {}
     left_by: dict[int, int | None] = {left: None}
     waiting = [left]
@@ -318,7 +333,7 @@ def _augment(left: int, neighbours: Sequence[Sequence[int]], partner: dict[int, 
 
 
 def _groups(gold: Spans, predicted: Spans) -> Ints:
-    """Return the group of overlapping spans of every span, gold ones first."""
+    """Return the number of the group of every span, gold spans first. Spans of different groups do not overlap."""
     start, end = np.concatenate((gold.start, predicted.start)), np.concatenate((gold.end, predicted.end))
     order = np.argsort(start, kind="stable")
     reach = np.maximum.accumulate(end[order])
@@ -328,7 +343,7 @@ def _groups(gold: Spans, predicted: Spans) -> Ints:
 
 
 def _members(groups: Ints, chosen: Ints) -> list[Ints]:
-    """Return the rows of every chosen group."""
+    """Return the rows of every group in `chosen`."""
     order = np.argsort(groups, kind="stable")
     begins = np.searchsorted(groups[order], chosen)
     ends = np.searchsorted(groups[order], chosen, side="right")

@@ -1,8 +1,8 @@
 """The errors of predictions, sorted: by kind, by the labels that were confused, and by what was wrong with the answers.
 
-Gold and predicted entities are paired one to one, so every gold entity is in one row of the confusion matrix and every
-predicted one in one column; an entity without a partner is in the column or row `none`. A pair is placed by its labels,
-whatever its boundaries; a count beside the diagonal says how many of its pairs differ in their boundaries.
+Gold and predicted entities are paired one to one. So every gold entity is in one row of the confusion matrix, and every
+predicted entity in one column. An entity without a partner is in the column or row `none`. The labels of a pair decide
+its cell, whatever its boundaries. For each cell of the diagonal, `boundary` counts the pairs with different boundaries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Error:
-    """The kind of a gold entity, a predicted one, or a pair of both; `correct` is a kind too."""
+    """The kind of a gold entity, of a predicted entity, or of a pair of both. A correct pair is an Error too.
+
+    Args:
+        kind: `correct`, `type`, `boundary` or `boundary+type` for a pair; `missed` or `spurious` for a single entity.
+        gold: the gold entity; None for `spurious`.
+        predicted: the predicted entity; None for `missed`.
+    """
 
     kind: Kind
     gold: Entity | None
@@ -29,10 +35,10 @@ class Error:
 
 
 def errors(gold: Document, predicted: Document) -> list[Error]:
-    """Pair the entities of one text one to one and return their kinds, in reading order.
+    """Pair the entities of one text one to one, and return the kind of each pair and each entity left, in text order.
 
-    Exact matches are paired first, then equal spans, then overlaps: those of the same label before the
-    others, the largest overlap first.
+    Exact matches are paired first, then equal spans, then overlaps: those with the same label before those with
+    different labels, and larger overlaps before smaller ones.
 
     Raises:
         DataError: the texts differ.
@@ -53,7 +59,7 @@ def errors(gold: Document, predicted: Document) -> list[Error]:
 
 
 def _candidates(gold: Iterable[Entity], predicted: Iterable[Entity]) -> list[tuple[Entity, Entity]]:
-    """Return the overlapping pairs, best first: equal spans, then same label, then by overlap, then by position."""
+    """Return the overlapping pairs in the order of pairing: equal spans, then same label, overlap and position."""
     predicted = list(predicted)
     pairs = [(ours, theirs) for ours in gold for theirs in predicted if _overlap(ours, theirs) > 0]
 
@@ -66,7 +72,7 @@ def _candidates(gold: Iterable[Entity], predicted: Iterable[Entity]) -> list[tup
 
 
 def _overlap(first: Entity, second: Entity) -> int:
-    """Return the number of characters that both cover; negative for a gap."""
+    """Return the number of characters that both entities cover; negative if there is a gap between them."""
     return min(first.end, second.end) - max(first.start, second.start)
 
 
@@ -83,7 +89,7 @@ def _position(error: Error) -> tuple[Entity, int]:
 
 
 NONE = "none"
-"""The row of entities that are only predicted, and the column of those that are only in gold."""
+"""The row of entities that are only predicted, and the column of entities that are only in gold."""
 
 AnswerKind = Literal["invalid answer", "mention not in text", "never stopped", "truncated by length"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
@@ -105,9 +111,12 @@ _OF_PROBLEM: Mapping[ProblemKind, AnswerKind] = {
 
 @dataclass(frozen=True)
 class Confusion:
-    """Entities by gold and predicted label: `counts` [labels + 1, labels + 1], its last row and column are `none`.
+    """The number of entities by gold and predicted label.
 
-    `boundary` [labels] says how many pairs of the diagonal differ in their boundaries.
+    Args:
+        labels: the labels of the first rows and columns; the last row and column are `none`.
+        counts: [labels + 1, labels + 1]; rows are gold labels, columns predicted ones.
+        boundary: [labels]; how many pairs of each diagonal cell have different boundaries.
     """
 
     labels: tuple[str, ...]
@@ -115,14 +124,17 @@ class Confusion:
     boundary: tuple[int, ...]
 
     def as_dict(self) -> dict[str, object]:
-        """Return the matrix as a JSON object; rows are gold, columns predicted."""
+        """Return the matrix as a JSON object; rows are gold labels, columns predicted ones."""
         counts = [list(row) for row in self.counts]
         return {"labels": [*self.labels, NONE], "counts": counts, "boundary": list(self.boundary)}
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A gold document, its prediction, the kinds of the entities, and the errors of the answer."""
+    """A gold document, its extraction, the kinds of its entities, and what was wrong with the answer.
+
+    `answer` has for each kind of error of the answer the parts of the answer that have it; see `answer_errors`.
+    """
 
     gold: Document
     extraction: Extraction
@@ -136,13 +148,13 @@ class Judged:
 
     @property
     def wrong(self) -> int:
-        """The number of errors, those of the answer included."""
+        """The number of errors: wrong, missed and spurious entities, and kinds of errors of the answer."""
         return sum(error.kind != "correct" for error in self.errors) + len(self.answer)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The judged documents of a corpus, entities counted by kind, and documents by the errors of their answers."""
+    """The judged documents of a corpus; entities counted by kind; documents counted by the errors of their answers."""
 
     documents: Sequence[Judged]
     kinds: Mapping[Kind, int]
@@ -151,16 +163,21 @@ class Outcome:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Entities by kind, and then documents by the errors of their answers."""
+        """The number of entities of each kind, then the number of documents with each error of the answer."""
         return dict([*self.kinds.items(), *self.answers.items()])
 
     def as_dict(self) -> dict[str, object]:
-        """Return the sums as a JSON object."""
+        """Return the counts and the confusion matrix as a JSON object, without the documents."""
         return {"errors": dict(self.kinds), "answers": dict(self.answers), "confusion": self.confusion.as_dict()}
 
 
 def judge(gold: Sequence[Document], predicted: Sequence[Prediction], labels: Sequence[str]) -> Outcome:
-    """Sort the errors of `predicted` against `gold`; a label that is not in `labels` comes after them.
+    """Sort the errors of `predicted` against `gold`.
+
+    Args:
+        gold: annotated documents.
+        predicted: the same documents with predicted entities, as Documents or Extractions.
+        labels: the label set, in the order of the confusion matrix. Other labels that occur come after it, sorted.
 
     Raises:
         DataError: the documents do not pair (see `metrics.pair`).
@@ -182,7 +199,7 @@ def judge(gold: Sequence[Document], predicted: Sequence[Prediction], labels: Seq
 
 
 def confusion(all_errors: Iterable[Error], labels: Sequence[str]) -> Confusion:
-    """Return the confusion matrix of sorted errors; a label that is not in `labels` comes after them."""
+    """Return the confusion matrix of errors. Labels that occur and are not in `labels` come after these, sorted."""
     cells: Counter[tuple[str | None, str | None]] = Counter()
     boundary: Counter[str] = Counter()
     for error in all_errors:
@@ -196,7 +213,7 @@ def confusion(all_errors: Iterable[Error], labels: Sequence[str]) -> Confusion:
 
 
 def answer_errors(extraction: Extraction) -> dict[AnswerKind, tuple[str, ...]]:
-    """Return what was wrong with an answer: each kind of error, once, with the parts of the answer that have it."""
+    """Return what was wrong with an answer: each kind of error, with the parts of the answer that have it."""
     parts: dict[AnswerKind, list[str]] = {}
     if extraction.status in _OF_STATUS:
         parts[_OF_STATUS[extraction.status]] = []

@@ -1,6 +1,6 @@
 """The values of a measurement: figures with their counts and intervals, and the scores of a corpus.
 
-All values are fractions of 1 and have a form as a JSON object.
+All values are fractions of 1, and each class can return itself as a JSON object.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ Protocol = Literal["cblue", "promptcblue"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 FEWEST_DOCUMENTS = 10
-"""A figure that fewer documents bear on has no interval.
+"""A figure to which fewer documents contribute has no interval.
 
 The percentile bootstrap is too narrow by sqrt((n - 1) / n), and takes the normal quantile where Student's t would be
 right (Hesterberg, What Teachers Should Know About the Bootstrap, 2015). For a mean of n normal values its 95 % interval
 therefore covers 85 % of the time with 5 documents, 89.8 % with 9 and 90.4 % with 10; with one it is a single point.
 """
 TOO_FEW = "too few to say"
-"""What is shown where a figure has no interval because too few documents bear on it."""
+"""What is shown for a figure that has no interval because too few documents contribute to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
     """The 95 % intervals of precision, recall and F1.
 
-    All are None for a figure without any entity, and where fewer than FEWEST_DOCUMENTS documents bear on it.
+    All bounds are None for a figure without entities, or if fewer than FEWEST_DOCUMENTS documents contribute to it.
     """
 
     f1_low: float | None = None
@@ -47,7 +47,7 @@ class Bounds:
 
 
 class Ratios:
-    """Precision, recall and F1 of counts; a quotient without a denominator is 0.0."""
+    """Precision, recall and F1 from counts. A quotient whose denominator is 0 is 0.0."""
 
     @property
     def counts(self) -> tuple[float, float, float, float]:
@@ -78,8 +78,12 @@ class Ratios:
 class Figure(Bounds, Ratios):
     """Counts of entities, and 95 % intervals where there are any.
 
-    `correct` is fractional where an overlap counts as half. `found` is how many gold entities were found, where that
-    differs from `correct`: in slices that an entity can be in on one side only.
+    Args:
+        correct: the predicted entities that are correct; fractional if an overlap counts as half.
+        predicted: all predicted entities.
+        gold: all gold entities.
+        found: the gold entities that were found, where that number can differ from `correct`: in slices by nesting, in
+            which a gold entity may be and the equal predicted one may not. None elsewhere.
     """
 
     correct: float
@@ -93,7 +97,7 @@ class Figure(Bounds, Ratios):
         return self.correct, self.correct if self.found is None else self.found, self.predicted, self.gold
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """Return the figure as a JSON object; it has `found` only where that differs from `correct`."""
+        """Return the figure as a JSON object. The key `found` is there only if `found` is not None."""
         counts = {"correct": self.correct, "predicted": self.predicted, "gold": self.gold}
         return {**_values(self), **counts, **({} if self.found is None else {"found": self.found})}
 
@@ -104,7 +108,7 @@ class Figure(Bounds, Ratios):
 
 @dataclass(frozen=True)
 class Average(Bounds):
-    """Means over the labels that occur in gold or in predictions."""
+    """The means of precision, recall and F1 over the labels that occur in gold or in predictions."""
 
     precision: float
     recall: float
@@ -117,7 +121,10 @@ class Average(Bounds):
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """The predictions in documents without a gold entity; `per_1000` is their number per 1,000 characters."""
+    """The predictions in documents without a gold entity: how many there are, and in how many documents and characters.
+
+    `per_1000_low` and `per_1000_high` are the 95 % interval of `per_1000`; None where too few documents contribute.
+    """
 
     documents: int
     characters: int
@@ -127,7 +134,7 @@ class FalseAlarms:
 
     @property
     def per_1000(self) -> float:
-        """Predicted entities per 1,000 characters."""
+        """The number of predicted entities per 1,000 characters."""
         return 1000 * self.predicted / self.characters if self.characters else 0.0
 
     def as_dict(self) -> dict[str, float | int | None]:
@@ -137,11 +144,22 @@ class FalseAlarms:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a corpus; `micro`, `macro` and `labels`, by code in the order of the label set, are strict.
+    """The scores of a corpus.
 
-    `boundary` counts an equal span, whatever the label, `relaxed` an overlap with an entity of the same label, and
-    `partial` an overlap as half, whatever the label (SemEval-2013 task 9.1); all three pair entities one to one, by
-    position. `slices` are strict figures by kind and name, and `notes` count what was noticed and is not an error.
+    Args:
+        micro: the strict figure of all entities together.
+        labels: the strict figure of each label, in the order of the label set.
+        documents: the number of documents.
+        protocol: what counted as correct.
+        boundary: an equal span is correct, whatever its label.
+        relaxed: an overlap with an entity of the same label is correct.
+        partial: an equal span is correct and an overlap counts as half, whatever the label (SemEval-2013 task 9.1).
+        slices: strict figures of parts of the entities, by kind and name, such as `nesting` and `inside`.
+        alarms: the predictions in documents without a gold entity; None if there are no such documents.
+        macro: the means of the strict figures of the labels.
+        notes: what was noticed and is not an error, with counts.
+
+    `boundary`, `relaxed` and `partial` pair gold and predicted entities one to one, by their positions.
     """
 
     micro: Figure
@@ -177,7 +195,7 @@ class Scores:
         return table_html((kind, "P", "R", "F1 [95 %]", "correct", "predicted", "gold"), rows)
 
     def to_dicts(self) -> list[dict[str, object]]:
-        """Return a row for each label: its code, strict figures with their intervals, and counts."""
+        """Return a row for each label: its code, its strict figure with intervals, and the counts."""
         return [{"label": label, **figure.as_dict()} for label, figure in self.labels.items()]
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -208,7 +226,7 @@ class Scores:
 
 
 def f1_text(figure: Figure | Average) -> str:
-    """Return F1 with its interval, as in 0.842 [0.780, 0.891]."""
+    """Return F1 as text, with its interval if there is one, such as "0.842 [0.780, 0.891]"."""
     if figure.f1_low is None or figure.f1_high is None:
         return f"{figure.f1:.3f}"
     return f"{figure.f1:.3f} [{figure.f1_low:.3f}, {figure.f1_high:.3f}]"

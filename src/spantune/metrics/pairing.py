@@ -1,6 +1,6 @@
 """Pair predicted documents with gold documents: by id, or by text where two files have no ids in common.
 
-A document without a counterpart, a repeated id and a text that differs are errors.
+A document without a counterpart, a repeated id and texts that differ are errors.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def pair(gold: Sequence[Document], predicted: Sequence[Document]) -> list[tuple[
 
 
 def align(gold: Sequence[Document], predicted: Sequence[Document]) -> list[Document]:
-    """Return `predicted` with the ids of `gold`, where no id is in both and the texts are the same.
+    """Return `predicted` with the ids of `gold`, if they have no id in common and have the same texts.
 
-    In formats without ids, ids are made from file and line, so that two such files never have equal ids. Texts in the
-    same order are paired in that order, otherwise by text, where no text occurs twice. In all other cases `predicted`
-    is returned unchanged, and `pair` raises an error.
+    In formats without ids, ids are made from file and line, so two files of such a format never have ids in common. If
+    the texts are in the same order, documents are paired in that order. Otherwise they are paired by text, if no text
+    occurs twice. In all other cases `predicted` is returned unchanged, and `pair` raises an error.
     """
     ids = [document.id for document in gold]
     if set(ids) & {document.id for document in predicted} or len(gold) != len(predicted):

@@ -1,9 +1,9 @@
 """Scores of predicted documents against gold documents.
 
-An entity is correct when its (start, end, label) is in the gold set of the same document, however entities nest or
-cross; protocol `promptcblue` compares (mention, label) instead. Besides these strict figures there are lenient ones
-that ignore the boundary or the label, slices of the corpus, and false alarms; all have 95 % intervals, by the
-bootstrap over documents. Documents are paired by id; texts that differ and labels outside the label set are errors.
+An entity is correct if its (start, end, label) is in the gold set of the same document, even if entities are nested or
+cross. The protocol `promptcblue` compares (mention, label) instead. Besides these strict figures there are lenient
+figures, which ignore the boundary or the label, slices of the corpus, and false alarms. All have 95 % intervals from
+the bootstrap over documents. Documents are paired by id; texts that differ and labels outside the label set are errors.
 docs/measuring.md says what each figure counts.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Key = tuple[str, str]
 
 RESAMPLES = 10_000
-"""The number of corpora that are drawn for an interval."""
+"""The number of corpora that the bootstrap draws for an interval."""
 MACRO, ALARMS = ("strict", "macro"), ("alarms", "per_1000")
 
 
@@ -43,18 +43,19 @@ def score(
 ) -> Scores:
     """Score `predicted` against `gold`.
 
-    The intervals are those of the percentile bootstrap over documents. A figure has one if at least FEWEST_DOCUMENTS
-    documents have an entity that it counts. A resample without a label counts as F1 0, so that the interval of a label
-    in few documents is wide; a macro average ignores such a label.
+    The intervals come from the percentile bootstrap over documents. A figure has one if at least FEWEST_DOCUMENTS
+    documents have an entity that it counts. A resample in which a label does not occur counts as F1 0 for that label,
+    so the interval of a label in few documents is wide. A macro average leaves such a label out.
 
     Args:
         gold: annotated documents.
         predicted: the same documents with predicted entities.
-        labels: the label set; the labels of the documents when absent.
+        labels: the label set; the labels that occur in the documents when absent.
         protocol: what counts as correct.
-        train: the training documents, for the slices of surfaces that are, or are not, annotated in them.
+        train: the training documents, for the slices of surfaces that are, or are not, annotated in them, and for the
+            slices by label frequency.
         resamples: the number of resamples of the bootstrap; 0 for no intervals.
-        seed: its seed.
+        seed: the seed of the bootstrap.
 
     Raises:
         ConfigError: there is no such protocol, or an argument is no list of documents or labels.
@@ -96,7 +97,7 @@ def score(
 
 
 def labels_of(documents: Iterable[Document]) -> list[str]:
-    """Return the labels that the entities of `documents` have, sorted."""
+    """Return the labels of the entities of `documents`, sorted."""
     return sorted({entity.label for document in documents for entity in document.entities})
 
 
@@ -105,7 +106,7 @@ def _documents(documents: Iterable[Document], name: str) -> list[Document]:
 
 
 def label_codes(labels: Iterable[str]) -> list[str]:
-    """Return label codes without repetitions; of a mapping by label, such as `Scores.labels`, its keys.
+    """Return label codes without repetitions. `labels` may be a mapping by label, such as `Scores.labels`.
 
     Raises:
         ConfigError: a member is no text.
@@ -118,7 +119,7 @@ def require_protocol(name: str) -> None:
     """Check that `name` is a protocol.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: there is no such protocol.
     """
     expect(name, str, "protocol", f"one of {', '.join(PROTOCOLS)}")
     if name not in PROTOCOLS:
@@ -128,7 +129,7 @@ def require_protocol(name: str) -> None:
 def _tables(
     placed: Sides, units: Sides, gold: Sequence[Document], codes: Sequence[str], train: Sequence[Document] | None
 ) -> dict[Key, Floats]:
-    """Return counts [documents, 4] by kind and name of figure, without empty slices."""
+    """Return a table of counts [documents, 4] for each figure, by kind and name; empty slices are left out."""
     from spantune.metrics import counts
 
     size = len(gold)
@@ -145,7 +146,10 @@ def _tables(
 
 
 def _bounds(tables: Mapping[Key, Floats], alarms: Floats, resamples: int, seed: int) -> dict[Key, Floats]:
-    """Return the intervals [2, precision + recall + F1] of every figure and the macro average, [2] of false alarms."""
+    """Return intervals by the kind and name of figures that have one: low and high, each of precision, recall and F1.
+
+    The shape is [2, 3]; that of false alarms, which have one value, is [2].
+    """
     import numpy as np
 
     from spantune.metrics.bootstrap import average, interval, resample
@@ -191,7 +195,7 @@ def _average(figures: Sequence[Figure], bounds: Floats | None) -> Average:
 
 
 def _named(bounds: Floats | None) -> dict[str, float]:
-    """Return bounds [2, precision + recall + F1] by the names of their fields."""
+    """Return bounds [2, 3], low and high of precision, recall and F1, by the names of their fields."""
     if bounds is None:
         return {}
     names = [f"{name}_{end}" for end in ("low", "high") for name in ("precision", "recall", "f1")]
@@ -205,7 +209,7 @@ def _alarms(counted: Floats, bounds: Floats | None) -> FalseAlarms | None:
 
 
 def _notes(placed: Sides, by_label: Mapping[str, Figure]) -> dict[str, int]:
-    """Count what is not an error and worth a note: repeated entities, and labels that no gold entity has."""
+    """Count what is worth a note but no error: repeated entities, and predicted labels that no gold entity has."""
     notes = {
         f"{name} entity repeated in its document, counted once": side.repeated
         for name, side in zip(("gold", "predicted"), placed, strict=True)
@@ -217,15 +221,18 @@ def _notes(placed: Sides, by_label: Mapping[str, Figure]) -> dict[str, int]:
 
 
 ENTITY_LENGTHS = (1, 2, 4, 8, 16)
-"""Lower bounds of the slices by the number of characters of an entity."""
+"""The lower bounds of the slices by the number of characters of an entity."""
 TEXT_LENGTHS = (0, 32, 64, 128, 256)
-"""Lower bounds of the slices by the number of characters of a text."""
+"""The lower bounds of the slices by the number of characters of a text."""
 FREQUENCIES = (0, 1, 10, 100, 1000)
-"""Lower bounds of the slices by the number of entities that have the label."""
+"""The lower bounds of the slices by the number of entities that have the label."""
 
 
 class Slice(NamedTuple):
-    """A part of the gold and predicted entities, such as kind "nesting", name "inside"."""
+    """A part of the entities, such as kind "nesting", name "inside".
+
+    `gold` and `predicted` say of each entity of that side whether it is in the slice.
+    """
 
     kind: str
     name: str
@@ -236,7 +243,11 @@ class Slice(NamedTuple):
 def slices(
     both: tuple[Side, Side], texts: Sequence[Document], codes: Sequence[str], train: Sequence[Document] | None
 ) -> Iterator[Slice]:
-    """Yield the slices of both sides; with `train`, labels are counted and surfaces looked up in it."""
+    """Yield the slices of gold and predicted entities.
+
+    With `train`, label frequencies are counted in it, and there are slices of surfaces that are, or are not, annotated
+    in it.
+    """
     yield Slice("nesting", "nested", *(side.nested for side in both))
     yield Slice("nesting", "inside", *(side.inside for side in both))
     yield Slice("nesting", "flat", *(~side.nested for side in both))
@@ -253,7 +264,7 @@ def slices(
 
 
 def _frequency(gold: Side, codes: Sequence[str], train: Sequence[Document] | None) -> Ints:
-    """Return how many entities have each label [labels], in `train` or else in gold."""
+    """Return the number of entities of each label [labels], counted in `train` if it is given, else in gold."""
     if train is None:
         return np.bincount(gold.label, minlength=len(codes))
     rows = {code: row for row, code in enumerate(codes)}
@@ -266,7 +277,7 @@ def _among(side: Side, known: Collection[str]) -> Bools:
 
 
 def _binned(kind: str, values: Sequence[Ints], bounds: Sequence[int]) -> Iterator[Slice]:
-    """Yield slices of `kind` by `values` of gold and predicted entities: from each bound up to the next."""
+    """Yield slices of `kind` by a value of each gold and each predicted entity: from each bound up to the next."""
     bins = [np.searchsorted(bounds, column, side="right") - 1 for column in values]
     for index, low in enumerate(bounds):
         high = bounds[index + 1] - 1 if index + 1 < len(bounds) else None

@@ -1,8 +1,8 @@
-"""Precision, recall and F1 by the threshold on scores, exact, from one sort of all predictions.
+"""Precision, recall and F1 at each threshold on scores, exact, from one sort of all predictions.
 
 Entities with a score at or above a threshold pass. A threshold is halfway between the lowest score that passes and the
-highest that does not, so that rounding on another machine changes nothing; at 0 all pass. The counts are micro counts,
-and an entity that was not predicted is missed at every threshold.
+highest that does not, so that a rounding error on another machine changes nothing. At 0 all entities pass. The counts
+are micro counts, and an entity that was not predicted is missed at every threshold.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 NEAR = 0.005
-"""F1 within this distance of the best counts as near-equal."""
+"""An F1 within this distance of the best one counts as nearly as good."""
 
 
 @dataclass(frozen=True)
 class Point(Ratios):
-    """A threshold, and the counts of the entities that pass, those of them that are correct, and all gold entities."""
+    """A threshold with the number of entities that pass (`kept`), of the correct ones of them, and of gold entities."""
 
     threshold: float
     kept: int
@@ -44,7 +44,10 @@ class Point(Ratios):
 
 @dataclass(frozen=True)
 class Curve:
-    """A point for each distinct score, by ascending threshold; the first threshold is 0. Columns are [points]."""
+    """A point for each different score, by ascending threshold; the first threshold is 0.
+
+    `thresholds`, `kept` and `correct` have a value for each point [points]; `gold` is the number of gold entities.
+    """
 
     thresholds: NDArray[np.float64]
     kept: NDArray[np.int64]
@@ -71,28 +74,28 @@ class Curve:
 
 
 def curve(scores: NDArray[np.float64], right: NDArray[np.bool_], gold: int) -> Curve:
-    """Return the curve of at least one prediction over all thresholds.
+    """Return the curve over all thresholds, from at least one prediction.
 
     Args:
-        scores: of the predictions [predictions].
-        right: whether each of them is in gold [predictions].
+        scores: the score of each prediction [predictions].
+        right: whether each prediction is in gold [predictions].
         gold: the number of gold entities.
     """
     values, first = np.unique(scores[order := np.argsort(scores, kind="stable")], return_index=True)
     kept = len(scores) - first
     correct = np.cumsum(right[order][::-1].astype(np.int64))[kept - 1]
     middle = (values[1:] + values[:-1]) / 2
-    middle = np.where(middle > values[:-1], middle, values[1:])  # between two adjacent floats there is no other
+    middle = np.where(middle > values[:-1], middle, values[1:])  # no number lies between two adjacent floats
     return Curve(np.concatenate([[0.0], middle]), kept, correct, gold)
 
 
 def best_f1(curve: Curve) -> Point:
-    """Return the point of the highest F1; among equals the one where most entities pass."""
+    """Return the point with the highest F1; of several, the one where most entities pass."""
     return curve.point(int(curve.f1.argmax()))
 
 
 def near_best(curve: Curve) -> tuple[float, float]:
-    """Return the lowest and the highest threshold around the best, with an F1 nowhere more than `NEAR` below it."""
+    """Return the lowest and the highest threshold of the range around the best in which F1 is within `NEAR` of it."""
     f1 = curve.f1
     best = int(f1.argmax())
     worse = np.flatnonzero(f1 < f1[best] - NEAR)
@@ -103,18 +106,21 @@ def near_best(curve: Curve) -> tuple[float, float]:
 
 
 def reaching(curve: Curve, precision: float) -> Point | None:
-    """Return the lowest threshold with at least this precision, which has the highest recall; None if there is none."""
+    """Return the point with the lowest threshold, and so the highest recall, that has at least this precision.
+
+    None if no threshold reaches the precision.
+    """
     enough = np.flatnonzero(curve.precision >= precision)
     return curve.point(int(enough[0])) if len(enough) else None
 
 
 def most_precise(curve: Curve) -> Point:
-    """Return the point of the highest precision; among equals the one where most entities pass."""
+    """Return the point with the highest precision; of several, the one where most entities pass."""
     return curve.point(int(curve.precision.argmax()))
 
 
 def thinned(curve: Curve, count: int) -> list[Point]:
-    """Return at most `count` points, evenly spaced by rank, both ends included."""
+    """Return at most `count` points, evenly spaced by their index, with the first and the last one."""
     indices = np.unique(np.linspace(0, len(curve.kept) - 1, count).round().astype(int))
     return [curve.point(int(index)) for index in indices]
 
@@ -124,7 +130,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Thresholds:
-    """A threshold for all labels, and those of labels with a threshold of their own; at 0 all entities pass."""
+    """A threshold for all labels, and thresholds of single labels, which replace it. At 0 all entities pass."""
 
     overall: float = 0.0
     labels: dict[str, float] = field(default_factory=dict)
@@ -132,7 +138,16 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Predictions:
-    """All predictions as arrays [predictions], and the labels and documents of gold entities [gold]."""
+    """All predictions of a corpus as arrays, and the labels and documents of its gold entities.
+
+    Args:
+        scores: the score of each prediction [predictions].
+        right: whether each prediction is in gold [predictions].
+        labels: the label of each prediction [predictions].
+        documents: the index of the document of each prediction [predictions].
+        gold_labels: the label of each gold entity [gold].
+        gold_documents: the index of the document of each gold entity [gold].
+    """
 
     scores: NDArray[np.float64]
     right: NDArray[np.bool_]
@@ -142,7 +157,7 @@ class Predictions:
     gold_documents: NDArray[np.int64]
 
     def curve(self, labels: Iterable[str] | None = None) -> Curve:
-        """Return the curve of some labels, or of all."""
+        """Return the curve of the predictions with one of `labels`, or of all predictions if None."""
         if labels is None:
             return curve(self.scores, self.right, len(self.gold_labels))
         names = list(labels)
@@ -150,7 +165,7 @@ class Predictions:
         return curve(self.scores[chosen], self.right[chosen], int(np.isin(self.gold_labels, names).sum()))
 
     def passing(self, chosen: Thresholds) -> Point:
-        """Return the counts of the entities that pass the thresholds."""
+        """Return the counts of the entities that pass the thresholds; the point has the overall threshold."""
         lowest = np.full(len(self.scores), chosen.overall)
         for label, threshold in chosen.labels.items():
             lowest[self.labels == label] = threshold
@@ -158,7 +173,7 @@ class Predictions:
         return Point(chosen.overall, int(mask.sum()), int((mask & self.right).sum()), len(self.gold_labels))
 
     def folds(self) -> Iterator[tuple[Predictions, Predictions]]:
-        """Yield pairs of predictions to choose by and held-out predictions: every fifth document, five times."""
+        """Yield five pairs (predictions to choose by, held-out predictions); every fifth document is held out."""
         for fold in range(FOLDS):
             yield self._fold(False, fold), self._fold(True, fold)
 
@@ -176,7 +191,9 @@ class Predictions:
 
 
 def collect(gold: Sequence[Document], predicted: Sequence[Document]) -> Predictions:
-    """Bring the predictions of documents, paired by id, into arrays; of equal entities the highest score counts.
+    """Bring the predictions of documents, which are paired by id, into arrays.
+
+    An entity that is predicted twice in a document counts once, with its highest score.
 
     Raises:
         DataError: the documents do not pair, nothing was predicted, or a score is missing or not a probability.

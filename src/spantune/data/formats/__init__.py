@@ -1,8 +1,8 @@
 """Read and write annotated files: the table of formats, detection by content, and `bundled:` corpora.
 
-A format is a module with `claims`, `read` and `write` that uses no other format; a new one is a module and a line here,
-or a `Format` that another package names as an entry point of the group `spantune.formats`.
-Repairs made in reading and losses in writing are counted in notes; a file that cannot be read faithfully is refused.
+A format is a module with `claims`, `read` and `write`, and it uses no other format. A new format is a module and an
+entry of `FORMATS`, or a `Format` that another package names as an entry point of the group `spantune.formats`. Repairs
+made in reading and losses in writing are counted in notes. A file that cannot be read faithfully is refused.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ FORMATS = {
     "pubtator": Format(pubtator.read, pubtator.write, pubtator.claims),
     "marked": Format(marked.read, marked.write, marked.claims),
 }
-"""The formats that come with spantune, in the order in which they are asked whether a file is theirs."""
+"""The formats that come with spantune, in the order in which they are asked whether they claim a file."""
 
 
 def read(path: str | Path, format: str | None = None, options: Options = DEFAULTS) -> Corpus:
@@ -112,10 +112,10 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     Args:
         path: a file, a folder or `bundled:NAME`.
         format: a name of `FORMATS`; recognised from the content when absent.
-        options: what some formats need to know, such as the column of the tags.
+        options: what the file does not say itself, such as the column of the tags.
 
     Raises:
-        DataError: the file cannot be read as what it claims to be.
+        DataError: the file is of no known format, or cannot be read as its format.
     """
     expect(path, (str, Path), "read", "the path of a corpus, or bundled:NAME")
     expect(format, (str, type(None)), "format", f"a name such as {', '.join(list(FORMATS)[:3])}, or None")
@@ -136,7 +136,11 @@ def _no_document(how: str, notes: Counter[str], path: Path) -> DataError:
 
 
 def read_dataset(table: object, options: Options = DEFAULTS) -> Corpus:
-    """Read an open `datasets.Dataset` as `read` reads a saved one; see `Corpus.from_datasets`."""
+    """Read an open `datasets.Dataset` as `read` reads a saved one; see `Corpus.from_datasets`.
+
+    Raises:
+        DataError: there are no rows or no such columns, or a row cannot be read.
+    """
     notes: Counter[str] = Counter()
     path = Path("dataset")
     items = faithful(settled(datasets.read_table(table, path, notes, options), options.offsets, notes), notes)
@@ -147,7 +151,7 @@ def read_dataset(table: object, options: Options = DEFAULTS) -> Corpus:
 
 
 def read_extractions(path: Path) -> list[Extraction]:
-    """Read a predictions file of a run: native JSONL with raw answers, and with what was wrong with them in `meta`.
+    """Read a predictions file of a run: native JSONL with the raw answers, and in `meta` what was wrong with them.
 
     Raises:
         DataError: the file cannot be read.
@@ -161,10 +165,11 @@ def read_extractions(path: Path) -> list[Extraction]:
 def stream(
     path: str | Path, format: str | None, notes: Counter[str], options: Options = DEFAULTS
 ) -> Iterator[Document]:
-    """Yield the documents of `path` as they are read; `notes` is complete after the last one.
+    """Yield the documents of `path` as they are read; `notes` is complete after the last document.
 
     Raises:
-        DataError: as `read`, when its place is reached; repeated ids are not detected, because no id is stored.
+        DataError: as `read` raises it, when the wrong document is reached. Repeated ids are not detected, because no id
+            is kept.
     """
     return verified(items(path, format, notes, options), notes)
 
@@ -173,7 +178,7 @@ def items(path: str | Path, format: str | None, notes: Counter[str], options: Op
     """Yield the unverified content of `path`: a RawDocument, or a DataError for a document that cannot be read.
 
     Raises:
-        DataError: the file cannot be read any further.
+        DataError: the rest of the file cannot be read.
     """
     file = resolve(path)
     return _items(format or detect(file, options), file, notes, options)
@@ -186,7 +191,13 @@ def write(
 
         spantune.write("corpus.json", corpus.documents, "label_studio")
 
-    An existing file is replaced only when all documents are written.
+    An existing file is replaced only after all documents have been written.
+
+    Args:
+        path: the file or folder to write.
+        documents: a list of Documents, or a Corpus.
+        format: a name of `FORMATS` that can be written.
+        options: how to write, such as what to do with overlapping entities.
 
     Raises:
         DataError: the format cannot hold a document, or the file cannot be written.
@@ -203,7 +214,7 @@ def write(
 
 
 def detect(path: str | Path, options: Options = DEFAULTS) -> str:
-    """Return the name of the format of `path`, from its content; `options` say what reading will be told.
+    """Return the name of the format of `path`, judged by its content; `options` are those with which it will be read.
 
     Raises:
         DataError: no format claims the content.
@@ -219,7 +230,7 @@ def detect(path: str | Path, options: Options = DEFAULTS) -> str:
 
 
 def _added_claimant(file: Path, options: Options) -> str | None:
-    """Return the format of another package that claims a file which none of spantune's own can be."""
+    """Return the name of a format of another package that claims `file`; None if there is none."""
     if not (added_names := plugins.added_names(FORMATS)):
         return None
     if file.is_dir():
@@ -238,7 +249,7 @@ def _added_claimant(file: Path, options: Options) -> str | None:
 
 
 def _some_records(file: Path, text: str, options: Options) -> Iterator[Record | DataError]:
-    """Yield the JSON objects of a file until it is found to be none of JSON."""
+    """Yield some JSON objects of a file, until it turns out not to be JSON."""
     if text[:1] not in ("[", "{"):
         return
     try:
@@ -266,7 +277,7 @@ def _detect(file: Path, options: Options) -> str:
     except DataError:
         if not head.lstrip(_BLANK).startswith(b"{"):
             raise
-        text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")  # JSONL, of which one line may be unreadable
+        text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")  # JSONL of which a single line may be unreadable
     lines = [line.removesuffix("\r") for line in text.split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES]]
     first = next(line for line in lines if line.strip())
     sample = Sample(file, head, "\n".join(lines), options=options)
@@ -279,8 +290,8 @@ def resolve(path: str | Path) -> Path:
     """Return the file that `path` names; `bundled:NAME` is a corpus that comes with the package.
 
     Raises:
-        ConfigError: it is the URL of a file in object storage, which only the workers of Ray read.
-        DataError: there is no bundled corpus of that name, or the file is a pipe: a corpus is read more than once.
+        ConfigError: the path is the URL of a file in object storage, which only workers of Ray read.
+        DataError: there is no bundled corpus of that name, or the file is a pipe, which can be read only once.
     """
     if isinstance(path, StoredFile):
         return stored_file(path.url)
@@ -296,29 +307,29 @@ def resolve(path: str | Path) -> Path:
 
 
 def names() -> list[str]:
-    """Return the names of all known formats: spantune's own, and those that installed packages add.
+    """Return the names of all known formats: those of spantune, and those that installed packages add.
 
     Raises:
-        ConfigError: a package adds a format under a name that is taken.
+        ConfigError: a package adds a format with a name that is taken.
     """
     return [*FORMATS, *plugins.added_names(FORMATS)]
 
 
 def is_known(name: str) -> bool:
-    """Whether there is a format of that name; other packages are asked only if spantune has none.
+    """Return whether there is a format of that name; other packages are searched only if spantune has none.
 
     Raises:
-        ConfigError: a package adds a format under a name that is taken.
+        ConfigError: a package adds a format with a name that is taken.
     """
     return name in FORMATS or name in names()
 
 
 def of_name(name: str, *, writing: bool = False) -> Format:
-    """Return the format `name`; one of another package is loaded now. With `writing`, it must have a writer.
+    """Return the format `name`, and load it if it is of another package. With `writing`, it must have a writer.
 
     Raises:
-        DataError: there is none of that name, or it can only be read.
-        ConfigError: it is of another package and cannot be loaded.
+        DataError: there is no format of that name, or it can only be read.
+        ConfigError: a format of another package cannot be loaded.
     """
     if not is_known(name):
         raise DataError(f"unknown format {name!r}; {nearest(name, names())}")
@@ -330,7 +341,7 @@ def of_name(name: str, *, writing: bool = False) -> Format:
 
 
 def _items(name: str, file: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield what the format reads, with offsets in code points and with meta that every output can hold."""
+    """Yield what the format reads, with offsets in code points, and with meta that every output can hold."""
     return faithful(settled(of_name(name).read(file, notes, options), options.offsets, notes), notes)
 
 
@@ -341,21 +352,24 @@ def _claimant(sample: Sample) -> str | None:
 def _of_records(sample: Sample, first: str) -> str | None:
     """Return the format that claims an object of a JSON file; None if the file is not JSON.
 
-    If all texts have an empty entity list, or none, several formats are possible: an array without ids is taken for
-    CMeEE, anything else for the native format.
+    If all texts have an empty list of entities, or none, several formats are possible. An array without ids is then
+    taken for CMeEE, and anything else for the native format.
+
+    Raises:
+        DataError: no format claims the objects, or none could be read.
     """
     is_array, encoding = first.startswith("["), sample.options.encoding
     broken: DataError | None = None
     read_any = has_id = False
     try:
         for record in (read_json_array if is_array else read_json_lines)(sample.path, Counter(), encoding):
-            if isinstance(record, DataError):  # reading will report it; a later line may show the format
+            if isinstance(record, DataError):  # reading will report this line; a later one may show the format
                 broken = broken or record
                 if record.line is not None and record.line > _SAMPLE_LINES:
                     break
                 continue
             read_any = True
-            if name := _claimant(replace(sample, text="", record=record.values)):  # the text would be searched anew
+            if name := _claimant(replace(sample, text="", record=record.values)):  # the text is not searched twice
                 return name
             names = set(record.values)
             has_id = has_id or "id" in names
@@ -367,7 +381,7 @@ def _of_records(sample: Sample, first: str) -> str | None:
                 return _unclaimed(sample, f"an object with {', '.join(record.values)[:80]}")
     except DataError as error:
         broken = broken or error
-    if not read_any and _claimant(sample):  # marked text, say, that begins with a bracket
+    if not read_any and _claimant(sample):  # the file is not JSON, such as marked text that begins with a bracket
         return None
     if broken is not None:
         raise broken
@@ -375,12 +389,12 @@ def _of_records(sample: Sample, first: str) -> str | None:
 
 
 def _is_bare_text(values: Mapping[str, object], options: Options) -> bool:
-    """Whether an object is a text without entities, where such texts may be read, whatever other fields it has."""
+    """Return whether an object is a text without entities, if such texts may be read; it may have other fields."""
     return options.unannotated and isinstance(values.get("text"), str) and "entities" not in values
 
 
 def _fields_of_documents(sample: Sample) -> list[str]:
-    """Return the fields of an object that are lists of documents of a known format, or of plain texts."""
+    """Return the fields of an object that hold lists of documents of a known format, or of plain texts."""
     fields = []
     for name, rows in (sample.record or {}).items():
         if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
@@ -391,7 +405,7 @@ def _fields_of_documents(sample: Sample) -> list[str]:
 
 
 def _fields_of_json(record: Mapping[str, object]) -> list[str]:
-    """Return the fields whose string is a list or an object as JSON."""
+    """Return the fields that hold a string with a list or an object as JSON."""
     fields = []
     for name, value in record.items():
         if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
@@ -409,13 +423,13 @@ def _jq(name: str) -> str:
 
 
 def _sign_between(sample: Sample) -> str | None:
-    """Return the sign that stands where token lines would have tabs."""
+    """Return the sign that separates the columns of token lines where tabs should; None if there is none."""
     signs = (sign for sign in ",;|" if sign in sample.text)
     return next((sign for sign in signs if conll.claims(replace(sample, text=sample.text.replace(sign, "\t")))), None)
 
 
 def _with_tabs(sign: str, text: str) -> str:
-    """Return the command that puts tabs in place of `sign`; with quoted cells, as CSV has them."""
+    """Return a command that replaces `sign` by tabs; it respects quoted cells if `text` has them, as CSV does."""
     if '"' in text and all(line.count('"') % 2 == 0 for line in text.split("\n")):
         code = f"import csv, sys; [print(*row, sep='\\t') for row in csv.reader(sys.stdin, delimiter='{sign}')]"
         return f'python3 -c "{code}" < FILE > NEW.tsv'

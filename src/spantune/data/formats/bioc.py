@@ -1,9 +1,9 @@
 """BioC as JSON: a collection of documents, an array of collections, or a document a line as PubTator's service sends.
 
-A document is its passages (or their sentences), each with `offset`, `text` and `annotations` of `text`, `infons` and
-`locations`. A location is read relative to its passage, and the annotation's text must be what stands there. The label
-is the infon `type`, or the one that the option `column` names. The identifiers are kept in the document's meta and
-written back; relations are not read. A file that is not JSON lines is in memory as a whole.
+A document has passages, or passages of sentences, each with `offset`, `text` and `annotations`. An annotation has
+`text`, `infons` and `locations`. A location is read relative to its passage, and the text of the annotation must stand
+there. The label is the infon `type`, or the one that the option `column` names. The identifiers are kept in the
+document's meta and written back; relations are not read. A file that is not JSON lines is held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from spantune.data.raw.json_records import Record, document_id
 
 NAME = "bioc"
 
-_GAPS = range(3)  # characters between passages that are kept as blanks; more is text that the file leaves out
+_GAPS = range(3)  # a gap between passages of so many characters is kept as blanks; a larger one is text left out
 _COLLECTION = re.compile(rb'\s*[\[{]\s*(\{\s*)?"(source|date|key|infons|version|bioctype|documents|PubTator3)"\s*:')
 
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """A passage or a sentence: its record, its offset in the file's count, and where it begins in our text.
+    """A passage or a sentence: its record, its offset as the file counts, and where it begins in the document's text.
 
-    `is_inner` is True for a sentence of a passage that has the text itself.
+    `is_inner` is True for a sentence whose passage states the whole text itself.
     """
 
     record: Record
@@ -48,7 +48,7 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called as their `id` says.
+    """Yield the documents of `path`, with their `id` as ids.
 
     Raises:
         DataError: the file is not BioC.
@@ -60,7 +60,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     """Write `documents` to `path` as one collection, each as one passage at offset 0.
 
     Raises:
-        DataError: meta is not what the reader stores, or the file cannot be written.
+        DataError: meta is not as the reader stores it, or the file cannot be written.
     """
     head = {"source": "spantune", "date": "", "key": "", "infons": {}}
     with replacing(path) as file:
@@ -71,7 +71,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 
 def _records(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[Record | DataError]:
-    """Yield the documents of a collection, of several, or of lines."""
+    """Yield the documents of one collection, of several, or of lines."""
     line_notes: Counter[str] = Counter()
     if lines := list(_line_documents(path, line_notes, encoding)):
         notes.update(line_notes)
@@ -89,7 +89,7 @@ def _records(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[
 
 
 def _line_documents(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[Record | DataError]:
-    """Yield the documents of JSON lines; nothing if the first line is no document."""
+    """Yield the documents of JSON lines; nothing if the first line is not a document."""
     for number, record in enumerate(read_json_lines(path, notes, encoding)):
         if number == 0 and (isinstance(record, DataError) or "passages" not in record.values):
             return
@@ -118,8 +118,8 @@ def _document(record: Record, notes: Counter[str], options: Options) -> RawDocum
 
 
 def _units(record: Record, notes: Counter[str]) -> Iterator[_Unit]:
-    """Yield the parts of a document that have a text, one after another."""
-    end: int | None = None  # of the last unit, in the file's count
+    """Yield the parts of a document that have a text, in order."""
+    end: int | None = None  # the end of the last unit, as the file counts
     place = 0
     for passage in record.rows("passages"):
         whole = isinstance(passage.values.get("text"), str)
@@ -130,13 +130,13 @@ def _units(record: Record, notes: Counter[str]) -> Iterator[_Unit]:
                 place += offset - end if offset - end in _GAPS else 1
                 notes["passages whose offsets do not follow each other: joined by a space"] += offset - end not in _GAPS
             yield _Unit(part, offset, place, text)
-            for sentence in sentences if whole else []:  # whose annotations are in the same count
+            for sentence in sentences if whole else []:  # its annotations count like those of the passage
                 yield _Unit(sentence, offset, place, text, is_inner=True)
             place, end = place + len(text), offset + len(text)
 
 
 def _entity(row: Record, unit: _Unit, options: Options, notes: Counter[str]) -> tuple[RawEntity, dict[str, object]]:
-    """Return the entity of an annotation, from the first to the last of its locations, and its other infons."""
+    """Return the entity of an annotation, which reaches from its first to its last location, and its other infons."""
     key = options.column if isinstance(options.column, str) else "type"
     label = row.inner("infons").text(key)
     spans = []

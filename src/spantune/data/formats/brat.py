@@ -4,11 +4,11 @@ r"""brat's standoff: a folder, and those in it, of `.txt` files with an `.ann` f
     T2⇥Finding 5 9;20 24⇥hand pain
     R1⇥shows Arg1:T2 Arg2:T1
 
-Offsets count the code points of the `.txt` file, or what `--offsets` says, with line ends and a byte-order mark. An
-entity of several parts is read as one from the first to the last part. Its parts, and all lines that are not T lines,
-are stored in meta and written back, without the lines whose entity no longer exists. As in brat, an entity is written
-in parts around its line breaks, so that it cannot begin or end with one. Of two entities with the same id the second
-gets another, and a line that refers to this id is an error, since nobody knows which entity it means.
+Offsets count the code points of the `.txt` file, with its line ends and byte-order mark, or what `--offsets` says. An
+entity of several parts is read as one, from the first to the last part. Its parts, and all lines that are not T lines,
+are stored in meta and written back, except for lines whose entity no longer exists. As in brat, an entity over several
+lines is written in parts without the line breaks, so it cannot begin or end with one. If two entities have the same id,
+the second gets a new one. A line that refers to such an id is an error, because it may mean either entity.
 """
 
 from __future__ import annotations
@@ -52,29 +52,29 @@ _SPAN = re.compile("(\\S+) ([0-9]{1,18} [0-9]{1,18}(?:;[0-9]{1,18} [0-9]{1,18})*
 _PART = re.compile("\\[[0-9]+, [0-9]+\\]$")
 _KIND = re.compile("[TAMNRE][0-9]|#|\\*")
 _OTHER = re.compile("([AMNRE][0-9]|#|\\*)[^\t\n]*\t[^\n]*")
-_BREAK = "[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]"  # where Python, and so brat, ends a line
+_BREAK = "[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]"  # the characters at which Python, and so brat, ends a line
 _BREAKS = re.compile(_BREAK + "+")
 # Characters that some system does not allow in a file name, or that hide the file, and `%`, which replaces them.
 _UNSAFE = re.compile(r'[%\\:*?"<>|\x00-\x1f\x7f]|^\.|[. ]$')
 _REPLACED = re.compile("%([0-7][0-9A-F])")
-_NAME_BYTES = 251  # of the 255 that a file system allows
+_NAME_BYTES = 251  # a file system allows 255; the suffix takes 4
 
 
 Parts = list[list[int]]
 
 
 def claims(sample: Sample) -> bool:
-    """Whether the folder holds, or the file is one of, such a pair."""
+    """Whether `sample` is a folder with `.ann` files, or one of a pair of `.txt` and `.ann` files."""
     if sample.path.suffix in (".txt", ".ann") and not sample.path.is_dir():
         return all(sample.path.with_suffix(suffix).is_file() for suffix in (".txt", ".ann"))
     return sample.path.is_dir() and any(sample.path.rglob("*.ann"))
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of the folder, named by their path in it without suffix, or the document of one file.
+    """Yield the documents of a folder, with their paths in it without suffix as ids, or the document of one file.
 
     Raises:
-        DataError: there is nothing there, or a file that is not of a pair.
+        DataError: there is nothing at `path`, or a file with another suffix.
     """
     if path.is_dir():
         files, unreadable = _files(path, notes)
@@ -99,9 +99,9 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` into a new folder `path`, a pair of files each; `notes` counts what brat cannot hold.
+    """Write `documents` into the new folder `path`, two files each; `notes` counts what brat cannot hold.
 
-    Characters of an id that a file name cannot hold are written as `%` and their number, which reading undoes.
+    A character of an id that a file name cannot hold is written as `%` and its number, which reading undoes.
 
     Raises:
         DataError: an id, a label or an entity cannot be written, or the folder is not empty.
@@ -120,7 +120,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
                         file.write(content.encode())
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-                    raise  # the disk's fault, not that of the id
+                    raise  # the disk is the reason, not the id
                 raise DataError(
                     f"document {document.id!r}: {name}.txt cannot be made: {error.strerror}; give it another id",
                     path=path,
@@ -129,7 +129,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 
 def _files(folder: Path, notes: Counter[str]) -> tuple[list[Path], list[DataError]]:
-    """Return the files in a folder and those in it, sorted, and an error for each folder or link that cannot be read.
+    """Return the sorted files in a folder and its subfolders, and an error for each folder or link that is unreadable.
 
     A link to a file is read as the file. A link to a folder is not followed, and named in `notes`.
     """
@@ -143,7 +143,7 @@ def _files(folder: Path, notes: Counter[str]) -> tuple[list[Path], list[DataErro
         for file in (Path(root, name) for name in names):
             try:
                 is_file, is_link = file.is_file(), file.is_symlink()
-            except OSError as error:  # its folder may be listed, but not searched
+            except OSError as error:  # the folder may be listed, but its files may not be accessed
                 errors.append(cannot_be_read(file, error))
                 continue
             if is_file:
@@ -193,10 +193,10 @@ def _document(id: str, stem: Path, notes: Counter[str], options: Options) -> Raw
 
 
 def _with_own_ids(entities: list[RawEntity], rows: list[Row], lines: list[str]) -> tuple[list[RawEntity], list[str]]:
-    """Give in `rows` a new id to each entity whose id an earlier one has; return the entities and the lines to keep.
+    """Give a new id, in `rows`, to each entity whose id an earlier entity has; return the entities and the kept lines.
 
-    The lines that refer to such an id are not kept, unless both entities are the same. The defect of the entity names
-    them.
+    Lines that refer to such an id are not kept, unless the two entities are equal. The defect of the entity names these
+    lines.
     """
     first_rows: dict[str, Row] = {}
     fresh = _fresh_ids(rows)
@@ -223,14 +223,14 @@ def _with_own_ids(entities: list[RawEntity], rows: list[Row], lines: list[str]) 
 
 
 def _fresh_ids(rows: Iterable[Row]) -> Iterator[str]:
-    """Yield ids that no row has."""
+    """Yield ids that no row of `rows` has."""
     numbers = [re.fullmatch("T([0-9]{1,18})", str(row["id"])) for row in rows]
     first = max((int(number[1]) for number in numbers if number), default=0) + 1
     return (f"T{number}" for number in count(first))
 
 
 def _numbered(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[tuple[int, str]]:
-    """Yield the lines of an `.ann` file that are not blank."""
+    """Yield (number, line) for the lines of an `.ann` file that are not blank."""
     for number, line in enumerate(read_text(path, notes, encoding).removeprefix("\ufeff").split("\n"), start=1):
         notes[CRLF_NOTE] += line.endswith("\r")
         if line.strip():
@@ -238,7 +238,7 @@ def _numbered(path: Path, notes: Counter[str], encoding: str | None) -> Iterator
 
 
 class _Line(NamedTuple):
-    """A line of an `.ann` file and its place."""
+    """A line of an `.ann` file, with its number and its file."""
 
     text: str
     number: int
@@ -250,9 +250,10 @@ class _Line(NamedTuple):
 
 
 def _text_bound(line: _Line, text: str, unit: Unit) -> tuple[Row, RawEntity]:
-    """Return the row to store for a T line (its id, and its parts if the span does not imply them) and its entity.
+    """Return the row to store for a T line, and its entity.
 
-    Offsets are counted in `unit`; the entity's are code points.
+    The row has the id, and the parts if they do not follow from the span. Offsets in the line count in `unit`; those of
+    the row and the entity are code points.
     """
     id, _, rest = line.text.partition("\t")
     span, tab, stated = rest.partition("\t")
@@ -271,7 +272,7 @@ def _text_bound(line: _Line, text: str, unit: Unit) -> tuple[Row, RawEntity]:
     pieces = [text[first:last] for first, last in parts]
     if len(parts) > 1 and impossible:
         (start, end), surface = impossible[0], None
-    elif len(parts) > 1 and stated in (" ".join(pieces), "".join(pieces)):  # "": brat before 1.3
+    elif len(parts) > 1 and stated in (" ".join(pieces), "".join(pieces)):  # brat before 1.3 joins them by ""
         surface = text[start:end]
     elif stated != text[start:end] and stated == re.sub(_BREAK, " ", " ".join(pieces)):
         surface, defect = text[start:end], SPACES
@@ -279,7 +280,7 @@ def _text_bound(line: _Line, text: str, unit: Unit) -> tuple[Row, RawEntity]:
 
 
 def _place(line: _Line, text: str, offset: int, unit: Unit) -> int:
-    """Return the offset in code points; one in code points already may lie outside the text, which is judged later."""
+    """Return `offset` in code points. One that is in code points may lie outside the text; that is judged later."""
     place = offset if unit == "codepoints" else code_point(text, offset, unit)
     if place is None:
         raise line.error(
@@ -290,7 +291,7 @@ def _place(line: _Line, text: str, offset: int, unit: Unit) -> int:
 
 
 def _parts(text: str, start: int, end: int) -> Parts:
-    """Return the parts of a span between its line breaks, as brat stores a span over several lines."""
+    """Return the parts of a span between its line breaks, which is how brat stores a span over several lines."""
     places = [start]
     for match in _BREAKS.finditer(text, start, end):
         places += match.span()
@@ -303,7 +304,11 @@ def _hidden(file: Path, folder: Path) -> bool:
 
 
 def _file_name(id: str) -> str:
-    """Return the path in the folder, without suffix, for the document `id`."""
+    """Return the path of the files of the document `id`, relative to the folder and without suffix.
+
+    Raises:
+        DataError: a part of the id is empty or too long for a file name.
+    """
     names = [_UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", name) for name in id.split("/")]
     if not all(names) or any(len(name.encode()) > _NAME_BYTES for name in names):
         raise DataError(
@@ -315,7 +320,7 @@ def _file_name(id: str) -> str:
 
 
 def _lines(document: Document, notes: Counter[str]) -> list[str]:
-    """Return the lines of the `.ann` file."""
+    """Return the lines of the `.ann` file of `document`."""
     pairs, gone = with_rows(document, NAME)
     fresh = _fresh_ids([*(row for _, row in pairs if row), *gone])
     lines = [_text_bound_line(document, entity, row or {"id": next(fresh)}) for entity, row in pairs]
@@ -344,7 +349,7 @@ def _text_bound_line(document: Document, entity: Entity, row: Row) -> str:
 
 
 def _other_lines(document: Document, gone: set[str], notes: Counter[str]) -> list[str]:
-    """Return the stored lines without those that depend, directly or indirectly, on an entity that is `gone`."""
+    """Return the stored lines, except those that refer, directly or through other lines, to an entity in `gone`."""
     lines = stored_meta(document, NAME).get("lines", [])
     if not isinstance(lines, list) or not all(isinstance(line, str) and _OTHER.fullmatch(line) for line in lines):
         raise meta_error(document, NAME, f"found {lines!r:.60} for lines; expected a list of brat's lines")
@@ -355,7 +360,7 @@ def _other_lines(document: Document, gone: set[str], notes: Counter[str]) -> lis
 
 
 def _dependent(lines: Sequence[str], ids: set[str]) -> list[str]:
-    """Return the lines that refer to one of `ids`, or to such a line."""
+    """Return the lines that refer to one of `ids`, or to another line that does."""
     dependent: dict[str, None] = {}
     while more := [line for line in lines if line not in dependent and _named(line) & ids]:
         dependent.update(dict.fromkeys(more))
@@ -364,8 +369,8 @@ def _dependent(lines: Sequence[str], ids: set[str]) -> list[str]:
 
 
 def _named(line: str) -> set[str]:
-    """Return the ids that a line refers to."""
+    """Return the ids to which a line refers."""
     words = line.split("\t")[1].split(" ")
-    if line[0] in "AMN#":  # a type, what it is of, and a value
+    if line[0] in "AMN#":  # the words are a type, the id, and a value
         return set(words[1:2])
     return {word.rpartition(":")[2] for word in words}

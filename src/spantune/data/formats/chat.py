@@ -1,9 +1,10 @@
 """Chat data whose answers are entities as JSON, as trainers of LLMs take them: alpaca, `messages` and ShareGPT.
 
-`{"instruction", "input", "output"}`, `{"messages": [{"role", "content"}, …]}` or `{"conversations": [{"from", "value"},
-…]}`. The text is the user's turn without the instruction around it, which is what stands in every record up to a line
-break or a word such as `Text:` or `文本:`. Entities have no offsets and are anchored, see `anchored`. UniversalNER's
-conversations, which ask for one label after another, are read too. Written are alpaca (`.json`) and messages (JSONL).
+Records are `{"instruction", "input", "output"}`, `{"messages": [{"role", "content"}, …]}` or `{"conversations":
+[{"from", "value"}, …]}`. The text is the user's turn without the instruction around it. The instruction is what stands
+in every record, up to a line break or a word such as `Text:` or `文本:`. Entities have no offsets; `anchored` finds
+them. UniversalNER's conversations, which ask for one label after another, are read too. Alpaca (`.json`) and messages
+(JSONL) can be written.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from spantune.data.raw.json_records import Record, document_id
 from spantune.data.raw.tokens import is_cjk
 
 _USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt", "model")
-_PAIRS = (("query", "response"), ("prompt", "completion"))  # ms-swift's and TRL's
+_PAIRS = (("query", "response"), ("prompt", "completion"))  # of ms-swift and of TRL
 _FIELDS = (
     "id", "instruction", "input", "output", "messages", "conversations", "system",
     *(name for pair in _PAIRS for name in pair),
 )  # fmt: skip
 _MARKER = re.compile(r"(?:文本|句子|输入)[:：]|(?:Text|Sentence|Input): ?")
-_QUESTION = re.compile(r"What describes (.+) in the text\?")  # UniversalNER's
+_QUESTION = re.compile(r"What describes (.+) in the text\?")  # as UniversalNER asks
 
 _WORDING = {
     "zh": (
@@ -52,7 +53,7 @@ _WORDING = {
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """What a user says and what the assistant answers, with their places in the record."""
+    """A user's turn, the assistant's answer to it, and the answer's place in the record."""
 
     said: str
     answer: object
@@ -61,14 +62,14 @@ class _Turn:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """What stands around the text in the user's turn of every record."""
+    """The instruction before and after the text in the user's turn, which is the same in every record."""
 
     before: str = ""
     after: str = ""
 
     @classmethod
     def of(cls, said: Iterable[str]) -> _Frame:
-        """Return the frame that all of these turns share."""
+        """Return the frame that all turns in `said` share."""
         turns = list(dict.fromkeys(said))
         common = _shared_beginning(turns)
         if marker := _MARKER.match(common):
@@ -81,7 +82,7 @@ class _Frame:
         return cls(common[:last], ending[ending.find("\n") :] if "\n" in ending else "")
 
     def inside(self, said: str, notes: Counter[str]) -> str:
-        """Return `said` without the frame, which is noted."""
+        """Return `said` without the frame; what is removed is counted in `notes`."""
         for part in (self.before, self.after):
             if part:
                 notes[f"taken off the user's turn, where it stands in every record: {part[:60]!r}"] += 1
@@ -96,14 +97,14 @@ def claims(sample: Sample) -> bool:
         if isinstance(turns, list) and turns and isinstance(turns[0], dict) and name in turns[0]:
             return True
     output = record.get("output")
-    if isinstance(output, dict):  # GLiNER 2's
+    if isinstance(output, dict):  # as GLiNER 2 writes it
         return isinstance(record.get("input"), str) and "entities" in output
     pairs = (("instruction", "output"), *_PAIRS)
     return any(isinstance(record.get(said), str) and isinstance(record.get(answer), str) for said, answer in pairs)
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<number>` where no id is given.
+    """Yield the documents of `path`; one without an id is called `<stem>-<number>`.
 
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
@@ -123,9 +124,9 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`: alpaca's array if its name ends in `.json`, else messages, one record a line.
+    """Write `documents` to `path`: as an alpaca array if its name ends in `.json`, else as messages, one a line.
 
-    The instruction names the labels of the whole corpus; it is Chinese where most texts are.
+    The instruction names the labels of the whole corpus. It is in Chinese if most texts are.
 
     Raises:
         DataError: the file cannot be written.
@@ -177,10 +178,10 @@ def _said(path: Path, encoding: str | None) -> Iterator[str]:
 
 
 def _turns(record: Record) -> list[_Turn]:
-    """Return the pairs of a user's turn and an answer.
+    """Return the user's turns, each with its answer.
 
     Raises:
-        DataError: there is none, or they do not alternate.
+        DataError: there are none, or the turns of user and assistant do not alternate.
     """
     if pair := next((pair for pair in _PAIRS if pair[1] in record.values), None):
         return [_Turn(record.text(pair[0]), record.text(pair[1], blank=True), pair[1])]
@@ -210,10 +211,10 @@ def _turns(record: Record) -> list[_Turn]:
 
 
 def _content(row: Record, field: str) -> str:
-    """Return what a turn says, which may be a list of parts `{"type": "text", "text": …}`.
+    """Return the text of a turn: a string, or the joined parts `{"type": "text", "text": …}` of a list.
 
     Raises:
-        DataError: it is neither, or a part is no text, such as an image.
+        DataError: it is neither, or a part is not text, but an image, for example.
     """
     if not isinstance(row.values.get(field), list):
         return row.text(field, blank=True)
@@ -225,7 +226,7 @@ def _content(row: Record, field: str) -> str:
 
 
 def _surfaces(record: Record, turns: list[_Turn], notes: Counter[str]) -> list[Surface]:
-    """Return the entities of the only answer, or of one answer a label in UniversalNER's conversations."""
+    """Return the entities of the only answer; in UniversalNER's conversations, those of one answer for each label."""
     first, *others = turns
     if not others:
         if isinstance(first.answer, str):

@@ -1,8 +1,9 @@
 """CHIP 2020's text: `sentence|||start    end    type|||start    end    type|||` a line, `end` inclusive, from 0.
 
-The layout states no surface, so its offsets cannot be verified, only kept within the sentence, and that is noted.
-Blanks of any kind and number stand between the three; four spaces are written. A sentence with a line break, with `|||`
-or with a `|` at its end cannot be written and is refused, as is a label with white space or with `|` at its edges.
+The file states no surfaces. Offsets can therefore not be verified, except that they are inside the sentence; this is
+noted. Start, end and type may be separated by any number of blanks; four spaces are written. A sentence with a line
+break, with `|||` or with a `|` at its end cannot be written and is refused, as is a label with white space or with `|`
+at an edge.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the sentences of `path`, called `<stem>-<line>`."""
+    """Yield the sentences of `path`, with the ids `<stem>-<line>`."""
     for number, line in read_lines(path, notes, encoding=options.encoding):
         try:
             text, entities = _parse(line)
@@ -39,15 +40,15 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, one a line; `notes` counts what the format cannot hold.
+    """Write `documents` to `path`, one on each line; `notes` counts what the format cannot hold.
 
     Raises:
-        DataError: a text or label cannot stand on a line, or the file cannot be written.
+        DataError: a text or a label cannot be written on a line, or the file cannot be written.
     """
     with replacing(path) as file:
         for number, document in enumerate(documents):
             if number == 0 and document.text.startswith(_BOM):
-                file.write("\n")  # at the very beginning it would be taken off on reading
+                file.write("\n")  # reading would remove a byte-order mark at the very beginning of the file
             file.write(_line(document) + "\n")
             notes["id left out"] += 1
             notes["meta left out"] += bool(document.meta)

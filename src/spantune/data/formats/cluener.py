@@ -1,7 +1,7 @@
 """CLUENER's JSONL: `{"text", "label": {"name": {"叶老桂": [[9, 11]]}, …}}`, from label to surface to its places.
 
-Ends are inclusive, and each surface must be what stands at its places. Fields beside text and label are the
-document's meta, both ways. The texts of the test set have no `label`.
+Ends are inclusive, and each surface must stand at its places. Other fields than text and label become the document's
+meta, and meta is written as fields. The texts of the test set have no `label`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<number>` where no id is given.
+    """Yield the documents of `path`; one without an id is called `<stem>-<number>`.
 
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
@@ -48,7 +48,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, one a line.
+    """Write `documents` to `path`, one on each line.
 
     Raises:
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.

@@ -1,7 +1,7 @@
 """CBLUE's CMeEE: a JSON array, or JSONL, of `{"text", "entities": [{"start_idx", "end_idx", "type", "entity"}]}`.
 
-`end_idx` is inclusive and counts from 0, and `entity` must be what stands there; anything else is refused. Fields
-beside text and entities are the document's meta, both ways.
+`end_idx` is inclusive and counts from 0, and `entity` must be the text at these offsets; anything else is refused.
+Other fields than text and entities become the document's meta, and meta is written as fields.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<number>`, counted from 1.
+    """Yield the documents of `path`, with the ids `<stem>-<number>`, counted from 1.
 
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
@@ -43,7 +43,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`: JSONL if its name ends so, else an array; `notes` counts what is lost.
+    """Write `documents` to `path`: as JSONL if its name ends in `.jsonl`, else as an array; `notes` counts losses.
 
     Raises:
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.

@@ -1,9 +1,9 @@
 """CoNLL and its relatives: a token and its tags a line, a blank line between sentences.
 
-`token_lines` tells the layout of the whole file. The text is joined from the tokens, see `tokens`, unless a comment
-`# text = …` states it or a column says where no space follows. The file is read twice or more, so that it need not be
-in memory. Lines with other columns than most are refused, and in writing overlapping entities and labels with white
-space.
+The module `token_layout` finds the layout of the whole file. The text is joined from the tokens by the rule of
+`tokens`, unless a comment `# text = …` states the text, or a column says where no space follows. The file is read twice
+or more, so that it need not be in memory. A line with another number of columns than most is refused. In writing,
+overlapping entities and labels with white space are refused.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from spantune.data.rules import Rule
 EMPTY_TOKEN = "line with an empty token and the tag O left out"
 
 _BOM = "\ufeff"
-_LIKELY = 0.9  # the share of lines with a tag from which a file is taken for CoNLL
+_LIKELY = 0.9  # the share of lines with a tag from which a file counts as CoNLL
 
 
 def claims(sample: Sample) -> bool:
-    """Whether the file can only be this format; a column that the user names need not be told from its tags alone."""
+    """Whether the file can only be this format. A column that the user names needs less evidence that it holds tags."""
     lines = list(enumerate(sample.text.split("\n"), start=1))
     header, names = find_header(lines)
     census = Census.of(lambda: sentences(lines, Counter(), header=header), names)
@@ -57,11 +57,11 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the sentences of `path`, called as their `# id` or `# sent_id` says, else `<stem>-<line>`.
+    """Yield the sentences of `path`. The id is what `# id` or `# sent_id` says, else `<stem>-<line>`.
 
     Raises:
         DataError: it is not clear which columns hold the tags.
-        ConfigError: `options.column` is no column of the file, or `options.label` is missing.
+        ConfigError: `options.column` is no column of tags, or the tags need `options.label`, which is missing.
     """
 
     def lines(notes: Counter[str]) -> Iterator[tuple[int, str]]:
@@ -87,14 +87,14 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, a tab between token and tag; `notes` counts what CoNLL cannot hold.
+    """Write `documents` to `path`, with a tab between token and tag; `notes` counts what CoNLL cannot hold.
 
     Raises:
         DataError: entities overlap and `options.nested` is `error`, one begins or ends with white space, a text is
             blank, a label cannot stand in a tag, or the file cannot be written.
     """
     census = TokenCensus()
-    changed: Counter[str | None] = Counter()  # texts that reading would not restore, by joiner
+    changed: Counter[str | None] = Counter()  # for each joiner, the texts that reading would not restore
     with replacing(path) as file:
         for number, document in enumerate(documents):
             entities = flat(document, options)
@@ -120,9 +120,14 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 @dataclass(slots=True)
 class _Words:
-    """The tokens of a sentence, and of every line with tags its number, its tags by layer and its token, None for none.
+    """The tokens of a sentence, and its lines with tags.
 
-    `glued` says of each token whether no space follows it.
+    Args:
+        tokens: the tokens.
+        glued: for each token, whether no space follows it.
+        lines: for each line with tags, its number.
+        tags: for each line with tags, its tags by layer.
+        places: for each line with tags, the index of its token; None if it has none.
     """
 
     tokens: list[str] = field(default_factory=list)
@@ -143,7 +148,7 @@ class _Words:
 
 
 def _document(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str]) -> RawDocument | None:
-    """Return the document of a sentence; None if all its tokens are empty."""
+    """Return the document of a sentence; None if all its tokens are empty and have the tag O."""
     words = _words(sentence, path, layout, notes)
     if not words.tokens:
         return None
@@ -198,7 +203,11 @@ def _words(sentence: Sentence, path: Path, layout: Layout, notes: Counter[str]) 
 
 
 def _row(line: str, layout: Layout, path: Path, number: int) -> list[str]:
-    """Return the columns of a line."""
+    """Return the columns of a line.
+
+    Raises:
+        DataError: it has another number of columns than most lines.
+    """
     row = columns(line, layout.is_tabbed)
     if layout.token == 0 and is_without_token(line, row, layout.is_tabbed, layout.width):
         blanks = line[: len(line) - len(line.lstrip(" "))]
@@ -215,7 +224,11 @@ def _row(line: str, layout: Layout, path: Path, number: int) -> list[str]:
 
 
 def _tag(row: list[str], layer: Layer, layout: Layout, path: Path, number: int) -> Tag:
-    """Return the tag of a row in `layer`."""
+    """Return the tag of a line in the column `layer`.
+
+    Raises:
+        DataError: the cell holds no tag.
+    """
     cell = row[layer.column]
     if (tag := layout.tag(cell, layer)) is None:
         example = {
@@ -239,7 +252,11 @@ def _line_error(problem: str, path: Path, number: int) -> DataError:
 
 
 def _text(sentence: Sentence, words: _Words, path: Path, layout: Layout) -> tuple[str, list[Span]]:
-    """Return the text of a sentence, stated or else joined, and the spans of its tokens."""
+    """Return the text of a sentence, as stated or else joined, and the spans of its tokens.
+
+    Raises:
+        DataError: the tokens do not fit the stated text.
+    """
     tokens = words.tokens
     if (text := sentence.stated.get("text")) is None:
         return join(tokens, layout.joiner, words.glued)
@@ -259,7 +276,7 @@ def _text(sentence: Sentence, words: _Words, path: Path, layout: Layout) -> tupl
 
 
 def _entities(index: int, layer: Layer, words: _Words, text: str, spans: list[Span]) -> Iterator[RawEntity]:
-    """Yield the entities of one layer."""
+    """Yield the entities of one layer, the `index`-th of the layout."""
     for chunk in decode([tags[index] for tags in words.tags], layer.scheme):
         places = [place for place in words.places[chunk.start : chunk.end] if place is not None]
         start, end = spans[places[0]][0], spans[places[-1]][1]
@@ -274,7 +291,11 @@ def _entities(index: int, layer: Layer, words: _Words, text: str, spans: list[Sp
 def _tagged(
     document: Document, entities: list[Entity], notes: Counter[str], options: Options
 ) -> tuple[list[str], list[str]]:
-    """Return the tokens of `document` and their tags; a token is cut where an entity begins or ends inside it."""
+    """Return the tokens of `document` and their tags. A token is cut where an entity begins or ends inside it.
+
+    Raises:
+        DataError: the text is blank, a label cannot stand in a tag, or an entity begins or ends with white space.
+    """
     edges = {edge for entity in entities for edge in (entity.start, entity.end)}
     spans = cut(_tokens(document, notes), edges)
     if not spans:
@@ -303,7 +324,7 @@ def _tagged(
 
 
 def _tokens(document: Document, notes: Counter[str]) -> list[Span]:
-    """Return the spans of the tokens in the document's meta if they fit its text, else of our own tokens."""
+    """Return the spans of the tokens in the document's meta if they fit its text; otherwise those of `tokens.split`."""
     if (tokens := document.meta.get("tokens")) is None:
         return split(document.text)
     if isinstance(tokens, list) and all(isinstance(token, str) and _is_token(token) for token in tokens):
@@ -315,7 +336,7 @@ def _tokens(document: Document, notes: Counter[str]) -> list[Span]:
 
 
 def _is_token(token: str) -> bool:
-    """Whether `token` can be written on a line and read back as one."""
+    """Return whether `token` can be written on a line and is then read as the same token."""
     line = f"{token}\tO"
     return (
         bool(token)

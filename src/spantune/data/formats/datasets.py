@@ -1,8 +1,9 @@
 """A folder that Hugging Face `datasets` saved (`save_to_disk`): text and entities, or tokens and tags.
 
-The first layout is that of `tabular`, with the entities as a list of structs or as JSON; it is the one that is written.
-In the second, the text is joined from `tokens` by the rule of the module of that name, and `ner_tags`, class labels or
-strings, are decoded by that of `tags`; invalid ones are refused unless repaired. A folder of several splits is refused.
+The first layout is that of `tabular`, with the entities as a list of structs or as JSON; this layout is written. In the
+second layout, the text is joined from the column `tokens` by the rule of the module `tokens`. The column `ner_tags` has
+class labels or strings, which are decoded by the rule of `tags`; invalid tags are refused unless they are repaired. A
+folder of several splits is refused.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of the folder `path`, called `<name>-<row>` where no id is given; rows are counted from 1.
+    """Yield the documents of the folder `path`; one without an id is called `<name>-<row>`, with rows from 1.
 
     Raises:
-        DataError: the folder holds splits or no such table, or cannot be read any further.
+        DataError: the folder holds splits or no such table, or the rest of it cannot be read.
         ConfigError: `datasets` is not installed.
     """
     datasets = need("datasets", "datasets")
@@ -51,16 +52,16 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def read_table(table: Any, path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of an open `Dataset`; `path` stands for it in errors and ids.
+    """Yield the documents of an open `Dataset`; errors and ids name it `path`.
 
     Raises:
-        DataError: it is no such table, or cannot be read any further.
+        DataError: the table has no such columns, or the rest of it cannot be read.
     """
     return each(_records(table, path, notes), _parser(table, path, notes, options))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to the new folder `path`; `options.column` may name the entities' column.
+    """Write `documents` to the new folder `path`; `options.column` may name the column of entities.
 
     Raises:
         DataError: a meta key is one of the layout's own columns, or the folder is not empty or cannot be written.
@@ -82,7 +83,11 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 
 def _check(path: Path) -> None:
-    """Refuse what is not a folder of one saved dataset."""
+    """Check that `path` is the folder of one saved dataset.
+
+    Raises:
+        DataError: it holds splits, or is no such folder.
+    """
     if (path / _SPLITS).is_file():
         try:
             splits = json.loads((path / _SPLITS).read_text("utf-8"))["splits"]
@@ -100,7 +105,11 @@ def _check(path: Path) -> None:
 
 
 def _parser(table: Any, path: Path, notes: Counter[str], options: Options) -> Callable[[Record], RawDocument]:
-    """Return the function that parses a row of `table`: text and entities, or tokens and tags."""
+    """Return the function that parses a row of `table`, which has text and entities or tokens and tags.
+
+    Raises:
+        DataError: the table has no such columns.
+    """
     features = table.features.to_dict()
     names = list(features)
     column = options.column if options.column is not None else _TAGS
@@ -136,12 +145,12 @@ def _records(table: Any, path: Path, notes: Counter[str]) -> Iterator[Record]:
 
 
 def _holds_tags(feature: dict[str, Any]) -> bool:
-    """Whether a column has lists of strings, numbers or class labels."""
+    """Return whether a column holds lists of strings, of numbers or of class labels."""
     return feature.get("feature", {}).get("_type") in ("Value", "ClassLabel")
 
 
 def _labelled(record: Record, column: str, names: tuple[str, ...]) -> Record:
-    """Return `record` with class labels as names instead of numbers; other values stay, to be refused later."""
+    """Return `record` with the names of class labels in place of numbers. Other values are kept, and refused later."""
     stated = record.values[column]
     if not names or not isinstance(stated, list):
         return record
@@ -161,7 +170,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 @contextmanager
 def _no_bars(datasets: ModuleType) -> Iterator[None]:
-    """Keep the library's progress bars off the terminal."""
+    """Hide the progress bars of the library `datasets`."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

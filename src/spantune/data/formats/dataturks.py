@@ -1,7 +1,8 @@
 """DataTurks's JSONL, which is only read: `{"content", "annotation": [{"label": […], "points": [{"start", "end",
 "text"}]}]}` a line.
 
-Ends are inclusive, and the text of a point must be what stands there. Several labels or points are one entity each.
+Ends are inclusive, and the text of a point must stand at its offsets. An annotation with several labels or points gives
+an entity for each label of each point.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<number>`; those without annotation have no entities.
+    """Yield the documents of `path`; one without an id is called `<stem>-<number>`.
+
+    A document without annotation has no entities.
 
     Raises:
         DataError: the file is neither JSONL nor an array of objects.

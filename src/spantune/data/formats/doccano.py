@@ -1,10 +1,10 @@
 """doccano's JSONL: `{"text", "label": [[start, end, "label"], …]}`, or entities as objects, with relations.
 
-Texts are called `text` or `data`, spans `label`, `labels`, `entities` or, in exports before version 1.1, `annotations`
-(objects with `start_offset` and `end_offset`), half-open code points. Spans have no text, so that they cannot be
-verified; this is noted. The labels of `annotations` may be numbers. All other fields are kept in the document's meta
-and written back. In a document with relations, entities keep the ids that the relations name. Text classification is
-refused.
+Texts are called `text` or `data`. Spans are called `label`, `labels` or `entities`, or `annotations` in exports before
+version 1.1 (objects with `start_offset` and `end_offset`); they are half-open and count code points. The file does not
+state the text of a span, so spans cannot be verified; this is noted. The labels of `annotations` may be numbers. All
+other fields are kept in the document's meta and written back. In a document with relations, entities keep the ids that
+the relations name. Text classification is refused.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ENTITY_FIELDS = ("id", "label", "start_offset", "end_offset")
 
 
 def claims(sample: Sample) -> bool:
-    """Whether the file can only be this format; text classification is claimed too, to be refused by name."""
+    """Whether the file can only be this format. Text classification is claimed too, so that reading can refuse it."""
     record = sample.record or {}
     if not any(isinstance(record.get(name), str) for name in _TEXTS):
         return False
@@ -55,7 +55,7 @@ def claims(sample: Sample) -> bool:
     if isinstance(rows, list):
         return isinstance(record.get("relations"), list)
     spans = next((record[name] for name in _TRIPLES if name in record), None)
-    if any(are_tags_of(record.get(name), spans) for name in _TEXTS):  # a tag a character
+    if any(are_tags_of(record.get(name), spans) for name in _TEXTS):  # there is one tag for each character
         return False
     return isinstance(spans, list) and all(isinstance(span, list | str) for span in spans)
 
@@ -70,7 +70,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path` as JSONL: label triples, or entities with ids for a document that has relations.
+    """Write `documents` to `path` as JSONL, with triples, or with entities that have ids if there are relations.
 
     Raises:
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.
@@ -134,7 +134,11 @@ def _spans(record: Record, field: str) -> list[object]:
 
 
 def _triple(record: Record, place: str, span: object) -> RawEntity:
-    """Return the entity of the triple `span`, which is at `place` in the record."""
+    """Return the entity of the triple `span`, which is at `place` in the record.
+
+    Raises:
+        DataError: it is no triple.
+    """
     if not isinstance(span, list) or len(span) != 3:
         raise record.error(f"found {json.dumps(span)[:60]}; expected [start, end, label]: mend it", place)
     values = Record(
@@ -148,7 +152,11 @@ def _triple(record: Record, place: str, span: object) -> RawEntity:
 
 
 def _entity(row: Record, notes: Counter[str]) -> RawEntity:
-    """Return the entity of an object of `entities`, or of `annotations`, whose label may be the number of a label."""
+    """Return the entity of an object in `entities` or `annotations`. In the latter, a label may be a number.
+
+    Raises:
+        DataError: the object has no offsets, as in text classification, or no label.
+    """
     if not {"start_offset", "end_offset"} & row.values.keys():
         raise row.error(
             f"found {json.dumps(row.values, ensure_ascii=False)[:60]}, a label of the whole text; expected "
@@ -186,7 +194,7 @@ def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
 
 
 def _entities(document: Document) -> list[dict[str, object]]:
-    """Return the entities as objects with their earlier ids; entities without one get the next numbers."""
+    """Return the entities as objects with their stored ids; entities without one get the next free numbers."""
     pairs, gone = with_rows(document, NAME)
     used = [row["id"] for row in (*(row for _, row in pairs if row), *gone)]
     fresh = count(max((id for id in used if isinstance(id, int)), default=-1) + 1)

@@ -1,9 +1,9 @@
 """`few_shot_ner_sft`'s JSONL: `{"text", "entities": [{"start_idx", "end_idx", "entity_text", "entity_label"}], …}`.
 
-A JSON array of such objects is read too. In the published data every `end_idx` is one too small, so an entity is
-anchored on `start_idx` and the length of its text, which must be what stands there; `end_idx` only has to fit one of
-three rules, and where it is not the layout's own, that is noted. Fields beside text and entities are the document's
-meta, both ways.
+A JSON array of such objects is read too. In the published data every `end_idx` is one too small. An entity is therefore
+anchored by `start_idx` and the length of its text, which must stand there. `end_idx` only has to fit one of three
+rules; if this is not the rule of the layout, that is noted. Other fields than text and entities become the document's
+meta, and meta is written as fields.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<line>`, or `<stem>-<number>` in an array."""
+    """Yield the documents of `path`, with the ids `<stem>-<line>`, or `<stem>-<number>` in an array."""
     is_array = options.stretch is None and begins_array(path, options.encoding)
 
     def parse(record: Record) -> RawDocument:

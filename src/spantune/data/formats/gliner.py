@@ -1,7 +1,7 @@
 """GLiNER's training data: a JSON array, or JSONL, of `{"tokenized_text": […], "ner": [[first, last, "label"], …]}`.
 
-Token numbers count from 0 and the last is inclusive. The text is joined from the tokens by the rule of `tokens`; they
-are kept in the document's meta where writing would not make the same of the text. Labels stay as they are written.
+Token numbers count from 0, and the last one is inclusive. The text is joined from the tokens by the rule of `tokens`.
+The tokens are kept in the document's meta if cutting the text would give others. Labels stay as they are written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<number>` where no id is given.
+    """Yield the documents of `path`; one without an id is called `<stem>-<number>`.
 
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
@@ -44,7 +44,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`: JSONL if its name ends so, else an array; `notes` counts what is lost.
+    """Write `documents` to `path`: as JSONL if its name ends in `.jsonl`, else as an array; `notes` counts losses.
 
     Raises:
         DataError: an entity begins or ends with white space, a meta key is one of the layout's own fields, or the file

@@ -1,8 +1,8 @@
 r"""Sentences with their entities marked inline, one a line: `{sym|{bod|腹部}胀痛}三天，{ite|体温}正常。`
 
-Marks nest. `# group: NAME` opens a group, which becomes the meta of the sentences below it, and `# group:` closes it;
-other lines that begin with `#` are comments. A backslash goes before `{`, `}`, `|` and `\` in a text, and before a `#`
-at its beginning. Crossing entities, line breaks and blank texts cannot be written and are refused.
+Marks may be nested. `# group: NAME` opens a group, which becomes the meta of the sentences below it; `# group:` closes
+it. Other lines that begin with `#` are comments. A backslash stands before `{`, `}`, `|` and `\` in a text, and before
+a `#` at its beginning. Crossing entities, line breaks and blank texts cannot be written and are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HEADING = re.compile(r"#\s*group\s*[:：](.*)")
 _MARK = re.compile(r"(?<!\\)\{(?:[^{}|\\\"\n]|\\[{}|\\])+\|")
 _SPECIAL = "{}|\\"
 _PLAIN = re.compile(r"[^{}|\\]+")
-# Special at the beginning of a line only; a byte-order mark there would be taken off on reading.
+# Special at the beginning of a line only; reading would remove a byte-order mark there.
 _SPECIAL_FIRST = "#\ufeff"
 
 
@@ -32,7 +32,7 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the sentences of `path`, called `<stem>-<line>`; `notes` counts the comment lines."""
+    """Yield the sentences of `path`, with the ids `<stem>-<line>`; `notes` counts the comment lines."""
     group = ""
     for number, line in read_lines(path, notes, encoding=options.encoding):
         if heading := _HEADING.match(line):
@@ -50,10 +50,10 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, a heading before each group; `notes` counts what the format cannot hold.
+    """Write `documents` to `path`, with a heading before each group; `notes` counts what the format cannot hold.
 
     Raises:
-        DataError: entities cross, a text or label cannot stand on a line, or the file cannot be written.
+        DataError: entities cross, a text or a label cannot be written on a line, or the file cannot be written.
     """
     group = ""
     with replacing(path) as file:
@@ -69,7 +69,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 @dataclass
 class _Line:
-    """One marked line and the place up to which it has been read."""
+    """A line with marks, and the place up to which it has been read."""
 
     line: str
     path: Path
@@ -120,7 +120,11 @@ class _Line:
         return label
 
     def _character(self) -> str:
-        """The character at `place`, its escape undone; moves on."""
+        """Return the character at `place` without its escape, and move `place` behind it.
+
+        Raises:
+            DataError: the escape is not valid.
+        """
         character = self.line[self.place]
         self.place += 1
         if character != "\\":
@@ -136,7 +140,11 @@ class _Line:
 
 
 def _marked(document: Document) -> str:
-    """`document` as one line."""
+    """Return `document` as one line.
+
+    Raises:
+        DataError: the text is blank or has a line break, a label cannot be written, or entities cross.
+    """
     text = document.text
     if "\n" in text or text.endswith("\r") or not text.strip():
         raise DataError(
@@ -156,7 +164,11 @@ def _marked(document: Document) -> str:
 
 
 def _nested(document: Document) -> list[Entity]:
-    """The entities, outer before inner; DataError when two cross."""
+    """Return the entities, outer ones before inner ones.
+
+    Raises:
+        DataError: two entities cross.
+    """
     entities = sorted(document.entities, key=lambda entity: (entity.start, -entity.end, entity.label))
     around: list[Entity] = []
     for entity in entities:
@@ -185,7 +197,11 @@ def _escaped(character: str) -> str:
 
 
 def _group(document: Document) -> str:
-    """The name of the document's group, "" for none."""
+    """Return the name of the document's group; "" if it has none.
+
+    Raises:
+        DataError: the name cannot be written in a heading.
+    """
     group = document.meta.get("group", "")
     if not isinstance(group, str) or "\n" in group or group != group.strip():
         raise DataError(f"document {document.id!r}: the group {group!r} cannot stand in a heading; rename it")

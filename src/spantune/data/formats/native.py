@@ -1,10 +1,10 @@
 """spantune's own JSONL: `{"id", "text", "entities": [{"start", "end", "label", "text", "score"?}], "meta"?}` a line.
 
-A JSON array of such objects, as other tools write them, is read too; ids may be numbers. A predictions file of a run
-has the model's `answer` too, which only `read_extractions` reads. Offsets are half-open code points, and an entity's
-`text` is verified against them, so that a file with offsets of another kind is refused instead of trained on. Ids are
-unique; a record without one is called `<stem>-<line>`, in an array `<stem>-<number>`. Of corrections that
-`spantune serve` stored, those in force are read.
+A JSON array of such objects, as other tools write it, is read too; ids may be numbers. A predictions file of a run also
+has the model's `answer`, which only `read_extractions` reads. Offsets are half-open code points. The `text` of an
+entity is verified against them, so a file with offsets of another kind is refused, and no model is trained on it. Ids
+are unique. A record without an id is called `<stem>-<line>`, or `<stem>-<number>` in an array. Of corrections that
+`spantune serve` stored, only the valid ones are read.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _FIELDS = ("id", "text", "entities", "meta", "answer")
 
 
 def claims(sample: Sample) -> bool:
-    """Whether the file can only be this format; a text without entities does not show it."""
+    """Whether the file can only be this format; a text without entities does not show that."""
     rows = sample.record.get("entities") if sample.record else None
     return isinstance(rows, list) and bool(rows) and isinstance(rows[0], dict) and "start" in rows[0]
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`; `notes` counts what was made or ignored.
+    """Yield the documents of `path`; `notes` counts what was made up, such as an id, or ignored.
 
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
-        Indivisible: only a stretch is asked for, and it holds corrections.
+        Indivisible: only a stretch of the file is to be read, and it holds corrections.
     """
     is_array = options.stretch is None and begins_array(path, options.encoding)
 
@@ -50,21 +50,21 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def parse_text_line(text: str, path: Path, line: int, made_id: str, notes: Counter[str]) -> Item:
-    """Return the document on one line of JSONL without its annotations, or a DataError for a line that has none.
+    """Return the document on one line of JSONL without its annotations; a DataError if the line has none.
 
     Args:
         text: the line.
-        path: the file, and `line` the number of the line in it, from 1: for errors.
-        line: see `path`.
-        made_id: the id of a document whose line has none.
-        notes: counts what was made or ignored.
+        path: the file, for errors.
+        line: the number of the line in the file, from 1, for errors.
+        made_id: the id of the document if the line states none.
+        notes: counts what was made up or ignored.
     """
     options = Options(unannotated=True)
     return next(each([parse_line(text, path, line)], lambda record: _document(record, None, made_id, notes, options)))
 
 
 def _document(record: Record, id: str | None, made_id: str, notes: Counter[str], options: Options) -> RawDocument:
-    """Return the document of `record`; its id is that in the record if `id` is None, and `made_id` if it has none."""
+    """Return the document of `record`. Its id is `id`; if that is None, the id in the record, or else `made_id`."""
     if id is None and record.values.get("id") is not None:
         id = document_id(record, notes)
     elif id is None:
@@ -85,7 +85,7 @@ def _entities(record: Record, notes: Counter[str], options: Options) -> tuple[Ra
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, one a line; nothing is left out.
+    """Write `documents` to `path`, one on each line. The format can hold everything.
 
     Raises:
         DataError: the file cannot be written.

@@ -1,8 +1,8 @@
 """PubTator: `PMID|t|title`, `PMID|a|abstract`, then `PMID⇥start⇥end⇥mention⇥type⇥id` a line; a blank line between.
 
-The text is the title, one space and the abstract; offsets are half-open code points of it, and the mention must be
-what stands there. Ids of entities and lines of relations (`PMID⇥CID⇥D1⇥D2`) are kept in the document's meta and
-written back.
+The text is the title, one space and the abstract. Offsets are half-open code points of this text, and the mention must
+stand at them. Ids of entities and lines of relations (`PMID⇥CID⇥D1⇥D2`) are kept in the document's meta and written
+back.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called by their PMID.
+    """Yield the documents of `path`, with their PMIDs as ids.
 
     Raises:
-        DataError: the file cannot be read any further.
+        DataError: the rest of the file cannot be read.
     """
     block: list[tuple[int, str]] = []
     for number, line in read_lines(path, notes, blank=True, encoding=options.encoding):
@@ -63,10 +63,10 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`; a text is cut into title and abstract where it was, else after its first sentence.
+    """Write `documents` to `path`. A text is cut into title and abstract where it was, or after its first sentence.
 
     Raises:
-        DataError: an id, a text, a surface or a label cannot stand in a line, or the file cannot be written.
+        DataError: an id, a text, a surface or a label cannot be written on a line, or the file cannot be written.
     """
     with replacing(path) as file:
         for document in documents:
@@ -117,7 +117,7 @@ def _document(block: list[tuple[int, str]], path: Path, notes: Counter[str]) -> 
 
 
 def _meta(sections: list[str], rows: list[dict[str, object]], relations: list[list[str]]) -> dict[str, object]:
-    """Return what `write` needs to write the same lines: where the title ends, concepts and relations."""
+    """Return what `write` needs to write the same lines: the end of the title, concepts and relations."""
     meta: dict[str, object] = {}
     if len(sections) > 1:
         meta["title"] = len(sections[0])
@@ -149,7 +149,7 @@ def _lines(document: Document, notes: Counter[str]) -> Iterator[str]:
     notes["concept left out: its entity is gone"] += len(gone)
     for entity, row in sorted(pairs, key=lambda pair: pair[0]):
         concept = str(row.get("id", ""))
-        if re.search(r"[\r\n]", concept):  # a tab may stand before a further column
+        if re.search(r"[\r\n]", concept):  # a tab is allowed: it may separate a further column
             raise meta_error(document, NAME, f"found {concept!r:.40} for an id; expected no line break in it")
         yield _entity_line(document, entity, concept)
     relations = stored.get("relations", [])
@@ -162,7 +162,7 @@ def _lines(document: Document, notes: Counter[str]) -> Iterator[str]:
 
 
 def _title_end(document: Document, stored: object) -> int | None:
-    """Return the place of the space between title and abstract; None if there is none."""
+    """Return the place of the space between title and abstract; None if there is no such space."""
     if isinstance(stored, int) and document.text[stored : stored + 1] == " ":
         return stored
     match = _SENTENCE_END.search(document.text)

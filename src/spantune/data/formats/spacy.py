@@ -1,11 +1,13 @@
 """spaCy's DocBin (`.spacy`), the JSONL of Prodigy and of `Doc.to_json`, and spaCy 2's training data as JSON.
 
-The JSONL is `{"text", "spans" or "ents"}`, or `{"text", "entities": [[start, end, label], …]}`; the training data are
-`[[text, {"entities": [[start, end, label], …]}], …]`, which `pairs` reads, as ner-annotator's wrapped ones.
-Entities are `doc.ents` or a span group. If some entities of a corpus overlap, all are written to the group "sc",
-because a component is trained on one of the two. Tokens are made so that every entity begins and ends at a token; id
-and meta are in `user_data`. A DocBin is read as a whole by spaCy's own class, which unpickles nothing; JSONL is read
-line by line. Documents with two annotations that differ are refused, unless `options.column` names one.
+The JSONL is `{"text", "spans" or "ents"}`, or `{"text", "entities": [[start, end, label], …]}`. The training data are
+`[[text, {"entities": [[start, end, label], …]}], …]`; the module `pairs` reads them, also as ner-annotator wraps them.
+
+Entities are `doc.ents` or a span group. If some entities of a corpus overlap, all are written to the span group "sc",
+because a component of spaCy is trained on one of the two. Tokens are made so that every entity begins and ends at the
+edge of a token; id and meta are in `user_data`. A DocBin is read as a whole by spaCy's own class, which unpickles
+nothing; JSONL is read line by line. A document with two different annotations is refused, unless `options.column` names
+one.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from spantune.data.raw.json_records import Record, document_id
 from spantune.data.raw.text_files import read_bytes
 
 _ZLIB = b"\x78"
-_KEYS = (b"\xa7version", b"\xa5attrs")  # how a DocBin begins, in MessagePack
-_GROUP = "sc"  # spaCy's own default
+_KEYS = (b"\xa7version", b"\xa5attrs")  # the first keys of a DocBin, in MessagePack
+_GROUP = "sc"  # the default name in spaCy
 _FIELDS = ("id", "text", "ents", "spans", "entities", "meta", "answer")
 _SPAN_FIELDS = ("token_start", "token_end")
 _REFUSED = ("reject", "ignore")
@@ -43,7 +45,7 @@ def claims(sample: Sample) -> bool:
         if sample.record.get("answer") in _ANSWERS and (
             "_input_hash" in sample.record or "_task_hash" in sample.record
         ):
-            return "text" in sample.record  # Prodigy's, which leaves out an empty list
+            return "text" in sample.record  # from Prodigy, which leaves out an empty list
         stated = [sample.record[name] for name in ("ents", "spans") if name in sample.record]
         return "text" in sample.record and "entities" not in sample.record and _are_spans(stated)
     if not sample.head.startswith(_ZLIB):
@@ -56,11 +58,11 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<number>` (`<stem>-<line>` in JSONL) where no id is given.
+    """Yield the documents of `path`; one without an id is called `<stem>-<number>`, or `<stem>-<line>` in JSONL.
 
     Raises:
         DataError: the file is neither JSON nor a whole DocBin.
-        ConfigError: it is a DocBin and spaCy is not installed.
+        ConfigError: the file is a DocBin, and spaCy is not installed.
     """
     if read_bytes(path, len(_ZLIB)) == _ZLIB:
         return _read_docs(path, notes, options)
@@ -72,13 +74,13 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, whose ending decides.
+    """Write `documents` to `path`. The suffix of its name decides how.
 
-    `.jsonl` is Prodigy's JSONL, `.json` spaCy 2's training data, and `.spacy` a DocBin.
+    `.jsonl` gives Prodigy's JSONL, `.json` spaCy 2's training data, and `.spacy` a DocBin.
 
     Raises:
-        DataError: the name has another ending, spaCy cannot hold a document, or the file cannot be written.
-        ConfigError: it is a DocBin and spaCy is not installed.
+        DataError: the name has another suffix, spaCy cannot hold a document, or the file cannot be written.
+        ConfigError: the file is a DocBin, and spaCy is not installed.
     """
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
@@ -95,14 +97,14 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 
 def _record(document: Document) -> dict[str, object]:
-    """`document` as Prodigy's object."""
+    """Return `document` as an object of Prodigy's JSONL."""
     record = to_record(document)
     record["spans"] = record.pop("entities")
     return record
 
 
 def _are_spans(stated: list[object]) -> bool:
-    """Whether these are lists of spans, or objects whose values are such lists."""
+    """Return whether these values are lists of spans, or objects of such lists."""
     lists = [spans for value in stated for spans in (value.values() if isinstance(value, dict) else [value])]
     rows = [row for spans in lists if isinstance(spans, list) for row in spans]
     return (
@@ -113,7 +115,7 @@ def _are_spans(stated: list[object]) -> bool:
 
 
 def _is_refused(record: Record | DataError, notes: Counter[str]) -> bool:
-    """Whether the annotator did not accept the record in Prodigy."""
+    """Return whether the annotator rejected or ignored the record in Prodigy."""
     answer = None if isinstance(record, DataError) else record.values.get("answer")
     if answer not in _REFUSED:
         return False
@@ -150,7 +152,11 @@ def _spans(record: Record, field: str, notes: Counter[str]) -> tuple[RawEntity, 
 
 
 def _annotated(document: RawDocument, stated: Mapping[str, tuple[RawEntity, ...]], options: Options) -> RawDocument:
-    """Return `document` with its only annotation, or the one that the options name."""
+    """Return `document` with its only annotation, or with the one that the options name.
+
+    Raises:
+        DataError: the named one is missing, or there are several that differ.
+    """
     if isinstance(options.column, str) and stated:
         if options.column not in stated:
             raise document.error(f"there are no entities under {options.column!r}; found: {', '.join(stated)}")
@@ -164,7 +170,11 @@ def _annotated(document: RawDocument, stated: Mapping[str, tuple[RawEntity, ...]
 
 
 def _docs(path: Path) -> Iterator[tuple[Any, dict[str, tuple[RawEntity, ...]]]]:
-    """Yield each Doc of a DocBin with the entities of its ents, if annotated, and of its span groups."""
+    """Yield each Doc of a DocBin, with the entities of its ents, if these are annotated, and of its span groups.
+
+    Raises:
+        DataError: the rest of the DocBin cannot be read.
+    """
     spacy, serialized = need("spacy", "spacy"), need("spacy.tokens", "spacy")
     collecting = gc.isenabled()
     number = 0
@@ -209,7 +219,7 @@ def _of_span(span: Any) -> RawEntity:
 
 
 def _listed(value: object) -> object:
-    """Return `value` with lists in place of the tuples that spaCy makes of them."""
+    """Return `value` with lists in place of tuples, since spaCy reads lists as tuples."""
     if isinstance(value, dict):
         return {key: _listed(item) for key, item in value.items()}
     return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
@@ -229,7 +239,7 @@ def _write_docs(partial: Path, documents: list[Document], notes: Counter[str]) -
             notes[f"entities overlap: written to the span group {_GROUP!r}, not to ents"] += 1
         doc.user_data["id"] = document.id
         if document.meta:
-            to_json(document.meta)  # user_data could hold NaN and Infinity, which reading would leave out
+            to_json(document.meta)  # raises for NaN and Infinity, which user_data could hold but reading leaves out
             doc.user_data["meta"] = dict(document.meta)
         notes["score left out"] += sum(entity.score is not None for entity in document.entities)
         try:
@@ -240,7 +250,11 @@ def _write_docs(partial: Path, documents: list[Document], notes: Counter[str]) -
 
 
 def _doc(serialized: Any, vocab: Any, document: Document) -> tuple[Any, list[Any]]:
-    """Return the Doc of `document`, and its entities as spans of it."""
+    """Return the Doc of `document`, and the entities as spans of the Doc.
+
+    Raises:
+        DataError: an entity has no label.
+    """
     if unnamed := next((entity for entity in document.entities if not entity.label), None):
         raise DataError(f"document {document.id!r}: the entity at {unnamed.start} has no label; give it one")
     words, spaces, starts, ends = _words(document.text, document.entities)
@@ -250,10 +264,10 @@ def _doc(serialized: Any, vocab: Any, document: Document) -> tuple[Any, list[Any
 
 
 def _words(text: str, entities: tuple[Entity, ...]) -> tuple[list[str], list[bool], dict[int, int], dict[int, int]]:
-    """Return tokens that cover `text`, whether a space follows each, and the tokens by start and by end.
+    """Return tokens that cover `text`, whether a space follows each, and the index of a token by its start and end.
 
-    As in spaCy, the first space after a token belongs to it, unless an entity begins or ends with it; other white space
-    is a token.
+    As in spaCy, the first space after a token belongs to it, unless an entity begins or ends with this space. Other
+    white space is a token.
     """
     starting, ending = {entity.start for entity in entities}, {entity.end for entity in entities}
     words: list[str] = []

@@ -1,8 +1,8 @@
 """Texts with entities that have no offsets: `{"text", "entities": [{"text": "腹痛", "label": "sym"}]}`, JSON or JSONL.
 
-The text may be called `sentence`, and entities may be pairs of text and label, or an object from label to texts. They
-are anchored in the order in which they are stated, see `anchored`; what was ambiguous is counted, and a text that does
-not occur is an error.
+The text may be called `sentence`. Entities may also be pairs of text and label, or an object of texts by label. They
+are anchored in the order in which they are stated (see `anchored`). Ambiguous entities are counted, and a text that
+does not occur is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<number>` where no id is given.
+    """Yield the documents of `path`; one without an id is called `<stem>-<number>`.
 
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
@@ -47,7 +47,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, one a line; `notes` counts the entities that reading would put elsewhere.
+    """Write `documents` to `path`, one on each line; `notes` counts the entities that reading would anchor elsewhere.
 
     Raises:
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.
@@ -56,7 +56,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 
 def _value(record: Record) -> object:
-    """Return the list or the object of entities."""
+    """Return the list or the object of the entities of a record."""
     is_object = isinstance(record.values.get("entities"), dict)
     return record.required("entities") if is_object else record.items("entities")
 

@@ -1,9 +1,9 @@
 """Tables, a document a row: `.csv` and `.tsv` (`.tab`) as Python's csv module reads them, and `.parquet`.
 
-The columns are `text`, `entities` with JSON (see `rows`), perhaps `id`, and meta. A delimiter is a comma, a tab or a
-semicolon. CSV knows only strings: empty cells of meta are no value, and numbers come back as strings. Both are read
-and written a row or a batch at a time. Rows with too few or too many cells are refused. Label Studio's CSV and TSV
-exports are read too.
+The columns are `text`, `entities` with JSON (see `tabular`), perhaps `id`, and meta. The delimiter is a comma, a tab or
+a semicolon. CSV knows only strings: an empty cell of meta is no value, and numbers come back as strings. Tables are
+read and written row by row or batch by batch. Rows with too few or too many cells are refused. Label Studio's exports
+as CSV and TSV are read too.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<row>` where no id is given; rows are counted from 1.
+    """Yield the documents of `path`; one without an id is called `<stem>-<row>`, with rows from 1.
 
     Raises:
-        DataError: a column is missing, or the file cannot be read any further.
-        ConfigError: it is Parquet and pyarrow is not installed.
+        DataError: a column is missing, or the rest of the file cannot be read.
+        ConfigError: the file is Parquet, and pyarrow is not installed.
     """
     is_parquet = read_bytes(path, len(_PARQUET)) == _PARQUET
     return (_read_parquet if is_parquet else _read_csv)(path, notes, options)
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, of the kind that its name ends in; `options.column` may name the entities' column.
+    """Write `documents` to `path` as its suffix says; `options.column` may name the column of entities.
 
     Raises:
-        DataError: the name has another ending, a meta key is one of the layout's own columns, or the file cannot be
+        DataError: the name has another suffix, a meta key is one of the layout's own columns, or the file cannot be
             written.
-        ConfigError: it is Parquet and pyarrow is not installed.
+        ConfigError: the file is Parquet, and pyarrow is not installed.
     """
     column = options.column if isinstance(options.column, str) else tabular.ENTITIES
     suffix = path.suffix.lower()
@@ -98,7 +98,7 @@ def _read_csv(path: Path, notes: Counter[str], options: Options) -> Iterator[Ite
 
 
 def _is_header(names: Iterable[str], options: Options) -> bool:
-    """Whether a table with the columns `names` is one of texts and entities, in the column that the user names."""
+    """Return whether a table with the columns `names` has texts and entities, the latter where the user says."""
     names = list(names)
     column = tabular.ENTITIES if options.column is None else options.column
     if isinstance(column, int):
@@ -109,7 +109,7 @@ def _is_header(names: Iterable[str], options: Options) -> bool:
 
 
 def _holds_regions(cells: Iterable[str]) -> bool:
-    """Whether the first cell with something in it holds Label Studio's regions."""
+    """Return whether the first cell that is not empty holds regions of Label Studio."""
     first = next((cell for cell in cells if cell not in ("", "[]")), "")
     try:
         regions = json.loads(first) if first.startswith("[") else None
@@ -119,14 +119,14 @@ def _holds_regions(cells: Iterable[str]) -> bool:
 
 
 def _column_of_regions(names: list[str], rows: Iterable[list[str]]) -> str | None:
-    """Return the only column of a Label Studio export that holds regions; None if there is none, or several."""
+    """Return the only column of a Label Studio export that holds regions; None if there are none or several."""
     columns = list(zip(*islice(rows, _EXPORT_ROWS), strict=True))
     found = [name for name, cells in zip(names, columns, strict=False) if _holds_regions(cells)]
     return found[0] if len(found) == 1 else None
 
 
 def _exported(record: Record, column: str, notes: Counter[str]) -> Record:
-    """Return a row of a Label Studio export, where an empty cell means no region, and a row is an annotation."""
+    """Return a row of a Label Studio export as a record; an empty cell means no regions, and a row is an annotation."""
     values = dict(record.values)
     if values[column] == "":
         values[column] = "[]"
@@ -144,7 +144,7 @@ def _records(
     column: str | None,
     notes: Counter[str],
 ) -> Iterator[Record | DataError]:
-    """The rows below the header as records; empty cells of meta are null."""
+    """Yield the rows below the header as records; empty cells of meta are null."""
     for number, row in enumerate(table, start=1):
         if isinstance(row, DataError):
             yield row
@@ -168,8 +168,8 @@ def _records(
 def _rows(
     path: Path, delimiter: str, notes: Counter[str], options: Options
 ) -> Iterator[tuple[int, list[str]] | DataError]:
-    """Yield (line it begins on, cells) of each row, or the DataError that says what is wrong with it."""
-    if csv.field_size_limit() < LINE_LIMIT:  # the module's own limit is less than a long document
+    """Yield (number of its first line, cells) of each row, or a DataError for a row that is not valid CSV."""
+    if csv.field_size_limit() < LINE_LIMIT:  # the default limit of the module is less than a long document
         csv.field_size_limit(LINE_LIMIT)
     reader = csv.reader(_lines(path, notes, options), delimiter=delimiter, strict=True)
     while True:
@@ -186,13 +186,13 @@ def _rows(
                 line=line,
             )
             continue
-        notes[CRLF_NOTE] -= sum(cell.count("\r\n") for cell in row)  # those in a cell stay
+        notes[CRLF_NOTE] -= sum(cell.count("\r\n") for cell in row)  # a CRLF in a cell is kept
         if row:
             yield line, row
 
 
 def _lines(path: Path, notes: Counter[str], options: Options) -> Iterator[str]:
-    """Yield the lines of `path` with their ends."""
+    """Yield the lines of `path` with their line ends."""
     before = notes[CRLF_NOTE]
     for _, line in read_lines(path, notes, blank=True, encoding=options.encoding):
         yield line + ("\n" if notes[CRLF_NOTE] == before else "\r\n")
@@ -200,7 +200,7 @@ def _lines(path: Path, notes: Counter[str], options: Options) -> Iterator[str]:
 
 
 def _header(lines: Iterable[str], delimiter: str) -> list[str]:
-    """Return the cells of the first row of `lines`; [] if they are not CSV."""
+    """Return the cells of the first row of `lines`; [] if the lines are not CSV."""
     try:
         return next(filter(None, csv.reader(lines, delimiter=delimiter, strict=True)), [])
     except csv.Error:
@@ -210,7 +210,7 @@ def _header(lines: Iterable[str], delimiter: str) -> list[str]:
 def _write_csv(file: TextIO, path: Path, documents: Iterable[Document], notes: Counter[str], column: str) -> None:
     with tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as rest:
         types = dict.fromkeys(tabular.spool(documents, rest, column, notes), str)
-        # all quoted: which line ends the module quotes of itself depends on the version of Python
+        # all cells are quoted, because the line ends that the module would quote depend on the version of Python
         writer = csv.writer(file, delimiter=_BY_SUFFIX[path.suffix.lower()], lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(["id", "text", column, *types])
         for row in tabular.spooled(rest, types, notes):

@@ -1,9 +1,10 @@
 """Tokens and tags as Hugging Face data sets have them, as JSON lines, a JSON array or Parquet, a document a row.
 
-`{"tokens": ["EU", …], "ner_tags": ["B-ORG", …]}`; other usual names (`words`, `tags`, `ner`, `labels`) are known, and
-the option `column` names any. `{"text": "患者", "labels": ["B-x", "I-x"]}` has a tag for each character. Tags may be
-numbers where a Parquet file names its classes, in the metadata `huggingface` of its schema. Other columns are meta,
-both ways. JSON lines are written, which transformers' `run_ner.py` reads.
+A row is `{"tokens": ["EU", …], "ner_tags": ["B-ORG", …]}`. Other usual names (`words`, `tags`, `ner`, `labels`) are
+known, and the option `column` can name any column of tags. `{"text": "患者", "labels": ["B-x", "I-x"]}` has a tag for
+each character. Tags may be numbers if a Parquet file names their classes, in the metadata `huggingface` of its schema.
+Other columns become the document's meta, and meta is written as fields. JSON lines are written, which `run_ner.py` of
+transformers can read.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from spantune.data.raw.text_files import cannot_be_read, read_bytes
 _TOKENS = ("tokens", "words")
 _TAGS = ("ner_tags", "ner", "tags", "labels", "ner_labels")
 _TEXT = "text"
-"""The field that holds the tokens, as a list or as a string of characters, where there is no other."""
+"""The field of the tokens, as a list or as a string of characters, if there is no field of `_TOKENS`."""
 _TEXT_TAGS = (*_TAGS, "label")
 _PARQUET = b"PAR1"
-_FOOTER = 1 << 20  # bytes; names of columns stand in the footer of a Parquet file
+_FOOTER = 1 << 20  # the number of last bytes of a Parquet file in which the names of columns are searched
 
 
 def claims(sample: Sample) -> bool:
@@ -49,11 +50,11 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<row>` where no id is given; rows are counted from 1.
+    """Yield the documents of `path`; one without an id is called `<stem>-<row>`, with rows from 1.
 
     Raises:
-        DataError: a column is missing, or the file cannot be read any further.
-        ConfigError: it is Parquet and pyarrow is not installed.
+        DataError: a column is missing, or the rest of the file cannot be read.
+        ConfigError: the file is Parquet, and pyarrow is not installed.
     """
     if read_bytes(path, len(_PARQUET)) == _PARQUET:
         return _read_parquet(path, notes, options)
@@ -61,7 +62,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path` as JSON lines; `notes` counts what is lost.
+    """Write `documents` to `path` as JSON lines; `notes` counts losses.
 
     Raises:
         DataError: the name ends in `.parquet`, entities overlap and `options.nested` is `error`, one begins or ends
@@ -113,7 +114,7 @@ def _columns(names: Sequence[str], options: Options, path: Path) -> tuple[str, s
     """Return the columns of tokens and of tags among `names`.
 
     Raises:
-        DataError: one is not there.
+        DataError: one of the two is missing.
     """
     words = next((name for name in _TOKENS if name in names), None)
     column = options.column
@@ -159,19 +160,23 @@ def _read_parquet(path: Path, notes: Counter[str], options: Options) -> Iterator
 
 
 def _class_names(metadata: bytes, column: str) -> tuple[str, ...]:
-    """Return the names of the classes of `column` in the metadata that `datasets` writes; () if it has none."""
+    """Return the names of the classes of `column` from the metadata that `datasets` writes; () if there are none."""
     try:
         features = json.loads(metadata)["info"]["features"]
         feature = features[column]
     except (ValueError, KeyError, TypeError):
         return ()
-    if isinstance(feature, list) and feature:  # as versions of `datasets` before 4 may write a list
+    if isinstance(feature, list) and feature:  # versions of `datasets` before 4 may write a list
         feature = {"feature": feature[0]}
     return class_names(feature) if isinstance(feature, Mapping) else ()
 
 
 def _footer(path: Path) -> bytes:
-    """Return the end of a Parquet file, where the names of its columns stand."""
+    """Return the last bytes of a Parquet file, which have the names of its columns.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

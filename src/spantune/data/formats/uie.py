@@ -1,8 +1,8 @@
 """UIE's JSONL (PaddleNLP): `{"content", "result_list": [{"text", "start", "end"}], "prompt": "label"}` a line.
 
-Each line asks for one label; the lines of one content are one document, so the file is in memory as a whole. Ends are
-half-open, and `text` must be what stands there. A prompt of a relation, `<entity>的<relation>`, is left out and
-counted. Writing asks for every label of the corpus in every document, with an empty list where there is none.
+Each line asks for one label. The lines with the same content are one document, so the file is held in memory as a
+whole. Ends are half-open, and `text` must stand at its offsets. A prompt for a relation, `<entity>的<relation>`, is
+left out and counted. Writing asks for every label of the corpus in every document, with an empty list if there is none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _OF = "的"
 
 @dataclass(slots=True)
 class _Content:
-    """The lines of one content: where it begins, and its entities by prompt."""
+    """The lines with the same content: the first line, the number of the document, and the entities by prompt.
+
+    `error` is the first error in one of the lines.
+    """
 
     line: int
     number: int
@@ -38,7 +41,7 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<number>`, in the order of their first lines.
+    """Yield the documents of `path` in the order of their first lines, with the ids `<stem>-<number>`.
 
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
@@ -72,10 +75,10 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path`, a line for each of them and each label of all of them.
+    """Write `documents` to `path`, with a line for each document and each label of the corpus.
 
     Raises:
-        DataError: there is no label at all, or the file cannot be written.
+        DataError: no document has an entity, or the file cannot be written.
     """
     documents = list(documents)
     labels = list(dict.fromkeys(entity.label for document in documents for entity in document.entities))
@@ -98,7 +101,7 @@ def _entity(row: Record, prompt: str, notes: Counter[str]) -> RawEntity:
 
 
 def _entities(content: _Content, notes: Counter[str]) -> Iterator[RawEntity]:
-    """Yield the entities of a content, each once; those of relations are left out."""
+    """Yield the entities of a content, each once; answers to prompts for relations are left out."""
     subjects = {entity.surface for entities in content.prompts.values() for entity in entities}
     for prompt, entities in content.prompts.items():
         parts = prompt.split(_OF)

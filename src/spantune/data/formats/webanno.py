@@ -1,9 +1,9 @@
 """WebAnno TSV 3, which INCEpTION exports and which is only read: a token a line, with a column for each feature.
 
-A document is a sentence; sentences that share an annotation are one. Offsets count UTF-16 units of the file's text, as
-Java does, and every token must be what stands there. Cells hold `_` for nothing, `*` for an annotation without a value,
-`LABEL[3]` for the annotation 3, which several tokens may share, and `|` between several; a backslash escapes. All span
-layers are read but those of words (part of speech, lemma …), or the one that the option `column` names.
+A document is one sentence, or several that share an annotation. Offsets count UTF-16 units of the file's text, as Java
+does, and every token must stand at its offsets. A cell holds `_` for nothing, `*` for an annotation without a value,
+`LABEL[3]` for the annotation 3, which several tokens may share, and `|` between several annotations; a backslash is an
+escape. All layers of spans are read except those of words (part of speech, lemma …). The option `column` may name one.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sa
 from spantune.data.raw.text_files import read_lines
 
 _MAGIC = "#FORMAT=WebAnno TSV 3"
-_FIRST_COLUMN = 3  # after number, offsets and token
+_FIRST_COLUMN = 3  # the columns before it are number, offsets and token
 _TOKEN = re.compile(r"[0-9]+-[0-9]+(?:\.[0-9]+)?\t([0-9]{1,18})-([0-9]{1,18})\t([^\t]*)(?:\t(.*))?", re.DOTALL)
 _VALUES = re.compile(r"(?:\\.|[^|\\])+", re.DOTALL)
 _VALUE = re.compile(r"(.*?)(?:\[([0-9]+)\])?", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _OF_WORDS = ("POS", "Lemma", "Stem", "MorphologicalFeatures", "SurfaceForm", "Token", "Sentence")
 _LABELS = ("value", "label", "type", "entity")
-_LINE_BREAKS = ("\n", "\r\n")  # between the #Text lines of a sentence; the offsets of its tokens tell which
+_LINE_BREAKS = ("\n", "\r\n")  # between the #Text lines of a sentence; the offsets of the tokens show which it is
 _CONTROLS = {"t": "\t", "n": "\n", "r": "\r"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A span layer, the feature that is its label, and the column of that feature, from 0 after the token."""
+    """A layer of spans, the feature that is its label, and the column of that feature, from 0 after the token."""
 
     name: str
     feature: str
@@ -40,18 +40,18 @@ class _Layer:
 
     @property
     def short(self) -> str:
-        """The last part of the name."""
+        """The last part of the layer's name."""
         return self.name.rpartition(".")[2]
 
     @property
     def names(self) -> set[str]:
-        """What the option `column` may call it."""
+        """The names by which the option `column` may select the layer."""
         return {self.name, self.short, self.feature, f"{self.name}|{self.feature}", f"{self.short}|{self.feature}"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A line: its number, the offsets in UTF-16 units, the token and the cells of its features."""
+    """A line of a token: its number, its offsets in UTF-16 units, the token, and the cells of its features."""
 
     line: int
     start: int
@@ -62,7 +62,7 @@ class _Token:
 
 @dataclass(slots=True)
 class _Sentence:
-    """The `#Text` lines of a sentence and its tokens."""
+    """A sentence: its `#Text` lines and its tokens."""
 
     texts: list[str] = field(default_factory=list)
     tokens: list[_Token] = field(default_factory=list)
@@ -74,10 +74,10 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield the sentences of `path`, called `<stem>-<number>`.
+    """Yield the documents of `path`, with the ids `<stem>-<number>`.
 
     Raises:
-        DataError: the header is not that of the format, or has no layer of that name.
+        DataError: the header is not that of the format, or declares no layer of spans to read.
     """
     lines = read_lines(path, notes, blank=True, encoding=options.encoding)
     layers = _layers(_header(lines, path), path, options, notes)
@@ -90,7 +90,11 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def _header(lines: Iterator[tuple[int, str]], path: Path) -> list[str]:
-    """Return the lines that declare layers."""
+    """Return the lines of the header that declare layers.
+
+    Raises:
+        DataError: the file does not begin as this format does.
+    """
     declared: list[str] = []
     for number, line in lines:
         if number == 1 and not line.startswith(_MAGIC):
@@ -103,7 +107,11 @@ def _header(lines: Iterator[tuple[int, str]], path: Path) -> list[str]:
 
 
 def _layers(declared: Sequence[str], path: Path, options: Options, notes: Counter[str]) -> list[_Layer]:
-    """Return the layers to read: those of spans that are not of words, or what the option names."""
+    """Return the layers to read: all layers of spans except those of words, or the one that the option names.
+
+    Raises:
+        DataError: there is no such layer.
+    """
     every: list[_Layer] = []
     chosen: list[_Layer] = []
     column = 0
@@ -160,8 +168,8 @@ def _sentences(lines: Iterator[tuple[int, str]], path: Path) -> Iterator[_Senten
 
 
 def _groups(sentences: Sequence[_Sentence], layers: Sequence[_Layer]) -> Iterator[list[_Sentence]]:
-    """Yield the sentences one by one; those that an annotation joins together."""
-    last: dict[tuple[str, str], int] = {}  # the last sentence of an annotation
+    """Yield groups of sentences: each sentence by itself, or several that an annotation joins."""
+    last: dict[tuple[str, str], int] = {}  # for each annotation, the index of its last sentence
     for number, sentence in enumerate(sentences):
         for layer, _, key, _ in _stated(sentence, layers):
             if key:
@@ -177,7 +185,7 @@ def _groups(sentences: Sequence[_Sentence], layers: Sequence[_Layer]) -> Iterato
 
 
 def _stated(sentence: _Sentence, layers: Sequence[_Layer]) -> Iterator[tuple[_Layer, int, str, str]]:
-    """Yield the layer, the number of the token, the annotation's number ("" for none) and the label of every value."""
+    """Yield (layer, index of the token, number of the annotation or "", label or "") for each value in the cells."""
     for index, token in enumerate(sentence.tokens):
         for layer in layers:
             cell = token.cells[layer.column] if layer.column < len(token.cells) else "_"
@@ -192,7 +200,7 @@ def _document(
     id: str, group: Sequence[_Sentence], layers: Sequence[_Layer], path: Path, notes: Counter[str]
 ) -> RawDocument:
     text, spans = _joined(group, path, notes)
-    entities: dict[tuple[str, str], RawEntity] = {}  # by layer and number of the annotation
+    entities: dict[tuple[str, str], RawEntity] = {}  # by layer and by the number of the annotation
     for sentence, places in zip(group, spans, strict=True):
         for layer, index, number, label in _stated(sentence, layers):
             (start, end), line = places[index], sentence.tokens[index].line
@@ -212,10 +220,10 @@ def _document(
 
 
 def _joined(group: Sequence[_Sentence], path: Path, notes: Counter[str]) -> tuple[str, list[list[tuple[int, int]]]]:
-    """Return the text of the sentences, and for each the spans of its tokens in it."""
+    """Return the text of the sentences, and for each sentence the spans of its tokens in this text."""
     text = ""
     spans: list[list[tuple[int, int]]] = []
-    behind = 0  # where the text so far ends, in UTF-16 units of the file
+    behind = 0  # the end of the text so far, in UTF-16 units of the file
     for sentence in group:
         own, base, places = _located(sentence, path)
         if spans:
@@ -228,10 +236,10 @@ def _joined(group: Sequence[_Sentence], path: Path, notes: Counter[str]) -> tupl
 
 
 def _located(sentence: _Sentence, path: Path) -> tuple[str, int, list[tuple[int, int]]]:
-    """Return the text of a sentence, where it begins in the file's count, and the spans of its tokens.
+    """Return the text of a sentence, its start in UTF-16 units of the file, and the spans of its tokens.
 
     Raises:
-        DataError: a token is not what stands at its offsets.
+        DataError: a token does not stand at its offsets.
     """
     first = sentence.tokens[0]
     lines = [_LINE_BREAKS[0].join(sentence.texts), _LINE_BREAKS[1].join(sentence.texts)]
@@ -252,7 +260,7 @@ def _located(sentence: _Sentence, path: Path) -> tuple[str, int, list[tuple[int,
 
 
 def _spans(sentence: _Sentence, text: str, base: int) -> list[tuple[int, int]] | _Token:
-    """Return the spans of the tokens of a sentence that begins at `base`, or the first token that does not fit."""
+    """Return the spans of the tokens of a sentence that begins at unit `base`; or the first token that does not fit."""
     at_unit: dict[int, int] = {}
     unit = base
     for place, character in enumerate(text):

@@ -1,7 +1,7 @@
 """Entities that a file states by their text alone, anchored to spans by the rule of `core.Anchors`.
 
-A text that stands several times is not always told apart by its place in the order; what was ambiguous is counted. A
-text that does not occur in its document is an error.
+If a text occurs several times, the order of the entities does not always tell which occurrence is meant. Such entities
+are counted. A text that does not occur in its document is an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ REPEATED = "entity stated more often than its text occurs: left out"
 
 
 class Surface(NamedTuple):
-    """The text and label of an entity, its `field` in the record; those of one `group` are in the order of the text."""
+    """An entity stated by text and label; `field` is its place in the record.
+
+    The entities of one `group` are stated in the order of the text.
+    """
 
     text: str
     label: str
@@ -28,10 +31,16 @@ class Surface(NamedTuple):
 
 
 def anchored(record: Record, text: str, surfaces: Sequence[Surface], notes: Counter[str]) -> tuple[RawEntity, ...]:
-    """Return the entities of `text` that `surfaces` state, in their order.
+    """Return the entities that `surfaces` state, in the order of `surfaces`.
+
+    Args:
+        record: the record, for errors.
+        text: the text of the document.
+        surfaces: the entities as stated.
+        notes: counts ambiguous entities, and those that are stated more often than their text occurs.
 
     Raises:
-        DataError: a surface does not occur in the text; names it.
+        DataError: a surface does not occur in the text.
     """
     anchors = Anchors(text)
     placed: list[tuple[Surface, Entity]] = []
@@ -55,7 +64,7 @@ def anchored(record: Record, text: str, surfaces: Sequence[Surface], notes: Coun
 
 
 def note_lost_places(document: Document, notes: Counter[str]) -> None:
-    """Count the entities that would be anchored elsewhere when only their texts are written, in order."""
+    """Count the entities that reading would anchor to another place if only their texts were written, in order."""
     anchors = Anchors(document.text)
     for entity in document.entities:
         again = anchors.place(document.surface(entity), entity.label)
@@ -63,14 +72,14 @@ def note_lost_places(document: Document, notes: Counter[str]) -> None:
 
 
 def _ambiguous(text: str, placed: Sequence[tuple[Surface, Entity]]) -> int:
-    """Count the surfaces that could as well be another occurrence.
+    """Count the surfaces for which another occurrence in the text is possible too.
 
-    Not ambiguous are those that occur once, those of which every occurrence is stated, and those for which the order
-    leaves one place only: the first that fits from the front is also the first that fits from the back.
+    A surface is not ambiguous if it occurs once, if every occurrence of it is stated, or if the order leaves one place
+    only: the first occurrence that fits from the front is then also the first that fits from the back.
     """
     stated = Counter((surface.text, surface.label) for surface, _ in placed)
     ambiguous = 0
-    following: dict[str, Entity | None] = {}  # by group: the last place that the surface behind could have
+    following: dict[str, Entity | None] = {}  # by group: the last possible place of the surface stated after this one
     unordered = _unordered_groups(placed)
     for surface, entity in reversed(placed):
         could = list(occurrences(surface.text, surface.label, text))

@@ -1,8 +1,8 @@
 """Entities stated by text and label without offsets, in the layouts that people and models write as JSON.
 
-They are a list of objects (`{"text": "腹痛", "label": "sym"}`, under these or other usual names), a list of pairs
-(`["腹痛", "sym"]`), an object from label to texts (`{"sym": ["腹痛"]}`), or one of these under `entities`. An answer of
-chat data is such values as text, several one after another too.
+The layouts are a list of objects (`{"text": "腹痛", "label": "sym"}`, with these or other usual names), a list of
+pairs (`["腹痛", "sym"]`), an object of texts by label (`{"sym": ["腹痛"]}`), or one of these in the field `entities`.
+An answer in chat data is such a value as text, or several of them one after another.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ NO_ENTITIES = {
     "", "无", "没有", "没有实体", "没有找到任何实体", "没有找到实体", "未找到任何实体",
     "none", "no entities", "no entities found", "no entity found", "n/a",
 }  # fmt: skip
-"""Answers, in lower case and without a full stop, that state no entity."""
+"""Answers, in lower case and without a full stop, that state that there is no entity."""
 
 
 def is_stated(value: object) -> bool:
-    """Whether `value` states at least one entity in one of the layouts, and no offsets."""
+    """Return whether `value` states at least one entity in one of the layouts, without offsets."""
     if isinstance(value, Mapping):
         return bool(value) and all(isinstance(texts, list) and _are_texts(texts) for texts in value.values())
     if not isinstance(value, list) or not value:
@@ -42,10 +42,16 @@ def is_stated(value: object) -> bool:
 
 
 def stated(record: Record, value: object, place: str, notes: Counter[str]) -> Iterator[Surface]:
-    """Yield the surfaces that `value`, which is at `place` in the record, states; `notes` counts unread fields.
+    """Yield the surfaces that `value` states.
+
+    Args:
+        record: the record, for errors.
+        value: a JSON value in one of the layouts.
+        place: where `value` is in the record.
+        notes: counts fields that are not read.
 
     Raises:
-        DataError: it is in none of the layouts.
+        DataError: the value is in none of the layouts.
     """
     if isinstance(value, dict):
         row = record.at(place, value)
@@ -72,10 +78,10 @@ def stated(record: Record, value: object, place: str, notes: Counter[str]) -> It
 
 
 def answered(record: Record, answer: str, place: str, notes: Counter[str]) -> list[Surface]:
-    """Return the surfaces that the text `answer` states; `notes` counts unread fields.
+    """Return the surfaces that the text `answer` states; `notes` counts what was not read. For the rest see `stated`.
 
     Raises:
-        DataError: it is not JSON, or in none of the layouts.
+        DataError: the answer is not JSON, or in none of the layouts.
     """
     if thought := _THOUGHT.match(answer):
         notes["reasoning before an answer not read"] += bool(thought[1].strip())
@@ -101,10 +107,10 @@ def answered(record: Record, answer: str, place: str, notes: Counter[str]) -> li
 
 
 def _sequence(text: str) -> list[object]:
-    """Return the JSON values in `text`, one after another with white space or commas between.
+    """Return the JSON values in `text`, which follow each other with white space or commas between them.
 
     Raises:
-        ValueError: something else is there.
+        ValueError: there is something else in the text.
     """
     values: list[object] = []
     while text:
@@ -118,7 +124,7 @@ def _sequence(text: str) -> list[object]:
 
 
 def _unescaped(content: str, place: str) -> list[Surface]:
-    """Return the surfaces of objects whose strings are not escaped, as the tutorial's; [] if more is there."""
+    """Return the surfaces of objects whose strings are not escaped, as in the tutorial; [] if there is more."""
     matches = list(_PLAIN.finditer(content))
     if "".join(match[0] for match in matches).strip() != content:
         return []
@@ -126,14 +132,14 @@ def _unescaped(content: str, place: str) -> list[Surface]:
 
 
 def _keys(row: Mapping[str, object]) -> tuple[str, str] | None:
-    """Return the fields of text and label of an object that states an entity; None if it is another object."""
+    """Return the names of the text and label fields of an object that states an entity; None for another object."""
     text = next((key for key in TEXT_KEYS if isinstance(row.get(key), str)), None)
     label = next((key for key in LABEL_KEYS if key != text and isinstance(row.get(key), str)), None)
     return (text, label) if text and label else None
 
 
 def _is_place(key: str, value: object) -> bool:
-    """Whether a field of an entity may say where it stands."""
+    """Return whether a field of an entity may state where the entity stands."""
     numbers = value if isinstance(value, list) else [value]
     counts = any(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
     return bool(_OFFSETS.match(key)) or (key != "id" and counts)

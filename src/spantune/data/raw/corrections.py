@@ -1,7 +1,8 @@
-"""Corrections as the service stores them in native JSONL: of several for one text the last counts.
+"""Corrections as the service stores them in native JSONL; of several corrections of one text, the last one counts.
 
-The service only appends to its file. A text that is corrected again is in it twice, and an annotation that was deleted
-in Label Studio is followed by a record that withdraws it. Reading yields what is in force at the end of the file.
+The service only appends to its file. A text that is corrected again is therefore in the file twice, and a record that
+withdraws an annotation follows when it was deleted in Label Studio. Reading yields the corrections that are valid at
+the end of the file.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from spantune.core import DataError
 from spantune.data.raw.document import Item, RawDocument
 
 FIELDS = ("model", "fingerprint", "time", "source")
-"""The fields of a correction's meta, each a string, by which it is recognised."""
+"""The fields in the meta of a correction, each a string, by which it is recognised."""
 
 
 def is_correction(meta: Mapping[str, object]) -> bool:
-    """Whether a document with this `meta` is a correction that a service stored."""
+    """Return whether a document with this `meta` is a correction that a service stored."""
     return all(isinstance(meta.get(field), str) for field in FIELDS)
 
 
 class Indivisible(DataError):
-    """A file that must be read as a whole."""
+    """The error for a file that must be read as a whole, where it was to be read in parts."""
 
 
 def uncorrected(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the items of a part of a file, none of which is a correction.
+    """Yield the items of a part of a file, after checking that none is a correction.
 
     Raises:
-        Indivisible: one is; which corrections are in force is known at the end of the file only.
+        Indivisible: an item is a correction. Which corrections are valid is known only at the end of the whole file.
     """
     for item in items:
         if isinstance(item, RawDocument) and is_correction(item.meta):
@@ -44,11 +45,11 @@ def uncorrected(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def in_force(items: Iterable[Item], notes: Counter[str]) -> Iterator[Item]:
-    """Yield the items, and after them the corrections among them that are in force, in their order.
+    """Yield the items that are no corrections, and then the corrections that are valid, in their order.
 
-    The last correction of a text replaces earlier ones. A record with `meta.annotation` replaces earlier ones of the
-    same annotation, and with `meta.withdrawn` only takes them back. Ids that several texts have are made unique.
-    `notes` counts what is left out. Corrections are held in memory, other documents are not.
+    The last correction of a text replaces earlier ones. A record with `meta.annotation` replaces earlier records of the
+    same annotation; with `meta.withdrawn`, it only removes them. Ids that corrections of several texts share are made
+    unique. `notes` counts what is left out or changed. Corrections are held in memory, other documents are not.
     """
     held: dict[int, RawDocument] = {}
     index_of: dict[str, int] = {}

@@ -1,8 +1,8 @@
 """Documents as their files state them, before any check, and the one place that verifies them.
 
-A reader yields a RawDocument for each document, or a DataError as a value if it could not make one: plain reading
-raises it, `data check` counts it and continues. Readers only parse. Whether a span is inside its text and covers the
-surface that the file gives for it is decided here, with the same messages for every format.
+For each document a reader yields a RawDocument, or a DataError as a value if the document cannot be read. Plain reading
+raises the error; `data check` counts it and continues. Readers only parse. Whether a span is inside its text and covers
+the surface that the file states is decided here, with the same messages for every format.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Nested = Literal["error", "outermost", "innermost"]
 
 
 class Defect(NamedTuple):
-    """What was wrong with how an entity was stated, although it could be read.
+    """Something wrong with how an entity is stated, although the entity could be read.
 
-    `message` says what was found. A defect that is not `tolerated` is refused by plain reading and repaired only by
-    `data check --fix`.
+    `message` says what was found. If `tolerated` is False, plain reading refuses the entity, and only
+    `data check --fix` repairs it.
     """
 
     rule: Rule
@@ -37,9 +37,17 @@ class Defect(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RawEntity:
-    """A span as stated: half-open code points, unverified; `surface` is its text if the file gives one.
+    """An entity as the file states it, not verified.
 
-    `field` is its place in the record, and `line` its line in the file if that is not the record's.
+    Args:
+        start: its first character, as a half-open span in code points.
+        end: the character after its last one.
+        label: its label.
+        surface: its text, if the file states it.
+        score: its score, if the file states it.
+        field: its place in the record, for messages.
+        line: its line in the file, if that is not the line of the document.
+        defect: what is wrong with how it is stated.
     """
 
     start: int
@@ -54,9 +62,16 @@ class RawEntity:
 
 @dataclass(frozen=True, slots=True)
 class RawDocument:
-    """A document as stated at `line` of `path`.
+    """A document as the file states it, not verified.
 
-    `is_counted` says that the reader has counted the offsets itself, in code points; otherwise the file states them.
+    Args:
+        id: its id.
+        text: its text, which is never changed.
+        entities: its entities.
+        path: the file.
+        line: its line in the file; for a table, the number of the row.
+        meta: its other fields.
+        is_counted: True if the reader has counted the offsets itself, in code points; False if the file states them.
     """
 
     id: str
@@ -68,7 +83,7 @@ class RawDocument:
     is_counted: bool = False
 
     def error(self, message: str, entity: RawEntity | None = None) -> DataError:
-        """Return a DataError with the place of this document, or of an entity of it."""
+        """Return a DataError with the place of this document, or of its `entity` if one is given."""
         line = entity.line if entity is not None and entity.line is not None else self.line
         return DataError(message, path=self.path, line=line, field=(entity.field if entity else "") or None)
 
@@ -77,28 +92,28 @@ Item = RawDocument | DataError
 
 
 class SurrogateError(DataError):
-    """A text with half of a surrogate pair, which cannot be encoded."""
+    """The error for a text with half of a surrogate pair, which cannot be encoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a file does not say of itself and the user can; a format ignores the options that it does not need.
+    """What the user can say about a file that the file does not say itself. A format ignores what it does not need.
 
     Args:
-        nested: what a format of flat tags does with overlapping entities: refuse them (`error`), or write the
+        nested: what a format of flat tags does with overlapping entities: refuse them (`error`), or write only the
             `outermost` or the `innermost`.
-        column: the column of a table or of token lines that holds the tags or entities, from 0, or negative from the
-            end; a name where there is a header.
+        column: the column of a table or of token lines that holds the tags or entities: a number from 0, negative from
+            the end, or a name if there is a header.
         joiner: the text between tokens: `""`, `" "`, or None to decide from the tokens.
-        scheme: the tags to write: `bio` or `bioes`.
+        scheme: the scheme of the tags to write: `bio` or `bioes`.
         unannotated: whether JSON documents may lack the field of entities, as texts to extract from do.
         label: the label of tags that have none (`B`, `I`, `O`).
-        encoding: the encoding of text files, by a name that Python knows; UTF-8, or what a byte-order mark says, when
-            None.
-        predicted: whether what is written are predictions, which a format may tell from annotations.
+        encoding: the encoding of text files, by a name that Python knows. None stands for UTF-8, or for the encoding of
+            the byte-order mark.
         offsets: what the stated offsets count: code points, UTF-16 code units, UTF-8 bytes, or characters with each
-            CRLF as one; None takes them for code points and says where that is in doubt.
-        stretch: the part of the file to read, where its format can be read in parts; all of it when None.
+            CRLF as one. None takes them for code points, and notes where that is in doubt.
+        predicted: whether the written entities are predictions, which some formats mark as such.
+        stretch: the part of the file to read, if its format can be read in parts; None for the whole file.
     """
 
     nested: Nested = "error"
@@ -115,11 +130,15 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The beginning of a file, or the content of a folder, by which a format recognises it.
+    """The beginning of a file, or the names in a folder, by which a format recognises it.
 
-    `head` are the first bytes, `text` the first lines (both empty for a folder, `text` also for a binary file),
-    `record` is a JSON object of the file that shows its format, `files` are the names in a folder. Where there is a
-    record, `text` is empty. `options` are the user's.
+    Args:
+        path: the file or folder.
+        head: the first bytes; empty for a folder.
+        text: the first lines; empty for a folder, for a binary file, and if there is a `record`.
+        record: a JSON object of the file that shows its format, if there is one.
+        files: the names in a folder.
+        options: the user's options.
     """
 
     path: Path
@@ -131,7 +150,7 @@ class Sample:
 
 
 def each(records: Iterable[R | DataError], parse: Callable[[R], RawDocument]) -> Iterator[Item]:
-    """Yield what `parse` makes of each record, or a DataError if it raises one."""
+    """Yield the document that `parse` makes of each record, or the DataError that it raises or that the record is."""
     for record in records:
         if isinstance(record, DataError):
             yield record
@@ -143,7 +162,7 @@ def each(records: Iterable[R | DataError], parse: Callable[[R], RawDocument]) ->
 
 
 def unique(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield `items`, with a DataError for a document whose id an earlier one has."""
+    """Yield `items`; a document whose id an earlier one has is replaced by a DataError."""
     lines: dict[str, int | None] = {}
     for item in items:
         if isinstance(item, RawDocument):
@@ -155,7 +174,7 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def repeated_id(document: RawDocument, line: int | None) -> DataError:
-    """Return the error for a document whose id an earlier one has, which stands at `line`, if that is known."""
+    """Return the error for a document whose id an earlier document has; `line` is the line of the latter, if known."""
     first = f"line {line}" if line else "another document"
     return DataError(
         f"the id {document.id!r} is repeated; {first} has it too: make ids unique",
@@ -166,10 +185,14 @@ def repeated_id(document: RawDocument, line: int | None) -> DataError:
 
 
 def verified(items: Iterable[Item], notes: Counter[str]) -> Iterator[Document]:
-    """Yield the documents of `items`; `notes` counts what was repaired or could not be verified.
+    """Yield the documents of `items`, with their entities verified.
+
+    Args:
+        items: what a reader yields.
+        notes: counts what was repaired or could not be verified.
 
     Raises:
-        DataError: an item is one, or an entity is empty, outside its text or not the surface that its file gives.
+        DataError: an item is one, or an entity is empty, lies outside its text or does not have the stated surface.
     """
     for item in items:
         if isinstance(item, DataError):
@@ -179,7 +202,7 @@ def verified(items: Iterable[Item], notes: Counter[str]) -> Iterator[Document]:
 
 
 def wrong(document: RawDocument, entity: RawEntity) -> str | None:
-    """Say why the stated place of `entity` is wrong; None if it is not."""
+    """Say why the stated offsets of `entity` are wrong; None if they are right."""
     text, start, end = document.text, entity.start, entity.end
     if entity.surface is not None and (start < 0 or text[start : start + len(entity.surface)] != entity.surface):
         return misplaced(text, start, entity.surface)
@@ -197,7 +220,7 @@ def wrong(document: RawDocument, entity: RawEntity) -> str | None:
 
 
 def misplaced(text: str, start: int, surface: str) -> str:
-    """Return the message for an entity whose `surface` is not what `text` has at `start`."""
+    """Return the message for an entity whose stated `surface` is not what the text has at `start`."""
     text_there = text[max(start, 0) : max(start, 0) + len(surface)]
     places = [match.start() for match in re.finditer(f"(?={re.escape(surface)})", text)]
     where = f"it occurs at {', '.join(map(str, places[:5]))}" if places else "it does not occur in the text"
@@ -226,15 +249,16 @@ def _entity(document: RawDocument, entity: RawEntity, notes: Counter[str]) -> En
 
 
 Row = dict[str, object]
+"""What a format stores of an entity in the document's meta: at least the fields of `_ROW`."""
 
 _ROW: dict[str, type | tuple[type, ...]] = {"start": int, "end": int, "label": str, "id": (int, str)}
 
 
 def stored_meta(document: Document, format: str) -> Mapping[str, object]:
-    """Return what the reader of `format` stored in the document's meta; {} for a document of another format.
+    """Return what the reader of `format` stored in the document's meta; {} if it came from another format.
 
     Raises:
-        DataError: the meta has something else under that name.
+        DataError: the value under that name is no object.
     """
     values = document.meta.get(format, {})
     if not isinstance(values, Mapping):
@@ -243,17 +267,24 @@ def stored_meta(document: Document, format: str) -> Mapping[str, object]:
 
 
 def unwritten_meta(document: Document, format: str, fields: Iterable[str]) -> bool:
-    """Whether the meta under `format` has more than the `fields` that its writer uses, or nothing at all.
+    """Return whether the meta under `format` has fields that its writer does not use, or is an empty object.
+
+    Args:
+        document: the document.
+        format: the name of the format.
+        fields: the fields that the writer uses.
 
     Raises:
-        DataError: it is no object.
+        DataError: the value under that name is no object.
     """
     names = stored_meta(document, format).keys()
     return format in document.meta and (not names or not names <= set(fields))
 
 
 def with_rows(document: Document, format: str) -> tuple[list[tuple[Entity, Row]], list[Row]]:
-    """Return each entity with its stored row, those without one last, and the rows of removed entities.
+    """Return the pairs of an entity and its stored row, and the rows whose entity was removed.
+
+    Entities without a stored row come last, with an empty row.
 
     Raises:
         DataError: the rows are not as the reader stores them.
@@ -279,10 +310,10 @@ def with_rows(document: Document, format: str) -> tuple[list[tuple[Entity, Row]]
 
 
 def with_meta(record: dict[str, object], document: Document, own: Iterable[str]) -> dict[str, object]:
-    """Return `record` with the document's meta beside the layout's fields.
+    """Return `record` with the fields of the document's meta added.
 
     Raises:
-        DataError: a key of the meta is one of the layout's `own` fields.
+        DataError: a key of the meta is a field of `record`, or one of the `own` fields of the layout.
     """
     if taken := sorted(set(document.meta) & {*own, *record}):
         raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
@@ -292,9 +323,13 @@ def with_meta(record: dict[str, object], document: Document, own: Iterable[str])
 def moved(
     document: RawDocument, entities: Sequence[RawEntity], place: Callable[[int], int | None] | None = None
 ) -> RawDocument:
-    """Return `document` with `entities` in place of its own, one for each, and its stored rows moved with them.
+    """Return `document` with `entities` in place of its own, one for each; its stored rows get the new offsets too.
 
-    A row keeps its parts only if `place`, which gives the new place of an offset, leaves them inside the entity.
+    Args:
+        document: the document.
+        entities: the new entities, in the order of the document's own.
+        place: returns the new offset for an old one, or None. A row keeps its `parts` only if the new offsets of all of
+            them are inside the entity; without `place` it loses them.
     """
     spans = {
         (old.start, old.end, old.label): (new.start, new.end)
@@ -327,7 +362,7 @@ def _moved_row(
 
 
 def meta_error(document: Document, format: str, problem: str) -> DataError:
-    """Return the error for meta under `format` that its reader did not write."""
+    """Return the error for meta under `format` that the format's reader cannot have written."""
     return DataError(
         f"document {document.id!r}: {problem}; mend meta[{format!r}], or remove it to write without it", field="meta"
     )

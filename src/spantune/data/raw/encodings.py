@@ -1,7 +1,7 @@
 """Text files of other encodings than UTF-8: open them as UTF-8, and say which encoding bytes look like.
 
-A file is UTF-8 unless the user names another encoding or it begins with the byte-order mark of UTF-16 or UTF-32, which
-leaves one reading. No encoding is guessed: what the bytes look like only goes into the message of the error.
+A file is UTF-8, unless the user names another encoding, or the file begins with the byte-order mark of UTF-16 or
+UTF-32, which leaves no doubt. No encoding is guessed: the encoding that bytes look like is only named in the error.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MARK_NOTES = {
     "UTF-16": "UTF-16 read, as its byte-order mark says",
     "UTF-32": "UTF-32 read, as its byte-order mark says",
 }
-WINDOW = 1 << 16  # bytes around a wrong one from which its encoding is told
+WINDOW = 1 << 16  # the number of bytes around a wrong byte by which the encoding is judged
 _CHUNK = 1 << 20
-_MARKS = (  # the mark of UTF-32 begins like that of UTF-16
+_MARKS = (  # UTF-32 comes first, because its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
@@ -31,9 +31,9 @@ _MARKS = (  # the mark of UTF-32 begins like that of UTF-16
 )
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _TYPOGRAPHIC = frozenset("‘’“”„–—…•€£§°«»¡¿·©®\xa0")
-_SELDOM_WESTERN = frozenset("ÐÝÞðþ")  # of Icelandic, and where Turkish has other letters
-_FEW = 8  # bytes, from which two encodings cannot be told apart
-_HEAD = 1 << 12  # bytes from which a file that is no text is told
+_SELDOM_WESTERN = frozenset("ÐÝÞðþ")  # letters of Icelandic; in Turkish text these bytes stand for other letters
+_FEW = 8  # with so few bytes or fewer, two encodings cannot be told apart
+_HEAD = 1 << 12  # the number of first bytes by which a file that is no text is recognised
 _PACKED = {
     b"\x1f\x8b": "compressed by gzip; unpack it first: gunzip --keep FILE",
     b"BZh91AY&SY": "compressed by bzip2; unpack it first: bunzip2 --keep FILE",
@@ -64,12 +64,12 @@ def codec_of(name: str) -> codecs.CodecInfo:
 
 
 def open_as_utf8(path: Path, notes: Counter[str], encoding: str | None) -> BinaryIO:
-    """Open `path` as the bytes of UTF-8, whatever its encoding is; reading raises a DataError where it does not hold.
+    """Open `path` for reading bytes of UTF-8, whatever its encoding is; a wrong byte raises a DataError when read.
 
     Raises:
         ConfigError: the encoding is unknown.
-        DataError: the file begins with the byte-order mark of another one, or is no text: packed, or UTF-16 without
-            a byte-order mark and without a name.
+        DataError: the file begins with the byte-order mark of another encoding than `encoding`, or it is no text: it is
+            packed, or it is UTF-16 without a byte-order mark and `encoding` is None.
         OSError: the file cannot be opened.
     """
     codec = codec_of(encoding) if encoding is not None else None
@@ -100,12 +100,12 @@ def open_as_utf8(path: Path, notes: Counter[str], encoding: str | None) -> Binar
 
 
 def mark_of(head: bytes) -> str:
-    """Return the encoding whose byte-order mark `head` begins with; "" if it has none."""
+    """Return the encoding of the byte-order mark with which `head` begins; "" if there is none."""
     return next((name for mark, name in _MARKS if head.startswith(mark)), "")
 
 
 class _AsUtf8(io.RawIOBase):
-    """The content of a file of another encoding as UTF-8."""
+    """The content of a file of another encoding, read as UTF-8."""
 
     def __init__(self, file: BinaryIO, codec: codecs.CodecInfo, path: Path):
         self._file, self._path, self._name = file, path, codec.name
@@ -149,7 +149,7 @@ class _AsUtf8(io.RawIOBase):
 
 
 def window(path: Path, offset: int, content: bytes) -> bytes:
-    """Return the bytes around `offset` of `path`; `content` if it is no file that can be read again."""
+    """Return the bytes around `offset` of `path`; `content` if the file cannot be read a second time."""
     try:
         if not path.is_file():
             return content
@@ -161,7 +161,7 @@ def window(path: Path, offset: int, content: bytes) -> bytes:
 
 
 def advice(content: bytes) -> str:
-    """Say what to do about bytes that are not UTF-8: which encoding they look like, if they look like any."""
+    """Say what to do about bytes that are not UTF-8, and which encoding they look like, if they look like one."""
     if mark_of(content) in MARK_NOTES or content.count(b"\0") * 4 > len(content) or _is_utf16(content):
         return "it looks like UTF-16 or UTF-32: write it to a file and name its encoding (--encoding utf-16-le, say)"
     runs = _HIGH.findall(_without_utf8(content))
@@ -189,7 +189,10 @@ _LIKE_UTF16 = (
 
 
 def _is_utf16(content: bytes) -> bool:
-    """Whether the bytes are text in UTF-16: ASCII with a NUL beside each character, or no UTF-8 with some of these."""
+    """Return whether the bytes look like text in UTF-16.
+
+    Either they are ASCII with a NUL beside each character, or they have NULs, are not UTF-8, and are text in UTF-16.
+    """
     even, odd = content[::2].count(0), content[1::2].count(0)
     is_ascii = len(content) >= _FEW and min(even, odd) == 0 and 5 * max(even, odd) >= 2 * len(content)
     if is_ascii or not even + odd:
@@ -204,15 +207,15 @@ def _is_utf16(content: bytes) -> bool:
 
 
 def _without_utf8(content: bytes) -> bytes:
-    """Return `content` without what is valid UTF-8 beyond ASCII."""
+    """Return `content` without the valid UTF-8 sequences of several bytes."""
     return re.sub(rb"[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}|[\xc2-\xdf][\x80-\xbf]", b"", content)
 
 
 def _is_chinese(runs: list[bytes]) -> bool:
-    """Whether most bytes are characters of GB 2312, spread as in Chinese text.
+    """Return whether most bytes are characters of GB 2312, distributed as in Chinese text.
 
-    Other languages may decode as GB 2312 too, but Korean in EUC-KR into its first half only, Cyrillic letters into the
-    second, and Japanese in EUC-JP has kana.
+    Other languages may decode as GB 2312 too. But Korean in EUC-KR decodes only into its first half and Cyrillic
+    letters only into the second, and Japanese in EUC-JP has kana.
     """
     fitting = b""
     for run in runs:
@@ -234,7 +237,7 @@ def _is_chinese(runs: list[bytes]) -> bool:
 
 
 def _is_western(runs: list[bytes]) -> bool:
-    """Whether the bytes stand alone among ASCII, and are letters and signs of Western European languages."""
+    """Return whether single bytes stand among ASCII, and are letters and signs of Western European languages."""
     if not runs or sum(map(len, runs)) > 1.5 * len(runs):
         return False
     try:

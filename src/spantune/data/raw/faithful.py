@@ -1,7 +1,7 @@
-"""Meta that every output can hold: what JSON text cannot say is left out of it field by field, and counted.
+"""Meta that every output can hold: a field that JSON text cannot represent is left out, and counted.
 
-A file can state half of a surrogate pair (`"\\ud800"`) or a number that no float can hold (`1e999`), which Python reads
-and nothing else does. It stands in fields that no annotation needs, so that the document is kept without the field.
+A file can state half of a surrogate pair (`"\\ud800"`) or a number that no float can hold (`1e999`). Python reads both,
+but nearly no other program does. No annotation needs such a field, so the document is kept without it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from spantune.core import DataError, encodable, half_surrogate
 from spantune.data.raw.document import Item, RawDocument
 
 NOTE = "meta field left out: it holds half of a surrogate pair, NaN or a number too large: "
-"""How the note of a field begins; the path of the field follows."""
+"""The beginning of the note for a field that is left out; the path of the field follows."""
 
-_SPARE = 50  # levels of nesting that writers add around meta, and more
-_OUT: Final = object()  # what cannot be kept
+_SPARE = 50  # more levels of nesting than any writer adds around meta
+_OUT: Final = object()  # stands for a value that cannot be kept
 
 
 def faithful(items: Iterable[Item], notes: Counter[str]) -> Iterator[Item]:
-    """Yield `items`, their meta without what JSON text cannot hold, which `notes` counts by field.
+    """Yield `items`, with meta reduced to what JSON text can represent. `notes` counts what is left out, by field.
 
-    Meta that is nested too deeply to be written is yielded as a DataError.
+    A document whose meta is nested too deeply to be written is replaced by a DataError.
     """
     for item in items:
         yield _kept(item, notes) if isinstance(item, RawDocument) and item.meta else item
@@ -55,7 +55,7 @@ def _too_deep(document: RawDocument) -> DataError:
 
 
 def _object(values: Mapping[str, object], place: str, notes: Counter[str]) -> dict[str, object]:
-    """Return `values`, which are at `place`, without the fields that cannot be kept."""
+    """Return `values`, which are at the path `place` of the meta, without the fields that cannot be kept."""
     kept_values: dict[str, object] = {}
     for name, value in values.items():
         field = f"{place}.{name}" if place else str(name)
@@ -68,7 +68,7 @@ def _object(values: Mapping[str, object], place: str, notes: Counter[str]) -> di
 
 
 def _value(value: object, place: str, notes: Counter[str]) -> object:
-    """Return the value without fields that cannot be kept, or `_OUT`; a list is kept as a whole or not at all."""
+    """Return `value` without fields that cannot be kept, or `_OUT`. A list is kept as a whole or left out."""
     if isinstance(value, Mapping):
         return _object(value, place, notes)
     if isinstance(value, list | tuple):

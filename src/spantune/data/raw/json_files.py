@@ -1,6 +1,6 @@
-"""Files of JSON: lines of which each is a value, or one array, whose values are read one by one.
+"""Files of JSON: lines with one value each, or one array, whose values are read one by one.
 
-A value that spans lines is parsed in a window, which moves through the file, so that only one is in memory.
+A value that spans several lines is parsed in a window that moves through the file, so that only one is in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BYTES_BEFORE = b"\xef\xbb\xbf \t\r\n"  # a byte-order mark and white space
 
 
 class Value(NamedTuple):
-    """A JSON value of any type, the line where it begins, and its number in the file, from 1."""
+    """A JSON value of any type, the line on which it begins, and its number in the file, both from 1."""
 
     value: object
     line: int
@@ -30,9 +30,9 @@ class Value(NamedTuple):
 def read_json_lines(
     path: Path, notes: Counter[str], encoding: str | None = None, stretch: Stretch | None = None
 ) -> Iterator[Record | DataError]:
-    """Yield the object on each line of `path`, or a DataError for a line that has none.
+    """Yield the object on each line of `path`, or a DataError for a line without one.
 
-    With `stretch`, only its lines are read, and a record's `number` counts from its beginning.
+    With `stretch`, only the lines of this part are read, and the `number` of a record counts from its beginning.
     """
     return _records(read_line_values(path, notes, encoding, stretch), path)
 
@@ -40,7 +40,7 @@ def read_json_lines(
 def read_line_values(
     path: Path, notes: Counter[str], encoding: str | None = None, stretch: Stretch | None = None
 ) -> Iterator[Value | DataError]:
-    """Yield the JSON value on each line of `path`, or of `stretch`, or a DataError for a line that has none."""
+    """Yield the JSON value on each line of `path`, or only of `stretch`; a DataError for a line without one."""
     lines = try_lines(path, notes, encoding=encoding, stretch=stretch)
     for number, (line, text) in enumerate(lines, start=1):
         try:
@@ -52,7 +52,7 @@ def read_line_values(
 
 
 def parse_line(text: str, path: Path, line: int) -> Record | DataError:
-    """Return the object that is the whole of a line, or a DataError if it is none."""
+    """Return the object that makes up a line, or a DataError if the line is not one object."""
     try:
         value = Value(_line_value(text, path, line), line, line)
     except DataError as error:
@@ -78,7 +78,7 @@ def _line_value(text: str, path: Path, line: int) -> object:
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> None:
-    """Write `records` to `path`, one a line.
+    """Write `records` to `path`, one on each line.
 
     Raises:
         DataError: the file cannot be written.
@@ -89,7 +89,7 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> Non
 
 
 def begins_array(path: Path, encoding: str | None = None) -> bool:
-    """Whether the first character of `path` begins a JSON array; only bytes are looked at, so any line may be broken.
+    """Return whether the first character of `path` begins a JSON array. Only bytes are examined, so lines may be wrong.
 
     Raises:
         DataError: the file is missing or cannot be read.
@@ -105,28 +105,28 @@ def begins_array(path: Path, encoding: str | None = None) -> bool:
 
 
 def read_json(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
-    """Yield the objects of `path`; the first character decides whether it is a JSON array or JSONL.
+    """Yield the objects of `path`. Its first character decides whether it is a JSON array or JSONL.
 
     Raises:
-        DataError: as `read_json_array`, for an array.
+        DataError: as `read_json_array` raises it, if it is an array.
     """
     return (read_json_array if begins_array(path, encoding) else read_json_lines)(path, notes, encoding)
 
 
 def read_json_array(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Record | DataError]:
-    """Yield the objects of the JSON array in `path`, and a DataError for other elements; only one is in memory.
+    """Yield the objects of the JSON array in `path`, and a DataError for each other element. Only one is in memory.
 
     Raises:
-        DataError: the file is not a JSON array, or an empty one.
+        DataError: the file is not a JSON array, or the array is empty.
     """
     return _records(read_array_values(path, notes, encoding), path)
 
 
 def read_array_values(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Value]:
-    """Yield the elements of the JSON array in `path`; only one is in memory.
+    """Yield the elements of the JSON array in `path`. Only one is in memory.
 
     Raises:
-        DataError: the file is not a JSON array, or an empty one.
+        DataError: the file is not a JSON array, or the array is empty.
     """
     text = _Window(path, notes, encoding)
     if text.next() != "[":
@@ -151,7 +151,7 @@ def read_array_values(path: Path, notes: Counter[str], encoding: str | None = No
 
 
 def read_json_value(path: Path, notes: Counter[str], encoding: str | None = None) -> object:
-    """Return the one JSON value of `path`, which is in memory as a whole.
+    """Return the one JSON value of `path`. The whole file is in memory.
 
     Raises:
         DataError: the file is not one JSON value.
@@ -165,15 +165,15 @@ def read_json_value(path: Path, notes: Counter[str], encoding: str | None = None
 
 
 class _Window:
-    """The part of a file that is being parsed; it moves through the file chunk by chunk."""
+    """The part of a file that is being parsed. It moves through the file chunk by chunk."""
 
     def __init__(self, path: Path, notes: Counter[str], encoding: str | None):
         self.path, self.text, self.place = path, "", 0
-        self._line, self._counted = 1, 0  # a line number, and the place in `text` for which it holds
+        self._line, self._counted = 1, 0  # a line number, and the place in `text` that is on this line
         self._chunks = read_chunks(path, notes, encoding)
 
     def more(self, size: int = 1) -> bool:
-        """Drop the text before `place` and read chunks of `size` characters or more; False at the end of the file."""
+        """Drop the text before `place` and read chunks of at least `size` characters; False at the end of the file."""
         chunks: list[str] = []
         while size > 0 and (chunk := next(self._chunks, None)) is not None:
             chunks.append(chunk)
@@ -185,14 +185,14 @@ class _Window:
         return True
 
     def next(self) -> str:
-        """Move to the next character that is not white space and return it, "" at the end of the file."""
+        """Move `place` to the next character that is not white space, and return it; "" at the end of the file."""
         while True:
             self.place = skip_blank(self.text, self.place)
             if self.place < len(self.text) or not self.more():
                 return self.text[self.place : self.place + 1]
 
     def value(self) -> object:
-        """Return the JSON value at `place` and move behind it."""
+        """Return the JSON value at `place`, and move `place` to the end of the value."""
         while True:
             try:
                 value, end = parse_value(self.text, self.place, self.path, self.line_here(), self.place)
@@ -203,22 +203,25 @@ class _Window:
                 length = len(self.text) - self.place
                 if length > LINE_LIMIT:
                     raise oversized(self.path, self.line_here()) from None
-                if not self.more(length):  # doubled, so that no object is parsed too often
+                if not self.more(length):  # the size is doubled, so that no value is parsed many times
                     raise
 
     def line_here(self) -> int:
-        """Return the line of `place`."""
+        """Return the number of the line at `place`."""
         self._line += self.text.count("\n", self._counted, self.place)
         self._counted = self.place
         return self._line
 
     def not_json(self, what: str) -> DataError:
-        """Return the error for the text at `place`."""
+        """Return the error for what stands at `place`."""
         return not_json(what, self.text, self.place, self.path, self.line_here(), self.place)
 
 
 def element(value: Value, before: int) -> str:
-    """Return `[3]`, the place of a value in its array, if it begins on the line `before`, as the one before it does."""
+    """Return the place of a value in its array, such as `[3]`, if the line does not identify it; "" otherwise.
+
+    That is so if the previous value begins on the same line; `before` is the line of that value.
+    """
     return f"[{value.number - 1}]" if value.line == before else ""
 
 

@@ -1,7 +1,7 @@
 """JSON objects with their place in a file, so that an error names the line and the field.
 
-A field is returned only with the type that was asked for. What Python's reader silently accepts is refused: half of a
-surrogate pair, and what `json_text` refuses.
+A field is returned only if it has the type that was asked for. Two things that Python's reader silently accepts are
+refused: half of a surrogate pair, and what `json_text` refuses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A JSON object at `path:line`, the `number`-th of its file; `inside` is the path of fields to a nested one."""
+    """A JSON object on line `line` of `path`, the `number`-th of its file.
+
+    `inside` is the path from the outermost object to this one, for a nested object. A method that returns a field
+    raises a DataError with file, line and field if the field is missing or has another type.
+    """
 
     values: dict[str, object]
     path: Path
@@ -36,7 +40,7 @@ class Record:
         return DataError(message, path=self.path, line=self.line, field=place or None)
 
     def text(self, field: str, *, blank: bool = False) -> str:
-        """Return the string in `field`; an empty one only if `blank` allows it."""
+        """Return the string in `field`. An empty string is refused unless `blank` is True."""
         value = self._take(field, str, "a string")
         if not value and not blank:
             raise self.error("the string is empty; expected at least one character: mend or remove it", field)
@@ -52,18 +56,18 @@ class Record:
         return value
 
     def integer(self, field: str) -> int:
-        """Return the whole number in `field`."""
+        """Return the whole number in `field`; a boolean is refused."""
         return self._take(field, int, "a whole number")
 
     def score(self, field: str) -> float:
-        """Return the probability in `field`."""
+        """Return the probability in `field`, which must be there."""
         score = self.values[field]
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
             raise self.error(f"found {score!r}; expected a probability from 0 to 1: mend or remove it", field)
         return float(score)
 
     def json(self, field: str) -> object:
-        """Return the value of the JSON text in `field`."""
+        """Return the value of the JSON text that is the string in `field`."""
         text = self.text(field)
         try:
             value: object = DECODER.decode(text)
@@ -75,7 +79,7 @@ class Record:
         return value
 
     def rows(self, field: str) -> list[Record]:
-        """Return the list of objects in `field`."""
+        """Return the list of objects in `field`, as records that know their place."""
         records = []
         for index, row in enumerate(self._take(field, list, "a list of objects ([] for a text without entities)")):
             if not isinstance(row, dict):
@@ -84,20 +88,23 @@ class Record:
         return records
 
     def items(self, field: str) -> list[object]:
-        """Return the list of whatever values in `field`."""
+        """Return the list in `field`, whose values may have any type."""
         return list(self._take(field, list, "a list"))
 
     def at(self, place: str, values: dict[str, object]) -> Record:
-        """Return the object `values`, which is at `place` in this one, as a record that knows its place."""
+        """Return the object `values`, which is at `place` in this record, as a record that knows its place."""
         return Record(values, self.path, self.line, self.number, f"{self.inside}{place}.")
 
     def cells(self, place: str, value: object, expected: str) -> Record:
-        """Return the list `value`, which is at `place`, as a record of the fields `[0]`, `[1]`, …
+        """Return a list as a record with the fields `[0]`, `[1]`, …
 
         Args:
-            place: the path of the value from this record.
-            value: the value, which may be anything.
-            expected: what it should be, such as `[start, end, label]`, whose commas say how many values.
+            place: the path of the list from this record.
+            value: the list, or any other value, which is an error.
+            expected: what it should be, such as `[start, end, label]`; its commas say how many values.
+
+        Raises:
+            DataError: `value` is no list of that many values.
         """
         if not isinstance(value, list) or len(value) != expected.count(",") + 1:
             raise self.error(f"found {json.dumps(value, ensure_ascii=False)[:60]}; expected {expected}: mend it", place)
@@ -105,11 +112,11 @@ class Record:
         return Record(cells, self.path, self.line, self.number, self.inside + place)
 
     def entities(self, *, optional: bool) -> list[Record]:
-        """Return the list of objects in `entities`; an empty one if the field is absent and `optional`."""
+        """Return the list of objects in `entities`; an empty list if the field is missing and `optional` is True."""
         return [] if optional and "entities" not in self.values else self.rows("entities")
 
     def mapping(self, field: str) -> dict[str, object]:
-        """Return the object in `field`; an empty one if the field is absent."""
+        """Return the object in `field`; an empty one if the field is missing."""
         return dict(self._take(field, dict, "an object")) if field in self.values else {}
 
     def required(self, field: str) -> dict[str, object]:
@@ -117,16 +124,16 @@ class Record:
         return dict(self._take(field, dict, "an object"))
 
     def inner(self, field: str) -> Record:
-        """Return the object in `field`, an empty one if the field is absent, as a record that knows its place."""
+        """Return the object in `field` as a record that knows its place; an empty one if the field is missing."""
         return Record(self.mapping(field), self.path, self.line, self.number, f"{self.inside}{field}.")
 
     def others(self, known: Iterable[str]) -> dict[str, object]:
-        """Return the fields that are not in `known`."""
+        """Return the fields whose names are not in `known`."""
         known = set(known)
         return {name: value for name, value in self.values.items() if name not in known}
 
     def note_others(self, known: Iterable[str], notes: Counter[str]) -> None:
-        """Count in `notes` the fields of this entity that are not in `known`."""
+        """Count in `notes` the fields of this entity whose names are not in `known`."""
         for field in self.others(known):
             notes[f"entity field {field!r} not read"] += 1
 
@@ -145,7 +152,7 @@ class Record:
 
 
 def document_id(record: Record, notes: Counter[str], field: str = "id") -> str:
-    """Return the document's id in `field`; one made from its number if it is absent or null.
+    """Return the document's id in `field`; if that is missing or null, an id made from the document's number.
 
     Raises:
         DataError: the id is neither a string nor a whole number.

@@ -1,6 +1,6 @@
 """JSON text, parsed with errors that name the line and the column.
 
-What Python's reader silently accepts is refused: a repeated key, NaN.
+Two things that Python's reader silently accepts are refused: a repeated key, and NaN or infinity.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", b
 
 
 def parse_value(text: str, place: int, path: Path, line: int, line_at: int = 0) -> tuple[object, int]:
-    """Return the JSON value at `place` and its end; `line` is the line of the character `line_at`."""
+    """Return the JSON value at `place` and the offset of its end.
+
+    Args:
+        text: the text.
+        place: where the value begins in it.
+        path: the file, for errors.
+        line: the number of the line of the character at `line_at`.
+        line_at: an offset in the text, at most `place`.
+
+    Raises:
+        DataError: there is no JSON value.
+    """
     try:
         value, end = DECODER.raw_decode(text, place)
     except json.JSONDecodeError as error:
@@ -32,14 +43,14 @@ def parse_value(text: str, place: int, path: Path, line: int, line_at: int = 0) 
 
 
 def skip_blank(text: str, place: int) -> int:
-    """Return the first place from `place` on that is not JSON white space."""
+    """Return the first offset from `place` on that is not JSON white space."""
     match = _BLANK.match(text, place)
     assert match is not None
     return match.end()
 
 
 def not_json(what: str, text: str, place: int, path: Path, line: int, line_at: int = 0) -> DataError:
-    """Return the error for the text at `place`; `line` is the line of the character `line_at`."""
+    """Return the error for what stands at `place`; the other arguments are those of `parse_value`."""
     column = place - text.rfind("\n", 0, place)
     if text.startswith("\ufeff", place):
         what = "a byte-order mark stands there, perhaps since files were joined: remove it"
@@ -53,7 +64,7 @@ def not_json(what: str, text: str, place: int, path: Path, line: int, line_at: i
 
 
 def python_hint(text: str, place: int) -> str:
-    """Say what to do where the text at `place` is Python's notation, as `str` and pandas write lists; "" elsewhere."""
+    """Return a hint if the text at `place` is Python's notation, as `str` and pandas write lists; "" otherwise."""
     is_python = _PYTHON.match(text, place) is not None
     return "; this is Python's notation, of which json.dumps(ast.literal_eval(TEXT)) makes JSON" if is_python else ""
 
@@ -76,4 +87,4 @@ def _no_constant(name: str) -> NoReturn:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-"""Decodes JSON and refuses what Python's own decoder lets pass: repeated keys, NaN."""
+"""Decodes JSON, and refuses what Python's own decoder accepts: repeated keys, and NaN and infinity."""

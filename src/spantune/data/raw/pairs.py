@@ -1,7 +1,7 @@
 """spaCy 2's training data as JSON: pairs of a text and `{"entities": [[start, end, "label"], …]}`.
 
-They stand in an array, a pair a line, or as ner-annotator writes them: `{"classes": […], "annotations": [pair, …]}`, in
-which null stands for a text without annotation. Instead of the object the triples themselves may stand.
+The pairs are in an array, or one on each line, or as ner-annotator writes them: `{"classes": […], "annotations":
+[pair, …]}`, where null stands for a text without annotation. The list of triples may stand in place of the object.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spantune.data.raw.json_files import Value, element, read_array_values, read
 from spantune.data.raw.json_records import Record
 from spantune.data.raw.text_files import cannot_be_read
 
-_HEAD = 1 << 16  # bytes by which a file is recognised
+_HEAD = 1 << 16  # the number of first bytes by which a file is recognised
 
 _TEXT = rb'"(?:[^"\\]|\\.)*+"\s*,\s*'
 _ANNOTATION = rb'(?:\{\s*"entities"\s*:\s*\[|\[\s*(?:\]|\[\s*[0-9]+\s*,\s*[0-9]+\s*,\s*"))'
@@ -35,7 +35,7 @@ def head_of(path: Path, encoding: str | None) -> bytes:
     """Return the first bytes of a file, as UTF-8.
 
     Raises:
-        DataError: it cannot be read, or not in this encoding.
+        DataError: the file cannot be read, or not in this encoding.
     """
     try:
         with open_as_utf8(path, Counter(), encoding) as file:
@@ -45,21 +45,21 @@ def head_of(path: Path, encoding: str | None) -> bytes:
 
 
 def begins(head: bytes) -> bool:
-    """Whether a file with these first bytes holds such pairs."""
+    """Return whether a file with these first bytes holds pairs of this format."""
     return any(pattern.match(head) for pattern in (_ARRAY, _LINE, _WRAPPED))
 
 
 def read(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[Item]:
-    """Yield the documents of `path`, called `<stem>-<number>`.
+    """Yield the documents of `path`, with the ids `<stem>-<number>`.
 
     Raises:
-        DataError: the file cannot be read any further.
+        DataError: the rest of the file cannot be read.
     """
     return each(_pairs(path, notes, encoding), lambda record: _document(record, notes))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str]) -> None:
-    """Write `documents` to `path` as an array of pairs; `notes` counts what has no place.
+    """Write `documents` to `path` as an array of pairs; `notes` counts what the format cannot hold.
 
     Raises:
         DataError: the file cannot be written.
@@ -77,7 +77,7 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str]) -> Non
 
 
 def are_triples(value: object) -> bool:
-    """Whether `value` is a list that begins with `[start, end, label]`."""
+    """Return whether `value` is a list whose first element is `[start, end, label]`."""
     if not isinstance(value, list) or not value or not isinstance(value[0], list) or len(value[0]) != 3:
         return False
     start, end, label = value[0]
@@ -85,16 +85,16 @@ def are_triples(value: object) -> bool:
 
 
 def triples(record: Record, field: str) -> tuple[RawEntity, ...]:
-    """Return the entities of the triples in `field`.
+    """Return the entities of the triples in `field` of `record`.
 
     Raises:
-        DataError: one is no triple.
+        DataError: an element of the list is no triple.
     """
     return tuple(_triple(record, f"{field}[{index}]", row) for index, row in enumerate(record.items(field)))
 
 
 def _pairs(path: Path, notes: Counter[str], encoding: str | None) -> Iterator[Record | DataError]:
-    """Yield each pair as a record of `[0]` and `[1]`."""
+    """Yield each pair as a record with the fields `[0]` and `[1]`."""
     head = head_of(path, encoding)
     place = ""
     values: Iterable[Value | DataError]

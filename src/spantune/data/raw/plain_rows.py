@@ -1,7 +1,7 @@
-"""The usual entity of a JSON line, read at once: an object of four fields, whose text stands at its start.
+"""The usual entity of a JSON line, read fast: an object of four fields, whose text stands at its start.
 
-Whatever is otherwise goes the careful way of `Record`, which says what is wrong. A large corpus has hardly any other
-rows, and this way takes a third of the time.
+All other entities are read by `Record`, which says what is wrong with them. A large corpus has hardly any of them, and
+reading the usual ones here takes a third of the time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from spantune.data.raw.json_records import Record
 
 
 class Row(NamedTuple):
-    """The fields of an entity: offsets as stated, label, its text, and the place of `field` in the document."""
+    """The fields of an entity: offsets as stated, label, text, and `field`, the path of its text in the document."""
 
     start: int
     end: int
@@ -24,11 +24,11 @@ class Row(NamedTuple):
 
 
 def plain_rows(record: Record, names: tuple[str, str, str, str]) -> list[Row] | None:
-    """Return the rows in `entities` of a document; None if one of them needs the careful way.
+    """Return the rows in the field `entities` of a document; None if one of them has to be read by `Record`.
 
     Args:
-        record: a document with `text` and `entities`.
-        names: what the fields start, end, label and text of an entity are called.
+        record: a document with the fields `text` and `entities`.
+        names: the names of the fields of an entity for start, end, label and text.
     """
     text, rows = record.values.get("text"), record.values.get("entities")
     if type(text) is not str or type(rows) is not list or half_surrogate(text) is not None:
@@ -45,7 +45,7 @@ def plain_rows(record: Record, names: tuple[str, str, str, str]) -> list[Row] | 
             and type(label) is str
             and type(surface) is str
             and start >= 0
-            and text.startswith(surface, start)  # so that it holds no half of a surrogate pair either
+            and text.startswith(surface, start)  # so the surface has no half of a surrogate pair, as the text has none
             and surface
             and _is_label(label)
         ):

@@ -1,6 +1,6 @@
 """Formats that other packages add, as entry points of the group `spantune.formats`, each a `Format`.
 
-They are loaded only when one is named, or when no format of spantune's own claims a file.
+They are loaded only if one is named, or if no format of spantune itself recognises a file.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ GROUP = "spantune.formats"
 
 
 class Format(NamedTuple):
-    """The functions of a format; `write` is None where it can only be read, `folder` says that it writes a folder.
+    """The functions of a format.
 
-    `divisible` says that each line of a file is a document of its own and `read` minds `Options.stretch`.
-
-    `claims` says whether a file can only be this format, `read` yields what it states, unverified, and `write` counts
-    in its notes what the format has no place for.
+    Args:
+        read: yields the documents of a file as it states them, unverified, or a DataError for each that cannot be read.
+            The Counter counts notes.
+        write: writes documents, and counts in the Counter what the format cannot hold; None if the format can only be
+            read.
+        claims: returns whether a file can only be of this format.
+        folder: whether `write` makes a folder.
+        divisible: whether each line of a file is a document of its own, and `read` obeys `Options.stretch`.
     """
 
     read: Callable[[Path, Counter[str], Options], Iterator[Item]]
@@ -34,19 +38,19 @@ class Format(NamedTuple):
 
 
 def added_names(own: Collection[str]) -> list[str]:
-    """Return the names of the formats that installed packages add, without loading one.
+    """Return the names of the formats that installed packages add, without loading a format.
 
     Args:
         own: the names of spantune's own formats.
 
     Raises:
-        ConfigError: a package uses a name that another, or spantune itself, has.
+        ConfigError: a package uses a name that another package, or spantune itself, uses.
     """
     packages: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         if point.name in own or point.name in packages:
             holder = "spantune" if point.name in own else _package(packages[point.name])
-            if holder == _package(point):  # one package that is found twice on the path
+            if holder == _package(point):  # the same package is found twice on the path
                 continue
             raise ConfigError(
                 f"the package {_package(point)} adds a format {point.name!r}, which {holder} has; uninstall one of "
@@ -60,13 +64,13 @@ def added(name: str) -> Format:
     """Load the format `name` of an installed package.
 
     Raises:
-        ConfigError: it cannot be loaded, or is no `Format`; names the package.
+        ConfigError: the format cannot be loaded, or is no `Format`; the message names the package.
     """
     point = next(iter(entry_points(group=GROUP, name=name)))
     where = f"the format {name!r} of the package {_package(point)}, {point.value}"
     try:
         value: object = point.load()
-    except Exception as error:  # whatever another package's code may raise
+    except Exception as error:  # the code of another package may raise anything
         raise ConfigError(
             f"{where}, cannot be loaded: {type(error).__name__}: {first_line(error)}; update the package, or "
             "uninstall it"

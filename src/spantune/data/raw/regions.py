@@ -1,4 +1,4 @@
-"""The places of regions that a browser has counted in HTML as it is shown."""
+"""The places of regions that a browser has counted in HTML as it is displayed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ _HTML = re.compile(r"(?P<tag><!--.*?-->|</?[a-zA-Z!?][^>]*>)|&(?:#\w+|\w+);|.", 
 
 
 def html_span(html: str, value: Record) -> tuple[int, int]:
-    """Return the place in the source `html` of a region that an XPath and `globalOffsets` in the visible text state.
+    """Return the span, in the source `html`, of a region that is stated in the visible text.
+
+    Args:
+        html: the source of the page.
+        value: the region, with its XPath, its `globalOffsets` in the visible text, and its text.
 
     Raises:
-        DataError: the visible text is not what the region states as its text, or it states none.
+        DataError: the region states no text, or the visible text at its offsets is another one.
     """
     stated = value.values.get("globalOffsets")
     start, end = (stated.get("start"), stated.get("end")) if isinstance(stated, dict) else (None, None)
@@ -26,7 +30,7 @@ def html_span(html: str, value: Record) -> tuple[int, int]:
         region = shown[start:end] if 0 <= start < end <= len(shown) else []
         if "".join(character for character, _, _ in region) == surface:
             return region[0][1], region[-1][2]
-        if 0 <= start < end <= len(html) and html[start:end] == surface:  # text in which "<" is no markup
+        if 0 <= start < end <= len(html) and html[start:end] == surface:  # a text in which "<" does not begin a tag
             return start, end
     raise value.error(
         f"found a region of HTML ({json.dumps(value.values.get('start'))[:40]}), and its text "
@@ -39,7 +43,7 @@ def html_span(html: str, value: Record) -> tuple[int, int]:
 
 @lru_cache(maxsize=1)
 def _shown(html: str) -> list[tuple[str, int, int]]:
-    """Return the visible characters of `html`, each with the start and the end of what it is in the source."""
+    """Return each visible character of `html`, with the start and the end of its source."""
     return [
         (character, *match.span())
         for match in _HTML.finditer(html)

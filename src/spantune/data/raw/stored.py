@@ -1,4 +1,4 @@
-"""A corpus file in object storage, which readers take for a local path."""
+"""A corpus file in object storage, which readers use like a local path."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any, BinaryIO, cast
 from spantune.core import ConfigError, DataError, Place, is_url, shown_url
 
 SMALLEST, LARGEST = 1 << 16, 1 << 22
-"""Bytes that are fetched at a time."""
+"""The fewest and the most bytes that one request fetches."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """What readers of a corpus use of a `Path`, of the file at a URL; as a string it lacks what stands after `?`.
+    """The file at a URL, with the attributes and methods of a `Path` that readers of a corpus use.
 
-    It is sent to other processes, each of which opens the file itself.
+    As a string, it is the URL without its query. It can be sent to other processes; each opens the file itself.
     """
 
     url: str
@@ -30,12 +30,12 @@ class StoredFile:
 
     @property
     def name(self) -> str:
-        """The last part of the URL's path."""
+        """The last part of the path in the URL."""
         return PurePosixPath(str(self)).name
 
     @property
     def suffix(self) -> str:
-        """What the name ends with, from its last point on."""
+        """The end of the name, from its last point on."""
         return PurePosixPath(str(self)).suffix
 
     @property
@@ -44,7 +44,7 @@ class StoredFile:
         return PurePosixPath(str(self)).stem
 
     def stat(self) -> os.stat_result:
-        """Return a result with mode and size.
+        """Return a result with the mode of a regular file and the size.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -58,22 +58,22 @@ class StoredFile:
         return os.stat_result((stat.S_IFREG, 0, 0, 1, 0, 0, info.size, 0, 0, 0))
 
     def is_file(self) -> bool:
-        """Whether it is there."""
+        """Return whether the file exists."""
         return self.exists()
 
     def exists(self) -> bool:
-        """Whether it is there."""
+        """Return whether the file exists."""
         return bool(_place(self.url).info().is_file)
 
     def is_dir(self) -> bool:
-        """A URL names a single file."""
+        """Return False, because a URL names a single file."""
         return False
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Open it for reading bytes, at any offset.
+        """Open the file for reading bytes at any offset.
 
         Raises:
-            DataError: as `stat`.
+            DataError: as `stat` raises it.
         """
         assert mode == "rb", "files in object storage are read as bytes"
         place = _place(self.url)
@@ -85,59 +85,61 @@ class StoredFile:
 
 
 class Fetched(io.RawIOBase):
-    """A file that is fetched in ever larger pieces: a line somewhere costs a small one, and reading on few large ones.
+    """A file that is fetched in pieces, each twice as large as the one before.
+
+    So reading one line somewhere fetches little, and reading on takes few requests.
 
     Args:
-        file: of pyarrow, whose every read is a request.
+        file: an open file of pyarrow; each of its reads is a request.
     """
 
     def __init__(self, file: Any):
         self._file, self._size = file, SMALLEST
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to an offset; the next piece is small."""
+        """Go to an offset; the next piece is a small one."""
         self._size = SMALLEST
         return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
-        """Return the offset of the next piece."""
+        """Return the offset at which the next piece begins."""
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
-        """Fetch the next piece into `buffer`, as far as it has room; returns its size."""
+        """Fetch the next piece, at most as much as `buffer` holds, into `buffer`, and return its size."""
         piece = self._file.read(min(len(buffer), self._size))
         self._size = min(2 * self._size, LARGEST)
         buffer[: len(piece)] = piece
         return len(piece)
 
     def readall(self) -> bytes:
-        """Fetch the rest at once."""
+        """Fetch the rest of the file in one request."""
         return bytes(self._file.read())
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file in the storage."""
         self._file.close()
         super().close()
 
 
 def stored_file(url: str) -> Path:
-    """Return the file at a URL as what readers take for a path."""
+    """Return the file at `url` as an object that readers use like a path."""
     return cast("Path", StoredFile(url))
 
 
 def refuse_url(path: str) -> None:
-    """Check that `path` is no URL: a file in object storage is read where a `StoredFile` is made of it only.
+    """Check that `path` is no URL. A file in object storage can be read only as a `StoredFile`.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: `path` is a URL.
     """
     if is_url(path):
         raise ConfigError(
@@ -146,4 +148,4 @@ def refuse_url(path: str) -> None:
         )
 
 
-_place = lru_cache(maxsize=8)(Place.of)  # a connection is kept by each process
+_place = lru_cache(maxsize=8)(Place.of)  # each process keeps its connections

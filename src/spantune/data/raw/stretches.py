@@ -1,6 +1,6 @@
-"""Stretches of a text file: whole lines from one byte to another, so that several processes read one file.
+"""Stretches of a text file: whole lines from one byte to another, so that several processes can read one file.
 
-A stretch knows the number of its first line, so that what is read from it names the same lines as the whole file does.
+A stretch has the number of its first line, so that errors name the same lines as if the whole file were read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spantune.data.raw.text_files import CHUNK, Stretch, cannot_be_read
 
 
 class Bytes(NamedTuple):
-    """Where a stretch begins and ends in the file; its first line is not known yet."""
+    """The bytes of a file at which a stretch begins and ends, before the number of its first line is known."""
 
     path: Path
     begin: int
@@ -23,7 +23,7 @@ class Bytes(NamedTuple):
 
 
 def is_divisible(path: Path, encoding: str | None) -> bool:
-    """Whether `path` is a file of UTF-8 on a disk, whose bytes can be read from anywhere.
+    """Return whether `path` is a UTF-8 file on a disk, which can be read from any byte on.
 
     Raises:
         ConfigError: the encoding is unknown.
@@ -41,7 +41,7 @@ def is_divisible(path: Path, encoding: str | None) -> bool:
 
 
 def divided(path: Path, size: int) -> list[Bytes]:
-    """Divide `path` where lines begin, into stretches of about `size` bytes.
+    """Divide `path` into stretches of about `size` bytes, each of which begins at the start of a line.
 
     Raises:
         DataError: the file cannot be read.
@@ -62,7 +62,7 @@ def divided(path: Path, size: int) -> list[Bytes]:
 
 
 def count_lines(_: None, stretch: Bytes) -> int:
-    """Return how many line ends the stretch has; an engine's function.
+    """Return the number of line ends in a stretch. An engine applies this function to all stretches.
 
     Raises:
         DataError: the file cannot be read.
@@ -71,7 +71,7 @@ def count_lines(_: None, stretch: Bytes) -> int:
 
 
 def line_starts(path: Path, stretch: Stretch) -> list[int]:
-    """Return the offset of each line of `stretch` in the file, and its end.
+    """Return the byte offset in the file of each line of `stretch`, and of the end of the last line.
 
     Raises:
         DataError: the file cannot be read.

@@ -1,8 +1,9 @@
 """Rows of a table as documents and back: what CSV, Parquet and Hugging Face `datasets` have in common.
 
-A row has `text` and `entities`: JSON in a string, or a list if the table can hold one, of objects `{"start", "end",
-"label", "text"?, "score"?}` or of triples `[start, end, label]`. `id` is optional. Every other column is meta, in
-reading and in writing; null means no value. Null entities are refused, because they may mean not annotated.
+A row has `text` and `entities`. The entities are JSON in a string, or a list if the table can hold one. The list has
+objects `{"start", "end", "label", "text"?, "score"?}` or triples `[start, end, label]`. `id` is optional. Every other
+column is meta, in reading and in writing; null means no value. Null entities are refused, because null may mean that
+the text was not annotated.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 
 def entities_column(names: Sequence[str], options: Options, path: Path) -> str | None:
-    """Return the column of entities in a table with the columns `names`; None where texts may lack it, and do.
+    """Return the column of entities in a table whose columns are `names`.
+
+    Returns:
+        None if `options.unannotated` allows texts without entities, and the table has no such column.
 
     Raises:
-        DataError: there is none, none called `text`, or two have one name.
+        DataError: there is no column of entities, or none called `text`, or two columns have the same name.
     """
     listed = ", ".join(map(repr, names))
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
@@ -53,10 +57,10 @@ def entities_column(names: Sequence[str], options: Options, path: Path) -> str |
 
 
 def parse(record: Record, column: str | None, notes: Counter[str]) -> RawDocument:
-    """Parse the document in a row, with its entities in `column`; without a column, it has none.
+    """Parse the document in a row. Its entities are in `column`; without a column it has none.
 
     Raises:
-        DataError: a cell is not what it should be.
+        DataError: a cell does not hold what it should.
     """
     rows = [] if column is None else _stated(record, column)
     entities = tuple(chain.from_iterable(_labelled(row, notes) for row in rows))
@@ -65,7 +69,7 @@ def parse(record: Record, column: str | None, notes: Counter[str]) -> RawDocumen
 
 
 def _labelled(row: Record, notes: Counter[str]) -> Iterator[RawEntity]:
-    """Yield the entities of an object: one, or one for each of the `labels` that Label Studio gives a region."""
+    """Yield the entities of an object: one, or one for each of the `labels` that Label Studio gives to a region."""
     labels = row.values.get("labels")
     if "label" in row.values or "labels" not in row.values:
         yield entity(row, notes)
@@ -80,7 +84,7 @@ def _labelled(row: Record, notes: Counter[str]) -> Iterator[RawEntity]:
 def document(
     record: Record, text: str, entities: tuple[RawEntity, ...], notes: Counter[str], known: Iterable[str]
 ) -> RawDocument:
-    """Make the document of this row; an absent id is made, and the columns that are not `known` are its meta."""
+    """Make the document of a row. Without an id, it gets one; columns that are not in `known` become its meta."""
     name = record.values.get("id")
     if name is None:
         name = f"{record.path.stem}-{record.number}"
@@ -95,7 +99,11 @@ def document(
 
 
 def entity(row: Record, notes: Counter[str], known: Iterable[str] = ()) -> RawEntity:
-    """Parse an object with start, end, label and perhaps text and score; other fields than `known` are noted."""
+    """Parse an object with start, end, label and perhaps text and score; count other fields not in `known` as notes.
+
+    Raises:
+        DataError: a field is missing or has another type.
+    """
     start, end, label = row.integer("start"), row.integer("end"), row.text("label")
     surface = row.text("text") if "text" in row.values else None
     row.note_others((*_ENTITY_FIELDS, *known), notes)
@@ -104,12 +112,19 @@ def entity(row: Record, notes: Counter[str], known: Iterable[str] = ()) -> RawEn
 
 
 def spool(documents: Iterable[Document], file: TextIO, column: str, notes: Counter[str]) -> dict[str, type]:
-    """Write the rows of `documents` to `file`, and return the columns of meta, which only the last document completes.
+    """Write the rows of `documents` to `file`, and return the types of the columns of meta.
 
-    A column has the type of its values, `str` when they differ or are lists or objects.
+    The columns are known only after the last document; therefore `spooled` reads the rows from `file` again. A column
+    has the type of its values, or `str` if their types differ or they are lists or objects.
+
+    Args:
+        documents: the documents.
+        file: a temporary text file.
+        column: the name of the column of entities.
+        notes: counts what is left out.
 
     Raises:
-        DataError: a meta key is one of the layout's own columns.
+        DataError: a meta key is the name of one of the layout's own columns.
     """
     types: dict[str, type] = {}
     own = ("id", "text", column)
@@ -129,7 +144,7 @@ def spool(documents: Iterable[Document], file: TextIO, column: str, notes: Count
 
 
 def spooled(file: TextIO, types: Mapping[str, type], notes: Counter[str]) -> Iterator[dict[str, object]]:
-    """Yield the rows that `spool` wrote; a value of another type than its column becomes JSON text and is noted."""
+    """Yield the rows that `spool` wrote. A value with another type than its column becomes JSON text and is noted."""
     file.seek(0)
     for line in file:
         row = json.loads(line)
@@ -141,7 +156,7 @@ def spooled(file: TextIO, types: Mapping[str, type], notes: Counter[str]) -> Ite
 
 
 def _stated(record: Record, column: str) -> list[Record]:
-    """Return the entities of a row as objects, in whichever layout they are written."""
+    """Return the entities of a row as objects, whatever layout they are written in."""
     value = record.values[column]
     if value is None or value == "":
         raise record.error("the cell is empty; expected a list of objects ([] for a text without entities)", column)
@@ -169,7 +184,7 @@ def _object(record: Record, item: object, field: str) -> object:
 
 
 def _type(value: object) -> type:
-    """Return the type of a column that can hold `value`; `str` if only JSON can."""
+    """Return the type of a column that can hold `value`; `str` if it can be held only as JSON."""
     kind = type(value)
     return kind if kind in (bool, float) or (kind is int and value in _INT64) else str
 
@@ -180,7 +195,13 @@ _BATCH_CHARACTERS = 1 << 23
 
 
 def records(batch: Any, before: int, path: Path, notes: Counter[str]) -> Iterator[Record]:
-    """Yield the rows of `batch`, a record batch or table that follows `before` others; a row's line is its number.
+    """Yield the rows of `batch` as records. The line of a record is the number of its row, from 1.
+
+    Args:
+        batch: a record batch or a table of pyarrow.
+        before: the number of rows in the batches before it.
+        path: the file.
+        notes: counts values that are changed or left out.
 
     Raises:
         DataError: a value cannot be decoded.
@@ -199,7 +220,7 @@ def records(batch: Any, before: int, path: Path, notes: Counter[str]) -> Iterato
 
 
 def batches(rows: Iterable[dict[str, object]], schema: Any) -> Iterator[Any]:
-    """Yield `rows` as record batches of bounded size."""
+    """Yield `rows` as record batches of pyarrow, each of at most `BATCH_ROWS` rows and about 8 million characters."""
     pyarrow = need("pyarrow", "table")
     batch: list[dict[str, object]] = []
     characters = 0
@@ -214,7 +235,7 @@ def batches(rows: Iterable[dict[str, object]], schema: Any) -> Iterator[Any]:
 
 
 def schema(column: str, entities: Any, meta: dict[str, type]) -> Any:
-    """Return the schema of rows with `entities` of the given type in `column`, and columns of meta."""
+    """Return the pyarrow schema of rows with id, text, `entities` of the given type in `column`, and meta columns."""
     pyarrow = need("pyarrow", "table")
     types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
     own = {"id": types[str], "text": types[str], column: entities}
@@ -222,7 +243,7 @@ def schema(column: str, entities: Any, meta: dict[str, type]) -> Any:
 
 
 def _plain(value: object, notes: Counter[str]) -> object:
-    """Return `value` as JSON can hold it."""
+    """Return `value` as a value that JSON can hold; `notes` counts what is changed or left out."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):

@@ -1,7 +1,7 @@
 """Rows of tokens and tags as documents, and documents as tokens: what Hugging Face's files and GLiNER have in common.
 
-The text is joined from the tokens by the rule of `tokens`, and tags are spelt and decoded as `tags` says; invalid ones
-are refused unless repaired. Tags are strings, or numbers where the file names its classes.
+The text is joined from the tokens by the rule of `tokens`. Tags are spelt and decoded as `tags` says; invalid tags are
+refused unless they are repaired. Tags are strings, or numbers if the file names their classes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,26 @@ from spantune.data.rules import Rule
 EMPTY_TOKEN = "empty token with the tag O left out"
 JOINED = "text joined from its tokens"
 NOT_RESTORED = "white space that reading does not restore"
-_MOST_STEPS = 1 << 14  # different pairs of a tag and the next, above which further ones are not counted
+_MOST_STEPS = 1 << 14  # the most different pairs of a tag and the next tag that are counted
 KEPT_TOKENS = "tokens"
-"""The key of meta under which tokens are kept that `words_of` would not make of the text."""
+"""The key of meta that holds the tokens of a document, if `tokens.split` would cut its text differently."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """The columns of tokens and tags, the names where tags are numbers, and what all rows tell of scheme and joiner."""
+    """How a table of tokens and tags is read.
+
+    Args:
+        tokens: the column of tokens.
+        column: the column of tags.
+        names: the names of the tags, if these are numbers.
+        notes: counts what was repaired or left out.
+        joiner: the text between tokens; None to decide from the tokens.
+        scheme: the scheme of the tags.
+        keeps_tokens: whether a row's own `text` is used if its tokens fit, and tokens are kept in the meta if needed.
+        spelling: how the tags are spelt.
+        label: the label of tags that have none.
+    """
 
     tokens: str
     column: str
@@ -40,10 +52,10 @@ class Tagged:
     label: str | None = None
 
     def after(self, records: Iterable[Record | DataError]) -> Tagged:
-        """Return the same with spelling, scheme and joiner that `records` show, of which bad rows are passed over.
+        """Return a copy with the spelling, the scheme and the joiner that `records` show. Wrong rows are ignored.
 
         Raises:
-            ConfigError: tags are B and I alone, and `label` is missing.
+            ConfigError: the tags are B and I alone, and there is no `label`.
         """
         written = tokens.TokenCensus()
         steps: Counter[tuple[str | None, str | None]] = Counter()
@@ -75,17 +87,17 @@ class Tagged:
         return replace(told, scheme="IOB1" if spelling == "io" else tags.scheme_of(steps, told._tag))
 
     def parse(self, record: Record) -> RawDocument:
-        """Return the document of a row; its other columns are meta.
+        """Return the document of a row. Columns other than id, tokens and tags are its meta.
 
         Raises:
-            DataError: tokens and tags are not lists of one length, or a value of theirs is none.
+            DataError: tokens and tags are not lists of equal length, or one of their values is not valid.
         """
         words, row_tags = self._row(record)
         self.notes[EMPTY_TOKEN] += len(self._cells(record)[0]) - len(words)
         known: tuple[str, ...] = (self.tokens, self.column)
         text, spans = tokens.join(words, self.joiner)
         stated = record.values.get("text") if self.keeps_tokens else None
-        if self.tokens == "text" and isinstance(stated, str):  # a tag a character
+        if self.tokens == "text" and isinstance(stated, str):  # there is one tag for each character
             text, spans = "".join(words), [(place, place + 1) for place in range(len(words))]
         elif isinstance(stated, str) and isinstance(
             places := tokens.locate(words, record.text("text", blank=True)), list
@@ -111,7 +123,7 @@ class Tagged:
         return words_in(filled, self.tokens), [row_tags[index] for index in kept]
 
     def _cells(self, record: Record) -> tuple[list[object], list[object]]:
-        """Return the tokens and the tags of a row as they are stated."""
+        """Return the tokens and the tags of a row as the file states them."""
         words, stated = record.values.get(self.tokens), record.values.get(self.column)
         if isinstance(words, str) and self.tokens == "text":
             words = list(record.text(self.tokens, blank=True))
@@ -124,7 +136,7 @@ class Tagged:
         return words, stated
 
     def _name(self, value: object) -> object:
-        """Return the name of a tag that may be the number of a class; anything else as it is."""
+        """Return the name of a tag if `value` is the number of a class; otherwise `value` itself."""
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.names):
             return self.names[value]
         return value
@@ -149,10 +161,10 @@ class Tagged:
 
 
 def words_in(record: Record, column: str) -> list[str]:
-    """Return the tokens in `column`.
+    """Return the tokens in `column` of a row.
 
     Raises:
-        DataError: it is not a list of strings that are not empty.
+        DataError: the value is not a list of strings, or one of them is empty.
     """
     words = record.items(column)
     return [
@@ -162,24 +174,24 @@ def words_in(record: Record, column: str) -> list[str]:
 
 
 def with_tokens(document: RawDocument, words: Sequence[str]) -> RawDocument:
-    """Return `document` with its tokens in the meta if `words_of` would not make the same of its text."""
+    """Return `document`; its meta gets the tokens `words` if `tokens.split` would cut its text differently."""
     if [document.text[start:end] for start, end in tokens.split(document.text)] == list(words):
         return document
     return replace(document, meta={**document.meta, KEPT_TOKENS: list(words)})
 
 
 class Tokenizer:
-    """Documents to tokens whose edges are those of the entities, and a count of texts that do not come back."""
+    """Cuts documents into tokens at the edges of entities, and counts texts that reading will not restore exactly."""
 
     def __init__(self, notes: Counter[str], joiner: str | None = None) -> None:
         self.notes, self.joiner = notes, joiner
         self._census = tokens.TokenCensus()
-        self._changed: Counter[str | None] = Counter()  # texts that reading would not restore, by joiner
+        self._changed: Counter[str | None] = Counter()  # for each joiner, the texts that reading would not restore
 
     def words(self, document: Document, entities: Iterable[Entity]) -> tuple[list[str], list[tuple[int, int]]]:
-        """Return the tokens of `document`, and the first token and the one after the last of each of `entities`.
+        """Return the tokens of `document`, and for each entity its first token and the token after its last.
 
-        The tokens are those of the meta if they fit the text, cut where an entity begins or ends inside one.
+        The tokens are those in the meta if they fit the text. A token in which an entity begins or ends is cut there.
 
         Raises:
             DataError: an entity begins or ends with white space, which is in no token.
@@ -205,7 +217,7 @@ class Tokenizer:
         return words, [(starts[entity.start], ends[entity.end]) for entity in entities]
 
     def finish(self) -> None:
-        """Count the texts that reading will not restore, which only the whole file decides."""
+        """Note how many texts reading will not restore. Call it after the last document: the joiner depends on all."""
         is_joined = self.joiner is None and self._census.cjk and self._census.characters
         self.notes[NOT_RESTORED] += self._changed["" if is_joined else self.joiner]
 
@@ -222,10 +234,12 @@ class Tokenizer:
 
 
 def class_names(feature: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the names of the class labels in a column of lists, of labels or of structs with a `label`; else ().
+    """Return the names of the classes of a column; () if its values are not numbers of classes.
+
+    The column has lists of class labels, or lists of structs with the field `label`.
 
     Args:
-        feature: the column's feature, as `datasets` writes it in JSON.
+        feature: the feature of the column, as `datasets` writes it in JSON.
     """
     inner = _inside(feature)
     label = inner.get("label", inner)

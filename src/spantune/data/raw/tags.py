@@ -1,11 +1,12 @@
 """Tag sequences to spans of tokens and back: BIO (IOB2), IOB1, and BIOES with its other letters (BMES, BIOUL, BIOEW).
 
-A tag is spelt `B-PER`, `B_PER` or with another sign (prefix), `b-PER` (lower), `PER-B` or `PER_B` (suffix), `B` (bare,
-the user names the label) or `PER` (io, where neighbours of one type are one entity).
+A tag is spelt `B-PER`, `B_PER` or with another sign (prefix), `b-PER` (lower), `PER-B` or `PER_B` (suffix), `B` (bare;
+the user names the label) or `PER` (io; adjacent tokens with the same type are one entity).
 
-Spans are found by conlleval's rule in every scheme: B and S always begin one, I and E do after O, after an end and
-after another type. The scheme, which the majority of the whole file shows, only decides which beginnings and ends are
-invalid. No sequence is refused here: its faults are returned, and the caller refuses or repairs them.
+In every scheme, spans are found by the rule of conlleval: B and S always begin an entity; I and E begin one after O,
+after the end of an entity and after another type. The scheme is the one that most tags of the file follow. It only
+decides which beginnings and ends are invalid. No sequence is refused here: the faults are returned, and the caller
+refuses or repairs them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _SUFFIXED = re.compile(rf"(?P<label>\S+)[-_](?P<role>[{''.join(_ROLES)}])")
 
 
 UNSET = "_"
-"""An empty cell in CoNLL-U and HIPE; in a column of tags, no entity."""
+"""An empty cell in CoNLL-U and HIPE. In a column of tags it means no entity."""
 _SPELLINGS: tuple[Spelling, ...] = ("prefix", "lower", "suffix", "bare")
 _PLAIN_LABEL = re.compile(r"[A-Za-z][\w./:&+-]+")
 
@@ -43,7 +44,7 @@ class Tag(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Tokens `[start, end)` under one label; `fault` says what is invalid in their tags, `place` at which token."""
+    """The tokens `[start, end)` with one label; `fault` says what is invalid in their tags, `place` at which token."""
 
     start: int
     end: int
@@ -57,13 +58,13 @@ OUTSIDE = Tag("O", "O", "")
 
 @lru_cache(maxsize=1 << 12)
 def parse_tag(text: str, spelling: Spelling = "prefix", label: str = "") -> Tag | None:
-    """Return `text` as a tag, which has `label` if it is spelt bare; None if it is not one."""
+    """Parse `text` as a tag; None if it is none. A tag that is spelt bare gets the label `label`."""
     if text == "O":
         return OUTSIDE
     if spelling == "lower":
         return parse_tag(text[:1].upper() + text[1:]) if text[:1].islower() else None
     if spelling == "bare":
-        letter = text.rstrip(_MARKS)  # `B-` has no type either
+        letter = text.rstrip(_MARKS)  # `B-` has no type either, and is read as `B`
         return Tag(text, _ROLES[letter], label) if letter in _ROLES else None
     if spelling == "io":
         return Tag(text, "I", text) if text and not re.search(r"\s", text) else None
@@ -72,7 +73,7 @@ def parse_tag(text: str, spelling: Spelling = "prefix", label: str = "") -> Tag 
 
 
 def are_tags_of(text: object, tags: object) -> bool:
-    """Whether `tags` are those of the characters of `text`, or of its tokens if it is a list."""
+    """Return whether `tags` has one tag for each character of the string `text`, or each token of the list `text`."""
     return (
         isinstance(text, str | list)
         and isinstance(tags, list)
@@ -82,10 +83,15 @@ def are_tags_of(text: object, tags: object) -> bool:
 
 
 def spelling_of(cells: Mapping[str, int], rows: int, *, is_named: bool = False) -> Spelling | None:
-    """Return how tags are spelt, from how often each cell of a column of `rows` occurs; None if it holds none.
+    """Return how the tags of a column are spelt; None if the column holds no tags.
 
-    Labels alone are taken for tags where a fifth of the cells is O, or some of a column that the user names. Small
-    letters are taken for B and I where no other tags are: `e-mail` may be a type.
+    Labels alone count as tags if a fifth of the cells is O, or if one is and the user names the column. The small
+    letters b and i count as B and I only if there are no other tags, since `e-mail` may be a type.
+
+    Args:
+        cells: how often each different cell occurs.
+        rows: the number of cells.
+        is_named: whether the user names the column.
     """
     outside, small, unset = cells.get("O", 0), cells.get("o", 0), cells.get(UNSET, 0)
     found = {kind: sum(n for cell, n in cells.items() if cell != "O" and parse_tag(cell, kind)) for kind in _SPELLINGS}
@@ -105,7 +111,12 @@ def spelling_of(cells: Mapping[str, int], rows: int, *, is_named: bool = False) 
 
 
 def scheme_of(steps: Mapping[tuple[str | None, str | None], int], parse: Callable[[str], Tag | None]) -> Scheme:
-    """Return the scheme that the steps from one tag to the next show; None stands for the edges of a sentence."""
+    """Return the scheme that the steps from one tag to the next show.
+
+    Args:
+        steps: how often each pair (cell, next cell) occurs; None stands for the edge of a sentence.
+        parse: returns the tag in a cell, or None.
+    """
     scheme = SchemeCensus()
     for (cell_before, cell), count in steps.items():
         before, tag = (OUTSIDE if text is None else parse(text) or OUTSIDE for text in (cell_before, cell))
@@ -115,7 +126,14 @@ def scheme_of(steps: Mapping[tuple[str | None, str | None], int], parse: Callabl
 
 @dataclass(slots=True)
 class SchemeCensus:
-    """Counts, over any number of sentences, of the transitions that distinguish the schemes."""
+    """Counts the transitions between tags that distinguish the schemes, over any number of sentences.
+
+    Args:
+        closed: tags E and S.
+        unclosed: entities whose last tag is B or I.
+        begun_inside: entities whose first tag is I.
+        begun_freely: tags B after a tag without the same label, where IOB1 has I.
+    """
 
     closed: int = 0
     unclosed: int = 0
@@ -123,7 +141,7 @@ class SchemeCensus:
     begun_freely: int = 0
 
     def add(self, tag: Tag, before: Tag, count: int = 1) -> None:
-        """Count steps from `before` to `tag`; a sentence begins and ends with OUTSIDE."""
+        """Count steps from the tag `before` to `tag`; the edge of a sentence counts as OUTSIDE."""
         begins = _begins(tag, before)
         self.closed += count * (tag.role in "ES")
         self.unclosed += count * (before.role in "BI" and (tag.role == "O" or begins))
@@ -132,14 +150,14 @@ class SchemeCensus:
 
     @property
     def scheme(self) -> Scheme:
-        """BIOES if more entities are closed than not; IOB1 if more begin with I than with a B that IOB1 forbids."""
+        """BIOES if E or S end at least as many entities as B or I do; IOB1 if more begin with I than with a free B."""
         if self.closed and self.closed >= self.unclosed:
             return "BIOES"
         return "IOB1" if self.begun_inside > self.begun_freely else "IOB2"
 
 
 def decode(tags: Sequence[Tag], scheme: Scheme) -> Iterator[Chunk]:
-    """Yield the chunks of a sentence in order; what `scheme` does not allow is their fault."""
+    """Yield the chunks of a sentence in order. A beginning or end that `scheme` does not allow is their `fault`."""
     start = 0
     for place in range(1, len(tags) + 1):
         following = tags[place] if place < len(tags) else OUTSIDE
@@ -150,7 +168,7 @@ def decode(tags: Sequence[Tag], scheme: Scheme) -> Iterator[Chunk]:
 
 
 def encode(count: int, chunks: Iterable[Chunk], scheme: Literal["bio", "bioes"]) -> list[str]:
-    """Return the tags of `count` tokens under `chunks`, which do not overlap."""
+    """Return the tags of `count` tokens for `chunks`, which must not overlap."""
     tags = ["O"] * count
     for chunk in chunks:
         tags[chunk.start : chunk.end] = [f"I-{chunk.label}"] * (chunk.end - chunk.start)
@@ -161,13 +179,13 @@ def encode(count: int, chunks: Iterable[Chunk], scheme: Literal["bio", "bioes"])
 
 
 def flat(document: Document, options: Options) -> list[Entity]:
-    """Return the entities of `document` that one row of tags can hold: all, or by option the outermost or innermost.
+    """Return those entities of `document` that one row of tags can hold: all, only the outermost or the innermost.
 
-    Of overlapping entities, `outermost` keeps the longest, `innermost` the shortest, and of those with one length the
-    one with the highest score, which is 1 where there is none; of equals, the first.
+    Of overlapping entities, `outermost` keeps the longest and `innermost` the shortest. Of several with that length,
+    the one with the highest score is kept, and of these the first. A missing score counts as 1.
 
     Raises:
-        DataError: two overlap and `options.nested` is `error`.
+        DataError: two entities overlap, and `options.nested` is `error`.
     """
     chosen: list[Entity] = []
     sign = -1 if options.nested == "outermost" else 1
@@ -189,7 +207,7 @@ def _precedence(entity: Entity, sign: int) -> tuple[int, float, Entity]:
 
 
 def _begins(tag: Tag, before: Tag) -> bool:
-    """Whether `tag` begins an entity after `before`, by conlleval's rule."""
+    """Return whether `tag` begins an entity after the tag `before`, by the rule of conlleval."""
     return tag.role != "O" and (tag.role in "BS" or before.role in "OES" or before.label != tag.label)
 
 

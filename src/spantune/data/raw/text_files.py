@@ -1,8 +1,8 @@
 """Read text files by lines or chunks: UTF-8, or the encoding that the user or a byte-order mark names.
 
-Lines end at LF or CRLF only, so that U+2028 and similar characters stay in the text; a byte-order mark and CRLF are
-removed and noted. No file is held in memory as a whole. A file is refused if it is missing, a folder, empty, of another
-encoding (the message names the byte) or has a line that is too long for a document.
+Lines end only at LF or CRLF, so that U+2028 and similar characters stay in the text. A byte-order mark and the CR of a
+CRLF are removed and noted. No file is held in memory as a whole. A file is refused if it is missing, a folder or empty,
+if it has another encoding (the message names the byte), or if a line is too long for a document.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from spantune.data.raw.encodings import advice, open_as_utf8, window
 
 BOM_NOTE = "byte-order mark taken off"
 CRLF_NOTE = "CRLF line end"
-LINE_LIMIT = 64 << 20  # bytes
+LINE_LIMIT = 64 << 20  # the most bytes of a line
 CHUNK = 1 << 20
 
 
 class Stretch(NamedTuple):
-    """A part of a text file in bytes, from where a line begins; `line` is the number of that line, from 1.
+    """A part of a text file, in bytes, from the beginning of a line on.
 
-    The lines that begin before `end` belong to it.
+    Args:
+        begin: the byte at which the first line begins.
+        end: the lines that begin before this byte belong to the part.
+        line: the number of the first line, from 1.
     """
 
     begin: int
@@ -38,10 +41,10 @@ class Stretch(NamedTuple):
 def read_lines(
     path: Path, notes: Counter[str], *, blank: bool = False, encoding: str | None = None
 ) -> Iterator[tuple[int, str]]:
-    """Yield (1-based number, text without its line end) of every line that is not blank; of `blank` ones if asked.
+    """Yield (number from 1, text without its line end) of every line; blank lines only if `blank` is True.
 
     Raises:
-        DataError: the file is missing, a folder, unreadable, blank, of another encoding or has a line over
+        DataError: the file is missing, a folder, unreadable or blank, has another encoding, or has a line over
             `LINE_LIMIT`.
         ConfigError: the encoding is unknown.
     """
@@ -59,12 +62,12 @@ def try_lines(
     encoding: str | None = None,
     stretch: Stretch | None = None,
 ) -> Iterator[tuple[int, str | DataError]]:
-    """As `read_lines`, but a line that is not UTF-8 is yielded as a DataError, and reading continues.
+    """Read as `read_lines`, but yield a DataError for a line that is not UTF-8, and continue.
 
-    With `stretch`, only its lines are read, which may all be blank.
+    With `stretch`, only the lines of this part are read; all of them may be blank.
 
     Raises:
-        DataError: as `read_lines`, but for such lines.
+        DataError: as `read_lines` raises it, except for such lines.
     """
     empty = True
     try:
@@ -83,10 +86,10 @@ def try_lines(
 def lines_of(
     file: BinaryIO, path: Path, notes: Counter[str], *, blank: bool = False, stretch: Stretch | None = None
 ) -> Iterator[tuple[int, str | DataError]]:
-    """As `try_lines`, from an open file, which may be empty; `path` is what errors call it.
+    """Read as `try_lines` does, from the open file `file`, which may be empty; errors name it `path`.
 
     Raises:
-        DataError: a line is over `LINE_LIMIT`, or lines end in CR alone.
+        DataError: a line is over `LINE_LIMIT`, or the lines end in CR alone.
     """
     offset, number, end = 0, 0, sys.maxsize
     if stretch is not None:
@@ -107,10 +110,10 @@ def lines_of(
 
 
 def read_chunks(path: Path, notes: Counter[str], encoding: str | None = None) -> Iterator[str]:
-    """Yield the file as strings of about a megabyte, line ends as they are, without a byte-order mark.
+    """Yield the file as strings of about a megabyte, with its line ends, without a byte-order mark.
 
     Raises:
-        DataError: as `read_lines`.
+        DataError: as `read_lines` raises it; there is no limit for lines.
     """
     offset, line, rest, empty, split = 0, 1, b"", True, False
     try:
@@ -134,19 +137,19 @@ def read_chunks(path: Path, notes: Counter[str], encoding: str | None = None) ->
 
 
 def is_stream(path: Path) -> bool:
-    """Whether the path is a pipe or a device, which can be read only once."""
+    """Return whether `path` is a pipe or a device, which can be read only once."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # opening it will say what is wrong
+    except OSError:  # opening the path will say what is wrong
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def read_bytes(path: Path, size: int = -1) -> bytes:
-    """Return the first `size` bytes of the file, or all of it.
+    """Return the first `size` bytes of the file; all of them if `size` is negative.
 
     Raises:
-        DataError: it is missing, a folder, unreadable or empty.
+        DataError: the file is missing, a folder, unreadable or empty.
     """
     try:
         with path.open("rb") as file:
@@ -159,12 +162,12 @@ def read_bytes(path: Path, size: int = -1) -> bytes:
 
 
 def read_text(path: Path, notes: Counter[str] | None = None, encoding: str | None = None) -> str:
-    """Return the exact content of the file, which may be empty: line ends and a byte-order mark stay.
+    """Return the exact content of the file, which may be empty. Line ends and a byte-order mark of UTF-8 stay.
 
-    The mark of UTF-16 or UTF-32 does not stay, because offsets do not count it.
+    The byte-order mark of UTF-16 or UTF-32 is removed, because offsets do not count it.
 
     Raises:
-        DataError: it is missing, a folder, unreadable, of another encoding or over `LINE_LIMIT`.
+        DataError: the file is missing, a folder or unreadable, has another encoding, or is over `LINE_LIMIT`.
         ConfigError: the encoding is unknown.
     """
     try:
@@ -179,7 +182,7 @@ def read_text(path: Path, notes: Counter[str] | None = None, encoding: str | Non
 
 
 def oversized(path: Path, line: int) -> DataError:
-    """Return the error for a line, or an object, that is longer than any document."""
+    """Return the error for a line, or for a JSON value, that is too long to be a document."""
     return DataError(
         f"over {LINE_LIMIT >> 20} MiB in one piece, which is no document; is a line break or a bracket missing, or is "
         "the file of another format? Name it with --format, or split the text",
@@ -189,7 +192,7 @@ def oversized(path: Path, line: int) -> DataError:
 
 
 def _line(line: bytes, path: Path, number: int, offset: int, notes: Counter[str]) -> str | DataError:
-    """Return the text of a line without its end, or the DataError if it is not UTF-8."""
+    """Return the text of a line without its line end, or the DataError for a line that is not UTF-8."""
     try:
         text = _decode(line, path, number, offset, notes).removesuffix("\n")
     except DataError as error:
@@ -201,7 +204,11 @@ def _line(line: bytes, path: Path, number: int, offset: int, notes: Counter[str]
 
 
 def _decode(content: bytes, path: Path, line: int, offset: int, notes: Counter[str]) -> str:
-    """Decode `content`, which begins at byte `offset` and line `line` of the file."""
+    """Decode `content`, which begins at byte `offset` and at line `line` of the file.
+
+    Raises:
+        DataError: a byte is not UTF-8.
+    """
     if offset == 0 and content.startswith(codecs.BOM_UTF8):
         notes[BOM_NOTE] += 1
         content, offset = content[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
@@ -217,10 +224,10 @@ def _decode(content: bytes, path: Path, line: int, offset: int, notes: Counter[s
 
 
 def _cut_character(content: bytes) -> bytes:
-    """Return the bytes of an incomplete UTF-8 character at the end of `content`."""
+    """Return the bytes of the UTF-8 character at the end of `content` that is not complete; b"" if it is."""
     for size in range(1, min(4, len(content)) + 1):
         byte = content[-size]
-        if byte & 0xC0 != 0x80:  # a first byte: of 1 character byte, or of 2, 3 or 4
+        if byte & 0xC0 != 0x80:  # the first byte of a character
             size_of_character = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
             return content[-size:] if size_of_character > size else b""
     return b""

@@ -1,9 +1,11 @@
 """The layout of a file of token lines: which columns hold tokens and tags, and how the tags are spelt.
 
-What a file does not say of itself is told from all its lines. Several columns of tags are the layers of one nested
-annotation, unless they cannot be: a column of nothing but phrase types (NP, VP …) is syntax and is not read beside
-another; columns that mark the same spans, or that share no label in a file with further columns such as parts of
-speech, are refused: the user names one.
+What the file does not say is found from all its lines. Several columns of tags are taken for the layers of one nested
+annotation, with these exceptions:
+
+- A column that has only phrase types (NP, VP …) is syntax. It is not read if there is another column of tags.
+- Columns that mark the same spans are refused, and the user has to name one.
+- Columns that share no label are refused too, if the file has further columns, such as parts of speech.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from spantune.data.raw.tokens import TokenCensus
 
 
 class Layer(NamedTuple):
-    """A column of tags, from 0, with its spelling and its scheme."""
+    """A column of tags: its number from 0, how its tags are spelt, and their scheme."""
 
     column: int
     spelling: Spelling = "prefix"
@@ -31,10 +33,21 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The layout of a whole file: columns from 0; a `joiner` of None decides per boundary.
+    """The layout of a whole file. Columns are numbered from 0.
 
-    `spaces` is the column that says where no space follows, `header` the line of column names. With `is_single_spaced`
-    one blank stands between the columns, so that further ones at the beginning of a line are its token.
+    Args:
+        is_tabbed: whether tabs stand between the columns, and not blanks.
+        width: the number of columns.
+        token: the column of tokens.
+        layers: the columns of tags.
+        spaces: the column that says after which tokens no space follows, if there is one.
+        is_segmented: whether the tokens are characters with their number in the word, as in WeiboNER.
+        joiner: the text between tokens; None to decide between each two tokens.
+        header: the line of column names, if there is one.
+        is_indexed: whether the first column counts the tokens.
+        label: the label of tags that have none.
+        is_single_spaced: whether exactly one blank stands between the columns. Further blanks at the beginning of a
+            line are then its token.
     """
 
     is_tabbed: bool
@@ -50,12 +63,12 @@ class Layout:
     is_single_spaced: bool = False
 
     def tag(self, cell: str, layer: Layer) -> Tag | None:
-        """Return the tag in a cell of `layer`; None if it holds none."""
+        """Return the tag in a cell of the column `layer`; None if the cell holds no tag."""
         cell = cell.strip(" ")
         return OUTSIDE if cell == UNSET else parse_tag(cell, layer.spelling, self.label)
 
     def is_token(self, line: str) -> bool:
-        """Whether a line that begins like a comment is one of a token `#`."""
+        """Return whether a line that looks like a comment is the line of a token `#`."""
         row = columns(line, self.is_tabbed)
         return len(row) == self.width and all(self.tag(row[layer.column], layer) for layer in self.layers)
 
@@ -63,11 +76,17 @@ class Layout:
 def survey(
     read: Callable[[], Iterable[Sentence]], header: tuple[str | None, tuple[str, ...]], options: Options
 ) -> Layout:
-    """Find the layout of a file from all the sentences that `read` yields anew at each call.
+    """Find the layout of a file.
+
+    Args:
+        read: yields all sentences of the file; it is called several times.
+        header: the line of column names, if any, and the names; see `find_header`.
+        options: the user's options.
 
     Raises:
-        DataError: most lines have one column, or it is not clear which columns hold the tags.
-        ConfigError: `options.column` is no column of the file, or a label is missing for tags that have none.
+        DataError: most lines have one column, the sentences are not separated, or it is not clear which columns hold
+            the tags.
+        ConfigError: `options.column` is no column of tags, or the tags have no label and `options.label` is missing.
     """
     line, names = header
     census = Census.of(read, names)
@@ -117,7 +136,7 @@ def survey(
 
 
 def _chosen(census: Census, options: Options) -> list[int]:
-    """Return the columns of tags: the one that the user names, or those found; the last one if none is."""
+    """Return the columns of tags: the one that the user names, else those that look like it, else the last one."""
     if options.column is None:
         return census.tag_columns() or [census.shape[1] - 1]
     place = census.place(options.column)
@@ -136,7 +155,7 @@ def _chosen(census: Census, options: Options) -> list[int]:
 
 
 def _has_further_columns(census: Census, places: Sequence[int]) -> bool:
-    """Whether there are columns besides index, token, tags, empty ones and the one that states spaces."""
+    """Return whether a column is not an index, tokens, tags, a statement of spaces, or empty."""
     known = {census.token, census.spaces, *places, *range(census.token)}
     return any(
         place not in known and (cells is None or set(cells) - {"O", UNSET, "-", ""})
@@ -145,14 +164,18 @@ def _has_further_columns(census: Census, places: Sequence[int]) -> bool:
 
 
 def _scheme(layout: Layout, layer: Layer, census: Census) -> Scheme:
-    """Return the scheme that the steps from cell to cell show."""
+    """Return the scheme of a column of tags, which follows from the steps from one tag to the next."""
     if layer.spelling == "io":
         return "IOB1"
     return scheme_of(census.steps[layer.column] or {}, lambda cell: layout.tag(cell, layer))
 
 
 def _check_layers(layout: Layout, read: Callable[[], Iterable[Sentence]], census: Census) -> None:
-    """Refuse columns of tags that are not layers of one nested annotation."""
+    """Check that several columns of tags can be the layers of one nested annotation.
+
+    Raises:
+        DataError: they cannot.
+    """
     spans: Counter[int] = Counter()
     same: Counter[tuple[int, int]] = Counter()
     for sentence in read():

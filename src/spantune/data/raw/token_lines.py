@@ -23,8 +23,8 @@ _NAMES = "global.columns"
 _BLANKS = re.compile(r"[ \t]+")
 _MOST_COLUMNS = 128
 _MOST_ROWS = 500_000
-_FEW_REPEATED = 5  # lines of a file in which no token differs from the one before, beyond chance
-_MOST_STEPS = 1 << 14  # different pairs of a cell and the next in a column, above which it holds no tags
+_FEW_REPEATED = 5  # with fewer lines, it may be chance that the first cell of each is that of the line before
+_MOST_STEPS = 1 << 14  # a column with more different pairs of a cell and the next one holds no tags
 _TOKEN_NAMES = frozenset(("token", "tokens", "word", "words", "form", "wordform", "text"))
 _TAG_NAME = re.compile(r"(?:ne[-_:].*|ner|ne|tags?|labels?|bio|iob2?|entit(?:y|ies)|(?:.*[-_:])(?:ner|tags?|labels?))")
 _PHRASES = frozenset(  # of CoNLL-2000 and of TreeTagger
@@ -34,7 +34,7 @@ _PHRASES = frozenset(  # of CoNLL-2000 and of TreeTagger
 
 @dataclass(slots=True)
 class Sentence:
-    """Token lines with their numbers, the fields that comments state, and the document to which it belongs."""
+    """The token lines of a sentence with their numbers, the fields that comments state, and the document's name."""
 
     rows: list[tuple[int, str]] = field(default_factory=list)
     stated: dict[str, str] = field(default_factory=dict)
@@ -42,23 +42,29 @@ class Sentence:
 
 
 def columns(line: str, is_tabbed: bool) -> list[str]:
-    """Split a line into columns, at tabs or else at runs of blanks."""
+    """Split a line into its columns: at tabs if `is_tabbed`, otherwise at runs of blanks."""
     return line.split("\t", _MOST_COLUMNS) if is_tabbed else _BLANKS.split(line.strip(" \t"), maxsplit=_MOST_COLUMNS)
 
 
 def is_without_token(line: str, row: Sequence[str], is_tabbed: bool, width: int) -> bool:
-    """Whether a line of blank-separated columns begins with a blank and lacks one: its token is empty or blanks."""
+    """Return whether the token of a line is blank or missing.
+
+    That is so if blanks separate the columns, and the line begins with one and has one column fewer than `width`.
+    """
     return not is_tabbed and len(row) == width - 1 and line[0] in " \t"
 
 
 def may_be_token(line: str) -> bool:
-    """Whether a line that begins like a comment has a tag on it, as a token `#` has, in a file of unknown layout."""
+    """Return whether a line that looks like a comment has a tag, as the line of a token `#` has.
+
+    The layout of the file is not known yet: any column but the first is tried, or without tabs only the last.
+    """
     row = columns(line, "\t" in line)
     return any(parse_tag(cell) for cell in (row[1:] if "\t" in line else row[-1:]))
 
 
 def is_comment(line: str, is_token: Callable[[str], bool]) -> bool:
-    """Whether a line is a comment; a token `#` has a tag on its line, a comment `# key = value` may end like one."""
+    """Return whether a line is a comment: `# key = value`, or another line that begins with `#` and is no token's."""
     return bool(_COMMENT.match(line)) and (bool(_FIELD.match(line)) or not is_token(line))
 
 
@@ -68,10 +74,16 @@ def sentences(
     is_token: Callable[[str], bool] = may_be_token,
     header: str | None = None,
 ) -> Iterator[Sentence]:
-    """Yield the sentences of numbered `lines`; comment lines stand before the first token of one.
+    """Yield the sentences of numbered `lines`. Comments stand before the first token of a sentence.
+
+    Args:
+        lines: the number and the text of each line.
+        notes: counts header lines, and comments that are not read.
+        is_token: returns whether a line that looks like a comment is that of a token `#`.
+        header: the line of column names, if there is one.
 
     Raises:
-        DataError: one is too long to be a sentence.
+        DataError: a sentence has more lines than `_MOST_ROWS`.
     """
     sentence, documents = Sentence(), 0
     for number, line in lines:
@@ -103,9 +115,9 @@ def sentences(
 
 
 def find_header(lines: Iterable[tuple[int, str]]) -> tuple[str | None, tuple[str, ...]]:
-    """Return the header line at the beginning of `lines`, and the names of the columns; None and () without one.
+    """Return the header line at the beginning of `lines` and the names of the columns; (None, ()) without a header.
 
-    CoNLL-U Plus names them in a comment, which is no header line.
+    In CoNLL-U Plus a comment states the names; then the header line is None.
     """
     for _, line in lines:
         if not line.strip(" \t"):
@@ -122,20 +134,23 @@ def find_header(lines: Iterable[tuple[int, str]]) -> tuple[str | None, tuple[str
 
 
 def _docstart_name(line: str) -> str:
-    """Return what a `-DOCSTART-` line calls its document, if a number is in it: `(1 EU)`, `doc-17`; "" if nothing."""
+    """Return the document's name in a `-DOCSTART-` line if it has a number, such as `(1 EU)` or `doc-17`; or ""."""
     cells = columns(line, "\t" in line)[1:]
     name = " ".join(cell.strip() for cell in cells if cell.strip() not in _FILLERS)
     return name if any(character.isdigit() for character in name) else ""
 
 
 def _is_aside(line: str) -> bool:
-    """Whether a comment may stand inside a sentence: HIPE's `# segment_iiif_link = …`, not what begins a sentence."""
+    """Return whether a comment may stand inside a sentence, such as `# segment_iiif_link = …` of HIPE.
+
+    A comment that states an id, a text or a document begins a new sentence.
+    """
     stated = _FIELD.match(line)
     return stated is not None and "\t" not in line and stated[1] not in _STATED and not _GROUP.fullmatch(stated[1])
 
 
 def _take(line: str, sentence: Sentence) -> bool:
-    """Take what a comment states into `sentence`; False if it states nothing that is read."""
+    """Store in `sentence` what a comment states, and return True; False if it states nothing that is read."""
     stated = _FIELD.match(line)
     if stated and stated[1] in _STATED and stated[1] not in sentence.stated:
         sentence.stated[stated[1]] = stated[2]
@@ -145,12 +160,24 @@ def _take(line: str, sentence: Sentence) -> bool:
 
 @dataclass(slots=True)
 class Census:
-    """What the lines of one shape (tabs or blanks, number of columns) hold, and how many lines have another.
+    """Counts of the lines of one shape, from which follows what each column holds.
 
-    `steps` counts, by column, the pairs of the cell before and a cell; None stands for the edges of a sentence. A
-    column of so many different ones that it holds no tags has None. `cells` counts the cells. Of the lines that go on
-    with a sentence, `continued` counts all, and `repeated` those whose first cell is that of the line before, or empty;
-    `numbered` counts lines with a digit in their first cell, `loose` those with other blanks between cells than one.
+    A shape is whether the line has tabs, and its number of columns.
+
+    Args:
+        shape: the shape.
+        names: the names of the columns, if the file states them.
+        shapes: the number of lines of every shape.
+        steps: for each column, how often each pair (cell, next cell) occurs; None stands for the edge of a sentence. A
+            column with too many different pairs holds no tags, and has None in place of the counts.
+        cells: for each column, how often each cell occurs; None likewise.
+        tokens: counts of the first two columns as tokens.
+        miscounted: lines whose first cell is not the number of the token.
+        continued: lines that are not the first of their sentence.
+        repeated: those of them whose first cell is empty or that of the line before.
+        numbered: lines with a digit in their first cell.
+        loose: lines with other blanks between the cells than a single one.
+        spaces: the column that says after which tokens no space follows, if there is one.
     """
 
     shape: tuple[bool, int]
@@ -169,7 +196,15 @@ class Census:
 
     @classmethod
     def of(cls, read: Callable[[], Iterable[Sentence]], names: tuple[str, ...] = ()) -> Census | None:
-        """Count the sentences that `read` yields anew at each call; None if there are none."""
+        """Count the lines of the shape that is most frequent.
+
+        Args:
+            read: yields the sentences of the file; it is called several times.
+            names: the names of the columns, if the file states them.
+
+        Returns:
+            None if the file has no sentences.
+        """
         first = next(iter(read()), None)
         if first is None:
             return None
@@ -225,7 +260,10 @@ class Census:
         self._last = expected - 1 if expected is not None else self._last
 
     def _count(self, cell: str, expected: int | None) -> int | None:
-        """Hold the first cell of a row against the `expected` number, None for the first of a sentence."""
+        """Compare the first cell of a line with the `expected` number of the token, and return the next number.
+
+        `expected` is None for the first line of a sentence.
+        """
         if not cell[:1].isdigit():
             self.miscounted += 1
             return expected if expected is None else expected + 1
@@ -246,12 +284,12 @@ class Census:
 
     @property
     def is_indexed(self) -> bool:
-        """Whether the first column only counts the tokens, from 0, from 1 or on from the sentence before."""
+        """Whether the first column only counts the tokens: from 0, from 1, or on from the previous sentence."""
         return self.shape[1] > 2 and 5 * self.miscounted <= self.shapes.total()
 
     @property
     def is_grouped(self) -> bool:
-        """Whether the first column only names the sentence of each token, as `sentence 1` does, or its source."""
+        """Whether the first column only names the sentence of each token, such as `sentence 1`, or its source."""
         if self.shape[1] < 3 or self.is_indexed:
             return False
         if self.repeated == self.continued >= _FEW_REPEATED:
@@ -261,12 +299,12 @@ class Census:
 
     @property
     def has_unparted(self) -> bool:
-        """Whether sentences follow each other without a blank line, so that only the first column parts them."""
+        """Whether sentences follow each other without a blank line, so that only the first column separates them."""
         return self.is_grouped and self.repeated < self.continued
 
     @property
     def begins_with_tags(self) -> bool:
-        """Whether the first of two columns holds the tags, as in the corpora of restaurants and films of MIT."""
+        """Whether the first of two columns holds the tags, as in MIT's corpora of restaurants and films."""
         if self.shape[1] != 2:
             return False
         first, second = self.cells
@@ -277,7 +315,7 @@ class Census:
         return bool(labels) and is_tags and not any(map(parse_tag, second))
 
     def tokens_behind_tags(self, read: Callable[[], Iterable[Sentence]]) -> TokenCensus:
-        """Count the tokens of the second column, which `read` yields anew."""
+        """Count the tokens in the second column of the sentences that `read` yields."""
         census = TokenCensus()
         for sentence in read():
             for index, (_, line) in enumerate(sentence.rows):
@@ -287,17 +325,17 @@ class Census:
 
     @property
     def token(self) -> int:
-        """The column of tokens."""
+        """The number of the column of tokens."""
         named = [place for place, name in enumerate(self.names) if name.lower() in _TOKEN_NAMES]
         if named or not self.is_grouped:
             return named[0] if named else int(self.is_indexed or self.begins_with_tags)
         place = 1
         while place < self.shape[1] - 2 and all(INDEX.fullmatch(cell) for cell in self.cells[place] or ("",)):
-            place += 1  # the number of a part or of a token, as in CoNLL-2012
+            place += 1  # it holds the number of a part or of a token, as in CoNLL-2012
         return place
 
     def place(self, column: int | str) -> int | None:
-        """Return the column, from 0, that the user means; None if there is none, or it holds the tokens."""
+        """Return the number, from 0, of the column that the user names; None if it does not exist or holds tokens."""
         width = self.shape[1]
         if isinstance(column, str):
             found = self.names.index(column) if column in self.names else width
@@ -306,14 +344,14 @@ class Census:
         return None if found >= width or found == self.token else found
 
     def spelling(self, column: int, *, is_named: bool = False) -> Spelling | None:
-        """Return how the tags of `column` are spelt; None if it holds none. The user may have named the column."""
+        """Return how the tags of `column` are spelt; None if it holds none. `is_named` says that the user named it."""
         cells = self.cells[column]
         if cells is None or column == self.token or not self.rows:
             return None
         return spelling_of(cells, self.rows, is_named=is_named)
 
     def tagged(self, column: int) -> int:
-        """Return the number of cells of a column of tags that are tags or empty."""
+        """Return how many cells of a column of tags hold a tag or are empty."""
         spelling = self.spelling(column) or "prefix"
         return sum(n for cell, n in (self.cells[column] or {}).items() if cell == UNSET or parse_tag(cell, spelling))
 
@@ -324,7 +362,10 @@ class Census:
         return {tag.label for tag in tags if tag and tag.role != "O"} - ({UNSET} if spelling == "io" else set())
 
     def tag_columns(self) -> list[int]:
-        """Return the columns of tags: several if they are spelt with B and I, one if labels stand alone."""
+        """Return the columns of tags: those whose tags have B or I and a label, else those with B, I or labels alone.
+
+        Columns of nothing but phrase types are left out if there is another column of tags.
+        """
         kinds = {place: self.spelling(place) for place in range(self.shape[1])}
         marked = [place for place, kind in kinds.items() if kind in ("prefix", "lower", "suffix")]
         plain = [place for place, kind in kinds.items() if kind in ("bare", "io")]
@@ -351,7 +392,7 @@ INDEX_PART = re.compile(r"([0-9]{1,9})([-.])([0-9]{1,9})")
 
 
 def no_space_after(cell: str) -> bool:
-    """Whether a cell says that no space follows the token, as HIPE and CoNLL-U do."""
+    """Return whether a cell says that no space follows the token, as in HIPE and CoNLL-U."""
     return "SpaceAfter" in cell and bool({"NoSpaceAfter", "SpaceAfter=No"} & set(cell.split("|")))
 
 

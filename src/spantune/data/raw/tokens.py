@@ -1,8 +1,8 @@
 """Texts to tokens and tokens to texts, for the formats that have only tokens.
 
-Tokens are joined by one rule: nothing between two tokens if one of the adjacent characters is Chinese or Japanese, else
-one space; nothing at all in a file in which every token is one character and some are Chinese. White space between the
-tokens is thus guessed, and only a `joiner` from the user is exact. Korean and Thai are treated like Latin.
+Tokens are joined by one rule. If one of the two adjacent characters is Chinese or Japanese, nothing stands between the
+tokens, otherwise one space. If every token of a file is one character and some are Chinese, nothing stands between any
+tokens. The white space is thus guessed; only a `joiner` from the user is exact. Korean and Thai are treated like Latin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 
 Span = tuple[int, int]
 
-# Radicals to bopomofo, then past Hangul's letters the ideographs; compatibility and full-width forms; planes 2 and 3.
+# Radicals to bopomofo; ideographs, after letters of Hangul; compatibility and full-width forms; planes 2 and 3.
 _CJK = ((0x2E80, 0x312F), (0x31A0, 0x9FFF), (0xF900, 0xFAFF), (0xFE30, 0xFE4F), (0xFF00, 0xFFEF), (0x20000, 0x3FFFF))
 _NUMBERED = re.compile(r"(.[^0-9]*)(0|[1-9][0-9]*)", re.DOTALL)
 _ZERO_WIDTH_JOINER = "\u200d"
@@ -26,14 +26,22 @@ _REPLACEMENT = "\ufffd"
 
 @dataclass(slots=True)
 class TokenCensus:
-    """Whether the tokens of a file are characters, or numbered by their place in the word, as WeiboNER's `字0`."""
+    """Counts that show whether all tokens of a file are characters, or characters with their number in the word.
+
+    The latter are the tokens of WeiboNER, such as `字0`.
+
+    Args:
+        characters: whether every token so far is one character.
+        numbered: whether every token so far is a character with a number.
+        cjk: whether a token so far has a Chinese or Japanese character.
+    """
 
     characters: bool = True
     numbered: bool = True
     cjk: bool = False
 
     def add(self, token: str, is_first: bool) -> None:
-        """Count `token`, the first of its sentence or not."""
+        """Count `token`; `is_first` says whether it is the first of its sentence."""
         self.characters = self.characters and is_character(token)
         match = _NUMBERED.fullmatch(token) if self.numbered else None
         self.numbered = match is not None and is_character(match[1]) and (match[2] == "0" or not is_first)
@@ -41,36 +49,36 @@ class TokenCensus:
 
     @property
     def is_segmented(self) -> bool:
-        """Whether every token ends with WeiboNER's number: its place in the word, 0 at the beginning of a sentence."""
+        """Whether every token ends with its number in the word, as in WeiboNER; a sentence begins with number 0."""
         return self.cjk and self.numbered
 
     def joiner(self, stated: str | None) -> str | None:
-        """Return the text between tokens: as stated, "" in a file of characters, else None to decide per boundary."""
+        """Return the text between tokens: `stated`, or "" in a file of characters; None to decide for each pair."""
         return "" if stated is None and self.cjk and (self.characters or self.numbered) else stated
 
 
 def unnumbered(token: str) -> str:
-    """Return the character of a WeiboNER token: `3` for `310`, the eleventh of its word."""
+    """Return the character of a WeiboNER token: `3` for `310`, which is the eleventh character of its word."""
     match = _NUMBERED.fullmatch(token)
     assert match is not None, "the census has seen every token"
     return match[1]
 
 
 def is_cjk(character: str) -> bool:
-    """Whether `character` is Han, kana, bopomofo, their punctuation or full width, which need no spaces."""
+    """Return whether `character` is Han, kana, bopomofo, their punctuation or full width, written without spaces."""
     code = ord(character)
     return code >= _CJK[0][0] and any(first <= code <= last for first, last in _CJK)
 
 
 def is_character(token: str) -> bool:
-    """Whether `token` is one character with its combining marks, or the replacement character of a bad conversion."""
+    """Return whether `token` is one character with its combining marks, or consists of replacement characters."""
     return not token.strip(_REPLACEMENT) or all(
         _kind(after) == "mark" or before == _ZERO_WIDTH_JOINER for before, after in pairwise(token)
     )
 
 
 def split(text: str) -> list[Span]:
-    """Return the spans of the tokens of `text`: Chinese and Japanese characters, words and signs; no white space."""
+    """Return the spans of the tokens of `text`: single Chinese and Japanese characters, words and signs; no spaces."""
     spans: list[Span] = []
     before = "space"
     for place, character in enumerate(text):
@@ -87,7 +95,7 @@ def split(text: str) -> list[Span]:
 
 
 def cut(spans: Iterable[Span], edges: Iterable[int]) -> list[Span]:
-    """Cut `spans` at every one of `edges` that is inside one."""
+    """Cut `spans` at each of `edges` that lies inside a span."""
     ordered = sorted(set(edges))
     pieces: list[Span] = []
     index = 0
@@ -102,9 +110,12 @@ def cut(spans: Iterable[Span], edges: Iterable[int]) -> list[Span]:
 
 
 def join(tokens: Sequence[str], joiner: str | None, glued: Sequence[bool] = ()) -> tuple[str, list[Span]]:
-    """Return the text of `tokens` and the span of each; a `joiner` of None decides per boundary.
+    """Return the text of `tokens` and the span of each token in it.
 
-    `glued` says of each token that nothing stands after it.
+    Args:
+        tokens: the tokens.
+        joiner: the text between tokens; None to decide for each two tokens.
+        glued: for each token, whether nothing stands after it, whatever `joiner` says; empty if that is not stated.
     """
     pieces: list[str] = []
     spans: list[Span] = []
@@ -123,9 +134,9 @@ def join(tokens: Sequence[str], joiner: str | None, glued: Sequence[bool] = ()) 
 
 
 def locate(tokens: Sequence[str], text: str) -> list[Span] | int:
-    """Return the spans of `tokens` in `text`, white space between them; else the index of the first that does not fit.
+    """Return the spans of `tokens` in `text`, with only white space between them.
 
-    It is `len(tokens)` if text is left after the last token.
+    If a token does not fit, its index is returned; if text is left after the last token, `len(tokens)`.
     """
     spans: list[Span] = []
     place = 0

@@ -1,10 +1,10 @@
 """Label Studio's JSON: tasks with `data` and `annotations[].result[]` of type `labels`, and its JSON-MIN export.
 
-Each annotation of a task is a document; a task without annotations gives its predictions, or nothing. Offsets are
-half-open code points; older versions counted UTF-16 units. Everything
-but the text and its spans (other fields, relations, other results) is kept in meta and written back. The written tasks
-can be imported by Label Studio; entities with scores are written as predictions, others as annotations. Exports without
-any labels, of choices or images, are refused, and tasks whose text is only a link to a file.
+Each annotation of a task is a document. A task without annotations gives a document for each of its predictions, or
+none. Offsets are half-open code points; older versions counted UTF-16 units. Everything but the text and its spans
+(other fields, relations, other results) is kept in meta and written back. Label Studio can import the written tasks;
+entities with scores are written as predictions, others as annotations. Two kinds of exports are refused: those without
+any labels, such as choices or images, and tasks whose text is only a link to a file.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def labelling_interface(labels: Sequence[Label], key: str = "text") -> str:
-    """Return the XML of a project in which tasks that the writer made can be corrected.
+    """Return the XML of a project in which the tasks that `write` makes can be corrected.
 
     Args:
-        labels: of the task, in its order, which gives the colours that reports have too. The code is what an
-            annotation holds; name and description are shown as a hint.
+        labels: the labels of the task, in its order. Their colours are those of reports. An annotation holds the code
+            of a label; its name and description are shown as a hint.
         key: the field of a task's data that holds the text.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What reading and writing Label Studio's JSON agree on: names, and what is derived from a task's fields."""
+"""What reading and writing Label Studio's JSON have in common: names, and values derived from the fields of a task."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from typing import Literal
 
 NAME = "label_studio"
-"""The key of a document's meta under which everything but its text and its spans is kept."""
+"""The key of a document's meta that holds everything of the task but its text and its spans."""
 OWN = "spantune"
-"""The field of a task's meta in which the writer puts id and meta of the document, and the writer's model version."""
+"""The field of a task's meta in which the writer stores id and meta of the document; also its `model_version`."""
 NAMES = {"from_name": "label", "to_name": "text"}
 """The names of the tags <Labels> and <Text> in the labelling interface."""
 MADE = re.compile("spantune-[0-9]+")
-"""The id of a region that the writer made."""
+"""The pattern of the ids that the writer gives to regions."""
 
 Kind = Literal["annotations", "predictions"]
 
 
 def derived(frame: Mapping[str, object], fields: Mapping[str, object]) -> dict[str, object]:
-    """Return the meta that is derived from the fields of a task and an annotation."""
+    """Return the document's meta that follows from the fields of a task (`frame`) and of an annotation (`fields`)."""
     group = {"group": str(frame["id"])} if "id" in frame else {}
     return group | ({"annotator": fields["completed_by"]} if "completed_by" in fields else {})
 

@@ -18,7 +18,7 @@ from spantune.data.raw.json_records import Record
 from spantune.data.raw.json_text import kind_of
 from spantune.data.raw.regions import html_span
 
-# A whole text that is a link; a path in a storage may have blanks in it if it ends as a file name does.
+# A text that is only a link. A path in a storage may have blanks in it if it ends like a file name.
 _LINK = re.compile(
     r"\s*(?:(?:https?|s3|gs|azure-blob)://\S+|/data/(?:upload/|local-files/\?d=)\S+"
     r"|(?:(?:s3|gs|azure-blob)://|/data/(?:upload/|local-files/\?d=))[^\n]+\.\w{1,5})\s*",
@@ -30,7 +30,7 @@ _MIN_FIELDS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "
 
 
 def is_link(text: str) -> bool:
-    """Whether a task's text is only a link to a file, at which the text is."""
+    """Return whether the text of a task is only a link to the file that has the text."""
     return _LINK.fullmatch(text) is not None
 
 
@@ -43,11 +43,10 @@ def claims(sample: Sample) -> bool:
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
-    """Yield a document for each annotation, called `<task id>-<annotation id>`; `notes` counts what gives none.
+    """Yield a document for each annotation, with the id `<task id>-<annotation id>`; `notes` counts what gives none.
 
-    `options.column` names the text where a task's data have several.
-
-    The file is read a second time, up to its first labels, if a result of another kind comes before all labels.
+    `options.column` names the field of the text if the data of a task have several texts. If a result of another kind
+    comes before all labels, the file is read a second time, up to its first labels.
 
     Raises:
         DataError: the file is neither an array nor JSONL of tasks.
@@ -74,7 +73,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
 
 
 def _has_labels(path: Path, options: Options) -> bool:
-    """Whether any result of the file is of labels, even one that is not read, such as a cancelled annotation's."""
+    """Return whether any result of the file has labels, even one that is not read, as in a cancelled annotation."""
     for record in read_json(path, Counter(), options.encoding):
         if isinstance(record, DataError):
             continue
@@ -86,17 +85,17 @@ def _has_labels(path: Path, options: Options) -> bool:
 
 
 def _objects(value: object) -> list[dict[str, object]]:
-    """Return the objects in a list; none if it is no list."""
+    """Return the objects in a list; an empty list if `value` is no list."""
     return [inner for inner in value if isinstance(inner, dict)] if isinstance(value, list) else []
 
 
 def _mapping(value: object) -> dict[str, object]:
-    """Return the value if it is an object, else an empty one."""
+    """Return `value` if it is an object, otherwise an empty object."""
     return value if isinstance(value, dict) else {}
 
 
 def _task_of(record: Record) -> Record:
-    """Return the task of a record, which in JSON-MIN is a single annotation."""
+    """Return the task of a record. In JSON-MIN, a record is a single annotation, from which a task is made."""
     if "data" in record.values:
         return record
     data, results = {}, []
@@ -115,7 +114,7 @@ def _task_of(record: Record) -> Record:
 
 
 def _completions(task: Record, notes: Counter[str]) -> Iterator[tuple[Kind, Record]]:
-    """Yield the annotations of a task that are not cancelled, or the predictions of a task without annotations."""
+    """Yield the annotations of a task that are not cancelled, or its predictions if it has no annotations."""
     stated = "completions" if "completions" in task.values else "annotations"
     annotations = task.rows(stated) if stated in task.values else []
     for annotation in annotations:
@@ -141,7 +140,11 @@ def _size(value: object) -> int:
 
 
 def _text_key(task: Record, options: Options) -> str:
-    """Return the field of the task's data that contains the text."""
+    """Return the field of the task's data that holds the text.
+
+    Raises:
+        DataError: there is no text, or it is not clear which of several it is.
+    """
     texts = [name for name, value in task.mapping("data").items() if isinstance(value, str)]
     column = options.column
     if column is None and len(texts) == 1:
@@ -163,9 +166,9 @@ class _Task:
     Args:
         record: the task.
         key: the field of its data that holds the text.
-        notes: what is counted.
-        several: whether it has several completions.
-        has_labels: says whether its file has any labels.
+        notes: counts what is not read or changed.
+        several: whether the task has several completions (annotations or predictions).
+        has_labels: returns whether the file has any labels.
     """
 
     record: Record
@@ -175,7 +178,11 @@ class _Task:
     has_labels: Callable[[], bool]
 
     def document(self, kind: Kind, completion: Record, number: int) -> RawDocument:
-        """Return the document of `completion`, the `number`-th of the task."""
+        """Return the document of `completion`, the `number`-th of the task.
+
+        Raises:
+            DataError: a region is not valid, or the annotation or its text is of a kind that is refused.
+        """
         task, data = self.record, self.record.mapping("data")
         text = task.inner("data").text(self.key, blank=True)
         if any(result.get("type") in _SPANS for result in _objects(completion.values.get("result"))):
@@ -221,18 +228,18 @@ class _Task:
         return RawDocument(id, text, tuple(entities), task.path, task.line, meta)
 
     def _frame(self) -> dict[str, object]:
-        """Return the task's fields without its data, its completions and the writer's part of its meta."""
+        """Return the fields of the task without its data, its completions and the part of meta that the writer made."""
         frame = self.record.others(("data", "annotations", "predictions", "completions"))
         if isinstance(self.record.values.get("meta"), dict):
             frame["meta"] = {name: value for name, value in self._meta().items() if name != OWN} or None
         return {name: value for name, value in frame.items() if value is not None or name not in ("id", "meta")}
 
     def _meta(self) -> dict[str, object]:
-        """Return the task's meta; an empty one if it is of another type, which only our writer's part depends on."""
+        """Return the meta of the task; an empty one if it is no object, since the writer makes only objects."""
         return self.record.mapping("meta") if isinstance(self.record.values.get("meta"), dict) else {}
 
     def _own(self) -> tuple[str | None, dict[str, object]]:
-        """Return the document's id and meta that the writer put into the task's meta."""
+        """Return the id and the meta of the document that the writer stored in the task's meta."""
         own = self.record.at("meta", self._meta()).inner(OWN)
         return own.text("id") if "id" in own.values else None, own.mapping("meta")
 
@@ -247,7 +254,11 @@ class _Task:
         return joined(task, completion)
 
     def _refuse_link(self, text: str, completion: Record) -> None:
-        """Refuse a text that is only a link, unless a region states a part of the link as its text."""
+        """Refuse a text that is only a link, unless a region states a part of the link as its text.
+
+        Raises:
+            DataError: it is only a link.
+        """
         if not is_link(text):
             return
         regions = [_mapping(result.get("value")) for result in _objects(completion.values.get("result"))]
@@ -264,9 +275,12 @@ class _Task:
             )
 
     def _on_other_texts(self, completion: Record, regions: list[Record], text: str) -> set[object]:
-        """Return the `to_name`s of regions that are spans of another text of the task.
+        """Return the `to_name`s of the regions that are spans of another text of the task.
 
-        An export does not say which field a `to_name` shows, so it is told by the texts that the regions state.
+        An export does not say which field a `to_name` shows. That is found by the texts that the regions state.
+
+        Raises:
+            DataError: these texts do not show which regions belong to the text.
         """
         names = {region.values.get("to_name") for region in regions}
         texts = [value for value in self.record.mapping("data").values() if isinstance(value, str)]
@@ -285,7 +299,11 @@ class _Task:
         return names - fitting
 
     def _judge_others(self, completion: Record, others: list[dict[str, object]], labelled: bool) -> None:
-        """Count the results that are not spans; refuse an annotation of them if its whole file has no spans."""
+        """Count the results that are not spans; refuse them if the whole file has no spans.
+
+        Raises:
+            DataError: the file has only results of other types.
+        """
         kinds = Counter(str(other.get("type")) for other in others if other.get("type") not in _SPANS)
         del kinds["relation"]
         if kinds and not labelled and not self.has_labels():
@@ -316,14 +334,18 @@ class _Task:
 
 
 def _fits(regions: list[Record], text: str) -> bool:
-    """Whether every one of `regions` states the text that stands at its offsets."""
+    """Return whether each of `regions` states the text that stands at its offsets."""
     values = [_mapping(region.values.get("value")) for region in regions]
     places = [(value.get("start"), value.get("text")) for value in values]
     return all(isinstance(at, int) and isinstance(said, str) and text.startswith(said, at) for at, said in places)
 
 
 def _labels(value: Record, field: str) -> list[str]:
-    """Return the labels of a region."""
+    """Return the labels of a region.
+
+    Raises:
+        DataError: there is no list of labels.
+    """
     labels = value.values.get(field)
     names = [label for label in labels if isinstance(label, str)] if isinstance(labels, list) else []
     if names and names == labels and all(name and half_surrogate(name) is None for name in names):
@@ -332,19 +354,19 @@ def _labels(value: Record, field: str) -> list[str]:
 
 
 def _row(result: Record, entity: RawEntity, kind: Kind) -> Row:
-    """Return the fields of a region that are kept in meta."""
+    """Return the fields of a region that are kept in meta, with the span and the label of its entity."""
     known = ("value", "type", "score") if kind == "predictions" else ("value", "type")
     return {**result.others(known), "start": entity.start, "end": entity.end, "label": entity.label}
 
 
 def _is_made(row: Row) -> bool:
-    """Whether the writer would produce the same region."""
+    """Return whether the writer would make the same region, so that it need not be kept."""
     names = {name: value for name, value in row.items() if name not in ("id", "start", "end", "label")}
     return names == NAMES and bool(MADE.fullmatch(str(row["id"])))
 
 
 def _fields(kind: Kind, completion: Record) -> dict[str, object]:
-    """Return the fields of a completion without its result; none for a prediction that the writer would produce."""
+    """Return the fields of a completion without its result; {} for a prediction that the writer would make too."""
     fields = completion.others(("result",))
     made = kind == "predictions" and fields.keys() <= {"model_version", "score"} and fields.get("model_version") == OWN
     return {} if made else fields

@@ -15,13 +15,13 @@ _KEPT = ("key", "data", "task", "annotations", "predictions", "entities", "resul
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
-    """Write `documents` to `path` as an array of tasks, annotations of one task that follow each other as one.
+    """Write `documents` to `path` as an array of tasks; consecutive annotations of a task become one task.
 
-    Entities with scores become a prediction, whose own score is the lowest of them; with `options.predicted` all
-    entities do, and so does a text without any.
+    Entities with scores become a prediction, whose own score is the lowest of theirs. With `options.predicted`, every
+    document becomes a prediction, even one without entities.
 
     Raises:
-        DataError: the meta under `label_studio` is not what reading keeps, or the file cannot be written.
+        DataError: the meta under `label_studio` is not as reading stores it, or the file cannot be written.
     """
     with replacing(path) as file:
         before = "[\n"
@@ -32,12 +32,18 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 
 def predicted_results(document: Document, from_name: str, to_name: str) -> list[dict[str, object]]:
-    """Return the entities of a document, each as the result of a prediction, for these tags of a project."""
+    """Return each entity of a document as a result of a prediction, for two tags of a project.
+
+    Args:
+        document: the document.
+        from_name: the name of the tag <Labels>.
+        to_name: the name of the tag <Text>.
+    """
     return [{**result, "from_name": from_name, "to_name": to_name} for result in _results(document, Counter())]
 
 
 def _tasks(documents: Iterable[Document], notes: Counter[str], *, predicted: bool) -> Iterator[dict[str, object]]:
-    """Yield the tasks to write; consecutive completions of the same task are put together."""
+    """Yield the tasks to write; consecutive completions of the same task are united."""
     last: dict[str, object] | None = None
     completions: list[dict[str, object]] = []
     with_kind: Iterable[tuple[Document, Kind]]
@@ -56,7 +62,7 @@ def _tasks(documents: Iterable[Document], notes: Counter[str], *, predicted: boo
 
 
 def _with_kind(documents: Iterable[Document]) -> Iterator[tuple[Document, Kind]]:
-    """Yield each document and its kind; one without entities has the kind of the previous document, or of the next."""
+    """Yield each document with its kind; one without entities has the kind of the previous document, or of the next."""
     waiting: list[Document] = []
     kind: Kind | None = None
     for document in documents:
@@ -74,7 +80,7 @@ def _with_kind(documents: Iterable[Document]) -> Iterator[tuple[Document, Kind]]
 
 
 def _task(document: Document, kind: Kind, notes: Counter[str]) -> tuple[dict[str, object], dict[str, object]]:
-    """Return the task of `document` without completions, and the completion with the document's entities."""
+    """Return the task of `document` without completions, and the completion with the entities of the document."""
     values = stored_meta(document, NAME)
     frame, fields, data = (_object(document, name, values.get(name)) for name in ("task", kind, "data"))
     notes["meta left out"] += unwritten_meta(document, NAME, _KEPT)
@@ -97,7 +103,11 @@ def _task(document: Document, kind: Kind, notes: Counter[str]) -> tuple[dict[str
 
 
 def _object(document: Document, name: str, value: object) -> dict[str, object]:
-    """Return `value`, the field `name` of the kept meta, if it is an object; an empty one for None."""
+    """Return `value`, the field `name` of the stored meta, if it is an object; an empty object for None.
+
+    Raises:
+        DataError: it is something else.
+    """
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -106,7 +116,7 @@ def _object(document: Document, name: str, value: object) -> dict[str, object]:
 
 
 def _results(document: Document, notes: Counter[str]) -> list[dict[str, object]]:
-    """Return the regions, each with all its labels, and the kept results whose regions still exist."""
+    """Return the regions, each with all its labels, and the stored results whose regions still exist."""
     pairs, gone = with_rows(document, NAME)
     rows = [row for _, row in pairs if row]
     names = NAMES | next(({name: row[name] for name in NAMES if name in row} for row in rows), {})
