@@ -101,7 +101,8 @@ class Labels:
     def add(self, later: Labels) -> None:
         """Add the counts of later documents."""
         self.counts.update(later.counts)
-        self.first = later.first | self.first
+        for label, place in later.first.items():
+            self.first.setdefault(label, place)
 
 
 @dataclass(slots=True)

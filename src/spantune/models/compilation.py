@@ -170,7 +170,7 @@ def _none(context: object, operator: object, *args: Tensor, **kwargs: object) ->
         return CheckpointPolicy.MUST_SAVE
     # Drawn again, random numbers need the state of their generator, which the compiler cannot give them on a GPU
     # (torch 2.11), nor a CUDA graph while it is captured.
-    if isinstance(operator, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operator.tags:
+    if torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ()):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
