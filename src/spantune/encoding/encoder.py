@@ -86,6 +86,9 @@ class Encoder:
 
         The name of a special token in the text is encoded as plain text. The ids of the last text are cached, since a
         text is encoded once to see whether it fits, and again to be decoded.
+
+        Raises:
+            ModelError: the tokenizer cannot encode the text.
         """
         last_text, last_ids = self._last
         if text != last_text:

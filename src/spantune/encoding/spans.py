@@ -83,7 +83,11 @@ class SpanEncoder:
         return self._placed(self._ids(text))[0]
 
     def read(self, document: Document) -> SpanExample:
-        """Encode a document without its entities."""
+        """Encode a document without its entities.
+
+        Raises:
+            ModelError: the tokenizer cannot encode the text.
+        """
         text = document.text
         with foreign("the tokenizer", "it cannot encode a text", "restore tokenizer.json"):
             encoded = self.tokenizer(

@@ -74,7 +74,11 @@ class SpanReader:
 
     @torch.inference_mode()
     def logits(self, text: str) -> Tensor:
-        """Return the logits [characters, width, types]; [c, o, t] is the span of characters c to c + o, type t."""
+        """Return the logits [characters, width, types]; [c, o, t] is the span of characters c to c + o, type t.
+
+        Raises:
+            ValueError: the text has more tokens than the model reads at once.
+        """
         if not text:
             return torch.zeros(0, 1, len(self.about["labels"]))
         options = {"add_special_tokens": False, "split_special_tokens": True}

@@ -75,7 +75,7 @@ class Decoder:
         self._submitted = 0
         self._taken = 0  # documents submitted since the last pass
         self.takes_all = False
-        """Whether `room` has no limit between two passes, so that a caller can see at once that documents are many."""
+        """Whether `room` ignores BURST, so that the number of waiting documents is known before the first pass."""
 
     @property
     def room(self) -> int:

@@ -37,7 +37,7 @@ from spantune.runs import RunFolder, name_predictions
 class Evaluation:
     """The scores of a model on gold documents, the extractions that were scored, and the seconds that extraction took.
 
-    `train` are the training documents, by which entities with seen and unseen surfaces are told apart. `file` is the
+    `train` are the training documents, by which seen and unseen surfaces are distinguished. `file` is the
     file with the predictions, or None if they were not saved. `notes` say what was noticed while documents were read.
     """
 
