@@ -1,4 +1,4 @@
-"""Helpers of handlers: get the service of an app, and work on an answer only while the client is connected."""
+"""Functions that handlers share: find the service, and work on an answer only while a client is connected."""
 
 from __future__ import annotations
 
