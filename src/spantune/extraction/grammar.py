@@ -94,7 +94,7 @@ class Constraint:
         return matcher
 
     def compile(self, grammar: Callable[[], str]) -> Future[LLMatcher]:
-        """Compile a grammar as `matcher` does, in another thread if there are several; the future may hold its error."""
+        """Compile a grammar as `matcher` does, in another thread if there are several; the future may hold an error."""
         if self._compilers is not None:
             return self._compilers.submit(lambda: self.matcher(grammar()))
         compiled: Future[LLMatcher] = Future()
