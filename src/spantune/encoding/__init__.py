@@ -1,4 +1,4 @@
-"""From documents to token ids and from answers back to entities, without torch."""
+"""Documents become token ids, and answers become entities; without torch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Renders a tokenizer's chat template, which is a program of others, within bounds.
+"""Render a tokenizer's chat template, which is a program by others, within limits.
 
-transformers runs templates in jinja2's sandbox, which keeps them from files and from Python, not from running for ever:
-here the steps of a rendering are counted, and its output has a greatest length. What is not bounded is the memory of a
-single expression, such as a string that is repeated a billion times.
+transformers runs templates in jinja2's sandbox. The sandbox denies access to files and to Python, but does not end a
+template that runs for ever. Here the steps of a rendering are counted, and the length of its output is limited. The
+memory of a single expression, such as a string that is repeated a billion times, is not limited.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spantune.core import ModelError, foreign
 from spantune.encoding.tokenizer import Tokenizer
 
 MOST_STEPS = 1_000_000
-"""Lines of the template, and calls of other code in Python, that a rendering may take; a usual one takes hundreds."""
+"""The most steps of a rendering: lines of the template and calls of Python functions. Usually there are hundreds."""
 MOST_CHARACTERS = 10_000_000
 REMEDY = "mend the chat template, or take the tokenizer of another upload"
 
@@ -25,10 +25,11 @@ REMEDY = "mend the chat template, or take the tokenizer of another upload"
 def render_chat(
     tokenizer: Tokenizer, conversation: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, **options: bool
 ) -> str:
-    """Render a conversation by the tokenizer's chat template; `options` are passed to the template.
+    """Render a conversation with the tokenizer's chat template; `options` are passed to the template.
 
     Raises:
-        ModelError: the template raises, has no end, or writes something else than a text of a bounded length.
+        ModelError: the template raises an error, does not end within MOST_STEPS steps, or does not return a text of at
+            most MOST_CHARACTERS characters.
     """
     with foreign("the tokenizer", "its chat template cannot be rendered", REMEDY), _bounded():
         text: object = tokenizer.apply_chat_template(
@@ -45,7 +46,7 @@ def render_chat(
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Raise a ModelError in the block once it has taken MOST_STEPS lines of Python, in this thread."""
+    """Raise a ModelError in the block once it has taken MOST_STEPS steps of Python in this thread."""
     steps = 0
 
     def count(frame: FrameType, event: str, argument: Any) -> Any:
@@ -56,9 +57,9 @@ def _bounded() -> Iterator[None]:
                 f"the tokenizer: its chat template has not ended after {MOST_STEPS:,} steps and may have no end; "
                 f"{REMEDY}"
             )
-        return count if frame.f_code.co_filename == "<template>" else None  # of others the calls are counted only
+        return count if frame.f_code.co_filename == "<template>" else None  # only calls are counted in other code
 
-    before = sys.gettrace()  # of a debugger or of a measurement of coverage, which then miss the block
+    before = sys.gettrace()  # a debugger or a coverage tool, which does not see the block
     sys.settrace(count)
     try:
         yield

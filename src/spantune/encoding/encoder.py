@@ -1,8 +1,8 @@
-"""Documents to token ids and a loss mask, in the same way for training and for extraction.
+"""Encode documents as token ids with a loss mask, in the same way for training and for extraction.
 
-An example is the ids of the prompt (the tokenizer's own chat template) followed by the ids of the answer and the stop
-token; extraction feeds the same prompt ids. Only answer and stop token have loss. Nothing is truncated: a document that
-is too long is an error that names it.
+An example is the ids of the prompt, made with the tokenizer's own chat template, followed by the ids of the answer and
+the stop token. Extraction feeds the same prompt ids. Only the answer and the stop token have loss. Nothing is
+truncated: a document that is too long is an error that names it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _PROBE = "文本 text"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids of one document; `ids[answer_start:]` are the answer and the stop token, which have loss.
+    """The token ids of one document; `ids[answer_start:]` are the answer and the stop token, which have loss.
 
-    If the loss is on choices only, `choices` maps the index in `ids` of each answer token that the grammar does not
-    force to the ids that the grammar allows there, in ascending order.
+    `choices` is None unless the loss is on choices only. It then maps the index in `ids` of each answer token that the
+    grammar does not force to the ids that the grammar allows there, in ascending order.
     """
 
     id: str
@@ -48,14 +48,16 @@ class Encoder:
 
     Args:
         tokenizer: a fast tokenizer of transformers with a chat template.
-        task: the task.
+        task: the labels, the instruction and the answer format.
         max_tokens: the most tokens of prompt and answer together; None for no limit.
 
     Attributes:
-        copies: how often a prompt holds its text.
+        copies: how many times a prompt contains its text: 1.
+        stop_id: the id of the token that ends an answer.
 
     Raises:
-        ModelError: no chat template, a template that loses the instruction or the text, or no stop token.
+        ModelError: the tokenizer has no chat template or no stop token, or its template drops the instruction or the
+            text.
     """
 
     def __init__(self, tokenizer: Tokenizer, task: TaskSpec, max_tokens: int | None = None):
@@ -74,15 +76,19 @@ class Encoder:
         self.stop_id = self._find_stop()
 
     def render_prompt(self, text: str) -> str:
-        """Return the prompt for `text` as one string, up to the beginning of the answer."""
+        """Return the prompt for `text` as one string, up to the start of the answer."""
         if self.task.template == "tutorial":
             return tutorial_prompt(self.task, text)
         return self._template(messages(self.task, text, self._system), add_generation_prompt=True)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Return the ids of the prompt for `text`; the name of a special token in the text is encoded as plain text.
+        """Return the token ids of the prompt for `text`.
 
-        Those of the last text are remembered: a text is encoded to see whether it fits, and again to be decoded.
+        The name of a special token in the text is encoded as plain text. The ids of the last text are cached, since a
+        text is encoded once to see whether it fits, and again to be decoded.
+
+        Raises:
+            ModelError: the tokenizer cannot encode the text.
         """
         last_text, last_ids = self._last
         if text != last_text:
@@ -99,7 +105,7 @@ class Encoder:
         return ids
 
     def answer_ids(self, document: Document) -> list[int]:
-        """Return the ids of the gold answer and the stop token."""
+        """Return the token ids of the gold answer, with the stop token."""
         ids: list[int] = []
         for piece in self.format.pieces(self.format.render(document, self.task)):
             ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -109,7 +115,7 @@ class Encoder:
         """Encode an annotated document.
 
         Raises:
-            DataError: it takes more than `max_tokens`, or has a label that is not the task's.
+            DataError: the document takes more than `max_tokens` tokens, or has a label that the task does not have.
         """
         self.task.check([document])
         prompt = self.prompt_ids(document.text)
@@ -123,35 +129,39 @@ class Encoder:
         return Example(document.id, ids, len(prompt))
 
     def fits(self, document: Document) -> bool:
-        """Whether prompt and answer of `document` stay within `max_tokens`."""
+        """Whether prompt and answer of `document` have at most `max_tokens` tokens."""
         size = len(self.prompt_ids(document.text)) + len(self.answer_ids(document))
         return self.max_tokens is None or size <= self.max_tokens
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the exact text of an answer's ids."""
-        # not by transformers: its clean-up of some tokenizers removes spaces, and then a mention would no longer occur
-        # in its text; and it looks at every id in Python first, which takes longer than to decode them
+        """Return the exact text that the ids of an answer spell, special tokens included."""
+        # transformers is not used: with some tokenizers its clean-up removes spaces, so that a mention would no longer
+        # occur in its text. It also looks at every id in Python first, which takes longer than decoding.
         return self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
 
     def _ids(self, text: str) -> list[int]:
         backend = self.tokenizer.backend_tokenizer
         with foreign("the tokenizer", "it cannot encode a text", "restore tokenizer.json"):
             if backend.padding is None and backend.truncation is None and not backend.encode_special_tokens:
-                # transformers encodes a batch of one in many threads, which wait for each other
+                # transformers would encode a batch of one in many threads, which wait for each other.
                 return list(backend.encode(text, add_special_tokens=False).ids)
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _template(self, chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        # enable_thinking: the templates of reasoning models begin with a block of reasoning unless it is False
+        # enable_thinking=False: otherwise the templates of reasoning models begin the answer with a block of reasoning.
         return render_chat(self.tokenizer, chat, add_generation_prompt=add_generation_prompt, enable_thinking=False)
 
     def _keeps_system_role(self) -> bool:
-        """Whether the template renders a system turn; some templates refuse it, some drop it."""
+        """Whether the template renders a system turn; some templates refuse or drop it.
+
+        Raises:
+            ModelError: the template does not render instruction and text, with or without a system turn.
+        """
         failure: ModelError | None = None
         for system in (True, False):
             try:
                 prompt = self._template(messages(self.task, _PROBE, system), add_generation_prompt=True)
-            except ModelError as error:  # a template may refuse the role
+            except ModelError as error:  # a template may refuse the system role
                 failure = error
                 continue
             if self.task.instruction.strip() in prompt and _PROBE in prompt:
@@ -160,7 +170,7 @@ class Encoder:
         raise ModelError(f"the tokenizer's chat template renders neither the instruction nor the text{why}")
 
     def _find_stop(self) -> int:
-        """Return the token that the template puts behind an answer, else the end-of-sequence token."""
+        """Return the special token that the template puts after an answer, or else the end-of-sequence token."""
         eos = self.tokenizer.eos_token_id
         if self.task.template == "chat":
             chat = messages(self.task, _PROBE, self._system)
@@ -176,7 +186,7 @@ class Encoder:
 
 
 def coloured(ids: Sequence[int], tokenizer: Tokenizer, prefix: int, last_part: int) -> Text:
-    """Return tokens as a rich Text: the first `prefix` dim, then cyan, and green from the index `last_part` on."""
+    """Return tokens as a rich Text: dim for the first `prefix` tokens, then cyan, and green from `last_part` on."""
     from rich.text import Text
 
     dump = Text()
@@ -189,7 +199,7 @@ def coloured(ids: Sequence[int], tokenizer: Tokenizer, prefix: int, last_part: i
 
 
 def special_ids(tokenizer: Tokenizer) -> set[int]:
-    """Return the ids of the tokens that stand for no text."""
+    """Return the ids of the special tokens, which stand for no text."""
     with foreign("the tokenizer", "its special tokens cannot be read", "restore tokenizer_config.json"):
         added = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
         return {*tokenizer.all_special_ids, *added}
@@ -197,10 +207,10 @@ def special_ids(tokenizer: Tokenizer) -> set[int]:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens of all texts and of the longest one, and a histogram over texts.
+    """The number of tokens of all texts and of the longest text, and a histogram over texts.
 
-    With a task there is a histogram over `examples` (prompt, answer and stop token) too, and the shares of instruction,
-    text and answer in the tokens of all examples.
+    If a task was given, `examples` is a histogram over examples (prompt, answer and stop token), and the shares say
+    which part of the tokens of all examples belongs to the instruction, the text and the answer, from 0 to 1.
     """
 
     total: int
@@ -213,11 +223,11 @@ class Tokens:
 
 
 def count_tokens(documents: Sequence[Document], tokenizer: Tokenizer, task: TaskSpec | None = None) -> Tokens:
-    """Count the tokens of `documents`, and with `task` those of their examples.
+    """Count the tokens of `documents`, and of their examples if `task` is given.
 
     Raises:
-        ModelError: the tokenizer has no chat template, and a task is given.
-        DataError: a document has a label that is not the task's.
+        ModelError: a task is given, and the tokenizer cannot be used for it; see `Encoder`.
+        DataError: a document has a label that the task does not have.
     """
     texts = [
         len(tokenizer(document.text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

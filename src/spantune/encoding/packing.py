@@ -1,10 +1,11 @@
-"""Packs: one sequence that holds the shared instruction once and then example after example.
+"""Packs: one sequence that holds the shared instruction once, and then several examples one after another.
 
     [prefix][rest of prompt 1, answer 1][rest of prompt 2, answer 2]…
 
-A token attends to the prefix and to its own example, and positions restart after the prefix, so that every answer token
-has the logits and the gradient that it would have alone. This module has integers only; `attention` makes the mask. The
-prefix is the longest common token prefix of the examples, because BPE may merge across the end of the instruction.
+A token attends only to the prefix and to its own example, and positions restart after the prefix. So every answer token
+has the logits and the gradient that it would have if its example were alone. This module only handles integers;
+`attention` makes the mask. The prefix is the longest common token prefix of the examples, because BPE may merge tokens
+across the end of the instruction.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NO_TARGET = -100
 
 
 class HasIds(Protocol):
-    """An example of any kind: its token ids begin with the prefix."""
+    """An example of any kind, whose token ids begin with the prefix."""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -33,10 +34,11 @@ AnyExample = TypeVar("AnyExample", bound=HasIds)
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The prefix and the own tokens of examples as one sequence; all lists but `starts` have its length.
+    """The prefix and the examples' own tokens as one sequence; all lists except `starts` have its length.
 
-    `reach` is the position of the last token that a token sees where texts are seen as a whole: its own in the prefix,
-    and the last one of its example. `starts` is where the own tokens of each example begin.
+    `positions` and `owner` are as in `Pack`. `reach` is the position of the last token that a token sees, if a text is
+    seen as a whole: for a token of the prefix its own position, for another token the last position of its example.
+    `starts` has the index at which the own tokens of each example begin.
     """
 
     ids: list[int]
@@ -47,7 +49,7 @@ class Joined:
 
 
 def joined(prefix: Sequence[int], examples: Sequence[HasIds]) -> Joined:
-    """Join `examples`, all of which begin with `prefix`; `owner` and positions are those of `Pack`."""
+    """Join `examples`, all of which begin with `prefix`, into one sequence."""
     shared = len(prefix)
     rows = Joined(list(prefix), list(range(shared)), [PREFIX] * shared, list(range(shared)), [])
     for number, example in enumerate(examples, start=1):
@@ -62,7 +64,7 @@ def joined(prefix: Sequence[int], examples: Sequence[HasIds]) -> Joined:
 
 
 def grouped(examples: Sequence[AnyExample], prefix: Sequence[int], budget: int) -> list[list[AnyExample]]:
-    """Divide the examples of a step into those of each pack, of at most `budget` tokens with the prefix."""
+    """Divide the examples of a step into packs of at most `budget` tokens each, prefix included."""
     groups = fill([len(example.ids) - len(prefix) for example in examples], budget - len(prefix))
     return [[examples[index] for index in group] for group in groups]
 
@@ -71,8 +73,10 @@ def grouped(examples: Sequence[AnyExample], prefix: Sequence[int], budget: int) 
 class Pack:
     """One packed sequence; the first four lists have its length.
 
-    `owner` is 0 for the prefix and 1, 2, … for the examples; `targets` is the id that the position has to predict, or
-    -100 if it predicts no answer token. If the loss is on choices, `allowed` are the allowed ids of each target.
+    `ids` are the token ids, and `positions` the positions for the model. `owner` is 0 for the prefix and 1, 2, … for
+    the examples. `targets` has the id that the position has to predict, or -100 if it predicts no answer token. If the
+    loss is on choices, `allowed` has the allowed ids of each target, in the order of the targets; otherwise it is
+    empty.
     """
 
     ids: list[int]
@@ -93,7 +97,7 @@ class Pack:
 
 
 def shared_prefix(examples: Sequence[Example]) -> int:
-    """Return the length of the longest common token prefix that leaves every example a prompt token of its own.
+    """Return the length of the longest common token prefix that leaves each example a prompt token of its own.
 
     The last prompt token predicts the first answer token, so it has to belong to the example.
     """
@@ -104,15 +108,15 @@ def shared_prefix(examples: Sequence[Example]) -> int:
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     """Return the length of the longest common prefix of all `sequences`."""
-    low, high = min(map(tuple, sequences)), max(map(tuple, sequences))  # the two that differ earliest
+    low, high = min(map(tuple, sequences)), max(map(tuple, sequences))  # these two have the shortest common prefix
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 
 def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group indices by best-fit decreasing, so that each group's lengths sum to at most `budget`.
+    """Group indices by best-fit decreasing, so that the lengths of each group sum to at most `budget`.
 
-    The two groups with the most room are then balanced if possible, because a short pack takes hardly less time than
-    one of twice its length. A length over the budget gets a group of its own.
+    The two groups with the smallest sums are then balanced if that lowers the larger sum, because a short pack takes
+    hardly less time than one of twice its length. A length over the budget gets a group of its own.
     """
     groups = best_fit(lengths, budget)
     if len(groups) > 1:
@@ -126,7 +130,7 @@ def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group indices, the longest first, each into the fullest group with room for it, or else a new one."""
+    """Group indices, the longest first: each into the fullest group that has room for it, or else into a new group."""
     groups: list[list[int]] = []
     room: list[int] = []
     for index in _longest_first(lengths, range(len(lengths))):
@@ -143,10 +147,11 @@ def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def divide(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Divide indices into `parts` groups of about the same sum of lengths; each group is in ascending order.
+    """Divide indices into `parts` groups with about equal sums of lengths; each group is in ascending order.
 
-    By largest differencing (Karmarkar and Karp): the two divisions that differ most in their sums are merged, the
-    largest group of one with the smallest of the other. Groups may be empty.
+    The method is largest differencing (Karmarkar and Karp 1982). A division has `parts` groups. The two divisions whose
+    groups differ most in their sums are merged repeatedly: the largest group of one is joined with the smallest group
+    of the other, and so on. Groups may be empty.
     """
     divisions: list[tuple[int, int, list[tuple[int, list[int]]]]] = []  # minus spread, number, groups by falling sum
     for index in range(len(lengths)):
@@ -163,7 +168,7 @@ def divide(lengths: Sequence[int], parts: int) -> list[list[int]]:
 
 
 def _halves(lengths: Sequence[int], chosen: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Divide the chosen indices into two groups of about the same sum."""
+    """Divide the chosen indices into two groups with about equal sums of lengths."""
     larger: list[int] = []
     smaller: list[int] = []
     ahead = 0  # the sum of `larger` minus that of `smaller`
@@ -197,5 +202,5 @@ def layout(prefix: Sequence[int], examples: Sequence[Example]) -> Pack:
 
 
 def pack_examples(examples: Sequence[Example], prefix: Sequence[int], budget: int) -> list[Pack]:
-    """Make the packs of one optimizer step, each of at most `budget` tokens."""
+    """Make the packs of one optimizer step, each of at most `budget` tokens, prefix included."""
     return [layout(prefix, group) for group in grouped(examples, prefix, budget)]

@@ -1,7 +1,7 @@
 """The wording of prompts: presets, instructions made from a label set, and chat messages.
 
-No other module has wording. A TaskSpec has the finished instruction, so that a changed preset never changes a trained
-run. `encoder` turns messages into tokens.
+No other module has wording. A TaskSpec holds the finished instruction, so that a changed preset never changes a run
+that is already trained. `encoder` turns messages into tokens.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CMEEE_HOW = {
 行<pro>房室结消融</pro>。""",
 }
 
-# A paraphrase that keeps the flaws of the tutorial's prompt: it does not say what a label covers, and the label of its
+# A paraphrase that keeps the faults of the tutorial's prompt: it does not say what a label covers, and the label of its
 # example (地理实体) is not in the label set.
 _TUTORIAL = """\
 你是医学文本实体识别领域的专家，需要从给定的句子里提取 {labels} 这些类型的实体。用 json 格式输出，\
@@ -115,10 +115,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def make_task(settings: config.Task) -> TaskSpec:
-    """Make the TaskSpec of a recipe's `task` section: preset, then overrides, then an instruction made from the labels.
+    """Make the TaskSpec from the section `task` of a recipe.
+
+    The preset's values come first, then the values of the section. If neither has an instruction, one is made from the
+    labels.
 
     Raises:
-        ConfigError: the parts make no valid task, as with a repeated label code.
+        ConfigError: the values are no valid task, for example because a label code is repeated.
     """
     values = {"language": "en", **PRESETS.get(settings.preset or "", {})}
     given = settings.model_dump(exclude_none=True, exclude={"preset"})
@@ -144,9 +147,9 @@ def make_task(settings: config.Task) -> TaskSpec:
 
 
 def instruction_for(labels: tuple[Label, ...], language: str, answer: str = "jsonl", *, nested: bool = True) -> str:
-    """Return an instruction for any label set and answer format, with the labels' names and descriptions.
+    """Return an instruction for any label set and answer format, with the names and descriptions of the labels.
 
-    With the answer `spans` it names the types only, since nothing is written.
+    For the answer `spans` the instruction only lists the types, since no answer is written. `language` is `zh` or `en`.
     """
     lines = []
     for label in labels:
@@ -162,14 +165,14 @@ def instruction_for(labels: tuple[Label, ...], language: str, answer: str = "jso
 
 
 def messages(task: TaskSpec, text: str, system: bool = True) -> list[dict[str, str]]:
-    """Return the chat that asks for the entities of `text`; without `system` the user's turn has the instruction."""
+    """Return the chat that asks for the entities of `text`; without `system` the instruction is in the user's turn."""
     if system:
         return [{"role": "system", "content": task.instruction}, {"role": "user", "content": text}]
     return [{"role": "user", "content": f"{task.instruction}\n\n{text}"}]
 
 
 def tutorial_prompt(task: TaskSpec, text: str) -> str:
-    """Return the tutorial's literal prompt: `<im_sep>` is not Phi-4's `<|im_sep|>`, and there is no system role."""
+    """Return the tutorial's prompt as it is: `<im_sep>` instead of Phi-4's `<|im_sep|>`, and no system role."""
     return f"<|im_start|>user<im_sep>{task.instruction}{text}<|im_end|><|im_start|>assistant<im_sep>"
 
 
@@ -180,5 +183,5 @@ def _cmeee(answer: str, *, nested: bool) -> str:
 
 
 def _form(answer: str) -> str:
-    """Return the format whose wording is used: `jsonl_seed` has that of `jsonl`."""
+    """Return the answer format whose wording is used; `jsonl_seed` has the wording of `jsonl`."""
     return answer.removesuffix("_seed")

@@ -1,8 +1,8 @@
-"""Documents to token ids for reading: what stands before a text, the text, and where its characters are.
+"""Encode documents for reading spans: the token ids before the text, the text, and the token of each character.
 
-Spans are spans of characters, because a token of a BPE may join several characters or be a part of one. So every
-character has a token: the last one that holds a part of it. The text is tokenised apart from what stands before it, so
-that no token belongs to both, and nothing stands after it. Nothing is truncated.
+Spans are spans of characters, because a BPE token may join several characters or be a part of one. Every character is
+represented by one token: the last token that holds a part of it. The text is tokenised separately from the ids before
+it, so that no token belongs to both. There are no ids after the text. Nothing is truncated.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from spantune.encoding.encoder import Encoder
 from spantune.encoding.tokenizer import Tokenizer
 
 SHORTEST_LIMIT = 32
-"""The least that `spans.longest` is chosen as."""
+"""The smallest value that is chosen for `spans.longest`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Characters:
-    """The characters of a text; each field has an entry a character.
+    """The characters of a text; each field has one entry for each character.
 
     Args:
-        token: the index of its token in the ids of the example.
-        before: how many characters of the token stand before it.
-        after: how many characters of the token stand after it.
-        own: the id of the last token of the character tokenised by itself.
+        token: the index of the character's token in the ids of the example.
+        before: how many characters of the same token come before this one.
+        after: how many characters of the same token come after this one.
+        own: the id of the last token of the character when it is tokenised alone.
     """
 
     token: tuple[int, ...]
@@ -37,10 +37,10 @@ class Characters:
 
 @dataclass(frozen=True, slots=True)
 class SpanExample:
-    """Token ids of one document that is read.
+    """The token ids of one document to read.
 
-    `ids[:text_start]` stand before the text that is read. `gold` are its entities as (first character, last character,
-    index of the label in the task).
+    `ids[:text_start]` come before the text whose spans are scored. `gold` has its entities as (first character, last
+    character, index of the label in the task), with both characters inside the entity.
     """
 
     id: str
@@ -51,21 +51,21 @@ class SpanExample:
 
 
 class SpanEncoder:
-    """Turns documents into examples that are read, under one tokenizer and one task.
+    """Turns documents into examples to read, under one tokenizer and one task.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
-        task: the task.
-        settings: the recipe's section `spans`, with `longest` filled.
+        task: the labels and the instruction.
+        settings: the section `spans` of a recipe, in which `longest` has a value.
         max_tokens: the most tokens of an example; None for no limit.
 
     Attributes:
-        copies: how often the ids hold their text.
+        copies: how many times the ids contain their text: 2 with `spans.view: twice`, otherwise 1.
         prefix: the ids before a text.
-        between: the ids between both copies of a text; none where there is one copy.
+        between: the ids between the two copies of a text; empty if there is one copy.
 
     Raises:
-        ModelError: the tokenizer has neither a BOS nor an EOS token, or, with `spans.instruction`, as `Encoder`.
+        ModelError: the tokenizer has neither a BOS nor an EOS token; or with `spans.instruction`, as `Encoder`.
     """
 
     def __init__(
@@ -83,7 +83,11 @@ class SpanEncoder:
         return self._placed(self._ids(text))[0]
 
     def read(self, document: Document) -> SpanExample:
-        """Encode a document without its entities."""
+        """Encode a document without its entities.
+
+        Raises:
+            ModelError: the tokenizer cannot encode the text.
+        """
         text = document.text
         with foreign("the tokenizer", "it cannot encode a text", "restore tokenizer.json"):
             encoded = self.tokenizer(
@@ -97,8 +101,8 @@ class SpanEncoder:
         """Encode an annotated document.
 
         Raises:
-            DataError: it takes more than `max_tokens`, or has a label that is not the task's, or an entity longer than
-                `spans.longest`.
+            DataError: the document takes more than `max_tokens` tokens, or has a label that the task does not have, or
+                an entity longer than `spans.longest`.
         """
         self.task.check([document])
         example = self.read(document)
@@ -120,7 +124,7 @@ class SpanEncoder:
         return SpanExample(example.id, example.ids, example.text_start, example.characters, gold)
 
     def fits(self, document: Document) -> bool:
-        """Whether `document` stays within `max_tokens`."""
+        """Whether `document` has at most `max_tokens` tokens."""
         return self.max_tokens is None or len(self.prompt_ids(document.text)) <= self.max_tokens
 
     def _before_the_text(self) -> list[int]:
@@ -134,7 +138,7 @@ class SpanEncoder:
         return [first]
 
     def _placed(self, text_ids: Sequence[int]) -> tuple[list[int], int]:
-        """Return the ids of an example, and the index of the first token of the text that is read."""
+        """Return the ids of an example, and the index of the first token of the text whose spans are scored."""
         before = list(self.prefix)
         if self.settings.view == "twice":
             before += [*text_ids, *self.between]
@@ -148,14 +152,14 @@ class SpanEncoder:
         for index, (start, end) in enumerate(offsets):
             for place in range(start, end):
                 token[place], before[place], after[place] = index, place - start, end - 1 - place
-        held = next((index for index in token if index >= 0), -1)  # -1: the token before the text, which has none
-        for place, index in enumerate(token):  # some tokenizers leave out spaces: these have the token before them
+        held = next((index for index in token if index >= 0), -1)  # -1: no token at all, so the last one of the prefix
+        for place, index in enumerate(token):  # a character without a token, such as a space, takes the token before it
             held = token[place] = index if index >= 0 else held
         own = self._own(text, [ids[index] if index >= 0 else self.prefix[-1] for index in token])
         return Characters(tuple(text_start + index for index in token), tuple(before), tuple(after), own)
 
     def _own(self, text: str, otherwise: Sequence[int]) -> tuple[int, ...]:
-        """Return the id of each character by itself; that of `otherwise` where a character has no token."""
+        """Return the id of each character tokenised alone, or the one in `otherwise` if it then has no token."""
         unknown = [character for character in dict.fromkeys(text) if character not in self._own_ids]
         if unknown:
             with foreign("the tokenizer", "it cannot encode a character", "restore tokenizer.json"):
@@ -172,13 +176,17 @@ class SpanEncoder:
 
 
 TextEncoder = Encoder | SpanEncoder
-"""What turns documents into examples, for an answer that is written or one that is read."""
+"""The encoder of a task: Encoder where answers are written, SpanEncoder where spans are read."""
 
 
 def make_encoder(
     tokenizer: Tokenizer, task: TaskSpec, settings: config.Spans, max_tokens: int | None = None
 ) -> TextEncoder:
-    """Make the encoder of a task; `settings` are those of the head of a task that is answered by reading."""
+    """Make the encoder of a task; `settings` is the section `spans` and is used only if the task reads spans.
+
+    Raises:
+        ModelError: as `Encoder` and `SpanEncoder`.
+    """
     if task.reads:
         return SpanEncoder(tokenizer, task, settings, max_tokens)
     return Encoder(tokenizer, task, max_tokens)
@@ -191,7 +199,7 @@ def entities_over(documents: Iterable[Document], longest: int) -> list[tuple[Doc
 
 
 def longest_allowed(documents: Sequence[Document], settings: config.Spans) -> int:
-    """Return `spans.longest`, or where it is not given the length of the longest entity, and 32 at least."""
+    """Return `spans.longest` if it is given, otherwise the length of the longest entity in characters, at least 32."""
     if settings.longest is not None:
         return settings.longest
     lengths = (entity.end - entity.start for document in documents for entity in document.entities)

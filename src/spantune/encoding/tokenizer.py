@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, overload
 
 
 class AddedToken(Protocol):
-    """A token that was added to a vocabulary; a special one stands for no text."""
+    """A token that was added to a vocabulary; a special token stands for no text."""
 
     content: str
     special: bool
@@ -20,52 +20,53 @@ class Encoding(Protocol):
 
     @property
     def ids(self) -> list[int]:
-        """Their ids."""
+        """The token ids."""
 
 
 class Decoder(Protocol):
-    """The part of a `tokenizers.Tokenizer` that makes text of tokens."""
+    """The part of a `tokenizers.Tokenizer` that turns tokens into text."""
 
     def __getstate__(self) -> bytes:
-        """The decoder as JSON."""
+        """Return the decoder as JSON."""
 
 
 class BackendTokenizer(Protocol):
-    """A `tokenizers.Tokenizer`."""
+    """A `tokenizers.Tokenizer`, which does the work of a fast tokenizer of transformers."""
 
     @property
     def padding(self) -> Mapping[str, object] | None:
-        """How texts are padded; None where they are not."""
+        """How texts are padded; None if they are not."""
 
     @property
     def truncation(self) -> Mapping[str, object] | None:
-        """How texts are cut; None where they are not."""
+        """How texts are truncated; None if they are not."""
 
     @property
     def decoder(self) -> Decoder | None:
-        """What makes text of tokens."""
+        """The decoder, which turns tokens into text."""
 
     @property
     def encode_special_tokens(self) -> bool:
-        """Whether the name of a special token in a text is encoded as text."""
+        """Whether the name of a special token in a text is encoded as plain text."""
 
     def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding:
-        """The tokens of a text."""
+        """Return the tokens of a text."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """The text of tokens."""
+        """Return the text of token ids."""
 
     def id_to_token(self, id: int) -> str | None:
-        """The name of a token; None where there is none."""
+        """Return the name of a token; None if there is none with this id."""
 
     def to_str(self) -> str:
-        """The tokenizer as JSON."""
+        """Return the tokenizer as JSON."""
 
 
 class Tokenizer(Protocol):
     """A fast tokenizer of transformers with a chat template.
 
-    A real one has more; a class of ours never implements this. The members are those of `PreTrainedTokenizerFast`.
+    The members are those of `PreTrainedTokenizerFast` that spantune uses. No class of spantune implements this
+    protocol.
     """
 
     chat_template: str | None
@@ -83,26 +84,26 @@ class Tokenizer(Protocol):
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
-        """The added tokens by their ids."""
+        """The added tokens by their id."""
 
     @property
     def backend_tokenizer(self) -> BackendTokenizer:
-        """The tokenizer of the library `tokenizers`."""
+        """The tokenizer of the library `tokenizers` that does the work."""
 
     def get_vocab(self) -> dict[str, int]:
-        """The ids by their entries in the vocabulary."""
+        """Return the vocabulary: the id of each token by its name."""
 
     def __hash__(self) -> int:
-        """A tokenizer is hashed by identity, so that what is derived from it can be cached."""
+        """Return the hash by identity, so that values derived from a tokenizer can be cached."""
 
     def __len__(self) -> int:
-        """The size of the vocabulary, added tokens included."""
+        """Return the size of the vocabulary, added tokens included."""
 
     @overload
     def __call__(
         self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
     ) -> Mapping[str, list[int]]:
-        """`{"input_ids": […]}` of a text."""
+        """Return `{"input_ids": […]}` for one text."""
 
     @overload
     def __call__(
@@ -113,16 +114,16 @@ class Tokenizer(Protocol):
         split_special_tokens: bool = False,
         return_offsets_mapping: Literal[True],
     ) -> Mapping[str, list[Any]]:
-        """`{"input_ids": […], "offset_mapping": [(start, end), …]}` of a text, in characters."""
+        """Return `{"input_ids": […], "offset_mapping": [(start, end), …]}` for one text; offsets are in characters."""
 
     @overload
     def __call__(
         self, text: list[str], *, add_special_tokens: bool = True, split_special_tokens: bool = False
     ) -> Mapping[str, list[list[int]]]:
-        """`{"input_ids": [[…], …]}` of texts."""
+        """Return `{"input_ids": [[…], …]}` for several texts."""
 
     def decode(self, token_ids: Sequence[int], *, clean_up_tokenization_spaces: bool | None = None) -> str:
-        """The text of ids."""
+        """Return the text of token ids."""
 
     def apply_chat_template(
         self,
@@ -132,13 +133,13 @@ class Tokenizer(Protocol):
         add_generation_prompt: bool,
         enable_thinking: bool = ...,
     ) -> str:
-        """A conversation as one string."""
+        """Return a conversation as one string."""
 
     def convert_ids_to_tokens(self, ids: int) -> str:
-        """The vocabulary's entry of an id."""
+        """Return the name of a token."""
 
     def convert_tokens_to_ids(self, tokens: str) -> int | None:
-        """The id of an entry of the vocabulary."""
+        """Return the id of a token by its name."""
 
     def save_pretrained(self, save_directory: str | Path) -> object:
         """Write the tokenizer's files into a folder."""

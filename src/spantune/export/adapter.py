@@ -1,7 +1,7 @@
-"""A plain LoRA adapter: one rank, `lora_alpha` equal to it, and every other scale folded into the weights.
+"""A plain LoRA adapter: one rank, `lora_alpha` equal to the rank, and every other scale folded into the weights.
 
-Engines differ in which settings of PEFT they honour: some read only alpha and rank, and compute something else without
-a word where a run used rsLoRA or scales for single modules. Of a plain adapter there is only one reading.
+Engines do not honour all settings of PEFT. Some read only alpha and rank; for a run with rsLoRA or with scales for
+single modules they compute something else, without a warning. A plain adapter can be read in one way only.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def write_adapter(source: Source, out: Path) -> Written:
 
     Raises:
         ConfigError: the run has no adapter, or the name of its base model is not known.
-        ModelError: the base or the adapter cannot be loaded; Differs: the export does not compute what the run does.
-        OSError, SafetensorError: the disk refuses it.
+        ModelError: the base or the adapter cannot be loaded; Differs: the export computes something else than the run.
+        OSError, SafetensorError: the files cannot be written.
     """
     name = base_name(source)
     lora = fold_lora(source.adapter)
@@ -72,7 +72,7 @@ def base_name(source: Source) -> str:
     """Return the name of the base model that is written into the adapter.
 
     Raises:
-        ConfigError: the run has no adapter; no name is known; or the name given is a path of this machine.
+        ConfigError: the run has no adapter, no name is known, or the given name is not of the form OWNER/NAME.
     """
     if source.recipe.lora.full:
         raise ConfigError(
@@ -96,10 +96,10 @@ def base_name(source: Source) -> str:
 
 
 def save_adapter(lora: PlainLora, base: str, out: Path) -> None:
-    """Write an adapter as PEFT reads it.
+    """Write an adapter in PEFT's layout; `base` is the name of the base model.
 
     Raises:
-        OSError, SafetensorError: the disk refuses it.
+        OSError, SafetensorError: the files cannot be written.
     """
     from peft import LoraConfig, TaskType
     from safetensors.torch import save_file
@@ -112,7 +112,7 @@ def save_adapter(lora: PlainLora, base: str, out: Path) -> None:
         target_modules=lora.targets,
         base_model_name_or_path=base,
     ).to_dict()
-    settings["target_modules"] = lora.targets  # PEFT's own would be a set, in any order
+    settings["target_modules"] = lora.targets  # PEFT makes a set of them, which has no fixed order
     (out / CONFIG).write_text(to_json(settings, indent=2) + "\n", encoding="utf-8")
     weights: dict[str, Tensor] = {}
     for name, (down, up) in lora.halves.items():
@@ -126,17 +126,18 @@ def save_adapter(lora: PlainLora, base: str, out: Path) -> None:
 
 @dataclass(frozen=True)
 class Fused:
-    """The parts of a fused projection: their names, and the rows of each."""
+    """The names of the parts of a fused projection, and the number of output rows of each part."""
 
     parts: tuple[str, ...]
     rows: tuple[int, ...]
 
 
 def fused_projections(config: ModelConfig) -> dict[str, Fused]:
-    """Return the fused projections of a Phi-3-shaped model by their names.
+    """Return the fused projections of a model of the type phi3, by their names.
 
     Raises:
-        ConfigError: it is another kind of model, or one that has no Llama-shaped copy.
+        ConfigError: the model is of another type, or has scaled or partial rotary positions, which Llama's layout
+            lacks.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     plain = (rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)) == ("default", 1.0)
@@ -154,9 +155,9 @@ def fused_projections(config: ModelConfig) -> dict[str, Fused]:
 
 
 def split_fused(lora: PlainLora, config: ModelConfig) -> PlainLora:
-    """Give each part of a fused projection an adapter of its own, which computes exactly its rows of the fused one.
+    """Give each part of a fused projection its own adapter, which computes exactly the part's rows.
 
-    The parts share `down`; each has its rows of `up`.
+    The parts share the weights `down`; each part has its own rows of `up`.
 
     Raises:
         ConfigError: as `fused_projections`.
@@ -174,7 +175,7 @@ def split_fused(lora: PlainLora, config: ModelConfig) -> PlainLora:
 
 
 def llama_copy(model: CausalLM) -> CausalLM:
-    """Return the Llama-shaped copy of a Phi-3-shaped model, with its weights.
+    """Return a copy of a phi3 model in Llama's layout, with separate projections and the same weights.
 
     Raises:
         ConfigError: as `fused_projections`.
@@ -203,7 +204,7 @@ def llama_copy(model: CausalLM) -> CausalLM:
     with torch.device("meta"):
         copy = LlamaForCausalLM(settings)
     copy.load_state_dict(state, assign=True)
-    copy.model.rotary_emb = type(copy.model.rotary_emb)(settings).to(model.device)  # its buffers are no weights
+    copy.model.rotary_emb = type(copy.model.rotary_emb)(settings).to(model.device)  # its buffers are not in `state`
     copied: CausalLM = copy.eval()
     return copied
 
@@ -212,7 +213,11 @@ def llama_copy(model: CausalLM) -> CausalLM:
 
 
 def _compare(source: Source, out: Path) -> Verified:
-    """Load the adapter by PEFT as a stranger does, and compare it with the run."""
+    """Load the adapter with PEFT alone, and compare it with the run.
+
+    Raises:
+        Differs: logits or entities differ from the run's.
+    """
     from peft import PeftModel
 
     sequences = sequences_of(source.encoder, source.documents)

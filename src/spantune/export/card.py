@@ -1,7 +1,7 @@
-"""The model card of an export: what it finds, how well, from what it was made, and how it is used without spantune.
+"""The model card of an export: what the model finds, how well, what it was made from, and its use without spantune.
 
-The same card says where it stands: beside merged weights, a plain adapter, or weights with a head and its loader. It
-names nothing of the machine that the run was trained on.
+One template serves all forms: merged weights, a plain adapter, GGUF, and weights with a span head and its loader. The
+card names nothing of the machine on which the run was trained.
 """
 
 from __future__ import annotations
@@ -100,16 +100,16 @@ text: cut it at the end of a sentence.
 
 
 def write_card(source: Source, form: Form, out: Path, base: str = "") -> None:
-    """Write `README.md` into the folder of an export.
+    """Write `README.md`, the model card, into the folder of an export.
 
     Args:
         source: the run.
-        form: what the folder holds.
-        out: the folder.
-        base: the name of the base model; that of the run's recipe where empty.
+        form: the form of the export.
+        out: the folder of the export.
+        base: the name of the base model; if empty, that of the settings or of the run's recipe.
 
     Raises:
-        OSError: the disk refuses it.
+        OSError: the file cannot be written.
     """
     base = base or source.settings.base_name or public_name(source.recipe.model.source)
     adapter, reads = form == "adapter" or source.settings.as_adapter, source.task.reads
@@ -160,12 +160,12 @@ def _served(source: Source, out: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    """`text` as a literal of Python in one line."""
+    """Return `text` as a Python string literal on one line."""
     return to_json(text)
 
 
 def _figures(source: Source) -> str:
-    """What was measured on dev, and on the test documents where the run has some."""
+    """Return sentences with the figures on dev, and on the test documents if there are any."""
     sentences = [dev_figures(source.evaluation)]
     try:
         scores = json.loads((source.folder.path / "scores.json").read_text(encoding="utf-8"))
@@ -182,7 +182,7 @@ def _figures(source: Source) -> str:
 
 
 def _made(source: Source, base: str) -> str:
-    """The base with its hash and terms, the data by their hashes, and how it was trained."""
+    """Return lines about the base model with its hash and terms, the hashes of the data, and the training."""
     try:
         environment = source.folder.environment()
     except RunError:

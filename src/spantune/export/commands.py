@@ -1,7 +1,7 @@
 """How other engines load an export: the exact commands, and an example request with the grammar of one text.
 
-vLLM takes the grammar as Lark, through guidance; llama.cpp's server takes GBNF. The example's prompt is token ids, so
-that a server adds nothing to it.
+vLLM takes the grammar in the Lark notation, through guidance; llama.cpp's server takes GBNF. The prompt of the example
+consists of token ids, so that a server cannot add tokens to it.
 """
 
 from __future__ import annotations
@@ -21,36 +21,37 @@ EXAMPLE = "example.json"
 SENTENCES = {"zh": "患者因急性阑尾炎行腹腔镜手术。", "en": "The patient with acute appendicitis had surgery."}
 """The texts of the examples, by language."""
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for --max-lora-rank."""
+"""The values that vLLM accepts for --max-lora-rank."""
 VLLM, LLAMACPP = "http://127.0.0.1:8000/v1", "http://127.0.0.1:8080/v1"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A line for a shell, and what it does."""
+    """A shell command and its purpose."""
 
     purpose: str
     line: str
 
 
 def sentence_of(source: Source) -> str:
-    """Return a sentence of the language of a run, for examples."""
+    """Return an example sentence in the language of the run's task."""
     return SENTENCES.get(source.task.language, SENTENCES["en"])
 
 
 def write_example(source: Source, form: Form, folder: Path, name: str) -> None:
-    """Write `example.json`, a request for one text, and the text's grammar where the server takes one.
+    """Write `example.json`, a request for one text, and the text's grammar if the server takes one.
 
-    Nothing is written for a run that reads, which no server of completions can serve.
+    A GGUF model also gets a `Modelfile` for Ollama. Nothing is written for a run that reads spans, since no completions
+    server can serve it.
 
     Args:
         source: the run.
-        form: whether the request is for vLLM or, of a GGUF, for llama.cpp.
+        form: the form of the export; the request is for llama.cpp if it is `gguf`, otherwise for vLLM.
         folder: the folder of the export.
-        name: what the server calls the model.
+        name: the server's name for the model.
 
     Raises:
-        OSError: the disk refuses it.
+        OSError: the files cannot be written.
     """
     encoder = source.encoder
     if not isinstance(encoder, Encoder):
@@ -70,11 +71,11 @@ def write_example(source: Source, form: Form, folder: Path, name: str) -> None:
 
 
 def modelfile(source: Source, encoder: Encoder, file: str) -> str:
-    """Return the Modelfile with which Ollama asks the model in the GGUF `file` as the run does, without a grammar."""
+    """Return the Modelfile with which Ollama sends the run's prompt to the model in `file`, without a grammar."""
     tokenizer = source.files.tokenizer
     before, _, after = encoder.render_prompt("\0").partition("\0")
     first = tokenizer("a")["input_ids"][0]
-    if first == tokenizer.bos_token_id:  # Ollama adds it again
+    if first == tokenizer.bos_token_id:  # Ollama adds the BOS token itself
         before = before.removeprefix(tokenizer.decode([first]))
     stop = to_json(tokenizer.decode([encoder.stop_id]))
     template = f"{_literal(before)}{{{{ .Prompt }}}}{_literal(after)}"
@@ -82,12 +83,15 @@ def modelfile(source: Source, encoder: Encoder, file: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """`text` in a template of Go inside three quotation marks."""
+    """Return `text` as a literal in a Go template that stands in three quotation marks."""
     return text.replace("{{", '{{ "{{" }}').replace('"""', '""{{ "\\"" }}')
 
 
 def commands_for(source: Source, form: Form, folder: Path) -> tuple[Command, ...]:
-    """Return the commands that load an export and ask it: those of engines, or of the loader for a run that reads."""
+    """Return the commands that load an export and send it a text.
+
+    They are for vLLM, llama.cpp or Ollama; a run that reads spans gets the command of its loader.
+    """
     if source.task.reads:
         return (_read(source, form, folder),)
     tokens = _tokens(source)
@@ -145,13 +149,13 @@ def _read(source: Source, form: Form, folder: Path) -> Command:
 
 
 def _base(source: Source) -> str:
-    """How an engine is told the base model: by its name on a hub, or else by its folder here."""
+    """Return the base model for a command: its name on a hub if there is one, otherwise its local folder."""
     name = source.settings.base_name or public_name(source.recipe.model.source)
     return shlex.quote(name if name and ":" not in name else str(source.files.folder))
 
 
 def _tokens(source: Source) -> int:
-    """The most tokens of a prompt and its answer."""
+    """Return the most tokens of a prompt with its answer."""
     window = int(source.files.config.get_text_config().max_position_embeddings)
     prompt = source.recipe.train.max_tokens or window
     return min(window, prompt + source.recipe.extract.max_new_tokens)

@@ -1,8 +1,8 @@
-"""GGUF files for llama.cpp and what is built on it: merged weights, or the adapter alone.
+"""GGUF files for llama.cpp and the programs built on it: merged weights, or only the adapter.
 
-They are written by llama.cpp's own converters, from a folder of float32 weights, so that the sum of base and adapter is
-rounded once. Then llama.cpp computes the file, and is compared with the run. Of an adapter the plain form is converted,
-since llama.cpp knows no scale but alpha / rank.
+llama.cpp's own converters write the file from a folder of float32 weights, so that the sum of base and adapter is
+rounded once. Then llama.cpp computes the file, and the result is compared with the run. An adapter is converted from
+its plain form, since llama.cpp knows no scale other than alpha / rank.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ QUANTIZED = (
     *("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_0", "q4_1", "q4_k_s", "q4_k_m"),
     *("q5_0", "q5_1", "q5_k_s", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs"),
 )
-"""Those that llama.cpp's own tool makes of f16."""
+"""The types that llama.cpp's own tool makes from f16."""
 FLOAT_BYTES = 4
 NO_SERVER = (
     "llama.cpp has not computed the file, since none of its servers is installed: only the number of its weights and "
@@ -53,12 +53,12 @@ def write_gguf(source: Source, out: Path) -> Written:
 
     Raises:
         ConfigError: llama.cpp's converter is not installed, or does not know the model, its tokenizer or the type.
-        ModelError: the base or the adapter cannot be loaded; Differs: the export does not compute what the run does.
-        DataError: the disk is full. OSError, SafetensorError: the disk refuses it.
+        ModelError: the base or the adapter cannot be loaded; Differs: the export computes something else than the run.
+        DataError: the disk is full. OSError, SafetensorError: the files cannot be written.
     """
     kind = _kind(source)
     if source.settings.as_adapter:
-        base_name(source)  # a run without adapter
+        base_name(source)  # raises an error for a run without an adapter
     require_architecture(source.files.config.architectures[0])
     source.task.save(out)
     copy_terms(source, out)
@@ -76,10 +76,10 @@ def file_name(source: Source) -> str:
 
 
 def _kind(source: Source) -> str:
-    """The type of the weights.
+    """Return the type of the weights in lower case.
 
     Raises:
-        ConfigError: it is unknown, or what makes it is not installed.
+        ConfigError: the type is unknown, or the tool that makes it is not installed.
     """
     kind = source.settings.quantize.lower()
     if source.settings.as_adapter and kind not in CONVERTED:
@@ -132,13 +132,13 @@ def _write_adapter(source: Source, out: Path, work: Path, kind: str) -> Written:
 
 
 def _float(source: Source) -> Source:
-    """The same source, whose weights are saved as float32."""
+    """Return the same source, with float32 as the type of saved weights."""
     return replace(source, settings=replace(source.settings, dtype="fp32"))
 
 
 @contextmanager
 def _folder(source: Source, folder: Path) -> Iterator[Path]:
-    """Yield a model folder to save configuration and weights into; its tokenizer is written afterwards."""
+    """Yield a model folder for configuration and weights; the tokenizer is written into it after the block."""
     folder.mkdir(exist_ok=True)
     yield folder
     source.files.tokenizer.save_pretrained(str(folder))
@@ -161,7 +161,7 @@ def _convert(source: Source, folder: Path, place: Path, kind: str) -> None:
 
 
 def _require_room(source: Source, work: Path) -> None:
-    """Check that the disk has room for float32 weights and a GGUF file beside them.
+    """Check that the disk has room for float32 weights and a 16-bit GGUF file.
 
     Raises:
         DataError: it has not.

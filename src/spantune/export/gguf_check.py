@@ -1,9 +1,9 @@
-"""The comparison of a GGUF file with its run: llama.cpp's server computes it, and is asked as `spantune extract` asks.
+"""The comparison of a GGUF file with its run: llama.cpp's server computes it, with requests as `extract` sends them.
 
 Token ids of texts, log-probabilities of the next token, and the entities of documents under the grammar are compared.
-llama.cpp computes 16-bit weights with 16-bit activations and keys, so that numbers differ by more than the order of
-sums: a wrong tensor or scale moves log-probabilities by whole units, and rounding by hundredths. Where two tokens are
-nearly equally likely, rounding may choose the other one; how many documents differ is reported.
+llama.cpp computes 16-bit weights with 16-bit activations and keys, so numbers differ by more than the order of sums. A
+wrong tensor or scale moves log-probabilities by whole units; rounding moves them by hundredths. If two tokens are
+nearly equally likely, rounding may change the choice; the number of documents that differ is reported.
 """
 
 from __future__ import annotations
@@ -25,27 +25,35 @@ from spantune.extraction import GRAMMARS, Server, load_remote
 from spantune.models import CausalLM
 
 PLACES = 8
-"""The places of a document at which the next token is compared."""
+"""The number of places of a document at which the next token is compared."""
 TOP = 5
-"""The most likely tokens of a place that are compared."""
+"""The number of most likely tokens that are compared at a place."""
 MOST: Mapping[str, float] = {"f32": 0.1, "f16": 0.1, "bf16": 0.5, "q8_0": 0.5}
-"""The most that a log-probability may differ in the median of all places; other types are not bounded."""
+"""The largest allowed difference of a log-probability, as the median of all places; other types have no bound."""
 LEAST: Mapping[str, float] = {"f32": 0.8, "f16": 0.8, "bf16": 0.7, "q8_0": 0.7}
-"""The least F1 between the entities of the run and of the file; other types are not bounded.
+"""The least allowed F1 between the entities of the run and those of the file; other types have no bound.
 
-Where prompts or grammars went wrong it is nearly 0; a few documents of a model that is unsure make it 0.9 by rounding.
+With a wrong prompt or grammar it is nearly 0. With few documents and an unsure model, rounding alone can lower it to
+0.9.
 """
 SECONDS = 1800.0
-"""The longest that a server may take for an answer; llama.cpp's grammars are slow with large vocabularies."""
+"""The most seconds for an answer of the server; llama.cpp's grammars are slow with large vocabularies."""
 SLOTS = 4
-"""The documents that the server computes at a time: a pass over four takes little longer than over one."""
+"""How many documents the server computes at a time; a pass over four takes little longer than a pass over one."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a GGUF file is compared with: a run, its merged float32 model, what it extracts and its logits.
+    """The side of the run in a comparison.
 
-    `logits` [places, vocabulary] are those of `sequences` after each of `places`.
+    Args:
+        source: the run.
+        model: its merged model in float32.
+        sequences: the token ids of some documents.
+        places: for each sequence, after how many tokens the next token is compared.
+        logprobs: for each sequence, the log-probabilities [places, vocabulary] of the next token.
+        extractions: what the run extracts from the documents; empty if llama.cpp has no grammar for the answers.
+        weights: the number of weights of the model.
     """
 
     source: Source
@@ -59,7 +67,7 @@ class Run:
     @staticmethod
     @torch.inference_mode()
     def of(source: Source, model: CausalLM) -> Run:
-        """Compute what is compared with `model`, the merged model of a run in float32."""
+        """Compute what the file is compared with, from the merged float32 model of a run."""
         sequences = sequences_of(source.encoder, source.documents)
         places = [torch.linspace(1, len(ids), min(PLACES, len(ids))).long().tolist() for ids in sequences]
         device = next(model.parameters()).device
@@ -77,10 +85,10 @@ class Run:
 
 
 def compare(run: Run, weights: Path, kind: str, adapter: Path | None = None) -> Written:
-    """Compare what llama.cpp computes from `weights`, a file of the type `kind`, with a run.
+    """Compare what llama.cpp computes from the file `weights`, of the type `kind`, with the run.
 
     Raises:
-        Differs: it computes something else. ModelError: the server does not take the file, or fails.
+        Differs: llama.cpp computes something else. ModelError: the server cannot load the file, or fails.
     """
     context = _context(run.source)
     with serving(weights, context, adapter, SLOTS) as url:
@@ -97,10 +105,10 @@ def compare(run: Run, weights: Path, kind: str, adapter: Path | None = None) -> 
 
 
 def read_back(run: Run, place: Path) -> Verified:
-    """Read the tensors of a file back, where llama.cpp is not here to compute them.
+    """Check the tensors of a file, for the case that no llama.cpp server is installed to compute them.
 
     Raises:
-        Differs: they are not as many weights as the run's, or the embeddings are not the run's.
+        Differs: the number of weights or the embeddings differ from the run's.
     """
     from gguf import GGUFReader, dequantize
 
@@ -120,7 +128,7 @@ def read_back(run: Run, place: Path) -> Verified:
 
 
 def _context(source: Source) -> int:
-    """The most tokens that the prompt and answer of a document may take."""
+    """Return the most tokens that a document's prompt and answer may take together."""
     encoder = source.encoder
     longest = max(len(encoder.prompt_ids(document.text)) for document in source.documents)
     window = int(source.files.config.get_text_config().max_position_embeddings)
@@ -128,7 +136,7 @@ def _context(source: Source) -> int:
 
 
 def _count_split_otherwise(run: Run, url: str) -> int:
-    """Count the documents whose text llama.cpp splits into other tokens than the run's tokenizer."""
+    """Count the documents whose text llama.cpp tokenises differently from the run's tokenizer."""
     tokenizer = run.source.encoder.tokenizer
     count = 0
     for document in run.source.documents:
@@ -139,12 +147,15 @@ def _count_split_otherwise(run: Run, url: str) -> int:
 
 
 def _has_grammar(source: Source) -> bool:
-    """Whether llama.cpp's server can be made to keep to the format of the answers."""
+    """Whether llama.cpp's server can be restricted to the answer format of the run."""
     return source.recipe.train.on_choices or source.task.answer in GRAMMARS["llamacpp"]
 
 
 def _apart(run: Run, url: str) -> Apart:
-    """Return the median and the most, over all places, of the largest difference of a likely token."""
+    """Return the median and the maximum, over all places, of the largest difference among the likely tokens.
+
+    The difference is infinite at a place where the server does not return the run's most likely token.
+    """
     differences = []
     for ids, places, expected in zip(run.sequences, run.places, run.logprobs, strict=True):
         for place, row in zip(places, expected, strict=True):
@@ -164,7 +175,7 @@ def _apart(run: Run, url: str) -> Apart:
 
 
 def _extract(run: Run, url: str) -> Sequence[Extraction]:
-    """Extract by the server as a user does, without calibration."""
+    """Extract with the server as `spantune extract` does, without calibration."""
     source = run.source
     if not run.extractions:
         return ()
@@ -175,7 +186,7 @@ def _extract(run: Run, url: str) -> Sequence[Extraction]:
 
 
 def _written(run: Run, kind: str, apart: Apart, extracted: Sequence[Extraction], split_otherwise: int) -> Written:
-    """Say what was found.
+    """Compare the entities, and report the result.
 
     Raises:
         Differs: the entities differ by more than rounding explains.
@@ -211,10 +222,10 @@ def _entities(extraction: Extraction) -> set[tuple[int, int, str]]:
 
 
 def _ask(url: str, path: str, body: Mapping[str, object]) -> dict[str, Any]:
-    """Ask the server.
+    """Send a request to the server and return its answer.
 
     Raises:
-        ModelError: it refuses, or ends.
+        ModelError: the server refuses the request, or has ended.
     """
     import httpx2 as httpx
 

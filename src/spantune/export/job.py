@@ -1,4 +1,4 @@
-"""The export of a run: written beside its place, compared with the run, and only then given its name."""
+"""The export of a run: written under a temporary name, compared with the run, and then renamed to its place."""
 
 from __future__ import annotations
 
@@ -41,14 +41,24 @@ WRITERS: Mapping[Form, Callable[[Source, Path], Written]] = {
     "gguf": write_gguf,
     "spans": write_spans,
 }
-"""What writes each form into an empty folder, and compares it with the run."""
+"""The function for each form: it writes the form into an empty folder, and compares it with the run."""
 SPARE = 1 << 28
-"""Bytes that must be free beyond the weights: tokenizer, and what the file system takes."""
+"""Bytes that must be free beyond the weights, for the tokenizer and the file system."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An export: its folder, form and size, what the comparison with the run found, and how other engines load it."""
+    """A finished export.
+
+    Args:
+        folder: the folder of the export.
+        form: `merged`, `adapter`, `gguf` or `spans`.
+        bytes: the size of its files.
+        seconds: how long the export took.
+        verified: the result of the comparison with the run; None if there was no comparison.
+        notes: sentences for the user.
+        commands: commands with which other engines load the export.
+    """
 
     folder: Path
     form: Form
@@ -58,10 +68,10 @@ class Exported:
     notes: tuple[str, ...] = ()
     commands: tuple[Command, ...] = ()
     page: str | None = None
-    """The address of the export on a hub, where it was pushed."""
+    """The URL of the export on a hub, if it was pushed."""
 
     def as_dict(self) -> dict[str, object]:
-        """The fields as plain values."""
+        """Return the fields as plain values."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
@@ -83,15 +93,15 @@ def export_run(
     Args:
         run: the run folder.
         to: `merged` (weights), `adapter` (plain LoRA), `gguf` (for llama.cpp) or `spans` (weights, head and loader).
-        out: the folder to write; it must be absent or empty, unless `force` is set.
-        settings: types, sizes and how much is compared.
-        force: replace what is at `out`.
+        out: the folder to write; it must be absent or empty, unless `force` is True.
+        settings: types, sizes and the number of documents to compare; None takes the defaults.
+        force: whether to replace what is at `out`.
 
     Raises:
-        ConfigError: an argument is wrong, or the form does not suit the run.
-        RunError: the folder is no finished run, or its adapter was changed.
-        ModelError: the model cannot be loaded, or the export does not compute what the run does.
-        DataError: the export cannot be written, or the documents to compare on cannot be read.
+        ConfigError: an argument is invalid, or the form does not suit the run.
+        RunError: the folder is not a finished run, or its adapter was changed.
+        ModelError: the model cannot be loaded, the export computes something else than the run, or a hub refuses it.
+        DataError: the export cannot be written, or the documents for the comparison cannot be read.
     """
     began = time.perf_counter()
     expect(run, (str, Path), "export_run", "the path of a run folder, such as runs/demo")
@@ -105,7 +115,7 @@ def export_run(
     source = Source.open(Path(run), settings)
     _require_suited(source, form)
     _require_space(source, form, target)
-    _ = source.documents  # what cannot be read is found before the model is loaded
+    _ = source.documents  # read now, so that an error in them is found before the model is loaded
     if place is not None:
         require_login(place)
     with overwriting(target, force=force) as new, _complete(new, settings.keep) as folder:
@@ -122,7 +132,7 @@ def export_run(
 
 
 def _let_others_read(folder: Path) -> None:
-    """Give every file the mode of the card: safetensors makes its files for their owner alone."""
+    """Give every file the mode of the model card, since safetensors makes its files readable by their owner only."""
     mode = stat.S_IMODE((folder / "README.md").stat().st_mode)
     for path in folder.rglob("*"):
         if path.is_file():
@@ -140,7 +150,7 @@ def _require_suited(source: Source, form: Form) -> None:
     """Check that a run can be exported in this form.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the run reads spans and the form has no span head, or the other way round.
     """
     name = source.folder.path
     if form == "spans" and not source.task.reads:
@@ -152,7 +162,7 @@ def _require_suited(source: Source, form: Form) -> None:
 
 
 def _require_space(source: Source, form: Form, target: Path) -> None:
-    """Check that the disk has room.
+    """Check that the disk has room for the export.
 
     Raises:
         DataError: it has not.
@@ -170,9 +180,9 @@ def _require_space(source: Source, form: Form, target: Path) -> None:
 
 @contextmanager
 def _complete(target: Path, keep: bool) -> Iterator[Path]:
-    """Yield an empty folder beside `target`, renamed to it when the block succeeds and removed when it raises.
+    """Yield an empty folder beside `target`; it is renamed to `target` if the block succeeds and removed if it raises.
 
-    With `keep`, one that differs from the run is kept as `TARGET.differs`.
+    With `keep`, an export that differs from the run is kept as `TARGET.differs`.
     """
     with replacing_path(target) as folder:
         folder.mkdir()

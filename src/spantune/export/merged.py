@@ -1,7 +1,7 @@
-"""Merged weights: the base model with what the run has trained, as any engine loads a model.
+"""Merged weights: the base model with the run's training in its weights, which any engine can load.
 
-The adapter is added in float32 and the sum is rounded once. A base that was quantised for training (FP8, NF4, int8) is
-read again from its own files, so that nothing of the quantisation is exported.
+The adapter is added in float32, and the sum is rounded once. If the base was quantised for training (FP8, NF4, int8),
+it is read again from its own files, so that no quantisation error is exported.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from spantune.models import NAME, CausalLM, load_adapter, load_head, load_tokeni
 
 @dataclass(frozen=True)
 class Merged:
-    """A base model with what the run has trained in its weights, which are float32.
+    """A base model with the run's training merged into its float32 weights.
 
-    `logits` are those of the run with its adapter apart; empty where the export is not compared.
+    `logits` are those of the run with its adapter unmerged, one tensor [places, vocabulary] for each sequence; empty if
+    the export is not compared.
     """
 
     model: CausalLM
@@ -49,9 +50,9 @@ def write_merged(source: Source, out: Path) -> Written:
     """Write the merged model of a run into the folder `out`, and compare it with the run.
 
     Raises:
-        ModelError: the base or the adapter cannot be loaded; Differs: the export does not compute what the run does.
-        DataError: the documents to compare on cannot be read.
-        OSError, SafetensorError: the disk refuses it.
+        ModelError: the base or the adapter cannot be loaded; Differs: the export computes something else than the run.
+        DataError: the documents for the comparison cannot be read.
+        OSError, SafetensorError: the files cannot be written.
     """
     sequences = sequences_of(source.encoder, source.documents)
     merged = merge(source, sequences)
@@ -65,7 +66,11 @@ def write_merged(source: Source, out: Path) -> Written:
 
 
 def merge(source: Source, sequences: Sequence[Sequence[int]] = ()) -> Merged:
-    """Load the base and add what the run has trained; the logits of `sequences` are computed before that."""
+    """Load the base model and merge what the run trained; first compute the logits of `sequences` unmerged.
+
+    Raises:
+        ModelError: the base or the adapter cannot be loaded.
+    """
     with waiting("merging …"):
         model = source.load_base()
         logits: list[Tensor] = []
@@ -77,14 +82,14 @@ def merge(source: Source, sequences: Sequence[Sequence[int]] = ()) -> Merged:
 
 
 def save_model(source: Source, model: CausalLM, out: Path) -> None:
-    """Write weights, configuration and tokenizer of a float32 model into `out`; its weights are rounded to the type.
+    """Write weights, configuration and tokenizer of a float32 model into `out`; round the weights to `source.dtype`.
 
     Raises:
-        OSError, SafetensorError: the disk refuses it.
+        OSError, SafetensorError: the files cannot be written.
     """
     from transformers import GenerationConfig
 
-    for weight in model.parameters():  # in place, so that tied weights stay tied; buffers are not weights
+    for weight in model.parameters():  # in place, so that tied weights stay tied; buffers are not rounded
         weight.data = weight.data.to(DTYPES[source.dtype])
     model.config.use_cache = True
     encoder, tokenizer = source.encoder, source.files.tokenizer
@@ -104,13 +109,13 @@ def save_model(source: Source, model: CausalLM, out: Path) -> None:
 
 
 def copy_terms(source: Source, out: Path) -> None:
-    """Copy the files with the terms of the base model into `out`."""
+    """Copy the files with the licence and terms of the base model into `out`."""
     for path in source.terms:
         shutil.copyfile(path, out / path.name)
 
 
 def as_float(model: CausalLM) -> CausalLM:
-    """Return a model whose rounded weights are float32 again, to be computed."""
+    """Convert the rounded weights of a model back to float32, in place, so that it computes in float32; return it."""
     for weight in model.parameters():
         weight.data = weight.data.float()
     model.config.use_cache = False
@@ -118,7 +123,7 @@ def as_float(model: CausalLM) -> CausalLM:
 
 
 def ready(source: Source, model: CausalLM, folder: Path) -> CausalLM:
-    """Return `model` as an extractor computes it, with the head in `folder` where the run reads."""
+    """Prepare `model` for an Extractor: set the attention, and load the head in `folder` if the run reads spans."""
     model.set_attn_implementation(NAME)
     if source.task.reads:
         load_head(model, folder, source.task)
@@ -127,10 +132,10 @@ def ready(source: Source, model: CausalLM, folder: Path) -> CausalLM:
 
 @torch.inference_mode()
 def _expected(source: Source, merged: Merged, sequences: Sequence[Sequence[int]]) -> tuple[Expected, float | None]:
-    """Return what the export must compute, and how far rounding has moved a logit where weights were rounded.
+    """Return what the export must compute, and how far rounding moved a logit at most (None if nothing was rounded).
 
     Raises:
-        Differs: the merged weights do not compute what base and adapter do.
+        Differs: the merged weights compute something else than base and adapter.
     """
     logits, rounding = written_logits(source, merged, sequences)
     extractions = extract_all(extractor_of(source, merged.model), source.documents, "run")
@@ -140,10 +145,12 @@ def _expected(source: Source, merged: Merged, sequences: Sequence[Sequence[int]]
 def written_logits(
     source: Source, merged: Merged, sequences: Sequence[Sequence[int]]
 ) -> tuple[list[Tensor], float | None]:
-    """Return the logits of the weights as they were written, and how far their rounding moved one; None without it.
+    """Return the logits of the weights as they were written, and how far rounding moved a logit at most.
+
+    The second value is None if the weights were not rounded.
 
     Raises:
-        Differs: weights that were not rounded do not compute what base and adapter do.
+        Differs: weights that were not rounded compute something else than base and adapter.
     """
     logits = logits_of(as_float(merged.model), sequences)
     moved = largest_difference(merged.logits, logits)
@@ -154,7 +161,11 @@ def written_logits(
 
 
 def _compare(source: Source, out: Path, expected: Expected, rounding: float | None) -> Verified:
-    """Load the export as a stranger does, and compare it with the run."""
+    """Load the export without spantune's loader, and compare it with the run.
+
+    Raises:
+        Differs: its tokenizer, logits or entities differ from the run's.
+    """
     model, encoder = load_plain(source, out), encoder_of(source, out)
     sequences = sequences_of(encoder, source.documents)
     if sequences != sequences_of(source.encoder, source.documents):
@@ -167,7 +178,11 @@ def _compare(source: Source, out: Path, expected: Expected, rounding: float | No
 
 
 def load_plain(source: Source, folder: Path) -> CausalLM:
-    """Load a model folder by transformers alone, in float32."""
+    """Load a model folder with transformers alone, in float32.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
     from transformers import AutoModelForCausalLM
 
     with waiting("loading the export …"), foreign(folder, "it cannot be loaded by transformers", "report it"):
@@ -179,7 +194,7 @@ def load_plain(source: Source, folder: Path) -> CausalLM:
 
 
 def encoder_of(source: Source, out: Path) -> TextEncoder:
-    """Return the run's encoder over the exported tokenizer."""
+    """Return the run's encoder with the exported tokenizer."""
     encoder = source.encoder
     spans = source.recipe.spans if isinstance(encoder, Encoder) else encoder.settings
     return make_encoder(load_tokenizer(out), source.task, spans, source.recipe.train.max_tokens)

@@ -1,7 +1,7 @@
-"""An export on a hub: ModelScope's or Hugging Face's, by their own clients.
+"""Upload of an export to a hub, ModelScope or Hugging Face, with the hub's own client.
 
 The clients find address and token themselves (MODELSCOPE_ENDPOINT and MODELSCOPE_API_TOKEN, HF_ENDPOINT and HF_TOKEN,
-or a login); a token is never read, kept or logged here. What they raise becomes one sentence with a remedy.
+or a login). This module never reads, stores or logs a token. Errors of the clients become one sentence with a remedy.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ class Place:
     repo: str
 
     def __str__(self) -> str:
-        """As it is written on the command line."""
+        """Return the place as it is written on the command line."""
         return f"{self.hub}:{self.repo}"
 
     @property
     def address(self) -> str:
-        """The address of the hub that is written to."""
+        """The address of the hub, to which files are uploaded."""
         return HUBS[self.hub].endpoints()[0]
 
     @property
     def url(self) -> str:
-        """The page of the repository."""
+        """The URL of the repository's page."""
         return f"{self.address}/{self.repo}" if self.hub == "hf" else f"{self.address}/models/{self.repo}"
 
 
 def parse_place(text: str) -> Place:
-    """Read `modelscope:OWNER/NAME` or `hf:OWNER/NAME`.
+    """Parse `modelscope:OWNER/NAME` or `hf:OWNER/NAME`.
 
     Raises:
-        ConfigError: it is something else, or the network is switched off.
+        ConfigError: `text` has another form, or the network is switched off.
     """
     hub, _, repo = text.partition(":")
     if hub not in LOGIN or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repo):
@@ -71,10 +71,10 @@ def parse_place(text: str) -> Place:
 
 
 def require_login(place: Place) -> None:
-    """Ask the hub who we are, before anything is computed.
+    """Check that the hub accepts the user's token, before anything is computed.
 
     Raises:
-        ModelError: it cannot be reached, or takes no token of ours.
+        ModelError: the hub cannot be reached, or does not accept the token.
     """
     with _errors(place):
         if place.hub == "hf":
@@ -86,16 +86,16 @@ def require_login(place: Place) -> None:
 
 
 def push(folder: Path, place: Place, *, public: bool = False, license: str | None = None) -> str:
-    """Upload an exported folder, and return the address of its page; a repository that is not there is made, private.
+    """Upload an exported folder, and return the URL of its page. A missing repository is made, private by default.
 
     Args:
-        folder: what is uploaded.
+        folder: the exported folder.
         place: the repository.
-        public: make a new repository public; what exists keeps its visibility.
-        license: that a new repository on ModelScope states, which would otherwise be said to be Apache-2.0.
+        public: whether a new repository is public; an existing one keeps its visibility.
+        license: the licence that a new repository on ModelScope states; without one it states `Other`.
 
     Raises:
-        ModelError: the hub cannot be reached, refuses the token, or refuses the files; `folder` is unchanged.
+        ModelError: the hub cannot be reached, or refuses the token or the files; `folder` is unchanged.
     """
     again = AGAIN[place.hub].format(repo=place.repo, folder=folder)
     with _errors(place, f"; the export is whole in {folder}: upload it later with {again}"), _quiet():
@@ -131,7 +131,7 @@ def _to_modelscope(folder: Path, place: Place, public: bool, license: str) -> No
 
 
 def _modelscope_api(place: Place) -> HubApi:
-    """The client of ModelScope, with the token of now: by itself it keeps that of its first call."""
+    """Return a client of ModelScope with the present token; the module's own client keeps the first token it used."""
     from modelscope_hub import HubApi, HubConfig
 
     return HubApi(HubConfig(endpoint=place.address))
@@ -139,7 +139,7 @@ def _modelscope_api(place: Place) -> HubApi:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the clients' output off stdout, their bars out of logs, and their log to warnings."""
+    """Keep the clients' output away from stdout and their progress bars out of logs, and log only their warnings."""
     logger = logging.getLogger("modelscope_hub")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -153,7 +153,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors(place: Place, then: str = "") -> Iterator[None]:
-    """Turn what a client raises into one sentence."""
+    """Raise what a client raises as a ModelError of one sentence, which ends with `then`."""
     try:
         with _hugging_face(place) if place.hub == "hf" else _modelscope(place):
             yield
@@ -162,7 +162,7 @@ def _errors(place: Place, then: str = "") -> Iterator[None]:
 
 
 class _Refused(Exception):
-    """What a hub refused, in words."""
+    """A hub refused a request; the message says why."""
 
 
 @contextlib.contextmanager

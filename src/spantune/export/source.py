@@ -1,4 +1,4 @@
-"""What is exported: a finished run with its base model, and how its export is asked for."""
+"""The source of an export: a finished run with its base model, and the settings of the export."""
 
 from __future__ import annotations
 
@@ -32,20 +32,23 @@ class ExportSettings:
     """How a run is exported.
 
     Args:
-        dtype: the type of merged weights, `bf16` or `fp32`; that of the base's own files where absent.
+        dtype: the type of merged weights, `bf16` or `fp32`; None takes that of the base model's own files.
         shard_size: the most bytes of a weights file, such as `4GB`.
-        split: for `adapter`: give fused projections (qkv_proj, gate_up_proj) one adapter for each of their parts.
-        base_name: for `adapter`: the name of the base model on a hub; that of the run's recipe where absent.
-        verify: how many dev documents the export is compared with the run on; 0 leaves the comparison out.
-        data: a corpus file to take these documents from instead of the run's dev corpus.
-        keep: keep an export that failed the comparison, under the name `OUT.differs`.
+        split: for `adapter`: whether each part of a fused projection (qkv_proj, gate_up_proj) gets its own adapter.
+        base_name: for `adapter`: the name of the base model on a hub; None takes that of the run's recipe.
+        verify: the number of dev documents on which the export is compared with the run; 0 compares nothing.
+        data: a corpus file with documents for the comparison; None takes the run's dev documents.
+        keep: whether an export that failed the comparison is kept under the name `OUT.differs`.
         license: the licence that the model card states, such as `mit`.
         quantize: for `gguf`: the type of its weights, such as `f16` or `q8_0`.
-        as_adapter: for `gguf`: write the adapter alone.
+        as_adapter: for `gguf`: whether only the adapter is written.
         push: the repository to upload the export to, `modelscope:OWNER/NAME` or `hf:OWNER/NAME`.
-        public: make that repository public where it is new.
-        device: where the model is computed: `auto`, `cpu` or `cuda`.
-        accept_changes: go on with an adapter whose files were changed after training, with a warning.
+        public: whether that repository becomes public if it is new.
+        device: where the model computes: `auto`, `cpu` or `cuda`.
+        accept_changes: export an adapter whose files were changed after training, with a warning.
+
+    Raises:
+        ConfigError: `dtype` or `shard_size` is unknown, or `verify` is not a number of documents.
     """
 
     dtype: Dtype | None = None
@@ -75,7 +78,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class Source:
-    """A finished run that is exported, with what is read of its base model before the weights."""
+    """A finished run to export, with its recipe, its task, and the files of its base model without the weights."""
 
     folder: RunFolder
     settings: ExportSettings
@@ -85,11 +88,11 @@ class Source:
 
     @staticmethod
     def open(run: Path, settings: ExportSettings) -> Source:
-        """Read what the folder of a finished run says.
+        """Open a finished run and the files of its base model, without the weights.
 
         Raises:
-            RunError: it is no finished run, or its adapter was changed.
-            ModelError: its base model cannot be had, or its head is damaged.
+            RunError: the folder is not a finished run, or its adapter was changed.
+            ModelError: the base model cannot be found or downloaded, or the run's span head is damaged.
         """
         folder = RunFolder(run)
         recipe = folder.require_finished()
@@ -99,28 +102,28 @@ class Source:
 
     @property
     def adapter(self) -> Path:
-        """The folder of what the run has trained."""
+        """The folder with what the run trained: adapter, span head or full weights."""
         return self.folder.adapter
 
     @property
     def dtype(self) -> Dtype:
-        """The type that merged weights are written in."""
+        """The type of merged weights: that of the settings, or else that of the base model."""
         own: Dtype = "bf16" if self.files.config.dtype in (torch.bfloat16, "bfloat16") else "fp32"
         return self.settings.dtype or own
 
     @property
     def evaluation(self) -> Path:
-        """What was measured on dev when the adapter was saved."""
+        """The file with the figures on dev of the saved adapter."""
         return self.folder.evaluation_file
 
     @property
     def terms(self) -> list[Path]:
-        """The files of the base model that say under which terms it is given; they are copied into an export."""
+        """The files of the base model that state its licence and terms; they are copied into an export."""
         return sorted({path for pattern in TERMS for path in self.files.folder.glob(pattern) if path.is_file()})
 
     @property
     def most_tokens(self) -> int:
-        """The most tokens of a text, with what stands before it, that the model reads at once."""
+        """The most tokens of a prompt with its text that the model takes in one pass."""
         window = int(self.files.config.get_text_config().max_position_embeddings)
         return most_tokens(self.encoder, self.recipe.extract, window) or window
 
@@ -132,10 +135,10 @@ class Source:
 
     @cached_property
     def documents(self) -> Sequence[Document]:
-        """The documents that the export is compared with the run on; empty where it is not.
+        """The documents on which the export is compared with the run; empty if it is not compared.
 
         Raises:
-            DataError: the dev corpus cannot be read any more, and no other is given; or there are no documents.
+            DataError: the dev documents can no longer be read and no other corpus is given, or there are no documents.
         """
         settings = self.settings
         if not settings.verify:
@@ -152,14 +155,14 @@ class Source:
         documents = tuple(islice(corpus, settings.verify))
         if not documents:
             raise DataError("there are no documents to compare the export on; name others with --data FILE")
-        known = self.task.codes  # their texts are what counts, so that a corpus with other labels will do
+        known = self.task.codes  # only the texts matter, so a corpus with other labels can be used too
         return tuple(doc.with_entities(entity for entity in doc.entities if entity.label in known) for doc in documents)
 
     def load_base(self, dtype: Dtype = "fp32") -> CausalLM:
-        """Load the base model in `dtype`, whatever type the run was trained over.
+        """Load the base model in `dtype`, in whatever type the run used it.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: the base model cannot be loaded.
         """
         changes = {"base": cast(config.Base, dtype), "device": self.settings.device}
         return load(self.recipe.model.model_copy(update=changes), self.files).model

@@ -1,4 +1,4 @@
-"""Reads entities with a model that spantune has exported: plain transformers and torch, nothing of spantune.
+"""Read entities with a model that spantune exported; needs only transformers and torch, not spantune.
 
     from span_reader import SpanReader
 
@@ -6,7 +6,7 @@
     for entity in reader("患者因急性阑尾炎行腹腔镜手术。"):
         print(entity["start"], entity["end"], entity["label"], entity["text"], entity["score"])
 
-The text goes through the model once, and a head scores every span of characters for every type.
+The text goes through the model once, and a span head scores every span of characters for every type.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 class SpanReader:
-    """An exported model with its head.
+    """An exported model with its span head.
 
     Args:
         folder: the exported folder.
-        base: the base model, where the folder holds an adapter and not the whole model; this needs peft.
-        device: where to compute.
+        base: the base model, if the folder holds an adapter instead of the whole model; this needs peft.
+        device: the torch device to compute on.
         dtype: the type to compute in; the head always computes in float32.
     """
 
@@ -49,7 +49,9 @@ class SpanReader:
         self.device = torch.device(device)
 
     def __call__(self, text: str) -> list[dict[str, Any]]:
-        """Return the entities of a text in order, with half-open offsets in characters (code points).
+        """Return the entities of a text, sorted by start, with half-open offsets in characters (code points).
+
+        Each entity is a dict with `start`, `end`, `label`, `text` and `score`, a probability.
 
         Raises:
             ValueError: the text has more tokens than the model reads at once; cut it at the end of a sentence.
@@ -60,7 +62,7 @@ class SpanReader:
         rows = [(c, c + more + 1, labels[kind], scores[c, more, kind].item()) for c, more, kind in places]
         rows = sorted(rows, key=lambda row: -row[3])[: 2 * len(text)]
         rows = [row for row in rows if row[3] >= self.about["thresholds"][row[2]]]
-        if not self.about["nested"]:  # the one with the higher score is kept, of equals the earlier, then the longer
+        if not self.about["nested"]:  # keep the higher score; of equal scores the earlier, then the longer entity
             covered: set[int] = set()
             ranked, rows = sorted(rows, key=lambda row: (-row[3], row[0], -row[1], row[2])), []
             for row in ranked:
@@ -72,7 +74,11 @@ class SpanReader:
 
     @torch.inference_mode()
     def logits(self, text: str) -> Tensor:
-        """Return the logits [characters, width, types]: of the span from character c to c + o, for each type."""
+        """Return the logits [characters, width, types]; [c, o, t] is the span of characters c to c + o, type t.
+
+        Raises:
+            ValueError: the text has more tokens than the model reads at once.
+        """
         if not text:
             return torch.zeros(0, 1, len(self.about["labels"]))
         options = {"add_special_tokens": False, "split_special_tokens": True}
@@ -97,13 +103,16 @@ class SpanReader:
         return torch.tensor(values, device=self.device)
 
     def _mask(self, size: int) -> Tensor | dict[str, Tensor]:
-        """The additive mask [1, 1, size, size]: every token of the text sees all of the text, and what is before it."""
+        """Return the additive mask [1, 1, size, size]; with the view `whole`, tokens of the text see all of the text.
+
+        There is one mask for each kind of layer if the model has several kinds.
+        """
         place = torch.arange(size, device=self.device)
         reach = place.clone()
         if self.about["view"] == "whole":
             reach[len(self.about["prefix"]) :] = size - 1
         masks = {}
-        for kind, window in self.about["windows"].items():  # of each kind of layer; "" where there is only one
+        for kind, window in self.about["windows"].items():  # one entry for each kind of layer; "" if there is only one
             hidden = place[None] > reach[:, None]
             if window is not None:
                 hidden = hidden | ((place[None] - place[:, None]).abs() >= window)
@@ -113,18 +122,18 @@ class SpanReader:
 
     @staticmethod
     def _characters(text: str, offsets: list[tuple[int, int]]) -> tuple[list[int], list[int], list[int]]:
-        """The token of each character, and how many characters of the token are before and after it."""
+        """Return the token of each character, and how many characters of the same token come before and after it."""
         token, before, after = [-1] * len(text), [0] * len(text), [0] * len(text)
         for index, (start, end) in enumerate(offsets):
             for place in range(start, end):
                 token[place], before[place], after[place] = index, place - start, end - 1 - place
         held = next((index for index in token if index >= 0), -1)
-        for place, index in enumerate(token):  # a character without a token has that of the one before
+        for place, index in enumerate(token):  # a character without a token takes the token of the one before it
             held = token[place] = index if index >= 0 else held
         return token, before, after
 
     def _scores(self, states: Tensor, own: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """The head, an Efficient GlobalPointer over characters."""
+        """Compute the head, an Efficient GlobalPointer over characters: logits [characters, width, types]."""
         head, sizes = self.head, states.shape[-1:]
         added = linear(
             layer_norm(states, sizes, head["norm.weight"], head["norm.bias"]), head["state.weight"], head["state.bias"]
@@ -156,7 +165,7 @@ class SpanReader:
         return logits.masked_fill(outside[:, :, None], -math.inf)
 
     def _rotated(self, features: Tensor) -> Tensor:
-        """Rotary positions over characters."""
+        """Apply rotary positions, which count characters, to `features` [characters, size]."""
         steps = torch.arange(0, features.shape[-1], 2, device=self.device, dtype=torch.float64)
         places = torch.arange(len(features), device=self.device)
         angles = places[:, None] * 10_000.0 ** (-steps / features.shape[-1])

@@ -1,7 +1,7 @@
-"""A run that reads, as a folder with merged weights, its head, and a loader on plain transformers and torch.
+"""The export of a run that reads spans: merged weights, the span head, and a loader that needs transformers and torch.
 
-`span_reader.py` is the loader: it is copied into the folder as it is here. What it must know of run and tokenizer is in
-`reader.json`.
+The loader is `span_reader.py`, which is copied into the folder unchanged. What it must know about the run and the
+tokenizer is in `reader.json`.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ ABOUT = "reader.json"
 
 
 def write_spans(source: Source, out: Path) -> Written:
-    """Write the merged model of a run that reads into the folder `out`, with head and loader, and compare it.
+    """Write the merged model of a run that reads spans into the folder `out`, with head and loader, and compare it.
 
     Raises:
-        ModelError: the base or the adapter cannot be loaded; Differs: the export does not compute what the run does.
-        OSError, SafetensorError: the disk refuses it.
+        ModelError: the base or the adapter cannot be loaded; Differs: the export computes something else than the run.
+        OSError, SafetensorError: the files cannot be written.
     """
     documents = fitting(source)
     sequences = sequences_of(source.encoder, documents)
@@ -66,13 +66,13 @@ def write_spans(source: Source, out: Path) -> Written:
 
 
 def fitting(source: Source) -> Sequence[Document]:
-    """Return the documents to compare on that the model reads in one pass."""
+    """Return those documents for the comparison that the model reads in one pass."""
     most = source.most_tokens
     return [document for document in source.documents if len(source.encoder.prompt_ids(document.text)) <= most]
 
 
 def write_reader(source: Source, out: Path) -> None:
-    """Write head, loader and what the loader must know into `out`."""
+    """Write the span head, the loader and `reader.json` into `out`."""
     encoder, head = source.encoder, read_head_config(source.adapter, source.task)
     assert isinstance(encoder, SpanEncoder)
     copy_head(source.adapter, out)
@@ -103,14 +103,14 @@ def _about(source: Source, encoder: SpanEncoder, head: HeadConfig) -> dict[str, 
 
 
 def extract_calibrated(source: Source, model: Any, documents: Sequence[Document]) -> Sequence[Extraction]:
-    """Return what the run extracts from `documents`, with its calibration."""
+    """Return what the run extracts from `documents` with `model` and its calibration."""
     extractor = extractor_of(source, ready(source, model, source.adapter))
     extractor.calibration = Calibration.load(source.folder.path)
     return extract_all(extractor, documents, "run")
 
 
 def load_reader(out: Path, source: Source, base: str | None = None) -> Any:
-    """Return a `SpanReader` of the loader that stands in the exported folder, which is no part of a package there."""
+    """Return a `SpanReader` of the loader in the exported folder, which is imported from its file."""
     from spantune.models import pick_device
 
     spec = importlib.util.spec_from_file_location("span_reader", out / LOADER)
@@ -121,7 +121,7 @@ def load_reader(out: Path, source: Source, base: str | None = None) -> Any:
 
 
 def compare(expected: Sequence[Extraction], reader: Any) -> int:
-    """Compare the entities that the loader finds, and their scores, with the run's; return how many they are.
+    """Compare the entities and scores of the loader with the run's; return the number of entities.
 
     Raises:
         Differs: an entity or a score differs.

@@ -1,9 +1,10 @@
-"""The comparison of an export with the run that it was made of: logits, and entities of dev documents.
+"""The comparison of an export with its run: logits, and the entities of dev documents.
 
-Both sides compute in float32 with the same numbers, so that they differ by the order of sums only. The run is computed
-by spantune, with its adapter beside the base where the export is not rounded; the export is loaded from its folder by
+Both sides compute in float32 with the same numbers, so they differ only by the order of sums. The run is computed by
+spantune, with its adapter beside the base if the export is not rounded. The export is loaded from its folder with
 transformers or PEFT alone. Weights that are exported in bf16 are compared with the run's weights rounded to bf16, under
-the same bound: what is left is again the order of sums. How far the rounding itself moves the logits is reported too.
+the same bound, since again only the order of sums differs. How far the rounding itself moves the logits is reported
+too.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from spantune.extraction import Extractor
 from spantune.models import CausalLM
 
 MOST = 1e-3
-"""The most that a logit of an export may differ from the run's."""
+"""The largest allowed difference between a logit of an export and that of its run."""
 LOGIT_DOCUMENTS = 8
-"""The documents whose logits are compared."""
+"""The number of documents whose logits are compared."""
 LOGIT_PLACES = 16
-"""The places of a document at which they are, evenly over its tokens."""
+"""The number of tokens of a document, evenly spaced, whose logits are compared."""
 
 
 class Differs(ModelError):
-    """An export that does not compute what its run computes."""
+    """An export computes something else than its run."""
 
 
 @dataclass(frozen=True)
 class Apart:
-    """How far log-probabilities of the next token are from the run's, over some places: the median, and the most."""
+    """How far log-probabilities of the next token differ from the run's: the median and the largest difference."""
 
     median: float
     most: float
@@ -42,15 +43,16 @@ class Apart:
 
 @dataclass(frozen=True)
 class Verified:
-    """What a comparison found.
+    """The result of a comparison.
 
     Args:
-        documents: whose entities were compared.
-        entities: how many entities they have; in a GGUF file as the run has them, otherwise the same in both.
-        logits: the largest difference of a logit; None where logits were not compared.
-        rounding: how far the rounding to bf16 moved a logit at most; None where nothing was rounded.
-        logprobs: how far log-probabilities differ, which are what llama.cpp's server tells; None of other exports.
-        f1: the F1 between the entities of the run and of a GGUF file; None of other exports, which have the same.
+        documents: the number of documents whose entities were compared.
+        entities: the number of their entities. For GGUF it is that of the run; for other forms both sides have the same
+            entities.
+        logits: the largest difference of a logit; None if logits were not compared.
+        rounding: the largest change of a logit by rounding the weights to bf16; None if nothing was rounded.
+        logprobs: the differences of log-probabilities, which llama.cpp's server returns; only for GGUF.
+        f1: the F1 between the entities of the run and those of the file, from 0 to 1; only for GGUF.
     """
 
     documents: int
@@ -63,9 +65,9 @@ class Verified:
 
 @dataclass(frozen=True)
 class Written:
-    """What a writer says of the files that it wrote.
+    """The report of a writer on the files that it wrote.
 
-    `verified` is None where the export was not compared; `notes` are sentences for the user.
+    `verified` is None if the export was not compared. `notes` are sentences for the user.
     """
 
     verified: Verified | None = None
@@ -74,14 +76,14 @@ class Written:
 
 @dataclass(frozen=True)
 class Expected:
-    """What an export must compute: the logits [places, vocabulary] of some prompts, and the entities of documents."""
+    """What an export must compute: logits [places, vocabulary] for each of some token sequences, and extractions."""
 
     logits: Sequence[Tensor] = field(repr=False)
     extractions: Sequence[Extraction]
 
 
 def sequences_of(encoder: TextEncoder, documents: Sequence[Document]) -> list[list[int]]:
-    """Return the token ids of the first documents: prompt and gold answer, or what is read."""
+    """Return the token ids of the first LOGIT_DOCUMENTS documents: prompt and gold answer, or the ids to read."""
     some = documents[:LOGIT_DOCUMENTS]
     if isinstance(encoder, Encoder):
         return [[*encoder.prompt_ids(document.text), *encoder.answer_ids(document)] for document in some]
@@ -90,7 +92,7 @@ def sequences_of(encoder: TextEncoder, documents: Sequence[Document]) -> list[li
 
 @torch.inference_mode()
 def logits_of(model: CausalLM, sequences: Iterable[Sequence[int]]) -> list[Tensor]:
-    """Return the logits [places, vocabulary] of each sequence at a few places, in float32 on the CPU."""
+    """Return the logits [places, vocabulary] of each sequence at up to LOGIT_PLACES places, in float32 on the CPU."""
     device = next(model.parameters()).device
     found = []
     for ids in sequences:
@@ -101,7 +103,7 @@ def logits_of(model: CausalLM, sequences: Iterable[Sequence[int]]) -> list[Tenso
 
 
 def largest_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Return the largest |Δ| of two lists of logits; infinity where their shapes differ or one is not finite."""
+    """Return the largest |Δ| between two lists of logits; infinity if shapes differ or a difference is NaN."""
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
         return float("inf")
     largest = max(((a - b).abs().max().item() for a, b in zip(expected, found, strict=True)), default=0.0)
@@ -109,21 +111,21 @@ def largest_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> f
 
 
 def extractor_of(source: Source, model: CausalLM, encoder: TextEncoder | None = None) -> Extractor:
-    """Return what extracts with `model` as the run does, without its calibration."""
+    """Return an Extractor for `model` with the run's settings, without calibration."""
     recipe = source.recipe
     return Extractor(model, encoder or source.encoder, recipe.extract, on_choices=recipe.train.on_choices)
 
 
 def extract_all(extractor: Extractor, documents: Sequence[Document], description: str) -> tuple[Extraction, ...]:
-    """Extract from `documents`, with progress; a document that cannot be extracted from is a failed Extraction."""
+    """Extract from `documents`, with a progress bar; a document that cannot be cut becomes a `refused` Extraction."""
     return tuple(track(extractor.stream(documents, strict=False), description, len(documents)))
 
 
 def require_close(difference: float, what: str) -> None:
-    """Check that logits differ by no more than `MOST`.
+    """Check that the largest difference of logits is at most `MOST`; `what` names the logits in the error.
 
     Raises:
-        Differs: they do.
+        Differs: it is larger.
     """
     if not difference <= MOST:
         raise Differs(
@@ -133,10 +135,10 @@ def require_close(difference: float, what: str) -> None:
 
 
 def require_same(expected: Sequence[Extraction], found: Sequence[Extraction]) -> int:
-    """Check that the documents have the same entities, and return how many they are.
+    """Check that all documents have the same entities, and return the number of entities.
 
     Raises:
-        Differs: a document has others.
+        Differs: a document has other entities.
     """
     differing = [
         one.document.id for one, other in zip(expected, found, strict=True) if _entities(one) != _entities(other)

@@ -1,4 +1,4 @@
-"""Extraction: decoding under grammars, a server as an engine, and the inputs and outputs of `spantune extract`."""
+"""Entity extraction by a model in this process or on a server, and the inputs and outputs of `spantune extract`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibrate a run: extract from documents that it was not trained on, fit its scores, and store what was fitted."""
+"""Calibrate a run: extract from documents that it was not trained on, fit scores and thresholds, and store them."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ def calibrate_run(
     per_label: bool = False,
     store: bool = True,
 ) -> Calibration:
-    """Fit a run's scores to how often they are right, and choose the threshold under which entities are dropped.
+    """Fit a run's scores to the share of correct entities, and choose the score below which entities are dropped.
 
         calibration = spantune.calibrate("runs/demo", precision=0.9)
         print(calibration.threshold, calibration.evidence.chosen.recall)
 
     Args:
-        run: the run folder, or what `spantune.load` returned for it.
-        data: an annotated corpus that was not trained on: a file, `bundled:NAME`, a Corpus or a list of Documents; the
-            run's dev documents when absent.
-        precision: the precision to reach with as many entities as possible; None for the best F1.
-        per_label: whether labels with many predictions have thresholds of their own.
-        store: make it what `load` and `extract` use for this run, and make the run's report again with it.
+        run: the run folder, or the Extractor that `spantune.load` returned for it.
+        data: an annotated corpus that the run was not trained on: a file, `bundled:NAME`, a Corpus or a list of
+            Documents. None takes the run's dev documents.
+        precision: the precision to reach, from 0 to 1, with as many entities as possible; None chooses the best F1.
+        per_label: whether a label with many predictions gets a threshold of its own.
+        store: whether to save the calibration in the run folder, where `load` and `extract` find it, and to write the
+            run's report again.
 
     Raises:
         ConfigError: an argument is of a wrong type, or no threshold reaches the precision.
         DataError: the corpus cannot be read, or nothing was predicted.
-        RunError: the folder is no finished run.
+        RunError: the folder is not a finished run, or cannot be written.
         ModelError: the model cannot be loaded.
     """
     expect(run, (str, Path, Extractor), "calibrate", "the path of a run folder, or what load returned")
@@ -66,7 +67,7 @@ def calibrate_run(
 
 
 def _bare(run: str | Path | Extractor) -> Extractor:
-    """Return the Extractor of a run that leaves scores and entities as the model gives them."""
+    """Return the Extractor of a run without calibration, which keeps all candidates."""
     extractor = copy.copy(run) if isinstance(run, Extractor) else load_bare(run)
     extractor.calibration = None
     extractor.keeps_candidates = True
@@ -74,14 +75,14 @@ def _bare(run: str | Path | Extractor) -> Extractor:
 
 
 def _name(data: object, corpus: object) -> str:
-    """Return the name of the documents for the record of the calibration."""
+    """Return the name of the documents that the calibration records: `dev`, the corpus's name, or `documents`."""
     if data is None:
         return "dev"
     return corpus.name if isinstance(corpus, Corpus) else "documents"
 
 
 def _update_report(run: Path) -> None:
-    """Make the run's report again with the calibration; after an error the old report stays, with a warning."""
+    """Write the run's report again, with the calibration; if that fails, keep the old report and log a warning."""
     try:
         report_run(run)
     except SpantuneError as error:

@@ -1,7 +1,7 @@
-"""The rows of a decoding batch, and the choice of their next tokens: the most probable that the grammars allow.
+"""The rows of a decoding batch, and the choice of their next tokens: the most probable tokens that the grammars allow.
 
-On a GPU the allowed tokens are found in a thread, since llguidance lets go of Python's lock meanwhile, and tokens are
-chosen on a stream beside the one of the model, which has the pass of the other group by then.
+On a GPU the allowed tokens are computed in a thread, since llguidance releases Python's lock. The tokens are chosen on
+a second CUDA stream, because the model's own stream is by then busy with the pass of the other group of rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spantune.models import CausalLM, few_logits
 
 @dataclass
 class Effort:
-    """The cost of decoding: passes, decoded tokens, forced tokens among them, and seconds spent in grammars."""
+    """The cost of decoding: forward passes, decoded tokens, how many of them were forced, and seconds in grammars."""
 
     passes: int = 0
     tokens: int = 0
@@ -38,11 +38,11 @@ class Rules:
     """How to decode.
 
     Args:
-        limit: the maximum number of tokens of an answer.
+        limit: the most tokens of an answer.
         constraint: makes the grammars; None decodes without a grammar.
-        on_choices: whether the model was trained on choices: log-probabilities are then normalised over the tokens
-            that the grammar allows, and entities are decoded in the order of training; otherwise they are normalised
-            over the whole vocabulary, and any entity may follow another.
+        on_choices: whether the model was trained with `train.loss_on=choices`. If so, log-probabilities are normalised
+            over the tokens that the grammar allows, and the grammar allows entities only in the order of training.
+            Otherwise they are normalised over the whole vocabulary, and any entity may follow another.
     """
 
     limit: int
@@ -54,8 +54,10 @@ class Rules:
 class Row:
     """A document that is being decoded, and its answer so far.
 
-    `number` is the row's number in the cache. `status` is None until the row ends; `logprobs` are None where a token
-    was forced. After a pass that failed, the row is decoded once more with `is_alone`; `error` is what then failed.
+    `number` is the row's number in the key-value cache. `position` is the position of the first of the
+    `pending` tokens, which are fed next. `ids` are the tokens of the answer; their `logprobs` are None where a token
+    was forced. `status` is None until the row ends. If a pass fails, its rows are decoded again with `is_alone`;
+    `error` is what that second pass raised.
     """
 
     index: int
@@ -75,18 +77,18 @@ class Row:
     error: Exception | None = None
 
     def fail(self, error: Exception) -> None:
-        """Note why this text cannot be decoded; the other texts are not affected."""
+        """Record why this text cannot be decoded; other texts are not affected."""
         self.failure = first_line(error)
 
 
 class Chooser:
-    """Chooses the next tokens of rows after their pass.
+    """Chooses the next tokens of rows after their forward pass.
 
     Args:
-        model: the model.
-        forward: runs its passes.
+        model: a causal LM.
+        forward: runs the passes of the model.
         rules: how to decode.
-        effort: where the seconds in grammars are added.
+        effort: the seconds that grammars take are added to this.
     """
 
     def __init__(self, model: CausalLM, forward: Forward, rules: Rules, effort: Effort):
@@ -96,20 +98,20 @@ class Chooser:
         self._beside: torch.cuda.Stream | None = None
 
     def choice(self, rows: Sequence[Row], output: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
-        """Choose each row's most probable allowed token; to be called once their pass is launched.
+        """Choose each row's most probable allowed token; call this once the pass of the rows is launched.
 
         Args:
-            rows: the rows, whose grammars do not advance before the choice is waited for.
-            output: their logits [rows, vocabulary], or their last hidden states where the forward gives states.
+            rows: the rows. Their grammars must not advance before the returned function has been called.
+            output: their logits [rows, vocabulary], or their last hidden states [rows, size] if `forward.states`.
 
         Returns:
-            A function that waits for the tokens and their log-probabilities.
+            A function that waits for the pass, and returns the tokens and their log-probabilities.
         """
         find = partial(self.allowed, rows)
         masks = find if self._thread is None else self._thread.submit(find).result
         if output.device.type != "cuda":
             return lambda: self._chosen(masks(), output)
-        kept = output.clone()  # the next pass may be of the same width, which has one place for its output
+        kept = output.clone()  # the output of the next pass may be written to the same memory
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         beside = self._beside = self._beside or torch.cuda.Stream(output.device, priority=-1)  # type: ignore[no-untyped-call]
@@ -140,13 +142,13 @@ class Chooser:
             tokens = ids.gather(1, chosen)
             total = (values if self._rules.on_choices else output.float()).logsumexp(-1)
         logprobs = values.gather(1, chosen)[:, 0] - total
-        both = torch.stack([tokens[:, 0].double(), logprobs.double()]).tolist()  # one copy; a double holds any token
+        both = torch.stack([tokens[:, 0].double(), logprobs.double()]).tolist()  # one copy; a double is exact for ids
         return [int(token) for token in both[0]], both[1]
 
     def allowed(self, rows: Sequence[Row]) -> Allowed | None:
-        """Return the tokens that the grammars allow next; a row whose grammar has failed may only end.
+        """Return the tokens that the grammars allow next; None where there are no grammars.
 
-        None where there are no grammars.
+        A row whose grammar has failed may only end.
         """
         if self._rules.constraint is None:
             return None
@@ -155,7 +157,7 @@ class Chooser:
         for row in rows:
             try:
                 matchers.append(row.guide.matcher if row.guide else self._end_only)
-            except Exception as error:  # such as a grammar that exceeds the engine's limits
+            except Exception as error:  # for example, the grammar exceeds llguidance's limits
                 row.fail(error)
                 matchers.append(self._end_only)
         allowed = self._rules.constraint.allowed(matchers)

@@ -1,7 +1,7 @@
-"""Cut documents into texts that an engine can decode, and merge its answers into Extractions, in order.
+"""Cut documents into chunks that an engine can decode, and merge the results of the chunks, in order.
 
-A long document is decoded in chunks that are merged again. Nothing is held in memory but what the engine reads ahead.
-A document that cannot be decoded is an error, or an Extraction that says why.
+Only the documents that the engine has read ahead are held in memory. A document that cannot be decoded is an error, or
+becomes an Extraction that states why.
 """
 
 from __future__ import annotations
@@ -30,29 +30,28 @@ from spantune.extraction.result import failure
 from spantune.metrics import Calibration
 
 _WIDEST = "\U0010fffd" * 4 + "\ufdfd"
-"""More tokens than a single character of any text takes: characters of four bytes, and one that NFKC makes 18 of."""
+"""A text with more tokens than any single character: characters of four bytes, and one that NFKC expands to 18."""
 
 
 class Engine(Protocol):
-    """What extracts entities: a model in this process, or a server."""
+    """What extracts entities: a model in this process, or a server. `calibration` is applied to its scores."""
 
     calibration: Calibration | None
 
     def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
-        """Yield an Extraction for each document, in order; see `by_chunks`."""
+        """Yield an Extraction for each document, in order; see `by_chunks` for `strict` and the errors."""
 
 
 def as_documents(texts: Iterable[str | Prediction]) -> Iterator[Prediction]:
-    """Return `texts` with a Document for each that is a string, whose id is its number from 0.
+    """Return `texts` with each string as a Document, whose id is its index, from 0.
 
     Raises:
-        ConfigError: `texts` is a single text or cannot be gone through; a member of another type is found when it is
-            reached.
+        ConfigError: `texts` is a single text or is not iterable. A member of a wrong type raises it when it is reached.
     """
     expected = "a list of texts or Documents"
     if isinstance(texts, str | Document | Extraction):
         raise ConfigError(f"texts: expected {expected}, found one; put it in a list, or call extract, which takes it")
-    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):  # going through them gives no text
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):  # their elements would not be texts
         expect(texts, (), "texts", expected)
     return _each_document(texts, expected)
 
@@ -68,13 +67,13 @@ def _each_document(texts: Iterable[str | Prediction], expected: str) -> Iterator
 
 @dataclass(eq=False)
 class Parts:
-    """The chunks of a document, and the Extractions of those that are done, by their index.
+    """The chunks of a document, and the Extractions of the chunks that are done.
 
     Args:
         document: the whole document.
-        source: gives its chunks, one at least.
-        chunks: those that were taken.
-        done: the Extractions.
+        source: yields its chunks, at least one.
+        chunks: the chunks that were taken from `source`.
+        done: the Extractions of chunks that are done, by the index of the chunk.
 
     Raises:
         DataError: as `Cutter.chunks`, for the first chunk.
@@ -90,14 +89,14 @@ class Parts:
 
     @property
     def has_more(self) -> bool:
-        """Whether there are chunks that were not taken."""
+        """Whether there are chunks that were not taken yet."""
         return self._next is not None
 
     def take(self) -> Document:
-        """Return the text of the next chunk.
+        """Take the next chunk, and return it as a Document.
 
         Raises:
-            DataError: as `Cutter.chunks`, for the chunk after it.
+            DataError: as `Cutter.chunks`, for the chunk after this one.
         """
         chunk = self._next
         assert chunk is not None
@@ -111,7 +110,10 @@ class Parts:
         return not self.has_more and len(self.done) == len(self.chunks)
 
     def joined(self) -> Extraction:
-        """Merge the Extractions of all chunks; offsets are those of the whole text."""
+        """Merge the Extractions of all chunks into one for the whole document; its offsets are those of the whole text.
+
+        Its status is the first one that is not `stopped`.
+        """
         document, parts = self.document, [self.done[index] for index in range(len(self.chunks))]
         if len(parts) == 1:
             return replace(parts[0], document=document.with_entities(parts[0].document.entities))
@@ -142,10 +144,10 @@ def by_chunks(
     """Yield an Extraction for each document, in order.
 
     Args:
-        documents: what to extract from; an Extraction among them is passed through in its place.
+        documents: what to extract from. An Extraction among them is passed through unchanged.
         cutter: cuts a document into chunks that the engine can decode.
-        decode: the engine: yields an Extraction for each text, in order.
-        strict: whether a document that cannot be cut is an error; otherwise it becomes a `refused` Extraction.
+        decode: the engine: takes an iterator of chunks and yields an Extraction for each, in order.
+        strict: whether a document that cannot be cut is an error. If False, it becomes a `refused` Extraction.
 
     Raises:
         DataError: as `Cutter.cut`, with `strict`.
@@ -172,10 +174,10 @@ def by_chunks(
 
 
 def parts_of(document: Prediction, cut: Callable[[Document], Iterator[Chunk]], *, strict: bool) -> Parts | Extraction:
-    """Cut a document by `cut`; an Extraction is returned as it is.
+    """Cut a document with `cut`. An Extraction is returned unchanged.
 
     Raises:
-        DataError: as `Cutter.chunks`, with `strict`; otherwise such a document becomes a `refused` Extraction.
+        DataError: as `Cutter.chunks`, with `strict`. Otherwise such a document becomes a `refused` Extraction.
     """
     if isinstance(document, Extraction):
         return document
@@ -188,15 +190,20 @@ def parts_of(document: Prediction, cut: Callable[[Document], Iterator[Chunk]], *
 
 
 def refusal(document: Document, error: DataError) -> Extraction:
-    """Return the Extraction of a document that cannot be cut."""
+    """Return the `refused` Extraction of a document that cannot be cut because of `error`."""
     return failure(document, Status.REFUSED, Problem(ProblemKind.REFUSED, str(error)))
 
 
 def cutter(encoder: TextEncoder, settings: config.Extract, window: int | None) -> Cutter:
-    """Make the Cutter of an engine; `window` is the model's limit of tokens, where it is known.
+    """Make the Cutter of an engine.
+
+    Args:
+        encoder: the tokenizer and the task.
+        settings: the section `extract`: chunk size, overlap and limits.
+        window: the most tokens that the model takes, or None if that is unknown.
 
     Raises:
-        DataError: what stands before a text, and the answer where one is written, leave no room for it.
+        DataError: the tokens before a text, and the longest answer if one is written, leave no room for a text.
     """
     before = len(encoder.prompt_ids(""))
     answer = settings.max_new_tokens if isinstance(encoder, Encoder) else 0
@@ -211,7 +218,11 @@ def cutter(encoder: TextEncoder, settings: config.Extract, window: int | None) -
 
 
 def most_tokens(encoder: TextEncoder, settings: config.Extract, window: int | None) -> int | None:
-    """Return the most tokens of a text with what stands before it that is read at once; None where nothing says it."""
+    """Return the most tokens that a prompt with its text may have; None where nothing limits them.
+
+    The limits are `train.max_tokens`, `extract.chunk_tokens`, and `window` without the longest answer if one is
+    written.
+    """
     limits = [] if encoder.max_tokens is None else [encoder.max_tokens]
     if settings.chunk_tokens is not None:
         limits.append(len(encoder.prompt_ids("")) + settings.chunk_tokens * encoder.copies)
@@ -221,7 +232,7 @@ def most_tokens(encoder: TextEncoder, settings: config.Extract, window: int | No
 
 
 def _no_room(encoder: TextEncoder, before: int, answer: int, window: int | None) -> DataError:
-    """The error where `before` tokens before a text and the most tokens of an answer leave no room for the text."""
+    """Return the error where `before` tokens before a text and `answer` tokens after it leave no room for the text."""
     beside, remedy = f" and extract.max_new_tokens={answer}", "lower extract.max_new_tokens"
     if not answer:
         beside, remedy = "", "raise train.max_tokens, or leave spans.instruction out"
@@ -234,10 +245,10 @@ def _no_room(encoder: TextEncoder, before: int, answer: int, window: int | None)
 def refusals(
     documents: Iterable[Document], encoder: TextEncoder, settings: config.Extract, window: int | None
 ) -> Iterator[DataError]:
-    """Yield the errors with which an engine would refuse `documents`, one for each; nothing is decoded.
+    """Yield the errors with which an engine would refuse `documents`, at most one for each; nothing is decoded.
 
     Args:
-        documents: the documents; none is read further where there is no room for any text.
+        documents: the documents. They are not read if there is no room for any text, which is then the only error.
         encoder: the tokenizer and the task.
         settings: the limits of extraction.
         window: as in `cutter`.
@@ -247,7 +258,7 @@ def refusals(
     except DataError as error:
         yield error
         return
-    # where any character fits beside the instruction, a text has chunks, and need not be tokenised to know it
+    # If every character fits beside the instruction, any text can be cut, and need not be tokenised to know that.
     needs_cutting = not cuts.fits(_WIDEST)
     for document in documents:
         try:
@@ -259,7 +270,7 @@ def refusals(
 
 
 def _ready(queue: deque[Parts | Extraction]) -> Iterator[Extraction]:
-    """Yield and remove the Extractions at the front of the queue."""
+    """Remove the Extractions at the front of the queue and yield them."""
     while queue and isinstance(first := queue[0], Extraction):
         queue.popleft()
         yield first

@@ -1,4 +1,4 @@
-"""Whether extraction compiles a model's layers, and the check that compiled layers compute what plain ones do."""
+"""Whether extraction compiles a model's layers, and a check that compiled layers compute what plain layers compute."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from spantune.core import config, first_line
 from spantune.models import CausalLM, compile_for_extraction, decoder_layers, is_compilable, plain_in_extraction
 
 LARGE = 10**9
-"""From so many weights on, the compiler's time is won back by a few hundred documents."""
+"""The number of weights from which on compiling saves time, if a few hundred documents are extracted."""
 COMPARED_LAYER = 1
-"""The layer after which compiled layers are compared with plain ones: further on, the roundings of FP8 add up."""
+"""The layer whose output is compared between compiled and plain layers; behind it, rounding errors of FP8 add up."""
 COMPILED_ERROR = 0.25
-"""The largest relative error: with FP8 roundings come to 0.15 over random weights; a wrong result is near 1."""
+"""The largest relative error allowed: FP8 rounding gives up to 0.15 with random weights, a wrong result is near 1."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -25,8 +25,8 @@ def is_worth_compiling(model: CausalLM, settings: config.Extract, *, is_bulk: bo
     """Whether to compile the layers of a model now.
 
     Args:
-        model: the model.
-        settings: the section `extract`.
+        model: a causal LM.
+        settings: the section `extract`; its `compile` is `on`, `off` or `auto`.
         is_bulk: whether more documents wait than are computed together.
     """
     if settings.compile == "off" or next(model.parameters()).device.type != "cuda" or not is_compilable(model):
@@ -35,12 +35,12 @@ def is_worth_compiling(model: CausalLM, settings: config.Extract, *, is_bulk: bo
 
 
 def compile_checked(model: CausalLM, compute: Callable[[bool], object], tokens: int) -> bool:
-    """Compile the layers of a model; undone, with a warning, where that fails or changes what is computed.
+    """Compile the layers of a model; if that fails or changes the result, undo it and log a warning.
 
     Args:
         model: the model, whose weights are frozen.
-        compute: runs the same pass with compiled layers (True) or plain ones, without a CUDA graph.
-        tokens: how many tokens of the pass are compared, from the first.
+        compute: runs one pass without a CUDA graph; its argument says whether the layers are compiled (True) or plain.
+        tokens: how many tokens of the pass are compared, from the first on.
 
     Returns:
         Whether the layers are compiled now.
@@ -51,14 +51,14 @@ def compile_checked(model: CausalLM, compute: Callable[[bool], object], tokens: 
     try:
         compile_for_extraction(model)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's advice
+            warnings.simplefilter("ignore")  # advice of the compiler
             found = _states(layer, lambda: compute(True), tokens)
         error = float((found - wanted).norm() / wanted.norm())
         if error < COMPILED_ERROR:
             _LOG.info("the layers were compiled in %.0f s", time.perf_counter() - began)
             return True
         reason = f"they are off by {error:.1g} here"
-    except Exception as exception:  # a compiler's errors have no common class
+    except Exception as exception:  # the errors of a compiler have no common class
         reason = first_line(exception)
     _LOG.warning("the layers are not compiled, which would be faster: %s", reason)
     plain_in_extraction(model)
@@ -66,7 +66,7 @@ def compile_checked(model: CausalLM, compute: Callable[[bool], object], tokens: 
 
 
 def _states(layer: nn.Module, compute: Callable[[], object], tokens: int) -> Tensor:
-    """The output [tokens, size] of a layer for the first tokens of a pass, in float32."""
+    """Return the output [tokens, size] of a layer for the first tokens of a pass, in float32."""
     states: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:

@@ -1,10 +1,11 @@
-"""The decoding loop: greedy, with continuous batching, and without a pass of its own for a token that a grammar forces.
+"""The decoding loop: greedy, with continuous batching, and without a separate pass for tokens that a grammar forces.
 
 Each step takes the most probable token that the row's grammar allows. The tokens that the grammar then forces are fed
-together with the chosen token in the next pass. A pass has a bounded number of tokens: rows that are decoding come
-first, prompts fill the rest. On a GPU the rows are in two groups: while the pass of one group runs, the grammars of the
-other group advance. Few rows are in one group: two half passes would take nearly twice as long as one. When the cache
-is full, the newest row is evicted and restarted later, with the same result.
+together with the chosen token in the next pass. A pass has a limited number of tokens: rows that are decoding come
+first, and prompts fill the rest. On a GPU the rows are divided into two groups: while the pass of one group runs, the
+grammars of the other group advance. A small number of rows forms one group, because two passes over half of them would
+take nearly twice as long as one pass. When the key-value cache is full, the newest row is evicted and restarted later,
+with the same result.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ from spantune.extraction.grammar import Guide
 from spantune.extraction.model_runner import Forward, Part
 from spantune.models import CausalLM
 
-FEW = 96  # rows that are in one group: their grammars then take less time than a second pass
-RECENT = 64  # answers by whose length it is known how many rows the cache has room for
-BURST = 32  # documents that are taken between two passes: the GPU does not wait while a whole batch is encoded
-SPARE = 64  # free slots, besides those of its prompt, that a row needs to join
-_PROBES = ("文本", "text", "\n", "1")  # the common prefix of their prompts is the instruction that all prompts share
+FEW = 96  # up to this number of rows form one group: their grammars take less time than a second pass
+RECENT = 64  # how many of the last answers are averaged to predict the cache slots that a row will need
+BURST = 32  # most documents to take between two passes, so that the GPU does not wait while a whole batch is encoded
+SPARE = 64  # free slots that must be left, besides those of its prompt, when a row joins
+_PROBES = ("文本", "text", "\n", "1")  # texts whose prompts have only the instruction in common at their beginning
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunningPass:
-    """A pass that may still be running: the rows that get a token from it, and a function that waits for the tokens.
+    """A forward pass that may still be running.
 
-    `wait` returns the tokens and their log-probabilities.
+    `rows` are the rows that get a token from the pass. `wait` waits for it, and returns one token and one
+    log-probability for each row.
     """
 
     rows: Sequence[Row]
@@ -46,7 +48,7 @@ class RunningPass:
 
 @dataclass
 class _Group:
-    """Rows that share passes, and the pass of them that may still be running."""
+    """Rows that share passes; `running` is their pass that may still be running."""
 
     rows: list[Row] = field(default_factory=list)
     running: RunningPass | None = None
@@ -56,11 +58,11 @@ class Decoder:
     """Decodes answers for documents, which are submitted one by one and end in any order.
 
     Args:
-        model: the model.
-        encoder: its tokenizer and the task.
-        forward: runs its passes; used by one decoder.
+        model: a causal LM.
+        encoder: the tokenizer and the task.
+        forward: runs the passes of the model. Only this decoder may use it.
         rules: how to decode.
-        effort: where the cost is added.
+        effort: the cost is added to this.
     """
 
     def __init__(self, model: CausalLM, encoder: Encoder, forward: Forward, rules: Rules, effort: Effort):
@@ -69,28 +71,28 @@ class Decoder:
         self._groups = [_Group() for _ in range(min(2, forward.shape.rows) if forward.pipelined else 1)]
         self._waiting: deque[Row] = deque()
         self._ended: list[Row] = []
-        self._lengths: deque[int] = deque(maxlen=RECENT)  # of the last answers
+        self._lengths: deque[int] = deque(maxlen=RECENT)  # tokens of the last answers
         self._submitted = 0
-        self._taken = 0  # documents since the last pass
+        self._taken = 0  # documents submitted since the last pass
         self.takes_all = False
-        """Whether all documents that there is work for are taken at once, so that it is known whether they are many."""
+        """Whether `room` ignores BURST, so that the number of waiting documents is known before the first pass."""
 
     @property
     def room(self) -> int:
-        """How many more documents to take: of those that there is work for, a few between two passes.
+        """How many more documents to submit now.
 
-        There is work for a batch, and for those that join when some of it end at once.
+        The decoder takes a full batch and half a batch that waits, but at most BURST documents between two passes.
         """
         room = places(self._forward.shape.rows) - self._in_flight - len(self._waiting)
         return room if self.takes_all else min(room, BURST - self._taken)
 
     @property
     def waiting(self) -> int:
-        """How many documents wait for the first pass; 0 while others are decoded."""
+        """How many documents wait for the first pass; 0 once some are being decoded."""
         return 0 if self._in_flight else len(self._waiting)
 
     def compile(self) -> None:
-        """Compile the model's layers, as `Forward.compile`; no document may be decoded."""
+        """Compile the model's layers, as `Forward.compile`; no document may be in decoding."""
         self._forward.compile()
         self.takes_all = False
 
@@ -99,7 +101,7 @@ class Decoder:
         return sum(len(group.rows) for group in self._groups)
 
     def submit(self, document: Document) -> int:
-        """Add a document; returns the index of its row."""
+        """Add a document; return the index of its row."""
         row = self._row(self._submitted, document, self._encoder.prompt_ids(document.text))
         self._submitted += 1
         self._taken += 1
@@ -107,19 +109,19 @@ class Decoder:
         return row.index
 
     def _row(self, index: int, document: Document, prompt: list[int], *, is_alone: bool = False) -> Row:
-        """Make a row at its beginning; its grammar is compiled while it waits."""
+        """Make a row at its beginning; its grammar is compiled in a thread while the row waits."""
         row = Row(index, document, prompt, is_alone=is_alone)
         try:
             row.guide = self._guide(row)
-        except Exception as error:  # in a grammar's making, which is of this text only
+        except Exception as error:  # the grammar of this text cannot be made
             row.fail(error)
         return row
 
     def cancel(self, index: int) -> None:
-        """Free a row and its slots, whether it waits or is decoded; nothing happens where it has ended.
+        """Free a row and its slots, whether it waits or is being decoded; a row that has ended is ignored.
 
-        A pass of it that is still running may be left to write into slots that are free: the pass that they are given
-        to next runs after it.
+        A pass of the row may still be running and write into the freed slots. That does no harm, since the next pass
+        that uses these slots runs after it.
         """
         for row in self._waiting:
             if row.index == index:
@@ -134,10 +136,10 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """Compute one pass of each group; returns the rows that have ended, in any order.
+        """Compute one pass of each group; return the rows that have ended, in any order.
 
-        A pass that fails, for want of memory or by an error in the model, ends no row: each of its rows is decoded once
-        more, by itself, and a row that fails again has the status `failed`, and the `error`.
+        A pass fails if memory runs out or the model raises an error. Each of its rows is then decoded once more, alone.
+        A row that fails again ends with the status `failed` and the `error`.
         """
         self._taken = 0
         if self._waiting and not self._in_flight and not self._forward.instruction:
@@ -151,7 +153,7 @@ class Decoder:
         return ended
 
     def _unite(self, group: _Group) -> bool:
-        """Give the rows of a group to the first one, which computes them next, where few are left of all."""
+        """Move the rows of a group to the first group if only few rows are left; return whether they were moved."""
         first = self._groups[0]
         if group is first or self._waiting or self._in_flight > FEW:
             return False
@@ -160,7 +162,7 @@ class Decoder:
         return True
 
     def _share(self) -> None:
-        """Compute the instruction of all prompts once; where that fails, it fails for the first row that waits."""
+        """Compute the instruction of all prompts once; if that fails, the first waiting row's pass has failed."""
         try:
             prompts = [self._encoder.prompt_ids(text) for text in _PROBES]
             self._forward.share(prompts[0][: min(common_prefix(prompts), min(map(len, prompts)) - 1)])
@@ -172,21 +174,21 @@ class Decoder:
             self._again([self._waiting.popleft()], error)
 
     def _guarded(self, group: _Group, work: Callable[[_Group], None]) -> None:
-        """Do a part of a step for a group; where it fails, its rows begin again."""
+        """Do a part of a step for a group; if it fails, decode the rows of the group again."""
         try:
             work(group)
         except BaseException as error:
             rows, group.running = list(group.rows), None
             for row in rows:
                 self._leave(group, row)
-            if not isinstance(error, Exception):  # an interruption says nothing about them
+            if not isinstance(error, Exception):  # an interruption, such as Ctrl-C, is no fault of the rows
                 for row in rows:
                     self._put_back(row)
                 raise
             self._again(rows, error)
 
     def _again(self, rows: Sequence[Row], error: Exception) -> None:
-        """Put rows back whose pass has failed, each to be decoded alone; a row that was alone ends."""
+        """Queue rows whose pass has failed, to be decoded alone; end the rows that were alone already."""
         _LOG.warning(
             "a pass over %s failed (%s); each is computed once more, by itself, and is reported if that fails too",
             number(len(rows), "document"),
@@ -201,7 +203,7 @@ class Decoder:
                 self._put_back(row, is_alone=True)
 
     def _put_back(self, row: Row, *, is_alone: bool = False) -> None:
-        """Queue a row from its beginning: those that go alone come first, the others by their index."""
+        """Queue a row from its beginning: rows to be decoded alone come first, the others by their index."""
         again = self._row(row.index, row.document, row.prompt, is_alone=is_alone or row.is_alone)
         rows = sorted((*self._waiting, again), key=lambda waiting: (not waiting.is_alone, waiting.index))
         self._waiting = deque(rows)
@@ -211,16 +213,19 @@ class Decoder:
         self._forward.cache.close(row.number)
 
     def _join(self, group: _Group) -> None:
-        """Add documents to a group while there is room; a row that goes alone waits for all others, and they for it."""
+        """Add waiting documents to a group while there is room.
+
+        A row to be decoded alone joins only when no other row is in flight, and no row joins it.
+        """
         forward, rows = self._forward, self._forward.shape.rows
         half = max(FEW, -(-(self._in_flight + len(self._waiting)) // 2))
         most = min(rows // len(self._groups), half)
-        while len(group.rows) < most and self._in_flight < rows and self._waiting:  # united rows may be more
+        while len(group.rows) < most and self._in_flight < rows and self._waiting:  # united groups may be above `most`
             row, is_busy = self._waiting[0], bool(self._in_flight)
             if is_busy and (row.is_alone or any(other.is_alone for each in self._groups for other in each.rows)):
                 return
             shared = min(common_prefix([row.prompt, forward.instruction]), len(row.prompt) - 1)
-            if shared < len(forward.instruction):  # the tokenizer merged its end with this text
+            if shared < len(forward.instruction):  # the tokenizer merged the instruction's end with this text
                 if is_busy:
                     return
                 forward.cut(shared)
@@ -232,7 +237,7 @@ class Decoder:
 
     @property
     def _growth(self) -> int:
-        """The slots that a row and those in flight will take if their answers are as long as those that have ended."""
+        """The slots that a new row and half of those in flight will need, by the mean length of recent answers."""
         return sum(self._lengths) // max(1, len(self._lengths)) * (1 + self._in_flight // 2)
 
     def _guide(self, row: Row) -> Guide | None:
@@ -240,7 +245,7 @@ class Decoder:
         return Guide(constraint, self._encoder, row.document.text, ordered=ordered) if constraint else None
 
     def _start_pass(self, group: _Group) -> None:
-        """Start the next pass of a group: rows that are decoding first, then as much of the prompts as fits."""
+        """Start the next pass of a group: rows that are decoding come first, then as much of the prompts as fits."""
         forward, rows = self._forward, group.rows
         while min(forward.shape.tokens, sum(len(row.pending) for row in rows)) > forward.cache.room:
             newest = max(rows, key=lambda row: row.index)
@@ -264,7 +269,7 @@ class Decoder:
             group.running = RunningPass(choosing, self._chooser.choice(choosing, output)) if choosing else None
 
     def _finish(self, group: _Group) -> None:
-        """Append the tokens of the pass of a group to its rows; those that end leave it."""
+        """Append the tokens of the group's pass to its rows, and remove the rows that end."""
         if group.running is None:
             return
         tokens, logprobs = group.running.wait()
@@ -275,7 +280,7 @@ class Decoder:
                 continue
             try:
                 row.status = self._advance(row, token, logprob)
-            except Exception as error:  # in the grammar of this text
+            except Exception as error:  # the grammar of this text has failed
                 row.fail(error)
                 row.status = Status.FAILED
             if row.status:
@@ -285,10 +290,10 @@ class Decoder:
         self._effort.grammar_seconds += time.perf_counter() - began
 
     def _advance(self, row: Row, token: int, logprob: float) -> Status | None:
-        """Append a token to a row; returns the status when that ends it."""
+        """Append a token to a row; return the status if the row ends with it, otherwise None."""
         if row.failure:
             return Status.FAILED
-        if math.isnan(logprob):  # weights or a sum in the model that are not finite: its choice means nothing
+        if math.isnan(logprob):  # weights or activations are not finite, so the chosen token means nothing
             row.failure, row.failure_kind = "the model computed NaN for the next token", ProblemKind.INVALID
             return Status.FAILED
         if token == self._encoder.stop_id:
@@ -308,7 +313,7 @@ class Decoder:
         return Status.LENGTH if len(row.ids) >= self._rules.limit else None
 
     def _is_circling(self, row: Row) -> bool:
-        """Whether an answer without a grammar only repeats itself."""
+        """Whether an answer without a grammar only repeats itself, which is tested when an entity ends."""
         if self._encoder.format.mark not in self._encoder.decode(row.ids[-1:]):
             return False
         answer = self._encoder.decode(row.ids)
@@ -316,5 +321,5 @@ class Decoder:
 
 
 def places(rows: int) -> int:
-    """Return how many documents a decoder of so many rows has work for: half as many as it decodes wait to join."""
+    """Return how many documents a decoder of `rows` rows takes: a full batch, and half as many that wait to join."""
     return rows + rows // 2 + 1

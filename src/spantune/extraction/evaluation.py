@@ -1,6 +1,6 @@
-"""Measure a model's real extractions against gold documents.
+"""Measure what a model extracts against gold documents.
 
-The figures are those of `metrics.score`, and the rates of answers with problems. Predictions are saved as files.
+The figures are those of `metrics.score` and the rates of answers with problems. Predictions are saved as files.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from spantune.runs import RunFolder, name_predictions
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores, the extractions behind them, and the seconds that extraction took.
+    """The scores of a model on gold documents, the extractions that were scored, and the seconds that extraction took.
 
-    `train` are the training documents that seen and unseen surfaces were told by, `file` holds the predictions where
-    they were saved, and `notes` say what was noticed when the documents were read.
+    `train` are the training documents, by which seen and unseen surfaces are distinguished. `file` is the
+    file with the predictions, or None if they were not saved. `notes` say what was noticed while documents were read.
     """
 
     gold: tuple[Document, ...]
@@ -60,11 +60,11 @@ class Evaluation:
 
     @property
     def predicted(self) -> list[Document]:
-        """The documents as the model annotated them."""
+        """The gold texts with the entities that the model extracted."""
         return [extraction.document for extraction in self.extractions]
 
     def values(self) -> dict[str, float | None]:
-        """Return flat figures for `metrics.jsonl` and the trackers; the bounds are None where there is no interval."""
+        """Return flat figures for `metrics.jsonl` and the trackers; F1's bounds are None if there is no interval."""
         micro = self.scores.micro
         flat: dict[str, float | None] = {
             "f1": micro.f1,
@@ -82,7 +82,7 @@ class Evaluation:
 
     @property
     def below_threshold(self) -> dict[str, int]:
-        """How many entities a threshold dropped, and how many of them are in gold."""
+        """The number of entities that a threshold dropped, and how many of them are in gold (`correct`)."""
         pairs = [
             (set(gold.entities), set(extraction.below_threshold))
             for gold, extraction in zip(self.gold, self.extractions, strict=True)
@@ -93,7 +93,7 @@ class Evaluation:
         }
 
     def as_dict(self) -> dict[str, object]:
-        """Return the scores, the rates and what a threshold dropped as one JSON object."""
+        """Return the scores, the rates, the counts below the threshold and the seconds as one JSON object."""
         more = {**rates(self.extractions), "left_out": self.below_threshold, "seconds": round(self.seconds, 2)}
         return {**self.scores.as_dict(), **more}
 
@@ -106,9 +106,13 @@ def evaluate(
     protocol: Protocol = "cblue",
     train: Sequence[Document] | None = None,
 ) -> Evaluation:
-    """Extract from the texts of `gold` and score against it; `protocol` and `train` as in `metrics.score`.
+    """Extract from the texts of `gold` and score the result against it.
 
-    Where the extractor keeps candidates, the thresholds of its head are chosen on `gold` first.
+    If the extractor keeps candidates, the thresholds of its head are first chosen on `gold` itself. `description` names
+    the progress bar. `protocol` and `train` are those of `metrics.score`.
+
+    Raises:
+        DataError: as `Extractor.stream` and `metrics.score`.
     """
     started = time.perf_counter()
     extractions = tuple(track(extractor.stream(gold), description, len(gold)))
@@ -133,16 +137,18 @@ def evaluate_run(
         print(evaluation.scores.micro.f1, evaluation.scores.labels)
 
     Args:
-        run: the run folder, or what `spantune.load` returned for it, with its device, threshold and settings.
-        data: a corpus file, `bundled:NAME`, a Corpus, or a list of Documents. The predictions for a file are saved in
-            the run folder; those for the very same corpus are replaced.
-        protocol: what counts as correct: `cblue` (start, end and label) or `promptcblue` (mention and label).
-        train: the training documents, for the figures of seen and unseen surfaces; those of the run when absent.
+        run: the run folder, or the Extractor that `spantune.load` returned for it, with its device, threshold and
+            settings.
+        data: a corpus file, `bundled:NAME`, a Corpus, or a list of Documents. Predictions for a file are saved in the
+            run folder; they replace earlier predictions for the same corpus.
+        protocol: what counts as correct: `cblue` (equal start, end and label) or `promptcblue` (equal mention and
+            label).
+        train: the training documents, for the figures of seen and unseen surfaces; None takes those of the run.
 
     Raises:
         ConfigError: an argument is of a wrong type, or there is no such protocol.
-        DataError: the corpus cannot be read, or has a label that is not the task's.
-        RunError: the folder is no finished run, or its predictions cannot be saved.
+        DataError: the corpus is empty or cannot be read, or has a label that the task does not have.
+        RunError: the folder is not a finished run, or the predictions cannot be saved.
         ModelError: the model cannot be loaded.
     """
     expect(run, (str, Path, Extractor), "evaluate", "the path of a run folder, or what load returned")
@@ -168,12 +174,12 @@ def evaluate_run(
 
 
 def _is_corpus(documents: object) -> TypeGuard[Corpus]:
-    """Whether `documents` were read from a file."""
+    """Whether `documents` are a Corpus, which was read from a file."""
     return isinstance(documents, Corpus)
 
 
 def _trained_on(extractor: Extractor, notes: list[str]) -> Sequence[Document] | None:
-    """Return the training documents of a run; None, with a note, where they cannot be read any more."""
+    """Return the training documents of a run; if they can no longer be read, add a note and return None."""
     if extractor.run is None:
         return None
     try:
@@ -184,9 +190,9 @@ def _trained_on(extractor: Extractor, notes: list[str]) -> Sequence[Document] | 
 
 
 def save_predictions(path: Path, extractions: Sequence[Extraction]) -> None:
-    """Write `extractions` as native JSONL with the raw answers and, in `meta.left_out`, the entities under a threshold.
+    """Write `extractions` as native JSONL, with the raw answers; `meta.left_out` has the entities below a threshold.
 
-    `spantune.data.read_extractions` reads the file back.
+    `spantune.data.read_extractions` reads the file.
 
     Raises:
         DataError: the file cannot be written.

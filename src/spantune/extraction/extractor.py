@@ -1,8 +1,8 @@
-"""Extraction by a model in this process: entities with scores, written under each document's grammar, or read.
+"""Extraction by a model in this process: it writes entities under each document's grammar, or reads spans.
 
-Every entity is a substring of its text at its offsets. A part of an answer that cannot be anchored to the text, and an
-answer that repeats itself or reaches its limit, is reported with the document, never dropped silently. A model whose
-weights are frozen keeps the cache of the instruction from one stream to the next.
+Every entity is a substring of its text at its offsets, and has a score. A part of an answer that cannot be anchored to
+the text is reported with the document, and so is an answer that repeats itself or reaches its limit. Nothing is dropped
+silently. If the model's weights are frozen, the key-value cache of the instruction is kept from one stream to the next.
 """
 
 from __future__ import annotations
@@ -44,15 +44,18 @@ class Extractor:
     """A model that extracts the entities of a task from texts.
 
     Args:
-        model: a causal LM of transformers, with or without PEFT adapters; with a head where spans are read.
-        encoder: its tokenizer and the task.
-        settings: batch size, limits and whether to decode under the grammar.
-        calibration: calibrates scores and drops entities below a threshold; None leaves both as the model gave them.
-        on_choices: as in `Rules`.
+        model: a causal LM of transformers, with or without PEFT adapters. A task that reads spans needs a span head on
+            the model.
+        encoder: the tokenizer and the task.
+        settings: the section `extract` of a recipe: batch size, limits and whether to decode under the grammar. None
+            takes the defaults.
+        calibration: calibrates the scores and drops entities below a threshold. None keeps the scores and the entities
+            as the model gave them.
+        on_choices: whether the model was trained with `train.loss_on=choices`; see `Rules`.
 
     Raises:
-        ConfigError: as `require_grammar` and `require_reading`.
-        ModelError: the model lacks an embedding for a token of the prompt, or the head that reads spans.
+        ConfigError: an argument is of a wrong type, or as `require_grammar` and `require_reading`.
+        ModelError: the model has no embedding for a token of the prompt, or no span head where spans are read.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class Extractor:
         require_grammar(self.settings, on_choices=on_choices)
         self.calibration = calibration
         self.keeps_candidates = False
-        """Whether every candidate that is read is an entity, with its score, whatever the thresholds."""
+        """Whether every candidate span is returned as an entity with its score, whatever the thresholds are."""
         self.run: Path | None = None
         prefer_label_order(encoder.task.codes)
         self.effort = Effort()
@@ -88,7 +91,7 @@ class Extractor:
             require_reading(self.settings)
             self._reader = Reader(model, encoder, self.settings, self.effort)
         self.scheduler = Scheduler(self._reader or self._writer())
-        """Shares the model's passes among all sessions and streams."""
+        """Runs the model's forward passes for all sessions and streams."""
 
     def __repr__(self) -> str:
         model = getattr(self.model.config, "model_type", type(self.model).__name__)
@@ -106,7 +109,7 @@ class Extractor:
 
     @property
     def task(self) -> TaskSpec:
-        """The task that is extracted for."""
+        """The task: the labels, the instruction and the answer format."""
         return self.encoder.task
 
     @property
@@ -116,13 +119,14 @@ class Extractor:
 
     @property
     def thresholds(self) -> dict[str, float] | None:
-        """The uncalibrated score from which on a span is an entity, for each label; None where answers are written."""
+        """The lowest uncalibrated score of an entity, for each label; None where answers are written."""
         return self._reader.thresholds.label_thresholds if self._reader is not None else None
 
     def candidates(self, extractions: Sequence[Extraction]) -> list[Document]:
-        """Return documents with the entities that are left whatever the threshold, to choose thresholds by.
+        """Return documents with all candidates that some threshold could keep; thresholds are chosen on these.
 
-        Where entities may not overlap, those are left out that a better one excludes at every threshold.
+        Where entities may not overlap, a candidate is left out if it overlaps a better one, since no threshold would
+        keep it.
         """
         documents = [extraction.document for extraction in extractions]
         if self.task.nested:
@@ -130,18 +134,21 @@ class Extractor:
         return [document.with_entities(without_overlaps(document.entities)[0]) for document in documents]
 
     def choose_thresholds(self, gold: Sequence[Document], candidates: Sequence[Extraction]) -> list[Extraction]:
-        """Give the head the thresholds of the best F1 on `gold`, and return what is then extracted from it.
+        """Set the head's thresholds to those with the best F1 on `gold`, and apply them to `candidates`.
 
-        A type has a threshold of its own where that helps held-out documents (see `best_thresholds`); they stay as they
-        are where there is no candidate.
+        A label gets a threshold of its own where that improves F1 on held-out documents (see `best_thresholds`). The
+        thresholds do not change if there is no candidate.
 
         Args:
             gold: annotated documents that the model was not trained on.
-            candidates: what the extractor yields for them while it `keeps_candidates`.
+            candidates: the Extractions of these documents, made while `keeps_candidates` is True.
+
+        Returns:
+            The Extractions with the entities that pass the new thresholds and the calibration, in the same order.
 
         Raises:
-            ConfigError: the run writes answers, and has no head.
-            DataError: the documents do not pair, or a score is missing.
+            ConfigError: the run writes answers, so it has no span head.
+            DataError: `gold` and `candidates` are not the same documents, or a score is missing.
         """
         if self._reader is None:
             raise ConfigError(
@@ -161,14 +168,14 @@ class Extractor:
     def extract(self, texts: Iterable[str | Document]) -> list[Document]: ...
 
     def extract(self, texts: str | Document | Iterable[str | Document]) -> Document | list[Document]:
-        """Return the text with its entities; of several texts, a list in the same order.
+        """Return one text as a Document with its entities, or several texts as a list of Documents in the same order.
 
             document = extractor.extract("患者因急性阑尾炎行腹腔镜手术。")
             documents = extractor.extract(["胸片示右下肺炎。", "未见异常。"])
 
         Raises:
-            ConfigError: `texts` is neither a text nor a list of texts.
-            DataError: as `stream`, with `strict`.
+            ConfigError: `texts` is neither a text nor an iterable of texts or Documents.
+            DataError: as `stream` with `strict`.
         """
         if isinstance(texts, str | Document):
             return next(self.stream([texts])).document
@@ -177,17 +184,18 @@ class Extractor:
     def stream(self, documents: Iterable[str | Prediction], *, strict: bool = True) -> Iterator[Extraction]:
         """Yield an Extraction for each document, in order; a text longer than the model's window is cut into chunks.
 
-        Documents are read when there is work for them: a batch and half a batch that waits, and while the first of them
-        is not done, others as those behind it end, up to 4,096.
+        Documents are read as the model needs them: usually one batch and half a batch that waits. If the first of them
+        takes long, up to 4,096 documents are read ahead of it, so that the batch stays full.
 
         Args:
-            documents: what to extract from; an Extraction among them is passed through in its place.
-            strict: whether a text that cannot be decoded is an error; otherwise it becomes a `refused` Extraction.
+            documents: texts or Documents to extract from. An Extraction among them is passed through unchanged.
+            strict: whether a text that cannot be decoded is an error. If False, it becomes a `refused` Extraction.
 
         Raises:
             ConfigError: `documents` is a single text, or has a member that is neither a text nor a Document.
-            DataError: a text is over `extract.max_characters`, with `strict`, or there is no room for any text.
-            RuntimeError: with `strict`, what the model raised for a document that was computed by itself.
+            DataError: with `strict`, a text has more than `extract.max_characters` characters or half a surrogate pair;
+                or the instruction and the answer leave no room for any text.
+            RuntimeError: with `strict`, the error of the model for a document that was computed alone.
         """
         return self._stream(as_documents(documents), strict)
 
@@ -195,10 +203,10 @@ class Extractor:
         yield from self.session().run(documents, strict=strict)
 
     def session(self) -> Session:
-        """Return a Session, to which documents are submitted one by one; all sessions and streams share one batch.
+        """Return a Session, which takes documents one by one; all sessions and streams share one batch.
 
         Raises:
-            DataError: what stands before a text leaves no room for it.
+            DataError: the instruction and the answer leave no room for any text.
         """
         window = int(self.model.config.max_position_embeddings)
         terms = Terms(
@@ -208,16 +216,16 @@ class Extractor:
 
 
 def require_settings(settings: object) -> None:
-    """Check the type of the settings.
+    """Check that `settings` is a section `extract` or None.
 
     Raises:
-        ConfigError: they are not a section `extract`.
+        ConfigError: `settings` is of another type.
     """
     expect(settings, (config.Extract, type(None)), "settings", "the section extract of a recipe, or None")
 
 
 def _require_embeddings(model: CausalLM, encoder: TextEncoder) -> None:
-    """Check that the model has an embedding for each token of the frame that the chat template puts around a text."""
+    """Check that the model has embeddings for the stop token and for the tokens that surround a text in the prompt."""
     stop = [encoder.stop_id] if isinstance(encoder, Encoder) else []
     ids, rows = [*encoder.prompt_ids(""), *stop], len(model.get_input_embeddings().weight)
     if not 0 <= min(ids) <= max(ids) < rows:

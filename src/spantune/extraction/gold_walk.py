@@ -1,8 +1,9 @@
-"""The choices that the grammar leaves in the gold answers, which `train.loss_on=choices` puts the loss on.
+"""The tokens that the grammar allows at each choice of the gold answers, which `train.loss_on=choices` trains on.
 
-Each answer is walked through its grammar token by token, some 15 ms for a sentence. Many answers are walked in
-parallel processes, and the result is cached on disk, so that `plan`, `train` and `train --resume` walk them once.
-A cache file is named by the hash of everything that the result depends on; one that is damaged is made again.
+Each gold answer is followed through its grammar token by token ("walked"), which takes about 15 ms for a sentence. Many
+answers are walked in parallel processes. The result is cached on disk, so that `plan`, `train` and `train --resume`
+walk the answers once. The name of a cache file is the hash of everything that the result depends on. A damaged cache
+file is made again.
 """
 
 from __future__ import annotations
@@ -37,41 +38,44 @@ from spantune.extraction.grammar import Constraint, Guide, constraint_of
 from spantune.extraction.vocabulary import without_special_names
 
 WALK_VERSION = 2
-"""To be raised when the walk would find other choices: every cached result is then made again."""
+"""Raise this when the walk finds other choices than before: every cached result is then made again."""
 SERIAL_UNDER = 500
-"""Fewer answers than this are walked in this process: a worker takes seconds to start."""
+"""Below this number of answers they are walked in this process, since a worker process takes seconds to start."""
 CACHED_FROM = 100
-"""Fewer answers than this are not cached: they are walked in about the time that starting takes."""
+"""Below this number of answers the result is not cached, since walking takes little time."""
 CHUNK = 32
-"""Answers that a worker walks at a time."""
+"""The number of answers that a worker walks at a time."""
 WORKER_GIB = 1
-"""Memory of a worker: 0.7 GiB with a vocabulary of 262,144."""
+"""The memory of a worker in GiB; 0.7 GiB were measured with a vocabulary of 262,144."""
 CACHE_FILES = 8
-"""Most results in the cache; the least recently used are removed."""
+"""The most files in the cache; the least recently used ones are removed."""
 
 log = logging.getLogger(__name__)
 
 Answer: TypeAlias = tuple[str, tuple[int, ...]]
-"""A text and the ids of its gold answer with the stop token."""
+"""A text, and the token ids of its gold answer with the stop token."""
 Choices: TypeAlias = dict[int, tuple[int, ...]]
-"""The ids that are allowed at each index of an answer where there is a choice."""
+"""The allowed token ids at each index of an answer where the grammar leaves a choice."""
 
 
 def mark_choices(
     examples: Sequence[Example], documents: Sequence[Document], encoder: Encoder, vocabulary: int, cache: Path
 ) -> tuple[Example, ...]:
-    """Add to each example the ids that the grammar allows at its answer tokens.
+    """Add to each example the ids that the grammar allows at the answer tokens that it does not force.
 
     Args:
-        examples: one for each document.
+        examples: one example for each document.
         documents: the gold documents.
-        encoder: of the examples.
+        encoder: the Encoder that made the examples.
         vocabulary: the size of the model's logits.
         cache: the folder of cached results.
 
+    Returns:
+        The examples with `choices`, whose indices count from the start of the example.
+
     Raises:
         DataError: an entity begins or ends with white space, which no grammar writes.
-        ModelError: the grammar cannot be followed with this tokenizer.
+        ModelError: the grammar cannot be followed with this tokenizer, or does not allow a gold answer.
     """
     for document in documents:
         for entity in document.entities:
@@ -99,7 +103,7 @@ def mark_choices(
 
 
 def walk(answers: Sequence[Answer], encoder: Encoder, vocabulary: int, processes: int = 1) -> Iterator[Choices]:
-    """The choices of each answer, in order; in this process or in several."""
+    """Yield the choices of each answer, in order; they are computed in this process, or in several `processes`."""
     if processes > 1:
         batches = [answers[start : start + CHUNK] for start in range(0, len(answers), CHUNK)]
         yield from _walk_in_parallel(batches, encoder, vocabulary, min(processes, len(batches)))
@@ -138,7 +142,7 @@ def _walk_in_parallel(
 
 @contextmanager
 def _spawning() -> Iterator[None]:
-    """Start processes that do not import the caller's script, which may be what trains, and do not get Ctrl-C."""
+    """Start processes that do not import the caller's main script, which may start a training, and ignore Ctrl-C."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     masks = hasattr(signal, "pthread_sigmask")
@@ -151,11 +155,11 @@ def _spawning() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_given: tuple[bytes, int]  # of a worker: the pickled encoder with its tokenizer's JSON, and the size of the vocabulary
+_given: tuple[bytes, int]  # in a worker: the pickled encoder and tokenizer's JSON, and the size of the logits
 
 
 def _start_worker(pickled: bytes, vocabulary: int) -> None:
-    """Keep what a worker needs, and end it when the process that started it ends, however that does."""
+    """Store what a worker needs, and start a thread that ends the worker when its parent process ends."""
     global _given
     _given = pickled, vocabulary
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -170,7 +174,7 @@ def _end_with_parent() -> None:
 
 @cache
 def _worker() -> tuple[Encoder, Constraint]:
-    """The encoder and the constraint of this worker, made once."""
+    """Return the encoder and the constraint of this worker, which are made once."""
     pickled, vocabulary = _given
     encoder: Encoder
     encoder, source = pickle.loads(pickled)
@@ -183,7 +187,7 @@ def _walk_batch(answers: Sequence[Answer]) -> list[Choices]:
 
 
 def _processes() -> int:
-    """One process for each core that this process may use, and at most half the machine's memory for all of them."""
+    """Return the number of worker processes: one for each usable core, in at most half the machine's memory."""
     if not hasattr(os, "sysconf"):
         return usable_cores()
     gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
@@ -194,22 +198,22 @@ def _processes() -> int:
 
 
 class _Table(NamedTuple):
-    """The choices of all answers as int32 arrays in which equal sets of allowed ids are stored once."""
+    """The choices of all answers as int32 arrays; equal sets of allowed ids are stored once."""
 
     counts: NDArray[np.int32]
-    """Choices of each answer."""
+    """The number of choices of each answer [answers]."""
     indexes: NDArray[np.int32]
-    """The index in its answer of each choice."""
+    """The index of each choice in its answer [choices]."""
     sets: NDArray[np.int32]
-    """The set of allowed ids of each choice."""
+    """The number of the set of allowed ids of each choice [choices]."""
     sizes: NDArray[np.int32]
-    """Ids of each set."""
+    """The number of ids of each set [sets]."""
     ids: NDArray[np.int32]
-    """The ids of all sets, one set after another."""
+    """The ids of all sets, one set after another [sum of sizes]."""
 
     @classmethod
     def of(cls, walked: Iterable[Mapping[int, tuple[int, ...]]]) -> _Table:
-        """The table of the choices of answers."""
+        """Make the table from the choices of all answers."""
         numbers: dict[tuple[int, ...], int] = {}
         counts: list[int] = []
         indexes: list[int] = []
@@ -222,7 +226,7 @@ class _Table(NamedTuple):
         return cls(*(np.array(column, np.int32) for column in columns))
 
     def choices(self) -> Iterator[Choices]:
-        """The choices of each answer; equal sets are one tuple, and equal ids one int."""
+        """Yield the choices of each answer; to save memory, equal sets are one tuple, and equal ids one int."""
         shared = np.array(range(self.ids.max(initial=-1) + 1), dtype=object)
         ids = shared[self.ids].tolist()
         ends = np.cumsum(self.sizes).tolist()
@@ -232,13 +236,13 @@ class _Table(NamedTuple):
             yield dict(islice(pairs, count))
 
     def is_whole(self, answers: int) -> bool:
-        """Whether the arrays agree with each other and with the number of answers."""
+        """Whether the arrays fit each other and the number of answers."""
         choices = len(self.indexes) == len(self.sets) == self.counts.sum()
         return choices and len(self.counts) == answers and self.sizes.sum() == len(self.ids)
 
 
 def _key(documents: Sequence[Document], answers: Sequence[Answer], encoder: Encoder, vocabulary: int) -> str:
-    """The SHA-256 of everything that the choices depend on."""
+    """Return the SHA-256 of everything that the choices depend on."""
     tokenizer = encoder.tokenizer
     parts: list[object] = [WALK_VERSION, metadata.version("llguidance"), vocabulary, encoder.stop_id]
     parts += [encoder.task.model_dump_json(), tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template]
@@ -250,13 +254,13 @@ def _key(documents: Sequence[Document], answers: Sequence[Answer], encoder: Enco
 
 
 def _read(path: Path, answers: int) -> _Table | None:
-    """The table in a cache file; None where there is none, or only a damaged one."""
+    """Return the table in a cache file; None if there is none or it is damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             table = _Table(**{name: arrays[name] for name in _Table._fields})
         if not table.is_whole(answers):
             raise ValueError("its arrays do not fit each other")
-        path.touch()  # the cache keeps what was used last
+        path.touch()  # the cache keeps the most recently used files
         return table
     except FileNotFoundError:
         return None
@@ -266,7 +270,7 @@ def _read(path: Path, answers: int) -> _Table | None:
 
 
 def _write(path: Path, table: _Table) -> None:
-    """Cache a table, and remove what was used least recently beyond CACHE_FILES."""
+    """Write a table into the cache, and remove the least recently used files beyond CACHE_FILES."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing_path(path) as partial, partial.open("wb") as file:

@@ -1,8 +1,8 @@
 """Grammars for decoding: an llguidance matcher for each document, over the model's tokenizer.
 
-A matcher says which tokens may come next and which are forced, so that the decoded answer is of the format and its
-mentions are substrings of the document. llguidance raises no errors by itself; its error states are raised as
-ModelError here. Grammars are compiled in threads while the model runs.
+A matcher says which tokens may come next and which token is forced, so that the decoded answer has the answer format
+and its mentions are substrings of the document. llguidance does not raise errors; this module reads its error states
+and raises them as ModelError. Grammars are compiled in threads while the model runs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 THREADS = 8
-FUEL = 1 << 30  # llguidance's default limits fail for texts of a few hundred characters
+FUEL = 1 << 30  # llguidance's default limits are too low for texts of a few hundred characters
 
 
 def require_grammar(settings: config.Extract, *, on_choices: bool) -> None:
-    """Check that a model that was trained on choices is decoded under the grammar.
+    """Check that a model that was trained with `train.loss_on=choices` is decoded under the grammar.
 
-    Every use of such a model passes here: its figures without the grammar would say nothing.
+    Every use of such a model must call this: without the grammar its answers and figures mean nothing.
 
     Raises:
-        ConfigError: `extract.grounded` is false and the model was trained on choices.
+        ConfigError: `extract.grounded` is False and `on_choices` is True.
     """
     if on_choices and not settings.grounded:
         raise ConfigError(
@@ -44,21 +44,27 @@ def require_grammar(settings: config.Extract, *, on_choices: bool) -> None:
 
 
 class Allowed(NamedTuple):
-    """The token ids that may come next: `ids` [rows, most], ascending, and `inside` [rows, most], False for padding."""
+    """The token ids that may come next: `ids` [rows, most], ascending, and `inside` [rows, most], False for padding.
+
+    `most` is the largest number of allowed ids of a row.
+    """
 
     ids: NDArray[np.int64]
     inside: NDArray[np.bool_]
 
 
 class Constraint:
-    """Makes matchers for a model's tokenizer and says which tokens they allow.
+    """Makes matchers for a model's tokenizer, and says which tokens they allow.
 
     Args:
-        tokenizer: the fast tokenizer.
-        vocabulary: the size of the model's logits, which may be padded beyond the tokenizer's vocabulary.
+        tokenizer: a fast tokenizer of transformers.
+        vocabulary: the size of the model's logits, which may be larger than the tokenizer's vocabulary.
         stop: the id of the token that ends an answer.
-        threads: threads that compile grammars and compute masks.
-        source: `without_special_names(tokenizer)`, if it is known already: it takes seconds to make.
+        threads: the number of threads that compile grammars and compute masks, at most the number of cores.
+        source: `without_special_names(tokenizer)` if it is already known, since it takes seconds to compute.
+
+    Raises:
+        ModelError: llguidance cannot use the tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop: int, threads: int = THREADS, source: str = ""):
@@ -76,7 +82,7 @@ class Constraint:
         self._compilers = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def matcher(self, grammar: str) -> LLMatcher:
-        """Compile a Lark grammar.
+        """Compile a grammar in the Lark notation.
 
         Raises:
             ModelError: llguidance cannot compile it.
@@ -88,7 +94,7 @@ class Constraint:
         return matcher
 
     def compile(self, grammar: Callable[[], str]) -> Future[LLMatcher]:
-        """Compile a grammar as `matcher`, in another thread if there is more than one."""
+        """Compile a grammar as `matcher` does, in another thread if there are several; the future may hold an error."""
         if self._compilers is not None:
             return self._compilers.submit(lambda: self.matcher(grammar()))
         compiled: Future[LLMatcher] = Future()
@@ -99,8 +105,8 @@ class Constraint:
         return compiled
 
     def allowed(self, matchers: Sequence[LLMatcher]) -> Allowed:
-        """Return the tokens that may come next for each matcher; there is at least one for each."""
-        # not llguidance.torch: torch compiles its kernel, which takes seconds and needs a C++ compiler
+        """Return the tokens that may come next for each matcher; each has at least one."""
+        # llguidance.torch is not used: torch compiles its kernel, which takes seconds and needs a C++ compiler.
         import llguidance.numpy as masks
 
         if not matchers:
@@ -122,7 +128,7 @@ class Constraint:
         return Allowed(padded, inside)
 
     def advance(self, matcher: LLMatcher, token: int) -> list[int]:
-        """Consume a chosen token and those that the grammar forces after it, which are returned.
+        """Consume a chosen token and the tokens that the grammar forces after it; return the forced ones.
 
         Raises:
             ModelError: the grammar cannot be followed any further.
@@ -142,7 +148,7 @@ class Constraint:
 
 @lru_cache(maxsize=1)
 def constraint_of(tokenizer: Tokenizer, vocabulary: int, stop: int) -> Constraint:
-    """Return the Constraint of a tokenizer. The last one is cached: for a large vocabulary it takes seconds to make."""
+    """Return the Constraint of a tokenizer. The last one is cached, since a large vocabulary takes seconds."""
     return Constraint(tokenizer, vocabulary, stop)
 
 
@@ -152,22 +158,22 @@ class Guide:
     Args:
         constraint: makes the matchers.
         encoder: the tokenizer and the task.
-        text: the text that is extracted from.
-        ordered: whether the grammar is made anew after each entity, so that entities come in order; otherwise any
-            entity may follow, and `is_circling` says when the answer only repeats itself. A grammar that ends with an
-            entity is made anew in both cases, and so is every grammar of a task that is not nested.
+        text: the text to extract from.
+        ordered: whether a new grammar is made after each entity, so that entities come in the order of training. If
+            False, any entity may follow another, and `is_circling` says when the answer only repeats itself. A new
+            grammar is always made if the present one ends with an entity, and if the task is not nested.
     """
 
     def __init__(self, constraint: Constraint, encoder: Encoder, text: str, *, ordered: bool = True):
         self._constraint, self._encoder, self._text, self._ordered = constraint, encoder, text, ordered
-        self._new_ids: list[int] = []  # behind the answer that is read
+        self._new_ids: list[int] = []  # the tokens after `_answer`, the part of the answer that is parsed
         self._answer, self._parse = "", encoder.format.growing(text, encoder.task)
         self._objects: set[str] = set()
         self._is_joined = spelling_of(encoder.tokenizer).is_known
         self._closing_ids = constraint.containing(encoder.format.mark)
         self.is_circling = False
         self._compiling = constraint.compile(lambda: encoder.format.grammar(text, encoder.task, None) or "")
-        self._matcher: LLMatcher | None = None  # once it is compiled
+        self._matcher: LLMatcher | None = None  # None until the grammar is compiled
 
     @property
     def matcher(self) -> LLMatcher:
@@ -186,7 +192,7 @@ class Guide:
         return (self._matcher is not None or self._compiling.done()) and bool(self.matcher.is_stopped())
 
     def advance(self, token: int) -> list[int]:
-        """Append a chosen token and those that the grammar forces after it, which are returned.
+        """Append a chosen token and the tokens that the grammar forces after it; return the forced ones.
 
         Raises:
             ModelError: the grammar cannot be followed any further.
@@ -200,13 +206,13 @@ class Guide:
         return written if renewed else forced
 
     def choices(self, answer: Sequence[int]) -> dict[int, tuple[int, ...]]:
-        """Return, for each index of a gold answer where the grammar leaves a choice, the ids that it allows.
+        """Return the allowed ids at each index of a gold answer where the grammar does not force the token.
 
         Args:
-            answer: the ids of the answer, the stop token included.
+            answer: the token ids of the answer, with the stop token.
 
         Raises:
-            ModelError: the answer does not follow the grammar, or its tokens are not those that would be forced.
+            ModelError: the answer does not follow the grammar, or has other tokens than those that the grammar forces.
         """
         allowed_ids: dict[int, tuple[int, ...]] = {}
         index = 0
@@ -230,12 +236,12 @@ class Guide:
         return allowed_ids
 
     def _renew(self) -> bool:
-        """After an entity, switch to the grammar for the rest of the answer; returns whether there is a new grammar."""
+        """After an entity, switch to the grammar for the rest of the answer; return whether there is a new grammar."""
         encoder, text = self._encoder, self._text
         written = encoder.decode(self._new_ids)
         answer = self._answer + written
         renews = self._ordered or not encoder.task.nested or self.matcher.is_stopped()
-        if self._is_joined and not answer.endswith("\ufffd"):  # which may be a part of a character
+        if self._is_joined and not answer.endswith("\ufffd"):  # U+FFFD may be the first part of a character
             self._answer, self._new_ids = answer, []
             if not renews and self._is_new(written.strip()):
                 return False
@@ -247,9 +253,9 @@ class Guide:
         return grammar is not None
 
     def _is_new(self, written: str) -> bool:
-        """Whether an answer cannot be circling, since it ends with an object that it does not hold before.
+        """Whether the answer cannot be circling, because it ends with an object that was not written before.
 
-        Only of a format with a line for each entity this can be said without reading the answer.
+        This can be said without parsing the answer only for a format that has one line for each entity.
         """
         is_new = self._encoder.format.incremental is not None and written not in self._objects
         self._objects.add(written)

@@ -1,8 +1,8 @@
 """The documents to extract from: plain text (one document per line or per file) and every corpus format.
 
 Documents are yielded as they are read, so that memory does not grow with their number. Stdin and pipes are read once.
-A line or record that cannot be read becomes an `unreadable` Extraction in its place; so does a file that cannot be
-read to its end, and reading continues with the next file. Annotations of a corpus are ignored.
+A line or record that cannot be read is yielded as an `unreadable` Extraction, in its place. A file that cannot be read
+to its end is yielded in the same way, and reading continues with the next file. Annotations of a corpus are ignored.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ TEXT = "text"
 """Plain text, one document per line: the format of `.txt` files, stdin and pipes where no format is given."""
 JSON_NOTE = "line that looks like a JSON object, taken for text; --format native reads its text"
 _UNANNOTATED = Options(unannotated=True)
-"""Texts to extract from need no entities."""
+"""The options to read a corpus with: its documents need no entities."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Files to extract from.
+    """The files to extract from.
 
     Args:
-        files: each with its format.
-        whole: whether each file of plain text is one document.
-        options: what the files do not say of themselves, such as their encoding.
+        files: pairs of a file and its format; `-` is stdin.
+        whole: whether each file of plain text is one document, instead of one document a line.
+        options: what the files do not state themselves, such as their encoding.
     """
 
     files: tuple[tuple[str, str], ...]
@@ -60,11 +60,11 @@ class Texts:
     def open(
         cls, files: Sequence[str], format: str | None = None, *, whole: bool = False, options: Options = _UNANNOTATED
     ) -> Texts:
-        """Check `files` and detect their formats where none is given.
+        """Check that `files` exist, and detect their formats if `format` is None.
 
         Raises:
-            ConfigError: the options contradict each other.
-            DataError: a file does not exist or has no known format.
+            ConfigError: the options contradict each other, or the format is unknown.
+            DataError: a file does not exist or cannot be read, or its format is not recognised.
         """
         if whole and format not in (None, TEXT):
             raise ConfigError(f"--whole-file takes plain text, not --format {format}; drop one of the two")
@@ -81,8 +81,8 @@ class Texts:
     def read(self, notes: Counter[str]) -> Iterator[Prediction]:
         """Yield the documents, and an `unreadable` Extraction for each that cannot be read.
 
-        `notes` counts what reading repaired. The id of a line of plain text is its number, after the file's name where
-        there are several files; the id of a whole file is its path.
+        `notes` counts what was repaired while reading. A line of plain text has its line number as id; with several
+        files, the file's name stands before it, as in `notes.txt:3`. A whole file has its path as id.
         """
         for file, format in self.files:
             try:
@@ -92,7 +92,7 @@ class Texts:
                 yield unreadable(name if error.line is None else f"{name}:{error.line}", error)
 
     def count(self) -> int | None:
-        """Return the number of documents; None with stdin or a pipe, which can be read only once."""
+        """Return the number of documents, for which all files are read; None if there is stdin or a pipe among them."""
         if any(_is_stream(file) for file, _ in self.files):
             return None
         return sum(1 for _ in self.read(Counter()))
@@ -109,7 +109,7 @@ class Texts:
 
 
 class _Source(NamedTuple):
-    """A corpus to read texts from: its file, what errors call it, its format, and how it is read."""
+    """A corpus to read texts from: its path, its name in errors, its format, and the options to read it with."""
 
     path: Path
     shown: str
@@ -118,7 +118,12 @@ class _Source(NamedTuple):
 
 
 def _format(file: str, format: str | None, whole: bool, options: Options) -> str:
-    """Return the format of a file; checks that it exists."""
+    """Return the format of a file; check first that the file exists.
+
+    Raises:
+        DataError: the file does not exist or cannot be read, or its format is not recognised.
+        ConfigError: there is no such format.
+    """
     stream = _is_stream(file)
     may_be_text = (" " in file or not Path(file).suffix) and not file.startswith("bundled:")
     if not stream and may_be_text and not os.path.exists(file):
@@ -145,7 +150,7 @@ def _is_stream(file: str) -> bool:
 
 
 def _shown(file: str) -> str:
-    """Return the name of a file in ids and errors."""
+    """Return the name of a file for ids and errors."""
     return "stdin" if file == STDIN else encodable(file)
 
 
@@ -197,7 +202,8 @@ def _whole(file: str, encoding: str | None) -> str:
 def _corpus(source: _Source, notes: Counter[str]) -> Iterator[Prediction]:
     """Yield the texts of a corpus.
 
-    What an earlier extraction wrote into `meta` is dropped. A document that was unreadable and has no text stays so.
+    Status and problems that an earlier extraction wrote into `meta` are dropped. A document that was unreadable then
+    and has no text stays unreadable.
     """
     shown = source.shown
     for raw_document in formats.items(source.path, source.format, notes, source.options):
@@ -210,10 +216,10 @@ def _corpus(source: _Source, notes: Counter[str]) -> Iterator[Prediction]:
 
 
 def _spooled(source: _Source, notes: Counter[str]) -> Iterator[Prediction]:
-    """Yield the texts of a corpus on stdin or in a pipe, copied to a file first, since some formats are read twice."""
+    """Yield the texts of a corpus on stdin or in a pipe; it is copied to a file, since some formats are read twice."""
     shown = _shown(source.shown)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(shown).name  # ids are made from this name where there are none
+        path = Path(folder) / Path(shown).name  # documents without an id get one that is made from this name
         with _opened(source.shown) as content, path.open("wb") as spool:
             shutil.copyfileobj(content, spool)
         try:
@@ -223,15 +229,15 @@ def _spooled(source: _Source, notes: Counter[str]) -> Iterator[Prediction]:
 
 
 def as_input(id: str, text: str, meta: Mapping[str, object]) -> Prediction:
-    """Return a document of a corpus without what an earlier extraction wrote into `meta`.
+    """Return a document without the status and problems that an earlier extraction wrote into `meta`.
 
-    What was unreadable then and has no text stays an `unreadable` Extraction.
+    A document that was unreadable then and has no text is returned as an `unreadable` Extraction.
     """
     earlier = from_document(Document(encodable(id), text, (), meta))
     return earlier if earlier.status is Status.UNREADABLE and not earlier.document.text else earlier.document
 
 
 def unreadable(id: str, error: DataError) -> Extraction:
-    """Return the Extraction that stands for a document that cannot be read."""
+    """Return the Extraction that stands in the place of a document that cannot be read."""
     problem = Problem(ProblemKind.UNREADABLE, encodable(str(error)))
     return failure(Document(encodable(id), ""), Status.UNREADABLE, problem)

@@ -1,9 +1,10 @@
-"""Load finished runs for extraction: one with its adapter merged, or several over one base with their adapters apart.
+"""Load finished runs for extraction: one run with its adapter merged, or several runs over one shared base model.
 
-The base model of several runs is loaded once where source, type and device are the same. Each run's adapter is then
-computed beside the base, and made the active one before each of its passes; so no weight of the base is changed, which
-also is how a run over a quantised base is loaded alone. With `extract.merge: always` a run has a base of its own, and
-its adapter is merged into an FP8 base before that is quantised.
+Several runs share a base model if its source, type and device are the same; it is then loaded once. The adapters of
+these runs are not merged: each is computed beside the base, and made the active adapter before each of its passes, so
+that no weight of the base changes. A single run over a base in FP8, NF4 or INT8 is loaded in the same way, unmerged.
+With `extract.merge: always` each run has a base model of its own; the adapter is merged before an FP8 base is
+quantised.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def load_run(
     *,
     accept_changes: bool = False,
 ) -> Extractor:
-    """Load the Extractor of a finished run, with its adapter merged into the base model, and the run's calibration.
+    """Load the Extractor of a finished run, with the run's calibration; the adapter is merged into an unquantised base.
 
         extractor = spantune.load("runs/demo")
         for document in extractor.extract(["患者因急性阑尾炎行腹腔镜手术。"]):
@@ -61,14 +62,15 @@ def load_run(
 
     Args:
         run: the run folder.
-        device: `auto` (a GPU where there is one), `cpu` or `cuda`.
-        settings: the section `extract` of a recipe (batch size, limits, grammar); that of the run when absent.
-        min_score: drop entities with a lower score, a probability, instead of by the run's thresholds; 0 drops none.
-            Where spans are read, those under 0.047 are no entities at all.
-        accept_changes: go on with an adapter whose files were changed after training, with a warning.
+        device: `auto` (a GPU if there is one), `cpu` or `cuda`.
+        settings: the section `extract` of a recipe (batch size, limits, grammar). None takes that of the run.
+        min_score: the lowest score of an entity, from 0 to 1, which replaces the run's thresholds; 0 drops no entity.
+            Where spans are read, spans with a score under 0.047 are never entities.
+        accept_changes: load an adapter whose files were changed after training, with a warning.
 
     Raises:
-        ConfigError: `min_score` is not a probability, or as `require_grammar` and `require_reading`.
+        ConfigError: `min_score` is not a probability, an argument is of a wrong type, or as `require_grammar` and
+            `require_reading`.
         RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
         ModelError: the base model or the adapter cannot be loaded.
     """
@@ -85,7 +87,10 @@ def load_run(
 def load_bare(
     run: str | Path, device: str = "auto", settings: config.Extract | None = None, *, accept_changes: bool = False
 ) -> Extractor:
-    """Load the Extractor of a finished run without its calibration: uncalibrated scores, and no entity dropped."""
+    """Load the Extractor of a finished run without its calibration; the arguments and errors are those of `load_run`.
+
+    Scores are not calibrated. Where answers are written, no entity is dropped because of its score.
+    """
     return _load_alone(_read(run, device, settings, accept_changes=accept_changes))
 
 
@@ -98,17 +103,17 @@ def load_runs(
     *,
     accept_changes: bool = False,
 ) -> dict[str, Extractor]:
-    """Load the Extractors of several runs, by the names of their folders; a base model that they share is loaded once.
+    """Load the Extractors of several runs, keyed by the names of their folders; a shared base model is loaded once.
 
         extractors = load_runs(["runs/diseases", "runs/drugs"])
         extractors["drugs"].extract("阿司匹林 100 mg")
 
-    What is extracted is what each run extracts when it is loaded alone, up to rounding: an adapter that is not merged
-    is computed in a higher precision. A run that is the only one over its base, or that trained the base itself, is
-    loaded by itself. All Extractors of the dict are used by one thread. The arguments are as in `load_run`.
+    Each run extracts what it extracts when it is loaded alone, up to rounding: an adapter that is not merged is
+    computed in a higher precision. A run is loaded alone if no other run has its base, or if it trained the base
+    itself. Only one thread may use the returned Extractors. The arguments are those of `load_run`.
 
     Raises:
-        ConfigError: two folders have the same name, none is given, or as `load_run`.
+        ConfigError: no folder is given, two folders have the same name, or as `load_run`.
         RunError, ModelError: as `load_run`.
     """
     _require_options(device, settings)
@@ -133,7 +138,7 @@ def load_runs(
 
 @dataclass(frozen=True)
 class _Run:
-    """What is read of a run before its model: its folder, recipe, task, the device, and the settings of extraction."""
+    """A run as it is read before its model is loaded; `model` has the device that was asked for."""
 
     folder: RunFolder
     recipe: Config
@@ -143,12 +148,12 @@ class _Run:
 
     @property
     def is_merged(self) -> bool:
-        """Whether the adapter is merged whatever the base."""
+        """Whether the adapter is merged into the base, also where the base is quantised."""
         return self.settings.merge == "always" and is_shareable(self.folder.adapter)
 
 
 def _read(run: str | Path, device: str, settings: config.Extract | None, *, accept_changes: bool) -> _Run:
-    """Read and check everything of a run that needs no model."""
+    """Read and check the files of a run that can be checked without loading the model."""
     folder = RunFolder(Path(run))
     recipe, task = folder.config(), folder.adapter_task(accept_changes=accept_changes)
     settings = settings or recipe.extract
@@ -161,10 +166,11 @@ def _read(run: str | Path, device: str, settings: config.Extract | None, *, acce
 
 
 def require_merging(settings: config.Extract, base: config.Base) -> None:
-    """Check that an adapter can be merged as the settings say.
+    """Check that the adapter can be merged into the base if the settings ask for it.
 
     Raises:
-        ConfigError: into a base in NF4 or INT8, which bitsandbytes quantises while it is read.
+        ConfigError: `extract.merge` is `always` and the base is NF4 or INT8, which bitsandbytes quantises while it
+            reads the weights.
     """
     if settings.merge == "always" and base in ("nf4", "int8"):
         raise ConfigError(
@@ -174,7 +180,7 @@ def require_merging(settings: config.Extract, base: config.Base) -> None:
 
 
 def _by_base(runs: Sequence[_Run]) -> Mapping[tuple[object, ...], list[int]]:
-    """The numbers of the runs that can share a base model; a run with weights of its own is by itself."""
+    """Group the indices of runs that can share a base model; a run that cannot share is a group of its own."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, run in enumerate(runs):
         source = Path(run.model.source)
@@ -201,7 +207,7 @@ def _load_alone(run: _Run) -> Extractor:
 
 
 def _load_requantised(run: _Run) -> Loaded:
-    """Load a run's model with its adapter in the weights that are quantised, and its head where spans are read."""
+    """Load a run's base with the adapter merged before it is quantised to FP8, and the span head if there is one."""
     adapter = run.folder.adapter
     loaded = load(run.model, tokenizer_folder=adapter, change=partial(load_adapter, folder=adapter, merge=True))
     if run.task.reads:
@@ -215,7 +221,7 @@ def _load_requantised(run: _Run) -> Loaded:
 
 
 def _load_together(runs: Sequence[_Run]) -> list[Extractor]:
-    """Load runs over one base, whose adapters stay apart."""
+    """Load several runs over one base model, whose adapters are not merged."""
     began = time.perf_counter()
     files = [read_files(run.model.source, run.folder.adapter) for run in runs]
     loaded = load(runs[0].model, files[0])
@@ -259,9 +265,9 @@ def _calibration(run: Path, min_score: float | None) -> Calibration | None:
 
 
 def _warn_of_another_base(run: RunFolder, source: str, path: Path) -> None:
-    """Log a warning where the base model in a local folder is not the one that the run was trained on.
+    """Log a warning if the base model in a local folder is not the one that the run was trained on.
 
-    The files of hubs and packages are verified by themselves.
+    Models from hubs and packages are verified when they are loaded, so they are not checked here.
     """
     if not Path(source).is_dir() or not run.environment_file.is_file():
         return

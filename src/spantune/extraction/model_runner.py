@@ -2,9 +2,10 @@
 
     pass      row 1 row 1 row 1 row 3 row 4 row 4 …      one sequence of batch size one
 
-A row feeds one token or a whole prompt without delaying the others, so forced tokens need no pass of their own and
-prompts join whenever there is room. On a CUDA GPU passes have a few fixed widths, and each width is a CUDA graph: a
-step is one launch. A model that is being trained, or whose forward cannot be captured, runs without graphs.
+A row may feed one token or a whole prompt without delaying the others. So forced tokens need no pass of their own, and
+a prompt can join whenever there is room. On a CUDA GPU passes have one of a few fixed widths, and each width is a CUDA
+graph, so that a pass is one launch. A model that is being trained, or whose forward pass cannot be captured, runs
+without graphs.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ from spantune.models import (
     windows,
 )
 
-WIDTH = 64  # passes of a graph are padded to a multiple of this, or to a power of two below it
+WIDTH = 64  # passes are padded to a multiple of this, or to 16 or 32
 PAGE = 256  # consecutive slots that a row takes at a time on a CPU
-TYPICAL = 560  # slots of a row on average; the longest rows may take more
+TYPICAL = 560  # slots of a row on average; a long row may take more
 KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
-COMPILED_TOKENS = 24  # of the pass that compares compiled layers with plain ones
-WIDER = 0.98  # a wider pass is taken where it takes less than this share of the time
-REPEATS = 4  # of passes that are timed in turns, of which the fastest count
-MEMORY_SHARE = 0.8  # maximum share of the free GPU memory
+COMPILED_TOKENS = 24  # tokens of the pass that compares compiled layers with plain ones
+WIDER = 0.98  # a wider pass is used if it takes less than this share of the time of the narrower one
+REPEATS = 4  # how often each of two widths is timed; the fastest time counts
+MEMORY_SHARE = 0.8  # the largest share of the free GPU memory that the cache takes
 _LOG = logging.getLogger(__name__)
 Inputs = TypeVar("Inputs", Tensor, NDArray[np.int64])
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Maximum numbers of rows at a time, positions of a row, tokens of a pass, and slots (None: by the memory)."""
+    """The limits of a Forward: rows at a time, positions of a row, tokens of a pass, slots (None: by the memory)."""
 
     rows: int
     longest: int
@@ -63,7 +64,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Part:
-    """The tokens that one row feeds in a pass: `ids` at the positions from `position` on."""
+    """The tokens `ids` that one row feeds in a pass, at consecutive positions from `position` on."""
 
     row: int
     position: int
@@ -71,15 +72,15 @@ class Part:
 
 
 class Forward:
-    """The passes of one batch of a model.
+    """The forward passes of one decoding batch.
 
     Args:
         model: a causal LM of transformers with our attention, with or without PEFT adapters.
-        shape: the maximum numbers.
-        states: whether `feed` returns last hidden states instead of logits, for a caller that needs few logits.
+        shape: the limits of rows, positions, tokens and slots.
+        states: whether `feed` returns last hidden states instead of logits, for a caller that needs only few logits.
 
     Raises:
-        ModelError: not even one row fits into the GPU's memory.
+        ModelError: the GPU has no memory for the keys and values of twice `shape.longest` tokens.
     """
 
     def __init__(self, model: CausalLM, shape: Shape, *, states: bool = False):
@@ -95,38 +96,44 @@ class Forward:
         self._windows = windows(self._config)
         on_cpu = self._device.type == "cpu"
         self._page = PAGE if on_cpu else 1
-        kept = torch.promote_types(self._dtype, torch.float32) if on_cpu else None  # as the joint attention needs
+        kept = torch.promote_types(self._dtype, torch.float32) if on_cpu else None  # the joint attention needs float32
         self.cache = SlotCache(shape.rows, shape.longest, self._capacity(), self._device, self._page, kept)
         usable = _has_kernel(self._device) and _agrees(self._config, self._dtype, self._device)
         self._static = _Static(self._device, shape, self.cache, self._config) if usable else None
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = (
             {} if self._static and _is_capturable(model) else None
         )
-        self._instead: dict[int, int] = {}  # the width that is taken for passes of a width
+        self._instead: dict[int, int] = {}  # the width to use for passes of each width
         self._is_compiled = self._has_tried = False
         self._mask = unread_mask(self._config, self._dtype, self._device)
 
     @property
     def pipelined(self) -> bool:
-        """Whether passes run asynchronously."""
+        """Whether passes run asynchronously, as they do on a GPU."""
         return self._device.type == "cuda"
 
     def share(self, ids: Sequence[int]) -> None:
-        """Compute the instruction that every row begins with."""
+        """Compute the instruction, with which every row begins; `ids` are its tokens."""
         self.instruction = list(ids)
         for start in range(0, len(ids), self.shape.tokens):
             self.feed([Part(INSTRUCTION, start, ids[start : start + self.shape.tokens])], [0])
         self.cache.share(len(ids))
 
     def cut(self, length: int) -> None:
-        """Shorten the instruction to its first `length` tokens; no row may be open."""
+        """Shorten the shared instruction to its first `length` tokens; no row may be open."""
         del self.instruction[length:]
         self.cache.share(length)
 
     def feed(self, parts: Sequence[Part], output_parts: Sequence[int]) -> Tensor:
-        """Feed `parts`; returns logits [output_parts, vocabulary], or states [output_parts, size], after these parts.
+        """Run one pass over `parts`, and return the output after the last token of some of them.
 
-        On a GPU they are valid until the next call.
+        Args:
+            parts: the tokens that rows feed.
+            output_parts: the indices of the parts whose output is returned.
+
+        Returns:
+            Logits [output_parts, vocabulary], or last hidden states [output_parts, size] if `states`. On a GPU they are
+            valid until the next call.
         """
         self.passes += 1
         counts = [len(part.ids) for part in parts]
@@ -149,7 +156,7 @@ class Forward:
         return self._replay(width)[: len(output_parts)]
 
     def _runs(self, spans: Sequence[Span]) -> Runs | None:
-        """Where the keys of a pass are, on a CPU."""
+        """Return where the keys of a pass lie in the cache, on a CPU; None on a GPU."""
         if self._device.type != "cpu":
             return None
         is_first = spans[0].row == INSTRUCTION
@@ -166,11 +173,11 @@ class Forward:
         """Run one pass.
 
         Args:
-            tokens: ids, positions, slots and cells of the slot map [4, tokens].
-            last: indices of the tokens whose output is returned [output_parts].
+            tokens: token ids, positions, slots, and cells of the flattened slot map [4, tokens].
+            last: the indices of the tokens whose output is returned [output_parts].
             spans: where the rows are in the sequence.
             blocks: the kernel's blocks of queries [blocks, 4], on a GPU.
-            runs: where the keys of the spans are, on a CPU.
+            runs: where the keys of the spans lie in the cache, on a CPU.
         """
         ids, positions, slots, cells = tokens
         self.cache.destination = slots
@@ -191,25 +198,25 @@ class Forward:
         return (self.cache.stores, destination) if self._is_compiled else ()
 
     def compile(self) -> None:
-        """Compile the model's layers, where passes are graphs; once, also where that fails.
+        """Compile the model's layers if passes are CUDA graphs; this is tried once, even if it fails.
 
-        There must be a free row, and slots for a few tokens.
+        There must be a free row, and slots for COMPILED_TOKENS tokens.
         """
         if self._has_tried or not self._graphs_work():
             return
         self._has_tried = True
-        torch.cuda.synchronize()  # the graphs are given up
+        torch.cuda.synchronize()  # the graphs are dropped below
         self._is_compiled = compile_checked(self._model, self._check_pass, COMPILED_TOKENS)
         self._graphs, self._instead = {}, {}
 
     def _graphs_work(self) -> bool:
-        """Whether passes are graphs; on a GPU the first one shows it."""
+        """Whether passes are CUDA graphs; the first call captures one to find out."""
         if self._graphs is not None and not self._graphs:
             self._width(1)
         return self._graphs is not None
 
     def _check_pass(self, is_compiled: bool) -> None:
-        """Run a pass of any tokens behind the instruction, with compiled layers or plain ones, without a graph."""
+        """Run a pass of arbitrary tokens after the instruction, with compiled or plain layers, without a graph."""
         self._graphs, self._is_compiled = None, is_compiled
         row = self.cache.open()
         ids = [(7 + 31 * number) % self._config.vocab_size for number in range(COMPILED_TOKENS)]
@@ -217,7 +224,7 @@ class Forward:
         self.cache.close(row)
 
     def _width(self, count: int) -> int:
-        """The width of a pass of `count` tokens: the next one, or the one after it where that takes less time."""
+        """Return the width to use for a pass of `count` tokens: the next one, or the one after it if that is faster."""
         width = fitting(count)
         if self._graphs is None:
             return width
@@ -231,17 +238,17 @@ class Forward:
         return self._instead[width]
 
     def _faster(self, width: int, wider: int) -> int:
-        """Time the graphs of two widths in turns; returns the one to take for passes of the first width."""
+        """Time the graphs of two widths in turns; return the width to use for passes of the first width."""
         if self._graphs is None or self._static is None:
             return width
-        self._static.blank()  # tokens of the passes before would be written over what their slots hold now
+        self._static.blank()  # otherwise old tokens would overwrite slots that other tokens hold now
         times: dict[int, list[float]] = {width: [], wider: []}
         for tried in (width, wider) * REPEATS:
             times[tried].append(_milliseconds(self._graphs[tried][0]))
         return wider if min(times[wider]) < WIDER * min(times[width]) else width
 
     def _replay(self, width: int) -> Tensor:
-        """Run a pass of a fixed width over the loaded tokens, as a graph where graphs can be used."""
+        """Run the loaded pass at a fixed width, as a CUDA graph if graphs can be used."""
         assert self._static is not None
         self._static.ready()
         if self._graphs is None:
@@ -251,7 +258,7 @@ class Forward:
         return output
 
     def _capture(self, width: int) -> None:
-        """Make the graph of a width, where there is none."""
+        """Capture the graph of a width, if there is none."""
         assert self._static is not None
         if self._graphs is None or width in self._graphs:
             return
@@ -261,7 +268,7 @@ class Forward:
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):
-                self._run(*views)  # compiles kernels and allocates their workspaces, which is not possible in a capture
+                self._run(*views)  # compiles kernels and allocates workspaces, which is not possible during a capture
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
@@ -279,7 +286,7 @@ class Forward:
         slots = shape.slots or min(shape.rows * TYPICAL, shape.rows * shape.longest) + 2 * shape.longest
         if self._device.type != "cuda":
             return (-(-slots // self._page) + shape.rows) * self._page if self._page > 1 else slots
-        torch.cuda.empty_cache()  # memory that torch caches counts as used
+        torch.cuda.empty_cache()  # memory that torch caches would count as used
         size = bytes_per_token(self._config, self._dtype)
         available = int(torch.cuda.mem_get_info(self._device)[0] * MEMORY_SHARE) // size
         if available < 2 * shape.longest:
@@ -292,12 +299,12 @@ class Forward:
 
 
 def fitting(count: int) -> int:
-    """Return the narrowest width of a pass of `count` tokens."""
+    """Return the narrowest width that holds `count` tokens."""
     return next((width for width in (16, 32) if width >= count), -(-count // WIDTH) * WIDTH)
 
 
 def _milliseconds(graph: torch.cuda.CUDAGraph) -> float:
-    """The time of a pass without rows."""
+    """Return the milliseconds that a graph takes."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
     events[0].record()
     graph.replay()
@@ -323,10 +330,10 @@ class _Static:
         self._turn = 0
 
     def load(self, tokens: NDArray[np.int64], last: NDArray[np.int64], spans: Sequence[Span], width: int) -> None:
-        """Put a pass into pinned memory, padded to `width`."""
+        """Write a pass into pinned memory, padded to `width`."""
         self._turn ^= 1
         if event := self._events[self._turn]:
-            event.synchronize()  # until the pass before the last has read it
+            event.synchronize()  # this buffer's last copy to the GPU must be done
         count = tokens.shape[1]
         staged, ends, blocks = self._split(self._staging[self._turn].numpy())
         staged[:, :count] = tokens
@@ -337,7 +344,7 @@ class _Static:
         blocks[len(cut) :] = 0
 
     def blank(self) -> None:
-        """Make the pass in GPU memory one of padding only, for a capture."""
+        """Make the pass in GPU memory consist of padding only, for a capture."""
         staged = torch.zeros(len(self._inputs), dtype=torch.long)
         self._split(staged.numpy())[0][:] = self._padding()
         self._inputs.copy_(staged)
@@ -349,7 +356,7 @@ class _Static:
             event.record()
 
     def views(self, width: int) -> tuple[Tensor, Tensor, Sequence[Span], Tensor]:
-        """Return the tokens [4, width], the last ones [rows], no spans, and the blocks [blocks, 4] of a pass."""
+        """Return the tokens [4, width], the last ones [rows], no spans, and the blocks [blocks, 4] of the pass."""
         tokens, last, blocks = self._split(self._inputs)
         block_count = min(self._shape.rows, width) + width // self._per_block + 1
         return tokens[:, :width], last[: min(width, self._shape.rows)], (), blocks[:block_count]
@@ -372,7 +379,7 @@ def _event(device: torch.device) -> torch.cuda.Event | None:
 
 
 def _has_kernel(device: torch.device) -> bool:
-    """Whether Triton can compile here: it needs a CUDA GPU, and a C compiler on the machine."""
+    """Whether Triton can compile here, which needs a CUDA GPU and a C compiler."""
     if device.type != "cuda":
         return False
     try:
@@ -386,10 +393,10 @@ def _has_kernel(device: torch.device) -> bool:
 
 
 def _agrees(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernel's attention equals the reference up to rounding: a compiler's error must not go unnoticed."""
+    """Whether the kernel's attention equals the reference up to rounding, so that a compiler's error is noticed."""
     try:
         error = kernel_error(config.num_attention_heads, kv_heads(config), head_size(config), dtype, device)
-    except Exception as exception:  # a compiler's errors have no common class
+    except Exception as exception:  # the errors of a compiler have no common class
         _LOG.warning("decoding without our GPU kernel, which is slower: %s", (str(exception).splitlines() or [""])[0])
         return False
     if not error < KERNEL_ERROR:
@@ -399,7 +406,10 @@ def _agrees(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bo
 
 
 def _is_capturable(model: CausalLM) -> bool:
-    """Whether the model's forward can be a CUDA graph: not if its weights change or its RoPE depends on positions."""
+    """Whether the model's forward pass can be a CUDA graph.
+
+    It cannot if the weights change, or if the RoPE depends on the positions (`dynamic` and `longrope`).
+    """
 
     def kinds(values: object) -> set[str]:
         if not isinstance(values, dict):

@@ -1,10 +1,10 @@
-"""Where the results of an extraction go, and what is counted on the way.
+"""The outputs of an extraction: a file or stdout, a page, and the counts over all documents.
 
-Documents are extracted and written one after another, and none is kept in memory, except for a page, which holds them
-all. Until all documents are done, results are native JSONL in a journal, whatever the format of the file, so that a
-kill or a document that the format cannot represent loses nothing. Native JSONL holds every document, with its
-problems. A corpus of another format cannot tell a failed document from one without entities, so failed documents are
-not written to it; they are counted and named.
+Documents are extracted and written one after another. None is kept in memory, except for a page, which holds them all.
+Results are written to a journal in native JSONL until all documents are done, whatever the format of the file is. So
+nothing is lost if the process is killed, or if the format cannot represent a document. Native JSONL holds every
+document with its problems. Other formats cannot tell a failed document from one without entities, so failed documents
+are not written to them; they are counted and named instead.
 """
 
 from __future__ import annotations
@@ -45,29 +45,31 @@ from spantune.extraction.uncertainty import LeastSure
 from spantune.report import ExtractionView, write_extractions
 
 SHOWN = 10
-"""The number of failed documents that are named."""
+"""The most failed documents that are named."""
 _COUNTS = ("documents", "with_problem", "extracted", "entities", "failed", "below_threshold", "contradicted")
-"""The fields of Tally that are sums over documents."""
+"""The fields of Tally that are added up over documents, besides `notes` and `problems`."""
 
 
 @dataclass
 class Tally:
-    """What was counted over the documents.
+    """The counts over the documents of an extraction.
 
     Args:
-        documents: all of them.
-        with_problem: those whose answer had a problem, or that have none.
-        extracted: those of this call, without what an interrupted run did.
-        entities: of those.
-        failed: those without a whole answer.
-        chosen: those that are kept as the least sure; None where all are.
-        not_representable: those that the format of the output cannot represent, of an interrupted run too.
-        below_threshold: entities that a threshold dropped.
-        contradicted: entities that another chunk of their text contradicts.
-        left_out: what a threshold dropped, by id and text of the document; kept only for a page.
-        failures: the first failed documents, in words.
-        notes: what reading and writing repaired or could not keep, and how often.
-        problems: the problems of answers by their kind.
+        documents: all documents; the caller adds those that an interrupted run had done.
+        with_problem: documents whose answer had a problem, or that have no answer.
+        extracted: documents of this call only, without those of an interrupted run.
+        entities: entities of the extracted documents.
+        failed: extracted documents without a whole answer.
+        chosen: documents that were kept as the least sure; None if all documents are kept.
+        not_representable: failed documents that were not written, since the format cannot represent them; those of an
+            interrupted run are included.
+        below_threshold: entities that were dropped because of their score.
+        contradicted: entities that were dropped because another chunk of their text contradicts them.
+        left_out: the entities that were dropped because of their score, by id and text of their document; kept only
+            for a page.
+        failures: id and reason of the first failed documents, at most SHOWN.
+        notes: how often reading repaired something, or writing could not keep something, by a description of it.
+        problems: the number of problems of each kind.
     """
 
     documents: int = 0
@@ -101,13 +103,13 @@ class Tally:
                 self.failures.append(f"{extraction.document.id}: {extraction.problems[-1].found}")
 
     def add_counts(self, other: Tally) -> None:
-        """Add what was counted over other documents."""
+        """Add the counts over other documents."""
         for name in (*_COUNTS, "notes", "problems"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.failures += other.failures[: SHOWN - len(self.failures)]
 
     def counted(self, extractions: Iterable[Extraction]) -> Iterator[Extraction]:
-        """Yield `extractions` as they come, each counted."""
+        """Count each of `extractions` and yield it."""
         for extraction in extractions:
             self.add(extraction)
             yield extraction
@@ -115,18 +117,18 @@ class Tally:
 
 @dataclass(frozen=True)
 class Target:
-    """Where results go: to stdout or to a file, and to a page.
+    """Where results are written: to stdout or a file, and to a page.
 
     Args:
         out: the file; None for stdout.
-        format: its format.
-        html: the page; None for no page.
+        format: the format of the file.
+        html: the file of the page; None for no page.
         resume: whether to continue an interrupted run.
-        nested: what a format of flat tags keeps of entities that overlap.
-        force: whether files that exist are replaced; with `resume`, `out` is gone on with.
-        uncertain: how many documents are kept, the least sure first; None for all, in their order.
-        labels: those of the task, for the labelling interface beside a file for Label Studio.
-        view: what the page says of the run and its task, but its title; None for nothing.
+        nested: what to keep of overlapping entities in a format of flat tags.
+        force: whether existing files are replaced. With `resume`, `out` is continued and not replaced.
+        uncertain: the number of documents to keep, the least sure first; None keeps all, in their order.
+        labels: the labels of the task, for the labelling interface beside a file for Label Studio.
+        view: what the page says about the run and its task, without its title; None says nothing.
     """
 
     out: Path | None = None
@@ -141,20 +143,22 @@ class Target:
 
     @property
     def interface(self) -> Path | None:
-        """The file of the labelling interface, beside a file for Label Studio."""
+        """The file of the labelling interface beside a file for Label Studio; None where there is none."""
         return self.out.with_suffix(".xml") if self.out and self.labels and self.format == "label_studio" else None
 
     @property
     def is_journal(self) -> bool:
-        """Whether `out` is the journal itself when it is complete."""
+        """Whether the complete journal becomes `out` unchanged."""
         return self.format == "native" and self.uncertain is None
 
     def check(self, inputs: Sequence[str | Path]) -> None:
-        """Check, before anything is extracted, that the results can be written, and replace nothing that they may not.
+        """Check, before anything is extracted, that the results can be written and replace only what they may.
+
+        `inputs` are the files to extract from, which are never replaced.
 
         Raises:
-            ConfigError: options contradict each other.
-            DataError: a file cannot be written, or the format can only be read.
+            ConfigError: options contradict each other, or the format is unknown.
+            DataError: a file cannot be written, exists already, or is an input; or the format can only be read.
         """
         if self.format != "native" and self.out is None:
             raise ConfigError(f"--to {self.format} needs --out FILE; only native JSONL is written to stdout")
@@ -178,22 +182,22 @@ class Target:
             raise ConfigError(f"--out and --html are both {self.out}; name another for one of them")
 
     def _goes_on(self, path: Path) -> bool:
-        """Whether `path` is what an interrupted run has written, with which this one goes on."""
+        """Whether `path` is the output of an interrupted run that this run continues."""
         return self.resume and path == self.out and self.is_journal
 
     def held(self) -> AbstractContextManager[None]:
-        """Lock the file against other processes.
+        """Return a context that locks the output file against other processes.
 
         Raises:
-            DataError: another process has it.
+            DataError: on entry, another process has locked the file.
         """
         return resumable.held(self.out) if self.out else nullcontext()
 
     def begin(self, items: Iterator[Prediction]) -> Done:
-        """Take from `items` the documents that an interrupted run has done.
+        """Take from `items` the documents that an interrupted run has done, and return their counts.
 
         Raises:
-            DataError: there is a journal and `resume` is False, or it is of other documents.
+            DataError: there is a journal and `resume` is False, or the journal holds other documents than `items`.
         """
         if self.out is None:
             return Done()
@@ -204,10 +208,10 @@ class Target:
         return resumable.resume(self.out, items) if is_begun else Done()
 
     def write(self, extractions: Iterable[Extraction], tally: Tally) -> None:
-        """Write results as they come, and count them in `tally`.
+        """Write results as they arrive, and count them in `tally`.
 
         Raises:
-            DataError: a file cannot be written, or the format cannot represent a document; the journal stays.
+            DataError: a file cannot be written, or the format cannot represent a document; the journal is then kept.
         """
         extractions = self._remembering(tally.counted(extractions), tally)
         if self.out is None:
@@ -231,7 +235,7 @@ class Target:
         resumable.partial(self.out).unlink()
 
     def _chosen(self, documents: Iterable[Document], tally: Tally) -> list[Document] | None:
-        """Return the least sure documents, where only those are kept."""
+        """Return the least sure documents; None if all documents are kept."""
         if self.uncertain is None:
             return None
         least_sure = LeastSure(self.uncertain)
@@ -243,7 +247,7 @@ class Target:
         return chosen
 
     def _as_format(self, document: Document) -> Document:
-        """Return a chosen document as the file has it: formats other than native get no problems."""
+        """Return a chosen document for the output's format; formats other than native have no status and problems."""
         return document if self.format == "native" else from_document(document).document
 
     def _write_interface(self, keys: Counter[str], tally: Tally) -> None:
@@ -258,13 +262,13 @@ class Target:
             file.write(labelling_interface(self.labels, key))
 
     def _done(self) -> Iterator[Document]:
-        """Yield the documents of the journal, which may be empty."""
+        """Yield the documents of the journal."""
         assert self.out is not None
         journal = resumable.partial(self.out)
         return formats.stream(journal, "native", Counter()) if journal.stat().st_size else iter(())
 
     def _representable(self, failed_ids: list[str]) -> Iterator[Document]:
-        """Yield the documents that did not fail; the ids of the others are added to `failed_ids`."""
+        """Yield the documents that did not fail, and add the ids of the failed ones to `failed_ids`."""
         for document in self._done():
             if from_document(document).status.is_failure:
                 failed_ids.append(document.id)
@@ -293,7 +297,7 @@ class Target:
             self._show(shown, tally)
 
     def _remembering(self, extractions: Iterable[Extraction], tally: Tally) -> Iterator[Extraction]:
-        """Yield `extractions`; for a page, what a threshold dropped is kept in `tally`, since files do not hold it."""
+        """Yield `extractions`; for a page, keep in `tally` the entities below a threshold, which files do not hold."""
         for extraction in extractions:
             if self.html and extraction.below_threshold:
                 tally.left_out[extraction.document.id, extraction.document.text] = extraction.below_threshold
@@ -314,7 +318,7 @@ class Target:
 
 
 def _with_key(documents: Iterable[Document], keys: Counter[str]) -> Iterator[Document]:
-    """Yield `documents`, and count the fields in which tasks of Label Studio have their texts."""
+    """Yield `documents`, and count in `keys` the names of the fields that hold the texts of Label Studio's tasks."""
     for document in documents:
         kept = document.meta.get("label_studio")
         keys[str(kept.get("key", "text")) if isinstance(kept, dict) else "text"] += 1

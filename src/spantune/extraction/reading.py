@@ -1,8 +1,8 @@
-"""Extraction by reading: packs of documents go through the model once, and its head scores every span.
+"""Extraction by reading: packs of documents go through the model once, and the span head scores every span.
 
-A span whose score is over the threshold of its type is an entity; thresholds were chosen on dev and are a part of the
-head. Where entities may not overlap, the one with the higher score is kept. Documents are packed in the order in which
-they are submitted, and encoded while the device computes the pack before.
+A span is an entity if its score is at or above the threshold of its type. The thresholds were chosen on dev documents
+and are saved with the head. Where entities may not overlap, the entity with the higher score is kept. Documents are
+packed in the order in which they are submitted. On a GPU, documents are encoded while the GPU computes the pack before.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from spantune.extraction.result import Ended, calibrated, failure, without_overl
 from spantune.metrics import Calibration
 from spantune.models import CausalLM, SpanPack, layout_spans, require_head, span_logits
 
-DOCUMENTS = {"cpu": 64, "cuda": 1024}  # that are read together by default, at most
-TOKENS = {"cpu": 1024, "cuda": 16384}  # of a pack
+DOCUMENTS = {"cpu": 64, "cuda": 1024}  # most documents of a pack, unless `extract.batch_size` says otherwise
+TOKENS = {"cpu": 1024, "cuda": 16384}  # most tokens of a pack; a longer text has a pack to itself
 LOWEST_LOGIT = -3.0
-"""The logit under which a span is no candidate: a probability of 0.047."""
+"""The logit above which a span is a candidate: a probability of 0.047."""
 CANDIDATES = 2
-"""Candidates that a document has at most for each of its characters; those of the lowest scores are left out."""
+"""The most candidates of a document for each of its characters; those with the lowest scores are dropped."""
 
 
 _LOG = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Text:
-    """A document that waits or is read; after a pack that failed it is read once more with `is_alone`."""
+    """A document that waits or is being read; if its pack fails, it is read once more with `is_alone`."""
 
     number: int
     document: Document
@@ -59,11 +59,11 @@ class _Text:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A pack that the device computes: its texts, and the index of the first character of each.
+    """A pack that the device computes: its texts, and the index in the pack of the first character of each text.
 
-    `candidates` are the spans that are candidates and `logits` those of all spans [characters, width, types]; `broken`
-    are the characters [characters] with a span whose logit is NaN. All are None where no text has a character. `done`
-    is when they are computed, on a GPU.
+    `candidates` [characters, width, types] says which spans are candidates, and `logits` has the logits of all spans in
+    the same shape. `broken` [characters] is True for a character with a span whose logit is NaN. All three are None if
+    no text of the pack has a character. On a GPU, `done` is the event after which they are computed.
     """
 
     texts: Sequence[_Text]
@@ -75,10 +75,10 @@ class _Pending:
 
 
 def require_reading(settings: config.Extract) -> None:
-    """Check that the settings suit a task that is answered by reading.
+    """Check that the settings suit a task that reads spans.
 
     Raises:
-        ConfigError: `extract.grounded` is false.
+        ConfigError: `extract.grounded` is False.
     """
     if not settings.grounded:
         raise ConfigError(
@@ -88,13 +88,13 @@ def require_reading(settings: config.Extract) -> None:
 
 
 class Reader:
-    """Reads the entities of documents with a model that has a head; they are submitted one by one.
+    """Reads the entities of documents with a model that has a span head; documents are submitted one by one.
 
     Args:
-        model: a causal LM with a head.
-        encoder: its tokenizer and the task.
-        settings: `batch_size`, the most documents of a pack.
-        effort: where passes and tokens are counted.
+        model: a causal LM with a span head.
+        encoder: the tokenizer and the task.
+        settings: the section `extract`; its `batch_size` is the most documents of a pack.
+        effort: passes and tokens are added to this.
     """
 
     def __init__(self, model: CausalLM, encoder: SpanEncoder, settings: config.Extract, effort: Effort):
@@ -107,29 +107,29 @@ class Reader:
         self._waiting: deque[_Text] = deque()
         self._pending: _Pending | None = None
         self._submitted = 0
-        self._size = 0  # of the texts that wait, in tokens
+        self._size = 0  # tokens of the waiting texts, without the shared prefix
         self._budget = TOKENS[self.device.type] - len(encoder.prefix)
-        self._settings, self._is_decided = settings, False  # whether to compile
+        self._settings, self._is_decided = settings, False  # whether compiling has been decided
 
     @property
     def thresholds(self) -> Calibration:
-        """The thresholds of the head as a calibration that leaves scores as they are."""
+        """The thresholds of the span head, as a Calibration that does not change scores."""
         values = torch.sigmoid(self.head.thresholds.double()).tolist()
         return Calibration(label_thresholds=dict(zip(self.encoder.task.codes, values, strict=True)))
 
     @property
     def room(self) -> int:
-        """How many more documents there is work for: 1 until those that wait fill a pack, then 0."""
+        """1 while the waiting documents do not fill a pack, then 0."""
         return int(self._size <= self._budget and len(self._waiting) < self.documents)
 
     def wake(self) -> None:
-        """Nothing has to be made before the first document."""
+        """Do nothing: nothing has to be allocated before the first document."""
 
     def rest(self) -> None:
-        """Nothing is kept after the last document."""
+        """Do nothing: nothing is kept after the last document."""
 
     def submit(self, text: Document) -> int:
-        """Add a text, and encode it; returns its number."""
+        """Encode and add a text; return its number."""
         waiting = _Text(self._submitted, text, self.encoder.read(text))
         self._submitted += 1
         self._waiting.append(waiting)
@@ -137,7 +137,7 @@ class Reader:
         return waiting.number
 
     def cancel(self, number: int) -> None:
-        """Drop a text, whether it waits or is read; nothing happens where it has ended."""
+        """Drop a text, whether it waits or is being read; a text that has ended is ignored."""
         for text in self._waiting:
             if text.number == number:
                 self._waiting.remove(text)
@@ -147,11 +147,11 @@ class Reader:
             text.is_cancelled |= text.number == number
 
     def step(self) -> list[Ended]:
-        """Start the next pack; return the texts of the one before, once it is computed, with every candidate.
+        """Start the next pack; return the texts of the pack before it, once it is computed, with every candidate.
 
-        A pack that fails, for want of memory or by an error in the model, is read once more text by text, and only a
-        text that fails again has the status `failed`, with the error. One that is started while another is computed is
-        first tried again after that.
+        On a CPU the texts of the same pack are returned. A pack fails if memory runs out or the model raises an error.
+        Its texts are then read once more, each alone; a text that fails again has the status `failed` and the error. A
+        pack that fails to start while another one is computed is first tried again when that one is done.
         """
         if self.device.type == "cpu":
             return self._step_at_once()
@@ -168,7 +168,7 @@ class Reader:
         return ended if error is None else [*ended, *self._again(texts, error)]
 
     def _start(self, texts: Sequence[_Text]) -> Exception | None:
-        """Start a pack; returns why that failed."""
+        """Start a pack; return the error if that fails, otherwise None."""
         try:
             self._pending = self._launch(texts) if texts else None
         except Exception as error:
@@ -176,9 +176,10 @@ class Reader:
         return None
 
     def _step_at_once(self) -> list[Ended]:
-        """Read the next pack, and return its texts: a CPU computes nothing beside, and whoever waits is told sooner.
+        """Read the next pack and return its texts at once, since a CPU computes nothing in the background.
 
-        A client of a service that is told sooner asks for its next text sooner, which makes packs fuller.
+        The clients of a service then get their results sooner and send their next texts sooner, which fills packs
+        better.
         """
         texts = self._next_pack()
         try:
@@ -190,7 +191,7 @@ class Reader:
         return len(text.example.ids) - len(self.encoder.prefix)
 
     def _next_pack(self) -> list[_Text]:
-        """Take the texts of the next pack; a text over the size of a pack has one to itself."""
+        """Take the texts of the next pack; a text that is longer than a pack has a pack to itself."""
         texts: list[_Text] = []
         size = 0
         while self._waiting and len(texts) < self.documents:
@@ -203,7 +204,7 @@ class Reader:
         return texts
 
     def _again(self, texts: Sequence[_Text], error: Exception) -> list[Ended]:
-        """Queue texts again whose pack has failed, each to be read alone; returns those that were."""
+        """Queue the texts of a failed pack to be read alone; return the results of those that were alone already."""
         _LOG.warning(
             "a pass over %s failed (%s); each is computed once more, by itself, and is reported if that fails too",
             number(len(texts), "document"),
@@ -218,7 +219,7 @@ class Reader:
         ]
 
     def _wait_alone(self, texts: Sequence[_Text]) -> None:
-        """Put texts before all others that wait, each to be read by itself."""
+        """Put texts at the front of the queue, each to be read alone."""
         again = [replace(text, is_alone=True) for text in texts if not text.is_cancelled]
         self._waiting.extendleft(reversed(again))
         self._size += sum(map(self._length, again))
@@ -234,11 +235,11 @@ class Reader:
         """Keep the candidates that are entities.
 
         Args:
-            extraction: with all candidates.
-            thresholds: those of the head; reading them for each document would wait for the device.
-            calibration: decides in their place, where there is one.
-            whole: whether every candidate below the threshold is in `below_threshold`; otherwise those are that the
-                head's thresholds would keep and `calibration` does not.
+            extraction: an Extraction with all candidates as entities.
+            thresholds: the thresholds of the head. They are an argument because reading them waits for the device.
+            calibration: calibrates the scores, and its thresholds replace those of the head; None for no calibration.
+            whole: whether `below_threshold` has every candidate below the threshold. If False, it has only those that
+                pass the head's thresholds but not those of `calibration`.
         """
         own = calibrated(extraction, thresholds)
         decided = own if calibration is None else calibrated(extraction, calibration)
@@ -273,19 +274,19 @@ class Reader:
             return span_logits(self.model, pack, self._dtype)
 
     def _compile(self, pack: SpanPack, *, is_bulk: bool) -> None:
-        """Compile the layers, once, where that is worth its time; they must compute for `pack` what plain ones do."""
+        """Compile the layers once, if that saves time; the compiled layers are checked on `pack` against plain ones."""
         if not self._is_decided and is_worth_compiling(self.model, self._settings, is_bulk=is_bulk):
             self._is_decided = True
             compile_checked(self.model, lambda _: self._logits(pack), len(pack.ids))
 
     @staticmethod
     def _above(logits: Tensor, pack: SpanPack) -> tuple[Tensor, Tensor, Tensor]:
-        """Return which spans are candidates, their logits, and which characters have NaN; on a GPU not yet computed."""
+        """Return which spans are candidates, all logits, and which characters have NaN; a GPU computes them later."""
         inside = pack.band.inside
         return (logits > LOWEST_LOGIT) & inside[:, :, None], logits, (logits.isnan().any(-1) & inside).any(-1)
 
     def _read(self, pending: _Pending) -> list[Ended]:
-        """Return the Extraction of each text of a pack, once the device has computed it, whatever it computes then."""
+        """Return the results of a pack once the device has computed it, without waiting for later passes."""
         if pending.done is None:
             return self._found(pending)
         with torch.cuda.stream(self._beside):
@@ -294,14 +295,15 @@ class Reader:
 
     @cached_property
     def _beside(self) -> torch.cuda.Stream:
-        """A stream beside the one of the model, which may have been given the next pack."""
+        """A second CUDA stream, since the model's stream may already have the next pack."""
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
     def _found(self, pending: _Pending) -> list[Ended]:
-        """Return the Extraction of each text of a pack.
+        """Return the result of each text of a computed pack.
 
-        A text in which the model computed NaN has failed, if it was alone: in a pack it may have it from another.
+        A text with NaN has failed if it was alone in its pack. Otherwise the NaN may come from another text, so the
+        text is read once more, alone.
         """
         entities: list[list[Entity]] = [[] for _ in pending.texts]
         broken: set[int] = set()
@@ -334,7 +336,7 @@ class Reader:
 
 
 def _best(candidates: list[Entity], characters: int) -> list[Entity]:
-    """Return the candidates with the highest scores, as many as a text of so many characters may have."""
+    """Return the candidates with the highest scores, at most CANDIDATES for each of the text's `characters`."""
     most = CANDIDATES * characters
     if len(candidates) <= most:
         return candidates

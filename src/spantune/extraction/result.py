@@ -1,4 +1,4 @@
-"""From an engine's answer to an Extraction: parsing, scores, calibration, and the rates of answers with problems."""
+"""An engine's answer becomes an Extraction: parsing, scores, calibration, and the rates of answers with problems."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from spantune.metrics import Calibration
 
 @dataclass(frozen=True)
 class Written:
-    """An answer as an engine wrote it, and how it ended.
+    """An answer as an engine wrote it: its text, its status, and its tokens where the engine reports them.
 
-    `ids` are its tokens and `logprobs` their log-probabilities, None for a token that the grammar forced. An engine
-    that does not know them gives none.
+    `ids` are the token ids of `text`. `logprobs` has the natural logarithm of the probability of each token, or None
+    for a token that the grammar forced. Both are empty where the engine does not report tokens.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Ended:
-    """What came of a text that was submitted under `number`; `error` is the pass that failed where one did."""
+    """The result of the text that was submitted under `number`; `error` is the exception if its forward pass failed."""
 
     number: int
     extraction: Extraction
@@ -38,7 +38,7 @@ class Ended:
 
 
 def calibrated(extraction: Extraction, calibration: Calibration | None) -> Extraction:
-    """Return `extraction` with calibrated scores, and without the entities whose score is below a threshold."""
+    """Return `extraction` with calibrated scores; entities below their threshold move to its `below_threshold`."""
     if calibration is None:
         return extraction
     document, below_threshold = calibration.apply(extraction.document)
@@ -46,7 +46,13 @@ def calibrated(extraction: Extraction, calibration: Calibration | None) -> Extra
 
 
 def read_answer(document: Document, written: Written, encoder: Encoder) -> Extraction:
-    """Parse the answer for `document`; an entity's score is the probability of its tokens that were not forced."""
+    """Parse the answer for `document` into an Extraction.
+
+    The score of an entity is the product of the probabilities of the tokens that state its mention and its label;
+    tokens that the grammar forced are left out. Entities have no score if `written` has no token ids. Where the task is
+    not nested, entities that overlap a better one are dropped and reported as problems. If the answer was cut at its
+    limit or because it repeated itself, an `invalid` problem at its end is reported as `truncated`.
+    """
     parsed = encoder.format.parse(written.text, document.text, encoder.task)
     tokens_of = _token_finder(written, encoder) if parsed.resolved else None
     entities = []
@@ -70,16 +76,16 @@ def read_answer(document: Document, written: Written, encoder: Encoder) -> Extra
 
 
 def _token_finder(written: Written, encoder: Encoder) -> Callable[[tuple[int, int]], set[int]]:
-    """Return the function that gives the indices of the tokens in a span of the answer.
+    """Return a function that gives the indices of the tokens that begin inside a span of the answer.
 
-    A span begins and ends at an ASCII character, which no token has only a part of.
+    The spans that are asked for begin and end at an ASCII character. Such a character is never divided between tokens.
     """
     offsets = spelling_of(encoder.tokenizer).offsets(written.ids, written.text)
     if offsets is not None:
         return lambda span: set(range(*(bisect_left(offsets, end) for end in span)))
     token_indices = range(len(written.ids))
 
-    @cache  # entities look for their tokens between the same ones
+    @cache  # entities that are close together look up the same tokens
     def first_character(token_index: int) -> int:
         return len(encoder.decode(written.ids[:token_index]))
 
@@ -87,9 +93,13 @@ def _token_finder(written: Written, encoder: Encoder) -> Callable[[tuple[int, in
 
 
 def without_overlaps(entities: Iterable[Entity]) -> tuple[list[Entity], list[Entity]]:
-    """Return the entities that are kept where none may overlap, and those that are dropped.
+    """Divide entities into those that are kept and those that are dropped, so that no two that are kept overlap.
 
-    The one with the higher score is kept (one without a score counts as 1), of equals the earlier, then the longer one.
+    The entity with the higher score is kept; an entity without a score counts as 1. At equal scores the entity that
+    starts earlier is kept, and of two with the same start the longer one.
+
+    Returns:
+        The kept and the dropped entities, each in this order of preference.
     """
 
     def rank(entity: Entity) -> tuple[float, int, int, str]:
@@ -109,18 +119,22 @@ def without_overlaps(entities: Iterable[Entity]) -> tuple[list[Entity], list[Ent
 
 
 def failure(document: Document, status: Status, problem: Problem) -> Extraction:
-    """Return the Extraction of a document without an answer."""
-    problem = replace(problem, found=masked(problem.found))  # an error may quote a URL or a key
+    """Return the Extraction of a document that has no answer; credentials in the problem's text are masked."""
+    problem = replace(problem, found=masked(problem.found))  # an error message may quote a URL or a key
     return Extraction(document.with_entities(()), "", status, (problem,))
 
 
 def failed(document: Document, error: Exception) -> Extraction:
-    """Return the Extraction of a document that could not be computed or read."""
+    """Return the `failed` Extraction of a document whose answer could not be computed or read because of `error`."""
     return failure(document, Status.FAILED, Problem(ProblemKind.INVALID, first_line(error)))
 
 
 def rates(extractions: Sequence[Extraction]) -> dict[str, float]:
-    """Return the shares of documents whose answer was invalid, repaired or ungrounded, or did not stop by itself."""
+    """Return the share of documents with each kind of trouble, from 0 to 1.
+
+    `invalid_rate`: a part of the answer was not of the format, or had an unknown label. `repaired_rate`: a part was
+    repaired. `ungrounded_rate`: a mention was not in the text. `non_stop_rate`: the status is not `stopped`.
+    """
     total = max(1, len(extractions))
 
     def share(*kinds: ProblemKind) -> float:

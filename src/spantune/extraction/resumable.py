@@ -1,9 +1,9 @@
-"""The journal of an extraction: native JSONL that grows line by line in `FILE.partial`, until it is renamed to FILE.
+"""The journal of an extraction: native JSONL that grows line by line in `FILE.partial`, and is then renamed to FILE.
 
-After a kill every line but the last is a whole document. One process at a time writes it. A resumed run reads the
-journal and its inputs side by side, document by document, so that none is lost, repeated or mistaken for another. It
-cannot know whether the same model and options wrote the journal. The journal of an interrupted run is never
-overwritten.
+If the process is killed, every line except the last is a whole document. Only one process at a time writes the journal.
+A resumed run compares the journal with its inputs, document by document, so that no document is lost, repeated or
+mistaken for another. It cannot know whether the journal was written with the same model and options. The journal of an
+interrupted run is never overwritten.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from spantune.core import (
 
 @dataclass(frozen=True)
 class Done:
-    """What the journal of an interrupted run holds: documents, those with a problem, and bytes of whole lines."""
+    """The contents of an interrupted run's journal: documents, those with a problem, and the bytes of whole lines."""
 
     documents: int = 0
     with_problem: int = 0
@@ -42,7 +42,7 @@ class Done:
 
 
 def partial(path: Path) -> Path:
-    """Return the path of the journal of `path`."""
+    """Return the path of the journal that becomes the file `path`."""
     return path.with_name(f"{path.name}.partial")
 
 
@@ -51,7 +51,7 @@ def held(path: Path) -> Iterator[None]:
     """Lock the journal of `path` against other processes.
 
     Raises:
-        DataError: another process has it, or the folder cannot be written.
+        DataError: another process has locked it, or the folder cannot be written.
     """
     lock = path.with_name(f".{path.name}.partial.lock")
     with ExitStack() as stack:
@@ -68,7 +68,7 @@ def held(path: Path) -> Iterator[None]:
 
 
 def require_free(path: Path) -> None:
-    """Check that a new journal can be begun.
+    """Check that a new journal can be begun for the file `path`.
 
     Raises:
         DataError: the folder is missing, or there is a journal of an interrupted run.
@@ -81,10 +81,12 @@ def require_free(path: Path) -> None:
 
 
 def resume(path: Path, items: Iterator[Prediction]) -> Done:
-    """Take from `items` the documents that the journal of `path` (or `path` itself) holds, and truncate a torn line.
+    """Take from `items` the documents that are in the journal of `path`, and cut off an incomplete last line.
+
+    If there is no journal but `path` exists, that file becomes the journal again.
 
     Raises:
-        DataError: it holds other documents than the inputs, or is damaged.
+        DataError: the journal is damaged, or holds other documents than `items`.
     """
     journal = partial(path)
     source = journal if journal.exists() else path
@@ -106,7 +108,7 @@ def resume(path: Path, items: Iterator[Prediction]) -> Done:
 
 
 def append(path: Path, extractions: Iterable[Extraction]) -> None:
-    """Append `extractions` to the journal of `path`, each as soon as it is there.
+    """Append `extractions` to the journal of `path`, each as soon as it arrives.
 
     Raises:
         DataError: a file cannot be written.
@@ -125,12 +127,12 @@ def append(path: Path, extractions: Iterable[Extraction]) -> None:
             os.fsync(file.fileno())
     finally:
         if file:
-            with suppress(OSError):  # an error of writing has been raised already
+            with suppress(OSError):  # an error of writing was raised already
                 file.close()
 
 
 def json_line(extraction: Extraction) -> bytes:
-    """Return the line of native JSONL for `extraction`: UTF-8, whatever the terminal's encoding is."""
+    """Return `extraction` as a line of native JSONL in UTF-8, with its line break."""
     return to_json(to_record(to_document(extraction))).encode() + b"\n"
 
 
@@ -138,7 +140,7 @@ def finish(path: Path) -> None:
     """Rename the complete journal of `path` to `path`.
 
     Raises:
-        DataError: it cannot be renamed.
+        DataError: the file cannot be renamed.
     """
     with writing(path):
         partial(path).replace(path)
@@ -146,10 +148,10 @@ def finish(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError of writing `path` into a DataError.
+    """Raise an OSError of the block as a DataError that names `path`.
 
     Raises:
-        DataError: a file cannot be written.
+        DataError: the file cannot be written.
     """
     try:
         yield
@@ -158,7 +160,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _written(line: bytes, path: Path, number: int) -> Document:
-    """Read a line of the journal, without its entities."""
+    """Read a line of the journal into a Document without its entities."""
     try:
         record = json.loads(line)
     except ValueError:

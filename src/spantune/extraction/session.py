@@ -1,4 +1,4 @@
-"""Sessions: documents are submitted one by one, at any time, and computed together.
+"""Sessions take documents one by one, at any time, and compute them together.
 
     session = extractor.session()
     ticket = session.submit(Document("1", "患者因急性阑尾炎行腹腔镜手术。"), Options(min_score=0.5))
@@ -6,9 +6,9 @@
         for ticket, extraction in session.step():
             print(ticket, extraction.document.entities)
 
-All sessions and streams of an extractor share one `Scheduler`, and with it one cache and one batch: a step of any of
-them computes for all. The chunks of several documents take turns, so that a short text does not wait for the end of a
-long one. Not thread-safe: one thread makes all the calls for one extractor.
+All sessions and streams of an extractor share one `Scheduler`, and so one key-value cache and one batch: a step of any
+session computes for all of them. The chunks of several documents take turns, so that a short text does not wait until a
+long text has ended. Sessions are not thread-safe: one thread must make all the calls for one extractor.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from spantune.extraction.result import Ended, calibrated, failed
 from spantune.metrics import Calibration
 
 AHEAD = 4096
-"""The most documents that a stream reads ahead of the first that is not done, while others end before it."""
+"""The most documents that a stream reads ahead of the first unfinished document, while later ones end before it."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What one request may ask for; None leaves it to the run.
+    """The options of one request; None takes the run's value.
 
     Args:
-        min_score: drop entities with a lower score, instead of by the run's thresholds; 0 drops no candidate.
-        labels: keep only entities of these labels.
+        min_score: drop entities with a lower score, a probability, instead of by the run's thresholds; 0 drops none.
+        labels: keep only entities with these labels.
         chunk_tokens: as `extract.chunk_tokens`.
         overlap: as `extract.overlap`.
-        whole: whether every candidate below the threshold is kept too, in `Extraction.below_threshold`.
+        whole: where spans are read, whether `Extraction.below_threshold` has every candidate below the threshold.
     """
 
     min_score: float | None = None
@@ -60,33 +60,33 @@ class Options:
 
 
 class Worker(Protocol):
-    """What computes texts that are submitted one by one: a `Writer` or a `Reader`."""
+    """The interface of `Writer` and `Reader`: both compute texts that are submitted one by one."""
 
     @property
     def room(self) -> int:
-        """How many more texts there is work for."""
+        """How many more texts to submit now."""
 
     def wake(self) -> None:
-        """Make what is needed before the first text."""
+        """Allocate what the first text needs, such as the key-value cache."""
 
     def rest(self) -> None:
-        """Give up what must not be kept while there is no text."""
+        """Free what must not be kept while no text is being computed."""
 
     def submit(self, text: Document) -> int:
-        """Add a text; returns its number."""
+        """Add a text; return its number."""
 
     def cancel(self, number: int) -> None:
-        """Drop a text."""
+        """Drop the text with this number."""
 
     def step(self) -> list[Ended]:
-        """Compute a pass; returns what has ended, in any order."""
+        """Compute one forward pass; return the results of the texts that have ended, in any order."""
 
 
 @dataclass(eq=False)
 class _Job:
-    """A document of a session, and what is called when all its chunks are done.
+    """A document of a session; `finish` is called once all of its chunks are done.
 
-    `numbers` are the indices of the chunks that are computed, by their numbers in the worker.
+    `numbers` maps the worker's number of a chunk that is being computed to the index of the chunk in the document.
     """
 
     parts: Parts
@@ -95,7 +95,7 @@ class _Job:
     error: Exception | None = None
 
     def end(self, index: int, extraction: Extraction, error: Exception | None) -> None:
-        """Note what came of a chunk."""
+        """Record the result of the chunk `index`."""
         self.parts.done[index] = extraction
         self.error = self.error or error
         if self.parts.complete:
@@ -103,26 +103,26 @@ class _Job:
 
 
 class Scheduler:
-    """Gives the chunks of all documents to a worker, as it has room, and their Extractions back.
+    """Passes the chunks of all documents to a worker while it has room, and its results back to the documents.
 
     Args:
-        worker: computes them; nothing else uses it.
+        worker: computes the chunks. Only this scheduler may use it.
     """
 
     def __init__(self, worker: Worker):
         self._worker = worker
         self.activate: Callable[[], None] | None = None
-        """Called before the worker computes, where its model is shared with other workers."""
+        """Is called before the worker computes a pass, if the worker's model is shared with other workers."""
         self._queue: deque[_Job] = deque()
         self._running: dict[int, _Job] = {}
 
     @property
     def has_room(self) -> bool:
-        """Whether another document would not only wait."""
+        """Whether the worker could start on another document at once."""
         return not self._queue and self._worker.room > 0
 
     def wake(self) -> None:
-        """Prepare for a document.
+        """Prepare the worker for its first document.
 
         Raises:
             ModelError: as `Writer.wake`.
@@ -130,25 +130,25 @@ class Scheduler:
         self._worker.wake()
 
     def add(self, job: _Job) -> None:
-        """Take a document; it may end at once."""
+        """Take a document; it may end before this returns, if it cannot be cut or encoded."""
         self._queue.append(job)
         self._feed()
 
     def cancel(self, job: _Job) -> None:
-        """Drop a document; its chunks that are computed now free what they hold."""
+        """Drop a document; the cache slots of its chunks are freed."""
         if job in self._queue:
             self._queue.remove(job)
         self._drop(job)
         self._rest()
 
     def _drop(self, job: _Job) -> None:
-        """Drop the chunks of a document that are computed now."""
+        """Drop those chunks of a document that the worker has."""
         for number in job.numbers:
             del self._running[number]
             self._worker.cancel(number)
 
     def step(self) -> None:
-        """Compute one pass for whatever is there."""
+        """Submit what there is room for, and compute one pass."""
         self._feed()
         if self._running:
             if self.activate is not None:
@@ -159,7 +159,7 @@ class Scheduler:
         self._rest()
 
     def _feed(self) -> None:
-        """Submit chunks while there is room, one of each document in turn."""
+        """Submit chunks while the worker has room, one chunk of each document in turn."""
         while self._queue and self._worker.room > 0:
             job = self._queue.popleft()
             index = len(job.parts.chunks)
@@ -174,7 +174,7 @@ class Scheduler:
                 self._queue.append(job)
             try:
                 number = self._worker.submit(text)
-            except Exception as error:  # of this text, which cannot be encoded
+            except Exception as error:  # this chunk cannot be encoded
                 job.end(index, failed(text, error), error)
                 continue
             self._running[number] = job
@@ -187,15 +187,15 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Terms:
-    """What an extractor does with every document unless a request asks for something else.
+    """How an extractor treats every document, unless a request has other `Options`.
 
     Args:
         encoder: the tokenizer and the task.
         settings: the section `extract`.
-        window: the model's limit of tokens.
+        window: the most tokens that the model takes.
         calibration: as in `Extractor`.
         reader: decides which candidates are entities; None where answers are written.
-        keeps_candidates: whether all of them are.
+        keeps_candidates: whether all candidates are entities.
     """
 
     encoder: TextEncoder
@@ -209,11 +209,11 @@ class Terms:
 class Session:
     """Documents that are submitted one by one, and end in any order.
 
-    What the extractor's calibration and thresholds are when the session is made holds for all of it.
+    A session uses the calibration and the thresholds that the extractor had when the session was made.
 
     Args:
-        scheduler: computes them, for all sessions of the extractor.
-        terms: what holds where a request asks for nothing else.
+        scheduler: computes the documents of all sessions of the extractor.
+        terms: how documents are treated where a request does not say otherwise.
     """
 
     def __init__(self, scheduler: Scheduler, terms: Terms):
@@ -226,21 +226,21 @@ class Session:
 
     @property
     def pending(self) -> int:
-        """The number of documents that were submitted, and neither returned by `step` nor cancelled."""
+        """The number of documents that were submitted, and that were neither returned by `step` nor cancelled."""
         return len(self._jobs) + len(self._ended)
 
     @property
     def has_room(self) -> bool:
-        """Whether another document would be computed at once, and not only wait."""
+        """Whether another document would be computed at once instead of waiting."""
         return self._scheduler.has_room
 
     def submit(self, document: Document, options: Options = Options()) -> int:
-        """Add a document; returns its ticket.
+        """Add a document; return its ticket, a number that `step` returns with the result.
 
         Raises:
-            DataError: the text cannot be extracted from: it is too long, holds half a surrogate pair, or finds no room.
-            ConfigError: the options make no sense: an unknown label, a score that is no probability, a wrong type.
-            ModelError: the GPU has no memory for the cache.
+            DataError: the text is too long, has half a surrogate pair, or does not fit beside the instruction.
+            ConfigError: an option is invalid: an unknown label, a score that is not a probability, or a wrong type.
+            ModelError: the GPU has not enough memory for the key-value cache.
         """
         expect(document, Document, "submit", "a Document")
         expect(options, Options, "submit", "Options as the second argument")
@@ -250,16 +250,17 @@ class Session:
         return self._add(parts, options)
 
     def cancel(self, ticket: int) -> None:
-        """Drop a document and free its rows; an unknown or finished ticket is ignored."""
+        """Drop a document and free its cache slots; an unknown or finished ticket is ignored."""
         job = self._jobs.pop(ticket, None)
         if job is not None:
             self._scheduler.cancel(job)
         self._ended = [ended for ended in self._ended if ended[0] != ticket]
 
     def step(self) -> list[tuple[int, Extraction]]:
-        """Compute one pass for whatever is there; returns the tickets and Extractions of what has ended, in any order.
+        """Compute one pass; return the ticket and the Extraction of each document that has ended, in any order.
 
-        A document whose grammar or numbers fail, or whose pass fails, has the status `failed`, and disturbs no other.
+        A document whose grammar or forward pass fails, or for which the model computes NaN, has the status `failed`.
+        Other documents are not affected.
         """
         return [(ticket, extraction) for ticket, extraction, _ in self._advance()]
 
@@ -267,7 +268,7 @@ class Session:
         """Yield an Extraction for each document, in order; see `Extractor.stream`.
 
         Raises:
-            DataError: a document cannot be extracted from, with `strict`.
+            DataError: a document cannot be extracted from and `strict` is True.
         """
         source = iter(documents)
         order: deque[int | Extraction] = deque()
@@ -296,7 +297,7 @@ class Session:
                     self.cancel(ticket)
 
     def _advance(self) -> list[tuple[int, Extraction, Exception | None]]:
-        """Compute a pass, unless something has ended in that of another session; returns what has ended."""
+        """Return the documents of this session that have ended; compute a pass first if there are none."""
         if not self._ended:
             self._scheduler.step()
         ended, self._ended = self._ended, []
@@ -314,7 +315,7 @@ class Session:
             error = job.error
             try:
                 extraction = self._decided(job, calibration, options)
-            except Exception as exception:  # in what this document holds
+            except Exception as exception:  # merging or deciding failed for this document only
                 extraction, error = failed(job.parts.document, exception), exception
             self._ended.append((ticket, extraction, error))
 
@@ -323,7 +324,7 @@ class Session:
         return ticket
 
     def _decided(self, job: _Job, calibration: Calibration | None, options: Options) -> Extraction:
-        """Merge the chunks of a document and keep its entities; where spans are read, those of each chunk before."""
+        """Merge the chunks of a document and apply thresholds; where spans are read, they are applied to each chunk."""
         parts, reader, thresholds = job.parts, self._terms.reader, self._thresholds
         if not parts.complete and job.error is not None:
             return (
@@ -349,10 +350,10 @@ class Session:
         return cutter(self._terms.encoder, self._terms.settings.model_copy(update=asked), self._terms.window)
 
     def _check(self, options: Options) -> None:
-        """Check what a request asks for.
+        """Check the options of a request.
 
         Raises:
-            ConfigError: it makes no sense for this task.
+            ConfigError: an option is invalid for this task.
         """
         if options.min_score is not None:
             expect(options.min_score, (int, float), "min_score", "a probability from 0 to 1, or None")
@@ -371,7 +372,7 @@ class Session:
 
 
 def _of_labels(extraction: Extraction, labels: tuple[str, ...]) -> Extraction:
-    """Return what is of these labels only."""
+    """Return `extraction` with only the entities that have one of `labels`."""
 
     def kept(entities: Iterable[Entity]) -> tuple[Entity, ...]:
         return tuple(entity for entity in entities if entity.label in labels)

@@ -1,13 +1,13 @@
-"""The key-value cache of a decoding batch: slots, which rows take and give back.
+"""The key-value cache of a decoding batch: rows take slots for their tokens and give them back.
 
     slot      0 … P-1        P        P+1      P+2     …
     holds     instruction    row 1    row 3    row 1   …
 
-The key-value cache holds the instruction once, then the tokens of all rows in any order: `slots[row, position]` is the
-slot of a row's position, and the first positions of every row are those of the instruction. Nothing is padded or
-moved, slots of finished rows are reused, and the size is fixed when the cache is made. Rows take slots in pages: with
-pages of one slot none is left unused; with larger ones the keys of a row lie in few runs of consecutive slots, which a
-CPU multiplies where they are (see `models.kernels.rows_joint`).
+The cache holds the instruction once, then the tokens of all rows in any order. `slots[row, position]` is the slot of a
+row's position, and the first positions of every row are those of the instruction. Nothing is padded or moved, slots of
+finished rows are used again, and the size is fixed when the cache is made. Rows take slots in pages. With pages of one
+slot, no slot is left unused. With larger pages, the keys of a row lie in few runs of consecutive slots, which a CPU can
+multiply without copying them (see `models.kernels.rows_joint`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from transformers.cache_utils import Cache
 
 from spantune.models import ModelConfig, Run, head_size, kv_heads
 
-INSTRUCTION = 0  # the row that the instruction is computed in
+INSTRUCTION = 0  # the row in which the instruction is computed
 
 
 class SlotCache(Cache):
-    """Keys and values of every layer, [slots, heads, head size].
+    """The keys and values of every layer, each [slots, heads, head size].
 
     Args:
-        rows: maximum number of rows at a time.
-        longest: maximum number of positions of a row.
-        capacity: slots of all rows and the instruction together, a multiple of `page`.
+        rows: the most rows at a time.
+        longest: the most positions of a row.
+        capacity: the slots of all rows and the instruction together, a multiple of `page`.
         device: the device of the tensors.
         page: how many consecutive slots a row takes at a time.
-        dtype: of the keys and values that are kept; None keeps that of the model.
+        dtype: the type in which keys and values are stored; None for that of the model.
     """
 
     def __init__(
@@ -46,34 +46,34 @@ class SlotCache(Cache):
         assert capacity % page == 0, "the slots are whole pages"
         self.capacity, self.longest = capacity, longest
         self._page, self._dtype = page, dtype
-        self.padding_row = rows + 1  # the row of padding tokens; their slot comes after all others
+        self.padding_row = rows + 1  # the row of padding tokens; they share one slot behind all others
         self.slots = torch.zeros(rows + 2, longest, dtype=torch.int32, device=device)
         self.destination = torch.zeros(0, dtype=torch.long, device=device)
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._free = list(range(0, capacity, page))[::-1]  # the first slots of pages
+        self._free = list(range(0, capacity, page))[::-1]  # the first slots of free pages
         self._rows = list(range(1, rows + 1))[::-1]
-        self._held: dict[int, list[int]] = {INSTRUCTION: []}  # the first slots of pages
+        self._held: dict[int, list[int]] = {INSTRUCTION: []}  # the first slots of each row's pages
         self._lengths: dict[int, int] = {INSTRUCTION: 0}
 
     @property
     def stores(self) -> list[tuple[Tensor, Tensor]]:
-        """The keys and the values of each layer; none before the first pass."""
+        """The keys and the values of each layer; empty before the first pass."""
         return list(zip(self._keys, self._values, strict=True))
 
     @property
     def room(self) -> int:
-        """The number of tokens that there are surely slots for, in whichever rows they are: with pages of one, all."""
+        """How many tokens have slots for certain, whichever rows they belong to; exact with pages of one slot."""
         return self._page * len(self._free) - (self._page - 1) * (len(self._held) - 1)
 
     def open(self) -> int:
-        """Open a row that holds only the instruction."""
+        """Open a row, which begins with the instruction; return its number."""
         row = self._rows.pop()
         self._held[row], self._lengths[row] = [], 0
         return row
 
     def take(self, row: int, count: int) -> list[int]:
-        """Take slots for the next `count` tokens of `row`, lowest first; there must be room."""
+        """Take slots for the next `count` tokens of `row`; return them, one for each token. There must be room."""
         held, length, taken = self._held[row], self._lengths[row], []
         for place in range(length, length + count):
             if place % self._page == 0:
@@ -83,7 +83,7 @@ class SlotCache(Cache):
         return taken
 
     def runs(self, row: int) -> list[Run]:
-        """Return where the positions of a row are that it has taken slots for, behind those of the instruction."""
+        """Return the runs of consecutive slots that a row has taken, with the positions that they hold."""
         position = 0 if row == INSTRUCTION else self._lengths[INSTRUCTION]
         end, runs = position + self._lengths[row], list[Run]()
         for slot in self._held[row]:
@@ -101,7 +101,7 @@ class SlotCache(Cache):
         self._rows.append(row)
 
     def share(self, length: int) -> None:
-        """Let every row begin with the first `length` positions of the instruction; the slots of the rest are freed."""
+        """Let every row begin with the first `length` positions of the instruction; free the slots behind them."""
         held, kept = self._held[INSTRUCTION], -(-length // self._page)
         self._free += held[kept:][::-1]
         del held[kept:]
@@ -111,7 +111,7 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Store [1, heads, tokens, size] at `destination`; returns the layer's keys and values of all slots."""
+        """Store keys and values [1, heads, tokens, size] at `destination`; return those of all slots of the layer."""
         if layer_idx == len(self._keys):
             for store, states in ((self._keys, key_states), (self._values, value_states)):
                 shape = (self.capacity + 1, states.shape[1], states.shape[3])
@@ -122,7 +122,7 @@ class SlotCache(Cache):
         return self._keys[layer_idx], self._values[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: positions are always given, so that no model derives them from this."""
+        """Return 0. Positions are always passed to the model, so it need not derive them from this."""
         return 0
 
 

@@ -1,9 +1,9 @@
-"""The documents that a model is least sure of: what a person had best correct first.
+"""The documents that a model is least sure of, which a person should correct first.
 
-A document is as sure as its least sure entity: least confidence, taken at the weakest place rather than over the whole
-answer, so that long texts are not preferred (lowest token probability, arXiv 2001.02524; the same concern led to the
-normalised log-probability of arXiv 1707.05928). A document whose answer had a problem comes before all others. A text
-without entities counts as sure, since no score says anything of it.
+The confidence of a document is the lowest score of its entities. It is not a mean or a product over the whole answer,
+so that long texts are not preferred (lowest token probability, arXiv 2001.02524; for the same reason arXiv 1707.05928
+normalises the log-probability by length). A document whose answer had a problem comes before all others. A text without
+entities counts as sure, since there is no score for it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from spantune.core import Document, from_document
 
 @dataclass
 class LeastSure:
-    """Chooses the `count` least sure of the documents that it is given.
+    """Chooses the `count` least sure documents.
 
     Args:
-        count: how many are wanted.
-        repeated: how many had the text of an earlier one, and were passed over.
-        unscored: how many had entities without a score, which count as sure.
+        count: how many documents to choose.
+        repeated: the number of documents that were skipped because an earlier document has the same text.
+        unscored: the number of documents with an entity that has no score; such an entity counts as sure.
     """
 
     count: int
@@ -31,9 +31,9 @@ class LeastSure:
     _texts: set[str] = field(default_factory=set)
 
     def choose(self, documents: Iterable[Document]) -> list[Document]:
-        """Return the chosen documents, the least sure first, equals in the order given.
+        """Return the chosen documents, the least sure first; equally sure ones stay in the order given.
 
-        Each text is taken once. Those without a whole answer, which has nothing to correct, are passed over.
+        Each text is taken once. A document without a whole answer is skipped, since it has nothing to correct.
         """
         return heapq.nsmallest(self.count, self._candidates(documents), key=_rank)
 
@@ -50,7 +50,7 @@ class LeastSure:
 
 
 def confidence(document: Document) -> float:
-    """Return the lowest score of an entity of `document`; 1 where none has a score."""
+    """Return the lowest score of the entities of `document`; 1 if no entity has a score."""
     return min((entity.score for entity in document.entities if entity.score is not None), default=1.0)
 
 

@@ -1,7 +1,7 @@
-"""Extraction by writing: texts are decoded to answers, which are read as Extractions.
+"""Extraction by writing: the model decodes an answer for each text, and the answer is parsed into an Extraction.
 
-The key-value cache is made for the first text. It is kept from then on where the model's weights are frozen, and given
-up when nothing is left to decode where they are trained, since it then is of weights that are no longer.
+The key-value cache is allocated for the first text. If the model's weights are frozen, the cache is kept. If they are
+being trained, the cache is dropped whenever no text is left to decode, since its keys and values come from old weights.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from spantune.extraction.model_runner import Forward, Shape
 from spantune.extraction.result import Ended, Written, failed, read_answer
 from spantune.models import CausalLM
 
-ROWS = {"cpu": 32, "cuda": 352}  # documents that are decoded together by default
+ROWS = {"cpu": 32, "cuda": 352}  # documents that are decoded together, unless `extract.batch_size` says otherwise
 TOKENS = {"cpu": 1024, "cuda": 768}  # maximum tokens of a pass
 
 
 class Writer:
-    """Writes the answers of documents with a model.
+    """Writes the answers for documents with a model.
 
     Args:
         model: a causal LM.
-        encoder: its tokenizer and the task.
-        settings: `batch_size`, the most documents that are decoded together.
+        encoder: the tokenizer and the task.
+        settings: the section `extract`; its `batch_size` is the most documents that are decoded together.
         rules: how to decode.
-        effort: where the cost is counted.
+        effort: the cost is added to this.
     """
 
     def __init__(self, model: CausalLM, encoder: Encoder, settings: config.Extract, rules: Rules, effort: Effort):
@@ -41,39 +41,39 @@ class Writer:
 
     @property
     def room(self) -> int:
-        """How many more documents there is work for."""
+        """How many more documents to submit now."""
         return places(self._rows) if self._decoder is None else self._decoder.room
 
     def wake(self) -> None:
-        """Make the cache, where there is none.
+        """Allocate the key-value cache if there is none.
 
         Raises:
-            ModelError: the GPU has no memory for it.
+            ModelError: the GPU has not enough memory for the cache.
         """
         if self._decoder is None:
             self._decoder = Decoder(self._model, self._encoder, self._forward(), self._rules, self._effort)
             self._decoder.takes_all = is_worth_compiling(self._model, self._settings, is_bulk=True)
 
     def rest(self) -> None:
-        """Give up the cache of a model whose weights may change before the next document."""
+        """Drop the key-value cache if the model's weights may change before the next document."""
         if any(parameter.requires_grad for parameter in self._model.parameters()):
             self._decoder = None
 
     def submit(self, text: Document) -> int:
-        """Add a text; returns its number."""
+        """Add a text; return its number."""
         return self._awake.submit(text)
 
     def cancel(self, number: int) -> None:
-        """Drop a text."""
+        """Drop the text with this number."""
         self._awake.cancel(number)
 
     def step(self) -> list[Ended]:
-        """Compute a pass; returns what has ended, in any order."""
+        """Compute one pass; return the results of the texts that have ended, in any order."""
         self._prepare()
         return [Ended(row.index, self._extraction(row), row.error) for row in self._awake.step()]
 
     def _prepare(self) -> None:
-        """Before the first pass of many documents, compile the layers where that is worth its time."""
+        """Compile the layers before the first pass of many documents, if that saves time."""
         waiting = self._awake.waiting
         if waiting and is_worth_compiling(self._model, self._settings, is_bulk=waiting > self._rows):
             self._awake.compile()
@@ -89,7 +89,7 @@ class Writer:
         try:
             written = Written(self._encoder.decode(row.ids), status, row.ids, row.logprobs)
             extraction = read_answer(row.document, written, self._encoder)
-        except Exception as error:  # in this answer only
+        except Exception as error:  # only this answer cannot be read
             return failed(row.document, error)
         if not row.failure:
             return extraction

@@ -1,4 +1,4 @@
-"""The service: runs behind HTTP, with a page, annotation back ends and metrics."""
+"""The service: finished runs over HTTP, with a page, back ends for annotation tools, and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app: routes, limits, safety and errors put together around the service."""
+"""The app: routes, limits, security and errors, put together around the service."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ QUEUED = frozenset({"/v1/extract", "/v1/chat/completions", "/predict", "/label-s
 
 
 def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | None = None) -> FastAPI:
-    """Return the app that serves runs; the first is the default.
+    """Return the app that serves runs; the first run is the default.
 
         app = create_app({"demo": spantune.load("runs/demo")})
 
     Args:
-        extractors: the extractor of each run, by the name that requests choose it by.
-        settings: limits and who may ask; those of `ServeSettings()` when absent.
+        extractors: the extractor of each run, by the name with which requests choose it.
+        settings: the limits, and who may send requests; None takes `ServeSettings()`.
 
     Raises:
-        ConfigError: there is no extractor, or no correction can be written into the folder for them.
+        ConfigError: there is no extractor, or the folder for corrections cannot be written.
     """
     if not extractors:
         raise ConfigError("no run to serve; name a run folder")
@@ -62,7 +62,7 @@ def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | No
         title="spantune",
         version="1",
         description="Entities of texts, by runs of spantune. Offsets are half-open and count Unicode code points.",
-        docs_url=None,  # they load scripts from elsewhere
+        docs_url=None,  # FastAPI's pages load scripts from other sites
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
@@ -78,7 +78,7 @@ def create_app(extractors: Mapping[str, Extractor], settings: ServeSettings | No
 
 
 def _wrap(app: FastAPI, service: Service, settings: ServeSettings) -> None:
-    """Put the layers around the routes, the innermost first."""
+    """Put the layers (middleware) around the routes, the innermost first."""
     paths = {route.path for route in app.state.routes}
     app.add_middleware(Admission, service=service, queued=QUEUED)
     if settings.token is not None:

@@ -1,8 +1,8 @@
 """`POST /v1/chat/completions` as OpenAI's clients call it: the text is the last message, the answer is its entities.
 
-The answer is written in the format of the run, from the entities that `/v1/extract` gives for the same text, so that
-thresholds and chunks count here too; a run that reads is answered in the format `jsonl`. What a client asks for that an
-extractor cannot do is an error, never ignored. Errors have OpenAI's fields as well as ours.
+The answer is written in the answer format of the run, from the entities that `/v1/extract` returns for the same text,
+so thresholds and chunks apply here too. A run that reads spans answers in the format `jsonl`. A parameter that an
+extractor cannot obey is an error and is never ignored. Errors have OpenAI's fields as well as those of this service.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CHUNK = {
 
 
 class PartIn(Strict):
-    """A part of a message; only text can be extracted from."""
+    """A part of a message; only text parts are accepted."""
 
     type: Literal["text"]
     text: str
@@ -66,14 +66,14 @@ class MessageIn(BaseModel):
 
 
 class StreamOptionsIn(Strict):
-    """What a stream has besides the answer."""
+    """The options of a stream."""
 
     include_usage: StrictBool = False
     include_obfuscation: StrictBool = False
 
 
 class ChatIn(Strict):
-    """A request of OpenAI's chat completions; fields that would change the answer in another way are refused."""
+    """A request of OpenAI's chat completions; a field that an extractor cannot obey is refused."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -102,14 +102,14 @@ class ChatIn(Strict):
 
 
 class ChatError(ApiError):
-    """An error with the fields that OpenAI's clients read, and ours."""
+    """An error with the fields that OpenAI's clients read, and those of this service."""
 
     def __init__(self, error: ApiError, param: str | None = None):
         super().__init__(error.status, error.code, error.message, error.remedy, headers=error.headers)
         self.param = param
 
     def response(self) -> JSONResponse:
-        """Return the response that tells the client."""
+        """Return the response with this error."""
         kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
         kind = "rate_limit_error" if self.status == 429 else kind
         message = f"{self.message}; {self.remedy}" if self.remedy else self.message
@@ -118,7 +118,7 @@ class ChatError(ApiError):
 
 
 def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
-    """Return a JSON schema in which each reference to one of the `definitions` is replaced by it."""
+    """Return a JSON schema in which each reference to one of the `definitions` is replaced by the definition."""
     if isinstance(value, list):
         return [_inlined(inner, definitions) for inner in value]
     if not isinstance(value, dict):
@@ -129,7 +129,7 @@ def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
 
 
 def _documented(model: type[BaseModel]) -> dict[str, Any]:
-    """Return what OpenAPI says of a route whose handler reads the body as `model` itself."""
+    """Return the OpenAPI entry for a route whose handler parses the body as `model` itself."""
     schema = model.model_json_schema()
     content = {"application/json": {"schema": _inlined(schema, schema.get("$defs", {}))}}
     return {"requestBody": {"required": True, "content": content}}
@@ -151,7 +151,7 @@ def _documented(model: type[BaseModel]) -> dict[str, Any]:
     openapi_extra=_documented(ChatIn),
 )
 async def chat(request: Request, service: ServiceOf) -> Response:
-    """Answer a conversation whose last message is a text with the entities of that text."""
+    """Extract the entities of the last message; return them as the assistant's answer."""
     try:
         asked = _parsed(await request.body())
         run = service.run(asked.model)
@@ -170,7 +170,7 @@ async def chat(request: Request, service: ServiceOf) -> Response:
 
 
 class _Answer:
-    """What a conversation is answered with.
+    """The answer to a conversation.
 
     Raises:
         ChatError: the model gave no answer for this text.
@@ -199,13 +199,13 @@ class _Answer:
         }
 
     def completion(self) -> dict[str, Any]:
-        """The whole answer as one object."""
+        """Return the whole answer as one object."""
         message = {"role": "assistant", "content": self.content, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": self.finish, "logprobs": None}
         return {**self._frame, "object": "chat.completion", "choices": [choice], "usage": self.usage}
 
     async def chunks(self, *, with_usage: bool) -> AsyncIterator[str]:
-        """Yield the answer as events, an entity's line each where the format has lines."""
+        """Yield the answer as server-sent events, one for each line of the answer."""
         yield self._event({"role": "assistant", "content": ""}, None)
         for line in self.content.splitlines(keepends=True):
             yield self._event({"content": line}, None)
@@ -225,7 +225,7 @@ def _parsed(body: bytes) -> ChatIn:
     """Return the request in `body`.
 
     Raises:
-        ChatError: it is none, or asks for what an extractor cannot do.
+        ChatError: the body is not such a request, or asks for something that an extractor cannot do.
     """
     try:
         value = json.loads(body)
@@ -249,7 +249,7 @@ def _parsed(body: bytes) -> ChatIn:
 
 @cache
 def _cannot() -> dict[str, str]:
-    """Why an extractor does not take a parameter that clients know from other servers."""
+    """Return why an extractor refuses a parameter, for parameters that clients know from other servers."""
     grammar = "every answer is under the grammar of its text and run already; leave it out"
     reasons = {
         ("tools", "tool_choice", "functions", "function_call", "parallel_tool_calls"): "an extractor calls no tools",
@@ -268,10 +268,10 @@ def _cannot() -> dict[str, str]:
 
 
 def _require_instruction(asked: ChatIn, task: TaskSpec) -> None:
-    """Check that system messages are empty or the run's own instruction, which it is always told.
+    """Check that system messages are empty or are the run's own instruction, which the model gets in any case.
 
     Raises:
-        ChatError: one is another.
+        ChatError: a system message is something else.
     """
     for message in asked.messages:
         if message.role in ("system", "developer") and message.text.strip() not in ("", task.instruction.strip()):
@@ -287,7 +287,7 @@ def _invalid(message: str, param: str | None, code: str = "invalid_request") -> 
 
 
 def _cut(whole: str, decoded: str) -> str:
-    """Return the beginning of `whole` that `decoded`, which may end within a character, agrees with."""
+    """Return the beginning of `whole` that is equal to the beginning of `decoded`, which may end inside a character."""
     length = next(
         (index for index, (a, b) in enumerate(zip(whole, decoded, strict=False)) if a != b),
         min(len(whole), len(decoded)),

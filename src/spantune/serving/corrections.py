@@ -1,9 +1,9 @@
-"""The store of corrections: `corrections.jsonl` in a folder that the user names, to which one line is added at a time.
+"""The store of corrections: `corrections.jsonl` in a folder that the user names; each correction adds one line.
 
-Every line is a document in native JSONL whose meta says which model had predicted what, when it was corrected and
-through what. A line is whole or absent, also where several processes write: each holds a lock, appends with one write
-and waits for the disk. What a crash left half-written is moved aside. Nothing is ever changed: reading the file takes
-the last correction of a text.
+A line is a document in native JSONL. Its meta says which model predicted what, when the document was corrected, and
+with which tool. A line is whole or absent, even if several processes write: each holds a lock, appends with one write,
+and waits for the disk. A line that a crash left incomplete is moved to another file. Existing lines are never changed:
+whoever reads the file takes the last correction of a text.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Correction:
     """A document as a person annotated it.
 
     Args:
-        document: its entities are the corrected ones, without scores; an empty id is derived from the text.
+        document: its entities are the corrected ones; their scores are not saved. An empty id is made from the text.
         model: the name of the run that predicted.
-        fingerprint: of that run.
-        source: through what it came.
-        predicted: what the model had said, if known.
-        annotation: what names the annotation in its tool; a later record with the same one replaces this.
-        withdrawn: whether the annotation was deleted, so that earlier records with it do not count any more.
+        fingerprint: the fingerprint of that run.
+        source: the tool from which the correction came.
+        predicted: the entities that the model predicted, if known.
+        annotation: the name of the annotation in its tool; a later record with the same name replaces this one.
+        withdrawn: whether the annotation was deleted, so that earlier records with its name do not count any more.
     """
 
     document: Document
@@ -66,7 +66,7 @@ class Correction:
     withdrawn: bool = False
 
     def record(self, time: str) -> dict[str, object]:
-        """Return the line of the file, as a JSON object."""
+        """Return the line of the file as a JSON object; `time` is in ISO 8601."""
         document = self.document
         meta: dict[str, object] = {
             **document.meta,
@@ -87,10 +87,10 @@ class Correction:
 
 
 class Corrections:
-    """The file of corrections in one folder. Threads and processes may use it at once.
+    """The file of corrections in one folder. Threads and processes may use it at the same time.
 
     Raises:
-        ConfigError: the folder cannot be made, or nothing can be written into it.
+        ConfigError: the folder cannot be made or written.
     """
 
     def __init__(self, folder: Path):
@@ -107,7 +107,7 @@ class Corrections:
             ) from None
 
     def append(self, corrections: Sequence[Correction]) -> None:
-        """Add the corrections, all or none, and return when they are on the disk.
+        """Add all corrections or none, and return when they are on the disk.
 
         Raises:
             DataError: the disk is full or cannot be written, or another process does not release the lock.
@@ -124,7 +124,7 @@ class Corrections:
             ) from None
 
     def find(self, annotation: str) -> Document | None:
-        """Return the last document that was stored with `annotation`; None if there is none or it was withdrawn."""
+        """Return the last document stored with this `annotation`; None if there is none or it was withdrawn."""
         sign, last = to_json(annotation).encode(), None
         for line in self._lines():
             if sign in line:
@@ -160,7 +160,11 @@ class Corrections:
 
     @contextmanager
     def _open(self) -> Iterator[int]:
-        """Hold the lock and yield the file, opened for appending, of which every line is whole."""
+        """Hold the lock, repair an incomplete last line, and yield the descriptor of the file, opened for appending.
+
+        Raises:
+            DataError: another process holds the lock for too long.
+        """
         try:
             with file_lock(self._lock, _PATIENCE):
                 file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
@@ -176,7 +180,7 @@ class Corrections:
             ) from None
 
     def _repair(self, file: int) -> None:
-        """Move a last line that has no end to another file; a whole one that lacks only the line break gets it."""
+        """Move an incomplete last line to another file; if it lacks only the line break, add that."""
         size = os.fstat(file).st_size
         if size == 0 or os.pread(file, 1, size - 1) == b"\n":
             return
@@ -197,11 +201,11 @@ class Corrections:
 
 
 def checked(document: Document, task: TaskSpec) -> Document:
-    """Return `document`, a correction for the run of `task`.
+    """Check that `document` is a valid correction for the run of `task`, and return it.
 
     Raises:
-        DataError: its text is empty or no text, an entity has a label that the task does not have, or is there twice,
-            or two overlap and the task's do not.
+        DataError: the text is empty or has half a surrogate pair, an entity has a label that the task does not have or
+            is repeated, or two entities overlap although the task is not nested.
     """
     for value, field in ((document.text, "text"), (document.id, "id")):
         if half_surrogate(value) is not None:
@@ -225,10 +229,10 @@ def checked(document: Document, task: TaskSpec) -> Document:
 
 
 def check_labels(entities: Iterable[Entity], task: TaskSpec) -> None:
-    """Check that the labels of `entities` are those of the task.
+    """Check that all labels of `entities` are labels of the task.
 
     Raises:
-        DataError: one is not.
+        DataError: a label is not.
     """
     for entity in entities:
         if entity.label not in task.codes:
@@ -249,11 +253,11 @@ def _overlapping(entities: Sequence[Entity]) -> Entity | None:
 
 
 def _append(file: int, content: bytes) -> None:
-    """Add `content` with one write, and wait until it is on the disk; what was written of it is removed on failure."""
+    """Append `content` with one write, and wait until it is on the disk; if that fails, remove what was written."""
     before = os.fstat(file).st_size
     try:
         written = os.write(file, content)
-        while written < len(content):  # a disk that is nearly full: the next write says so
+        while written < len(content):  # on a disk that is nearly full; the next write then raises the error
             written += os.write(file, content[written:])
         os.fsync(file)
     except OSError:
@@ -262,7 +266,7 @@ def _append(file: int, content: bytes) -> None:
 
 
 def _last_line(file: int, size: int, step: int = 1 << 16) -> int:
-    """Return where the last line of a file of `size` bytes begins, which has no line break at its end."""
+    """Return the offset of the last line of a file of `size` bytes; that line has no line break at its end."""
     end = size
     while end > 0:
         start = max(0, end - step)

@@ -27,7 +27,7 @@ _LINE = (
 
 
 class EntityIn(Strict):
-    """An entity: half-open offsets in Unicode code points; where its text is given, it is compared."""
+    """An entity: half-open offsets in Unicode code points; if its text is given, it is compared with the document."""
 
     start: StrictInt
     end: StrictInt
@@ -37,7 +37,7 @@ class EntityIn(Strict):
 
 
 class CorrectedIn(Strict):
-    """A text with all of its entities, as a person sees them."""
+    """A text with all of its entities, as a person annotated them."""
 
     id: Annotated[StrictStr, _ID] | None = None
     text: StrictStr
@@ -45,7 +45,7 @@ class CorrectedIn(Strict):
 
 
 class CorrectionIn(Strict):
-    """A correction, with what the model had said."""
+    """A correction, with the entities that the model predicted."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -69,10 +69,10 @@ class SavedOut(BaseModel):
 
 
 def store_of(request: Request) -> Corrections:
-    """Return the store of the app that a request came to.
+    """Return the store of corrections of the request's app.
 
     Raises:
-        ApiError: the service was started without a folder for it.
+        ApiError: the service was started without a folder for corrections.
     """
     store = request.app.state.corrections
     if store is None:
@@ -90,7 +90,7 @@ def store_of(request: Request) -> Corrections:
     "/v1/corrections", status_code=201, responses={**QUEUE, **NO_FOLDER, **example_of({"saved": 1}, status=201)}
 )
 async def save(sent: CorrectionIn, request: Request, service: ServiceOf) -> SavedOut:
-    """Save a document as a person annotated it: one line of `corrections.jsonl`, which training reads."""
+    """Save a document as a person annotated it, as one line of `corrections.jsonl`, which training can read."""
     run, store = service.run(sent.model), store_of(request)
     try:
         document = Document(
@@ -112,13 +112,13 @@ async def save(sent: CorrectionIn, request: Request, service: ServiceOf) -> Save
     responses=NO_FOLDER | example_of(_LINE, kind=NDJSON),
 )
 async def download(request: Request) -> StreamingResponse:
-    """Return all corrections that were saved, as native JSONL."""
+    """Return all saved corrections as native JSONL."""
     headers = {"Content-Disposition": f'attachment; filename="{FILE}"', "Cache-Control": "no-store"}
     return StreamingResponse(store_of(request).stream(), media_type=NDJSON, headers=headers)
 
 
 async def saved(store: Corrections, corrections: list[Correction]) -> None:
-    """Save the corrections, all or none, without holding up other requests.
+    """Save all corrections or none, without blocking other requests.
 
     Raises:
         ApiError: the disk is full or cannot be written.
@@ -132,10 +132,10 @@ async def saved(store: Corrections, corrections: list[Correction]) -> None:
 
 
 def _entities(rows: tuple[EntityIn, ...], sent: CorrectionIn, field: str) -> tuple[Entity, ...]:
-    """Return the entities of a request, of which those with a text are compared with the document's.
+    """Return the entities of a request; if an entity states its text, that is compared with the document's text.
 
     Raises:
-        DataError: an entity is empty, outside the text, or another text than it says.
+        DataError: an entity is empty or outside the text, or its text differs from the document's.
     """
     text = sent.document.text
     for index, row in enumerate(rows):
@@ -150,5 +150,5 @@ def _entities(rows: tuple[EntityIn, ...], sent: CorrectionIn, field: str) -> tup
 
 
 def _source(request: Request) -> Source:
-    """Say whether a request comes from the page, which browsers tell of it, or from a program."""
+    """Return whether a request comes from the page, which browsers state in a header, or from another program."""
     return "page" if request.headers.get("sec-fetch-site") == "same-origin" else "api"

@@ -1,7 +1,7 @@
-"""What every request gets: an id, headers for browsers, a line in the log, its place in the metrics, and an answer.
+"""What every request gets: an id, security headers, a line in the log, an entry in the metrics, and always an answer.
 
-A line of the log is a JSON object on stderr. It names the route, never the address as it was sent, and holds no text
-and no token. A bug becomes a 500 whose traceback is in the log file of crashes.
+A line of the log is a JSON object on stderr. It names the route instead of the address as it was sent, and contains no
+text and no token. A bug becomes a 500, and its traceback is in the log file of crashes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from spantune.serving.security import HEADERS, route_of
 from spantune.serving.service import Service
 
 GONE = 499
-"""The status in log and metrics of a request whose client has left before it was answered."""
+"""The status in log and metrics of a request whose client left before it was answered."""
 SLOWEST_READER = 60.0
-"""How many seconds a client may take to read what is sent to it, before its connection is closed."""
+"""How many seconds a client may take to read a part of the answer before its connection is closed."""
 DISCARD_SECONDS, DISCARDED_PARTS = 0.5, 1000
-"""How long, and how many parts, the rest of a body is discarded before an answer that closes its connection."""
+"""For how many seconds, and how many parts, the rest of a body is read before an answer that closes the connection."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -38,9 +38,9 @@ class Envelope:
     """The outermost layer of the app.
 
     Args:
-        app: what is inside.
-        service: whose metrics count the requests.
-        paths: the routes that log and metrics name; every other address is `other`.
+        app: the ASGI app inside.
+        service: its metrics count the requests.
+        paths: the routes that log and metrics name; every other address is called `other`.
     """
 
     def __init__(self, app: ASGIApp, service: Service, paths: Collection[str]):
@@ -74,7 +74,7 @@ class Envelope:
                     headers.setdefault(name, value)
                 headers.setdefault("cache-control", "no-store")
                 if self._service.is_stopping:
-                    headers["connection"] = "close"  # so that the client asks elsewhere next time
+                    headers["connection"] = "close"  # so that the client connects elsewhere for its next request
                 if (
                     has_more_body
                     and headers.get("connection", "").lower() == "close"
@@ -87,7 +87,7 @@ class Envelope:
             except TimeoutError:
                 raise ClientGone from None
 
-        # what GET answers, HEAD answers too: uvicorn leaves the body out, since its own scope still says HEAD
+        # HEAD is answered like GET: uvicorn leaves the body out, since its own scope still says HEAD.
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
             await self._app(inner, receive_all, send_all)
@@ -120,9 +120,10 @@ class Envelope:
 
 
 async def _discard(receive: Receive) -> None:
-    """Read what a client still sends, for a moment: most read no answer before they have sent everything.
+    """Read and discard for a moment what a client still sends, since most clients read no answer before they sent all.
 
-    A connection that is closed with unread bytes is reset, and its client may lose an answer that it has got already.
+    If a connection is closed with unread bytes, it is reset, and its client may lose an answer that has already
+    arrived.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_SECONDS):

@@ -1,6 +1,6 @@
-"""The errors of the HTTP interface: each is `{"error": {"code", "message", "remedy"}}` with its status.
+"""The errors of the HTTP interface: each is `{"error": {"code", "message", "remedy"}}` with its HTTP status.
 
-No message has a path of this machine, a text or a token in it. What is a bug of ours is a 500 whose traceback is in the
+No message contains a path of this machine, a text or a token. A bug of spantune becomes a 500 whose traceback is in the
 log file of crashes.
 """
 
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 
 class ApiError(SpantuneError):
-    """An error that a client is told.
+    """An error that is sent to the client.
 
     Args:
-        status: the status of HTTP.
+        status: the HTTP status.
         code: a short name for programs, in snake case.
         message: what was found and what was expected.
-        remedy: what to do.
+        remedy: what the client can do.
         headers: further headers of the response.
     """
 
@@ -43,11 +43,11 @@ class ApiError(SpantuneError):
 
     @property
     def body(self) -> dict[str, dict[str, str]]:
-        """The response's body."""
+        """The body of the response."""
         return {"error": {"code": self.code, "message": self.message, "remedy": self.remedy}}
 
     def response(self) -> JSONResponse:
-        """Return the response that tells the client."""
+        """Return the response with this error."""
         return JSONResponse(self.body, self.status, headers=self.headers)
 
 
@@ -65,7 +65,7 @@ class Overloaded(ApiError):
 
 
 class DeadlineExceeded(ApiError):
-    """The request took longer than it may."""
+    """The request took longer than the limit of `seconds`."""
 
     def __init__(self, seconds: float):
         super().__init__(
@@ -78,7 +78,7 @@ class DeadlineExceeded(ApiError):
 
 
 class Stopping(ApiError):
-    """The service is being stopped and accepts nothing new."""
+    """The service is being stopped and accepts no new requests."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -91,7 +91,7 @@ class Stopping(ApiError):
 
 
 class EngineDown(ApiError):
-    """The thread that runs the models has ended by a bug."""
+    """The thread that runs the models has ended because of a bug."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -113,7 +113,7 @@ class UnknownModel(ApiError):
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, and what to do."""
+    """What went wrong, and what to do about it."""
 
     code: str
     message: str
@@ -153,7 +153,7 @@ COMMON = documented(
     _422="A field is missing, unknown or wrong.",
     _500="A bug.",
 )
-"""The errors of every route."""
+"""The errors that every route may answer with."""
 QUEUE = documented(
     _404="The model is not served.",
     _408="The body did not arrive in time.",
@@ -162,18 +162,18 @@ QUEUE = documented(
     _429="The queue is full; ask again after the seconds of Retry-After.",
     _503="The service is being stopped, or the request took too long.",
 )
-"""The errors of a route that extracts."""
+"""The errors that a route that extracts may answer with."""
 
 
 def bug(error: BaseException) -> ApiError:
-    """Keep the traceback of a bug in the log file of crashes, and return what the client is told."""
+    """Write the traceback of a bug into the log file of crashes, and return the error for the client."""
     path = log_crash(error)
     log.error("a bug in spantune (%s); its traceback is in %s; please report it", type(error).__name__, path)
     return ApiError(500, "internal_error", "a bug in spantune", "report it with the value of the header X-Request-ID")
 
 
 def install(app: FastAPI) -> None:
-    """Let `app` answer every error in this shape."""
+    """Install the handlers that answer every error of `app` in this form."""
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
@@ -185,7 +185,7 @@ async def _api_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    """Say which field of the request is wrong, without its value."""
+    """Answer which field of the request is wrong, without its value."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     first = found[0]
@@ -208,7 +208,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 def _fields(request: Request) -> tuple[str, ...]:
-    """The fields that the body of this request may have, as far as its route says so."""
+    """Return the field names that the body of this request may have; empty if its route does not declare them."""
     body = getattr(request.scope.get("route"), "body_field", None)
     model = getattr(getattr(body, "field_info", None), "annotation", None)
     return tuple(getattr(model, "model_fields", ()))
@@ -225,13 +225,13 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code, message, remedy = _HTTP.get(error.status_code, ("http_error", "the request was refused", ""))
     headers = {**(error.headers or {})}
-    if error.status_code == 405:  # Starlette names those of one route, where two may have the same address
+    if error.status_code == 405:  # Starlette names the methods of one route, but two routes may have the same address
         headers["Allow"] = ", ".join(sorted(_methods(request)))
     return ApiError(error.status_code, code, message, remedy, headers=headers).response()
 
 
 def _methods(request: Request) -> set[str]:
-    """The methods that the address of a request takes."""
+    """Return the methods that the address of a request accepts."""
     routes: Sequence[Route] = request.app.state.routes
     fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     methods = {method for route in fitting for method in route.methods or ()}

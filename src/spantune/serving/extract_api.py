@@ -59,7 +59,7 @@ async def extract(asked: ExtractIn, request: Request, service: ServiceOf) -> Res
     kind = wanted_type(request)
     if kind in (NDJSON, SSE):
         results = service.extract(run.name, documents, asked.options)
-        first = await while_connected(request, anext(results))  # what is wrong from the start is an error of HTTP
+        first = await while_connected(request, anext(results))  # so that an error at the start becomes an HTTP status
         lines = _stream(first, results, asked.all_scores)
         body = (f"{line}\n" async for line in lines) if kind == NDJSON else _events(lines, run)
         return StreamingResponse(body, media_type=kind, headers={"Cache-Control": "no-store"})
@@ -73,7 +73,7 @@ async def extract(asked: ExtractIn, request: Request, service: ServiceOf) -> Res
 
 @router.get("/v1/task", responses=documented(_404="The model is not served."))
 async def task(service: ServiceOf, model: str | None = None) -> TaskOut:
-    """Return the task of a run: its labels, their colours on the page, and what the model is told."""
+    """Return the task of a run: its labels, their colours on the page, and the instruction of the model."""
     run = service.run(model)
     colors = label_colors(run.task.codes)
     labels = [
@@ -97,7 +97,7 @@ async def task(service: ServiceOf, model: str | None = None) -> TaskOut:
 
 @router.get("/v1/models")
 async def models(service: ServiceOf) -> ModelsOut:
-    """Return the runs that are served, the default first."""
+    """Return the runs that are served, the default run first."""
     return ModelsOut(
         data=[
             ModelOut(id=run.name, created=service.started, fingerprint=run.fingerprint, answer=run.task.answer)
@@ -107,7 +107,7 @@ async def models(service: ServiceOf) -> ModelsOut:
 
 
 def wanted_type(request: Request) -> str:
-    """Return the first type of the Accept header that is served, JSON where there is none."""
+    """Return the first media type of the Accept header that this service offers; JSON if there is none."""
     for part in request.headers.get("accept", "").split(","):
         kind = part.partition(";")[0].strip().lower()
         if kind in (NDJSON, SSE, "application/json"):
@@ -116,7 +116,11 @@ def wanted_type(request: Request) -> str:
 
 
 def _documents(asked: ExtractIn, service: Service) -> list[Document]:
-    """Return the documents of a request, whose id is their number where they have none."""
+    """Return the documents of a request; a document without an id gets its index.
+
+    Raises:
+        ApiError: there are too many documents.
+    """
     if asked.text is not None:
         return [Document("0", asked.text)]
     limit = service.settings.max_documents
@@ -136,7 +140,7 @@ def _documents(asked: ExtractIn, service: Service) -> list[Document]:
 async def _stream(
     first: tuple[int, Extraction], results: AsyncGenerator[tuple[int, Extraction]], whole: bool
 ) -> AsyncIterator[str]:
-    """Yield a line of JSON for each document as it ends; an error that comes between them is the last line."""
+    """Yield one line of JSON for each document as it ends; if an error occurs in between, it is the last line."""
     async with contextlib.aclosing(results):
         try:
             yield _line(first, whole)
@@ -152,7 +156,7 @@ def _line(result: tuple[int, Extraction], whole: bool) -> str:
 
 
 async def _events(lines: AsyncIterator[str], run: ServedRun) -> AsyncIterator[str]:
-    """Yield server-sent events: `document` for each, then `done`; `error` where it ended before."""
+    """Yield server-sent events: `document` for each document, then `done`; `error` if the lines end with an error."""
     count = 0
     async for line in lines:
         if line.startswith('{"error"'):

@@ -1,4 +1,4 @@
-"""The fingerprint of a run: what tells its answers from those of a run that was trained otherwise."""
+"""The fingerprint of a run: a short hash by which its answers can be told from those of a differently trained run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spantune.runs import RunFolder, trained_files
 
 
 def fingerprint_of(extractor: Extractor) -> str:
-    """Return 12 hex digits of a SHA-256 over the hashes of what the run trained; without a run of its task."""
+    """Return 12 hex digits of the SHA-256 of a run's trained files, or of the task if there is no run folder."""
     if extractor.run is None:
         return hashlib.sha256(extractor.task.model_dump_json().encode()).hexdigest()[:12]
     folder = RunFolder(extractor.run).adapter

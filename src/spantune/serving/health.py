@@ -1,4 +1,4 @@
-"""The routes for whoever runs the service: `/health`, `/ready` and `/metrics`."""
+"""The routes for operators: `/health`, `/ready` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UP = {"status": "UP", "model_class": "spantune"}
 @router.get("/health", responses=_DOWN | example_of(_UP))
 @router.get("/healthz", include_in_schema=False)
 async def health(service: ServiceOf) -> JSONResponse:
-    """Say whether the service works; answered while it is busy or being stopped, too."""
+    """Say whether the service works; this is also answered while it is busy or being stopped."""
     if not service.is_up:
         return EngineDown().response()
     return JSONResponse(_UP)

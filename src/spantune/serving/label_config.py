@@ -1,7 +1,7 @@
 """A Label Studio project's labelling interface: which of its tags hold the text and the labels of a run.
 
-The XML comes from whoever may edit the project. It is read by expat, a document type is refused, and so no entity is
-ever expanded.
+The XML comes from anyone who may edit the project. It is parsed by expat. A document type is refused, so no XML entity
+is ever expanded.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _REMEDY = "give the project an interface with <Labels> on a <Text>"
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """The pair of tags that is used, and the names of the labels in it.
+    """The pair of a <Labels> and a <Text> tag that is used, and the names of its labels.
 
     Args:
-        from_name: of the tag with the labels.
-        to_name: of the tag with the text.
+        from_name: the name of the tag with the labels.
+        to_name: the name of the tag with the text.
         key: the field of a task's data that holds the text.
-        is_link: whether that field holds a link to the text.
-        label_of: a label of the project for each code of the run that has one, as annotations state it.
-        code_of: the code for each way in which the project may state its label.
-        unmatched: codes of the run that the project has no label for.
-        foreign: labels of the project that the run does not have.
+        is_link: whether that field holds a link to the text instead of the text.
+        label_of: the project's label for each code of the run that has one, as annotations state it.
+        code_of: the run's code for each form in which the project may state its label.
+        unmatched: the codes of the run for which the project has no label.
+        foreign: the labels of the project that the run does not have.
     """
 
     from_name: str
@@ -43,7 +43,7 @@ class Interface:
 
     @property
     def problems(self) -> list[str]:
-        """What a person should know of the match, in sentences; none where every label has its counterpart."""
+        """Labels without a counterpart, in sentences for a person; empty if every label has one."""
         said = []
         if self.unmatched:
             said.append(
@@ -60,7 +60,7 @@ class Interface:
 
 @dataclass(slots=True)
 class _Tags:
-    """What is read from the XML: <Text> tags, and <Labels> tags with the attributes of their <Label> tags."""
+    """The tags of the XML: <Text> tags, and <Labels> tags with the attributes of their <Label> tags."""
 
     texts: dict[str, dict[str, str]] = field(default_factory=dict)
     hypertexts: set[str] = field(default_factory=set)
@@ -69,12 +69,14 @@ class _Tags:
 
 
 def read_interface(xml: str, labels: Sequence[Label]) -> Interface:
-    """Return the pair of <Labels> and <Text> that matches the most of `labels`; the first one of several such.
+    """Return the pair of <Labels> and <Text> that matches the most of `labels`; of equals, the first.
 
-    Code, name and the project's value and alias are compared exactly, then without regard to case.
+    Labels of the project are compared with code and name of the run's labels, first exactly and then without regard to
+    case. A project states a label as value or alias.
 
     Raises:
-        DataError: the XML cannot be read or has a document type, no <Labels> belongs to a <Text>, or no label matches.
+        DataError: the XML cannot be parsed or has a document type, no <Labels> belongs to a <Text>, or no label
+            matches.
     """
     tags = _parsed(xml)
     pairs = [
@@ -104,9 +106,9 @@ def read_interface(xml: str, labels: Sequence[Label]) -> Interface:
 def _pair(
     attributes: Mapping[str, str], stated: Sequence[Mapping[str, str]], text: Mapping[str, str], labels: Sequence[Label]
 ) -> Interface:
-    """Return what a <Labels> tag with the `stated` labels on the tag `text` would be as an Interface."""
+    """Return the Interface for one <Labels> tag, with its `stated` labels, and one <Text> tag."""
     code_by_name: dict[str, str] = {}
-    for fold in (str, str.casefold):  # what is equal counts before what is similar
+    for fold in (str, str.casefold):  # equal names come before names that differ only in case
         for names in ([label.code for label in labels], [label.name for label in labels]):
             for label, name in zip(labels, names, strict=True):
                 if name:
@@ -121,7 +123,7 @@ def _pair(
         if code is None:
             foreign += names[:1]
             continue
-        label_of.setdefault(code, names[0])  # an annotation holds the alias where there is one
+        label_of.setdefault(code, names[0])  # an annotation states the alias if there is one
         code_of |= {name: code for name in names if name not in code_of}
     variable = _VARIABLE.fullmatch(text.get("value", "").strip())
     return Interface(

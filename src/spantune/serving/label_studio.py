@@ -1,8 +1,8 @@
-"""Label Studio's machine learning backend: it asks for predictions, and sends annotations, which become corrections.
+"""Label Studio's machine learning backend: predictions for its tasks, and corrections from its annotations.
 
-The routes are at the root, for the first run, and under `/label-studio/RUN` for each. Which tags hold text and labels
-is read from the labelling configuration of every request. Label Studio also sends a key to its interface, its host name
-and the login of its storage: they are not read into any value, and so neither kept nor logged. No link is fetched.
+The routes are at the root for the first run, and under `/label-studio/RUN` for each run. The labelling configuration in
+each request says which tags hold text and labels. Label Studio also sends an API key, its host name and the login of
+its storage. These are not read into any value, so they are neither stored nor logged. No link is fetched.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from spantune.serving.schemas import example_of
 from spantune.serving.service import ServedRun, Service
 
 SECONDS = 80.0
-"""After so long a request for predictions is answered with those that are there: Label Studio waits 100 seconds."""
+"""Seconds after which a request for predictions is answered with those that are done; Label Studio waits 100."""
 UNNAMED = "$undefined$"
-"""The field of a task that was imported without naming its field."""
+"""The field that holds the text if tasks were imported without naming the field."""
 _STORED = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
 _WITHDRAWN = ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED")
 _ROOT, _NAMED = "", "/label-studio/{run}"
@@ -52,10 +52,10 @@ log = logging.getLogger(__name__)
 
 
 async def run_of(request: Request, service: ServiceOf) -> ServedRun:
-    """Return the run that the path of a request names, the first at the root; async, as `service_of`.
+    """Return the run that the path of a request names, or the first run at the root; async, as `service_of`.
 
     Raises:
-        UnknownModel: there is no run of this name.
+        UnknownModel: there is no run with this name.
     """
     return service.run(request.path_params.get("run"))
 
@@ -65,14 +65,14 @@ RunOf = Annotated[ServedRun, Depends(run_of)]
 
 
 class SetupIn(BaseModel):
-    """What Label Studio sends when it connects; the rest of it is not read."""
+    """What Label Studio sends when it connects; other fields are not read."""
 
     project: Annotated[str, Field(max_length=256)] = ""
     interface: str = Field(alias="schema")
 
 
 class TaskIn(BaseModel):
-    """A task: the fields of its data, of which one is the text."""
+    """A task: the fields of its data, one of which is the text."""
 
     data: dict[str, Any]
 
@@ -85,7 +85,7 @@ class PredictIn(BaseModel):
 
 
 class WebhookIn(BaseModel):
-    """What happened in a project; what is sent along depends on the action."""
+    """An event in a project; the other fields depend on the action."""
 
     action: Annotated[str, Field(max_length=256)]
     annotation: dict[str, Any] | list[dict[str, Any]] | None = None
@@ -100,7 +100,7 @@ router.get(f"{_NAMED}/health", include_in_schema=False)(health)
 @router.post(f"{_ROOT}/setup", responses=example_of({"model_version": _VERSION, "problems": []}))
 @router.post(f"{_NAMED}/setup", include_in_schema=False)
 async def setup(sent: SetupIn, run: RunOf) -> dict[str, Any]:
-    """Connect a project: say which version of the model predicts, and which labels have no counterpart."""
+    """Connect a project: return the version of the model that predicts, and which labels have no counterpart."""
     interface = _interface(sent.interface, run)
     matched, all_labels = len(interface.label_of), len(run.task.labels)
     said = "Label Studio connects project %.40r: %d of %d labels of the run %s match"
@@ -120,9 +120,9 @@ async def versions(run: RunOf) -> dict[str, list[str]]:
 @router.post(f"{_ROOT}/predict", responses=QUEUE | example_of({"results": [_PREDICTION], "problems": []}))
 @router.post(f"{_NAMED}/predict", include_in_schema=False)
 async def predict(sent: PredictIn, request: Request, service: ServiceOf, run: RunOf) -> JSONResponse:
-    """Predict tasks: one result for each, in order; a task that cannot be predicted has an error instead.
+    """Predict tasks: return one result for each, in order; a task that cannot be predicted has an error instead.
 
-    What is not done after 80 seconds has an error too; Label Studio asks for such tasks again when it is told to.
+    A task that is not done after 80 seconds has an error too; Label Studio can send such tasks again.
     """
     interface = _interface(sent.label_config, run)
     texts = [_text_or_error(task.data, interface) for task in sent.tasks]
@@ -148,7 +148,7 @@ async def predict(sent: PredictIn, request: Request, service: ServiceOf, run: Ru
 )
 @router.post(f"{_NAMED}/webhook", status_code=201, include_in_schema=False)
 async def webhook(sent: WebhookIn, request: Request, run: RunOf) -> dict[str, Any]:
-    """Store annotations as corrections, and withdraw those that were deleted; other news are only acknowledged."""
+    """Store annotations as corrections, and withdraw deleted ones; other events are only acknowledged."""
     if sent.action == "START_TRAINING":
         return {"message": f"run this where the run {run.name} was trained: {COMMAND}"}
     if sent.action not in (*_STORED, *_WITHDRAWN):
@@ -171,11 +171,11 @@ async def webhook(sent: WebhookIn, request: Request, run: RunOf) -> dict[str, An
 
 
 COMMAND = "spantune train RECIPE 'data.train=[TRAIN.jsonl, corrections.jsonl]' train.from=RUN run.name=NEW_NAME"
-"""How to train with the corrections, with the names that only the user knows."""
+"""How to train with the corrections; names in capitals are known only to the user."""
 
 
 def version_of(run: ServedRun) -> str:
-    """Return what Label Studio calls the model's version: it asks again for tasks predicted by another one."""
+    """Return the version of the model for Label Studio, which asks again for tasks that another version predicted."""
     return f"{run.name}-{run.fingerprint}"
 
 
@@ -192,7 +192,7 @@ def _interface(xml: str, run: ServedRun) -> Interface:
 async def _extracted(documents: Mapping[int, Document], service: Service, run: str) -> dict[int, Extraction]:
     """Return the Extractions of all documents, or of those that are done after `SECONDS`, by their keys.
 
-    The queue is given so many at once as a request may have.
+    The documents are submitted in parts of at most `max_documents`, the limit of one request.
     """
     ends = time.monotonic() + SECONDS
     size = service.settings.max_documents
@@ -216,7 +216,7 @@ async def _extracted(documents: Mapping[int, Document], service: Service, run: s
 
 
 def _text_or_error(data: Mapping[str, Any], interface: Interface) -> str | DataError:
-    """Return the text of a task; an error, without its content, where there is none."""
+    """Return the text of a task, or an error that does not quote the task if it has no text."""
     value: Any = data.get(interface.key, data.get(UNNAMED))
     if value is None and "." in interface.key:
         value = data
@@ -233,7 +233,7 @@ def _text_or_error(data: Mapping[str, Any], interface: Interface) -> str | DataE
 
 
 def _prediction(extraction: Extraction, interface: Interface, version: str) -> dict[str, Any]:
-    """Return the prediction of a task; an error where the model gave no answer."""
+    """Return the prediction of a task, or an error if the model gave no answer."""
     problems = [f"{problem.kind}: {problem.found}" for problem in extraction.problems]
     if extraction.status.is_failure:
         return {"error": "; ".join(problems) or str(extraction.status), "model_version": version}
@@ -246,14 +246,14 @@ def _prediction(extraction: Extraction, interface: Interface, version: str) -> d
     scores = [entity.score for entity in entities if entity.score is not None]
     answer: dict[str, Any] = {"result": predicted_results(shown, interface.from_name, interface.to_name)}
     if scores:
-        answer["score"] = round(min(scores), 6)  # as sure as the least sure entity, by which tasks are sorted
+        answer["score"] = round(min(scores), 6)  # the score of the least sure entity; Label Studio sorts tasks by it
     return answer | {"model_version": version} | ({"problems": problems} if problems else {})
 
 
 def _corrections(
     sent: WebhookIn, run: ServedRun, interface: Interface, store: Corrections
 ) -> tuple[list[Correction], list[str]]:
-    """Return the corrections that new or changed annotations are, and what was left out of them.
+    """Return new or changed annotations as corrections, and a description of what was left out of them.
 
     Raises:
         DataError: an annotation cannot be read.
@@ -287,7 +287,7 @@ def _corrections(
 
 
 def _entities(annotation: Mapping[str, Any], text: str, interface: Interface) -> tuple[set[Entity], set[str]]:
-    """Return the entities of an annotation with the run's labels, and the labels that the run does not have.
+    """Return the entities of an annotation that have labels of the run, and the labels that the run does not have.
 
     Raises:
         DataError: a region is not a span of the text.
@@ -315,7 +315,7 @@ def _entities(annotation: Mapping[str, Any], text: str, interface: Interface) ->
 
 
 def _withdrawals(sent: WebhookIn, run: ServedRun, store: Corrections) -> list[Correction]:
-    """Return the records that take back deleted annotations; none for those that were never stored."""
+    """Return the records that withdraw deleted annotations; annotations that were never stored have none."""
     deleted = _rows(sent.annotations if sent.annotations is not None else sent.annotation, "annotations")
     return [withdrawal for annotation in deleted for withdrawal in _withdrawal(_name(sent, annotation), run, store)]
 
@@ -328,7 +328,7 @@ def _withdrawal(name: str, run: ServedRun, store: Corrections) -> list[Correctio
 
 
 def _name(sent: WebhookIn, annotation: Mapping[str, Any]) -> str:
-    """Return what names an annotation also after it was deleted: its project, when that was created, and its number."""
+    """Return a name for an annotation that stays known after its deletion: project, its creation time, and id."""
     project = sent.project or {}
     parts = (project.get("id"), project.get("created_at"), annotation.get("id"))
     if annotation.get("id") is None or not all(isinstance(part, str | int | None) for part in parts):
@@ -337,7 +337,11 @@ def _name(sent: WebhookIn, annotation: Mapping[str, Any]) -> str:
 
 
 def _rows(value: object, field: str) -> Sequence[dict[str, Any]]:
-    """Return `value`, an object or a list of objects, as a list."""
+    """Return `value`, an object or a list of objects, as a list.
+
+    Raises:
+        DataError: it is something else.
+    """
     stated = value if isinstance(value, list) else [value]
     rows = [row for row in stated if isinstance(row, dict)]
     if len(rows) < len(stated):

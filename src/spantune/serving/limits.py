@@ -1,6 +1,7 @@
-"""What a request may hold: its body is read here, as far as the limit goes, before any handler sees it.
+"""Limits of requests: the body is read here, up to its limit, before a handler gets the request.
 
-A client that is too slow is answered 408, one that asks while the queue is full 429 before its body is read.
+A client that sends its body too slowly gets 408. A client that sends a request while the queue is full gets 429 before
+its body is read.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from spantune.serving.security import route_of
 from spantune.serving.service import Service
 
 BODY_SECONDS = 30.0
-"""How long a body may take to arrive, where the request itself may take longer."""
+"""The most seconds in which a body must arrive; the request itself may take longer."""
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 
 
 class Admission:
-    """Reads the body of a request within the limits, and passes it on whole.
+    """Reads the body of a request within the limits, and passes the request on with the whole body.
 
     Args:
-        app: what is passed to.
-        service: whose limits are kept.
+        app: the ASGI app to which requests are passed.
+        service: its settings have the limits.
         queued: the routes whose requests need a place in the queue.
     """
 
@@ -35,7 +36,7 @@ class Admission:
         self._seconds = min(service.settings.timeout, BODY_SECONDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on with its whole body, or answer what is wrong with it."""
+        """Pass a request on with its whole body, or answer with the error."""
         if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY:
             await self._app(scope, receive, send)
             return
@@ -59,7 +60,7 @@ class Admission:
         await self._app(scope, _replay(body, receive), send)
 
     def _check(self, scope: Scope) -> None:
-        """Check what is known before the body is read."""
+        """Check what can be known before the body is read: the queue, the length and the media type."""
         if route_of(scope) in self._queued:
             self._service.require_ready()
         headers = Headers(scope=scope)
@@ -102,7 +103,7 @@ class Admission:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives the whole body first, and then what else comes: that the client has left."""
+    """Return a `receive` that first gives the whole body, and later what the client sends: that it has left."""
     is_given = False
 
     async def give() -> Message:

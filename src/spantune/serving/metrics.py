@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus: requests, queue, documents, seconds and problems."""
+"""The metrics of the service for Prometheus: requests, queue, documents, seconds and problems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from spantune.core import Extraction
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 30, 60, 120)
-"""The upper ends of the histograms' buckets, at most a factor of two apart, so that percentiles are near the truth."""
+"""The upper bounds of the histograms' buckets, at most a factor of 2.5 apart, so that percentiles are accurate."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -43,16 +43,16 @@ class Metrics:
         )
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        """Show a value that is read when the metrics are asked for."""
+        """Add a gauge whose value is read from `value` whenever the metrics are requested."""
         Gauge(name, meaning, registry=self.registry).set_function(value)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count a request that was answered."""
+        """Count an answered request; `seconds` is its duration."""
         self._requests.labels(route, method, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
     def document(self, model: str, extraction: Extraction, seconds: float) -> None:
-        """Count a document that is done."""
+        """Count a finished document; `seconds` is the time since it was accepted."""
         self._documents.labels(model, str(extraction.status)).inc()
         self._document_seconds.labels(model).observe(seconds)
         for problem in extraction.problems:

@@ -1,7 +1,7 @@
 """The page at `/`: its files, which are read once, their entity tags, and a strict content security policy.
 
-The page asks for a token itself when the service answers 401, so its own files need none: they hold no text of a user.
-Nothing is loaded from elsewhere. The style of the drawings is that of the reports, `core.drawing_style`.
+If the service answers 401, the page asks the user for the token. So its own files need no token; they contain no text
+of a user. Nothing is loaded from other sites. The style of the drawings is that of the reports, `core.drawing_style`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-"""What the page may do, which is less than `security.HEADERS` lets other answers do.
+"""The content security policy of the page, which is stricter than that of other answers (`security.HEADERS`).
 
-No script can make markup of a text: `trusted-types 'none'` forbids innerHTML.
+No script can turn a text into markup, since `trusted-types 'none'` forbids innerHTML.
 """
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
@@ -42,13 +42,13 @@ class _File:
 
 @router.get("/")
 async def index(request: Request) -> Response:
-    """Answer with the page."""
+    """Return the page."""
     return _answer(request, _INDEX)
 
 
 @router.get("/static/{name}")
 async def static(request: Request, name: str) -> Response:
-    """Answer with a file of the page.
+    """Return a file of the page.
 
     Raises:
         HTTPException: 404, there is no such file.
@@ -59,11 +59,11 @@ async def static(request: Request, name: str) -> Response:
 
 
 def _answer(request: Request, name: str) -> Response:
-    """Return a file, or 304 where the browser has it as it is."""
+    """Return a file, or 304 if the browser has the same version."""
     file = _files()[name]
     headers = {
         "ETag": file.tag,
-        "Cache-Control": "no-cache",  # kept, and asked for again: another version of spantune may listen here
+        "Cache-Control": "no-cache",  # stored, but checked each time, since another version of spantune may serve here
         "Content-Security-Policy": POLICY,
     }
     known_tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
@@ -74,7 +74,7 @@ def _answer(request: Request, name: str) -> Response:
 
 @functools.cache
 def _files() -> dict[str, _File]:
-    """The files by name: those of the folder `page`, and the style of the drawings."""
+    """Return the files by name: those of the folder `page`, and the style of the drawings."""
     folder = resources.files("spantune.serving") / "page"
     contents = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.rpartition(".")[2] in _TYPES}
     contents["drawing.css"] = drawing_style().encode()

@@ -1,4 +1,4 @@
-"""What handlers share: the service of an app, and waiting for an answer only as long as the client does."""
+"""Functions that handlers share: find the service, and work on an answer only while a client is connected."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Answer = TypeVar("Answer")
 
 
 class ClientGone(Exception):
-    """The client has closed its connection before it had an answer."""
+    """The client has closed its connection before it got an answer."""
 
 
 async def service_of(request: Request) -> Service:
-    """Return the service of the app that a request came to; async, since others are called in a thread each."""
+    """Return the service of the request's app; async, since FastAPI calls other dependencies in a thread each."""
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
@@ -29,7 +29,7 @@ ServiceOf = Annotated[Service, Depends(service_of)]
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Return what `work` returns; it is cancelled where the client leaves before.
+    """Return what `work` returns; cancel it if the client leaves before that.
 
     Raises:
         ClientGone: the client has left.
@@ -48,6 +48,6 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -
 
 
 async def _left(request: Request) -> None:
-    """Return when the client has left; the body has been read before."""
+    """Return when the client has left; the body must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

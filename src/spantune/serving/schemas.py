@@ -1,4 +1,4 @@
-"""The JSON of the HTTP interface: what requests hold and what is answered."""
+"""The JSON of the HTTP interface: the bodies of requests and of answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHORT = Field(min_length=1, max_length=256)
 
 
 class Strict(BaseModel):
-    """A value without unknown fields."""
+    """A value that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,7 +32,7 @@ class TextIn(Strict):
 
 
 class ExtractIn(Strict):
-    """A request of `/v1/extract`: one text, or several documents, and what to change of the run's settings."""
+    """A request of `/v1/extract`: one text or several documents, and options that replace the run's settings."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -61,7 +61,7 @@ class ExtractIn(Strict):
 
     @property
     def options(self) -> Options:
-        """What the request asks for."""
+        """The options of the request."""
         return Options(self.min_score, self.labels, self.chunk_tokens, self.overlap, self.all_scores)
 
 
@@ -98,13 +98,13 @@ class ExtractedText(Extracted):
 
 
 class ExtractedDocument(Extracted):
-    """A document of an answer for several."""
+    """One document in the answer for several documents."""
 
     id: str
 
 
 class ExtractedDocuments(BaseModel):
-    """The answer for several documents, in their order."""
+    """The answer for several documents, in the order of the request."""
 
     documents: list[ExtractedDocument]
     model: str
@@ -192,12 +192,12 @@ EVENT = {
 def example_of(
     example: object, *, status: int = 200, kind: str = "application/json"
 ) -> dict[int | str, dict[str, Any]]:
-    """Return an example of an answer for OpenAPI."""
+    """Return the OpenAPI entry with an example of an answer."""
     return {status: {"content": {kind: {"example": example}}}}
 
 
 def extracted(extraction: Extraction, *, whole: bool = False) -> dict[str, Any]:
-    """Return the fields of `Extracted` for an Extraction, the entities below the threshold with `whole`."""
+    """Return the fields of `Extracted` for an Extraction; with `whole` also the entities below the threshold."""
     text = extraction.document.text
     answer: dict[str, Any] = {"entities": [_entity(entity, text) for entity in extraction.document.entities]}
     if whole:

@@ -1,4 +1,4 @@
-"""Who may ask: the token, the names by which this service may be called, and what browsers may do with its answers."""
+"""Who may send requests: the token, the host names of the service, and what browsers may do with its answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spantune.serving.errors import ApiError
 from spantune.serving.settings import LOOPBACK, ServeSettings
 
 OPEN_PATHS = frozenset({"/health", "/healthz", "/ready", "/readyz"})
-"""What is answered without a token and by any name, as probes ask: it says no more than that the service is there."""
+"""Paths for probes, answered without a token and under any host name; they only say that the service is there."""
 CHALLENGES = ('Basic realm="spantune", charset="UTF-8"', "Bearer")
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -24,14 +24,14 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
-"""What every response says to browsers: nothing is loaded from elsewhere, framed, or guessed to be of another type."""
+"""The headers of every response for browsers: nothing is loaded from other sites, framed, or taken for another type."""
 _NAMED = re.compile(r"\A/label-studio/[^/]+/")
 
 
 class TokenGate:
-    """Lets requests through that carry the token: as a bearer token, or as the password of HTTP Basic.
+    """Passes requests on that carry the token, as a bearer token or as the password of HTTP Basic.
 
-    The page is answered without one: it asks for the token, and sends it as a bearer token.
+    The page needs no token: it asks the user for the token, and then sends it as a bearer token.
     """
 
     def __init__(self, app: ASGIApp, token: str):
@@ -66,14 +66,14 @@ class TokenGate:
 
 
 def _is_open(path: str) -> bool:
-    """Whether a path needs no token: the page and its files do not, which ask the user for it themselves."""
+    """Whether a path needs no token: a path for probes, the page or one of its files."""
     return path in OPEN_PATHS or path == "/" or path.startswith("/static/")
 
 
 class HostGate:
-    """Lets requests through that call the service by a name of its own.
+    """Passes requests on that call the service by one of its own host names.
 
-    A page of another site, whose name is pointed at this machine, calls it by that name (DNS rebinding).
+    This prevents DNS rebinding: a page of another site whose name is pointed at this machine calls it by that name.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str]):
@@ -95,20 +95,20 @@ class HostGate:
 
 
 def allowed_hosts(settings: ServeSettings) -> frozenset[str] | None:
-    """Return the names by which the service may be called; None where any will do, since a token is needed."""
+    """Return the host names by which the service may be called; None if any will do, since a token is needed."""
     if not settings.is_loopback and not settings.allow_hosts:
         return None
     return frozenset(_name(host) for host in (*LOOPBACK[:2], "[::1]", settings.host, *settings.allow_hosts))
 
 
 def path_of(scope: Scope) -> str:
-    """Return the path of a request within the app, wherever that is mounted."""
+    """Return the path of a request within the app, without the path at which the app is mounted."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "").rstrip("/"))
 
 
 def route_of(scope: Scope) -> str:
-    """Return the path of a request as routes are declared: with `{run}` in place of a run's name."""
+    """Return the path of a request as routes are declared: with `{run}` in place of the name of a run."""
     return _NAMED.sub("/label-studio/{run}/", path_of(scope))
 
 

@@ -1,7 +1,7 @@
-"""The process of the service: it loads the runs, listens, and ends in order when it is told to.
+"""The process of the service: it loads the runs, listens, and ends in an orderly way on a signal.
 
-The first SIGTERM or SIGINT is a request: nothing new is accepted, what was accepted is answered, and the process ends
-with 0. A second one ends it at once.
+After the first SIGTERM or SIGINT nothing new is accepted, accepted requests are answered, and the process ends with
+exit code 0. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -31,40 +31,41 @@ from spantune.serving.service import Service
 from spantune.serving.settings import ServeSettings
 
 ENGINE_DOWN = 70
-"""The exit code where the models do not answer any more: EX_SOFTWARE of sysexits.h, that of every bug of ours."""
+"""The exit code after a bug has ended the models' thread: EX_SOFTWARE of sysexits.h, as for every bug of spantune."""
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""The variables of PyTorch's caches of CPU kernels, of which each length of a pass needs its own: 1,024 by default."""
+"""The variables that limit PyTorch's caches of CPU kernels (1,024 kernels by default). Each length of a pass needs
+kernels of its own."""
 KERNELS = "64"
-"""How many kernels each keeps: more than a pass uses."""
+"""How many kernels each cache keeps: more than a pass uses."""
 KEEP_ALIVE_SECONDS = 15
 HEAD_SECONDS = 30.0
-"""How long a request's headers may take to arrive, from when its connection is opened or its first byte comes."""
+"""The most seconds in which a request's headers must arrive, from the opening of the connection or their first byte."""
 SWITCH_SECONDS = 0.0005
-"""How long a thread that runs Python may keep one that waits, 0.005 by default: the thread of the models waits at each
-operation of a pass while requests are answered, and then for this long."""
+"""The seconds after which a Python thread must let a waiting thread run; Python's default is 0.005. While requests are
+answered, the models' thread waits for this long at each operation of a pass."""
 QUIET_SECONDS = 1.0
-"""How long nobody must have asked before a service that ends stops listening, and nothing must have come over an idle
-connection before it is closed: a request that arrives meanwhile is answered with 503."""
+"""When the service ends, it listens until no request has arrived for this many seconds, and closes an idle connection
+after nothing has arrived over it for this long. Requests that arrive in this time get 503."""
 PARTING_SECONDS = 5.0
-"""How long it goes on listening and refusing after the last answer, where clients do not cease to ask."""
+"""The most seconds that the service listens and refuses after its last answer, if clients keep sending requests."""
 LAST_SECONDS = 5
-"""How long a client may take to read its answer, beyond the time of a request, before the service ends without it."""
+"""The most seconds that a client may take to read its answer, beyond the time of a request, before the service ends."""
 
 
 def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> int:
-    """Serve finished runs over HTTP until SIGTERM or SIGINT; return the exit code: 0, or 70 where a bug ended it.
+    """Serve finished runs over HTTP until SIGTERM or SIGINT; return the exit code: 0, or 70 after a bug.
 
     Args:
-        runs: the run folders, the default first; each is called as its folder.
-        settings: as `create_app`.
+        runs: the run folders, the default run first; the name of a folder is the name of its run.
+        settings: as in `create_app`.
 
     Raises:
-        ConfigError: the port is taken, or two folders have the same name.
+        ConfigError: the port is taken, or two folders have the same name; or as `create_app` and `load_runs`.
         RunError: a folder is not a run, or has no adapter yet.
         ModelError: a base model or adapter cannot be loaded.
     """
     settings = settings or ServeSettings()
-    listener = _listener(settings)  # so that a port that is taken is known before the models are loaded
+    listener = _listener(settings)  # first, so that a port that is taken is found before the models are loaded
     with listener:
         bound_kernel_caches()
         sys.setswitchinterval(SWITCH_SECONDS)
@@ -91,26 +92,26 @@ def serve(runs: Sequence[str | Path], settings: ServeSettings | None = None) -> 
 
 
 def bound_kernel_caches() -> None:
-    """Keep few kernels for CPUs, so that memory does not grow by hundreds of MB; call it before a model computes.
+    """Limit the caches of CPU kernels, so that memory does not grow by hundreds of MB.
 
-    A limit that the user has set stays.
+    This must be called before a model computes. A limit that the user has set in the environment stays.
     """
     for name in KERNEL_CACHES:
         os.environ.setdefault(name, KERNELS)
 
 
 def address_of(listener: socket.socket) -> str:
-    """Return the address of the page for a browser."""
+    """Return the URL of the page."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def _listener(settings: ServeSettings) -> socket.socket:
-    """Bind the port without listening yet: clients are refused until the models are loaded.
+    """Bind the port without listening yet, so that clients are refused until the models are loaded.
 
     Raises:
-        ConfigError: the port is taken, or the host is not of this machine.
+        ConfigError: the port is taken, or the host is not an address of this machine.
     """
     host = settings.host.strip("[]")
     try:
@@ -133,14 +134,14 @@ def _listener(settings: ServeSettings) -> socket.socket:
 
 
 class Protocol(H11Protocol):
-    """uvicorn's HTTP, which closes connections whose next request does not arrive: silent ones would pile up."""
+    """uvicorn's HTTP protocol, which also closes connections without requests, so that they do not pile up."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _active_at = 0.0
-    """When something came over the connection, or went over it, by the clock of the loop."""
+    """When the connection last received or sent something, by the clock of the event loop."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request."""
+        """Start to wait for a request."""
         super().connection_made(transport)
         self._active_at = self.loop.time()
         self._watch_head()
@@ -152,17 +153,17 @@ class Protocol(H11Protocol):
         self._watch_head()
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request."""
+        """Start to wait for the next request."""
         self._active_at = self.loop.time()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
+        """Stop waiting."""
         super().connection_lost(exc)
         self._unwatch_head()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no request of HTTP/1.1, as every error is told; where an answer was begun, only close."""
+        """Answer 400 to bytes that are not a request of HTTP/1.1; if an answer was begun, only close the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             remedy = "send one, with headers of at most 16 KiB"
             refused = ApiError(400, "bad_request", "what was sent is not a request of HTTP/1.1", remedy).response()
@@ -173,9 +174,10 @@ class Protocol(H11Protocol):
         self.transport.close()
 
     def close_if_quiet(self) -> None:
-        """Close the connection where no answer is owed, nothing came for a while, and nothing is there to be read.
+        """Close the connection if no answer is owed, nothing has arrived for a while, and no bytes are unread.
 
-        Closing before would reset a connection over which a request is under way, and its client would not be told.
+        Closing it earlier would reset a connection over which a request is arriving, and its client would get no
+        answer.
         """
         is_quiet = self._is_idle and self.loop.time() > self._active_at + QUIET_SECONDS
         if is_quiet and not self.transport.is_closing() and not _has_unread_bytes(self.transport):
@@ -202,33 +204,33 @@ class Protocol(H11Protocol):
 
 
 def _has_unread_bytes(transport: asyncio.Transport) -> bool:
-    """Whether the kernel has bytes of this connection, or its end, which the loop has not read."""
+    """Whether the kernel has bytes of this connection, or its end, that the event loop has not read."""
     with selectors.DefaultSelector() as selector:
         selector.register(transport.get_extra_info("socket"), selectors.EVENT_READ)
         return bool(selector.select(0))
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends when what was accepted is answered, and what came after that is refused."""
+    """uvicorn's server, which ends after accepted requests are answered and later ones are refused."""
 
     def __init__(self, config: uvicorn.Config, service: Service, address: str):
         super().__init__(config)
         self._service, self._address = service, address
         self._signal: int | None = None
         self._worked_at = self._asked_at = 0.0
-        """When a document was unfinished and when a request was answered the last time, since the signal."""
+        """When a document was last unfinished, and when a request was last answered, since the signal."""
         self._requests = 0
         service.on_failure = self._end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say where it listens, once it does."""
+        """Start to listen, and print the address."""
         await super().startup(sockets)
         names = ", ".join(f"{run.name} ({run.task.answer}, {run.fingerprint})" for run in self._service.runs)
         say(f"serving {names}")
         say(f"the page and the API are at {self._address} (Ctrl-C ends this)")
 
     async def main_loop(self) -> None:
-        """Serve until a signal comes, every accepted document is answered, and nobody asks any more."""
+        """Serve until a signal has come, every accepted document is answered, and no more requests arrive."""
         while not self.should_exit:
             await self.on_tick(0)
             await asyncio.sleep(0.1)
@@ -236,10 +238,10 @@ class Server(uvicorn.Server):
                 self._end()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, and close each connection when it is quiet: until then what comes over it is answered."""
+        """Stop listening, and close each connection when it is quiet; requests that arrive until then are answered."""
         await self._accept_the_last(sockets or [])
         end = time.monotonic() + (self.config.timeout_graceful_shutdown or 0)
-        await asyncio.sleep(0.05)  # connections that were accepted just before become protocols
+        await asyncio.sleep(0.05)  # connections that were just accepted become Protocols
         while self.server_state.connections and time.monotonic() < end:
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, Protocol)
@@ -248,7 +250,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take the first signal as a request, and a second one as an order."""
+        """Stop gracefully on the first signal, and end the process at once on a second one."""
         if self._signal is not None:
             os._exit(128 + sig)
         self._worked_at = self._asked_at = time.monotonic()
@@ -259,7 +261,7 @@ class Server(uvicorn.Server):
         )
 
     def _has_parted(self, now: float) -> bool:
-        """Whether all is answered, and nobody has asked for a moment or they have been refused for long enough."""
+        """Whether all requests are answered, and either no more arrive or later ones were refused for long enough."""
         if self._service.unfinished:
             self._worked_at = now
         if self.server_state.total_requests != self._requests:
@@ -268,10 +270,10 @@ class Server(uvicorn.Server):
         return is_quiet or now > self._worked_at + PARTING_SECONDS
 
     async def _accept_the_last(self, listeners: list[socket.socket]) -> None:
-        """Stop listening, and take the connections that the kernel has accepted: closing would reset them."""
+        """Stop listening, and take the connections that the kernel has accepted, since closing would reset them."""
         connections: list[socket.socket] = []
         for listener in listeners:
-            with contextlib.suppress(OSError):  # there are no more
+            with contextlib.suppress(OSError):  # there are no more connections
                 while True:
                     connections.append(listener.accept()[0])
         for server in self.servers:

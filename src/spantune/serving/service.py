@@ -1,7 +1,7 @@
-"""The service: one thread that owns the models' sessions, and the queue of documents before it.
+"""The service: one thread that runs the models' sessions, and the queue of documents in front of it.
 
-The requests of a model are served in turn, a document each, so that a request of many documents holds up nobody's
-single text. What goes wrong with a document ends that document alone.
+The requests of a model are served in turn, one document of each, so that a request with many documents does not delay a
+request with one text. An error in a document ends only that document.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from spantune.serving.settings import ServeSettings
 log = logging.getLogger(__name__)
 DEFAULT = Options()
 MEMORY_SECONDS = 5.0
-"""How often freed memory is given back to the system while models compute."""
+"""How often freed memory is returned to the system while models compute, in seconds."""
 
 
 @dataclass(frozen=True)
 class ServedRun:
-    """A run that is served: its name, its task, and the hash by which its answers can be told from another run's."""
+    """A run that is served: its name, its task, and its fingerprint (see `fingerprint_of`)."""
 
     name: str
     task: TaskSpec
@@ -51,7 +51,7 @@ class ServedRun:
 
 @dataclass(eq=False)
 class _Request:
-    """A request: its documents, how many of them are given to the session and how many are done."""
+    """A request: its documents, and how many of them were submitted to the session and how many are done."""
 
     model: str
     documents: Sequence[Document]
@@ -64,30 +64,30 @@ class _Request:
     is_over: bool = False
 
     def tell(self, result: tuple[int, Extraction] | ApiError) -> None:
-        """Hand a result to the client's task, from the thread of the models."""
-        with contextlib.suppress(RuntimeError):  # its loop has ended, and with it the client
+        """Pass a result to the request's task in the event loop; called in the models' thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop has ended, and with it the client's connection
             self.loop.call_soon_threadsafe(self.results.put_nowait, result)
 
 
 @dataclass(eq=False)
 class _Lane:
-    """A model: its session, the requests with documents that wait for it, and the documents that it works on."""
+    """A model: its session, the requests that have documents to submit, and the documents that were submitted."""
 
     run: ServedRun
     session: Session
     waiting: deque[_Request] = field(default_factory=deque)
     in_work: dict[int, tuple[_Request, int]] = field(default_factory=dict)
-    """The requests and the indices of the documents that the session holds, by their tickets."""
+    """The request and the index of each document that the session has, by the session's ticket."""
 
 
 class Service:
-    """The models behind HTTP.
+    """The models that are served over HTTP.
 
     Args:
-        extractors: the extractor of each run, by name.
+        extractors: the extractor of each run, by the run's name; the first is the default.
         settings: the limits.
-        fingerprints: the hash of each run.
-        metrics: what is counted.
+        fingerprints: the fingerprint of each run, by its name.
+        metrics: counts requests and documents.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Service:
     ):
         self.settings, self.metrics = settings, metrics
         self.started = int(time.time())
-        """When the models were ready, in seconds since 1970."""
+        """When the service was made, after the models were loaded, in seconds since 1970."""
         self._lanes = {
             name: _Lane(ServedRun(name, extractor.task, fingerprints[name]), extractor.session())
             for name, extractor in extractors.items()
@@ -113,51 +113,51 @@ class Service:
         self._accepted = 0
         self._is_closed = False
         self.is_stopping = False
-        """Whether new requests are refused, and only those are finished that were accepted."""
+        """Whether new requests are refused, and only the accepted ones are finished."""
         self.failure: BaseException | None = None
-        """What ended the thread of the models, if anything did."""
+        """The error that ended the models' thread, if there was one."""
         self.on_failure: Callable[[], None] = lambda: None
-        """Called in the thread of the models when it has ended by a failure."""
+        """Is called in the models' thread after a failure has ended it."""
 
     @property
     def runs(self) -> tuple[ServedRun, ...]:
-        """The runs that are served, the default first."""
+        """The runs that are served, the default run first."""
         return tuple(lane.run for lane in self._lanes.values())
 
     def run(self, name: str | None = None) -> ServedRun:
-        """Return the run with this name, the first where it is None.
+        """Return the run with this name; the first run if `name` is None.
 
         Raises:
-            UnknownModel: there is none.
+            UnknownModel: there is no run with this name.
         """
         return self._lane(name).run
 
     def encoder(self, name: str) -> TextEncoder:
-        """Return what makes the prompts of the run with this name.
+        """Return the encoder of the run with this name.
 
         Raises:
-            UnknownModel: there is none.
+            UnknownModel: there is no run with this name.
         """
         return self._encoders[self._lane(name).run.name]
 
     @property
     def unfinished(self) -> int:
-        """How many documents are accepted and not finished."""
+        """The number of documents that were accepted and are not finished."""
         return self._accepted
 
     @property
     def waiting(self) -> int:
-        """How many documents are accepted and not given to a session yet."""
+        """The number of documents that were accepted and not yet submitted to a session."""
         return max(0, self._accepted - self.in_work)
 
     @property
     def in_work(self) -> int:
-        """How many documents the sessions hold."""
+        """The number of documents that the sessions have."""
         return sum(len(lane.in_work) for lane in self._lanes.values())
 
     @property
     def is_up(self) -> bool:
-        """Whether the models answer."""
+        """Whether the models' thread works."""
         return self.failure is None
 
     @property
@@ -166,12 +166,12 @@ class Service:
         return self.failure is None and not self.is_stopping
 
     def require_ready(self, documents: int = 1) -> None:
-        """Check that a request of so many documents would be accepted now.
+        """Check that a request with this number of documents would be accepted now.
 
         Raises:
             Overloaded: the queue is full.
             Stopping: the service is being stopped.
-            EngineDown: the models do not answer any more.
+            EngineDown: the models' thread has ended because of a bug.
         """
         if self.failure is not None:
             raise EngineDown
@@ -181,18 +181,18 @@ class Service:
             raise Overloaded(self.settings.max_queue)
 
     def start(self) -> None:
-        """Start the thread of the models, if it does not run yet."""
+        """Start the models' thread, if it does not run yet."""
         with self._changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="spantune-models", daemon=True)
                 self._thread.start()
 
     def stop(self) -> None:
-        """Accept no new requests; those that were accepted are finished."""
+        """Accept no new requests; the accepted ones are finished."""
         self.is_stopping = True
 
     def close(self) -> None:
-        """End the thread of the models after its current pass."""
+        """End the models' thread after its current pass, and wait for it."""
         with self._changed:
             self.is_stopping = self._is_closed = True
             self._changed.notify_all()
@@ -205,12 +205,12 @@ class Service:
         """Yield the index of each document and its Extraction, as they end. Leaving the loop cancels the rest.
 
         Raises:
-            UnknownModel: there is no run of this name.
+            UnknownModel: there is no run with this name.
             Overloaded: the queue is full.
             Stopping: the service is being stopped.
-            DeadlineExceeded: it takes longer than a request may.
-            EngineDown: the models do not answer any more.
-            ApiError: the options make no sense for this run.
+            DeadlineExceeded: the request takes longer than `settings.timeout` seconds.
+            EngineDown: the models' thread has ended because of a bug.
+            ApiError: an option is invalid for this run.
         """
         lane = self._lane(model)
         request = _Request(lane.run.name, documents, options, asyncio.get_running_loop())
@@ -238,7 +238,7 @@ class Service:
     async def extract_all(
         self, model: str | None, documents: Sequence[Document], options: Options = DEFAULT
     ) -> list[Extraction]:
-        """Return the Extraction of each document, in order; raises as `extract`."""
+        """Return the Extraction of each document, in order; the errors are those of `extract`."""
         by_index: dict[int, Extraction] = {}
         async with contextlib.aclosing(self.extract(model, documents, options)) as results:
             async for index, extraction in results:
@@ -253,17 +253,17 @@ class Service:
         return self._lanes[name]
 
     def _leave(self, request: _Request) -> None:
-        """Let the documents of a request that is over go, those in work too."""
+        """Drop the unfinished documents of a request that has ended or was left."""
         with self._changed:
             if not request.is_over:
                 request.is_over = True
                 self._open.discard(request)
                 self._accepted -= len(request.documents) - request.done
-                with contextlib.suppress(ValueError):  # where all of its documents are in work
+                with contextlib.suppress(ValueError):  # all of its documents were submitted already
                     self._lanes[request.model].waiting.remove(request)
                 self._changed.notify_all()
 
-    # From here on: the thread of the models.
+    # The methods below run in the models' thread.
 
     def _work(self) -> None:
         given_back = time.monotonic()
@@ -276,12 +276,12 @@ class Service:
                 if time.monotonic() - given_back > MEMORY_SECONDS:
                     give_back_memory()
                     given_back = time.monotonic()
-        except BaseException as error:  # whatever it is, clients must not wait for a thread that has ended
+        except BaseException as error:  # any error at all, since clients must not wait for a thread that has ended
             log_crash(error)
             self._fail(error)
 
     def _wait(self) -> bool:
-        """Wait until there is something to do; False when the service is closed."""
+        """Wait until there is something to do; return False when the service is closed."""
         with self._changed:
             while not self._is_closed and not any(lane.waiting or lane.in_work for lane in self._lanes.values()):
                 self._changed.wait()
@@ -302,7 +302,7 @@ class Service:
                 lane.session.cancel(ticket)
 
     def _submit(self, lane: _Lane) -> None:
-        """Give the session documents as long as it has room, one of each request in turn."""
+        """Submit documents while the session has room, one of each request in turn."""
         while lane.session.has_room:
             with self._changed:
                 if not lane.waiting:
@@ -359,9 +359,9 @@ class Service:
 
 
 def give_back_memory() -> None:
-    """Give memory that was freed back to the system: passes of many sizes leave gaps in the heap that only grow.
+    """Return freed memory to the system, since passes of many sizes leave gaps in the heap that only grow.
 
-    Only glibc can be told so; it takes some milliseconds, in which other threads run.
+    This works only with glibc. It takes some milliseconds, in which other threads can run.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

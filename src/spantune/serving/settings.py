@@ -1,4 +1,4 @@
-"""The settings of the service: where it listens, who may ask, and how much it takes."""
+"""The settings of the service: where it listens, who may send requests, and how much it accepts."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from pathlib import Path
 from spantune.core import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""The hosts that only this machine reaches."""
+"""The hosts that only this machine can reach."""
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+|\*|null")
 _HOST = re.compile(r"[^/?#\s@*]+")
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """The settings of the service; each is an option of `spantune serve`, where it is explained.
+    """The settings of the service; each is an option of `spantune serve`, which explains it.
 
     Args:
-        host: address to listen on.
-        port: port to listen on; 0 for a free one.
-        token: what clients must send as a bearer token or as the password of HTTP Basic; None where none is needed.
-        corrections: the folder that corrections are saved in; None where none are saved.
+        host: the address to listen on.
+        port: the port to listen on; 0 for a free one.
+        token: what clients must send as a bearer token or as the password of HTTP Basic; None if no token is needed.
+        corrections: the folder in which corrections are saved; None if none are saved.
         device: `auto`, `cpu` or `cuda`.
-        max_queue: documents that may be accepted and not finished, over all requests.
-        max_documents: documents of a request.
-        max_body: bytes of a request's body.
-        timeout: seconds that a request may take; also those in which its body must arrive.
-        allow_origins: origins, such as `https://example.org`, whose pages may ask from a browser.
-        allow_hosts: further names by which clients on this machine may call it, as a reverse proxy does.
-        min_score: drops entities with a lower score, instead of by the run's thresholds.
+        max_queue: the most documents that are accepted and not finished, over all requests.
+        max_documents: the most documents of a request.
+        max_body: the most bytes of a request's body.
+        timeout: the most seconds of a request; its body must arrive within this time and within 30 seconds.
+        allow_origins: the origins, such as `https://example.org`, whose pages may send requests from a browser.
+        allow_hosts: further host names by which clients may call the service, for example behind a reverse proxy.
+        min_score: the lowest score of an entity, from 0 to 1, which replaces the run's thresholds.
 
     Raises:
-        ConfigError: a limit is not positive, an origin or host is none, the token is empty, or it is missing where the
-            host is not loopback.
+        ConfigError: a limit is not positive, an origin or host is invalid, the token is empty, or there is no token
+            although other machines can reach the host.
     """
 
     host: str = "127.0.0.1"
@@ -80,5 +80,5 @@ class ServeSettings:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches the host."""
+        """Whether only this machine can reach the host."""
         return self.host.strip("[]") in LOOPBACK or self.host.startswith("127.")

@@ -1,8 +1,8 @@
-"""Answer formats: how the model writes entities and how its answers are read back.
+"""Answer formats: how a model writes entities, and how its answers are parsed.
 
-Each format is a module with `render(document, task)`, `parse(answer, text, task)` and `grammar(text, task, partial)`.
-A part of an answer that cannot be anchored to the text, or that had to be repaired, is a Problem in the result and is
-never dropped silently. `render` sorts entities by (start, end), on which the cursor of `resolve` depends.
+Each format is a module with `render(document, task)`, `parse(answer, text, task)` and `grammar(text, task, partial)`. A
+part of an answer that cannot be anchored to the text, or that had to be repaired, is a Problem in the result and is
+never dropped silently. `render` writes entities sorted by (start, end); `anchoring.resolve` relies on this order.
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ def _whole(answer: str) -> list[str]:
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """The functions of a format, and `mark`: the character at the end of every answer that a grammar can continue.
+    """The functions of an answer format.
 
-    `grammar(text, task, None)` is for an answer from its beginning. `pieces` splits an answer into the parts that are
-    tokenised separately; if a format has several, a grammar ends with the first of them. `incremental` makes what
-    `growing` returns, where a format can read an answer further without reading it again.
+    Args:
+        render: returns the answer that states the entities of a document.
+        parse: parses (answer, text, task) into anchored entities and problems.
+        grammar: returns the Lark grammar for (text, task, partial answer); the partial answer is None at the beginning.
+        mark: the last character of every partial answer after which a new grammar can be made.
+        pieces: splits an answer into parts that are tokenised separately. If a format has several parts, a grammar ends
+            with the first of them.
+        incremental: makes the function that `growing` returns, if a format can parse the new part of an answer without
+            parsing all of it again.
     """
 
     render: Callable[[Document, TaskSpec], str]
@@ -38,7 +44,7 @@ class AnswerFormat:
     incremental: Callable[[str, TaskSpec], Callable[[str], Parsed]] | None = None
 
     def growing(self, text: str, task: TaskSpec) -> Callable[[str], Parsed]:
-        """Return a function that parses an answer again as it grows; it is given the whole answer each time."""
+        """Return a function that parses an answer while it grows; each call gets the whole answer so far."""
         if self.incremental is not None:
             return self.incremental(text, task)
         return lambda answer: self.parse(answer, text, task)
@@ -53,5 +59,5 @@ FORMATS = {
 
 
 def answer_format(task: TaskSpec) -> AnswerFormat:
-    """Return the format that `task.answer` names."""
+    """Return the AnswerFormat that `task.answer` names."""
     return FORMATS[task.answer]

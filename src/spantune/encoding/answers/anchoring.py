@@ -1,7 +1,7 @@
-"""Anchor the mentions of an answer to spans of the text, by the rule of `core.Anchors`, and report what has no place.
+"""Anchor the mentions of an answer to spans of the text, by the rule of `core.Anchors`; report those without a span.
 
-Entities are rendered sorted by (start, end, label), so a mention is the first occurrence that comes after the previous
-entity in this order.
+`render` writes entities sorted by (start, end, label). So a mention is anchored to the first occurrence that comes
+after the previous entity in this order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from spantune.core import Anchors, Entity, Problem, ProblemKind, TaskSpec
 
 LOOP_REPEATS = 2
-"""Repeated mentions in a row that show that an answer loops; a single one is a slip."""
+"""The number of repeated mentions in a row that shows that an answer loops; a single one may be a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """The entities of an answer in the order written, and its problems.
+    """The entities of an answer, in the order in which they were written, and its problems.
 
-    `repeats` is the number of mentions at its end, one after another, that only repeat earlier ones.
+    `repeats` is the number of consecutive mentions at the end of the answer that only repeat earlier ones.
     """
 
     resolved: tuple[Resolved, ...]
@@ -58,7 +58,7 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class PartialAnswer:
-    """The answer written so far, and what it parses to."""
+    """The answer that was written so far, and the result of parsing it."""
 
     answer: str
     parsed: Parsed
@@ -70,12 +70,12 @@ class PartialAnswer:
 
     @property
     def tail(self) -> str:
-        """The part of the answer behind its last entity."""
+        """The part of the answer after its last entity."""
         return self.answer[self.parsed.resolved[-1].span[1] :]
 
 
 class Resolver:
-    """Anchors the mentions of an answer to `text` as they are written; see `resolve`."""
+    """Anchors the mentions of an answer to `text`, one after another as they are written; see `resolve`."""
 
     def __init__(self, text: str, task: TaskSpec, *, by_label: bool = False):
         self._text, self._by_label = text, by_label
@@ -87,11 +87,11 @@ class Resolver:
 
     @property
     def parsed(self) -> Parsed:
-        """What was read so far."""
+        """The result of the mentions so far."""
         return Parsed(tuple(self._resolved), tuple(self._problems), self._repeats)
 
     def add(self, mention: Mention | Problem) -> None:
-        """Anchor the next mention; the parser's problems are passed on."""
+        """Anchor the next mention; a Problem of the parser is kept as it is."""
         if isinstance(mention, Problem):
             self._problems.append(mention)
             return
@@ -111,11 +111,16 @@ class Resolver:
 
 
 def resolve(mentions: Iterable[Mention | Problem], text: str, task: TaskSpec, *, by_label: bool = False) -> Parsed:
-    """Anchor mentions to `text`; the parser's problems are passed on.
+    """Anchor mentions to `text`; Problems among them, which the parser found, are kept.
 
-    With `by_label`, the mentions of each label are in the order of the text; otherwise all mentions are. White space at
-    the ends of a mention is trimmed, and is a `repaired` problem. Where the task is not nested, an occurrence that
-    overlaps no earlier entity is preferred; `read_answer` decides where there is none.
+    Args:
+        mentions: mentions and problems, in the order of the answer.
+        text: the document's text.
+        task: its labels are the valid ones.
+        by_label: whether the order of the text holds only for the mentions of each label, and not for all mentions.
+
+    White space at the ends of a mention is trimmed and reported as `repaired`. If the task is not nested, an occurrence
+    that overlaps no earlier entity is preferred. If there is none, `read_answer` decides which entity is kept.
     """
     resolver = Resolver(text, task, by_label=by_label)
     for mention in mentions:

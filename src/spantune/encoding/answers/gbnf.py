@@ -1,12 +1,12 @@
 """The grammar of an answer as GBNF, the grammar language of llama.cpp's server.
 
-GBNF has no substring rule, so the suffix automaton of the text is written out with a rule per state, at most two per
-character; every substring of the text is a path in it, and may end where it ends with no white space. Only the formats
-with one JSON object per entity are supported. The grammar does not restrict the order of entities: repeated and
-overlapping ones are found when the answer is read.
+GBNF has no rule for substrings, so the suffix automaton of the text is written out, with one rule for each state and at
+most two states for each character. Every substring of the text is a path in it; a path may end where its last character
+is not white space. Only the formats with one JSON object for each entity are supported. The grammar does not restrict
+the order of entities; repeated and overlapping entities are found when the answer is parsed.
 
-Where it is given how a tokenizer spells text, what the grammar forces is written as token ids. A model that was trained
-on choices alone has learnt nothing of forced text, and would spell it in other tokens than those it was trained behind.
+If the tokenizer's spelling of text is given, text that the grammar forces is written as token ids. A model that was
+trained on choices has not learnt forced text, and would otherwise spell it in other tokens than those of training.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 Spell = Callable[[str], Sequence[tuple[int, str]]]
-"""Returns the tokens that spell a text: the id of each, and its own text."""
+"""Returns the tokens that spell a text, as pairs of the token's id and its text."""
 
 
 def gbnf(text: str, task: TaskSpec, spell: Spell | None = None) -> str:
-    """Return the grammar for the answers for `text`; `task.answer` must be one of `WRITINGS`.
+    """Return the grammar of the answers for `text`, in GBNF.
 
-    With `spell`, forced text is written as token ids, which llama.cpp's servers of 2026 take.
+    `task.answer` must be a key of `WRITINGS`. With `spell`, forced text is written as token ids, which servers of
+    llama.cpp from 2026 accept.
     """
     writing = WRITINGS[task.answer]
     empty = _literal(task.empty_answer + writing.terminator if task.empty_answer else "")
@@ -39,13 +40,13 @@ def gbnf(text: str, task: TaskSpec, spell: Spell | None = None) -> str:
     endings = [writing.label(code) + "}" + writing.terminator for code in task.codes]
     if spell is None:
         labels, entity = [_literal(ending) for ending in endings], f"{_literal(opening)} s0 {_literal(middle)} label"
-    else:  # the tokens beside a mention may be joined with it, so that they are characters
+    else:  # the token next to a mention may be merged with it, so it is written as characters
         labels = [_spelled(spell, middle + ending, first_free=True) for ending in endings]
         entity = f"{_spelled(spell, opening, first_free=False)} s0 label"
     rules = [f"root ::= {entities}", f"entity ::= {entity}", f"label ::= {' | '.join(labels)}"]
     blanks = {writing.character(character) for character in text if character.isspace()}
     automaton = _suffix_automaton([writing.character(character) for character in text])
-    # all transitions into a state have one symbol; the text ends with no blank, so that every path can end
+    # All transitions into a state have the same symbol. The text does not end with white space, so every path can end.
     behind_blank = {target for moves in automaton for symbol, target in moves.items() if symbol in blanks}
     for state, moves in enumerate(automaton):
         usable = {symbol: target for symbol, target in moves.items() if state or symbol not in blanks}
@@ -56,9 +57,9 @@ def gbnf(text: str, task: TaskSpec, spell: Spell | None = None) -> str:
 
 
 def _suffix_automaton(symbols: Sequence[str]) -> list[dict[str, int]]:
-    """Return the smallest automaton of all substrings of `symbols`, which starts in state 0 and accepts in every state.
+    """Return the smallest automaton of all substrings of `symbols`; it starts in state 0 and accepts in every state.
 
-    It is a list of the transitions of each state, built symbol by symbol (Blumer et al. 1985).
+    The result is a list of the transitions of each state. It is built symbol by symbol (Blumer et al. 1985).
     """
     transitions: list[dict[str, int]] = [{}]
     link, length = [-1], [0]
@@ -89,9 +90,9 @@ def _suffix_automaton(symbols: Sequence[str]) -> list[dict[str, int]]:
 
 
 def _spelled(spell: Spell, text: str, *, first_free: bool) -> str:
-    """`text` as token ids, but for its first or its last token, which is characters."""
+    """Return `text` as token ids, except for its first or its last token, which is written as characters."""
     tokens = list(spell(text))
-    if "".join(token for _, token in tokens) != text:  # a token is a part of a character
+    if "".join(token for _, token in tokens) != text:  # a token is only a part of a character
         return _literal(text)
     free = 0 if first_free else len(tokens) - 1
     parts = [_literal(token) if place == free else f"<[{index}]>" for place, (index, token) in enumerate(tokens)]

@@ -2,9 +2,9 @@
 
     {"dis": ["肺炎", "糖尿病"], "sym": ["咳嗽"]}
 
-Labels are in the order of the task, mentions in the order of the text. It takes the fewest decoding steps, since
-each label is written once. A mention is searched behind the previous one of its list, so that slightly fewer mentions
-than with `jsonl` are anchored at the right occurrence.
+Labels are in the order of the task, and mentions in the order of the text. The format takes the fewest decoding steps,
+since each label is written once. Each mention is searched after the previous mention of the same list only. So slightly
+fewer mentions than with `jsonl` are anchored at the right occurrence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BETWEEN = re.compile(r"[\[\]{},:\s]*")
 
 
 def render(document: Document, task: TaskSpec) -> str:
-    """Write the entities of `document`."""
+    """Return the answer for the entities of `document`."""
     groups = {code: [document.surface(e) for e in document.entities if e.label == code] for code in task.codes}
     filled = {code: mentions for code, mentions in groups.items() if mentions}
     if not filled and task.empty_answer:
@@ -32,7 +32,7 @@ def render(document: Document, task: TaskSpec) -> str:
 
 
 def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
-    """Read an answer, free or constrained; a part that is not in the format, or had to be repaired, is a problem."""
+    """Parse an answer; a part that is not in the format, or that had to be repaired, is a problem."""
     if answer.strip() in ("", task.empty_answer):
         return Parsed((), ())
     return resolve(_mentions(answer), text, task, by_label=True)
@@ -41,10 +41,13 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
 def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
     """Return a Lark grammar of llguidance for an answer, or for the rest of a partial answer.
 
-    Entities are substrings of `text` without white space at their ends; each label comes at most once, in the order of
-    the task. The next mention comes after the last one of `partial` in the text; where the task is not nested,
-    behind it. Mentions of different labels may overlap, since which occurrence a mention of an earlier list stands for
-    is not sure: `read_answer` decides between them. None if `partial` does not end between two mentions.
+    Mentions are substrings of `text` without white space at their ends. Each label occurs at most once, in the order of
+    the task. The next mention of a list comes after the last one of `partial` in the text; if the task is not nested,
+    it begins after its end. Mentions of different labels may overlap, since it is not certain which occurrence a
+    mention of an earlier list stands for; `read_answer` decides between them.
+
+    Returns:
+        The grammar; None if `partial` does not end between two mentions.
     """
     if partial is None:
         empty = literal((task.empty_answer or "{}") + "\n")
@@ -74,12 +77,12 @@ def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> 
 
 
 def _key(code: str) -> str:
-    """Return a label as it is written before its first mention."""
+    """Return what is written before the first mention of a label."""
     return f'{json.dumps(code, ensure_ascii=False)}: ["'
 
 
 def _lists(task: TaskSpec) -> list[str]:
-    """Return the rules for the list of each label: from the inside of a mention, and from behind a mention."""
+    """Return the rules for the rest of each label's list: from a mention on (`list…`), and after one (`after…`)."""
     rules = []
     for i in range(len(task.codes)):
         others = "".join(f" | {literal(f'], {_key(code)}')} list{j}" for j, code in enumerate(task.codes) if j > i)
@@ -89,7 +92,7 @@ def _lists(task: TaskSpec) -> list[str]:
 
 
 def _mentions(answer: str) -> Iterator[Mention | Problem]:
-    """Yield the strings of an answer as mentions; a string before a colon is the label of those that follow."""
+    """Yield the strings of an answer as mentions; a string before a colon is the label of the following strings."""
     label: tuple[str, tuple[int, int]] | None = None
     behind = 0
     for match in _STRING.finditer(answer):
@@ -120,7 +123,7 @@ def _string(source: str) -> str | None:
 
 
 def _is_strict(answer: str) -> bool:
-    """Whether an answer is exactly an object of lists of strings with each label once."""
+    """Whether an answer is exactly one object of lists of strings, with each label once."""
     try:
         pairs = json.loads(answer, object_pairs_hook=list)
     except (ValueError, RecursionError):

@@ -1,11 +1,11 @@
-"""`inline`: the text itself with tags around its entities, nested as they are.
+"""`inline`: the text itself with tags around its entities, which may be nested.
 
     <dis>肺炎</dis>患者<sym>咳嗽</sym>
 
 Offsets are exact by construction, but answers are longer than in any other format. `&` and `<` of the text are written
-as `&amp;` and `&lt;`. A closing tag closes the innermost entity of its label, so that two entities of one label that
-cross or begin together are read as nested; the grammar does not allow the latter. No token crosses the end of a tag,
-neither in training nor in decoding.
+as `&amp;` and `&lt;`. A closing tag closes the innermost open entity of its label. So two entities of one label that
+cross, or that begin at the same offset, are parsed as nested ones; the grammar does not allow the second case. No token
+crosses the end of a tag, in training and in decoding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PLAIN = {escape: character for character, escape in _ESCAPES.items()}
 
 
 def render(document: Document, task: TaskSpec) -> str:
-    """Write the text of `document` with its entities marked."""
+    """Return the text of `document` with tags around its entities."""
     if not document.entities and task.empty_answer:
         return task.empty_answer + "\n"
     opens: dict[int, list[Entity]] = {}
@@ -45,7 +45,7 @@ def render(document: Document, task: TaskSpec) -> str:
 
 
 def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
-    """Read an answer, free or constrained.
+    """Parse an answer.
 
     If the answer copies the text exactly, its offsets are used. Otherwise each mention is searched in the text, and the
     answer is a `repaired` problem.
@@ -70,7 +70,7 @@ def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
 
 
 def _trimmed(closed: Iterable[Resolved], text: str, problems: list[Problem]) -> Iterator[Resolved]:
-    """Yield entities without the white space at their ends; what had any is added to `problems`."""
+    """Yield entities without white space at their ends; surfaces that had any are added to `problems`."""
     for resolved in closed:
         entity = resolved.entity
         surface = text[entity.start : entity.end]
@@ -86,15 +86,18 @@ def _trimmed(closed: Iterable[Resolved], text: str, problems: list[Problem]) -> 
 def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
     """Return a Lark grammar of llguidance for the answer up to its next tag, or to its end.
 
-    A tag opens before and closes behind a character that is no white space; where the task is not nested, it opens
-    outside of entities only. It is None if `partial` does not end with a tag.
+    An entity begins and ends with a character that is not white space. If the task is not nested, an entity opens only
+    outside of other entities.
+
+    Returns:
+        The grammar; None if `partial` does not end with a tag.
     """
     empty = f" | {literal(task.empty_answer + chr(10))}" if task.empty_answer and partial is None else ""
     read = _read(partial.answer if partial else "", task)
     if read.partial or not text.startswith(read.copied):
         return None
     place, labels = len(read.copied), [label for label, _, _ in read.open]
-    rest, last = text[place:], len(text.rstrip()) - len(read.copied)  # behind `last` there is white space only
+    rest, last = text[place:], len(text.rstrip()) - len(read.copied)  # after index `last` of `rest` is only white space
     closes_here = () if read.opened else {label for label, start, _ in read.open if start < place}
     here = {label for label, start, _ in read.open if start == place}
     closing = choice(_closing(code) for code in task.codes if code in labels)
@@ -123,16 +126,16 @@ def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> 
 
 
 def pieces(answer: str) -> list[str]:
-    """Split an answer into the parts that are tokenised separately: each up to the end of a tag."""
+    """Split an answer into the parts that are tokenised separately; each part ends with a tag, except the last one."""
     return re.findall(r"[^<]*(?:<[^<>]*>)|[^<]+", answer)
 
 
 @dataclass
 class _Reading:
-    """The text that an answer copies, its closed entities, and its open labels with start and range of the tag.
+    """The text that an answer copies, its closed entities, and its open labels with start offset and range of the tag.
 
-    `behind` is the offset in the answer behind its last entity, `opened` whether the answer ends with an opening tag,
-    and `partial` whether it ends inside a tag or an escape.
+    `behind` is the offset in the answer after its last entity. `opened` says whether the answer ends with an opening
+    tag, and `partial` whether it ends inside a tag or an escape.
     """
 
     copied: str = ""
@@ -164,7 +167,7 @@ def _read(answer: str, task: TaskSpec) -> _Reading:
 
 
 def _close(read: _Reading, label: str, place: int, match: re.Match[str]) -> None:
-    """Close the innermost entity of a label."""
+    """Close the innermost open entity of a label."""
     index = next((i for i in reversed(range(len(read.open))) if read.open[i][0] == label), None)
     if index is None:
         read.problems.append(Problem(ProblemKind.INVALID, match[0]))

@@ -1,8 +1,8 @@
-"""`jsonl`: one JSON object per line for each entity; every line ends with a line break, the last one too.
+"""`jsonl`: one JSON object on a line for each entity; every line ends with a line break, the last one too.
 
-The last line break is needed: in many vocabularies `"}` and the line break are one token, and without it constrained
-decoding would tokenise differently from training. Objects that an unconstrained model writes in another way are read
-leniently if their meaning is clear, and reported as `repaired`.
+The last line break is needed. In many vocabularies `"}` and the line break are one token, so without it constrained
+decoding would tokenise the answer differently from training. A model without a grammar may write objects in another
+way; they are parsed leniently if their meaning is clear, and reported as `repaired`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MIDDLE = '", "entity_label": '
 
 @dataclass(frozen=True)
 class Writing:
-    """How a format of JSON objects writes a character of a mention and a label, and the end of an object."""
+    """How a format of JSON objects writes a character of a mention, a label, and the end of an object."""
 
     character: Callable[[str], str]
     label: Callable[[str], str]
@@ -40,7 +40,7 @@ JSON = Writing(
 
 
 def render(document: Document, task: TaskSpec) -> str:
-    """Write the entities of `document`, sorted by (start, end)."""
+    """Return the answer for the entities of `document`, which are sorted by (start, end)."""
     lines = [
         json.dumps({"entity_text": document.surface(entity), "entity_label": entity.label}, ensure_ascii=False)
         for entity in document.entities
@@ -51,12 +51,12 @@ def render(document: Document, task: TaskSpec) -> str:
 
 
 def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
-    """Read an answer, free or constrained; a part that is not in the format, or had to be repaired, is a problem."""
+    """Parse an answer; a part that is not in the format, or that had to be repaired, is a problem."""
     return resolve(_mentions(answer, task), text, task)
 
 
 def growing(text: str, task: TaskSpec) -> Callable[[str], Parsed]:
-    """Return `parse` for an answer that is read again as it grows: lines that are whole objects are read once."""
+    """Return `parse` for an answer that grows: a line that is a whole object is parsed only once."""
     resolver, behind = Resolver(text, task), 0
 
     def read(answer: str) -> Parsed:
@@ -75,16 +75,19 @@ def growing(text: str, task: TaskSpec) -> Callable[[str], Parsed]:
 def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
     """Return a Lark grammar of llguidance for an answer, or for the rest of a partial answer.
 
-    Entities are substrings of `text` without white space at their ends, labels those of the task. The next entity comes
-    after the last one of `partial` in the order of (start, end, label), and behind it where the task is not nested.
-    With a new grammar after each entity, an answer cannot go back, loop, or state an entity twice. It is None if
-    `partial` does not end with an object: the earlier grammar stays in use.
+    Mentions are substrings of `text` without white space at their ends, and labels are those of the task. The next
+    entity comes after the last entity of `partial` in the order of (start, end, label). If the task is not nested, it
+    also begins after the end of all earlier entities. With a new grammar after each entity, an answer cannot go back,
+    loop, or state an entity twice.
+
+    Returns:
+        The grammar; None if `partial` does not end with an object, so that the previous grammar stays in use.
     """
     return object_grammar(text, task, JSON, partial)
 
 
 def object_grammar(text: str, task: TaskSpec, writing: Writing, partial: PartialAnswer | None) -> str | None:
-    """Return the grammar for objects in this `writing`."""
+    """Return the grammar for objects that are written as `writing` says; see `grammar`."""
     labels = {code: writing.label(code) + "}" + writing.terminator for code in task.codes}
     if partial is None:
         empty = literal(task.empty_answer + writing.terminator if task.empty_answer else "")
@@ -105,9 +108,10 @@ def object_grammar(text: str, task: TaskSpec, writing: Writing, partial: Partial
 
 
 def _following(text: str, task: TaskSpec, writing: Writing, stated: Sequence[Entity]) -> tuple[list[str], list[str]]:
-    """Return the ways in which the object after the last one of `stated` goes on behind its opening, and their rules.
+    """Return the ways to continue the next object after its opening, and the rules that they use.
 
-    It comes after the last entity by (start, end, label); where entities do not overlap, behind all that are stated.
+    `stated` are the entities so far. The next entity comes after the last one by (start, end, label); if entities may
+    not overlap, it begins after the end of all of them.
     """
     write, last = writing.character, stated[-1]
     if not task.nested:
@@ -118,21 +122,21 @@ def _following(text: str, task: TaskSpec, writing: Writing, stated: Sequence[Ent
     following = [f"LATER {literal(_MIDDLE)} label"] if rules else []
     greater = [writing.label(code) + "}" + writing.terminator for code in task.codes if code > last.label]
     if greater and text.find(text[last.start : last.end], last.start + 1) < 0:
-        # a literal of its own: the lexer would read the opening and the mention as one
+        # One literal of its own, because the lexer would otherwise read the opening and the mention as one token.
         same = "".join(map(write, text[last.start : last.end]))
         following.append(f"{literal(same)} {literal(_MIDDLE)} ({choice(greater)})")
     return following, [*rules, *mention_rules("MENTION", text, write)]
 
 
 def _objects(labels: dict[str, str]) -> list[str]:
-    """Return the rules for any object, but for those of the terminal MENTION."""
+    """Return the rules for an object; the caller adds those of the terminal MENTION."""
     return [f"ent: {literal(_OPEN)} MENTION {literal(_MIDDLE)} label", f"label: {choice(labels.values())}"]
 
 
 def _mentions(answer: str, task: TaskSpec) -> Iterator[Mention | Problem]:
-    """Yield the mentions of an answer; consecutive lines that are not an object are read together, leniently."""
-    position, lenient = 0, 0  # where the line begins, and where the lines before it that are not an object begin
-    for line in answer.split("\n"):  # not splitlines: a mention may contain U+2028
+    """Yield the mentions of an answer; consecutive lines that are no objects are parsed together, leniently."""
+    position, lenient = 0, 0  # the start of the line, and the start of the lines before it that are no objects
+    for line in answer.split("\n"):  # not splitlines, since a mention may contain U+2028
         span = (position, min(position + len(line) + 1, len(answer)))
         content = line.strip()
         mention = _strict(content, span, answer)
@@ -148,20 +152,20 @@ def _mentions(answer: str, task: TaskSpec) -> Iterator[Mention | Problem]:
 def _strict(line: str, span: tuple[int, int], answer: str) -> Mention | None:
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):  # an unconstrained model may write ten thousand digits or brackets
+    except (ValueError, RecursionError):  # without a grammar a model may write ten thousand digits or brackets
         return None
     return as_mention(record, span, answer)
 
 
 LONGEST_REPAIR = 4096
-"""Most characters of an object that is read though it is not JSON: reading tries at every brace of an answer."""
+"""The most characters of an object that is repaired, since repairing is tried at every brace of an answer."""
 _DECODER = json.JSONDecoder(strict=False)  # allows a line break in a string
 _COMMA = re.compile(r",\s*(?=\}$)")
-_WRAPPING = re.compile(r"[\[\]{},:\s]*+(?:```\w*+)?[\[\]{},:\s]*+")  # possessive, so that matching takes linear time
+_WRAPPING = re.compile(r"[\[\]{},:\s]*+(?:```\w*+)?[\[\]{},:\s]*+")  # possessive, so that it takes linear time
 
 
 def lenient_mentions(answer: str, part: tuple[int, int]) -> Iterator[Mention | Problem]:
-    """Yield the mentions of the objects in a part of an answer, each with a `repaired` problem, and what is left."""
+    """Yield the mentions of the objects in a part of an answer, each with a `repaired` problem, and other problems."""
     place, end = part
     behind = place  # the end of the last object
     while (place := answer.find("{", place, end)) >= 0:
@@ -178,7 +182,7 @@ def lenient_mentions(answer: str, part: tuple[int, int]) -> Iterator[Mention | P
 
 
 def as_mention(record: object, span: tuple[int, int], answer: str) -> Mention | None:
-    """Return the mention that the object at `span` of an answer states; None if it is another object."""
+    """Return the mention that a JSON object at `span` of an answer states; None if the object states no mention."""
     if not isinstance(record, dict):
         return None
     mention, code = record.get("entity_text"), record.get("entity_label")
@@ -189,7 +193,7 @@ def as_mention(record: object, span: tuple[int, int], answer: str) -> Mention | 
 
 
 def _object(answer: str, start: int, end: int) -> tuple[object, int]:
-    """Return the object that begins at `start`, None if there is none, and where it ends."""
+    """Return the object that begins at `start` (None if it cannot be parsed), and the offset of its end."""
     try:
         record, stop = _DECODER.raw_decode(answer, start)
         return record, stop
@@ -207,11 +211,11 @@ def _object(answer: str, start: int, end: int) -> tuple[object, int]:
 
 
 def _rest(text: str) -> Iterator[Problem]:
-    """Yield the problems of lines that are not an object: brackets and fences are repaired, all else is invalid."""
+    """Yield a problem for each line that is no object: `repaired` for brackets and code fences, otherwise `invalid`."""
     for line in filter(None, map(str.strip, text.split("\n"))):
         yield Problem(ProblemKind.REPAIRED if _WRAPPING.fullmatch(line) else ProblemKind.INVALID, line)
 
 
 def _is_text(value: object) -> TypeGuard[str]:
-    """Whether `value` is a string without half of a surrogate pair, which an escape can produce."""
+    """Whether `value` is a string without half a surrogate pair, which an escape in JSON can produce."""
     return isinstance(value, str) and half_surrogate(value) is None

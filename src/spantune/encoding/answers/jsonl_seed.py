@@ -1,7 +1,7 @@
-"""`jsonl_seed`: the tutorial's answers, objects one after another without line breaks and without escaping.
+"""`jsonl_seed`: the answers of the tutorial, which are objects one after another without line breaks and escapes.
 
-It exists to reproduce the tutorial's run and to show the difference. A mention with a double quote may not be read
-back: what does not match is reported as invalid.
+The format exists to reproduce the tutorial's run and to show the difference. A mention with a double quote may not be
+parsed correctly; a part that does not match an object is reported as invalid.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OBJECT = re.compile(r'\{"entity_text": "(.*?)", "entity_label": "(.*?)"\}', re.
 
 
 def render(document: Document, task: TaskSpec) -> str:
-    """Write the entities of `document`, unescaped and without separators."""
+    """Return the answer for the entities of `document`, without escapes and separators."""
     objects = [
         f'{{"entity_text": "{document.surface(entity)}", "entity_label": "{entity.label}"}}'
         for entity in document.entities
@@ -27,14 +27,14 @@ def render(document: Document, task: TaskSpec) -> str:
 
 
 def parse(answer: str, text: str, task: TaskSpec) -> Parsed:
-    """Read an answer; text between objects is a problem."""
+    """Parse an answer; text between objects is a problem."""
     return resolve(_mentions(answer, task), text, task)
 
 
 def grammar(text: str, task: TaskSpec, partial: PartialAnswer | None = None) -> str | None:
-    """As `jsonl.grammar`, without escaping and line breaks.
+    """Return the grammar of `jsonl.grammar`, without escapes and line breaks.
 
-    A mention before a double quote of `text` cannot end there: the quote becomes part of it.
+    A mention cannot end directly before a double quote of `text`, because the quote then becomes a part of the mention.
     """
     return object_grammar(text, task, PLAIN, partial)
 

@@ -1,7 +1,7 @@
-"""Lark grammars for llguidance: literals, and terminals for the mentions of a text.
+"""Parts of Lark grammars for llguidance: literals, and terminals for the mentions of a text.
 
-A text is given with the function that writes one of its characters into the answer, so that an escape is never split. A
-mention is a substring that begins and ends with a character that is no white space.
+A text is passed with a function that writes each of its characters into the answer, so that an escape is never split. A
+mention is a substring that begins and ends with a character that is not white space.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 _ESCAPES = {character: json.dumps(character)[1:-1] for character in (*map(chr, range(32)), '"', "\\")}
 Writer = Callable[[str], str]
-"""Writes a character of the text into the answer."""
+"""Returns what the answer has for a character of the text."""
 
 
 def escaped(character: str) -> str:
@@ -20,24 +20,24 @@ def escaped(character: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Return the literal for exactly `text`."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # a control that JSON does not escape
+    """Return the Lark literal for exactly `text`."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # a control character JSON does not escape
 
 
 def choice(texts: Iterable[str]) -> str:
-    """Return an alternative of the literals `texts`."""
+    """Return the Lark alternatives of the literals `texts`."""
     return " | ".join(map(literal, texts))
 
 
 def mention(name: str, text: str, write: Writer, start: int = 0, excluded: str = "") -> list[str]:
-    """Return the rules of a terminal for the mentions that begin at `start` or behind it; none where there is none.
+    """Return the rules of a terminal for the mentions that begin at or after `start`; none if there is no such mention.
 
     Args:
-        name: the terminal.
-        text: the text.
-        write: how the answer writes a character.
+        name: the name of the terminal.
+        text: the document's text.
+        write: returns what the answer has for a character.
         start: an offset in the text.
-        excluded: alternatives that are not to be matched, in Lark, each after a bar.
+        excluded: alternatives in Lark that must not match, each after a bar.
     """
     part = text[start:].strip()
     if not part:
@@ -54,13 +54,14 @@ def mention(name: str, text: str, write: Writer, start: int = 0, excluded: str =
 
 
 def later(name: str, text: str, write: Writer, start: int, end: int) -> list[str]:
-    """Return the rules of a terminal for a mention later than `text[start:end]`, by start and then by end.
+    """Return the rules of a terminal for a mention that comes after `text[start:end]` in the order of (start, end).
 
-    It begins behind `start`, or it begins there and ends behind `end`. There are no rules if no such mention exists.
+    Such a mention begins after `start`, or it begins at `start` and ends after `end`. There are no rules if no such
+    mention exists.
     """
     if not text[start + 1 :].strip():
         return []
-    # the beginnings of the last mention are excluded, but for those that occur again behind `start`
+    # Prefixes of the last mention are excluded, except those that occur again after `start`.
     again = next(
         (size for size in range(end - start, 0, -1) if text.find(text[start : start + size], start + 1) >= 0), 0
     )
@@ -73,15 +74,15 @@ def later(name: str, text: str, write: Writer, start: int, end: int) -> list[str
 
 
 def without(tail: str, head: str) -> str | None:
-    """Return the rest of `head` behind `tail`, which is already written; None if `head` does not begin with it."""
+    """Return the rest of `head` after `tail`, which is already written; None if `head` does not begin with `tail`."""
     return head[len(tail) :] if head.startswith(tail) else None
 
 
 def _edges(characters: Iterable[str], write: Writer) -> str:
-    """Return a regular expression for what begins and ends with no white space, all of it written out of `characters`.
+    """Return a regular expression for strings that begin and end with no white space and consist of `characters`.
 
-    It is empty where no character is white space. It reads the answer in units, a character of the text each, since
-    the end of an escaped backslash and a letter looks like an escaped line break.
+    It is empty if no character is white space. It matches the answer in units of one character of the text, because the
+    end of an escaped backslash followed by a letter looks like an escaped line break.
     """
     characters = sorted(characters)
     blanks = [character for character in characters if character.isspace()]

@@ -1,4 +1,4 @@
-"""How a server that fails or is busy is waited for, and how many requests are sent at a time."""
+"""How long to wait for a server that fails or is busy, and how many requests to send at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spantune.core import ModelError
 
 
 class Busy(Exception):
-    """The server asks for a pause of some seconds."""
+    """The server asks for a pause of `seconds` before the next request."""
 
     def __init__(self, message: str, seconds: float):
         super().__init__(message)
@@ -21,10 +21,10 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """How a server that fails is waited for, in seconds.
+    """How long to wait for a server that fails; all values are seconds.
 
-    The pause before a retry is between half of `first` and `first`, and doubles with each retry up to `longest`. After
-    `seconds` without any answer the server is given up.
+    The pause before a retry is random, between half of `first` and `first`; it doubles with each retry, up to
+    `longest`. After `seconds` without any answer the server is given up.
     """
 
     first: float = 0.5
@@ -32,7 +32,7 @@ class Patience:
     seconds: float = 300.0
 
     def pause(self, state: RetryCallState) -> float:
-        """Return the pause before the next attempt; random, so that threads do not retry at the same time."""
+        """Return the seconds before the next attempt, at random, so that threads do not retry at the same time."""
         half, most = self.first / 2, self.longest / 2
         pause = wait_exponential(half, max=most)(state) + wait_random_exponential(half, max=most)(state)
         error = state.outcome.exception() if state.outcome else None
@@ -40,27 +40,27 @@ class Patience:
 
 
 CONCURRENCY = 16
-"""Requests at a time to a server of which nothing is known."""
+"""Requests at a time to a server that states nothing about itself."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ticket:
-    """The permission to send one request: how often the server had answered by then, and the cuts of the limit."""
+    """The permission to send one request, with the number of answers and of cuts of the limit when it was given."""
 
     answers: int
     cuts: int
 
 
 class Breaker:
-    """A circuit breaker over all threads: while the server does not answer, one request at a time probes it.
+    """A circuit breaker for all threads: while the server does not answer, one request at a time probes it.
 
-    A failure counts if the server has answered nothing since its request was sent: a late failure of an older request
-    says nothing of the server as it is now. After too long without an answer the server is given up for all threads.
-    While a busy server answers others, fewer requests are sent at a time: half as many after a refusal, and one more
-    for as many answers as are sent at a time (additive increase, multiplicative decrease, as TCP has it).
+    A failure counts only if the server has answered nothing since the failed request was sent; the late failure of an
+    older request says nothing about the present state. After too long without an answer the server is given up for all
+    threads. If the server is busy for some requests but answers others, the limit of requests at a time is halved; it
+    rises by one for each `limit` answers (additive increase, multiplicative decrease, as in TCP).
 
     Args:
-        patience: how a server that fails is waited for.
+        patience: how long to wait for a server that fails.
         concurrency: the most requests at a time.
     """
 
@@ -70,14 +70,14 @@ class Breaker:
         self._in_flight = self._cuts = 0
         self._changed = threading.Condition()
         self._answers = 0
-        self._since: float | None = None  # of the first failure since the last answer
+        self._since: float | None = None  # the time of the first failure since the last answer
         self._probe: Ticket | None = None
         self._failed_probes, self._next_probe = 0, 0.0
         self._reason: str | None = None
         self.given_up = threading.Event()
 
     def enter(self) -> Ticket:
-        """Wait until a request may be sent: at once while the server answers, otherwise as its only probe.
+        """Wait until a request may be sent: at once while the server answers, otherwise as the only probe.
 
         Raises:
             ModelError: the server is given up.
@@ -99,7 +99,7 @@ class Breaker:
             return ticket
 
     def busy(self, ticket: Ticket, reason: str) -> None:
-        """Record that the server refused a request for now; refusals of requests sent together halve the limit once."""
+        """Record that the server was too busy; requests that were sent together halve the limit only once."""
         with self._changed:
             if ticket.cuts == self._cuts:
                 self._cuts += 1
@@ -107,7 +107,7 @@ class Breaker:
         self.failed(ticket, reason)
 
     def failed(self, ticket: Ticket, reason: str) -> None:
-        """Record that a request had no answer."""
+        """Record that a request got no answer."""
         now = time.monotonic()
         with self._changed:
             self._in_flight -= 1
@@ -126,7 +126,7 @@ class Breaker:
             self.give_up(f"no answer for {duration:.0f} seconds, lastly: {reason}")
 
     def answered(self) -> None:
-        """Record that the server answers."""
+        """Record that the server answered a request."""
         with self._changed:
             self._in_flight -= 1
             self.limit = min(self._most, self.limit + 1 / self.limit)
@@ -136,7 +136,7 @@ class Breaker:
             self._changed.notify_all()
 
     def give_up(self, reason: str) -> None:
-        """Let no request through any more, and end every pause."""
+        """Refuse all further requests, and end every pause; the first `reason` is the one that is reported."""
         with self._changed:
             self._reason = self._reason or reason
             self.given_up.set()

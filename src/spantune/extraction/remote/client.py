@@ -1,10 +1,10 @@
 """The client of a completions server: which failures are retried, and which are errors of the document.
 
-What the server refuses is an error of the document at once, and so is an answer beyond a limit of time, bytes, depth or
-tokens: a body is read as it comes, and no further. What the server fails at is retried; after several failures it is an
-error of the document, if the server answers otherwise. A server that cannot be reached or is busy is waited for,
-and given up after a time without any answer. The key comes from the environment and is sent only to the given address;
-redirects are not followed.
+If the server refuses a request, that is at once an error of the document. So is an answer beyond a limit of time,
+bytes, nesting or tokens; a body is read only up to its limit. If the server fails at a request, the request is retried;
+after several failures it is an error of the document, provided that the server answers other requests. If the server
+cannot be reached or is busy, the client waits, and gives the server up after some time without any answer. The key
+comes from the environment and is sent only to the given address; redirects are not followed.
 """
 
 from __future__ import annotations
@@ -35,19 +35,21 @@ Grammar = Literal["auto", "vllm", "llamacpp", "none"]
 
 @dataclass(frozen=True)
 class Server:
-    """A server that speaks OpenAI's protocol, and how it is asked.
+    """A server that speaks OpenAI's protocol, and how requests are sent to it.
 
     Args:
-        url: its address, including /v1.
-        model: its name for the model; None for a server with one model.
-        grammar: how a grammar is sent: for vLLM, for llama.cpp, `auto` (by the kind of the server), or not at all.
-        concurrency: maximum number of requests at a time; None for what suits the server (see `Served.concurrency`).
-        timeout: seconds that a whole answer may take, from the request to its last byte.
-        attempts: after so many failures a document is given up, if the server answers otherwise.
-        patience: how a server that does not answer is waited for.
+        url: the address, including /v1.
+        model: the server's name for the model; None for a server with one model.
+        grammar: how a grammar is sent: as vLLM takes it, as llama.cpp takes it, `auto` (by the kind of the server), or
+            `none`.
+        concurrency: the most requests at a time; None takes the number that suits the server (see
+            `Served.concurrency`).
+        timeout: the most seconds from a request to the last byte of its answer.
+        attempts: the number of failures after which a document is given up, if the server answers other requests.
+        patience: how long to wait for a server that does not answer.
 
     Raises:
-        ConfigError: the address is not one, or holds a password.
+        ConfigError: `url` is not an address, or holds a key or password.
     """
 
     url: str
@@ -70,16 +72,16 @@ Answer = TypeVar("Answer")
 
 
 class Refused(Exception):
-    """The server does not answer this request, and a retry would not change that."""
+    """The server refuses this request, and a retry would not change that."""
 
 
 class Overrun(Refused):
-    """An answer went beyond a limit of time, bytes, depth or tokens."""
+    """An answer exceeds a limit of time, bytes, nesting or tokens."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A response with its whole body, which is within the limit."""
+    """A response with its whole body; `retry_after` is the header Retry-After."""
 
     status: int
     reason: str
@@ -87,11 +89,11 @@ class Reply:
     body: bytes
 
     def json(self) -> object:
-        """Parse the body.
+        """Parse the body as JSON.
 
         Raises:
-            Overrun: it is nested too deep.
-            ValueError: it is not JSON.
+            Overrun: the body is nested too deeply.
+            ValueError: the body is not JSON.
         """
         try:
             value: object = json.loads(self.body)
@@ -101,7 +103,7 @@ class Reply:
 
     @property
     def message(self) -> str:
-        """The message of an error response, in one line."""
+        """The message of an error response, in one line of at most 300 characters."""
         text = self.body.decode(errors="replace")
         try:
             body = self.json()
@@ -114,7 +116,7 @@ class Reply:
 
 
 class _Deadline:
-    """Ends a request that is not over after some seconds, whatever it waits for, by shutting its connection down."""
+    """Ends a request after some seconds, whatever it waits for, by shutting its connection down."""
 
     def __init__(self, seconds: float):
         self.seconds, self.is_over = seconds, False
@@ -130,7 +132,7 @@ class _Deadline:
         self._timer.cancel()
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Keep the connection of the request; every request has one of its own."""
+        """Store the socket of the request; each request has a connection of its own."""
         if event == "connection.connect_tcp.complete":
             self._socket = info["return_value"].get_extra_info("socket")
 
@@ -142,13 +144,13 @@ class _Deadline:
 
 
 MODELS_BYTES = 4 * 2**20
-"""Most bytes of the list of models, and of what a server says of itself."""
+"""The most bytes of the list of models, and of the server's description of itself."""
 SPARE_BYTES, TOKEN_BYTES, PROMPT_TOKEN_BYTES = 2**20, 2048, 32
-"""Most bytes of an answer: some for all else, and so many for each token of the answer and of the prompt."""
+"""The most bytes of an answer: a fixed number, and a number for each token of the answer and of the prompt."""
 
 
 class Client:
-    """Sends requests to one server, from many threads."""
+    """Sends requests to one server; may be used from many threads."""
 
     def __init__(self, server: Server):
         self.server = server
@@ -158,11 +160,11 @@ class Client:
         self._breaker = Breaker(server.patience, concurrency)
         self._http = httpx.Client(
             base_url=server.url.rstrip("/") + "/",
-            # a body that was compressed could be of any size
+            # A compressed body could expand to any size.
             headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(server.timeout + 10.0, connect=10.0),
             limits=httpx.Limits(max_connections=concurrency + 1, max_keepalive_connections=0),
-            trust_env=not near,  # the proxy of the environment is not for this machine
+            trust_env=not near,  # a proxy of the environment is not used for this machine
             event_hooks={"response": [self._drop_if_closed]},
         )
 
@@ -181,7 +183,7 @@ class Client:
         """Return the server's descriptions of its models.
 
         Raises:
-            ModelError: it cannot be reached, or does not speak the protocol.
+            ModelError: the server cannot be reached, or does not speak the protocol.
         """
         try:
             reply = self._send("GET", "models", MODELS_BYTES)
@@ -199,7 +201,7 @@ class Client:
         return models
 
     def about(self, path: str) -> Mapping[str, object]:
-        """Return what the server says of itself at `path` beside /v1; nothing where that cannot be read."""
+        """Return the server's description of itself at `path`, beside /v1; empty if it cannot be read."""
         root = self.server.url.rstrip("/").removesuffix("/v1")
         try:
             reply = self._send("GET", f"{root}/{path}", MODELS_BYTES)
@@ -209,14 +211,14 @@ class Client:
         return body if isinstance(body, dict) else {}
 
     def complete(self, request: Mapping[str, object], read: Callable[[object], Answer]) -> Answer:
-        """Send `request`, with retries, and return what `read` makes of the response.
+        """Send `request`, with retries, and return the answer that `read` reads from the response.
 
         Args:
             request: the body.
-            read: reads the JSON of a response; raises ValueError where it is not an answer.
+            read: reads the JSON of a response, and raises ValueError if it is not an answer.
 
         Raises:
-            Refused: the server does not answer this request, or failed several times while it answers otherwise.
+            Refused: the server refuses this request, or has failed at it several times while it answers other requests.
             ModelError: the server is given up, expects another key, or does not have the model.
         """
         failures = 0
@@ -261,11 +263,11 @@ class Client:
         return retrying(ask)
 
     def _send(self, method: str, path: str, most: int, request: Mapping[str, object] | None = None) -> Reply:
-        """Send a request and read the whole response, of `most` bytes and within `Server.timeout` seconds.
+        """Send a request and read the whole response, at most `most` bytes and within `Server.timeout` seconds.
 
         Raises:
             httpx.HTTPError: there is no response.
-            Overrun: the response goes beyond a limit.
+            Overrun: the response exceeds a limit.
         """
         seconds, has_begun = self.server.timeout, False
         with _Deadline(seconds) as deadline:
@@ -293,10 +295,10 @@ class Client:
                 raise httpx.ReadTimeout(f"no answer within {seconds:g} seconds") from None
 
     def _check(self, reply: Reply) -> None:
-        """Raise what the status of a response stands for.
+        """Raise the error that the status of a response stands for, if any.
 
         Raises:
-            Busy: the server is to be asked again later.
+            Busy: the request is to be sent again later.
             httpx.HTTPError: the server failed.
             Refused: the server refuses this request.
             ModelError: the server refuses every request.
@@ -316,12 +318,12 @@ class Client:
         raise Refused(f"the server refuses: {message}")
 
     def _drop_if_closed(self, response: httpx.Response) -> None:
-        """Close the connection of a request that was connecting while the client closed; no pool holds it any more."""
+        """Close the connection of a request that was connecting while the client closed, since no pool closes it."""
         if self._http.is_closed:
             response.extensions["network_stream"].close()
 
     def _is_well(self) -> bool:
-        """Whether the server answers."""
+        """Whether the server answers other requests."""
         try:
             return self._send("GET", "models", MODELS_BYTES).status < 300
         except (httpx.HTTPError, Refused):
@@ -336,7 +338,7 @@ def _has_port(url: str) -> bool:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Return the seconds of a Retry-After header; 0 without one, and for a date."""
+    """Return the seconds of a Retry-After header, at most 120; 0 if there is no header or it is a date."""
     try:
         return min(max(float(retry_after or 0), 0.0), 120.0)
     except ValueError:

@@ -1,13 +1,17 @@
-"""Extraction by a server: vLLM, llama.cpp's, or any other that completes token ids by OpenAI's protocol.
+"""Extraction by a server: vLLM, llama.cpp's server, or another one that completes token ids by OpenAI's protocol.
 
 The task, the tokenizer, the settings and the calibration come from a run; no weights are loaded. Requests are sent
-concurrently, results keep the order of the documents. A server gets the grammar of the whole answer and does not stop
-an answer that repeats itself, so an entity may be written twice, which is then reported. For a run that was trained on
-choices, llama.cpp's server is not sent the grammar, but asked token by token (see `Guided`). A text whose grammar the
-server refuses is asked without, which is a problem of that text. A server without grammars is asked without, and its
-answers are parsed and checked. Scores need token ids and log-probabilities, which vLLM and llama.cpp return. They must
-also be of the kind of which the run's scores are made (see `Served.gives_scores`): scores of another kind would not fit
-the run's thresholds, so that entities then have none.
+concurrently, and results keep the order of the documents.
+
+Grammars: the server is sent the grammar of the whole answer. It does not stop an answer that repeats itself, so an
+entity may be written twice, which is reported as a problem. For a run that was trained on choices, llama.cpp's server
+is not sent the grammar but asked token by token (see `Guided`). If the server refuses the grammar of a text, the text
+is sent without it, which is a problem of that text. A server that takes no grammars is asked without, and its answers
+are parsed and checked.
+
+Scores need token ids and log-probabilities, which vLLM and llama.cpp return. The log-probabilities must also be of the
+kind that the run's scores are made of (see `Served.gives_scores`). If they are of another kind, entities have no
+scores, since scores of another kind would not fit the run's thresholds.
 """
 
 from __future__ import annotations
@@ -46,28 +50,28 @@ from spantune.runs import RunFolder
 AHEAD = 4
 """How many finished requests may wait for an earlier one, for each request that may be sent at a time."""
 TRIAL = 16
-"""A server that refuses the grammars of so many texts, and accepts none, is asked without from there on.
+"""The number of texts after which a server that has refused all their grammars is asked without grammars.
 
-Of so many answers it is also seen whether they follow their grammar, where scores do not need that of every answer.
+This is also the number of answers that are checked against their grammar if scores do not need every answer checked.
 """
 WITHOUT = "asked without its grammar, which the server does not take: what the answer holds was only checked"
-"""The problem of a text that was answered without its grammar; the same words whether the grammar was tried or not."""
+"""The problem of a text that was sent without its grammar; it is the same whether the grammar was tried or not."""
 log = logging.getLogger(__name__)
 
 
 class RemoteExtractor:
-    """A server's model that extracts the entities of a task from texts.
+    """A model on a server that extracts the entities of a task from texts.
 
     Args:
-        server: its address and how it is asked.
+        server: the address, and how requests are sent.
         served: the model that is asked.
         encoder: the model's tokenizer and the task.
-        settings: the limit of an answer, chunks, and whether to decode under the grammar.
-        on_choices: whether the model was trained on choices: it then needs the grammar.
+        settings: the section `extract`: the limit of an answer, chunks, and whether to decode under the grammar.
+        on_choices: whether the model was trained with `train.loss_on=choices`; it then needs the grammar.
 
     Raises:
-        ConfigError: the model needs a grammar and the server is asked without, or the answer format has no grammar of
-            the kind that was given.
+        ConfigError: the model needs a grammar and none can be sent, or `server.grammar` names a kind that takes no
+            grammar of the answer format.
     """
 
     def __init__(
@@ -90,8 +94,8 @@ class RemoteExtractor:
         self._trial, self._texts = _Trial(), 0
         self._refusal: str | None = None  # the first refusal of a grammar
         self._warnings: set[str] = set()
-        self._checked = 0  # answers that were followed with their grammar
-        self._vocabulary = len(encoder.tokenizer)  # counted anew by every call of len, which takes half a millisecond
+        self._checked = 0  # answers that were checked against their grammar
+        self._vocabulary = len(encoder.tokenizer)  # stored, since `len` counts anew at each call, in half a millisecond
         self._constraint = constraint_of(encoder.tokenizer, self._vocabulary, encoder.stop_id)
         if self._has_grammar and not is_known:
             problem = f"answers of the format {encoder.task.answer} have no grammar that a server of the kind "
@@ -106,14 +110,14 @@ class RemoteExtractor:
                 "vllm or llamacpp, for a server that takes it, or decode here"
             )
         self.gives_scores = served.gives_scores(on_choices=on_choices, has_grammar=self._has_grammar)
-        """Whether entities have scores; the run's thresholds fit no others."""
+        """Whether entities have scores; if not, the run's thresholds cannot be applied."""
         self._guided: Guided | None = None
         if served.is_guided(on_choices):
             self._guided = Guided(served, encoder, self._constraint, self.settings.max_new_tokens)
 
     @property
     def why_no_scores(self) -> str:
-        """Why the server's log-probabilities are none of which the scores of this run can be made."""
+        """Why the run's scores cannot be computed from the server's log-probabilities."""
         return (
             f"under a grammar {self.served.engine} gives log-probabilities among the allowed tokens only, and the "
             "scores of this run, trained on whole answers (train.loss_on), are over the whole vocabulary"
@@ -125,7 +129,7 @@ class RemoteExtractor:
         Raises:
             ConfigError: `documents` is a single text, or has a member that is neither a text nor a Document.
             DataError: a text is too long, with `strict`.
-            ModelError: the server is down or not what it should be; with `strict` also when it refuses a text.
+            ModelError: the server is down or is not what was expected; with `strict` also if it refuses a text.
         """
         return self._stream(as_documents(documents), strict)
 
@@ -135,7 +139,7 @@ class RemoteExtractor:
             yield calibrated(extraction, self.calibration)
 
     def _ask_all(self, strict: bool, texts: Iterator[Document]) -> Iterator[Extraction]:
-        """Send requests for all `texts`, several at a time; yields their Extractions in order."""
+        """Send requests for all `texts`, several at a time; yield their Extractions in order."""
         concurrency = self.server.concurrency or self.served.concurrency
         most = concurrency * AHEAD
         free = threading.Semaphore(concurrency)
@@ -146,7 +150,7 @@ class RemoteExtractor:
                 future: Future[Extraction] = Future()
                 job = partial(self._ask, client, self._texts, text, strict)
                 self._texts += 1
-                # daemon threads, not a pool: requests that are running must not delay the end of an interrupted process
+                # Daemon threads are used, not a pool, so that running requests do not delay the end of the process.
                 threading.Thread(target=_fulfil, args=(future, job, free), daemon=True).start()
                 waiting.append(future)
                 while waiting and (len(waiting) >= most or waiting[0].done()):
@@ -157,7 +161,7 @@ class RemoteExtractor:
             raise self._takes_none()
 
     def _ask(self, client: Client, number: int, document: Document, strict: bool) -> Extraction:
-        """Ask for the text with this number, under its grammar where one is sent."""
+        """Ask for the text with this number, under its grammar if one is sent."""
         try:
             if not self._has_grammar:
                 return self._answer(client, document, with_grammar=False)
@@ -170,11 +174,11 @@ class RemoteExtractor:
             return failure(document, Status.FAILED, Problem(ProblemKind.SERVER, str(refused)))
 
     def _answer_or_without(self, client: Client, number: int, document: Document) -> Extraction:
-        """Ask under the grammar, and without it where the server refuses it, which is then a problem of the text.
+        """Ask under the grammar, or without it if the server refuses it, which is then a problem of the text.
 
         Raises:
             Refused: the server refuses the text without a grammar too.
-            ModelError: the server takes no grammar, and one was asked for by its kind.
+            ModelError: the server takes no grammar, but `server.grammar` names its kind explicitly.
         """
         is_accepted: bool | None = None
         refused: Refused | None = None
@@ -222,7 +226,7 @@ class RemoteExtractor:
         return read_answer(document, self._written(answer, grammar), self.encoder)
 
     def _written(self, answer: Answer, grammar: str | None) -> Written:
-        """Return the answer, with its tokens where scores can be computed from their log-probabilities."""
+        """Return the answer, with its tokens if scores can be computed from their log-probabilities."""
         status = Status.LENGTH if answer.finish == "length" else Status.STOPPED
         ids, logprobs = list(answer.ids), list[float | None](answer.logprobs)
         if ids and ids[-1] == self.encoder.stop_id:
@@ -235,10 +239,10 @@ class RemoteExtractor:
             what = "follow the grammar that was sent" if grammar is not None else "consist of the run's tokens"
             self._warn(f"an answer does not {what}: it is read as the server spells it, without scores")
             return Written(answer.text, status)
-        # decoded here, since a server may drop special tokens from its text
+        # The ids are decoded here, since a server may drop special tokens from its text.
         text = self.encoder.decode(ids)
         if grammar is not None and (self.gives_scores or self._checked < TRIAL):
-            self._checked += 1  # by several threads: a few answers more or less are checked
+            self._checked += 1  # not locked: it does no harm if threads check a few answers more or less
             for index in self._forced(ids, grammar):
                 logprobs[index] = None
         return Written(text, status, ids, logprobs) if self.gives_scores else Written(text, status)
@@ -258,17 +262,18 @@ class RemoteExtractor:
                 forced = matcher.compute_ff_tokens()
 
     def _warn(self, message: str) -> None:
-        """Log a warning that concerns all documents, once."""
+        """Log a warning about the server once."""
         if message not in self._warnings:
             self._warnings.add(message)
             log.warning("%s: %s", self.server.url, message)
 
 
 class _Trial:
-    """Whether a server takes grammars at all: the first TRIAL texts decide it, in whatever order they are answered.
+    """Finds out whether a server takes grammars at all; the first TRIAL texts decide it.
 
-    A later text waits for the decision, so that what it gets never depends on the time that requests take. One answer
-    under a grammar decides for grammars; texts that are refused without one too decide nothing.
+    They may be answered in any order. A later text waits for the decision, so that its result does not depend on how
+    long requests take. One answer under a grammar decides for grammars. A text that is refused without a grammar too
+    decides nothing.
     """
 
     def __init__(self) -> None:
@@ -281,14 +286,17 @@ class _Trial:
         return bool(self._refused) and not self._accepted
 
     def takes_grammars(self, number: int) -> bool:
-        """Return whether the text with this number is to be asked with its grammar; waits for the decision."""
+        """Return whether the text with this number is to be sent with its grammar; wait until that is decided."""
         with self._changed:
             while number >= TRIAL and not self._accepted and self._ended < TRIAL:
                 self._changed.wait()
             return number < TRIAL or not self.only_refusals
 
     def end(self, number: int, is_accepted: bool | None) -> bool:
-        """Record what came of a text; returns whether that decides against grammars."""
+        """Record whether the server accepted the grammar of a text; return whether this decides against grammars.
+
+        `is_accepted` is None if the text says nothing about grammars.
+        """
         if number >= TRIAL:
             return False
         with self._changed:
@@ -316,11 +324,12 @@ def load_remote(
     *,
     accept_changes: bool = False,
 ) -> RemoteExtractor:
-    """Load the RemoteExtractor of a finished run whose model `server` serves; the other arguments are as in `load_run`.
+    """Load the RemoteExtractor of a finished run whose model `server` serves; other arguments are those of `load_run`.
 
     Raises:
-        ConfigError: `min_score` is not a probability, or is not 0 where the server's log-probabilities make no scores
-            of this run (see `Served.gives_scores`); the server does not have the model; or the run reads spans.
+        ConfigError: the run reads spans; the server does not have the model; or `min_score` is not a probability, or is
+            above 0 although the run's scores cannot be computed from the server's log-probabilities (see
+            `Served.gives_scores`).
         RunError: the folder is not a run, has no adapter yet, its adapter was changed, or its calibration is damaged.
         ModelError: the server cannot be reached.
     """

@@ -1,11 +1,11 @@
-"""An answer that is chosen token by token by llama.cpp's server, under the grammar that is followed here.
+"""An answer whose tokens llama.cpp's server chooses one by one, under a grammar that this process follows.
 
-A model that was trained on choices has learnt nothing of what the grammar forces. llama.cpp applies a grammar only
-where the token that the model likes best does not follow it, but then to its whole vocabulary, for each way in which
-the grammar may go on: with such a model, at nearly every token. Here the server is asked only where the grammar leaves
-a choice, and is told the tokens that it allows. What is forced is sent with the next request, of which the server
-computes only what is new. Entities come in the order of training, as they do in local decoding, and probabilities are
-over the allowed tokens, of which the run's scores are made.
+A model that was trained on choices has learnt nothing about the tokens that the grammar forces. llama.cpp first tests
+the most probable token against its grammar. Only if that fails does it apply the grammar to the whole vocabulary, which
+is slow; with such a model that happens at nearly every token. So the server is asked only where the grammar leaves a
+choice, and is told the allowed tokens. Forced tokens are sent with the next request, and the server computes only the
+new part of the prompt. Entities come in the order of training, as in local decoding, and probabilities are normalised
+over the allowed tokens, as the run's scores need.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BIAS = 200.0
-"""What is added to the logits of allowed tokens: more than logits differ by, and little enough for float32 to keep."""
+"""Is added to the logits of allowed tokens: more than logits differ by, and small enough for float32's precision."""
 LURE = 50.0
-"""What is added to the logit of a lure beyond `BIAS`: it is then drawn, and leaves the others' probabilities exact."""
+"""Is added to the logit of a lure besides `BIAS`, so that it is drawn; the others' ratios stay exact."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The request for the most probable of some tokens.
+    """A request for the most probable of some tokens.
 
     Args:
-        prompt: the tokens before it.
-        allowed: the ids of the tokens, two or more.
-        slot: the server's slot, which keeps what it has computed of the prompt; None for any.
-        lure: a token that is not allowed and whose text is whole, which the server is made to draw.
+        prompt: the tokens before the choice.
+        allowed: the ids of the allowed tokens, two or more.
+        slot: the server's slot that has computed the prompt so far; None for any slot.
+        lure: the id of a token that is not allowed and is no part of a character. The server is made to draw it, since
+            it gives no probabilities when it draws a token that is a part of a character.
     """
 
     prompt: Sequence[int]
@@ -62,7 +63,7 @@ class Choice:
             "prompt": list(self.prompt),
             "max_tokens": 1,
             "temperature": 1.0,
-            "samplers": ["top_k"],  # none that would change probabilities
+            "samplers": ["top_k"],  # no sampler that changes probabilities
             "top_k": len(biases),
             "logit_bias": biases,
             "logprobs": count,
@@ -72,13 +73,13 @@ class Choice:
         }
 
     def read(self, response: object) -> tuple[int, float] | None:
-        """Return the most probable allowed token and its log-probability among them.
+        """Return the most probable allowed token, and its log-probability among the allowed tokens.
 
-        None where the server drew a token that is a part of a character: of such a token it says nothing.
+        Returns None if the server drew a token that is a part of a character, since it then gives no probabilities.
 
         Raises:
-            ValueError: the response is none to this request.
-            ModelError: the server counts other tokens in the prompt than were sent.
+            ValueError: the response does not answer this request.
+            ModelError: the server counts another number of tokens in the prompt than were sent.
         """
         body = response if isinstance(response, Mapping) else {}
         choices = body.get("choices")
@@ -101,10 +102,10 @@ class Choice:
 
 
 def _probabilities(entries: object) -> dict[int, float]:
-    """Return the probabilities that are above 0, by token.
+    """Return the probabilities above 0, by token id.
 
     Raises:
-        ValueError: they are none.
+        ValueError: `entries` are not probabilities of tokens.
     """
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError("no probabilities of tokens")
@@ -116,7 +117,7 @@ def _probabilities(entries: object) -> dict[int, float]:
 
 @dataclass
 class _Answer:
-    """The answer so far; log-probabilities are None where a token was forced."""
+    """The answer so far; a log-probability is None where the token was forced."""
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float | None] = field(default_factory=list)
@@ -127,11 +128,11 @@ class _Answer:
 
 
 class Guided:
-    """Has answers chosen by a server, from several threads.
+    """Has a server choose the tokens of answers; may be used from several threads.
 
     Args:
         served: the model that is asked.
-        encoder: its tokenizer and the task.
+        encoder: the tokenizer and the task.
         constraint: makes the grammars.
         limit: the most tokens of an answer.
     """
@@ -146,10 +147,10 @@ class Guided:
                 self._slots.put(slot)
 
     def answer(self, client: Client, document: Document) -> Written:
-        """Have the answer for a document written.
+        """Return the answer for a document.
 
         Raises:
-            Refused: the server does not answer a request of it, or its grammar cannot be followed.
+            Refused: the server refuses one of its requests, or the grammar of the text cannot be followed.
             ModelError: the server is given up.
         """
         guide = Guide(self._constraint, self._encoder, document.text)
@@ -167,7 +168,7 @@ class Guided:
         return Written(self._encoder.decode(answer.ids), status, answer.ids, answer.logprobs)
 
     def _advance(self, guide: Guide, answer: _Answer, token: int, logprob: float) -> Status | None:
-        """Append a token and what it forces; returns the status where that ends the answer."""
+        """Append a token and the tokens that it forces; return the status if the answer ends, otherwise None."""
         stop = self._encoder.stop_id
         if token == stop:
             return Status.STOPPED
@@ -194,7 +195,7 @@ class Guided:
 
     @contextmanager
     def _slot(self) -> Iterator[int | None]:
-        """A slot of the server for one document, where it has said how many it has."""
+        """Reserve a slot of the server for one document; None if the server does not state its number of slots."""
         if self._slots is None:
             yield None
             return
@@ -207,7 +208,7 @@ class Guided:
 
 @contextmanager
 def _of_the_grammar() -> Iterator[None]:
-    """Make an error in the grammar of a text, such as one that exceeds the engine's limits, an error of that text."""
+    """Raise an error in the grammar of a text, such as one over llguidance's limits, as an error of that text."""
     try:
         yield
     except ModelError as error:

@@ -1,7 +1,7 @@
-"""Requests and responses of a completions server: OpenAI's fields, and those of vLLM and llama.cpp.
+"""Requests and responses of a completions server: the fields of OpenAI's protocol, and those of vLLM and llama.cpp.
 
-Prompts are token ids, so that a server can add nothing to them; its own count of the prompt's tokens is checked. Fields
-that only one kind of server knows are sent only to that kind.
+Prompts are sent as token ids, so that a server cannot add tokens to them; the server's count of the prompt's tokens is
+checked. Fields that only one kind of server knows are sent only to that kind.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from spantune.extraction.remote.breaker import CONCURRENCY
 from spantune.extraction.remote.client import Client, Overrun, Server
 
 _OWNERS = {"vllm": "vllm", "llamacpp": "llamacpp"}
-# a model's default may penalise repetition, which breaks every answer
+# A model's default settings may penalise repetition, which every answer needs.
 _SETTINGS: Mapping[str, Mapping[str, object]] = {
     "vllm": {"logprobs": 1, "return_token_ids": True, "repetition_penalty": 1.0},
     "llamacpp": {"logprobs": 1, "repeat_penalty": 1.0},
     "openai": {},
 }
 
-_ROUNDED = 1e-3  # a server's rounding may give a log-probability of 0 as up to this
+_ROUNDED = 1e-3  # a server may round a log-probability of 0 to a value up to this
 
-# answer formats that have a grammar of the whole answer for this kind of server; a guided one needs none
+# The answer formats for which each kind of server takes a grammar of the whole answer; `Guided` needs no such grammar.
 GRAMMARS: Mapping[str, Collection[str]] = {
     "vllm": ("jsonl", "jsonl_seed", "grouped"),
     "llamacpp": tuple(WRITINGS),
@@ -36,22 +36,22 @@ GRAMMARS: Mapping[str, Collection[str]] = {
 
 
 _ABOUT = {"vllm": "version", "llamacpp": "props"}
-"""Where each kind of server says what it is."""
+"""The path at which each kind of server describes itself."""
 VLLM_CONCURRENCY = 192
-"""Requests at a time to vLLM, which does not say its `--max-num-seqs` (256 by default): those beyond it only wait."""
+"""Requests at a time to vLLM, which does not state its `--max-num-seqs` (256 by default); more would only wait."""
 MOST_SLOTS = 1024
 
 
 @dataclass(frozen=True)
 class Served:
-    """The model that is asked.
+    """The model on the server that answers.
 
     Args:
         model: its name.
-        kind: its server's: `vllm`, `llamacpp` or `openai`.
-        window: its limit of tokens.
-        version: the server's.
-        slots: how many requests the server computes at a time, where it says so.
+        kind: the kind of the server: `vllm`, `llamacpp` or `openai`.
+        window: the most tokens that the model takes; None if the server does not state it.
+        version: the version of the server; empty if the server does not state it.
+        slots: how many requests the server computes at a time; None if the server does not state it.
     """
 
     model: str
@@ -62,33 +62,41 @@ class Served:
 
     @property
     def concurrency(self) -> int:
-        """The requests at a time that suit the server."""
+        """The number of requests at a time that suits the server."""
         return VLLM_CONCURRENCY if self.kind == "vllm" else self.slots or CONCURRENCY
 
     @property
     def engine(self) -> str:
-        """The server's kind and version, for people."""
+        """The server's kind and version, in words."""
         name = {"vllm": "vLLM", "llamacpp": "llama.cpp"}.get(self.kind, "a server of OpenAI's protocol")
         return f"{name} {self.version}".strip()
 
     def gives_scores(self, *, on_choices: bool, has_grammar: bool) -> bool:
-        """Whether the server's log-probabilities are those of which a run's scores are made.
+        """Whether the server's log-probabilities are of the kind that the run's scores are made of.
 
-        They are over the whole vocabulary where a run was trained on whole answers, and over the tokens that the
-        grammar allows where it was trained on choices. vLLM has the second kind under a grammar, whose mask it applies
-        before it takes them, and the first kind without one. llama.cpp has the first kind, and is asked for the second
-        where that is needed; see `is_guided`.
+        For a run that was trained on whole answers, log-probabilities must be normalised over the whole vocabulary. For
+        a run that was trained on choices, they must be normalised over the tokens that the grammar allows. vLLM gives
+        the second kind under a grammar, since it applies the grammar's mask first, and the first kind without a
+        grammar. llama.cpp gives the first kind, and is asked token by token where the second kind is needed; see
+        `is_guided`.
+
+        Args:
+            on_choices: whether the run was trained with `train.loss_on=choices`.
+            has_grammar: whether a grammar is sent.
         """
         return on_choices == has_grammar if self.kind == "vllm" else not on_choices or self.is_guided(on_choices)
 
     def is_guided(self, on_choices: bool) -> bool:
-        """Whether the grammar is followed here, and the server asked only to choose; see `Guided`."""
+        """Whether this process follows the grammar, and the server only chooses tokens; see `Guided`."""
         return on_choices and self.kind == "llamacpp"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion; with token ids and log-probabilities where the server returns them."""
+    """A completion: its text, `finish` (`stop` or `length`), and its tokens if the server returns them.
+
+    `ids` and `logprobs`, natural logarithms, have one value for each token, or are both empty.
+    """
 
     text: str
     finish: str
@@ -97,10 +105,11 @@ class Answer:
 
 
 def choose(models: Sequence[Mapping[str, object]], server: Server) -> Served:
-    """Choose the model to ask among those of the server.
+    """Choose the model to ask from the server's descriptions of its models.
 
     Raises:
-        ConfigError: the server does not have the given model, or no model is given and it has several.
+        ConfigError: the server does not have the model `server.model`, or that is None and there is not exactly one
+            model.
     """
     by_name = {str(model["id"]): model for model in models}
     name = server.model
@@ -119,7 +128,7 @@ def choose(models: Sequence[Mapping[str, object]], server: Server) -> Served:
 
 
 def identify(served: Served, client: Client) -> Served:
-    """Ask the server for its version and its slots; what it does not say stays unknown."""
+    """Ask the server for its version and its number of slots; what it does not state stays unknown."""
     path = _ABOUT.get(served.kind)
     if path is None:
         return served
@@ -134,9 +143,14 @@ def identify(served: Served, client: Client) -> Served:
 
 @dataclass(frozen=True)
 class Question:
-    """The prompt for a text, and the grammar of its answer where one is sent.
+    """The prompt for a text, and the grammar of its answer if one is sent.
 
-    With `spelled`, a grammar for llama.cpp forces text in the tokens of training; see `gbnf`.
+    Args:
+        text: the text to extract from.
+        encoder: the tokenizer and the task.
+        max_tokens: the most tokens of the answer.
+        grammar: the grammar in the Lark notation; None sends none.
+        spelled: whether a grammar for llama.cpp forces text in the tokens of training; see `gbnf`.
     """
 
     text: str
@@ -150,7 +164,7 @@ class Question:
         object.__setattr__(self, "prompt", self.encoder.prompt_ids(self.text))
 
     def request(self, served: Served) -> dict[str, object]:
-        """Return the body of the request to a server."""
+        """Return the body of the request to the server of `served`."""
         body: dict[str, object] = {
             "model": served.model,
             "prompt": self.prompt,
@@ -175,8 +189,8 @@ class Question:
 
         Raises:
             ValueError: the response has no answer.
-            Overrun: the answer has more tokens, characters or levels than the answer to this question can have.
-            ModelError: the server counts other tokens in the prompt than were sent.
+            Overrun: the answer has more tokens, characters or levels of brackets than an answer can have.
+            ModelError: the server counts another number of tokens in the prompt than were sent.
         """
         body = response if isinstance(response, Mapping) else {}
         choices = body.get("choices")
@@ -194,16 +208,16 @@ class Question:
         return Answer(text, finish, ids, logprobs)
 
     def _check_size(self, choice: Mapping[str, object], text: str) -> None:
-        """Check that an answer is not larger than `max_tokens` allows, before anything is made of it.
+        """Check, before an answer is parsed, that it is not larger than `max_tokens` allows.
 
         Raises:
-            Overrun: it is.
+            Overrun: it is larger.
         """
         logprobs = choice.get("logprobs")
         fields = logprobs if isinstance(logprobs, Mapping) else {}
         columns = [choice.get("token_ids"), fields.get("token_logprobs"), fields.get("content")]
         tokens = max(len(column) if isinstance(column, list) else 0 for column in columns)
-        if tokens > self.max_tokens + 1:  # the stop token may be one of them
+        if tokens > self.max_tokens + 1:  # the stop token may be counted too
             raise Overrun(f"the server's answer has {tokens} tokens, where max_tokens={self.max_tokens} was asked for")
         most = self.max_tokens * longest_token(self.encoder.tokenizer)
         if len(text) > most:
@@ -216,10 +230,10 @@ class Question:
 
 
 def check_prompt(body: Mapping[str, object], tokens: int) -> None:
-    """Check that a response counts the tokens of the prompt that were sent.
+    """Check that a response counts the `tokens` of the prompt that were sent; a response without a count passes.
 
     Raises:
-        ModelError: it counts others.
+        ModelError: it counts another number.
     """
     usage = body.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
@@ -231,19 +245,19 @@ def check_prompt(body: Mapping[str, object], tokens: int) -> None:
 
 
 MOST_LEVELS = 64
-"""Most levels of brackets in an answer: an answer has two, and what a model writes without a grammar some more."""
+"""The most levels of nested brackets in an answer. An answer has two; without a grammar a model may write some more."""
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _OPENING, _CLOSING = frozenset("{["), frozenset("}]")
 
 
 @cache
 def longest_token(tokenizer: Tokenizer) -> int:
-    """Return the characters of the longest token of a vocabulary."""
+    """Return the number of characters of the longest token in the vocabulary."""
     return max(map(len, tokenizer.get_vocab()))
 
 
 def depth(text: str) -> int:
-    """Return how deep brackets are nested in `text`, outside of its strings."""
+    """Return how deep brackets are nested in `text`, not counting brackets in strings."""
     level = deepest = 0
     for character in _STRING.sub("", text):
         level += (character in _OPENING) - (character in _CLOSING and level > 0)
@@ -252,7 +266,10 @@ def depth(text: str) -> int:
 
 
 def _tokens(choice: Mapping[str, object]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return ids and log-probabilities in the form of vLLM or of llama.cpp; nothing where they do not fit together."""
+    """Return the token ids and log-probabilities of a choice, in vLLM's or llama.cpp's fields.
+
+    Both are empty if the response has none, or if they do not fit together.
+    """
     logprobs = choice.get("logprobs")
     fields = logprobs if isinstance(logprobs, Mapping) else {}
     ids: object

@@ -1,4 +1,4 @@
-"""One process for each GPU of this machine, without Ray: documents go out one by one, results come back in order."""
+"""Extraction by one process for each GPU of this machine, without Ray; results keep the order of the documents."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from spantune.metrics import Calibration
 from spantune.runs import RunFolder
 
 AHEAD = 8_192
-"""How many documents are read before the first whose result is still missing."""
+"""The most documents that are read ahead of the first one whose result is missing."""
 WINDOW_CPU, WINDOW_GPU = 128, 2_048
-"""How many documents a process has at a time: more than it computes together, so that it never waits for others."""
+"""How many documents a process may have at a time: more than it computes together, so that it never has to wait."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """What a process loads; as the arguments of `load_run`."""
+    """What a process loads; the fields are arguments of `load_run`."""
 
     run: Path
     extract: config.Extract
@@ -55,7 +55,7 @@ class DeviceSettings:
 
 @dataclass(eq=False)
 class _Process:
-    """A process, its end of the pipe, and the documents that it has, by their number."""
+    """A process, this side's end of its pipe, and the documents that were sent to it, by their number."""
 
     device: str
     process: BaseProcess
@@ -64,14 +64,14 @@ class _Process:
 
     @property
     def window(self) -> int:
-        """How many documents it may have."""
+        """The most documents that it may have."""
         return WINDOW_CPU if self.device == "cpu" else WINDOW_GPU
 
     def receive(self) -> tuple[int, Extraction] | None:
-        """Return a result and its number; None for the sign that the model is loaded.
+        """Return the number of a document and its result; None is the message that the model is loaded.
 
         Raises:
-            SpantuneError: what the process raised.
+            SpantuneError: the error that the process raised.
             RunError: the process has ended.
         """
         try:
@@ -94,14 +94,14 @@ class _Process:
 
 
 class DeviceEngine:
-    """An Engine whose documents are computed by one process on each of `devices`.
+    """An Engine that extracts with one process on each of `devices`.
 
         engine = DeviceEngine(DeviceSettings(Path("runs/demo"), recipe.extract), ("cuda:0", "cuda:1"))
         for extraction in engine.stream(documents, strict=False): ...
 
     Args:
-        settings: the run, and what its processes load.
-        devices: `cuda:N` or `cpu`, one for each process.
+        settings: the run, and what the processes load.
+        devices: one name for each process: `cuda:N` or `cpu`.
 
     Raises:
         ConfigError: `min_score` is not a probability.
@@ -116,10 +116,11 @@ class DeviceEngine:
         self._settings, self._devices = settings, devices
 
     def stream(self, documents: Iterable[Prediction], *, strict: bool = True) -> Iterator[Extraction]:
-        """Yield an Extraction for each document, in order; at most `AHEAD` documents are held.
+        """Yield an Extraction for each document, in order; at most `AHEAD` documents are held in memory.
 
         Raises:
-            DataError: a text cannot be extracted from, with `strict`.
+            ConfigError: `documents` has a member that is not a Document.
+            DataError: a text is refused and `strict` is True.
             ModelError: the model cannot be loaded.
             RunError: a process has ended.
         """
@@ -149,10 +150,14 @@ class DeviceEngine:
 
 
 def parse_devices(devices: str, device: str) -> tuple[str, ...]:
-    """Return the devices of `--devices`: GPUs by number, or with `--device cpu` so many processes.
+    """Parse the option `--devices`: return the names of the devices, one for each process.
+
+    Args:
+        devices: `all`, or numbers of GPUs such as `0,1`. With `device` = `cpu`, the number of processes.
+        device: the option `--device`.
 
     Raises:
-        ConfigError: they make no sense, or there are fewer GPUs.
+        ConfigError: `devices` cannot be parsed, or names a GPU that does not exist or is named twice.
     """
     if device == "cpu":
         if not re.fullmatch(r"[1-9]\d{0,2}", devices):
@@ -177,7 +182,7 @@ def parse_devices(devices: str, device: str) -> tuple[str, ...]:
 
 
 def _in_order(documents: Iterator[Prediction], processes: list[_Process]) -> Iterator[Extraction]:
-    """Feed the processes evenly, and yield the results in the order of the documents."""
+    """Send documents to the processes evenly, and yield the results in the order of the documents."""
     done: dict[int, Extraction] = {}
     read = first = 0
     is_more = True
@@ -211,12 +216,12 @@ def _send(process: _Process, number: int, document: Document) -> None:
     try:
         process.pipe.send((number, document))
     except OSError:
-        process.receive()  # raises what the process said last, or that it has ended
+        process.receive()  # raises the last error of the process, or that it has ended
 
 
 def _serve(pipe: Connection, device: str, settings: DeviceSettings, threads: int) -> None:
-    """Load the model and extract from what comes through the pipe, until it is closed: the whole of a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
+    """Be a process: load the model, and extract from the documents of the pipe until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its processes
     try:
         _extract(pipe, device, settings, threads)
     except SpantuneError as error:
@@ -268,7 +273,7 @@ def _extract(pipe: Connection, device: str, settings: DeviceSettings, threads: i
 
 
 def _receive(pipe: Connection, arrived: queue.SimpleQueue[tuple[int, Document] | None]) -> None:
-    """Take what comes at once, so that the other side never waits for a pass of the model."""
+    """Receive documents at once, so that the parent never waits for a pass of the model."""
     try:
         while True:
             arrived.put(pipe.recv())

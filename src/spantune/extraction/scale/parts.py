@@ -1,8 +1,9 @@
-"""The files that a large extraction writes: a folder of parts with names that never change, and its plan.
+"""The output of a large extraction: a folder of part files with fixed names, and the plan of the parts.
 
-A part is written under a name that begins with a dot, and renamed when it is complete. So a part is there as a whole
-or not at all, and whoever writes it a second time writes the same. What is done is what is there. `_plan.json` says
-which documents are in which part, and of which run they are, so that a resumed extraction cannot mix two.
+A part is written under a temporary name that begins with a dot, and renamed when it is complete. So a part exists as a
+whole or not at all, and a second worker that writes it again writes the same. The parts that exist are the parts that
+are done. `_plan.json` records which documents are in which part, and the run and settings, so that a resumed extraction
+cannot mix two runs.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _ROWS = 500
 
 @dataclass(frozen=True)
 class Plan:
-    """What is extracted: the parts of all files, and what else decides the results, such as run and settings."""
+    """The sources, their parts, and the `terms`, which are all else that the results depend on, such as the run."""
 
     terms: Mapping[str, object]
     sources: tuple[Source, ...]
@@ -48,13 +49,13 @@ class Plan:
 
     @property
     def documents(self) -> int:
-        """How many documents all parts have."""
+        """The number of documents in all parts."""
         return sum(shard.documents for shard in self.shards)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The folder of the output, and the format of its parts.
+    """The folder of the output, a local path or a URL, and the format of its parts.
 
     Raises:
         ConfigError, DataError: as `Place`.
@@ -65,18 +66,19 @@ class Folder:
 
     @property
     def place(self) -> Place:
-        """Its place in a filesystem."""
+        """The folder's place in a filesystem."""
         return Place.of(self.path)
 
     def part(self, number: int) -> str:
-        """Return the name of a part."""
+        """Return the file name of the part with this number."""
         return f"part-{number:06d}{_SUFFIXES[self.to]}"
 
     def begin(self, *, resume: bool) -> Plan | None:
-        """Return the plan of an interrupted extraction; None where there is none.
+        """Return the plan of an interrupted extraction; None if there is none.
 
         Raises:
-            DataError: the folder is not empty and `resume` is False, it holds other things, or its plan is damaged.
+            DataError: the folder holds an extraction and `resume` is False, it holds other files, its plan is damaged,
+                or `path` is a file.
         """
         self.place.require_bucket()
         names = {info.base_name for info in self.place.files()}
@@ -96,14 +98,14 @@ class Folder:
         return None
 
     def done(self) -> set[str]:
-        """Return the names of the files that are there."""
+        """Return the names of the files in the folder, among them those of the finished parts."""
         return {info.base_name for info in self.place.files()}
 
     def save(self, plan: Plan) -> None:
-        """Write the plan, before any part.
+        """Write the plan; this must be done before any part is written.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: the plan cannot be written.
         """
         numbers = {source: number for number, source in enumerate(plan.sources)}
         rows = [[numbers[shard.source], *_mark_row(shard.begin), *_mark_row(shard.end)] for shard in plan.shards]
@@ -126,10 +128,10 @@ class Folder:
             raise DataError("is damaged; remove the folder and begin anew", path=place.outer) from None
 
     def write(self, number: int, extractions: Iterable[Extraction]) -> None:
-        """Write a part as a whole.
+        """Write the part with this number.
 
         Raises:
-            DataError: it cannot be written; nothing of it is left then.
+            DataError: the part cannot be written; nothing of it is left then.
         """
         with self._written(self.part(number)) as stream:
             if self.to == "native":
@@ -139,7 +141,7 @@ class Folder:
                 _write_parquet(stream, extractions)
 
     def clean(self) -> None:
-        """Remove what killed processes left of parts that they did not complete."""
+        """Remove the temporary files of parts that killed processes did not complete."""
         place = self.place
         for info in place.files():
             if info.base_name.startswith(_TEMPORARY):
@@ -148,7 +150,7 @@ class Folder:
 
     @contextmanager
     def _written(self, name: str) -> Iterator[Any]:
-        """Open a file under a temporary name, which becomes `name` at the end of the block if nothing is raised."""
+        """Open a file under a temporary name; it is renamed to `name` at the end of the block, if nothing is raised."""
         place = self.place
         temporary = place.child(f"{_TEMPORARY}{uuid.uuid4().hex}-{name}")
         filesystem = place.filesystem
@@ -172,7 +174,7 @@ def _mark_row(mark: Mark) -> Sequence[int]:
 
 
 def _write_parquet(stream: Any, extractions: Iterable[Extraction]) -> None:
-    """Write columns id, text, entities, status and problems; `meta` is JSON."""
+    """Write the columns id, text, entities, status, problems and meta; `meta` is JSON text or null."""
     pyarrow, parquet = need("pyarrow", "ray"), need("pyarrow.parquet", "ray")
     string = pyarrow.string()
     entity = {"start": pyarrow.int64(), "end": pyarrow.int64(), "label": string, "text": string}

@@ -1,9 +1,9 @@
-"""Extraction on Ray: workers on one machine or on many, each with the model, write the parts of a corpus.
+"""Extraction on Ray: workers on one machine or several, each with the model, write the parts of a corpus.
 
-Ray Data hands the parts of the plan to a pool of actors, holds back what they have no room for, and starts an actor
-again that dies. An actor reads its part from the file itself, so that texts do not travel through Ray, and writes it
-as a whole. So each document has exactly one result, whoever dies when. Where a completions server is given, such as
-vLLM's, the actors hold no model and ask it.
+Ray Data distributes the parts of the plan to a pool of actors, keeps parts back while all actors are busy, and restarts
+an actor that dies. An actor reads its part from the file itself, so that texts do not travel through Ray, and writes
+the part as a whole. So each document has exactly one result, whichever actor dies at whatever time. If a completions
+server is given, such as vLLM, the actors hold no model and send requests to the server.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ if TYPE_CHECKING:  # this process loads no model
     from spantune.extraction.chunked import Engine
 
 RETRIES = 5
-"""How often a part is begun again after its worker died."""
+"""How often a part is started again after its worker died."""
 SMALL_BYTES, FEW_FILES = 64 << 20, 32
-"""So many files of so many bytes together are looked through here: starting processes for it would take longer."""
+"""Up to this number of bytes and of files the survey is made in this process, since starting others takes longer."""
 log = logging.getLogger(__name__)
 
 
@@ -61,12 +61,12 @@ class Task:
         run: the run folder, which every machine must see under the same path.
         inputs: files, folders, globs and URLs.
         settings: the section `extract` of a recipe.
-        format: of the inputs; by their suffixes if None.
+        format: the format of all inputs; None takes it from their suffixes.
         min_score: as in `load_run`.
         device: as in `load_run`.
         accept_changes: as in `load_run`.
-        server: the one that computes the answers, which every worker must reach; its `concurrency` is that of all
-            workers together. Without one the workers hold the model.
+        server: the server that computes the answers, which every worker must reach; its `concurrency` is that of all
+            workers together. None if the workers hold the model.
     """
 
     run: Path
@@ -79,7 +79,7 @@ class Task:
     server: Server | None = None
 
     def terms(self) -> dict[str, object]:
-        """Check the run, and return what decides the results beside the inputs, for the plan.
+        """Check the run, and return everything besides the inputs that the results depend on, for the plan.
 
         Raises:
             ConfigError: `min_score` is not a probability.
@@ -98,7 +98,7 @@ class Task:
         }
 
     def load(self) -> Engine:
-        """Load what extracts: the model, or the run's tokenizer and the connection to the server.
+        """Load the engine: the model, or the run's tokenizer and the connection to the server.
 
         Raises:
             ConfigError, ModelError, RunError: as `load_run` and `load_remote`.
@@ -112,7 +112,7 @@ class Task:
         return load_run(self.run, self.device, self.settings, self.min_score, accept_changes=self.accept_changes)
 
     def for_workers(self, workers: int) -> Task:
-        """Return the task of each of so many workers: the requests at a time are divided among them."""
+        """Return the task for each of `workers` workers; the requests at a time are divided among them."""
         if self.server is None or self.server.concurrency is None:
             return self
         return replace(self, server=replace(self.server, concurrency=max(1, self.server.concurrency // workers)))
@@ -120,7 +120,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What a worker made of a part: what it counted, or the error that ends the extraction."""
+    """The result of a part: how many documents it has, what was counted, or the error that ends the extraction."""
 
     documents: int
     tally: Tally = field(default_factory=Tally)
@@ -128,20 +128,21 @@ class Outcome:
 
 
 def extract_on_ray(task: Task, cluster: Cluster, out: str, to: To, tally: Tally, *, resume: bool = False) -> Plan:
-    """Extract from `task.inputs` and write the parts into the folder `out`; returns the plan.
+    """Extract from `task.inputs` and write the parts into the folder `out`; return the plan.
 
     Args:
         task: the run, the inputs and the settings.
-        cluster: where, and by how many workers.
+        cluster: the Ray cluster, and the number of workers.
         out: the folder, local or a URL; every machine must see it.
         to: the format of the parts: native JSONL or Parquet.
-        tally: counts the documents of this call; parts that were done before are counted in `documents` only.
-        resume: go on with what an interrupted call has left.
+        tally: counts the documents of this call; documents of parts that were done before are added to `documents`
+        only. resume: whether to continue an interrupted call.
 
     Raises:
-        ConfigError: Ray is not installed, the address does not answer, or there are fewer GPUs than asked for.
-        DataError: a file cannot be read or written, or an id stands twice.
-        ModelError, RunError: as `load_run`; or workers died more than `RETRIES` times over the same part.
+        ConfigError: Ray is not installed, its address does not answer, or there are fewer GPUs than asked for; or as
+            `load_run` and `find_sources`.
+        DataError: a file cannot be read or written, an id is repeated, or an interrupted call had other terms or files.
+        ModelError, RunError: as `load_run`; or workers died more than `RETRIES` times while they computed one part.
     """
     require_extra("--engine ray", "ray", ("ray", "pyarrow", "pandas"))
     folder = Folder(out if "://" in out else os.path.abspath(out), to)
@@ -175,7 +176,7 @@ def extract_on_ray(task: Task, cluster: Cluster, out: str, to: To, tally: Tally,
 
 
 def _asked(task: Task, server: Server) -> Task:
-    """Ask the server what it is before anything else, and return the task with as many requests as suit it.
+    """Ask the server what it serves, before anything else; return the task with the concurrency that suits the server.
 
     Raises:
         ConfigError, ModelError: as `load_remote`.
@@ -187,7 +188,11 @@ def _asked(task: Task, server: Server) -> Task:
 
 
 def _ended(outcomes: Iterable[Outcome], tally: Tally) -> Iterator[None]:
-    """Count the parts that end in `tally`, and yield for each of their documents."""
+    """Add each finished part to `tally`, and yield once for each of its documents.
+
+    Raises:
+        RunError: a worker met an error that ends the extraction.
+    """
     for outcome in outcomes:
         if outcome.error is not None:
             raise RunError(f"{outcome.error} (the parts that are done are kept: go on with --resume)")
@@ -196,7 +201,7 @@ def _ended(outcomes: Iterable[Outcome], tally: Tally) -> Iterator[None]:
 
 
 def _outcomes(shards: Sequence[Shard], worker: tuple[Task, Folder, bool, Resources]) -> Iterator[Outcome]:
-    """Yield what workers make of parts, as they end.
+    """Yield the outcomes of parts, as the parts end.
 
     Raises:
         RunError: a worker died too often.
@@ -207,7 +212,7 @@ def _outcomes(shards: Sequence[Shard], worker: tuple[Task, Folder, bool, Resourc
     task, folder, several, resources = worker
     dataset = ray.data.from_items([{"part": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # how retries are given goes in 2.64, which the bound of the extra leaves out
+        warnings.simplefilter("ignore")  # Ray 2.64 changes how retries are given; the extra excludes that version
         results = dataset.map_batches(
             Worker,
             batch_size=1,
@@ -225,14 +230,14 @@ def _outcomes(shards: Sequence[Shard], worker: tuple[Task, Folder, bool, Resourc
 
 
 class Worker:
-    """An actor: holds the model, which it loads for its first part, or the connection to a server."""
+    """A Ray actor with the engine (the model, or the connection to a server), which it loads for its first part."""
 
     def __init__(self, task: Task, folder: Folder, several: bool, threads: int):
         self._task, self._folder, self._several, self._threads = task, folder, several, threads
         self._engine: Engine | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        """Extract from the one part in `batch` and write it; returns the pickled Outcome."""
+        """Extract from the one part in `batch` and write it; return the pickled Outcome."""
         shard = pickle.loads(batch["part"][0])
         try:
             outcome = self._extract(shard)
@@ -270,7 +275,7 @@ def _planned(terms: dict[str, object], sources: Sequence[Source], workers: int, 
 
 
 def _surveys_here(sources: Sequence[Source]) -> list[Survey] | None:
-    """Go through the files in this process; None where they are many or large.
+    """Survey the files in this process; return None if they are many or large.
 
     Raises:
         DataError: as `_surveys_of`.
@@ -283,10 +288,10 @@ def _surveys_here(sources: Sequence[Source]) -> list[Survey] | None:
 
 
 def _surveys_of(sources: Sequence[Source]) -> list[Survey]:
-    """Go through all files, on all machines.
+    """Survey all files, on all machines.
 
     Raises:
-        DataError: a file cannot be read, or an id stands twice.
+        DataError: a file cannot be read, or an id is repeated.
     """
     import ray
 
@@ -314,7 +319,7 @@ def _surveyed(row: dict[str, Any], several: bool) -> dict[str, Any]:
 
 
 def _require_same(plan: Plan, terms: dict[str, object], sources: Sequence[Source], out: str) -> None:
-    """Check that an interrupted extraction can be gone on with.
+    """Check that an interrupted extraction can be continued.
 
     Raises:
         DataError: it was begun with another run, other settings or other files.

@@ -1,8 +1,8 @@
 """The parts in which a large corpus is extracted: which documents of which file are in each, and how they are read.
 
-A survey goes through every file once. It counts documents, notes where a part may begin, and hashes the ids, so that an
-id that stands twice is found before anything is extracted. What is noted of a file is bounded: the more documents it
-has, the farther apart are the places.
+A survey reads every file once. It counts the documents, records marks, which are places where a part may begin, and
+hashes the ids, so that a repeated id is found before anything is extracted. The number of marks of a file is limited:
+the more documents it has, the farther apart they are.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from spantune.extraction.inputs import as_input, unreadable
 from spantune.extraction.scale.sources import Source
 
 MOST_MARKS = 8_192
-"""Places in a file that are noted, at most; twice as many are thinned out."""
+"""The most marks of a file; when there are twice as many, every second one is dropped."""
 STEP = 16
-"""Documents between two places, in a small file."""
+"""Documents between two marks, in a small file."""
 PART_DOCUMENTS, PART_BYTES, MOST_PARTS = 2_000, 64 << 20, 10_000
-"""A part has at most so many documents and bytes, unless that made more parts."""
+"""The most documents and bytes of a part, and the number of parts above which parts become larger."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A place where a part may begin: the documents before it, the lines before it, and its offset.
+    """A place where a part may begin: the number of documents and of lines before it, and its offset.
 
     The offset is in bytes; in Parquet it is in rows.
     """
@@ -55,7 +55,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The documents of a part: those of a file from `begin` to `end`, in its order."""
+    """The documents of a part: those of the file `source` from `begin` to `end`, in the order of the file."""
 
     number: int
     source: Source
@@ -64,13 +64,13 @@ class Shard:
 
     @property
     def documents(self) -> int:
-        """How many there are."""
+        """The number of documents."""
         return self.end.documents - self.begin.documents
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a file holds: the places where a part may begin, with its end, and the hash of each id."""
+    """The marks of a file, the last of which is its end, and a 64-bit hash of each id (none for plain text)."""
 
     marks: tuple[Mark, ...]
     id_hashes: numpy.ndarray[Any, numpy.dtype[numpy.uint64]]
@@ -78,7 +78,7 @@ class Survey:
 
 @dataclass
 class _Marks:
-    """The places of a file, which are thinned out where there are too many."""
+    """Collects the marks of a file, and drops every second one when there are too many."""
 
     step: int = STEP
     marks: list[Mark] = field(default_factory=list)
@@ -92,10 +92,12 @@ class _Marks:
 
 
 def survey(source: Source, several: bool) -> Survey:
-    """Go through a file once; `several` says whether there are other files, as in `read`.
+    """Read a file once to find its marks and the hashes of its ids.
+
+    `several` says whether there are other files, as in `read`.
 
     Raises:
-        DataError: it cannot be read, or is no Parquet file with texts.
+        DataError: the file cannot be read, or is not a Parquet file with a column `text`.
     """
     marks, hashes = _Marks(), list[int]()
     if source.kind == "parquet":
@@ -120,13 +122,16 @@ def survey(source: Source, several: bool) -> Survey:
 
 
 def part_size(documents: int, workers: int) -> int:
-    """Return how many documents a part has, so that every worker has several of them."""
+    """Return the number of documents of a part, chosen so that every worker gets several parts."""
     size = min(PART_DOCUMENTS, documents // (8 * workers))
     return max(STEP, size, documents // MOST_PARTS)
 
 
 def shards_of(sources: Sequence[Source], marks: Sequence[Sequence[Mark]], size: int) -> list[Shard]:
-    """Return the parts of all files, each with about `size` documents of one file, in order."""
+    """Return the parts of all files, in order; each has about `size` documents of one file.
+
+    `marks` are those of each source, as in its Survey.
+    """
     shards: list[Shard] = []
     for source, places in zip(sources, marks, strict=True):
         begin = places[0]
@@ -142,10 +147,10 @@ def shards_of(sources: Sequence[Source], marks: Sequence[Sequence[Mark]], size: 
 
 
 def require_unique(sources: Sequence[Source], surveys: Sequence[Survey]) -> None:
-    """Check that every id stands once in all files; those of plain text are made from their places.
+    """Check that no id is repeated in all files; ids of plain text are made from their lines and are always unique.
 
     Raises:
-        DataError: an id stands twice; names both places.
+        DataError: an id is repeated; the error names both places.
     """
     if all(source.kind == "text" for source in sources):
         return
@@ -176,8 +181,8 @@ def read(shard: Shard, notes: Counter[str], *, several: bool) -> Iterator[Predic
 
     Args:
         shard: the part.
-        notes: counts what was made or ignored.
-        several: whether there are several files, so that a made id begins with the file's name.
+        notes: counts what reading repaired or ignored.
+        several: whether there are several files; the ids that are made then begin with the name of the file.
     """
     source = shard.source
     if source.kind == "parquet":
@@ -208,14 +213,14 @@ def _unreadable(id: str, error: DataError, source: Source, line: int) -> Extract
 
 
 def _made_id(source: Source, line: int, several: bool) -> str:
-    """Return the id of a document without one: as `Texts.read` makes it where there is one file."""
+    """Return the id for a document without one; with one file it is the id that `Texts.read` makes."""
     if source.kind == "text":
         return f"{source.name}:{line}" if several else str(line)
     return f"{source.name}:{line}" if several else f"{Path(source.name).stem}-{line}"
 
 
 def _ids(source: Source, *, several: bool) -> Iterator[tuple[int, str]]:
-    """Yield the line and the id of each document."""
+    """Yield the line number, or the row number in Parquet, and the id of each document."""
     if source.kind == "parquet":
         yield from _Rows(source).ids(several=several)
         return
@@ -227,14 +232,14 @@ def _ids(source: Source, *, several: bool) -> Iterator[tuple[int, str]]:
 
 
 def _is_filled(line: bytes, before: int) -> bool:
-    """Whether a line with `before` others before it holds a document, as `lines_of` sees it."""
+    """Whether a line, before which there are `before` other lines, holds a document, as `lines_of` decides."""
     if not before:
         line = line.removeprefix(codecs.BOM_UTF8)
     return bool(line.decode("utf-8", "replace").strip())
 
 
 def _id_of_line(line: bytes, source: Source, number: int, several: bool) -> str:
-    """Return the id on a line of JSONL; a made one where it has none or cannot be read."""
+    """Return the id on a line of JSONL; if it has none or cannot be read, make one."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -249,10 +254,10 @@ def _hashed(id: str) -> int:
 
 
 class _Rows:
-    """The rows of a Parquet file, with a column `text`, and an optional one `id` of strings or whole numbers.
+    """The rows of a Parquet file with a column `text`, and optionally a column `id` of strings or whole numbers.
 
     Raises:
-        DataError: the file is damaged or lacks the column.
+        DataError: the file is damaged or has no column `text`.
     """
 
     def __init__(self, source: Source):
@@ -281,7 +286,7 @@ class _Rows:
             yield row, self._id(values, row, several)
 
     def documents(self, begin: int, end: int, *, several: bool) -> Iterator[Prediction]:
-        """Yield the documents of the rows from `begin` to `end`."""
+        """Yield the documents of the rows from `begin` up to `end`, without `end`; the first row is 0."""
         for row, values in self._rows(begin, end, self._columns):
             text, id = values["text"], encodable(self._id(values, row, several))
             if isinstance(text, str) and half_surrogate(text) is None:

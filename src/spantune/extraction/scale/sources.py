@@ -1,7 +1,7 @@
 """The files of a corpus that is too large for one process: local paths, folders, globs and object storage.
 
-Files are opened by pyarrow's filesystems, so that a URL (`s3://`, `gs://`, `file://`) is read as a local file is. The
-suffix of a file says its format.
+Files are opened by pyarrow's filesystems, so that a URL (`s3://`, `gs://`, `file://`) is read like a local file. The
+format of a file follows from its suffix, unless one is given.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from spantune.core import ConfigError, DataError, Place, encodable, is_url, show
 
 Kind = Literal["native", "text", "parquet"]
 KINDS: dict[str, Kind] = {".jsonl": "native", ".ndjson": "native", ".txt": "text", ".parquet": "parquet"}
-"""The formats that are read on several machines, by the suffix of a file."""
+"""The formats that can be read in parts, by the suffix of a file."""
 _WILD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file to read: its absolute path or URL, its format, its size in bytes, and when it was changed, in seconds.
+    """A file to read: its absolute path or URL, its format, its size in bytes, and its modification time in seconds.
 
-    `name` is what ids and errors call it: the path as it was given, without the options that a URL has after `?`.
+    `name` stands for the file in ids and errors: the path as it was given, without the options of a URL after `?`.
     """
 
     path: str
@@ -37,11 +37,13 @@ class Source:
 
 
 def find_sources(inputs: Sequence[str], format: str | None = None) -> list[Source]:
-    """Return the files that `inputs` name: files, folders with all that is in them, globs, and URLs of these.
+    """Return the files that `inputs` name: files, folders with everything below them, globs, and URLs of these.
+
+    `format` is that of all files; None takes the format of each file from its suffix.
 
     Raises:
-        ConfigError: a format cannot be read on several machines, or as `Place`.
-        DataError: there is no such file, or the storage does not answer or wants credentials.
+        ConfigError: the format cannot be read in parts, an input is stdin, or as `Place`.
+        DataError: there is no such file, its suffix has no format, or the storage does not answer or wants credentials.
     """
     if format is not None and format not in get_args(Kind):
         raise ConfigError(
@@ -79,7 +81,7 @@ def _found(path: str, kind: Kind | None) -> list[Source]:
 
 
 def _source(place: Place, given: str, info: Any, kind: Kind | None) -> Source:
-    """Return the Source of a file; a local one is called by a relative path where `given` is one."""
+    """Return the Source of a file; its name is a relative path if it is local and `given` is a relative path."""
     name = shown_url(place.outer)
     if not is_url(given):
         name = place.inner if os.path.isabs(given) else os.path.relpath(place.inner)
