@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.command import one_line_error
-from spantune.core import ConfigError, DataError, Document, RunError
+from spantune.core import ConfigError, DataError, Document, Entity, RunError
 from spantune.data import Demands, SplitJob, check, formats, read_source, split_file
 from spantune.data.calls import check_files
 from spantune.data.engines import HERE, Engine, Here, on_ray, processes, workers_for
@@ -138,6 +138,18 @@ def test_what_is_found_is_what_is_found_in_memory(corpus: Path, faulty: Path, sh
         "crlf",
         "byte-order-mark",
     } <= names
+
+
+def test_labels_of_one_file_only_are_named_in_the_order_of_its_documents(tmp_path: Path) -> None:
+    ids = [f"{number:02}" for number in range(40)]
+    both = Document("both", "肺炎", (Entity(0, 2, "dis"),))
+    paths = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    formats.write(paths[0], [replace(both, id=number) for number in ids])
+    formats.write(paths[1], [both, *(Document(number, f"{number} 肺炎", (Entity(0, 2, number),)) for number in ids)])
+    expected = check([read_source(path) for path in paths], Demands())
+    found = check([in_parts(path, size=300) for path in paths], Demands())
+    (finding,) = [one for one in found.findings if one.name == "label-in-one-file"]
+    assert found == expected and finding.example.startswith("00:")
 
 
 def test_a_part_is_read_with_what_the_file_was_said_to_be(tmp_path: Path) -> None:
