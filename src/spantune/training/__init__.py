@@ -1,4 +1,4 @@
-"""From a corpus to a recipe, and from a recipe to a run folder."""
+"""Training: a recipe is made for a corpus, and a recipe is trained to a run folder."""
 
 from __future__ import annotations
 

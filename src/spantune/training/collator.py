@@ -1,8 +1,8 @@
 """The batch of an optimizer step: its examples as packs that share the instruction, or as padded rows.
 
-One batch is one step, whatever the packs. Of several processes each makes the parts of its share of the examples; the
-shares have about the same number of tokens. The limits of a part can be lowered while a run goes on, when a part does
-not fit into memory; a lowered limit holds for the rest of the run.
+One batch is one optimizer step, however many parts (packs or groups of rows) it has. With several processes, each makes
+the parts of its own share of the examples; all shares have about the same number of tokens. When a part does not fit
+into memory, the limit on the size of parts is lowered, for the rest of the run.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from spantune.training.masked import MaskedExample, pack_masked
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """Examples one beside the other, filled up to the longest: three tensors [rows, width] of type long."""
+    """Examples as rows that are padded to the longest: three tensors [rows, width] of type long."""
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
 
     def to(self, device: torch.device) -> PaddedRows:
-        """The same rows on `device`."""
+        """Return the same rows on `device`."""
         return PaddedRows(**moved(vars(self), device))
 
 
@@ -40,12 +40,19 @@ AnyExample = Example | SpanExample | MaskedExample
 
 @dataclass(frozen=True)
 class Batch:
-    """The examples of one optimizer step as parts that are run one after another.
+    """The examples of one optimizer step, as parts that are run one after another.
 
-    `weight` divides the summed loss of all parts: the number of target tokens, masked ones among them, or of examples
-    where spans are read or `train.normalize=examples`. `tokens` and `padding` count positions. `limits` are those that
-    the parts were made by. Of several processes, `examples` and `weight` are of the whole step, and the others of this
+    With several processes, `examples` and `weight` are those of the whole step; all other fields are those of this
     process' share.
+
+    Attributes:
+        examples: the examples of the step.
+        parts: packs or padded rows.
+        weight: the number by which the summed loss of all parts is divided: the number of examples where spans are read
+            or `train.normalize=examples`, else the number of target tokens.
+        tokens: positions without padding.
+        padding: positions of padding.
+        limits: the collator's limits with which the parts were made.
     """
 
     examples: tuple[AnyExample, ...]
@@ -55,16 +62,18 @@ class Batch:
     padding: int
     limits: Mapping[str, int]
     fillers: tuple[Part, ...] = ()
-    """Parts that only keep a process in step with the others, and have no loss."""
+    """Parts without loss, which give all processes the same number of passes where that is needed (FSDP)."""
 
 
 class Collator:
     """Makes the batch of a step.
 
+    `rank` and `ranks` are the number of this process and the number of all processes; `StepRunner` sets them.
+
     Args:
         settings: the recipe's section `train`.
         prefix: token ids that every example begins with; packs hold them once.
-        budget: most tokens of a pack.
+        budget: the maximum number of tokens in a pack.
         padding: token id that fills padded rows.
         spans: the settings of the head where spans are read, with `longest` filled; None where answers are written.
     """
@@ -83,19 +92,19 @@ class Collator:
         self.rank, self.ranks = 0, 1
 
     def __call__(self, examples: Sequence[AnyExample]) -> Batch:
-        """The batch of `examples`; of several processes, of the share of this one."""
+        """Return the batch of `examples`, the examples of one step over all processes, for this process."""
         if self.ranks == 1:
             return self._batch(examples)
         share = [examples[index] for index in self.shares(examples)[self.rank]]
         return replace(self._batch(share), examples=tuple(examples), weight=sum(map(self.weight, examples)))
 
     def shares(self, examples: Sequence[AnyExample]) -> list[list[int]]:
-        """The indices of the examples of each process, balanced by their tokens."""
+        """Return the indices of the examples of each process; all processes get about the same number of tokens."""
         shared = len(self.prefix) if self.settings.pack == "shared" else 0
         return divide([len(example.ids) - shared for example in examples], self.ranks)
 
     def weight(self, example: AnyExample) -> int:
-        """What an example adds to the weight of its batch."""
+        """Return what an example adds to the weight of its batch: 1, or its number of target tokens."""
         if isinstance(example, SpanExample):
             return 1
         if isinstance(example, MaskedExample):
@@ -106,7 +115,7 @@ class Collator:
         return min(1, targets) if self.settings.normalize == "examples" else targets
 
     def single(self, example: AnyExample) -> Batch:
-        """The batch of one example, whoever's it is."""
+        """Return the batch of one example, also if it is in the share of another process."""
         return self._batch((example,))
 
     def _batch(self, examples: Sequence[AnyExample]) -> Batch:
@@ -121,24 +130,29 @@ class Collator:
 
     @property
     def limits(self) -> dict[str, int]:
-        """What bounds a part, by the name of the setting."""
+        """The limit on the size of a part, by the name of its setting: `pack_tokens` or `micro_batch`."""
         return {"pack_tokens": self.budget} if self.settings.pack == "shared" else {"micro_batch": self.micro_batch}
 
     def restore(self, records: Sequence[Mapping[str, object]]) -> None:
-        """Take the limits that a run was lowered to before it was resumed, from the lines of its `metrics.jsonl`."""
-        for record in (record for record in records if record.get("split") != "plan"):  # which has what it began with
+        """Set the limits of a run that is resumed to the last values in `records`, the lines of its `metrics.jsonl`."""
+        # A line of the split `plan` is skipped, since it has the values of the beginning.
+        for record in (record for record in records if record.get("split") != "plan"):
             self.budget = int(str(record.get("pack_tokens", self.budget)))
             self.micro_batch = int(str(record.get("micro_batch", self.micro_batch)))
 
     def lower(self, part: Part) -> bool:
-        """Halve what bounds a part, so that `part` is split; False where it is a single example."""
+        """Lower the limit to half the size of `part`, so that `part` is split when its batch is made again.
+
+        Returns:
+            Whether `part` can be split; False if it is a single example.
+        """
         if isinstance(part, PaddedRows):
             self.micro_batch = len(part.input_ids) // 2
             return self.micro_batch > 0
         lengths: list[int] = torch.bincount(part.owner, minlength=2).tolist()
         shared, *own_lengths = lengths
         self.budget = max(len(part.ids) // 2, shared + max(own_lengths))
-        with_tokens = [length for length in own_lengths if length]  # an empty text that is read has none of its own
+        with_tokens = [length for length in own_lengths if length]  # the example of an empty text has no own token
         return len(with_tokens) > 1
 
     def _read(self, examples: tuple[SpanExample, ...], spans: config.Spans) -> Batch:

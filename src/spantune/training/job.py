@@ -1,11 +1,12 @@
 """The training job: from a recipe to a run folder with the best adapter, its figures and a report.
 
-Everything that can be wrong is checked before the folder is made. The best adapter is the one with the best F1 of
-real extraction on the dev documents. A run that a signal stopped or a machine killed resumes from its newest whole
-checkpoint, once what came after is taken back; one whose model, data or task changed is refused.
+Recipe, data and model are checked before the folder is made. The best adapter is the one with the best F1 of real
+extraction on the dev documents. A run that was stopped by a signal, or killed, resumes from its newest undamaged
+checkpoint; everything that was recorded after this checkpoint is removed first. A run whose model, data or task has
+changed does not resume.
 
-Several processes that a launcher has started run the job together. Only rank 0 has the lock, writes files, records and
-speaks; the others need the run folder only to resume.
+If a launcher has started several processes, they run the job together. Only rank 0 takes the lock, writes files and
+metrics, and prints messages; the other ranks only read the run folder, to resume.
 """
 
 from __future__ import annotations
@@ -80,16 +81,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run reached on its test documents, before and after training."""
+    """The figures of a finished run on its test documents, before and after training.
+
+    Attributes:
+        folder: the run folder.
+        before: the scores before training; None with `train.eval_before=false`.
+        after: the evaluation of the best adapter.
+        seconds: the time that this call of `train` took.
+    """
 
     folder: Path
     before: Scores | None
     after: Evaluation
     seconds: float
     f1_on: Literal["test", "dev"] = "test"
-    """`dev` where there is no test set: then the figures are on the documents that chose the adapter."""
+    """`dev` if there is no test set: the figures are then on the documents with which the adapter was chosen."""
     chosen: str = "the adapter"
-    """What the dev documents chose: of a run that reads spans, also the thresholds."""
+    """What was chosen with the dev documents: the adapter and, in a run that reads spans, the thresholds."""
 
     @property
     def scores(self) -> Scores:
@@ -110,7 +118,10 @@ class Result:
         return f"F1 {f1_text(self.scores.micro)}{on}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The closing JSON line: run, f1_before, f1, its interval (null: too few documents), f1_on, seconds."""
+        """Return the content of the last JSON line of `spantune train`.
+
+        `f1_low` and `f1_high` are the interval of `f1`; they are None if there are too few documents for one.
+        """
         micro = self.after.scores.micro
         return {
             "run": str(self.folder),
@@ -135,17 +146,22 @@ def train(
         print(result.folder, result.scores.micro.f1)
         result = spantune.train(resume="runs/longer")
 
-    The folder of a new run is `run.folder`/`run.name` of the recipe and must not exist. A first SIGINT or SIGTERM ends
-    the run in order and saved, with a KeyboardInterrupt; a second one ends it at once.
+    The folder of a new run is `run.folder`/`run.name` of the recipe; it must not exist yet.
 
     Args:
-        recipe: the path of its file, a Config, or a mapping with its sections; with `resume` that of the run when
-            absent.
-        overrides: `section.key=value` as on the command line, whose values are YAML.
-        resume: the folder of a run to go on with from its last checkpoint.
+        recipe: the path of a recipe file, a Config, or a mapping with the sections of a recipe. It may be None with
+            `resume`; then the recipe of that run is used.
+        overrides: values that replace those of the recipe, each as `section.key=value` with the value in YAML, as on
+            the command line.
+        resume: the folder of a run that goes on from its last checkpoint.
+
+    Returns:
+        The run folder and the figures on the test documents.
 
     Raises:
-        SpantuneError: the recipe, the data, the model or the run folder cannot be used; nothing is left behind.
+        SpantuneError: the recipe, the data, the model or the run folder cannot be used; no run folder is left behind.
+        KeyboardInterrupt: a first SIGINT or SIGTERM came; a checkpoint was saved. A second signal ends the process at
+            once.
     """
     started = time.perf_counter()
     given = _recipe(recipe, overrides, resume)
@@ -179,15 +195,16 @@ def train(
 
 
 def _agreed(prepared: Prepared, ranks: Ranks) -> Prepared:
-    """The run with what its recipe leaves to the devices, and the devices of all ranks can hold.
+    """Fill in `train.pack_tokens` and `train.keep`, where the recipe leaves them open, with values for all ranks.
 
-    What a recipe names stays, so that ranks with different recipes are still refused.
+    The size of packs is the smallest that a rank has chosen for its device. Values that the recipe names are not
+    changed, so that ranks with different recipes are still refused.
     """
     chosen, own = ranks.gather(settled(prepared, ranks.size).recipe.train), prepared.recipe.train
     agreed: dict[str, object] = {}
     if own.pack_tokens is None:
         sizes = [train.pack_tokens for train in chosen if train.pack_tokens is not None]
-        is_open = len(sizes) < len(chosen)  # the default of its device is all that a rank can hold
+        is_open = len(sizes) < len(chosen)  # a rank chose no size: its device takes no more than the default
         agreed["pack_tokens"] = None if is_open else min(sizes)
     if own.keep == "auto":
         keeps = {train.keep for train in chosen}
@@ -197,13 +214,17 @@ def _agreed(prepared: Prepared, ranks: Ranks) -> Prepared:
 
 
 def _load(prepared: Prepared) -> tuple[Loaded, Coverage]:
-    """The base with a new adapter, or that of a warm start, and a head where spans are read; and what is adapted."""
+    """Load the base with its adapter, new or of a warm start, and with a head where spans are read.
+
+    Returns:
+        The model, and which of its weights the adapter covers.
+    """
     recipe, start = prepared.recipe, prepared.start
     loaded = load(recipe.model, prepared.files)
     model, coverage = attach(loaded.model, recipe.lora)
     if prepared.task.reads:
         attach_head(model, make_head(model, loaded.tokenizer, prepared.task, recipe.spans))
-        if not recipe.train.masked_epochs:  # which predict tokens
+        if not recipe.train.masked_epochs:  # masked tokens are predicted with the output layer
             park_output_layer(model)
     if start:
         load_trained(model, start.folder)
@@ -213,10 +234,10 @@ def _load(prepared: Prepared) -> tuple[Loaded, Coverage]:
 
 
 def _require_same(recipe: Config, ranks: Ranks, recorded: Mapping[str, str]) -> None:
-    """Check that all ranks train on the same.
+    """Check that all ranks have the same recipe, model, data, task and code of spantune.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: one of these is different on a rank.
     """
     if ranks.size == 1:
         return
@@ -226,12 +247,12 @@ def _require_same(recipe: Config, ranks: Ranks, recorded: Mapping[str, str]) -> 
 
 
 def _require_shared(folder: Path, ranks: Ranks) -> None:
-    """Check that all ranks see the run folder, once rank 0 has made it.
+    """Check that all ranks see the run folder after rank 0 has made it.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: a rank does not see it.
     """
-    ranks.from_main(lambda: None)  # it is made now
+    ranks.from_main(lambda: None)  # wait until rank 0 has made the folder
     blind = [rank for rank, sees in enumerate(ranks.gather(folder.is_dir())) if not sees]
     if blind:
         raise ConfigError(
@@ -241,7 +262,7 @@ def _require_shared(folder: Path, ranks: Ranks) -> None:
 
 
 def _log_beginning(prepared: Prepared, plan: Plan, changes: Sequence[str], *, is_new: bool) -> None:
-    """Log what was noticed of the data and the recipe, or, of a run that is resumed, what has changed."""
+    """Log the notes on data and recipe; for a run that is resumed, log what has changed since it began."""
     for note in [*prepared.splits.notes, *map(str, plan.warnings)] if is_new else changes:
         log.log(logging.INFO if is_new else logging.WARNING, "%s", note)
     for note in prepared.start.notes if prepared.start and is_new else ():
@@ -249,7 +270,7 @@ def _log_beginning(prepared: Prepared, plan: Plan, changes: Sequence[str], *, is
 
 
 def _recipe(recipe: object, overrides: list[str] | tuple[str, ...], resume: str | Path | None) -> Config:
-    """Return the recipe to run: the given one, or that of the run to resume."""
+    """Return the recipe to run: the given one, or the one of the run to resume."""
     expect(resume, (str, Path, type(None)), "resume", "the path of a run folder")
     if recipe is None and resume is not None:
         expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
@@ -258,7 +279,7 @@ def _recipe(recipe: object, overrides: list[str] | tuple[str, ...], resume: str 
 
 
 class _Job:
-    """A run from its claimed folder to its report: measured, trained, measured again."""
+    """A run from its claimed folder to its report: it is measured, trained, and measured again."""
 
     def __init__(self, prepared: Prepared, loaded: Loaded, folder: Path, estimate: Estimate, ranks: Ranks):
         self.recipe, self.prepared, self.loaded, self.folder = prepared.recipe, prepared, loaded, RunFolder(folder)
@@ -268,7 +289,11 @@ class _Job:
         self.best = BestAdapter(folder, loaded.model, self._complete, save_trained, copy_trained)
 
     def run(self, *, is_resumed: bool) -> tuple[Scores | None, Evaluation]:
-        """Train and measure; a signal or an error closes the trackers. Returns what was measured before and after."""
+        """Train and measure. If a signal or an error ends this, the trackers are closed.
+
+        Returns:
+            The test scores before training (None with `train.eval_before=false`), and the evaluation after training.
+        """
         checkpoint = self.ranks.from_main(self.rewind) if is_resumed else None
         trackers = self._open_trackers() if self.ranks.is_main else None
         measuring = Measuring(self.prepared, self.loaded.model, self.folder, trackers, self.stop, self.ranks)
@@ -299,7 +324,11 @@ class _Job:
         return trackers
 
     def rewind(self) -> Path | None:
-        """The checkpoint to resume from, after everything later is taken back; None where the run begins anew."""
+        """Remove everything that the run recorded after its newest undamaged checkpoint.
+
+        Returns:
+            This checkpoint; None if there is none, and the run begins anew.
+        """
         checkpoint = self.checkpoints.newest()
         step = step_of(checkpoint) if checkpoint else -1
         self.checkpoints.discard_after(step)
@@ -311,7 +340,7 @@ class _Job:
         return checkpoint
 
     def _train(self, checkpoint: Path | None, measuring: Measuring, trackers: Trackers | None) -> float:
-        """Train as far as is left; returns the seconds that the run has trained in all."""
+        """Do the remaining training; returns the training seconds of the whole run, those before a resume included."""
         settings, records = self.recipe.train, self.ranks.from_main(self.folder.metrics)
         budget = self.prepared.pack_tokens(self.loaded.device.type)
         arrange_layers(self.loaded, self.prepared, budget, self.ranks)
@@ -346,7 +375,7 @@ class _Job:
             loop = TrainingLoop(runner, self.prepared.examples, settings, clock, services, self.recipe.run.seed)
             loop.resume(checkpoint, records)
             runner.align()
-            if not self.ranks.is_main:  # every rank draws its own dropout
+            if not self.ranks.is_main:  # every rank has its own random numbers for dropout
                 torch.manual_seed(self.recipe.run.seed + 1009 * self.ranks.rank + loop.step)
             loop.run([record["step"] for record in records if record["split"] == "dev"])
         release_graphs(self.loaded.model)
@@ -371,25 +400,25 @@ class _Job:
         return after
 
     def _reloaded(self, adapter: Path) -> CausalLM:
-        """The model with what is saved in `adapter`, merged where that can be."""
+        """Return the model with the trained weights of the folder `adapter`, merged into the base where possible."""
         model, task = self.loaded.model, self.prepared.task
         if not self.ranks.in_lockstep:
             return reload_trained(model, adapter, task, merge=not self.loaded.quantized)
-        load_trained(model, adapter)  # what is divided is not merged into
+        load_trained(model, adapter)  # an adapter is not merged into a base that is divided over ranks
         return model.eval()
 
     def _complete(self, adapter: Path) -> None:
-        """Write what makes an adapter folder whole beside the adapter: tokenizer, task and model card."""
+        """Write the other files of an adapter folder: tokenizer, task and model card."""
         self.loaded.tokenizer.save_pretrained(str(adapter))
         self.prepared.task.save(adapter)
         write_card(adapter, self.prepared.task, public_name(self.recipe.model.source))
 
     def _dev_records(self) -> list[dict[str, Any]]:
-        """The lines of the evaluations that steer."""
+        """Return the lines of the evaluations on dev documents during training."""
         return [record for record in self.folder.metrics() if record.get("split") == "dev"]
 
     def _stopped(self) -> str:
-        """What a stopped run has reached, and how it resumes."""
+        """Return the message for a stopped run: its last step, its best F1, and the command that resumes it."""
         records, last = self.folder.metrics(), self.checkpoints.newest()
         steps = [record["step"] for record in records if record["split"] in ("masked", "train")]
         reached = f"stopped after step {max(steps)}" if steps else "stopped before the first step"
@@ -399,16 +428,20 @@ class _Job:
 
 
 def _record_nothing(step: int, values: Mapping[str, float], split: str) -> None:
-    """The record of ranks other than 0."""
+    """Record nothing, as ranks other than 0 do."""
 
 
 def _pinned(recipe: Config) -> Config:
-    """The recipe with the commit of a model from a hub, so that a resume, or the adapter, never meets another model."""
+    """Return the recipe with the commit of a model from a hub, so that no other version of the model is used later."""
     model = recipe.model.model_copy(update={"source": pinned(recipe.model.source)})
     return recipe.model_copy(update={"model": model})
 
 
 def _check_packs(model: Any, prepared: Prepared, loaded: Loaded) -> None:
-    """Send one small pack through the model, so that a head of an unknown kind is refused before the run."""
+    """Send one small pack through the model, so that an unknown scaling of logits is refused before the run begins.
+
+    Raises:
+        ModelError: the model computes its logits in a way that spantune does not know.
+    """
     pack = layout(prepared.prefix, prepared.written[:2])
     check_head(model.eval(), PackTensors(**tensors(pack)).to(loaded.device), loaded.dtype)

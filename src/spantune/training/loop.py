@@ -1,14 +1,14 @@
-"""The training loop: steps, their record, evaluations that steer, and checkpoints that a run resumes from.
+"""The training loop: steps, their lines in `metrics.jsonl`, evaluations on dev documents, and checkpoints.
 
-A step is `batch_examples` examples in an order that only the seed decides. The first steps may predict masked tokens
-(`train.masked_epochs`); then order, schedule and optimizer begin again, for what the run is for. After a step come, in
-this order, its line in `metrics.jsonl`, the evaluation that is due, and the checkpoint that is due; so a line never
-covers steps of both sides of a resume, and a checkpoint holds what the evaluation changed. A request to stop, and an
-evaluation that such a request interrupts, end the loop after a checkpoint; the evaluation is made up for when the run
-resumes.
+A step takes `batch_examples` examples, in an order that depends on the seed only. The first steps may predict masked
+tokens (`train.masked_epochs`); after them the order, the schedule and the optimizer begin again, for the task itself.
+After a step come, in this order: its line in `metrics.jsonl`, an evaluation, and a checkpoint, if they are due. So no
+line covers both a step before a resume and a step after it, and a checkpoint holds the result of the evaluation. If a
+stop is requested, also during an evaluation, the loop writes a checkpoint and ends; an evaluation that was interrupted
+is repeated when the run resumes.
 
-Several processes go through the loop together. After each step they tell each other what they were asked, how much
-memory allows them, and how far the clock of rank 0 is; what they decide is then the same.
+Several processes go through the loop together. After each step they exchange requests to stop, the limits that memory
+allows, and the progress by the clock of rank 0. So all of them decide the same.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from spantune.training.step import StepResult, StepRunner
 
 OPTIMIZER_FILE = "optimizer.pt"
 RANDOM_STATE_FILE = "random_state.pt"
-WARM_STEPS, MEASURED_STEPS = 2, 3  # of a run, that are held against the estimate
-SEED_STRIDE = 1_000_003  # so that the steps of runs with other seeds mask other tokens
+WARM_STEPS, MEASURED_STEPS = 2, 3  # the steps after the first WARM_STEPS are timed and compared with the estimate
+SEED_STRIDE = 1_000_003  # times the run's seed, so that runs with different seeds mask different tokens
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,9 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Intervals:
-    """How many steps a run has, and after how many of them what is due.
+    """The number of steps of a run, and the intervals between log lines, evaluations and checkpoints, in steps.
 
-    The first `masked` steps of `total` predict masked tokens; there is nothing to evaluate in them.
+    The first `masked` steps of `total` predict masked tokens; there are no evaluations in them.
     """
 
     total: int
@@ -61,24 +61,32 @@ class Intervals:
 
     @classmethod
     def of(cls, settings: config.Train, examples: int) -> Intervals:
-        """The intervals of a recipe's section for so many training examples."""
+        """Return the intervals for the recipe's section `train` and the number of training examples."""
         own, masked = total_steps(settings, examples), masked_steps(settings, examples)
         evaluate = settings.eval_steps or max(1, own // 4)
         return cls(masked + own, settings.log_steps, evaluate, settings.save_steps or evaluate, masked)
 
     def is_evaluation(self, step: int) -> bool:
-        """Whether an evaluation is due after `step` steps, of which there is one at least."""
+        """Whether an evaluation is due after `step` steps; `step` is at least 1."""
         return step > self.masked and (step - self.masked) % self.evaluate == 0
 
 
 @dataclass(frozen=True)
 class Services:
-    """What the loop uses and does not own.
+    """The objects and functions that the loop uses and that belong to its caller.
 
-    `evaluate` takes a step and the seconds that one evaluation may take; it extracts the dev documents, and records and
-    returns their figures. `record` writes a line: step, values, split. `estimate`, where there is one, is compared with
-    the first steps. A model that `begins_trained` is evaluated before the first step, so that the best adapter of the
-    run is never worse than the one that it began with. `placeholder` is the token that stands for masked ones.
+    Attributes:
+        checkpoints: the checkpoints of the run.
+        best: the folder of the best adapter.
+        stop: whether a signal asks the run to stop.
+        evaluate: extracts the dev documents, records their figures and returns them; its arguments are the step and the
+            seconds that the evaluation may take.
+        record: writes a line of `metrics.jsonl`; its arguments are step, values and split.
+        estimate: the predicted time and memory, with which the first steps are compared; None for no comparison.
+        view: shows the training; None to show nothing.
+        begins_trained: whether the run begins with a trained adapter. Then the model is also evaluated before the first
+            step, so that the best adapter is never worse than the one at the beginning.
+        placeholder: the id of the token that replaces masked tokens.
     """
 
     checkpoints: Checkpoints
@@ -100,8 +108,8 @@ class TrainingLoop:
         examples: all training examples.
         settings: the recipe's section `train`.
         clock: counts the run's training seconds.
-        services: see there.
-        seed: decides the order of the examples.
+        services: the objects and functions of the caller that the loop uses.
+        seed: decides the order of the examples and which tokens are masked.
     """
 
     def __init__(
@@ -123,19 +131,24 @@ class TrainingLoop:
         self.step = 0
         self.ranks = runner.ranks
         self.progress = 0.0
-        """The share of the run that is over; decided once after each step, since the clock goes on meanwhile."""
+        """The share of the run that is over, in [0, 1]. It is set once after each step, since the clock goes on."""
         self.is_over = False
-        """Whether the last step is done, by `progress`."""
+        """Whether the last step is done: whether `progress` is 1."""
         self.dev_f1s: list[float] = []
         self._is_stopping = False
         self._next_batch: Batch | None = None
         self._line = TrainingLine(runner, clock)
 
     def resume(self, checkpoint: Path | None, records: Sequence[Mapping[str, object]]) -> None:
-        """Take up what a run has recorded and, where there is one, its checkpoint.
+        """Continue a run from what it has recorded and from its checkpoint.
+
+        Args:
+            checkpoint: the folder of the checkpoint; None if the run has none.
+            records: the lines of `metrics.jsonl` up to the checkpoint.
 
         Raises:
-            ModelError: the checkpoint's adapter is not that of the model.
+            ModelError: the checkpoint's adapter is not one of this model.
+            RunError: the checkpoint lacks the averages or fp32 copies of weights that the recipe needs now.
         """
         self.dev_f1s = _column(records, "dev", "f1")
         self.runner.guard = StepGuard(self.settings.on_nan, _column(records, "train", "loss"))
@@ -148,7 +161,7 @@ class TrainingLoop:
         self.runner.restore(state)
         if self.step > self.intervals.masked:
             self.runner.first_step = self.intervals.masked
-        if not self.ranks.is_main:  # the state is that of rank 0
+        if not self.ranks.is_main:  # the checkpoint holds the random state of rank 0
             return
         random_state = torch.load(checkpoint / RANDOM_STATE_FILE, weights_only=True)
         torch.set_rng_state(random_state["cpu"])
@@ -156,11 +169,11 @@ class TrainingLoop:
             torch.cuda.set_rng_state(random_state["cuda"], self.runner.device)
 
     def run(self, evaluated_steps: Sequence[int] = ()) -> None:
-        """Train to the end, until patience or time is over, or until a stop is asked for.
+        """Train to the last step, or until patience or time is over or a stop is requested.
 
         Args:
-            evaluated_steps: steps whose evaluations are on record; that of the checkpoint that a stop cut off is made
-                up for first.
+            evaluated_steps: the steps whose evaluations are recorded. If an evaluation is due at the step of the
+                checkpoint and is not among them, since a stop interrupted it, it is done first.
         """
         self._line.begin(self.step)
         self._agree()
@@ -183,16 +196,16 @@ class TrainingLoop:
 
     @property
     def is_out_of_patience(self) -> bool:
-        """Whether as many evaluations as `patience` says have brought no better F1."""
+        """Whether the last `train.patience` evaluations have brought no better F1."""
         f1s = self.dev_f1s
         waited = len(f1s) - 1 - f1s.index(max(f1s)) if f1s else 0
         return self.settings.patience is not None and waited >= self.settings.patience
 
     def _after(self, result: StepResult) -> None:
-        """What follows a step: its line, the evaluation, the checkpoint."""
+        """Do what follows a step, where it is due: line, evaluation and checkpoint."""
         services, intervals = self.services, self.intervals
         self._line.add(result, self._agree())
-        if services.estimate is not None and not intervals.masked:  # whose first steps are of another kind
+        if services.estimate is not None and not intervals.masked:  # masked steps are not what the estimate predicts
             self._compare_with_estimate(services.estimate)
         is_stopping = self._is_stopping
         is_evaluated = self._is_evaluation_due() and not is_stopping
@@ -211,9 +224,10 @@ class TrainingLoop:
             log.info("no better F1 in %d evaluations; the run stops", self.settings.patience)
 
     def _agree(self) -> tuple[int, int]:
-        """Let the ranks decide alike: how far the run is, whether it stops, and what bounds a part.
+        """Set progress, request to stop and limit of parts to the same values on all ranks.
 
-        Returns the positions and the padding that all ranks have computed so far.
+        Returns:
+            The positions without padding and the positions of padding that all ranks have computed so far.
         """
         runner, stop = self.runner, self.services.stop
         (name, limit), *_ = runner.collator.limits.items()
@@ -222,7 +236,7 @@ class TrainingLoop:
         shares, signals, limits, tokens, padding, splits = (list(column) for column in zip(*rows, strict=True))
         self.progress = shares[0]
         self.is_over = self.progress >= 1.0
-        self._is_stopping = any(signals)  # asked once: a signal may come at any time
+        self._is_stopping = any(signals)  # set once per step, since a signal may come at any time
         stop.number = int(max(signals)) or stop.number
         if (lowest := int(min(limits))) < limit:
             place = "out of memory on rank %d at step %d: train.%s=%d on all ranks for the rest of the run"
@@ -235,21 +249,21 @@ class TrainingLoop:
         return self.intervals.is_evaluation(self.step) or self.is_over
 
     def _evaluate(self) -> bool:
-        """Extract the dev documents and keep the best adapter; whether a checkpoint is due because of it."""
+        """Extract the dev documents and keep the adapter if it is the best; returns whether to write a checkpoint."""
         with self.runner.averaged():
             return self._evaluate_weights()
 
     def _evaluate_weights(self) -> bool:
         model = self.runner.model
         model.eval()
-        release_graphs(model)  # extraction needs the memory more
+        release_graphs(model)  # extraction needs their memory
         began = time.monotonic()
         if self.services.view is not None:
             self.services.view.evaluates()
         try:
             with self.clock.stopped():
                 values = self.services.evaluate(self.step, self._seconds_for_evaluation())
-        except Stopped:  # saved first, and evaluated when the run resumes
+        except Stopped:  # the run is saved, and this evaluation is repeated when it resumes
             self._is_stopping = True
             return True
         finally:
@@ -264,7 +278,7 @@ class TrainingLoop:
         return is_best
 
     def _seconds_for_evaluation(self) -> float:
-        """Seconds that one evaluation may take, so that all of them take `eval_share` of the expected training time."""
+        """Return the seconds that one evaluation may take, if all together take `eval_share` of the training time."""
         if self.step == 0:
             return self._seconds_for_first_evaluation()
         own = self.step / self.progress - self.intervals.masked
@@ -272,7 +286,10 @@ class TrainingLoop:
         return self.settings.eval_share * self.clock.expected(self.progress) / evaluations
 
     def _seconds_for_first_evaluation(self) -> float:
-        """The same before the first step, by the time that was predicted; infinite where nothing was."""
+        """Return the seconds for an evaluation before step 1, by the predicted training time and `max_minutes`.
+
+        They are infinite if neither is known.
+        """
         minutes, estimate = self.settings.max_minutes, self.services.estimate
         predicted = estimate.step_seconds * self.intervals.total if estimate else math.inf
         expected = min(predicted, 60 * minutes if minutes is not None else math.inf)
@@ -283,7 +300,7 @@ class TrainingLoop:
         if not self.ranks.is_main:
             return
         self.services.checkpoints.write(self.step, self._fill)
-        self.services.best.retry()  # after a checkpoint there may be room for the best adapter too
+        self.services.best.retry()  # if the best adapter did not fit on the disk before, it may fit now
 
     def _fill(self, folder: Path) -> None:
         with self.runner.averaged():
@@ -296,7 +313,7 @@ class TrainingLoop:
         self.clock.save(folder)
 
     def _record_line(self, *, is_evaluated: bool) -> None:
-        """Write the line of the steps since the last one, and show it."""
+        """Write and show the line of `metrics.jsonl` on the steps since the last line."""
         is_masked = self.step <= self.intervals.masked
         epoch = self.order.epoch_after(self.schedule.of_kind(self.step - 1)[0] + 1)
         values = self._line.taken(self.step, epoch, self.batch_examples)
@@ -311,7 +328,7 @@ class TrainingLoop:
             self.services.record(self.step, values, split)
 
     def _batch(self, step: int) -> Batch:
-        """The batch of the step after `step`."""
+        """Return the batch of the step that follows `step` steps."""
         examples = [self.examples[place] for place in self.order.places(self.schedule.of_kind(step)[0])]
         if step >= self.intervals.masked:
             return self.runner.collator(examples)
@@ -319,16 +336,16 @@ class TrainingLoop:
         return self.runner.collator(mask(texts, self.services.placeholder, SEED_STRIDE * self.seed + step))
 
     def _prepare_next(self) -> None:
-        """Make the batch of the step after the one under way, while the device computes."""
+        """Make the batch of the next step while the device computes the present one."""
         if self.step + 1 < self.intervals.total:
             self._next_batch = self.runner.ready(self._batch(self.step + 1))
 
     def _seconds_left(self, step: int) -> float:
-        """Training seconds that are left after `step` steps, by the clock where that ends the run."""
+        """Return the training seconds that are left after `step` steps."""
         return self.clock.expected(self.schedule.progress(step)) - self.clock.seconds
 
     def _compare_with_estimate(self, estimate: Estimate) -> None:
-        """Measure some of the first steps, and record them beside the estimate."""
+        """Time some of the first steps, and record their time and memory with the predicted ones."""
         measured = self._line.first_steps(WARM_STEPS, MEASURED_STEPS)
         if measured is None:
             return
@@ -343,6 +360,6 @@ class TrainingLoop:
 
 
 def _column(records: Sequence[Mapping[str, object]], split: str, key: str) -> list[float]:
-    """The values of a key on a split's lines, without those that are null."""
+    """Return the values of `key` in the lines of a split, without those that are null."""
     values = (record[key] for record in records if record["split"] == split)
     return [float(str(value)) for value in values if value is not None]

@@ -1,9 +1,10 @@
-"""The loss of a pack: the head is applied only to the positions that predict an answer token.
+"""The loss of a pack: the output layer (head) is applied only to the positions that predict an answer token.
 
-The gradient through the frozen head is computed chunk by chunk in the forward pass, so that the logits of a vocabulary
-of 100k or 262k never exist all at once. Where the loss is on choices, it is over the ids that the grammar allows, which
-is the distribution that extraction chooses from, with a head of a few hundred rows. The sum is returned and not the
-mean: the caller divides by the weight of the whole optimizer step, so that the packs make no difference.
+The gradient through the frozen head is computed in the forward pass, one chunk of positions at a time. So the logits of
+all positions, over a vocabulary of 100k or 262k tokens, never exist at the same time. With the loss on choices, the
+cross entropy is over the token ids that the grammar allows, as in extraction; only the few hundred rows of the head for
+these ids are used. The loss is a sum and not a mean: the caller divides it by the weight of the whole optimizer step,
+so that it does not depend on the packs.
 """
 
 from __future__ import annotations
@@ -32,18 +33,25 @@ from spantune.models import (
     spans,
 )
 
-HEAD_CHUNK = 256  # positions whose logits exist at a time
-CACHED = 1 << 19  # logits in fp32 that a core of a CPU keeps near it
+HEAD_CHUNK = 256  # positions whose logits exist at the same time
+CACHED = 1 << 19  # fp32 logits that fit into the cache of a CPU core
 
 
 @dataclass(frozen=True)
 class PackTensors:
-    """A pack as tensors: `ids`, `positions`, `owner` [tokens]; `index`, `targets` [answer tokens], all long.
+    """A pack as tensors; those of integers are of type long.
 
-    `weights` [answer tokens] float32 are the factors of each target's loss; 1 where there are none. `reach` [tokens] is
-    the last position that a token sees, where that is not its own (see `Places`). `spans` are the fields of `Spans`.
-    Where the loss is on choices, `union` [ids] are all ids that are allowed somewhere, `targets` are indices into it,
-    and `allowed` [answer tokens, ids] says which are allowed at each answer token.
+    Attributes:
+        ids: [tokens], the token ids.
+        positions: [tokens], the position of each token if the prefix and its own example stood alone.
+        owner: [tokens], 0 for the prefix and 1, 2, … for the examples.
+        index: [answer tokens], the indices of the tokens that predict an answer token.
+        targets: [answer tokens], the token ids to predict; with the loss on choices, their indices in `union`.
+        union: [ids], with the loss on choices all token ids that are allowed at some answer token; else None.
+        allowed: [answer tokens, ids] bool, with the loss on choices which ids of `union` are allowed; else None.
+        weights: [answer tokens] float32, the factor of each target's loss; None for 1.
+        spans: the fields of `models.Spans` for the flash kernel; None if attention is computed with a mask.
+        reach: [tokens], the last position that each token attends to; None if that is its own (see `models.Places`).
     """
 
     ids: Tensor
@@ -58,7 +66,7 @@ class PackTensors:
     reach: Tensor | None = None
 
     def to(self, device: torch.device) -> PackTensors:
-        """The same pack on `device`."""
+        """Return the same pack on `device`."""
         return PackTensors(**moved(vars(self), device))
 
     def view(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, object]:
@@ -68,7 +76,10 @@ class PackTensors:
 
 
 def tensors(pack: Pack, normalize: Normalize = "tokens") -> dict[str, Any]:
-    """Make the fields of PackTensors from a pack, as a collator returns them."""
+    """Return the fields of PackTensors for a pack.
+
+    With `normalize="examples"`, the weights of the targets of an example sum to 1.
+    """
     targets = torch.tensor(pack.targets)
     index = (targets != NO_TARGET).nonzero()[:, 0]
     fields: dict[str, Any] = {
@@ -81,7 +92,7 @@ def tensors(pack: Pack, normalize: Normalize = "tokens") -> dict[str, Any]:
     }
     if normalize == "examples":
         owner = fields["owner"][index]
-        fields["weights"] = torch.bincount(owner)[owner].reciprocal()  # those of an example sum to 1
+        fields["weights"] = torch.bincount(owner)[owner].reciprocal()
     if not pack.allowed:
         return fields
     union = torch.tensor(sorted({token for allowed in pack.allowed for token in allowed}))
@@ -92,7 +103,7 @@ def tensors(pack: Pack, normalize: Normalize = "tokens") -> dict[str, Any]:
 
 
 def hidden_states(model: CausalLM, pack: PackTensors, dtype: torch.dtype) -> Tensor:
-    """Return the last hidden states [answer tokens, size] of the positions that predict an answer token."""
+    """Return the last hidden states [answer tokens, hidden size] of the positions that predict an answer token."""
     base = causal_lm(model)
     output = base.base_model(
         input_ids=pack.ids[None],
@@ -105,7 +116,13 @@ def hidden_states(model: CausalLM, pack: PackTensors, dtype: torch.dtype) -> Ten
 
 
 def pack_loss(model: CausalLM, pack: PackTensors, dtype: torch.dtype) -> Tensor:
-    """Return the weighted sum of the cross entropies of a pack's answer tokens, with or without PEFT adapters."""
+    """Return the weighted sum of the cross entropies of a pack's answer tokens, a float32 scalar.
+
+    Args:
+        model: a causal LM, with or without PEFT adapters.
+        pack: the pack, on the model's device.
+        dtype: the type that the model computes in.
+    """
     states = hidden_states(model, pack, dtype)
     if pack.union is not None:
         assert pack.allowed is not None
@@ -118,10 +135,10 @@ def pack_loss(model: CausalLM, pack: PackTensors, dtype: torch.dtype) -> Tensor:
 
 
 def check_head(model: CausalLM, pack: PackTensors, dtype: torch.dtype) -> None:
-    """Compare our logits with the model's own on a pack, so that no scaling of logits is overlooked.
+    """Compare the logits of spantune on a pack with those of the model's own `forward`.
 
     Raises:
-        ModelError: the model computes its logits in a way that spantune does not.
+        ModelError: they differ, since the model scales its logits in a way that spantune does not know.
     """
     base = causal_lm(model)
     few = pack.index[:4]
@@ -136,7 +153,7 @@ def check_head(model: CausalLM, pack: PackTensors, dtype: torch.dtype) -> None:
             **pack.view(base.config, dtype),
         ).logits[0]
     difference = torch.linalg.norm(ours.float() - theirs.float()) / torch.linalg.norm(theirs.float())
-    if not difference < 0.05:  # bf16 rounding stays under 0.02; any scaling is far above
+    if not difference < 0.05:  # rounding to bf16 makes less than 0.02, a scaling of the logits far more
         raise ModelError(
             f"model type {base.config.model_type!r} scales its logits in a way that spantune does not know; "
             "train with train.pack=none, which uses the model's own loss"
@@ -144,7 +161,7 @@ def check_head(model: CausalLM, pack: PackTensors, dtype: torch.dtype) -> None:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Weighted sum of cross entropies of `head(hidden)` that stores only the gradient with respect to `hidden`."""
+    """The weighted sum of the cross entropies of `head(hidden)`; only the gradient of `hidden` is stored."""
 
     @staticmethod
     def forward(
@@ -176,7 +193,7 @@ class _HeadLoss(torch.autograd.Function):
 def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     """Replace logits [positions, vocabulary] by their gradient, and return the weighted sum of their cross entropies.
 
-    A few rows at a time: on a CPU, logits of a whole chunk in fp32 would go through the memory several times.
+    A few rows are computed at a time, so that their fp32 logits stay in the CPU's cache.
     """
     total = torch.zeros((), dtype=torch.float32)
     rows = max(1, CACHED // logits.shape[1])

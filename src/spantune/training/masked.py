@@ -1,10 +1,10 @@
-"""Predicting masked tokens: what a decoder that shall read learns first, where `train.masked_epochs` is set.
+"""The prediction of masked tokens, which a model that reads learns first if `train.masked_epochs` is set.
 
-A decoder was trained to see the text before a token only, and reading lets it see the text behind it too. In the first
-passes over the training texts some of their tokens are replaced by a placeholder, and the model predicts each of them
-from both sides, at the place of the token before it, as it predicted tokens before (LLM2Vec, arXiv 2404.05961). The
-annotation is not used. On 15,000 sentences of CMeEE five such passes raised strict F1 by 0.2 to 0.6 points
-(docs/quality.md).
+A decoder was pretrained to attend only to the text before a token; where spans are read, it also attends to the text
+after the token. In the first epochs some tokens of the training texts are replaced by a placeholder, and the model
+predicts them from the text on both sides. As in pretraining, a token is predicted at the position before it (LLM2Vec,
+arXiv 2404.05961). The entities are not used. On 15,000 sentences of CMeEE five such epochs raised strict F1 by 0.2 to
+0.6 points (docs/quality.md).
 """
 
 from __future__ import annotations
@@ -20,15 +20,24 @@ from spantune.models import spans
 from spantune.training.loss import PackTensors
 
 SHARE = 0.3
-"""Share of the tokens of a text that are masked."""
+"""The share of the tokens of a text that are masked."""
 PLACEHOLDERS = ("<mask>", "[MASK]", "_")
-"""Tokens that stand for a masked one, the first that a vocabulary has; a tokenizer's own mask token comes before them.
-LLM2Vec takes `_` for models that have none."""
+"""The placeholder is the tokenizer's own mask token or else the first of these that is in the vocabulary.
+
+LLM2Vec uses `_` for models without a mask token.
+"""
 
 
 @dataclass(frozen=True)
 class MaskedExample:
-    """A text with placeholders: `targets` are the tokens that stood at `places` of `ids`."""
+    """A text with placeholders.
+
+    Attributes:
+        id: the id of the document.
+        ids: the token ids, with placeholders.
+        places: the indices of the placeholders in `ids`.
+        targets: the token ids that the placeholders replace.
+    """
 
     id: str
     ids: tuple[int, ...]
@@ -37,10 +46,10 @@ class MaskedExample:
 
 
 def placeholder(tokenizer: Tokenizer) -> int:
-    """Return the id of the token that stands for a masked one.
+    """Return the id of the token that replaces masked tokens.
 
     Raises:
-        ModelError: the vocabulary has none.
+        ModelError: the vocabulary has no such token.
     """
     if tokenizer.mask_token_id is not None:
         return int(tokenizer.mask_token_id)
@@ -55,9 +64,10 @@ def placeholder(tokenizer: Tokenizer) -> int:
 
 
 def mask(examples: Sequence[SpanExample], token: int, seed: int) -> list[MaskedExample]:
-    """Replace tokens of the texts of `examples` by `token`; which ones follows from `seed` alone.
+    """Replace random tokens of the texts of `examples` by `token`; `seed` decides which ones.
 
-    The first token of a text stays, since what stands before it does not see the text.
+    The first token of a text is never replaced: it would be predicted by the token before the text, which does not
+    attend to the text.
     """
     generator = torch.Generator().manual_seed(seed)
     masked = []

@@ -1,7 +1,8 @@
-"""Everything of a run that needs no weights: task, documents, splits, token ids, shared prefix.
+"""The preparation of a run, as far as it needs no weights: task, documents, splits, token ids, shared prefix.
 
-`plan` audits it and `train` trains on it, so that both use the same values. Nothing is truncated or dropped: a document
-that is too long is an error, or is split at sentence ends where the recipe says so.
+`plan` audits the result and `train` trains on it, so that both use the same values. No document is dropped. A document
+that is too long is an error; with `data.too_long=split` it is split at sentence ends, and with `train.cut_tokens` its
+example is truncated.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from spantune.training.recommendation import READ_FROM, entities_a_label, with_a
 from spantune.training.warm_start import Start, warm_start
 
 SHORTEST_CHUNK = 64
-"""The least that `extract.chunk_tokens` is chosen as."""
+"""The smallest value that is chosen for `extract.chunk_tokens`, in tokens."""
 DEFAULT_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 log = logging.getLogger(__name__)
 Encoded = TypeVar("Encoded", Example, SpanExample)
@@ -43,10 +44,18 @@ Encoded = TypeVar("Encoded", Example, SpanExample)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe with all that it names read and encoded, except the weights; `cut` counts the truncated examples.
+    """A recipe, and the data and model files that it names, read and encoded; the weights are not loaded yet.
 
-    Its `recipe` has every value, those too that the one it was made of leaves to the sizes of corpus and model, or to
-    the adapter of `train.from`, which is `start`.
+    Attributes:
+        recipe: the recipe. Values that its author left open are filled in: they were chosen by the sizes of corpus and
+            model, or taken from the adapter of `train.from`.
+        task: the task of the recipe.
+        splits: the documents of train, dev and test.
+        files: the files of the base model.
+        encoder: encodes documents as examples.
+        examples: the encoded training documents, in their order.
+        cut: how many examples `train.cut_tokens` has truncated.
+        start: the adapter of `train.from`; None without one.
     """
 
     recipe: config.Config
@@ -72,16 +81,22 @@ class Prepared:
 
     @property
     def written(self) -> tuple[Example, ...]:
-        """The training examples of a task whose answers are written; none where spans are read."""
+        """The training examples of a task whose answers are written; empty where spans are read."""
         return tuple(example for example in self.examples if isinstance(example, Example))
 
     def pack_tokens(self, device: str) -> int:
-        """Return the most tokens of a pack; at least those of the longest example."""
+        """Return the maximum number of tokens in a pack on a `device` of type "cpu" or "cuda".
+
+        It is never less than the number of tokens in the longest example.
+        """
         budget = self.recipe.train.pack_tokens or DEFAULT_PACK_TOKENS[device]
         return max(budget, max(len(example.ids) for example in self.examples))
 
     def steering(self, count: int) -> list[Document]:
-        """Return the fixed `count` dev documents that are extracted during training; a larger count adds to them."""
+        """Return the `count` dev documents that are extracted during training, in the order of the dev split.
+
+        The choice depends on `run.seed` only. A larger `count` returns the same documents and further ones.
+        """
         indices = list(range(len(self.splits.dev)))
         random.Random(self.recipe.run.seed).shuffle(indices)
         selected = sorted(indices[:count])
@@ -89,14 +104,15 @@ class Prepared:
 
 
 def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
-    """Read, check, split and encode what a recipe names.
+    """Read, check, split and encode the documents of a recipe, and read the files of its model except the weights.
 
     Args:
         recipe: the recipe.
-        own_start: the copy of the adapter of `train.from` in a run that is resumed, which is read instead.
+        own_start: for a run that is resumed, the run's own copy of the adapter of `train.from`, which is read instead
+            of `train.from`.
 
     Raises:
-        SpantuneError: its files, labels, tokenizer or lengths cannot be used.
+        SpantuneError: a file, a label, the tokenizer or a document's length cannot be used.
     """
     recipe = as_config(recipe)
     require_grammar(recipe.extract, on_choices=recipe.train.on_choices)
@@ -111,7 +127,7 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
     files = read_files(recipe.model.source)
     recipe, start = warm_start(recipe, files, own_start)
     if recipe.train.masked_epochs:
-        placeholder(files.tokenizer)  # which raises where there is none, and not after the model is loaded
+        placeholder(files.tokenizer)  # raises now, and not after the model is loaded, if the vocabulary has none
     weights = count_weights(files.folder)
     require_full(recipe.lora, recipe.model.base, weights)
     entities = entities_a_label(splits.train)
@@ -144,17 +160,19 @@ def prepare(recipe: config.Config, own_start: Path | None = None) -> Prepared:
         _warn_of_blanks(documents, path)
     examples = tuple(_encoded(encoder.example, splits.train, path))
     examples, cut = _cut(examples, settings.cut_tokens)
-    if recipe.train.on_choices and (task.nested or not overlapping(splits.train)):  # else an audit of `plan` fails
+    # If a task without nesting has overlapping entities, an audit of `plan` fails, and choices need not be marked.
+    if recipe.train.on_choices and (task.nested or not overlapping(splits.train)):
         cache = cache_root() / "gold"
         examples = mark_choices(examples, splits.train, encoder, files.config.vocab_size, cache)
     return Prepared(recipe, task, splits, files, encoder, examples, cut, start)
 
 
 def _with_longest(recipe: config.Config, splits: Splits, start: Start | None) -> config.Config:
-    """Return the recipe with the length of the longest entity, where spans are read and it leaves that open.
+    """Return the recipe with `spans.longest` filled in, if spans are read and the recipe leaves it open.
 
-    Of test only this length is looked at: a head that cannot read an entity there would be refused. A head that is
-    trained on goes on to read entities as long as before.
+    The value covers the entities of train, dev and test. Nothing else is taken from the test documents; they are
+    included since a head that is too short for one of their entities would be refused. After a warm start the value is
+    at least that of the earlier head.
     """
     if recipe.task.answer != "spans" or recipe.spans.longest is not None:
         return recipe
@@ -164,7 +182,11 @@ def _with_longest(recipe: config.Config, splits: Splits, start: Start | None) ->
 
 
 def _require_readable(documents: Sequence[Document], path: str, longest: int) -> None:
-    """Check all entities before one is encoded, so that the error names the length that suits every one."""
+    """Check the lengths of all entities before encoding, so that the error names a length that is enough for all.
+
+    Raises:
+        DataError: an entity has more than `longest` characters.
+    """
     too_long = [
         (entity.end - entity.start, document.id, f"{entity.label} [{entity.start}, {entity.end})")
         for document, entity in entities_over(documents, longest)
@@ -181,9 +203,10 @@ def _require_readable(documents: Sequence[Document], path: str, longest: int) ->
 
 
 def _with_chunks(recipe: config.Config, examples: Sequence[SpanExample]) -> config.Config:
-    """Return the recipe with the longest training text as the size of chunks, where it leaves that open.
+    """Return the recipe with `extract.chunk_tokens` filled in, if the recipe leaves it open.
 
-    A model that reads texts as a whole finds little in texts that are longer than all it was trained on.
+    The value is the number of tokens in the longest training text. A model that reads spans finds few entities in a
+    text that is longer than all texts that it was trained on.
     """
     if recipe.extract.chunk_tokens is not None:
         return recipe
@@ -192,7 +215,7 @@ def _with_chunks(recipe: config.Config, examples: Sequence[SpanExample]) -> conf
 
 
 def splits_with_files(recipe: config.Config, splits: Splits) -> list[tuple[tuple[Document, ...], str]]:
-    """Return the documents of train, dev and test, each with the names of the files that they come from."""
+    """Return the documents of train, of dev and of test, each with the name of the files that they come from."""
     data = recipe.data
     dev = data.dev or config.files_of(data.train)[0]
     files = data.train, dev, data.test or dev
@@ -210,7 +233,11 @@ def overlapping(documents: Sequence[Document]) -> list[Document]:
 
 
 def _encoded(encode: Callable[[Document], Encoded], documents: Sequence[Document], path: str) -> Iterator[Encoded]:
-    """Yield the example of each document; a DataError names the file."""
+    """Yield the example of each document.
+
+    Raises:
+        DataError: a document cannot be encoded; the error names the file.
+    """
     for document in track(documents, "encode", len(documents)):
         try:
             yield encode(document)
@@ -219,7 +246,7 @@ def _encoded(encode: Callable[[Document], Encoded], documents: Sequence[Document
 
 
 def _warn_of_blanks(documents: Sequence[Document], path: str) -> None:
-    """Log how many gold entities begin or end with white space, which no extraction states."""
+    """Log how many gold entities begin or end with white space; extraction never returns such an entity."""
     padded = [
         (document, entity)
         for document in documents
@@ -236,7 +263,7 @@ def _warn_of_blanks(documents: Sequence[Document], path: str) -> None:
 
 
 def _warn_of_predictions(recipe: config.Config, splits: Splits) -> None:
-    """Log how many training documents have scores, which gold annotation has not."""
+    """Log how many training documents have entities with scores: they are predictions and not gold annotation."""
     if count := count_predicted(splits.train):
         log.warning(
             "%s: %d training documents have entities with scores: predictions that nobody corrected, and the model "
@@ -246,7 +273,11 @@ def _warn_of_predictions(recipe: config.Config, splits: Splits) -> None:
 
 
 def _check_labels(task: TaskSpec, documents: Sequence[Document], path: str) -> None:
-    """Raise DataError, with the file, for a label that is not the task's."""
+    """Check that every label of the documents is one of the task's.
+
+    Raises:
+        DataError: a label is not; the error names the file.
+    """
     try:
         task.check(documents)
     except DataError as error:
@@ -254,7 +285,7 @@ def _check_labels(task: TaskSpec, documents: Sequence[Document], path: str) -> N
 
 
 def _cut(examples: tuple[Example, ...], size: int | None) -> tuple[tuple[Example, ...], int]:
-    """The examples truncated at `size` tokens, as the tutorial does, and how many are."""
+    """Return the examples truncated at `size` tokens, as the tutorial does, and how many of them were longer."""
     if size is None:
         return examples, 0
     cut = sum(len(example.ids) > size for example in examples)

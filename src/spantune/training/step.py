@@ -1,11 +1,12 @@
-"""One optimizer step: every part of a batch forward and backward, the gradient clipped, the weights changed.
+"""One optimizer step: every part of a batch goes forward and backward, the gradient is clipped, the weights change.
 
-The loss of a step is normalised over all its targets, so it does not depend on how its examples are packed. A part that
-does not fit into memory is split, and the step is repeated from its beginning. A step whose loss or gradient is not
-finite changes no weight.
+The loss of a step is divided by the weight of the whole batch, so it does not depend on how the examples are packed. If
+a part does not fit into memory, it is split and the step is repeated from its beginning. A step whose loss or gradient
+is not finite changes no weight.
 
-Of several processes each runs its own packs, as many as they are; then loss and gradients are summed over all of them
-at once. So no process waits for another inside a pass, and one that has to split its parts does so alone.
+With several processes, each runs its own packs; their number may differ. Then loss and gradients are summed over all
+processes in one call. So no process waits for another during a forward or backward pass, and a process that must split
+its parts does so without the others. (With FSDP all processes take the same number of passes.)
 """
 
 from __future__ import annotations
@@ -38,7 +39,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to: the loss a target token (or an example), and the gradient's norm before it was clipped."""
+    """The figures of a step.
+
+    Attributes:
+        loss: the loss per target token, or per example (see `Batch.weight`); a float32 scalar on the device. It is 0
+            for a step that was left out.
+        gradient_norm: the norm of the gradient before it is clipped, without the head's.
+        learning_rate: the learning rate of the first parameter group.
+    """
 
     loss: Tensor
     gradient_norm: float
@@ -49,12 +57,12 @@ class StepRunner:
     """Runs optimizer steps on one model.
 
     Args:
-        model: a causal LM of which some weights are trained, on its device.
-        collator: makes the batches, and makes them again where a part does not fit into memory.
+        model: a causal LM with some trainable weights, on its device.
+        collator: makes the batches; if a part does not fit into memory, it makes the batch again in smaller parts.
         settings: the recipe's section `train`.
         guard: refuses losses and gradients that are not finite.
-        lora_plus: the ratio of the learning rate of B to that of A (LoRA+); 1 for plain LoRA.
-        head_rate: the learning rate of the head, where the model has one.
+        lora_plus: the learning rate of LoRA's B divided by that of A (LoRA+); 1 for plain LoRA.
+        head_rate: the learning rate of the span head, if the model has one.
         ranks: the processes that train together; all have the same weights.
     """
 
@@ -81,16 +89,17 @@ class StepRunner:
         self._peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.collator, self.settings, self.guard, self.device = collator, settings, guard, device
         self.tokens = self.padding = 0
-        """Positions that this process has fed to the model so far, padding apart."""
+        """Positions that this process has computed so far: tokens without padding, and padding."""
         self.first_step = 0
-        """The step after which the optimizer has begun again."""
+        """The number of steps before the optimizer last began again."""
         self.memory_splits = 0
-        """Steps that this process has split since the caller last reset the number."""
-        self._skips_by_itself = settings.optimizer == "adamw"  # as torch's fused optimizers can
+        """How many times this process has split parts for want of memory, since the caller last reset the number."""
+        self._skips_by_itself = settings.optimizer == "adamw"  # torch's fused optimizers skip a step by `found_inf`
         self._autocast = model.get_input_embeddings().weight.dtype == torch.bfloat16
         self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-        # The base model was loaded for evaluation and its adapters are new, so a model can say that it trains while its
-        # layers do not: they would be neither compiled nor recomputed in the backward pass before the first evaluation.
+        # The base model was loaded in evaluation mode and its adapters are new, so `model.training` can be True while
+        # the layers are in evaluation mode. Without this call they would be neither compiled nor recomputed in the
+        # backward pass until the first evaluation.
         model.train()
 
     def run(
@@ -99,10 +108,10 @@ class StepRunner:
         """Take optimizer step number `step`.
 
         Args:
-            batch: its examples.
-            step: its number, from 1.
-            rate_factor: what the peak learning rate is multiplied by.
-            meanwhile: called once while the device still computes, to prepare what comes next.
+            batch: the examples of the step.
+            step: the number of the step, from 1.
+            rate_factor: the factor on the peak learning rate.
+            meanwhile: called once while the device still computes, to prepare the next step.
 
         Raises:
             RunError: one example alone does not fit into memory, or the guard ends the run.
@@ -115,10 +124,10 @@ class StepRunner:
         self.masters.take_gradients()
         loss = self._over_all_ranks(loss)
         documents = [example.id for example in batch.examples]
-        # the head by itself: its gradient is much larger at the beginning
+        # The head is clipped by itself, since its gradient is much larger at the beginning.
         norms = [clip_grad_norm_(weights, self.settings.max_grad_norm) for weights in (self.trainable, self._head)]
         numbers = torch.stack([loss, *(norm.to(loss) for norm in norms)])
-        if self._skips_by_itself:  # before the numbers are read, for which the device would wait
+        if self._skips_by_itself:  # update before the numbers are read, since reading them waits for the device
             self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
             self._update(step)
         value, norm, head_norm = numbers.tolist()
@@ -131,7 +140,7 @@ class StepRunner:
         return StepResult(loss, norm, self.optimizer.param_groups[0]["lr"])
 
     def _update(self, step: int, *, is_taken: bool = True) -> None:
-        """Change the weights where the step is taken, then their average, and drop the gradients."""
+        """Change the weights if the step is taken, update their average, and drop the gradients."""
         if is_taken:
             self.optimizer.step()
             self.masters.give_weights()
@@ -140,7 +149,7 @@ class StepRunner:
         self._drop_gradients()
 
     def ready(self, batch: Batch) -> Batch:
-        """The batch on the device, without waiting for what the device computes."""
+        """Return the batch on the device, without waiting until the device has finished its present work."""
         parts = tuple(part.to(self.device) for part in batch.parts)
         for part in parts:
             if not isinstance(part, PaddedRows):
@@ -148,33 +157,35 @@ class StepRunner:
         return replace(batch, parts=parts)
 
     def begin_again(self, step: int) -> None:
-        """Forget the optimizer's moments, and begin the averages with the weights that `step` steps have led to."""
+        """Drop the optimizer's moments, and begin the averages with the weights after `step` steps."""
         self.first_step = step
         self.optimizer.state.clear()
         if self._average is not None:
             self._average.begin_again()
 
     def align(self) -> None:
-        """Give all ranks the trained weights of rank 0, and their averages."""
+        """Set the trained weights of all ranks, and their averages, to those of rank 0."""
         averages = [] if self._average is None else self._average.state()["averages"]
         self.ranks.same([*(weight.data for weight in (*self.trainable, *self._head)), *averages])
         self.masters.give_weights()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds beside the trained weights: the optimizer's state, fp32 copies of weights that
-        are trained in another type, and the averages.
+        """Return the state of the optimizer, the fp32 copies of weights that are not fp32, and the averages.
+
+        A checkpoint holds this state beside the trained weights.
         """
         average = {} if self._average is None else self._average.state()
         return {**self.optimizer.state_dict(), "masters": self.masters.state(), "average": average}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on with the `state` of a checkpoint.
+        """Continue from the `state` of a checkpoint.
 
         Raises:
-            RunError: as `MasterWeights.restore` and `WeightAverage.restore`.
+            RunError: the state lacks fp32 copies or averages that this run needs (see `MasterWeights.restore` and
+                `WeightAverage.restore`).
         """
         state = dict(state)
-        self.masters.restore(state.pop("masters", []))  # checkpoints of earlier releases have neither
+        self.masters.restore(state.pop("masters", []))  # checkpoints of earlier releases have no copies and averages
         average = state.pop("average", {})
         if self._average is not None:
             self._average.restore(average)
@@ -182,7 +193,7 @@ class StepRunner:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Let the model have the averages of its weights for a while, where `train.average` is set."""
+        """Give the model the averages of its weights inside the block, if `train.average` is set."""
         if self._average is None:
             yield
             return
@@ -194,14 +205,14 @@ class StepRunner:
             self.masters.give_weights()
 
     def backward(self, batch: Batch, step: int) -> Tensor:
-        """Add the gradients of this process' part of a batch, and return its loss (a float32 scalar on the device).
+        """Add the gradients of this process' parts of a batch, and return their loss (a float32 scalar on the device).
 
         Raises:
             RunError: one example alone does not fit into memory.
         """
-        if not self.model.training:  # setting it walks through all modules, while the GPU waits
+        if not self.model.training:  # `train()` visits all modules while the GPU waits, so it is called only if needed
             self.model.train()
-        if batch.limits != self.collator.limits:  # made before the limits were lowered
+        if batch.limits != self.collator.limits:  # the batch was made before the limits were lowered
             batch = self.collator(batch.examples)
         outcome = self._attempt(self._in_lockstep(batch))
         while not isinstance(outcome, Tensor):
@@ -212,7 +223,7 @@ class StepRunner:
         return outcome
 
     def _attempt(self, batch: Batch) -> Tensor | Part:
-        """The step's loss, or the first part that does not fit into memory."""
+        """Return the loss of the batch, or the first part that does not fit into memory."""
         summed = torch.zeros((), device=self.device)
         for number, part in enumerate((*batch.parts, *batch.fillers)):
             counts = float(number < len(batch.parts))
@@ -222,7 +233,7 @@ class StepRunner:
             except torch.OutOfMemoryError:
                 return part
             summed += loss.detach().float()
-            del loss  # with what its graph holds
+            del loss  # frees the tensors of its graph
         return summed
 
     def _over_all_ranks(self, loss: Tensor) -> Tensor:
@@ -243,9 +254,9 @@ class StepRunner:
         return summed[0].clone()
 
     def _in_lockstep(self, batch: Batch) -> Batch:
-        """The batch with as many parts as that of every other rank, where the ranks gather the base together.
+        """Return the batch, filled up to the largest number of parts on any rank if the base is divided over ranks.
 
-        A part that is added counts nothing: its loss is multiplied by 0.
+        The loss of an added part is multiplied by 0.
         """
         if not self.ranks.in_lockstep:
             return batch
@@ -254,10 +265,13 @@ class StepRunner:
         return replace(batch, fillers=self.collator.single(batch.examples[0]).parts * missing) if missing else batch
 
     def _split(self, batch: Batch, step: int, part: Part) -> Batch:
-        """The batch again in smaller parts, or as it is without graphs, with the memory of the failed attempt freed.
+        """Return the batch for another attempt after `part` did not fit, and free the memory of the failed attempt.
+
+        If packs were replayed as CUDA graphs, the graphs are given up and the batch is returned unchanged. Otherwise it
+        is made again in smaller parts.
 
         Raises:
-            RunError: `part` is a single example.
+            RunError: `part` is a single example, or the base is divided over ranks (FSDP).
         """
         self._drop_gradients()
         had_graphs = end_graphs(self.model)
@@ -265,7 +279,7 @@ class StepRunner:
             torch.cuda.empty_cache()
         if had_graphs:
             return batch
-        if self.ranks.in_lockstep:  # the others wait in the middle of a pass
+        if self.ranks.in_lockstep:  # the other ranks wait in the middle of a pass
             raise RunError(
                 f"out of memory at step {step}, and with distributed.strategy=fsdp a step cannot be repeated; set a "
                 f"lower train.pack_tokens than {len(part.ids) if not isinstance(part, PaddedRows) else 64} in the "
@@ -300,7 +314,10 @@ class StepRunner:
 
     @contextmanager
     def _input_casts_by_autocast(self) -> Iterator[None]:
-        """PEFT's `disable_input_dtype_casting`, without its walks through all modules for every pack."""
+        """Keep PEFT from casting the inputs of adapters inside the block, where autocast does it.
+
+        PEFT's own `disable_input_dtype_casting` does the same, but visits all modules for every pack.
+        """
         self._let_cast(not self._autocast)
         try:
             yield
@@ -308,7 +325,7 @@ class StepRunner:
             self._let_cast(True)
 
     def _let_cast(self, is_allowed: bool) -> None:
-        """Whether PEFT casts the inputs of adapters; past the slow way in which modules take attributes."""
+        """Set whether PEFT casts the inputs of adapters; written by `vars`, since `Module.__setattr__` is slow."""
         for module in self._adapters:
             vars(module)["cast_input_dtype_enabled"] = is_allowed
 
@@ -316,10 +333,10 @@ class StepRunner:
 def make_optimizer(
     model: CausalLM, settings: config.Train, lora_plus: float = 1.0, head_rate: float = 0.0
 ) -> Optimizer:
-    """The recipe's optimizer over the parameters that require a gradient.
+    """Make the recipe's optimizer for the parameters that require a gradient.
 
-    With `lora_plus` other than 1 the learning rate of every B is that many times the rate of A (LoRA+, arXiv
-    2402.12354). Where the model has a head, its weights are the last group, with the rate `head_rate`.
+    With `lora_plus` other than 1, the learning rate of LoRA's B is `lora_plus` times that of A (LoRA+, arXiv
+    2402.12354). If the model has a span head, its weights are the last group, with the learning rate `head_rate`.
     """
     head = head_of(model)
     if head is None:
