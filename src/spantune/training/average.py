@@ -1,8 +1,8 @@
-"""The exponential moving average (EMA) of the trained weights, which evaluations and the adapter of a run take.
+"""The exponential moving average (EMA) of the trained weights, which evaluations and the saved adapter use.
 
-The weights of the last steps vary around a good place, and their average lies nearer to it (Polyak and Juditsky 1992,
-doi 10.1137/0330046). In the first steps, when the weights still move far, the average covers few steps: its decay is at
-most (1 + n) / (10 + n) after n steps.
+During the last steps the weights vary around an optimum, and their average is nearer to it (Polyak and Juditsky 1992,
+doi 10.1137/0330046). During the first steps the weights change much, and the average covers few steps: after n steps
+its decay is at most (1 + n) / (10 + n).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from spantune.core import RunError
 
 
 class WeightAverage:
-    """The average of `weights` over the steps.
+    """The moving average of `weights` over the steps.
 
     Args:
-        weights: what the optimizer changes.
-        decay: how much of the average is kept in a step.
+        weights: the tensors that the optimizer changes.
+        decay: the share of the old average in the new one, at most.
     """
 
     def __init__(self, weights: Sequence[Tensor], decay: float):
@@ -30,20 +30,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def begin_again(self) -> None:
-        """Take the weights as they are for the averages."""
+        """Set the averages to the present weights."""
         for average, weight in zip(self._averages, self._weights, strict=True):
             average.copy_(weight)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Add the weights after step number `step`, from 1."""
+        """Update the averages with the weights after step number `step`, from 1."""
         decay = min(self._decay, (1 + step) / (10 + step))
         for average, weight in zip(self._averages, self._weights, strict=True):
             average.lerp_(weight.detach(), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Put the averages in the place of the weights for a while."""
+        """Replace the weights by their averages inside the block."""
         self._swap()
         try:
             yield
@@ -51,14 +51,14 @@ class WeightAverage:
             self._swap()
 
     def state(self) -> dict[str, list[Tensor]]:
-        """Return weights and averages, as a checkpoint saves them beside the adapter, which has the averages."""
+        """Return weights and averages for a checkpoint; the adapter of the checkpoint has the averages only."""
         return {"weights": [weight.detach() for weight in self._weights], "averages": self._averages}
 
     def restore(self, state: Mapping[str, Sequence[Tensor]]) -> None:
-        """Take weights and averages of a checkpoint.
+        """Take the weights and averages of a checkpoint.
 
         Raises:
-            RunError: it has none, since the run began without an average.
+            RunError: the checkpoint has no averages, since the run began without `train.average`.
         """
         if len(state.get("averages", ())) != len(self._averages):
             raise RunError(

@@ -1,6 +1,6 @@
-"""Warnings of a recipe that can be trained and is unlikely to bring what its user wants.
+"""Warnings about recipes that can be trained but are unlikely to give a good model.
 
-They stop nothing. Each says what was found, and the settings that mend it.
+A warning stops nothing. It says what was found, and which settings to change.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from spantune.training.preparation import Prepared
 from spantune.training.recommendation import READ_FROM, entities_a_label
 
 FEW_STEPS = 50
-"""Under so many optimizer steps an adapter learns next to nothing."""
+"""With fewer optimizer steps than this an adapter learns next to nothing."""
 ENOUGH_STEPS = 200
-"""The steps that a warning of too few proposes."""
+"""The number of steps that is proposed where there are too few."""
 FEW_DOCUMENTS, FEW_ENTITIES = 5, 10
-"""Under so many dev documents, or entities in them, an F1 says little."""
+"""With fewer dev documents, or fewer entities in them, an F1 says little."""
 RATES = (1e-5, 5e-3)
-"""The rates between which LoRA learns; outside it stands still, or the loss jumps."""
+"""The lowest and the highest usual learning rate of LoRA: below it hardly learns, above it the loss is likely to jump.
+"""
 FULL_RATES = (1e-6, 5e-4)
-"""The same of full fine-tuning."""
+"""The same for full fine-tuning."""
 
 
 @dataclass(frozen=True)
 class PlanWarning:
-    """One doubt: its name, what was found and what to do."""
+    """One warning: the name of what is in doubt, what was found and what to do."""
 
     name: str
     found: str
     remedy: str
 
     def __str__(self) -> str:
-        """The doubt as a sentence."""
+        """The warning as a sentence."""
         return f"{self.found}; {self.remedy}"
 
 
 def doubts(prepared: Prepared, predicted: Estimate) -> list[PlanWarning]:
-    """Return what makes a prepared recipe unlikely to work."""
+    """Return the warnings about a prepared recipe, given its predicted steps and time."""
     found = [
         _steps(prepared, predicted),
         _rate(prepared),
@@ -95,7 +96,7 @@ def _rate(prepared: Prepared) -> PlanWarning | None:
 
 
 def _few_to_read(prepared: Prepared) -> PlanWarning | None:
-    """Doubt that a new head learns its types from few entities."""
+    """Warn that a new head has too few entities to learn its types from."""
     entities = entities_a_label(prepared.splits.train)
     if not prepared.task.reads or prepared.start is not None or entities >= READ_FROM:
         return None

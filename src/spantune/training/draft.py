@@ -1,8 +1,8 @@
-"""`spantune init`: a commented recipe for a corpus, which works as it is written.
+"""`spantune init`: a commented recipe for a corpus, which can be trained without changes.
 
-Labels, language, nesting and splits are told from the corpus, hyperparameters from the table of `recommendation`. Where
-the same text would stand on both sides of a split, files without it are made beside the recipe. No model is loaded and
-nothing is downloaded.
+Labels, language, nesting and splits are taken from the corpus, hyperparameters from the tables of `recommendation`. If
+a text would be both in train and in dev or test, files without such texts are written beside the recipe. No model is
+loaded and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -47,17 +47,30 @@ from spantune.training.survey import WORDS, Language, Reading, Split, Survey, le
 DEFAULT_MODEL = "bundled:gemma3-270m"
 CPU_MINUTES = 5.0
 CPU_WEIGHTS = 2 * 10**9
-"""Models with more weights are not trained on a CPU: a recipe for one is for a GPU, wherever it is written."""
+"""A recipe for a model with more weights is made for a GPU, also on a machine without one."""
 MUST_BE_IN_DEV = 5
-"""Entities of a label that dev should get, from which it is no chance if it gets none: the corpus is in an order."""
+"""If dev should get at least this many documents with a label and gets none, the corpus is sorted, not in random
+order."""
 FEW_DEV = 5
-"""Under so many dev documents a figure on them says little."""
+"""With fewer dev documents than this, figures on them say little."""
 TEST_FROM = 200
-"""Documents from which a corpus that must be split gets a test set too."""
+"""A corpus with at least this many documents also gets a test set, if it must be split."""
 
 
 class Choices(TypedDict, total=False):
-    """What a recipe is to have other than what the corpus says; `reading` is how the corpora are read."""
+    """Choices for a recipe that replace what is found in the corpus or chosen by default.
+
+    Attributes:
+        model: the source of the base model.
+        answer: the answer format, or `spans` to read.
+        language: the language of the instruction.
+        nested: whether entities may overlap.
+        dev: the corpus of dev.
+        test: the corpus of test.
+        minutes: the limit on training time, at least 0.1.
+        name: the name of the run.
+        reading: how the corpora are read.
+    """
 
     model: str
     answer: Literal["jsonl", "grouped", "inline", "spans"]
@@ -81,15 +94,21 @@ _CHOICES: Mapping[str, tuple[tuple[type[object], ...], str]] = {
     "name": ((str,), "a name of letters and digits"),
     "reading": ((Reading,), "Reading(format, Options(…))"),
 }
-"""The types of the choices, and what is expected of each in words."""
+"""The types of each choice, and the expected value in words."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe as commented YAML and as a Config, with what led to it.
+    """A recipe as commented YAML and as a Config, with the findings and choices that it is made from.
 
-    `made` are the documents of the splits that `write` writes into `made_folder`; `remarks` are sentences that a user
-    should read.
+    Attributes:
+        text: the recipe as commented YAML.
+        config: the recipe as a Config.
+        decided: what was found in the corpus, and what was chosen.
+        made: the documents of the splits that `write` writes into `made_folder`; empty if the recipe names the files of
+            the corpus.
+        made_folder: the folder of these splits.
+        remarks: sentences that a user should read.
     """
 
     text: str
@@ -104,10 +123,10 @@ class Draft:
         return f"Draft({self.config!r}, documents: {splits}, {number(len(self.remarks), 'remark')})"
 
     def write(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the recipe, and the splits that were made for it.
+        """Write the recipe to `path`, and the splits that were made for it to `made_folder`.
 
         Raises:
-            ConfigError: there is something already and `force` is False, or it is read from.
+            ConfigError: `path` or `made_folder` exists and `force` is False, or the recipe reads its corpus from there.
         """
         inputs = [source for sources in self.decided.found.sources.values() for source in sources]
         require_new(Path(path), inputs, force=force)
@@ -121,7 +140,7 @@ class Draft:
         replace_text(Path(path), self.text)
 
     def as_dict(self) -> dict[str, object]:
-        """Return what was found and chosen as one JSON object."""
+        """Return the findings and choices as one JSON object."""
         decided, recipe = self.decided, self.config
         train = recipe.train.model_dump(mode="json", exclude_defaults=True)
         return {
@@ -152,20 +171,21 @@ def init(
     write: bool = True,
     **choices: Unpack[Choices],
 ) -> Draft:
-    """Make a recipe for a corpus, and write it to `out` where that is given.
+    """Make a recipe for a corpus, and write it to `out` if that is given.
 
         draft = spantune.init("notes.jsonl", "recipe.yaml", minutes=10)
         result = spantune.train(draft.config)
 
     Args:
-        corpus: an annotated file, a folder with one or with splits, `bundled:NAME`, or a list to train on together.
-        out: the recipe to write.
-        force: replace what is there.
-        write: with False nothing is written; the Draft's own `write` does it.
-        choices: what is to be other than the corpus says; see Choices.
+        corpus: an annotated file, a folder with one file or with splits, `bundled:NAME`, or a list of these that are
+            trained on together.
+        out: the path of the recipe.
+        force: whether existing files are replaced.
+        write: False to write nothing; `Draft.write` can do it later.
+        choices: values that replace what is found in the corpus or chosen by default; see `Choices`.
 
     Raises:
-        SpantuneError: the corpus cannot be read or holds nothing to learn, or `out` is there already.
+        SpantuneError: the corpus cannot be read or has no entities, a choice is not valid, or `out` exists.
     """
     expected = "the path of a corpus or folder, bundled:NAME, or a list of them"
     corpora = list(expect_each([corpus] if isinstance(corpus, str | Path) else corpus, (str, Path), "corpus", expected))
@@ -193,7 +213,7 @@ def init(
 def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
     name = _run_name(choices.get("name"), found.sources["train"][0])
     parts = _Parts.of(found, out.parent / f"{name}-splits")
-    if parts.made and "reading" in choices:  # the recipe says once how its files are read, and what was made is native
+    if parts.made and "reading" in choices:  # a recipe reads all files alike, and the files that are made are native
         parts.made = dict(parts.documents)
     model = choices.get("model", DEFAULT_MODEL)
     weights = weights_of(model)
@@ -231,7 +251,7 @@ def _draft(found: Survey, choices: Choices, out: Path) -> Draft:
 
 
 class _Parts:
-    """The documents of the splits, those that files are made for, and the share that is held out, if any."""
+    """The documents of each split, those for which files are made, and the share of train that is held out as dev."""
 
     def __init__(self, found: Survey, folder: Path):
         self.source, self.folder = found.sources["train"][0], folder
@@ -242,15 +262,25 @@ class _Parts:
 
     @classmethod
     def of(cls, found: Survey, folder: Path) -> _Parts:
-        """Separate what would be on both sides, and hold out what is missing."""
+        """Leave out training documents whose texts are in dev or test too, and make a dev split if there is none."""
         parts = cls(found, folder)
-        parts._leave_out_shared()  # first, since it moves the front of the corpus, which is held out
+        parts._leave_out_shared()  # first, since it changes which documents are the first ones, which are held out
         if "dev" not in parts.documents:
             parts._hold_out(single=len(found.sources["train"]) == 1)
         return parts
 
     def _hold_out(self, *, single: bool) -> None:
-        """Hold out the front of the corpus for dev; make splits of several corpora, or where that would leak."""
+        """Hold out the first documents as dev.
+
+        Splits are made instead if there are several corpora, or if a text or all documents of a label would be on one
+        side wrongly.
+
+        Args:
+            single: whether there is one training corpus only.
+
+        Raises:
+            DataError: there are too few documents, or all have the same text.
+        """
         documents = self.documents["train"]
         count = len(documents)
         if count < 2:
@@ -281,7 +311,11 @@ class _Parts:
         )
 
     def _leave_out_shared(self) -> None:
-        """Leave training documents out whose text is in dev or test too."""
+        """Leave out the training documents whose texts are in dev or test too.
+
+        Raises:
+            DataError: no training document is left.
+        """
         train = self.documents["train"]
         held = [document for split, part in self.documents.items() if split != "train" for document in part]
         shared = set(shared_texts(train, held))
@@ -298,7 +332,11 @@ class _Parts:
 
 
 def _one_sided(documents: Sequence[Document], share: float) -> list[str]:
-    """Labels that train would have none of, or dev though many are due to it, if the first `share` were held out."""
+    """Return the labels that would be on one side only if the first `share` of the documents were held out as dev.
+
+    A label is returned if train would have no document with it and dev two or more, or if dev would have no document
+    with it although MUST_BE_IN_DEV or more are expected there.
+    """
     train, dev = (
         Counter(label for document in part for label in {entity.label for entity in document.entities})
         for part in holdout(documents, share)
@@ -309,10 +347,16 @@ def _one_sided(documents: Sequence[Document], share: float) -> list[str]:
 
 
 def _divided(documents: Sequence[Document], shares: Mapping[str, float]) -> Mapping[str, tuple[Document, ...]]:
-    """Split by label with what is alike on one side; where that leaves a split empty, hold out every so many texts."""
+    """Split documents by label, with documents of similar texts in the same split.
+
+    If a split would be empty, since nearly all texts are similar, texts are held out at regular distances instead.
+
+    Raises:
+        DataError: there are too few different texts.
+    """
     try:
         return splitting.split(documents, splitting.Rule(shares)).parts
-    except DataError:  # nearly all texts are alike, as those that a template makes
+    except DataError:  # nearly all texts are similar, as if made from one template
         texts = list(dict.fromkeys(document.text for document in documents))
     sizes = {name: max(1, int(len(texts) * share)) for name, share in shares.items() if name != "train"}
     if sum(sizes.values()) >= len(texts):
@@ -321,7 +365,7 @@ def _divided(documents: Sequence[Document], shares: Mapping[str, float]) -> Mapp
             "give --dev FILE with others"
         )
     held_out = sorted(((place + 0.5) / size, name) for name, size in sizes.items() for place in range(size))
-    apart = texts[:: len(texts) // len(held_out)]  # from all of the corpus, which may be in an order
+    apart = texts[:: len(texts) // len(held_out)]  # from the whole corpus, since it may be sorted
     split_of = {text: name for text, (_, name) in zip(apart, held_out, strict=False)}
     return {
         name: tuple(document for document in documents if split_of.get(document.text, "train") == name)
@@ -330,7 +374,7 @@ def _divided(documents: Sequence[Document], shares: Mapping[str, float]) -> Mapp
 
 
 def _remarks(decided: Decided, padded: int) -> list[str]:
-    """What a user should know of the recipe."""
+    """Return the remarks on the recipe for its user."""
     remarks = []
     if "test" not in decided.counts:
         chosen = "the adapter and the thresholds" if decided.is_read else "the adapter"
@@ -378,12 +422,12 @@ def _way_to_a_test_set(decided: Decided) -> str:
 
 
 def _run_name(name: str | None, source: str) -> str:
-    """The name that was given, else the corpus file's stem as far as a run may be called so."""
+    """Return the given name, or else the stem of the corpus file without characters that a run's name may not have."""
     if name is not None:
         return name
     path = Path(source.removeprefix("bundled:"))
     stem = path.name.split(".")[0]
-    if stem.lower() in WORDS:  # train.jsonl says nothing; its folder may
+    if stem.lower() in WORDS:  # a name such as train.jsonl says nothing; the folder's name may
         stem = path.absolute().parent.name
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "run"
 

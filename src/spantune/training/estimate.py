@@ -1,8 +1,8 @@
 """Memory and time of a recipe, predicted from the model's configuration before training.
 
-Weights are exact. Activations are counted by what the compiled layers keep, within 10 % of the peaks measured on
-Phi-4's shape; without compilation they are a rule of thumb. Time is derived from the measured speed of this device's
-matrix products, and is compared with the first steps of the run.
+The memory of weights is exact. The memory of activations is counted from the tensors that compiled layers keep, and is
+within 10 % of the peaks measured on Phi-4's shape; for layers that are not compiled it is a rule of thumb. The time is
+derived from the measured speed of matrix products on this device; the run compares it with its first steps.
 """
 
 from __future__ import annotations
@@ -43,31 +43,44 @@ from spantune.training.preparation import Prepared
 from spantune.training.schedule import masked_steps, total_steps
 
 GIB = 2**30
-BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # nf4: a scale of 8 bits for each block of 64
+BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+"""The bytes of a weight by the type of the base.
+
+NF4 has a scale of 8 bits for each block of 64 weights, and an fp32 number for each 256 scales."""
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
+"""The bytes of the optimizer's moments for each trained weight."""
 EAGER = 16
-"""Hidden states that a layer keeps for each token when nothing is computed again; a rule of thumb."""
+"""The hidden states that a layer keeps per token if it is neither compiled nor recomputed; a rule of thumb."""
 SPEED = {"compiled": 0.65, "fp8": 0.75, "eager": 0.5, "bf16 on a CPU": 0.16}
-"""Share of the speed of products in its type that a training step reaches; those of a CPU with the embedded model."""
+"""The speed of a training step as a share of the speed of matrix products in its type.
+
+The values of a CPU are measured with the embedded model."""
 BANDS, FEATURES, STATES, FIXED = 6, 8, 3, 5000
-"""What the head of a task that is read holds for each character at its peak: so many times the logits of its spans, its
-features and its hidden state, all in fp32, and so many bytes; measured."""
+"""The measured peak memory of a span head per character.
+
+It is BANDS times the logits of the character's spans, FEATURES times its features and STATES times its hidden state,
+all in fp32, and FIXED bytes."""
 LINK = 20e9
-"""Bytes a second that a rank sends to another one, of a fast PCIe bus; NVLink is ten times as fast."""
+"""The bytes per second that a rank sends to another one over a fast PCIe bus; NVLink is ten times as fast."""
 GATHERED = 2
-"""Layers of a divided base that are whole on a rank at a time."""
+"""The number of layers of a divided base that are whole on a rank at the same time."""
 FILLED = 0.85
-"""Share of the free memory that a prediction may fill for `train.keep` to be `most`."""
+"""`train.keep` becomes `most` if its predicted memory is at most this share of the free memory."""
 EVALUATIONS = 4
-"""Evaluations on dev in a run whose recipe does not say after how many steps."""
+"""The number of evaluations on dev in a run, if the recipe does not set `train.eval_steps`."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Predicted memory of a training step in GiB, by part.
+    """Predicted peak memory of a training step in GiB, by part.
 
-    `adapters_gib` includes the gradients; with full fine-tuning it is these and the fp32 copies of a bf16 base. Where
-    spans are read it includes the head, and `logits_gib` are those of the spans with what the head makes them from.
+    Attributes:
+        base_gib: the weights of the base model.
+        adapters_gib: the weights and gradients of the adapters and the span head; with full fine-tuning the gradients
+            and, for a bf16 base, the fp32 copies of the weights.
+        optimizer_gib: the moments of the optimizer, and the averages of the weights.
+        activations_gib: the activations that the layers keep for the backward pass.
+        logits_gib: the logits; where spans are read, also the intermediate tensors of the span head.
     """
 
     base_gib: float
@@ -78,21 +91,30 @@ class Memory:
 
     @property
     def total_gib(self) -> float:
-        """Predicted peak."""
+        """The sum of all parts: the predicted peak."""
         return float(sum(asdict(self).values()))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predicted memory and what is available, tokens of a step (packed and not), steps, and seconds of a step.
+    """The predicted memory and time of a run. With several ranks, memory, tokens and time are those of one rank.
 
-    `minutes` are those of training, at most `train.max_minutes`, and of the evaluations on dev meanwhile: up to
-    `train.eval_share` more, and less where spans are read. Loading the model and measuring the test documents are not
-    in them.
-    The first `masked_steps` of `steps` predict masked tokens.
-    `fitting` are the settings with which a run that does not fit would fit; None: there are none.
-    `pack_tokens` are those of a pack at the most; None where examples are not packed.
-    With several `ranks` memory, tokens and time are those of one of them, and `sent_gib` is what it sends in a step.
+    Attributes:
+        memory: the predicted peak memory of a step.
+        available_gib: the free memory of the device.
+        device: the name of the device.
+        tokens_per_step: the tokens of a step in packs.
+        tokens_unpacked: the tokens of a step if each example had its own prefix.
+        steps: the optimizer steps of the run, those with masked tokens included.
+        step_seconds: the predicted time of a step.
+        minutes: the predicted time of training (at most `train.max_minutes`) and of the evaluations on dev, which take
+            up to `train.eval_share` of it, and less where spans are read. Loading the model and measuring the test
+            documents are not included.
+        fitting: settings with which the run would fit into memory; empty if it fits, None if there are none.
+        pack_tokens: the maximum number of tokens in a pack; None if examples are not packed.
+        ranks: the number of processes that train together.
+        sent_gib: what a rank sends to others in a step, in GiB.
+        masked_steps: how many of `steps` predict masked tokens; they are the first ones.
     """
 
     memory: Memory
@@ -111,11 +133,11 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether the predicted peak is less than what is available."""
+        """Whether the predicted peak memory is less than the available memory."""
         return self.memory.total_gib < self.available_gib
 
     def as_dict(self) -> dict[str, float]:
-        """The figures, rounded."""
+        """Return the figures by name, rounded to three decimals."""
         values = {**asdict(self.memory), "total_gib": self.memory.total_gib, "available_gib": self.available_gib}
         values |= {
             key: getattr(self, key)
@@ -132,12 +154,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class HeadLoad:
-    """What a head that reads spans adds to a step.
+    """The cost of a span head in a step.
 
     Args:
-        weights: of the head.
-        bytes: that it holds at its peak for each token of a text.
-        operations: that it computes for each token of a text.
+        weights: the number of its weights.
+        bytes: its peak memory for each token of a text.
+        operations: its floating-point operations for each token of a text.
     """
 
     weights: int
@@ -146,7 +168,7 @@ class HeadLoad:
 
 
 def head_load(prepared: Prepared, model: CausalLM) -> HeadLoad | None:
-    """Return what the head adds to a step; None where the answer is written. `model` is on the meta device."""
+    """Return the cost of the span head; None if the answer is written. `model` is the model on the meta device."""
     read = [example for example in prepared.examples if isinstance(example, SpanExample)]
     if not read:
         return None
@@ -160,7 +182,13 @@ def head_load(prepared: Prepared, model: CausalLM) -> HeadLoad | None:
 
 
 def kept(prepared: Prepared, model: CausalLM, ranks: int = 1) -> config.Keep:
-    """Return what `train.keep: auto` stands for on this device; `model` is the recipe's model on the meta device."""
+    """Return the value of `train.keep` that `auto` means on this device, by the predicted memory.
+
+    Args:
+        prepared: the recipe and its examples.
+        model: its model on the meta device.
+        ranks: the number of processes that train together.
+    """
     recipe, device = prepared.recipe, pick_device(prepared.recipe.model.device)
     most = _overridden(recipe, {"train.keep": "most"})
     tokens, head = part_tokens(prepared, most, device), head_load(prepared, model)
@@ -169,7 +197,13 @@ def kept(prepared: Prepared, model: CausalLM, ranks: int = 1) -> config.Keep:
 
 
 def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
-    """Predict a recipe's memory and time on so many `ranks`; `model` is its model on the meta device."""
+    """Predict the memory and time of a recipe.
+
+    Args:
+        prepared: the recipe and its examples.
+        model: its model on the meta device.
+        ranks: the number of processes that train together, each on a device like this one.
+    """
     recipe, settings = prepared.recipe, prepared.recipe.train
     device = pick_device(recipe.model.device)
     prefix = len(prepared.prefix) if settings.pack == "shared" else 0
@@ -183,14 +217,14 @@ def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
     memory = of_a_rank(memory, model, recipe, ranks)
     available = available_bytes(device)
     operations = _step_flops(model, recipe, device) + (head.operations if head else 0)
-    passes = 2 * math.ceil(packed / part_tokens(prepared, recipe, device))  # a divided layer is gathered in each
+    passes = 2 * math.ceil(packed / part_tokens(prepared, recipe, device))  # forward and backward, for each pack
     sent = _sent_bytes(model, recipe, _width(recipe.model.base, device), ranks, passes)
     step_seconds = operations * packed / rate + sent / LINK
     training_minutes = min(steps * step_seconds / 60, settings.max_minutes or math.inf)
     of_masked = _step_flops(model, recipe, device) + SHARE * 4 * model.config.hidden_size * model.config.vocab_size
     masked_minutes = masked * (of_masked * packed / rate + sent / LINK) / 60
     evaluations = settings.eval_share * training_minutes
-    if head:  # reading takes less than the most that evaluations may take
+    if head:  # reading may take less time than evaluations are allowed to take
         a_token = 2 * sum(module.weight.numel() for _, module in linear_modules(model)) + head.operations / 3
         each = a_token * _dev_tokens(prepared) / rate / 60
         evaluations = min(evaluations, each * (steps / settings.eval_steps if settings.eval_steps else EVALUATIONS))
@@ -212,7 +246,7 @@ def estimate(prepared: Prepared, model: CausalLM, ranks: int = 1) -> Estimate:
 
 
 def _dev_tokens(prepared: Prepared) -> float:
-    """The tokens of the dev documents that are read at an evaluation, from those of train by their characters."""
+    """Return the tokens of the dev documents of an evaluation, estimated by the tokens per character of train."""
     wanted = prepared.recipe.train.eval_documents or len(prepared.splits.dev)
     share = min(1.0, wanted / max(1, len(prepared.splits.dev)))
     read, characters = (
@@ -224,22 +258,30 @@ def _dev_tokens(prepared: Prepared) -> float:
 def predict_memory(
     model: CausalLM, recipe: Config, device: torch.device, tokens: int, head: HeadLoad | None = None
 ) -> Memory:
-    """The memory of a step whose largest part has `tokens`; `model` is on the meta device."""
+    """Predict the peak memory of a step on one device.
+
+    Args:
+        model: the model on the meta device.
+        recipe: the recipe.
+        device: the device that trains.
+        tokens: the number of tokens in the largest part of a step.
+        head: the cost of the span head; None if the answer is written.
+    """
     base, width = recipe.model.base, _width(recipe.model.base, device)
     linear = [module for _, module in linear_modules(model)]
     weights = sum(module.weight.numel() for module in linear)
     others = sum(parameter.numel() for parameter in model.parameters()) - weights
     if head and not recipe.train.masked_epochs:
-        others -= own_output_weights(model)  # which is on the CPU where only spans are read
+        others -= own_output_weights(model)  # the output layer is on the CPU if only spans are read
     if parking(recipe, device) and own_output_weights(model):
         others -= model.get_input_embeddings().weight.numel()
     scales = 4 * sum(module.out_features for module in linear) if base in ("fp8", "int8") else 0
     adapters = adapter_weights(model, recipe.lora)
     of_head = head.weights if head else 0
-    copies = 4 if recipe.lora.full and width == 4 else 8  # bytes: fp32 weight, unless it is the base's, and gradient
+    copies = 4 if recipe.lora.full and width == 4 else 8  # gradient, and a weight in fp32 unless the base has it
     average = 4 if recipe.train.average is not None else 0
     text = model.config
-    working = 2 * (8 * text.hidden_size + 4 * text.intermediate_size) * width  # of the layer that is computed again
+    working = 2 * (8 * text.hidden_size + 4 * text.intermediate_size) * width  # of the layer that is being recomputed
     positions = HEAD_CHUNK if recipe.train.pack == "shared" else tokens
     of_tokens = positions * text.vocab_size * (width + 8)
     of_spans = max(head.bytes * tokens, of_tokens if recipe.train.masked_epochs else 0) if head else 0
@@ -253,8 +295,10 @@ def predict_memory(
 
 
 def of_a_rank(memory: Memory, model: CausalLM, recipe: Config, ranks: int) -> Memory:
-    """The memory of one of `ranks` processes, from that of a single one: the gradients of all are summed in a buffer of
-    their own, and of a base that is divided each has a part, and some layers at a time.
+    """Return the memory of one of `ranks` processes, given the memory of a single process.
+
+    Each rank has a further buffer in which the gradients of all ranks are summed. If the base is divided, a rank holds
+    its part of the base, and GATHERED whole layers at a time.
     """
     if ranks == 1:
         return memory
@@ -269,7 +313,10 @@ def of_a_rank(memory: Memory, model: CausalLM, recipe: Config, ranks: int) -> Me
 
 
 def _sent_bytes(model: CausalLM, recipe: Config, width: int, ranks: int, passes: int) -> float:
-    """Bytes that a rank sends in a step: its gradients in a ring, and its part of a divided base in each pass."""
+    """Return the bytes that a rank sends in a step.
+
+    It sends gradients (an all-reduce in a ring) and, for each pass through a divided base, its part of the base.
+    """
     others = (ranks - 1) / ranks
     reduced = 2 * others * 4 * adapter_weights(model, recipe.lora)
     if recipe.distributed.strategy != "fsdp":
@@ -279,9 +326,10 @@ def _sent_bytes(model: CausalLM, recipe: Config, width: int, ranks: int, passes:
 
 
 def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int:
-    """Return the most tokens of one forward pass.
+    """Return the largest number of tokens in one forward pass of training.
 
-    Where spans are read, a step of short texts may have fewer tokens than a pack.
+    Where spans are read, it is not more than the tokens of the longest examples of a step, which may be less than a
+    pack holds.
     """
     lengths = sorted(len(example.ids) for example in prepared.examples)
     longest = lengths[-1]
@@ -294,7 +342,7 @@ def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int
 def fitting(
     prepared: Prepared, model: CausalLM, device: torch.device, available_gib: float, ranks: int = 1
 ) -> dict[str, object] | None:
-    """Return the cheapest change of settings with which the recipe would fit; None where there is none."""
+    """Return the cheapest settings with which the recipe would fit into memory, by key; None if there are none."""
     head = head_load(prepared, model)
     for settings in _alternatives(prepared, device):
         recipe = _overridden(prepared.recipe, settings)
@@ -305,16 +353,16 @@ def fitting(
 
 
 def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
-    """Bytes that the layers keep for the backward pass, for each token."""
+    """Return the bytes that all layers keep for the backward pass, per token."""
     layers, width = decoder_layers(model), _width(recipe.model.base, device)
     hidden: int = model.config.hidden_size
     if not compiling(recipe, device):
         return len(layers) * hidden * width * (1 if checkpointing(recipe, device) else EAGER)
     adapted, rank = coverage(model, recipe.lora).matched, 0 if recipe.lora.full else recipe.lora.rank or 0
     fused = [parts for layer in layers for parts in _fused_mlps(layer, recipe, adapted)]
-    mlps = len(fused) * 2 * rank * width  # the updates before they are made as wide as the output
+    mlps = len(fused) * 2 * rank * width  # the products with LoRA's A, [tokens, rank]
     keep, dropped = keeping(recipe), 0
-    if recipe.lora.dropout:  # PEFT computes such adapters, from copies of their inputs
+    if recipe.lora.dropout:  # PEFT computes adapters with dropout, and keeps copies of their inputs
         rank, dropped = 0, _adapted_inputs(layers, adapted) * width
     if keep == "none":
         return len(layers) * hidden * width + mlps + dropped
@@ -330,15 +378,15 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
             is_kept = keep in ("fp8", "most") or not is_wide(*module.weight.shape)
             is_ours = every or (name in adapted and not recipe.lora.dropout)
             if id(module) not in alone and is_ours and is_kept:
-                # not the output of the last, which the next layer keeps as a sum
+                # The output of the last module is not counted: the next layer keeps it as part of its hidden state.
                 outputs += module.out_features if module is not linear[-1][1] else 0
                 outputs += rank if name in adapted else 0
-    attended = heads * (size * width + 4)  # with its log-sum-exp in fp32
+    attended = heads * (size * width + 4)  # the output of attention, and its log-sum-exp in fp32
     return len(layers) * (hidden * width + attended) + outputs * width + mlps + dropped
 
 
 def _adapted_inputs(layers: Sequence[torch.nn.Module], adapted: Sequence[str]) -> int:
-    """The inputs of one token to all linear modules that have an adapter, in numbers."""
+    """Return the total number of input features of all linear modules that have an adapter."""
     named = [pair for layer in layers for pair in layer.named_modules()]
     linear = [(name.rpartition(".")[2], module) for name, module in named if isinstance(module, torch.nn.Linear)]
     return sum(module.in_features for name, module in linear if name in adapted)
@@ -347,7 +395,7 @@ def _adapted_inputs(layers: Sequence[torch.nn.Module], adapted: Sequence[str]) -
 def _fused_mlps(
     layer: torch.nn.Module, recipe: Config, adapted: Sequence[str]
 ) -> list[tuple[torch.nn.Linear, torch.nn.Linear]]:
-    """The MLPs of a layer that are computed as one operator."""
+    """Return the MLPs of a layer that are computed as one operator, each as its `gate_up_proj` and `down_proj`."""
     if recipe.lora.full or recipe.lora.dropout or recipe.lora.dora or recipe.model.base in ("nf4", "int8"):
         return []
     if not {"gate_up_proj", "down_proj"} <= set(adapted):
@@ -356,12 +404,13 @@ def _fused_mlps(
 
 
 def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
-    """Operations for each token: forward, the gradients of the inputs and of trained weights, and what is computed
-    again.
+    """Return the floating-point operations per token of a step, without the head.
+
+    They are those of the forward pass, of the gradients of inputs and trained weights, and of recomputed products.
     """
     weights = [module.weight for _, module in linear_modules(model)]
     again = sum(weight.numel() for weight in weights if is_wide(*weight.shape))
-    keeps_none = keeping(recipe) == "none" or recipe.lora.full  # kept are products with an adapter
+    keeps_none = keeping(recipe) == "none" or recipe.lora.full  # only products of modules with an adapter are kept
     if checkpointing(recipe, device) or (compiling(recipe, device) and keeps_none):
         again = sum(weight.numel() for weight in weights)
     elif not compiling(recipe, device) or keeping(recipe) in ("fp8", "most"):
@@ -370,9 +419,12 @@ def _step_flops(model: CausalLM, recipe: Config, device: torch.device) -> float:
 
 
 def _alternatives(prepared: Prepared, device: torch.device) -> Iterator[dict[str, object]]:
-    """Ever smaller variants of a recipe: more is computed again, then a smaller optimizer, base and pack."""
+    """Yield changes of settings that need less and less memory, the cheapest first.
+
+    First more is recomputed in the backward pass; then the optimizer, the base and the packs become smaller.
+    """
     recipe = prepared.recipe
-    keeps = [keep for keep in get_args(config.Keep) if keep != "fp8"]  # which rounds
+    keeps = [keep for keep in get_args(config.Keep) if keep != "fp8"]  # fp8 rounds, so it is not proposed
     lower = keeps[: keeps.index("most" if keeping(recipe) == "fp8" else keeping(recipe))][::-1]
     axes: list[list[dict[str, object]]] = [[{}] for _ in range(4)]
     parts, bases, optimizers, recomputed = axes
@@ -403,12 +455,12 @@ def _overridden(recipe: Config, settings: Mapping[str, object]) -> Config:
 
 @cache
 def _width(base: config.Base, device: torch.device) -> int:
-    """Bytes of a number in the type that is computed with."""
+    """Return the bytes of a number in the type that the model computes in."""
     return 2 if pick_dtype(base, device) == torch.bfloat16 else 4
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the free memory of a device."""
+    """Return the free memory of a device in bytes; 8 GiB if the system does not tell it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
@@ -418,13 +470,17 @@ def available_bytes(device: torch.device) -> int:
 
 
 def _rate(recipe: Config, device: torch.device) -> float:
-    """FLOP/s that a step reaches on this device; timed once, which takes most of a plan's time on a CPU."""
+    """Return the FLOP/s that a training step reaches on this device.
+
+    The speed of matrix products is measured once; on a CPU this takes most of the time of `plan`.
+    """
     dtype = torch.bfloat16 if _width(recipe.model.base, device) == 2 else torch.float32
     way = "eager" if not compiling(recipe, device) else "fp8" if recipe.model.base == "fp8" else "compiled"
     if way == "eager" and device.type == "cpu" and dtype == torch.bfloat16:
-        way = "bf16 on a CPU"  # whose products are fast, and what lies between them is not
+        way = "bf16 on a CPU"  # its matrix products are fast, but the operations between them are slow
     rows, size = (4096, 5120) if device.type == "cuda" else (512, 1024)
-    # drawn at each call, so that a seeded run draws the same numbers after its plan, the first of a process or not
+    # These are drawn at every call, also if the speed is known already, so that a seeded run draws the same numbers
+    # afterwards in both cases.
     left, right = (torch.randn(count, size, device=device).to(dtype) for count in (rows, size))
     if (dtype, device) not in _product_rates:
         _product_rates[dtype, device] = _timed_products(left, right)
@@ -435,7 +491,7 @@ _product_rates: dict[tuple[torch.dtype, torch.device], float] = {}
 
 
 def _timed_products(left: torch.Tensor, right: torch.Tensor) -> float:
-    """FLOP/s of `left @ right`."""
+    """Return the FLOP/s of `left @ right`."""
     for timed in (False, True):
         start = time.perf_counter()
         for _ in range(8):

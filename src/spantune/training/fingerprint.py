@@ -1,8 +1,8 @@
-"""The hashes of what a run is made from: model, documents, task and the code; and what has changed since.
+"""The hashes of what a run is made from (model, documents, task and code), and what has changed since it began.
 
-Documents are hashed as they were read, limited and split, so that a file of another format or path with the same
-content is the same data; a model by its files, each read once until it changes. A run is resumed only with
-what it began with. A changed release of spantune or torch is only reported.
+Documents are hashed after they were read, limited and split, so that the same content in another format or path has the
+same hash. A model is hashed by its files; each file is read once until it changes. A run is resumed only with the same
+model, documents and task. Another release of spantune or torch is reported, and the run resumes.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ FIXED = {
     "test_sha256": "the test documents",
     "task_sha256": "the task",
 }
-"""What must not change while a run goes on, by its key."""
+"""The keys of `environment.json` that must be the same when a run is resumed, and what they stand for."""
 
 
 def fingerprint(prepared: Prepared) -> dict[str, str]:
-    """Hash all that `prepared` trains on and the code; includes the source of the model with its commit.
+    """Return the SHA-256 of model, documents, task, code and the adapter of a warm start, by key.
 
-    The adapter of a warm start is hashed too.
+    `model_source` is the source of the model, with the commit of a model from a hub; for `commit` see `code`.
     """
     splits = prepared.splits
     hashes = {"model_sha256": hash_model(prepared.files.folder), "task_sha256": hash_task(prepared.task)}
@@ -50,10 +50,13 @@ def fingerprint(prepared: Prepared) -> dict[str, str]:
 
 
 def require_unchanged(folder: Path, now: Mapping[str, str]) -> list[str]:
-    """Compare the environment that a run began in with `now`; returns the other differences, such as a release.
+    """Compare what a run began with, as its `environment.json` records it, with `now`.
+
+    Returns:
+        The differences with which a run may be resumed, such as another release, in sentences.
 
     Raises:
-        RunError: model, data or task changed, or the record is damaged.
+        RunError: model, data or task have changed, or `environment.json` is missing or damaged.
     """
     before = read_environment(folder)
     changed = [what for key, what in FIXED.items() if before.get(key) != now[key]]
@@ -75,7 +78,7 @@ def read_environment(folder: Path) -> dict[str, str]:
     """Read the `environment.json` of a run.
 
     Raises:
-        RunError: it is missing or damaged.
+        RunError: the file is missing or damaged.
     """
     path = RunFolder(folder).environment_file
     try:
@@ -88,12 +91,15 @@ def read_environment(folder: Path) -> dict[str, str]:
 
 
 def hash_task(task: TaskSpec) -> str:
-    """Return the SHA-256 of a task; that of a nested one is what it was before tasks could be another."""
+    """Return the SHA-256 of a task.
+
+    A nested task is hashed without the field `nested`, so that its hash is the same as before this field was added.
+    """
     return _hash([task.model_dump_json(exclude={"nested"} if task.nested else None)])
 
 
 def code() -> dict[str, str]:
-    """Return the SHA-256 of spantune's source, and in a checkout its commit (with `+` where files differ from it)."""
+    """Return the SHA-256 of spantune's source, and in a git checkout its commit, with `+` if files differ from it."""
     hashes = {
         "code_sha256": _hash(f"{p.relative_to(_SOURCE)}\t{sha256_of(p)}\n" for p in sorted(_SOURCE.rglob("*.py")))
     }
@@ -132,7 +138,7 @@ def environment() -> dict[str, str]:
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     )
     values["ranks"] = str(world_size())
-    values["spantune"] = __version__  # of the code that runs; what is installed may be of an earlier checkout
+    values["spantune"] = __version__  # the code that runs; installed metadata may be those of an earlier checkout
     for name in _PACKAGES:
         try:
             values[name] = metadata.version(name)

@@ -160,8 +160,8 @@ def train(
 
     Raises:
         SpantuneError: the recipe, the data, the model or the run folder cannot be used; no run folder is left behind.
-        KeyboardInterrupt: a first SIGINT or SIGTERM came; a checkpoint was saved. A second signal ends the process at
-            once.
+        KeyboardInterrupt: a first SIGINT or SIGTERM came; the steps that were done are saved in a checkpoint. A second
+            signal ends the process at once.
     """
     started = time.perf_counter()
     given = _recipe(recipe, overrides, resume)

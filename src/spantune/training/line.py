@@ -1,6 +1,6 @@
-"""What a training line in `metrics.jsonl` says of the steps since the line before it.
+"""The figures of a training line in `metrics.jsonl`, which covers the steps since the line before it.
 
-Tokens and splits are those of all processes that train together; memory is that of the first.
+Tokens and splits for want of memory are those of all processes that train together; memory is that of rank 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from spantune.training.step import StepResult, StepRunner
 
 
 class TrainingLine:
-    """What the training line says of the steps since the last one."""
+    """Collects the figures of the steps since the last training line.
+
+    Args:
+        runner: takes the steps.
+        clock: counts the seconds of training.
+    """
 
     def __init__(self, runner: StepRunner, clock: Clock):
         self.runner, self.clock = runner, clock
@@ -25,23 +30,26 @@ class TrainingLine:
         self._result: StepResult | None = None
         self._steps_seen, self._warm_since = 0, 0.0
         self.positions = (runner.tokens, runner.padding)
-        """Positions and padding of all processes so far."""
+        """Positions without padding and positions of padding that all processes have computed so far."""
         self.begin(0)
 
     def begin(self, step: int) -> None:
-        """Count from `step`, now."""
+        """Begin a line after `step` steps, now."""
         self._step, self._seconds = step, self.clock.seconds
         self._positions = self.positions
 
     def add(self, result: StepResult, positions: tuple[int, int]) -> None:
-        """Count a step, after which all processes have computed so many positions and so much padding."""
+        """Add a step; `positions` are the positions and the padding that all processes have computed after it."""
         self._loss += result.loss
         self._result = result
         self._steps_seen += 1
         self.positions = positions
 
     def first_steps(self, warm: int, measured: int) -> float | None:
-        """Seconds a step of the `measured` steps after the first `warm`, once they are over; else None."""
+        """Return the mean seconds of the `measured` steps after the first `warm` steps.
+
+        The caller asks after every step; the answer is None except after the last of these steps.
+        """
         if self._steps_seen not in (warm, warm + measured):
             return None
         if torch.cuda.is_available():
@@ -53,14 +61,20 @@ class TrainingLine:
         return (now - self._warm_since) / measured
 
     def taken(self, step: int, epoch: float, batch_examples: int) -> dict[str, float]:
-        """The values of the line after `step`; counting begins anew."""
+        """Return the figures of the line after step number `step`, and begin the next line.
+
+        Args:
+            step: the number of the step.
+            epoch: the number of epochs that are over.
+            batch_examples: the examples of a step.
+        """
         assert self._result is not None
         steps = step - self._step
         seconds = max(1e-9, self.clock.seconds - self._seconds)
         tokens, padding = (now - before for now, before in zip(self.positions, self._positions, strict=True))
         skipped, unknown = self.runner.guard.taken()
         loss = self._loss.item() / steps
-        if skipped:  # the mean over the steps that had a loss
+        if skipped:  # the mean is over the steps with a finite loss
             loss = loss * steps / (steps - unknown) if steps > unknown else math.nan
         values = {
             "loss": loss,
@@ -83,7 +97,7 @@ class TrainingLine:
 
 
 def _peak_memory() -> dict[str, float]:
-    """The most memory that was in use so far, GiB: of the GPU, or of the process where there is none."""
+    """Return the peak memory so far in GiB: of the GPU, or of the process if there is no GPU."""
     if torch.cuda.is_available():
         return {"peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 3)}
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere

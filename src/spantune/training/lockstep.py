@@ -1,6 +1,6 @@
-"""Extraction by ranks that share a divided base: each computes its own documents, and gathers layers for the others.
+"""Extraction by ranks with a divided base: each computes its own documents, and gathers layers with the others.
 
-A layer that is divided is gathered from all ranks for each pass through it, so that a pass takes all of them.
+Before a pass through a divided layer the layer is gathered from all ranks. So all ranks must take part in each pass.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from spantune.training.ranks import Ranks
 
 @contextmanager
 def in_lockstep(model: CausalLM, ranks: Ranks, stop: StopRequest) -> Iterator[None]:
-    """Let every rank take as many passes through `model` as it likes inside the block.
+    """Let the ranks take different numbers of passes through `model` inside the block.
 
-    Before a pass each rank says that it takes one. A rank that has none left gathers the layers for the others, until
-    no rank has any left; only then the block ends. A signal that one rank got is in `stop` of all by the next pass.
+    Before each pass a rank tells the others that it takes one. A rank that has finished its passes takes part in
+    gathering the layers until all ranks have finished; then the block ends. A signal that one rank got is in `stop` on
+    all ranks by the next pass.
 
     Raises:
-        RunError: a pass failed, such as for want of memory; the other ranks, which wait in its middle, cannot go on.
+        RunError: a pass failed, for example for want of memory. The other ranks wait in the middle of it and cannot go
+            on.
     """
     passes = _Passes(ranks, stop)
     base = causal_lm(model).base_model
@@ -41,31 +43,31 @@ def in_lockstep(model: CausalLM, ranks: Ranks, stop: StopRequest) -> Iterator[No
 
 
 class _Passes:
-    """The passes of this rank, each of which the other ranks know of."""
+    """Tells the other ranks of each pass of this rank."""
 
     def __init__(self, ranks: Ranks, stop: StopRequest):
         self._ranks, self._stop = ranks, stop
         self._is_within = False
 
     def begin(self, *_: Any) -> None:
-        """Tell the other ranks of a pass."""
+        """Tell the other ranks that this one begins a pass."""
         self.require_whole()
         self._is_within = True
         self._tell(1)
 
     def end(self, *_: Any) -> None:
-        """A pass has gone through all layers."""
+        """Note that the pass has gone through all layers."""
         self._is_within = False
 
     def others_take_one(self) -> bool:
-        """Tell the other ranks that this one takes no pass; returns whether any of them does."""
+        """Tell the other ranks that this one takes no pass; returns whether another rank takes one."""
         return self._tell(0)
 
     def require_whole(self) -> None:
-        """Check that the last pass has ended.
+        """Check that the last pass of this rank has ended.
 
         Raises:
-            RunError: it has failed within the layers.
+            RunError: it has failed inside the layers.
         """
         if self._is_within:
             raise RunError(

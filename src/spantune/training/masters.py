@@ -1,7 +1,7 @@
-"""fp32 copies of weights that are trained in bf16, as mixed-precision training keeps them.
+"""fp32 copies (master weights) of weights that are trained in bf16, as mixed-precision training keeps them.
 
-AdamW's small steps are lost when they are added to a bf16 weight. So the optimizer changes an fp32 copy, the model gets
-the copy rounded to its own type, and every forward pass, of training and of extraction, stays as it is.
+AdamW's small updates would be lost if they were added to a bf16 weight. So the optimizer changes an fp32 copy, and the
+model gets the copy rounded to its own type. The forward passes of training and extraction do not change.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from spantune.core import RunError
 
 
 class MasterWeights:
-    """The fp32 copies of the parameters of `optimizer` that are of another type; it changes these copies from then on.
+    """The fp32 copies of those parameters of `optimizer` that are not fp32; the optimizer changes them from then on.
 
-    Parameters in fp32, such as LoRA adapters, have none.
+    Parameters in fp32, such as LoRA adapters, have no copy.
     """
 
     def __init__(self, optimizer: Optimizer):
@@ -27,7 +27,7 @@ class MasterWeights:
             group["params"] = [self._master_of(weight) for weight in group["params"]]
 
     def take_gradients(self) -> None:
-        """Move the gradients of the weights to their copies."""
+        """Move the gradients of the weights to the copies, as fp32."""
         for weight, master in self._pairs:
             if weight.grad is not None:
                 master.grad = weight.grad.float()
@@ -39,20 +39,21 @@ class MasterWeights:
             weight.grad = None
 
     def give_weights(self) -> None:
-        """Round the copies into the weights."""
+        """Set the weights to their copies, rounded to the type of the weights."""
         with torch.no_grad():
             for weight, master in self._pairs:
                 weight.copy_(master)
 
     def state(self) -> list[Tensor]:
-        """Return the copies, as a checkpoint saves them."""
+        """Return the copies, for a checkpoint."""
         return [master.detach() for _, master in self._pairs]
 
     def restore(self, state: Sequence[Tensor]) -> None:
         """Take the copies of a checkpoint.
 
         Raises:
-            RunError: it has copies of other weights, since the model was in another type then.
+            RunError: the checkpoint has another number of copies, since the model was of another type when it was
+                written.
         """
         if len(state) != len(self._pairs):
             raise RunError(
@@ -65,7 +66,7 @@ class MasterWeights:
                 master.copy_(saved)
 
     def _master_of(self, weight: Tensor) -> Tensor:
-        """The tensor that the optimizer changes for `weight`: a new copy, or the weight itself where that is fp32."""
+        """Return the tensor that the optimizer changes for `weight`: a new copy, or the weight itself if it is fp32."""
         if weight.dtype == torch.float32:
             return weight
         master = weight.detach().float().requires_grad_()

@@ -1,10 +1,10 @@
-"""Measuring a run by real extraction: the test documents before and after training, a slice of dev while it trains.
+"""Measuring a run by real extraction: the test documents before and after training, dev documents during training.
 
-What is measured is recorded, shown on the dashboards, and kept in `predictions/`. A signal ends an extraction between
-two documents.
+The figures are recorded in `metrics.jsonl` and shown on the dashboards; the predictions are kept in `predictions/`. A
+signal ends an extraction between two documents.
 
-Of several processes each extracts its share of the documents, and all get the extractions of all, in order; figures
-and thresholds are those of rank 0.
+With several processes, each extracts its share of the documents, and all of them get all extractions, in the order of
+the documents. The figures and thresholds of rank 0 are used.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from spantune.training.preparation import Prepared
 from spantune.training.ranks import ALONE, Ranks
 
 FEWEST_DEV_DOCUMENTS = 8
-"""Dev documents that steer at the least, however little time `train.eval_share` leaves."""
+"""The least number of dev documents in an evaluation, however little time `train.eval_share` leaves."""
 
 FEW_DEV_DOCUMENTS = 200
-"""Dev documents that steer at the most where answers are written, unless `train.eval_documents` says otherwise."""
+"""The largest number of dev documents in an evaluation where answers are written and `train.eval_documents` is not
+set."""
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ class Measuring:
         prepared: the run's documents, encoder and recipe.
         model: the model under training.
         folder: the folder of the run.
-        trackers: where the figures go; None for a process that records nothing.
-        stop: ends an extraction between two documents.
+        trackers: record the figures; None for a process that records nothing.
+        stop: the request that ends an extraction between two documents.
         ranks: the processes that measure together.
     """
 
@@ -61,7 +62,7 @@ class Measuring:
         self._seconds_per_document = 0.0
 
     def use(self, model: CausalLM) -> None:
-        """Extract with another model from here on."""
+        """Extract with `model` from now on."""
         recipe = self.prepared.recipe
         self.extractor = _StoppableExtractor(
             self.stop, model, self.prepared.encoder, recipe.extract, on_choices=recipe.train.on_choices
@@ -69,10 +70,16 @@ class Measuring:
         self.extractor.ranks = self.ranks
 
     def measure_dev(self, step: int, seconds: float) -> Mapping[str, float]:
-        """Measure the dev documents that steer, as many as `seconds` allow from the first measuring on.
+        """Measure dev documents after step number `step`; the documents are the same at each step.
+
+        Their number is fixed at the first call: the time that an earlier evaluation took for a document tells how many
+        can be extracted in `seconds`.
+
+        Returns:
+            The figures by name, without those that are undefined.
 
         Raises:
-            Stopped: a signal came meanwhile; nothing is recorded.
+            Stopped: a signal came during the extraction; nothing is recorded.
         """
         if not self._steering:
             self._steering = self.prepared.steering(self.ranks.from_main(lambda: self._slice_size(seconds)))
@@ -81,11 +88,11 @@ class Measuring:
         return {key: value for key, value in values.items() if value is not None}
 
     def measure_test(self, step: int, **more: float) -> Evaluation:
-        """Measure all test documents; `more` figures go on the same line."""
+        """Measure all test documents; `more` are further figures for the same line of `metrics.jsonl`."""
         return self.measure(self.prepared.splits.test, "test", step, **more)
 
     def scores_before(self) -> Scores | None:
-        """The untrained model's scores, from the predictions that the run kept before it was interrupted."""
+        """Return the scores before training, from the predictions of the run before it was resumed; None without."""
         path = self.folder.predictions("test", 0)
         if not path.is_file():
             return None
@@ -93,9 +100,9 @@ class Measuring:
         return score(self.prepared.splits.test, predicted, self.prepared.task.codes)
 
     def measure(self, documents: Sequence[Document], split: str, step: int, **more: float) -> Evaluation:
-        """Extract `documents`, score, keep and record them."""
+        """Extract `documents`, score the extractions, keep the predictions and record the figures."""
         train = self.prepared.splits.train if split == "test" else None  # for the slices of the report
-        self.extractor.keeps_candidates = split == "dev" and self.prepared.task.reads  # to choose thresholds on dev
+        self.extractor.keeps_candidates = split == "dev" and self.prepared.task.reads  # thresholds are chosen on dev
         evaluation = evaluate(self.extractor, list(documents), f"extract {split}", train=train)
         self._seconds_per_document = evaluation.seconds / len(documents)
         if self.extractor.keeps_candidates and (head := head_of(self.extractor.model)) is not None:
@@ -106,7 +113,7 @@ class Measuring:
         return evaluation
 
     def _slice_size(self, seconds: float) -> int:
-        """How many dev documents steer: as many as before a resume, else what fits into `seconds`."""
+        """Return the number of dev documents in an evaluation: that before a resume, else what fits into `seconds`."""
         settings = self.prepared.recipe.train
         documents = len(self.prepared.splits.dev)
         default = documents if self.prepared.task.reads else FEW_DEV_DOCUMENTS
@@ -122,7 +129,7 @@ class Measuring:
         return size
 
     def _keep_predictions(self, split: str, step: int, evaluation: Evaluation) -> None:
-        """Write what was extracted; a disk that refuses it costs these predictions and not the run."""
+        """Write the extractions; if the disk refuses them, a warning is logged and the run goes on."""
         try:
             save_predictions(self.folder.predictions(split, step), evaluation.extractions)
         except (DataError, OSError) as error:
@@ -130,7 +137,7 @@ class Measuring:
 
 
 class _StoppableExtractor(Extractor):
-    """An extractor that ends between two documents once the run is asked to stop; ranks share the documents."""
+    """An extractor that ends between two documents after a request to stop; the ranks share the documents."""
 
     ranks = ALONE
 
@@ -141,13 +148,17 @@ class _StoppableExtractor(Extractor):
         self._stop = stop
 
     def stream(self, documents: Iterable[str | Prediction], *, strict: bool = True) -> Iterator[Extraction]:
-        """As an Extractor does; raises Stopped, on all ranks where one of them is asked to."""
+        """Yield the extraction of each document (see `Extractor.stream`).
+
+        Raises:
+            Stopped: a rank was asked to stop; raised on all ranks.
+        """
         if self.ranks.size == 1:
             return self._stop.watch(super().stream(documents, strict=strict))
         return iter(self._shared_out(list(documents), strict))
 
     def _shared_out(self, documents: list[str | Prediction], strict: bool) -> list[Extraction]:
-        """The extractions of all documents, in order, of which this rank makes every so many."""
+        """Return the extractions of all documents, in order; of n ranks, each extracts every n-th document."""
         ranks = self.ranks
         own = documents[ranks.rank :: ranks.size]
         extractions: list[Extraction] = []

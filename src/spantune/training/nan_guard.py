@@ -1,8 +1,9 @@
 """A guard against steps whose loss or gradient is not finite, and a warning of losses that jump.
 
-A step that is not finite would ruin the weights: the run stops, or the step is skipped, as `train.on_nan` says; both
-name the documents of the step. A run of which every step is broken stops either way. A jump of the loss is only warned
-of: whether a loss is too high is for people to judge. Which of the step's documents is at fault is not found out.
+A step with such a loss or gradient would ruin the weights. `train.on_nan` says whether the run stops or the step is
+skipped; the message names the documents of the step, but does not find out which of them is the cause. After more than
+MOST_SKIPPED such steps in a row the run stops in both cases. If the loss jumps, a warning is logged and the step is
+taken.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Literal
 
 from spantune.core import RunError
 
-WINDOW = 32  # losses that a new one is compared with
-FEWEST = 8  # of them, before a jump is warned of
-LEARNT = 0.1  # nats a token; under it a jump is not warned of, since such a step hardly changes the weights
-MOST_SKIPPED = 5  # steps in a row
-MOST_NAMED = 20  # documents in a message
+WINDOW = 32  # the number of recent losses that a new loss is compared with
+FEWEST = 8  # with fewer recent losses there is no warning of a jump
+LEARNT = 0.1  # nats per token; there is no warning below it, since such a step hardly changes the weights
+MOST_SKIPPED = 5  # the most steps that are skipped in a row
+MOST_NAMED = 20  # the most documents that a message names
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +41,15 @@ class StepGuard:
         self._recent: deque[float] = deque(losses, WINDOW)
 
     def accepts(self, loss: float, step: int, documents: Sequence[str]) -> bool:
-        """Whether a step with this loss may change the weights; a loss far above the recent ones is warned of.
+        """Whether a step with this loss may change the weights; a loss far above the recent ones is logged.
+
+        Args:
+            loss: the loss per target token or example.
+            step: the number of the step, for messages.
+            documents: the ids of the step's documents, for messages.
 
         Raises:
-            RunError: it is not finite and the run is to stop, or too many such steps came in a row.
+            RunError: the loss is not finite, and `on_nan` is `stop` or too many such steps came in a row.
         """
         if not math.isfinite(loss):
             self._refuse(f"the loss became {loss}", step, documents)
@@ -63,7 +69,7 @@ class StepGuard:
         """Whether a step with this gradient norm may change the weights.
 
         Raises:
-            RunError: as `accepts`.
+            RunError: the norm is not finite, and `on_nan` is `stop` or too many such steps came in a row.
         """
         if not math.isfinite(norm):
             self._refuse(f"the gradient norm became {norm}", step, documents)
@@ -72,7 +78,7 @@ class StepGuard:
         return True
 
     def taken(self) -> tuple[int, int]:
-        """The steps skipped since the last call, and how many of them had no finite loss; counting begins anew."""
+        """Return how many steps were skipped since the last call, and how many of them had no finite loss."""
         counts = self._skipped, self._without_loss
         self._skipped = self._without_loss = 0
         return counts

@@ -1,7 +1,7 @@
-"""The most tokens of a pack, where the recipe leaves it open: so many that a step is few packs, and even ones.
+"""The maximum number of tokens in a pack, if the recipe leaves it open: a step gets few packs of about equal size.
 
-A pack takes a time of its own, whatever it holds, so that one pack is faster than two halves. A device whose memory is
-predicted to hold larger packs gets them, if a step fills them.
+Every pack has a fixed cost, so one pack is faster than two packs of half its size. The size is raised above the default
+of the device only if the device's memory is predicted to hold larger packs and a step has enough tokens for them.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ from spantune.training.preparation import Prepared
 from spantune.training.ranks import is_divided
 
 MOST = {"cpu": 2048, "cuda": 8192}
-"""Tokens of a pack at the most; longer ones are hardly faster."""
+"""The largest size that is chosen for a pack, in tokens; larger packs are hardly faster."""
 ROOM = {"cpu": 0.5, "cuda": 0.85}
-"""Share of the free memory that a step with packs over the default may take. On a GPU predictions are within a tenth,
-and a step that does not fit is split; on a CPU neither is so."""
+"""The share of the free memory that a step may take with packs above the default size.
+
+On a GPU predictions are within 10 %, and a step that does not fit is split; neither holds on a CPU."""
 DEVIATIONS = 2
-"""Steps with so many standard deviations more tokens than the mean are still as few packs."""
+"""Packs are sized for a step whose tokens are this many standard deviations above the mean."""
 MULTIPLE = 256
+"""The size of a pack is a multiple of this, in tokens."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the packs of a step hold.
+    """The tokens that the packs of a step have to hold.
 
     Args:
-        lengths: of all examples, without the tokens that a pack holds once.
-        prefix: of these tokens.
-        examples: of a step, over all ranks.
-        ranks: the processes that share a step evenly.
+        lengths: the number of tokens of each training example, without the shared prefix.
+        prefix: the number of tokens of the shared prefix, which each pack holds once.
+        examples: the number of examples in a step, over all ranks.
+        ranks: the number of processes that share a step evenly.
     """
 
     lengths: Sequence[int]
@@ -47,19 +49,26 @@ class Load:
 
     @property
     def tokens(self) -> float:
-        """Tokens of a rank's examples in a step that is larger than nearly all others."""
+        """The tokens of one rank's examples in a large step: DEVIATIONS standard deviations above the mean."""
         spread = DEVIATIONS * statistics.pstdev(self.lengths) * math.sqrt(self.examples)
         return (self.examples * statistics.fmean(self.lengths) + spread) / self.ranks
 
     def packs_of(self, most: int) -> int:
-        """Return the size with which a step is as few packs as with `most`, and even ones."""
+        """Return the size of packs with which a step has as few packs as with the size `most`, all of equal size."""
         packs = math.ceil(self.tokens / max(1, most - self.prefix))
         even = self.prefix + math.ceil(self.tokens / packs)
         return min(most, -(-even // MULTIPLE) * MULTIPLE)
 
 
 def largest_packs(load: Load, least: int, fits: Callable[[int], bool], device: str = "cuda") -> int:
-    """Return the size of packs for a load: `least`, or a larger one that `fits` where a step has more tokens."""
+    """Return the size of packs for a load, in tokens.
+
+    Args:
+        load: the tokens of a step.
+        least: the smallest size, which is returned if a step has no more tokens or no larger size fits.
+        fits: whether packs of a given size fit into memory.
+        device: "cpu" or "cuda".
+    """
     if load.prefix + load.tokens > least:
         for most in range(MOST[device], least, -1024):
             size = load.packs_of(most)
@@ -69,10 +78,15 @@ def largest_packs(load: Load, least: int, fits: Callable[[int], bool], device: s
 
 
 def pack_size(prepared: Prepared, model: CausalLM, ranks: int = 1) -> int:
-    """Return the most tokens of a pack of a recipe on this device; `model` is its model on the meta device.
+    """Return the maximum number of tokens in a pack for a recipe on this device.
 
-    A recipe that names a size gets it. A base that is divided over ranks gets the default of the device, since there a
-    step that does not fit into memory cannot be split.
+    A size that the recipe names is kept. If the base is divided over ranks, the device's default is returned, since a
+    step that does not fit into memory cannot be split then.
+
+    Args:
+        prepared: the recipe and its examples.
+        model: its model on the meta device.
+        ranks: the number of processes that train together.
     """
     recipe, device = prepared.recipe, pick_device(prepared.recipe.model.device)
     least = prepared.pack_tokens(device.type)
@@ -90,8 +104,9 @@ def pack_size(prepared: Prepared, model: CausalLM, ranks: int = 1) -> int:
 
 
 def with_pack_tokens(prepared: Prepared, tokens: int) -> Prepared:
-    """Return the run with this size of packs where its recipe leaves it open; the default of a CPU stays open, so that
-    a GPU that goes on with the run has its own.
+    """Return `prepared` with `tokens` as the size of packs, if its recipe leaves the size open.
+
+    The default of a CPU is not written into the recipe, so that a run that is resumed on a GPU gets the GPU's size.
     """
     recipe, device = prepared.recipe, pick_device(prepared.recipe.model.device)
     if not _is_open(recipe, device) or (device.type == "cpu" and tokens <= prepared.pack_tokens("cpu")):
@@ -101,5 +116,5 @@ def with_pack_tokens(prepared: Prepared, tokens: int) -> Prepared:
 
 
 def _is_open(recipe: config.Config, device: torch.device) -> bool:
-    """Whether the size of packs is chosen by what the device can hold."""
+    """Whether the recipe leaves the size of packs open, so that it is chosen by the memory of the device."""
     return device.type in MOST and recipe.train.pack == "shared" and recipe.train.pack_tokens is None

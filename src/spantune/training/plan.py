@@ -1,7 +1,7 @@
 """Audits of a recipe before training, with its predicted memory and time.
 
-Each audit is a named check with its result and a remedy; `spantune plan` exits with 1 when one fails, and `train` does
-not start. Memory and time come from `estimate`.
+Each audit is a named check with its result and a remedy. If one fails, `spantune plan` exits with 1, and `train` does
+not start (except for the audit of memory). Memory and time come from `estimate`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """The audits and the estimate of a recipe, and warnings of what is unlikely to work."""
+    """The audits of a recipe, its predicted memory and time, and warnings of what is unlikely to work."""
 
     audits: tuple[Audit, ...]
     estimate: Estimate
@@ -68,11 +68,11 @@ class Plan:
 
     @property
     def failed(self) -> list[Audit]:
-        """Audits that do not pass and that the recipe does not waive."""
+        """The audits that fail and that the recipe does not waive."""
         return [audit for audit in self.audits if not audit.ok and not audit.waived]
 
     def as_dict(self) -> dict[str, object]:
-        """The plan as one JSON object."""
+        """Return the plan as one JSON object: `ok`, `audits`, `warnings` and `estimate`."""
         return {
             "ok": not self.failed,
             "audits": [asdict(audit) for audit in self.audits],
@@ -91,8 +91,9 @@ def plan_recipe(
         print([audit.remedy for audit in plan.failed], plan.estimate.memory.total_gib)
 
     Args:
-        recipe: the path of its file, a Config, or a mapping with its sections.
-        overrides: `section.key=value` as on the command line, whose values are YAML.
+        recipe: the path of a recipe file, a Config, or a mapping with the sections of a recipe.
+        overrides: values that replace those of the recipe, each as `section.key=value` with the value in YAML, as on
+            the command line.
 
     Raises:
         SpantuneError: the recipe, the data or the model cannot be used.
@@ -104,9 +105,12 @@ def make_plan(prepared: Prepared, *, is_new: bool = True, ranks: int = 1) -> Pla
     """Audit a prepared recipe and predict its memory and time.
 
     Args:
-        prepared: the recipe with all that it names.
+        prepared: the recipe with its data and model files.
         is_new: False for a run that is resumed.
-        ranks: how many processes train together, each on a device like this one.
+        ranks: the number of processes that train together, each on a device like this one.
+
+    Raises:
+        ModelError: no causal LM can be made of the model's configuration.
     """
     prepared, model = settled(prepared, ranks), skeleton(prepared.files.config)
     covered, predicted = coverage(model, prepared.recipe.lora), estimate(prepared, model, ranks)
@@ -132,7 +136,10 @@ def make_plan(prepared: Prepared, *, is_new: bool = True, ranks: int = 1) -> Pla
 
 
 def settled(prepared: Prepared, ranks: int = 1) -> Prepared:
-    """Return the run with what its recipe leaves to this device: the size of packs, then what layers keep of them."""
+    """Return `prepared` with the values filled in that are chosen for this device: `train.pack_tokens`, `train.keep`.
+
+    What layers keep for the backward pass depends on the size of packs, which is therefore chosen first.
+    """
     model = skeleton(prepared.files.config)
     prepared = with_pack_tokens(prepared, pack_size(prepared, model, ranks))
     recipe = prepared.recipe
@@ -143,10 +150,12 @@ def settled(prepared: Prepared, ranks: int = 1) -> Prepared:
 
 
 def require(plan: Plan) -> None:
-    """Check that no audit failed, and log the warnings; predicted memory is one, since it is an estimate.
+    """Log the warnings of a plan, and check that no audit failed.
+
+    If the audit of memory fails, that is logged as a warning too, since memory is only predicted.
 
     Raises:
-        ModelError: an audit failed; names every one.
+        ModelError: audits failed; the error names all of them.
     """
     failed = [audit for audit in plan.failed if audit.name != MEMORY]
     for audit in (audit for audit in plan.failed if audit.name == MEMORY):
@@ -193,7 +202,7 @@ def _attention(prepared: Prepared) -> Audit:
 
 
 def _start(prepared: Prepared, covered: Coverage) -> list[Audit]:
-    """Check that a warm start has an adapter for just the modules that the recipe names; nothing without one."""
+    """Check that the adapter of a warm start is on the modules that the recipe names; no audit without a warm start."""
     start = prepared.start
     if start is None:
         return []
@@ -214,7 +223,7 @@ def _card(prepared: Prepared) -> Audit:
 
 
 def _readable(prepared: Prepared) -> Audit:
-    """Check that every entity of dev and test is short enough to be read; encoding has checked those of train."""
+    """Check that no entity is too long to be read."""
     longest = config.filled(prepared.recipe.spans.longest)
     too_long = [
         (f"{path}: document {document.id!r}, {entity.label} [{entity.start}, {entity.end})", entity.end - entity.start)
@@ -293,7 +302,7 @@ def _window(prepared: Prepared) -> Audit:
 
 
 def _extractable(prepared: Prepared) -> Audit:
-    """Check what would end the run at an evaluation: a text that extraction refuses, or no text at all."""
+    """Check that evaluations can run: dev and test have documents, and extraction refuses none of them."""
     recipe, window = prepared.recipe, prepared.files.config.max_position_embeddings
     held_out = splits_with_files(recipe, prepared.splits)[1:]
     problems = []
@@ -314,7 +323,7 @@ def _extractable(prepared: Prepared) -> Audit:
 
 
 def _nesting(prepared: Prepared) -> Audit:
-    """Check gold against `task.nested`; only a task that says that nothing overlaps can be contradicted."""
+    """Check that no gold entities overlap if `task.nested` is false."""
     nested = prepared.task.nested
     found = [(overlapping(documents), path) for documents, path in splits_with_files(prepared.recipe, prepared.splits)]
     with_overlaps = {path: documents for documents, path in found if documents}
@@ -330,7 +339,7 @@ def _nesting(prepared: Prepared) -> Audit:
 
 
 def _ranks(recipe: Config, ranks: int) -> Audit:
-    """Check that so many processes can share a step, and divide the base as the recipe says."""
+    """Check that each of `ranks` processes gets an example of every step, and that the base can be divided."""
     whole, problem, remedy = (
         config.filled(recipe.train.batch_examples),
         "",

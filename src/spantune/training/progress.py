@@ -1,10 +1,10 @@
-"""What a person sees of a run while it trains: one live view on a terminal, else a plain line now and then.
+"""The progress of a run as it is shown to people: a live view on a terminal, else a plain line now and then.
 
-The same lines go into `run.log`, one for each line of the record and each evaluation:
+`run.log` gets a plain line for each training line of `metrics.jsonl` and each evaluation:
 
     step 36/51  loss 0.15  dev F1 0.90 [0.80, 0.98] best  0:23 left
 
-F1 has its interval where there are documents enough for one. On a terminal the evaluation is part of the view.
+F1 has its interval if there are enough documents for one. On a terminal the live view also shows evaluations.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ if TYPE_CHECKING:
     from spantune.training.loop import Intervals
 
 LINE_SECONDS, MOST_LINE_SECONDS = 5.0, 60.0
-"""Least time between two plain lines on stderr, which grows to a hundredth of the time so far, up to a minute.
+"""The shortest time between two plain lines on stderr, and the value up to which it grows in a long run.
 
-The first step, the last one and evaluations are always shown."""
+It is a hundredth of the time so far within these two bounds. The first step, the last step and evaluations are always
+shown."""
 SILENCE_SECONDS = 15.0
-"""Longest time without a plain line while an evaluation goes on."""
+"""The longest time without a plain line during an evaluation."""
 FIXED = "\u00a0"
-"""A space at which no line is broken."""
+"""A no-break space."""
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 24
-"""Most signs of the curve of losses."""
+"""The most characters in the curve of losses."""
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +46,26 @@ Values = Mapping[str, float]
 
 @dataclass
 class Progress:
-    """How far a run is, and what it has reached: what the view is drawn from.
+    """The progress and the figures of a run, from which the view is drawn.
 
     Args:
         title: the name of the run and its model.
-        total: the optimizer steps of the run, unless its clock or its patience ends it before.
-        masked: how many of them, the first ones, predict masked tokens.
-        seconds_left: training seconds that are left after a step.
-        evaluate: steps from one evaluation to the next.
-        share: the share of the run that is over.
-        last: step and figures of the last evaluation; `best`: of the best one.
-        evaluating: what an evaluation is doing, in words, and since when; empty while there is none.
-        known: seconds that were left, and when.
+        total: the optimizer steps of the run, if neither its clock nor its patience ends it earlier.
+        masked: how many of these steps predict masked tokens; they are the first ones.
+        is_masked: whether `losses` are those of masked tokens.
+        seconds_left: returns the training seconds that are left after a step.
+        evaluate: the number of steps from one evaluation to the next.
+        step: the number of steps that are done.
+        share: the share of the run that is over, in [0, 1].
+        losses: the losses of the training lines so far, oldest first.
+        values: the figures of the last training line.
+        last: step and figures of the last evaluation.
+        best: step and figures of the best evaluation.
+        evaluation_seconds: the time that the last evaluation took.
+        evaluating: what the present evaluation does, in words; empty without one.
+        evaluating_since: when it began, by the monotonic clock.
+        known: the seconds that were left at the last estimate, and when that was made, by the monotonic clock.
+        began: when this process began to show the run, by the monotonic clock.
     """
 
     title: str = ""
@@ -78,12 +87,12 @@ class Progress:
     began: float = field(default_factory=time.monotonic)
 
     def left(self) -> float:
-        """Seconds that are left, the evaluations among them; not a number where nothing is known yet."""
+        """Return the seconds that are left, evaluations included; NaN as long as this is not known."""
         seconds, since = self.known
         return seconds if self.evaluating else seconds - (time.monotonic() - since)
 
     def estimate(self) -> None:
-        """Estimate anew how much time is left, which only a clock that runs allows."""
+        """Estimate again how much time is left; not to be called while the run's clock is stopped for an evaluation."""
         training = self.seconds_left(self.step)
         steps = self.total - self.step if self.share <= 0 else self.step * (1 - self.share) / self.share
         evaluations = math.ceil(round(steps / self.evaluate, 6))
@@ -92,11 +101,11 @@ class Progress:
 
 
 class TrainingView:
-    """Shows the progress of a run as it is told of it.
+    """Shows the progress of a run. The training loop calls its methods when something has happened.
 
     Args:
-        progress: what is shown, which the view fills.
-        redraw: draws the live view anew; None where plain lines are printed.
+        progress: the progress that is shown; the methods of the view fill it.
+        redraw: draws the live view again; None if plain lines are printed.
         is_shown: whether anything is printed.
     """
 
@@ -108,7 +117,14 @@ class TrainingView:
     def begin(
         self, step: int, intervals: Intervals, seconds_left: Callable[[int], float], best: tuple[int | None, float]
     ) -> None:
-        """Begin after `step` steps; `best` are the step and the F1 of the best evaluation so far, if there is one."""
+        """Begin to show a run.
+
+        Args:
+            step: the number of steps that are done.
+            intervals: the number of steps of the run, and the steps between evaluations.
+            seconds_left: returns the training seconds that are left after a step.
+            best: step and F1 of the best evaluation so far; the step is None without one.
+        """
         shown = self.progress
         shown.step, shown.total, shown.evaluate = step, intervals.total, intervals.evaluate
         shown.masked = intervals.masked
@@ -118,20 +134,27 @@ class TrainingView:
         self._draw()
 
     def step(self, step: int, share: float) -> None:
-        """A step is done, and with it `share` of the run."""
+        """Show that step number `step` is done, and with it `share` of the run."""
         self.progress.step, self.progress.share = step, share
         self.progress.estimate()
 
     def evaluates(self) -> None:
-        """An evaluation begins."""
+        """Show that an evaluation begins."""
         self.progress.evaluating, self.progress.evaluating_since = "evaluating on dev", time.monotonic()
         self._draw()
 
     def line(self, step: int, values: Values, *, is_evaluated: bool, is_last: bool) -> None:
-        """The record has a line; where an evaluation follows, its figures come on the same plain line."""
+        """Show a training line of `metrics.jsonl`.
+
+        Args:
+            step: the number of the step.
+            values: the figures of the line.
+            is_evaluated: whether an evaluation follows; then its figures are shown on the same plain line.
+            is_last: whether this is the last line of the run.
+        """
         shown = self.progress
         shown.step, shown.values = step, values
-        if shown.is_masked != (step <= shown.masked):  # a loss of another kind
+        if shown.is_masked != (step <= shown.masked):  # the masked steps are over, and their loss is of another kind
             shown.losses.clear()
             shown.is_masked = not shown.is_masked
         shown.losses.append(values["loss"])
@@ -143,7 +166,7 @@ class TrainingView:
         self._draw()
 
     def evaluated(self, step: int, values: Values, *, is_best: bool, seconds: float) -> None:
-        """An evaluation is done, in so many seconds."""
+        """Show the figures of an evaluation, which took `seconds`; `is_best` says that its F1 is the best so far."""
         shown = self.progress
         shown.last, shown.evaluation_seconds, shown.evaluating = (step, values), seconds, ""
         shown.estimate()
@@ -156,27 +179,27 @@ class TrainingView:
         self._draw()
 
     def extracts(self, description: str, done: int, total: int | None, unit: str) -> None:
-        """A loop of an evaluation has come so far: the `Follower` of the run's loops."""
+        """Show how far a loop of an evaluation is; this is the `Follower` of such loops."""
         reached = f"{description}: {done} of {total or '?'} {unit}".rstrip()
         self.progress.evaluating = reached
         if self._redraw is None and time.monotonic() - self._printed > SILENCE_SECONDS and done != total:
             self._print(f"{self._pending or _place(self.progress)}  {reached}")
 
     def close(self) -> None:
-        """Tell the line of a step whose evaluation a signal ended."""
+        """Show the line that still waits for its evaluation, because a signal ended the evaluation."""
         if self._pending is not None:
             self._tell(self._pending, is_due=True)
             self._pending = None
 
     def _tell(self, text: str, *, is_due: bool) -> None:
-        """Log a plain line, and print it if there is no live view and it is due or the last one is long ago."""
+        """Log a plain line. Print it if there is no live view, and it is due or the last one was long ago."""
         log.info("%s", text)
         pause = max(LINE_SECONDS, min(MOST_LINE_SECONDS, _elapsed(self.progress) / 100))
         if self._redraw is None and (is_due or time.monotonic() - self._printed >= pause):
             self._print(text)
 
     def _print(self, text: str) -> None:
-        if self._is_shown and not is_verbose():  # with -v the log is printed, and holds the line
+        if self._is_shown and not is_verbose():  # with -v the log is printed, which has this line
             say(text)
         self._printed = time.monotonic()
 
@@ -187,11 +210,13 @@ class TrainingView:
 
 @contextmanager
 def training_view(title: str, *, is_shown: bool = True) -> Iterator[TrainingView]:
-    """Open the view of a run: live on a terminal, whose last state is left as a line, else plain lines.
+    """Open the view of a run: a live view on a terminal, else plain lines.
+
+    When a live view closes, a line with its last state is printed.
 
     Args:
         title: the name of the run and its model.
-        is_shown: whether this process is the one that tells people; the others only log.
+        is_shown: whether this process shows the progress; the other processes only log it.
     """
     progress = Progress(title)
     with ExitStack() as stack:
@@ -210,20 +235,20 @@ def training_view(title: str, *, is_shown: bool = True) -> Iterator[TrainingView
 
 
 def interval(values: Values) -> str:
-    """F1 with its interval, which is left out where the documents are too few for one."""
+    """Return F1 with its interval, such as `0.90 [0.80, 0.98]`; without one if there are too few documents for it."""
     low, high = values.get("f1_low"), values.get("f1_high")
     bounds = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
     return f"{values['f1']:.2f}{bounds}"
 
 
 def summary(progress: Progress) -> str:
-    """The last state of a run in a line."""
+    """Return the last state of a run as one line."""
     best = f"  dev F1 {interval(progress.best[1])} at step {progress.best[0]}, the best" if progress.best else ""
     return f"{_place(progress)}  loss {_loss(progress.losses[-1])}{best}  {duration(_elapsed(progress))}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 0:23, 12:05 or 3:12:05; `-:--` where they are not known."""
+    """Return seconds as 0:23, 12:05 or 3:12:05; `-:--` if they are not finite."""
     if not math.isfinite(seconds):
         return "-:--"
     minutes, rest = divmod(max(0, round(seconds)), 60)
@@ -232,7 +257,7 @@ def duration(seconds: float) -> str:
 
 
 def curve(values: list[float], width: int = CURVE) -> str:
-    """The values as bars, the smallest the lowest; several values share a bar where they are too many."""
+    """Return finite values as a row of at most `width` bars; a bar is the mean of several values if there are more."""
     finite = [value for value in values if math.isfinite(value)]
     size = min(width, len(finite))
     cuts = [round(place * len(finite) / size) for place in range(size + 1)] if size else []
@@ -244,7 +269,7 @@ def curve(values: list[float], width: int = CURVE) -> str:
 
 
 def panel(progress: Progress, width: int) -> RenderableType:
-    """The live view, for so many columns."""
+    """Return the live view for a terminal with `width` columns."""
     from rich.box import ROUNDED
     from rich.panel import Panel
     from rich.text import Text
@@ -280,7 +305,7 @@ def panel(progress: Progress, width: int) -> RenderableType:
 
 
 def _steps(progress: Progress, width: int) -> Text:
-    """The row of the steps: how many, a bar, and the time."""
+    """Return the row with the number of steps, a progress bar, and the time."""
     from rich.text import Text
 
     share = progress.share or (progress.step / progress.total if progress.total else 0.0)
@@ -293,7 +318,7 @@ def _steps(progress: Progress, width: int) -> Text:
 
 
 def _pieces(*pieces: str) -> Text:
-    """Pieces that a narrow terminal breaks between, not inside."""
+    """Join pieces of text; on a narrow terminal, lines break between pieces and not inside them."""
     from rich.text import Text
 
     return Text(" · ".join(piece.replace(" ", FIXED) for piece in pieces))
@@ -305,7 +330,7 @@ def _place(progress: Progress) -> str:
 
 
 def _left(progress: Progress) -> str:
-    """How much time is left, at the end of a line; nothing where it is not known, or the run is over."""
+    """Return the end of a line that says how much time is left; empty if this is not known or the run is over."""
     seconds = progress.left()
     return f"  {duration(seconds)} left" if math.isfinite(seconds) and progress.share < 1 else ""
 

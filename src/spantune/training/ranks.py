@@ -1,9 +1,9 @@
-"""The processes that train together: what they add up, what they tell each other, and how they end together.
+"""The processes (ranks) that train together: how they sum tensors, exchange values, and end together.
 
-accelerate makes the process group (NCCL on GPUs, gloo on CPUs) from the launcher's environment. Tensors of the device
-are summed over it; everything else, such as figures and extractions, goes through a second group on the CPUs. No
-collective stands inside the passes of a model. A rank whose neighbour has ended gets a RankLost, and leaves the word to
-the rank that failed first.
+accelerate makes the process group (NCCL on GPUs, gloo on CPUs) from the launcher's environment. Tensors on the device
+are summed over this group; everything else, such as figures and extractions, goes through a second group on the CPUs.
+No collective is called inside a model's forward or backward pass, unless the base is divided (FSDP). A rank that finds
+that another rank has ended raises RankLost; only the rank that failed first reports its error.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from spantune.core import (
 from spantune.models import pick_device
 
 PATIENCE = timedelta(seconds=3)
-"""How long a rank that lost another one waits for that one's own word."""
+"""How long a rank waits for the exit code of another rank that has ended."""
 STOP, FAILED, CODE = "spantune/stop", "spantune/failed", "spantune/code"
 
 log = logging.getLogger(__name__)
@@ -44,14 +44,17 @@ Value = TypeVar("Value")
 
 
 class Ranks:
-    """The processes of a run; by default this one alone, for which nothing is sent.
+    """The processes of a run. By default this process is the only one, and nothing is sent.
+
+    Every method that exchanges values must be called by all ranks, in the same order. It raises RankLost if another
+    rank has ended or does not answer.
 
     Args:
-        rank: of this process, from 0.
-        size: how many there are.
-        in_lockstep: whether every rank has to take the same passes through the model, as a divided base needs.
-        group: the group on the CPUs; None where this process is alone.
-        generation: tells the jobs apart that the same processes run one after another.
+        rank: the rank of this process, from 0.
+        size: the number of processes.
+        in_lockstep: whether all ranks must take the same number of passes through the model, as a divided base needs.
+        group: the process group on the CPUs; None with a single process.
+        generation: the number of the job, for processes that run several jobs one after another.
     """
 
     def __init__(
@@ -63,17 +66,17 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks to people."""
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> None:
-        """Replace `values`, on the device, by their sum over all ranks."""
+        """Replace `values`, a tensor on the device, by the sum over all ranks."""
         if self.size > 1:
             with _together():
                 dist.all_reduce(values)
 
     def same(self, tensors: Sequence[Tensor]) -> None:
-        """Give `tensors`, on the device, the values that they have on rank 0."""
+        """Set `tensors`, which are on the device, to their values on rank 0."""
         if self.size > 1:
             with _together(), torch.no_grad():
                 for tensor in tensors:
@@ -99,7 +102,7 @@ class Ranks:
         return values
 
     def from_main(self, make: Callable[[], Value]) -> Value:
-        """Return what `make` returns on rank 0; the others do not call it."""
+        """Call `make` on rank 0 only, and return its value on all ranks."""
         if self.size == 1:
             return make()
         values = [make() if self.is_main else None]
@@ -108,7 +111,10 @@ class Ranks:
         return values[0]  # type: ignore[return-value]
 
     def host_first(self, make: Callable[[], Value]) -> Value:
-        """Return what `make` returns; on every machine one rank calls it before the others, for what it downloads."""
+        """Call `make` on every rank and return its value; on each machine one rank calls it before the others do.
+
+        So files that `make` downloads are downloaded once for each machine.
+        """
         if self.size == 1:
             return make()
         is_first = local_rank() == 0
@@ -117,7 +123,10 @@ class Ranks:
         return value if is_first else make()  # type: ignore[return-value]
 
     def is_stop_asked(self, stop: StopRequest) -> bool:
-        """Whether this rank, or a rank that said so here, is asked to stop; in lockstep every pass tells it."""
+        """Whether a signal asks this rank, or another rank that has called this method, to stop.
+
+        In lockstep only `stop` is read, since each pass tells it to all ranks.
+        """
         if self.size == 1 or self._store is None or self.in_lockstep:
             return bool(stop)
         if stop:
@@ -125,10 +134,10 @@ class Ranks:
         return bool(stop) or bool(self._store.check([self._stop_key]))
 
     def agree(self, stop: StopRequest) -> None:
-        """Let all ranks know of a signal that one of them got.
+        """Tell all ranks whether one of them got a signal.
 
         Raises:
-            Stopped: there was one.
+            Stopped: a rank got one; raised on all ranks.
         """
         number = int(max(number for (number,) in self.table([stop.number or 0])))
         if number:
@@ -136,10 +145,10 @@ class Ranks:
             raise Stopped(number)
 
     def require_same(self, values: dict[str, str]) -> None:
-        """Check that all ranks have the same values, such as the hashes of what they train on.
+        """Check that all ranks have the same values, such as hashes of model and documents, by name.
 
         Raises:
-            ConfigError: a rank has another value; names what differs.
+            ConfigError: a rank has another value than rank 0; the error names the rank and the values.
         """
         of_all = self.gather(values)
         for rank, others in enumerate(of_all):
@@ -151,19 +160,19 @@ class Ranks:
 
 
 ALONE = Ranks()
-"""The ranks of a run that no launcher started."""
+"""The ranks of a run in a single process."""
 
-_groups: list[Any] = []  # the group on the CPUs, once it is made
+_groups: list[Any] = []  # holds the group on the CPUs after it was made
 _generation = 0
 
 
 def join(recipe: Config) -> Ranks:
-    """Join the processes that a launcher has started; returns `ALONE` where there is only this one.
+    """Join the processes that a launcher has started; returns `ALONE` if this process is the only one.
 
-    Ranks other than 0 print nothing from then on but errors.
+    From then on, ranks other than 0 print errors only.
 
     Raises:
-        ConfigError: the base cannot be divided as the recipe says, a GPU is missing, or the ranks do not meet.
+        ConfigError: the base cannot be divided as the recipe says, a rank has no GPU, or the ranks cannot connect.
     """
     global _generation
     size = world_size()
@@ -177,26 +186,26 @@ def join(recipe: Config) -> Ranks:
             _groups.append(dist.new_group(backend="gloo", timeout=timeout))
     if global_rank() > 0:
         set_verbosity(quiet=True)
-        logging.getLogger("spantune").setLevel(logging.ERROR)  # rank 0 says the same
+        logging.getLogger("spantune").setLevel(logging.ERROR)  # rank 0 logs the same messages
     _generation += 1
     in_lockstep = is_divided(recipe)
     return Ranks(global_rank(), size, in_lockstep=in_lockstep, group=_groups[0], generation=_generation)
 
 
 def is_divided(recipe: Config) -> bool:
-    """Whether the layers of the base are divided over the ranks: by the recipe, or by `accelerate launch --use_fsdp`.
+    """Whether the layers of the base are divided over the ranks, by the recipe or by `accelerate launch --use_fsdp`.
 
-    Never with a single process.
+    A single process never divides them.
     """
     by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     return world_size() > 1 and (recipe.distributed.strategy == "fsdp" or by_launcher)
 
 
 def require_strategy(recipe: Config) -> None:
-    """Check that the base can be trained by several processes as recipe and launcher say.
+    """Check that several processes can train this base with the strategy of recipe and launcher.
 
     Raises:
-        ConfigError: the base is quantised or trained itself and is to be divided, or DeepSpeed is asked for.
+        ConfigError: the base is to be divided, but is quantised or is itself trained; or DeepSpeed is requested.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ConfigError(
@@ -218,27 +227,31 @@ def require_strategy(recipe: Config) -> None:
 
 
 def first_failure(code: int, *, is_lost: bool) -> int | None:
-    """Return None where this rank is the first to fail, and has to say so; else the exit code of the one that was.
+    """Find out whether this rank is the first that failed.
 
     Args:
         code: the exit code of this rank.
-        is_lost: whether it fails only because another one has ended, which is waited for.
+        is_lost: whether this rank fails only because another one has ended. Then it first waits up to PATIENCE for the
+            exit code of that rank.
+
+    Returns:
+        None if this rank is the first that failed, so that it reports its error; else the exit code of the first one.
     """
     try:
         store = _connect(PATIENCE)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         failed, of_first = f"{FAILED}/{attempt}", f"{CODE}/{attempt}"
-        is_known = is_lost and _appears(store, of_first)  # if the lost one says nothing, it was killed
+        is_known = is_lost and _appears(store, of_first)  # a rank that was killed stores no exit code
         if not is_known and store.add(failed, 1) == 1:
             store.set(of_first, str(code))
             return None
         return int(store.get(of_first)) if _appears(store, of_first) else code
-    except (KeyError, ValueError, RuntimeError):  # no store, or one that went with its rank
+    except (KeyError, ValueError, RuntimeError):  # there is no store, or the rank that held it has ended
         return None
 
 
 def _appears(store: Any, key: str) -> bool:
-    """Whether a key is in the store, or comes into it within PATIENCE."""
+    """Whether a key is in the store, now or within PATIENCE."""
     end = time.monotonic() + PATIENCE.total_seconds()
     while not store.check([key]):
         if time.monotonic() > end:
@@ -248,7 +261,11 @@ def _appears(store: Any, key: str) -> bool:
 
 
 def _meet(recipe: Config, timeout: timedelta) -> None:
-    """Let accelerate make the process group."""
+    """Let accelerate make the process group.
+
+    Raises:
+        ConfigError: this rank has no GPU of its own, or the ranks cannot connect.
+    """
     from accelerate import PartialState
 
     device, size = pick_device(recipe.model.device), world_size()
@@ -275,7 +292,7 @@ def _meet(recipe: Config, timeout: timedelta) -> None:
 
 
 def leave() -> None:
-    """Wait for all ranks at the end of a run, and let the group be closed when the process ends."""
+    """Wait for all ranks at the end of a run, and have the process group closed when the process ends."""
     if not _groups:
         return
     with _together():
@@ -290,14 +307,14 @@ def _close() -> None:
 
 
 def _connect(timeout: timedelta) -> Any:
-    """A connection to the store at which the ranks meet."""
+    """Connect to the key-value store that all ranks share."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(host, port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
 
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Turn the failure of a collective, which torch raises as a RuntimeError, into a RankLost."""
+    """Raise RankLost where a collective inside the block fails, which torch reports as a RuntimeError."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,6 +1,6 @@
 """A recipe as commented YAML: each value with a short reason.
 
-The text is what a new user reads first, so every line says what the value does or where it comes from.
+A new user reads this text first, so every line says what the value does or where it comes from.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from spantune.training.recommendation import Device, Recommendation
 from spantune.training.survey import Split, Survey
 
 CPU_MEASURED = 300
-"""Documents that give the final figures on a CPU, which extracts one or two a second."""
+"""The most documents for the final figures on a CPU, which extracts one or two documents a second."""
 CPU_READ = 1000
 """The same where spans are read."""
 CPU_A_MINUTE = 400
-"""Documents that a small model trains on in a minute on a CPU."""
+"""The number of documents on which a small model trains in a minute on a CPU."""
 CPU_DEV_DOCUMENTS = 32
-"""Dev documents in an evaluation during training on a CPU."""
+"""The number of dev documents in an evaluation during training on a CPU."""
 CPU_READ_DEV_DOCUMENTS = 200
 """The same where spans are read."""
 LONG = 300
-"""Characters of a text from which it might not fit into `train.max_tokens`, beside the instruction and its answer."""
+"""A text with more characters might not fit into `train.max_tokens` together with its instruction and answer."""
 _WIDTH = 36
 _LOSSES = {"choices": "only where the grammar leaves a choice: faster", "answer": "on every token of the answer"}
 _SPANS_HINT = "# spans: {view: whole} # the head that reads; docs/recipe.md has all keys of this section"
@@ -35,12 +35,27 @@ _SPANS_HINT = "# spans: {view: whole} # the head that reads; docs/recipe.md has 
 
 @dataclass(frozen=True)
 class Decided:
-    """What a recipe is to say: what was found, and what was chosen.
+    """The content of a recipe: what was found in the corpus, and what was chosen.
 
-    `file` is where the recipe is written. `is_chosen` says that the answer was chosen by the size of the corpus.
-    `sources` and `counts` are the files of each split and their documents; `entities` are the training entities of a
-    label on average; `share` is the part of train that is held out, if any; `row` has the hyperparameters, or is None
-    where the size of the model is not known.
+    Attributes:
+        found: the survey of the corpus.
+        file: the path of the recipe.
+        name: the name of the run.
+        model: the source of the model.
+        weights: the number of weights of the model; None if it is not known.
+        device: the device for which the recipe is made.
+        sources: the sources of each split.
+        counts: the number of documents of each split.
+        entities: the mean number of training entities per label.
+        share: the share of train that is held out as dev; None if there is a dev corpus.
+        reading: keys of the section `data` that say how the files are read.
+        language: the language of the instruction.
+        nested: whether entities may overlap.
+        answer: the answer format, or `spans`.
+        is_chosen: whether the answer was chosen by the size of the corpus.
+        row: the hyperparameters; None if the number of weights is not known.
+        loss_on: the tokens of the answer with loss.
+        minutes: the limit on training time; None for no limit.
     """
 
     found: Survey
@@ -69,13 +84,13 @@ class Decided:
 
     @property
     def trained_on(self) -> int:
-        """Training documents."""
+        """The number of documents that the model is trained on."""
         count = self.counts["train"] - self.held_out
         return min(count, self.limits.get("limit", count))
 
     @property
     def limits(self) -> dict[str, int]:
-        """The keys of the section `data` that keep a run on a CPU within its time, with their values."""
+        """The limits in the section `data`, by key, that keep a run on a CPU within its time; empty for a GPU."""
         if self.device != "cpu":
             return {}
         measured: Split = "test" if "test" in self.counts else "dev"
@@ -88,7 +103,7 @@ class Decided:
 
     @property
     def held_out(self) -> int:
-        """Documents of train that are held out for dev."""
+        """The number of training documents that are held out as dev."""
         return int(self.counts["train"] * (self.share or 0))
 
 
@@ -110,7 +125,7 @@ def render(decided: Decided) -> str:
 
 
 def preset_of(found: Survey) -> str | None:
-    """Return the preset whose labels these are, if most of them occur and the language is its own."""
+    """Return the preset with the labels and the language of a corpus, if over half of its labels occur; else None."""
     for name, values in PRESETS.items():
         codes = {label.code for label in values["labels"]}
         is_usual = "answer" not in values and values["language"] == found.language
@@ -120,7 +135,7 @@ def preset_of(found: Survey) -> str | None:
 
 
 def scalar(value: object) -> str:
-    """Return a value as YAML on one line, quoted where YAML would read something else."""
+    """Return a value as YAML on one line, with quotes where YAML would read another value without them."""
     if isinstance(value, str) and not value.isprintable():
         return to_json(value)
     text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**9)
@@ -150,7 +165,7 @@ def _task(decided: Decided) -> list[str]:
 
 
 def _answer_comment(decided: Decided) -> str:
-    """Say what the answer is, and why, where it was chosen by the size of the corpus."""
+    """Return the comment on the answer; if it was chosen by the size of the corpus, the comment says why."""
     if not decided.is_chosen:
         return "how the model answers: it writes jsonl, grouped or inline, or it reads spans"
     few_or_enough = f"{decided.entities:,} training entities a label are {'enough' if decided.is_read else 'few'}"

@@ -1,14 +1,16 @@
-"""The hyperparameters that a recipe gets where it names none, by the sizes of corpus and model.
+"""The hyperparameters of a recipe that names none, chosen by the sizes of corpus and model.
 
-Whether a task is answered by writing or by reading spans, where nothing says so, follows from how many entities there
-are for each label: the types of a head are learnt from nothing, while a model that writes knows what a label's name
-means. Each way has a table, READ_TABLE that of reading. The rows of both for models under 1 B weights are measured on
-the embedded model and four corpora (bench/results/2026-11-28-h200-hyperparameters.md): what is chosen, rate and batch
-and way of answering, came to at least 90 % of the best of fourteen tries of five minutes on two CPU cores. Those of
-larger models follow the literature: QLoRA (arXiv 2305.14314) trains models of 7 B and 13 B, LoRA on all linear layers,
-at 2e-4, and "LoRA Learns Less and Forgets Less" (arXiv 2405.09673) recommends all modules, rank 16 and an alpha of
-twice the rank. Small corpora get several epochs, so that the optimizer takes some hundred steps. Reading over 6,000
-sentences has the values of the study (docs/quality.md); rows of READ_TABLE for larger models were not measured.
+If nothing says whether entities are written or spans are read, that depends on the number of entities per label: a span
+head learns its types from nothing, while a model that writes knows what the name of a label means. TABLE is for
+writing, READ_TABLE for reading.
+
+The rows for models under 1 B weights are measured on the embedded model and four corpora
+(bench/results/2026-11-28-h200-hyperparameters.md): the chosen rate, batch and way of answering reached at least 90 % of
+the best F1 of fourteen trials of five minutes on two CPU cores. The rows of TABLE for larger models follow the
+literature: QLoRA (arXiv 2305.14314) trains models of 7 B and 13 B weights with LoRA on all linear layers at 2e-4, and
+"LoRA Learns Less and Forgets Less" (arXiv 2405.09673) recommends all modules, rank 16 and an alpha of twice the rank.
+The rows of READ_TABLE for larger models were not measured. Small corpora get several epochs, so that the optimizer
+takes some hundred steps. For reading with over 6,000 sentences the values are those of the study in docs/quality.md.
 """
 
 from __future__ import annotations
@@ -25,22 +27,35 @@ from spantune.core import Config, ConfigError, Document, config, nearest, shows_
 from spantune.encoding import PRESETS
 
 WEIGHTS = {"bundled:gemma3-270m": 268_098_176, "bundled:smollm2-135m": 134_515_008}
-"""Weights of the models that come with spantune."""
+"""The number of weights of each model that comes with spantune."""
 NAMED_WEIGHTS = {"phi-4": 14.7e9, "phi-3.5-mini": 3.8e9, "phi-3-mini": 3.8e9}
-"""Weights of models whose names do not say how many they have."""
+"""The number of weights of models whose names do not state it."""
 Device = Literal["cpu", "cuda"]
 FULL_RATE = 1e-4
-"""The learning rate of full fine-tuning, which stands for that of the table: the weights move, and not an adapter."""
+"""The learning rate of full fine-tuning, instead of the one in the table, which is for adapters."""
 ANY = 10**15
-"""More documents, or weights, than there are."""
+"""A number larger than any number of documents or weights."""
 READ_FROM = 60
-"""Training entities of a label, on average, from which on reading spans is no worse than writing them: measured on four
-corpora of 40 to 1,000 sentences (bench/results/2026-11-28-h200-hyperparameters.md)."""
+"""With at least this many training entities per label, on average, reading spans is no worse than writing them.
+
+Measured on four corpora of 40 to 1,000 sentences (bench/results/2026-11-28-h200-hyperparameters.md)."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A row of the table: for models up to so many weights and corpora up to so many documents, the values to take."""
+    """A row of the table: the hyperparameters for a range of models and corpora.
+
+    Attributes:
+        name: the range, in words.
+        weights: the most weights of a model for this row.
+        documents: the most training documents for this row.
+        learning_rate: the peak learning rate.
+        batch_examples: the examples of an optimizer step.
+        epochs: how many times each document is seen.
+        rank: the rank of the adapter.
+        alpha: the alpha of the adapter.
+        loss_on: the tokens of the answer with loss; only for writing.
+    """
 
     name: str
     weights: int
@@ -75,30 +90,34 @@ READ_TABLE = (
     Recommendation("over 1 B weights, up to 6,000 documents", ANY, 6000, 2e-4, 16, 4, 64, 128),
     Recommendation("over 1 B weights, over 6,000 documents", ANY, ANY, 2e-4, 16, 2, 64, 128),
 )
-"""The same where spans are read; `loss_on` means nothing there."""
+"""The table for reading spans; `loss_on` is not used there."""
 
 
 def recommend(documents: int, weights: int, answer: str = "jsonl") -> Recommendation:
-    """Return the row of the table for so many training documents, a model of so many weights and this answer."""
+    """Return the row of the table for a number of training documents, a model's number of weights, and an answer."""
     table = READ_TABLE if answer == "spans" else TABLE
     return next(row for row in table if weights <= row.weights and documents <= row.documents)
 
 
 def entities_a_label(documents: Sequence[Document]) -> int:
-    """Return how many entities a label has on average, of those that have any; 0 where there are none."""
+    """Return the mean number of entities per label, over labels with entities; 0 if there are no entities."""
     counts = Counter(entity.label for document in documents for entity in document.entities)
     return counts.total() // max(1, len(counts))
 
 
 def recommended_answer(entities: int) -> Literal["jsonl", "spans"]:
-    """Return how a task is answered best with so many training entities a label, by a model of any size."""
+    """Return the better way to answer a task with so many training entities per label, for models of any size."""
     return "spans" if entities >= READ_FROM else "jsonl"
 
 
 def with_answer(recipe: Config, entities: int) -> Config:
     """Return `recipe` with the answer that suits the corpus, if neither recipe nor preset names one.
 
-    A recipe with a setting that only writing has is written. `entities` are those of a label (`entities_a_label`).
+    If a setting of the recipe is for writing only, the answer is written.
+
+    Args:
+        recipe: the recipe.
+        entities: the mean number of training entities per label (`entities_a_label`).
     """
     if recipe.task.answer or "answer" in PRESETS.get(recipe.task.preset or "", {}):
         return recipe
@@ -107,7 +126,7 @@ def with_answer(recipe: Config, entities: int) -> Config:
 
 
 def writing_keys(recipe: Config) -> list[str]:
-    """Return the keys of a recipe whose values mean that entities are written."""
+    """Return the keys of a recipe whose values have a meaning for writing only."""
     train, task = recipe.train, recipe.task
     means_writing = {
         "train.loss_on": train.loss_on is not None,
@@ -121,11 +140,16 @@ def writing_keys(recipe: Config) -> list[str]:
 
 
 def with_values(recipe: Config, documents: int, weights: int) -> Config:
-    """Return `recipe` with every value that it leaves to the sizes of corpus and model.
+    """Fill in the values that a recipe leaves open, by the sizes of corpus and model.
 
-    The loss is on all of the answer where choices cannot be had: without the grammar, without shared packs, or where
-    samples are cut; where spans are read it stays absent. A rank without an alpha gets the ratio of the table; full
-    fine-tuning has neither.
+    The loss is on the whole answer where it cannot be on choices: without the grammar, without shared packs, or with
+    truncated examples. It stays None where spans are read. If the recipe names a rank but no alpha, alpha / rank is as
+    in the table. Full fine-tuning has neither rank nor alpha.
+
+    Args:
+        recipe: the recipe, with its answer filled in.
+        documents: the number of training documents.
+        weights: the number of weights of the model.
     """
     answer = recipe.task.answer or "jsonl"
     row, settings, lora = recommend(documents, weights, answer), recipe.train, recipe.lora
@@ -147,7 +171,12 @@ def with_values(recipe: Config, documents: int, weights: int) -> Config:
 
 
 def weights_of(source: str) -> int | None:
-    """Return how many weights a model has: a folder by its files, others by their names; None where these say nothing.
+    """Return the number of weights of a model, without loading it; None if its name does not state it.
+
+    It is counted in the files of a folder, and read from the name of any other model (`model-7b`).
+
+    Args:
+        source: a folder, bundled:NAME, hf:OWNER/NAME or modelscope:OWNER/NAME.
 
     Raises:
         ConfigError: no such model comes with spantune, or there is no such folder.
@@ -173,7 +202,7 @@ def weights_of(source: str) -> int | None:
 
 
 def device_here() -> Device:
-    """Return `cuda` where torch sees a GPU; torch is not imported where the system shows none."""
+    """Return `cuda` if torch sees a GPU, else `cpu`; torch is not imported if the system shows no GPU."""
     if not shows_gpu() or importlib.util.find_spec("torch") is None:
         return "cpu"
     import torch

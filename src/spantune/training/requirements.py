@@ -1,6 +1,6 @@
-"""What a recipe needs of this machine before its data is read: packages, a device for the base, a free run folder.
+"""Checks of this machine that need no data: packages, a device for the base, and a free run folder.
 
-`train` raises the first that is missing; `plan` shows each as an audit. Both call the same checks.
+`train` raises the error of the first check that fails; `plan` shows every check as an audit.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from spantune.runs import require_free, require_trackers
 
 @dataclass(frozen=True)
 class Audit:
-    """One check: its name, whether it passes, what was found, and what to do when it does not pass.
+    """One check of a recipe, with its result.
 
-    `waived` is the setting by which the recipe accepts a failure, if it does.
+    Attributes:
+        name: what has to hold.
+        ok: whether it holds.
+        found: what was found.
+        remedy: what to do if it does not hold.
+        waived: the setting with which the recipe accepts a failure of this check; None without one.
     """
 
     name: str
@@ -29,10 +34,14 @@ class Audit:
 
 
 def require_all(recipe: Config, *, is_new: bool) -> None:
-    """Check all that a run needs; `is_new` is False for one that is resumed, whose folder exists.
+    """Check all requirements of a run.
+
+    Args:
+        recipe: the recipe of the run.
+        is_new: False for a run that is resumed; its folder exists and is not checked.
 
     Raises:
-        SpantuneError: something is missing, or the run folder exists.
+        SpantuneError: a requirement is missing, or the folder of a new run exists.
     """
     for check, _ in _checks(recipe, is_new=is_new).values():
         check()
@@ -53,7 +62,7 @@ def requirement_audits(recipe: Config, *, is_new: bool) -> list[Audit]:
 
 
 def _checks(recipe: Config, *, is_new: bool) -> Mapping[str, tuple[Callable[[], object], str]]:
-    """Each check by its name, with what is said when it passes."""
+    """Return the checks by their names, each with the text that is shown when it passes."""
     track, optimizer = recipe.track, recipe.train.optimizer
     trackers = ", ".join([*track.also, *(["swanlab"] if track.swanlab != "off" else [])]) or "none but metrics.jsonl"
     checks: dict[str, tuple[Callable[[], object], str]] = {}

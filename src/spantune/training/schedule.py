@@ -1,8 +1,8 @@
-"""How far a run is, and what follows from it: its clock, its learning rate and the order of its examples.
+"""The progress of a run, and what depends on it: its clock, its learning rate and the order of its examples.
 
-The clock is monotonic and counts training only, so a system time that is set back changes nothing; it continues across
-resumes from the seconds that a checkpoint holds. Progress is the larger of the shares of steps done and of minutes
-used, so the learning rate of a run that `max_minutes` ends is low at its end too.
+The clock is monotonic, so a change of the system time does not matter. It counts training only, and continues after a
+resume from the seconds in the checkpoint. Progress is the larger of two shares: steps done, and minutes used. So the
+learning rate is also low at the end of a run that `train.max_minutes` ends.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ CLOCK_FILE = "clock.json"
 
 
 class Clock:
-    """The seconds that a run has trained for, across resumes; evaluations do not count.
+    """Counts the seconds that a run has trained for, those before a resume included; evaluations are not counted.
 
     Args:
-        before: seconds of the run before this process.
+        before: the seconds of the run before this process.
     """
 
     def __init__(self, before: float = 0.0):
@@ -30,11 +30,11 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Training time so far."""
+        """The seconds of training so far."""
         return self._before + time.monotonic() - self._started
 
     def expected(self, progress: float) -> float:
-        """Seconds that the whole run will take, given that `progress`, a share of it, is over."""
+        """Return the seconds of training that the whole run will take, if the share `progress` of it is over now."""
         return self.seconds / progress if progress > 0 else math.inf
 
     def save(self, folder: Path) -> None:
@@ -52,13 +52,16 @@ class Clock:
 
 
 def read_clock(checkpoint: Path | None) -> float:
-    """The seconds that a checkpoint's run had trained for; 0 where there is no checkpoint."""
+    """Return the seconds of training that a checkpoint has recorded; 0 without a checkpoint."""
     path = checkpoint / CLOCK_FILE if checkpoint else None
     return float(path.read_text(encoding="utf-8")) if path and path.is_file() else 0.0
 
 
 def total_steps(settings: config.Train, examples: int) -> int:
-    """Return the optimizer steps of a run over so many training examples, if no clock ends it before."""
+    """Return the optimizer steps of a run with this number of training examples, if no clock ends it earlier.
+
+    The steps that predict masked tokens are not included.
+    """
     if settings.max_steps is not None:
         return settings.max_steps
     per_epoch = -(-examples // config.filled(settings.batch_examples))
@@ -66,18 +69,18 @@ def total_steps(settings: config.Train, examples: int) -> int:
 
 
 def masked_steps(settings: config.Train, examples: int) -> int:
-    """Return the optimizer steps before those of `total_steps` in which masked tokens are predicted."""
+    """Return the number of optimizer steps that predict masked tokens; they come before those of `total_steps`."""
     return round(settings.masked_epochs * -(-examples // config.filled(settings.batch_examples)))
 
 
 class Schedule:
-    """The factor on the peak learning rate, by progress; it begins again after the masked steps.
+    """The factor on the peak learning rate, by progress; it begins again after the steps with masked tokens.
 
     Args:
-        settings: the recipe's section: schedule, warm-up and `max_minutes`.
-        total: optimizer steps of the run.
+        settings: the recipe's section `train`.
+        total: the optimizer steps of the run, those with masked tokens included.
         clock: the run's clock.
-        masked: how many of the steps, the first ones, predict masked tokens.
+        masked: how many of these steps predict masked tokens; they are the first ones.
     """
 
     def __init__(self, settings: config.Train, total: int, clock: Clock, masked: int = 0):
@@ -91,13 +94,23 @@ class Schedule:
         return min(1.0, share)
 
     def of_kind(self, step: int) -> tuple[int, int]:
-        """Of the steps of the same kind as the one that follows `step` steps: how many were before it, and all."""
+        """Count the steps of the same kind (with masked tokens, or not) as the step that follows `step` steps.
+
+        Returns:
+            How many of them come before that step, and how many there are in the run.
+        """
         if step < self.masked:
             return step, self.masked
         return step - self.masked, self.total - self.masked
 
     def factor(self, step: int, progress: float | None = None) -> float:
-        """The factor for the step that follows `step` steps, in [0, 1]; `progress` is what it has been found to be."""
+        """Return the factor for the step that follows `step` steps, in [0, 1].
+
+        Args:
+            step: the number of steps that are done.
+            progress: the share of the run that is over; None to compute it. Several ranks pass the value that they
+                have agreed on.
+        """
         progress, warmup = self.progress(step) if progress is None else progress, self.settings.warmup
         total = self.total
         if self.masked:
@@ -105,7 +118,7 @@ class Schedule:
             progress = step / total
         if warmup >= 1 and step < warmup:
             return (step + 1) / (math.ceil(warmup) + 1)
-        if progress < warmup < 1:  # a share of the run, so that a run that the clock ends is not all warm-up
+        if progress < warmup < 1:  # warm-up is a share of progress, so that it also ends in a run that the clock ends
             return (progress + 1 / total) / (warmup + 1 / total)
         if self.settings.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))
@@ -113,12 +126,12 @@ class Schedule:
 
 
 class ExampleOrder:
-    """Which examples a step takes: every epoch is a permutation of all of them, drawn from the seed and the epoch.
+    """The order in which steps take examples: each epoch has its own permutation, drawn from the seed and the epoch.
 
     Args:
-        examples: how many there are.
-        batch: how many a step takes; the last step of an epoch takes what remains.
-        seed: the run's.
+        examples: the number of training examples.
+        batch: the number of examples in a step; the last step of an epoch takes the remaining ones.
+        seed: the seed of the run.
     """
 
     def __init__(self, examples: int, batch: int, seed: int):
@@ -128,7 +141,7 @@ class ExampleOrder:
         self._places: list[int] = []
 
     def places(self, step: int) -> list[int]:
-        """The places of the examples of the step that follows `step` steps."""
+        """Return the indices of the examples of the step that follows `step` steps."""
         import torch
 
         epoch, index = divmod(step, self.steps_per_epoch)
@@ -138,6 +151,6 @@ class ExampleOrder:
         return self._places[index * self.batch : (index + 1) * self.batch]
 
     def epoch_after(self, step: int) -> float:
-        """Epochs that are over after `step` steps, of which there is one at least."""
+        """Return the number of epochs that are over after `step` steps; `step` is at least 1."""
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         return epoch + (index + 1) / self.steps_per_epoch

@@ -1,8 +1,8 @@
-"""What a recipe needs to know of a corpus: its files and splits, labels, language, and whether entities overlap.
+"""A survey of a corpus for a recipe: its files and splits, labels, language, and whether entities overlap.
 
-A folder's splits are recognised by the words train, dev (devel, valid, validation, val) and test in the names of its
-files or folders, and so are the neighbours of a file that is named as the training split. Nothing is guessed where two
-files could be meant.
+The splits of a folder are recognised by the words train, dev (devel, valid, validation, val) and test in the names of
+its files or folders. If a single file has the word train in its name, dev and test are looked for beside it. If two
+files could be meant, that is an error and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -38,19 +38,27 @@ WORDS: Mapping[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-"""The words in the names of files that say which split they are."""
+"""The words in the names of files, and the split that each of them means."""
 CHINESE_FROM = 0.3
-"""The share of Chinese characters in the letters of a corpus from which its instruction is Chinese."""
+"""The instruction is Chinese if at least this share of the letters of a corpus are Chinese characters."""
 _WORD = re.compile(rf"(?<![A-Za-z])({'|'.join(sorted(WORDS, key=len, reverse=True))})(?![A-Za-z])", re.IGNORECASE)
 _NO_CORPUS = (".md", ".pdf", ".html", ".yaml", ".yml", ".log", ".py", ".png", ".zip", ".gz", ".ipynb")
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The documents of each split that has a corpus, the sources they were read from, and what is in them all.
+    """The documents of a corpus, and what was found in them.
 
-    `train` may have several sources, the other splits have one. `counted` counts the training documents; `labels` has
-    every label of any split, the most frequent of the training documents first, with its entities there.
+    Attributes:
+        sources: the sources of each split; train may have several, dev and test have one.
+        documents: the documents of each split that has a source.
+        formats: the corpus formats of the sources, without repetition.
+        notes: what the readers repaired and how documents were merged, with counts.
+        counted: the statistics of the training documents.
+        labels: the labels of all splits with their number of training entities, the most frequent first.
+        language: the language of the instruction.
+        chinese_share: the share of Chinese characters in the letters of the training documents.
+        nested: whether entities overlap in any split.
     """
 
     sources: Mapping[Split, tuple[str, ...]]
@@ -65,32 +73,32 @@ class Survey:
 
     @property
     def longest(self) -> int:
-        """Characters of the longest text of any split."""
+        """The number of characters of the longest text of all splits."""
         return max(len(document.text) for documents in self.documents.values() for document in documents)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How corpora are read: a format's name, or None to recognise it, and what some formats need to know."""
+    """How corpora are read: the name of the format, or None to recognise it, and options that some formats need."""
 
     format: str | None = None
     options: Options = formats.DEFAULTS
 
     def keys(self) -> dict[str, object]:
-        """Return the keys of a recipe's section `data` that say so."""
+        """Return the same as keys and values of a recipe's section `data`."""
         names = ("column", "joiner", "label", "encoding", "offsets")
         values = {"format": self.format, **{name: getattr(self.options, name) for name in names}}
         return {key: value for key, value in values.items() if value is not None}
 
 
 def survey(corpora: Sequence[str | Path], held_out: Mapping[Split, str | Path | None], options: Reading) -> Survey:
-    """Read the corpora that a recipe is to be made for.
+    """Read the corpora for which a recipe is made, and survey them.
 
     Args:
-        corpora: files, folders or `bundled:NAME`; several are the training documents together, as `data.train` reads
-            them: a document of a later one replaces the one with the same text.
-        held_out: the corpora of dev and test, where they are named.
-        options: how they are read.
+        corpora: files, folders or `bundled:NAME`. Several are read as training documents together, as `data.train`
+            does: a document of a later corpus replaces an earlier one with the same text.
+        held_out: the corpora of dev and test, if they are named.
+        options: how the corpora are read.
 
     Raises:
         DataError: a corpus cannot be read or has no entities, or it is not clear which file is meant.
@@ -141,7 +149,7 @@ def _read(path: str, options: Reading, sources: Mapping[Split, Sequence[str]]) -
 
 
 def chinese_share(documents: Sequence[Document]) -> float:
-    """Return the share of Chinese characters in all letters; 0 where Japanese kana show that they are not Chinese."""
+    """Return the share of Chinese characters in all letters; 0 if there are Japanese kana, so the text is Japanese."""
     letters = [sign for document in documents for sign in document.text if sign.isalpha()]
     chinese = sum("\u4e00" <= sign <= "\u9fff" or "\u3400" <= sign <= "\u4dbf" for sign in letters)
     kana = sum("\u3040" <= sign <= "\u30ff" for sign in letters)
@@ -149,10 +157,13 @@ def chinese_share(documents: Sequence[Document]) -> float:
 
 
 def find_splits(corpora: Sequence[str | Path]) -> dict[Split, tuple[str, ...]]:
-    """Return the sources of each split: of a folder by the names in it, of a training file by those beside it.
+    """Return the sources of each split.
+
+    Those of a folder are found by the names in it, those of a training file by the names beside it. Several corpora are
+    all training documents.
 
     Raises:
-        DataError: a folder has no corpus, or several that could be meant.
+        DataError: a folder has no corpus, or two files in it could be the same split.
     """
     if len(corpora) > 1:
         return {"train": tuple(map(str, corpora))}
@@ -165,7 +176,7 @@ def find_splits(corpora: Sequence[str | Path]) -> dict[Split, tuple[str, ...]]:
 
 
 def leaking(documents: Sequence[Document], share: float) -> list[str]:
-    """Return the texts that would be on both sides if the first `share` of the documents were held out."""
+    """Return the texts that would be in train and in dev if the first `share` of the documents were held out as dev."""
     return shared_texts(*holdout(documents, share))
 
 
@@ -197,7 +208,11 @@ def _order(item: tuple[Split, object]) -> int:
 
 
 def _only(paths: Sequence[Path], split: Split, folder: Path) -> Path:
-    """The path that is called by the split's word alone, or else the only one."""
+    """Return the only path of a split; of several, the one whose name is just the word of the split.
+
+    Raises:
+        DataError: several paths could be meant.
+    """
     bare = [path for path in paths if path.stem.lower() in WORDS]
     chosen = bare or paths
     if len(chosen) > 1:
@@ -210,7 +225,10 @@ def _only(paths: Sequence[Path], split: Split, folder: Path) -> Path:
 
 
 def _beside(path: Path) -> dict[Split, tuple[str, ...]]:
-    """The dev and test splits beside a file whose name says that it is the training split."""
+    """Return the files of dev and test beside a training file; none if its name does not have the word train.
+
+    Example: `CMeEE-V2_dev.json` beside `CMeEE-V2_train.json`.
+    """
     match = _WORD.search(path.name)
     if match is None or WORDS[match[0].lower()] != "train":
         return {}
@@ -234,5 +252,5 @@ def _may_be_corpus(path: Path) -> bool:
 
 
 def _holds_runs(path: Path) -> bool:
-    """Whether a folder is, or holds, run folders or a board of them."""
+    """Whether a folder is a run folder or contains run folders."""
     return path.is_dir() and (any(path.glob("config.yaml")) or any(path.glob("*/config.yaml")))

@@ -1,10 +1,10 @@
-"""A warm start, `train.from`: a run that begins with what another one has trained instead of a new adapter.
+"""A warm start, `train.from`: a run that begins with the adapter of an earlier run instead of a new one.
 
-The adapter's shape (rank, alpha, targets and the like) is that of the earlier run; what the recipe states must agree
-with it. The base model and the answer format must be the same, and every label of the earlier task must still be one;
-labels may be added. A head that reads spans goes on too, and grows by the labels that are added. The optimizer and the
-schedule start anew. The adapter that a run began with counts among those that its evaluations choose from, so that the
-run ends no worse on dev. The run keeps a copy of it, and is resumed without the earlier run.
+The adapter keeps its shape (rank, alpha, targets and the like); a recipe that states another shape is refused. The base
+model and the answer format must be the same. The task must have all labels of the earlier task, and may have more. A
+span head is trained on too, and gets a type for each added label. The optimizer and the schedule start anew. The
+adapter at the beginning is evaluated like the later ones, so the best adapter of the run is never worse on dev. The run
+keeps a copy of this adapter, so the earlier run is not needed to resume it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spantune.runs import RunFolder, change_since, trained_files
 from spantune.training.recommendation import writing_keys
 
 RATE_SHARE = 1 / 3
-"""The share of the earlier run's learning rate that a warm start begins with, where the recipe names no rate."""
+"""The learning rate of a warm start, as a share of the earlier run's, if the recipe names no rate."""
 _SHAPE = ("full", "rank", "alpha", "rslora", "dora", "rank_pattern")
 _SAME = ("answer", "template", "empty_answer")
 _HEAD_SHAPE = ("view", "instruction", "size", "convolution", "types")
@@ -31,9 +31,9 @@ class Start:
 
     Args:
         folder: the adapter's folder.
-        targets: the names of the modules that it is on; none where it is the weights of a full fine-tuning.
-        notes: what differs from the run that it comes from, in sentences.
-        longest: the most characters of an entity that its head reads; None where it has none.
+        targets: the names of the modules with an adapter; empty for the weights of full fine-tuning.
+        notes: the differences from the earlier run, in sentences.
+        longest: the most characters of an entity that its span head can read; None without a head.
     """
 
     folder: Path
@@ -43,11 +43,18 @@ class Start:
 
 
 def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) -> tuple[Config, Start | None]:
-    """Return the recipe with the shape of the adapter that `train.from` names, and that adapter.
+    """Return the recipe with the values that a warm start takes from the earlier run, and the adapter to begin with.
 
-    Answer format and loss are those of the earlier run too, and the learning rate is a third of its, where the recipe
-    names none. Without `train.from` the recipe is returned as it is, and None. A run that is resumed reads its own copy
-    instead.
+    These values are the shape of the adapter and of its head and, where the recipe leaves them open, the answer format,
+    the loss and a third of the learning rate.
+
+    Args:
+        recipe: the recipe.
+        files: the files of the base model.
+        own_copy: for a run that is resumed, its own copy of the adapter, which is read instead of `train.from`.
+
+    Returns:
+        The recipe and the adapter; the unchanged recipe and None without `train.from`.
 
     Raises:
         ConfigError: `train.from` is no run or adapter folder, or the recipe does not agree with it.
@@ -85,7 +92,11 @@ def warm_start(recipe: Config, files: ModelFiles, own_copy: Path | None = None) 
 
 
 def _with_training_of(path: Path, recipe: Config, earlier: config.Train) -> tuple[config.Train, list[str]]:
-    """The section `train` with the loss of the earlier run and a part of its rate, where it names none; and notes."""
+    """Fill in the loss and the learning rate of the section `train` by those of the earlier run, where they are open.
+
+    Returns:
+        The section, and a note if its own learning rate is too high for a warm start.
+    """
     settings, rate = recipe.train, earlier.learning_rate
     update: dict[str, object] = {}
     if settings.loss_on is None and recipe.extract.grounded and settings.pack == "shared" and not settings.cut_tokens:
@@ -103,7 +114,11 @@ def _with_training_of(path: Path, recipe: Config, earlier: config.Train) -> tupl
 
 
 def _find(path: Path) -> tuple[Path, RunFolder | None]:
-    """The adapter folder that `train.from` names, and its run where that is known."""
+    """Return the adapter folder that `train.from` names, and its run if that is known.
+
+    Raises:
+        ConfigError: `path` is no run with an adapter and no adapter folder.
+    """
     run = RunFolder(path)
     if run.is_run:
         if not run.adapter.is_dir():
@@ -116,7 +131,11 @@ def _find(path: Path) -> tuple[Path, RunFolder | None]:
 
 
 def _require_same_base(path: Path, run: RunFolder | None, files: ModelFiles) -> list[str]:
-    """Refuse another base model than that of the run; returns a note where it is not known."""
+    """Check that the base model is that of the earlier run; returns a note if that is not recorded.
+
+    Raises:
+        ConfigError: the base model is another one.
+    """
     recorded = run.environment().get("model_sha256") if run else None
     if recorded is None:
         return [f"train.from: which base model {path} was trained on is not recorded; only its shapes are compared"]
@@ -130,7 +149,11 @@ def _require_same_base(path: Path, run: RunFolder | None, files: ModelFiles) -> 
 
 
 def _require_same_task(path: Path, before: TaskSpec, task: TaskSpec) -> list[str]:
-    """Refuse a task that the adapter cannot go on with; returns what else differs."""
+    """Check that the adapter can be trained further for this task; returns notes on what else differs.
+
+    Raises:
+        ConfigError: a label of the earlier task is missing, or the answer format is another one.
+    """
     if missing := [code for code in before.codes if code not in task.codes]:
         raise ConfigError(
             f"train.from: {path} was trained for the label {missing[0]!r}, which is not one of the task's; "
@@ -160,7 +183,11 @@ def _key(label: Label, before: Label) -> str:
 
 
 def _agreed(path: Path, stated: config.Lora, shape: config.Lora, run: RunFolder | None) -> config.Lora:
-    """The `lora` section with the adapter's shape; what the recipe states must agree with it."""
+    """Return the section `lora` with the adapter's shape.
+
+    Raises:
+        ConfigError: the recipe states another shape.
+    """
     given = {name for name in stated.model_fields_set if getattr(stated, name) is not None}
     if given and stated.full != shape.full:
         held, wanted = ("full fine-tuning", "LoRA") if shape.full else ("LoRA", "full fine-tuning")
@@ -182,7 +209,11 @@ def _agreed(path: Path, stated: config.Lora, shape: config.Lora, run: RunFolder 
 
 
 def _agreed_head(path: Path, stated: config.Spans, head: HeadConfig, run: RunFolder | None) -> config.Spans:
-    """The `spans` section with the head's shape, and a part of its rate; what the recipe states must agree with it."""
+    """Return the section `spans` with the head's shape and, where it is open, a third of the earlier learning rate.
+
+    Raises:
+        ConfigError: the recipe states another shape.
+    """
     for name in _HEAD_SHAPE:
         if name in stated.model_fields_set and (value := getattr(stated, name)) != (own := getattr(head, name)):
             raise ConfigError(
